@@ -1,0 +1,1 @@
+"""Turns a pipeline into a Triton model repository, and is what runs inside Triton."""

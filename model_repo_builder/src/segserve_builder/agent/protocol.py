@@ -1,0 +1,69 @@
+"""What goes into an agent (the assignment) and what comes out of it (the report)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from segserve_builder.pipeline import Artifact, Frozen, Golden
+from segserve_builder.steps import Pipeline
+
+
+class AssignedModel(Frozen):
+    """One revision that a group's servers hold under the model's public name."""
+
+    pipeline: Pipeline
+    artifact: Artifact
+    golden: Golden | None = None
+    expose: tuple[Literal["network"], ...] = ()
+
+    @property
+    def model(self) -> str:
+        """The public name."""
+        return self.pipeline.model
+
+    @property
+    def revision(self) -> str:
+        """The revision's name."""
+        return self.pipeline.revision
+
+
+class Assignment(Frozen):
+    """All that a group's servers hold, at most one revision of a model."""
+
+    models: tuple[AssignedModel, ...] = ()
+
+
+class ModelState(StrEnum):
+    """How far a revision has come on one server."""
+
+    FETCHING = "Fetching"
+    LOADING = "Loading"
+    PROVING = "Proving"
+    READY = "Ready"
+    FAILED = "Failed"
+    UNLOADING = "Unloading"
+
+
+class ModelReport(Frozen):
+    """What one server knows of one revision. `reason` is one CamelCase word."""
+
+    model: str
+    revision: str
+    state: ModelState
+    reason: str = ""
+    message: str = ""
+    retryable: bool = False
+    artifact_verified: bool = False
+    loaded: bool = False
+    proof: Literal["golden", "builtin"] | None = None
+    steps: tuple[str, ...] = ()
+    load_s: float = 0.0
+
+
+class Report(Frozen):
+    """What one server holds. `heartbeat` is in Unix seconds, written anew at least every two seconds."""
+
+    heartbeat: float
+    server_ready: bool
+    models: tuple[ModelReport, ...] = ()

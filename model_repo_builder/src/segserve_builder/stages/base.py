@@ -1,0 +1,41 @@
+"""What every stage is: an immutable value whose fields are its options and whose call does the work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+if TYPE_CHECKING:
+    from segserve_builder.values import Kind
+
+
+class Stage(BaseModel):
+    """One pre- or post-processing step.
+
+    A subclass declares its options as fields, the kinds of value it takes and gives, and a `version` that is raised
+    whenever its answers change: it is part of a revision's digest. Numpy, OpenCV and kernels are imported inside
+    `__call__`, so that options can be read where none of them is installed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    version: ClassVar[int] = 1
+    takes: ClassVar[frozenset[Kind]]
+    gives: ClassVar[Kind | None] = None
+    """The kind it gives, or None where it gives the kind that it took."""
+
+    def __call__(self, value: Any, request: Request) -> Any:
+        """Return the new value; the given one is left untouched."""
+        raise NotImplementedError
+
+
+class Request(BaseModel):
+    """What one request may override of its model's options; None where it does not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    score_threshold: float | None = None
+    max_detections: int | None = None
+    encoding: str | None = None

@@ -1,0 +1,91 @@
+"""A pipeline's lists of stages: each item is a mapping with one key, the stage's name, and its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import ConfigDict, Field, create_model, model_validator
+
+from segserve_builder.names import digest
+from segserve_builder.pipeline import Frozen, Input, ModelClass, Output, Runtime, Sha256
+from segserve_builder.stages import POSTPROCESS, PREPROCESS
+from segserve_builder.stages.base import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Step(Frozen):
+    """One item of a list of stages; exactly one key is set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, alias_generator=None)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        named = sorted(self.model_fields_set)
+        if len(named) != 1 or getattr(self, named[0]) is None:
+            raise ValueError(f"a step names exactly one stage, got {', '.join(named) or 'none'}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def stage(self) -> Stage:
+        """The stage with its options."""
+        stage: Stage = getattr(self, self.name)
+        return stage
+
+    def identity(self) -> dict[str, Any]:
+        """Return all of the step that can change an answer: name, the stage's version, every option."""
+        return {
+            "stage": self.name,
+            "version": self.stage.version,
+            "options": self.stage.model_dump(mode="json", by_alias=True),
+        }
+
+
+def _step_type(name: str, stages: Mapping[str, type[Stage]]) -> type[Step]:
+    fields: dict[str, Any] = {
+        key: (stage | None, Field(None, description=(stage.__doc__ or key).splitlines()[0])) for key, stage in stages.items()
+    }
+    return create_model(name, __base__=Step, __doc__="One stage: exactly one key is set.", **fields)
+
+
+if TYPE_CHECKING:
+    PreprocessStep = Step
+    PostprocessStep = Step
+else:
+    PreprocessStep = _step_type("PreprocessStep", PREPROCESS)
+    PostprocessStep = _step_type("PostprocessStep", POSTPROCESS)
+
+
+class Pipeline(Frozen):
+    """All that can change an answer of a model. Its digest names the revision."""
+
+    model: str
+    artifact_sha256: Sha256
+    family: str
+    input: Input
+    classes: tuple[ModelClass, ...]
+    preprocess: tuple[PreprocessStep, ...]
+    postprocess: tuple[PostprocessStep, ...]
+    output: Output
+    runtime: Runtime
+
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON value whose digest names the revision."""
+        plain = self.model_dump(mode="json", by_alias=True, exclude={"preprocess", "postprocess"})
+        steps = {"preprocess": [s.identity() for s in self.preprocess], "postprocess": [s.identity() for s in self.postprocess]}
+        return plain | steps
+
+    @property
+    def revision(self) -> str:
+        """The revision's name: `<model>-<10 hex>`."""
+        return f"{self.model}-{digest(self.identity())}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pipeline as JSON; `Pipeline.model_validate` reads it back."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=False, exclude_none=True)

@@ -1,0 +1,107 @@
+"""Between what the core decides of a model and what its resource's status says."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from segserve_operator.api.meta import Condition, ConditionStatus
+from segserve_operator.api.segmentation_model import (
+    CandidateState,
+    CandidateStatus,
+    RevisionStatus,
+    Role,
+    RoleStatus,
+    SegmentationModelStatus,
+)
+from segserve_operator.api.segmentation_model import Roles as ApiRoles
+from segserve_operator.core.observed import Candidate, Failure, Holder, ModelStatus, Roles, Statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def from_api(status: SegmentationModelStatus) -> ModelStatus:
+    """Read the core's view of a status."""
+    return ModelStatus(
+        observed_generation=status.observed_generation or 0,
+        roles=Roles(
+            stable=_holder(status.roles.stable),
+            candidate=_candidate(status.roles.candidate),
+            previous=_holder(status.roles.previous),
+        ),
+        statements=tuple(Statement(c.type, c.status.value, c.reason, c.message) for c in status.conditions),
+        weight=status.weight or 0,
+        url=status.url or "",
+    )
+
+
+def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) -> SegmentationModelStatus:
+    """Write a status; what did not change keeps the times that it had in `former`."""
+    return SegmentationModelStatus(
+        observed_generation=status.observed_generation,
+        conditions=tuple(_condition(s, status.observed_generation, former, now) for s in status.statements),
+        roles=ApiRoles(
+            stable=_role_status(status.roles.stable),
+            candidate=_candidate_status(status.roles.candidate),
+            previous=_role_status(status.roles.previous),
+        ),
+        revisions=tuple(_revisions(status.roles)),
+        url=status.url or None,
+        weight=status.weight,
+    )
+
+
+def _holder(role: RoleStatus | None) -> Holder | None:
+    return Holder(role.revision, role.group, role.since.timestamp()) if role is not None else None
+
+
+def _candidate(role: CandidateStatus | None) -> Candidate | None:
+    if role is None:
+        return None
+    failed = role.state is CandidateState.FAILED
+    failure = Failure(role.reason or "Failed", role.message or "") if failed else None
+    return Candidate(role.revision, role.group or None, role.since.timestamp(), failure)
+
+
+def _role_status(holder: Holder | None) -> RoleStatus | None:
+    if holder is None:
+        return None
+    return RoleStatus(revision=holder.revision, group=holder.group, since=_time(holder.since_s))
+
+
+def _candidate_status(candidate: Candidate | None) -> CandidateStatus | None:
+    if candidate is None:
+        return None
+    failure = candidate.failure
+    return CandidateStatus(
+        revision=candidate.revision,
+        group=candidate.group or "",
+        since=_time(candidate.since_s),
+        state=CandidateState.FAILED if failure is not None else CandidateState.PENDING,
+        reason=failure.reason if failure is not None else None,
+        message=failure.message if failure is not None else None,
+    )
+
+
+def _condition(said: Statement, generation: int, former: SegmentationModelStatus, now: datetime) -> Condition:
+    before = next((c for c in former.conditions if c.type == said.type), None)
+    kept = before is not None and before.status == said.status
+    return Condition(
+        type=said.type,
+        status=ConditionStatus(said.status),
+        reason=said.reason,
+        message=said.message,
+        last_transition_time=before.last_transition_time if before is not None and kept else now,
+        observed_generation=generation,
+    )
+
+
+def _revisions(roles: Roles) -> Iterator[RevisionStatus]:
+    for role, holder in ((Role.CANDIDATE, roles.candidate), (Role.STABLE, roles.stable), (Role.PREVIOUS, roles.previous)):
+        if holder is not None:
+            yield RevisionStatus(revision=holder.revision, role=role, created_at=_time(holder.since_s))
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,172 @@
+"""How a model's roles move: which revision becomes candidate, stable, previous, and when it stops being so.
+
+Each rule looks at the world and returns the roles that should be; a restarted operator repeats the decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from segserve_builder.agent.protocol import ModelState
+from segserve_operator.api.classes import class_changes
+from segserve_operator.core.observed import MAIN, Candidate, Failure, Holder, Roles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from segserve_builder.agent.protocol import AssignedModel
+    from segserve_operator.core.observed import ModelObserved, Observed
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a rule may look at."""
+
+    model: ModelObserved
+    world: Observed
+
+    @property
+    def wanted_revision(self) -> str | None:
+        """The revision that the spec asks for; None where the spec cannot be read."""
+        return self.model.wanted.assigned.revision if self.model.wanted else None
+
+
+def next_roles(model: ModelObserved, world: Observed) -> Roles:
+    """Return the roles that a model should have now; a model being deleted keeps none."""
+    if model.deleting:
+        return Roles()
+    scope = Scope(model, world)
+    roles = model.roles
+    for rule in RULES:
+        roles = rule(roles, scope)
+    return roles
+
+
+def settling(roles: Roles) -> bool:
+    """Tell whether the stable revision is on its way from its own group into `main`.
+
+    It waits for the previous revision to leave `main` first: a group holds at most one revision of a model.
+    """
+    away = roles.stable is not None and roles.stable.group != MAIN
+    return away and (roles.previous is None or roles.previous.group != MAIN)
+
+
+def _follow_spec(roles: Roles, scope: Scope) -> Roles:
+    wanted = scope.wanted_revision
+    if wanted is None:
+        return roles
+    if roles.stable is not None and roles.stable.revision == wanted:
+        return replace(roles, candidate=None)
+    if roles.previous is not None and roles.previous.revision == wanted:
+        return _return_to_previous(roles, scope)
+    if roles.candidate is not None and roles.candidate.revision == wanted and not _worth_a_retry(roles.candidate, scope):
+        return roles
+    return replace(roles, candidate=_new_candidate(roles, scope, wanted))
+
+
+def _return_to_previous(roles: Roles, scope: Scope) -> Roles:
+    # The previous revision is still loaded and proved, so this is one weight write.
+    assert roles.stable is not None
+    assert roles.previous is not None
+    if not scope.world.proved(roles.previous.group, roles.previous.revision):
+        return replace(roles, candidate=None)
+    now_s = scope.world.now_s
+    return Roles(stable=replace(roles.previous, since_s=now_s), previous=replace(roles.stable, since_s=now_s))
+
+
+def _worth_a_retry(candidate: Candidate, scope: Scope) -> bool:
+    # Where the artifact lies and which golden set proves it are not part of a revision's name, yet may be the cure.
+    if candidate.failure is None or scope.model.wanted is None:
+        return False
+    if candidate.failure.reason == CLASSES_CHANGED:
+        return scope.model.wanted.allow_class_changes
+    return scope.world.revisions.get(candidate.revision) != scope.model.wanted.assigned
+
+
+CLASSES_CHANGED: Final = "ClassesChanged"
+
+
+def _new_candidate(roles: Roles, scope: Scope, revision: str) -> Candidate:
+    now_s = scope.world.now_s
+    refused = _refused_classes(roles, scope)
+    if refused is not None:
+        return Candidate(revision, None, now_s, refused)
+    # A server that holds somebody's stable is nobody's test bed; an empty main can hurt no one.
+    group = MAIN if _main_is_free(scope.world) else revision
+    return Candidate(revision, group, now_s)
+
+
+def _main_is_free(world: Observed) -> bool:
+    return not any(group == MAIN for model in world.models for group, _ in _serving(model.roles))
+
+
+def _serving(roles: Roles) -> tuple[tuple[str, str], ...]:
+    return replace(roles, candidate=None).held()
+
+
+def _refused_classes(roles: Roles, scope: Scope) -> Failure | None:
+    wanted = scope.model.wanted
+    stable = scope.world.revisions.get(roles.stable.revision) if roles.stable else None
+    if wanted is None or stable is None or wanted.allow_class_changes:
+        return None
+    changes = class_changes(stable.pipeline.classes, wanted.assigned.pipeline.classes)
+    if not changes:
+        return None
+    text = f"{'; '.join(changes)}: callers of the stable revision rely on these; set spec.allowClassChanges: true if it is meant"
+    return Failure(CLASSES_CHANGED, text)
+
+
+def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
+    candidate = roles.candidate
+    if candidate is None or candidate.group is None or candidate.group not in scope.world.groups:
+        return roles
+    report = scope.world.groups[candidate.group].report(candidate.revision)
+    if report is None:
+        return roles
+    now_s = scope.world.now_s
+    if report.state is ModelState.READY:
+        former = replace(roles.stable, since_s=now_s) if roles.stable else None
+        return Roles(stable=Holder(candidate.revision, candidate.group, now_s), previous=former)
+    if report.state is ModelState.FAILED and not report.retryable:
+        failed = replace(candidate, group=None, failure=Failure(report.reason, report.message))
+        return replace(roles, candidate=failed)
+    return roles
+
+
+def _expire_previous(roles: Roles, scope: Scope) -> Roles:
+    previous = roles.previous
+    if previous is None or scope.model.wanted is None:
+        return roles
+    kept_s = scope.world.now_s - previous.since_s
+    if kept_s < scope.model.wanted.keep_previous_s or not scope.world.drained(scope.model.name, previous.group):
+        return roles
+    return replace(roles, previous=None)
+
+
+def _settle(roles: Roles, scope: Scope) -> Roles:
+    if roles.stable is not None and settling(roles) and scope.world.proved(MAIN, roles.stable.revision):
+        return replace(roles, stable=replace(roles.stable, group=MAIN))
+    return roles
+
+
+RULES: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (
+    _follow_spec,
+    _judge_candidate,
+    _expire_previous,
+    _settle,
+)
+
+
+def assigned_model(revision: str, model: ModelObserved, world: Observed) -> AssignedModel | None:
+    """Return what a server is told of a revision: its record, with the spec's present address and exposure.
+
+    The golden set stays the one that the revision was proved with.
+    """
+    record = world.revisions.get(revision)
+    if model.wanted is None or model.wanted.assigned.revision != revision:
+        return record
+    if record is None or (model.roles.candidate is not None and model.roles.candidate.failure is not None):
+        return model.wanted.assigned
+    wanted = model.wanted.assigned
+    return record.model_copy(update={"artifact": wanted.artifact, "expose": wanted.expose})

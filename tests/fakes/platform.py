@@ -1,0 +1,231 @@
+"""A platform in memory: a store, a fleet whose agents do as they are told, and a crash at any write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
+from segserve_builder.pipeline import Artifact, Input, ModelClass, Output, Runtime
+from segserve_builder.steps import Pipeline
+from segserve_operator.core.observed import GroupObserved, ModelObserved, ModelStatus, Wanted
+from segserve_operator.core.traffic import Endpoint, TrafficPlan, TrafficState
+from segserve_operator.service import Service
+
+
+class Crash(BaseException):  # noqa: N818  it ends the process, so nothing may catch it as an error
+    """The operator dies here."""
+
+
+def assigned(model: str, network: str = "1", *, classes: tuple[str, ...] = ("background", "coin")) -> AssignedModel:
+    """Return a model whose network file is told by one character."""
+    sha256 = network.encode().hex().rjust(64, "0")
+    pipeline = Pipeline(
+        model=model,
+        artifact_sha256=sha256,
+        family="semantic-logits",
+        input=Input(),
+        classes=tuple(ModelClass(id=i, name=name) for i, name in enumerate(classes)),
+        preprocess=(),
+        postprocess=(),
+        output=Output(),
+        runtime=Runtime(),
+    )
+    return AssignedModel(pipeline=pipeline, artifact=Artifact(uri="file:///network.onnx", sha256=sha256))
+
+
+@dataclass
+class InMemoryStore:
+    """Resources in a dictionary."""
+
+    objects: dict[str, ModelObserved] = field(default_factory=dict)
+    records: dict[str, AssignedModel] = field(default_factory=dict)
+
+    def apply(self, told: AssignedModel, *, keep_previous_s: float = 3600, allow_class_changes: bool = False) -> None:
+        wanted = Wanted(told, keep_previous_s, allow_class_changes)
+        known = self.objects.get(told.model)
+        generation = known.generation + 1 if known else 1
+        status = known.status if known else ModelStatus()
+        self.objects[told.model] = ModelObserved(told.model, generation, wanted, status=status)
+
+    def delete(self, model: str) -> None:
+        self.objects[model] = replace(self.objects[model], deleting=True)
+
+    async def models(self) -> tuple[ModelObserved, ...]:
+        return tuple(self.objects.values())
+
+    async def revisions(self) -> Mapping[str, AssignedModel]:
+        return dict(self.records)
+
+    async def save_revision(self, revision: str, told: AssignedModel) -> None:
+        self.records[revision] = told
+
+    async def drop_revision(self, revision: str) -> None:
+        self.records.pop(revision, None)
+
+    async def save_status(self, model: str, status: ModelStatus) -> None:
+        if model in self.objects:
+            self.objects[model] = replace(self.objects[model], status=status)
+
+    async def forget(self, model: str) -> None:
+        self.objects.pop(model, None)
+
+
+@dataclass
+class Verdict:
+    """What an agent will say of a revision instead of Ready."""
+
+    reason: str
+    retryable: bool = False
+
+
+@dataclass
+class InMemoryFleet:
+    """Groups whose agents prove whatever they were assigned at the next `work`, unless a verdict says otherwise."""
+
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    members: dict[str, GroupObserved] = field(default_factory=dict)
+    starts: list[str] = field(default_factory=list)
+
+    async def groups(self) -> Mapping[str, GroupObserved]:
+        return dict(self.members)
+
+    async def start(self, group: str) -> None:
+        self.starts.append(group)
+        known = self.members.get(group)
+        endpoint = known.endpoint if known else Endpoint("127.0.0.1", 20000 + len(self.starts), 30000 + len(self.starts))
+        told = known.assignment if known else Assignment()
+        self.members[group] = GroupObserved(group, endpoint, running=True, server_ready=True, assignment=told)
+
+    async def assign(self, group: str, assignment: Assignment) -> None:
+        self.members[group] = replace(self.members[group], assignment=assignment)
+
+    async def stop(self, group: str) -> None:
+        self.members.pop(group, None)
+
+    def kill(self, group: str) -> None:
+        self.members[group] = replace(self.members[group], running=False, server_ready=False, reports=())
+
+    def work(self) -> None:
+        for name, group in self.members.items():
+            reports = tuple(self._report(told) for told in group.assignment.models) if group.running else ()
+            self.members[name] = replace(group, reports=reports)
+
+    def _report(self, told: AssignedModel) -> ModelReport:
+        verdict = self.verdicts.get(told.revision)
+        if verdict is None:
+            return ModelReport(
+                model=told.model,
+                revision=told.revision,
+                state=ModelState.READY,
+                artifact_verified=True,
+                loaded=True,
+                proof="golden",
+            )
+        return ModelReport(
+            model=told.model,
+            revision=told.revision,
+            state=ModelState.FAILED,
+            reason=verdict.reason,
+            message=f"{verdict.reason} happened",
+            retryable=verdict.retryable,
+        )
+
+
+@dataclass
+class RecordedTraffic:
+    """A gateway that follows at once, and counts requests in flight as it is told."""
+
+    plan: TrafficPlan | None = None
+    active: dict[tuple[str, str], int] = field(default_factory=dict)
+    url: str = "http://127.0.0.1:8080"
+
+    async def observe(self) -> TrafficState:
+        return TrafficState(self.plan, {key: count for key, count in self.active.items() if count})
+
+    async def apply(self, plan: TrafficPlan) -> None:
+        self.plan = plan
+
+    def groups_of(self, model: str) -> dict[str, int]:
+        """Return the weight of every group that answers a model."""
+        routes = self.plan.routes if self.plan else ()
+        return {share.group: share.weight for route in routes if route.model == model for share in route.shares}
+
+
+@dataclass
+class World:
+    """The three of them, a clock, and the promise that nobody is sent where no answer is."""
+
+    store: InMemoryStore = field(default_factory=InMemoryStore)
+    fleet: InMemoryFleet = field(default_factory=InMemoryFleet)
+    traffic: RecordedTraffic = field(default_factory=RecordedTraffic)
+    now_s: float = 1_000_000
+
+    @property
+    def service(self) -> Service:
+        return Service(self.store, self.fleet, self.traffic, lambda: self.now_s)
+
+    async def passes(self, count: int = 8, *, seconds_each: float = 1) -> None:
+        for _ in range(count):
+            await self.service.run_once()
+            self.check()
+            self.fleet.work()
+            self.now_s += seconds_each
+
+    def check(self) -> None:
+        """Every routed request finds a server that holds the revision it was routed to."""
+        for route in self.traffic.plan.routes if self.traffic.plan else ():
+            for share in route.shares:
+                if share.weight and share.endpoints:
+                    group = self.fleet.members[share.group]
+                    held = {told.revision for told in group.assignment.models}
+                    assert share.revision in held, f"{share.group} was told to drop {share.revision} under traffic"
+
+    def role(self, model: str, role: str) -> tuple[str, str | None] | None:
+        holder = getattr(self.store.objects[model].roles, role)
+        return (holder.revision, holder.group) if holder is not None else None
+
+    def condition(self, model: str, kind: str) -> tuple[str, str]:
+        found = next(s for s in self.store.objects[model].status.statements if s.type == kind)
+        return found.status, found.reason
+
+
+@dataclass
+class CountedWrites:
+    """Dies before (or after) the write number `die_at`, counted from 1 over all ports that share it."""
+
+    die_at: int
+    after: bool
+    count: int = 0
+
+    def around(self, port: Any) -> Any:
+        """Return the port with every write counted."""
+        return _Counted(port, self)
+
+
+WRITES = frozenset(
+    {"save_revision", "drop_revision", "save_status", "forget", "start", "assign", "stop", "apply"}
+)
+
+
+class _Counted:
+    def __init__(self, port: Any, writes: CountedWrites) -> None:
+        self._port = port
+        self._writes = writes
+
+    def __getattr__(self, name: str) -> Any:
+        method: Callable[..., Any] = getattr(self._port, name)
+        if name not in WRITES:
+            return method
+
+        async def counted(*arguments: Any) -> None:
+            self._writes.count += 1
+            dies = self._writes.count == self._writes.die_at
+            if dies and not self._writes.after:
+                raise Crash
+            await method(*arguments)
+            if dies:
+                raise Crash
+
+        return counted
