@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from segserve_builder.agent.protocol import AssignedModel, Assignment
+
     from segserve_operator.core.observed import GroupObserved, ModelObserved, ModelStatus
     from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
@@ -122,7 +123,7 @@ class Service:
             await self._apply(action)
         return actions
 
-    async def _apply(self, action: Action) -> None:  # noqa: C901  one line an action
+    async def _apply(self, action: Action) -> None:
         match action:
             case SaveRevision(revision, assigned):
                 await self.store.save_revision(revision, assigned)

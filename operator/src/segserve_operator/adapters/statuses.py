@@ -98,7 +98,11 @@ def _condition(said: Statement, generation: int, former: SegmentationModelStatus
 
 
 def _revisions(roles: Roles) -> Iterator[RevisionStatus]:
-    for role, holder in ((Role.CANDIDATE, roles.candidate), (Role.STABLE, roles.stable), (Role.PREVIOUS, roles.previous)):
+    for role, holder in (
+        (Role.CANDIDATE, roles.candidate),
+        (Role.STABLE, roles.stable),
+        (Role.PREVIOUS, roles.previous),
+    ):
         if holder is not None:
             yield RevisionStatus(revision=holder.revision, role=role, created_at=_time(holder.since_s))
 

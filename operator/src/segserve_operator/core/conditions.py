@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import ModelState
+
 from segserve_operator.core.observed import ModelStatus, Statement
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import ModelReport
+
     from segserve_operator.core.observed import ModelObserved, Observed, Roles
 
 ARTIFACT_REASONS: Final = frozenset(
@@ -95,11 +97,13 @@ def _serving(roles: Roles, world: Observed) -> Statement:
     if not world.proved(stable.group, stable.revision):
         report = world.groups[stable.group].report(stable.revision) if stable.group in world.groups else None
         why = f": {report.message}" if report is not None and report.message else ""
-        return Statement("TrafficReady", "False", "NoServer", f"no server of group {stable.group} answers {stable.revision}{why}")
+        text = f"no server of group {stable.group} answers {stable.revision}{why}"
+        return Statement("TrafficReady", "False", "NoServer", text)
     routes = world.traffic.plan.routes if world.traffic.plan is not None else ()
-    shares = [s for route in routes for s in route.shares if s.revision == stable.revision and s.group == stable.group]
-    if not any(share.weight and share.endpoints for share in shares):
-        return Statement("TrafficReady", "False", "Routing", f"the gateway does not send requests to {stable.revision} yet")
+    shares = [share for route in routes for share in route.shares if share.revision == stable.revision]
+    if not any(share.group == stable.group and share.endpoints for share in shares):
+        text = f"the gateway does not send requests to {stable.revision} yet"
+        return Statement("TrafficReady", "False", "Routing", text)
     return Statement("TrafficReady", "True", "Serving", f"{stable.revision} in group {stable.group} gets all requests")
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from segserve_builder.agent.protocol import Assignment, ModelState
+
 from segserve_operator.core.traffic import TrafficState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from segserve_builder.agent.protocol import AssignedModel, ModelReport
+
     from segserve_operator.core.traffic import Endpoint
 
 MAIN: Final = "main"

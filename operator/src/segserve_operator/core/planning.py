@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
+
 from segserve_operator.core.conditions import status_of
 from segserve_operator.core.observed import MAIN
 from segserve_operator.core.roles import assigned_model, next_roles, settling
 from segserve_operator.core.traffic import Route, Share, TrafficPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from segserve_operator.core.observed import ModelObserved, ModelStatus, Observed, Roles
 
@@ -95,7 +95,8 @@ def decide(world: Observed) -> Desired:
     """Return the world as it should be, from the world as it is."""
     roles = {model.name: next_roles(model, world) for model in world.models}
     groups = _assignments(roles, world)
-    forgotten = tuple(m.name for m in world.models if m.deleting and not any(g.holds(m.name) for g in world.groups.values()))
+    held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
+    forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
     statuses = {model.name: status_of(model, roles[model.name], world) for model in world.models}
     return Desired(statuses, _records(roles, world), groups, _traffic(roles, world), forgotten)
 
@@ -106,12 +107,7 @@ def plan(desired: Desired, world: Observed) -> Iterator[Action]:
     Intent is recorded before effect, servers hold a revision before requests go to it, and what nobody calls
     any more is removed last. Nothing is yielded where nothing differs.
     """
-    for revision, assigned in desired.revisions.items():
-        if world.revisions.get(revision) != assigned:
-            yield SaveRevision(revision, assigned)
-    for model in world.models:
-        if desired.statuses[model.name] != model.status:
-            yield SaveStatus(model.name, desired.statuses[model.name])
+    yield from _intents(desired, world)
     for group, assignment in desired.groups.items():
         if group not in world.groups or not world.groups[group].running:
             yield StartGroup(group)
@@ -119,12 +115,18 @@ def plan(desired: Desired, world: Observed) -> Iterator[Action]:
             yield Assign(group, assignment)
     if world.traffic.plan != desired.traffic:
         yield SetTraffic(desired.traffic)
-    for group in sorted(world.groups.keys() - desired.groups.keys()):
-        yield StopGroup(group)
-    for model_name in desired.forgotten:
-        yield Forget(model_name)
-    for revision in sorted(world.revisions.keys() - desired.revisions.keys()):
-        yield DropRevision(revision)
+    yield from map(StopGroup, sorted(world.groups.keys() - desired.groups.keys()))
+    yield from map(Forget, desired.forgotten)
+    yield from map(DropRevision, sorted(world.revisions.keys() - desired.revisions.keys()))
+
+
+def _intents(desired: Desired, world: Observed) -> Iterator[Action]:
+    for revision, assigned in desired.revisions.items():
+        if world.revisions.get(revision) != assigned:
+            yield SaveRevision(revision, assigned)
+    for model in world.models:
+        if desired.statuses[model.name] != model.status:
+            yield SaveStatus(model.name, desired.statuses[model.name])
 
 
 def _wanted_holdings(roles: Mapping[str, Roles]) -> set[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import ModelState
+
 from segserve_operator.api.classes import class_changes
 from segserve_operator.core.observed import MAIN, Candidate, Failure, Holder, Roles
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from segserve_builder.agent.protocol import AssignedModel
+
     from segserve_operator.core.observed import ModelObserved, Observed
 
 
@@ -60,7 +62,8 @@ def _follow_spec(roles: Roles, scope: Scope) -> Roles:
         return replace(roles, candidate=None)
     if roles.previous is not None and roles.previous.revision == wanted:
         return _return_to_previous(roles, scope)
-    if roles.candidate is not None and roles.candidate.revision == wanted and not _worth_a_retry(roles.candidate, scope):
+    candidate = roles.candidate
+    if candidate is not None and candidate.revision == wanted and not _worth_a_retry(candidate, scope):
         return roles
     return replace(roles, candidate=_new_candidate(roles, scope, wanted))
 
@@ -113,8 +116,8 @@ def _refused_classes(roles: Roles, scope: Scope) -> Failure | None:
     changes = class_changes(stable.pipeline.classes, wanted.assigned.pipeline.classes)
     if not changes:
         return None
-    text = f"{'; '.join(changes)}: callers of the stable revision rely on these; set spec.allowClassChanges: true if it is meant"
-    return Failure(CLASSES_CHANGED, text)
+    advice = "callers of the stable revision rely on these; set spec.allowClassChanges: true if it is meant"
+    return Failure(CLASSES_CHANGED, f"{'; '.join(changes)}: {advice}")
 
 
 def _judge_candidate(roles: Roles, scope: Scope) -> Roles:

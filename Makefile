@@ -1,0 +1,56 @@
+PYTHON ?= python3.11
+PORT ?= 8080
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OUT := $(CURDIR)/out
+# The demo's platform keeps to itself: a platform of the user's, in its usual folder, is not touched.
+DEMO := SEGSERVE_STATE=$(OUT)/demo
+
+.PHONY: help demo test test-quick lint bench prove crds system clean
+
+help:  ## Show what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/local.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[local]'
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/local.stamp
+
+demo: $(VENV)/local.stamp  ## Serve the two coin networks and show what they find in a photograph
+	$(DEMO) $(BIN)/segserve up --detach --port $(PORT) -f examples/coins/model.yaml
+	@$(DEMO) SEGSERVE_URL=http://127.0.0.1:$(PORT) $(BIN)/python examples/coins/demo.py $(OUT); \
+	  status=$$?; $(DEMO) $(BIN)/segserve down; exit $$status
+
+test: lint test-quick system  ## Everything: lint, types, layers, units, then the real Triton and Envoy
+	$(BIN)/pytest -m platform
+
+test-quick: $(VENV)/dev.stamp  ## Only what needs no servers
+	$(BIN)/pytest -m 'not platform'
+
+lint: $(VENV)/dev.stamp  ## Style, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+system:  ## What tests need of the system, where it is missing
+	sh tests/system.sh
+
+bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; writes bench/out/request.json
+	$(BIN)/python -m bench.request
+
+prove: $(VENV)/dev.stamp  ## Long runs whose results are committed: 5 minutes of load with edits
+	$(BIN)/python -m bench.endurance
+
+crds: $(VENV)/dev.stamp  ## Write the custom resource definitions into crds/
+	$(BIN)/python -m segserve_operator.api.crd crds
+
+clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Measurements beside named peers; every one checks correctness first."""

@@ -1,0 +1,88 @@
+"""A local platform for one measurement: its own state folder and port, ended in any case."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT: Final = Path(__file__).parent.parent
+MODELS: Final = ROOT / "examples/coins/model.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A running platform: where clients call it, and where its state lies."""
+
+    url: str
+    state: Path
+
+    def segserve(self, *arguments: str) -> str:
+        """Run the command line on it and return what it printed."""
+        return _segserve(self.state, *arguments)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all of its processes that carry its mark: servers, agents, steps, gateway."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("SEGSERVE_CHILD_OF") == str(self.state):
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def memory_mib(self) -> float:
+        """Return the sum of its processes' proportional memory (PSS: what is shared counts once)."""
+        total = 0
+        for process in self.processes():
+            try:
+                total += process.memory_full_info().pss
+            except psutil.Error:
+                continue
+        return total / 2**20
+
+
+@contextmanager
+def platform(*files: Path) -> Iterator[Running]:
+    """Serve the resources of some files for the time of the block."""
+    state = Path(tempfile.mkdtemp(prefix="segserve-bench-"))
+    port = _free_port()
+    arguments = [argument for file in files for argument in ("-f", str(file))]
+    try:
+        _segserve(state, "up", "--detach", "--port", str(port), *arguments)
+        yield Running(f"http://127.0.0.1:{port}", state)
+    finally:
+        _segserve(state, "down")
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def _segserve(state: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "segserve.cli", *arguments],
+        env=os.environ | {"SEGSERVE_STATE": str(state)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"segserve {' '.join(arguments)} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,38 @@
+"""Resource files as the command line reads them: relative addresses become absolute, errors keep their place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from segserve.cli.failures import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from segserve_operator.api.resources import Resource
+
+
+def read_resources(paths: Iterable[Path]) -> list[tuple[Resource, dict[str, Any]]]:
+    """Return each resource with the manifest to store: defaults filled in, addresses independent of this folder."""
+    from segserve_operator.api.loading import load
+
+    found = []
+    for path in paths:
+        try:
+            text = path.read_text()
+        except OSError as error:
+            raise CommandError(f"{path}: {error.strerror}") from error
+        for resource in load(text, str(path)):
+            manifest = resource.to_dict()
+            manifest.pop("status", None)
+            for part in ("artifact", "golden"):
+                _make_absolute(manifest["spec"].get(part), path.parent)
+            found.append((resource, manifest))
+    return found
+
+
+def _make_absolute(named: dict[str, Any] | None, folder: Path) -> None:
+    if named is not None and not urlsplit(named["uri"]).scheme:
+        named["uri"] = (folder / named["uri"]).resolve().as_uri()

@@ -1,0 +1,1 @@
+"""The platform on one machine: files as resources, processes as servers."""

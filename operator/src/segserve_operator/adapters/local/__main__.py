@@ -1,0 +1,27 @@
+"""The supervisor's process: `python -m segserve_operator.adapters.local STATE_FOLDER`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from segserve_operator.adapters.local.files import StateFolder, cache_folder
+from segserve_operator.adapters.local.platform import supervise
+from segserve_operator.adapters.local.store import LocalStore
+
+
+def main() -> None:
+    """Supervise the platform of the given state folder until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    state = StateFolder(Path(sys.argv[1]).resolve())
+    try:
+        supervise(state, cache_folder(), LocalStore(state).pool(), logging.getLogger("segserve").info)
+    except Exception as error:
+        logging.getLogger("segserve").exception("the platform ends")
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Where the local platform keeps things, and files that are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+STATE_VARIABLE: Final = "SEGSERVE_STATE"
+CACHE_VARIABLE: Final = "SEGSERVE_CACHE"
+
+
+def state_folder() -> Path:
+    """Return the folder of the platform that this environment talks to."""
+    given = os.environ.get(STATE_VARIABLE)
+    return Path(given).resolve() if given else Path.home() / ".local/state/segserve"
+
+
+def cache_folder() -> Path:
+    """Return the folder of what is costly to make again: the runtime environment, artifacts by digest."""
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given).resolve() if given else Path.home() / ".cache/segserve"
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    """The layout of one platform's state."""
+
+    root: Path
+
+    @property
+    def objects(self) -> Path:
+        """Resources: `<kind>/<name>/spec.yaml`, and `status.yaml` beside it."""
+        return self.root / "objects"
+
+    @property
+    def revisions(self) -> Path:
+        """Records of revisions."""
+        return self.root / "revisions"
+
+    @property
+    def groups(self) -> Path:
+        """A folder a group of servers."""
+        return self.root / "groups"
+
+    @property
+    def gateway(self) -> Path:
+        """Envoy's files."""
+        return self.root / "gateway"
+
+    @property
+    def platform(self) -> Path:
+        """The record of the supervisor's process and the gateway's address."""
+        return self.root / "platform.json"
+
+    @property
+    def log(self) -> Path:
+        """The supervisor's log."""
+        return self.root / "segserve.log"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one supervisor."""
+        return self.root / "lock"
+
+    @property
+    def shm_prefix(self) -> str:
+        """What the shared memory regions of this platform's servers begin with."""
+        return f"segserve-{hashlib.sha256(str(self.root).encode()).hexdigest()[:8]}-"
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Write a file by rename, so that readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

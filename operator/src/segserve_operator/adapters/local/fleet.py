@@ -1,0 +1,240 @@
+"""Groups as processes: an embedded Triton and its agent each, started, watched, restarted, ended."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from segserve_builder.agent.protocol import Assignment, Report
+
+from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.local.files import replace_file
+from segserve_operator.adapters.local.triton import LOOPBACK, runtime_environment, sweep_shm, triton_command
+from segserve_operator.core.observed import GroupObserved
+from segserve_operator.core.traffic import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from segserve_operator.adapters.local.files import StateFolder
+    from segserve_operator.adapters.local.runtime import Runtime
+
+SILENCE_S: Final = 6.0
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 30.0
+CALM_S: Final = 60.0
+# Below the range from which Linux gives ports to outgoing connections: a restarted server finds its ports free.
+PORTS: Final = range(20_000, 32_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The loopback ports of one group's Triton."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFolder:
+    """The files of one group."""
+
+    root: Path
+
+    @property
+    def assignment(self) -> Path:
+        """What the agent is told."""
+        return self.root / "assignment.json"
+
+    @property
+    def report(self) -> Path:
+        """What the agent says."""
+        return self.root / "report.json"
+
+    @property
+    def repository(self) -> Path:
+        """Triton's model repository."""
+        return self.root / "repository"
+
+    @property
+    def ports(self) -> Path:
+        """Where its Triton listens."""
+        return self.root / "ports.json"
+
+    def record(self, process: str) -> Path:
+        """Return the record of the process `triton` or `agent`."""
+        return self.root / f"{process}.process.json"
+
+    def log(self, process: str) -> Path:
+        """Return the log of the process `triton` or `agent`."""
+        return self.root / f"{process}.log"
+
+
+@dataclass(slots=True)
+class Restarts:
+    """When a process may be started again: pauses double while it keeps ending soon after its start."""
+
+    started_s: float = 0.0
+    pause_s: float = 0.0
+
+    def may_start(self, now_s: float) -> bool:
+        """Tell whether the pause is over."""
+        return now_s >= self.started_s + self.pause_s
+
+    def note(self, now_s: float) -> None:
+        """Take a start down, and set the pause before the next."""
+        calm = now_s - self.started_s > CALM_S
+        self.pause_s = FIRST_PAUSE_S if calm else min(max(self.pause_s * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+        self.started_s = now_s
+
+
+@dataclass(slots=True)
+class LocalFleet:
+    """The groups of one platform. Everything but the pauses between restarts is in files, so a new one takes over."""
+
+    state: StateFolder
+    runtime: Runtime
+    cache: Path
+    _restarts: dict[Path, Restarts] = field(default_factory=dict)
+
+    async def groups(self) -> Mapping[str, GroupObserved]:
+        """Return every group with what its agent reports."""
+        if not self.state.groups.is_dir():
+            return {}
+        names = sorted(path.name for path in self.state.groups.iterdir() if (path / "ports.json").exists())
+        return {name: self._observe(name) for name in names}
+
+    def _observe(self, name: str) -> GroupObserved:
+        folder = self._folder(name)
+        ports = _read_ports(folder)
+        report = _read_report(folder)
+        running = all(processes.alive(processes.recorded(folder.record(process))) for process in ("triton", "agent"))
+        fresh = report is not None and time.time() - report.heartbeat < SILENCE_S
+        return GroupObserved(
+            name=name,
+            endpoint=Endpoint(LOOPBACK, ports.http, ports.grpc),
+            running=running,
+            server_ready=running and fresh and report is not None and report.server_ready,
+            assignment=_read_assignment(folder),
+            reports=report.models if report is not None else (),
+        )
+
+    async def start(self, group: str) -> None:
+        """Start whichever of a group's processes does not run; one that keeps ending is started ever less often."""
+        folder = self._folder(group)
+        folder.repository.mkdir(parents=True, exist_ok=True)
+        if not folder.ports.exists():
+            self._choose_ports(folder)
+        self._start_triton(group, folder)
+        self._start_process(folder, "agent", self._agent_argv(folder), runtime_environment(self.runtime))
+
+    def _start_triton(self, group: str, folder: GroupFolder) -> None:
+        if processes.alive(processes.recorded(folder.record("triton"))):
+            return
+        ports = _read_ports(folder)
+        if not all(_is_free(port) for port in (ports.http, ports.grpc, ports.metrics)):
+            self._choose_ports(folder)
+            processes.end(processes.recorded(folder.record("agent")), grace_s=5)
+            ports = _read_ports(folder)
+        prefix = shm_prefix(self.state, group)
+        if self._may_start(folder.record("triton")):
+            sweep_shm(prefix)
+            command = triton_command(
+                self.runtime,
+                folder.repository,
+                http_port=ports.http,
+                grpc_port=ports.grpc,
+                metrics_port=ports.metrics,
+                shm_prefix=prefix,
+            )
+            self._start_process(folder, "triton", command.argv, command.environment)
+
+    def _choose_ports(self, folder: GroupFolder) -> None:
+        others = [_read_ports(GroupFolder(path.parent)) for path in self.state.groups.glob("*/ports.json")]
+        taken = frozenset(port for ports in others for port in (ports.http, ports.grpc, ports.metrics))
+        replace_file(folder.ports, json.dumps(asdict(_free_ports(taken))))
+
+    def _agent_argv(self, folder: GroupFolder) -> list[str]:
+        ports = _read_ports(folder)
+        return [
+            str(self.runtime.python),
+            *("-m", "segserve_builder.agent"),
+            *("--group-dir", str(folder.root)),
+            *("--grpc", str(ports.grpc)),
+            *("--cache", str(self.cache)),
+            *("--pid-file", str(folder.record("triton"))),
+        ]
+
+    def _may_start(self, record: Path) -> bool:
+        return self._restarts.setdefault(record, Restarts()).may_start(time.monotonic())
+
+    def _start_process(
+        self, folder: GroupFolder, name: str, argv: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        record = folder.record(name)
+        if processes.alive(processes.recorded(record)) or not self._may_start(record):
+            return
+        self._restarts[record].note(time.monotonic())
+        processes.start(argv, record=record, log=folder.log(name), environment=environment, state=self.state.root)
+
+    async def assign(self, group: str, assignment: Assignment) -> None:
+        """Tell a group's agent what to hold."""
+        text = json.dumps(assignment.model_dump(mode="json", by_alias=True, exclude_none=True))
+        replace_file(self._folder(group).assignment, text)
+
+    async def stop(self, group: str) -> None:
+        """End a group's processes and remove all of its files and shared memory."""
+        folder = self._folder(group)
+        for process in ("agent", "triton"):
+            processes.end(processes.recorded(folder.record(process)), grace_s=10)
+            self._restarts.pop(folder.record(process), None)
+        sweep_shm(shm_prefix(self.state, group))
+        shutil.rmtree(folder.root, ignore_errors=True)
+
+    def _folder(self, group: str) -> GroupFolder:
+        return GroupFolder(self.state.groups / group)
+
+
+def shm_prefix(state: StateFolder, group: str) -> str:
+    """Return what the names of a group's shared memory regions begin with."""
+    return f"{state.shm_prefix}{group}-"
+
+
+def _read_ports(folder: GroupFolder) -> Ports:
+    return Ports(**json.loads(folder.ports.read_text()))
+
+
+def _read_assignment(folder: GroupFolder) -> Assignment:
+    try:
+        return Assignment.model_validate_json(folder.assignment.read_text())
+    except FileNotFoundError:
+        return Assignment()
+
+
+def _read_report(folder: GroupFolder) -> Report | None:
+    try:
+        return Report.model_validate_json(folder.report.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_ports(taken: frozenset[int]) -> Ports:
+    found = (port for port in random.sample(PORTS, len(PORTS)) if port not in taken and _is_free(port))
+    return Ports(next(found), next(found), next(found))

@@ -1,0 +1,90 @@
+"""The local gateway: Envoy as a process that is started, watched, and taken over from an earlier supervisor."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
+from segserve_operator.adapters.traffic.envoy_listener import Gateway
+
+if TYPE_CHECKING:
+    from segserve_operator.adapters.local.files import StateFolder
+    from segserve_operator.api.triton_pool import Gateway as GatewaySpec
+    from segserve_operator.core.traffic import TrafficPlan, TrafficState
+
+LOOPBACK: Final = "127.0.0.1"
+PAUSE_S: Final = 1.0
+
+
+class PortTakenError(Exception):
+    """Somebody else listens on the gateway's port."""
+
+
+class LocalGateway:
+    """Envoy on loopback. Every look at it first makes sure that it runs."""
+
+    def __init__(self, state: StateFolder, spec: GatewaySpec) -> None:
+        self._state = state
+        self._record = state.gateway / "envoy.process.json"
+        self._port = spec.port
+        self._started_s = 0.0
+        gateway = Gateway(host=LOOPBACK, port=spec.port, max_request_bytes=spec.max_request_bytes)
+        self._envoy = EnvoyTraffic(state.gateway, gateway, timeout_s=spec.request_timeout_seconds)
+
+    @property
+    def url(self) -> str:
+        """Where clients call it."""
+        return self._envoy.url
+
+    async def observe(self) -> TrafficState:
+        """Return the plan that Envoy follows and the requests in flight."""
+        self._keep_running()
+        return await self._envoy.observe()
+
+    async def apply(self, plan: TrafficPlan) -> None:
+        """Make Envoy follow a plan."""
+        self._keep_running()
+        await self._envoy.apply(plan)
+
+    def _keep_running(self) -> None:
+        if processes.alive(processes.recorded(self._record)) or time.monotonic() - self._started_s < PAUSE_S:
+            return
+        check_port(self._state, self._port)
+        self._started_s = time.monotonic()
+        processes.start(
+            self._envoy.command(),
+            record=self._record,
+            log=self._state.gateway / "envoy.out.log",
+            environment=os.environ,
+            state=self._state.root,
+        )
+
+
+def check_port(state: StateFolder, port: int) -> None:
+    """Raise `PortTakenError` where somebody other than this platform's gateway listens on the port."""
+    if processes.alive(processes.recorded(state.gateway / "envoy.process.json")):
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise PortTakenError(
+                f"port {port} is taken{_owner(port)}; choose another with --port, or end it"
+            ) from error
+
+
+def _owner(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except psutil.Error:
+        return ""
+    return ""

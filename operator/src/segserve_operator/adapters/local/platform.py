@@ -1,0 +1,156 @@
+"""The local platform's supervisor: one process that keeps models, servers and gateway as the files ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.local.files import StateFolder, replace_file
+from segserve_operator.adapters.local.fleet import LocalFleet, shm_prefix
+from segserve_operator.adapters.local.gateway import LocalGateway
+from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
+from segserve_operator.adapters.local.store import LocalStore
+from segserve_operator.adapters.local.triton import sweep_shm
+from segserve_operator.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from segserve_operator.api.triton_pool import TritonPool
+
+POLL_S: Final = 0.1
+IDLE_PASS_S: Final = 1.0
+STOP_GRACE_S: Final = 10.0
+
+log = logging.getLogger("segserve")
+
+
+class PlatformError(Exception):
+    """The local platform cannot do what was asked; the text says why and what helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformRecord:
+    """Who supervises, and where clients call."""
+
+    process: processes.ProcessRecord
+    url: str
+
+
+def read_platform(state: StateFolder) -> PlatformRecord | None:
+    """Return the record of the platform that runs now; None where none does."""
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+        found = json.loads(state.platform.read_text())
+        record = PlatformRecord(processes.ProcessRecord(found["pid"], found["createTime"]), found["url"])
+        return record if processes.alive(record.process) else None
+    return None
+
+
+class Platform:
+    """Runs the service's pass whenever a file changed, and once a second in any case."""
+
+    def __init__(self, state: StateFolder, cache: Path, pool: TritonPool, runtime: Runtime) -> None:
+        self.state = state
+        self.gateway = LocalGateway(state, pool.spec.gateway)
+        fleet = LocalFleet(state, runtime, cache)
+        self.service = Service(LocalStore(state), fleet, self.gateway, time.time)
+        self.stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Supervise until told to stop. What runs already, from an earlier supervisor, is taken over as it is."""
+        own = processes.current()
+        record = {"pid": own.pid, "createTime": own.create_time, "url": self.gateway.url}
+        replace_file(self.state.platform, json.dumps(record))
+        seen, passed_s = None, 0.0
+        while not self.stopping.is_set():
+            now = self._stamp()
+            if now != seen or time.monotonic() - passed_s > IDLE_PASS_S:
+                seen, passed_s = now, time.monotonic()
+                await self._pass()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), POLL_S)
+
+    async def _pass(self) -> None:
+        try:
+            for action in await self.service.run_once():
+                log.info("%s", _brief(action))
+        except Exception:
+            # One failed pass is never the end: the next one sees the world anew.
+            log.exception("a pass failed; the next one tries again")
+
+    def _stamp(self) -> tuple[tuple[str, int], ...]:
+        """Return what changes whenever a resource or a report does."""
+        watched = [
+            *self.state.objects.glob("*/*/spec.yaml"),
+            *self.state.groups.glob("*/report.json"),
+            *self.state.groups.glob("*/*.process.json"),
+        ]
+        found = []
+        for path in watched:
+            with contextlib.suppress(FileNotFoundError):
+                found.append((str(path), path.stat().st_mtime_ns))
+        return tuple(sorted(found))
+
+
+def _brief(action: Any) -> str:
+    fields = (getattr(action, name) for name in action.__dataclass_fields__)
+    named = [value for value in fields if isinstance(value, str)]
+    return " ".join([type(action).__name__, *named])
+
+
+@contextlib.contextmanager
+def only_supervisor(state: StateFolder) -> Iterator[None]:
+    """Hold the lock that makes this process the platform's one supervisor, or raise `PlatformError`."""
+    state.root.mkdir(parents=True, exist_ok=True)
+    with state.lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PlatformError(f"a platform runs already in {state.root}; `segserve down` ends it") from None
+        yield
+
+
+def supervise(state: StateFolder, cache: Path, pool: TritonPool, progress: Callable[[str], None]) -> None:
+    """Run a platform in this process until SIGTERM or SIGINT. Its servers run on: `end` is what stops them."""
+    with only_supervisor(state):
+        runtime = ensure_runtime(cache, progress)
+        asyncio.run(_run(Platform(state, cache, pool, runtime)))
+        state.platform.unlink(missing_ok=True)
+
+
+async def _run(platform: Platform) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, platform.stopping.set)
+    await platform.run()
+
+
+def end(state: StateFolder, *, keep_models: bool = False) -> bool:
+    """End the platform: its supervisor, servers, gateway, shared memory and files; tell whether anything was there.
+
+    With `keep_models` the resources and the records of their revisions stay, and the next start serves them again.
+    """
+    if not state.root.exists():
+        return False
+    record = read_platform(state)
+    if record is not None and record.process.pid != os.getpid():
+        processes.end(record.process, grace_s=STOP_GRACE_S, descendants=False)
+    ended = processes.end_all_of(state.root, grace_s=STOP_GRACE_S)
+    for group in state.groups.glob("*"):
+        sweep_shm(shm_prefix(state, group.name))
+    for path in (state.groups, state.gateway):
+        shutil.rmtree(path, ignore_errors=True)
+    if not keep_models:
+        shutil.rmtree(state.root, ignore_errors=True)
+    return record is not None or ended > 0

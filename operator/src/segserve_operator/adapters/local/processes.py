@@ -1,0 +1,122 @@
+"""Child processes that outlive their starter: started, recognised again after a restart, ended for sure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+from segserve_operator.adapters.local.files import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+# Not SEGSERVE_STATE, which people export: their shell and all it starts would carry the mark.
+MARK: Final = "SEGSERVE_CHILD_OF"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """A process by id and start time, so that an id that was given out again is not mistaken for it."""
+
+    pid: int
+    create_time: float
+
+
+def start(
+    argv: Sequence[str], *, record: Path, log: Path, environment: Mapping[str, str], state: Path
+) -> ProcessRecord:
+    """Start a process in a session of its own, its output appended to `log`, and record it.
+
+    `state` marks it, and so all its descendants, as one of this platform's, recorded or not.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**environment, MARK: str(state)},
+            start_new_session=True,
+            cwd=record.parent,
+        )
+    # Its end is seen by polling, as that of a process which an earlier supervisor started.
+    child.returncode = 0
+    started = ProcessRecord(child.pid, psutil.Process(child.pid).create_time())
+    replace_file(record, json.dumps(asdict(started)))
+    return started
+
+
+def current() -> ProcessRecord:
+    """Return the record of this process."""
+    return ProcessRecord(os.getpid(), psutil.Process().create_time())
+
+
+def recorded(record: Path) -> ProcessRecord | None:
+    """Read a record; None where there is none."""
+    try:
+        return ProcessRecord(**json.loads(record.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def alive(process: ProcessRecord | None) -> bool:
+    """Tell whether that very process runs, reaping it if it is an ended child of ours."""
+    return process is not None and _find(process) is not None
+
+
+def _find(process: ProcessRecord) -> psutil.Process | None:
+    try:
+        found = psutil.Process(process.pid)
+        if abs(found.create_time() - process.create_time) > 0.05:
+            return None
+        if found.status() == psutil.STATUS_ZOMBIE:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+            return None
+    except psutil.NoSuchProcess:
+        return None
+    return found
+
+
+def end(process: ProcessRecord | None, *, grace_s: float, descendants: bool = True) -> None:
+    """End a process and its descendants: SIGTERM, then SIGKILL for whatever is left after `grace_s`."""
+    found = _find(process) if process is not None else None
+    if found is None:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [found, *(found.children(recursive=True) if descendants else ())]
+        found.terminate()
+        _reap(family, grace_s)
+
+
+def end_all_of(state: Path, *, grace_s: float) -> int:
+    """End every process that carries the platform's mark, this one excepted; return how many there were."""
+    marked = [process for process in psutil.process_iter() if process.pid != os.getpid() and _carries(process, state)]
+    for process in marked:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _reap(marked, grace_s)
+    return len(marked)
+
+
+def _carries(process: psutil.Process, state: Path) -> bool:
+    try:
+        return process.environ().get(MARK) == str(state)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _reap(family: Sequence[psutil.Process], grace_s: float) -> None:
+    _, left = psutil.wait_procs(family, timeout=grace_s)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)

@@ -1,0 +1,226 @@
+"""Resources as files of the shape that they have on a cluster: the spec is the user's, the status ours."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+from segserve_builder.agent.protocol import AssignedModel
+
+from segserve_operator.adapters.local.files import replace_file
+from segserve_operator.adapters.statuses import from_api, to_api
+from segserve_operator.api.errors import SpecError
+from segserve_operator.api.loading import parse
+from segserve_operator.api.meta import ObjectMeta
+from segserve_operator.api.segmentation_model import SegmentationModel, SegmentationModelStatus
+from segserve_operator.api.triton_pool import TritonPool
+from segserve_operator.core.observed import Failure, ModelObserved, Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from segserve_operator.adapters.local.files import StateFolder
+    from segserve_operator.api.resources import Resource
+    from segserve_operator.core.observed import ModelStatus
+
+MODEL: Final = "SegmentationModel"
+POOL: Final = "TritonPool"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class NotFoundError(Exception):
+    """No resource of that kind and name."""
+
+    def __init__(self, kind: str, name: str, known: list[str]) -> None:
+        super().__init__(f"no {kind} {name!r}; there are: {', '.join(known) or 'none'}")
+
+
+@dataclass(slots=True)
+class LocalStore:
+    """One folder of resources. Users' writes and the platform's go to different files, so neither undoes the other."""
+
+    state: StateFolder
+    _parsed: dict[Path, tuple[int, Any]] = field(default_factory=dict)
+    _specs: dict[str, tuple[Any, Wanted | Failure]] = field(default_factory=dict)
+
+    # Users' side: the command line calls these.
+
+    def apply(self, resource: Resource, manifest: Mapping[str, Any]) -> str:
+        """Create or change a resource; return `created`, `configured` or `unchanged`."""
+        folder = self._folder(resource.kind, resource.metadata.name)
+        with self._locked():
+            current = self._manifest(folder / "spec.yaml")
+            deleting = current is not None and "deletionTimestamp" in current["metadata"]
+            if current is not None and not deleting and _same(current, manifest):
+                return "unchanged"
+            metadata = dict(manifest["metadata"])
+            born = _now() if current is None else current["metadata"]["creationTimestamp"]
+            changed = current is None or deleting or current["spec"] != manifest["spec"]
+            generation = current["metadata"]["generation"] if current is not None else 0
+            metadata |= {"creationTimestamp": born, "generation": generation + changed}
+            self._write(folder / "spec.yaml", {**manifest, "metadata": metadata})
+        return "created" if current is None else "configured"
+
+    def pool(self) -> TritonPool:
+        """Return the one pool of this machine: the TritonPool resource, or the default one where there is none."""
+        names = self.names(POOL)
+        if not names:
+            return TritonPool(metadata=ObjectMeta(name="default"))
+        pool = parse(self.get(POOL, names[0]), names[0])
+        assert isinstance(pool, TritonPool)
+        return pool
+
+    def set_gateway_port(self, port: int) -> None:
+        """Change the pool's port; it takes effect when the platform starts."""
+        manifest = self.pool().to_dict()
+        manifest["spec"]["gateway"]["port"] = port
+        manifest.pop("status", None)
+        self.apply(parse(manifest, "--port"), manifest)
+
+    def delete(self, kind: str, name: str) -> None:
+        """Mark a resource for deletion; the platform removes it once nothing serves it any more."""
+        path = self._folder(kind, name) / "spec.yaml"
+        with self._locked():
+            current = self._manifest(path)
+            if current is None:
+                raise NotFoundError(kind, name, self.names(kind))
+            current = {**current, "metadata": {**current["metadata"], "deletionTimestamp": _now()}}
+            self._write(path, current)
+
+    def names(self, kind: str) -> list[str]:
+        """Return the names of all resources of a kind."""
+        return sorted(path.parent.name for path in self.state.objects.glob(f"{kind}/*/spec.yaml"))
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """Return a resource with its status, as it is on a cluster."""
+        folder = self._folder(kind, name)
+        manifest = self._manifest(folder / "spec.yaml")
+        if manifest is None:
+            raise NotFoundError(kind, name, self.names(kind))
+        status = self._manifest(folder / "status.yaml")
+        return {**manifest, "status": status} if status is not None else dict(manifest)
+
+    # The platform's side.
+
+    async def models(self) -> tuple[ModelObserved, ...]:
+        """Return every model with its spec and status; one that cannot be read says why."""
+        found = []
+        for name in self.names(MODEL):
+            with contextlib.suppress(NotFoundError):
+                found.append(self._observe(self.get(MODEL, name)))
+        return tuple(found)
+
+    def _observe(self, manifest: Mapping[str, Any]) -> ModelObserved:
+        metadata = manifest["metadata"]
+        spec = self._in_pool(manifest) or self._spec(manifest)
+        return ModelObserved(
+            name=metadata["name"],
+            generation=metadata["generation"],
+            wanted=spec if isinstance(spec, Wanted) else None,
+            problem=spec if isinstance(spec, Failure) else None,
+            status=from_api(SegmentationModelStatus.model_validate(manifest.get("status") or {})),
+            deleting="deletionTimestamp" in metadata,
+        )
+
+    def _in_pool(self, manifest: Mapping[str, Any]) -> Failure | None:
+        wanted, present = manifest["spec"].get("pool", "default"), self.pool().metadata.name
+        if wanted == present:
+            return None
+        return Failure("PoolNotFound", f"spec.pool is {wanted!r}; the pool of this machine is {present!r}")
+
+    def _spec(self, manifest: Mapping[str, Any]) -> Wanted | Failure:
+        name, spec = manifest["metadata"]["name"], manifest["spec"]
+        if name not in self._specs or self._specs[name][0] is not spec:
+            self._specs[name] = (spec, _read(manifest))
+        return self._specs[name][1]
+
+    async def revisions(self) -> Mapping[str, AssignedModel]:
+        """Return the records of revisions by name."""
+        records = {}
+        for path in sorted(self.state.revisions.glob("*.json")):
+            with contextlib.suppress(FileNotFoundError):
+                records[path.stem] = self._cached(path, lambda text: AssignedModel.model_validate_json(text))
+        return records
+
+    async def save_revision(self, revision: str, assigned: AssignedModel) -> None:
+        """Record what a revision is made of."""
+        text = json.dumps(assigned.model_dump(mode="json", by_alias=True, exclude_none=True), indent=1)
+        replace_file(self.state.revisions / f"{revision}.json", text)
+
+    async def drop_revision(self, revision: str) -> None:
+        """Remove a record; one that is gone already is fine."""
+        (self.state.revisions / f"{revision}.json").unlink(missing_ok=True)
+
+    async def save_status(self, model: str, status: ModelStatus) -> None:
+        """Write a model's status, keeping the times of conditions that did not change."""
+        folder = self._folder(MODEL, model)
+        if not folder.exists():
+            return
+        former = SegmentationModelStatus.model_validate(self._manifest(folder / "status.yaml") or {})
+        self._write(folder / "status.yaml", to_api(status, former, datetime.now(UTC)).to_dict())
+
+    async def forget(self, model: str) -> None:
+        """Remove a deleted model for good, unless it was applied again meanwhile."""
+        folder = self._folder(MODEL, model)
+        with self._locked():
+            manifest = self._manifest(folder / "spec.yaml")
+            if manifest is not None and "deletionTimestamp" in manifest["metadata"]:
+                shutil.rmtree(folder)
+
+    def _folder(self, kind: str, name: str) -> Path:
+        return self.state.objects / kind / name
+
+    def _manifest(self, path: Path) -> dict[str, Any] | None:
+        try:
+            manifest: dict[str, Any] = self._cached(path, lambda text: yaml.load(text, Loader=LOADER))
+        except FileNotFoundError:
+            return None
+        return manifest
+
+    def _cached(self, path: Path, parse: Any) -> Any:
+        stamp = path.stat().st_mtime_ns
+        if path not in self._parsed or self._parsed[path][0] != stamp:
+            self._parsed[path] = (stamp, parse(path.read_text()))
+        return self._parsed[path][1]
+
+    def _write(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        replace_file(path, yaml.dump(dict(manifest), Dumper=DUMPER, sort_keys=False))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.state.objects.mkdir(parents=True, exist_ok=True)
+        with (self.state.objects / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _read(manifest: Mapping[str, Any]) -> Wanted | Failure:
+    name = manifest["metadata"]["name"]
+    try:
+        model = parse({key: value for key, value in manifest.items() if key != "status"}, name)
+        assert isinstance(model, SegmentationModel)
+        return Wanted(
+            assigned=model.spec.assigned(name),
+            keep_previous_s=model.spec.keep_previous.total_seconds(),
+            allow_class_changes=model.spec.allow_class_changes,
+        )
+    except SpecError as error:
+        return Failure("SpecInvalid", str(error))
+
+
+def _same(current: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    given = manifest["metadata"]
+    kept = {key: current["metadata"].get(key) for key in given}
+    return bool(current["spec"] == manifest["spec"] and kept == given)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

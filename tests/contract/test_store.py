@@ -1,0 +1,142 @@
+"""A store keeps specs, statuses and revision records, in memory as in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fakes.platform import InMemoryStore, assigned
+from segserve_operator.adapters.local.files import StateFolder
+from segserve_operator.adapters.local.store import LocalStore
+from segserve_operator.core.observed import Candidate, Failure, Holder, ModelStatus, Roles, Statement
+from segserve_operator.service import Store
+
+NETWORKS = {"one": "1" * 64, "two": "2" * 64}
+
+
+class MemoryHarness:
+    """Users' writes on the store in memory."""
+
+    def __init__(self) -> None:
+        self.store = InMemoryStore()
+
+    def apply(self, name: str, network: str) -> None:
+        self.store.apply(assigned(name, network))
+
+    def delete(self, name: str) -> None:
+        self.store.delete(name)
+
+
+class FileHarness:
+    """Users' writes on the store in files, as the command line makes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = LocalStore(StateFolder(folder))
+
+    def apply(self, name: str, network: str) -> None:
+        from segserve_operator.api.loading import parse
+
+        manifest = {
+            "apiVersion": "segserve.dev/v1alpha1",
+            "kind": "SegmentationModel",
+            "metadata": {"name": name},
+            "spec": {
+                "artifact": {"uri": "file:///network.onnx", "sha256": NETWORKS[network]},
+                "family": "semantic-logits",
+                "classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "coin"}],
+                "preprocess": [{"decode": {}}],
+                "postprocess": [{"argmax": {}}],
+            },
+        }
+        self.store.apply(parse(manifest, name), manifest)
+
+    def delete(self, name: str) -> None:
+        self.store.delete("SegmentationModel", name)
+
+
+@pytest.fixture(params=["memory", "files"])
+def harness(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryHarness | FileHarness:
+    return MemoryHarness() if request.param == "memory" else FileHarness(tmp_path)
+
+
+STATUS = ModelStatus(
+    observed_generation=3,
+    roles=Roles(
+        stable=Holder("coins-1", "main", 1_700_000_000),
+        candidate=Candidate("coins-2", None, 1_700_000_100, Failure("GoldenFailed", "IoU 0.2, allowed 0.9")),
+        previous=Holder("coins-0", "coins-0", 1_700_000_001),
+    ),
+    statements=(Statement("Ready", "True", "Serving", "all is well"), Statement("Degraded", "False", "AsWanted")),
+    weight=0,
+    url="http://127.0.0.1:8080/v2/models/coins",
+)
+
+
+async def test_an_applied_model_is_observed_with_its_spec(harness) -> None:
+    harness.apply("coins", "one")
+
+    (model,) = await harness.store.models()
+
+    assert (model.name, model.generation, model.deleting) == ("coins", 1, False)
+    assert model.wanted is not None
+    assert model.wanted.assigned.model == "coins"
+
+
+async def test_another_network_is_another_revision_and_generation(harness) -> None:
+    harness.apply("coins", "one")
+    (before,) = await harness.store.models()
+    harness.apply("coins", "two")
+    (after,) = await harness.store.models()
+
+    assert after.generation == before.generation + 1
+    assert after.wanted.assigned.revision != before.wanted.assigned.revision
+
+
+async def test_a_status_comes_back_as_it_was_written(harness) -> None:
+    harness.apply("coins", "one")
+    await harness.store.save_status("coins", STATUS)
+
+    (model,) = await harness.store.models()
+
+    assert model.status == STATUS
+
+
+async def test_a_status_of_a_model_that_is_gone_is_dropped(harness) -> None:
+    await harness.store.save_status("coins", STATUS)
+
+    assert await harness.store.models() == ()
+
+
+async def test_a_new_spec_keeps_the_status(harness) -> None:
+    harness.apply("coins", "one")
+    await harness.store.save_status("coins", STATUS)
+    harness.apply("coins", "two")
+
+    (model,) = await harness.store.models()
+
+    assert model.status == STATUS
+
+
+async def test_a_deleted_model_stays_until_it_is_forgotten(harness) -> None:
+    harness.apply("coins", "one")
+    harness.delete("coins")
+
+    (model,) = await harness.store.models()
+    assert model.deleting
+
+    await harness.store.forget("coins")
+    await harness.store.forget("coins")
+    assert await harness.store.models() == ()
+
+
+async def test_records_of_revisions_come_back_and_can_be_dropped_twice(harness) -> None:
+    store: Store = harness.store
+    told = assigned("coins")
+    await store.save_revision(told.revision, told)
+
+    assert await store.revisions() == {told.revision: told}
+
+    await store.drop_revision(told.revision)
+    await store.drop_revision(told.revision)
+    assert await store.revisions() == {}

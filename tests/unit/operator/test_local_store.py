@@ -1,0 +1,96 @@
+"""What the store in files promises beyond every store: users' and platform's writes never undo each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segserve_operator.adapters.local.files import StateFolder, replace_file
+from segserve_operator.adapters.local.store import LocalStore, NotFoundError
+from segserve_operator.api.loading import load
+
+TEXT = """
+apiVersion: segserve.dev/v1alpha1
+kind: SegmentationModel
+metadata: {name: coins}
+spec:
+  artifact: {uri: "file:///network.onnx", sha256: "%s"}
+  family: semantic-logits
+  classes: [{id: 0, name: background}, {id: 1, name: coin}]
+  preprocess: [{decode: {}}]
+  postprocess: [{argmax: {}}]
+"""
+
+
+def apply(store: LocalStore, sha256: str = "1" * 64, **changes: object) -> str:
+    (resource,) = load(TEXT % sha256, "model.yaml")
+    manifest = resource.to_dict()
+    manifest.pop("status", None)
+    manifest["spec"] |= changes
+    return store.apply(resource, manifest)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(StateFolder(tmp_path))
+
+
+def test_apply_says_what_became_of_the_resource(store: LocalStore) -> None:
+    assert [apply(store), apply(store), apply(store, "2" * 64)] == ["created", "unchanged", "configured"]
+    assert store.get("SegmentationModel", "coins")["metadata"]["generation"] == 2
+
+
+def test_a_resource_that_is_being_deleted_can_be_applied_again(store: LocalStore) -> None:
+    apply(store)
+    store.delete("SegmentationModel", "coins")
+    apply(store)
+
+    assert "deletionTimestamp" not in store.get("SegmentationModel", "coins")["metadata"]
+
+
+async def test_a_resource_that_was_applied_again_is_not_forgotten(store: LocalStore) -> None:
+    apply(store)
+    store.delete("SegmentationModel", "coins")
+    apply(store)
+    await store.forget("coins")
+
+    assert store.names("SegmentationModel") == ["coins"]
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(store: LocalStore) -> None:
+    apply(store)
+
+    with pytest.raises(NotFoundError, match=r"no SegmentationModel 'cells'; there are: coins"):
+        store.get("SegmentationModel", "cells")
+
+
+async def test_a_file_that_was_broken_by_hand_is_a_problem_of_that_model_alone(store: LocalStore) -> None:
+    apply(store)
+    path = store.state.objects / "SegmentationModel/coins/spec.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    manifest["spec"]["postprocess"] = [{"argmaxx": {}}]
+    replace_file(path, yaml.safe_dump(manifest))
+
+    (model,) = await store.models()
+
+    assert model.wanted is None
+    assert model.problem is not None
+    assert model.problem.reason == "SpecInvalid"
+    assert "argmaxx" in model.problem.message
+
+
+async def test_a_model_of_another_pool_says_so(store: LocalStore) -> None:
+    apply(store, pool="gpu")
+
+    (model,) = await store.models()
+
+    assert model.problem is not None
+    assert model.problem.reason == "PoolNotFound"
+
+
+def test_the_gateway_port_is_a_field_of_the_pool(store: LocalStore) -> None:
+    assert store.pool().spec.gateway.port == 8080
+    store.set_gateway_port(9090)
+    assert store.pool().spec.gateway.port == 9090
