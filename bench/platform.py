@@ -58,7 +58,8 @@ class Running:
 @contextmanager
 def platform(*files: Path) -> Iterator[Running]:
     """Serve the resources of some files for the time of the block."""
-    state = Path(tempfile.mkdtemp(prefix="segserve-bench-"))
+    # Not below a test's own folder: the path of Envoy's admin socket must stay short.
+    state = Path(tempfile.mkdtemp(prefix="segserve-"))
     port = _free_port()
     arguments = [argument for file in files for argument in ("-f", str(file))]
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,7 +10,11 @@ from fakes.platform import InMemoryStore, assigned
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.core.observed import Candidate, Failure, Holder, ModelStatus, Roles, Statement
-from segserve_operator.service import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from segserve_operator.service import Store
 
 NETWORKS = {"one": "1" * 64, "two": "2" * 64}
 

@@ -14,7 +14,7 @@ from segserve_operator.core.traffic import Endpoint, TrafficPlan, TrafficState
 from segserve_operator.service import Service
 
 
-class Crash(BaseException):  # noqa: N818  it ends the process, so nothing may catch it as an error
+class Crash(BaseException):
     """The operator dies here."""
 
 
@@ -94,7 +94,9 @@ class InMemoryFleet:
     async def start(self, group: str) -> None:
         self.starts.append(group)
         known = self.members.get(group)
-        endpoint = known.endpoint if known else Endpoint("127.0.0.1", 20000 + len(self.starts), 30000 + len(self.starts))
+        endpoint = (
+            known.endpoint if known else Endpoint("127.0.0.1", 20000 + len(self.starts), 30000 + len(self.starts))
+        )
         told = known.assignment if known else Assignment()
         self.members[group] = GroupObserved(group, endpoint, running=True, server_ready=True, assignment=told)
 
@@ -204,9 +206,7 @@ class CountedWrites:
         return _Counted(port, self)
 
 
-WRITES = frozenset(
-    {"save_revision", "drop_revision", "save_status", "forget", "start", "assign", "stop", "apply"}
-)
+WRITES = frozenset({"save_revision", "drop_revision", "save_status", "forget", "start", "assign", "stop", "apply"})
 
 
 class _Counted:

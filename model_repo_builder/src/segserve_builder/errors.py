@@ -92,3 +92,9 @@ class BadImageError(BuilderError):
     """A request's image or parameter that cannot be used: the caller's fault."""
 
     reason = "BadImage"
+
+
+class NonFiniteError(BuilderError):
+    """The network gave NaN or infinity."""
+
+    reason = "NonFinite"

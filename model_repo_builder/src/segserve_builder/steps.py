@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ConfigDict, Field, create_model, model_validator
 
+from segserve_builder.families import FAMILIES
 from segserve_builder.names import digest
 from segserve_builder.pipeline import Frozen, Input, ModelClass, Output, Runtime, Sha256
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.decode import Decode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from segserve_builder.stages.base import Stage
 
 
 class Step(Frozen):
@@ -38,18 +41,11 @@ class Step(Frozen):
         stage: Stage = getattr(self, self.name)
         return stage
 
-    def identity(self) -> dict[str, Any]:
-        """Return all of the step that can change an answer: name, the stage's version, every option."""
-        return {
-            "stage": self.name,
-            "version": self.stage.version,
-            "options": self.stage.model_dump(mode="json", by_alias=True),
-        }
-
 
 def _step_type(name: str, stages: Mapping[str, type[Stage]]) -> type[Step]:
     fields: dict[str, Any] = {
-        key: (stage | None, Field(None, description=(stage.__doc__ or key).splitlines()[0])) for key, stage in stages.items()
+        key: (stage | None, Field(None, description=(stage.__doc__ or key).splitlines()[0]))
+        for key, stage in stages.items()
     }
     return create_model(name, __base__=Step, __doc__="One stage: exactly one key is set.", **fields)
 
@@ -60,6 +56,11 @@ if TYPE_CHECKING:
 else:
     PreprocessStep = _step_type("PreprocessStep", PREPROCESS)
     PostprocessStep = _step_type("PostprocessStep", POSTPROCESS)
+
+
+def _identity(name: str, stage: Stage) -> dict[str, Any]:
+    options = stage.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {"stage": name, "version": stage.version, "options": options}
 
 
 class Pipeline(Frozen):
@@ -76,10 +77,24 @@ class Pipeline(Frozen):
     runtime: Runtime
 
     def identity(self) -> dict[str, Any]:
-        """Return the JSON value whose digest names the revision."""
-        plain = self.model_dump(mode="json", by_alias=True, exclude={"preprocess", "postprocess"})
-        steps = {"preprocess": [s.identity() for s in self.preprocess], "postprocess": [s.identity() for s in self.postprocess]}
-        return plain | steps
+        """Return the JSON value whose digest names the revision.
+
+        A list that leaves stages to their defaults is the same as one that spells them out. Options that are not
+        set are left out, so that a new optional one does not change the revisions of those who do not use it.
+        """
+        plain = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"preprocess", "postprocess"})
+        family = FAMILIES[self.family]
+        before = [(step.name, step.stage) for step in self.preprocess]
+        if not any(isinstance(stage, Decode) for _, stage in before):
+            before.insert(0, ("decode", Decode()))
+        names = {stage: name for name, stage in POSTPROCESS.items()}
+        after = [(step.name, step.stage) for step in self.postprocess]
+        after = after or [(names[type(stage)], stage) for stage in family.default_postprocess]
+        return plain | {
+            "familyVersion": family.version,
+            "preprocess": [_identity(*named) for named in before],
+            "postprocess": [_identity(*named) for named in after],
+        }
 
     @property
     def revision(self) -> str:

@@ -1,10 +1,10 @@
-"""What stages pass to each other: images, logits, label maps, candidates and instances."""
+"""What stages pass to each other: encoded images, pixels, logits, label maps, candidates and instances."""
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Kind(StrEnum):
     """The kinds of value a stage takes or gives; a pipeline is checked by them before it is built."""
 
+    ENCODED = "encoded"
     IMAGE = "image"
     LOGITS = "logits"
     LABELS = "labels"
@@ -54,6 +55,16 @@ class Placement:
     def from_numbers(cls, numbers: Any) -> Placement:
         """Read the placement from the eight numbers of the tensor GEOMETRY."""
         return cls(*(int(number) for number in numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An image file's bytes, with what the model wants them decoded to."""
+
+    data: bytes
+    colour: Literal["RGB", "GREY"]
+    dtype: Literal["UINT8", "UINT16"]
+    max_pixels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,16 @@ class Candidates:
     prototypes: Float32
     placement: Placement
 
+    def take(self, which: Any) -> Candidates:
+        """Return the candidates that an array of indices or of booleans picks."""
+        return replace(
+            self,
+            boxes=self.boxes[which],
+            scores=self.scores[which],
+            classes=self.classes[which],
+            coefficients=self.coefficients[which],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Instances:
@@ -107,5 +128,12 @@ class Instances:
     height: int
     width: int
 
+    def take(self, which: list[int]) -> Instances:
+        """Return the instances of these indices, in their order."""
+        masks = tuple(self.masks[index] for index in which)
+        return replace(
+            self, boxes=self.boxes[which], scores=self.scores[which], classes=self.classes[which], masks=masks
+        )
 
-Value: TypeAlias = Image | Logits | LabelMap | Candidates | Instances
+
+Value: TypeAlias = Encoded | Image | Logits | LabelMap | Candidates | Instances

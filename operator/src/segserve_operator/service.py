@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from segserve_builder.agent.protocol import AssignedModel, Assignment
-
     from segserve_operator.core.observed import GroupObserved, ModelObserved, ModelStatus
     from segserve_operator.core.traffic import TrafficPlan, TrafficState
 

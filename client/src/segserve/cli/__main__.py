@@ -1,5 +1,5 @@
 """Makes `python -m segserve.cli` the same as `segserve`."""
 
-from segserve.cli import main
+from segserve.cli.app import main
 
 main()

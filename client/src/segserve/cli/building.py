@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from segserve.cli.failures import CommandError, needs
 from segserve.cli.files import read_resources
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 golden = typer.Typer(help="Golden sets: images with their expected answers.", no_args_is_help=True)
 runtime = typer.Typer(help="The environment that Triton's Python steps run in.", no_args_is_help=True)

@@ -25,9 +25,9 @@ def user_errors() -> tuple[type[Exception], ...]:
         found += [BuilderError, SpecError]
     with contextlib.suppress(ImportError):
         from segserve_operator.adapters.local.gateway import PortTakenError
-        from segserve_operator.adapters.local.platform import PlatformError
         from segserve_operator.adapters.local.runtime import RuntimeEnvironmentError
         from segserve_operator.adapters.local.store import NotFoundError
+        from segserve_operator.local_platform.supervisor import PlatformError
 
         found += [PlatformError, PortTakenError, RuntimeEnvironmentError, NotFoundError]
     return tuple(found)

@@ -27,6 +27,7 @@ def read_resources(paths: Iterable[Path]) -> list[tuple[Resource, dict[str, Any]
         for resource in load(text, str(path)):
             manifest = resource.to_dict()
             manifest.pop("status", None)
+            manifest["metadata"] = {key: value for key, value in manifest["metadata"].items() if value}
             for part in ("artifact", "golden"):
                 _make_absolute(manifest["spec"].get(part), path.parent)
             found.append((resource, manifest))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -17,7 +18,6 @@ from segserve.cli.progress import models_table, progress
 from segserve.cli.resources import MODEL, POLL_S, apply_files, local_store, seconds, wait_ready
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from segserve_operator.adapters.local.files import StateFolder
 
@@ -59,7 +59,7 @@ def _install() -> StateFolder:
 
 def _apply(files: list[Path], port: int | None) -> list[str]:
     from segserve_operator.adapters.local.gateway import check_port
-    from segserve_operator.adapters.local.platform import read_platform
+    from segserve_operator.local_platform.supervisor import read_platform
 
     store = local_store()
     if read_platform(store.state) is None:
@@ -74,14 +74,14 @@ def _apply(files: list[Path], port: int | None) -> list[str]:
 
 def _launch(state: StateFolder) -> None:
     """Start a supervisor where none runs, and return once it supervises."""
-    from segserve_operator.adapters.local.platform import read_platform
+    from segserve_operator.local_platform.supervisor import read_platform
 
     if read_platform(state) is not None:
         return
     state.root.mkdir(parents=True, exist_ok=True)
     with state.log.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "segserve_operator.adapters.local", str(state.root)],
+            [sys.executable, "-m", "segserve_operator.local_platform", str(state.root)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -96,7 +96,7 @@ def _launch(state: StateFolder) -> None:
 
 
 def _wait_for(names: list[str], timeout_s: float, timeout: str) -> None:
-    from segserve_operator.adapters.local.platform import read_platform
+    from segserve_operator.local_platform.supervisor import read_platform
 
     deadline_s = time.monotonic() + timeout_s
     for name in names:
@@ -106,7 +106,7 @@ def _wait_for(names: list[str], timeout_s: float, timeout: str) -> None:
 
 
 def _show(state: StateFolder) -> None:
-    from segserve_operator.adapters.local.platform import read_platform
+    from segserve_operator.local_platform.supervisor import read_platform
 
     console = Console()
     with Live(console=console, auto_refresh=False, screen=False) as live:
@@ -132,7 +132,7 @@ def down(
 
 
 def _end(state: StateFolder, *, keep: bool) -> None:
-    from segserve_operator.adapters.local.platform import end
+    from segserve_operator.local_platform.supervisor import end
 
     typer.echo("the platform has ended" if end(state, keep_models=keep) else "no platform was running")
 
@@ -140,7 +140,7 @@ def _end(state: StateFolder, *, keep: bool) -> None:
 def doctor() -> None:
     """Check what the local platform needs, and say how to mend what is missing."""
     with needs("local"):
-        from segserve_operator.adapters.local.doctor import examine
+        from segserve_operator.local_platform.doctor import examine
 
     findings = examine(local_store())
     for finding in findings:

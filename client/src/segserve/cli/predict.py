@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from segserve.client import Client
-from segserve.coco import merge
 from segserve.errors import BadRequestError
-from segserve.types import InstanceResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.table import Table
 
-    from segserve.types import Result, SemanticResult
+    from segserve.types import InstanceResult, Result, SemanticResult
 
 STEM = "{stem}"
 
@@ -36,15 +33,11 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a COCO data set instead of a table.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a COCO data set instead of a table.")] = False,
     score_threshold: Annotated[
         float | None, typer.Option(help="Leave out what scores less.", show_default=False)
     ] = None,
-    max_detections: Annotated[
-        int | None, typer.Option(help="Keep so many of the best.", show_default=False)
-    ] = None,
+    max_detections: Annotated[int | None, typer.Option(help="Keep so many of the best.", show_default=False)] = None,
     encoding: Annotated[
         Literal["rle", "polygons", "png", "raw"] | None,
         typer.Option(help="How masks travel; the answer is the same.", show_default=False),
@@ -57,6 +50,9 @@ def predict(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for each image.")] = 30.0,
 ) -> None:
     """Segment images with a model and print what was found."""
+    from segserve.client import Client
+    from segserve.coco import merge
+
     targets = overlay_paths(images, output)
     documents = []
     with Client(url, transport=transport, timeout_s=timeout) as client:
@@ -108,6 +104,8 @@ def result_table(image: Path, result: Result) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from segserve.types import InstanceResult
+
     height, width = result.size
     table = Table(
         title=f"{escape(image.name)}  [dim]{width} x {height}[/]",
@@ -116,9 +114,7 @@ def result_table(image: Path, result: Result) -> Table:
         caption_justify="left",
     )
     is_instance = isinstance(result, InstanceResult)
-    for column in (
-        ("class", "count", "score", "area px", "share") if is_instance else ("class", "area px", "share")
-    ):
+    for column in ("class", "count", "score", "area px", "share") if is_instance else ("class", "area px", "share"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for row in _instance_rows(result) if isinstance(result, InstanceResult) else _semantic_rows(result):
         table.add_row(*map(escape, row))

@@ -192,6 +192,6 @@ def seconds(duration: str) -> float:
 
 
 def _platform_runs() -> bool:
-    from segserve_operator.adapters.local.platform import read_platform
+    from segserve_operator.local_platform.supervisor import read_platform
 
     return read_platform(local_store().state) is not None

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from segserve_builder.stages.base import Stage
     from segserve_builder.steps import Pipeline
     from segserve_builder.values import Kind, Placement, Value
 
@@ -33,7 +34,7 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class NetworkIO:
-    """The tensors of a network that a family uses: its one image input and the outputs that it reads."""
+    """The tensors of a network that a family uses: its one image input, and its outputs in the family's order."""
 
     input: TensorSpec
     layout: Literal["NCHW", "NHWC"]
@@ -46,11 +47,17 @@ class Family(Protocol):
     version: ClassVar[int]
     task: ClassVar[Literal["semantic", "instance"]]
     gives: ClassVar[Kind]
+    default_postprocess: ClassVar[tuple[Stage, ...]]
+    """The stages of a pipeline that lists none."""
 
     def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
         """Return the tensors to use, or raise `SignatureError` that says what was seen and what is allowed."""
         ...
 
     def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Value:
-        """Turn one image's raw outputs (batch of one) into the first value of the postprocess stages."""
+        """Turn one image's raw outputs into the first value of the postprocess stages.
+
+        `outputs` has a batch of one, is finite, and in the order of `network_io`. Raises `SignatureError` where its
+        shapes are not the family's.
+        """
         ...

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import ModelState
-
 from segserve_operator.core.observed import ModelStatus, Statement
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import ModelReport
-
     from segserve_operator.core.observed import ModelObserved, Observed, Roles
 
 ARTIFACT_REASONS: Final = frozenset(

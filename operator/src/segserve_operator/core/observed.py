@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from segserve_builder.agent.protocol import Assignment, ModelState
-
 from segserve_operator.core.traffic import TrafficState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from segserve_builder.agent.protocol import AssignedModel, ModelReport
-
     from segserve_operator.core.traffic import Endpoint
 
 MAIN: Final = "main"

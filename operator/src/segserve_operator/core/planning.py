@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
-
 from segserve_operator.core.conditions import status_of
 from segserve_operator.core.observed import MAIN
 from segserve_operator.core.roles import assigned_model, next_roles, settling

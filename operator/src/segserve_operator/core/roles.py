@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import ModelState
-
 from segserve_operator.api.classes import class_changes
 from segserve_operator.core.observed import MAIN, Candidate, Failure, Holder, Roles
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from segserve_builder.agent.protocol import AssignedModel
-
     from segserve_operator.core.observed import ModelObserved, Observed
 
 

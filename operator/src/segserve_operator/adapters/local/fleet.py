@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import Assignment, Report
-
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.local.triton import LOOPBACK, runtime_environment, sweep_shm, triton_command

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import psutil
+
 import segserve_builder
 
 if TYPE_CHECKING:

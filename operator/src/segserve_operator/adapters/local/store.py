@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
-from segserve_builder.agent.protocol import AssignedModel
 
+from segserve_builder.agent.protocol import AssignedModel
 from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.statuses import from_api, to_api
 from segserve_operator.api.errors import SpecError

@@ -1,4 +1,4 @@
-"""The supervisor's process: `python -m segserve_operator.adapters.local STATE_FOLDER`."""
+"""The supervisor's process: `python -m segserve_operator.local_platform STATE_FOLDER`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from segserve_operator.adapters.local.files import StateFolder, cache_folder
-from segserve_operator.adapters.local.platform import supervise
 from segserve_operator.adapters.local.store import LocalStore
+from segserve_operator.local_platform.supervisor import supervise
 
 
 def main() -> None:

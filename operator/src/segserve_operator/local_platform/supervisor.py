@@ -149,8 +149,12 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
     ended = processes.end_all_of(state.root, grace_s=STOP_GRACE_S)
     for group in state.groups.glob("*"):
         sweep_shm(shm_prefix(state, group.name))
-    for path in (state.groups, state.gateway):
-        shutil.rmtree(path, ignore_errors=True)
-    if not keep_models:
-        shutil.rmtree(state.root, ignore_errors=True)
+    # Only what is ours by name: the state folder may be one that people keep other things in.
+    folders = [state.groups, state.gateway, *(() if keep_models else (state.objects, state.revisions))]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in (state.platform, state.log, state.lock):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        state.root.rmdir()
     return record is not None or ended > 0

@@ -1,0 +1,73 @@
+"""A second embedded Triton that holds the hand-written model only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from segserve_operator.adapters.local.files import cache_folder
+from segserve_operator.adapters.local.runtime import ensure_runtime
+from segserve_operator.adapters.local.triton import LOOPBACK, sweep_shm, triton_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODEL = "coins-monolith"
+START_S = 120.0
+
+
+@contextmanager
+def monolith(artifact: Path) -> Iterator[str]:
+    """Serve bench/monolith with the ONNX file `artifact`, and yield its gRPC address."""
+    runtime = ensure_runtime(cache_folder(), print)
+    prefix = f"segserve-bench-{os.getpid()}-"
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / MODEL
+        shutil.copytree(Path(__file__).parent / "monolith", model)
+        shutil.copyfile(artifact, model / "1" / "model.onnx")
+        http, grpc, metrics = _free_ports(3)
+        command = triton_command(
+            runtime, Path(folder), http_port=http, grpc_port=grpc, metrics_port=metrics, shm_prefix=prefix
+        )
+        with (Path(folder) / "triton.log").open("w") as log:
+            process = subprocess.Popen(command.argv, env=dict(command.environment), stdout=log, stderr=log)
+        try:
+            _load(f"http://{LOOPBACK}:{http}")
+            yield f"{LOOPBACK}:{grpc}"
+        finally:
+            process.terminate()
+            process.wait()
+            sweep_shm(prefix)
+
+
+def _load(url: str) -> None:
+    deadline = time.monotonic() + START_S
+    with httpx.Client(base_url=url, trust_env=False, timeout=START_S) as client:
+        while True:
+            try:
+                client.get("/v2/health/live").raise_for_status()
+                break
+            except httpx.HTTPError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        client.post(f"/v2/repository/models/{MODEL}/load", json={}).raise_for_status()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind((LOOPBACK, 0))
+    ports: list[int] = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

@@ -1,0 +1,162 @@
+"""`make bench`: the whole request against the bare network and against a hand-written model, on the coins U-Net.
+
+    python -m bench.request [--rounds 10] [--calls 48]
+
+Prints ratios and writes bench/out/request.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import tritonclient.grpc as triton
+from rich.console import Console
+from rich.table import Table
+
+from bench.closed_loop import Latencies, measure
+from bench.monolith_server import MODEL as MONOLITH
+from bench.monolith_server import monolith
+from bench.platform import MODELS, ROOT, platform
+
+COINS = MODELS.parent
+sys.path.insert(0, str(COINS))  # the example's modules are scripts beside each other, not a package
+from score import photograph  # noqa: E402
+from step_times import Counters, StepTimes  # noqa: E402
+from transform import unet_input  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bench.platform import Running
+
+WHOLE, WHOLE_AT_TRITON = "whole request, gateway", "whole request, Triton"
+BARE, BARE_AT_TRITON = "bare network, gateway", "bare network, Triton"
+BY_HAND = "one hand-written model, Triton"
+OUTPUTS = ("SIZE", "MASKS", "CLASSES", "AREAS")
+CONCURRENCIES = (1, 8)
+
+
+def image_call(address: str, model: str) -> Callable[[], Any]:
+    """Return a call that sends the encoded photograph and takes RLE masks."""
+    image = triton.InferInput("IMAGE", [1], "BYTES")
+    image.set_data_from_numpy(np.array([(COINS / "coins.png").read_bytes()], np.object_))
+    outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
+    parameters = {} if model == MONOLITH else {"encoding": "rle"}
+    client = triton.InferenceServerClient(address)
+    return partial(client.infer, model, [image], outputs=outputs, parameters=parameters)
+
+
+def tensor_call(address: str) -> Callable[[], Any]:
+    """Return a call that sends the network's input and takes its logits."""
+    tensor = unet_input(photograph())
+    image = triton.InferInput("image", tensor.shape, "UINT8")
+    image.set_data_from_numpy(tensor)
+    client = triton.InferenceServerClient(address)
+    return partial(client.infer, "coins.network", [image])
+
+
+def addresses(running: Running) -> tuple[str, str, str]:
+    """Return the gateway's address, and the gRPC address and the URL of the Triton that holds the models."""
+    ports = json.loads((running.state / "groups/main/ports.json").read_text())
+    gateway = running.url.removeprefix("http://")
+    return gateway, f"127.0.0.1:{ports['grpc']}", f"http://127.0.0.1:{ports['http']}"
+
+
+def step_times(http_url: str, call: Callable[[], Any], calls: int) -> StepTimes:
+    """Return how long each step takes when requests come one after the other."""
+    with httpx.Client(base_url=http_url, trust_env=False) as http:
+        before = Counters.read(http, "coins")
+        for _ in range(calls):
+            call()
+        return before.until(Counters.read(http, "coins"))
+
+
+def check(targets: Mapping[str, Callable[[], Any]]) -> None:
+    """Stop where the hand-written model and ours do not give the same masks: they would not do the same work."""
+    masks = [targets[name]().as_numpy("MASKS").tolist() for name in (WHOLE, WHOLE_AT_TRITON, BY_HAND)]
+    if masks[0] != masks[1] or masks[0] != masks[2]:
+        raise SystemExit("the masks of the hand-written model differ from ours")
+
+
+def ratios(at: Mapping[int, Mapping[str, Latencies]]) -> dict[str, float]:
+    """Return the ratios that the README quotes, by what they compare."""
+    found = {}
+    for concurrency, of in at.items():
+        for percent in (50, 95):
+            where = f"p{percent} at concurrency {concurrency}"
+            whole, bare = of[WHOLE].percentile(percent), of[BARE_AT_TRITON].percentile(percent)
+            found[f"{WHOLE} / {BARE_AT_TRITON}, {where}"] = whole / bare
+            found[f"{WHOLE} / {WHOLE_AT_TRITON}, {where}"] = whole / of[WHOLE_AT_TRITON].percentile(percent)
+            found[f"{WHOLE} / {BARE}, {where}"] = whole / of[BARE].percentile(percent)
+        where = f"requests/s at concurrency {concurrency}"
+        by_hand = of[BY_HAND].per_second
+        found[f"{WHOLE_AT_TRITON} / {BY_HAND}, {where}"] = of[WHOLE_AT_TRITON].per_second / by_hand
+        found[f"{WHOLE} / {BY_HAND}, {where}"] = of[WHOLE].per_second / by_hand
+    return {name: round(ratio, 3) for name, ratio in found.items()}
+
+
+def report(at: Mapping[int, Mapping[str, Latencies]], steps: StepTimes) -> dict[str, Any]:
+    """Return everything that was measured as JSON."""
+    return {
+        "machine": {"cpus": os.cpu_count()},
+        "ratios": ratios(at),
+        "concurrency": {str(n): {name: one.to_json() for name, one in of.items()} for n, of in at.items()},
+        "steps_ms": {
+            **{name: round(ms, 3) for name, ms in steps.compute_ms.items()},
+            "queues and hops in Triton": round(steps.between_ms, 3),
+            "of that, waiting": round(steps.queue_ms, 3),
+        },
+    }
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print what `report` returned."""
+    console = Console()
+    for concurrency, of in found["concurrency"].items():
+        table = Table(title=f"concurrency {concurrency}", title_justify="left")
+        table.add_column("target")
+        for heading in ("p50 ms", "p95 ms", "requests/s"):
+            table.add_column(heading, justify="right")
+        for name, one in of.items():
+            table.add_row(name, *(f"{one[key]:.2f}" for key in ("p50_ms", "p95_ms", "requests_per_s")))
+        console.print(table)
+    for title in ("steps_ms", "ratios"):
+        table = Table("", title, title=title.replace("_", " "), title_justify="left", show_header=False)
+        for name, value in found[title].items():
+            table.add_row(name, f"{value:.3f}")
+        console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--calls", type=int, default=48, help="calls of each target in each round")
+    given = parser.parse_args()
+    with platform(MODELS) as running, monolith(COINS / "coins-unet.onnx") as by_hand:
+        gateway, grpc, http = addresses(running)
+        targets = {
+            WHOLE: image_call(gateway, "coins"),
+            WHOLE_AT_TRITON: image_call(grpc, "coins"),
+            BARE: tensor_call(gateway),
+            BARE_AT_TRITON: tensor_call(grpc),
+            BY_HAND: image_call(by_hand, MONOLITH),
+        }
+        check(targets)
+        measure(targets, concurrency=max(CONCURRENCIES), rounds=1, calls=3 * max(CONCURRENCIES))
+        at = {n: measure(targets, concurrency=n, rounds=given.rounds, calls=given.calls) for n in CONCURRENCIES}
+        found = report(at, step_times(http, targets[WHOLE_AT_TRITON], 200))
+    show(found)
+    out = ROOT / "bench" / "out"
+    out.mkdir(exist_ok=True)
+    (out / "request.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

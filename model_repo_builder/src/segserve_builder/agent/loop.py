@@ -1,0 +1,187 @@
+"""The agent's loop: look, decide, act, report; what happened in between never matters."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+from pydantic import ValidationError
+
+from segserve_builder.agent import decide
+from segserve_builder.agent.memory import CRASHES_ALLOWED, Memory
+from segserve_builder.agent.protocol import Assignment, Report
+from segserve_builder.agent.state import LoadStep, Prepare, Probe, Prove, RepairStep, Serve
+from segserve_builder.publish import sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from segserve_builder.agent.lookout import Lookout
+    from segserve_builder.agent.protocol import AssignedModel, ModelReport
+    from segserve_builder.agent.state import Action, Look, Prepared
+    from segserve_builder.agent.work import Outcome, Problem, Work
+
+TICK_S: Final = 0.5
+HEARTBEAT_S: Final = 1.0
+PROBE_INTERVAL_S: Final = 5.0
+PROBE_SHARE: Final = 0.02
+WORKERS: Final = 8
+_LOG = logging.getLogger(__name__)
+
+
+class Agent:
+    """Keeps one Triton equal to `assignment.json` in `folder`, and writes `report.json` there."""
+
+    def __init__(self, folder: Path, work: Work, lookout: Lookout) -> None:
+        self._work = work
+        self._lookout = lookout
+        self._assignment = AssignmentFile(folder / "assignment.json")
+        self._report = ReportFile(folder / "report.json")
+        self._memory = Memory()
+        self._assigned: tuple[AssignedModel, ...] = ()
+        self._next_probe_s = 0.0
+        self._last_probed: list[str] = []
+        self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self._wake = threading.Event()
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="action")
+
+    def run(self, stop: threading.Event) -> None:
+        """Go round until `stop` is set; `wake` makes it notice at once."""
+        sweep(self._work.repository.root)
+        while not stop.is_set():
+            self._pass()
+            self._wake.wait(TICK_S)
+            self._wake.clear()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def wake(self) -> None:
+        """Make the next pass begin at once."""
+        self._wake.set()
+
+    def _pass(self) -> None:
+        now_s = time.monotonic()
+        while not self._outcomes.empty():
+            self._absorb(self._outcomes.get(), now_s)
+        told = self._assignment.read()
+        self._assigned = told or ()
+        self._memory.keep_only(self._assigned)
+        look = self._lookout.take(self._memory)
+        self._memory.doubt(self._assigned, look)
+        if told is None:
+            self._report.write(look.ready, ())
+            return
+        for action in decide.next_actions(told, look, self._memory, now_s):
+            self._start(action, now_s)
+        if now_s >= self._next_probe_s:
+            self._start_probe(look, now_s)
+        self._report.write(look.ready, decide.reports(told, look, self._memory))
+
+    def _start(self, action: Action, now_s: float) -> None:
+        revision = action.revision if isinstance(action, Prepare | Serve | Prove | Probe) else ""
+        told = next((model for model in self._assigned if model.revision == revision), None)
+        self._memory.start(action, now_s)
+        self._workers.submit(self._carry_out, action, told, self._memory.prepared.get(revision))
+
+    def _carry_out(self, action: Action, told: AssignedModel | None, prepared: Prepared | None) -> None:
+        self._outcomes.put(self._work.carry_out(action, told, prepared))
+        self._wake.set()
+
+    def _start_probe(self, look: Look, now_s: float) -> None:
+        busy = {action.subject for action in self._memory.running}
+        proved = [told for told in self._assigned if told.revision in self._memory.proofs]
+        free = {told.model: told for told in proved if told.model not in busy}
+        if not free or not look.ready:
+            return
+        waiting = [model for model in free if model not in self._last_probed]
+        model = waiting[0] if waiting else next(model for model in self._last_probed if model in free)
+        self._last_probed = [*(other for other in self._last_probed if other != model), model]
+        self._next_probe_s = now_s + PROBE_INTERVAL_S
+        self._start(Probe(free[model].revision, model), now_s)
+
+    def _absorb(self, outcome: Outcome, now_s: float) -> None:
+        memory, action = self._memory, outcome.action
+        memory.running.discard(action)
+        self._lookout.learn(outcome.ensembles)
+        self._lookout.suspect(outcome.suspects)
+        if outcome.problem is not None:
+            self._absorb_problem(action, outcome.problem, now_s)
+            return
+        if isinstance(action, Prepare) and outcome.prepared is not None:
+            memory.prepare(outcome.prepared)
+        elif isinstance(action, Prove) and outcome.proof is not None:
+            memory.prove(action.revision, outcome.proof)
+        elif isinstance(action, Serve):
+            memory.serve(action.revision, now_s)
+        elif isinstance(action, RepairStep):
+            self._lookout.clear(action.name)
+        elif isinstance(action, Probe):
+            # Slow networks are asked less often, so that asking never takes more than a small share of the time.
+            self._next_probe_s = now_s + max(PROBE_INTERVAL_S, outcome.duration_s / PROBE_SHARE)
+
+    def _absorb_problem(self, action: Action, problem: Problem, now_s: float) -> None:
+        memory = self._memory
+        if isinstance(action, Prove) and self._died_meanwhile(action.revision):
+            memory.crashes[action.revision] += 1
+            if memory.crashes[action.revision] < CRASHES_ALLOWED:
+                return
+        for told in self._concerned(action):
+            memory.fail(told, problem.reason, problem.message, retry_from_s=now_s if problem.retryable else None)
+
+    def _concerned(self, action: Action) -> Sequence[AssignedModel]:
+        if isinstance(action, LoadStep | RepairStep):
+            return self._memory.users(action.name)
+        if isinstance(action, Prepare | Serve | Prove):
+            return [told for told in self._assigned if told.revision == action.revision]
+        return ()
+
+    def _died_meanwhile(self, revision: str) -> bool:
+        prepared = self._memory.prepared.get(revision)
+        return prepared is not None and not self._lookout.take(self._memory).dead.isdisjoint(prepared.steps)
+
+
+class AssignmentFile:
+    """What the group was told, read anew only where the file was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._told: tuple[AssignedModel, ...] | None = None
+
+    def read(self) -> tuple[AssignedModel, ...] | None:
+        """Return the assigned models; None as long as nothing was assigned at all."""
+        try:
+            status = self._path.stat()
+            stamp = (status.st_ino, status.st_mtime_ns)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._told = Assignment.model_validate_json(self._path.read_bytes()).models
+        except FileNotFoundError:
+            return self._told
+        except ValidationError as error:
+            _LOG.error("%s cannot be read; what was assigned before stays: %s", self._path, error)
+        return self._told
+
+
+class ReportFile:
+    """The report, replaced whole: at once where something changed, else for its heartbeat."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._content: tuple[bool, tuple[ModelReport, ...]] | None = None
+        self._written_s = 0.0
+
+    def write(self, server_ready: bool, models: tuple[ModelReport, ...]) -> None:
+        """Write the report where it is due."""
+        content, now_s = (server_ready, models), time.monotonic()
+        if content == self._content and now_s - self._written_s < HEARTBEAT_S:
+            return
+        report = Report(heartbeat=time.time(), server_ready=server_ready, models=models)
+        staging = self._path.with_name(f".{self._path.name}.new")
+        staging.write_text(report.model_dump_json(by_alias=True))
+        staging.replace(self._path)
+        self._content, self._written_s = content, now_s

@@ -1,0 +1,92 @@
+"""Watches the processes of Triton's Python steps, of which Triton itself does not notice the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_STUB: Final = "triton_python_backend_stub"
+_ENDED: Final = frozenset({psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
+
+
+class StepProcesses:
+    """The stubs of the Triton whose record (`pid`, `create_time`) is in `pid_file`."""
+
+    def __init__(self, pid_file: Path) -> None:
+        self._pid_file = pid_file
+        self._server: psutil.Process | None = None
+        self._stubs: dict[str, list[psutil.Process]] = {}
+
+    def server_runs(self) -> bool | None:
+        """Tell whether the recorded server runs; None where there is no record."""
+        server = self._find_server()
+        return None if server is None else _is_alive(server)
+
+    def short_of(self, needed: Mapping[str, int]) -> frozenset[str]:
+        """Return the steps of `needed` that have fewer processes than that; none where it cannot be known.
+
+        Looking for children costs a walk over all processes, so those found are kept and asked by themselves.
+        """
+        if self._find_server() is None:
+            return frozenset()
+        if self._short(needed):
+            self._scan()
+        return self._short(needed)
+
+    def _short(self, needed: Mapping[str, int]) -> frozenset[str]:
+        alive = {step: sum(map(_is_alive, self._stubs.get(step, ()))) for step in needed}
+        return frozenset(step for step, count in needed.items() if alive[step] < count)
+
+    def _scan(self) -> None:
+        self._stubs = {}
+        if self._server is None:
+            return
+        try:
+            children = self._server.children()
+        except psutil.Error:
+            return
+        for child in children:
+            step = _step_of(child)
+            if step is not None:
+                self._stubs.setdefault(step, []).append(child)
+
+    def _find_server(self) -> psutil.Process | None:
+        try:
+            record = json.loads(self._pid_file.read_text())
+            pid, created = int(record["pid"]), float(record["create_time"])
+            known = self._server
+            if known is None or known.pid != pid or abs(known.create_time() - created) > 0.05:
+                self._server = _process(pid, created)
+                self._stubs = {}
+        except (OSError, ValueError, KeyError, psutil.Error):
+            self._server = None
+        return self._server
+
+
+def _process(pid: int, created: float) -> psutil.Process | None:
+    process = psutil.Process(pid)
+    return process if abs(process.create_time() - created) <= 0.05 else None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in _ENDED
+    except psutil.Error:
+        return False
+
+
+def _step_of(process: psutil.Process) -> str | None:
+    """Return the step a stub runs: its first argument is `<repository>/<step>/1/model.py`."""
+    try:
+        arguments = process.cmdline()
+    except psutil.Error:
+        return None
+    if len(arguments) < 2 or Path(arguments[0]).name != _STUB:
+        return None
+    return Path(arguments[1]).parent.parent.name

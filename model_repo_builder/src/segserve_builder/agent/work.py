@@ -1,0 +1,221 @@
+"""Carries out one action: the only place where an agent changes its server or its repository."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder import golden, sources
+from segserve_builder.agent import triton_log
+from segserve_builder.agent.server import ServerError, ServerLostError, ServerRefusedError, ServerSlowError
+from segserve_builder.agent.state import (
+    LoadStep,
+    Prepare,
+    Prepared,
+    Probe,
+    Proof,
+    Prove,
+    Remove,
+    RepairStep,
+    Serve,
+    Unload,
+)
+from segserve_builder.errors import BuilderError, GoldenError
+from segserve_builder.publish import publish, remove, replace
+from segserve_builder.repository import build_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from segserve_builder.agent.protocol import AssignedModel
+    from segserve_builder.agent.repository import Repository
+    from segserve_builder.agent.server import Answer, TritonServer
+    from segserve_builder.agent.state import Action, Ensemble
+
+PROOF_S: Final = 120.0
+PROBE_S: Final = 30.0
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an action failed: one CamelCase word, and a text that says what was seen and what is allowed."""
+
+    reason: str
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an action brought. `suspects` are steps that a probe found not to answer."""
+
+    action: Action
+    problem: Problem | None = None
+    prepared: Prepared | None = None
+    proof: Proof | None = None
+    ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
+    suspects: frozenset[str] = frozenset()
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Everything that actions need. Actions on different subjects may be carried out at the same time."""
+
+    server: TritonServer
+    repository: Repository
+    cache: Path
+    log: Path
+
+    def carry_out(self, action: Action, told: AssignedModel | None, prepared: Prepared | None) -> Outcome:
+        """Do it and return what it brought; never raises. `told` and `prepared` are those of its revision."""
+        started_s = time.monotonic()
+        outcome = self._attempt(action, told, prepared)
+        duration_s = time.monotonic() - started_s
+        if outcome.problem is not None:
+            _LOG.warning("%s: %s: %s", action, outcome.problem.reason, outcome.problem.message)
+        elif not isinstance(action, Probe):
+            _LOG.info("%s: done in %.2f s", action, duration_s)
+        return Outcome(
+            action,
+            outcome.problem,
+            outcome.prepared,
+            outcome.proof,
+            outcome.ensembles,
+            outcome.suspects,
+            duration_s,
+        )
+
+    def _attempt(self, action: Action, told: AssignedModel | None, prepared: Prepared | None) -> Outcome:
+        try:
+            return self._do(action, told, prepared)
+        except ServerLostError:
+            return Outcome(action)  # the next look says so, and what follows from it
+        except BuilderError as error:
+            return Outcome(action, Problem(error.reason, str(error), error.retryable))
+        except ServerSlowError as error:
+            return Outcome(action, Problem("ServerSlow", str(error), retryable=True))
+        except ServerRefusedError as error:
+            return Outcome(action, self._refusal(action, error))
+        except Exception as error:
+            _LOG.exception("%s", action)
+            return Outcome(action, Problem("AgentError", f"{type(error).__name__}: {error}", retryable=True))
+
+    def _do(self, action: Action, told: AssignedModel | None, prepared: Prepared | None) -> Outcome:
+        match action:
+            case Prepare() if told is not None:
+                return Outcome(action, prepared=self._prepare(told))
+            case LoadStep(name):
+                self._load(name)
+            case RepairStep(name):
+                self.repository.touch(name)
+                self._load(name)
+            case Serve() if prepared is not None:
+                return Outcome(action, ensembles=self._serve(prepared))
+            case Prove() if prepared is not None:
+                return Outcome(action, proof=self._prove(prepared))
+            case Probe() if prepared is not None:
+                return self._probe(action, prepared)
+            case Unload(name):
+                self.server.unload(name)
+            case Remove(name):
+                remove(self.repository.root / name)
+        return Outcome(action)
+
+    def _prepare(self, told: AssignedModel) -> Prepared:
+        tree = build_tree(told.pipeline, told.artifact, told.expose, self.cache)
+        folder = self._golden_folder(told)
+        for name, files in tree.steps.items():
+            publish(files, self.repository.root / name)
+        _, net, _ = tree.steps
+        instances = told.pipeline.runtime.instances
+        return Prepared(told, tree, {step: instances if step == net else 1 for step in tree.steps}, folder)
+
+    def _golden_folder(self, told: AssignedModel) -> Path | None:
+        if told.golden is None:
+            return None
+        folder = sources.fetch_folder(told.golden.uri, told.golden.sha256, self.cache)
+        golden.load(folder)
+        output = told.pipeline.output
+        if "encoding" not in output.overrides and output.encoding != "rle":
+            raise GoldenError("golden answers are asked as rle: allow encoding in output.overrides, or make it rle")
+        return folder
+
+    def _load(self, name: str) -> None:
+        since = triton_log.position(self.log)
+        try:
+            self.server.load(name)
+        except ServerRefusedError as error:
+            raise ServerRefusedError(error.status, self._explained(str(error), name, since)) from error
+
+    def _explained(self, message: str, name: str, since: int) -> str:
+        """Add what only the log says to a refused load's message, and leave out the traceback of a step."""
+        logged = triton_log.reason(self.log, name, since) if "failed to poll" in message else None
+        return f"{message}: {logged}" if logged else " ".join(message.partition("\n\nAt:")[0].split())
+
+    def _serve(self, prepared: Prepared) -> dict[str, Ensemble]:
+        held = {}
+        for name, files in prepared.tree.public.items():
+            replace(files, self.repository.root / name)
+            self._load(name)
+            held[name] = self.server.ensemble(name)  # a load's success proves nothing
+            if held[name].revision != prepared.told.revision:
+                seen = held[name].revision
+                raise ServerRefusedError("", f"{name} is {seen!r} after its load; expected {prepared.told.revision!r}")
+        return held
+
+    def _prove(self, prepared: Prepared) -> Proof:
+        if prepared.told.golden is None:
+            image = golden.builtin_image()
+            golden.check_builtin(self._ask(prepared, image), self._ask(prepared, image))
+            return Proof("builtin", None)
+        as_rle = {"encoding": "rle"} if "encoding" in prepared.told.pipeline.output.overrides else {}
+        for case, image in _cases(prepared):
+            golden.compare(case, self._ask(prepared, image, as_rle))
+        return Proof("golden", prepared.told.golden.sha256)
+
+    def _ask(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> Answer:
+        answer = self.server.infer(prepared.told.model, image, parameters or {}, PROOF_S)
+        seen = [bytes(revision).decode(errors="replace") for revision in answer.get("REVISION", ())]
+        if seen != [prepared.told.revision]:
+            raise GoldenError(f"REVISION is {seen!r}; expected {prepared.told.revision!r}")
+        return answer
+
+    def _probe(self, action: Probe, prepared: Prepared) -> Outcome:
+        model = prepared.told.model
+        image = golden.builtin_image() if prepared.golden is None else next(_cases(prepared))[1]
+        answered = self.server.answered(model)
+        try:
+            self.server.infer(model, image, {}, PROBE_S)
+        except ServerSlowError:
+            # Many callers can make a probe wait; that nobody got an answer meanwhile they cannot.
+            stuck = self.server.answered(model) == answered
+            return Outcome(action, suspects=frozenset(prepared.steps if stuck else ()))
+        except ServerRefusedError as error:
+            broken = error.status in ("INTERNAL", "UNKNOWN")
+            return Outcome(action, suspects=frozenset(prepared.steps if broken else ()))
+        return Outcome(action, ensembles={model: self.server.ensemble(model)})
+
+    def _refusal(self, action: Action, error: ServerError) -> Problem | None:
+        match action:
+            case LoadStep() | Serve():
+                return Problem("LoadFailed", str(error), retryable=False)
+            case RepairStep():
+                return Problem("RepairFailed", str(error), retryable=True)
+            case Prove():
+                passing = isinstance(error, ServerRefusedError) and error.status == "UNAVAILABLE"
+                return Problem("ProofFailed", str(error), retryable=passing)
+            case Unload():
+                return None  # it was not loaded any more: the next look says so
+        return Problem("ServerRefused", str(error), retryable=True)
+
+
+def _cases(prepared: Prepared) -> Iterator[tuple[golden.Case, bytes]]:
+    folder = prepared.golden
+    if folder is not None:
+        for case in golden.load(folder).cases:
+            yield case, (folder / case.image).read_bytes()

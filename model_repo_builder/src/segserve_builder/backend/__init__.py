@@ -1,0 +1,1 @@
+"""The thin shims between Triton's Python backend and the steps' own code."""

@@ -1,0 +1,80 @@
+"""The step `net` inside Triton: one run of the network over the requests that Triton has batched."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segserve_builder.backend.responses import error_response, input_array, response
+from segserve_builder.errors import BadImageError
+from segserve_builder.step_options import MODEL_FILE, NetOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+class TritonPythonModel:
+    """Runs the ONNX file beside the step's code with ONNX Runtime."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the network."""
+        self._options = NetOptions.from_model_config(args["model_config"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._session = _session(folder / MODEL_FILE, self._options.intra_op_threads)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Return one response a request, in order."""
+        arrays = [input_array(request, self._options.input) for request in requests]
+        responses: list[Any] = []
+        for _, group in groupby(arrays, key=lambda array: None if array is None else array.shape[1:]):
+            responses += self._answer_together(list(group))
+        return responses
+
+    def _answer_together(self, arrays: list[NDArray[Any] | None]) -> list[Any]:
+        given = [array for array in arrays if array is not None]
+        if len(given) == len(arrays):
+            try:
+                return [response(outputs) for outputs in self._run(given)]
+            except Exception as error:
+                if len(arrays) == 1:
+                    return [error_response(_blamed(error))]
+        # One of them may have failed the others: each is tried by itself.
+        return [self._answer_alone(array) for array in arrays]
+
+    def _answer_alone(self, array: NDArray[Any] | None) -> Any:
+        if array is None:
+            return error_response(BadImageError(f"the input {self._options.input!r} is missing"))
+        return self._answer_together([array])[0]
+
+    def _run(self, arrays: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+        batch = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        results = self._session.run(list(self._options.outputs), {self._options.input: batch})
+        ends = np.cumsum([len(array) for array in arrays])[:-1]
+        split = [np.split(result, ends) for result in results]
+        return [dict(zip(self._options.outputs, parts, strict=True)) for parts in zip(*split, strict=True)]
+
+
+def _session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Idle threads that spin take the cores from the steps before and after this one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Patterns are kept for each shape ever seen, so images of many sizes would fill the memory.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _blamed(error: Exception) -> Exception:
+    """Return `error` as the caller's where ONNX Runtime says that the given tensor does not fit."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+    return BadImageError(str(error)) if isinstance(error, InvalidArgument) else error

@@ -1,0 +1,35 @@
+"""The step `pre` inside Triton: an encoded image, or its pixels, becomes the network's input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segserve_builder.backend.responses import input_array, respond
+from segserve_builder.preprocess import Preprocess
+from segserve_builder.public_outputs import GEOMETRY, NETWORK_INPUT
+from segserve_builder.step_options import PreOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class TritonPythonModel:
+    """Decodes and preprocesses one image a request."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Build the pipeline's first step from its options."""
+        options = PreOptions.from_model_config(args["model_config"])
+        network, layout = options.network_input, options.layout
+        self._preprocess = Preprocess(options.preprocess, options.input, network, layout)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Return one response a request, in order."""
+        return respond(requests, self._answer)
+
+    def _answer(self, request: Any) -> dict[str, NDArray[Any]]:
+        encoded = input_array(request, "IMAGE")
+        image = None if encoded is None else bytes(encoded.item())
+        array, placement = self._preprocess(image, input_array(request, "PIXELS"))
+        return {NETWORK_INPUT: array, GEOMETRY.name: np.array(placement.to_numbers(), np.int32)}

@@ -1,0 +1,60 @@
+"""Turns what a step gives or raises into Triton responses, one request at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import triton_python_backend_utils as pb_utils
+
+from segserve_builder.errors import BadImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+MESSAGE_MAX_LENGTH: Final = 500
+
+
+def respond(requests: Iterable[Any], answer: Callable[[Any], Mapping[str, NDArray[Any]]]) -> list[Any]:
+    """Answer each request by itself, so that one that fails harms no other."""
+    return [_attempt(request, answer) for request in requests]
+
+
+def response(outputs: Mapping[str, NDArray[Any]]) -> Any:
+    """Return the response that carries `outputs`."""
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+
+
+def error_response(error: Exception) -> Any:
+    """Return the response of a failed request: INVALID_ARG where the caller can mend it, else INTERNAL.
+
+    Callers get one line; the traceback goes to the server's log.
+    """
+    if isinstance(error, BadImageError):
+        return _failed(_one_line(error), pb_utils.TritonError.INVALID_ARG)
+    import traceback
+
+    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    return _failed(f"{type(error).__name__}: {_one_line(error)}", pb_utils.TritonError.INTERNAL)
+
+
+def input_array(request: Any, name: str) -> NDArray[Any] | None:
+    """Return the input's array, or None where the request leaves it out."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def _attempt(request: Any, answer: Callable[[Any], Mapping[str, NDArray[Any]]]) -> Any:
+    try:
+        return response(answer(request))
+    except Exception as error:
+        return error_response(error)
+
+
+def _failed(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:MESSAGE_MAX_LENGTH]

@@ -1,0 +1,60 @@
+"""The family of networks that give every pixel a logit a class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+from segserve_builder.errors import SignatureError
+from segserve_builder.families.base import NetworkIO
+from segserve_builder.families.signature import described, float_output, image_input
+from segserve_builder.stages.argmax import Argmax
+from segserve_builder.values import Kind, Logits, Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.families.base import Signature
+    from segserve_builder.stages.base import Stage
+    from segserve_builder.steps import Pipeline
+
+SHAPE: Final = "[batch, classes, height, width]"
+
+
+class SemanticLogits:
+    """One output, FP32 [batch, classes, h, w]: logits over the network's whole input, of any resolution.
+
+    A single channel is the logit of the second class of two.
+    """
+
+    version: ClassVar[int] = 1
+    task: ClassVar[Literal["semantic", "instance"]] = "semantic"
+    gives: ClassVar[Kind] = Kind.LOGITS
+    default_postprocess: ClassVar[tuple[Stage, ...]] = (Argmax(),)
+
+    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+        """Return the image input and the logits; raises `SignatureError` where the family has others."""
+        image, layout = image_input(signature, pipeline)
+        if len(signature.outputs) != 1:
+            seen = ", ".join(described(tensor) for tensor in signature.outputs) or "none"
+            raise SignatureError(f"semantic-logits has one output, FP32 {SHAPE}; the network has {seen}")
+        logits = float_output(signature.outputs[0], pipeline, 4, SHAPE)
+        if logits.shape[1] is not None:
+            _check_channels(f"output {described(logits)}", logits.shape[1], pipeline)
+        return NetworkIO(image, layout, (logits,))
+
+    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Logits:
+        """Return one image's logits."""
+        (values,) = outputs.values()
+        if values.ndim != 4 or values.shape[0] != 1:
+            raise SignatureError(f"the logits have shape {list(values.shape)}; one image's are [1, classes, h, w]")
+        _check_channels(f"the logits have shape {list(values.shape)}", values.shape[1], pipeline)
+        return Logits(values[0], placement)
+
+
+def _check_channels(seen: str, channels: int, pipeline: Pipeline) -> None:
+    classes = len(pipeline.classes)
+    if channels != classes and not (channels == 1 and classes == 2):
+        allowed = "2, or 1 (the logit of the second)" if classes == 2 else str(classes)
+        raise SignatureError(f"{seen}: for the model's {classes} classes the number of channels must be {allowed}")

@@ -1,0 +1,67 @@
+"""Checks of a network's signature that families share; all raise `SignatureError`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from segserve_builder.errors import SignatureError
+
+if TYPE_CHECKING:
+    from segserve_builder.families.base import Signature, TensorSpec
+    from segserve_builder.steps import Pipeline
+
+IMAGE_DTYPES: Final = ("UINT8", "UINT16", "FP16", "FP32")
+CHANNELS: Final = {"RGB": 3, "GREY": 1}
+
+
+def described(tensor: TensorSpec) -> str:
+    """Name a tensor with its dtype and shape: `'logits' FP32 [?, 2, 384, 384]`."""
+    shape = ", ".join("?" if size is None else str(size) for size in tensor.shape)
+    return f"{tensor.name!r} {tensor.dtype} [{shape}]"
+
+
+def image_input(signature: Signature, pipeline: Pipeline) -> tuple[TensorSpec, Literal["NCHW", "NHWC"]]:
+    """Return the one image input and its layout."""
+    if len(signature.inputs) != 1:
+        seen = ", ".join(described(tensor) for tensor in signature.inputs) or "none"
+        raise SignatureError(f"a network has one input, the image; this one has {len(signature.inputs)}: {seen}")
+    tensor = signature.inputs[0]
+    if tensor.dtype not in IMAGE_DTYPES:
+        raise SignatureError(f"input {described(tensor)}: allowed dtypes are {', '.join(IMAGE_DTYPES)}")
+    layout = _layout(tensor, pipeline)
+    _check_batch("input", tensor, pipeline)
+    return tensor, layout
+
+
+def float_output(tensor: TensorSpec, pipeline: Pipeline, rank: int, meaning: str) -> TensorSpec:
+    """Return `tensor`, an FP32 output of `rank` dimensions; `meaning` says which ones in an error."""
+    if tensor.dtype != "FP32":
+        raise SignatureError(f"output {described(tensor)}: the dtype must be FP32")
+    if len(tensor.shape) != rank:
+        raise SignatureError(f"output {described(tensor)}: the shape must be {meaning}")
+    _check_batch("output", tensor, pipeline)
+    return tensor
+
+
+def _layout(tensor: TensorSpec, pipeline: Pipeline) -> Literal["NCHW", "NHWC"]:
+    colour = pipeline.input.colour
+    channels = CHANNELS[colour]
+    if len(tensor.shape) == 4:
+        if tensor.shape[1] == channels:
+            return "NCHW"
+        if tensor.shape[3] == channels:
+            return "NHWC"
+    raise SignatureError(
+        f"input {described(tensor)}: for colour {colour} the shape must be "
+        f"[batch, {channels}, height, width] or [batch, height, width, {channels}]"
+    )
+
+
+def _check_batch(kind: str, tensor: TensorSpec, pipeline: Pipeline) -> None:
+    batch, most = tensor.shape[0], pipeline.runtime.max_batch_size
+    if batch is None or (batch == 1 and most == 1):
+        return
+    raise SignatureError(
+        f"{kind} {described(tensor)}: the batch size must be free, or 1 with runtime.maxBatchSize 1; "
+        f"here it is {batch} with runtime.maxBatchSize {most}"
+    )

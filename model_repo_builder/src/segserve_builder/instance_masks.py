@@ -1,0 +1,32 @@
+"""Applies a function on bitmaps to the masks of instances, each within its own window of the image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.values import Instances
+
+
+def map_masks(instances: Instances, change: Callable[[NDArray[Any]], NDArray[Any]], margin: int = 0) -> Instances:
+    """Return the instances with changed masks, without those of which nothing is left.
+
+    `change` gets and returns uint8 0/1, shaped (h, w): the mask's bounding box with `margin` pixels around it, as
+    far as the image reaches.
+    """
+    from segserve_builder.kernels.rle import Window, decode, encode
+
+    size = (instances.height, instances.width)
+    masks, left = [], []
+    for index, counts in enumerate(instances.masks):
+        window = decode(counts, *size, margin)
+        bitmap = change(window.bitmap) if window.bitmap.size else window.bitmap
+        if bitmap.any():
+            masks.append(encode(Window(bitmap, window.top, window.left), *size))
+            left.append(index)
+    return replace(instances.take(left), masks=tuple(masks))

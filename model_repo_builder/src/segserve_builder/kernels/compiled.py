@@ -1,0 +1,37 @@
+"""How kernels are compiled, and the arrays that fit them.
+
+Kernels have explicit signatures, so that an unusual array can never compile a second version in the middle of a
+request; inputs are declared read-only, which writable arrays fit as well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numba import types
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+OPTIONS: Final = {"cache": True, "error_model": "numpy", "nogil": True}
+
+
+def source(element: Any, dimensions: int) -> Any:
+    """Return the numba type of a C-contiguous input array, read-only or not."""
+    return types.Array(element, dimensions, "C", readonly=True)
+
+
+def target(element: Any, dimensions: int) -> Any:
+    """Return the numba type of a C-contiguous array that a kernel writes."""
+    return types.Array(element, dimensions, "C")
+
+
+def packed(array: NDArray[Any], dtype: DTypeLike, dimensions: int) -> NDArray[Any]:
+    """Return `array` as aligned, C-contiguous `dtype`: itself where it is that already.
+
+    Raises `ValueError` where it has another number of dimensions.
+    """
+    if array.ndim != dimensions:
+        raise ValueError(f"the array has shape {array.shape!r}; {dimensions} dimensions are expected")
+    return np.require(array, dtype, ("C", "A"))

@@ -1,0 +1,200 @@
+"""Exact argmax of bilinearly upsampled logits, without the upsampled tensor.
+
+Bilinear interpolation is a convex combination: a cell whose four corners have the same argmax is constant, and in the
+others only a class whose largest corner reaches the best smallest corner can win.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numba import njit, types
+
+from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segserve_builder.sampling import Axis
+
+F: Final = np.float32
+CHUNK: Final = 2048
+FUSED: Final = {**OPTIONS, "fastmath": {"contract"}}
+
+
+@njit(**OPTIONS)
+def _argmax_row(logits: Any, y: Any, left: Any, best: Any, label: Any, out: Any) -> Any:
+    """Write the argmax over classes of logits[:, y, left:left + len(out)]; ties go to the first class."""
+    for x0 in range(0, out.shape[0], CHUNK):
+        m = min(CHUNK, out.shape[0] - x0)
+        best[:m] = logits[0, y, left + x0 : left + x0 + m]
+        label[:] = 0  # 32-bit labels, narrowed below, keep the loop SIMD on AVX2
+        for k in range(1, logits.shape[0]):
+            row = logits[k, y, left + x0 : left + x0 + m]
+            for x in range(m):
+                v, b = row[x], best[x]
+                label[x] = k if v > b else label[x]
+                best[x] = v if v > b else b
+        o = out[x0 : x0 + m]
+        for x in range(m):
+            o[x] = label[x]
+
+
+@njit(**OPTIONS)
+def _argmax_cells(logits: Any, top: Any, left: Any, out: Any) -> Any:
+    best, label = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.int32)
+    for y in range(out.shape[0]):
+        _argmax_row(logits, top + y, left, best, label, out[y])
+
+
+@njit(**FUSED)
+def _mixed_cell(
+    logits: Any, i: Any, i2: Any, j: Any, j2: Any, ya: Any, yb: Any, xa: Any, xb: Any,
+    x_part: Any, y_part: Any, fx: Any, fy: Any, best: Any, label: Any, corner: Any, candidates: Any, out: Any,
+) -> Any:  # fmt: skip
+    """Evaluate the classes that can win on the flattened pixels of one cell."""
+    n = 0
+    for y in range(ya, yb):
+        for x in range(xa, xb):
+            fx[n], fy[n] = x_part[x], y_part[y]
+            n += 1
+    floor = F(-np.inf)
+    for k in range(logits.shape[0]):
+        q0, q1, q2, q3 = logits[k, i, j], logits[k, i, j2], logits[k, i2, j], logits[k, i2, j2]
+        corner[k, 0], corner[k, 1], corner[k, 2], corner[k, 3] = q0, q1, q2, q3
+        floor = max(floor, min(min(q0, q1), min(q2, q3)))
+    surviving = 0
+    for k in range(logits.shape[0]):
+        candidates[surviving] = k
+        surviving += max(max(corner[k, 0], corner[k, 1]), max(corner[k, 2], corner[k, 3])) >= floor
+    for p in range(n):
+        best[p], label[p] = F(-np.inf), 0
+    for c in range(surviving):
+        k = candidates[c]
+        q0, q1, q2, q3 = corner[k, 0], corner[k, 1], corner[k, 2], corner[k, 3]
+        for p in range(n):
+            a, b = fx[p], fy[p]
+            above = a * q1 + (F(1) - a) * q0
+            below = a * q3 + (F(1) - a) * q2
+            v = b * below + (F(1) - b) * above
+            o = best[p]
+            label[p] = k if v > o else label[p]
+            best[p] = v if v > o else o
+    n = 0
+    for y in range(ya, yb):
+        for x in range(xa, xb):
+            out[y, x] = label[n]
+            n += 1
+
+
+def _upsample_argmax(
+    logits: Any,
+    top: Any,
+    left: Any,
+    y_part: Any,
+    y_first: Any,
+    x_cell: Any,
+    x_part: Any,
+    x_first: Any,
+    out: Any,
+) -> Any:
+    h, w = y_first.shape[0] - 1, x_first.shape[0] - 1
+    low = np.empty((h, w), out.dtype)
+    _argmax_cells(logits, top, left, low)
+    row, mixed = np.empty(out.shape[1], out.dtype), np.empty(w, out.dtype)
+    size = np.diff(x_first).max() * np.diff(y_first).max()
+    fx, fy = np.empty(size, np.float32), np.empty(size, np.float32)
+    best, label = np.empty(size, np.float32), np.empty(size, np.int32)
+    corner, candidates = np.empty((logits.shape[0], 4), np.float32), np.empty(logits.shape[0] + 1, np.int32)
+    for i in range(h):
+        i2, ya, yb = min(i + 1, h - 1), y_first[i], y_first[i + 1]
+        if ya == yb:
+            continue
+        a, b = low[i], low[i2]
+        for x in range(row.shape[0]):
+            row[x] = a[x_cell[x]]
+        for y in range(ya, yb):
+            o = out[y]
+            for x in range(row.shape[0]):
+                o[x] = row[x]
+        for j in range(w - 1):
+            mixed[j] = (a[j] ^ a[j + 1]) | (a[j] ^ b[j]) | (a[j] ^ b[j + 1])
+        mixed[w - 1] = a[w - 1] ^ b[w - 1]
+        for j in range(w):
+            if mixed[j]:
+                j2 = min(j + 1, w - 1)
+                _mixed_cell(
+                    logits, top + i, top + i2, left + j, left + j2, ya, yb, x_first[j], x_first[j + 1],
+                    x_part, y_part, fx, fy, best, label, corner, candidates, out,
+                )  # fmt: skip
+
+
+_LABELS: Final = (types.uint8, types.uint16)
+_LOGITS: Final = source(types.float32, 3)
+_argmax_compiled = njit(
+    [types.void(_LOGITS, types.int64, types.int64, target(element, 2)) for element in _LABELS], **OPTIONS
+)(lambda logits, top, left, out: _argmax_cells(logits, top, left, out))
+_CELL: Final = target(types.int32, 1)
+_PART: Final = target(types.float32, 1)
+_upsample_compiled = njit(
+    [
+        types.void(_LOGITS, types.int64, types.int64, _PART, _CELL, _CELL, _PART, _CELL, target(element, 2))
+        for element in _LABELS
+    ],
+    **FUSED,
+)(_upsample_argmax)
+
+
+def label_map(logits: NDArray[np.float32], rows: Axis, columns: Axis, threshold: float = 0.0) -> NDArray[Any]:
+    """Return each pixel's class, (rows.size, columns.size): uint8 for up to 256 classes, else uint16.
+
+    `logits` (C, h, w) is finite. Ties go to the first class. A single channel is the logit of the second class of
+    two, which wins above `threshold`. The answer equals the argmax of torch's bilinear `interpolate` with
+    `align_corners=False`.
+    """
+    if rows.first + rows.cells > logits.shape[1] or columns.first + columns.cells > logits.shape[2]:
+        raise ValueError(f"logits of shape {logits.shape} do not cover {rows} and {columns}")
+    if rows.is_crop and columns.is_crop:
+        return _crop_labels(logits, rows, columns, threshold)
+    if logits.shape[0] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits - F(threshold)])
+    out = np.empty((rows.size, columns.size), _label_type(len(logits)))
+    vertical, horizontal = rows.positions()[1:], columns.positions()
+    _upsample_compiled(packed(logits, np.float32, 3), rows.first, columns.first, *vertical, *horizontal, out)
+    return out
+
+
+def _label_type(classes: int) -> type[np.uint8 | np.uint16]:
+    return np.uint8 if classes <= 256 else np.uint16
+
+
+def _crop_labels(logits: NDArray[np.float32], rows: Axis, columns: Axis, threshold: float) -> NDArray[Any]:
+    if logits.shape[0] == 1:
+        y, x = slice(rows.first, rows.first + rows.cells), slice(columns.first, columns.first + columns.cells)
+        above: NDArray[Any] = logits[0, y, x] > F(threshold)
+        return above.view(np.uint8)
+    out = np.empty((rows.size, columns.size), _label_type(len(logits)))
+    _argmax_compiled(packed(logits, np.float32, 3), rows.first, columns.first, out)
+    return out
+
+
+@njit(
+    types.Tuple((target(types.int32, 2), target(types.float32, 1)))(source(types.float32, 3)),
+    **OPTIONS,
+)
+def _best(scores: Any) -> Any:
+    n = scores.shape[2]
+    label = np.empty((1, n), np.int32)
+    best, chunk = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.int32)
+    _argmax_row(scores, 0, 0, best, chunk, label[0])
+    top = np.empty(n, np.float32)
+    for i in range(n):
+        top[i] = scores[label[0, i], 0, i]
+    return label, top
+
+
+def best_class(scores: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return the index of the best class and its score, both (N,), of `scores` (C, N); ties go to the first class."""
+    label, best = _best(packed(scores, np.float32, 2)[:, None])
+    return label[0], best

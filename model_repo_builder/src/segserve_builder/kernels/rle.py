@@ -1,0 +1,240 @@
+"""COCO run-length encoding of masks: bitmap to compressed counts and back, within a window where that is enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import njit, types
+
+from segserve_builder.kernels.bits import differ64, lowest_bit
+from segserve_builder.kernels.compiled import OPTIONS, packed, source
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_CHARACTERS = 7
+"""A count takes at most this many characters: 5 bits each, and a sign, of a difference of two int32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a mask: uint8 0/1, shaped (h, w), whose first pixel is at row `top`, column `left` of the mask."""
+
+    bitmap: NDArray[np.uint8]
+    top: int
+    left: int
+
+
+@njit(**OPTIONS)
+def add_run(counts: Any, n: Any, last: Any, start: Any, stop: Any) -> Any:
+    """Append the run [start, stop) of set pixels, merged with the one before where they touch; return (n, last)."""
+    if n > 0 and start == last:
+        counts[n - 1] += stop - start
+    else:
+        counts[n] = start - last
+        counts[n + 1] = stop - start
+        n += 2
+    return n, stop
+
+
+@njit(**OPTIONS)
+def write_string(counts: Any, n: Any, out: Any, p: Any) -> Any:
+    """Write n counts at out[p:] as COCO does, five bits a character, the fourth on as differences; return the end."""
+    for i in range(n):
+        value = np.int64(counts[i])
+        if i > 2:
+            value -= counts[i - 2]
+        while True:
+            low = value & 31
+            value >>= 5
+            more = value != -1 if low & 16 else value != 0
+            out[p] = low + (80 if more else 48)
+            p += 1
+            if not more:
+                break
+    return p
+
+
+@njit(**OPTIONS)
+def _changes(bitmap: Any, xs: Any, ys: Any, per_column: Any) -> Any:
+    """List the pixels that differ from the one above, row by row, and count them a column; return how many."""
+    h, w = bitmap.shape
+    flat = bitmap.reshape(-1)
+    n = 0
+    for x in range(w):
+        if flat[x]:
+            xs[n], ys[n] = x, 0
+            per_column[x] += 1
+            n += 1
+    for y in range(1, h):
+        row = y * w
+        x = 0
+        while x + 64 <= w:
+            bits = differ64(flat, row + x, row + x - w)
+            while bits:
+                q = x + lowest_bit(bits)
+                bits &= bits - 1
+                xs[n], ys[n] = q, y
+                per_column[q] += 1
+                n += 1
+            x += 64
+        while x < w:
+            if flat[row + x] != flat[row + x - w]:
+                xs[n], ys[n] = x, y
+                per_column[x] += 1
+                n += 1
+            x += 1
+    return n
+
+
+@njit(
+    types.Array(types.uint8, 1, "C")(source(types.uint8, 2), types.int64, types.int64, types.int64, types.int64),
+    **OPTIONS,
+)
+def _encode(bitmap: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
+    h, w = bitmap.shape
+    capacity = h * w + 1
+    xs, ys, rows = np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
+    per_column = np.zeros(w, np.int32)
+    events = _changes(bitmap, xs, ys, per_column) if h * w else 0
+    total = 0
+    for x in range(w):
+        here = per_column[x]
+        per_column[x] = total
+        total += here
+    for e in range(events):
+        x = xs[e]
+        rows[per_column[x]] = ys[e]
+        per_column[x] += 1
+    counts = np.empty(events + 2 * w + 2, np.int32)
+    n, last = 0, 0
+    first: Any = 0
+    for x in range(w):
+        end = np.int64(per_column[x])
+        column = (left + x) * height + top
+        for e in range(first, end, 2):
+            stop = np.int64(rows[e + 1]) if e + 1 < end else h
+            n, last = add_run(counts, n, last, column + rows[e], column + stop)
+        first = end
+    if last < height * width:
+        counts[n] = height * width - last
+        n += 1
+    out = np.empty(n * MAX_CHARACTERS, np.uint8)
+    return out[: write_string(counts, n, out, 0)]
+
+
+@njit(**OPTIONS)
+def _parse(string: Any, counts: Any) -> Any:
+    n, p = 0, 0
+    while p < string.size:
+        value, shift, more = np.int64(0), 0, True
+        while more and p < string.size:
+            c = np.int64(string[p]) - 48
+            value |= (c & 31) << shift
+            shift += 5
+            more = (c & 32) != 0
+            if not more and c & 16:
+                value |= np.int64(-1) << shift
+            p += 1
+        if n > 2:
+            value += counts[n - 2]
+        counts[n] = value
+        n += 1
+    return n
+
+
+@njit(**OPTIONS)
+def _bounds(counts: Any, n: Any, height: Any) -> Any:
+    """Return top, bottom, left, right of the set pixels; bottom and right are exclusive, all 0 where there are none."""
+    top, bottom, left, right = height, np.int64(0), np.int64(0), np.int64(0)
+    at, any_set = np.int64(0), False
+    for i in range(n):
+        stop = at + counts[i]
+        if i & 1 and stop > at:
+            x0, x1 = at // height, (stop - 1) // height
+            if not any_set:
+                left, any_set = x0, True
+            right = x1 + 1
+            top = min(top, at - x0 * height) if x0 == x1 else 0
+            bottom = max(bottom, stop - x0 * height) if x0 == x1 else height
+        at = stop
+    return (top, bottom, left, right) if any_set else (np.int64(0), np.int64(0), np.int64(0), np.int64(0))
+
+
+@njit(
+    types.Tuple((types.Array(types.uint8, 2, "C"), types.int64, types.int64, types.int64))(
+        source(types.uint8, 1), types.int64, types.int64, types.int64
+    ),
+    **OPTIONS,
+)
+def _decode(string: Any, height: Any, width: Any, margin: Any) -> Any:
+    """Return the window around the set pixels, its top and left, and the sum of the counts; a margin < 0 means all."""
+    counts = np.empty(string.size, np.int64)
+    n = _parse(string, counts)
+    total = np.int64(0)
+    for i in range(n):
+        if counts[i] < 0:
+            return np.zeros((0, 0), np.uint8), np.int64(0), np.int64(0), np.int64(-1)
+        total += counts[i]
+    nowhere: Any = np.int64(0)
+    top, bottom, left, right = nowhere, height, nowhere, width
+    if total != height * width:
+        return np.zeros((0, 0), np.uint8), top, left, total
+    if margin >= 0:
+        top, bottom, left, right = _bounds(counts, n, height)
+        if right > left:
+            top, bottom = max(top - margin, 0), min(bottom + margin, height)
+            left, right = max(left - margin, 0), min(right + margin, width)
+    bitmap = np.zeros((bottom - top, right - left), np.uint8)
+    at = np.int64(0)
+    for i in range(n):
+        stop = at + counts[i]
+        if i & 1:
+            for pixel in range(at, stop):
+                x = pixel // height
+                bitmap[pixel - x * height - top, x - left] = 1
+        at = stop
+    return bitmap, top, left, total
+
+
+def encode(window: Window, height: int, width: int) -> bytes:
+    """Return COCO's compressed counts of a mask of `height` x `width` that is 0 outside the window.
+
+    Raises `ValueError` where the window does not lie within the mask.
+    """
+    bitmap = packed(window.bitmap, np.uint8, 2)
+    h, w = bitmap.shape
+    if not (0 <= window.top <= height - h and 0 <= window.left <= width - w):
+        raise ValueError(f"a {h} x {w} window at ({window.top}, {window.left}) leaves the {height} x {width} mask")
+    counts: bytes = _encode(bitmap, window.top, window.left, height, width).tobytes()
+    return counts
+
+
+def encode_bitmap(bitmap: NDArray[np.uint8]) -> bytes:
+    """Return COCO's compressed counts of a whole mask, uint8 0/1 shaped (H, W)."""
+    return encode(Window(bitmap, 0, 0), *bitmap.shape)
+
+
+def decode(counts: bytes, height: int, width: int, margin: int = 0) -> Window:
+    """Return the set pixels of a mask with `margin` pixels around them, as far as the mask reaches.
+
+    Raises `ValueError` where the counts do not describe a mask of `height` x `width`.
+    """
+    bitmap, top, left, total = _decode(np.frombuffer(counts, np.uint8), height, width, margin)
+    _check_total(total, height, width)
+    return Window(bitmap, int(top), int(left))
+
+
+def decode_bitmap(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:
+    """Return a whole mask as uint8 0/1 shaped (height, width); raises `ValueError` as `decode` does."""
+    bitmap, _, _, total = _decode(np.frombuffer(counts, np.uint8), height, width, -1)
+    _check_total(total, height, width)
+    mask: NDArray[np.uint8] = bitmap
+    return mask
+
+
+def _check_total(total: int, height: int, width: int) -> None:
+    if total != height * width:
+        raise ValueError(f"the counts cover {total} pixels; a {height} x {width} mask has {height * width}")

@@ -1,0 +1,131 @@
+"""Reads what an ONNX file declares, and refuses files that reach for other files or other code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder.errors import SignatureError, UnsafeArtifactError
+from segserve_builder.families.base import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+
+TRITON_DTYPES: Final[Mapping[str, str]] = {
+    "FLOAT": "FP32",
+    "FLOAT16": "FP16",
+    "BFLOAT16": "BF16",
+    "DOUBLE": "FP64",
+    "UINT8": "UINT8",
+    "UINT16": "UINT16",
+    "UINT32": "UINT32",
+    "UINT64": "UINT64",
+    "INT8": "INT8",
+    "INT16": "INT16",
+    "INT32": "INT32",
+    "INT64": "INT64",
+    "BOOL": "BOOL",
+    "STRING": "BYTES",
+}
+"""Triton's name of each ONNX element type that it can carry."""
+
+
+def read_signature(path: Path) -> Signature:
+    """Return the inputs and outputs of the ONNX file at `path`, without its weights-as-inputs.
+
+    Raises `SignatureError` where it is no ONNX model or declares tensors that Triton cannot carry, and
+    `UnsafeArtifactError` where it names external data or operators of a domain outside the ONNX standard.
+    """
+    model = _parse(path)
+    _refuse_unsafe(model)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    weights |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    inputs = tuple(_tensor("input", value) for value in model.graph.input if value.name not in weights)
+    outputs = tuple(_tensor("output", value) for value in model.graph.output)
+    _refuse_ambiguous(inputs, outputs)
+    return Signature(inputs, outputs)
+
+
+def _parse(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise SignatureError(f"{path.name} ({path.stat().st_size} bytes) is not an ONNX model: {error}") from None
+    if not model.ir_version or not model.opset_import or not model.graph.node:
+        seen = f"IR version {model.ir_version}, {len(model.opset_import)} opsets, {len(model.graph.node)} nodes"
+        raise SignatureError(f"{path.name} is not an ONNX model: {seen}; each must be at least 1")
+    return model
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """Yield `message` and every message within: subgraphs, functions and attributes included."""
+    yield message
+    for field, value in message.ListFields():
+        if field.type != field.TYPE_MESSAGE:
+            continue
+        for child in value if field.is_repeated else (value,):
+            yield from _messages(child)
+
+
+def _refuse_unsafe(model: Any) -> None:
+    import onnx
+
+    functions = {(function.domain, function.name) for function in model.functions}
+    _refuse_domains({opset.domain for opset in model.opset_import} - {domain for domain, _ in functions})
+    for message in _messages(model):
+        if isinstance(message, onnx.TensorProto):
+            _refuse_external(message)
+        elif isinstance(message, onnx.NodeProto) and (message.domain, message.op_type) not in functions:
+            _refuse_domains({message.domain}, f" (operator {message.op_type!r})")
+
+
+def _refuse_external(tensor: Any) -> None:
+    if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        seen = f"tensor {tensor.name!r} lies outside the file ({entries!r})"
+        raise UnsafeArtifactError(f"{seen}; all weights must be inside the one file that the sha256 pins")
+
+
+def _refuse_domains(domains: set[str], where: str = "") -> None:
+    custom = sorted(domains - STANDARD_DOMAINS)
+    if custom:
+        allowed = ", ".join(sorted(domain for domain in STANDARD_DOMAINS if domain))
+        raise UnsafeArtifactError(f"operators of the domains {custom!r}{where} need custom code; allowed: {allowed}")
+
+
+def _tensor(kind: str, value: Any) -> TensorSpec:
+    import onnx
+
+    if value.type.WhichOneof("value") != "tensor_type":
+        seen = value.type.WhichOneof("value")
+        raise SignatureError(f"{kind} {value.name!r} is of type {seen!r}; only dense tensors are allowed")
+    tensor = value.type.tensor_type
+    element = onnx.TensorProto.DataType.Name(tensor.elem_type)
+    if element not in TRITON_DTYPES:
+        raise SignatureError(f"{kind} {value.name!r} is of {element}; allowed: {', '.join(sorted(TRITON_DTYPES))}")
+    if not tensor.HasField("shape") or not tensor.shape.dim:
+        raise SignatureError(f"{kind} {value.name!r} declares no shape; at least a batch dimension is needed")
+    shape = tuple(_size(kind, value.name, dimension) for dimension in tensor.shape.dim)
+    return TensorSpec(value.name, TRITON_DTYPES[element], shape)
+
+
+def _size(kind: str, name: str, dimension: Any) -> int | None:
+    if not dimension.HasField("dim_value"):
+        return None
+    if dimension.dim_value < 1:
+        raise SignatureError(f"{kind} {name!r} has a dimension of {dimension.dim_value}; sizes are at least 1")
+    return int(dimension.dim_value)
+
+
+def _refuse_ambiguous(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    for kind, tensors in (("inputs", inputs), ("outputs", outputs)):
+        counts = Counter(tensor.name for tensor in tensors)
+        bad = sorted(name for name, count in counts.items() if count > 1 or not name)
+        if bad:
+            raise SignatureError(f"the {kind} {bad!r} are named twice or not at all; each needs a name of its own")

@@ -1,0 +1,57 @@
+"""PNG files of label maps and masks, and the palette that gives every class a colour."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Rgb = tuple[int, int, int]
+
+COMPRESSION: Final = 1
+"""zlib's fastest level: label maps are so regular that slower ones gain little."""
+
+
+def default_colour(label: int) -> Rgb:
+    """Return the colour of a class that names none: that of PASCAL VOC, in which class 0 is black."""
+    red = green = blue = 0
+    for bit in range(8):
+        red |= (label >> (3 * bit) & 1) << (7 - bit)
+        green |= (label >> (3 * bit + 1) & 1) << (7 - bit)
+        blue |= (label >> (3 * bit + 2) & 1) << (7 - bit)
+    return red, green, blue
+
+
+def palette(colours: Sequence[str | None]) -> tuple[Rgb, ...]:
+    """Return the colour of every class, given as #rrggbb or None."""
+    return tuple(
+        default_colour(label) if colour is None else (int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16))
+        for label, colour in enumerate(colours)
+    )
+
+
+def label_png(labels: NDArray[Any], colours: Sequence[str | None]) -> bytes:
+    """Return a label map as PNG: uint8 labels with the classes' palette, uint16 ones as 16-bit grey."""
+    from PIL import Image
+
+    image = Image.fromarray(labels)
+    if labels.dtype.itemsize == 1:
+        image.putpalette([part for colour in palette(colours) for part in colour])
+    return _file(image)
+
+
+def mask_png(bitmap: NDArray[Any]) -> bytes:
+    """Return a mask, uint8 0/1 shaped (H, W), as 8-bit grey PNG of 0 and 255."""
+    from PIL import Image
+
+    return _file(Image.fromarray(bitmap * 255))
+
+
+def _file(image: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=COMPRESSION, bits=8)
+    return buffer.getvalue()

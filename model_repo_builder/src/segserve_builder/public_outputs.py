@@ -1,0 +1,54 @@
+"""The wire contract's table: the tensors that callers send, and those of the answer by task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from segserve_builder.families.base import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from segserve_builder.pipeline import Input
+
+Task: TypeAlias = Literal["semantic", "instance"]
+
+GEOMETRY: Final = TensorSpec("GEOMETRY", "INT32", (8,))
+NETWORK_INPUT: Final = "NETWORK_INPUT"
+REVISION: Final = "REVISION"
+
+_REVISION: Final = TensorSpec(REVISION, "BYTES", (1,))
+_SIZE: Final = TensorSpec("SIZE", "INT32", (2,))
+_CLASSES: Final = TensorSpec("CLASSES", "INT32", (None,))
+_MASKS: Final = TensorSpec("MASKS", "BYTES", (None,))
+
+PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
+    "semantic": (
+        _REVISION,
+        _SIZE,
+        TensorSpec("LABELS", "BYTES", (None,)),
+        _MASKS,
+        _CLASSES,
+        TensorSpec("AREAS", "INT64", (None,)),
+        TensorSpec("CONFIDENCE", "FP32", (None,)),
+    ),
+    "instance": (
+        _REVISION,
+        _SIZE,
+        TensorSpec("BOXES", "FP32", (None, 4)),
+        TensorSpec("SCORES", "FP32", (None,)),
+        _CLASSES,
+        _MASKS,
+    ),
+}
+
+
+def public_inputs(image: Input) -> tuple[TensorSpec, ...]:
+    """Return the two inputs of which a caller sends one: an encoded image, or its pixels shaped (H, W, C)."""
+    channels = {"RGB": 3, "GREY": 1}[image.colour]
+    return (TensorSpec("IMAGE", "BYTES", (1,)), TensorSpec("PIXELS", image.dtype, (None, None, channels)))
+
+
+def network_output(name: str) -> str:
+    """Name a network's output `name` between the steps, where it must differ from every public tensor."""
+    return f"NETWORK_OUTPUT_{name}"

@@ -1,0 +1,64 @@
+"""Where the pixels of the original image lie on a grid that covers the network's whole input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segserve_builder.values import Float32, Int32, Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of a bilinear sampling.
+
+    Pixel x of `size` lies at `(x + 0.5) * scale + bias` cells from the centre of cell `first`. Only the `cells` cells
+    from `first` on are sampled, those whose centres show the image: beyond them the nearest of them counts, so that
+    padding never bleeds into an answer.
+    """
+
+    size: int
+    first: int
+    cells: int
+    scale: float
+    bias: float
+
+    @classmethod
+    def of(cls, size: int, inner: int, start: int, total: int, grid: int) -> Axis:
+        """Return the axis of an image of `size` pixels.
+
+        It was resized to `inner` and put at `start` of an input of `total` pixels, which `grid` cells cover.
+        """
+        first = -((total - 2 * start * grid) // (2 * total))
+        last = (2 * (start + inner) * grid - total) // (2 * total)
+        if last < first:  # the image is narrower than a cell and shows no centre of one
+            first = last = min((2 * start + inner) * grid // (2 * total), grid - 1)
+        bias = (start * grid - first * total) / total - 0.5
+        return cls(size, first, last - first + 1, inner * grid / (total * size), bias)
+
+    @property
+    def is_crop(self) -> bool:
+        """Whether every pixel is exactly one cell."""
+        return self.scale == 1 and self.bias == -0.5
+
+    def positions(self) -> tuple[Int32, Float32, Int32]:
+        """Return each pixel's cell, counted from `first`, its part of the way to the next, and each cell's first pixel.
+
+        They are shaped (size,), (size,) and (cells + 1,); cell i holds the pixels from the i-th to before the next.
+        The product and the sum are rounded once, as the fused multiply-add of torch's bilinear `interpolate` does.
+        """
+        import numpy as np
+
+        exact = (np.arange(self.size) + 0.5) * float(np.float32(self.scale)) + self.bias
+        position = np.maximum(exact, 0).astype(np.float32)
+        cell = np.minimum(position.astype(np.int32), np.int32(self.cells - 1))
+        part = np.minimum(position - cell.astype(np.float32), np.float32(1))
+        return cell, part, np.searchsorted(cell, np.arange(self.cells + 1, dtype=np.int32)).astype(np.int32)
+
+
+def axes(placement: Placement, grid_height: int, grid_width: int) -> tuple[Axis, Axis]:
+    """Return the rows' and the columns' axis for a grid over the input that `placement` describes."""
+    p = placement
+    rows = Axis.of(p.height, p.inner_height, p.top, p.input_height, grid_height)
+    return rows, Axis.of(p.width, p.inner_width, p.left, p.input_width, grid_width)

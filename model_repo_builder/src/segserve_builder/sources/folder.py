@@ -1,0 +1,93 @@
+"""Folders pinned by one digest: how it is computed, and their verified copy in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segserve_builder.durable import sync_folder, writing
+from segserve_builder.errors import ArtifactMissingError, DigestMismatchError, UnsafeArtifactError
+from segserve_builder.sources.cache import copy_hashed, folder_path, partial_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the sha256 of the lines `<sha256>  <relative path>`, one a file, sorted by the path's bytes.
+
+    `cd F && find . -type f -printf '%P\\n' | LC_ALL=C sort | xargs sha256sum | sha256sum` prints the same.
+    Raises `ArtifactMissingError` where no folder is there and `UnsafeArtifactError` where it holds a
+    symbolic link or a special file.
+    """
+    digests = {}
+    for path, relative in _files(folder):
+        with path.open("rb") as file:
+            digests[relative] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digest(digests)
+
+
+def copy_folder(folder: Path, uri: str, sha256: str, cache: Path, max_bytes: int) -> Path:
+    """Copy `folder` into the cache under its digest, computed over the very bytes that were copied."""
+    target = folder_path(cache, sha256)
+    partial = partial_path(cache)
+    with writing(target), tempfile.TemporaryDirectory(dir=partial) as temporary:
+        copy = Path(temporary) / "copy"
+        actual = _digest(_copy(folder, copy, uri, max_bytes))
+        if actual != sha256:
+            raise DigestMismatchError(uri, sha256, actual)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _rename_unless_there(copy, target)
+        sync_folder(target.parent)
+    return target
+
+
+def _copy(folder: Path, copy: Path, uri: str, max_bytes: int) -> dict[str, str]:
+    copy.mkdir()
+    digests: dict[str, str] = {}
+    left = max_bytes
+    for path, relative in _files(folder):
+        target = copy / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as source, target.open("wb") as file:
+            digests[relative] = copy_hashed(source, file, f"{uri}/{relative}", left)
+            left -= file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+    return digests
+
+
+def _rename_unless_there(copy: Path, target: Path) -> None:
+    try:
+        copy.rename(target)
+    except OSError:
+        # Another process was first with the same bytes: a folder cannot be renamed over a filled one.
+        if not target.is_dir():
+            raise
+        shutil.rmtree(copy)
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, str]]:
+    if not folder.is_dir():
+        raise ArtifactMissingError(f"{folder} is not a folder")
+    for path in folder.rglob("*"):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            continue
+        if not stat.S_ISREG(mode):
+            raise UnsafeArtifactError(f"{path} is a {_kind(mode)}; a pinned folder holds regular files only")
+        yield path, path.relative_to(folder).as_posix()
+
+
+def _kind(mode: int) -> str:
+    return "symbolic link" if stat.S_ISLNK(mode) else "special file"
+
+
+def _digest(digests: Mapping[str, str]) -> str:
+    lines = (f"{digests[path]}  {path}\n" for path in sorted(digests, key=os.fsencode))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

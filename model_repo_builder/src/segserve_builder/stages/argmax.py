@@ -1,0 +1,41 @@
+"""The stage that turns logits into a label map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Kind, LabelMap, Logits
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+
+
+class Argmax(Stage):
+    """Give every pixel of the image its most probable class.
+
+    Logits are sampled bilinearly at the image's own pixels, in one interpolation; padding has no say.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
+    gives: ClassVar[Kind | None] = Kind.LABELS
+
+    threshold: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="The probability above which a pixel is of the second class, where the network has one channel.",
+    )
+
+    def __call__(self, value: Logits, request: Request) -> LabelMap:
+        """Return the labels, uint8 for up to 256 classes and uint16 for more; ties go to the first class."""
+        from math import log
+
+        from segserve_builder.kernels.labels import label_map
+        from segserve_builder.sampling import axes
+
+        rows, columns = axes(value.placement, *value.values.shape[1:])
+        logit = log(self.threshold / (1 - self.threshold))
+        return LabelMap(label_map(value.values, rows, columns, logit), value)

@@ -1,0 +1,42 @@
+"""The stage that turns candidates into instances with masks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Candidates, Instances, Kind
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+
+
+class CropMasks(Stage):
+    """Make every candidate's mask, within its box, at the image's own size.
+
+    The mask's logits (coefficients times prototypes) are sampled bilinearly at the image's pixels in one
+    interpolation; a mask may come out empty. Boxes are clipped to the image.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CANDIDATES})
+    gives: ClassVar[Kind | None] = Kind.INSTANCES
+
+    threshold: float = Field(0.5, gt=0, lt=1, description="The probability above which a pixel is of the mask.")
+
+    def __call__(self, value: Candidates, request: Request) -> Instances:
+        """Return an instance for every candidate, in their order."""
+        from math import log
+
+        import numpy as np
+
+        from segserve_builder.kernels.masks import mask_rles
+        from segserve_builder.sampling import axes
+
+        height, width = value.placement.height, value.placement.width
+        rows, columns = axes(value.placement, *value.prototypes.shape[1:])
+        boxes = np.clip(value.boxes, 0, np.array([width, height] * 2, np.float32))
+        logit = log(self.threshold / (1 - self.threshold))
+        masks = mask_rles(value.prototypes, value.coefficients, boxes, rows, columns, logit)
+        return Instances(boxes, value.scores, value.classes, masks, height, width)

@@ -1,0 +1,41 @@
+"""The stage that turns an image file into pixels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Encoded, Image, Kind, Placement
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+
+
+class Decode(Stage):
+    """Decode JPEG, PNG, WebP or TIFF; images sent as PIXELS skip it.
+
+    It happens with its defaults where a pipeline does not list it. Alpha is dropped;
+    `segserve_builder.decoding` says how grey and 16 bit are made. Raises `BadImageError`.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ENCODED})
+    gives: ClassVar[Kind | None] = Kind.IMAGE
+
+    orientation: Literal["apply", "ignore"] = Field(
+        "apply", description="Whether the EXIF orientation turns the image; ignore it if training did."
+    )
+
+    def __call__(self, value: Encoded, request: Request) -> Image:
+        """Return the pixels, of the colour and dtype that `value` asks for."""
+        from segserve_builder.decoding import decode_image
+
+        pixels = decode_image(
+            value.data,
+            colour=value.colour,
+            dtype=value.dtype,
+            max_pixels=value.max_pixels,
+            orientation=self.orientation,
+        )
+        return Image(pixels, Placement.of(*pixels.shape[:2]))

@@ -1,0 +1,68 @@
+"""The stage that smooths masks with a structuring element."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Instances, Kind, LabelMap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.stages.base import Request
+
+
+class Morphology(Stage):
+    """Open, close, dilate or erode masks; beyond the image there is nothing that erodes or grows them.
+
+    In a label map every class but class 0 is a mask of its own: what it loses becomes class 0, and it grows only into
+    class 0, where several do the one with the lowest id. An instance of which nothing is left goes.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LABELS, Kind.INSTANCES})
+
+    operation: Literal["open", "close", "dilate", "erode"] = Field(
+        description="open removes what is thinner than the kernel, close fills it; dilate grows, erode shrinks."
+    )
+    radius: int = Field(1, ge=1, le=100, description="The kernel is 2 * radius + 1 pixels wide and high.")
+    shape: Literal["ellipse", "square", "cross"] = Field("ellipse", description="The kernel's shape.")
+
+    def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
+        """Return the value with every mask changed."""
+        from segserve_builder.instance_masks import map_masks
+
+        change = self._on_bitmaps()
+        if isinstance(value, LabelMap):
+            return replace(value, labels=_change_labels(value.labels, change))
+        return map_masks(value, change, margin=2 * self.radius)
+
+    def _on_bitmaps(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        import cv2
+
+        operation = {
+            "open": cv2.MORPH_OPEN,
+            "close": cv2.MORPH_CLOSE,
+            "dilate": cv2.MORPH_DILATE,
+            "erode": cv2.MORPH_ERODE,
+        }[self.operation]
+        shape = {"ellipse": cv2.MORPH_ELLIPSE, "square": cv2.MORPH_RECT, "cross": cv2.MORPH_CROSS}[self.shape]
+        kernel = cv2.getStructuringElement(shape, (2 * self.radius + 1, 2 * self.radius + 1))
+        return lambda bitmap: cv2.morphologyEx(bitmap, operation, kernel)
+
+
+def _change_labels(labels: NDArray[Any], change: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
+    import numpy as np
+
+    changed = np.zeros_like(labels, order="C")
+    counts = np.bincount(labels.ravel())
+    for label in np.flatnonzero(counts[1:]) + 1:
+        mask = labels == label
+        grown = change(mask.view(np.uint8)).view(bool)
+        changed[grown & (mask | (labels == 0) & (changed == 0))] = label
+    return changed

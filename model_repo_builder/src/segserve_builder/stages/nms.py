@@ -1,0 +1,35 @@
+"""The stage that keeps one of several boxes on the same thing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Candidates, Kind
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+
+
+class Nms(Stage):
+    """Keep the best-scored box of those that overlap (greedy non-maximum suppression)."""
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CANDIDATES})
+
+    iou_threshold: float = Field(0.7, ge=0, le=1, description="Boxes whose IoU with a better one is above it go.")
+    class_aware: bool = Field(True, description="Whether only boxes of the same class suppress each other.")
+    max_detections: int = Field(
+        300, ge=1, le=10_000, description="How many are kept; a request's max_detections overrides it."
+    )
+
+    def __call__(self, value: Candidates, request: Request) -> Candidates:
+        """Return the candidates that are kept, best score first."""
+        import numpy as np
+
+        from segserve_builder.kernels.nms import nms
+
+        limit = self.max_detections if request.max_detections is None else request.max_detections
+        classes = value.classes if self.class_aware else np.zeros_like(value.classes)
+        return value.take(nms(value.boxes, value.scores, classes, self.iou_threshold, limit))

@@ -1,0 +1,36 @@
+"""The stage that removes specks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Instances, Kind, LabelMap
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+
+
+class RemoveSmallRegions(Stage):
+    """Remove connected regions of fewer pixels than minArea.
+
+    In a label map a region is connected pixels of one class; removed ones become class 0, whose own regions stay. Of
+    an instance each connected part of its mask is one; an instance of which nothing is left goes.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LABELS, Kind.INSTANCES})
+
+    min_area: int = Field(ge=1, description="The least area that stays, in pixels of the original image.")
+    connectivity: Literal[4, 8] = Field(4, description="Whether pixels connect by edges (4) or also by corners (8).")
+
+    def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
+        """Return the value without its small regions."""
+        from segserve_builder.instance_masks import map_masks
+        from segserve_builder.kernels.regions import drop_small
+
+        if isinstance(value, LabelMap):
+            return replace(value, labels=drop_small(value.labels, self.min_area, self.connectivity))
+        return map_masks(value, lambda bitmap: drop_small(bitmap, self.min_area, self.connectivity))

@@ -1,0 +1,208 @@
+"""The stage that fits an image to the network's input, and keeps where it went."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from segserve_builder.errors import BadImageError
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Image, Kind, Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.stages.base import Request
+
+Mode = Literal["stretch", "letterbox", "shortSide", "keep"]
+
+_PADS: Final = frozenset({"multipleOf", "padValue"})
+_NEEDED: Final[Mapping[Mode, tuple[frozenset[str], ...]]] = {
+    "stretch": (frozenset({"height", "width"}),),
+    "letterbox": (frozenset({"size"}), frozenset({"height", "width"})),
+    "shortSide": (frozenset({"size", "maxSize"}),),
+    "keep": (frozenset(),),
+}
+_OPTIONAL: Final[Mapping[Mode, frozenset[str]]] = {
+    "stretch": frozenset(),
+    "letterbox": frozenset({"padValue"}),
+    "shortSide": _PADS,
+    "keep": _PADS,
+}
+_LETTERBOX_GREY: Final = 114
+_PADDED_PIXELS: Final = 2**26
+
+
+class Resize(Stage):
+    """Fit the image to the network: stretch, letterbox, shortSide or keep.
+
+    - `stretch`: to `height` x `width`, whatever the aspect.
+    - `letterbox`: as large as fits into `size` x `size` (or `height` x `width`), centred, the rest padded
+      with 114 (UINT16: 114 * 257) unless `padValue` says otherwise. The arithmetic is that of ultralytics'
+      LetterBox.
+    - `shortSide`: the shorter side to `size`, or less so that the longer is at most `maxSize`. The arithmetic
+      is that of detectron2's ResizeShortestEdge.
+    - `keep`: the image's own size.
+    - `shortSide` and `keep` pad bottom and right up to `multipleOf`, with 0 unless `padValue` says otherwise.
+
+    Sizes are in pixels; no side becomes less than 1. Interpolation is OpenCV's; `nearest` takes the pixel at
+    floor(i * old / new), as torch's `nearest` does.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.IMAGE})
+
+    mode: Mode = Field(description="stretch, letterbox, shortSide or keep.")
+    height: int | None = Field(None, ge=1, le=16384, description="stretch, letterbox: the result's height.")
+    width: int | None = Field(None, ge=1, le=16384, description="stretch, letterbox: the result's width.")
+    size: int | None = Field(
+        None, ge=1, le=16384, description="letterbox: height and width; shortSide: the shorter side."
+    )
+    max_size: int | None = Field(None, ge=1, le=16384, description="shortSide: the longer side, at most.")
+    multiple_of: int | None = Field(
+        None, ge=1, le=1024, description="shortSide, keep: pad both sides to a multiple of it."
+    )
+    padding: Literal["constant", "edge"] = Field("constant", description="Pad with one value, or repeat the edge.")
+    pad_value: int | None = Field(None, ge=0, le=65535, description="The constant, in units of the decoded pixels.")
+    interpolation: Literal["bilinear", "area", "nearest", "cubic"] = Field(
+        "bilinear", description="How pixels are made."
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_mode(self) -> Self:
+        given = {
+            self.__class__.model_fields[name].alias or name
+            for name in ("height", "width", "size", "max_size", "multiple_of", "pad_value")
+            if getattr(self, name) is not None
+        }
+        choices, optional = _NEEDED[self.mode], _OPTIONAL[self.mode]
+        if not any(needed <= given <= needed | optional for needed in choices):
+            needs = " or ".join(" and ".join(sorted(needed)) for needed in choices)
+            takes = ", ".join(sorted(optional))
+            raise ValueError(
+                f"resize mode {self.mode!r} needs {needs or 'nothing'} and may have "
+                f"{takes or 'nothing more'}; got {', '.join(sorted(given)) or 'none'}"
+            )
+        if self.padding == "edge" and self.pad_value is not None:
+            raise ValueError("padValue needs padding: constant; got edge")
+        if self.max_size is not None and self.size is not None and self.max_size < self.size:
+            raise ValueError(f"maxSize must be at least size ({self.size}), got {self.max_size}")
+        return self
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """The height and width of every result, or None where they depend on the image."""
+        if self.height is not None and self.width is not None:
+            return self.height, self.width
+        if self.mode == "letterbox" and self.size is not None:
+            return self.size, self.size
+        return None
+
+    def place(self, height: int, width: int) -> Placement:
+        """Return where an image of this size comes to lie."""
+        whole = Placement.of(height, width)
+        if self.fixed_size is None:
+            inner = (
+                (height, width)
+                if self.size is None
+                else _short_side(height, width, self.size, self.max_size or self.size)
+            )
+            return _padded(whole, inner, self.multiple_of or 1)
+        if self.mode == "letterbox":
+            return _letterboxed(whole, *self.fixed_size)
+        return Placement(height, width, 0, 0, *self.fixed_size, *self.fixed_size)
+
+    def __call__(self, value: Image, request: Request) -> Image:
+        """Return the fitted image, (H, W, C) of the same dtype; the given one where nothing changes."""
+        placement = self.place(*value.pixels.shape[:2])
+        if placement == value.placement:
+            return value
+        _check_growth(placement)
+        return Image(self._pad(self._resize(value.pixels, placement), placement), placement)
+
+    def _resize(self, pixels: NDArray[Any], placement: Placement) -> NDArray[Any]:
+        inner = (placement.inner_height, placement.inner_width)
+        if pixels.shape[:2] == inner:
+            return pixels
+        import cv2
+        import numpy as np
+
+        method = {
+            "bilinear": cv2.INTER_LINEAR,
+            "area": cv2.INTER_AREA,
+            "nearest": cv2.INTER_NEAREST,
+            "cubic": cv2.INTER_CUBIC,
+        }[self.interpolation]
+        resized: NDArray[Any] = cv2.resize(np.ascontiguousarray(pixels), inner[::-1], interpolation=method)
+        return resized.reshape(*inner, pixels.shape[2])
+
+    def _pad(self, pixels: NDArray[Any], placement: Placement) -> NDArray[Any]:
+        bottom = placement.input_height - placement.top - placement.inner_height
+        right = placement.input_width - placement.left - placement.inner_width
+        if not (placement.top or bottom or placement.left or right):
+            return pixels
+        import cv2
+        import numpy as np
+
+        border = cv2.BORDER_REPLICATE if self.padding == "edge" else cv2.BORDER_CONSTANT
+        constant = [self._constant(pixels.dtype.itemsize)] * pixels.shape[2]
+        sides = (placement.top, bottom, placement.left, right)
+        padded: NDArray[Any] = cv2.copyMakeBorder(np.ascontiguousarray(pixels), *sides, border, value=constant)
+        return padded.reshape(placement.input_height, placement.input_width, pixels.shape[2])
+
+    def _constant(self, itemsize: int) -> int:
+        if self.pad_value is not None:
+            return self.pad_value
+        if self.mode != "letterbox":
+            return 0
+        return _LETTERBOX_GREY if itemsize == 1 else _LETTERBOX_GREY * 257
+
+
+def _letterboxed(whole: Placement, input_height: int, input_width: int) -> Placement:
+    scale = min(input_height / whole.height, input_width / whole.width)
+    inner_height = max(1, round(whole.height * scale))
+    inner_width = max(1, round(whole.width * scale))
+    return replace(
+        whole,
+        # Minus 0.1: an odd rest goes to the bottom and right.
+        top=max(0, round((input_height - inner_height) / 2 - 0.1)),
+        left=max(0, round((input_width - inner_width) / 2 - 0.1)),
+        inner_height=inner_height,
+        inner_width=inner_width,
+        input_height=input_height,
+        input_width=input_width,
+    )
+
+
+def _short_side(height: int, width: int, size: int, max_size: int) -> tuple[int, int]:
+    scale = size / min(height, width)
+    new_height, new_width = (size, scale * width) if height < width else (scale * height, size)
+    longer = max(new_height, new_width)
+    if longer > max_size:
+        new_height, new_width = new_height * (max_size / longer), new_width * (max_size / longer)
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+
+
+def _padded(whole: Placement, inner: tuple[int, int], multiple: int) -> Placement:
+    height, width = inner
+    return replace(
+        whole,
+        inner_height=height,
+        inner_width=width,
+        input_height=height + -height % multiple,
+        input_width=width + -width % multiple,
+    )
+
+
+def _check_growth(placement: Placement) -> None:
+    """Refuse images so narrow that padding them would fill the memory."""
+    area = placement.input_height * placement.input_width
+    allowed = max(_PADDED_PIXELS, 2 * placement.inner_height * placement.inner_width)
+    if area > allowed:
+        raise BadImageError(
+            f"image of {placement.height} x {placement.width} pixels would be padded to "
+            f"{placement.input_height} x {placement.input_width}; allowed are {allowed} pixels"
+        )

@@ -1,0 +1,28 @@
+"""The stage that drops improbable candidates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Candidates, Kind
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+
+
+class ScoreThreshold(Stage):
+    """Keep candidates that score at least the threshold. The request's score_threshold overrides it."""
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CANDIDATES})
+
+    threshold: float = Field(0.25, ge=0, le=1, description="The least score that is kept.")
+
+    def __call__(self, value: Candidates, request: Request) -> Candidates:
+        """Return the candidates that are kept, in their order."""
+        import numpy as np
+
+        least = self.threshold if request.score_threshold is None else request.score_threshold
+        return value.take(np.flatnonzero(value.scores >= np.float32(least)))

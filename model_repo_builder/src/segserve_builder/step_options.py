@@ -1,0 +1,103 @@
+"""What each step inside Triton is told: typed values, as JSON in `parameters["segserve"]` of its config."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, Literal, Self
+
+from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.names import canonical_json
+from segserve_builder.pipeline import Frozen, Input
+from segserve_builder.postprocess import postprocess_stages
+from segserve_builder.public_outputs import NETWORK_INPUT
+from segserve_builder.steps import Pipeline, PreprocessStep
+
+PARAMETER: Final = "segserve"
+MODEL_FILE: Final = "model.onnx"
+
+
+class StepOptions(Frozen):
+    """Options of one step. `step_version` is raised whenever the step's own code changes what it answers."""
+
+    def to_parameter(self) -> str:
+        """Return the text of the config's parameter."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+    @classmethod
+    def from_model_config(cls, model_config: str) -> Self:
+        """Read the options from the JSON configuration that Triton hands to a Python model."""
+        config: dict[str, Any] = json.loads(model_config)
+        return cls.model_validate_json(config["parameters"][PARAMETER]["string_value"])
+
+
+class PreOptions(StepOptions):
+    """All that decoding and preprocessing depend on, and nothing else: equal ones are shared between models.
+
+    `stage_versions` are those of `preprocess`, item by item.
+    """
+
+    step_version: Literal[1] = 1
+    input: Input
+    preprocess: tuple[PreprocessStep, ...]
+    stage_versions: tuple[int, ...]
+    network_input: TensorSpec
+    layout: Literal["NCHW", "NHWC"]
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
+        """Return the options of `pipeline`'s first step; the tensor's name is the network's affair."""
+        tensor = TensorSpec(NETWORK_INPUT, io.input.dtype, io.input.shape)
+        versions = tuple(step.stage.version for step in pipeline.preprocess)
+        return cls(
+            input=pipeline.input,
+            preprocess=pipeline.preprocess,
+            stage_versions=versions,
+            network_input=tensor,
+            layout=io.layout,
+        )
+
+
+class NetOptions(StepOptions):
+    """How the network's file is run."""
+
+    step_version: Literal[1] = 1
+    artifact_sha256: str
+    input: str
+    outputs: tuple[str, ...]
+    intra_op_threads: int
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
+        """Return the options of `pipeline`'s network."""
+        return cls(
+            artifact_sha256=pipeline.artifact_sha256,
+            input=io.input.name,
+            outputs=tuple(tensor.name for tensor in io.outputs),
+            intra_op_threads=pipeline.runtime.intra_op_threads,
+        )
+
+
+class PostOptions(StepOptions):
+    """All that turns raw outputs into an answer; it carries the revision, so it is one a revision.
+
+    `stage_versions` are those of the postprocess stages, the family's own where the pipeline lists none.
+    """
+
+    step_version: Literal[1] = 1
+    revision: str
+    pipeline: Pipeline
+    stage_versions: tuple[int, ...]
+    family_version: int
+    io: NetworkIO
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
+        """Return the options of `pipeline`'s last step."""
+        return cls(
+            revision=pipeline.revision,
+            pipeline=pipeline,
+            stage_versions=tuple(stage.version for stage in postprocess_stages(pipeline)),
+            family_version=FAMILIES[pipeline.family].version,
+            io=io,
+        )

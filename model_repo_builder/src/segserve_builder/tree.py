@@ -1,0 +1,91 @@
+"""Renders one revision as the files of a Triton repository."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from segserve_builder import config
+from segserve_builder.errors import UnknownNameError
+from segserve_builder.families import FAMILIES
+from segserve_builder.names import network_alias, step_name
+from segserve_builder.postprocess import check_postprocess
+from segserve_builder.preprocess_rules import check_network_input, check_preprocess
+from segserve_builder.step_options import MODEL_FILE, NetOptions, PostOptions, PreOptions
+
+if TYPE_CHECKING:
+    from segserve_builder.families.base import NetworkIO
+    from segserve_builder.steps import Pipeline
+
+Files: TypeAlias = Mapping[str, bytes | Path]
+"""Contents by relative POSIX path; a `Path` is the verified artifact file, never read into memory."""
+
+CONFIG_FILE: Final = "config.pbtxt"
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One revision's models: immutable steps, and the ensembles of mutable names that call them.
+
+    `steps` are in the order in which requests pass them; `public` holds the ensemble of the model's own
+    name, and that of the bare network where it was added.
+    """
+
+    steps: Mapping[str, Files]
+    ensemble: tuple[str, Files]
+    network: tuple[str, Files] | None = field(default=None)
+
+    @property
+    def public(self) -> Mapping[str, Files]:
+        """The ensembles by name."""
+        return dict(item for item in (self.network, self.ensemble) if item is not None)
+
+
+def render(pipeline: Pipeline, io: NetworkIO, artifact: Path) -> Tree:
+    """Render `pipeline` over the network file `artifact`, whose tensors are `io`.
+
+    Pure: equal arguments give an equal tree. Raises `UnknownNameError` (family), and `PipelineError` where
+    the stages fit neither each other nor the network.
+    """
+    if pipeline.family not in FAMILIES:
+        raise UnknownNameError("family", pipeline.family, FAMILIES)
+    check_preprocess(pipeline.preprocess, pipeline.input)
+    check_network_input(pipeline.preprocess, pipeline.input, io.input, io.layout)
+    check_postprocess(pipeline)
+    task = FAMILIES[pipeline.family].task
+    net = NetOptions.of(pipeline, io)
+    post = PostOptions.of(pipeline, io)
+    pre_step = _step("pre", config.preprocess_config(PreOptions.of(pipeline, io), pipeline.runtime))
+    net_step = _step("net", config.network_config(net, io, pipeline.runtime), {f"1/{MODEL_FILE}": artifact})
+    post_step = _step("post", config.postprocess_config(post, task))
+    names = (pre_step[0], net_step[0], post_step[0])
+    ensemble = config.ensemble_config(pipeline, io, task, names)
+    return Tree(dict([pre_step, net_step, post_step]), (pipeline.model, _ensemble_files(ensemble)))
+
+
+def with_network_alias(tree: Tree, pipeline: Pipeline, io: NetworkIO) -> Tree:
+    """Return `tree` with the bare network public as `<model>.network`; this does not change the revision."""
+    name = network_alias(pipeline.model)
+    net = tuple(tree.steps)[1]
+    files = _ensemble_files(config.network_alias_config(name, pipeline, io, net))
+    return Tree(tree.steps, tree.ensemble, (name, files))
+
+
+def _step(kind: str, message: Any, extra: Files | None = None) -> tuple[str, Files]:
+    message.name = step_name(kind, config.to_plain(message))
+    code = f'from segserve_builder.backend.{kind} import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
+    files: dict[str, bytes | Path] = {
+        CONFIG_FILE: config.to_pbtxt(message),
+        "1/model.py": code.encode(),
+        # A file where Python would make its cache's folder: a written cache counts as a modification of the
+        # step, which Triton would then reload under every model that shares it.
+        "1/__pycache__": b"",
+    }
+    return message.name, files | dict(extra or {})
+
+
+def _ensemble_files(message: Any) -> Files:
+    # The version folder must not be empty: object stores and git drop empty ones.
+    return {CONFIG_FILE: config.to_pbtxt(message), "1/.keep": b""}

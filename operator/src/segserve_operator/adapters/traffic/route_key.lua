@@ -1,0 +1,52 @@
+-- Writes into x-segserve-route what a request asks for: the key of one entry in the table of routes.
+--   http:infer:<model>, grpc:infer:<model>   an inference
+--   http:about:<model>, grpc:about:<model>   metadata, configuration, readiness, statistics
+--   <path>                                   a question about the server; any other path has no entry
+-- x-segserve-model is the name for the error message where the table has no such entry.
+
+local EXTRACTION = "envoy.filters.http.grpc_field_extraction"
+local SERVICE = "/inference.GRPCInferenceService/"
+local KIND_BY_PATH = {[""] = "about", ["/infer"] = "infer", ["/ready"] = "about", ["/config"] = "about", ["/stats"] = "about"}
+local KIND_BY_METHOD = {
+  ModelInfer = "infer", ModelStreamInfer = "infer",
+  ModelReady = "about", ModelMetadata = "about", ModelConfig = "about", ModelStatistics = "about",
+}
+
+local function http_target(path)
+  local model, rest = string.match(path, "^/v2/models/([^/]+)(.*)$")
+  if model == nil or path == "/v2/models/stats" then return nil end
+  if rest ~= "/infer" then rest = string.gsub(rest, "^/versions/%d+", "", 1) end
+  return KIND_BY_PATH[rest], model
+end
+
+local function grpc_target(handle, method)
+  local kind = KIND_BY_METHOD[method]
+  if kind == nil then return nil end
+  local found = handle:streamInfo():dynamicMetadata():get(EXTRACTION)
+  local names = found and (found["model_name"] or found["name"])
+  local model = names and names[1] or ""  -- an empty name gives an empty list
+  if model == "" and method == "ModelStatistics" then return nil end  -- of all models
+  return kind, model
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local path = headers:get(":path") or ""
+  local query = string.find(path, "?", 1, true)
+  if query ~= nil then path = string.sub(path, 1, query - 1) end
+  local protocol, kind, model
+  if string.sub(path, 1, #SERVICE) == SERVICE then
+    protocol = "grpc:"
+    kind, model = grpc_target(handle, string.sub(path, #SERVICE + 1))
+  else
+    protocol = "http:"
+    kind, model = http_target(path)
+  end
+  if kind ~= nil then
+    headers:replace("x-segserve-route", protocol .. kind .. ":" .. model)
+    headers:replace("x-segserve-model", (string.gsub(string.sub(model, 1, 80), "[^%w%._-]", "?")))
+  else
+    headers:replace("x-segserve-route", path)
+  end
+  handle:clearRouteCache()  -- the route was chosen before the name was known
+end

@@ -1,0 +1,87 @@
+"""Writes the CustomResourceDefinitions: `python -m segserve_operator.api.crd OUT_DIR`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segserve_builder.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN
+
+from segserve_operator.api.documents import write_documents
+from segserve_operator.api.meta import API_GROUP, API_VERSION
+from segserve_operator.api.resources import KINDS
+from segserve_operator.api.schema import structural_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from segserve_operator.api.resources import Column, ResourceKind
+
+
+def crd(kind: ResourceKind) -> dict[str, Any]:
+    """Return the CustomResourceDefinition of a kind."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": kind.crd_name},
+        "spec": {
+            "group": API_GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": kind.kind,
+                "listKind": f"{kind.kind}List",
+                "plural": kind.plural,
+                "singular": kind.kind.lower(),
+                "shortNames": list(kind.short_names),
+                "categories": list(kind.categories),
+            },
+            "versions": [
+                {
+                    "name": API_VERSION,
+                    "served": True,
+                    "storage": True,
+                    "schema": {"openAPIV3Schema": _schema(kind)},
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [_column(column) for column in kind.columns],
+                }
+            ],
+        },
+    }
+
+
+def crd_files() -> dict[str, str]:
+    """Return the YAML text of every CustomResourceDefinition by file name."""
+    return {f"{API_GROUP}_{kind.plural}.yaml": write_documents([crd(kind)]) for kind in KINDS.values()}
+
+
+def _schema(kind: ResourceKind) -> dict[str, Any]:
+    schema = structural_schema(kind.type)
+    # Kubernetes owns metadata and its own two fields; of metadata it lets a CRD restrict the name alone.
+    name = {"type": "string", "maxLength": MODEL_NAME_MAX_LENGTH, "pattern": MODEL_NAME_PATTERN}
+    own = {
+        "apiVersion": {"type": "string"},
+        "kind": {"type": "string"},
+        "metadata": {"type": "object", "properties": {"name": name}},
+    }
+    # Only what the store fills in may be absent from a request, and a default for status would be dropped.
+    status = {key: value for key, value in schema["properties"]["status"].items() if key != "default"}
+    return {**schema, "properties": {**schema["properties"], **own, "status": status}}
+
+
+def _column(column: Column) -> dict[str, str]:
+    return {"name": column.name, "type": column.type, "jsonPath": column.path}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write every CustomResourceDefinition into the folder that the command line names."""
+    parser = argparse.ArgumentParser(description="Write the CustomResourceDefinitions of segserve.")
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args(arguments).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in crd_files().items():
+        (folder / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

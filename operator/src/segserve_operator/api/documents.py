@@ -1,0 +1,218 @@
+"""YAML text to plain JSON values that know where they stand, and back."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from segserve_operator.api.errors import Problem, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+MAX_LENGTH: Final = 1024 * 1024
+MAX_VALUES: Final = 50_000
+MAX_DEPTH: Final = 40
+
+Path = tuple[str | int, ...]
+_TAG: Final = "tag:yaml.org,2002:"
+_BOOLEANS: Final = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
+_TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep"
+
+
+class _Loader(yaml.BaseLoader):
+    """Composes nodes with marks; plain scalars mean what they mean to kubectl, dates and base 60 aside."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            mark = None if parent is None else parent.start_mark
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every value in full, where PyYAML would make equal objects aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _pattern, _first in (
+    ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^([Yy]es|YES|[Nn]o|NO|[Tt]rue|TRUE|[Ff]alse|FALSE|[Oo]n|ON|[Oo]ff|OFF)$", list("yYnNtTfFoO")),
+    ("int", r"^[-+]?(0|[1-9][0-9]{0,18}|0x[0-9a-fA-F]{1,16})$", list("-+0123456789")),
+    ("float", r"^[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+    ("float", r"^([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", list("-+.")),
+    ("merge", r"^<<$", ["<"]),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
+    # Beside PyYAML's own: a string that this reader or an older one takes for something else is quoted.
+    _Dumper.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
+
+
+@dataclass(slots=True)
+class Document:
+    """One document of a text: its plain value and, by path, the marks of each key and value."""
+
+    source: str
+    value: Any = None
+    keys: dict[Path, yaml.Mark] = field(default_factory=dict)
+    values: dict[Path, yaml.Mark] = field(default_factory=dict)
+
+    def problem(self, path: Path, message: str, *, key: bool = False) -> Problem:
+        """Return the problem at `path`, with the place of the nearest value that is in the text.
+
+        With `key` the place is that of the field's name instead of its value.
+        """
+        mark = self.keys.get(path) if key else None
+        near = path
+        while mark is None and near not in self.values and near:
+            near = near[:-1]
+        mark = mark or self.values.get(near)
+        return _problem(self.source, mark, format_path(path[:-1] if key else path), message)
+
+
+def read_documents(text: str, source: str) -> list[Document]:
+    """Return the documents of a YAML text; empty ones are left out.
+
+    Raises `SpecError` for text that is no YAML, is too large once aliases are followed, repeats a key, or
+    holds a value that JSON has not.
+    """
+    if len(text) > MAX_LENGTH:
+        raise SpecError([Problem(source, "", f"the text has {len(text)} characters, allowed are {MAX_LENGTH}")])
+    try:
+        nodes = [node for node in yaml.compose_all(text, _Loader) if node is not None]
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position)
+        column = error.position - text.rfind("\n", 0, error.position)
+        message = f"the character #x{error.character:04x} is not allowed in YAML"
+        raise SpecError([Problem(source, "", message, line + 1, column)]) from error
+    except yaml.MarkedYAMLError as error:
+        message = ", ".join(part for part in (error.context, error.problem) if part)
+        raise SpecError([_problem(source, error.problem_mark or error.context_mark, "", message)]) from error
+    reader = _Reader(source)
+    documents = [reader.read(node) for node in nodes]
+    if reader.problems:
+        raise SpecError(reader.problems)
+    return [document for document in documents if document.value is not None]
+
+
+def write_documents(values: Iterable[Any]) -> str:
+    """Return JSON values as the YAML documents of one text, which `read_documents` reads back."""
+    return yaml.dump_all(values, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+def format_path(path: Path) -> str:
+    """Return a path as people write it: `spec.classes[1].name`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif re.fullmatch(r"[A-Za-z0-9_-]+", part):
+            text += f".{part}" if text else part
+        else:
+            text += f"[{part!r}]"
+    return text
+
+
+def _problem(source: str, mark: yaml.Mark | None, path: str, message: str) -> Problem:
+    if mark is None:
+        return Problem(source, path, message)
+    return Problem(source, path, message, mark.line + 1, mark.column + 1)
+
+
+class _Reader:
+    """Turns nodes into plain values, and counts them: aliases may not make a large value of a small text."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+        self.count = 0
+
+    def read(self, node: yaml.Node) -> Document:
+        document = Document(self.source)
+        document.value = self._value(document, node, ())
+        return document
+
+    def _value(self, document: Document, node: yaml.Node, path: Path) -> Any:
+        document.values[path] = node.start_mark
+        self.count += 1
+        if self.count > MAX_VALUES or len(path) > MAX_DEPTH:
+            limit = f"more than {MAX_VALUES} values" if self.count > MAX_VALUES else _TOO_DEEP
+            raise SpecError([_problem(self.source, node.start_mark, "", f"{limit}, aliases followed")])
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            return dict(self._items(document, node, path))
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            return [self._value(document, item, (*path, index)) for index, item in enumerate(node.value)]
+        try:
+            return _scalar(node)
+        except ValueError as error:
+            self.problems.append(document.problem(path, str(error)))
+            return None
+
+    def _items(self, document: Document, node: yaml.MappingNode, path: Path) -> Iterator[tuple[str, Any]]:
+        seen: dict[str, int] = {}
+        for key_node, value in node.value:
+            mark = key_node.start_mark
+            try:
+                key = _key(key_node)
+                if key in seen:
+                    raise ValueError(f"{key!r} is given twice, first in line {seen[key]}")
+            except ValueError as error:
+                self.problems.append(_problem(self.source, mark, format_path(path), str(error)))
+                continue
+            seen[key] = mark.line + 1
+            document.keys[(*path, key)] = mark
+            yield key, self._value(document, value, (*path, key))
+
+
+def _key(node: yaml.Node) -> str:
+    """Return the text of a key, or raise ValueError that says why it is none."""
+    if node.tag == f"{_TAG}merge":
+        raise ValueError("merge keys (<<) are not allowed")
+    if node.tag != f"{_TAG}str" or not isinstance(node, yaml.ScalarNode):
+        seen = f", got {node.value!r}" if isinstance(node, yaml.ScalarNode) else ""
+        raise ValueError(f"keys must be strings{seen}")
+    return _text(node.value)
+
+
+def _text(text: str) -> str:
+    """Join surrogate pairs, as JSON may write them, and raise ValueError on half of one."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"holds half of a surrogate pair: {text!r}") from error
+
+
+def _scalar(node: yaml.Node) -> Any:
+    """Return the JSON value of a scalar, or raise ValueError that says why there is none."""
+    kind = node.tag.removeprefix(_TAG)
+    if not isinstance(node, yaml.ScalarNode) or kind not in ("null", "bool", "int", "float", "str", "merge"):
+        raise ValueError(f"the tag {node.tag!r} is not allowed")
+    text = str(node.value)
+    match kind:
+        case "null":
+            return None
+        case "bool":
+            if text.lower() not in _BOOLEANS:
+                raise ValueError(f"must be true or false, got {text!r}")
+            return _BOOLEANS[text.lower()]
+        case "int":
+            return int(text, 16 if "x" in text else 10)
+        case "float":
+            number = float(text.replace(".inf", "inf").replace(".nan", "nan"))
+            if not math.isfinite(number):
+                raise ValueError(f"must be a finite number, got {text}")
+            return number
+        case _:
+            return _text(text)

@@ -1,0 +1,141 @@
+"""From YAML text or plain JSON to typed resources and back; every error names its place."""
+
+from __future__ import annotations
+
+import json
+import re
+from reprlib import Repr
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from segserve_operator.api.checks import unknown_name
+from segserve_operator.api.documents import Document, Path, read_documents, write_documents
+from segserve_operator.api.errors import Problem, SpecError
+from segserve_operator.api.meta import GROUP_VERSION, UNREAD_METADATA
+from segserve_operator.api.resources import KINDS
+from segserve_operator.api.schema import structural_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
+
+    from segserve_operator.api.resources import Resource
+
+_COMPLETE: Final = ("spec", "name", "duration", "value_error")  # their messages say what was seen
+_BRIEF: Final = Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
+
+
+def load(text: str, source: str) -> list[Resource]:
+    """Return the resources of a YAML text of one or more documents; `source` is the file's name in errors.
+
+    Raises `SpecError` with every problem found. A text without any resource is one.
+    """
+    documents = read_documents(text, source)
+    if not documents:
+        raise SpecError([Problem(source, "", f"no resource found; a resource starts with apiVersion: {GROUP_VERSION}")])
+    resources: list[Resource] = []
+    problems: list[Problem] = []
+    seen: dict[tuple[str, str, str], int] = {}
+    for number, document in enumerate(documents, start=1):
+        try:
+            resource = _typed(document)
+        except SpecError as error:
+            problems.extend(error.problems)
+            continue
+        resources.append(resource)
+        key = (resource.kind, resource.metadata.namespace, resource.metadata.name)
+        if key in seen:
+            message = f"{resource.kind} {resource.metadata.name!r} is given twice, first in document {seen[key]}"
+            problems.append(document.problem(("metadata", "name"), message))
+        seen.setdefault(key, number)
+    if problems:
+        raise SpecError(problems)
+    return resources
+
+
+def dump(resources: Iterable[Resource]) -> str:
+    """Return resources as YAML that `load` reads back."""
+    return write_documents(resource.to_dict() for resource in resources)
+
+
+def parse(value: Mapping[str, Any], source: str) -> Resource:
+    """Return the resource of a JSON value, as a store's API gives it; `source` names it in errors.
+
+    Raises `SpecError` with every problem found.
+    """
+    return _typed(Document(source, dict(value)))
+
+
+def _typed(document: Document) -> Resource:
+    kind = KINDS[_kind(document)]
+    value = dict(document.value)
+    if isinstance(value.get("metadata"), dict):
+        value["metadata"] = {key: item for key, item in value["metadata"].items() if key not in UNREAD_METADATA}
+    try:
+        # Strict: for a Kubernetes API server the string "8" is no number either.
+        return kind.type.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise SpecError([_problem(document, kind.type, detail) for detail in details]) from None
+
+
+def _kind(document: Document) -> str:
+    """Return the registered kind that the document names."""
+    value = document.value
+    if not isinstance(value, dict):
+        raise SpecError([document.problem((), f"a resource must be a mapping, got {_BRIEF.repr(value)}")])
+    problems = []
+    for field, known in (("apiVersion", (GROUP_VERSION,)), ("kind", tuple(KINDS))):
+        if field not in value:
+            problems.append(document.problem((), f"field {field!r} is missing; known: {', '.join(sorted(known))}"))
+        elif value[field] not in known:
+            problems.append(document.problem((field,), unknown_name(field, str(value[field]), known)))
+    if problems:
+        raise SpecError(problems)
+    return str(value["kind"])
+
+
+def _problem(document: Document, model: type[BaseModel], detail: ErrorDetails) -> Problem:
+    path: Path = (*detail["loc"], *detail.get("ctx", {}).get("at", ()))
+    match detail["type"]:
+        case "missing":
+            noun = "item" if isinstance(path[-1], int) else "field"
+            return document.problem(path[:-1], f"{noun} {path[-1]!r} is missing")
+        case "extra_forbidden":
+            known = _fields(structural_schema(model), path[:-1])
+            return document.problem(path, unknown_name(_noun(path), str(path[-1]), known), key=True)
+        case _:
+            return document.problem(path, _message(detail))
+
+
+def _fields(schema: Mapping[str, Any], path: Path) -> list[str]:
+    """Return the names of the fields that the schema knows at `path`."""
+    for part in path:
+        schema = schema["items"] if isinstance(part, int) else schema["properties"][part]
+    return list(schema.get("properties", ()))
+
+
+def _noun(path: Path) -> str:
+    match path:
+        case ("spec", "preprocess" | "postprocess", int(), str()):
+            return "stage"
+        case ("spec", "preprocess" | "postprocess", int(), str(), str()):
+            return "option"
+        case _:
+            return "field"
+
+
+def _message(detail: ErrorDetails) -> str:
+    """Say what is allowed and what was seen, in words that do not come from Python."""
+    seen = detail["input"]
+    if detail["type"] in _COMPLETE:
+        if isinstance(seen, dict) and [*seen.values()] == [None]:
+            return f"a stage without options is written {next(iter(seen))}: {{}}"
+        return detail["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^(Input|String|Tuple|Value) should ", "must ", detail["msg"])
+    message = re.sub(r" after validation, not \d+$", "", message).replace("be an object", "be a mapping")
+    return f"{message}, got {_BRIEF.repr(seen)}"

@@ -1,0 +1,73 @@
+"""The registry of resource kinds, with what Kubernetes is told of each: adding one is a file and an entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from segserve_operator.api.meta import API_GROUP
+from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.api.triton_pool import TritonPool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Resource: TypeAlias = SegmentationModel | TritonPool
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of `get`: its heading, type and the JSON path of its value."""
+
+    name: str
+    type: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceKind:
+    """A kind of resource: its type, its names, and what `get` prints of it."""
+
+    type: type[SegmentationModel] | type[TritonPool]
+    plural: str
+    short_names: tuple[str, ...]
+    categories: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def kind(self) -> str:
+        """The kind as resources name it."""
+        return self.type.__name__
+
+    @property
+    def crd_name(self) -> str:
+        """The name of the kind's CustomResourceDefinition."""
+        return f"{self.plural}.{API_GROUP}"
+
+
+_READY: Final = Column("Ready", "string", '.status.conditions[?(@.type=="Ready")].status')
+_AGE: Final = Column("Age", "date", ".metadata.creationTimestamp")
+
+KINDS: Final[Mapping[str, ResourceKind]] = {
+    "SegmentationModel": ResourceKind(
+        type=SegmentationModel,
+        plural="segmentationmodels",
+        short_names=("segm",),
+        categories=("ml", "segserve"),
+        columns=(
+            _READY,
+            Column("Stable", "string", ".status.roles.stable.revision"),
+            Column("Candidate", "string", ".status.roles.candidate.revision"),
+            Column("Weight", "integer", ".status.weight"),
+            Column("URL", "string", ".status.url"),
+            _AGE,
+        ),
+    ),
+    "TritonPool": ResourceKind(
+        type=TritonPool,
+        plural="tritonpools",
+        short_names=("tpool",),
+        categories=("ml", "segserve"),
+        columns=(_READY, Column("Port", "integer", ".spec.gateway.port"), _AGE),
+    ),
+}

@@ -1,0 +1,129 @@
+"""Turns a type's JSON schema into the structural OpenAPI v3 that Kubernetes asks of a CRD."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder.steps import PostprocessStep, PreprocessStep
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import BaseModel
+
+_KEPT: Final = (
+    "type", "description", "format", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength",
+    "minItems", "maxItems", "required",
+)  # fmt: skip
+_READ: Final = frozenset(
+    (
+        *_KEPT,
+        "title",
+        "default",
+        "const",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "prefixItems",
+        "items",
+    )
+) | {"properties", "additionalProperties", "anyOf", "allOf", "$ref", "$defs", "examples"}
+_STEPS: Final = frozenset({PreprocessStep.__name__, PostprocessStep.__name__})
+
+
+class NotStructuralError(Exception):
+    """A field's type has no structural schema."""
+
+
+@cache
+def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the structural schema of a type; callers leave it unchanged.
+
+    Raises `NotStructuralError` where a field is a union or a tuple of different types.
+    """
+    raw = model.model_json_schema(by_alias=True)
+    return _node(raw, raw.get("$defs", {}))
+
+
+def _node(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    raw = _resolved(raw, definitions)
+    node = {key: raw[key] for key in _KEPT if key in raw}
+    node |= {key: value for key, value in raw.items() if key.startswith("x-kubernetes-")}
+    if "const" in raw:
+        node["enum"] = [raw["const"]]
+    if "description" in node:
+        node["description"] = " ".join(node["description"].split())
+    if "type" not in node:
+        raise NotStructuralError(f"{raw.get('title', 'a field')} has no single type: {sorted(raw)}")
+    node |= _bounds(raw)
+    node |= _children(raw, definitions)
+    if raw.get("default") is not None:
+        # The API server fills in the defaults of an object's fields by itself.
+        node["default"] = {} if node["type"] == "object" else raw["default"]
+    if raw.get("title") in _STEPS:
+        node["x-kubernetes-validations"] = [_exactly_one(node["properties"])]
+    return node
+
+
+def _resolved(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Put referenced and optional types in place; what stands beside them wins, the description above all."""
+    own = {key: value for key, value in raw.items() if key not in ("$ref", "anyOf", "allOf")}
+    inner: list[Mapping[str, Any]] = []
+    if "$ref" in raw:
+        inner = [definitions[raw["$ref"].rpartition("/")[2]]]
+    elif "anyOf" in raw or "allOf" in raw:
+        inner = [item for item in raw.get("anyOf", raw.get("allOf")) if item.get("type") != "null"]
+    if len(inner) > 1:
+        raise NotStructuralError(f"{raw.get('title', 'a field')} is a union of {len(inner)} types")
+    if not inner:
+        unread = {key for key in own if key not in _READ and not key.startswith("x-kubernetes-")}
+        if unread:
+            raise NotStructuralError(f"{raw.get('title', 'a field')} uses {sorted(unread)}")
+        return own
+    base = _resolved(inner[0], definitions)
+    kept_title = {"title": base["title"]} if "title" in base else {}
+    return {**base, **own, **kept_title}
+
+
+def _bounds(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numeric bounds as OpenAPI v3 has them: an exclusive bound is a flag beside the bound."""
+    bounds: dict[str, Any] = {}
+    for side in ("Minimum", "Maximum"):
+        if f"exclusive{side}" in raw:
+            bounds[side.lower()] = raw[f"exclusive{side}"]
+            bounds[f"exclusive{side}"] = True
+    if "multipleOf" in raw:
+        bounds["multipleOf"] = raw["multipleOf"]
+    if raw.get("type") == "integer":
+        bounds["format"] = "int64"
+    return bounds
+
+
+def _children(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    if raw["type"] == "array":
+        return {"items": _items(raw, definitions)}
+    if raw["type"] != "object":
+        return {}
+    if "properties" in raw:
+        return {"properties": {name: _node(item, definitions) for name, item in raw["properties"].items()}}
+    if isinstance(raw.get("additionalProperties"), dict):
+        return {"additionalProperties": _node(raw["additionalProperties"], definitions)}
+    return {"properties": {}}
+
+
+def _items(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    if "prefixItems" not in raw:
+        return _node(raw["items"], definitions)
+    items = [_node(item, definitions) for item in raw["prefixItems"]]
+    if any(item != items[0] for item in items):
+        raise NotStructuralError(f"{raw.get('title', 'a field')} is a tuple of different types")
+    return items[0]
+
+
+def _exactly_one(properties: Mapping[str, Any]) -> dict[str, str]:
+    named = ", ".join(f"has(self.{name})" for name in properties)
+    return {
+        "rule": f"[{named}].exists_one(named, named)",
+        "message": f"exactly one stage must be named: {', '.join(sorted(properties))}",
+    }

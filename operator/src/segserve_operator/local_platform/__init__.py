@@ -1,0 +1,1 @@
+"""The operator of one machine: supervises, ends and examines the local platform."""

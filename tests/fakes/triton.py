@@ -1,0 +1,145 @@
+"""A stand-in for a Triton server: says by HTTP and gRPC who answered, and fails as it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from segserve_operator.core.traffic import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@dataclass
+class Asked:
+    """One HTTP request as it arrived."""
+
+    path: str
+    headers: dict[str, str]
+    body_bytes: int
+
+
+@dataclass
+class StubTriton:
+    """Runs in a thread of its own while it is entered.
+
+    `delay_s` is how long an inference takes; the next `resets` HTTP requests are cut off without an answer.
+    """
+
+    name: str
+    delay_s: float = 0.0
+    resets: int = 0
+    asked: list[Asked] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=self.name)
+        self._thread.start()
+        self.endpoint = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _start(self) -> Endpoint:
+        self._grpc = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(self), self._grpc)
+        grpc_port = self._grpc.add_insecure_port("127.0.0.1:0")
+        await self._grpc.start()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._http = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return Endpoint("127.0.0.1", self._http.sockets[0].getsockname()[1], grpc_port)
+
+    async def _stop(self) -> None:
+        self._http.close()
+        for connection in tuple(self._connections):
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._grpc.stop(0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            while True:
+                await self._answer(reader, writer)
+        self._connections.discard(task)
+        writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await _read(reader)
+        self.asked.append(asked)
+        if self.resets:
+            self.resets -= 1
+            writer.transport.abort()
+            raise ConnectionResetError
+        if asked.path.partition("?")[0].endswith("/infer"):
+            await asyncio.sleep(self.delay_s)
+        answer = {"model_name": "any", "model_version": self.name, "outputs": []}
+        body = json.dumps(answer).encode()
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
+
+
+async def _read(reader: asyncio.StreamReader) -> Asked:
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines if ": " in line)
+    size = int(headers.get("content-length", 0))
+    await reader.readexactly(size)
+    return Asked(first.split(" ")[1], headers, size)
+
+
+class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    def __init__(self, triton: StubTriton) -> None:
+        self._triton = triton
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, _: object) -> pb.ModelInferResponse:  # noqa: N802
+        self._triton.methods.append("ModelInfer")
+        await asyncio.sleep(self._triton.delay_s)
+        return self._answer(request)
+
+    async def ModelStreamInfer(  # noqa: N802
+        self, requests: AsyncIterator[pb.ModelInferRequest], _: object
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        self._triton.methods.append("ModelStreamInfer")
+        async for request in requests:
+            yield pb.ModelStreamInferResponse(infer_response=self._answer(request))
+
+    async def ServerLive(self, *_: object) -> pb.ServerLiveResponse:  # noqa: N802
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, *_: object) -> pb.ServerReadyResponse:  # noqa: N802
+        return pb.ServerReadyResponse(ready=True)
+
+    async def ServerMetadata(self, *_: object) -> pb.ServerMetadataResponse:  # noqa: N802
+        return pb.ServerMetadataResponse(name=self._triton.name)
+
+    async def ModelReady(self, *_: object) -> pb.ModelReadyResponse:  # noqa: N802
+        return pb.ModelReadyResponse(ready=True)
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, _: object) -> pb.ModelMetadataResponse:  # noqa: N802
+        return pb.ModelMetadataResponse(name=request.name, platform=self._triton.name)
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, _: object) -> pb.ModelConfigResponse:  # noqa: N802
+        return pb.ModelConfigResponse(config={"name": request.name, "platform": self._triton.name})
+
+    async def ModelStatistics(self, *_: object) -> pb.ModelStatisticsResponse:  # noqa: N802
+        return pb.ModelStatisticsResponse()
+
+    def _answer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        return pb.ModelInferResponse(model_name=request.model_name, model_version=self._triton.name, id=request.id)

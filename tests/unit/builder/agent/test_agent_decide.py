@@ -1,0 +1,350 @@
+"""What an agent decides to do, run against a server in memory that refuses what the real one would suffer from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from segserve_builder.agent.decide import next_actions, reports
+from segserve_builder.agent.memory import Memory
+from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
+from segserve_builder.agent.state import (
+    Action,
+    Ensemble,
+    LoadStep,
+    Look,
+    Prepare,
+    Prepared,
+    Proof,
+    Prove,
+    Remove,
+    RepairStep,
+    Serve,
+    Unload,
+)
+from segserve_builder.names import STEP_PREFIX, network_alias
+from segserve_builder.pipeline import Artifact, Golden, Input, Output, Runtime
+from segserve_builder.steps import Pipeline
+from segserve_builder.tree import Tree
+
+
+def assigned(model: str, network: str = "1", *, expose: bool = False, golden: str | None = None) -> AssignedModel:
+    """Return a model whose network file is told by one hex digit."""
+    pipeline = Pipeline(
+        model=model,
+        artifact_sha256=network * 64,
+        family="semantic-logits",
+        input=Input(),
+        classes=(),
+        preprocess=(),
+        postprocess=(),
+        output=Output(),
+        runtime=Runtime(),
+    )
+    return AssignedModel(
+        pipeline=pipeline,
+        artifact=Artifact(uri="file:///network.onnx", sha256=network * 64),
+        golden=Golden(uri="golden", sha256=golden * 64) if golden else None,
+        expose=("network",) if expose else (),
+    )
+
+
+def steps_of(told: AssignedModel) -> tuple[str, ...]:
+    """Return names as the builder's: the first step is shared by all, the network by equal files."""
+    network = told.artifact.sha256[0]
+    return (f"{STEP_PREFIX}pre--0", f"{STEP_PREFIX}net--{network}", f"{STEP_PREFIX}post--{told.revision}")
+
+
+@dataclass
+class World:
+    """A server with its repository, and the agent's memory beside it."""
+
+    memory: Memory = field(default_factory=Memory)
+    published: dict[str, Ensemble] = field(default_factory=dict)
+    step_folders: set[str] = field(default_factory=set)
+    loaded_steps: set[str] = field(default_factory=set)
+    loaded: dict[str, Ensemble] = field(default_factory=dict)
+    dead: set[str] = field(default_factory=set)
+    ready: bool = True
+    done: list[Action] = field(default_factory=list)
+
+    def look(self) -> Look:
+        return Look(
+            ready=self.ready,
+            states=dict.fromkeys({*self.loaded_steps, *self.loaded}, "READY") if self.ready else {},
+            loaded=dict(self.loaded) if self.ready else {},
+            published=dict(self.published),
+            folders=frozenset({*self.published, *self.step_folders}),
+            dead=frozenset(self.dead),
+        )
+
+    def restart_server(self) -> None:
+        """Lose all that was loaded, as a new process does."""
+        self.loaded_steps.clear()
+        self.loaded.clear()
+
+    def converge(self, *told: AssignedModel) -> None:
+        """Let the agent work until it has nothing to do."""
+        for _ in range(30):
+            self.memory.keep_only(told)
+            self.memory.doubt(told, self.look())
+            actions = next_actions(told, self.look(), self.memory, 0.0)
+            if not actions:
+                return
+            for action in actions:
+                self.do(action, told)
+        raise AssertionError(f"the agent never comes to rest: {self.done[-5:]}")
+
+    def do(self, action: Action, told: tuple[AssignedModel, ...]) -> None:
+        self.done.append(action)
+        by_revision = {model.revision: model for model in told}
+        match action:
+            case Prepare():
+                self.prepare(by_revision[action.revision])
+            case LoadStep(name) | RepairStep(name):
+                assert name in self.step_folders
+                self.loaded_steps.add(name)
+                self.dead.discard(name)
+            case Serve():
+                self.serve(by_revision[action.revision])
+            case Prove():
+                golden = by_revision[action.revision].golden
+                proof = Proof("golden", golden.sha256) if golden else Proof("builtin", None)
+                self.memory.prove(action.revision, proof)
+            case Unload(name):
+                assert not any(name in ensemble.steps for ensemble in self.loaded.values()), f"{name} is in use"
+                self.loaded_steps.discard(name)
+                self.loaded.pop(name, None)
+            case Remove(name):
+                assert name not in self.loaded_steps | self.loaded.keys(), f"{name} is loaded"
+                self.step_folders.discard(name)
+                self.published.pop(name, None)
+
+    def prepare(self, told: AssignedModel) -> None:
+        steps = steps_of(told)
+        alias = (network_alias(told.model), {}) if told.expose else None
+        tree = Tree({step: {} for step in steps}, (told.model, {}), alias)
+        self.step_folders.update(steps)
+        self.memory.prepare(Prepared(told, tree, dict.fromkeys(steps, 1), None))
+
+    def serve(self, told: AssignedModel) -> None:
+        steps = steps_of(told)
+        assert self.loaded_steps.issuperset(steps)
+        ensembles = {told.model: Ensemble(told.revision, frozenset(steps))}
+        if told.expose:
+            ensembles[network_alias(told.model)] = Ensemble(told.revision, frozenset(steps[1:2]))
+        self.published.update(ensembles)
+        self.loaded.update(ensembles)
+
+    def report(self, *told: AssignedModel) -> dict[str, ModelReport]:
+        return {report.model: report for report in reports(told, self.look(), self.memory)}
+
+    def done_to(self, name: str) -> list[type[Action]]:
+        return [type(action) for action in self.done if action.subject == name]
+
+
+def test_an_assigned_model_ends_up_loaded_and_proved() -> None:
+    world, coins = World(), assigned("coins")
+    world.converge(coins)
+    report = world.report(coins)["coins"]
+    assert (report.state, report.proof, report.loaded) == (ModelState.READY, "builtin", True)
+    assert report.steps == steps_of(coins)
+
+
+def test_nothing_is_reported_ready_before_its_proof() -> None:
+    world, coins = World(), assigned("coins")
+    world.converge(coins)
+    del world.memory.proofs[coins.revision]
+    assert world.report(coins)["coins"].state is ModelState.PROVING
+
+
+def test_steps_that_are_not_loaded_yet_load_together() -> None:
+    world, coins = World(), assigned("coins")
+    world.prepare(coins)
+    actions = next_actions((coins,), world.look(), world.memory, 0.0)
+    assert actions == tuple(LoadStep(step) for step in steps_of(coins))
+
+
+def test_a_step_that_two_models_share_is_loaded_once_and_stays_for_the_other() -> None:
+    world, coins, parts = World(), assigned("coins"), assigned("parts")
+    world.converge(coins, parts)
+    assert world.done_to(steps_of(coins)[0]) == [LoadStep]
+    world.converge(parts)
+    assert world.loaded_steps == set(steps_of(parts))
+    assert world.report(parts)["parts"].state is ModelState.READY
+
+
+def test_an_unassigned_model_leaves_nothing_behind() -> None:
+    world, coins = World(), assigned("coins", expose=True)
+    world.converge(coins)
+    world.converge()
+    assert (world.loaded, world.loaded_steps, world.published, world.step_folders) == ({}, set(), {}, set())
+
+
+def test_a_model_is_reported_as_leaving_until_its_own_steps_are_gone() -> None:
+    world, coins = World(), assigned("coins")
+    world.converge(coins)
+    world.loaded.clear()
+    assert world.report()["coins"].state is ModelState.UNLOADING
+    actions = next_actions((), world.look(), world.memory, 0.0)
+    assert Remove("coins") not in actions
+
+
+def test_a_new_revision_takes_the_name_before_the_old_steps_go() -> None:
+    world, old, new = World(), assigned("coins", "1"), assigned("coins", "2")
+    world.converge(old)
+    world.done.clear()
+    world.converge(new)
+    assert world.loaded["coins"].revision == new.revision
+    assert world.loaded_steps == set(steps_of(new))
+    proved = world.done.index(Prove(new.revision, "coins"))
+    unloads = [index for index, action in enumerate(world.done) if isinstance(action, Unload)]
+    assert unloads
+    assert all(index > proved for index in unloads)
+    assert Unload("coins") not in world.done
+
+
+def test_a_revision_that_cannot_be_prepared_leaves_the_one_before_it_as_it_is() -> None:
+    world, old, new = World(), assigned("coins", "1"), assigned("coins", "2")
+    world.converge(old)
+    world.memory.fail(new, "ArtifactMissing", "gone", retry_from_s=5.0)
+    world.converge(new)
+    assert world.loaded["coins"].revision == old.revision
+    assert world.loaded_steps == set(steps_of(old))
+    report = world.report(new)["coins"]
+    assert (report.state, report.reason, report.retryable) == (ModelState.FAILED, "ArtifactMissing", True)
+
+
+def test_a_failure_that_may_pass_is_tried_again_when_it_is_due() -> None:
+    world, coins = World(), assigned("coins")
+    world.memory.fail(coins, "ArtifactMissing", "gone", retry_from_s=0.0)
+    assert next_actions((coins,), world.look(), world.memory, 0.5) == ()
+    assert next_actions((coins,), world.look(), world.memory, 1.0) == (Prepare(coins.revision, "coins"),)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "pause_s"),
+    [
+        pytest.param(1, 1.0, id="the first pause is a second"),
+        pytest.param(4, 8.0, id="each pause is twice the one before"),
+        pytest.param(12, 30.0, id="no pause is longer than thirty seconds"),
+    ],
+)
+def test_pauses_grow_to_a_bound(attempts: int, pause_s: float) -> None:
+    memory, coins = Memory(), assigned("coins")
+    for _ in range(attempts):
+        memory.fail(coins, "ArtifactMissing", "gone", retry_from_s=100.0)
+    assert memory.failures[coins.revision].retry_at_s == 100.0 + pause_s
+
+
+def test_a_final_failure_is_not_tried_again_until_the_assignment_changes() -> None:
+    world, coins, other = World(), assigned("coins"), assigned("coins", golden="a")
+    world.memory.fail(coins, "GoldenFailed", "IoU 0.1", retry_from_s=None)
+    assert next_actions((coins,), world.look(), world.memory, 1e9) == ()
+    assert other.revision == coins.revision
+    world.converge(other)
+    assert world.report(other)["coins"].proof == "golden"
+
+
+def test_a_failed_model_does_not_hold_up_the_others() -> None:
+    world, bad, good, gone = World(), assigned("bad", "1"), assigned("good", "2"), assigned("gone", "3")
+    world.converge(gone)
+    world.memory.fail(bad, "SignatureMismatch", "no", retry_from_s=None)
+    world.converge(bad, good)
+    assert world.report(bad, good)["good"].state is ModelState.READY
+    assert world.loaded_steps == set(steps_of(good))
+
+
+def test_a_server_that_restarted_empty_is_filled_and_everything_is_proved_again() -> None:
+    world, coins, parts = World(), assigned("coins"), assigned("parts", "2")
+    world.converge(coins, parts)
+    world.restart_server()
+    world.memory.doubt((coins, parts), world.look())
+    assert world.report(coins)["coins"].state is ModelState.LOADING
+    world.done.clear()
+    world.converge(coins, parts)
+    assert {type(action) for action in world.done} == {LoadStep, Serve, Prove}
+    assert world.report(coins, parts)["parts"].state is ModelState.READY
+
+
+def test_a_new_agent_adopts_what_is_loaded_and_proves_it_anew() -> None:
+    world, coins = World(), assigned("coins")
+    world.converge(coins)
+    world.memory, world.done = Memory(), []
+    world.converge(coins)
+    assert [type(action) for action in world.done] == [Prepare, Prove]
+    assert world.report(coins)["coins"].state is ModelState.READY
+
+
+def test_a_new_agent_that_cannot_fetch_keeps_what_is_loaded() -> None:
+    world, coins = World(), assigned("coins")
+    world.converge(coins)
+    world.memory = Memory()
+    world.memory.fail(coins, "ArtifactMissing", "gone", retry_from_s=5.0)
+    world.converge(coins)
+    assert world.loaded_steps == set(steps_of(coins))
+
+
+def test_a_dead_step_takes_ready_back_and_is_loaded_again_alone() -> None:
+    world, coins = World(), assigned("coins")
+    world.converge(coins)
+    world.dead.add(steps_of(coins)[1])
+    world.memory.doubt((coins,), world.look())
+    report = world.report(coins)["coins"]
+    assert (report.state, report.reason) == (ModelState.LOADING, "StepDied")
+    world.done.clear()
+    world.converge(coins)
+    assert world.done == [RepairStep(steps_of(coins)[1]), Prove(coins.revision, "coins")]
+
+
+def test_nothing_is_asked_of_a_server_that_does_not_answer() -> None:
+    world, coins, gone = World(), assigned("coins"), assigned("gone", "2")
+    world.converge(gone)
+    world.ready = False
+    world.converge(coins)
+    assert [type(action) for action in world.done[-1:]] == [Prepare]
+    assert world.report(coins)["coins"].reason == "ServerNotReady"
+    assert world.report(coins)["gone"].state is ModelState.UNLOADING
+
+
+def test_an_exposed_network_comes_and_goes_without_taking_ready_back() -> None:
+    world, plain, exposed = World(), assigned("coins"), assigned("coins", expose=True)
+    world.converge(plain)
+    world.memory.keep_only((exposed,))
+    world.memory.doubt((exposed,), world.look())
+    assert world.report(exposed)["coins"].state is ModelState.READY
+    world.converge(exposed)
+    assert network_alias("coins") in world.loaded
+    world.converge(plain)
+    assert network_alias("coins") not in world.loaded
+    assert world.report(plain)["coins"].state is ModelState.READY
+
+
+def test_another_golden_set_is_proved_while_the_model_stays_ready() -> None:
+    world, first, second = World(), assigned("coins", golden="a"), assigned("coins", golden="b")
+    world.converge(first)
+    world.prepare(second)
+    world.memory.keep_only((second,))
+    assert next_actions((second,), world.look(), world.memory, 0.0) == (Prove(second.revision, "coins"),)
+    assert world.report(second)["coins"].state is ModelState.READY
+
+
+def test_a_step_folder_that_was_deleted_is_published_again() -> None:
+    world, coins = World(), assigned("coins")
+    world.converge(coins)
+    world.step_folders.clear()
+    world.converge(coins)
+    assert world.step_folders == set(steps_of(coins))
+
+
+def test_a_step_that_is_being_removed_is_not_loaded_at_the_same_time() -> None:
+    world, coins = World(), assigned("coins")
+    world.prepare(coins)
+    world.memory.start(Remove(steps_of(coins)[0]), 0.0)
+    assert next_actions((coins,), world.look(), world.memory, 0.0) == ()
+
+
+def test_what_is_under_way_is_not_started_again() -> None:
+    world, coins = World(), assigned("coins")
+    world.memory.start(Prepare(coins.revision, "coins"), 0.0)
+    assert next_actions((coins,), world.look(), world.memory, 0.0) == ()

@@ -1,0 +1,154 @@
+"""Label maps of upsampled logits against torch's interpolate and grid_sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from segserve_builder.kernels.labels import best_class, label_map
+from segserve_builder.sampling import Axis, axes
+from segserve_builder.values import Placement
+from torch.nn import functional
+
+torch.set_num_threads(1)
+
+
+def noise(channels: int, height: int, width: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(channels, height, width)).astype(np.float32)
+
+
+def interpolated(logits: np.ndarray, height: int, width: int) -> np.ndarray:
+    stacked = torch.from_numpy(np.ascontiguousarray(logits))[None]
+    return functional.interpolate(stacked, (height, width), mode="bilinear", align_corners=False)[0].numpy()
+
+
+def sampled(logits: np.ndarray, p: Placement) -> np.ndarray:
+    """The same by grid_sample in float64, on the cells whose centres show the image."""
+    rows, columns = axes(p, *logits.shape[1:])
+    content = logits[:, rows.first : rows.first + rows.cells, columns.first : columns.first + columns.cells]
+    y = ((np.arange(p.height) + 0.5) * p.inner_height / p.height + p.top) * logits.shape[1] / p.input_height
+    x = ((np.arange(p.width) + 0.5) * p.inner_width / p.width + p.left) * logits.shape[2] / p.input_width
+    grid = np.stack(
+        np.meshgrid((x - columns.first) * 2 / columns.cells - 1, (y - rows.first) * 2 / rows.cells - 1), axis=-1
+    )
+    stacked = torch.from_numpy(content.astype(np.float64))[None]
+    return functional.grid_sample(
+        stacked, torch.from_numpy(grid)[None], mode="bilinear", padding_mode="border", align_corners=False
+    )[0].numpy()
+
+
+@st.composite
+def placements(draw: st.DrawFn) -> Placement:
+    height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    inner_height, inner_width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    top, left = draw(st.integers(0, 20)), draw(st.integers(0, 20))
+    below, beside = draw(st.integers(0, 20)), draw(st.integers(0, 20))
+    size = (top + inner_height + below, left + inner_width + beside)
+    return Placement(height, width, top, left, inner_height, inner_width, *size)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 200), st.integers(1, 200), st.integers(1, 12),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_without_padding_labels_are_those_of_torch(
+    h: int, w: int, height: int, width: int, channels: int, seed: int
+) -> None:
+    logits = noise(channels, h, w, seed)
+    rows, columns = axes(Placement(height, width, 0, 0, 8 * h, 8 * w, 8 * h, 8 * w), h, w)
+
+    labels = label_map(logits, rows, columns)
+
+    upsampled = interpolated(logits, height, width)
+    expected = upsampled[0] > 0 if channels == 1 else upsampled.argmax(axis=0)
+    assert np.array_equal(labels, expected)
+
+
+def test_a_million_pixels_of_smooth_logits_are_those_of_torch() -> None:
+    logits = interpolated(noise(21, 9, 11, 1), 128, 128)
+
+    labels = label_map(logits, *axes(Placement(1024, 1024, 0, 0, 512, 512, 512, 512), 128, 128))
+
+    assert np.array_equal(labels, interpolated(logits, 1024, 1024).argmax(axis=0))
+
+
+@settings(max_examples=150, deadline=None)
+@given(placements(), st.integers(1, 30), st.integers(1, 30), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_padded_labels_are_those_of_grid_sample_but_for_float_ties(
+    placement: Placement, h: int, w: int, channels: int, seed: int
+) -> None:
+    logits = noise(channels, h, w, seed)
+
+    labels = label_map(logits, *axes(placement, h, w))
+
+    exact = sampled(logits, placement)
+    exact = np.concatenate([np.zeros_like(exact), exact]) if channels == 1 else exact
+    chosen = np.take_along_axis(exact, labels[None].astype(np.int64), axis=0)[0]
+    assert (exact.max(axis=0) - chosen).max() < 2e-5
+
+
+def test_a_padded_image_at_full_resolution_is_cropped() -> None:
+    logits = noise(3, 32, 48, 0)
+
+    labels = label_map(logits, *axes(Placement(20, 30, 5, 7, 20, 30, 32, 48), 32, 48))
+
+    assert np.array_equal(labels, logits[:, 5:25, 7:37].argmax(axis=0))
+
+
+def test_padding_never_decides_a_pixel() -> None:
+    logits = np.zeros((2, 16, 16), np.float32)
+    logits[0] = 1
+    inside = (slice(None), slice(4, 12), slice(3, 13))
+    logits[inside] = logits[inside][::-1]
+
+    labels = label_map(logits, *axes(Placement(77, 91, 32, 24, 64, 80, 128, 128), 16, 16))
+
+    assert (labels == 1).all()
+
+
+@pytest.mark.parametrize("threshold", [-1.5, 0.0, 0.7])
+@pytest.mark.parametrize("size", [(16, 24), (40, 50)])
+def test_one_channel_is_compared_with_the_threshold(threshold: float, size: tuple[int, int]) -> None:
+    logits = noise(1, 16, 24, 3)
+
+    labels = label_map(logits, *axes(Placement(*size, 0, 0, 16, 24, 16, 24), 16, 24), threshold)
+
+    assert np.array_equal(labels, interpolated(logits, *size)[0] > np.float32(threshold))
+    assert labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(256, np.uint8), (257, np.uint16)])
+@pytest.mark.parametrize("size", [(6, 7), (11, 13)])
+def test_more_than_256_classes_need_16_bits(classes: int, dtype: type, size: tuple[int, int]) -> None:
+    logits = noise(classes, 6, 7, 4)
+    logits[-1, 2:4] += 9
+
+    labels = label_map(logits, *axes(Placement(*size, 0, 0, 6, 7, 6, 7), 6, 7))
+
+    assert labels.dtype == dtype
+    assert np.array_equal(labels, interpolated(logits, *size).argmax(axis=0))
+
+
+def test_ties_go_to_the_first_class() -> None:
+    rows = columns = Axis.of(9, 4, 0, 4, 4)
+
+    assert (label_map(np.ones((5, 4, 4), np.float32), rows, columns) == 0).all()
+
+
+def test_logits_that_do_not_cover_the_axes_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not cover"):
+        label_map(noise(2, 4, 4, 0), *axes(Placement.of(8, 8), 8, 8))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 90), st.integers(0, 5000), st.integers(0, 2**32 - 1))
+def test_the_best_class_is_the_argmax(channels: int, n: int, seed: int) -> None:
+    scores = np.random.default_rng(seed).integers(0, 9, (channels, n)).astype(np.float32)
+
+    label, best = best_class(scores)
+
+    assert np.array_equal(label, scores.argmax(axis=0))
+    assert np.array_equal(best, scores.max(axis=0))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from segserve_builder.stages.base import Request
+from segserve_builder.stages.normalise import Normalise
+from segserve_builder.values import Image, Placement
+
+RNG = np.random.default_rng(5)
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def normalise(pixels: np.ndarray, **options: Any) -> np.ndarray:
+    value = Normalise(**options)(Image(pixels, Placement.of(*pixels.shape[:2])), Request())
+    assert value.placement == Placement.of(*pixels.shape[:2])
+    return value.pixels
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scale": 1.0}, {"scale": 0.01, "mean": (3.5,), "std": (7.0,)}, IMAGENET, {"mean": (0.5,), "std": (0.25,)}],
+    ids=str,
+)
+def test_every_pixel_is_the_formula_in_float64_rounded_once(options: dict[str, Any], channels: int, dtype: Any) -> None:
+    options = {name: value if name == "scale" else value[:channels] for name, value in options.items()}
+    pixels = RNG.integers(0, np.iinfo(dtype).max, (19, 31, channels), endpoint=True).astype(dtype)
+    largest = float(np.iinfo(dtype).max)
+    scaled = pixels * options["scale"] if "scale" in options else pixels / largest
+    expected = ((scaled - np.array(options.get("mean", 0.0))) / np.array(options.get("std", 1.0))).astype(np.float32)
+    given = normalise(pixels, **options)
+    assert given.dtype == np.float32
+    np.testing.assert_array_equal(given, expected)
+
+
+def test_it_is_within_5e_7_of_torchvision_s_float32_steps() -> None:
+    pixels = RNG.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    mean, std = (np.float32(IMAGENET[name]) for name in ("mean", "std"))
+    theirs = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    np.testing.assert_allclose(normalise(pixels, **IMAGENET), theirs, rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_strided_and_read_only_pixels_give_the_same_and_are_left_untouched(dtype: Any) -> None:
+    base = RNG.integers(0, 256, (20, 30, 6)).astype(dtype)
+    strided = base[::-1, ::2, ::2]
+    before = strided.copy()
+    strided.flags.writeable = False
+    np.testing.assert_array_equal(normalise(strided, **IMAGENET), normalise(before, **IMAGENET))
+    np.testing.assert_array_equal(strided, before)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"std": (0.0,)},
+        {"std": (1.0, -1.0, 1.0)},
+        {"mean": ()},
+        {"mean": (float("nan"),)},
+        {"scale": 0},
+        {"scale": float("inf")},
+        {"sd": 1},
+    ],
+    ids=str,
+)
+def test_options_without_meaning_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Normalise(**options)

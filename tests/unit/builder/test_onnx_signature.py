@@ -1,0 +1,195 @@
+"""What the builder reads from an ONNX file, and which files it refuses to load."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from segserve_builder.errors import SignatureError, UnsafeArtifactError
+from segserve_builder.families.base import TensorSpec
+from segserve_builder.onnx_signature import read_signature
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def tiny_model(*, nodes=None, inputs=None, outputs=None, initializers=(), opsets=(("", 17),), functions=()):
+    nodes = nodes or [helper.make_node("Relu", ["x"], ["y"])]
+    inputs = inputs or [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3, "h", 8])]
+    outputs = outputs or [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 3, "h", 8])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(initializers))
+    imports = [helper.make_opsetid(domain, version) for domain, version in opsets]
+    return helper.make_model(graph, opset_imports=imports, functions=list(functions))
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def external(name: str, location: str) -> onnx.TensorProto:
+    tensor = numpy_helper.from_array(np.zeros(1, np.float32), name)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def branch_with(tensor: onnx.TensorProto) -> onnx.GraphProto:
+    constant = helper.make_node("Constant", [], ["y"], value=tensor)
+    return helper.make_graph([constant], "branch", [], [helper.make_tensor_value_info("y", 1, [1])])
+
+
+def test_free_dimensions_are_none_and_fixed_ones_are_numbers(tmp_path: Path) -> None:
+    signature = read_signature(saved(tiny_model(), tmp_path))
+
+    assert signature.inputs == (TensorSpec("x", "FP32", (None, 3, None, 8)),)
+    assert signature.outputs == (TensorSpec("y", "FP32", (None, 3, None, 8)),)
+
+
+@pytest.mark.parametrize(
+    ("element", "name"),
+    [("UINT8", "UINT8"), ("DOUBLE", "FP64"), ("FLOAT16", "FP16"), ("BFLOAT16", "BF16"), ("STRING", "BYTES")],
+)
+def test_element_types_get_tritons_names(tmp_path: Path, element: str, name: str) -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.DataType.Value(element), ["b"])
+
+    assert read_signature(saved(tiny_model(inputs=[value]), tmp_path)).inputs[0].dtype == name
+
+
+def test_weights_that_are_listed_as_inputs_are_not_inputs(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.zeros(3, np.float32), "w")
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in ("x", "w")]
+
+    signature = read_signature(saved(tiny_model(inputs=inputs, initializers=[weight]), tmp_path))
+
+    assert [tensor.name for tensor in signature.inputs] == ["x"]
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "a/../../x", "weights.bin"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(lambda tensor: tiny_model(initializers=[tensor]), id="a weight"),
+        pytest.param(
+            lambda tensor: tiny_model(nodes=[helper.make_node("Constant", [], ["y"], value=tensor)]),
+            id="an attribute",
+        ),
+        pytest.param(
+            lambda tensor: tiny_model(
+                nodes=[
+                    helper.make_node(
+                        "If", ["x"], ["y"], then_branch=branch_with(tensor), else_branch=branch_with(tensor)
+                    )
+                ]
+            ),
+            id="a subgraph",
+        ),
+        pytest.param(
+            lambda tensor: tiny_model(
+                nodes=[helper.make_node("F", ["x"], ["y"], domain="local")],
+                opsets=[("", 17), ("local", 1)],
+                functions=[
+                    helper.make_function(
+                        "local",
+                        "F",
+                        ["x"],
+                        ["y"],
+                        [helper.make_node("Constant", [], ["y"], value=tensor)],
+                        [helper.make_opsetid("", 17)],
+                    )
+                ],
+            ),
+            id="a function",
+        ),
+    ],
+)
+def test_external_data_is_refused_wherever_it_hides(tmp_path: Path, place, location: str) -> None:
+    path = saved(place(external("w", location)), tmp_path)
+
+    with pytest.raises(UnsafeArtifactError, match=r"'w' lies outside the file .*location"):
+        read_signature(path)
+
+
+def test_external_entries_are_refused_even_where_the_location_flag_is_not_set(tmp_path: Path) -> None:
+    tensor = external("w", "x")
+    tensor.data_location = TensorProto.DEFAULT
+
+    with pytest.raises(UnsafeArtifactError):
+        read_signature(saved(tiny_model(initializers=[tensor]), tmp_path))
+
+
+def test_custom_operators_are_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Evil", ["x"], ["y"], domain="com.evil")]
+
+    with pytest.raises(UnsafeArtifactError, match=r"'com\.evil'.*'Evil'.*ai\.onnx"):
+        read_signature(saved(tiny_model(nodes=nodes), tmp_path))
+
+
+def test_a_custom_domain_that_is_only_imported_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsafeArtifactError, match=r"com\.evil"):
+        read_signature(saved(tiny_model(opsets=[("", 17), ("com.evil", 1)]), tmp_path))
+
+
+def test_custom_operators_inside_a_function_are_refused(tmp_path: Path) -> None:
+    body = [helper.make_node("Evil", ["x"], ["y"], domain="local")]
+    function = helper.make_function("local", "F", ["x"], ["y"], body, [helper.make_opsetid("", 17)])
+    nodes = [helper.make_node("F", ["x"], ["y"], domain="local")]
+    model = tiny_model(nodes=nodes, opsets=[("", 17), ("local", 1)], functions=[function])
+
+    with pytest.raises(UnsafeArtifactError, match="Evil"):
+        read_signature(saved(model, tmp_path))
+
+
+def test_functions_of_the_model_itself_are_allowed(tmp_path: Path) -> None:
+    body = [helper.make_node("Relu", ["x"], ["y"])]
+    function = helper.make_function("local", "F", ["x"], ["y"], body, [helper.make_opsetid("", 17)])
+    nodes = [helper.make_node("F", ["x"], ["y"], domain="local")]
+    model = tiny_model(nodes=nodes, opsets=[("", 17), ("local", 1)], functions=[function])
+
+    assert read_signature(saved(model, tmp_path)).outputs[0].name == "y"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "seen"),
+    [
+        pytest.param(
+            [helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, ["b"])],
+            "sequence_type",
+            id="sequence",
+        ),
+        pytest.param([helper.make_tensor_value_info("x", TensorProto.FLOAT, None)], "no shape", id="no rank"),
+        pytest.param([helper.make_tensor_value_info("x", TensorProto.FLOAT, [0, 3])], "dimension of 0", id="zero"),
+        pytest.param([helper.make_tensor_value_info("x", TensorProto.COMPLEX64, ["b"])], "COMPLEX64", id="dtype"),
+        pytest.param([helper.make_tensor_value_info("x", 1, ["b"])] * 2, "named twice", id="twice"),
+    ],
+)
+def test_tensors_that_triton_cannot_carry_are_refused(tmp_path: Path, inputs, seen: str) -> None:
+    with pytest.raises(SignatureError, match=seen):
+        read_signature(saved(tiny_model(inputs=inputs), tmp_path))
+
+
+@given(content=st.binary(max_size=200))
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_arbitrary_bytes_are_no_model(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+
+    with pytest.raises((SignatureError, UnsafeArtifactError)):
+        read_signature(path)
+
+
+def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
+    content = tiny_model().SerializeToString()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content[: len(content) // 2])
+
+    with pytest.raises(SignatureError, match=r"model\.onnx"):
+        read_signature(path)

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from segserve_builder.errors import BadImageError, PipelineError
+from segserve_builder.families.base import TensorSpec
+from segserve_builder.pipeline import Input
+from segserve_builder.preprocess import Preprocess
+from segserve_builder.preprocess_rules import check_preprocess
+from segserve_builder.steps import PreprocessStep, Step
+from segserve_builder.values import Placement
+
+RNG = np.random.default_rng(11)
+RGB = RNG.integers(0, 256, (30, 44, 3)).astype(np.uint8)
+GREY = RGB[..., :1]
+KEEP = {"resize": {"mode": "keep", "multipleOf": 16, "padding": "edge"}}
+LETTERBOX = {"resize": {"mode": "letterbox", "size": 64}}
+
+
+def steps_of(*steps: dict[str, Any]) -> list[Step]:
+    return [PreprocessStep.model_validate(step) for step in steps]
+
+
+def network(dtype: str = "UINT8", shape: tuple[int | None, ...] = (None, 3, None, None)) -> TensorSpec:
+    return TensorSpec("images", dtype, shape)
+
+
+def preprocess(
+    *steps: dict[str, Any], spec: Input | None = None, tensor: TensorSpec | None = None, layout: Any = "NCHW"
+) -> Preprocess:
+    return Preprocess(steps_of(*steps), spec or Input(), tensor or network(), layout)
+
+
+def png(pixels: np.ndarray, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    PIL.Image.fromarray(pixels.squeeze()).save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+def test_an_image_file_and_its_pixels_give_the_same_input() -> None:
+    run = preprocess(LETTERBOX, {"normalise": {}}, tensor=network("FP32"))
+    from_file, placed = run(png(RGB), None)
+    from_pixels, placed_too = run(None, RGB)
+    np.testing.assert_array_equal(from_file, from_pixels)
+    assert placed == placed_too == Placement(30, 44, 10, 0, 44, 64, 64, 64)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("pixels", [RGB, GREY], ids=["RGB", "GREY"])
+def test_the_result_is_a_batch_of_one_in_the_network_s_layout(layout: str, pixels: np.ndarray) -> None:
+    channels = pixels.shape[2]
+    shape = (None, channels, None, None) if layout == "NCHW" else (None, None, None, channels)
+    run = preprocess(spec=Input(colour="RGB" if channels == 3 else "GREY"), tensor=network(shape=shape), layout=layout)
+    given, placed = run(None, pixels)
+    np.testing.assert_array_equal(given, (pixels.transpose(2, 0, 1) if layout == "NCHW" else pixels)[None])
+    assert given.flags.c_contiguous
+    assert given.dtype == np.uint8
+    assert placed == Placement.of(30, 44)
+
+
+def test_the_coins_path_is_the_training_s_own_padding() -> None:
+    run = preprocess({"decode": {}}, KEEP, spec=Input(colour="GREY"), tensor=network(shape=(None, 1, None, None)))
+    given, placed = run(png(GREY), None)
+    expected = np.pad(GREY[..., 0], ((0, -30 % 16), (0, -44 % 16)), mode="edge")[None, None]
+    np.testing.assert_array_equal(given, expected)
+    assert placed == Placement(30, 44, 0, 0, 30, 44, 32, 48)
+
+
+@pytest.mark.parametrize(("dtype", "numpy_dtype"), [("FP32", np.float32), ("FP16", np.float16)])
+def test_normalised_pixels_come_in_the_network_s_float_type(dtype: str, numpy_dtype: Any) -> None:
+    given, _ = preprocess({"normalise": {}}, tensor=network(dtype))(None, RGB)
+    assert given.dtype == numpy_dtype
+    np.testing.assert_array_equal(given[0], (RGB.transpose(2, 0, 1) / 255).astype(np.float32).astype(numpy_dtype))
+
+
+def test_uint16_goes_through_unscaled() -> None:
+    wide = RNG.integers(0, 65536, (30, 44, 1)).astype(np.uint16)
+    spec = Input(dtype="UINT16", colour="GREY")
+    given, _ = preprocess(KEEP, spec=spec, tensor=network("UINT16", (None, 1, None, None)))(png(wide), None)
+    np.testing.assert_array_equal(given[0, 0, :30, :44], wide[..., 0])
+
+
+def test_decode_happens_with_its_defaults_where_it_is_not_listed() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    data = png(RGB, exif=exif)
+    _, placed = preprocess()(data, None)
+    assert (placed.height, placed.width) == (44, 30)
+    _, placed = preprocess({"decode": {"orientation": "ignore"}})(data, None)
+    assert (placed.height, placed.width) == (30, 44)
+
+
+def test_read_only_and_strided_pixels_are_accepted_and_left_untouched() -> None:
+    base = np.repeat(np.repeat(RGB, 2, axis=0), 2, axis=1)
+    strided = base[::2, ::2]
+    strided.flags.writeable = False
+    for steps in ([], [KEEP], [LETTERBOX]):
+        run = preprocess(*steps)
+        np.testing.assert_array_equal(run(None, strided)[0], run(None, RGB)[0])
+    np.testing.assert_array_equal(strided, RGB)
+
+
+@pytest.mark.parametrize("steps", [(), (KEEP,), (LETTERBOX,)], ids=str)
+def test_an_image_of_one_pixel_goes_through(steps: tuple[dict[str, Any], ...]) -> None:
+    given, placed = preprocess(*steps)(png(np.full((1, 1, 3), 9, np.uint8)), None)
+    assert given.shape == (1, 3, placed.input_height, placed.input_width)
+    assert (given[0, :, placed.top, placed.left] == 9).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "pixels", "seen"),
+    [
+        (None, None, "exactly one of IMAGE and PIXELS; this one gives neither"),
+        (png(RGB), RGB, "exactly one of IMAGE and PIXELS; this one gives both"),
+        (b"", None, "it is empty"),
+        (None, RGB.astype(np.float32), "PIXELS has dtype 'float32'; allowed is UINT8"),
+        (None, RGB.astype(np.uint16), "PIXELS has dtype 'uint16'; allowed is UINT8"),
+        (None, GREY, r"PIXELS has shape \[30, 44, 1\]; allowed is \[height, width, 3\] \(RGB\)"),
+        (None, RGB[..., 0], r"PIXELS has shape \[30, 44\]"),
+        (None, RGB[None], r"PIXELS has shape \[1, 30, 44, 3\]"),
+        (None, RGB[:0], r"PIXELS has shape \[0, 44, 3\]"),
+    ],
+)
+def test_a_request_that_cannot_be_used_is_told_what_was_seen_and_what_is_allowed(
+    image: bytes | None, pixels: np.ndarray | None, seen: str
+) -> None:
+    with pytest.raises(BadImageError, match=seen):
+        preprocess()(image, pixels)
+
+
+def test_the_limit_on_pixels_holds_for_both_inputs() -> None:
+    run = preprocess(spec=Input(max_pixels=30 * 44 - 1))
+    for image, pixels in ((png(RGB), None), (None, RGB)):
+        with pytest.raises(BadImageError, match=r"30 x 44 = 1320 pixels; allowed are 1 to 1319 \(input.maxPixels\)"):
+            run(image, pixels)
+
+
+@pytest.mark.parametrize(("layout", "shape"), [("NCHW", (None, 3, 32, None)), ("NHWC", (None, 32, None, 3))])
+def test_an_image_of_another_size_than_a_fixed_network_is_refused_with_both_sizes(layout: str, shape: Any) -> None:
+    run = preprocess(tensor=network(shape=shape), layout=layout)
+    assert run(None, np.zeros((32, 7, 3), np.uint8))[1] == Placement.of(32, 7)
+    seen = "image of 30 x 44 pixels makes an input of 30 x 44; the network's 'images' is 32 x any"
+    with pytest.raises(BadImageError, match=seen):
+        run(None, RGB)
+
+
+@pytest.mark.parametrize(
+    ("steps", "spec", "tensor", "seen"),
+    [
+        ((), {}, network("FP32"), r"'images' is FP32; the preprocess stages give UINT8 .*`normalise` gives FP32"),
+        (({"normalise": {}},), {}, network("UINT8"), "'images' is UINT8; the preprocess stages give FP32"),
+        ((), {"dtype": "UINT16"}, network("UINT8"), "'images' is UINT8; the preprocess stages give UINT16"),
+        ((), {"colour": "GREY"}, network(), "'images' has 3 channels; input.colour GREY gives 1"),
+        ((), {}, network(shape=(None, 3, 64)), "allowed are four axes, NCHW"),
+        ((LETTERBOX,), {}, network(shape=(None, 3, 64, 96)), "'images' is 64 x 96; resize gives 64 x 64"),
+        (
+            (KEEP, {"decode": {}}),
+            {},
+            network(),
+            "each at most once; got resize, decode",
+        ),
+        ((KEEP, KEEP), {}, network(), "each at most once; got resize, resize"),
+        (({"normalise": {}}, KEEP), {}, network("FP32"), "got normalise, resize"),
+        (
+            ({"normalise": {"mean": [0.1, 0.2]}},),
+            {},
+            network("FP32"),
+            "normalise mean takes 1 or 3 numbers for RGB, got 2",
+        ),
+        (
+            ({"resize": {"mode": "letterbox", "size": 8, "padValue": 300}},),
+            {},
+            network(),
+            r"0\.\.255 for UINT8, got 300",
+        ),
+    ],
+)
+def test_stages_that_fit_neither_each_other_nor_the_network_are_refused(
+    steps: Any, spec: dict[str, Any], tensor: TensorSpec, seen: str
+) -> None:
+    with pytest.raises(PipelineError, match=seen):
+        preprocess(*steps, spec=Input(**spec), tensor=tensor)
+
+
+def test_the_stages_in_order_pass_and_so_does_none() -> None:
+    check_preprocess(steps_of({"decode": {}}, LETTERBOX, {"normalise": {}}), Input())
+    check_preprocess([], Input())
+
+
+def test_options_are_read_without_numpy_or_opencv() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, segserve_builder.preprocess_rules; print({'numpy', 'cv2', 'PIL'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"

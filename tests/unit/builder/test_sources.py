@@ -1,0 +1,227 @@
+"""Fetching artifacts into the cache: verified, whole, by any number of processes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from segserve_builder import sources
+from segserve_builder.errors import (
+    ArtifactMissingError,
+    ArtifactTooLargeError,
+    DigestMismatchError,
+    PublishError,
+    UnknownNameError,
+    UnsafeArtifactError,
+)
+from segserve_builder.sources import cache as cache_module
+from segserve_builder.sources import fetch, fetch_folder, folder_digest
+
+CONTENT = os.urandom(3 * 1024 * 1024 + 17)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    path = tmp_path / "with space%.onnx"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("form", [str, Path.as_uri], ids=["path", "file URI"])
+def test_a_fetched_file_has_its_digest_as_its_name_and_is_read_only(artifact: Path, cache: Path, form) -> None:
+    path = fetch(form(artifact), SHA256, cache)
+
+    assert path == cache / "sha256" / SHA256
+    assert path.read_bytes() == CONTENT
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert files_in(cache) == [f"sha256/{SHA256}"]
+
+
+def test_a_cached_digest_needs_its_source_no_more(artifact: Path, cache: Path) -> None:
+    fetch(str(artifact), SHA256, cache)
+    artifact.unlink()
+
+    assert fetch(str(artifact), SHA256, cache).read_bytes() == CONTENT
+
+
+def test_other_bytes_than_the_digest_names_leave_nothing_behind(artifact: Path, cache: Path) -> None:
+    artifact.write_bytes(CONTENT[:-1] + b"!")
+
+    with pytest.raises(DigestMismatchError, match=SHA256):
+        fetch(str(artifact), SHA256, cache)
+
+    assert files_in(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "seen"),
+    [
+        pytest.param("/nowhere/model.onnx", "nothing", id="missing"),
+        pytest.param("/tmp", "folder", id="folder"),
+        pytest.param("/dev/null", "special file", id="device"),
+        pytest.param("model.onnx", "relative", id="relative"),
+        pytest.param("file://elsewhere/model.onnx", "'elsewhere'", id="other host"),
+    ],
+)
+def test_what_is_no_regular_file_of_this_machine_is_missing(cache: Path, uri: str, seen: str) -> None:
+    with pytest.raises(ArtifactMissingError, match=seen):
+        fetch(uri, SHA256, cache)
+
+
+def test_an_unknown_scheme_is_named_with_the_known_ones(cache: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"'gopher'; known: file, http, https"):
+        fetch("gopher://x/y", SHA256, cache)
+
+
+def test_a_file_above_the_limit_is_refused_and_removed(artifact: Path, cache: Path) -> None:
+    with pytest.raises(ArtifactTooLargeError, match="1000 bytes"):
+        fetch(str(artifact), SHA256, cache, max_bytes=1000)
+
+    assert files_in(cache) == []
+
+
+def test_a_full_disk_is_a_publish_error_and_leaves_nothing(
+    artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache_module.os, "fsync", full)
+
+    with pytest.raises(PublishError, match="No space left on device ENOSPC"):
+        fetch(str(artifact), SHA256, cache)
+
+    assert files_in(cache) == []
+
+
+def test_concurrent_fetches_of_one_artifact_all_get_it(artifact: Path, cache: Path) -> None:
+    barrier = threading.Barrier(8)
+
+    def one(_: int) -> bytes:
+        barrier.wait()
+        return fetch(str(artifact), SHA256, cache).read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(8))) == [CONTENT] * 8
+    assert files_in(cache) == [f"sha256/{SHA256}"]
+
+
+def test_what_a_killed_process_left_is_swept_but_not_what_another_is_writing(artifact: Path, cache: Path) -> None:
+    partial = cache / "partial"
+    partial.mkdir(parents=True)
+    (partial / "abandoned").write_bytes(b"x")
+    (partial / "arriving").write_bytes(b"x")
+    (partial / "folder" / "copy").mkdir(parents=True)
+    long_ago = time.time() - 2 * cache_module.ABANDONED_S
+    for name in ("abandoned", "folder"):
+        os.utime(partial / name, (long_ago, long_ago))
+
+    fetch(str(artifact), SHA256, cache)
+
+    assert [path.name for path in partial.iterdir()] == ["arriving"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "golden"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "golden.json").write_text("{}")
+    (folder / "deep" / "Z.png").write_bytes(b"Z")
+    (folder / "deep" / "a.png").write_bytes(b"a")
+    return folder
+
+
+def test_a_folders_digest_is_what_the_documented_shell_line_prints(folder: Path) -> None:
+    line = "find . -type f -printf '%P\\n' | LC_ALL=C sort | xargs sha256sum | sha256sum"
+    printed = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, check=True, text=True).stdout
+
+    assert folder_digest(folder) == printed.split()[0]
+
+
+names = st.text(st.characters(categories=["L", "N"], exclude_characters="/"), min_size=1, max_size=8)
+
+
+@given(files=st.dictionaries(names, st.binary(max_size=8), min_size=1, max_size=4), extra=names)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_folders_digest_knows_every_name_and_byte(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], extra: str
+) -> None:
+    folder = tmp_path_factory.mktemp("folder")
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    before = folder_digest(folder)
+    target = folder / extra
+
+    target.write_bytes(target.read_bytes() + b"!" if target.exists() else b"")
+
+    assert folder_digest(folder) != before
+
+
+def test_a_fetched_folder_is_a_verified_copy(folder: Path, cache: Path) -> None:
+    copy = fetch_folder(str(folder), folder_digest(folder), cache)
+
+    assert files_in(copy) == ["deep/Z.png", "deep/a.png", "golden.json"]
+    assert folder_digest(copy) == copy.name
+    assert fetch_folder("/gone", copy.name, cache) == copy
+
+
+def test_a_changed_folder_is_refused_and_leaves_nothing(folder: Path, cache: Path) -> None:
+    digest = folder_digest(folder)
+    (folder / "more.png").write_bytes(b"")
+
+    with pytest.raises(DigestMismatchError):
+        fetch_folder(str(folder), digest, cache)
+
+    assert files_in(cache) == []
+
+
+def test_a_symbolic_link_in_a_folder_is_refused(folder: Path, cache: Path) -> None:
+    (folder / "passwd").symlink_to("/etc/passwd")
+
+    with pytest.raises(UnsafeArtifactError, match="symbolic link"):
+        folder_digest(folder)
+    with pytest.raises(UnsafeArtifactError, match="symbolic link"):
+        fetch_folder(str(folder), SHA256, cache)
+    assert files_in(cache) == []
+
+
+def test_concurrent_fetches_of_one_folder_all_get_it(folder: Path, cache: Path) -> None:
+    digest = folder_digest(folder)
+    barrier = threading.Barrier(6)
+
+    def one(_: int) -> Path:
+        barrier.wait()
+        return fetch_folder(str(folder), digest, cache)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(one, range(6))) == {cache / "folders" / digest}
+    assert list((cache / "partial").iterdir()) == []
+
+
+def test_folders_come_from_files_only(cache: Path) -> None:
+    with pytest.raises(UnknownNameError, match="known: file"):
+        fetch_folder("https://example.com/golden/", SHA256, cache)
+
+
+def test_every_registered_source_is_the_one_its_scheme_gets() -> None:
+    assert all(sources.source_of(f"{scheme}:///x") is source for scheme, source in sources.SOURCES.items())

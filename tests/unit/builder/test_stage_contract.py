@@ -1,0 +1,160 @@
+"""What every registered stage and family must keep to; a new one is tested by being registered."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pkgutil
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from segserve_builder import families, stages
+from segserve_builder.families import FAMILIES
+from segserve_builder.stages import POSTPROCESS, PREPROCESS
+from segserve_builder.stages.base import Request, Stage
+from segserve_builder.values import Candidates, Encoded, Image, Instances, Kind, LabelMap, Logits, Placement
+
+STAGES = PREPROCESS | POSTPROCESS
+SHARED = {"base", "signature"}
+
+
+def minimal_options(stage: type[Stage]) -> dict[str, Any]:
+    """The least valid value of every required option, read from its schema."""
+    schema = stage.model_json_schema()
+    required = {name: schema["properties"][name] for name in schema.get("required", [])}
+    return {name: field["enum"][0] if "enum" in field else field.get("minimum", 1) for name, field in required.items()}
+
+
+def encoded(height: int, width: int) -> Encoded:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.full((height, width, 3), 77, np.uint8)).save(buffer, "PNG")
+    return Encoded(buffer.getvalue(), "RGB", "UINT8", 10_000)
+
+
+def image(height: int, width: int) -> Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return Image(pixels, Placement.of(height, width))
+
+
+def logits(height: int, width: int, channels: int = 3) -> Logits:
+    values = np.random.default_rng(0).normal(size=(channels, height, width)).astype(np.float32)
+    return Logits(values, Placement(2 * height, 2 * width, 0, 0, height, width, height, width))
+
+
+def labels(height: int, width: int, dtype: type = np.uint8) -> LabelMap:
+    found = np.random.default_rng(0).integers(0, 3, (2 * height, 2 * width)).astype(dtype)
+    return LabelMap(found, logits(height, width))
+
+
+def candidates(n: int, height: int, width: int) -> Candidates:
+    rng = np.random.default_rng(0)
+    corner = rng.random((n, 2)) * (width / 2, height / 2)
+    boxes = np.concatenate([corner, corner + rng.random((n, 2)) * (width, height)], axis=1).astype(np.float32)
+    return Candidates(
+        boxes,
+        rng.random(n).astype(np.float32),
+        rng.integers(0, 2, n).astype(np.int32),
+        rng.normal(size=(n, 4)).astype(np.float32),
+        rng.normal(size=(4, height, width)).astype(np.float32),
+        Placement(height, width, 1, 2, 4 * height, 4 * width, 4 * height + 3, 4 * width + 5),
+    )
+
+
+def instances(n: int, height: int, width: int) -> Instances:
+    from segserve_builder.kernels.rle import encode_bitmap
+
+    rng = np.random.default_rng(0)
+    masks = tuple(encode_bitmap((rng.random((height, width)) < i / max(n - 1, 1)).astype(np.uint8)) for i in range(n))
+    some = candidates(n, height, width)
+    return Instances(some.boxes, some.scores, some.classes, masks, height, width)
+
+
+SAMPLES = {
+    Kind.ENCODED: {"one pixel": encoded(1, 1), "an image": encoded(9, 13)},
+    Kind.IMAGE: {"one pixel": image(1, 1), "an image": image(9, 13)},
+    Kind.LOGITS: {"one cell": logits(1, 1), "logits": logits(9, 13), "one channel": logits(9, 13, 1)},
+    Kind.LABELS: {"four pixels": labels(1, 1), "labels": labels(9, 13), "16 bit": labels(9, 13, np.uint16)},
+    Kind.CANDIDATES: {"none": candidates(0, 9, 13), "one pixel": candidates(2, 1, 1), "some": candidates(20, 9, 13)},
+    Kind.INSTANCES: {"none": instances(0, 9, 13), "one pixel": instances(2, 1, 1), "some": instances(5, 9, 13)},
+}
+TYPES = {
+    Kind.ENCODED: Encoded,
+    Kind.IMAGE: Image,
+    Kind.LOGITS: Logits,
+    Kind.LABELS: LabelMap,
+    Kind.CANDIDATES: Candidates,
+    Kind.INSTANCES: Instances,
+}
+CASES = [
+    pytest.param(STAGES[name], kind, SAMPLES[kind][sample], id=f"{name} on {sample}")
+    for name in STAGES
+    for kind in sorted(STAGES[name].takes)
+    for sample in SAMPLES[kind]
+]
+
+
+def awkward(value: Any) -> Any:
+    """The same value with read-only arrays that are not contiguous."""
+    if isinstance(value, np.ndarray):
+        wide = np.repeat(value, 2, axis=-1)[..., ::2]
+        wide.setflags(write=False)
+        return wide
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: awkward(getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
+def plain(value: Any) -> Any:
+    """The value as nested tuples and lists, with the arrays' types."""
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), [plain(getattr(value, field.name)) for field in fields(value)]
+    return value
+
+
+@pytest.mark.parametrize(("stage", "kind", "value"), CASES)
+def test_a_stage_gives_what_it_declares_and_leaves_its_input_alone(stage: type[Stage], kind: Kind, value: Any) -> None:
+    before = plain(value)
+
+    given = stage(**minimal_options(stage))(value, Request())
+
+    assert isinstance(given, TYPES[stage.gives or kind])
+    assert plain(value) == before
+
+
+@pytest.mark.parametrize(("stage", "kind", "value"), CASES)
+def test_a_stage_takes_read_only_and_strided_arrays(stage: type[Stage], kind: Kind, value: Any) -> None:
+    built = stage(**minimal_options(stage))
+
+    assert plain(built(awkward(value), Request())) == plain(built(value, Request()))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_option_of_a_stage_is_described(name: str) -> None:
+    described = STAGES[name].model_json_schema(by_alias=True).get("properties", {})
+
+    assert all(option.get("description") for option in described.values())
+
+
+@pytest.mark.parametrize("package", [stages, families], ids=["stages", "families"])
+def test_every_file_is_registered(package: Any) -> None:
+    registered = {type(item).__module__ for item in FAMILIES.values()} | {item.__module__ for item in STAGES.values()}
+    found = {module.name for module in pkgutil.iter_modules(package.__path__)} - SHARED
+
+    assert {f"{package.__name__}.{name}" for name in found} <= registered
+
+
+def test_every_stage_class_is_registered() -> None:
+    modules = [importlib.import_module(f"segserve_builder.stages.{m.name}") for m in pkgutil.iter_modules(stages.__path__)]
+    defined = {
+        item
+        for module in modules
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Stage) and item is not Stage
+    }
+
+    assert defined == set(STAGES.values())

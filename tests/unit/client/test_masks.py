@@ -1,0 +1,142 @@
+"""Masks come out the same whatever encoding they came in, and pycocotools agrees."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco
+from scipy import ndimage
+
+from segserve.errors import ProtocolError
+from segserve.masks import EncodedMask, read_png, run_lengths, trace
+
+from .conftest import decoded, png, rle_counts
+
+bitmaps = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
+
+
+def holeless(bitmap: np.ndarray) -> np.ndarray:
+    return np.asarray(ndimage.binary_fill_holes(bitmap, np.ones((3, 3))))
+
+
+@given(bitmaps)
+def test_rle_png_and_raw_give_the_same_bitmap_rle_and_area(bitmap: np.ndarray) -> None:
+    counts = rle_counts(bitmap)
+    for data in (counts, png(bitmap.astype(np.uint8) * 255), bitmap.astype(np.uint8).tobytes()):
+        mask = EncodedMask(data, *bitmap.shape)
+        np.testing.assert_array_equal(mask.bitmap, bitmap)
+        assert mask.rle == {"size": list(bitmap.shape), "counts": counts}
+        assert mask.area == bitmap.sum()
+
+
+@given(bitmaps)
+def test_tracing_and_filling_a_mask_without_holes_gives_it_back(bitmap: np.ndarray) -> None:
+    filled = holeless(bitmap)
+    again = np.zeros_like(filled)
+    for polygon in trace(filled):
+        again |= inside(polygon, filled.shape)
+    np.testing.assert_array_equal(again, filled)
+
+
+@given(bitmaps)
+def test_each_outline_is_one_four_connected_part(bitmap: np.ndarray) -> None:
+    assert len(trace(bitmap)) == ndimage.label(bitmap)[1]
+
+
+def inside(polygon: list[float], shape: tuple[int, int]) -> np.ndarray:
+    """Return which pixel centres lie within, by counting the vertical edges to their left."""
+    winding = np.zeros((shape[0], shape[1] + 1), int)
+    corners = np.array(polygon, int).reshape(-1, 2)
+    for (x, y), (_, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        winding[min(y, next_y) : max(y, next_y), x] += np.sign(next_y - y)
+    return np.cumsum(winding, axis=1)[:, :-1] != 0
+
+
+def test_a_square_is_traced_around_its_pixels_clockwise() -> None:
+    bitmap = np.zeros((6, 8), bool)
+    bitmap[1:4, 2:5] = True
+    assert trace(bitmap) == [[2, 1, 5, 1, 5, 4, 2, 4]]
+
+
+def test_polygons_of_the_server_are_kept_and_filled_as_pycocotools_fills_them() -> None:
+    polygons = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0], [35.0, 2.0, 39.0, 2.0, 37.0, 9.0]]
+    mask = EncodedMask(json.dumps(polygons).encode(), 40, 50)
+
+    assert mask.polygons == polygons
+    expected = decoded(coco.merge(coco.frPyObjects(polygons, 40, 50)))
+    np.testing.assert_array_equal(mask.bitmap, expected.astype(bool))
+
+
+@pytest.mark.parametrize("data", [b"[]", b"[[]]", b"[[1,2,3,4]]"])
+def test_polygons_that_enclose_nothing_are_an_empty_mask(data: bytes) -> None:
+    assert EncodedMask(data, 4, 5).area == 0
+
+
+@given(bitmaps)
+def test_counts_of_any_mask_pass_the_check(bitmap: np.ndarray) -> None:
+    run_lengths(rle_counts(bitmap), *bitmap.shape)
+
+
+@given(st.binary(max_size=30), st.integers(1, 9), st.integers(1, 9))
+def test_any_bytes_are_a_mask_or_a_protocol_error(data: bytes, height: int, width: int) -> None:
+    mask = EncodedMask(data, height, width)
+    try:
+        bitmap, polygons = mask.bitmap, mask.polygons
+    except ProtocolError:
+        return
+    assert bitmap.shape == (height, width)
+    assert all(len(polygon) % 2 == 0 for polygon in polygons)
+
+
+@given(st.lists(st.integers(48, 111), max_size=10).map(bytes), st.integers(1, 9), st.integers(1, 9))
+def test_counts_that_pass_the_check_are_the_ones_pycocotools_writes(counts: bytes, height: int, width: int) -> None:
+    try:
+        run_lengths(counts, height, width)
+    except ProtocolError:
+        return
+    bitmap = decoded({"size": [height, width], "counts": counts})
+    assert set(np.unique(bitmap)) <= {0, 1}
+    assert coco.area({"size": [height, width], "counts": counts}) == bitmap.sum()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"5", id="runs that end early: pycocotools would show its memory"),
+        pytest.param(b"PPPP0", id="runs that end late"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", id="a PNG that is cut"),
+        pytest.param(b"[1]", id="a polygon that is a number"),
+        pytest.param(b'[["a",1]]', id="a polygon with a text"),
+        pytest.param(b"[[1]]", id="a polygon with half a point"),
+        pytest.param(b"[" * 9999 + b"]", id="JSON nested too deep"),
+    ],
+)
+def test_what_is_no_mask_is_a_protocol_error(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        _ = EncodedMask(data, 4, 4).bitmap
+
+
+def test_a_png_of_another_size_or_with_colours_is_a_protocol_error() -> None:
+    with pytest.raises(ProtocolError, match="5 x 4"):
+        read_png(png(np.zeros((4, 5), np.uint8)), 4, 4)
+    with pytest.raises(ProtocolError, match="RGB"):
+        read_png(png(np.zeros((4, 4, 3), np.uint8)), 4, 4)
+
+
+def test_the_bitmap_cannot_be_written_to() -> None:
+    mask = EncodedMask(rle_counts(np.ones((3, 3), bool)), 3, 3)
+    with pytest.raises(ValueError, match="read-only"):
+        mask.bitmap[0, 0] = False
+
+
+def test_a_ring_has_one_outline() -> None:
+    canvas = Image.new("1", (30, 30))
+    ImageDraw.Draw(canvas).ellipse((4, 4, 26, 26), outline=1, width=5)
+    assert len(trace(np.asarray(canvas))) == 1

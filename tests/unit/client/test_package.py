@@ -1,0 +1,40 @@
+"""What the package shows, and what importing it costs."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import segserve
+from segserve import BadRequestError
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import segserve, sys; print(*{'numpy', 'httpx', 'PIL', 'pycocotools', 'grpc', 'rich'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "\n"
+
+
+def test_http_loads_no_part_of_grpc() -> None:
+    code = "from segserve import Client; Client(); import sys; print(*{'grpc', 'tritonclient'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "\n"
+
+
+@pytest.mark.parametrize("name", segserve.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(segserve, name) is not None
+    assert name in dir(segserve)
+
+
+def test_another_name_is_the_usual_error() -> None:
+    with pytest.raises(AttributeError, match="'Clint'"):
+        _ = segserve.Clint
+
+
+def test_errors_cross_processes_with_all_they_know() -> None:
+    error = BadRequestError("no image", status=400, model="coins", revision="coins-aa")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is BadRequestError
+    assert vars(again) == vars(error)

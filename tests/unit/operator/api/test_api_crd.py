@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from segserve_builder.families import FAMILIES
+from segserve_builder.stages import POSTPROCESS, PREPROCESS
+from segserve_operator.api import crd
+from segserve_operator.api.resources import KINDS
+from segserve_operator.api.schema import NotStructuralError, structural_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+COMMITTED = Path(__file__).parents[4] / "crds"
+KEYWORDS = {
+    "type", "description", "format", "enum", "pattern", "default", "minimum", "maximum", "exclusiveMinimum",
+    "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "minItems", "maxItems", "required", "properties",
+    "items", "additionalProperties", "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations",
+}  # fmt: skip
+PYTHON_TYPES = {
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,), "object": (dict,)
+}  # fmt: skip
+
+
+def schema_of(kind: str) -> dict[str, Any]:
+    version = crd.crd(KINDS[kind])["spec"]["versions"][0]
+    schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    return schema
+
+
+def nodes(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{name}")
+    for name in ("items", "additionalProperties"):
+        if name in schema:
+            yield from nodes(schema[name], f"{path}[]")
+
+
+NODES = [pytest.param(node, id=f"{kind}{path}") for kind in KINDS for path, node in nodes(schema_of(kind))]
+PROPERTIES = [
+    pytest.param(node, id=f"{kind}{path}")
+    for kind in KINDS
+    for path, node in nodes(schema_of(kind))
+    if path.startswith((".spec", ".status")) and not path.endswith("[]")
+]
+
+
+def fits(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Whether a default is one that an API server would take."""
+    if isinstance(value, dict):
+        return set(value) <= set(schema["properties"]) and not set(schema.get("required", ())) - set(value)
+    if isinstance(value, list):
+        return all(fits(item, schema["items"]) for item in value) and len(value) >= schema.get("minItems", 0)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value in schema.get("enum", (value,))
+    return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
+
+
+def test_the_committed_files_are_what_the_types_give() -> None:
+    """`make crds` writes them anew."""
+    assert {path.name: path.read_text() for path in COMMITTED.iterdir()} == crd.crd_files()
+
+
+def test_the_command_writes_every_file(tmp_path: Path) -> None:
+    crd.main([str(tmp_path / "new")])
+
+    assert {path.name: path.read_text() for path in (tmp_path / "new").iterdir()} == crd.crd_files()
+
+
+def test_any_yaml_reader_reads_the_files_as_they_were_meant() -> None:
+    for kind in KINDS.values():
+        (text,) = [text for name, text in crd.crd_files().items() if kind.plural in name]
+        assert yaml.safe_load(text) == crd.crd(kind)
+        assert "*id" not in text
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_node_is_structural(node: Mapping[str, Any]) -> None:
+    """Kubernetes' rules: one type each, no references or unions, items for lists, and no map that has fields too."""
+    assert set(node) <= KEYWORDS
+    assert node["type"] in PYTHON_TYPES
+    assert ("items" in node) == (node["type"] == "array")
+    assert not ("properties" in node and "additionalProperties" in node)
+    assert set(node.get("required", ())) <= set(node.get("properties", ()))
+    if "x-kubernetes-list-map-keys" in node:
+        assert node["x-kubernetes-list-type"] == "map"
+        assert set(node["x-kubernetes-list-map-keys"]) <= set(node["items"]["required"])
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_default_is_valid(node: Mapping[str, Any]) -> None:
+    if "default" in node:
+        assert isinstance(node["default"], PYTHON_TYPES[node["type"]])
+        assert fits(node["default"], node)
+
+
+@pytest.mark.parametrize("node", PROPERTIES)
+def test_every_field_is_described_in_one_line(node: Mapping[str, Any]) -> None:
+    assert len(node["description"]) > 3
+    assert "\n" not in node["description"]
+
+
+def test_a_required_field_has_no_default() -> None:
+    for kind in KINDS:
+        for path, node in nodes(schema_of(kind)):
+            for name in node.get("required", ()):
+                assert "default" not in node["properties"][name], f"{path}.{name}"
+
+
+def test_enums_are_the_registries_keys() -> None:
+    spec = schema_of("SegmentationModel")["properties"]["spec"]["properties"]
+
+    assert spec["family"]["enum"] == sorted(FAMILIES)
+    for field, registry in (("preprocess", PREPROCESS), ("postprocess", POSTPROCESS)):
+        step = spec[field]["items"]
+        assert set(step["properties"]) == set(registry)
+        (rule,) = step["x-kubernetes-validations"]
+        assert all(f"has(self.{name})" in rule["rule"] for name in registry)
+
+
+def test_lists_under_a_rule_are_bounded_so_that_its_cost_is() -> None:
+    spec = schema_of("SegmentationModel")["properties"]["spec"]["properties"]
+
+    for field in ("classes", "preprocess", "postprocess"):
+        assert spec[field]["maxItems"] <= 2000
+
+
+def test_metadata_restricts_the_name_alone() -> None:
+    """Of metadata a CRD may say nothing else."""
+    for kind in KINDS:
+        assert schema_of(kind)["properties"]["metadata"] == {
+            "type": "object",
+            "properties": {"name": {"type": "string", "maxLength": 40, "pattern": "^[a-z0-9]([a-z0-9]|-[a-z0-9])*$"}},
+        }
+
+
+def test_get_prints_what_matters() -> None:
+    definition = crd.crd(KINDS["SegmentationModel"])["spec"]
+    (version,) = definition["versions"]
+
+    columns = [column["name"] for column in version["additionalPrinterColumns"]]
+    assert columns == ["Ready", "Stable", "Candidate", "Weight", "URL", "Age"]
+    assert version["subresources"] == {"status": {}}
+    assert definition["names"]["shortNames"] == ["segm"]
+    assert definition["names"]["categories"] == ["ml", "segserve"]
+
+
+def test_the_paths_of_columns_lead_to_fields() -> None:
+    for kind in KINDS:
+        for column in KINDS[kind].columns:
+            node = schema_of(kind)
+            if column.path.startswith((".metadata", '.status.conditions[?(@.type=="Ready")]')):
+                continue
+            for name in column.path.strip(".").split("."):
+                node = node["properties"][name]
+            assert node["type"] == column.type
+
+
+class Odd(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    size: int | str = Field(description="Neither.")
+
+
+class Pair(BaseModel):
+    pair: tuple[int, str] = Field(description="Mixed.")
+
+
+class Bounded(BaseModel):
+    share: float = Field(0.5, gt=0, lt=1, description="Strictly between.")
+    point: tuple[int, int] = Field((1, 2), description="Two numbers.")
+    names: dict[str, int] = Field({}, description="By name.")
+    kind: Literal["one"] = Field("one", description="Fixed.")
+    text: str | None = Field(None, description="Optional.")
+
+
+@pytest.mark.parametrize("model", [Odd, Pair])
+def test_a_type_without_a_structural_schema_is_refused(model: type[BaseModel]) -> None:
+    with pytest.raises(NotStructuralError):
+        structural_schema(model)
+
+
+def test_types_become_structural() -> None:
+    assert structural_schema(Bounded)["properties"] == {
+        "share": {
+            "type": "number",
+            "description": "Strictly between.",
+            "minimum": 0,
+            "exclusiveMinimum": True,
+            "maximum": 1,
+            "exclusiveMaximum": True,
+            "default": 0.5,
+        },
+        "point": {
+            "type": "array",
+            "description": "Two numbers.",
+            "minItems": 2,
+            "maxItems": 2,
+            "items": {"type": "integer", "format": "int64"},
+            "default": [1, 2],
+        },
+        "names": {
+            "type": "object",
+            "description": "By name.",
+            "additionalProperties": {"type": "integer", "format": "int64"},
+            "default": {},
+        },
+        "kind": {"type": "string", "description": "Fixed.", "enum": ["one"], "default": "one"},
+        "text": {"type": "string", "description": "Optional."},
+    }

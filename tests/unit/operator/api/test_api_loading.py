@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from segserve_builder.families import FAMILIES
+from segserve_builder.stages import POSTPROCESS, PREPROCESS
+from segserve_operator.api.errors import SpecError
+from segserve_operator.api.loading import dump, load, parse
+from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.api.triton_pool import TritonPool
+
+POOL = "apiVersion: segserve.dev/v1alpha1\nkind: TritonPool\nmetadata: {name: default}\n"
+
+
+def problems_of(text: str) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        load(text, "model.yaml")
+    return str(caught.value).splitlines()
+
+
+def test_a_file_becomes_typed_resources_in_its_order(coins_text: str) -> None:
+    model, pool = load(f"{coins_text}---\n{POOL}", "model.yaml")
+
+    assert isinstance(model, SegmentationModel)
+    assert [step.name for step in model.spec.preprocess] == ["decode", "resize"]
+    assert model.spec.classes[1].colour == "#ffcc00"
+    assert isinstance(pool, TritonPool)
+    assert pool.spec.gateway.port == 8080
+
+
+def test_resources_are_read_as_they_were_written(coins_text: str) -> None:
+    resources = load(f"{coins_text}---\n{POOL}", "model.yaml")
+
+    assert load(dump(resources), "dump.yaml") == resources
+
+
+def test_an_unknown_stage_is_named_with_its_place_and_the_known_ones(coins_text: str) -> None:
+    text = coins_text.replace("removeSmallRegions", "removeSmallRegionz")
+
+    assert problems_of(text) == [
+        "model.yaml:19:7: spec.postprocess[1]: unknown stage 'removeSmallRegionz' "
+        f"(did you mean 'removeSmallRegions'?); known: {', '.join(sorted(POSTPROCESS))}"
+    ]
+
+
+def test_a_problem_says_where_it_is(coins_text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(coins_text.replace("minArea: 150", "minArea: many"), "model.yaml")
+
+    (problem,) = caught.value.problems
+    assert (problem.source, problem.line, problem.column) == ("model.yaml", 19, 37)
+    assert problem.path == "spec.postprocess[1].removeSmallRegions.minArea"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        pytest.param(
+            "minArea: 150",
+            "minArea: 150, minAria: 1",
+            "19:42: spec.postprocess[1].removeSmallRegions: unknown option "
+            "'minAria' (did you mean 'minArea'?); known: ",
+            id="unknown option",
+        ),
+        pytest.param(
+            "{minArea: 150}",
+            "{}",
+            "19:27: spec.postprocess[1].removeSmallRegions: field 'minArea' is missing",
+            id="missing option",
+        ),
+        pytest.param(
+            "150",
+            "'150'",
+            "19:37: spec.postprocess[1].removeSmallRegions.minArea: must be a valid integer, got '150'",
+            id="a string is no number",
+        ),
+        pytest.param(
+            "argmax: {}",
+            "argmax:",
+            "18:7: spec.postprocess[0]: a stage without options is written argmax: {}",
+            id="a stage without its braces",
+        ),
+        pytest.param(
+            "argmax: {}",
+            "argmax",
+            "18:7: spec.postprocess[0]: must be a mapping, got 'argmax'",
+            id="a stage that is a word",
+        ),
+        pytest.param(
+            "- argmax: {}", "- {}", "18:7: spec.postprocess[0]: a step names exactly one stage, got none", id="no stage"
+        ),
+        pytest.param(
+            "decode: {}",
+            "{decode: {}, normalise: {}}",
+            "15:7: spec.preprocess[0]: a step names exactly one stage, got decode, normalise",
+            id="two stages",
+        ),
+        pytest.param(
+            "    - argmax: {}\n",
+            "",
+            "18:5: spec.postprocess: postprocess[0] 'removeSmallRegions' takes instances or labels; family ",
+            id="a stage that does not fit what comes before",
+        ),
+        pytest.param(
+            "    - decode: {}\n",
+            "    - normalise: {}\n",
+            "15:5: spec.preprocess: preprocess stages run in the order ",
+            id="stages out of order",
+        ),
+        pytest.param(
+            "mode: keep",
+            "mode: kept",
+            "16:22: spec.preprocess[1].resize.mode: must be 'stretch', ",
+            id="a word that is not allowed",
+        ),
+        pytest.param(
+            "mode: keep",
+            "mode: keep, size: 3",
+            "16:15: spec.preprocess[1].resize: resize mode 'keep' needs ",
+            id="options that exclude each other",
+        ),
+        pytest.param(
+            "semantic-logits",
+            "semantic-logit",
+            "9:11: spec.family: unknown family 'semantic-logit' (did you "
+            "mean 'semantic-logits'?); known: semantic-logits, ",
+            id="unknown family",
+        ),
+        pytest.param(
+            "pool: default",
+            "slo: {}",
+            "24:3: spec: unknown field 'slo'; known: allowClassChanges, artifact, ",
+            id="unknown field",
+        ),
+        pytest.param("    uri: coins.onnx\n", "", "6:5: spec.artifact: field 'uri' is missing", id="missing field"),
+        pytest.param(
+            "abc\n    prov",
+            "ABC\n    prov",
+            "7:13: spec.artifact.sha256: must match pattern '^[0-9a-f]{64}$', got '0f000",
+            id="digest in capitals",
+        ),
+        pytest.param(
+            "id: 1",
+            "id: 2",
+            "13:12: spec.classes[1].id: ids must count up from 0 as the network's channels "
+            "do: 0 to 1 for 2 classes, got 2",
+            id="a gap in the ids",
+        ),
+        pytest.param("id: 1", "id: 0", "13:12: spec.classes[1].id: classes[0] has the id 0 too", id="an id twice"),
+        pytest.param(
+            "name: coin,",
+            "name: background,",
+            "13:21: spec.classes[1].name: classes[0] has the name 'background' too",
+            id="a name twice",
+        ),
+        pytest.param(
+            "name: coin,",
+            "name: no,",
+            "13:21: spec.classes[1].name: must be a valid string, got False",
+            id="a word that is a boolean",
+        ),
+        pytest.param(
+            "[network]", "[network, network]", "23:21: spec.expose[1]: 'network' is listed twice", id="an item twice"
+        ),
+        pytest.param(
+            "encoding: png", "encoding: jpeg", "20:22: spec.output.encoding: must be 'rle', ", id="unknown encoding"
+        ),
+        pytest.param(
+            "keepPrevious: 1h",
+            "keepPrevious: 60",
+            "25:17: spec.keepPrevious: must be a duration in h, m and s such as 1h, 90s or 1h30m, got 60",
+            id="a duration without a unit",
+        ),
+        pytest.param(
+            "{name: coins}",
+            "{name: coins--2}",
+            "3:18: metadata.name: must be at most 40 lower-case letters, "
+            "digits and single hyphens between them, got 'coins--2'",
+            id="a name that is no label",
+        ),
+        pytest.param("{name: coins}", "{nane: coins}", "3:11: metadata: field 'name' is missing", id="no name"),
+        pytest.param(
+            "kind: Segm",
+            "kind: Sagm",
+            "2:7: kind: unknown kind 'SagmentationModel' (did you mean "
+            "'SegmentationModel'?); known: SegmentationModel, TritonPool",
+            id="unknown kind",
+        ),
+        pytest.param(
+            "v1alpha1",
+            "v1",
+            "1:13: apiVersion: unknown apiVersion 'segserve.dev/v1' (did you mean "
+            "'segserve.dev/v1alpha1'?); known: segserve.dev/v1alpha1",
+            id="unknown version",
+        ),
+        pytest.param(
+            "kind: SegmentationModel\n",
+            "",
+            "1:1: field 'kind' is missing; known: SegmentationModel, TritonPool",
+            id="no kind",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place_and_what_is_allowed(
+    coins_text: str, old: str, new: str, problem: str
+) -> None:
+    assert old in coins_text
+
+    assert problems_of(coins_text.replace(old, new, 1))[0].startswith(f"model.yaml:{problem}")
+
+
+def test_all_problems_of_all_documents_are_told_at_once(coins_text: str) -> None:
+    text = coins_text.replace("minArea: 150", "minArea: -1").replace("png", "gif")
+
+    problems = problems_of(f"{text}---\n{POOL}spec: {{gateway: {{port: 0}}}}\n")
+
+    assert [problem.split(": ")[1] for problem in problems] == [
+        "spec.postprocess[1].removeSmallRegions.minArea",
+        "spec.output.encoding",
+        "spec.gateway.port",
+    ]
+
+
+def test_a_resource_is_given_once(coins_text: str) -> None:
+    assert problems_of(f"{coins_text}---\n{coins_text}") == [
+        "model.yaml:29:18: metadata.name: SegmentationModel 'coins' is given twice, first in document 1"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n---\n"])
+def test_a_text_without_a_resource_is_refused(text: str) -> None:
+    assert problems_of(text) == [
+        "model.yaml: no resource found; a resource starts with apiVersion: segserve.dev/v1alpha1"
+    ]
+
+
+def test_a_document_that_is_no_mapping_is_refused() -> None:
+    assert problems_of("- 1\n") == ["model.yaml:1:1: a resource must be a mapping, got [1]"]
+
+
+def test_json_of_a_store_is_parsed_alike(coins_text: str, coins_value: dict[str, Any]) -> None:
+    assert [parse(coins_value, "store")] == load(coins_text, "model.yaml")
+    assert [parse(coins_value, "store")] == load(json.dumps(coins_value), "model.json")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_served_without_a_list_of_stages(coins_value: dict[str, Any], family: str) -> None:
+    del coins_value["spec"]["preprocess"], coins_value["spec"]["postprocess"]
+    coins_value["spec"]["family"] = family
+
+    model = parse(coins_value, "store")
+
+    assert isinstance(model, SegmentationModel)
+    assert model.pipeline.family == family
+
+
+def test_stages_that_do_not_end_in_an_answer_are_refused(coins_value: dict[str, Any]) -> None:
+    coins_value["spec"] |= {"family": "yolo-seg", "postprocess": [{"scoreThreshold": {}}, {"nms": {}}]}
+
+    with pytest.raises(SpecError, match=r"spec\.postprocess: .*'nms' gives candidates; .* must give instances"):
+        parse(coins_value, "store")
+
+
+def test_a_problem_of_a_store_has_a_path_and_no_line(coins_value: dict[str, Any]) -> None:
+    coins_value["spec"]["runtime"]["instances"] = 0
+
+    with pytest.raises(
+        SpecError, match=r"^store: spec\.runtime\.instances: must be greater than or equal to 1, got 0$"
+    ):
+        parse(coins_value, "store")
+
+
+def test_metadata_of_a_cluster_is_accepted_and_what_segserve_does_not_read_is_dropped(
+    coins_value: dict[str, Any],
+) -> None:
+    coins_value["metadata"] |= {
+        "uid": "6f9b",
+        "generation": 3,
+        "creationTimestamp": "2026-03-01T12:00:00Z",
+        "managedFields": [{"manager": "kubectl"}],
+        "ownerReferences": [{"kind": "Fleet"}],
+        "labels": {"app.kubernetes.io/name": "coins"},
+    }
+
+    meta = parse(coins_value, "store").metadata
+
+    assert meta.generation == 3
+    assert meta.labels == {"app.kubernetes.io/name": "coins"}
+    assert "managedFields" not in meta.to_dict()
+
+
+def test_the_status_of_a_resource_is_read_with_it(coins_value: dict[str, Any]) -> None:
+    coins_value["status"] = {
+        "roles": {"stable": {"revision": "coins-1", "group": "main", "since": "2026-03-01T12:00:00Z"}},
+        "weight": 100,
+    }
+
+    model = parse(coins_value, "store")
+
+    assert isinstance(model, SegmentationModel)
+    assert model.status.to_dict() == {**coins_value["status"], "conditions": [], "revisions": []}
+
+
+def test_resources_are_read_where_no_array_library_is_installed(coins_text: str) -> None:
+    """The client and the command line have pydantic and PyYAML, but neither numba nor OpenCV."""
+    absent = ("numpy", "cv2", "numba", "onnx", "onnxruntime", "tritonclient", "google", "grpc", "kopf", "httpx")
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+        "from segserve_operator.api.loading import load\n"
+        "print(load(sys.stdin.read(), 'model.yaml')[0].pipeline.revision)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=coins_text, capture_output=True, text=True, check=False
+    )
+
+    assert done.stderr == ""
+    assert done.stdout.startswith("coins-")
+
+
+def test_every_registered_stage_and_family_is_named_where_one_is_unknown(coins_text: str) -> None:
+    for text, known in (
+        (coins_text.replace("decode", "xyz"), PREPROCESS),
+        (coins_text.replace("argmax", "xyz"), POSTPROCESS),
+        (coins_text.replace("semantic-logits", "xyz"), FAMILIES),
+    ):
+        assert problems_of(text)[0].endswith(f"known: {', '.join(sorted(known))}")
