@@ -3,6 +3,7 @@ PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+LOCK := model_repo_builder/src/segserve_builder/runtime.lock
 OUT := $(CURDIR)/out
 # The demo's platform keeps to itself: a platform of the user's, in its usual folder, is not touched.
 DEMO := SEGSERVE_STATE=$(OUT)/demo
@@ -23,6 +24,13 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/local.stamp
 
+# What runs inside Triton meets numpy 1.26 there: its tests run with the runtime's own versions too.
+$(VENV)-numpy1/stamp: pyproject.toml $(LOCK)
+	$(PYTHON) -m venv $(VENV)-numpy1
+	$(VENV)-numpy1/bin/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[builder]' \
+	  torch==2.13.0 onnxruntime scipy scikit-image pytest pytest-asyncio pytest-timeout hypothesis
+	touch $@
+
 demo: $(VENV)/local.stamp  ## Serve the two coin networks and show what they find in a photograph
 	$(DEMO) $(BIN)/segserve up --detach --port $(PORT) -f examples/coins/model.yaml
 	@$(DEMO) SEGSERVE_URL=http://127.0.0.1:$(PORT) $(BIN)/python examples/coins/demo.py $(OUT); \
@@ -31,8 +39,9 @@ demo: $(VENV)/local.stamp  ## Serve the two coin networks and show what they fin
 test: lint test-quick system  ## Everything: lint, types, layers, units, then the real Triton and Envoy
 	$(BIN)/pytest -m platform
 
-test-quick: $(VENV)/dev.stamp  ## Only what needs no servers
+test-quick: $(VENV)/dev.stamp $(VENV)-numpy1/stamp  ## Only what needs no servers
 	$(BIN)/pytest -m 'not platform'
+	$(VENV)-numpy1/bin/pytest tests/unit/builder
 
 lint: $(VENV)/dev.stamp  ## Style, types, layers
 	$(BIN)/ruff check
@@ -49,8 +58,9 @@ bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; 
 prove: $(VENV)/dev.stamp  ## Long runs whose results are committed: 5 minutes of load with edits
 	$(BIN)/python -m bench.endurance
 
-crds: $(VENV)/dev.stamp  ## Write the custom resource definitions into crds/
+crds: $(VENV)/dev.stamp  ## Write the custom resource definitions and their reference
 	$(BIN)/python -m segserve_operator.api.crd crds
+	$(BIN)/python -m segserve_operator.api.reference docs/resource.md
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
 	rm -rf $(VENV) $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -41,6 +41,18 @@ BARE, BARE_AT_TRITON = "bare network, gateway", "bare network, Triton"
 BY_HAND = "one hand-written model, Triton"
 OUTPUTS = ("SIZE", "MASKS", "CLASSES", "AREAS")
 CONCURRENCIES = (1, 8)
+PAIRS = (
+    (WHOLE, BARE_AT_TRITON),
+    (WHOLE, BARE),
+    (WHOLE_AT_TRITON, BARE_AT_TRITON),
+    (WHOLE, WHOLE_AT_TRITON),
+    (WHOLE_AT_TRITON, BY_HAND),
+)
+COMPARED: Mapping[str, Callable[[Latencies], float]] = {
+    "p50": lambda found: found.percentile(50),
+    "p95": lambda found: found.percentile(95),
+    "requests/s": lambda found: found.per_second,
+}
 
 
 def image_call(address: str, model: str) -> Callable[[], Any]:
@@ -85,21 +97,16 @@ def check(targets: Mapping[str, Callable[[], Any]]) -> None:
         raise SystemExit("the masks of the hand-written model differ from ours")
 
 
-def ratios(at: Mapping[int, Mapping[str, Latencies]]) -> dict[str, float]:
-    """Return the ratios that the README quotes, by what they compare."""
-    found = {}
-    for concurrency, of in at.items():
-        for percent in (50, 95):
-            where = f"p{percent} at concurrency {concurrency}"
-            whole, bare = of[WHOLE].percentile(percent), of[BARE_AT_TRITON].percentile(percent)
-            found[f"{WHOLE} / {BARE_AT_TRITON}, {where}"] = whole / bare
-            found[f"{WHOLE} / {WHOLE_AT_TRITON}, {where}"] = whole / of[WHOLE_AT_TRITON].percentile(percent)
-            found[f"{WHOLE} / {BARE}, {where}"] = whole / of[BARE].percentile(percent)
-        where = f"requests/s at concurrency {concurrency}"
-        by_hand = of[BY_HAND].per_second
-        found[f"{WHOLE_AT_TRITON} / {BY_HAND}, {where}"] = of[WHOLE_AT_TRITON].per_second / by_hand
-        found[f"{WHOLE} / {BY_HAND}, {where}"] = of[WHOLE].per_second / by_hand
-    return {name: round(ratio, 3) for name, ratio in found.items()}
+def ratios(at: Mapping[int, Mapping[str, Latencies]]) -> dict[str, dict[str, float]]:
+    """Return the ratios by what they compare, then by what of it and the concurrency."""
+    return {
+        f"{one} / {other}": {
+            f"{title} at {concurrency}": round(value(of[one]) / value(of[other]), 3)
+            for concurrency, of in at.items()
+            for title, value in COMPARED.items()
+        }
+        for one, other in PAIRS
+    }
 
 
 def report(at: Mapping[int, Mapping[str, Latencies]], steps: StepTimes) -> dict[str, Any]:
@@ -110,7 +117,7 @@ def report(at: Mapping[int, Mapping[str, Latencies]], steps: StepTimes) -> dict[
         "concurrency": {str(n): {name: one.to_json() for name, one in of.items()} for n, of in at.items()},
         "steps_ms": {
             **{name: round(ms, 3) for name, ms in steps.compute_ms.items()},
-            "queues and hops in Triton": round(steps.between_ms, 3),
+            "Triton around them": round(steps.around_ms, 3),
             "of that, waiting": round(steps.queue_ms, 3),
         },
     }
@@ -127,11 +134,15 @@ def show(found: Mapping[str, Any]) -> None:
         for name, one in of.items():
             table.add_row(name, *(f"{one[key]:.2f}" for key in ("p50_ms", "p95_ms", "requests_per_s")))
         console.print(table)
-    for title in ("steps_ms", "ratios"):
-        table = Table("", title, title=title.replace("_", " "), title_justify="left", show_header=False)
-        for name, value in found[title].items():
-            table.add_row(name, f"{value:.3f}")
-        console.print(table)
+    table = Table(title="milliseconds by step, one request after the other", title_justify="left")
+    table.add_column("where")
+    table.add_column("ms", justify="right")
+    for name, ms in found["steps_ms"].items():
+        table.add_row(name, f"{ms:.2f}")
+    console.print(table)
+    console.print("ratios at concurrency 1 and 8")
+    for name, of in found["ratios"].items():
+        console.print(f"  {name}: " + ", ".join(f"{what} {ratio:.2f}" for what, ratio in of.items()), soft_wrap=True)
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ class Shown:
         """Return where the milliseconds of a call go, by name, adding up to the whole call."""
         return {
             **self.steps.compute_ms,
-            "queues and hops in Triton": self.steps.between_ms,
+            "Triton around them": self.steps.around_ms,
             "gateway and client": self.call_ms - self.steps.ensemble_ms,
         }
 

@@ -204,6 +204,13 @@ async def test_a_revision_that_drops_a_class_is_refused_unless_it_is_meant() -> 
     assert world.role("coins", "stable") == (fewer.revision, fewer.revision)
 
 
+async def test_the_bare_network_is_public_where_the_spec_exposes_it() -> None:
+    world = await served(FIRST.model_copy(update={"expose": ("network",)}))
+
+    (route,) = world.traffic.plan.routes
+    assert route.exposed == ("coins.network",)
+
+
 async def test_a_dead_server_is_started_again_and_gets_requests_once_it_is_proved() -> None:
     world = await served()
     world.fleet.kill("main")

@@ -166,7 +166,7 @@ class SemanticResult(Segmentation):
 
     @cached_property
     def labels(self) -> NDArray[Any]:
-        """Class ids, uint8 or uint16 shaped (H, W), read-only; 0 where no polygon of an answer is."""
+        """Class ids, uint8 or uint16 shaped (H, W), read-only; approximate out of polygons, which have no holes."""
         if self.encoded is not None:
             labels = _read_labels(self.encoded, *self.size)
         else:

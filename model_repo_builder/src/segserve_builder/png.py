@@ -27,11 +27,13 @@ def default_colour(label: int) -> Rgb:
 
 
 def palette(colours: Sequence[str | None]) -> tuple[Rgb, ...]:
-    """Return the colour of every class, given as #rrggbb or None."""
-    return tuple(
-        default_colour(label) if colour is None else (int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16))
-        for label, colour in enumerate(colours)
-    )
+    """Return 256 colours: those of the classes, given as #rrggbb, and the default where one has or is none."""
+    own = {label: colour for label, colour in enumerate(colours) if colour is not None}
+    return tuple(_rgb(own[label]) if label in own else default_colour(label) for label in range(256))
+
+
+def _rgb(colour: str) -> Rgb:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
 def label_png(labels: NDArray[Any], colours: Sequence[str | None]) -> bytes:
@@ -39,7 +41,7 @@ def label_png(labels: NDArray[Any], colours: Sequence[str | None]) -> bytes:
     from PIL import Image
 
     image = Image.fromarray(labels)
-    if labels.dtype.itemsize == 1:
+    if labels.dtype.itemsize == 1:  # with fewer than 256 colours Pillow would write fewer than 8 bits
         image.putpalette([part for colour in palette(colours) for part in colour])
     return _file(image)
 
@@ -53,5 +55,5 @@ def mask_png(bitmap: NDArray[Any]) -> bytes:
 
 def _file(image: Any) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=COMPRESSION, bits=8)
+    image.save(buffer, "PNG", compress_level=COMPRESSION)
     return buffer.getvalue()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
+
 from segserve_builder.kernels.rle import decode_bitmap, encode_bitmap
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import Request

@@ -41,4 +41,4 @@ def test_only_the_requests_in_between_count(before: httpx.Client) -> None:
     assert times.compute_ms == pytest.approx({"decode + preprocess": 1, "network": 10, "postprocess": 2})
     assert times.queue_ms == pytest.approx(3)
     assert times.ensemble_ms == pytest.approx(19)
-    assert times.between_ms == pytest.approx(6)
+    assert times.around_ms == pytest.approx(6)

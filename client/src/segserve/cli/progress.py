@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 # A server that is being started again is not the change's fault.
-PASSING_REASONS = frozenset({"NoServer"})
+PASSING_REASONS: Final = frozenset({"NoServer"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,16 @@ def progress(manifest: Mapping[str, Any]) -> Progress:
         return Progress(serves=False, failed=False, text="waiting for the platform")
     degraded = condition(manifest, "Degraded")
     if degraded["status"] == "True" and degraded["reason"] not in PASSING_REASONS:
-        return Progress(serves=False, failed=True, text=f"{degraded['reason']}: {degraded.get('message', '')}")
+        return Progress(serves=False, failed=True, text=_said(degraded))
     ready, moving = condition(manifest, "Ready"), condition(manifest, "Progressing")
     if ready["status"] == "True" and moving["status"] == "False":
         return Progress(serves=True, failed=False, text=ready.get("message", ""))
     newest = moving if moving["status"] == "True" else ready
-    return Progress(serves=False, failed=False, text=f"{newest['reason']} {newest.get('message', '')}".strip())
+    return Progress(serves=False, failed=False, text=_said(newest))
+
+
+def _said(condition: Mapping[str, Any]) -> str:
+    return ": ".join(filter(None, (condition["reason"], condition.get("message"))))
 
 
 def condition(manifest: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -46,12 +50,14 @@ def condition(manifest: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return next((found for found in conditions if found["type"] == kind), unknown)
 
 
+COLUMNS: Final = ("NAME", "READY", "STABLE", "CANDIDATE", "WEIGHT", "URL", "AGE")
+
+
 def models_table(manifests: Iterable[Mapping[str, Any]], *, wide: bool = False) -> Table:
-    """Return the models as a table with the columns of the resource's printer columns."""
-    names = ["NAME", "READY", "STABLE", "CANDIDATE", "WEIGHT", "URL", "AGE"]
+    """Return the models as a table with the resource's printer columns; never folded, as kubectl's."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in [*names, "GROUP", "MESSAGE"] if wide else names:
-        table.add_column(name, overflow="fold", no_wrap=name in {"NAME", "STABLE", "CANDIDATE"})
+    for name in [*COLUMNS, "GROUP", "MESSAGE"] if wide else COLUMNS:
+        table.add_column(name, no_wrap=True)
     for manifest in manifests:
         table.add_row(*_row(manifest, wide=wide))
     return table

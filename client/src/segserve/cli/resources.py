@@ -12,6 +12,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 
 from segserve.cli.failures import CommandError, needs
 from segserve.cli.files import read_resources
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MODEL: Final = "SegmentationModel"
 POLL_S: Final = 0.2
+WIDEST: Final = 1000
 
 Files = Annotated[list[Path], typer.Option("--filename", "-f", help="Resource file; may be given again.")]
 Name = Annotated[str, typer.Argument(help="The model's name.")]
@@ -93,7 +95,7 @@ def get(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep the table up to date.")] = False,
 ) -> None:
     """Show models: what is ready, which revision serves, which is on its way."""
-    console = Console(soft_wrap=output is not Format.WIDE)
+    console = Console()
     if not watch:
         _print(console, _manifests(name), output)
         return
@@ -117,7 +119,10 @@ def _print(console: Console, manifests: list[dict[str, Any]], output: Format) ->
         case _ if not manifests:
             console.print("no models; `segserve apply -f model.yaml` adds one")
         case _:
-            console.print(models_table(manifests, wide=output is Format.WIDE))
+            table = models_table(manifests, wide=output is Format.WIDE)
+            needed = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
+            # A line that is longer than the terminal is the terminal's to wrap: nothing is cut or folded.
+            Console(width=max(console.width, needed)).print(table)
 
 
 def describe(name: Name) -> None:

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from segserve_builder.agent.memory import Memory
-    from segserve_builder.agent.protocol import AssignedModel
-    from segserve_builder.agent.state import Action, Look, Prepared
+    from segserve_builder.agent.state import Action, Look, Prepared, Told
 
 
-def next_actions(assigned: Sequence[AssignedModel], look: Look, memory: Memory, now_s: float) -> tuple[Action, ...]:
+def next_actions(assigned: Sequence[Told], look: Look, memory: Memory, now_s: float) -> tuple[Action, ...]:
     """Return what to start now, given what is under way; the same view gives the same actions."""
     wished: list[Action] = []
     for told in assigned:
@@ -39,7 +38,7 @@ def next_actions(assigned: Sequence[AssignedModel], look: Look, memory: Memory, 
     return tuple(action for action in dict.fromkeys(wished) if action.subject not in busy)
 
 
-def is_held(told: AssignedModel, look: Look, memory: Memory) -> bool:
+def is_held(told: Told, look: Look, memory: Memory) -> bool:
     """Tell whether the server holds the whole revision behind its public name, every process of it alive."""
     prepared = memory.prepared.get(told.revision)
     if prepared is None or not look.ready or not _serves(told, told.model, look):
@@ -47,7 +46,7 @@ def is_held(told: AssignedModel, look: Look, memory: Memory) -> bool:
     return all(look.states.get(step) == READY and step not in look.dead for step in prepared.steps)
 
 
-def reports(assigned: Sequence[AssignedModel], look: Look, memory: Memory) -> tuple[ModelReport, ...]:
+def reports(assigned: Sequence[Told], look: Look, memory: Memory) -> tuple[ModelReport, ...]:
     """Return a report of each assigned revision, and of each that is still on its way out."""
     wanted = {told.model for told in assigned}
     leaving = [
@@ -58,7 +57,7 @@ def reports(assigned: Sequence[AssignedModel], look: Look, memory: Memory) -> tu
     return (*(_report(told, look, memory) for told in assigned), *leaving)
 
 
-def _report(told: AssignedModel, look: Look, memory: Memory) -> ModelReport:
+def _report(told: Told, look: Look, memory: Memory) -> ModelReport:
     prepared = memory.prepared.get(told.revision)
     failure = memory.failures.get(told.revision)
     proof = memory.proofs.get(told.revision)
@@ -86,7 +85,7 @@ def _report(told: AssignedModel, look: Look, memory: Memory) -> ModelReport:
     )
 
 
-def _state(told: AssignedModel, look: Look, memory: Memory) -> ModelState:
+def _state(told: Told, look: Look, memory: Memory) -> ModelState:
     if told.revision in memory.failures:
         return ModelState.FAILED
     if told.revision not in memory.prepared:
@@ -96,7 +95,7 @@ def _state(told: AssignedModel, look: Look, memory: Memory) -> ModelState:
     return ModelState.READY if told.revision in memory.proofs else ModelState.PROVING
 
 
-def _advance(told: AssignedModel, look: Look, memory: Memory) -> list[Action]:
+def _advance(told: Told, look: Look, memory: Memory) -> list[Action]:
     prepared = memory.prepared.get(told.revision)
     if prepared is None or prepared.told != told:
         return [Prepare(told.revision, told.model)]
@@ -120,17 +119,17 @@ def _steps_to_load(prepared: Prepared, look: Look) -> list[Action]:
     return [*repairs, *loads]
 
 
-def _serves(told: AssignedModel, name: str, look: Look) -> bool:
+def _serves(told: Told, name: str, look: Look) -> bool:
     ensemble = look.loaded.get(name)
     return look.states.get(name) == READY and ensemble is not None and ensemble.revision == told.revision
 
 
-def _is_proved(told: AssignedModel, memory: Memory) -> bool:
+def _is_proved(told: Told, memory: Memory) -> bool:
     proof = memory.proofs.get(told.revision)
-    return proof is not None and proof.golden_sha256 == (told.golden.sha256 if told.golden else None)
+    return proof is not None and proof.golden_sha256 == (told.spec.golden.sha256 if told.spec.golden else None)
 
 
-def _clear_away(assigned: Sequence[AssignedModel], look: Look, memory: Memory) -> Iterator[Action]:
+def _clear_away(assigned: Sequence[Told], look: Look, memory: Memory) -> Iterator[Action]:
     """Yield what takes away all that is not assigned: ensembles, then their steps, each before its files."""
     public = {name for told in assigned for name in _public_names(told)}
     present = look.folders | {name for name in look.states if look.is_active(name)}
@@ -157,8 +156,8 @@ def _outlived(name: str, leaving: frozenset[str] | set[str], look: Look) -> bool
     return name in look.published and bool(look.published[name].steps & leaving)
 
 
-def _public_names(told: AssignedModel) -> tuple[str, ...]:
-    return (told.model, network_alias(told.model)) if "network" in told.expose else (told.model,)
+def _public_names(told: Told) -> tuple[str, ...]:
+    return (told.model, network_alias(told.model)) if "network" in told.spec.expose else (told.model,)
 
 
 def _is_alias(name: str) -> bool:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from segserve_builder.agent import decide
 from segserve_builder.agent.memory import CRASHES_ALLOWED, Memory
 from segserve_builder.agent.protocol import Assignment, Report
-from segserve_builder.agent.state import LoadStep, Prepare, Probe, Prove, RepairStep, Serve
+from segserve_builder.agent.state import LoadStep, Prepare, Probe, Prove, RepairStep, Serve, Told
 from segserve_builder.publish import sweep
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segserve_builder.agent.lookout import Lookout
-    from segserve_builder.agent.protocol import AssignedModel, ModelReport
+    from segserve_builder.agent.protocol import ModelReport
     from segserve_builder.agent.state import Action, Look, Prepared
     from segserve_builder.agent.work import Outcome, Problem, Work
 
@@ -43,7 +43,7 @@ class Agent:
         self._assignment = AssignmentFile(folder / "assignment.json")
         self._report = ReportFile(folder / "report.json")
         self._memory = Memory()
-        self._assigned: tuple[AssignedModel, ...] = ()
+        self._assigned: tuple[Told, ...] = ()
         self._next_probe_s = 0.0
         self._last_probed: list[str] = []
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
@@ -87,7 +87,7 @@ class Agent:
         self._memory.start(action, now_s)
         self._workers.submit(self._carry_out, action, told, self._memory.prepared.get(revision))
 
-    def _carry_out(self, action: Action, told: AssignedModel | None, prepared: Prepared | None) -> None:
+    def _carry_out(self, action: Action, told: Told | None, prepared: Prepared | None) -> None:
         self._outcomes.put(self._work.carry_out(action, told, prepared))
         self._wake.set()
 
@@ -107,7 +107,6 @@ class Agent:
         memory, action = self._memory, outcome.action
         memory.running.discard(action)
         self._lookout.learn(outcome.ensembles)
-        self._lookout.suspect(outcome.suspects)
         if outcome.problem is not None:
             self._absorb_problem(action, outcome.problem, now_s)
             return
@@ -115,6 +114,7 @@ class Agent:
             memory.prepare(outcome.prepared)
         elif isinstance(action, Prove) and outcome.proof is not None:
             memory.prove(action.revision, outcome.proof)
+            self._next_probe_s = now_s + PROBE_INTERVAL_S
         elif isinstance(action, Serve):
             memory.serve(action.revision, now_s)
         elif isinstance(action, RepairStep):
@@ -122,6 +122,8 @@ class Agent:
         elif isinstance(action, Probe):
             # Slow networks are asked less often, so that asking never takes more than a small share of the time.
             self._next_probe_s = now_s + max(PROBE_INTERVAL_S, outcome.duration_s / PROBE_SHARE)
+            if not self._died_meanwhile(action.revision):
+                self._lookout.suspect(outcome.suspects)
 
     def _absorb_problem(self, action: Action, problem: Problem, now_s: float) -> None:
         memory = self._memory
@@ -132,7 +134,7 @@ class Agent:
         for told in self._concerned(action):
             memory.fail(told, problem.reason, problem.message, retry_from_s=now_s if problem.retryable else None)
 
-    def _concerned(self, action: Action) -> Sequence[AssignedModel]:
+    def _concerned(self, action: Action) -> Sequence[Told]:
         if isinstance(action, LoadStep | RepairStep):
             return self._memory.users(action.name)
         if isinstance(action, Prepare | Serve | Prove):
@@ -150,16 +152,17 @@ class AssignmentFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp: tuple[int, int] | None = None
-        self._told: tuple[AssignedModel, ...] | None = None
+        self._told: tuple[Told, ...] | None = None
 
-    def read(self) -> tuple[AssignedModel, ...] | None:
+    def read(self) -> tuple[Told, ...] | None:
         """Return the assigned models; None as long as nothing was assigned at all."""
         try:
             status = self._path.stat()
             stamp = (status.st_ino, status.st_mtime_ns)
             if stamp != self._stamp:
                 self._stamp = stamp
-                self._told = Assignment.model_validate_json(self._path.read_bytes()).models
+                models = Assignment.model_validate_json(self._path.read_bytes()).models
+                self._told = tuple(map(Told.of, models))
         except FileNotFoundError:
             return self._told
         except ValidationError as error:

@@ -12,8 +12,7 @@ from segserve_builder.agent.state import Failure, LoadStep, RepairStep, Serve
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from segserve_builder.agent.protocol import AssignedModel
-    from segserve_builder.agent.state import Action, Look, Prepared, Proof
+    from segserve_builder.agent.state import Action, Look, Prepared, Proof, Told
 
 LONGEST_PAUSE_S: Final = 30.0
 CRASHES_ALLOWED: Final = 3
@@ -31,7 +30,7 @@ class Memory:
     crashes: Counter[str] = field(default_factory=Counter)
     _load_started_s: dict[str, float] = field(default_factory=dict)
 
-    def keep_only(self, assigned: Sequence[AssignedModel]) -> None:
+    def keep_only(self, assigned: Sequence[Told]) -> None:
         """Forget what is not assigned any more, and failures of what is assigned differently now."""
         told = {model.revision: model for model in assigned}
         for known in (self.prepared, self.proofs, self.load_s, self.crashes, self._load_started_s):
@@ -41,17 +40,17 @@ class Memory:
             if told.get(revision) != failure.told:
                 del self.failures[revision]
 
-    def doubt(self, assigned: Iterable[AssignedModel], look: Look) -> None:
+    def doubt(self, assigned: Iterable[Told], look: Look) -> None:
         """Forget the proofs of what the server does not hold whole any more."""
         for told in assigned:
             if not is_held(told, look, self):
                 self.proofs.pop(told.revision, None)
 
-    def users(self, step: str) -> list[AssignedModel]:
+    def users(self, step: str) -> list[Told]:
         """Return the assigned models that use a step."""
         return [prepared.told for prepared in self.prepared.values() if step in prepared.steps]
 
-    def fail(self, told: AssignedModel, reason: str, message: str, *, retry_from_s: float | None) -> None:
+    def fail(self, told: Told, reason: str, message: str, *, retry_from_s: float | None) -> None:
         """Take down why a revision is not served; `retry_from_s` is now where a retry may help, else None."""
         earlier = self.failures.get(told.revision)
         attempts = earlier.attempts + 1 if earlier is not None else 1

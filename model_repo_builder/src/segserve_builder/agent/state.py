@@ -20,6 +20,20 @@ ProofKind: TypeAlias = Literal["golden", "builtin"]
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """An assigned model, with the name of its revision: a digest, too costly to compute at every look."""
+
+    revision: str
+    model: str
+    spec: AssignedModel
+
+    @classmethod
+    def of(cls, spec: AssignedModel) -> Told:
+        """Return an assigned model with its revision's name."""
+        return cls(spec.revision, spec.model, spec)
+
+
+@dataclass(frozen=True, slots=True)
 class _OnName:
     name: str
 
@@ -135,7 +149,7 @@ class Look:
 class Prepared:
     """An assigned revision that is published, with the number of processes of each of its steps, in order."""
 
-    told: AssignedModel
+    told: Told
     tree: Tree
     processes: Mapping[str, int]
     golden: Path | None
@@ -158,7 +172,7 @@ class Proof:
 class Failure:
     """Why a revision is not served. `retry_at_s` is None where only another assignment can help."""
 
-    told: AssignedModel
+    told: Told
     reason: str
     message: str
     attempts: int = 1

@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from segserve_builder.agent.protocol import AssignedModel
     from segserve_builder.agent.repository import Repository
     from segserve_builder.agent.server import Answer, TritonServer
-    from segserve_builder.agent.state import Action, Ensemble
+    from segserve_builder.agent.state import Action, Ensemble, Told
 
 PROOF_S: Final = 120.0
 PROBE_S: Final = 30.0
@@ -71,7 +70,7 @@ class Work:
     cache: Path
     log: Path
 
-    def carry_out(self, action: Action, told: AssignedModel | None, prepared: Prepared | None) -> Outcome:
+    def carry_out(self, action: Action, told: Told | None, prepared: Prepared | None) -> Outcome:
         """Do it and return what it brought; never raises. `told` and `prepared` are those of its revision."""
         started_s = time.monotonic()
         outcome = self._attempt(action, told, prepared)
@@ -90,7 +89,7 @@ class Work:
             duration_s,
         )
 
-    def _attempt(self, action: Action, told: AssignedModel | None, prepared: Prepared | None) -> Outcome:
+    def _attempt(self, action: Action, told: Told | None, prepared: Prepared | None) -> Outcome:
         try:
             return self._do(action, told, prepared)
         except ServerLostError:
@@ -105,7 +104,7 @@ class Work:
             _LOG.exception("%s", action)
             return Outcome(action, Problem("AgentError", f"{type(error).__name__}: {error}", retryable=True))
 
-    def _do(self, action: Action, told: AssignedModel | None, prepared: Prepared | None) -> Outcome:
+    def _do(self, action: Action, told: Told | None, prepared: Prepared | None) -> Outcome:
         match action:
             case Prepare() if told is not None:
                 return Outcome(action, prepared=self._prepare(told))
@@ -126,21 +125,21 @@ class Work:
                 remove(self.repository.root / name)
         return Outcome(action)
 
-    def _prepare(self, told: AssignedModel) -> Prepared:
-        tree = build_tree(told.pipeline, told.artifact, told.expose, self.cache)
+    def _prepare(self, told: Told) -> Prepared:
+        tree = build_tree(told.spec.pipeline, told.spec.artifact, told.spec.expose, self.cache)
         folder = self._golden_folder(told)
         for name, files in tree.steps.items():
             publish(files, self.repository.root / name)
         _, net, _ = tree.steps
-        instances = told.pipeline.runtime.instances
+        instances = told.spec.pipeline.runtime.instances
         return Prepared(told, tree, {step: instances if step == net else 1 for step in tree.steps}, folder)
 
-    def _golden_folder(self, told: AssignedModel) -> Path | None:
-        if told.golden is None:
+    def _golden_folder(self, told: Told) -> Path | None:
+        if told.spec.golden is None:
             return None
-        folder = sources.fetch_folder(told.golden.uri, told.golden.sha256, self.cache)
+        folder = sources.fetch_folder(told.spec.golden.uri, told.spec.golden.sha256, self.cache)
         golden.load(folder)
-        output = told.pipeline.output
+        output = told.spec.pipeline.output
         if "encoding" not in output.overrides and output.encoding != "rle":
             raise GoldenError("golden answers are asked as rle: allow encoding in output.overrides, or make it rle")
         return folder
@@ -169,14 +168,14 @@ class Work:
         return held
 
     def _prove(self, prepared: Prepared) -> Proof:
-        if prepared.told.golden is None:
+        if prepared.told.spec.golden is None:
             image = golden.builtin_image()
             golden.check_builtin(self._ask(prepared, image), self._ask(prepared, image))
             return Proof("builtin", None)
-        as_rle = {"encoding": "rle"} if "encoding" in prepared.told.pipeline.output.overrides else {}
+        as_rle = {"encoding": "rle"} if "encoding" in prepared.told.spec.pipeline.output.overrides else {}
         for case, image in _cases(prepared):
             golden.compare(case, self._ask(prepared, image, as_rle))
-        return Proof("golden", prepared.told.golden.sha256)
+        return Proof("golden", prepared.told.spec.golden.sha256)
 
     def _ask(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> Answer:
         answer = self.server.infer(prepared.told.model, image, parameters or {}, PROOF_S)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
+from segserve_builder.names import network_alias
 from segserve_operator.core.conditions import status_of
 from segserve_operator.core.observed import MAIN
 from segserve_operator.core.roles import assigned_model, next_roles, settling
@@ -184,5 +185,5 @@ def _route(model: ModelObserved, roles: Roles, world: Observed) -> Route | None:
         model=model.name,
         shares=(Share(stable.group, stable.revision, 100, endpoints),),
         steps=report.steps if report is not None else (),
-        exposed=told.expose if told is not None else (),
+        exposed=(network_alias(model.name),) if told is not None and "network" in told.expose else (),
     )

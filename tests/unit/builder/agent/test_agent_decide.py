@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+
 from segserve_builder.agent.decide import next_actions, reports
 from segserve_builder.agent.memory import Memory
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
@@ -20,6 +21,7 @@ from segserve_builder.agent.state import (
     Remove,
     RepairStep,
     Serve,
+    Told,
     Unload,
 )
 from segserve_builder.names import STEP_PREFIX, network_alias
@@ -28,7 +30,7 @@ from segserve_builder.steps import Pipeline
 from segserve_builder.tree import Tree
 
 
-def assigned(model: str, network: str = "1", *, expose: bool = False, golden: str | None = None) -> AssignedModel:
+def assigned(model: str, network: str = "1", *, expose: bool = False, golden: str | None = None) -> Told:
     """Return a model whose network file is told by one hex digit."""
     pipeline = Pipeline(
         model=model,
@@ -41,17 +43,18 @@ def assigned(model: str, network: str = "1", *, expose: bool = False, golden: st
         output=Output(),
         runtime=Runtime(),
     )
-    return AssignedModel(
+    spec = AssignedModel(
         pipeline=pipeline,
         artifact=Artifact(uri="file:///network.onnx", sha256=network * 64),
         golden=Golden(uri="golden", sha256=golden * 64) if golden else None,
         expose=("network",) if expose else (),
     )
+    return Told.of(spec)
 
 
-def steps_of(told: AssignedModel) -> tuple[str, ...]:
+def steps_of(told: Told) -> tuple[str, ...]:
     """Return names as the builder's: the first step is shared by all, the network by equal files."""
-    network = told.artifact.sha256[0]
+    network = told.spec.artifact.sha256[0]
     return (f"{STEP_PREFIX}pre--0", f"{STEP_PREFIX}net--{network}", f"{STEP_PREFIX}post--{told.revision}")
 
 
@@ -83,7 +86,7 @@ class World:
         self.loaded_steps.clear()
         self.loaded.clear()
 
-    def converge(self, *told: AssignedModel) -> None:
+    def converge(self, *told: Told) -> None:
         """Let the agent work until it has nothing to do."""
         for _ in range(30):
             self.memory.keep_only(told)
@@ -95,7 +98,7 @@ class World:
                 self.do(action, told)
         raise AssertionError(f"the agent never comes to rest: {self.done[-5:]}")
 
-    def do(self, action: Action, told: tuple[AssignedModel, ...]) -> None:
+    def do(self, action: Action, told: tuple[Told, ...]) -> None:
         self.done.append(action)
         by_revision = {model.revision: model for model in told}
         match action:
@@ -108,7 +111,7 @@ class World:
             case Serve():
                 self.serve(by_revision[action.revision])
             case Prove():
-                golden = by_revision[action.revision].golden
+                golden = by_revision[action.revision].spec.golden
                 proof = Proof("golden", golden.sha256) if golden else Proof("builtin", None)
                 self.memory.prove(action.revision, proof)
             case Unload(name):
@@ -120,23 +123,23 @@ class World:
                 self.step_folders.discard(name)
                 self.published.pop(name, None)
 
-    def prepare(self, told: AssignedModel) -> None:
+    def prepare(self, told: Told) -> None:
         steps = steps_of(told)
-        alias = (network_alias(told.model), {}) if told.expose else None
+        alias = (network_alias(told.model), {}) if told.spec.expose else None
         tree = Tree({step: {} for step in steps}, (told.model, {}), alias)
         self.step_folders.update(steps)
         self.memory.prepare(Prepared(told, tree, dict.fromkeys(steps, 1), None))
 
-    def serve(self, told: AssignedModel) -> None:
+    def serve(self, told: Told) -> None:
         steps = steps_of(told)
         assert self.loaded_steps.issuperset(steps)
         ensembles = {told.model: Ensemble(told.revision, frozenset(steps))}
-        if told.expose:
+        if told.spec.expose:
             ensembles[network_alias(told.model)] = Ensemble(told.revision, frozenset(steps[1:2]))
         self.published.update(ensembles)
         self.loaded.update(ensembles)
 
-    def report(self, *told: AssignedModel) -> dict[str, ModelReport]:
+    def report(self, *told: Told) -> dict[str, ModelReport]:
         return {report.model: report for report in reports(told, self.look(), self.memory)}
 
     def done_to(self, name: str) -> list[type[Action]]:

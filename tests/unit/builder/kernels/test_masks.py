@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
+from torch.nn import functional
+
 from segserve_builder.kernels.masks import mask_rles
 from segserve_builder.sampling import axes
 from segserve_builder.values import Placement
-from torch.nn import functional
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
+
 from segserve_builder.kernels import rle
 from segserve_builder.kernels.rle import Window
 

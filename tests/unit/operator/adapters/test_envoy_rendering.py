@@ -180,3 +180,14 @@ def test_starting_again_leaves_the_last_plan_in_its_file(tmp_path: Path) -> None
     traffic.command()
 
     assert plan_of(json.loads(routes.read_text())["resources"][0]) == plan()
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"resources": []}', '{"resources": [{"name": "models"}]}'])
+def test_a_plan_that_cannot_be_read_does_not_keep_envoy_from_starting(tmp_path: Path, text: str) -> None:
+    routes = tmp_path / "routes/routes.json"
+    routes.parent.mkdir()
+    routes.write_text(text)
+
+    EnvoyTraffic(tmp_path).command()
+
+    assert plan_of(json.loads(routes.read_text())["resources"][0]) == TrafficPlan()

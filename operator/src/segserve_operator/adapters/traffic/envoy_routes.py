@@ -58,7 +58,7 @@ def render_routes(plan: TrafficPlan, *, timeout_s: float) -> Json:
         "name": ROUTES_NAME,
         "metadata": {"filter_metadata": {_METADATA: {"plan": _PLAN.dump_python(plan, mode="json")}}},
         "request_headers_to_remove": [ROUTE_HEADER, MODEL_HEADER],
-        "virtual_hosts": [{"name": ROUTES_NAME, "domains": ["*"], "matcher": matcher}],
+        "virtual_hosts": [{"name": ROUTES_NAME, "domains": ["*"], "matcher": matcher, "retry_policy": _RETRY}],
     }
 
 
@@ -71,14 +71,14 @@ class _Actions:
     """Builds the table's entries."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._common = {"timeout": f"{timeout_s:.3f}s", "retry_policy": _RETRY}
+        self._timeout = f"{timeout_s:.3f}s"
 
     def route(self, **what: Any) -> Json:
         route = {"@type": f"{TYPES}.config.route.v3.Route", "match": {"prefix": "/"}, **what}
         return {"action": {"name": "route", "typed_config": route}}
 
     def to(self, upstream: Upstream) -> Json:
-        return self.route(route={"cluster": upstream.name, **self._common})
+        return self.route(route={"cluster": upstream.name, "timeout": self._timeout})
 
     def split(self, purpose: Purpose, protocol: Protocol, route: Route) -> Json:
         weighted = [
@@ -90,7 +90,7 @@ class _Actions:
             for share in route.shares
             if share.weight
         ]
-        return self.route(route={"weighted_clusters": {"clusters": weighted}, **self._common})
+        return self.route(route={"weighted_clusters": {"clusters": weighted}, "timeout": self._timeout})
 
 
 def _told(share: Share) -> list[Json]:

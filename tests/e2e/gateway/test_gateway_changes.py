@@ -1,0 +1,117 @@
+"""A gateway that changes its plan, restarts, or is told nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fakes.gateway import RunningGateway
+from fakes.gateway_clients import Load, ask, by_grpc, served
+from fakes.triton import StubTriton
+from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
+from segserve_operator.adapters.traffic.envoy_files import GatewayRefusedError
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+
+pytestmark = pytest.mark.platform
+
+
+async def test_not_one_request_fails_while_weights_groups_and_servers_change(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    old.delay_s = new.delay_s = 0.005
+    await gateway.traffic.apply(served(old))
+    load = Load(gateway)
+    plans = [
+        served(old, new, 0),
+        served(old, new, 50),
+        served(old, new, 100),
+        served(new),  # the same group, another server and revision
+        TrafficPlan((*served(new).routes, *served(old, model="cells").routes), (old.endpoint, new.endpoint)),
+        served(new, old, 50),
+        served(old),
+    ]
+
+    async with load:
+        for _ in range(5):
+            for plan in plans:
+                await gateway.traffic.apply(plan)
+                assert (await gateway.traffic.observe()).plan == plan
+
+    assert load.failures == []
+    assert set(load.answers) == {"old", "new"}
+
+
+async def test_a_request_in_flight_is_counted_and_ends_well_after_its_group_has_left_the_plan(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    await gateway.traffic.apply(served(old))
+    old.delay_s = 0.8
+    slow = [
+        asyncio.create_task(ask(gateway, "/v2/models/coins/infer")),
+        asyncio.create_task(asyncio.to_thread(by_grpc, gateway.authority)),
+    ]
+    while (await gateway.traffic.observe()).active != {("coins", "main"): 2}:
+        await asyncio.sleep(0.01)
+
+    share = Share("coins-new", "coins-new", 100, (new.endpoint,))
+    await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),), (new.endpoint,)))
+    meanwhile = await ask(gateway, "/v2/models/coins/infer")
+    active = (await gateway.traffic.observe()).active
+    answer, answer_by_grpc = await asyncio.gather(*slow)
+
+    assert meanwhile.json()["model_version"] == "new"
+    assert active == {("coins", "main"): 2}
+    assert (answer.json()["model_version"], answer_by_grpc) == ("old", "old")
+    assert (await gateway.traffic.observe()).active == {}
+
+
+async def test_a_request_in_flight_ends_well_after_its_server_has_left_the_group(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    await gateway.traffic.apply(served(old))
+    old.delay_s = 0.8
+    slow = asyncio.create_task(ask(gateway, "/v2/models/coins/infer"))
+    while not (await gateway.traffic.observe()).active:
+        await asyncio.sleep(0.01)
+
+    await gateway.traffic.apply(served(new))
+
+    assert (await ask(gateway, "/v2/models/coins/infer")).json()["model_version"] == "new"
+    assert (await slow).json()["model_version"] == "old"
+
+
+async def test_an_envoy_that_was_killed_serves_the_last_plan_again(serving: RunningGateway, old: StubTriton) -> None:
+    serving.kill()
+    assert (await serving.traffic.observe()).plan is None
+
+    await serving.start()
+
+    assert (await serving.traffic.observe()).plan == served(old)
+    assert (await ask(serving, "/v2/models/coins/infer")).status_code == 200
+
+
+async def test_a_supervisor_that_starts_again_finds_the_plan_in_force(
+    serving: RunningGateway, old: StubTriton, new: StubTriton, tmp_path: Path
+) -> None:
+    successor = EnvoyTraffic(tmp_path, serving.gateway, timeout_s=1.0)
+    assert (await successor.observe()).plan == served(old)
+
+    await successor.apply(served(old, new, 100))
+
+    assert (await ask(serving, "/v2/models/coins/infer")).json()["model_version"] == "new"
+
+
+async def test_a_plan_that_envoy_refuses_leaves_the_one_before_in_force(
+    serving: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    share = Share("coins-new", "coins-new", 100, (Endpoint("not an address", 80, 81),))
+
+    with pytest.raises(GatewayRefusedError, match="refused"):
+        await serving.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
+
+    assert (await serving.traffic.observe()).plan == served(old)
+    assert (await ask(serving, "/v2/models/coins/infer")).status_code == 200
+    await serving.traffic.apply(served(old, new, 100))
+    assert (await ask(serving, "/v2/models/coins/infer")).json()["model_version"] == "new"

@@ -1,0 +1,129 @@
+"""Large, slow and failing: what the gateway does about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from fakes.gateway import RunningGateway
+from fakes.gateway_clients import LIMIT, ask, by_grpc, by_http
+from fakes.triton import StubTriton
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+
+pytestmark = pytest.mark.platform
+
+NOWHERE = Endpoint("127.0.0.1", 1, 1)  # nothing listens on port 1
+
+
+async def in_chunks(size: int) -> AsyncIterator[bytes]:
+    for start in range(0, size, 2**16):
+        yield bytes(min(2**16, size - start))
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["announced", "chunked"])
+async def test_a_too_large_http_body_is_413_and_is_not_held(
+    serving: RunningGateway, old: StubTriton, announced: bool
+) -> None:
+    before = serving.rss_mib
+    content = bytes(32 * LIMIT) if announced else in_chunks(LIMIT + 1000)
+
+    answer = await ask(serving, "/v2/models/coins/infer", content=content)
+
+    assert answer.status_code == 413
+    assert answer.json() == {"error": f"the request is too large; at most {LIMIT} bytes are allowed"}
+    assert serving.rss_mib - before < 20
+    assert not old.asked
+
+
+async def test_a_chunked_body_without_end_is_cut_off(serving: RunningGateway, old: StubTriton) -> None:
+    before = serving.rss_mib
+
+    with pytest.raises(httpx.NetworkError):
+        await ask(serving, "/v2/models/coins/infer", content=in_chunks(2**30))
+
+    assert serving.rss_mib - before < 20
+    assert not old.asked
+
+
+async def test_a_too_large_grpc_message_is_resource_exhausted_and_is_not_held(serving: RunningGateway) -> None:
+    before = serving.rss_mib
+
+    with pytest.raises(InferenceServerException, match=f"too large; at most {LIMIT} bytes") as caught:
+        await asyncio.to_thread(by_grpc, serving.authority, size=64 * 2**20)
+
+    assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+    assert serving.rss_mib - before < 20
+
+
+@pytest.mark.parametrize("call", [by_http, by_grpc])
+async def test_a_body_just_under_the_limit_passes(serving: RunningGateway, call: Any) -> None:
+    assert await asyncio.to_thread(call, serving.authority, size=LIMIT - 2000) == "old"
+
+
+async def test_a_chunked_body_under_the_limit_passes_whole(serving: RunningGateway, old: StubTriton) -> None:
+    assert (await ask(serving, "/v2/models/coins/infer", content=in_chunks(500_000))).status_code == 200
+    assert old.asked[-1].body_bytes == 500_000
+
+
+async def test_a_compressed_grpc_message_is_refused_with_the_reason(serving: RunningGateway) -> None:
+    with pytest.raises(InferenceServerException, match="compressed gRPC messages are not supported") as caught:
+        await asyncio.to_thread(by_grpc, serving.authority, size=4096, compression_algorithm="gzip")
+
+    assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize("endpoints", [(), (NOWHERE,)], ids=["no server", "nobody listens"])
+async def test_without_a_server_requests_are_unavailable(gateway: RunningGateway, endpoints: Any) -> None:
+    share = Share("main", "coins-old", 100, endpoints)
+    await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),), endpoints))
+
+    answer = await ask(gateway, "/v2/models/coins/infer")
+    with pytest.raises(InferenceServerException) as caught:
+        await asyncio.to_thread(by_grpc, gateway.authority)
+
+    assert answer.status_code == 503
+    assert set(answer.json()) == {"error"}
+    assert caught.value.status() == "StatusCode.UNAVAILABLE"
+    assert (await ask(gateway, "/v2/health/ready", method="GET")).status_code == 503
+
+
+async def test_a_request_cut_off_before_its_answer_is_asked_once_more(serving: RunningGateway, old: StubTriton) -> None:
+    old.resets = 1
+    assert (await ask(serving, "/v2/models/coins/infer")).status_code == 200
+
+    old.resets = 5
+    assert (await ask(serving, "/v2/models/coins/infer")).status_code == 503
+    assert old.resets == 3
+
+
+async def test_a_request_to_one_dead_server_is_answered_by_the_other(gateway: RunningGateway, old: StubTriton) -> None:
+    share = Share("main", "coins-old", 100, (NOWHERE, old.endpoint))
+    await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
+
+    assert [(await ask(gateway, "/v2/models/coins/infer")).status_code for _ in range(20)] == [200] * 20
+
+
+async def test_a_request_that_takes_too_long_is_ended(serving: RunningGateway, old: StubTriton) -> None:
+    old.delay_s = 3.0
+
+    answer = await ask(serving, "/v2/models/coins/infer")
+    with pytest.raises(InferenceServerException) as caught:
+        await asyncio.to_thread(by_grpc, serving.authority)
+
+    assert (answer.status_code, answer.json()) == (504, {"error": "upstream request timeout"})
+    assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+
+
+async def test_a_client_that_never_ends_its_headers_is_let_go(serving: RunningGateway) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", serving.gateway.port)
+    writer.write(b"POST /v2/models/coins/infer HTTP/1.1\r\nhost: a\r\nx: ")
+
+    answer = await asyncio.wait_for(reader.read(), timeout=20)
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    writer.close()

@@ -1,0 +1,266 @@
+"""Files that come, change and go while clients call: what is served is always right, and every failure says why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+import tritonclient.grpc
+import yaml
+from tritonclient.utils import InferenceServerException
+
+from bench.platform import MODELS, platform
+from fakes.callers import PHOTO, Load
+from fakes.watching import Watched, segserve, until
+from segserve import Client, ModelNotFoundError
+from segserve_builder.sources import folder_digest
+
+pytestmark = pytest.mark.platform
+
+EXAMPLE = MODELS.parent
+Edit = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Watched]:
+    """One platform for the module; its tests leave `coins` served, by whichever revision."""
+    with platform(MODELS) as running:
+        yield Watched(running)
+
+
+def smallest(area: int) -> list[dict[str, object]]:
+    """Return a postprocess that makes a revision of its own."""
+    return [{"argmax": {}}, {"removeSmallRegions": {"minArea": area}}]
+
+
+def pinned(path: Path) -> dict[str, str]:
+    return {"uri": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def apply(watched: Watched, file: Path) -> str:
+    return watched.running.segserve("apply", "-f", str(file)).strip()
+
+
+def stable(watched: Watched, model: str = "coins") -> tuple[str, str]:
+    found = watched.role(model, "stable")
+    assert found is not None
+    return found
+
+
+def promoted(watched: Watched, former: str) -> str:
+    """Return the revision that took over from `former`."""
+    until(lambda: stable(watched)[0] != former and watched.condition("coins", "Ready").get("status") == "True", "promotion")
+    return stable(watched)[0]
+
+
+def test_a_second_model_is_added_while_requests_run(watched: Watched, edited: Edit) -> None:
+    with Load(watched.running.url) as load:
+        apply(watched, edited(model="coins-instances", name="second"))
+        watched.running.segserve("wait", "second")
+
+    with Client(watched.running.url) as client:
+        assert len(client.segment(PHOTO, model="second").instances) == 24
+    assert load.failures == []
+    assert len(load.answers) == 1
+
+
+def test_an_edit_goes_back_and_forth_and_settles_and_no_request_fails(watched: Watched, edited: Edit) -> None:
+    first, _ = stable(watched)
+    with Load(watched.running.url) as load:
+        # The candidate is proved in a group of its own before anything moves.
+        apply(watched, edited(postprocess=smallest(151)))
+        candidate, group = until(lambda: watched.role("coins", "candidate"), "a candidate")
+        assert group == candidate
+        assert set(load.answers) == {first}
+        watched.running.segserve("wait", "coins")
+        assert stable(watched) == (candidate, candidate)
+        assert watched.role("coins", "previous") == (first, "main")
+        load.wait_for(candidate)
+
+        # Going back is one weight write: what was kept answers at once, and nothing is started.
+        processes = {process.pid for process in watched.running.processes()}
+        apply(watched, MODELS)
+        load.wait_for(first, within_s=1.0)
+        assert stable(watched) == (first, "main")
+        assert watched.groups() == {"main", candidate}
+        assert {process.pid for process in watched.running.processes()} == processes
+
+        # Forth again as quickly; then the old one is let go and the new one moves into main.
+        apply(watched, edited(postprocess=smallest(151), keepPrevious="3s"))
+        load.wait_for(candidate, within_s=1.0)
+        assert {process.pid for process in watched.running.processes()} == processes
+        servers = [watched.process(f"groups/{candidate}/{name}") for name in ("triton", "agent")]
+        until(lambda: watched.groups() == {"main"}, "the candidate's group is gone", within_s=30)
+        load.wait_for(candidate)
+
+    assert load.failures == []
+    assert set(load.answers) == {first, candidate}
+    assert stable(watched) == (candidate, "main")
+    assert watched.role("coins", "previous") is None
+    assert not any(server.is_running() for server in servers if server is not None)
+    assert watched.shm(candidate) == ()
+    assert [path.stem for path in watched.state.revisions.glob("coins-???????*.json") if first in path.name] == []
+
+
+def test_a_deleted_model_is_not_found_and_others_notice_nothing(watched: Watched) -> None:
+    instances, _ = stable(watched, "coins-instances")
+    with Load(watched.running.url) as load:
+        watched.running.segserve("delete", "coins-instances")
+        with Client(watched.running.url) as http, Client(watched.running.url, transport="grpc") as grpc:
+            for client in (http, grpc):
+                with pytest.raises(ModelNotFoundError, match="coins-instances"):
+                    client.segment(PHOTO, model="coins-instances")
+
+    plain = tritonclient.grpc.InferenceServerClient(watched.running.url.removeprefix("http://"))
+    with pytest.raises(InferenceServerException) as caught:
+        plain.get_model_config("coins-instances")
+    plain.close()
+    assert caught.value.status() == "StatusCode.NOT_FOUND"
+    assert load.failures == []
+    assert not watched.exists("coins-instances")
+    assert not (watched.state.revisions / f"{instances}.json").exists()
+    assert not (watched.state.groups / "main/repository/coins-instances").exists()
+
+
+def tampered(folder: Path) -> dict[str, str]:
+    """Copy the golden set with the two classes' masks exchanged."""
+    shutil.copytree(EXAMPLE / "golden/semantic", folder)
+    golden = json.loads((folder / "golden.json").read_text())
+    golden["cases"][0]["expected"]["MASKS"].reverse()
+    (folder / "golden.json").write_text(json.dumps(golden))
+    return {"uri": folder.as_uri(), "sha256": folder_digest(folder)}
+
+
+BROKEN = {
+    "a golden answer that the network does not give": (
+        lambda folder: {"postprocess": smallest(152), "golden": tampered(folder / "golden")},
+        ("GoldenPassed", "GoldenFailed"),
+        r"coins\.png: MASKS of class 0: IoU 0\.\d+; at least 0\.99 is tolerated",
+    ),
+    "a network with another sha256": (
+        lambda _: {"artifact": pinned(EXAMPLE / "coins-unet.onnx") | {"sha256": "0" * 64}},
+        ("ArtifactVerified", "DigestMismatch"),
+        r"sha256 of file:\S+/coins-unet\.onnx is 0717\w+; the resource says 0{64}",
+    ),
+    "a network of another family": (
+        lambda _: {"artifact": pinned(EXAMPLE / "coins-yolo.onnx")},
+        ("ArtifactVerified", "SignatureMismatch"),
+        r"output",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_change_that_cannot_be_served_says_why_and_leaves_the_stable_revision(
+    watched: Watched, edited: Edit, tmp_path: Path, case: str
+) -> None:
+    changes, (kind, reason), message = BROKEN[case]
+    before, first_answer = stable(watched), answer(watched)
+
+    apply(watched, edited(**changes(tmp_path)))
+    found = watched.becomes("coins", kind, "False", reason)
+    refused = segserve(watched.running.state, "wait", "coins")
+
+    assert re.search(message, found["message"])
+    assert watched.condition("coins", "Degraded")["status"] == "True"
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert found["message"] in refused.stderr
+    assert stable(watched) == before
+    assert answer(watched) == first_answer
+    assert watched.condition("coins", "Ready")["status"] == "True"
+
+
+def answer(watched: Watched) -> tuple[str, int]:
+    with Client(watched.running.url, retries=0) as client:
+        found = client.segment(PHOTO, model="coins")
+    return found.revision, found.areas["coin"]
+
+
+def test_a_network_that_is_missing_is_served_once_it_is_there(
+    watched: Watched, edited: Edit, tmp_path: Path
+) -> None:
+    former, _ = stable(watched)
+    network = onnx.load(EXAMPLE / "coins-unet.onnx")
+    network.doc_string = str(tmp_path)  # bytes of its own, so that no cache has them
+    onnx.save(network, tmp_path / "there.onnx")
+    artifact = pinned(tmp_path / "there.onnx") | {"uri": (tmp_path / "network.onnx").as_uri()}
+
+    apply(watched, edited(artifact=artifact, keepPrevious="0s"))
+    found = watched.becomes("coins", "ArtifactVerified", "False", "ArtifactMissing")
+    assert "network.onnx' cannot be read: No such file or directory" in found["message"]
+    assert answer(watched)[0] == former
+
+    (tmp_path / "there.onnx").rename(tmp_path / "network.onnx")
+
+    assert answer(watched)[0] in (former, promoted(watched, former))
+
+
+def test_dropping_a_class_is_refused_unless_the_file_says_that_it_is_meant(watched: Watched, edited: Edit) -> None:
+    before, _ = stable(watched)
+    renamed = [{"id": 0, "name": "background"}, {"id": 1, "name": "token"}]
+
+    apply(watched, edited(classes=renamed, keepPrevious="0s"))
+    found = watched.becomes("coins", "Degraded", "True", "ClassesChanged")
+    assert "coin" in found["message"]
+    assert "set spec.allowClassChanges: true if it is meant" in found["message"]
+    assert stable(watched)[0] == before
+
+    apply(watched, edited(classes=renamed, keepPrevious="0s", allowClassChanges=True))
+    promoted(watched, before)
+    with Client(watched.running.url) as client:
+        assert set(client.segment(PHOTO, model="coins").areas) == {"background", "token"}
+
+
+def test_an_edit_that_changes_no_meaning_changes_nothing(watched: Watched, edited: Edit) -> None:
+    file = edited(allowClassChanges=True)
+    apply(watched, file)
+    revision, generation = stable(watched), watched.manifest("coins")["metadata"]["generation"]
+    document = yaml.safe_load(file.read_text())
+    spec = dict(reversed(document["spec"].items())) | {"pool": "default", "output": {"encoding": "png"}}
+    file.write_text("# another comment\n" + yaml.safe_dump(document | {"spec": spec}, sort_keys=False))
+
+    assert apply(watched, file) == "segmentationmodel/coins unchanged"
+
+    assert watched.manifest("coins")["metadata"]["generation"] == generation
+    assert stable(watched) == revision
+
+
+def test_exposing_the_network_takes_effect_without_a_new_revision(watched: Watched, edited: Edit) -> None:
+    settled = promoted_base(watched, edited)
+    groups = watched.groups()
+    client = tritonclient.grpc.InferenceServerClient(watched.running.url.removeprefix("http://"))
+
+    def exposed() -> bool:
+        try:
+            return bool(client.get_model_config("coins.network"))
+        except InferenceServerException as error:
+            assert error.status() == "StatusCode.NOT_FOUND"
+            return False
+
+    with Load(watched.running.url, pause_s=0.05) as load:
+        assert exposed()
+        apply(watched, edited(allowClassChanges=True, expose=[]))
+        until(lambda: not exposed(), "coins.network is gone")
+        until(lambda: not (watched.state.groups / settled[1] / "repository/coins.network").exists(), "it is unloaded")
+        apply(watched, edited(allowClassChanges=True, expose=["network"]))
+        until(exposed, "coins.network is back")
+
+    client.close()
+    assert load.failures == []
+    assert set(load.answers) == {settled[0]}
+    assert stable(watched) == settled
+    assert watched.groups() == groups
+
+
+def promoted_base(watched: Watched, edited: Edit) -> tuple[str, str]:
+    """Serve the example's own revision again and return who holds it."""
+    apply(watched, edited(allowClassChanges=True))
+    watched.running.segserve("wait", "coins")
+    return stable(watched)

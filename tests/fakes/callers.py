@@ -1,0 +1,92 @@
+"""Clients of both protocols that call as fast as they are answered, and what they saw."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from segserve import Client, SegserveError
+
+PHOTO = (Path(__file__).parents[2] / "examples/coins/coins.png").read_bytes()
+COIN_PIXELS = range(39_000, 40_000)
+
+
+@dataclass
+class Load:
+    """Asks a model from five threads, without retries, until it is left; every answer is checked.
+
+    `pause_s` is between an answer and the next request of the same thread.
+    """
+
+    url: str
+    model: str = "coins"
+    pause_s: float = 0.0
+    answers: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._ended = threading.Event()
+        callers = [self._client, self._client, self._client, self._client, self._plain_client]
+        transports = ["http", "grpc", "http", "grpc", "plain grpc"]
+        self._threads = [threading.Thread(target=c, args=(t,)) for c, t in zip(callers, transports, strict=True)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, revision: str, count: int = 3, within_s: float = 20.0) -> None:
+        """Return once so many more answers came from a revision, and none but from it since."""
+        deadline_s = time.monotonic() + within_s
+        before = self.answers.copy()
+        while time.monotonic() < deadline_s:
+            new = self.answers - before
+            if set(new) == {revision} and new[revision] >= count:
+                return
+            if set(new) - {revision}:
+                before = self.answers.copy()
+            time.sleep(0.02)
+        raise AssertionError(f"never only {revision}; answers {self.answers}, failures {self.failures[-3:]}")
+
+    def _client(self, transport: str) -> None:
+        with Client(self.url, transport=transport, retries=0) as client:
+            while not self._ended.wait(self.pause_s):
+                try:
+                    answer = client.segment(PHOTO, model=self.model, encoding="rle")
+                except SegserveError as error:
+                    self._failed(transport, error)
+                else:
+                    self._answered(transport, answer.revision, answer.areas["coin"])
+
+    def _plain_client(self, transport: str) -> None:
+        client = tritonclient.grpc.InferenceServerClient(self.url.removeprefix("http://"))
+        image = tritonclient.grpc.InferInput("IMAGE", [1], "BYTES")
+        image.set_data_from_numpy(np.array([PHOTO], dtype=object))
+        while not self._ended.wait(self.pause_s):
+            try:
+                answer = client.infer(self.model, [image], client_timeout=30)
+            except InferenceServerException as error:
+                self._failed(transport, error)
+            else:
+                self._answered(transport, answer.as_numpy("REVISION")[0].decode(), answer.as_numpy("AREAS")[1])
+        client.close()
+
+    def _answered(self, transport: str, revision: str, pixels: int) -> None:
+        self.answers[revision] += 1
+        if pixels not in COIN_PIXELS:
+            self.failures.append(f"{transport}: {pixels} pixels of coins")
+
+    def _failed(self, transport: str, error: Exception) -> None:
+        self.failures.append(f"{time.strftime('%H:%M:%S')} {transport}: {type(error).__name__}: {error}")
+        time.sleep(0.05)

@@ -1,0 +1,104 @@
+"""Callers of a gateway: plain clients as users have them, and a load of them."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections import Counter
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from fakes.gateway import RunningGateway
+from fakes.triton import StubTriton
+from segserve_operator.core.traffic import Route, Share, TrafficPlan
+
+LIMIT = 2**21
+STEP = "segserve--pre--3f9a"
+
+
+def served(old: StubTriton, new: StubTriton | None = None, new_weight: int = 0, model: str = "coins") -> TrafficPlan:
+    shares = [Share("main", "coins-old", 100 - new_weight, (old.endpoint,))]
+    if new is not None:
+        shares.append(Share("coins-new", "coins-new", new_weight, (new.endpoint,)))
+    return TrafficPlan((Route(model, tuple(shares), steps=(STEP,), exposed=(f"{model}.network",)),), (old.endpoint,))
+
+
+def image(client: Any, size: int = 8) -> list[Any]:
+    tensor = client.InferInput("IMAGE", [size], "UINT8")
+    tensor.set_data_from_numpy(np.zeros(size, np.uint8))
+    return [tensor]
+
+
+def by_http(authority: str, model: str = "coins", size: int = 8) -> str:
+    with tritonclient.http.InferenceServerClient(authority) as client:
+        answer: str = client.infer(model, image(tritonclient.http, size)).get_response()["model_version"]
+        return answer
+
+
+def by_grpc(authority: str, model: str = "coins", size: int = 8, **options: Any) -> str:
+    with tritonclient.grpc.InferenceServerClient(authority) as client:
+        answer: str = client.infer(model, image(tritonclient.grpc, size), **options).get_response().model_version
+        return answer
+
+
+def by_stream(authority: str, model: str = "coins") -> str:
+    answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
+    with tritonclient.grpc.InferenceServerClient(authority) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        client.async_stream_infer(model, image(tritonclient.grpc))
+        result, error = answers.get(timeout=10)
+        client.stop_stream()
+    if error is not None:
+        raise error
+    answer: str = result.get_response().model_version
+    return answer
+
+
+async def ask(gateway: RunningGateway, path: str, **options: Any) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=gateway.traffic.url, timeout=20) as client:
+        return await client.request(options.pop("method", "POST"), path, **options)
+
+
+class Load:
+    """Clients of both protocols that call as fast as they are answered, until it is left."""
+
+    def __init__(self, gateway: RunningGateway) -> None:
+        self.answers: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self._authority = gateway.authority
+        self._ended = False
+
+    async def __aenter__(self) -> None:
+        self._clients = [asyncio.create_task(client()) for client in (self._http, self._http, self._grpc, self._grpc)]
+        await asyncio.sleep(0.1)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._ended = True
+        await asyncio.gather(*self._clients)
+
+    async def _http(self) -> None:
+        async with httpx.AsyncClient(base_url=f"http://{self._authority}", timeout=20) as client:
+            while not self._ended:
+                try:
+                    answer = await client.post("/v2/models/coins/infer", content=b"image")
+                    self.answers[answer.raise_for_status().json()["model_version"]] += 1
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+
+    async def _grpc(self) -> None:
+        async with grpc.aio.insecure_channel(self._authority) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            while not self._ended:
+                try:
+                    answer = await stub.ModelInfer(pb.ModelInferRequest(model_name="coins"))
+                    self.answers[answer.model_version] += 1
+                except grpc.aio.AioRpcError as error:
+                    self.failures.append(repr(error))

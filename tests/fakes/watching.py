@@ -1,0 +1,112 @@
+"""A running platform as its files, processes and shared memory show it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import environ
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from bench.platform import Running
+from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.local.files import StateFolder
+from segserve_operator.adapters.local.fleet import shm_prefix
+from segserve_operator.adapters.local.store import LocalStore, NotFoundError
+from segserve_operator.adapters.local.triton import shm_regions
+
+T = TypeVar("T")
+
+
+def segserve(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line on the platform of a state folder, whatever it exits with."""
+    return subprocess.run(
+        [sys.executable, "-m", "segserve.cli", *arguments],
+        env=environ | {"SEGSERVE_STATE": str(state), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def until(probe: Callable[[], T], what: str, *, within_s: float = 20.0) -> T:
+    """Return what `probe` gives once that is true."""
+    deadline_s = time.monotonic() + within_s
+    while not (found := probe()):
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {within_s} s: {what}")
+        time.sleep(0.03)
+    return found
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What can be seen of one platform."""
+
+    running: Running
+
+    @property
+    def state(self) -> StateFolder:
+        return StateFolder(self.running.state)
+
+    def manifest(self, model: str) -> dict[str, Any]:
+        return LocalStore(self.state).get("SegmentationModel", model)
+
+    def exists(self, model: str) -> bool:
+        try:
+            return bool(self.manifest(model))
+        except NotFoundError:
+            return False
+
+    def condition(self, model: str, kind: str) -> dict[str, Any]:
+        """Return a condition, empty where the status does not speak of the newest spec yet."""
+        manifest = self.manifest(model)
+        status = manifest.get("status") or {}
+        if status.get("observedGeneration") != manifest["metadata"]["generation"]:
+            return {}
+        return next((found for found in status["conditions"] if found["type"] == kind), {})
+
+    def becomes(self, model: str, kind: str, status: str, reason: str, *, within_s: float = 15.0) -> dict[str, Any]:
+        """Return a condition once it has that status and reason."""
+
+        def reached() -> dict[str, Any] | None:
+            found = self.condition(model, kind)
+            return found if (found.get("status"), found.get("reason")) == (status, reason) else None
+
+        try:
+            return until(reached, f"{kind} {status} {reason}", within_s=within_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; seen: {self.manifest(model).get('status')}") from None
+
+    def role(self, model: str, role: str) -> tuple[str, str] | None:
+        """Return the revision that has a role, and the group that holds it."""
+        holder = (self.manifest(model).get("status") or {}).get("roles", {}).get(role)
+        return (holder["revision"], holder["group"]) if holder else None
+
+    def groups(self) -> set[str]:
+        return {path.name for path in self.state.groups.iterdir()}
+
+    def process(self, record: str) -> psutil.Process | None:
+        """Return the living process of a record such as `groups/main/triton` or `gateway/envoy`."""
+        found = processes.recorded(self.running.state / f"{record}.process.json")
+        return psutil.Process(found.pid) if found is not None and processes.alive(found) else None
+
+    def supervisor(self) -> psutil.Process:
+        from segserve_operator.local_platform.supervisor import read_platform
+
+        record = until(lambda: read_platform(self.state), "a supervisor")
+        return psutil.Process(record.process.pid)
+
+    def steps(self, group: str = "main") -> dict[str, psutil.Process]:
+        """Return the processes of a group's Python steps by the step's name."""
+        triton = self.process(f"groups/{group}/triton")
+        assert triton is not None
+        return {Path(child.cmdline()[1]).parent.parent.name: child for child in triton.children()}
+
+    def shm(self, group: str) -> tuple[str, ...]:
+        return shm_regions(shm_prefix(self.state, group))

@@ -1,0 +1,189 @@
+"""What the families accept of a network's signature, and how they read its outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segserve_builder.errors import SignatureError
+from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import NetworkIO, Signature, TensorSpec
+from segserve_builder.steps import Pipeline
+from segserve_builder.values import Placement
+
+GREY = TensorSpec("image", "UINT8", (None, 1, None, None))
+LOGITS = TensorSpec("logits", "FP32", (None, 2, None, None))
+DETECTIONS = TensorSpec("output0", "FP32", (None, 4 + 3 + 32, 8400))
+PROTOTYPES = TensorSpec("output1", "FP32", (None, 32, 160, 160))
+
+
+def pipeline(family: str, classes: int, colour: str = "GREY", batch: int = 8) -> Pipeline:
+    return Pipeline.model_validate(
+        {
+            "model": "coins",
+            "artifactSha256": "0" * 64,
+            "family": family,
+            "input": {"colour": colour},
+            "classes": [{"id": i, "name": f"class {i}"} for i in range(classes)],
+            "preprocess": [],
+            "postprocess": [],
+            "output": {},
+            "runtime": {"maxBatchSize": batch},
+        }
+    )
+
+
+def semantic(image: TensorSpec = GREY, *outputs: TensorSpec, classes: int = 2, **options: Any) -> NetworkIO:
+    signature = Signature((image,), outputs or (LOGITS,))
+    return FAMILIES["semantic-logits"].network_io(signature, pipeline("semantic-logits", classes, **options))
+
+
+def yolo(*outputs: TensorSpec, classes: int = 3) -> NetworkIO:
+    return FAMILIES["yolo-seg"].network_io(Signature((GREY,), outputs), pipeline("yolo-seg", classes))
+
+
+@pytest.mark.parametrize(
+    ("shape", "colour", "layout"),
+    [
+        ((None, 1, None, None), "GREY", "NCHW"),
+        ((None, 384, 384, 1), "GREY", "NHWC"),
+        ((None, 3, 384, 384), "RGB", "NCHW"),
+        ((None, None, None, 3), "RGB", "NHWC"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["UINT8", "UINT16", "FP16", "FP32"])
+def test_the_layout_is_where_the_channels_are(
+    shape: tuple[int | None, ...], colour: str, layout: str, dtype: str
+) -> None:
+    image = TensorSpec("image", dtype, shape)
+
+    assert semantic(image, colour=colour) == NetworkIO(image, layout, (LOGITS,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (
+            TensorSpec("x", "INT64", (None, 1, 8, 8)),
+            r"'x' INT64 \[\?, 1, 8, 8\]: allowed dtypes are UINT8, UINT16, FP16",
+        ),
+        (TensorSpec("x", "FP32", (None, 3, 8, 8)), r"for colour GREY the shape must be \[batch, 1, height, width\]"),
+        (TensorSpec("x", "FP32", (None, None, None, None)), "for colour GREY the shape must be"),
+        (TensorSpec("x", "FP32", (None, 1, 8)), "for colour GREY the shape must be"),
+        (TensorSpec("x", "FP32", (1, 1, 8, 8)), "batch size must be free, or 1 with runtime.maxBatchSize 1"),
+        (TensorSpec("x", "FP32", (4, 1, 8, 8)), "here it is 4 with runtime.maxBatchSize 8"),
+    ],
+)
+def test_an_input_that_is_no_image_is_refused(image: TensorSpec, says: str) -> None:
+    with pytest.raises(SignatureError, match=says):
+        semantic(image)
+
+
+def test_a_network_with_a_second_input_is_refused() -> None:
+    signature = Signature((GREY, TensorSpec("orig_size", "INT64", (None, 2))), (LOGITS,))
+
+    with pytest.raises(SignatureError, match=r"has one input, the image; this one has 2: 'image' UINT8.*'orig_size'"):
+        FAMILIES["semantic-logits"].network_io(signature, pipeline("semantic-logits", 2))
+
+
+def test_a_fixed_batch_of_one_is_enough_for_a_batch_size_of_one() -> None:
+    image = TensorSpec("x", "FP32", (1, 1, 8, 8))
+
+    assert semantic(image, TensorSpec("y", "FP32", (1, 2, 8, 8)), batch=1).input == image
+
+
+@pytest.mark.parametrize(("channels", "classes"), [(2, 2), (1, 2), (21, 21), (None, 5)])
+def test_logits_have_a_channel_a_class_or_one_for_two(channels: int | None, classes: int) -> None:
+    logits = TensorSpec("y", "FP32", (None, channels, 96, 96))
+
+    assert semantic(GREY, logits, classes=classes).outputs == (logits,)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        (
+            (TensorSpec("y", "FP32", (None, 3, 8, 8)),),
+            "for the model's 2 classes the number of channels must be 2, or 1",
+        ),
+        ((TensorSpec("y", "FP16", (None, 2, 8, 8)),), "'y' FP16.*the dtype must be FP32"),
+        ((TensorSpec("y", "INT64", (None, 8, 8)),), "the dtype must be FP32"),
+        ((TensorSpec("y", "FP32", (None, 8, 8)),), r"the shape must be \[batch, classes, height, width\]"),
+        ((TensorSpec("y", "FP32", (1, 2, 8, 8)),), "output 'y'.*the batch size must be free"),
+        ((LOGITS, LOGITS), "semantic-logits has one output.*the network has 'logits' FP32"),
+    ],
+)
+def test_other_outputs_than_logits_are_refused(outputs: tuple[TensorSpec, ...], says: str) -> None:
+    with pytest.raises(SignatureError, match=says):
+        semantic(GREY, *outputs)
+
+
+def test_one_channel_is_not_enough_for_three_classes() -> None:
+    with pytest.raises(SignatureError, match="must be 3"):
+        semantic(GREY, TensorSpec("y", "FP32", (None, 1, 8, 8)), classes=3)
+
+
+@pytest.mark.parametrize("outputs", [(DETECTIONS, PROTOTYPES), (PROTOTYPES, DETECTIONS)])
+def test_yolo_outputs_are_known_by_their_rank(outputs: tuple[TensorSpec, ...]) -> None:
+    assert yolo(*outputs).outputs == (DETECTIONS, PROTOTYPES)
+
+
+@pytest.mark.parametrize("rows", [None, 8, 39])
+def test_free_sizes_of_a_yolo_head_are_accepted(rows: int | None) -> None:
+    free = TensorSpec("p", "FP32", (None, None, None, None))
+
+    assert yolo(TensorSpec("d", "FP32", (None, rows, None)), free).outputs[1] == free
+
+
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        ((DETECTIONS,), "yolo-seg has two outputs"),
+        ((DETECTIONS, DETECTIONS), "yolo-seg has two outputs"),
+        ((TensorSpec("d", "FP32", (None, 40, 8400)), PROTOTYPES), r"4 \+ 3 \+ coefficients rows, 39"),
+        ((TensorSpec("d", "FP32", (None, 8400, 39)), PROTOTYPES), "'d' FP32 .*8400, 39.* rows, 39"),
+        (
+            (TensorSpec("d", "FP32", (None, 7, 10)), TensorSpec("p", "FP32", (None, None, 8, 8))),
+            "rows, at least 8",
+        ),
+        ((TensorSpec("d", "FP64", (None, 39, 10)), PROTOTYPES), "'d' FP64.*must be FP32"),
+    ],
+)
+def test_other_outputs_than_a_yolo_head_are_refused(outputs: tuple[TensorSpec, ...], says: str) -> None:
+    with pytest.raises(SignatureError, match=says):
+        yolo(*outputs)
+
+
+def test_yolo_boxes_are_given_in_pixels_of_the_original_image() -> None:
+    head = np.zeros((1, 4 + 2 + 3, 2), np.float32)
+    head[0, :, 0] = [100, 60, 40, 20, 0.2, 0.7, 1, 2, 3]
+    head[0, :, 1] = [100, 60, 0, 0, 0.4, 0.4, 4, 5, 6]
+    prototypes = np.ones((1, 3, 8, 8), np.float32)
+    placement = Placement(100, 50, 10, 30, 50, 100, 128, 128)  # rows shrunk to half, columns doubled
+
+    read = FAMILIES["yolo-seg"].read({"a": head, "b": prototypes}, placement, pipeline("yolo-seg", 2))
+
+    assert read.boxes.tolist() == [[25, 80, 45, 120], [35, 100, 35, 100]]  # type: ignore[union-attr]
+    assert read.classes.tolist() == [1, 0]  # type: ignore[union-attr]
+    assert read.scores.tolist() == pytest.approx([0.7, 0.4])  # type: ignore[union-attr]
+    assert read.coefficients.tolist() == [[1, 2, 3], [4, 5, 6]]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("family", "shapes", "says"),
+    [
+        ("semantic-logits", [(2, 3, 8, 8)], r"shape \[2, 3, 8, 8\]; one image's are \[1, classes, h, w\]"),
+        ("semantic-logits", [(1, 4, 8, 8)], "number of channels must be 3"),
+        ("yolo-seg", [(1, 9, 7), (1, 3, 8, 8)], r"\[1, 4 \+ 3 \+ K, N\] and \[1, K, h, w\]"),
+        ("yolo-seg", [(2, 10, 7), (2, 3, 8, 8)], "for one image and 3 classes"),
+    ],
+)
+def test_arrays_of_another_shape_than_declared_are_refused(
+    family: str, shapes: list[tuple[int, ...]], says: str
+) -> None:
+    arrays = {str(i): np.zeros(shape, np.float32) for i, shape in enumerate(shapes)}
+
+    with pytest.raises(SignatureError, match=says):
+        FAMILIES[family].read(arrays, Placement.of(8, 8), pipeline(family, 3))
