@@ -54,6 +54,7 @@ system:  ## What tests need of the system, where it is missing
 
 bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; writes bench/out/request.json
 	$(BIN)/python -m bench.request
+	$(BIN)/python -m bench.memory
 
 prove: $(VENV)/dev.stamp  ## Long runs whose results are committed: 5 minutes of load with edits
 	$(BIN)/python -m bench.endurance

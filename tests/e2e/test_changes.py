@@ -142,7 +142,7 @@ BROKEN = {
     "a golden answer that the network does not give": (
         lambda folder: {"postprocess": smallest(152), "golden": tampered(folder / "golden")},
         ("GoldenPassed", "GoldenFailed"),
-        r"coins\.png: MASKS of class 0: IoU 0\.\d+; at least 0\.99 is tolerated",
+        r"coins\.png: MASKS of class 0: IoU 0\.\d+; at least 0\.98 is tolerated",
     ),
     "a network with another sha256": (
         lambda _: {"artifact": pinned(EXAMPLE / "coins-unet.onnx") | {"sha256": "0" * 64}},
@@ -194,7 +194,7 @@ def test_a_network_that_is_missing_is_served_once_it_is_there(
 
     apply(watched, edited(artifact=artifact, keepPrevious="0s"))
     found = watched.becomes("coins", "ArtifactVerified", "False", "ArtifactMissing")
-    assert "network.onnx' cannot be read: No such file or directory" in found["message"]
+    assert found["message"] == f"'{artifact['uri']}' names nothing; an artifact is a regular file"
     assert answer(watched)[0] == former
 
     (tmp_path / "there.onnx").rename(tmp_path / "network.onnx")
@@ -223,7 +223,7 @@ def test_an_edit_that_changes_no_meaning_changes_nothing(watched: Watched, edite
     apply(watched, file)
     revision, generation = stable(watched), watched.manifest("coins")["metadata"]["generation"]
     document = yaml.safe_load(file.read_text())
-    spec = dict(reversed(document["spec"].items())) | {"pool": "default", "output": {"encoding": "png"}}
+    spec = dict(reversed(document["spec"].items())) | {"pool": "default", "output": {"maxDetections": 300}}
     file.write_text("# another comment\n" + yaml.safe_dump(document | {"spec": spec}, sort_keys=False))
 
     assert apply(watched, file) == "segmentationmodel/coins unchanged"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -106,7 +107,11 @@ class Watched:
         """Return the processes of a group's Python steps by the step's name."""
         triton = self.process(f"groups/{group}/triton")
         assert triton is not None
-        return {Path(child.cmdline()[1]).parent.parent.name: child for child in triton.children()}
+        found = {}
+        for child in triton.children():
+            with contextlib.suppress(psutil.Error):
+                found[Path(child.cmdline()[1]).parent.parent.name] = child
+        return found
 
     def shm(self, group: str) -> tuple[str, ...]:
         return shm_regions(shm_prefix(self.state, group))

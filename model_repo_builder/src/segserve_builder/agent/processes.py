@@ -35,8 +35,10 @@ class StepProcesses:
         """
         if self._find_server() is None:
             return frozenset()
-        if self._short(needed):
-            self._scan()
+        short = self._short(needed)
+        if not short:
+            return short
+        self._scan()
         return self._short(needed)
 
     def _short(self, needed: Mapping[str, int]) -> frozenset[str]:

@@ -13,7 +13,7 @@ class Gateway(ApiValue):
     """The only entrance to the pool's models."""
 
     port: int = Field(8080, ge=1, le=65535, description="One port for HTTP and gRPC.")
-    max_request_bytes: int = Field(64 * 1024**2, ge=1024, le=2**31 - 1, description="Larger requests get 413.")
+    max_request_bytes: int = Field(64 * 1024**2, ge=65_536, le=2**31 - 1, description="Larger requests get 413.")
     request_timeout_seconds: int = Field(60, ge=1, le=3600, description="Requests that take longer get 504.")
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 POLL_S: Final = 0.1
 IDLE_PASS_S: Final = 1.0
 STOP_GRACE_S: Final = 10.0
+# Nothing that is worth waiting for: the gateway ends with its servers, and what they leave behind is swept.
+SERVERS_GRACE_S: Final = 1.0
 
 log = logging.getLogger("segserve")
 
@@ -146,7 +148,7 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
     record = read_platform(state)
     if record is not None and record.process.pid != os.getpid():
         processes.end(record.process, grace_s=STOP_GRACE_S, descendants=False)
-    ended = processes.end_all_of(state.root, grace_s=STOP_GRACE_S)
+    ended = processes.end_all_of(state.root, grace_s=SERVERS_GRACE_S)
     for group in state.groups.glob("*"):
         sweep_shm(shm_prefix(state, group.name))
     # Only what is ours by name: the state folder may be one that people keep other things in.

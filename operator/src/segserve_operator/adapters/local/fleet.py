@@ -28,6 +28,8 @@ SILENCE_S: Final = 6.0
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 CALM_S: Final = 60.0
+# A group that ends has no requests any more, and the next pass waits for this one.
+STOP_GRACE_S: Final = 1.0
 # Below the range from which Linux gives ports to outgoing connections: a restarted server finds its ports free.
 PORTS: Final = range(20_000, 32_000)
 
@@ -192,7 +194,7 @@ class LocalFleet:
         """End a group's processes and remove all of its files and shared memory."""
         folder = self._folder(group)
         for process in ("agent", "triton"):
-            processes.end(processes.recorded(folder.record(process)), grace_s=10)
+            processes.end(processes.recorded(folder.record(process)), grace_s=STOP_GRACE_S)
             self._restarts.pop(folder.record(process), None)
         sweep_shm(shm_prefix(self.state, group))
         shutil.rmtree(folder.root, ignore_errors=True)

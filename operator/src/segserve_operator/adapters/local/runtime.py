@@ -100,7 +100,7 @@ def ensure_runtime(cache: Path, progress: Callable[[str], None] = lambda _: None
     with _locked(root.with_suffix(".lock")):
         if not _is_complete(root):
             _install(root, progress)
-        code = install_code(root, _PACKAGE)
+        code = install_code(root, _PACKAGE, lambda staging: _compile_kernels(root, staging, progress))
     return Runtime(root, code, library_folder)
 
 
@@ -165,7 +165,7 @@ def _install(root: Path, progress: Callable[[str], None]) -> None:
     progress(f"making the runtime environment {root}")
     interpreter = getattr(sys, "_base_executable", sys.executable)
     run_or_raise([interpreter, "-m", "venv", str(root)], "On Debian and Ubuntu: apt-get install python3-venv")
-    progress("installing Triton and its packages (about 300 MB to download on first use)")
+    progress("installing Triton and its packages (about 240 MB to download on first use)")
     python = str(root / "bin" / "python")
     # The list is complete; nvidia-pytriton's own requirements are for its Python code, which nobody imports.
     run_or_raise(
@@ -202,19 +202,44 @@ def _site_packages(root: Path) -> Path:
     return root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 
 
-def install_code(root: Path, package: Path) -> Path:
-    """Copy `package` below `root` under its digest, and point the environment's Python at the copy."""
+def install_code(root: Path, package: Path, prepare: Callable[[Path], None] = lambda _: None) -> Path:
+    """Copy `package` below `root` under its digest, and point the environment's Python at the copy.
+
+    `prepare` gets the folder of the copy before that has its name, so that what it adds is there or nothing is.
+    """
     target = root / "code" / code_digest(package)
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
         shutil.copytree(package, staging / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        _reuse_kernels(staging / package.name)
         staging.chmod(0o755)
+        prepare(staging)
         staging.rename(target)
     os.utime(target)
     _point_at(root, target)
     _remove_old_code(target.parent)
     return target
+
+
+def _reuse_kernels(package: Path) -> None:
+    # Compiled code depends on all of the kernels and on nothing else of the package.
+    fresh = package / "kernels"
+    if not fresh.is_dir():
+        return
+    for other in package.parent.parent.glob(f"[!.]*/{package.name}/kernels"):
+        if code_digest(other) == code_digest(fresh):
+            shutil.rmtree(fresh)
+            shutil.copytree(other, fresh)
+            return
+
+
+def _compile_kernels(root: Path, code: Path, progress: Callable[[str], None]) -> None:
+    progress("compiling the kernels (half a minute, once for each version of them)")
+    # `env` rather than an argument of the call: what was inherited stays.
+    python = str(root / "bin" / "python")
+    command = ["env", f"PYTHONPATH={code}", f"{CODE_VARIABLE}={code}", python, "-m", "segserve_builder.kernels"]
+    run_or_raise(command, "This is a defect of segserve; please report it")
 
 
 def _point_at(root: Path, code: Path) -> None:

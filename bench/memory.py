@@ -1,0 +1,86 @@
+"""Memory and load time of 1 and of 20 models on one server, their equal steps shared.
+
+    python -m bench.memory
+
+Writes bench/out/memory.json. Every model is the example's U-Net under a name of its own, so that all share `pre` and
+`network`; `post` is one a revision. Memory is proportional (PSS): what processes share counts once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from bench.platform import MODELS, ROOT, platform
+from segserve import Client
+
+if TYPE_CHECKING:
+    from bench.platform import Running
+
+COUNTS: Final = (1, 20)
+PHOTO: Final = (ROOT / "examples/coins/coins.png").read_bytes()
+
+
+def write_models(folder: Path, count: int) -> Path:
+    """Write the U-Net as `count` models of different names."""
+    original = next(yaml.safe_load_all(MODELS.read_text()))
+    for part in ("artifact", "golden"):
+        original["spec"][part]["uri"] = (MODELS.parent / original["spec"][part]["uri"]).resolve().as_uri()
+    original["spec"]["expose"] = []
+    models = [original | {"metadata": {"name": f"coins-{number}"}} for number in range(count)]
+    path = folder / f"{count}.yaml"
+    path.write_text(yaml.safe_dump_all(models))
+    return path
+
+
+def by_kind(running: Running) -> dict[str, float]:
+    """Return the platform's memory in MiB by what uses it."""
+    found: dict[str, float] = {}
+    for process in running.processes():
+        words = " ".join(process.cmdline())
+        kinds = ("segserve--pre", "segserve--net", "segserve--post", "segserve_builder.agent", "tritonserver", "envoy")
+        kind = next((name for name in kinds if name in words), "other")
+        found[kind] = found.get(kind, 0.0) + process.memory_full_info().pss / 2**20
+    return {kind: round(size, 1) for kind, size in sorted(found.items())}
+
+
+def measure(count: int) -> dict[str, object]:
+    """Serve `count` models, ask each once, and return what it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_models(Path(folder), count)
+        with platform() as running:
+            started_s = time.monotonic()
+            running.segserve("apply", "-f", str(path))
+            running.segserve("wait", "--timeout", "300s", *(f"coins-{number}" for number in range(count)))
+            ready_s = time.monotonic() - started_s
+            with Client(running.url) as client:
+                areas = {client.segment(PHOTO, model=f"coins-{number}").areas["coin"] for number in range(count)}
+            if len(areas) != 1:
+                raise AssertionError(f"equal models gave different answers: {areas}")
+            kinds = by_kind(running)
+            return {"models": count, "ready_s": round(ready_s, 2), "mib": round(sum(kinds.values())), "by_kind_mib": kinds}
+
+
+def main() -> int:
+    """Measure, write and print."""
+    rows = [measure(count) for count in COUNTS]
+    out = ROOT / "bench/out/memory.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(rows, indent=1))
+    table = Table("models", "apply to ready, s", "memory, MiB", "of it", title="Models on one server, pre and net shared")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,400 @@
+"""What callers can get wrong, on the running system: a clear error with the right code, and nobody else is harmed."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from bench.platform import MODELS, Running, platform
+from raw_inference import PROTOCOLS, Protocol, RawRequest, RawTensor, Reply, http_body, image, pixels, png_header
+from raw_inference import post, send
+from segserve import AsyncClient, BadRequestError, Client, ModelNotFoundError, RequestTooLargeError
+from segserve.wire import HEADER_LENGTH, pack_bytes
+
+pytestmark = pytest.mark.platform
+
+BAD = {"http": 400, "grpc": "INVALID_ARGUMENT"}
+UNKNOWN = {"http": 404, "grpc": "NOT_FOUND"}
+TOO_LARGE = {"http": 413, "grpc": "RESOURCE_EXHAUSTED"}
+GOOD = {"http": 200, "grpc": "OK"}
+LIMIT = 2**18
+# Nothing of the machine or of the server's inside belongs into an answer.
+PRIVATE = ("Traceback", 'File "', ".py", "shm", "/tmp", "/root", "/home", "/dev", "/work", "segserve--", "0x")
+
+
+def photograph() -> Image.Image:
+    return Image.open(MODELS.parent / "coins.png")
+
+
+def saved(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    photograph().save(buffer, kind)
+    return buffer.getvalue()
+
+
+PNG = saved("PNG")
+PIXELS = np.zeros((8, 9, 1), np.uint8)
+
+
+def sent_image(data: bytes, model: str = "coins", **parameters: Any) -> RawRequest:
+    return RawRequest([image(data)], parameters, model=model)
+
+
+def sent(name: str, datatype: str, shape: list[int], raw: bytes) -> RawRequest:
+    return RawRequest([RawTensor(name, datatype, shape, raw)])
+
+
+def check_refused(running: Running, reply: Reply, status: object, message: str) -> None:
+    assert reply.status == status, reply
+    for text in message.split(" ... "):
+        assert text in reply.message
+    assert not [text for text in (*PRIVATE, str(running.state)) if text in reply.message]
+
+
+def check_serves(running: Running, protocol: Protocol, model: str = "coins") -> None:
+    assert send(running.url, protocol, sent_image(PNG, model)).status == GOOD[protocol]
+
+
+FORMATS = "not a JPEG, PNG, WebP or TIFF"
+THRESHOLD = "allowed: a number from 0 to 1"
+DETECTIONS = "allowed: a whole number from 1 to 10000"
+INSTANCES = "coins-instances"
+REFUSED: dict[str, tuple[RawRequest, str]] = {
+    "no image": (sent_image(b"hello, world"), f"{FORMATS} ... b'hello, w'"),
+    "no bytes": (sent_image(b""), f"{FORMATS} ... empty"),
+    "a JPEG cut short": (sent_image(saved("JPEG")[:9000]), "JPEG image is damaged or cut short"),
+    "a PNG cut short": (sent_image(PNG[:9000]), "PNG image is damaged or cut short"),
+    "a GIF": (sent_image(saved("GIF")), f"{FORMATS} ... b'GIF87a"),
+    "an EPS": (sent_image(saved("EPS")), f"{FORMATS} ... b'%!PS-Ado"),
+    "a PNG of 60,000 x 60,000": (
+        sent_image(png_header(60_000, 60_000)),
+        "image of 60000 x 60000 = 3600000000 pixels; allowed are 1 to 50000000",
+    ),
+    "another input": (RawRequest([image(PNG, name="PICTURE")]), "unexpected inference input 'PICTURE'"),
+    "an input twice": (RawRequest([image(PNG), image(PNG)]), "'IMAGE' already exists"),
+    "an output that there is not": (RawRequest([image(PNG)], outputs=["BOXES"]), "unexpected inference output 'BOXES'"),
+    "IMAGE and PIXELS": (RawRequest([image(PNG), pixels(PIXELS)]), "exactly one of IMAGE and PIXELS ... both"),
+    "neither": (RawRequest([]), "exactly one of IMAGE and PIXELS ... neither"),
+    "IMAGE as numbers": (sent("IMAGE", "UINT8", [4], bytes(4)), "'UINT8' ... expects 'BYTES'"),
+    "IMAGE of no known type": (sent("IMAGE", "TEXT", [1], pack_bytes([PNG])), "expects 'BYTES'"),
+    "IMAGE of another rank": (sent("IMAGE", "BYTES", [1, 1], pack_bytes([PNG])), "Expected [1], got [1,1]"),
+    "two images in one": (sent("IMAGE", "BYTES", [2], pack_bytes([PNG, PNG])), "Expected [1], got [2]"),
+    "more images than said": (sent("IMAGE", "BYTES", [1], pack_bytes([b"", b""])), "elements 2 ... expecting 1"),
+    "a huge number of images": (sent("IMAGE", "BYTES", [2**40], b""), "Expected [1], got [1099511627776]"),
+    "an image shorter than it says": (
+        sent("IMAGE", "BYTES", [1], struct.pack("<I", 2**31) + b"short"),
+        "string of length 2147483648 but only 5 bytes",
+    ),
+    "PIXELS as floats": (sent("PIXELS", "FP32", [8, 9, 1], bytes(288)), "'FP32' ... expects 'UINT8'"),
+    "PIXELS of another rank": (sent("PIXELS", "UINT8", [8, 9], bytes(72)), "Expected [-1,-1,1], got [8,9]"),
+    "PIXELS of other channels": (sent("PIXELS", "UINT8", [8, 9, 3], bytes(216)), "Expected [-1,-1,1], got [8,9,3]"),
+    "PIXELS of no rows": (
+        sent("PIXELS", "UINT8", [0, 9, 1], b""),
+        "has shape [0, 9, 1]; allowed is [height, width, 1]",
+    ),
+    "PIXELS with a byte missing": (sent("PIXELS", "UINT8", [8, 9, 1], bytes(71)), "Expected 72, got 71"),
+    "PIXELS with a byte too many": (sent("PIXELS", "UINT8", [8, 9, 1], bytes(73)), "Expected 72, got 73"),
+    "PIXELS of a huge shape": (sent("PIXELS", "UINT8", [2**31, 2**31, 1], bytes(72)), "got 72"),
+    "an unknown encoding": (sent_image(PNG, encoding="bmp"), "'bmp'; allowed: rle, polygons, png, raw"),
+    "an encoding that is a number": (sent_image(PNG, encoding=5), "is 5; allowed: rle, polygons, png, raw"),
+    "an unknown parameter": (sent_image(PNG, colour="red"), "'colour' is not allowed; this model allows: score_thresh"),
+    "a threshold for a semantic model": (sent_image(PNG, score_threshold=0.5), "is for instance models"),
+    "a number of instances for a semantic model": (sent_image(PNG, max_detections=3), "is for instance models"),
+    "a threshold that is NaN": (sent_image(PNG, INSTANCES, score_threshold=float("nan")), f"is nan; {THRESHOLD}"),
+    "a threshold that is infinite": (sent_image(PNG, INSTANCES, score_threshold=float("inf")), f"is inf; {THRESHOLD}"),
+    "a threshold above 1": (sent_image(PNG, INSTANCES, score_threshold=1.5), f"is 1.5; {THRESHOLD}"),
+    "a threshold that is a text": (sent_image(PNG, INSTANCES, score_threshold="high"), f"is 'high'; {THRESHOLD}"),
+    "a threshold that is true": (sent_image(PNG, INSTANCES, score_threshold=True), f"is True; {THRESHOLD}"),
+    "no instances": (sent_image(PNG, INSTANCES, max_detections=0), f"is 0; {DETECTIONS}"),
+    "half an instance": (sent_image(PNG, INSTANCES, max_detections=1.5), f"is 1.5; {DETECTIONS}"),
+    "more instances than are kept": (sent_image(PNG, INSTANCES, max_detections=10**6), f"is 1000000; {DETECTIONS}"),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("request_", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_request_that_cannot_be_used_is_told_why_and_the_next_is_served(
+    coins: Running, protocol: Protocol, request_: RawRequest, message: str
+) -> None:
+    reply = send(coins.url, protocol, request_)
+
+    check_refused(coins, reply, BAD[protocol], message)
+    check_serves(coins, protocol, request_.model)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_unknown_model_is_not_found(coins: Running, protocol: Protocol) -> None:
+    for name in ("nope", "Coins", "coins.", "coins.network.network", "../coins"):
+        check_refused(coins, send(coins.url, protocol, sent_image(PNG, name)), UNKNOWN[protocol], "")
+    check_refused(coins, send(coins.url, protocol, sent_image(PNG, "nope")), UNKNOWN[protocol], "unknown model 'nope'")
+    check_serves(coins, protocol)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_hopeless_images_take_no_memory(coins: Running, protocol: Protocol) -> None:
+    hopeless = [png_header(60_000, 60_000), saved("JPEG")[:9000], b"", b"hello", PNG[:9000]]
+    check_serves(coins, protocol)
+    before = coins.memory_mib()
+
+    for _ in range(5):
+        for data in hopeless:
+            assert send(coins.url, protocol, sent_image(data)).status == BAD[protocol]
+
+    assert coins.memory_mib() - before < 64
+
+
+def test_a_negative_dimension_is_refused_by_grpc(coins: Running) -> None:
+    reply = send(coins.url, "grpc", sent("PIXELS", "UINT8", [-1, 9, 1], bytes(72)))
+
+    check_refused(coins, reply, "INVALID_ARGUMENT", "got [-1,9,1]")
+    check_serves(coins, "grpc")
+
+
+HEADER, TENSORS = http_body(sent_image(PNG))
+MISSING_FIELDS = "only one of the following fields"
+# What is no request at all is a 500 of Triton's: it does not tell such a request from its own faults.
+BODIES: dict[str, tuple[int, bytes, str | None, str]] = {
+    "nothing": (400, b"", None, "must only have 1 input"),
+    "no JSON": (500, b"hello", None, "failed to parse the request JSON"),
+    "JSON cut short": (500, HEADER[:30], None, "failed to parse the request JSON"),
+    "another JSON": (500, b"[1, 2]", None, "'inputs'"),
+    "an object without inputs": (500, b"{}", None, "'inputs'"),
+    "inputs that are numbers": (400, b'{"inputs": [1]}', None, MISSING_FIELDS),
+    "an input without data": (400, b'{"inputs": [{"name": "IMAGE"}]}', None, MISSING_FIELDS),
+    "brackets without end": (500, b"[" * 100_000, None, "failed to parse the request JSON"),
+    "bytes that are no text": (500, b"\xff\xfe\xff\xfe", None, "failed to parse the request JSON"),
+    "a negative dimension": (500, HEADER.replace(b"[1]", b"[-1]") + TENSORS, str(len(HEADER) + 1), "'shape'"),
+    "a shape that is a text": (500, HEADER.replace(b"[1]", b'"a"') + TENSORS, str(len(HEADER)), "'shape'"),
+    "a header length of 0": (400, HEADER + TENSORS, "0", "must only have 1 input"),
+    "a negative header length": (400, HEADER + TENSORS, "-1", "in range"),
+    "a header length beyond the body": (400, HEADER + TENSORS, "999999999", "in range ... got: 999999999"),
+    "a header length beyond 64 bits": (400, HEADER + TENSORS, "18446744073709551617", "in range"),
+    "a header length that is no number": (400, HEADER + TENSORS, "many", "must only have 1 input"),
+    "a header length within the JSON": (500, HEADER + TENSORS, "9", "failed to parse the request JSON"),
+    "fewer bytes than announced": (400, HEADER + TENSORS[:-1], str(len(HEADER)), "'IMAGE', expecting"),
+    "more bytes than announced": (400, HEADER + TENSORS + b"x", str(len(HEADER)), "additional input data"),
+}
+
+
+@pytest.mark.parametrize(("status", "body", "length", "message"), BODIES.values(), ids=BODIES)
+def test_a_malformed_body_is_an_error_and_the_next_request_is_served(
+    coins: Running, status: int, body: bytes, length: str | None, message: str
+) -> None:
+    reply = post(coins.url, "coins", body, {} if length is None else {HEADER_LENGTH: length})
+
+    check_refused(coins, reply, status, message)
+    check_serves(coins, "http")
+
+
+def test_a_body_in_chunks_is_answered_as_a_whole_one_is(coins: Running) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield HEADER[:10]
+        yield HEADER[10:]
+        for start in range(0, len(TENSORS), 5000):
+            yield TENSORS[start : start + 5000]
+
+    reply = post(coins.url, "coins", chunks(), {HEADER_LENGTH: str(len(HEADER))})
+
+    assert reply.arrays()["LABELS"] == send(coins.url, "http", sent_image(PNG)).arrays()["LABELS"]
+
+
+CLOSED = [
+    "/v2/repository/index",
+    "/v2/repository/models/coins/load",
+    "/v2/repository/models/coins/unload",
+    "/v2/systemsharedmemory/status",
+    "/v2/systemsharedmemory/region/x/register",
+    "/v2/cudasharedmemory/status",
+    "/v2/logging",
+    "/v2/trace/setting",
+    "/v2/models/coins/trace/setting",
+    "/v2/models/coins/%2e%2e/%2E%2e/repository/index",
+    "/v2/models/coins/infer/../../../repository/index",
+    "/v2//repository//index",
+    "/v2%2frepository%2findex",
+    "/V2/repository/index",
+    "/v2/Repository/index",
+    "/v2/repository/index.",
+    "/v2/repository./index",
+    "/v2/repository/index/",
+    "/v2/./logging",
+    "/v2;x/logging",
+    "/v2/logging?x=/v2/health/live",
+    "/v2/models/stats/../../logging",
+    "//v2/logging",
+    "/metrics",
+    "/stats",
+    "/config_dump",
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_administers_the_server_is_closed_over_http(coins: Running, method: str) -> None:
+    replies = {path: raw_http(coins.url, method, path) for path in CLOSED}
+
+    assert {path: status for path, (status, _) in replies.items() if status != 404} == {}
+    for _, body in replies.values():
+        check_refused(coins, Reply(404, json.loads(body)["error"]), 404, "no such path")
+    check_serves(coins, "http")
+
+
+def raw_http(url: str, method: str, path: str) -> tuple[int, bytes]:
+    """Ask for a path as it is: clients' libraries would tidy it."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{{}}".encode())
+        with HTTPResponse(connection, method=method) as answer:
+            answer.begin()
+            return answer.status, answer.read()
+
+
+ADMINISTRATION = {
+    "RepositoryIndex": pb.RepositoryIndexRequest(),
+    "RepositoryModelLoad": pb.RepositoryModelLoadRequest(model_name="coins"),
+    "RepositoryModelUnload": pb.RepositoryModelUnloadRequest(model_name="coins"),
+    "SystemSharedMemoryStatus": pb.SystemSharedMemoryStatusRequest(),
+    "SystemSharedMemoryRegister": pb.SystemSharedMemoryRegisterRequest(name="x", key="/x", byte_size=1),
+    "SystemSharedMemoryUnregister": pb.SystemSharedMemoryUnregisterRequest(),
+    "CudaSharedMemoryStatus": pb.CudaSharedMemoryStatusRequest(),
+    "CudaSharedMemoryUnregister": pb.CudaSharedMemoryUnregisterRequest(),
+    "TraceSetting": pb.TraceSettingRequest(),
+    "LogSettings": pb.LogSettingsRequest(),
+}
+
+
+@pytest.mark.parametrize(("method", "message"), ADMINISTRATION.items(), ids=ADMINISTRATION)
+def test_what_administers_the_server_is_closed_over_grpc(coins: Running, method: str, message: Any) -> None:
+    with grpc.insecure_channel(coins.url.removeprefix("http://")) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="no such method") as caught:
+            getattr(stub, method)(message, timeout=10)
+
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    check_serves(coins, "grpc")
+
+
+def test_no_shared_memory_can_be_named(coins: Running) -> None:
+    region = "triton_python_backend_shm_region_1"
+    tensor = {"name": "IMAGE", "shape": [1], "datatype": "BYTES"}
+    tensor["parameters"] = {"shared_memory_region": region, "shared_memory_byte_size": 8}  # type: ignore[assignment]
+
+    reply = post(coins.url, "coins", json.dumps({"inputs": [tensor]}).encode(), {})
+
+    assert reply.status == 404
+    assert reply.message == f"Unable to find shared memory region: '{region}'"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_headers_of_ours_and_of_envoys_have_no_effect(coins: Running, protocol: Protocol) -> None:
+    forged = {
+        "x-segserve-route": f"{protocol}:infer:coins-instances",
+        "x-segserve-model": "coins-instances",
+        "x-segserve-group": "elsewhere",
+        "x-segserve-revision": "forged",
+        "x-envoy-upstream-rq-timeout-ms": "1",
+        "x-envoy-original-path": "/v2/logging",
+        "x-envoy-upstream-alt-stat-name": "forged",
+    }
+    plain = send(coins.url, protocol, sent_image(PNG))
+
+    reply = send(coins.url, protocol, sent_image(PNG), forged)
+
+    assert (reply.status, reply.revision) == (GOOD[protocol], plain.revision)
+    assert reply.arrays()["LABELS"] == plain.arrays()["LABELS"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_client_raises_its_typed_errors(coins: Running, protocol: Protocol) -> None:
+    with Client(coins.url, transport=protocol) as client:
+        with pytest.raises(BadRequestError, match=r"^image is not a JPEG, PNG, WebP or TIFF file") as bad:
+            client.segment(b"hello", model="coins")
+        with pytest.raises(BadRequestError, match="score_threshold' is for instance models"):
+            client.segment(PNG, model="coins", score_threshold=0.5)
+        with pytest.raises(BadRequestError, match="PIXELS"):
+            client.segment(np.zeros((8, 9, 3), np.uint8), model="coins")
+        with pytest.raises(ModelNotFoundError, match="unknown model 'nope'") as unknown:
+            client.segment(PNG, model="nope")
+        assert client.segment(PNG, model="coins").size == (303, 384)
+
+    assert (bad.value.status, bad.value.model) == (BAD[protocol], "coins")
+    assert (unknown.value.status, unknown.value.model) == (UNKNOWN[protocol], "nope")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_the_client_for_asyncio_raises_the_same(coins: Running, protocol: Protocol) -> None:
+    async with AsyncClient(coins.url, transport=protocol) as client:
+        with pytest.raises(BadRequestError, match=r"^image is not a JPEG, PNG, WebP or TIFF file"):
+            await client.segment(b"hello", model="coins")
+        with pytest.raises(ModelNotFoundError, match="unknown model 'nope'"):
+            await client.segment(PNG, model="nope")
+
+
+POOL = """\
+apiVersion: segserve.dev/v1alpha1
+kind: TritonPool
+metadata: {name: default}
+spec:
+  gateway: {maxRequestBytes: %d}
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The same models behind a gateway that takes small requests only; tests may harm it."""
+    pool: Path = tmp_path_factory.mktemp("pool") / "pool.yaml"
+    pool.write_text(POOL % LIMIT)
+    with platform(MODELS, pool) as running:
+        yield running
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_request_over_the_pools_limit_is_too_large(small: Running, protocol: Protocol) -> None:
+    message = f"too large; at most {LIMIT} bytes are allowed"
+
+    reply = send(small.url, protocol, sent_image(PNG + bytes(8 * LIMIT)))
+    with Client(small.url, transport=protocol) as client, pytest.raises(RequestTooLargeError, match=message):
+        client.segment(PNG + bytes(8 * LIMIT), model="coins")
+
+    check_refused(small, reply, TOO_LARGE[protocol], message)
+    check_serves(small, protocol)
+
+
+OVERFLOWS: dict[str, tuple[Protocol, list[int], bytes]] = {
+    "an overflow over HTTP": ("http", [2**32, 2**32, 1], b""),
+    "an overflow over gRPC": ("grpc", [2**32, 2**32, 1], b""),
+    "two negative dimensions over gRPC": ("grpc", [-8, -9, 1], bytes(72)),
+}
+
+
+@pytest.mark.parametrize(("protocol", "shape", "raw"), OVERFLOWS.values(), ids=OVERFLOWS)
+def test_a_shape_that_triton_lets_pass_is_an_error_and_harms_for_a_moment_only(
+    small: Running, protocol: Protocol, shape: list[int], raw: bytes
+) -> None:
+    """Triton 2.51 multiplies the dimensions without looking; the step dies of the array, and is repaired."""
+    reply = send(small.url, protocol, sent("PIXELS", "UINT8", shape, raw))
+
+    assert reply.status not in GOOD.values()
+    assert not [text for text in PRIVATE if text in reply.message and text != "segserve--"]
+    check_serves(small, protocol, INSTANCES)
+    eventually(lambda: send(small.url, protocol, sent_image(PNG)).status == GOOD[protocol], within_s=20)
+
+
+def eventually(condition: Callable[[], bool], *, within_s: float) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {within_s} s"
+        time.sleep(0.1)

@@ -1,0 +1,170 @@
+"""Whatever dies or hangs: callers get an answer or a typed error, and within ten seconds all is as it was."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.platform import MODELS, platform
+from fakes.callers import COIN_PIXELS, PHOTO, Load
+from fakes.watching import Watched, segserve, until
+from segserve import Client, SegserveError
+
+pytestmark = pytest.mark.platform
+
+BACK_S = 10.0
+# Nobody can be sent elsewhere, so requests are refused; what a dying server had begun is lost.
+UNAVAILABLE = ("OverloadedError", "StatusCode.UNAVAILABLE")
+UNREACHABLE = (*UNAVAILABLE, "GatewayUnreachableError")
+BROKEN_OFF = (*UNAVAILABLE, "ServerError", "StatusCode.INTERNAL")
+Edit = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Watched]:
+    """One platform for the module; each test leaves it serving `coins`."""
+    with platform(MODELS) as running:
+        yield Watched(running)
+
+
+def kill(process: psutil.Process | None) -> None:
+    assert process is not None
+    process.kill()
+
+
+def replaced(watched: Watched, record: str, former: psutil.Process | None) -> bool:
+    found = watched.process(record)
+    return found is not None and found != former
+
+
+def comes_back(watched: Watched, healed: Callable[[], bool]) -> None:
+    """Return once it is healed, ready, and answers right over both protocols; fail after ten seconds."""
+
+    def answers() -> bool:
+        if not healed() or watched.condition("coins", "Ready").get("status") != "True":
+            return False
+        try:
+            return all(_answers_right(watched, transport) for transport in ("http", "grpc"))
+        except SegserveError:
+            return False
+
+    try:
+        until(answers, "right answers", within_s=BACK_S)
+    except AssertionError as error:
+        log = watched.running.segserve("logs", "--tail", "15")
+        raise AssertionError(f"{error}; {watched.manifest('coins')['status']['conditions']}\n{log}") from None
+
+
+def _answers_right(watched: Watched, transport: str) -> bool:
+    with Client(watched.running.url, transport=transport, retries=0, timeout_s=5) as client:
+        return client.segment(PHOTO, model="coins").areas["coin"] in COIN_PIXELS
+
+
+def only(failures: list[str], allowed: tuple[str, ...]) -> bool:
+    return all(any(name in failure for name in allowed) for failure in failures)
+
+
+@pytest.mark.parametrize(
+    ("record", "allowed"),
+    [
+        pytest.param("groups/main/triton", UNAVAILABLE, id="Triton"),
+        pytest.param("groups/main/agent", UNAVAILABLE, id="its agent"),
+        pytest.param("gateway/envoy", UNREACHABLE, id="Envoy"),
+    ],
+)
+def test_a_process_that_is_killed_is_started_again(watched: Watched, record: str, allowed: tuple[str, ...]) -> None:
+    former = watched.process(record)
+    with Load(watched.running.url, pause_s=0.05) as load:
+        kill(former)
+        comes_back(watched, lambda: replaced(watched, record, former))
+
+    assert only(load.failures, allowed), load.failures
+    assert len(load.answers) == 1
+
+
+@pytest.mark.parametrize("kind", ["pre", "net", "post"])
+def test_a_step_that_is_killed_is_loaded_again(watched: Watched, kind: str) -> None:
+    triton = watched.process("groups/main/triton")
+    report = segserve_steps(watched)
+    name = next(step for step in report if step.startswith(f"segserve--{kind}--"))
+    former = watched.steps()[name]
+    with Load(watched.running.url, pause_s=0.05) as load:
+        kill(former)
+        comes_back(watched, lambda: watched.steps().get(name, former) != former)
+
+    assert only(load.failures, BROKEN_OFF), load.failures
+    assert watched.process("groups/main/triton") == triton
+
+
+def segserve_steps(watched: Watched) -> tuple[str, ...]:
+    """Return the names of the steps that `coins` is made of."""
+    from segserve_builder.agent.protocol import Report
+
+    report = Report.model_validate_json((watched.state.groups / "main/report.json").read_text())
+    return next(model.steps for model in report.models if model.model == "coins")
+
+
+def test_a_supervisor_that_is_killed_is_replaced_and_no_request_fails(watched: Watched) -> None:
+    servers = [watched.process(name) for name in ("groups/main/triton", "groups/main/agent", "gateway/envoy")]
+    former = watched.supervisor()
+    with Load(watched.running.url, pause_s=0.02) as load:
+        kill(former)
+        until(lambda: sum(load.answers.values()) > 20, "answers without a supervisor")
+        watched.running.segserve("up", "--detach")
+        comes_back(watched, lambda: watched.supervisor() != former)
+
+    assert load.failures == []
+    assert [watched.process(name) for name in ("groups/main/triton", "groups/main/agent", "gateway/envoy")] == servers
+
+
+def test_a_supervisor_that_is_killed_in_the_middle_of_an_edit_leaves_nothing_half_done(
+    watched: Watched, edited: Edit
+) -> None:
+    moments = random.Random(0)
+    with Load(watched.running.url, pause_s=0.05) as load:
+        for area in (151, 152, 153):
+            file = edited(postprocess=[{"argmax": {}}, {"removeSmallRegions": {"minArea": area}}], keepPrevious="0s")
+            watched.running.segserve("apply", "-f", str(file))
+            time.sleep(moments.uniform(0.0, 3.0))
+            kill(watched.supervisor())
+            watched.running.segserve("up", "--detach")
+            watched.running.segserve("wait", "coins")
+        until(lambda: watched.groups() == {"main"}, "the last revision settles", within_s=30)
+
+    assert load.failures == []
+    assert watched.role("coins", "previous") is None
+    assert len([path for path in watched.state.revisions.iterdir() if path.name.startswith("coins-")]) == 2
+
+
+def test_everything_is_killed_at_once_and_up_brings_it_back(watched: Watched) -> None:
+    for process in [watched.supervisor(), *watched.running.processes()]:
+        process.kill()
+    until(lambda: not watched.running.processes(), "no process is left")
+
+    started_s = time.monotonic()
+    watched.running.segserve("up", "--detach")
+    comes_back(watched, lambda: True)
+
+    assert time.monotonic() - started_s < BACK_S
+
+
+def test_a_server_that_hangs_is_reported_and_takes_part_again_when_it_goes_on(watched: Watched) -> None:
+    triton = watched.process("groups/main/triton")
+    assert triton is not None
+    triton.suspend()
+    try:
+        found = watched.becomes("coins", "Ready", "False", "NoServer", within_s=BACK_S)
+        with Client(watched.running.url, retries=0, timeout_s=5) as client, pytest.raises(SegserveError) as caught:
+            client.segment(PHOTO, model="coins")
+    finally:
+        triton.resume()
+
+    assert type(caught.value).__name__ == "OverloadedError"
+    assert "main" in found["message"]
+    comes_back(watched, lambda: True)
+    assert watched.process("groups/main/triton") == triton

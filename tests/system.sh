@@ -1,0 +1,25 @@
+#!/bin/sh
+# Makes sure of what the tests need of the system: curl, and the library that NVIDIA's perf_analyzer is linked to.
+set -eu
+
+missing=
+command -v curl >/dev/null || missing="$missing curl"
+PATH="$PATH:/sbin:/usr/sbin" ldconfig -p | grep -q 'libb64\.so\.0d ' || missing="$missing libb64-0d"
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+  echo "the tests need these Debian packages:$missing (as root: apt-get install$missing)" >&2
+  exit 1
+fi
+
+install() {
+  # shellcheck disable=SC2086 # a list of packages
+  DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $missing
+}
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# The lists of packages may be missing or old.
+if ! install >"$log" 2>&1 && ! { apt-get update && install; } >>"$log" 2>&1; then
+  cat "$log" >&2
+  exit 1
+fi
