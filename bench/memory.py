@@ -66,7 +66,12 @@ def measure(count: int) -> dict[str, object]:
             if len(areas) != 1:
                 raise AssertionError(f"equal models gave different answers: {areas}")
             kinds = by_kind(running)
-            return {"models": count, "ready_s": round(ready_s, 2), "mib": round(sum(kinds.values())), "by_kind_mib": kinds}
+            return {
+                "models": count,
+                "ready_s": round(ready_s, 2),
+                "mib": round(sum(kinds.values())),
+                "by_kind_mib": kinds,
+            }
 
 
 def main() -> int:
@@ -75,7 +80,9 @@ def main() -> int:
     out = ROOT / "bench/out/memory.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(rows, indent=1))
-    table = Table("models", "apply to ready, s", "memory, MiB", "of it", title="Models on one server, pre and net shared")
+    table = Table(
+        "models", "apply to ready, s", "memory, MiB", "of it", title="Models on one server, pre and net shared"
+    )
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import ImageOps
+
 from segserve_builder.decoding import decode_image
 from segserve_builder.errors import BadImageError
 

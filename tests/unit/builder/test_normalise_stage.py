@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.normalise import Normalise
 from segserve_builder.values import Image, Placement

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+
 from segserve_builder.errors import BadImageError, PipelineError
 from segserve_builder.families.base import TensorSpec
 from segserve_builder.pipeline import Input

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from segserve_builder.errors import BadImageError
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.resize import Resize

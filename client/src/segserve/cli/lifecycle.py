@@ -18,7 +18,6 @@ from segserve.cli.progress import models_table, progress
 from segserve.cli.resources import MODEL, POLL_S, apply_files, local_store, seconds, wait_ready
 
 if TYPE_CHECKING:
-
     from segserve_operator.adapters.local.files import StateFolder
 
 START_S: Final = 30.0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-if TYPE_CHECKING:
-    from segserve_builder.values import Kind
+from segserve_builder.values import Kind
 
 
 class Stage(BaseModel):

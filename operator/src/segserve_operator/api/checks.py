@@ -6,6 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic_core import PydanticCustomError
+
 from segserve_builder.errors import PipelineError
 from segserve_builder.families import FAMILIES
 from segserve_builder.postprocess import check_postprocess

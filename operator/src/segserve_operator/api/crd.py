@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segserve_builder.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN
-
 from segserve_operator.api.documents import write_documents
 from segserve_operator.api.meta import API_GROUP, API_VERSION
 from segserve_operator.api.resources import KINDS

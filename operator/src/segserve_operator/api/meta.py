@@ -17,6 +17,7 @@ from pydantic import (
     WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
+
 from segserve_builder.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN
 from segserve_builder.pipeline import Frozen
 

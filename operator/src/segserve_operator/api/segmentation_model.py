@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.families import FAMILIES
 from segserve_builder.pipeline import Artifact, Golden, Input, ModelClass, Output, Runtime
 from segserve_builder.steps import Pipeline, PostprocessStep, PreprocessStep
-
 from segserve_operator.api.checks import check_distinct, check_family, check_stages, in_order_of_id
 from segserve_operator.api.meta import (
     ApiValue,
