@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_operator.adapters.local import processes
-from segserve_operator.adapters.local.files import StateFolder, replace_file
+from segserve_operator.adapters.local.files import StateFolder, bound_log, replace_file
 from segserve_operator.adapters.local.fleet import LocalFleet, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway
 from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 POLL_S: Final = 0.1
 IDLE_PASS_S: Final = 1.0
 STOP_GRACE_S: Final = 10.0
+TIDY_S: Final = 60.0
+LOG_BYTES: Final = 20 * 2**20
+KEPT_LOG_BYTES: Final = 2**20
 # Nothing that is worth waiting for: the gateway ends with its servers, and what they leave behind is swept.
-SERVERS_GRACE_S: Final = 1.0
+SERVERS_GRACE_S: Final = 0.5
 
 log = logging.getLogger("segserve")
 
@@ -74,12 +77,15 @@ class Platform:
         own = processes.current()
         record = {"pid": own.pid, "createTime": own.create_time, "url": self.gateway.url}
         replace_file(self.state.platform, json.dumps(record))
-        seen, passed_s = None, 0.0
+        seen, passed_s, tidied_s = None, 0.0, 0.0
         while not self.stopping.is_set():
             now = self._stamp()
             if now != seen or time.monotonic() - passed_s > IDLE_PASS_S:
                 seen, passed_s = now, time.monotonic()
                 await self._pass()
+            if time.monotonic() - tidied_s > TIDY_S:
+                tidied_s = time.monotonic()
+                self._bound_logs()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), POLL_S)
 
@@ -90,6 +96,10 @@ class Platform:
         except Exception:
             # One failed pass is never the end: the next one sees the world anew.
             log.exception("a pass failed; the next one tries again")
+
+    def _bound_logs(self) -> None:
+        for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):
+            bound_log(path, limit_bytes=LOG_BYTES, kept_bytes=KEPT_LOG_BYTES)
 
     def _stamp(self) -> tuple[tuple[str, int], ...]:
         """Return what changes whenever a resource or a report does."""

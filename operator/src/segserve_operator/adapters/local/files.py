@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -85,3 +86,19 @@ def replace_file(path: Path, content: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def bound_log(path: Path, *, limit_bytes: int, kept_bytes: int) -> None:
+    """Cut a log that others append to down to its last `kept_bytes`, once it is longer than `limit_bytes`.
+
+    It stays the same file, as its writers hold it open; what they write in this very moment may be lost.
+    """
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size <= limit_bytes:
+            return
+        file.seek(size - kept_bytes)
+        tail = file.read().partition(b"\n")[2]
+        file.seek(0)
+        file.write(tail)
+        file.truncate()

@@ -28,8 +28,8 @@ SILENCE_S: Final = 6.0
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 CALM_S: Final = 60.0
-# A group that ends has no requests any more, and the next pass waits for this one.
-STOP_GRACE_S: Final = 1.0
+# A group that is ended has no requests any more, a Triton takes seconds to end, and the next pass waits for this one.
+STOP_GRACE_S: Final = 0.2
 # Below the range from which Linux gives ports to outgoing connections: a restarted server finds its ports free.
 PORTS: Final = range(20_000, 32_000)
 

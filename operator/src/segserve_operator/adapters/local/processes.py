@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # Not SEGSERVE_STATE, which people export: their shell and all it starts would carry the mark.
 MARK: Final = "SEGSERVE_CHILD_OF"
+WAIT_S: Final = 0.02
+KILLED_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,24 @@ def _carries(process: psutil.Process, state: Path) -> bool:
 
 
 def _reap(family: Sequence[psutil.Process], grace_s: float) -> None:
-    _, left = psutil.wait_procs(family, timeout=grace_s)
+    left = _outlast(family, grace_s)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, timeout=5)
+    _outlast(left, KILLED_S)
+
+
+def _outlast(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait until all of some processes have ended, and return those that have not by then."""
+    # Not psutil.wait_procs: to it an ended process lives until its parent has reaped it, and what is first in a
+    # container may take seconds for that, or never do it.
+    deadline_s = time.monotonic() + seconds
+    left = [process for process in family if _runs(process)]
+    while left and time.monotonic() < deadline_s:
+        time.sleep(WAIT_S)
+        left = [process for process in left if _runs(process)]
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    return process.is_running() and _find(ProcessRecord(process.pid, process.create_time())) is not None

@@ -1,0 +1,50 @@
+"""Files of the local platform are whole at any moment, and logs stay bounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from segserve_operator.adapters.local.files import bound_log, replace_file
+
+
+def test_a_replaced_file_leaves_no_temporary_one(tmp_path: Path) -> None:
+    replace_file(tmp_path / "deep/file.json", "one")
+    replace_file(tmp_path / "deep/file.json", "two")
+
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file.json"]
+    assert (tmp_path / "deep/file.json").read_text() == "two"
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
+    replace_file(tmp_path / "file.json", "one")
+
+    with pytest.raises(UnicodeEncodeError):
+        replace_file(tmp_path / "file.json", "\ud800")
+
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_long_log_keeps_its_last_whole_lines_and_its_writers(tmp_path: Path) -> None:
+    path = tmp_path / "it.log"
+    with path.open("a") as writer:
+        writer.writelines(f"line {number}\n" for number in range(1000))
+        writer.flush()
+        bound_log(path, limit_bytes=1000, kept_bytes=100)
+        writer.write("after\n")
+
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("line 9")
+    assert lines[-2:] == ["line 999", "after"]
+    assert path.stat().st_size < 200
+
+
+def test_a_short_log_is_left_alone_and_a_missing_one_is_fine(tmp_path: Path) -> None:
+    path = tmp_path / "it.log"
+    path.write_text("short\n")
+
+    bound_log(path, limit_bytes=1000, kept_bytes=2)
+    bound_log(tmp_path / "none.log", limit_bytes=1000, kept_bytes=2)
+
+    assert path.read_text() == "short\n"
