@@ -128,3 +128,21 @@ def png_header(width: int, height: int) -> bytes:
     """Return the beginning of a PNG file of that size, up to the end of its header."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+# Nothing of the machine or of the server's inside belongs into an answer.
+PRIVATE: Final = ("Traceback", 'File "', ".py", "shm", "/tmp", "/root", "/home", "/dev", "/work", "segserve--", "0x")
+GOOD: Final = {"http": 200, "grpc": "OK"}
+
+
+def check_refused(reply: Reply, status: object, message: str) -> None:
+    """Check code and text of an error; ` ... ` stands between parts that the text must have."""
+    assert reply.status == status, reply
+    for text in message.split(" ... "):
+        assert text in reply.message
+    assert not [text for text in PRIVATE if text in reply.message]
+
+
+def check_serves(url: str, protocol: Protocol, photo: bytes, model: str = "coins") -> None:
+    """Check that a good request is answered."""
+    assert send(url, protocol, RawRequest([image(photo)], model=model)).status == GOOD[protocol]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.platform import CountedWrites, Crash, Verdict, World, assigned
-from segserve_operator.core.planning import SaveStatus, SetTraffic
+from segserve_operator.core.planning import SaveStatus, SetTraffic, StartGroup
 from segserve_operator.service import Service
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
@@ -225,6 +225,15 @@ async def test_a_dead_server_is_started_again_and_gets_requests_once_it_is_prove
     (route,) = world.traffic.plan.routes
     assert route.shares[0].endpoints
     assert world.condition("coins", "Ready") == ("True", "Serving")
+
+
+async def test_requests_are_sent_elsewhere_before_a_dead_server_starts_again_empty() -> None:
+    world = await served()
+    world.fleet.kill("main")
+
+    actions = [type(action) for action in await world.service.run_once()]
+
+    assert actions.index(SetTraffic) < actions.index(StartGroup)
 
 
 def final_state(world: World) -> tuple[object, ...]:

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 
 from bench.platform import MODELS, Running, platform
-from raw_inference import PROTOCOLS, Protocol, RawRequest, RawTensor, Reply, http_body, image, pixels, png_header
-from raw_inference import post, send
+from raw_inference import (
+    GOOD,
+    PRIVATE,
+    PROTOCOLS,
+    Protocol,
+    RawRequest,
+    RawTensor,
+    check_refused,
+    check_serves,
+    http_body,
+    image,
+    pixels,
+    png_header,
+    post,
+    send,
+)
 from segserve import AsyncClient, BadRequestError, Client, ModelNotFoundError, RequestTooLargeError
 from segserve.wire import HEADER_LENGTH, pack_bytes
 
@@ -30,10 +39,7 @@ pytestmark = pytest.mark.platform
 BAD = {"http": 400, "grpc": "INVALID_ARGUMENT"}
 UNKNOWN = {"http": 404, "grpc": "NOT_FOUND"}
 TOO_LARGE = {"http": 413, "grpc": "RESOURCE_EXHAUSTED"}
-GOOD = {"http": 200, "grpc": "OK"}
 LIMIT = 2**18
-# Nothing of the machine or of the server's inside belongs into an answer.
-PRIVATE = ("Traceback", 'File "', ".py", "shm", "/tmp", "/root", "/home", "/dev", "/work", "segserve--", "0x")
 
 
 def photograph() -> Image.Image:
@@ -58,17 +64,6 @@ def sent(name: str, datatype: str, shape: list[int], raw: bytes) -> RawRequest:
     return RawRequest([RawTensor(name, datatype, shape, raw)])
 
 
-def check_refused(running: Running, reply: Reply, status: object, message: str) -> None:
-    assert reply.status == status, reply
-    for text in message.split(" ... "):
-        assert text in reply.message
-    assert not [text for text in (*PRIVATE, str(running.state)) if text in reply.message]
-
-
-def check_serves(running: Running, protocol: Protocol, model: str = "coins") -> None:
-    assert send(running.url, protocol, sent_image(PNG, model)).status == GOOD[protocol]
-
-
 FORMATS = "not a JPEG, PNG, WebP or TIFF"
 THRESHOLD = "allowed: a number from 0 to 1"
 DETECTIONS = "allowed: a whole number from 1 to 10000"
@@ -82,7 +77,7 @@ REFUSED: dict[str, tuple[RawRequest, str]] = {
     "an EPS": (sent_image(saved("EPS")), f"{FORMATS} ... b'%!PS-Ado"),
     "a PNG of 60,000 x 60,000": (
         sent_image(png_header(60_000, 60_000)),
-        "image of 60000 x 60000 = 3600000000 pixels; allowed are 1 to 50000000",
+        "image of 60000 x 60000 = 3600000000 pixels; allowed are 1 to 16000000",
     ),
     "another input": (RawRequest([image(PNG, name="PICTURE")]), "unexpected inference input 'PICTURE'"),
     "an input twice": (RawRequest([image(PNG), image(PNG)]), "'IMAGE' already exists"),
@@ -132,22 +127,22 @@ def test_a_request_that_cannot_be_used_is_told_why_and_the_next_is_served(
 ) -> None:
     reply = send(coins.url, protocol, request_)
 
-    check_refused(coins, reply, BAD[protocol], message)
-    check_serves(coins, protocol, request_.model)
+    check_refused(reply, BAD[protocol], message)
+    check_serves(coins.url, protocol, PNG, request_.model)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_unknown_model_is_not_found(coins: Running, protocol: Protocol) -> None:
     for name in ("nope", "Coins", "coins.", "coins.network.network", "../coins"):
-        check_refused(coins, send(coins.url, protocol, sent_image(PNG, name)), UNKNOWN[protocol], "")
-    check_refused(coins, send(coins.url, protocol, sent_image(PNG, "nope")), UNKNOWN[protocol], "unknown model 'nope'")
-    check_serves(coins, protocol)
+        check_refused(send(coins.url, protocol, sent_image(PNG, name)), UNKNOWN[protocol], "")
+    check_refused(send(coins.url, protocol, sent_image(PNG, "nope")), UNKNOWN[protocol], "unknown model 'nope'")
+    check_serves(coins.url, protocol, PNG)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_hopeless_images_take_no_memory(coins: Running, protocol: Protocol) -> None:
     hopeless = [png_header(60_000, 60_000), saved("JPEG")[:9000], b"", b"hello", PNG[:9000]]
-    check_serves(coins, protocol)
+    check_serves(coins.url, protocol, PNG)
     before = coins.memory_mib()
 
     for _ in range(5):
@@ -160,31 +155,31 @@ def test_hopeless_images_take_no_memory(coins: Running, protocol: Protocol) -> N
 def test_a_negative_dimension_is_refused_by_grpc(coins: Running) -> None:
     reply = send(coins.url, "grpc", sent("PIXELS", "UINT8", [-1, 9, 1], bytes(72)))
 
-    check_refused(coins, reply, "INVALID_ARGUMENT", "got [-1,9,1]")
-    check_serves(coins, "grpc")
+    check_refused(reply, "INVALID_ARGUMENT", "got [-1,9,1]")
+    check_serves(coins.url, "grpc", PNG)
 
 
 HEADER, TENSORS = http_body(sent_image(PNG))
 MISSING_FIELDS = "only one of the following fields"
-# What is no request at all is a 500 of Triton's: it does not tell such a request from its own faults.
+# Triton takes these for a fault of its own, 500; the gateway knows better.
 BODIES: dict[str, tuple[int, bytes, str | None, str]] = {
     "nothing": (400, b"", None, "must only have 1 input"),
-    "no JSON": (500, b"hello", None, "failed to parse the request JSON"),
-    "JSON cut short": (500, HEADER[:30], None, "failed to parse the request JSON"),
-    "another JSON": (500, b"[1, 2]", None, "'inputs'"),
-    "an object without inputs": (500, b"{}", None, "'inputs'"),
+    "no JSON": (400, b"hello", None, "failed to parse the request JSON"),
+    "JSON cut short": (400, HEADER[:30], None, "failed to parse the request JSON"),
+    "another JSON": (400, b"[1, 2]", None, "'inputs'"),
+    "an object without inputs": (400, b"{}", None, "'inputs'"),
     "inputs that are numbers": (400, b'{"inputs": [1]}', None, MISSING_FIELDS),
     "an input without data": (400, b'{"inputs": [{"name": "IMAGE"}]}', None, MISSING_FIELDS),
-    "brackets without end": (500, b"[" * 100_000, None, "failed to parse the request JSON"),
-    "bytes that are no text": (500, b"\xff\xfe\xff\xfe", None, "failed to parse the request JSON"),
-    "a negative dimension": (500, HEADER.replace(b"[1]", b"[-1]") + TENSORS, str(len(HEADER) + 1), "'shape'"),
-    "a shape that is a text": (500, HEADER.replace(b"[1]", b'"a"') + TENSORS, str(len(HEADER)), "'shape'"),
+    "brackets without end": (400, b"[" * 100_000, None, "failed to parse the request JSON"),
+    "bytes that are no text": (400, b"\xff\xfe\xff\xfe", None, "failed to parse the request JSON"),
+    "a negative dimension": (400, HEADER.replace(b"[1]", b"[-1]") + TENSORS, str(len(HEADER) + 1), "'shape'"),
+    "a shape that is a text": (400, HEADER.replace(b"[1]", b'"a"') + TENSORS, str(len(HEADER)), "'shape'"),
     "a header length of 0": (400, HEADER + TENSORS, "0", "must only have 1 input"),
     "a negative header length": (400, HEADER + TENSORS, "-1", "in range"),
     "a header length beyond the body": (400, HEADER + TENSORS, "999999999", "in range ... got: 999999999"),
     "a header length beyond 64 bits": (400, HEADER + TENSORS, "18446744073709551617", "in range"),
     "a header length that is no number": (400, HEADER + TENSORS, "many", "must only have 1 input"),
-    "a header length within the JSON": (500, HEADER + TENSORS, "9", "failed to parse the request JSON"),
+    "a header length within the JSON": (400, HEADER + TENSORS, "9", "failed to parse the request JSON"),
     "fewer bytes than announced": (400, HEADER + TENSORS[:-1], str(len(HEADER)), "'IMAGE', expecting"),
     "more bytes than announced": (400, HEADER + TENSORS + b"x", str(len(HEADER)), "additional input data"),
 }
@@ -196,8 +191,8 @@ def test_a_malformed_body_is_an_error_and_the_next_request_is_served(
 ) -> None:
     reply = post(coins.url, "coins", body, {} if length is None else {HEADER_LENGTH: length})
 
-    check_refused(coins, reply, status, message)
-    check_serves(coins, "http")
+    check_refused(reply, status, message)
+    check_serves(coins.url, "http", PNG)
 
 
 def test_a_body_in_chunks_is_answered_as_a_whole_one_is(coins: Running) -> None:
@@ -210,111 +205,6 @@ def test_a_body_in_chunks_is_answered_as_a_whole_one_is(coins: Running) -> None:
     reply = post(coins.url, "coins", chunks(), {HEADER_LENGTH: str(len(HEADER))})
 
     assert reply.arrays()["LABELS"] == send(coins.url, "http", sent_image(PNG)).arrays()["LABELS"]
-
-
-CLOSED = [
-    "/v2/repository/index",
-    "/v2/repository/models/coins/load",
-    "/v2/repository/models/coins/unload",
-    "/v2/systemsharedmemory/status",
-    "/v2/systemsharedmemory/region/x/register",
-    "/v2/cudasharedmemory/status",
-    "/v2/logging",
-    "/v2/trace/setting",
-    "/v2/models/coins/trace/setting",
-    "/v2/models/coins/%2e%2e/%2E%2e/repository/index",
-    "/v2/models/coins/infer/../../../repository/index",
-    "/v2//repository//index",
-    "/v2%2frepository%2findex",
-    "/V2/repository/index",
-    "/v2/Repository/index",
-    "/v2/repository/index.",
-    "/v2/repository./index",
-    "/v2/repository/index/",
-    "/v2/./logging",
-    "/v2;x/logging",
-    "/v2/logging?x=/v2/health/live",
-    "/v2/models/stats/../../logging",
-    "//v2/logging",
-    "/metrics",
-    "/stats",
-    "/config_dump",
-]
-
-
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_what_administers_the_server_is_closed_over_http(coins: Running, method: str) -> None:
-    replies = {path: raw_http(coins.url, method, path) for path in CLOSED}
-
-    assert {path: status for path, (status, _) in replies.items() if status != 404} == {}
-    for _, body in replies.values():
-        check_refused(coins, Reply(404, json.loads(body)["error"]), 404, "no such path")
-    check_serves(coins, "http")
-
-
-def raw_http(url: str, method: str, path: str) -> tuple[int, bytes]:
-    """Ask for a path as it is: clients' libraries would tidy it."""
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{{}}".encode())
-        with HTTPResponse(connection, method=method) as answer:
-            answer.begin()
-            return answer.status, answer.read()
-
-
-ADMINISTRATION = {
-    "RepositoryIndex": pb.RepositoryIndexRequest(),
-    "RepositoryModelLoad": pb.RepositoryModelLoadRequest(model_name="coins"),
-    "RepositoryModelUnload": pb.RepositoryModelUnloadRequest(model_name="coins"),
-    "SystemSharedMemoryStatus": pb.SystemSharedMemoryStatusRequest(),
-    "SystemSharedMemoryRegister": pb.SystemSharedMemoryRegisterRequest(name="x", key="/x", byte_size=1),
-    "SystemSharedMemoryUnregister": pb.SystemSharedMemoryUnregisterRequest(),
-    "CudaSharedMemoryStatus": pb.CudaSharedMemoryStatusRequest(),
-    "CudaSharedMemoryUnregister": pb.CudaSharedMemoryUnregisterRequest(),
-    "TraceSetting": pb.TraceSettingRequest(),
-    "LogSettings": pb.LogSettingsRequest(),
-}
-
-
-@pytest.mark.parametrize(("method", "message"), ADMINISTRATION.items(), ids=ADMINISTRATION)
-def test_what_administers_the_server_is_closed_over_grpc(coins: Running, method: str, message: Any) -> None:
-    with grpc.insecure_channel(coins.url.removeprefix("http://")) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        with pytest.raises(grpc.RpcError, match="no such method") as caught:
-            getattr(stub, method)(message, timeout=10)
-
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    check_serves(coins, "grpc")
-
-
-def test_no_shared_memory_can_be_named(coins: Running) -> None:
-    region = "triton_python_backend_shm_region_1"
-    tensor = {"name": "IMAGE", "shape": [1], "datatype": "BYTES"}
-    tensor["parameters"] = {"shared_memory_region": region, "shared_memory_byte_size": 8}  # type: ignore[assignment]
-
-    reply = post(coins.url, "coins", json.dumps({"inputs": [tensor]}).encode(), {})
-
-    assert reply.status == 404
-    assert reply.message == f"Unable to find shared memory region: '{region}'"
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_headers_of_ours_and_of_envoys_have_no_effect(coins: Running, protocol: Protocol) -> None:
-    forged = {
-        "x-segserve-route": f"{protocol}:infer:coins-instances",
-        "x-segserve-model": "coins-instances",
-        "x-segserve-group": "elsewhere",
-        "x-segserve-revision": "forged",
-        "x-envoy-upstream-rq-timeout-ms": "1",
-        "x-envoy-original-path": "/v2/logging",
-        "x-envoy-upstream-alt-stat-name": "forged",
-    }
-    plain = send(coins.url, protocol, sent_image(PNG))
-
-    reply = send(coins.url, protocol, sent_image(PNG), forged)
-
-    assert (reply.status, reply.revision) == (GOOD[protocol], plain.revision)
-    assert reply.arrays()["LABELS"] == plain.arrays()["LABELS"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -369,8 +259,8 @@ def test_a_request_over_the_pools_limit_is_too_large(small: Running, protocol: P
     with Client(small.url, transport=protocol) as client, pytest.raises(RequestTooLargeError, match=message):
         client.segment(PNG + bytes(8 * LIMIT), model="coins")
 
-    check_refused(small, reply, TOO_LARGE[protocol], message)
-    check_serves(small, protocol)
+    check_refused(reply, TOO_LARGE[protocol], message)
+    check_serves(small.url, protocol, PNG)
 
 
 OVERFLOWS: dict[str, tuple[Protocol, list[int], bytes]] = {
@@ -389,8 +279,22 @@ def test_a_shape_that_triton_lets_pass_is_an_error_and_harms_for_a_moment_only(
 
     assert reply.status not in GOOD.values()
     assert not [text for text in PRIVATE if text in reply.message and text != "segserve--"]
-    check_serves(small, protocol, INSTANCES)
+    check_serves(small.url, protocol, PNG, INSTANCES)
     eventually(lambda: send(small.url, protocol, sent_image(PNG)).status == GOOD[protocol], within_s=20)
+
+
+def test_an_output_asked_for_as_classes_that_ends_triton_is_an_error_and_triton_is_started_again(
+    small: Running,
+) -> None:
+    """Triton 2.51 dies of its own `classification` extension where the output is of type BYTES."""
+    header = json.loads(HEADER)
+    header["outputs"] = [{"name": "MASKS", "parameters": {"classification": 2}}]
+    text = json.dumps(header).encode()
+
+    reply = post(small.url, "coins", text + TENSORS, {HEADER_LENGTH: str(len(text))})
+
+    check_refused(reply, 503, "")
+    eventually(lambda: send(small.url, "http", sent_image(PNG)).status == 200, within_s=60)
 
 
 def eventually(condition: Callable[[], bool], *, within_s: float) -> None:

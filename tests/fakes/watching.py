@@ -110,7 +110,7 @@ class Watched:
         found = {}
         for child in triton.children():
             with contextlib.suppress(psutil.Error):
-                found[Path(child.cmdline()[1]).parent.parent.name] = child
+                found |= {Path(part).parents[1].name: child for part in child.cmdline() if part.endswith("/1/model.py")}
         return found
 
     def shm(self, group: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,11 @@ def palette(colours: Sequence[str | None]) -> tuple[Rgb, ...]:
     return tuple(_rgb(own[label]) if label in own else default_colour(label) for label in range(256))
 
 
+@cache
+def _palette_bytes(colours: tuple[str | None, ...]) -> bytes:
+    return bytes(part for colour in palette(colours) for part in colour)
+
+
 def _rgb(colour: str) -> Rgb:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
@@ -42,7 +48,7 @@ def label_png(labels: NDArray[Any], colours: Sequence[str | None]) -> bytes:
 
     image = Image.fromarray(labels)
     if labels.dtype.itemsize == 1:  # with fewer than 256 colours Pillow would write fewer than 8 bits
-        image.putpalette([part for colour in palette(colours) for part in colour])
+        image.putpalette(_palette_bytes(tuple(colours)))
     return _file(image)
 
 

@@ -72,7 +72,7 @@ class Fleet(Protocol):
         ...
 
     async def stop(self, group: str) -> None:
-        """End a group's processes and remove all of its files and shared memory."""
+        """End a group's processes and remove all of its files and shared memory; it is called until it is gone."""
         ...
 
 

@@ -173,7 +173,7 @@ class RecordedSession:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def run(self, names: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, names: list[str], feeds: dict[str, NDArray[Any]], options: object) -> list[NDArray[Any]]:
         (batch,) = feeds.values()
         self.batches.append(len(batch))
         if (batch[:, 0, 0, 0] == 13).any():

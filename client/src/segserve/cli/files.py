@@ -24,6 +24,8 @@ def read_resources(paths: Iterable[Path]) -> list[tuple[Resource, dict[str, Any]
             text = path.read_text()
         except OSError as error:
             raise CommandError(f"{path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise CommandError(f"{path}: a resource file is UTF-8 text; byte {error.start} is not") from error
         for resource in load(text, str(path)):
             manifest = resource.to_dict()
             manifest.pop("status", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder
 
 START_S: Final = 30.0
+PORTS: Final = range(1, 65536)
 
 
 def up(
@@ -34,8 +36,9 @@ def up(
     In front of a terminal it shows a live table, and Ctrl-C ends everything. What an earlier `up` left running is
     taken over as it is.
     """
-    state = _install()
+    # First what may be mistaken, for to install may take minutes.
     names = _apply(files or [], port)
+    state = _install()
     _launch(state)
     try:
         if detach:
@@ -57,10 +60,13 @@ def _install() -> StateFolder:
 
 
 def _apply(files: list[Path], port: int | None) -> list[str]:
-    from segserve_operator.adapters.local.gateway import check_port
-    from segserve_operator.local_platform.supervisor import read_platform
+    with needs("local"):
+        from segserve_operator.adapters.local.gateway import check_port
+        from segserve_operator.local_platform.supervisor import read_platform
 
     store = local_store()
+    if port is not None and port not in PORTS:
+        raise CommandError(f"--port must be within 1..65535, got {port}")
     if read_platform(store.state) is None:
         check_port(store.state, port or store.pool().spec.gateway.port)
     applied = apply_files(files)
@@ -68,11 +74,15 @@ def _apply(files: list[Path], port: int | None) -> list[str]:
         typer.echo(f"{name} {outcome}")
     if port is not None:
         store.set_gateway_port(port)
+    if not files:
+        kept = [store.get(MODEL, name)["metadata"] for name in store.names(MODEL)]
+        return [metadata["name"] for metadata in kept if "deletionTimestamp" not in metadata]
     return [name.partition("/")[2] for name, _ in applied if name.startswith(f"{MODEL.lower()}/")]
 
 
 def _launch(state: StateFolder) -> None:
-    """Start a supervisor where none runs, and return once it supervises."""
+    """Start a supervisor where none runs, and return once it has looked at everything."""
+    from segserve_operator.adapters.local.processes import marked_environment
     from segserve_operator.local_platform.supervisor import read_platform
 
     if read_platform(state) is not None:
@@ -85,9 +95,10 @@ def _launch(state: StateFolder) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=marked_environment(os.environ, state.root),
         )
     deadline_s = time.monotonic() + START_S
-    while read_platform(state) is None:
+    while (record := read_platform(state)) is None or not record.observed:
         if child.poll() is not None or time.monotonic() > deadline_s:
             last = state.log.read_text().strip().splitlines()[-1:]
             raise CommandError(f"the platform did not start: {''.join(last)} (whole log: {state.log})")

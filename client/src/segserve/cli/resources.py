@@ -97,7 +97,7 @@ def get(
     """Show models: what is ready, which revision serves, which is on its way."""
     console = Console()
     if not watch:
-        _print(console, _manifests(name), output)
+        _print(console, _manifests(name), output, one=name is not None)
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
@@ -110,10 +110,10 @@ def _manifests(name: str | None) -> list[dict[str, Any]]:
     return [store.get(MODEL, each) for each in ([name] if name is not None else store.names(MODEL))]
 
 
-def _print(console: Console, manifests: list[dict[str, Any]], output: Format) -> None:
+def _print(console: Console, manifests: list[dict[str, Any]], output: Format, *, one: bool) -> None:
     match output:
         case Format.JSON:
-            typer.echo(json.dumps(manifests, indent=2))
+            typer.echo(json.dumps(manifests[0] if one else manifests, indent=2))
         case Format.YAML:
             typer.echo(yaml.safe_dump_all(manifests, sort_keys=False), nl=False)
         case _ if not manifests:

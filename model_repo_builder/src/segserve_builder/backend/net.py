@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# How many times smaller than the largest before it an image is that makes memory be given back.
+MUCH_SMALLER: Final = 16
+
 
 class TritonPythonModel:
     """Runs the ONNX file beside the step's code with ONNX Runtime."""
@@ -26,6 +30,8 @@ class TritonPythonModel:
         self._options = NetOptions.from_model_config(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
         self._session = _session(folder / MODEL_FILE, self._options.intra_op_threads)
+        self._shrinking = _shrinking()
+        self._largest = 0
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response a request, in order."""
@@ -53,10 +59,28 @@ class TritonPythonModel:
 
     def _run(self, arrays: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
         batch = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        results = self._session.run(list(self._options.outputs), {self._options.input: batch})
+        run_options = self._run_options(math.prod(batch.shape[1:]))
+        results = self._session.run(list(self._options.outputs), {self._options.input: batch}, run_options)
         ends = np.cumsum([len(array) for array in arrays])[:-1]
         split = [np.split(result, ends) for result in results]
         return [dict(zip(self._options.outputs, parts, strict=True)) for parts in zip(*split, strict=True)]
+
+    def _run_options(self, image_size: int) -> Any:
+        # ONNX Runtime keeps the most memory that it ever needed. To give it back in each run would make runs of
+        # large images take half as long again, so that is done once they seem to be over.
+        if image_size * MUCH_SMALLER > self._largest:
+            self._largest = max(self._largest, image_size)
+            return None
+        self._largest = image_size
+        return self._shrinking
+
+
+def _shrinking() -> Any:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _session(path: Path, threads: int) -> Any:

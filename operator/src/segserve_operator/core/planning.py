@@ -108,16 +108,24 @@ def plan(desired: Desired, world: Observed) -> Iterator[Action]:
     any more is removed last. Nothing is yielded where nothing differs.
     """
     yield from _intents(desired, world)
+    redirect = [SetTraffic(desired.traffic)] if world.traffic.plan != desired.traffic else []
+    # A server that starts again knows no model yet, so requests must not find it before the gateway has heard.
+    restarts = any(name in desired.groups and not group.running for name, group in world.groups.items())
+    first = redirect if restarts and world.traffic.plan is not None else []
+    yield from first
+    yield from _group_actions(desired, world)
+    yield from () if first else redirect
+    yield from map(StopGroup, sorted(world.groups.keys() - desired.groups.keys()))
+    yield from map(Forget, desired.forgotten)
+    yield from map(DropRevision, sorted(world.revisions.keys() - desired.revisions.keys()))
+
+
+def _group_actions(desired: Desired, world: Observed) -> Iterator[Action]:
     for group, assignment in desired.groups.items():
         if group not in world.groups or not world.groups[group].running:
             yield StartGroup(group)
         if group not in world.groups or world.groups[group].assignment != assignment:
             yield Assign(group, assignment)
-    if world.traffic.plan != desired.traffic:
-        yield SetTraffic(desired.traffic)
-    yield from map(StopGroup, sorted(world.groups.keys() - desired.groups.keys()))
-    yield from map(Forget, desired.forgotten)
-    yield from map(DropRevision, sorted(world.revisions.keys() - desired.revisions.keys()))
 
 
 def _intents(desired: Desired, world: Observed) -> Iterator[Action]:

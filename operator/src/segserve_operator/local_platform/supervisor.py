@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder, bound_log, replace_file
 from segserve_operator.adapters.local.fleet import LocalFleet, shm_prefix
-from segserve_operator.adapters.local.gateway import LocalGateway
+from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
 from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.local.triton import sweep_shm
+from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
 from segserve_operator.service import Service
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ STOP_GRACE_S: Final = 10.0
 TIDY_S: Final = 60.0
 LOG_BYTES: Final = 20 * 2**20
 KEPT_LOG_BYTES: Final = 2**20
-# Nothing that is worth waiting for: the gateway ends with its servers, and what they leave behind is swept.
-SERVERS_GRACE_S: Final = 0.5
 
 log = logging.getLogger("segserve")
 
@@ -47,18 +46,19 @@ class PlatformError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PlatformRecord:
-    """Who supervises, and where clients call."""
+    """Who supervises, where clients call, and whether what statuses say is of this supervisor's time."""
 
     process: processes.ProcessRecord
     url: str
+    observed: bool
 
 
 def read_platform(state: StateFolder) -> PlatformRecord | None:
     """Return the record of the platform that runs now; None where none does."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         found = json.loads(state.platform.read_text())
-        record = PlatformRecord(processes.ProcessRecord(found["pid"], found["createTime"]), found["url"])
-        return record if processes.alive(record.process) else None
+        process = processes.ProcessRecord(found["pid"], found["createTime"])
+        return PlatformRecord(process, found["url"], found["observed"]) if processes.alive(process) else None
     return None
 
 
@@ -74,9 +74,9 @@ class Platform:
 
     async def run(self) -> None:
         """Supervise until told to stop. What runs already, from an earlier supervisor, is taken over as it is."""
-        own = processes.current()
-        record = {"pid": own.pid, "createTime": own.create_time, "url": self.gateway.url}
-        replace_file(self.state.platform, json.dumps(record))
+        self._write_record(observed=False)
+        await self._pass()
+        self._write_record(observed=True)
         seen, passed_s, tidied_s = None, 0.0, 0.0
         while not self.stopping.is_set():
             now = self._stamp()
@@ -89,10 +89,17 @@ class Platform:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), POLL_S)
 
+    def _write_record(self, *, observed: bool) -> None:
+        own = processes.current()
+        record = {"pid": own.pid, "createTime": own.create_time, "url": self.gateway.url, "observed": observed}
+        replace_file(self.state.platform, json.dumps(record))
+
     async def _pass(self) -> None:
         try:
             for action in await self.service.run_once():
                 log.info("%s", _brief(action))
+        except (GatewayUnreachableError, PortTakenError) as error:
+            log.warning("%s; the next pass tries again", error)
         except Exception:
             # One failed pass is never the end: the next one sees the world anew.
             log.exception("a pass failed; the next one tries again")
@@ -158,7 +165,7 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
     record = read_platform(state)
     if record is not None and record.process.pid != os.getpid():
         processes.end(record.process, grace_s=STOP_GRACE_S, descendants=False)
-    ended = processes.end_all_of(state.root, grace_s=SERVERS_GRACE_S)
+    ended = processes.end_all_of(state.root, grace_s=STOP_GRACE_S)
     for group in state.groups.glob("*"):
         sweep_shm(shm_prefix(state, group.name))
     # Only what is ours by name: the state folder may be one that people keep other things in.

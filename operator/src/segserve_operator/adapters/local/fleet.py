@@ -28,8 +28,7 @@ SILENCE_S: Final = 6.0
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 CALM_S: Final = 60.0
-# A group that is ended has no requests any more, a Triton takes seconds to end, and the next pass waits for this one.
-STOP_GRACE_S: Final = 0.2
+STOP_GRACE_S: Final = 10.0
 # Below the range from which Linux gives ports to outgoing connections: a restarted server finds its ports free.
 PORTS: Final = range(20_000, 32_000)
 
@@ -98,12 +97,13 @@ class Restarts:
 
 @dataclass(slots=True)
 class LocalFleet:
-    """The groups of one platform. Everything but the pauses between restarts is in files, so a new one takes over."""
+    """The groups of one platform. Everything but the times of starts and stops is in files, so a new one takes over."""
 
     state: StateFolder
     runtime: Runtime
     cache: Path
     _restarts: dict[Path, Restarts] = field(default_factory=dict)
+    _stopping_since: dict[str, float] = field(default_factory=dict)
 
     async def groups(self) -> Mapping[str, GroupObserved]:
         """Return every group with what its agent reports."""
@@ -116,13 +116,14 @@ class LocalFleet:
         folder = self._folder(name)
         ports = _read_ports(folder)
         report = _read_report(folder)
-        running = all(processes.alive(processes.recorded(folder.record(process))) for process in ("triton", "agent"))
+        alive = {name: processes.alive(processes.recorded(folder.record(name))) for name in ("triton", "agent")}
         fresh = report is not None and time.time() - report.heartbeat < SILENCE_S
         return GroupObserved(
             name=name,
             endpoint=Endpoint(LOOPBACK, ports.http, ports.grpc),
-            running=running,
-            server_ready=running and fresh and report is not None and report.server_ready,
+            running=all(alive.values()),
+            # A server goes on without its agent for as long as what that said last is fresh.
+            server_ready=alive["triton"] and fresh and report is not None and report.server_ready,
             assignment=_read_assignment(folder),
             reports=report.models if report is not None else (),
         )
@@ -130,6 +131,7 @@ class LocalFleet:
     async def start(self, group: str) -> None:
         """Start whichever of a group's processes does not run; one that keeps ending is started ever less often."""
         folder = self._folder(group)
+        self._stopping_since.pop(group, None)
         folder.repository.mkdir(parents=True, exist_ok=True)
         if not folder.ports.exists():
             self._choose_ports(folder)
@@ -146,6 +148,8 @@ class LocalFleet:
             ports = _read_ports(folder)
         prefix = shm_prefix(self.state, group)
         if self._may_start(folder.record("triton")):
+            # Python steps outlive a Triton that crashed, and would keep their memory for ever.
+            processes.kill_by_argument(self.state.root, str(folder.repository))
             sweep_shm(prefix)
             command = triton_command(
                 self.runtime,
@@ -155,6 +159,7 @@ class LocalFleet:
                 metrics_port=ports.metrics,
                 shm_prefix=prefix,
             )
+            folder.report.unlink(missing_ok=True)  # it speaks of the server that has ended
             self._start_process(folder, "triton", command.argv, command.environment)
 
     def _choose_ports(self, folder: GroupFolder) -> None:
@@ -191,10 +196,21 @@ class LocalFleet:
         replace_file(self._folder(group).assignment, text)
 
     async def stop(self, group: str) -> None:
-        """End a group's processes and remove all of its files and shared memory."""
+        """End a group's processes and then remove its files and shared memory: by a later call, for a Triton
+        takes seconds to end, and other groups need attention meanwhile.
+        """
         folder = self._folder(group)
+        records = [processes.recorded(folder.record(process)) for process in ("agent", "triton")]
+        if group not in self._stopping_since:
+            self._stopping_since[group] = time.monotonic()
+            for record in records:
+                processes.ask_to_end(record)
+        if time.monotonic() - self._stopping_since[group] < STOP_GRACE_S and any(map(processes.alive, records)):
+            return
+        for record in records:
+            processes.end(record, grace_s=0)
+        del self._stopping_since[group]
         for process in ("agent", "triton"):
-            processes.end(processes.recorded(folder.record(process)), grace_s=STOP_GRACE_S)
             self._restarts.pop(folder.record(process), None)
         sweep_shm(shm_prefix(self.state, group))
         shutil.rmtree(folder.root, ignore_errors=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Not SEGSERVE_STATE, which people export: their shell and all it starts would carry the mark.
 MARK: Final = "SEGSERVE_CHILD_OF"
+ROUNDS: Final = 5
 WAIT_S: Final = 0.02
 KILLED_S: Final = 5.0
 
@@ -46,7 +47,7 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**environment, MARK: str(state)},
+            env=marked_environment(environment, state),
             start_new_session=True,
             cwd=record.parent,
         )
@@ -89,6 +90,14 @@ def _find(process: ProcessRecord) -> psutil.Process | None:
     return found
 
 
+def ask_to_end(process: ProcessRecord | None) -> None:
+    """Send SIGTERM and return at once; `alive` tells when it has ended."""
+    found = _find(process) if process is not None else None
+    if found is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.terminate()
+
+
 def end(process: ProcessRecord | None, *, grace_s: float, descendants: bool = True) -> None:
     """End a process and its descendants: SIGTERM, then SIGKILL for whatever is left after `grace_s`."""
     found = _find(process) if process is not None else None
@@ -103,16 +112,19 @@ def end(process: ProcessRecord | None, *, grace_s: float, descendants: bool = Tr
 def end_all_of(state: Path, *, grace_s: float) -> int:
     """End every process that carries the platform's mark, this one excepted; return how many there were."""
     marked = [process for process in psutil.process_iter() if process.pid != os.getpid() and _carries(process, state)]
+    numbers = {process.pid for process in marked}
     for process in marked:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
+            # A server ends its own steps, and tidies up after them.
+            if process.ppid() not in numbers:
+                process.terminate()
     _reap(marked, grace_s)
     return len(marked)
 
 
 def _carries(process: psutil.Process, state: Path) -> bool:
     try:
-        return process.environ().get(MARK) == str(state)
+        return process.pid != os.getpid() and process.environ().get(MARK) == str(state)
     except (psutil.Error, OSError):
         return False
 

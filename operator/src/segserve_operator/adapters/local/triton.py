@@ -24,6 +24,8 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PREFIX: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
 _SINGLE_THREADED: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 """Each stub is a process of its own; ONNX Runtime has its own setting."""
+_SILENT: Final = {"ORT_DISABLE_TELEMETRY": "1"}
+"""ONNX Runtime's official builds report what they run to Microsoft; a user's models are nobody else's business."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def runtime_environment(runtime: Runtime) -> dict[str, str]:
     """Return this process's environment, with the runtime's interpreter first and its code pinned."""
     inherited = os.environ.get("PATH", os.defpath)
     path = os.pathsep.join([str(runtime.python.parent), inherited])  # stubs find their Python through PATH
-    return dict(os.environ) | {"PATH": path, CODE_VARIABLE: str(runtime.code)}
+    return dict(os.environ) | {"PATH": path, CODE_VARIABLE: str(runtime.code)} | _SILENT
 
 
 def shm_regions(prefix: str) -> tuple[str, ...]:

@@ -1,0 +1,301 @@
+"""The local platform from `up` to `down`, and the command line between them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc
+import yaml
+
+from bench.platform import MODELS, Running, platform
+from fakes.callers import COIN_PIXELS, PHOTO
+from fakes.watching import Watched, segserve, until
+from segserve import Client
+from segserve_operator.adapters.local.files import cache_folder
+from segserve_operator.adapters.local.runtime import ensure_runtime
+from segserve_operator.adapters.local.triton import shm_regions, sweep_shm, triton_command
+
+pytestmark = pytest.mark.platform
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Watched]:
+    """A platform that runs beside those of the tests."""
+    with platform(MODELS) as running:
+        yield Watched(running)
+
+
+@dataclass
+class Bed:
+    """A state folder, a folder for temporary files and a port, for platforms that a test starts and ends."""
+
+    state: Path
+    temporary: Path
+    port: int
+
+    def segserve(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "segserve.cli", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"SEGSERVE_STATE": str(self.state), "TMPDIR": str(self.temporary)}
+
+    @property
+    def running(self) -> Running:
+        return Running(f"http://127.0.0.1:{self.port}", self.state)
+
+    def up(self, *arguments: str) -> None:
+        done = self.segserve("up", "--detach", "--port", str(self.port), *arguments)
+        assert done.returncode == 0, done.stderr
+
+    def coins(self) -> tuple[str, int]:
+        with Client(self.running.url) as client:
+            found = client.segment(PHOTO, model="coins")
+        return found.revision, found.areas["coin"]
+
+    def left_behind(self) -> list[object]:
+        """Return all that a platform of this bed has left: nothing, after `down`."""
+        prefix = Watched(self.running).state.shm_prefix
+        files = [*Path("/dev/shm").glob(f"{prefix}*"), *self.state.glob("**/*"), *self.temporary.iterdir()]
+        folder = [self.state] if self.state.exists() else []
+        return [*self.running.processes(), *files, *folder, *([self.port] if is_taken(self.port) else [])]
+
+
+@pytest.fixture
+def bed() -> Iterator[Bed]:
+    # Not below tmp_path: the path of Envoy's admin socket must stay short.
+    folder = Path(tempfile.mkdtemp(prefix="segserve-"))
+    (folder / "tmp").mkdir()
+    made = Bed(folder / "state", folder / "tmp", free_port())
+    yield made
+    segserve(made.state, "down")
+    shutil.rmtree(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_down_leaves_nothing_and_a_second_platform_notices_nothing(bed: Bed, watched: Watched) -> None:
+    others = {process.pid for process in watched.running.processes()}
+    before = {*Path("/tmp").iterdir()}
+    bed.up("-f", str(MODELS))
+    assert bed.coins()[1] in COIN_PIXELS
+    assert {process.pid for process in bed.running.processes()}.isdisjoint(others)
+
+    first, second = bed.segserve("down"), bed.segserve("down")
+
+    assert (first.returncode, first.stdout) == (0, "the platform has ended\n")
+    assert (second.returncode, second.stdout) == (0, "no platform was running\n")
+    assert bed.left_behind() == []
+    left = [path.name for path in {*Path("/tmp").iterdir()} - before if re.search("triton|python_env|envoy", path.name)]
+    assert left == []
+    assert {process.pid for process in watched.running.processes()} == others
+    with Client(watched.running.url, retries=0) as client:
+        assert client.segment(PHOTO, model="coins").areas["coin"] in COIN_PIXELS
+
+
+def test_down_ends_what_a_killed_supervisor_left_and_keeps_the_models_if_told(bed: Bed) -> None:
+    bed.up("-f", str(MODELS))
+    served = bed.coins()
+    Watched(bed.running).supervisor().kill()
+
+    assert bed.segserve("down", "--keep").returncode == 0
+    assert bed.running.processes() == []
+    assert not is_taken(bed.port)
+
+    bed.up()
+    assert bed.coins() == served
+    assert bed.segserve("down").returncode == 0
+    assert bed.left_behind() == []
+
+
+def test_up_says_who_has_the_port_and_starts_nothing(bed: Bed) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", bed.port))
+        holder.listen()
+        started_s = time.monotonic()
+        done = bed.segserve("up", "--port", str(bed.port), "-f", str(MODELS))
+        took_s = time.monotonic() - started_s
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: port {bed.port} is taken by {psutil.Process().name()} (process {os.getpid()}); "
+        "choose another with --port, or end it\n"
+    )
+    assert took_s < 10
+    assert bed.left_behind() == []
+
+
+def test_up_in_front_of_a_terminal_shows_the_models_until_ctrl_c_ends_everything(bed: Bed) -> None:
+    argv = [sys.executable, "-m", "segserve.cli", "up", "--port", str(bed.port), "-f", str(MODELS)]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, argv, bed.environment | {"COLUMNS": "160", "LINES": "40", "TERM": "xterm"})
+    shown = read_until(terminal, r"coins\s+True\s+coins-[0-9a-f]{10}.*coins-instances\s+True", seconds=60)
+    assert bed.coins()[1] in COIN_PIXELS
+
+    os.write(terminal, b"\x03")
+    read_until(terminal, "the platform has ended", seconds=20)
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert f"http://127.0.0.1:{bed.port}" in shown
+    assert "Traceback" not in shown
+    assert bed.left_behind() == []
+
+
+def read_until(terminal: int, pattern: str, *, seconds: float) -> str:
+    """Return what a terminal shows, without its control sequences, once it matches."""
+    deadline_s, raw = time.monotonic() + seconds, b""
+    while time.monotonic() < deadline_s:
+        if select.select([terminal], [], [], 0.1)[0]:
+            with contextlib.suppress(OSError):
+                raw += os.read(terminal, 65536)
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", raw.decode(errors="replace"))
+        if re.search(pattern, text, re.DOTALL):
+            return text
+    raise AssertionError(f"{pattern!r} was not shown: {text[-2000:]}")
+
+
+def test_what_is_known_of_a_model_can_be_read(watched: Watched) -> None:
+    state = watched.running.state
+    as_json = json.loads(segserve(state, "get", "coins", "-o", "json").stdout)
+    as_yaml = list(yaml.safe_load_all(segserve(state, "get", "-o", "yaml").stdout))
+    described = segserve(state, "describe", "coins").stdout
+    logs = segserve(state, "logs", "coins").stdout
+    doctor = segserve(state, "doctor")
+
+    revision = watched.role("coins", "stable")[0]
+    assert as_json[0]["status"]["roles"]["stable"]["revision"] == revision
+    assert [document["metadata"]["name"] for document in as_yaml] == ["coins", "coins-instances"]
+    assert as_yaml[0] == as_json[0]
+    assert re.search(rf"stable\s+{revision} in group main", described)
+    assert re.search(r"Ready\s+True", described)
+    assert {line.partition(" | ")[0] for line in logs.splitlines()} == {"groups/main/agent", "groups/main/triton"}
+    assert doctor.returncode == 0, doctor.stdout
+    assert "gateway port" in doctor.stdout
+
+
+def test_a_deleted_model_is_waited_for(watched: Watched, edited) -> None:
+    state = watched.running.state
+    watched.running.segserve("apply", "-f", str(edited(model="coins-instances", name="short-lived")))
+    watched.running.segserve("wait", "short-lived")
+
+    assert segserve(state, "delete", "short-lived", "--no-wait").returncode == 0
+    assert segserve(state, "wait", "short-lived", "--for", "delete", "--timeout", "30s").returncode == 0
+
+    assert not watched.exists("short-lived")
+    assert "short-lived" not in segserve(state, "get").stdout
+
+
+def test_the_built_repository_is_served_by_a_triton_of_ones_own(tmp_path: Path, photo: bytes) -> None:
+    repository, prefix = tmp_path / "repository", f"segtest-{os.getpid()}-"
+    built = segserve(tmp_path, "build", "-f", str(MODELS), "-o", str(repository))
+    assert built.returncode == 0, built.stderr
+
+    grpc = free_port()
+    command = triton_command(
+        ensure_runtime(cache_folder()),
+        repository,
+        http_port=free_port(),
+        grpc_port=grpc,
+        metrics_port=free_port(),
+        shm_prefix=prefix,
+    )
+    with (tmp_path / "triton.log").open("wb") as log:
+        server = subprocess.Popen([*command.argv, "--load-model=*"], env=command.environment, stdout=log, stderr=log)
+    try:
+        client = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{grpc}")
+        until(lambda: is_taken(grpc) and client.is_model_ready("coins"), "the model is loaded", within_s=60)
+        image = tritonclient.grpc.InferInput("IMAGE", [1], "BYTES")
+        image.set_data_from_numpy(np.array([photo], dtype=object))
+        answer = client.infer("coins", [image])
+        client.close()
+    finally:
+        server.terminate()
+        server.wait(20)
+        sweep_shm(prefix)
+
+    assert answer.as_numpy("AREAS")[1] in COIN_PIXELS
+    assert shm_regions(prefix) == ()
+
+
+def misspelt(folder: Path) -> str:
+    (folder / "misspelt.yaml").write_text(MODELS.read_text().replace("argmax", "argmaks"))
+    return str(folder / "misspelt.yaml")
+
+
+def written(folder: Path, content: bytes) -> str:
+    (folder / "model.yaml").write_bytes(content)
+    return str(folder / "model.yaml")
+
+
+MISTAKES = {
+    "an unknown stage": (
+        lambda folder: ["apply", "-f", misspelt(folder)],
+        r"misspelt\.yaml:25:7: spec\.postprocess\[0\]: unknown stage 'argmaks' \(did you mean 'argmax'\?\); "
+        r"known: argmax, .*scoreThreshold",
+    ),
+    "a file that is not there": (lambda _: ["apply", "-f", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
+    "a file that is not there, for up": (lambda _: ["up", "-f", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
+    "a folder instead of a file": (lambda folder: ["apply", "-f", str(folder)], r"Is a directory"),
+    "bad YAML": (lambda folder: ["apply", "-f", written(folder, b"a: [1\nb: 2")], r"model\.yaml:2:\d+: .*expected ','"),
+    "no text": (lambda folder: ["apply", "-f", written(folder, b"\xff\xfe")], r"model\.yaml: .*UTF-8"),
+    "an empty file": (lambda folder: ["apply", "-f", written(folder, b"")], r"no resource found; .*apiVersion"),
+    "an unknown model": (lambda _: ["get", "nope"], r"no SegmentationModel 'nope'; there are: coins, coins-instances"),
+    "waiting for an unknown model": (lambda _: ["wait", "nope"], r"no SegmentationModel 'nope'"),
+    "deleting an unknown model": (lambda _: ["delete", "nope"], r"no SegmentationModel 'nope'"),
+    "deleting nothing": (lambda _: ["delete"], r"name the models to delete, or give the file"),
+    "a duration without a unit": (lambda _: ["wait", "coins", "--timeout", "12"], r"1h, 90s or 1h30m, got '12'"),
+    "a port that is none": (lambda _: ["up", "--port", "70000"], r"--port must be within 1\.\.65535, got 70000"),
+    "nothing to build": (
+        lambda folder: ["build", "-f", written(folder, POOL), "-o", str(folder / "out")],
+        r"no SegmentationModel in .*model\.yaml; found: TritonPool",
+    ),
+}
+POOL = b"apiVersion: segserve.dev/v1alpha1\nkind: TritonPool\nmetadata: {name: default}\nspec: {}\n"
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_users_mistake_ends_in_one_line_that_says_what_is_allowed(
+    watched: Watched, tmp_path: Path, mistake: str
+) -> None:
+    arguments, message = MISTAKES[mistake]
+
+    done = segserve(watched.running.state, *arguments(tmp_path))
+
+    assert done.returncode == 1
+    assert re.fullmatch(rf"error: .*{message}.*\n", done.stderr)
+    assert done.stdout == ""
