@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -17,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import yaml
 from rich.console import Console
 
-from bench.platform import MODELS, ROOT, platform
+from bench.coins import variant, write
+from bench.platform import ROOT, platform
 from segserve import Client, SegserveError
 
 if TYPE_CHECKING:
@@ -58,15 +59,8 @@ def load(url: str, transport: str, tally: Tally, stop: threading.Event) -> None:
 
 def edited(folder: Path, number: int) -> Path:
     """Write the model with another smallest region: a new revision."""
-    (model, *_) = yaml.safe_load_all(MODELS.read_text())
-    spec = model["spec"]
-    spec["keepPrevious"] = KEEP_PREVIOUS
-    spec["artifact"]["uri"] = (MODELS.parent / spec["artifact"]["uri"]).resolve().as_uri()
-    spec["golden"]["uri"] = (MODELS.parent / spec["golden"]["uri"]).resolve().as_uri()
-    spec["postprocess"][-1] = {"removeSmallRegions": {"minArea": 140 + number}}
-    path = folder / "edited.yaml"
-    path.write_text(yaml.safe_dump(model))
-    return path
+    postprocess = [{"argmax": {}}, {"removeSmallRegions": {"minArea": 140 + number}}]
+    return write(folder / "edited.yaml", variant(postprocess=postprocess, keepPrevious=KEEP_PREVIOUS))
 
 
 def sample(running: Running) -> dict[str, float]:
@@ -108,7 +102,7 @@ def at_rest(samples: list[dict[str, float]]) -> list[dict[str, float]]:
 def main() -> int:
     """Run, write the result, and return the exit code."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 300.0
-    with platform(edited(Path("/tmp"), 0)) as running:
+    with tempfile.TemporaryDirectory() as folder, platform(edited(Path(folder), 0)) as running:
         tally, samples, edits = drive(running, seconds)
     resting = at_rest(samples)
     third = max(len(resting) // 3, 1)

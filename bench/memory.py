@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from bench.platform import MODELS, ROOT, platform
+from bench.coins import variant, write
+from bench.platform import ROOT, platform
 from segserve import Client
 
 if TYPE_CHECKING:
@@ -27,18 +27,6 @@ if TYPE_CHECKING:
 
 COUNTS: Final = (1, 20)
 PHOTO: Final = (ROOT / "examples/coins/coins.png").read_bytes()
-
-
-def write_models(folder: Path, count: int) -> Path:
-    """Write the U-Net as `count` models of different names."""
-    original = next(yaml.safe_load_all(MODELS.read_text()))
-    for part in ("artifact", "golden"):
-        original["spec"][part]["uri"] = (MODELS.parent / original["spec"][part]["uri"]).resolve().as_uri()
-    original["spec"]["expose"] = []
-    models = [original | {"metadata": {"name": f"coins-{number}"}} for number in range(count)]
-    path = folder / f"{count}.yaml"
-    path.write_text(yaml.safe_dump_all(models))
-    return path
 
 
 def by_kind(running: Running) -> dict[str, float]:
@@ -55,7 +43,8 @@ def by_kind(running: Running) -> dict[str, float]:
 def measure(count: int) -> dict[str, object]:
     """Serve `count` models, ask each once, and return what it took."""
     with tempfile.TemporaryDirectory() as folder:
-        path = write_models(Path(folder), count)
+        models = [variant(name=f"coins-{number}", expose=[]) for number in range(count)]
+        path = write(Path(folder) / "models.yaml", *models)
         with platform() as running:
             started_s = time.monotonic()
             running.segserve("apply", "-f", str(path))

@@ -227,6 +227,18 @@ async def test_a_dead_server_is_started_again_and_gets_requests_once_it_is_prove
     assert world.condition("coins", "Ready") == ("True", "Serving")
 
 
+async def test_going_back_while_the_new_revision_settles_into_main_is_a_change_like_any_other() -> None:
+    world = await served(keep_previous_s=0)
+    world.store.apply(SECOND, keep_previous_s=0)
+    await world.passes(3)
+    assert world.role("coins", "previous") is None
+    world.store.apply(FIRST, keep_previous_s=0)
+    await world.passes(12)
+
+    assert world.role("coins", "stable") == (FIRST.revision, "main")
+    assert set(world.fleet.members) == {"main"}
+
+
 async def test_requests_are_sent_elsewhere_before_a_dead_server_starts_again_empty() -> None:
     world = await served()
     world.fleet.kill("main")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.coins import variant, write
 from bench.platform import MODELS, Running, platform
 
 
@@ -33,23 +34,5 @@ def photo() -> bytes:
 
 @pytest.fixture
 def edited(tmp_path: Path) -> Callable[..., Path]:
-    """Write the example's models with changes; see `edit`."""
-
-    def write(**changes: object) -> Path:
-        return edit(tmp_path / "model.yaml", **changes)
-
-    return write
-
-
-def edit(path: Path, *, model: str = "coins", name: str | None = None, **spec: object) -> Path:
-    """Write one of the example's models to `path` with fields of its spec replaced, and perhaps another name."""
-    import yaml
-
-    documents = yaml.safe_load_all(MODELS.read_text())
-    document = next(found for found in documents if found["metadata"]["name"] == model)
-    document["metadata"]["name"] = name or model
-    for part in ("artifact", "golden"):
-        document["spec"][part]["uri"] = (MODELS.parent / document["spec"][part]["uri"]).resolve().as_uri()
-    document["spec"] |= spec
-    path.write_text(yaml.safe_dump(document))
-    return path
+    """Write one of the example's models with changes; see `bench.coins.variant`."""
+    return lambda **changes: write(tmp_path / "model.yaml", variant(**changes))

@@ -28,20 +28,20 @@ VERSION: Final = 1
 """The only version of each model; a step's is written out, since -1 would follow any later load."""
 
 
-def preprocess_config(options: PreOptions, runtime: Runtime) -> Any:
-    """Return the step from IMAGE or PIXELS to the network's input and GEOMETRY, yet unnamed.
-
-    It is the entrance, so its queue is bounded; the dynamic batcher does that also where nothing is batched.
-    """
+def preprocess_config(options: PreOptions) -> Any:
+    """Return the step from IMAGE or PIXELS to the network's input and GEOMETRY, yet unnamed."""
     config = _python_step(options, instances=1)
-    config.dynamic_batching.default_queue_policy.max_queue_size = runtime.max_queue_size
     _add_inputs(config, public_inputs(options.input), optional=True)
     _add_outputs(config, [_renamed(options.network_input, NETWORK_INPUT, free_batch=True), GEOMETRY])
     return config
 
 
 def network_config(options: NetOptions, io: NetworkIO, runtime: Runtime) -> Any:
-    """Return the network with dynamic batching and a bounded queue, yet unnamed."""
+    """Return the network with dynamic batching, yet unnamed.
+
+    Its queue is bounded by the gateway (`runtime.maxQueueSize`), not here: a queue policy turns prefetching off, and
+    then a request that arrives between an answer and the release of its batch is forgotten for half a second.
+    """
     config = _python_step(options, instances=runtime.instances)
     _batch(config, runtime)
     _add_inputs(config, [_without_batch(io.input)])
@@ -120,7 +120,6 @@ def _python_step(options: StepOptions, *, instances: int) -> Any:
 def _batch(config: Any, runtime: Runtime) -> None:
     config.max_batch_size = runtime.max_batch_size
     config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
-    config.dynamic_batching.default_queue_policy.max_queue_size = runtime.max_queue_size
 
 
 def _ensemble(name: str, revision: str) -> Any:

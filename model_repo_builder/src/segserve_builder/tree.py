@@ -57,7 +57,7 @@ def render(pipeline: Pipeline, io: NetworkIO, artifact: Path) -> Tree:
     task = FAMILIES[pipeline.family].task
     net = NetOptions.of(pipeline, io)
     post = PostOptions.of(pipeline, io)
-    pre_step = _step("pre", config.preprocess_config(PreOptions.of(pipeline, io), pipeline.runtime))
+    pre_step = _step("pre", config.preprocess_config(PreOptions.of(pipeline, io)))
     net_step = _step("net", config.network_config(net, io, pipeline.runtime), {f"1/{MODEL_FILE}": artifact})
     post_step = _step("post", config.postprocess_config(post, task))
     names = (pre_step[0], net_step[0], post_step[0])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from segserve_operator.core.observed import ModelObserved, Observed, Roles
 
 ARTIFACT_REASONS: Final = frozenset(
-    {"ArtifactMissing", "DigestMismatch", "SignatureMismatch", "UnsafeArtifact", "UnknownName"}
+    {"ArtifactMissing", "ArtifactTooLarge", "DigestMismatch", "SignatureMismatch", "UnsafeArtifact", "UnknownName"}
 )
 GOLDEN_REASONS: Final = frozenset({"GoldenFailed", "NonFinite"})
 

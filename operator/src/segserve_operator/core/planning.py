@@ -189,9 +189,12 @@ def _route(model: ModelObserved, roles: Roles, world: Observed) -> Route | None:
     report = group.report(stable.revision) if group else None
     endpoints = (group.endpoint,) if group is not None and group.proved(stable.revision) else ()
     told = assigned_model(stable.revision, model, world)
+    if told is None:
+        return None
+    limit = told.pipeline.runtime.max_requests
     return Route(
         model=model.name,
-        shares=(Share(stable.group, stable.revision, 100, endpoints),),
+        shares=(Share(stable.group, stable.revision, 100, endpoints, limit),),
         steps=report.steps if report is not None else (),
-        exposed=(network_alias(model.name),) if told is not None and "network" in told.expose else (),
+        exposed=(network_alias(model.name),) if "network" in told.expose else (),
     )

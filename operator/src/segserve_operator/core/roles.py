@@ -99,11 +99,8 @@ def _new_candidate(roles: Roles, scope: Scope, revision: str) -> Candidate:
 
 
 def _main_is_free(world: Observed) -> bool:
-    return not any(group == MAIN for model in world.models for group, _ in _serving(model.roles))
-
-
-def _serving(roles: Roles) -> tuple[tuple[str, str], ...]:
-    return replace(roles, candidate=None).held()
+    # One whose stable revision is elsewhere still settles into main.
+    return all(model.roles.stable is None for model in world.models)
 
 
 def _refused_classes(roles: Roles, scope: Scope) -> Failure | None:

@@ -23,13 +23,14 @@ class Share:
     """A group and the revision it holds get `weight` of 100 requests.
 
     `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none,
-    its requests get 503.
+    its requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once.
     """
 
     group: str
     revision: str
     weight: int
     endpoints: tuple[Endpoint, ...] = ()
+    max_requests: int = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,11 @@ def start(
     return started
 
 
+def marked_environment(environment: Mapping[str, str], state: Path) -> dict[str, str]:
+    """Return an environment by which a process, and all that it starts, is known as one of this platform's."""
+    return {**environment, MARK: str(state)}
+
+
 def current() -> ProcessRecord:
     """Return the record of this process."""
     return ProcessRecord(os.getpid(), psutil.Process().create_time())
@@ -114,12 +119,20 @@ def end_all_of(state: Path, *, grace_s: float) -> int:
     marked = [process for process in psutil.process_iter() if process.pid != os.getpid() and _carries(process, state)]
     numbers = {process.pid for process in marked}
     for process in marked:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            # A server ends its own steps, and tidies up after them.
-            if process.ppid() not in numbers:
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            # A server ends its own steps, and tidies up after them: they are in its session.
+            if os.getsid(process.pid) == process.pid or process.ppid() not in numbers:
                 process.terminate()
     _reap(marked, grace_s)
     return len(marked)
+
+
+def kill_by_argument(state: Path, beginning: str) -> None:
+    """Kill this platform's processes that have an argument which begins so."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(part.startswith(beginning) for part in process.cmdline()) and _carries(process, state):
+                process.kill()
 
 
 def _carries(process: psutil.Process, state: Path) -> bool:

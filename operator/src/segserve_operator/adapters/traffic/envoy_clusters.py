@@ -51,8 +51,8 @@ class Upstream:
 
 def render_clusters(plan: TrafficPlan) -> dict[str, Json]:
     """Return by name every cluster that the plan's routes refer to."""
-    endpoints = dict(_upstreams(plan))
-    return {upstream.name: _cluster(upstream, at) for upstream, at in endpoints.items()}
+    clusters = (_cluster(upstream, endpoints, limit) for upstream, endpoints, limit in _upstreams(plan))
+    return {cluster["name"]: cluster for cluster in clusters}
 
 
 def has_endpoints(cluster: Json) -> bool:
@@ -70,19 +70,19 @@ def socket_address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _upstreams(plan: TrafficPlan) -> Iterator[tuple[Upstream, Sequence[Endpoint]]]:
+def _upstreams(plan: TrafficPlan) -> Iterator[tuple[Upstream, Sequence[Endpoint], int]]:
     for protocol in PROTOCOLS:
-        yield Upstream("server", protocol), plan.servers
+        yield Upstream("server", protocol), plan.servers, _LIMIT
         for route in plan.routes:
             about = heaviest(route)
-            yield Upstream("about", protocol, route.model, about.group), about.endpoints
+            yield Upstream("about", protocol, route.model, about.group), about.endpoints, _LIMIT
             for share in route.shares:
-                yield Upstream("infer", protocol, route.model, share.group), share.endpoints
+                yield Upstream("infer", protocol, route.model, share.group), share.endpoints, share.max_requests
                 if route.exposed:
-                    yield Upstream("network", protocol, route.model, share.group), share.endpoints
+                    yield Upstream("network", protocol, route.model, share.group), share.endpoints, share.max_requests
 
 
-def _cluster(upstream: Upstream, endpoints: Sequence[Endpoint]) -> Json:
+def _cluster(upstream: Upstream, endpoints: Sequence[Endpoint], max_requests: int) -> Json:
     addresses = [
         socket_address(at.host, at.grpc_port if upstream.protocol == "grpc" else at.http_port) for at in endpoints
     ]
@@ -103,7 +103,7 @@ def _cluster(upstream: Upstream, endpoints: Sequence[Endpoint]) -> Json:
                 {
                     "max_connections": _LIMIT,
                     "max_pending_requests": _LIMIT,
-                    "max_requests": _LIMIT,
+                    "max_requests": max_requests,
                     "retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 10},
                 }
             ]

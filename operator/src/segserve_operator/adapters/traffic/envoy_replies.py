@@ -27,6 +27,8 @@ def render_local_replies(max_request_bytes: int) -> Json:
     oversize = {"or_filter": {"filters": [announced, _status(413), extraction_full]}}
     unknown = f"unknown model '%REQ({MODEL_HEADER})%'"
     limit = f"the request is too large; at most {max_request_bytes} bytes are allowed"
+    overflow = _details("upstream_reset_before_response_started{overflow")
+    overload = "overloaded: more requests wait than spec.runtime.maxQueueSize allows"
     no_compression = "compressed gRPC messages are not supported: the model's name is read from the message"
     return {
         "mappers": [
@@ -35,10 +37,12 @@ def render_local_replies(max_request_bytes: int) -> Json:
             _grpc_reply([oversize, grpc], limit, _RESOURCE_EXHAUSTED),
             _grpc_reply([_status(400), grpc, compressed], no_compression, _UNIMPLEMENTED),
             _grpc_reply([_status(504), grpc], _BODY, _DEADLINE_EXCEEDED),
+            _grpc_reply([overflow, grpc], overload),
             _grpc_reply([grpc], _BODY),
             _http_reply([_status(404), named], unknown),
             _http_reply([_status(404)], "no such path: %REQ(:PATH)%"),
             _http_reply([oversize], limit) | {"status_code": 413},
+            _http_reply([overflow], overload),
             _http_reply([_status(400)], f"bad request: %RESPONSE_CODE_DETAILS% {_BODY}"),
         ],
         "body_format": {"json_format": {"error": _BODY}},
