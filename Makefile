@@ -8,6 +8,9 @@ OUT := $(CURDIR)/out
 # The demo's platform keeps to itself: a platform of the user's, in its usual folder, is not touched.
 DEMO := SEGSERVE_STATE=$(OUT)/demo
 
+# ONNX Runtime's builds report what they run; what is served is nobody else's business.
+export ORT_DISABLE_TELEMETRY := 1
+
 .PHONY: help demo test test-quick lint bench prove crds system clean
 
 help:  ## Show what there is to make

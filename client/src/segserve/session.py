@@ -18,7 +18,7 @@ from segserve.types import ENCODINGS
 from segserve.wire import InferRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from segserve.types import Encoding, ModelInfo, Result
     from segserve.wire import Parameter, Tensor
@@ -65,9 +65,9 @@ class SegmentOptions:
     confidence: bool = False
     timeout_s: float | None = None
 
-    def parameters(self) -> dict[str, Parameter]:
-        """Return the request parameters that are set."""
-        parameters: dict[str, Parameter] = {}
+    def parameters(self, outputs: Iterable[str]) -> dict[str, Parameter]:
+        """Return the request parameters: what is set, and which outputs are read, so that no other is computed."""
+        parameters: dict[str, Parameter] = {"outputs": ",".join(outputs)}
         if self.score_threshold is not None:
             parameters["score_threshold"] = float(self.score_threshold)
         if self.max_detections is not None:
@@ -104,7 +104,7 @@ class Session:
         with about(model):
             info = self.latest.get(model) or (yield from self._fetch(model, deadline))
             outputs = wanted_outputs(info, confidence=options.confidence)
-            request = InferRequest(model, (image,), outputs, options.parameters())
+            request = InferRequest(model, (image,), outputs, options.parameters(outputs))
             try:
                 answer = yield from self._attempts(request, deadline)
             except (BadRequestError, ModelNotFoundError):

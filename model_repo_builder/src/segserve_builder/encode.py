@@ -94,12 +94,16 @@ def _label_file(labels: NDArray[Any], pipeline: Pipeline, encoding: str) -> byte
 def _class_masks(labels: NDArray[Any], number: int, encoding: str) -> Iterable[bytes]:
     import numpy as np
 
+    from segserve_builder.kernels.label_rle import encode_labels
     from segserve_builder.kernels.rle import Window, encode_bitmap
     from segserve_builder.polygons import polygons_json
 
-    for label in range(number):
-        bitmap = (labels == label).view(np.uint8)
-        yield encode_bitmap(bitmap) if encoding == "rle" else polygons_json(Window(bitmap, 0, 0))
+    if encoding == "rle" and labels.dtype == np.uint8:
+        return encode_labels(labels, number)
+    bitmaps = ((labels == label).view(np.uint8) for label in range(number))
+    if encoding == "rle":
+        return map(encode_bitmap, bitmaps)
+    return (polygons_json(Window(bitmap, 0, 0)) for bitmap in bitmaps)
 
 
 def _instance_masks(value: Instances, encoding: str) -> Iterable[bytes]:

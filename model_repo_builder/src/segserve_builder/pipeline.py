@@ -75,7 +75,9 @@ class Runtime(Frozen):
 
     max_batch_size: int = Field(8, ge=1, le=1024, description="Requests that the network runs at once, at most.")
     max_queue_delay_us: int = Field(0, ge=0, le=1_000_000, description="How long a request waits for a fuller batch.")
-    max_queue_size: int = Field(128, ge=1, le=100_000, description="Requests that may wait at the gateway's servers; more get 503.")
+    max_queue_size: int = Field(
+        128, ge=1, le=100_000, description="Requests that may wait at the gateway's servers; more get 503."
+    )
     instances: int = Field(1, ge=1, le=64, description="Copies of the network on each server.")
     intra_op_threads: int = Field(0, ge=0, le=256, description="Threads of one run; 0 leaves it to ONNX Runtime.")
 

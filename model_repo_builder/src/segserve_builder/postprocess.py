@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from segserve_builder.encode import ENCODINGS, encode
 from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
+from segserve_builder.public_outputs import PUBLIC_OUTPUTS, empty
 from segserve_builder.stages.base import Request
 from segserve_builder.values import Instances, Kind
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_DETECTIONS: Final = 10_000
 ENDS: Final[Mapping[Literal["semantic", "instance"], Kind]] = {"semantic": Kind.LABELS, "instance": Kind.INSTANCES}
+ALWAYS: Final = frozenset({"SIZE"})
 INSTANCE_ONLY: Final = ("score_threshold", "max_detections")
 
 
@@ -37,6 +39,7 @@ class Postprocess:
         self._family = _family(pipeline)
         self._stages = postprocess_stages(pipeline)
         self._outputs = tuple(tensor.name for tensor in io.outputs)
+        self._empty = {tensor.name: empty(tensor) for tensor in PUBLIC_OUTPUTS[self._family.task]}
 
     def __call__(
         self, outputs: Mapping[str, NDArray[Any]], placement: Placement, request: Request, wanted: frozenset[str]
@@ -55,9 +58,16 @@ class Postprocess:
         if isinstance(value, Instances):
             limit = request.max_detections or self._pipeline.output.max_detections
             value = _best(value, limit)
-        return encode(value, self._pipeline, request, wanted)
+        return self._encode(value, request, wanted)
+
+    def _encode(self, value: Any, request: Request, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
+        read = wanted if request.outputs is None else wanted & (request.outputs | ALWAYS)
+        return encode(value, self._pipeline, request, read) | {name: self._empty[name] for name in wanted - read}
 
     def _check_request(self, request: Request) -> None:
+        unknown = sorted((request.outputs or frozenset()) - self._empty.keys())
+        if unknown:
+            raise BadImageError(f"parameter 'outputs' names {', '.join(unknown)}; allowed are {', '.join(self._empty)}")
         if self._family.task == "instance":
             return
         for name in INSTANCE_ONLY:
@@ -99,8 +109,8 @@ def request_from_parameters(parameters: Mapping[str, Any], output: Output) -> Re
     `output.overrides`, or has a value that is not allowed.
     """
     for name in parameters:
-        if name not in output.overrides:
-            allowed = ", ".join(output.overrides) or "none"
+        if name not in (*output.overrides, "outputs"):
+            allowed = ", ".join((*output.overrides, "outputs"))
             raise BadImageError(f"parameter {name!r} is not allowed; this model allows: {allowed}")
     return Request(**{name: _READERS[name](value) for name, value in parameters.items()})
 
@@ -126,10 +136,15 @@ def _encoding(value: Any) -> str:
     return str(value)
 
 
+def _outputs(value: Any) -> frozenset[str]:
+    return frozenset(name.strip() for name in str(value).split(","))
+
+
 _READERS: Final = {
     "score_threshold": _score_threshold,
     "max_detections": _max_detections,
     "encoding": _encoding,
+    "outputs": _outputs,
 }
 
 

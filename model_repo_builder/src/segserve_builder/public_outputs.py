@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from segserve_builder.families.base import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
     from segserve_builder.pipeline import Input
 
@@ -41,6 +43,14 @@ PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
         _MASKS,
     ),
 }
+
+
+def empty(tensor: TensorSpec) -> NDArray[Any]:
+    """Return the array of an output that holds nothing."""
+    import numpy as np
+
+    dtypes = {"BYTES": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+    return np.empty([size or 0 for size in tensor.shape], dtypes[tensor.dtype])
 
 
 def public_inputs(image: Input) -> tuple[TensorSpec, ...]:

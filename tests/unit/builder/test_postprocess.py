@@ -78,6 +78,27 @@ def test_a_label_map_comes_out_of_logits() -> None:
     assert np.array_equal(decode_bitmap(answer["MASKS"][0], 32, 48), 1 - expected)
 
 
+def test_outputs_that_are_not_read_stay_empty() -> None:
+    logits = np.full((1, 1, 32, 48), 3.0, np.float32)
+    wanted = frozenset({"SIZE", "LABELS", "AREAS", "CONFIDENCE"})
+    asked = request_from_parameters({"outputs": "LABELS, AREAS"}, Output())
+
+    answer = step(pipeline("semantic-logits"))({"logits": logits}, PLACEMENT, asked, wanted)
+
+    assert answer.keys() == wanted
+    assert answer["SIZE"].tolist() == [32, 48]
+    assert answer["AREAS"].tolist() == [0, 32 * 48]
+    assert len(answer["LABELS"]) == 1
+    assert answer["CONFIDENCE"].shape == (0,)
+
+
+def test_an_output_that_the_task_does_not_have_cannot_be_read() -> None:
+    asked = request_from_parameters({"outputs": "BOXES"}, Output())
+
+    with pytest.raises(BadImageError, match="'outputs' names BOXES; allowed are REVISION, SIZE, LABELS"):
+        step(pipeline("semantic-logits"))({"logits": np.zeros((1, 1, 32, 48), np.float32)}, PLACEMENT, asked, INSTANCE)
+
+
 def test_instances_come_out_of_a_yolo_head() -> None:
     answer = step(pipeline("yolo-seg"))(yolo_outputs(), PLACEMENT, Request(), INSTANCE)
 

@@ -84,9 +84,10 @@ def test_options_arrive_with_their_types_and_only_where_given(served: Served, ph
     segment(served, photo, model="discs")
 
     given, plain = (asked.parameters for asked in served.gateway.asked)
-    assert given == {"score_threshold": 1.0, "max_detections": 7, "encoding": "rle"}
+    read = {"outputs": "REVISION,SIZE,BOXES,SCORES,CLASSES,MASKS"}
+    assert given == {"score_threshold": 1.0, "max_detections": 7, "encoding": "rle"} | read
     assert isinstance(given["score_threshold"], float)
-    assert plain == {}
+    assert plain == read
 
 
 def test_nothing_found_is_a_result(served: Served, photo: bytes, segment: Segment) -> None:

@@ -58,16 +58,11 @@ def write_string(counts: Any, n: Any, out: Any, p: Any) -> Any:
 
 
 @njit(**OPTIONS)
-def _changes(bitmap: Any, xs: Any, ys: Any, per_column: Any) -> Any:
-    """List the pixels that differ from the one above, row by row, and count them a column; return how many."""
-    h, w = bitmap.shape
-    flat = bitmap.reshape(-1)
-    n = 0
-    for x in range(w):
-        if flat[x]:
-            xs[n], ys[n] = x, 0
-            per_column[x] += 1
-            n += 1
+def changes_below(flat: Any, h: Any, w: Any, xs: Any, ys: Any, per_column: Any, n: Any) -> Any:
+    """List the pixels of rows 1 on that differ from the one above, after n others; return how many there are then.
+
+    `flat` is uint8 (h * w). Row by row, each is written to xs, ys and counted in its column.
+    """
     for y in range(1, h):
         row = y * w
         x = 0
@@ -89,6 +84,34 @@ def _changes(bitmap: Any, xs: Any, ys: Any, per_column: Any) -> Any:
     return n
 
 
+@njit(**OPTIONS)
+def by_column(xs: Any, ys: Any, n: Any, per_column: Any, rows: Any) -> None:
+    """Sort n changes by column, their rows into `rows`; per_column[x] becomes the end of column x."""
+    total = 0
+    for x in range(per_column.shape[0]):
+        here = per_column[x]
+        per_column[x] = total
+        total += here
+    for e in range(n):
+        x = xs[e]
+        rows[per_column[x]] = ys[e]
+        per_column[x] += 1
+
+
+@njit(**OPTIONS)
+def _changes(bitmap: Any, xs: Any, ys: Any, per_column: Any) -> Any:
+    """List the pixels that differ from the one above, none of which is set above the first row."""
+    h, w = bitmap.shape
+    flat = bitmap.reshape(-1)
+    n = 0
+    for x in range(w):
+        if flat[x]:
+            xs[n], ys[n] = x, 0
+            per_column[x] += 1
+            n += 1
+    return changes_below(flat, h, w, xs, ys, per_column, n)
+
+
 @njit(
     types.Array(types.uint8, 1, "C")(source(types.uint8, 2), types.int64, types.int64, types.int64, types.int64),
     **OPTIONS,
@@ -99,15 +122,7 @@ def _encode(bitmap: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
     xs, ys, rows = np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
     per_column = np.zeros(w, np.int32)
     events = _changes(bitmap, xs, ys, per_column) if h * w else 0
-    total = 0
-    for x in range(w):
-        here = per_column[x]
-        per_column[x] = total
-        total += here
-    for e in range(events):
-        x = xs[e]
-        rows[per_column[x]] = ys[e]
-        per_column[x] += 1
+    by_column(xs, ys, events, per_column, rows)
     counts = np.empty(events + 2 * w + 2, np.int32)
     n, last = 0, 0
     first: Any = 0

@@ -31,10 +31,15 @@ class Stage(BaseModel):
 
 
 class Request(BaseModel):
-    """What one request may override of its model's options; None where it does not."""
+    """What one request asks for beside its image; None where it leaves that to its model.
+
+    `outputs` names the outputs that it will read; the others stay empty. An ensemble asks its steps for every output,
+    whatever its caller asked for, so that only this can spare the work.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     score_threshold: float | None = None
     max_detections: int | None = None
     encoding: str | None = None
+    outputs: frozenset[str] | None = None
