@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Latencies:
-    """All answers of one target: how long each took, and how long all rounds took together."""
+    """All answers of one target: how long each took, the median of each round, how long all rounds took together."""
 
     ms: list[float] = field(default_factory=list)
+    medians_ms: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     def percentile(self, percent: float) -> float:
@@ -26,6 +27,10 @@ class Latencies:
     @property
     def per_second(self) -> float:
         return len(self.ms) / self.seconds
+
+    def median_ratio(self, other: Latencies) -> float:
+        """Return the median over rounds of how this one's median compares: what changes slowly cancels out."""
+        return float(np.median(np.divide(self.medians_ms, other.medians_ms)))
 
     def to_json(self) -> dict[str, float]:
         return {
@@ -50,8 +55,9 @@ def measure(
             for name in order:
                 start = time.perf_counter()
                 answers = [threads.submit(_calls, targets[name], calls // concurrency) for _ in range(concurrency)]
-                for answer in answers:
-                    found[name].ms += answer.result()
+                ms = [each for answer in answers for each in answer.result()]
+                found[name].ms += ms
+                found[name].medians_ms.append(float(np.median(ms)))
                 found[name].seconds += time.perf_counter() - start
     return found
 
