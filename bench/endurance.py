@@ -8,7 +8,6 @@ Writes bench/out/endurance.json. Fails where a request failed, or memory or /dev
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import tempfile
 import threading
@@ -16,7 +15,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
@@ -31,6 +30,7 @@ CLIENTS: Final = 8
 EDIT_EVERY_S: Final = 30.0
 SAMPLE_EVERY_S: Final = 5.0
 KEEP_PREVIOUS: Final = "8s"
+FLAT_MIB: Final = 16.0
 PHOTO: Final = (ROOT / "examples/coins/coins.png").read_bytes()
 
 
@@ -63,14 +63,20 @@ def edited(folder: Path, number: int) -> Path:
     return write(folder / "edited.yaml", variant(postprocess=postprocess, keepPrevious=KEEP_PREVIOUS))
 
 
-def sample(running: Running) -> dict[str, float]:
+def sample(running: Running) -> dict[str, Any]:
     """Return memory and shared memory as they are now."""
     shm = [path.stat().st_size for path in Path("/dev/shm").glob("segserve-*") if path.exists()]
-    groups = len(list((running.state / "groups").iterdir()))
-    return {"memory_mib": running.memory_mib(), "shm_mib": sum(shm) / 2**20, "shm_regions": len(shm), "groups": groups}
+    memory = running.memory_by_kind_mib()
+    return {
+        "groups": len(list((running.state / "groups").iterdir())),
+        "memory_mib": round(sum(memory.values()), 1),
+        "by_kind_mib": memory,
+        "shm_mib": round(sum(shm) / 2**20, 1),
+        "shm_regions": len(shm),
+    }
 
 
-def drive(running: Running, seconds: float) -> tuple[Tally, list[dict[str, float]], int]:
+def drive(running: Running, seconds: float) -> tuple[Tally, list[dict[str, Any]], int]:
     """Load, edit and sample for some time."""
     tally, stop = Tally(), threading.Event()
     threads = [
@@ -94,9 +100,33 @@ def drive(running: Running, seconds: float) -> tuple[Tally, list[dict[str, float
     return tally, samples, edits
 
 
-def at_rest(samples: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Return the samples with no candidate's group: what is flat must be compared like with like."""
-    return [found for found in samples if found["groups"] == 1]
+def growth(samples: list[dict[str, Any]]) -> dict[str, float]:
+    """Return by how much what should be flat has grown, from the first settled edit to the last.
+
+    What is flat must be compared like with like: while no candidate has a group, and after the first requests.
+    """
+    first_edit = next(index for index, found in enumerate(samples) if found["groups"] > 1)
+    resting = [found for found in samples[first_edit:] if found["groups"] == 1]
+    before, after = resting[0], resting[-1]
+    grown = {key: round(after[key] - before[key], 1) for key in ("memory_mib", "shm_mib", "shm_regions")}
+    kinds = {kind: round(size - before["by_kind_mib"][kind], 1) for kind, size in after["by_kind_mib"].items()}
+    return grown | {"by_kind_mib": kinds}
+
+
+def summary(tally: Tally, samples: list[dict[str, Any]], edits: int, seconds: float) -> dict[str, Any]:
+    """Return what was seen as JSON."""
+    latencies = sorted(tally.latencies_ms)
+    return {
+        "seconds": seconds,
+        "clients": CLIENTS,
+        "edits": edits,
+        "requests": len(latencies),
+        "failures": tally.failures,
+        "revisions_that_answered": len(tally.revisions),
+        "p50_ms": round(latencies[len(latencies) // 2], 1),
+        "p95_ms": round(latencies[len(latencies) * 95 // 100], 1),
+        "growth": growth(samples),
+    }
 
 
 def main() -> int:
@@ -104,31 +134,12 @@ def main() -> int:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 300.0
     with tempfile.TemporaryDirectory() as folder, platform(edited(Path(folder), 0)) as running:
         tally, samples, edits = drive(running, seconds)
-    resting = at_rest(samples)
-    third = max(len(resting) // 3, 1)
-    growth = {
-        key: statistics.median(found[key] for found in resting[-third:])
-        - statistics.median(found[key] for found in resting[:third])
-        for key in ("memory_mib", "shm_mib", "shm_regions")
-    }
-    latencies = sorted(tally.latencies_ms)
-    result = {
-        "seconds": seconds,
-        "clients": CLIENTS,
-        "edits": edits,
-        "requests": len(latencies),
-        "failures": tally.failures,
-        "revisions_that_answered": len(tally.revisions),
-        "p50_ms": latencies[len(latencies) // 2],
-        "p95_ms": latencies[len(latencies) * 95 // 100],
-        "growth_at_rest": growth,
-        "samples": samples,
-    }
+    found = summary(tally, samples, edits, seconds)
     out = ROOT / "bench/out/endurance.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=1))
-    flat = growth["memory_mib"] < 30 and growth["shm_regions"] <= 0
-    Console().print({key: value for key, value in result.items() if key != "samples"})
+    out.write_text(json.dumps({**found, "samples": samples}, indent=1) + "\n")
+    Console().print(found)
+    flat = found["growth"]["memory_mib"] < FLAT_MIB and found["growth"]["shm_regions"] == 0
     return 0 if not tally.failures and flat and len(tally.revisions) == edits + 1 else 1
 
 

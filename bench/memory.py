@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -22,22 +22,8 @@ from bench.coins import variant, write
 from bench.platform import ROOT, platform
 from segserve import Client
 
-if TYPE_CHECKING:
-    from bench.platform import Running
-
 COUNTS: Final = (1, 20)
 PHOTO: Final = (ROOT / "examples/coins/coins.png").read_bytes()
-
-
-def by_kind(running: Running) -> dict[str, float]:
-    """Return the platform's memory in MiB by what uses it."""
-    found: dict[str, float] = {}
-    for process in running.processes():
-        words = " ".join(process.cmdline())
-        kinds = ("segserve--pre", "segserve--net", "segserve--post", "segserve_builder.agent", "tritonserver", "envoy")
-        kind = next((name for name in kinds if name in words), "other")
-        found[kind] = found.get(kind, 0.0) + process.memory_full_info().pss / 2**20
-    return {kind: round(size, 1) for kind, size in sorted(found.items())}
 
 
 def measure(count: int) -> dict[str, object]:
@@ -54,7 +40,7 @@ def measure(count: int) -> dict[str, object]:
                 areas = {client.segment(PHOTO, model=f"coins-{number}").areas["coin"] for number in range(count)}
             if len(areas) != 1:
                 raise AssertionError(f"equal models gave different answers: {areas}")
-            kinds = by_kind(running)
+            kinds = running.memory_by_kind_mib()
             return {
                 "models": count,
                 "ready_s": round(ready_s, 2),

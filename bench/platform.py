@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parent.parent
 MODELS: Final = ROOT / "examples/coins/model.yaml"
+KINDS: Final = {
+    "pre": "segserve--pre",
+    "network": "segserve--net",
+    "post": "segserve--post",
+    "agent": "segserve_builder.agent",
+    "Triton": "tritonserver",
+    "Envoy": "envoy",
+    "supervisor": "local_platform",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +53,22 @@ class Running:
                 continue
         return found
 
-    def memory_mib(self) -> float:
-        """Return the sum of its processes' proportional memory (PSS: what is shared counts once)."""
-        total = 0
+    def memory_by_kind_mib(self) -> dict[str, float]:
+        """Return its processes' proportional memory (PSS: what is shared counts once) by what they are."""
+        found: dict[str, float] = {}
         for process in self.processes():
             try:
-                total += process.memory_full_info().pss
+                words = " ".join(process.cmdline())
+                size = process.memory_full_info().pss / 2**20
             except psutil.Error:
                 continue
-        return total / 2**20
+            kind = next((kind for kind, part in KINDS.items() if part in words), "other")
+            found[kind] = found.get(kind, 0.0) + size
+        return {kind: round(size, 1) for kind, size in sorted(found.items())}
+
+    def memory_mib(self) -> float:
+        """Return the sum of its processes' proportional memory."""
+        return sum(self.memory_by_kind_mib().values())
 
 
 @contextmanager

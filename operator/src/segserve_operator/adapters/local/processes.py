@@ -115,16 +115,28 @@ def end(process: ProcessRecord | None, *, grace_s: float, descendants: bool = Tr
 
 
 def end_all_of(state: Path, *, grace_s: float) -> int:
-    """End every process that carries the platform's mark, this one excepted; return how many there were."""
-    marked = [process for process in psutil.process_iter() if process.pid != os.getpid() and _carries(process, state)]
+    """End every process that carries the platform's mark, this one excepted; return how many there were.
+
+    Looks again until none is left: one that was ending may have started another.
+    """
+    count = 0
+    for _ in range(ROUNDS):
+        marked = [process for process in psutil.process_iter() if _carries(process, state) and _runs(process)]
+        if not marked:
+            break
+        count += len(marked)
+        _end_leaders(marked)
+        _reap(marked, grace_s)
+    return count
+
+
+def _end_leaders(marked: Sequence[psutil.Process]) -> None:
+    # A server ends its own steps, and tidies up after them: they are in its session.
     numbers = {process.pid for process in marked}
     for process in marked:
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            # A server ends its own steps, and tidies up after them: they are in its session.
             if os.getsid(process.pid) == process.pid or process.ppid() not in numbers:
                 process.terminate()
-    _reap(marked, grace_s)
-    return len(marked)
 
 
 def kill_by_argument(state: Path, beginning: str) -> None:
@@ -163,4 +175,7 @@ def _outlast(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Pr
 
 
 def _runs(process: psutil.Process) -> bool:
-    return process.is_running() and _find(ProcessRecord(process.pid, process.create_time())) is not None
+    try:
+        return process.is_running() and _find(ProcessRecord(process.pid, process.create_time())) is not None
+    except psutil.NoSuchProcess:
+        return False
