@@ -101,12 +101,12 @@ def drive(running: Running, seconds: float) -> tuple[Tally, list[dict[str, Any]]
 
 
 def growth(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Return by how much what should be flat has grown, from the first settled edit to the last.
+    """Return by how much what should be flat has grown over the last two thirds.
 
-    What is flat must be compared like with like: while no candidate has a group, and after the first requests.
+    What is flat must be compared like with like: while no candidate has a group. The first third is left out, since
+    ONNX Runtime's memory grows in one step when the first batch of the full size comes.
     """
-    first_edit = next(index for index, found in enumerate(samples) if found["groups"] > 1)
-    resting = [found for found in samples[first_edit:] if found["groups"] == 1]
+    resting = [found for found in samples[len(samples) // 3 :] if found["groups"] == 1]
     before, after = resting[0], resting[-1]
     grown = {key: round(after[key] - before[key], 1) for key in ("memory_mib", "shm_mib", "shm_regions")}
     kinds = {kind: round(size - before["by_kind_mib"][kind], 1) for kind, size in after["by_kind_mib"].items()}
