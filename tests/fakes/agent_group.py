@@ -169,7 +169,8 @@ class Group:
         assert self.triton is not None
         found = {}
         for child in psutil.Process(self.triton.pid).children():
-            with contextlib.suppress(psutil.Error):
+            # One that has just ended has no arguments any more.
+            with contextlib.suppress(psutil.Error, IndexError):
                 found[Path(child.cmdline()[1]).parent.parent.name] = child
         return found
 
