@@ -194,6 +194,15 @@ def read_until(terminal: int, pattern: str, *, seconds: float) -> str:
     raise AssertionError(f"{pattern!r} was not shown: {text[-2000:]}")
 
 
+def test_a_running_platform_keeps_its_port(watched: Watched) -> None:
+    done = segserve(watched.running.state, "up", "--detach", "--port", "1")
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: the platform runs at {watched.running.url}; `segserve down` ends it, then --port can be another"
+    ]
+
+
 def test_what_is_known_of_a_model_can_be_read(watched: Watched) -> None:
     state = watched.running.state
     as_json = json.loads(segserve(state, "get", "coins", "-o", "json").stdout)

@@ -67,8 +67,11 @@ def _apply(files: list[Path], port: int | None) -> list[str]:
     store = local_store()
     if port is not None and port not in PORTS:
         raise CommandError(f"--port must be within 1..65535, got {port}")
-    if read_platform(store.state) is None:
+    running = read_platform(store.state)
+    if running is None:
         check_port(store.state, port or store.pool().spec.gateway.port)
+    elif port is not None and not running.url.endswith(f":{port}"):
+        raise CommandError(f"the platform runs at {running.url}; `segserve down` ends it, then --port can be another")
     applied = apply_files(files)
     for name, outcome in applied:
         typer.echo(f"{name} {outcome}")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from segserve_builder.agent import decide
 from segserve_builder.agent.memory import CRASHES_ALLOWED, Memory
-from segserve_builder.agent.protocol import Assignment, Report
+from segserve_builder.agent.protocol import Assignment, ModelState, Report
 from segserve_builder.agent.state import LoadStep, Prepare, Probe, Prove, RepairStep, Serve, Told
 from segserve_builder.publish import sweep
 
@@ -31,6 +31,7 @@ HEARTBEAT_S: Final = 1.0
 PROBE_INTERVAL_S: Final = 5.0
 PROBE_SHARE: Final = 0.02
 WORKERS: Final = 8
+TAKEOVER_S: Final = 3.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -171,16 +172,25 @@ class AssignmentFile:
 
 
 class ReportFile:
-    """The report, replaced whole: at once where something changed, else for its heartbeat."""
+    """The report, replaced whole: at once where something changed, else for its heartbeat.
+
+    What an earlier agent said last stays for a moment, until this one has seen for itself what it says of its models:
+    a server that goes on serving is not taken out because its agent starts anew.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._inherited_until_s = time.monotonic() + TAKEOVER_S if path.exists() else 0.0
         self._content: tuple[bool, tuple[ModelReport, ...]] | None = None
         self._written_s = 0.0
 
     def write(self, server_ready: bool, models: tuple[ModelReport, ...]) -> None:
         """Write the report where it is due."""
         content, now_s = (server_ready, models), time.monotonic()
+        settled = all(model.state in (ModelState.READY, ModelState.FAILED) for model in models)
+        if server_ready and not settled and now_s < self._inherited_until_s:
+            return
+        self._inherited_until_s = 0.0
         if content == self._content and now_s - self._written_s < HEARTBEAT_S:
             return
         report = Report(heartbeat=time.time(), server_ready=server_ready, models=models)

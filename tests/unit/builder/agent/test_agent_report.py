@@ -1,0 +1,48 @@
+"""An agent's report changes hands without a gap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segserve_builder.agent.loop import ReportFile
+from segserve_builder.agent.protocol import ModelReport, ModelState, Report
+
+
+def model(state: ModelState) -> ModelReport:
+    return ModelReport(model="coins", revision="coins-1", state=state)
+
+
+def said(path: Path) -> list[ModelState]:
+    return [found.state for found in Report.model_validate_json(path.read_text()).models]
+
+
+def test_a_new_agent_leaves_the_report_alone_until_it_knows_its_models(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    ReportFile(path).write(True, (model(ModelState.READY),))
+
+    successor = ReportFile(path)
+    successor.write(True, (model(ModelState.LOADING),))
+    assert said(path) == [ModelState.READY]
+
+    successor.write(True, (model(ModelState.FAILED),))
+    assert said(path) == [ModelState.FAILED]
+
+    successor.write(True, (model(ModelState.LOADING),))
+    assert said(path) == [ModelState.LOADING]
+
+
+def test_a_server_that_is_gone_is_reported_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    ReportFile(path).write(True, (model(ModelState.READY),))
+
+    ReportFile(path).write(False, (model(ModelState.LOADING),))
+
+    assert said(path) == [ModelState.LOADING]
+
+
+def test_a_first_agent_reports_from_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+
+    ReportFile(path).write(True, (model(ModelState.FETCHING),))
+
+    assert said(path) == [ModelState.FETCHING]
