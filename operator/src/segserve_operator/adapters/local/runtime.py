@@ -235,7 +235,7 @@ def _reuse_kernels(package: Path) -> None:
 
 
 def _compile_kernels(root: Path, code: Path, progress: Callable[[str], None]) -> None:
-    progress("compiling the kernels (half a minute, once for each version of them)")
+    progress("preparing the kernels (half a minute where they are new)")
     # `env` rather than an argument of the call: what was inherited stays.
     python = str(root / "bin" / "python")
     command = ["env", f"PYTHONPATH={code}", f"{CODE_VARIABLE}={code}", python, "-m", "segserve_builder.kernels"]
