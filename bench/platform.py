@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from segserve_operator.adapters.local import processes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -43,15 +45,8 @@ class Running:
         return _segserve(self.state, *arguments)
 
     def processes(self) -> list[psutil.Process]:
-        """Return all of its processes that carry its mark: servers, agents, steps, gateway."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("SEGSERVE_CHILD_OF") == str(self.state):
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue
-        return found
+        """Return all of its processes that carry its mark: supervisor, servers, agents, steps, gateway."""
+        return processes.all_of(self.state)
 
     def memory_by_kind_mib(self) -> dict[str, float]:
         """Return its processes' proportional memory (PSS: what is shared counts once) by what they are."""

@@ -100,7 +100,3 @@ class Pipeline(Frozen):
     def revision(self) -> str:
         """The revision's name: `<model>-<10 hex>`."""
         return f"{self.model}-{digest(self.identity())}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the pipeline as JSON; `Pipeline.model_validate` reads it back."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=False, exclude_none=True)

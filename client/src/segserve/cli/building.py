@@ -24,12 +24,13 @@ def build(
         from segserve_operator.adapters.local.files import cache_folder
         from segserve_operator.api.segmentation_model import SegmentationModel
 
-    models = [resource.kind for resource, _ in read_resources(files)]
+    read = read_resources(files)
+    models = [resource.kind for resource, _ in read]
     if "SegmentationModel" not in models:
         raise CommandError(
             f"no SegmentationModel in {', '.join(map(str, files))}; found: {', '.join(models) or 'nothing'}"
         )
-    for _, manifest in read_resources(files):
+    for _, manifest in read:
         if manifest["kind"] == "SegmentationModel":
             assigned = SegmentationModel.model_validate(manifest).assigned
             write_repository(assigned.pipeline, assigned.artifact, assigned.expose, output, cache_folder())

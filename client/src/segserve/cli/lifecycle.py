@@ -128,7 +128,8 @@ def _show(state: StateFolder) -> None:
             _launch(state)
             record = read_platform(state)
             manifests = [local_store().get(MODEL, name) for name in local_store().names(MODEL)]
-            notes = [f"  {m['metadata']['name']}: {progress(m).text}" for m in manifests if not progress(m).serves]
+            states = {manifest["metadata"]["name"]: progress(manifest) for manifest in manifests}
+            notes = [f"  {name}: {state.text}" for name, state in states.items() if not state.serves]
             head = Text(f"segserve at {record.url if record is not None else '...'}   (Ctrl-C ends it)", style="bold")
             live.update(Group(head, models_table(manifests), Text("\n".join(notes), style="dim")), refresh=True)
             time.sleep(POLL_S)

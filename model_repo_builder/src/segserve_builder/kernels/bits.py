@@ -13,7 +13,6 @@ from numba.extending import intrinsic
 
 I32: Final = ir.IntType(32)
 I64: Final = ir.IntType(64)
-F32: Final = ir.FloatType()
 
 
 def _load(context: Any, builder: Any, array_type: Any, array: Any, index: Any, lanes: int) -> Any:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel
     from segserve_operator.core.observed import ModelObserved, Observed
 
+CLASSES_CHANGED: Final = "ClassesChanged"
+
 
 @dataclass(frozen=True, slots=True)
 class Scope:
@@ -83,9 +85,6 @@ def _worth_a_retry(candidate: Candidate, scope: Scope) -> bool:
     if candidate.failure.reason == CLASSES_CHANGED:
         return scope.model.wanted.allow_class_changes
     return scope.world.revisions.get(candidate.revision) != scope.model.wanted.assigned
-
-
-CLASSES_CHANGED: Final = "ClassesChanged"
 
 
 def _new_candidate(roles: Roles, scope: Scope, revision: str) -> Candidate:

@@ -16,9 +16,8 @@ from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.gateway import PortTakenError, check_port
 from segserve_operator.adapters.local.runtime import (
     RuntimeEnvironmentError,
-    environment_digest,
     find_python_library,
-    lock_file,
+    find_runtime,
 )
 from segserve_operator.local_platform.supervisor import read_platform
 
@@ -90,9 +89,8 @@ def _envoy(_: LocalStore) -> Finding:
 
 
 def _runtime(_: LocalStore) -> Finding:
-    folder = cache_folder() / "runtime" / environment_digest(lock_file().read_bytes())
-    made = (folder / "complete").exists()
-    return Finding("runtime environment", made, str(folder) if made else "not made yet", "segserve runtime install")
+    found = find_runtime(cache_folder())
+    return Finding("runtime environment", found is not None, str(found or "not made yet"), "segserve runtime install")
 
 
 def _port(store: LocalStore) -> Finding:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import socket
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from segserve_builder.agent.protocol import Assignment, Report
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import replace_file
+from segserve_operator.adapters.local.ports import is_free
 from segserve_operator.adapters.local.triton import LOOPBACK, runtime_environment, sweep_shm, triton_command
 from segserve_operator.core.observed import GroupObserved
 from segserve_operator.core.traffic import Endpoint
@@ -142,7 +142,7 @@ class LocalFleet:
         if processes.alive(processes.recorded(folder.record("triton"))):
             return
         ports = _read_ports(folder)
-        if not all(_is_free(port) for port in (ports.http, ports.grpc, ports.metrics)):
+        if not all(is_free(port) for port in (ports.http, ports.grpc, ports.metrics)):
             self._choose_ports(folder)
             processes.end(processes.recorded(folder.record("agent")), grace_s=5)
             ports = _read_ports(folder)
@@ -242,16 +242,6 @@ def _read_report(folder: GroupFolder) -> Report | None:
         return None
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
-
-
 def _free_ports(taken: frozenset[int]) -> Ports:
-    found = (port for port in random.sample(PORTS, len(PORTS)) if port not in taken and _is_free(port))
+    found = (port for port in random.sample(PORTS, len(PORTS)) if port not in taken and is_free(port))
     return Ports(next(found), next(found), next(found))

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from typing import TYPE_CHECKING, Final
 
 import psutil
 
 from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.local.ports import is_free
+from segserve_operator.adapters.local.triton import LOOPBACK
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import Gateway
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.api.triton_pool import Gateway as GatewaySpec
     from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
-LOOPBACK: Final = "127.0.0.1"
 PAUSE_S: Final = 1.0
 
 
@@ -31,7 +33,6 @@ class LocalGateway:
 
     def __init__(self, state: StateFolder, spec: GatewaySpec) -> None:
         self._state = state
-        self._record = state.gateway / "envoy.process.json"
         self._port = spec.port
         self._started_s = 0.0
         gateway = Gateway(host=LOOPBACK, port=spec.port, max_request_bytes=spec.max_request_bytes)
@@ -53,13 +54,13 @@ class LocalGateway:
         await self._envoy.apply(plan)
 
     def _keep_running(self) -> None:
-        if processes.alive(processes.recorded(self._record)) or time.monotonic() - self._started_s < PAUSE_S:
+        if processes.alive(processes.recorded(_record(self._state))) or time.monotonic() - self._started_s < PAUSE_S:
             return
         check_port(self._state, self._port)
         self._started_s = time.monotonic()
         processes.start(
             self._envoy.command(),
-            record=self._record,
+            record=_record(self._state),
             log=self._state.gateway / "envoy.out.log",
             environment=os.environ,
             state=self._state.root,
@@ -68,16 +69,12 @@ class LocalGateway:
 
 def check_port(state: StateFolder, port: int) -> None:
     """Raise `PortTakenError` where somebody other than this platform's gateway listens on the port."""
-    if processes.alive(processes.recorded(state.gateway / "envoy.process.json")):
-        return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise PortTakenError(
-                f"port {port} is taken{_owner(port)}; choose another with --port, or end it"
-            ) from error
+    if not processes.alive(processes.recorded(_record(state))) and not is_free(port):
+        raise PortTakenError(f"port {port} is taken{_owner(port)}; choose another with --port, or end it")
+
+
+def _record(state: StateFolder) -> Path:
+    return state.gateway / "envoy.process.json"
 
 
 def _owner(port: int) -> str:

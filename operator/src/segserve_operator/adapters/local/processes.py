@@ -114,14 +114,19 @@ def end(process: ProcessRecord | None, *, grace_s: float, descendants: bool = Tr
         _reap(family, grace_s)
 
 
+def all_of(state: Path) -> list[psutil.Process]:
+    """Return every process that carries the platform's mark, this one excepted."""
+    return [process for process in psutil.process_iter() if _carries(process, state)]
+
+
 def end_all_of(state: Path, *, grace_s: float) -> int:
-    """End every process that carries the platform's mark, this one excepted; return how many there were.
+    """End `all_of` the platform's processes; return how many there were.
 
     Looks again until none is left: one that was ending may have started another.
     """
     count = 0
     for _ in range(ROUNDS):
-        marked = [process for process in psutil.process_iter() if _carries(process, state) and _runs(process)]
+        marked = [process for process in all_of(state) if _runs(process)]
         if not marked:
             break
         count += len(marked)
@@ -141,9 +146,9 @@ def _end_leaders(marked: Sequence[psutil.Process]) -> None:
 
 def kill_by_argument(state: Path, beginning: str) -> None:
     """Kill this platform's processes that have an argument which begins so."""
-    for process in psutil.process_iter():
+    for process in all_of(state):
         with contextlib.suppress(psutil.Error):
-            if any(part.startswith(beginning) for part in process.cmdline()) and _carries(process, state):
+            if any(part.startswith(beginning) for part in process.cmdline()):
                 process.kill()
 
 

@@ -94,14 +94,23 @@ def ensure_runtime(cache: Path, progress: Callable[[str], None] = lambda _: None
     made anew. `progress` is told in words what takes long. Raises a `RuntimeEnvironmentError`.
     """
     library_folder = find_python_library(Path(sys.base_prefix))
-    folder = cache.resolve() / "runtime"
-    folder.mkdir(parents=True, exist_ok=True)
-    root = folder / environment_digest(lock_file().read_bytes())
+    root = _root(cache)
+    root.parent.mkdir(parents=True, exist_ok=True)
     with _locked(root.with_suffix(".lock")):
         if not _is_complete(root):
             _install(root, progress)
         code = install_code(root, _PACKAGE, lambda staging: _compile_kernels(root, staging, progress))
     return Runtime(root, code, library_folder)
+
+
+def find_runtime(cache: Path) -> Path | None:
+    """Return the folder of the environment below `cache`, None where it has yet to be made."""
+    root = _root(cache)
+    return root if _is_complete(root) else None
+
+
+def _root(cache: Path) -> Path:
+    return cache.resolve() / "runtime" / environment_digest(lock_file().read_bytes())
 
 
 def lock_file() -> Path:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MODEL: Final = "SegmentationModel"
 POOL: Final = "TritonPool"
+DEFAULT_POOL: Final = "default"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -71,10 +72,10 @@ class LocalStore:
 
     def pool(self) -> TritonPool:
         """Return the one pool of this machine: the TritonPool resource, or the default one where there is none."""
-        names = self.names(POOL)
-        if not names:
-            return TritonPool(metadata=ObjectMeta(name="default"))
-        pool = parse(self.get(POOL, names[0]), names[0])
+        name = self._pool_name()
+        if not self.names(POOL):
+            return TritonPool(metadata=ObjectMeta(name=name))
+        pool = parse(self.get(POOL, name), name)
         assert isinstance(pool, TritonPool)
         return pool
 
@@ -112,15 +113,15 @@ class LocalStore:
 
     async def models(self) -> tuple[ModelObserved, ...]:
         """Return every model with its spec and status; one that cannot be read says why."""
-        found = []
+        found, pool = [], self._pool_name()
         for name in self.names(MODEL):
             with contextlib.suppress(NotFoundError):
-                found.append(self._observe(self.get(MODEL, name)))
+                found.append(self._observe(self.get(MODEL, name), pool))
         return tuple(found)
 
-    def _observe(self, manifest: Mapping[str, Any]) -> ModelObserved:
+    def _observe(self, manifest: Mapping[str, Any], pool: str) -> ModelObserved:
         metadata = manifest["metadata"]
-        spec = self._in_pool(manifest) or self._spec(manifest)
+        spec = _outside(pool, manifest) or self._spec(manifest)
         return ModelObserved(
             name=metadata["name"],
             generation=metadata["generation"],
@@ -130,11 +131,8 @@ class LocalStore:
             deleting="deletionTimestamp" in metadata,
         )
 
-    def _in_pool(self, manifest: Mapping[str, Any]) -> Failure | None:
-        wanted, present = manifest["spec"].get("pool", "default"), self.pool().metadata.name
-        if wanted == present:
-            return None
-        return Failure("PoolNotFound", f"spec.pool is {wanted!r}; the pool of this machine is {present!r}")
+    def _pool_name(self) -> str:
+        return next(iter(self.names(POOL)), DEFAULT_POOL)
 
     def _spec(self, manifest: Mapping[str, Any]) -> Wanted | Failure:
         name, spec = manifest["metadata"]["name"], manifest["spec"]
@@ -214,6 +212,13 @@ def _read(manifest: Mapping[str, Any]) -> Wanted | Failure:
         )
     except SpecError as error:
         return Failure("SpecInvalid", str(error))
+
+
+def _outside(pool: str, manifest: Mapping[str, Any]) -> Failure | None:
+    wanted = manifest["spec"].get("pool", DEFAULT_POOL)
+    if wanted == pool:
+        return None
+    return Failure("PoolNotFound", f"spec.pool is {wanted!r}; the pool of this machine is {pool!r}")
 
 
 def _same(current: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
