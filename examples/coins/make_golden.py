@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from in_process import InProcessModel, resources
+from in_process import in_process, resources
 from score import InstanceScore, SemanticScore, score_instances, score_semantic, truth
 
 from segserve.masks import EncodedMask
+from segserve_builder.stages.base import Request
 from segserve_builder.golden import GOLDEN_FILE, Tolerance, record
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def score_of(answer: Mapping[str, NDArray[Any]]) -> SemanticScore | InstanceScor
 def main() -> None:
     """Write the golden set of each model of model.yaml; an answer that is not good enough stops it."""
     for name, resource in resources().items():
-        answer = InProcessModel(resource).answer(PHOTOGRAPH.read_bytes(), "rle")
+        answer = in_process(resource).answer(PHOTOGRAPH.read_bytes(), Request(encoding="rle"))
         score = score_of(answer)
         print(f"{name}: {score}")
         if not score.good:

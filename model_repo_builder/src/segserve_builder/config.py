@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve_builder.names import canonical_json
 from segserve_builder.public_outputs import (
     GEOMETRY,
+    GUIDE,
     NETWORK_INPUT,
     PUBLIC_OUTPUTS,
     network_output,
@@ -32,7 +33,7 @@ def preprocess_config(options: PreOptions) -> Any:
     """Return the step from IMAGE or PIXELS to the network's input and GEOMETRY, yet unnamed."""
     config = _python_step(options, instances=1)
     _add_inputs(config, public_inputs(options.input), optional=True)
-    _add_outputs(config, [_renamed(options.network_input, NETWORK_INPUT, free_batch=True), GEOMETRY])
+    _add_outputs(config, [_renamed(options.network_input, NETWORK_INPUT, free_batch=True), *_facts(options.guided)])
     return config
 
 
@@ -53,7 +54,7 @@ def postprocess_config(options: PostOptions, task: Task) -> Any:
     """Return the step from the network's outputs and GEOMETRY to the public outputs, yet unnamed."""
     config = _python_step(options, instances=1)
     raw = [_renamed(tensor, network_output(tensor.name), free_batch=True) for tensor in options.io.outputs]
-    _add_inputs(config, [*raw, GEOMETRY])
+    _add_inputs(config, [*raw, *_facts(options.pipeline.needs_guide)])
     _add_outputs(config, PUBLIC_OUTPUTS[task])
     config.metric_tags["revision"] = options.revision
     return config
@@ -71,10 +72,10 @@ def ensemble_config(pipeline: Pipeline, io: NetworkIO, task: Task, steps: tuple[
     _add_inputs(config, inputs, optional=True)
     _add_outputs(config, outputs)
     raw = {tensor.name: network_output(tensor.name) for tensor in io.outputs}
-    between = [NETWORK_INPUT, GEOMETRY.name]
-    _add_step(config, pre, _same(tensor.name for tensor in inputs), _same(between))
+    facts = [tensor.name for tensor in _facts(pipeline.needs_guide)]
+    _add_step(config, pre, _same(tensor.name for tensor in inputs), _same([NETWORK_INPUT, *facts]))
     _add_step(config, net, {io.input.name: NETWORK_INPUT}, raw)
-    wired = _same([*raw.values(), GEOMETRY.name])
+    wired = _same([*raw.values(), *facts])
     _add_step(config, post, wired, _same(tensor.name for tensor in outputs))
     return config
 
@@ -137,6 +138,11 @@ def _add_step(config: Any, name: str, inputs: Mapping[str, str], outputs: Mappin
     step = config.ensemble_scheduling.step.add(model_name=name, model_version=VERSION)
     step.input_map.update(inputs)
     step.output_map.update(outputs)
+
+
+def _facts(guided: bool) -> tuple[TensorSpec, ...]:
+    """Return what the first step tells the last one of the image."""
+    return (GEOMETRY, GUIDE) if guided else (GEOMETRY,)
 
 
 def _same(names: Iterable[str]) -> dict[str, str]:

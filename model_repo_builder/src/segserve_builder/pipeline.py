@@ -48,6 +48,7 @@ class ModelClass(Frozen):
     id: int = Field(ge=0, le=65535, description="The number in label maps and in CLASSES.")
     name: str = Field(min_length=1, max_length=100, description="What it is called.")
     colour: str | None = Field(None, pattern=r"^#[0-9a-f]{6}$", description="Palette colour, #rrggbb.")
+    thing: bool | None = Field(None, description="Panoptic models: whether its objects are counted, one by one.")
 
 
 class Input(Frozen):
@@ -63,6 +64,12 @@ class Output(Frozen):
 
     encoding: Literal["rle", "polygons", "png", "raw"] | None = Field(
         None, description="Masks: rle (default), polygons, png or raw. Label maps: png (default), rle, polygons or raw."
+    )
+    polygon_tolerance: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="How far polygons may be from the mask's outline, in pixels; exact unless given.",
     )
     max_detections: int = Field(300, ge=1, le=10_000, description="The best-scored instances that are kept.")
     overrides: tuple[Literal["score_threshold", "max_detections", "encoding"], ...] = Field(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from segserve_builder.kernels.rle import Window
 
 
-def polygons_json(window: Window) -> bytes:
+def polygons_json(window: Window, tolerance: float | None = None) -> bytes:
     """Return the outlines of a mask as JSON [[x, y, x, y, ...], ...], one polygon a part, without holes.
 
     Corners are those of pixels, in pixels of the mask: pycocotools gives the mask back, with its holes filled.

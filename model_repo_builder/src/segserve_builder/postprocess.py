@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.encode import ENCODINGS, encode
 from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.public_outputs import PUBLIC_OUTPUTS, empty
 from segserve_builder.stages.base import Request
-from segserve_builder.values import Instances, Kind
+from segserve_builder.steps import named_postprocess
+from segserve_builder.values import Candidates, Instances, Keypoints, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,14 +21,24 @@ if TYPE_CHECKING:
 
     from segserve_builder.families.base import Family, NetworkIO
     from segserve_builder.pipeline import Output
+    from segserve_builder.public_outputs import Task
     from segserve_builder.stages.base import Stage
     from segserve_builder.steps import Pipeline
     from segserve_builder.values import Placement
 
 MAX_DETECTIONS: Final = 10_000
-ENDS: Final[Mapping[Literal["semantic", "instance"], Kind]] = {"semantic": Kind.LABELS, "instance": Kind.INSTANCES}
+TASKS: Final[Mapping[Kind, Task]] = {
+    Kind.LABELS: "semantic",
+    Kind.CLASS_MASKS: "semantic",
+    Kind.INSTANCES: "instance",
+    Kind.PANOPTIC: "panoptic",
+    Kind.BOXES: "detection",
+    Kind.KEYPOINTS: "keypoints",
+}
+"""The kinds of value that are an answer, and the task of a model that gives it."""
 ALWAYS: Final = frozenset({"SIZE"})
-INSTANCE_ONLY: Final = ("score_threshold", "max_detections")
+SCORED: Final[frozenset[Task]] = frozenset({"instance", "detection", "keypoints"})
+SCORED_ONLY: Final = ("score_threshold", "max_detections")
 
 
 class Postprocess:
@@ -34,19 +46,25 @@ class Postprocess:
 
     def __init__(self, pipeline: Pipeline, io: NetworkIO) -> None:
         """Check the stages; raises `PipelineError` where they do not fit together."""
-        check_postprocess(pipeline)
+        self._task = check_postprocess(pipeline)
         self._pipeline = pipeline
         self._family = _family(pipeline)
         self._stages = postprocess_stages(pipeline)
         self._outputs = tuple(tensor.name for tensor in io.outputs)
-        self._empty = {tensor.name: empty(tensor) for tensor in PUBLIC_OUTPUTS[self._family.task]}
+        self._empty = {tensor.name: empty(tensor) for tensor in PUBLIC_OUTPUTS[self._task]}
 
     def __call__(
-        self, outputs: Mapping[str, NDArray[Any]], placement: Placement, request: Request, wanted: frozenset[str]
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        placement: Placement,
+        request: Request,
+        wanted: frozenset[str],
+        guide: NDArray[Any] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the public outputs named in `wanted` (REVISION is not made here) for one image.
 
-        `outputs` are the network's, by their own names, with a batch of one; they may be read-only. Raises
+        `outputs` are the network's, by their own names, with a batch of one; they may be read-only. `guide` is the
+        image as the network saw it, for a pipeline that needs it (`Logits.guide`). Raises
         `NonFiniteError`, `SignatureError` where shapes are not the family's, `BadImageError` where the request asks
         for something that the task does not have.
         """
@@ -54,8 +72,10 @@ class Postprocess:
         raw = {name: _finite(name, outputs[name]) for name in self._outputs}
         value: Any = self._family.read(raw, placement, self._pipeline)
         for stage in self._stages:
+            if stage.needs_guide:
+                value = replace(value, guide=guide)
             value = stage(value, request)
-        if isinstance(value, Instances):
+        if isinstance(value, Candidates | Instances | Keypoints):
             limit = request.max_detections or self._pipeline.output.max_detections
             value = _best(value, limit)
         return self._encode(value, request, wanted)
@@ -68,38 +88,38 @@ class Postprocess:
         unknown = sorted((request.outputs or frozenset()) - self._empty.keys())
         if unknown:
             raise BadImageError(f"parameter 'outputs' names {', '.join(unknown)}; allowed are {', '.join(self._empty)}")
-        if self._family.task == "instance":
+        if self._task in SCORED:
             return
-        for name in INSTANCE_ONLY:
+        for name in SCORED_ONLY:
             if getattr(request, name) is not None:
-                raise BadImageError(f"parameter {name!r} is for instance models; this one is semantic")
+                allowed = ", ".join(sorted(SCORED))
+                raise BadImageError(f"parameter {name!r} is for models of task {allowed}; this one is {self._task}")
 
 
-def check_postprocess(pipeline: Pipeline) -> None:
-    """Check that the stages lead from what the family gives to what its task answers.
+def check_postprocess(pipeline: Pipeline) -> Task:
+    """Check that the stages lead from what the family gives to an answer, and return the task that it is of.
 
     Raises `PipelineError` that names the stage and its position, and `UnknownNameError` for the family.
     """
     family = _family(pipeline)
-    if [item.id for item in pipeline.classes] != list(range(len(pipeline.classes))):
+    if family.numbers_classes and [item.id for item in pipeline.classes] != list(range(len(pipeline.classes))):
         ids = ", ".join(str(item.id) for item in pipeline.classes)
         raise PipelineError(f"classes have the ids {ids}; they must count up from 0, as the network's channels do")
     kind, before = family.gives, f"family {pipeline.family!r}"
-    for position, step in enumerate(pipeline.postprocess):
-        name = f"postprocess[{position}] {step.name!r}"
-        if kind not in step.stage.takes:
-            takes = " or ".join(sorted(step.stage.takes))
-            raise PipelineError(f"{name} takes {takes}; {before} gives {kind}")
-        kind, before = step.stage.gives or kind, name
-    if pipeline.postprocess and kind != ENDS[family.task]:
-        raise PipelineError(
-            f"{before} gives {kind}; the last stage of a model of task {family.task} must give {ENDS[family.task]}"
-        )
+    for position, (name, stage) in enumerate(named_postprocess(pipeline)):
+        here = f"postprocess[{position}] {name!r}"
+        if kind not in stage.takes:
+            takes = " or ".join(sorted(stage.takes))
+            raise PipelineError(f"{here} takes {takes}; {before} gives {kind}")
+        kind, before = stage.gives or kind, here
+    if kind not in TASKS:
+        raise PipelineError(f"{before} gives {kind}; the last stage must give {', '.join(TASKS)}")
+    return TASKS[kind]
 
 
 def postprocess_stages(pipeline: Pipeline) -> tuple[Stage, ...]:
     """Return the pipeline's stages, or its family's default ones where it lists none."""
-    return tuple(step.stage for step in pipeline.postprocess) or _family(pipeline).default_postprocess
+    return tuple(stage for _, stage in named_postprocess(pipeline))
 
 
 def request_from_parameters(parameters: Mapping[str, Any], output: Output) -> Request:
@@ -182,9 +202,9 @@ def _finite(name: str, values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def _best(instances: Instances, limit: int) -> Instances:
+def _best(value: Candidates | Instances | Keypoints, limit: int) -> Candidates | Instances | Keypoints:
     import numpy as np
 
-    if len(instances.scores) <= limit:
-        return instances
-    return instances.take(np.argsort(-instances.scores, kind="stable")[:limit].tolist())
+    if len(value.scores) <= limit:
+        return value
+    return value.take(np.argsort(-value.scores, kind="stable")[:limit].tolist())

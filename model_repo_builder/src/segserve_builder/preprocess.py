@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -10,6 +11,7 @@ from segserve_builder.errors import BadImageError
 from segserve_builder.preprocess_rules import CHANNELS, check_network_input, check_preprocess, network_size
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.decode import Decode
+from segserve_builder.stages.normalise import Normalise
 from segserve_builder.values import Encoded, Image, Placement
 
 if TYPE_CHECKING:
@@ -26,13 +28,28 @@ _NUMPY: Final = {"UINT8": np.uint8, "UINT16": np.uint16, "FP32": np.float32, "FP
 _NO_OVERRIDES: Final = Request()
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkInput:
+    """One image as the network gets it.
+
+    `tensor` is a batch of one in the network's dtype and layout, `placement` where the image lies in it, `guide` the
+    image within it, without padding, uint8 (inner_height, inner_width, 3), where it was asked for.
+    """
+
+    tensor: NDArray[Any]
+    placement: Placement
+    guide: NDArray[np.uint8] | None = None
+
+
 class Preprocess:
     """The preprocess stages of one pipeline, bound to the network that they feed.
 
     Raises `PipelineError` where the stages fit neither each other nor the network.
     """
 
-    def __init__(self, steps: Sequence[Step], spec: Input, network: TensorSpec, layout: Layout) -> None:
+    def __init__(
+        self, steps: Sequence[Step], spec: Input, network: TensorSpec, layout: Layout, *, guided: bool = False
+    ) -> None:
         check_preprocess(steps, spec)
         check_network_input(steps, spec, network, layout)
         stages = [step.stage for step in steps]
@@ -45,9 +62,10 @@ class Preprocess:
         self._network_dtype = _NUMPY[network.dtype]
         self._height, self._width, _ = network_size(network, layout)
         self._channels_first = layout == "NCHW"
+        self._guided = guided
 
-    def __call__(self, image: bytes | None, pixels: NDArray[Any] | None) -> tuple[NDArray[Any], Placement]:
-        """Return the network's input, a batch of one in its dtype and layout, and where the image lies in it.
+    def __call__(self, image: bytes | None, pixels: NDArray[Any] | None) -> NetworkInput:
+        """Return the network's input.
 
         Exactly one is given: `image`, an encoded file, or `pixels`, shaped (H, W, C) and of the model's input
         dtype and channels. `pixels` is not changed, but the result may share its memory.
@@ -55,9 +73,24 @@ class Preprocess:
         Raises `BadImageError`.
         """
         value = self._given(image, pixels)
+        guide = None
         for stage in self._stages:
+            if isinstance(stage, Normalise):
+                guide = self._guide(value)
             value = stage(value, _NO_OVERRIDES)
-        return self._tensor(value), value.placement
+        return NetworkInput(self._tensor(value), value.placement, self._guide(value) if guide is None else guide)
+
+    def _guide(self, value: Image) -> NDArray[np.uint8] | None:
+        if not self._guided:
+            return None
+        place = value.placement
+        rows, columns = (
+            slice(place.top, place.top + place.inner_height),
+            slice(place.left, place.left + place.inner_width),
+        )
+        inner = value.pixels[rows, columns]
+        eight_bits = inner if inner.dtype == np.uint8 else (inner >> 8).astype(np.uint8)
+        return np.ascontiguousarray(np.broadcast_to(eight_bits, (*inner.shape[:2], 3)))
 
     def _given(self, image: bytes | None, pixels: NDArray[Any] | None) -> Image:
         if (image is None) == (pixels is None):

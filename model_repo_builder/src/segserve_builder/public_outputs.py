@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
     from segserve_builder.pipeline import Input
 
-Task: TypeAlias = Literal["semantic", "instance"]
+Task: TypeAlias = Literal["semantic", "instance", "panoptic", "detection", "keypoints"]
 
 GEOMETRY: Final = TensorSpec("GEOMETRY", "INT32", (8,))
+GUIDE: Final = TensorSpec("GUIDE", "UINT8", (None, None, 3))
+"""The image as the network saw it, for the postprocess stages that look at it."""
 NETWORK_INPUT: Final = "NETWORK_INPUT"
 REVISION: Final = "REVISION"
 
@@ -23,12 +25,15 @@ _REVISION: Final = TensorSpec(REVISION, "BYTES", (1,))
 _SIZE: Final = TensorSpec("SIZE", "INT32", (2,))
 _CLASSES: Final = TensorSpec("CLASSES", "INT32", (None,))
 _MASKS: Final = TensorSpec("MASKS", "BYTES", (None,))
+_LABELS: Final = TensorSpec("LABELS", "BYTES", (None,))
+_BOXES: Final = TensorSpec("BOXES", "FP32", (None, 4))
+_SCORES: Final = TensorSpec("SCORES", "FP32", (None,))
 
 PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
     "semantic": (
         _REVISION,
         _SIZE,
-        TensorSpec("LABELS", "BYTES", (None,)),
+        _LABELS,
         _MASKS,
         _CLASSES,
         TensorSpec("AREAS", "INT64", (None,)),
@@ -37,11 +42,14 @@ PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
     "instance": (
         _REVISION,
         _SIZE,
-        TensorSpec("BOXES", "FP32", (None, 4)),
-        TensorSpec("SCORES", "FP32", (None,)),
+        _BOXES,
+        _SCORES,
         _CLASSES,
         _MASKS,
     ),
+    "panoptic": (_REVISION, _SIZE, _LABELS, TensorSpec("SEGMENTS", "BYTES", (1,)), _MASKS),
+    "detection": (_REVISION, _SIZE, _BOXES, _SCORES, _CLASSES),
+    "keypoints": (_REVISION, _SIZE, _BOXES, _SCORES, _CLASSES, TensorSpec("KEYPOINTS", "FP32", (None, None, 3))),
 }
 
 

@@ -11,7 +11,7 @@ from segserve_builder.names import canonical_json
 from segserve_builder.pipeline import Frozen, Input
 from segserve_builder.postprocess import postprocess_stages
 from segserve_builder.public_outputs import NETWORK_INPUT
-from segserve_builder.steps import Pipeline, PreprocessStep
+from segserve_builder.steps import InferenceStep, Pipeline, PreprocessStep
 
 PARAMETER: Final = "segserve"
 MODEL_FILE: Final = "model.onnx"
@@ -43,6 +43,7 @@ class PreOptions(StepOptions):
     stage_versions: tuple[int, ...]
     network_input: TensorSpec
     layout: Literal["NCHW", "NHWC"]
+    guided: bool = False
 
     @classmethod
     def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
@@ -55,16 +56,27 @@ class PreOptions(StepOptions):
             stage_versions=versions,
             network_input=tensor,
             layout=io.layout,
+            guided=pipeline.needs_guide,
         )
 
 
 class NetOptions(StepOptions):
-    """How the network's file is run."""
+    """How the network's file is run.
+
+    `layout` is that of its input; outputs that have no batch (`batched` is False) get one of one. `inference_versions`
+    are those of `inference`, item by item; a step that runs the network more than once an image does so with at most
+    `max_batch_size` at a time.
+    """
 
     step_version: Literal[1] = 1
     artifact_sha256: str
     input: str
+    layout: Literal["NCHW", "NHWC"]
     outputs: tuple[str, ...]
+    batched: bool
+    inference: tuple[InferenceStep, ...]
+    inference_versions: tuple[int, ...]
+    max_batch_size: int
     intra_op_threads: int
 
     @classmethod
@@ -73,7 +85,12 @@ class NetOptions(StepOptions):
         return cls(
             artifact_sha256=pipeline.artifact_sha256,
             input=io.input.name,
+            layout=io.layout,
             outputs=tuple(tensor.name for tensor in io.outputs),
+            batched=io.batched,
+            inference=pipeline.inference,
+            inference_versions=tuple(step.stage.version for step in pipeline.inference),
+            max_batch_size=pipeline.runtime.max_batch_size,
             intra_op_threads=pipeline.runtime.intra_op_threads,
         )
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import ConfigDict, Field, create_model, model_validator
 
 from segserve_builder.families import FAMILIES
 from segserve_builder.names import digest
 from segserve_builder.pipeline import Frozen, Input, ModelClass, Output, Runtime, Sha256
-from segserve_builder.stages import POSTPROCESS, PREPROCESS
+from segserve_builder.stages import INFERENCE, POSTPROCESS, PREPROCESS
 from segserve_builder.stages.decode import Decode
 
 if TYPE_CHECKING:
@@ -52,10 +52,15 @@ def _step_type(name: str, stages: Mapping[str, type[Stage]]) -> type[Step]:
 
 if TYPE_CHECKING:
     PreprocessStep = Step
+    InferenceStep = Step
     PostprocessStep = Step
 else:
     PreprocessStep = _step_type("PreprocessStep", PREPROCESS)
+    InferenceStep = _step_type("InferenceStep", INFERENCE)
     PostprocessStep = _step_type("PostprocessStep", POSTPROCESS)
+
+
+LISTS: Final = {"preprocess", "inference", "postprocess"}
 
 
 def _identity(name: str, stage: Stage) -> dict[str, Any]:
@@ -72,6 +77,7 @@ class Pipeline(Frozen):
     input: Input
     classes: tuple[ModelClass, ...]
     preprocess: tuple[PreprocessStep, ...]
+    inference: tuple[InferenceStep, ...] = ()
     postprocess: tuple[PostprocessStep, ...]
     output: Output
     runtime: Runtime
@@ -82,21 +88,34 @@ class Pipeline(Frozen):
         A list that leaves stages to their defaults is the same as one that spells them out. Options that are not
         set are left out, so that a new optional one does not change the revisions of those who do not use it.
         """
-        plain = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"preprocess", "postprocess"})
+        plain = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=LISTS)
         family = FAMILIES[self.family]
         before = [(step.name, step.stage) for step in self.preprocess]
         if not any(isinstance(stage, Decode) for _, stage in before):
             before.insert(0, ("decode", Decode()))
-        names = {stage: name for name, stage in POSTPROCESS.items()}
-        after = [(step.name, step.stage) for step in self.postprocess]
-        after = after or [(names[type(stage)], stage) for stage in family.default_postprocess]
-        return plain | {
+        inference = {"inference": [_identity(step.name, step.stage) for step in self.inference]}
+        identity = plain | {
             "familyVersion": family.version,
             "preprocess": [_identity(*named) for named in before],
-            "postprocess": [_identity(*named) for named in after],
+            "postprocess": [_identity(*named) for named in named_postprocess(self)],
         }
+        # Left out where there is none, as options that are not set are.
+        return identity | inference if self.inference else identity
+
+    @property
+    def needs_guide(self) -> bool:
+        """Whether a postprocess stage looks at the image itself, as the network saw it."""
+        return any(stage.needs_guide for _, stage in named_postprocess(self))
 
     @property
     def revision(self) -> str:
         """The revision's name: `<model>-<10 hex>`."""
         return f"{self.model}-{digest(self.identity())}"
+
+
+def named_postprocess(pipeline: Pipeline) -> tuple[tuple[str, Stage], ...]:
+    """Return the pipeline's postprocess stages by name, or its family's default ones where it lists none."""
+    if pipeline.postprocess:
+        return tuple((step.name, step.stage) for step in pipeline.postprocess)
+    names = {stage: name for name, stage in POSTPROCESS.items()}
+    return tuple((names[type(stage)], stage) for stage in FAMILIES[pipeline.family].default_postprocess)

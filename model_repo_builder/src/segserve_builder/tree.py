@@ -53,8 +53,7 @@ def render(pipeline: Pipeline, io: NetworkIO, artifact: Path) -> Tree:
         raise UnknownNameError("family", pipeline.family, FAMILIES)
     check_preprocess(pipeline.preprocess, pipeline.input)
     check_network_input(pipeline.preprocess, pipeline.input, io.input, io.layout)
-    check_postprocess(pipeline)
-    task = FAMILIES[pipeline.family].task
+    task = check_postprocess(pipeline)
     net = NetOptions.of(pipeline, io)
     post = PostOptions.of(pipeline, io)
     pre_step = _step("pre", config.preprocess_config(PreOptions.of(pipeline, io)))

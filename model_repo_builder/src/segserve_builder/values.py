@@ -1,10 +1,10 @@
-"""What stages pass to each other: encoded images, pixels, logits, label maps, candidates and instances."""
+"""What stages pass to each other: encoded images, pixels, raw heads, label maps, candidates, instances, segments."""
 
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     Float32: TypeAlias = NDArray[np.float32]
     Int32: TypeAlias = NDArray[np.int32]
+    UInt8: TypeAlias = NDArray[np.uint8]
 
 
 class Kind(StrEnum):
@@ -21,8 +22,20 @@ class Kind(StrEnum):
     IMAGE = "image"
     LOGITS = "logits"
     LABELS = "labels"
-    CANDIDATES = "candidates"
+    CLASS_MASKS = "classMasks"
+    ANCHORS = "anchors"
+    BOXES = "boxes"
+    PROTOTYPES = "prototypes"
+    MASK_HEADS = "maskHeads"
+    HEATMAPS = "heatmaps"
+    QUERIES = "queries"
     INSTANCES = "instances"
+    KEYPOINTS = "keypoints"
+    PANOPTIC = "panoptic"
+
+
+CANDIDATES: Final = frozenset({Kind.BOXES, Kind.PROTOTYPES, Kind.MASK_HEADS, Kind.HEATMAPS})
+"""The kinds of `Candidates`: what chooses among boxes takes all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,33 +90,109 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Class scores before softmax or sigmoid, shaped (C, h, w); (h, w) covers the network's whole input."""
+    """Class scores before softmax or sigmoid, shaped (C, h, w); (h, w) covers the network's whole input.
+
+    Probabilities are those of `values / temperature`. `things` are the ids of the classes whose objects are counted.
+    `guide` is the image as the network saw it, uint8 (inner_height, inner_width, 3) without padding; it is there where
+    a stage of the pipeline needs it.
+    """
 
     values: Float32
     placement: Placement
+    temperature: float = 1.0
+    things: frozenset[int] = frozenset()
+    guide: UInt8 | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LabelMap:
-    """Class ids per pixel of the original image, uint8 or uint16 shaped (H, W), with the logits they came from."""
+    """Class ids per pixel of the original image, uint8 or uint16 shaped (H, W), with the logits they came from.
+
+    `instances` are those that a second network found in the same image.
+    """
 
     labels: NDArray[Any]
     logits: Logits
+    instances: Instances | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMasks:
+    """A mask for every class, which may overlap: COCO compressed RLE counts for the original image's size.
+
+    `areas` int64 (C,) in pixels, `confidence` float32 (C,): the mean probability over them, 0 where there are none.
+    """
+
+    masks: tuple[bytes, ...]
+    areas: NDArray[Any]
+    confidence: Float32
+    height: int
+    width: int
+
+
+class Heads(Protocol):
+    """What candidates' masks or keypoints are made of; one row a candidate."""
+
+    def take(self, which: Any) -> Self:
+        """Return the rows that an array of indices or of booleans picks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NoHeads:
+    """Candidates that are boxes and nothing more."""
+
+    def take(self, which: Any) -> NoHeads:
+        """Return itself."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class PrototypeHeads:
+    """Masks as coefficients float32 (N, K) of prototypes float32 (K, h, w), which cover the network's whole input."""
+
+    coefficients: Float32
+    prototypes: Float32
+
+    def take(self, which: Any) -> PrototypeHeads:
+        """Return the heads of some candidates; the prototypes are shared."""
+        return replace(self, coefficients=self.coefficients[which])
+
+
+@dataclass(frozen=True, slots=True)
+class MaskHeads:
+    """Masks as probabilities float32 (N, M, M), each over its candidate's box."""
+
+    masks: Float32
+
+    def take(self, which: Any) -> MaskHeads:
+        """Return the heads of some candidates."""
+        return MaskHeads(self.masks[which])
+
+
+@dataclass(frozen=True, slots=True)
+class HeatmapHeads:
+    """Keypoints as heat maps (logits) float32 (N, K, M, M), each over its candidate's box."""
+
+    heatmaps: Float32
+
+    def take(self, which: Any) -> HeatmapHeads:
+        """Return the heads of some candidates."""
+        return HeatmapHeads(self.heatmaps[which])
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Detections whose masks are still coefficients of shared prototypes.
+    """Detections, with what their masks or keypoints are still to be made of.
 
     `boxes` float32 (N, 4) as x1 y1 x2 y2 in pixels of the original image, `scores` float32 (N,), `classes` int32
-    (N,), `coefficients` float32 (N, K), `prototypes` float32 (K, h, w), which covers the network's whole input.
+    (N,). With `NoHeads` they are of kind BOXES, with the other heads PROTOTYPES, MASK_HEADS or HEATMAPS.
     """
 
     boxes: Float32
     scores: Float32
     classes: Int32
-    coefficients: Float32
-    prototypes: Float32
+    heads: Heads
     placement: Placement
 
     def take(self, which: Any) -> Candidates:
@@ -113,8 +202,39 @@ class Candidates:
             boxes=self.boxes[which],
             scores=self.scores[which],
             classes=self.classes[which],
-            coefficients=self.coefficients[which],
+            heads=self.heads.take(which),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """A dense detector's raw heads, yet to be decoded.
+
+    `logits` float32 (A, C), `deltas` float32 (A, 4) as dx dy dw dh, `anchors` float32 (A, 4) as x1 y1 x2 y2 in pixels of
+    the network's input; `levels` are the numbers of anchors of each feature level, in order, which add up to A.
+    """
+
+    logits: Float32
+    deltas: Float32
+    anchors: Float32
+    levels: tuple[int, ...]
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """What each query of a transformer decoder found.
+
+    `logits` float32 (Q, C + 1), the last class is "nothing"; `masks` float32 (Q, h, w) are logits over the network's
+    whole input; `boxes` float32 (Q, 4) as cx cy w h in parts of the network's input. `things` are the ids of the
+    classes whose objects are counted.
+    """
+
+    logits: Float32
+    masks: Float32 | None
+    boxes: Float32 | None
+    things: frozenset[int]
+    placement: Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,4 +256,46 @@ class Instances:
         )
 
 
-Value: TypeAlias = Encoded | Image | Logits | LabelMap | Candidates | Instances
+@dataclass(frozen=True, slots=True)
+class Keypoints:
+    """Detections with points float32 (N, K, 3) as x y score, in pixels of the original image."""
+
+    boxes: Float32
+    scores: Float32
+    classes: Int32
+    points: Float32
+    height: int
+    width: int
+
+    def take(self, which: Any) -> Keypoints:
+        """Return the detections that an array of indices or of booleans picks."""
+        return replace(
+            self,
+            boxes=self.boxes[which],
+            scores=self.scores[which],
+            classes=self.classes[which],
+            points=self.points[which],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One segment of a panoptic map: its id (from 1) there, its class, and the probability it was found with."""
+
+    id: int
+    class_id: int
+    is_thing: bool
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Panoptic:
+    """Segment ids per pixel of the original image, uint16 shaped (H, W), 0 where there is none, with their table."""
+
+    ids: NDArray[Any]
+    segments: tuple[Segment, ...]
+
+
+Value: TypeAlias = (
+    Encoded | Image | Logits | LabelMap | ClassMasks | Anchors | Candidates | Queries | Instances | Keypoints | Panoptic
+)

@@ -173,12 +173,11 @@ class RecordedSession:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def run(self, names: list[str], feeds: dict[str, NDArray[Any]], options: object) -> list[NDArray[Any]]:
-        (batch,) = feeds.values()
+    def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         self.batches.append(len(batch))
         if (batch[:, 0, 0, 0] == 13).any():
             raise RuntimeError("unlucky")
-        return [batch.astype(np.float32) for _ in names]
+        return {"y": batch.astype(np.float32)}
 
 
 @pytest.fixture
@@ -243,7 +242,7 @@ class FakePostprocess:
     def __init__(self, pipeline: Pipeline, io: NetworkIO) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def __call__(self, outputs, placement, request, wanted) -> dict[str, NDArray[Any]]:
+    def __call__(self, outputs, placement, request, wanted, guide) -> dict[str, NDArray[Any]]:
         self.calls.append((outputs, placement, request, wanted))
         return {name: np.zeros(1, np.int32) for name in wanted}
 

@@ -168,7 +168,7 @@ def test_yolo_boxes_are_given_in_pixels_of_the_original_image() -> None:
     assert read.boxes.tolist() == [[25, 80, 45, 120], [35, 100, 35, 100]]  # type: ignore[union-attr]
     assert read.classes.tolist() == [1, 0]  # type: ignore[union-attr]
     assert read.scores.tolist() == pytest.approx([0.7, 0.4])  # type: ignore[union-attr]
-    assert read.coefficients.tolist() == [[1, 2, 3], [4, 5, 6]]  # type: ignore[union-attr]
+    assert read.heads.coefficients.tolist() == [[1, 2, 3], [4, 5, 6]]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

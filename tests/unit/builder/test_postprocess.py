@@ -13,7 +13,7 @@ from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.kernels.rle import decode_bitmap
 from segserve_builder.pipeline import Output
 from segserve_builder.postprocess import (
-    ENDS,
+    TASKS,
     Postprocess,
     check_postprocess,
     postprocess_stages,
@@ -159,8 +159,7 @@ def test_the_default_stages_of_a_family_lead_to_its_answer(family: str) -> None:
         assert kind in stage.takes
         kind = stage.gives or kind
 
-    check_postprocess(made)
-    assert kind == ENDS[FAMILIES[family].task]
+    assert check_postprocess(made) == TASKS[kind]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ def test_the_default_stages_of_a_family_lead_to_its_answer(family: str) -> None:
         (
             "semantic-logits",
             [{"nms": {}}],
-            r"postprocess\[0\] 'nms' takes candidates; family 'semantic-logits' gives logits",
+            r"postprocess\[0\] 'nms' takes boxes or heatmaps or maskHeads or prototypes; family .semantic-logits",
         ),
         (
             "semantic-logits",
@@ -179,12 +178,12 @@ def test_the_default_stages_of_a_family_lead_to_its_answer(family: str) -> None:
         (
             "yolo-seg",
             [{"scoreThreshold": {}}, {"morphology": {"operation": "open"}}],
-            r"\[1\] 'morphology' takes instances or labels; postprocess\[0\] 'scoreThreshold' gives candidates",
+            r"\[1\] 'morphology' takes instances or labels; postprocess\[0\] 'scoreThreshold' gives prototypes",
         ),
         (
             "yolo-seg",
             [{"scoreThreshold": {}}, {"nms": {}}],
-            r"postprocess\[1\] 'nms' gives candidates; the last stage of a model of task instance must give instances",
+            r"postprocess\[1\] 'nms' gives prototypes; the last stage must give labels, classMasks, instances",
         ),
     ],
 )
@@ -255,5 +254,5 @@ def test_a_parameter_that_the_model_does_not_let_override_is_refused() -> None:
 def test_a_semantic_model_refuses_what_is_for_instances(asked: Request) -> None:
     logits = {"logits": np.zeros((1, 1, 4, 4), np.float32)}
 
-    with pytest.raises(BadImageError, match="is for instance models; this one is semantic"):
+    with pytest.raises(BadImageError, match="is for models of task detection, instance, keypoints; this one is semantic"):
         step(pipeline("semantic-logits"))(logits, Placement.of(4, 4), asked, frozenset({"SIZE"}))

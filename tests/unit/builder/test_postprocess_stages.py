@@ -20,7 +20,7 @@ from segserve_builder.stages.morphology import Morphology
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.remove_small_regions import RemoveSmallRegions
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Candidates, Instances, LabelMap, Logits, Placement
+from segserve_builder.values import Candidates, Instances, LabelMap, Logits, Placement, PrototypeHeads
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -51,8 +51,7 @@ def candidates(**changed: Any) -> Candidates:
         "boxes": np.tile(np.array([0, 0, 10, 10], np.float32), (n, 1)),
         "scores": np.array([0.2, 0.9, 0.5], np.float32),
         "classes": np.zeros(n, np.int32),
-        "coefficients": np.ones((n, 1), np.float32),
-        "prototypes": np.ones((1, 4, 4), np.float32),
+        "heads": PrototypeHeads(np.ones((n, 1), np.float32), np.ones((1, 4, 4), np.float32)),
         "placement": Placement.of(16, 16),
     }
     return Candidates(**(plain | changed))

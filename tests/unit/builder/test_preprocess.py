@@ -44,10 +44,9 @@ def png(pixels: np.ndarray, **options: Any) -> bytes:
 
 def test_an_image_file_and_its_pixels_give_the_same_input() -> None:
     run = preprocess(LETTERBOX, {"normalise": {}}, tensor=network("FP32"))
-    from_file, placed = run(png(RGB), None)
-    from_pixels, placed_too = run(None, RGB)
-    np.testing.assert_array_equal(from_file, from_pixels)
-    assert placed == placed_too == Placement(30, 44, 10, 0, 44, 64, 64, 64)
+    from_file, from_pixels = run(png(RGB), None), run(None, RGB)
+    np.testing.assert_array_equal(from_file.tensor, from_pixels.tensor)
+    assert from_file.placement == from_pixels.placement == Placement(30, 44, 10, 0, 44, 64, 64, 64)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -56,24 +55,24 @@ def test_the_result_is_a_batch_of_one_in_the_network_s_layout(layout: str, pixel
     channels = pixels.shape[2]
     shape = (None, channels, None, None) if layout == "NCHW" else (None, None, None, channels)
     run = preprocess(spec=Input(colour="RGB" if channels == 3 else "GREY"), tensor=network(shape=shape), layout=layout)
-    given, placed = run(None, pixels)
-    np.testing.assert_array_equal(given, (pixels.transpose(2, 0, 1) if layout == "NCHW" else pixels)[None])
-    assert given.flags.c_contiguous
-    assert given.dtype == np.uint8
-    assert placed == Placement.of(30, 44)
+    given = run(None, pixels)
+    np.testing.assert_array_equal(given.tensor, (pixels.transpose(2, 0, 1) if layout == "NCHW" else pixels)[None])
+    assert given.tensor.flags.c_contiguous
+    assert given.tensor.dtype == np.uint8
+    assert given.placement == Placement.of(30, 44)
 
 
 def test_the_coins_path_is_the_training_s_own_padding() -> None:
     run = preprocess({"decode": {}}, KEEP, spec=Input(colour="GREY"), tensor=network(shape=(None, 1, None, None)))
-    given, placed = run(png(GREY), None)
+    given = run(png(GREY), None)
     expected = np.pad(GREY[..., 0], ((0, -30 % 16), (0, -44 % 16)), mode="edge")[None, None]
-    np.testing.assert_array_equal(given, expected)
-    assert placed == Placement(30, 44, 0, 0, 30, 44, 32, 48)
+    np.testing.assert_array_equal(given.tensor, expected)
+    assert given.placement == Placement(30, 44, 0, 0, 30, 44, 32, 48)
 
 
 @pytest.mark.parametrize(("dtype", "numpy_dtype"), [("FP32", np.float32), ("FP16", np.float16)])
 def test_normalised_pixels_come_in_the_network_s_float_type(dtype: str, numpy_dtype: Any) -> None:
-    given, _ = preprocess({"normalise": {}}, tensor=network(dtype))(None, RGB)
+    given = preprocess({"normalise": {}}, tensor=network(dtype))(None, RGB).tensor
     assert given.dtype == numpy_dtype
     np.testing.assert_array_equal(given[0], (RGB.transpose(2, 0, 1) / 255).astype(np.float32).astype(numpy_dtype))
 
@@ -81,7 +80,8 @@ def test_normalised_pixels_come_in_the_network_s_float_type(dtype: str, numpy_dt
 def test_uint16_goes_through_unscaled() -> None:
     wide = RNG.integers(0, 65536, (30, 44, 1)).astype(np.uint16)
     spec = Input(dtype="UINT16", colour="GREY")
-    given, _ = preprocess(KEEP, spec=spec, tensor=network("UINT16", (None, 1, None, None)))(png(wide), None)
+    run = preprocess(KEEP, spec=spec, tensor=network("UINT16", (None, 1, None, None)))
+    given = run(png(wide), None).tensor
     np.testing.assert_array_equal(given[0, 0, :30, :44], wide[..., 0])
 
 
@@ -89,9 +89,9 @@ def test_decode_happens_with_its_defaults_where_it_is_not_listed() -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     data = png(RGB, exif=exif)
-    _, placed = preprocess()(data, None)
+    placed = preprocess()(data, None).placement
     assert (placed.height, placed.width) == (44, 30)
-    _, placed = preprocess({"decode": {"orientation": "ignore"}})(data, None)
+    placed = preprocess({"decode": {"orientation": "ignore"}})(data, None).placement
     assert (placed.height, placed.width) == (30, 44)
 
 
@@ -101,15 +101,16 @@ def test_read_only_and_strided_pixels_are_accepted_and_left_untouched() -> None:
     strided.flags.writeable = False
     for steps in ([], [KEEP], [LETTERBOX]):
         run = preprocess(*steps)
-        np.testing.assert_array_equal(run(None, strided)[0], run(None, RGB)[0])
+        np.testing.assert_array_equal(run(None, strided).tensor, run(None, RGB).tensor)
     np.testing.assert_array_equal(strided, RGB)
 
 
 @pytest.mark.parametrize("steps", [(), (KEEP,), (LETTERBOX,)], ids=str)
 def test_an_image_of_one_pixel_goes_through(steps: tuple[dict[str, Any], ...]) -> None:
-    given, placed = preprocess(*steps)(png(np.full((1, 1, 3), 9, np.uint8)), None)
-    assert given.shape == (1, 3, placed.input_height, placed.input_width)
-    assert (given[0, :, placed.top, placed.left] == 9).all()
+    given = preprocess(*steps)(png(np.full((1, 1, 3), 9, np.uint8)), None)
+    placed = given.placement
+    assert given.tensor.shape == (1, 3, placed.input_height, placed.input_width)
+    assert (given.tensor[0, :, placed.top, placed.left] == 9).all()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_the_limit_on_pixels_holds_for_both_inputs() -> None:
 @pytest.mark.parametrize(("layout", "shape"), [("NCHW", (None, 3, 32, None)), ("NHWC", (None, 32, None, 3))])
 def test_an_image_of_another_size_than_a_fixed_network_is_refused_with_both_sizes(layout: str, shape: Any) -> None:
     run = preprocess(tensor=network(shape=shape), layout=layout)
-    assert run(None, np.zeros((32, 7, 3), np.uint8))[1] == Placement.of(32, 7)
+    assert run(None, np.zeros((32, 7, 3), np.uint8)).placement == Placement.of(32, 7)
     seen = "image of 30 x 44 pixels makes an input of 30 x 44; the network's 'images' is 32 x any"
     with pytest.raises(BadImageError, match=seen):
         run(None, RGB)

@@ -11,16 +11,38 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from numpy.typing import NDArray
 
 from segserve_builder import families, stages
 from segserve_builder.families import FAMILIES
-from segserve_builder.stages import POSTPROCESS, PREPROCESS
+from segserve_builder.stages import INFERENCE, POSTPROCESS, PREPROCESS
 from segserve_builder.stages.base import Request, Stage
 from segserve_builder.stages.resize import Resize
-from segserve_builder.values import Candidates, Encoded, Image, Instances, Kind, LabelMap, Logits, Placement
+from segserve_builder.values import (
+    CANDIDATES,
+    Anchors,
+    Candidates,
+    ClassMasks,
+    Encoded,
+    Heads,
+    HeatmapHeads,
+    Image,
+    Instances,
+    Keypoints,
+    Kind,
+    LabelMap,
+    Logits,
+    MaskHeads,
+    NoHeads,
+    Panoptic,
+    Placement,
+    PrototypeHeads,
+    Queries,
+)
 
-STAGES = PREPROCESS | POSTPROCESS
-SHARED = {"base", "signature"}
+CALLED = PREPROCESS | POSTPROCESS
+STAGES = CALLED | INFERENCE
+SHARED = {"base", "signature", "detections", "queries", "yolo"}
 OPTIONS = {Resize: {"mode": "letterbox", "size": 8}}  # of stages whose required options depend on each other
 
 
@@ -46,7 +68,9 @@ def image(height: int, width: int) -> Image:
 
 def logits(height: int, width: int, channels: int = 3) -> Logits:
     values = np.random.default_rng(0).normal(size=(channels, height, width)).astype(np.float32)
-    return Logits(values, Placement(2 * height, 2 * width, 0, 0, height, width, height, width))
+    guide = np.random.default_rng(3).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    placement = Placement(2 * height, 2 * width, 0, 0, height, width, height, width)
+    return Logits(values, placement, things=frozenset({1}), guide=guide)
 
 
 def labels(height: int, width: int, dtype: type = np.uint8) -> LabelMap:
@@ -54,7 +78,7 @@ def labels(height: int, width: int, dtype: type = np.uint8) -> LabelMap:
     return LabelMap(found, logits(height, width))
 
 
-def candidates(n: int, height: int, width: int) -> Candidates:
+def detections(n: int, height: int, width: int, heads: Heads) -> Candidates:
     rng = np.random.default_rng(0)
     corner = rng.random((n, 2)) * (width / 2, height / 2)
     boxes = np.concatenate([corner, corner + rng.random((n, 2)) * (width, height)], axis=1).astype(np.float32)
@@ -62,10 +86,42 @@ def candidates(n: int, height: int, width: int) -> Candidates:
         boxes,
         rng.random(n).astype(np.float32),
         rng.integers(0, 2, n).astype(np.int32),
-        rng.normal(size=(n, 4)).astype(np.float32),
-        rng.normal(size=(4, height, width)).astype(np.float32),
+        heads,
         Placement(height, width, 1, 2, 4 * height, 4 * width, 4 * height + 3, 4 * width + 5),
     )
+
+
+def boxes(n: int, height: int, width: int) -> Candidates:
+    return detections(n, height, width, NoHeads())
+
+
+def prototypes(n: int, height: int, width: int) -> Candidates:
+    return detections(n, height, width, PrototypeHeads(noise(n, 4), noise(4, height, width)))
+
+
+def mask_heads(n: int, height: int, width: int) -> Candidates:
+    return detections(n, height, width, MaskHeads(1 / (1 + np.exp(-noise(n, 7, 7)))))
+
+
+def heatmaps(n: int, height: int, width: int) -> Candidates:
+    return detections(n, height, width, HeatmapHeads(noise(n, 3, 6, 6)))
+
+
+def noise(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+def anchors(n: int, height: int, width: int) -> Anchors:
+    placement = boxes(0, height, width).placement
+    return Anchors(
+        noise(n, 3), noise(n, 4), detections(n, height, width, NoHeads()).boxes, (n // 2, n - n // 2), placement
+    )
+
+
+def queries(n: int, height: int, width: int) -> Queries:
+    centres = np.random.default_rng(2).random((n, 4)).astype(np.float32)
+    placement = boxes(0, height, width).placement
+    return Queries(3 * noise(n, 4), 5 * noise(n, height, width), centres, frozenset({1, 2}), placement)
 
 
 def instances(n: int, height: int, width: int) -> Instances:
@@ -73,7 +129,7 @@ def instances(n: int, height: int, width: int) -> Instances:
 
     rng = np.random.default_rng(0)
     masks = tuple(encode_bitmap((rng.random((height, width)) < i / max(n - 1, 1)).astype(np.uint8)) for i in range(n))
-    some = candidates(n, height, width)
+    some = boxes(n, height, width)
     return Instances(some.boxes, some.scores, some.classes, masks, height, width)
 
 
@@ -82,21 +138,35 @@ SAMPLES = {
     Kind.IMAGE: {"one pixel": image(1, 1), "an image": image(9, 13)},
     Kind.LOGITS: {"one cell": logits(1, 1), "logits": logits(9, 13), "one channel": logits(9, 13, 1)},
     Kind.LABELS: {"four pixels": labels(1, 1), "labels": labels(9, 13), "16 bit": labels(9, 13, np.uint16)},
-    Kind.CANDIDATES: {"none": candidates(0, 9, 13), "one pixel": candidates(2, 1, 1), "some": candidates(20, 9, 13)},
-    Kind.INSTANCES: {"none": instances(0, 9, 13), "one pixel": instances(2, 1, 1), "some": instances(5, 9, 13)},
+} | {
+    kind: {"none": make(0, 9, 13), "one pixel": make(2, 1, 1), "some": make(20, 9, 13)}
+    for kind, make in {
+        Kind.ANCHORS: anchors,
+        Kind.BOXES: boxes,
+        Kind.PROTOTYPES: prototypes,
+        Kind.MASK_HEADS: mask_heads,
+        Kind.HEATMAPS: heatmaps,
+        Kind.QUERIES: queries,
+        Kind.INSTANCES: instances,
+    }.items()
 }
 TYPES = {
     Kind.ENCODED: Encoded,
     Kind.IMAGE: Image,
     Kind.LOGITS: Logits,
     Kind.LABELS: LabelMap,
-    Kind.CANDIDATES: Candidates,
+    Kind.CLASS_MASKS: ClassMasks,
+    Kind.ANCHORS: Anchors,
+    **dict.fromkeys(CANDIDATES, Candidates),
+    Kind.QUERIES: Queries,
     Kind.INSTANCES: Instances,
+    Kind.KEYPOINTS: Keypoints,
+    Kind.PANOPTIC: Panoptic,
 }
 CASES = [
-    pytest.param(STAGES[name], kind, SAMPLES[kind][sample], id=f"{name} on {sample}")
-    for name in STAGES
-    for kind in sorted(STAGES[name].takes)
+    pytest.param(CALLED[name], kind, SAMPLES[kind][sample], id=f"{name} on {sample}")
+    for name in CALLED
+    for kind in sorted(CALLED[name].takes)
     for sample in SAMPLES[kind]
 ]
 

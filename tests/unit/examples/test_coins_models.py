@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime
 import pytest
-from in_process import RESOURCES, InProcessModel, resources
+from in_process import RESOURCES, in_process, resources
 from make_golden import PHOTOGRAPH, score_of
 from refresh import with_digests
 
+from segserve_builder.stages.base import Request
 from segserve_builder.golden import compare, load
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def artifact(name: str) -> Path:
 
 @NAMES
 def test_the_answer_to_the_photograph_is_what_the_example_promises(name: str) -> None:
-    answer = InProcessModel(MODELS[name]).answer(PHOTOGRAPH.read_bytes(), "rle")
+    answer = in_process(MODELS[name]).answer(PHOTOGRAPH.read_bytes(), Request(encoding="rle"))
 
     assert score_of(answer).good, score_of(answer)
 
@@ -34,11 +35,11 @@ def test_the_answer_to_the_photograph_is_what_the_example_promises(name: str) ->
 def test_the_golden_set_is_answered(name: str) -> None:
     golden = MODELS[name].spec.golden
     assert golden is not None
-    model = InProcessModel(MODELS[name])
+    model = in_process(MODELS[name])
 
     for case in load(FOLDER / golden.uri).cases:
         image = (FOLDER / golden.uri / case.image).read_bytes()
-        compare(case, model.answer(image, "rle"))
+        compare(case, model.answer(image, Request(encoding="rle")))
 
 
 def test_the_digests_of_model_yaml_are_those_of_the_files() -> None:

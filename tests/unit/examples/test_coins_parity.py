@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import pytest
-from in_process import InProcessModel, resources
+from in_process import in_process, resources
 from score import photograph
 from transform import unet_input, yolo_input
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "coins-inputs.json").read_text())
 TRANSFORMS = {"coins": unet_input, "coins-instances": yolo_input}
-MODELS = {name: InProcessModel(resource) for name, resource in resources().items()}
+MODELS = {name: in_process(resource) for name, resource in resources().items()}
 
 
 def png(grey: np.ndarray) -> bytes:
@@ -28,7 +28,7 @@ def png(grey: np.ndarray) -> bytes:
 def test_the_served_tensor_of_the_photograph_is_the_golden_one(
     name: str, transform: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    served, _ = MODELS[name].network_input(png(photograph()))
+    served = MODELS[name].network_input(png(photograph())).tensor
 
     for tensor in (served, transform(photograph())):
         assert tensor.dtype == np.uint8
@@ -43,6 +43,6 @@ def test_served_and_training_side_tensors_are_equal_bit_for_bit(
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, size, np.uint8)
 
-    served, _ = MODELS[name].network_input(png(image))
+    served = MODELS[name].network_input(png(image)).tensor
 
     np.testing.assert_array_equal(served, transform(image), strict=True)

@@ -10,7 +10,7 @@ import numpy as np
 from segserve_builder.backend.responses import input_array, respond
 from segserve_builder.errors import BadImageError
 from segserve_builder.postprocess import Postprocess, request_from_parameters
-from segserve_builder.public_outputs import GEOMETRY, REVISION, network_output
+from segserve_builder.public_outputs import GEOMETRY, GUIDE, REVISION, network_output
 from segserve_builder.step_options import PostOptions
 from segserve_builder.values import Placement
 
@@ -25,6 +25,7 @@ class TritonPythonModel:
         """Build the pipeline's last step from its options."""
         options = PostOptions.from_model_config(args["model_config"])
         self._output = options.pipeline.output
+        self._guided = options.pipeline.needs_guide
         self._revision = np.array([options.revision.encode()], np.object_)
         self._raw = {tensor.name: network_output(tensor.name) for tensor in options.io.outputs}
         self._postprocess = Postprocess(options.pipeline, options.io)
@@ -39,7 +40,8 @@ class TritonPythonModel:
         raw = {name: _required(request, tensor) for name, tensor in self._raw.items()}
         placement = Placement.from_numbers(_required(request, GEOMETRY.name))
         wanted = frozenset(request.requested_output_names())
-        answer = self._postprocess(raw, placement, overrides, wanted - {REVISION})
+        guide = _required(request, GUIDE.name) if self._guided else None
+        answer = self._postprocess(raw, placement, overrides, wanted - {REVISION}, guide)
         return answer | {REVISION: self._revision} if REVISION in wanted else answer
 
 

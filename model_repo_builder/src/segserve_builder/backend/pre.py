@@ -8,7 +8,7 @@ import numpy as np
 
 from segserve_builder.backend.responses import input_array, respond
 from segserve_builder.preprocess import Preprocess
-from segserve_builder.public_outputs import GEOMETRY, NETWORK_INPUT
+from segserve_builder.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
 from segserve_builder.step_options import PreOptions
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class TritonPythonModel:
         """Build the pipeline's first step from its options."""
         options = PreOptions.from_model_config(args["model_config"])
         network, layout = options.network_input, options.layout
-        self._preprocess = Preprocess(options.preprocess, options.input, network, layout)
+        self._preprocess = Preprocess(options.preprocess, options.input, network, layout, guided=options.guided)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response a request, in order."""
@@ -31,5 +31,6 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> dict[str, NDArray[Any]]:
         encoded = input_array(request, "IMAGE")
         image = None if encoded is None else bytes(encoded.item())
-        array, placement = self._preprocess(image, input_array(request, "PIXELS"))
-        return {NETWORK_INPUT: array, GEOMETRY.name: np.array(placement.to_numbers(), np.int32)}
+        made = self._preprocess(image, input_array(request, "PIXELS"))
+        tensors = {NETWORK_INPUT: made.tensor, GEOMETRY.name: np.array(made.placement.to_numbers(), np.int32)}
+        return tensors if made.guide is None else tensors | {GUIDE.name: made.guide}

@@ -34,21 +34,27 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class NetworkIO:
-    """The tensors of a network that a family uses: its one image input, and its outputs in the family's order."""
+    """The tensors of a network that a family uses: its one image input, and its outputs in the family's order.
+
+    Shapes have the batch first. Where the file's outputs have none (`batched` is False), the network runs one image at
+    a time, and a batch of one is put before each.
+    """
 
     input: TensorSpec
     layout: Literal["NCHW", "NHWC"]
     outputs: tuple[TensorSpec, ...]
+    batched: bool = True
 
 
 class Family(Protocol):
     """One kind of network. `version` is raised whenever the answers change: it is part of a revision's digest."""
 
     version: ClassVar[int]
-    task: ClassVar[Literal["semantic", "instance"]]
+    numbers_classes: ClassVar[bool]
+    """Whether classes are channels of an output, so that their ids count up from 0; else the network names the ids."""
     gives: ClassVar[Kind]
     default_postprocess: ClassVar[tuple[Stage, ...]]
-    """The stages of a pipeline that lists none."""
+    """The stages of a pipeline that lists none; they decide its task."""
 
     def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
         """Return the tensors to use, or raise `SignatureError` that says what was seen and what is allowed."""
@@ -58,6 +64,6 @@ class Family(Protocol):
         """Turn one image's raw outputs into the first value of the postprocess stages.
 
         `outputs` has a batch of one, is finite, and in the order of `network_io`. Raises `SignatureError` where its
-        shapes are not the family's.
+        shapes or class ids are not the family's.
         """
         ...

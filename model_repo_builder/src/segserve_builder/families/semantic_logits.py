@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
-from segserve_builder.families.signature import described, float_output, image_input
+from segserve_builder.families.signature import described, float_output, image_input, things
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.values import Kind, Logits, Placement
 
@@ -29,7 +29,7 @@ class SemanticLogits:
     """
 
     version: ClassVar[int] = 1
-    task: ClassVar[Literal["semantic", "instance"]] = "semantic"
+    numbers_classes: ClassVar[bool] = True
     gives: ClassVar[Kind] = Kind.LOGITS
     default_postprocess: ClassVar[tuple[Stage, ...]] = (Argmax(),)
 
@@ -50,7 +50,7 @@ class SemanticLogits:
         if values.ndim != 4 or values.shape[0] != 1:
             raise SignatureError(f"the logits have shape {list(values.shape)}; one image's are [1, classes, h, w]")
         _check_channels(f"the logits have shape {list(values.shape)}", values.shape[1], pipeline)
-        return Logits(values[0], placement)
+        return Logits(values[0], placement, things=things(pipeline))
 
 
 def _check_channels(seen: str, channels: int, pipeline: Pipeline) -> None:

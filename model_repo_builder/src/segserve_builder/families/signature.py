@@ -43,6 +43,11 @@ def float_output(tensor: TensorSpec, pipeline: Pipeline, rank: int, meaning: str
     return tensor
 
 
+def things(pipeline: Pipeline) -> frozenset[int]:
+    """Return the ids of the classes whose objects are counted."""
+    return frozenset(item.id for item in pipeline.classes if item.thing)
+
+
 def _layout(tensor: TensorSpec, pipeline: Pipeline) -> Literal["NCHW", "NHWC"]:
     colour = pipeline.input.colour
     channels = CHANNELS[colour]

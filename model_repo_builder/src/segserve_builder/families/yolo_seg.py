@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
@@ -10,7 +10,7 @@ from segserve_builder.families.signature import described, float_output, image_i
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Candidates, Kind, Placement
+from segserve_builder.values import Candidates, Kind, Placement, PrototypeHeads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +34,8 @@ class YoloSeg:
     """
 
     version: ClassVar[int] = 1
-    task: ClassVar[Literal["semantic", "instance"]] = "instance"
-    gives: ClassVar[Kind] = Kind.CANDIDATES
+    numbers_classes: ClassVar[bool] = True
+    gives: ClassVar[Kind] = Kind.PROTOTYPES
     default_postprocess: ClassVar[tuple[Stage, ...]] = (ScoreThreshold(), Nms(), CropMasks())
 
     def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
@@ -64,7 +64,8 @@ class YoloSeg:
             )
         head = detections[0]
         classes, scores = _best_class(head[4 : 4 + number])
-        return Candidates(_boxes(head, placement), scores, classes, head[4 + number :].T, prototypes[0], placement)
+        heads = PrototypeHeads(head[4 + number :].T, prototypes[0])
+        return Candidates(_boxes(head, placement), scores, classes, heads, placement)
 
 
 def _check_rows(detections: TensorSpec, prototypes: TensorSpec, classes: int) -> None:

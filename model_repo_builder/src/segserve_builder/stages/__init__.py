@@ -13,6 +13,8 @@ from segserve_builder.stages.normalise import Normalise
 from segserve_builder.stages.remove_small_regions import RemoveSmallRegions
 from segserve_builder.stages.resize import Resize
 from segserve_builder.stages.score_threshold import ScoreThreshold
+from segserve_builder.stages.tile import Tile
+from segserve_builder.stages.tta import Tta
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from segserve_builder.stages.base import Stage
 
 PREPROCESS: Final[Mapping[str, type[Stage]]] = {"decode": Decode, "resize": Resize, "normalise": Normalise}
+INFERENCE: Final[Mapping[str, type[Stage]]] = {"tile": Tile, "tta": Tta}
+"""How the network is run over one image; these run within the network's step."""
 POSTPROCESS: Final[Mapping[str, type[Stage]]] = {
     "argmax": Argmax,
     "scoreThreshold": ScoreThreshold,

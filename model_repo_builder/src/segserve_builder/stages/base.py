@@ -21,6 +21,8 @@ class Stage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
     version: ClassVar[int] = 1
+    needs_guide: ClassVar[bool] = False
+    """Whether it looks at the image itself, as the network saw it (`Logits.guide`)."""
     takes: ClassVar[frozenset[Kind]]
     gives: ClassVar[Kind | None] = None
     """The kind it gives, or None where it gives the kind that it took."""

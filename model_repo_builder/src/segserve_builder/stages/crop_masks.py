@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from segserve_builder.values import Candidates, Instances, Kind
 
 if TYPE_CHECKING:
     from segserve_builder.stages.base import Request
+    from segserve_builder.values import PrototypeHeads
 
 
 class CropMasks(Stage):
@@ -20,7 +21,7 @@ class CropMasks(Stage):
     interpolation; a mask may come out empty. Boxes are clipped to the image.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CANDIDATES})
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.PROTOTYPES})
     gives: ClassVar[Kind | None] = Kind.INSTANCES
 
     threshold: float = Field(0.5, gt=0, lt=1, description="The probability above which a pixel is of the mask.")
@@ -35,8 +36,9 @@ class CropMasks(Stage):
         from segserve_builder.sampling import axes
 
         height, width = value.placement.height, value.placement.width
-        rows, columns = axes(value.placement, *value.prototypes.shape[1:])
+        heads = cast("PrototypeHeads", value.heads)
+        rows, columns = axes(value.placement, *heads.prototypes.shape[1:])
         boxes = np.clip(value.boxes, 0, np.array([width, height] * 2, np.float32))
         logit = log(self.threshold / (1 - self.threshold))
-        masks = mask_rles(value.prototypes, value.coefficients, boxes, rows, columns, logit)
+        masks = mask_rles(heads.prototypes, heads.coefficients, boxes, rows, columns, logit)
         return Instances(boxes, value.scores, value.classes, masks, height, width)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Candidates, Kind
+from segserve_builder.values import CANDIDATES, Candidates, Kind
 
 if TYPE_CHECKING:
     from segserve_builder.stages.base import Request
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Nms(Stage):
     """Keep the best-scored box of those that overlap (greedy non-maximum suppression)."""
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CANDIDATES})
+    takes: ClassVar[frozenset[Kind]] = CANDIDATES
 
     iou_threshold: float = Field(0.7, ge=0, le=1, description="Boxes whose IoU with a better one is above it go.")
     class_aware: bool = Field(True, description="Whether only boxes of the same class suppress each other.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Candidates, Kind
+from segserve_builder.values import CANDIDATES, Candidates, Kind
 
 if TYPE_CHECKING:
     from segserve_builder.stages.base import Request
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ScoreThreshold(Stage):
     """Keep candidates that score at least the threshold. The request's score_threshold overrides it."""
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.CANDIDATES})
+    takes: ClassVar[frozenset[Kind]] = CANDIDATES
 
     threshold: float = Field(0.25, ge=0, le=1, description="The least score that is kept.")
 

@@ -50,7 +50,7 @@ def check_distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
 
 
 def in_order_of_id(classes: tuple[ModelClass, ...]) -> tuple[ModelClass, ...]:
-    """Return the classes in order of id, which must count up from 0; names must differ.
+    """Return the classes in order of id; ids and names must differ.
 
     The order in the file says nothing: on a cluster the list is a map by id.
     """
@@ -61,14 +61,23 @@ def in_order_of_id(classes: tuple[ModelClass, ...]) -> tuple[ModelClass, ...]:
                 field = "id" if key == item.id else "name"
                 raise located(f"classes[{seen[key]}] has the {field} {key!r} too", index, field)
             seen[key] = index
-        if item.id >= len(classes):
+    return tuple(sorted(classes, key=lambda item: item.id))
+
+
+def check_class_ids(pipeline: Pipeline) -> None:
+    """Check that ids count up from 0 where they are the numbers of the network's channels."""
+    if not FAMILIES[pipeline.family].numbers_classes:
+        return
+    number = len(pipeline.classes)
+    for index, item in enumerate(pipeline.classes):
+        if item.id != index:
             raise located(
-                f"ids must count up from 0 as the network's channels do: 0 to {len(classes) - 1} for "
-                f"{len(classes)} classes, got {item.id}",
+                f"ids must count up from 0 as the channels of family {pipeline.family!r} do: 0 to {number - 1} for "
+                f"{number} classes, got {item.id}",
+                "classes",
                 index,
                 "id",
             )
-    return tuple(sorted(classes, key=lambda item: item.id))
 
 
 def check_stages(pipeline: Pipeline) -> None:

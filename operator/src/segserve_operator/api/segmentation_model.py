@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.families import FAMILIES
 from segserve_builder.pipeline import Artifact, Golden, Input, ModelClass, Output, Runtime
-from segserve_builder.steps import Pipeline, PostprocessStep, PreprocessStep
-from segserve_operator.api.checks import check_distinct, check_family, check_stages, in_order_of_id
+from segserve_builder.steps import InferenceStep, Pipeline, PostprocessStep, PreprocessStep
+from segserve_operator.api.checks import check_class_ids, check_distinct, check_family, check_stages, in_order_of_id
 from segserve_operator.api.meta import (
     ApiValue,
     Condition,
@@ -23,14 +23,27 @@ from segserve_operator.api.meta import (
     format_duration,
 )
 
+if TYPE_CHECKING:
+    from pydantic.config import JsonDict
+
 Classes = Annotated[tuple[ModelClass, ...], AfterValidator(in_order_of_id)]
 FamilyName = Annotated[str, AfterValidator(check_family), WithJsonSchema({"type": "string", "enum": sorted(FAMILIES)})]
 
 DEFAULT_KEEP_PREVIOUS: Final = timedelta(hours=1)
 
 
+def _class_ids_rule() -> JsonDict:
+    own = ", ".join(f"'{name}'" for name, family in FAMILIES.items() if not family.numbers_classes)
+    return {
+        "rule": f"self.family in [{own}] || self.classes.all(c, c.id < self.classes.size())",
+        "message": "ids of this family's classes must count up from 0 without gaps",
+    }
+
+
 class SegmentationModelSpec(ApiValue):
     """What is to be served."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_class_ids_rule()]})
 
     artifact: Artifact = Field(description="The network's file.")
     family: FamilyName = Field(description="What the network's raw outputs mean.")
@@ -38,23 +51,23 @@ class SegmentationModelSpec(ApiValue):
     classes: Classes = Field(
         min_length=1,
         max_length=2000,
-        description="What the network tells apart; ids count up from 0, as the channels of its output do.",
+        description="What the network tells apart; ids are its labels, or count up from 0 as its output's channels do.",
         json_schema_extra={
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["id"],
             # No rule for names: comparing 500 with each other costs more than an API server allows.
-            "x-kubernetes-validations": [
-                {
-                    "rule": "self.all(c, c.id < self.size())",
-                    "message": "ids must count up from 0 without gaps",
-                }
-            ],
         },
     )
     preprocess: tuple[PreprocessStep, ...] = Field(
         (),
         max_length=32,
         description="From the encoded image to the network's input: stages in order; decode is first, listed or not.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    inference: tuple[InferenceStep, ...] = Field(
+        (),
+        max_length=8,
+        description="How the network is run over one image: once unless tiles or augmentation are listed.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     postprocess: tuple[PostprocessStep, ...] = Field(
@@ -92,7 +105,9 @@ class SegmentationModelSpec(ApiValue):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
-        check_stages(self.pipeline("any"))
+        pipeline = self.pipeline("any")
+        check_class_ids(pipeline)
+        check_stages(pipeline)
         return self
 
     def pipeline(self, model_name: str) -> Pipeline:
@@ -104,6 +119,7 @@ class SegmentationModelSpec(ApiValue):
             input=self.input,
             classes=self.classes,
             preprocess=self.preprocess,
+            inference=self.inference,
             postprocess=self.postprocess,
             output=self.output,
             runtime=self.runtime,

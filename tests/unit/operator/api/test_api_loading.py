@@ -147,8 +147,8 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
         pytest.param(
             "id: 1",
             "id: 2",
-            "13:12: spec.classes[1].id: ids must count up from 0 as the network's channels "
-            "do: 0 to 1 for 2 classes, got 2",
+            "13:12: spec.classes[1].id: ids must count up from 0 as the channels of family "
+            "'semantic-logits' do: 0 to 1 for 2 classes, got 2",
             id="a gap in the ids",
         ),
         pytest.param("id: 1", "id: 0", "13:12: spec.classes[1].id: classes[0] has the id 0 too", id="an id twice"),
@@ -262,7 +262,7 @@ def test_every_family_is_served_without_a_list_of_stages(coins_value: dict[str, 
 def test_stages_that_do_not_end_in_an_answer_are_refused(coins_value: dict[str, Any]) -> None:
     coins_value["spec"] |= {"family": "yolo-seg", "postprocess": [{"scoreThreshold": {}}, {"nms": {}}]}
 
-    with pytest.raises(SpecError, match=r"spec\.postprocess: .*'nms' gives candidates; .* must give instances"):
+    with pytest.raises(SpecError, match=r"spec\.postprocess: .*'nms' gives prototypes; .* must give labels, classMasks, instances"):
         parse(coins_value, "store")
 
 
