@@ -11,7 +11,7 @@ DEMO := SEGSERVE_STATE=$(OUT)/demo
 # ONNX Runtime's builds report what they run; what is served is nobody else's business.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test test-quick lint bench prove crds system clean
+.PHONY: help demo test test-quick lint bench bench-stages oracles prove crds system clean zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,6 +34,15 @@ $(VENV)-numpy1/stamp: pyproject.toml $(LOCK)
 	  torch==2.13.0 onnxruntime scipy scikit-image pytest pytest-asyncio pytest-timeout hypothesis
 	touch $@
 
+# Debian's Python is the only one with a torchvision for the CPU: an oracle and a peer, in an environment of its own.
+$(VENV)-debian/stamp: | $(VENV)/dev.stamp system
+	/usr/bin/python3 -m venv --without-pip --system-site-packages $(VENV)-debian
+	$(BIN)/pip --python $(VENV)-debian/bin/python install --quiet --disable-pip-version-check \
+	  numpy==1.26.4 pycocotools==2.0.11 onnx==1.16.2
+	touch $@
+
+oracles: $(VENV)-debian/stamp  ## What answers are compared with: Debian's torchvision beside what .venv has
+
 demo: $(VENV)/local.stamp  ## Serve the two coin networks and show what they find in a photograph
 	$(DEMO) $(BIN)/segserve up --detach --port $(PORT) -f examples/coins/model.yaml
 	@$(DEMO) SEGSERVE_URL=http://127.0.0.1:$(PORT) $(BIN)/python examples/coins/demo.py $(OUT); \
@@ -42,7 +51,7 @@ demo: $(VENV)/local.stamp  ## Serve the two coin networks and show what they fin
 test: lint test-quick system  ## Everything: lint, types, layers, units, then the real Triton and Envoy
 	$(BIN)/pytest -m platform
 
-test-quick: $(VENV)/dev.stamp $(VENV)-numpy1/stamp  ## Only what needs no servers
+test-quick: $(VENV)/dev.stamp $(VENV)-numpy1/stamp oracles  ## Only what needs no servers
 	$(BIN)/pytest -m 'not platform'
 	$(VENV)-numpy1/bin/pytest tests/unit/builder
 
@@ -59,6 +68,9 @@ bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; 
 	$(BIN)/python -m bench.request
 	$(BIN)/python -m bench.memory
 
+bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and the table of docs/performance.md
+	$(BIN)/python -m bench.stages
+
 prove: $(VENV)/dev.stamp  ## Long runs whose results are committed: 5 minutes of load with edits
 	$(BIN)/python -m bench.endurance
 
@@ -67,4 +79,4 @@ crds: $(VENV)/dev.stamp  ## Write the custom resource definitions and their refe
 	$(BIN)/python -m segserve_operator.api.reference docs/resource.md
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
-	rm -rf $(VENV) $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-numpy1 $(VENV)-debian $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

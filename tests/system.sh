@@ -1,10 +1,13 @@
 #!/bin/sh
-# Makes sure of what the tests need of the system: curl, and the library that NVIDIA's perf_analyzer is linked to.
+# Makes sure of what the tests need of the system: curl, the library that NVIDIA's perf_analyzer is linked to, and
+# Debian's torchvision, which is an oracle of the stages.
 set -eu
 
 missing=
 command -v curl >/dev/null || missing="$missing curl"
 PATH="$PATH:/sbin:/usr/sbin" ldconfig -p | grep -q 'libb64\.so\.0d ' || missing="$missing libb64-0d"
+/usr/bin/python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torchvision"))' 2>/dev/null \
+  || missing="$missing python3-torchvision"
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

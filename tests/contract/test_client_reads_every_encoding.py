@@ -9,17 +9,33 @@ import pytest
 from pycocotools import mask as coco
 from skimage import data, measure
 
-from segserve.answers import INSTANCE_OUTPUTS, SEMANTIC_OUTPUTS, read_model_info, read_result
-from segserve.types import ENCODINGS, InstanceResult, SemanticResult
+from segserve.answers import OUTPUTS, read_model_info, read_result
+from segserve.detections import DetectionResult, KeypointResult
+from segserve.instances import InstanceResult
+from segserve.panoptic import PanopticResult
+from segserve.semantic import SemanticResult
+from segserve.types import ENCODINGS
 from segserve.wire import InferAnswer, Tensor
 from segserve_builder.encode import encode
 from segserve_builder.pipeline import Input, ModelClass, Output, Runtime
 from segserve_builder.stages.base import Request
 from segserve_builder.steps import Pipeline
-from segserve_builder.values import Instances, LabelMap, Logits, Placement
+from segserve_builder.values import (
+    Candidates,
+    ClassMasks,
+    Instances,
+    Keypoints,
+    LabelMap,
+    Logits,
+    NoHeads,
+    Panoptic,
+    Placement,
+    Segment,
+    Value,
+)
 
 if TYPE_CHECKING:
-    from segserve.types import Result
+    from segserve.results import Result
 
 LABELS = measure.label(data.coins()[::3, ::3] > 120, connectivity=1)
 PARTS = [part.label == LABELS for part in measure.regionprops(LABELS) if part.area > 20]
@@ -27,7 +43,7 @@ HEIGHT, WIDTH = LABELS.shape
 CLASSES = tuple(ModelClass(id=number, name=f"class {number}") for number in range(3))
 
 
-def answered(value: Instances | LabelMap, wanted: tuple[str, ...], encoding: str | None) -> Result:
+def answered(value: Value, wanted: tuple[str, ...], encoding: str | None) -> Result:
     pipeline = Pipeline(
         model="coins",
         artifact_sha256="0" * 64,
@@ -58,7 +74,7 @@ def test_instances_have_the_same_masks_in_every_encoding(encoding: str | None) -
     boxes = np.zeros((len(PARTS), 4), np.float32)
     scores, classes = np.linspace(1, 0.5, len(PARTS), dtype=np.float32), np.ones(len(PARTS), np.int32)
 
-    result = answered(Instances(boxes, scores, classes, counts, HEIGHT, WIDTH), INSTANCE_OUTPUTS, encoding)
+    result = answered(Instances(boxes, scores, classes, counts, HEIGHT, WIDTH), OUTPUTS["MASKS"], encoding)
 
     assert isinstance(result, InstanceResult)
     assert len(result) == len(PARTS) > 10
@@ -76,8 +92,72 @@ def test_labels_are_the_same_in_every_encoding(encoding: str | None) -> None:
     labels = np.select([distance < 15, distance < 30], [1, 2], 0).astype(np.uint8)
     logits = Logits(np.zeros((3, HEIGHT, WIDTH), np.float32), Placement.of(HEIGHT, WIDTH))
 
-    result = answered(LabelMap(labels, logits), SEMANTIC_OUTPUTS, encoding)
+    result = answered(LabelMap(labels, logits), OUTPUTS["AREAS"], encoding)
 
     assert isinstance(result, SemanticResult)
     np.testing.assert_array_equal(result.labels, labels)
     assert list(result.areas.values()) == np.bincount(labels.ravel()).tolist()
+
+
+@pytest.mark.parametrize("encoding", [None, *ENCODINGS])
+def test_the_masks_of_a_multi_label_model_may_overlap_in_every_encoding(encoding: str | None) -> None:
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    masks = [rows >= 0, np.hypot(rows - 45, columns - 60) < 30, columns < 50]
+    counts = tuple(bytes(coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]) for mask in masks)
+    areas = np.array([mask.sum() for mask in masks], np.int64)
+
+    result = answered(ClassMasks(counts, areas, np.full(3, 0.5, np.float32), HEIGHT, WIDTH), OUTPUTS["AREAS"], encoding)
+
+    assert isinstance(result, SemanticResult)
+    for class_id, mask in enumerate(masks):
+        np.testing.assert_array_equal(result.mask(class_id), mask)
+    assert list(result.areas.values()) == areas.tolist()
+
+
+@pytest.mark.parametrize("parts", [len(PARTS), 300])
+@pytest.mark.parametrize("encoding", [None, *ENCODINGS])
+def test_segments_are_the_same_in_every_encoding(encoding: str | None, parts: int) -> None:
+    ids = np.zeros((HEIGHT, WIDTH), np.uint16)
+    numbers = [parts - index for index in range(len(PARTS))]
+    for number, part in zip(numbers, PARTS, strict=True):
+        ids[filled(part)] = number
+    segments = tuple(Segment(number, number % 3, number % 2 == 0, 0.5) for number in numbers)
+
+    result = answered(Panoptic(ids, segments), OUTPUTS["SEGMENTS"], encoding)
+
+    assert isinstance(result, PanopticResult)
+    np.testing.assert_array_equal(result.ids, ids)
+    for found, expected in zip(result, segments, strict=True):
+        rows, columns = np.nonzero(ids == expected.id)
+        assert (found.id, found.class_id, found.is_thing) == (expected.id, expected.class_id, expected.is_thing)
+        assert found.area == len(rows)
+        assert found.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+
+
+def test_an_image_without_segments_is_an_answer() -> None:
+    result = answered(Panoptic(np.zeros((4, 5), np.uint16), ()), OUTPUTS["SEGMENTS"], None)
+
+    assert isinstance(result, PanopticResult)
+    assert len(result) == 0
+    assert result.ids.tolist() == [[0] * 5] * 4
+
+
+@pytest.mark.parametrize("number", [0, 1, 7])
+def test_boxes_and_keypoints_arrive_clipped_to_the_image(number: int) -> None:
+    rng = np.random.default_rng(number)
+    corners = rng.uniform(-20, 60, (number, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + 80], axis=1)
+    scores, classes = rng.random(number).astype(np.float32), np.arange(number, dtype=np.int32) % 3
+    points = rng.uniform(0, 40, (number, 5, 3)).astype(np.float32)
+
+    found = answered(Candidates(boxes, scores, classes, NoHeads(), Placement.of(HEIGHT, WIDTH)), OUTPUTS["BOXES"], None)
+    pointed = answered(Keypoints(boxes, scores, classes, points, HEIGHT, WIDTH), OUTPUTS["KEYPOINTS"], None)
+
+    assert isinstance(found, DetectionResult)
+    assert isinstance(pointed, KeypointResult)
+    for result in (found, pointed):
+        np.testing.assert_array_equal(result.boxes, np.clip(boxes, 0, [WIDTH, HEIGHT, WIDTH, HEIGHT]))
+        np.testing.assert_array_equal(result.scores, scores)
+        np.testing.assert_array_equal(result.class_ids, classes)
+    if number:
+        np.testing.assert_array_equal(pointed.points, points)

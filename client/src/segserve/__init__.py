@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from segserve.async_client import AsyncClient
     from segserve.client import Client
+    from segserve.detections import Detection, DetectionResult, KeypointDetection, KeypointResult
     from segserve.errors import (
         BadRequestError,
         GatewayUnreachableError,
@@ -20,19 +21,29 @@ if TYPE_CHECKING:
         SegserveError,
         ServerError,
     )
-    from segserve.types import Instance, InstanceResult, ModelInfo, Result, SegmentClass, SemanticResult
+    from segserve.instances import Instance, InstanceResult
+    from segserve.panoptic import PanopticResult, PanopticSegment
+    from segserve.results import Result
+    from segserve.semantic import SemanticResult
+    from segserve.types import ModelInfo, SegmentClass
 
 __all__ = [
     "AsyncClient",
     "BadRequestError",
     "Client",
+    "Detection",
+    "DetectionResult",
     "GatewayUnreachableError",
     "Instance",
     "InstanceResult",
+    "KeypointDetection",
+    "KeypointResult",
     "MissingExtraError",
     "ModelInfo",
     "ModelNotFoundError",
     "OverloadedError",
+    "PanopticResult",
+    "PanopticSegment",
     "ProtocolError",
     "RequestTimeoutError",
     "RequestTooLargeError",
@@ -46,12 +57,18 @@ __all__ = [
 _HOMES: Final = {
     "AsyncClient": "async_client",
     "Client": "client",
-    "Instance": "types",
-    "InstanceResult": "types",
+    "Detection": "detections",
+    "DetectionResult": "detections",
+    "Instance": "instances",
+    "InstanceResult": "instances",
+    "KeypointDetection": "detections",
+    "KeypointResult": "detections",
     "ModelInfo": "types",
-    "Result": "types",
+    "PanopticResult": "panoptic",
+    "PanopticSegment": "panoptic",
+    "Result": "results",
     "SegmentClass": "types",
-    "SemanticResult": "types",
+    "SemanticResult": "semantic",
 }
 
 

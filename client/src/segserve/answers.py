@@ -5,22 +5,34 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from segserve.detections import Detection, DetectionResult, KeypointDetection, KeypointResult
 from segserve.errors import ProtocolError
+from segserve.instances import Instance, InstanceResult
 from segserve.masks import EncodedMask
-from segserve.types import Colour, Instance, InstanceResult, ModelInfo, Result, SegmentClass, SemanticResult
+from segserve.panoptic import PanopticResult, PanopticSegment
+from segserve.semantic import SemanticResult
+from segserve.types import Colour, ModelInfo, SegmentClass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
+    from segserve.results import Result
     from segserve.wire import InferAnswer
 
 REVISION_HEADER: Final = "x-segserve-revision"
 # What a model's file can allow at most; beyond it an answer of a few bytes would ask for all memory.
 MAX_PIXELS: Final = 1_000_000_000
-INSTANCE_OUTPUTS: Final = ("REVISION", "SIZE", "BOXES", "SCORES", "CLASSES", "MASKS")
-SEMANTIC_OUTPUTS: Final = ("REVISION", "SIZE", "LABELS", "MASKS", "CLASSES", "AREAS")
+_DETECTION: Final = ("REVISION", "SIZE", "BOXES", "SCORES", "CLASSES")
+# A model's task is known by the outputs that no other task has; the first that fits counts.
+OUTPUTS: Final = {
+    "KEYPOINTS": (*_DETECTION, "KEYPOINTS"),
+    "SEGMENTS": ("REVISION", "SIZE", "LABELS", "SEGMENTS", "MASKS"),
+    "AREAS": ("REVISION", "SIZE", "LABELS", "MASKS", "CLASSES", "AREAS"),
+    "MASKS": (*_DETECTION, "MASKS"),
+    "BOXES": _DETECTION,
+}
 
 Size: TypeAlias = tuple[int, int]
 
@@ -30,7 +42,7 @@ def wanted_outputs(info: ModelInfo, *, confidence: bool) -> tuple[str, ...]:
 
     Raises `ProtocolError` for a model without the outputs of segserve's contract.
     """
-    wanted = INSTANCE_OUTPUTS if "BOXES" in info.outputs else SEMANTIC_OUTPUTS
+    wanted = next((names for mark, names in OUTPUTS.items() if mark in info.outputs), _DETECTION)
     missing = [name for name in wanted if name not in info.outputs]
     if missing:
         raise ProtocolError(
@@ -70,21 +82,80 @@ def read_result(answer: InferAnswer, info: ModelInfo) -> Result:
     height, width = (int(number) for number in _numbers(answer, "SIZE", "INT32", 2))
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise ProtocolError(f"SIZE is height and width of an image, got {height} x {width}")
-    if "BOXES" in answer.outputs:
-        return _read_instances(answer, info, revision, (height, width))
-    return _read_semantic(answer, info, revision, (height, width))
+    mark = next((mark for mark in OUTPUTS if mark in answer.outputs), "BOXES")
+    return _READERS[mark](answer, info, revision, (height, width))
+
+
+def _read_detections(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> DetectionResult:
+    found = tuple(_detections(answer, info))
+    return DetectionResult(info.model, revision, size, _all_classes(info, [one.class_id for one in found]), found)
+
+
+def _read_keypoints(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> KeypointResult:
+    boxes = list(_detections(answer, info))
+    points = _numbers(answer, "KEYPOINTS", "FP32", len(boxes), None, 3)
+    found = tuple(
+        KeypointDetection(one.box, one.score, one.class_id, one.class_name, own)
+        for one, own in zip(boxes, points, strict=True)
+    )
+    return KeypointResult(info.model, revision, size, _all_classes(info, [one.class_id for one in found]), found)
+
+
+def _read_panoptic(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> PanopticResult:
+    (table,) = answer["SEGMENTS"].to_items() or (b"[]",)
+    try:
+        segments = tuple(_segment(row, info) for row in json.loads(table))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"SEGMENTS is a JSON list of segments, got {table[:200]!r}: {error!r}") from error
+    labels, masks = answer["LABELS"].to_items(), answer["MASKS"].to_items()
+    if (len(labels), len(masks)) not in {(1, 0), (0, len(segments))}:
+        raise ProtocolError(
+            f"expected one of LABELS, or MASKS for {len(segments)} segments; "
+            f"got {len(labels)} of LABELS and {len(masks)} MASKS"
+        )
+    return PanopticResult(
+        model=info.model,
+        revision=revision,
+        size=size,
+        classes=_all_classes(info, [segment.class_id for segment in segments]),
+        segments=segments,
+        encoded=labels[0] if labels else None,
+        encoded_masks={one.id: EncodedMask(mask, *size) for one, mask in zip(segments, masks, strict=False)},
+    )
+
+
+def _segment(row: Mapping[str, Any], info: ModelInfo) -> PanopticSegment:
+    class_id = int(row["class"])
+    x1, y1, x2, y2 = (int(side) for side in row["box"])
+    return PanopticSegment(
+        id=int(row["id"]),
+        class_id=class_id,
+        class_name=info.class_of(class_id).name,
+        is_thing=bool(row["isThing"]),
+        score=float(row["score"]),
+        area=int(row["area"]),
+        box=(x1, y1, x2, y2),
+    )
+
+
+def _detections(answer: InferAnswer, info: ModelInfo) -> Iterator[Detection]:
+    scores = _numbers(answer, "SCORES", "FP32", None).tolist()
+    boxes = _numbers(answer, "BOXES", "FP32", len(scores), 4).tolist()
+    class_ids = _numbers(answer, "CLASSES", "INT32", len(scores)).tolist()
+    for (x1, y1, x2, y2), score, class_id in zip(boxes, scores, class_ids, strict=True):
+        yield Detection((x1, y1, x2, y2), score, class_id, info.class_of(class_id).name)
 
 
 def _read_instances(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> InstanceResult:
-    masks = answer["MASKS"].to_items()
-    boxes = _numbers(answer, "BOXES", "FP32", len(masks), 4).tolist()
-    scores = _numbers(answer, "SCORES", "FP32", len(masks)).tolist()
-    class_ids = _numbers(answer, "CLASSES", "INT32", len(masks)).tolist()
+    masks, boxes = answer["MASKS"].to_items(), list(_detections(answer, info))
+    if len(masks) != len(boxes):
+        raise ProtocolError(f"expected a mask for each of {len(boxes)} boxes, got {len(masks)} MASKS")
     instances = tuple(
-        Instance((x1, y1, x2, y2), score, class_id, info.class_of(class_id).name, EncodedMask(mask, *size))
-        for (x1, y1, x2, y2), score, class_id, mask in zip(boxes, scores, class_ids, masks, strict=True)
+        Instance(one.box, one.score, one.class_id, one.class_name, EncodedMask(mask, *size))
+        for one, mask in zip(boxes, masks, strict=True)
     )
-    return InstanceResult(info.model, revision, size, _all_classes(info, class_ids), instances)
+    classes = _all_classes(info, [one.class_id for one in boxes])
+    return InstanceResult(info.model, revision, size, classes, instances)
 
 
 def _read_semantic(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> SemanticResult:
@@ -111,6 +182,15 @@ def _read_semantic(answer: InferAnswer, info: ModelInfo, revision: str, size: Si
         encoded=labels[0] if labels else None,
         encoded_masks={key: EncodedMask(mask, *size) for key, mask in zip(class_ids, masks, strict=False)},
     )
+
+
+_READERS: Final[Mapping[str, Callable[[InferAnswer, ModelInfo, str, Size], Result]]] = {
+    "KEYPOINTS": _read_keypoints,
+    "SEGMENTS": _read_panoptic,
+    "AREAS": _read_semantic,
+    "MASKS": _read_instances,
+    "BOXES": _read_detections,
+}
 
 
 def _all_classes(info: ModelInfo, class_ids: Iterable[int]) -> tuple[SegmentClass, ...]:

@@ -13,8 +13,9 @@ from segserve.transports import open_async_transport
 
 if TYPE_CHECKING:
     from segserve.images import ImageLike
+    from segserve.results import Result
     from segserve.transports import TransportName
-    from segserve.types import Encoding, ModelInfo, Result
+    from segserve.types import Encoding, ModelInfo
 
 T = TypeVar("T")
 

@@ -13,8 +13,9 @@ from segserve.transports import open_transport
 
 if TYPE_CHECKING:
     from segserve.images import ImageLike
+    from segserve.results import Result
     from segserve.transports import TransportName
-    from segserve.types import Encoding, ModelInfo, Result
+    from segserve.types import Encoding, ModelInfo
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class Client:
         confidence: bool = False,
         timeout_s: float | None = None,
     ) -> Result:
-        """Segment one image: an `InstanceResult` or a `SemanticResult`, as the model is.
+        """Segment one image: the result that belongs to the model's task.
 
         `image` is a path, the bytes of a file, an open binary file, a PIL image, or a uint8 (uint16 where the
         model takes it) array shaped (H, W, C) or (H, W). What is None is as the model's file says.

@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from segserve.masks import Rle
     from segserve.types import SegmentClass
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One mask; `box` is x1, y1, x2, y2, or None to take the mask's own."""
+    """One object: at least one of mask and box.
+
+    `box` is x1, y1, x2, y2, or None to take the mask's own; `points` are (K, 3) as x, y, score.
+    """
 
     class_id: int
-    rle: Rle
+    rle: Rle | None
     score: float | None
     box: tuple[float, float, float, float] | None
+    points: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +67,23 @@ def _image(entry: Entry) -> dict[str, Any]:
 
 
 def _annotation(number: int, image_id: int, found: Object) -> dict[str, Any]:
+    annotation = {"id": number, "image_id": image_id, "category_id": found.class_id, **_shape(found), "iscrowd": 0}
+    if found.points is not None:
+        # COCO's third number says whether a point is labelled and visible; all that are answered are.
+        points = [number for x, y, _ in found.points.tolist() for number in (x, y, 2)]
+        annotation |= {"keypoints": points, "num_keypoints": len(found.points)}
+    return annotation if found.score is None else annotation | {"score": found.score}
+
+
+def _shape(found: Object) -> dict[str, Any]:
     from pycocotools import mask
 
-    if found.box is None:
-        box = [float(side) for side in mask.toBbox(found.rle)]
-    else:
+    if found.box is not None:
         x1, y1, x2, y2 = found.box
         box = [x1, y1, x2 - x1, y2 - y1]
-    annotation = {
-        "id": number,
-        "image_id": image_id,
-        "category_id": found.class_id,
-        "bbox": box,
-        "area": int(mask.area(found.rle)),
-        "segmentation": {"size": list(found.rle["size"]), "counts": found.rle["counts"].decode("ascii")},
-        "iscrowd": 0,
-    }
-    return annotation if found.score is None else annotation | {"score": found.score}
+    else:
+        box = [float(side) for side in mask.toBbox(found.rle)]
+    if found.rle is None:
+        return {"bbox": box, "area": box[2] * box[3]}
+    counts = {"size": list(found.rle["size"]), "counts": found.rle["counts"].decode("ascii")}
+    return {"bbox": box, "area": int(mask.area(found.rle)), "segmentation": counts}

@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 
+from segserve.detections import KeypointDetection
 from segserve.errors import BadRequestError
 from segserve.images import picture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from PIL import Image, ImageDraw, ImageFont
 
+    from segserve.detections import Detection
     from segserve.images import ImageLike
-    from segserve.types import Colour, InstanceResult, SegmentClass, SemanticResult
+    from segserve.instances import InstanceResult
+    from segserve.panoptic import PanopticResult
+    from segserve.semantic import SemanticResult
+    from segserve.types import Colour, SegmentClass
 
 Rectangle: TypeAlias = tuple[float, float, float, float]
 
@@ -85,6 +90,41 @@ def draw_labels(result: SemanticResult, image: ImageLike, *, alpha: float, label
     return writer.image
 
 
+def draw_detections(
+    detections: Sequence[Detection], image: ImageLike, size: tuple[int, int], *, labels: bool
+) -> Image.Image:
+    """Return the image with boxes, and their points, drawn on it, the best-scored on top."""
+    writer = Writer(_matching(image, size).copy())
+    drawn = [(found, palette(index)) for index, found in enumerate(detections)]
+    for found, colour in reversed(drawn):
+        writer.box(found.box, colour)
+        if isinstance(found, KeypointDetection):
+            writer.points(found.points[:, :2].tolist(), colour)
+    if labels:
+        for found, colour in drawn:
+            writer.label(found.box, f"{found.class_name} {found.score:.2f}", colour)
+    return writer.image
+
+
+def draw_segments(result: PanopticResult, image: ImageLike, *, alpha: float, labels: bool) -> Image.Image:
+    """Return the image with the segments of a result drawn on it: stuff in its class's colour, things in their own."""
+    canvas = Canvas(_matching(image, result.size))
+    classes = {known.id: known for known in result.classes}
+    drawn = [
+        (found, palette(index) if found.is_thing else class_colour(classes[found.class_id]))
+        for index, found in enumerate(result.segments)
+    ]
+    for found, colour in drawn:
+        canvas.paint(result.mask(found), colour, alpha)
+    if not labels:
+        return canvas.finished()
+    writer = Writer(canvas.finished())
+    for found, colour in drawn:
+        text = f"{found.class_name} {found.score:.2f}" if found.is_thing else found.class_name
+        writer.label(found.box, text, colour)
+    return writer.image
+
+
 @dataclass
 class Canvas:
     """The image as it is painted, uint8 (H, W, 3)."""
@@ -104,18 +144,18 @@ class Canvas:
         part, inside = self.pixels[box], mask[box]
         tint = np.array(colour, np.float32)
         part[inside] = (part[inside] * (1 - alpha) + tint * alpha).round().astype(np.uint8)
-        part[inside & ~_eroded(inside, self.outline)] = colour
-
-    @property
-    def outline(self) -> int:
-        """How many pixels an outline is wide."""
-        return max(1, round(min(self.base.size) / 400))
+        part[inside & ~_eroded(inside, outline_width(self.base))] = colour
 
     def finished(self) -> Image.Image:
         """Return what was painted."""
         from PIL import Image
 
         return Image.fromarray(self.pixels)
+
+
+def outline_width(image: Image.Image) -> int:
+    """Return how many pixels an outline is wide."""
+    return max(1, round(min(image.size) / 400))
 
 
 class Writer:
@@ -140,6 +180,17 @@ class Writer:
         self._taken.append(place)
         self._draw.rectangle(place, fill=colour)
         self._write(place[0] + self._pad, (place[1] + place[3]) / 2, text, _readable_on(colour))
+
+    def box(self, box: Rectangle, colour: Colour) -> None:
+        """Draw a box's outline."""
+        self._draw.rectangle(box, outline=colour, width=outline_width(self.image))
+
+    def points(self, points: Iterable[tuple[float, float]], colour: Colour) -> None:
+        """Draw a dot at each x, y, readable on any background."""
+        radius = 2 * outline_width(self.image)
+        for x, y in points:
+            place = (x - radius, y - radius, x + radius, y + radius)
+            self._draw.ellipse(place, fill=colour, outline=_readable_on(colour))
 
     def legend(self, entries: list[tuple[Colour, str]]) -> None:
         """Write the entries under each other, each behind its colour, in the top left corner."""

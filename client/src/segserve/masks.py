@@ -208,3 +208,13 @@ def _is_corner(loop: NDArray[np.int64]) -> NDArray[np.bool_]:
     step = np.roll(loop, -1, axis=0) - loop
     corner: NDArray[np.bool_] = (step != np.roll(step, 1, axis=0)).any(axis=1)
     return corner
+
+
+def read_labels(data: bytes, height: int, width: int) -> NDArray[Any]:
+    """Return the label map, PNG or raw little-endian, as uint8 or uint16 shaped (H, W)."""
+    if data.startswith(PNG_MAGIC):
+        return read_png(data, height, width)
+    for dtype in (np.dtype("u1"), np.dtype("<u2")):
+        if len(data) == height * width * dtype.itemsize:
+            return np.frombuffer(data, dtype).reshape(height, width).copy()
+    raise ProtocolError(f"a label map of {len(data)} bytes came for an image of {height} x {width}")

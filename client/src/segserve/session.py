@@ -20,7 +20,8 @@ from segserve.wire import InferRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-    from segserve.types import Encoding, ModelInfo, Result
+    from segserve.results import Result
+    from segserve.types import Encoding, ModelInfo
     from segserve.wire import Parameter, Tensor
 
 T = TypeVar("T")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 GOLDEN_FILE: Final = "golden.json"
 DEFAULT_IOU: Final = 0.99
 DEFAULT_SCORE: Final = 0.01
+DEFAULT_POINT_PX: Final = 2.0
 REPEAT_TOLERANCE: Final = 1e-4
 ROUNDING: Final = 1e-6
 """How far the IoU of two equal boxes may be from 1."""
@@ -37,30 +39,35 @@ class _Json(BaseModel):
 
 
 class Tolerance(_Json):
-    """How far an answer may be off: least IoU of a mask or box, greatest difference of a score."""
+    """How far an answer may be off: least IoU of a mask or box, greatest difference of a score and of a point."""
 
     iou: float = Field(DEFAULT_IOU, gt=0, le=1)
     score: float = Field(DEFAULT_SCORE, ge=0, le=1)
+    point_px: float = Field(DEFAULT_POINT_PX, ge=0)
 
 
 class Expected(_Json):
     """The expected outputs, named as on the wire, with masks as COCO compressed RLE counts of `size`.
 
-    With `scores` it is an instance answer, one mask an instance; without, a semantic one, one mask a class.
+    With `scores` it is an answer of objects: instances with one mask each, segments of a panoptic map likewise, or
+    boxes, perhaps with keypoints, without masks. Without, it is a semantic one, one mask a class.
     """
 
     size: tuple[int, int] = Field(alias="SIZE")
     classes: tuple[int, ...] = Field(alias="CLASSES")
-    masks: tuple[str, ...] = Field(alias="MASKS")
+    masks: tuple[str, ...] | None = Field(None, alias="MASKS")
     scores: tuple[float, ...] | None = Field(None, alias="SCORES")
     boxes: tuple[tuple[float, float, float, float], ...] | None = Field(None, alias="BOXES")
+    keypoints: tuple[tuple[tuple[float, float, float], ...], ...] | None = Field(None, alias="KEYPOINTS")
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
-        columns = (self.masks, self.classes, self.scores, self.boxes)
+        columns = (self.masks, self.classes, self.scores, self.boxes, self.keypoints)
         lengths = [len(column) for column in columns if column is not None]
         if len(set(lengths)) != 1:
-            raise ValueError(f"MASKS, CLASSES, SCORES and BOXES must be of one length, got {lengths}")
+            raise ValueError(f"MASKS, CLASSES, SCORES, BOXES and KEYPOINTS must be of one length, got {lengths}")
+        if self.masks is None and (self.boxes is None or self.scores is None):
+            raise ValueError("an answer without MASKS has BOXES and SCORES")
         return self
 
 
@@ -95,30 +102,28 @@ def load(folder: Path) -> GoldenSet:
 
 
 def compare(case: Case, answer: Answer) -> None:
-    """Check an answer asked with `encoding=rle` against the expected one.
+    """Check an answer against the expected one; it was asked with `encoding=rle` where it has masks.
 
     Raises `GoldenError` that names the image, the tensor, what was seen and what is tolerated.
     """
     _require_finite(case.image, answer)
+    answer = _with_columns(case.image, answer)
     size = tuple(int(number) for number in _output(case.image, answer, "SIZE"))
     if size != case.expected.size:
         raise GoldenError(f"{case.image}: SIZE is {size}; expected {case.expected.size}")
     if case.expected.scores is None:
         _compare_semantic(case, answer)
     else:
-        _compare_instances(case, answer)
+        _compare_objects(case, answer)
 
 
 def record(answer: Answer, image_name: str, tolerance: Tolerance | None = None) -> dict[str, Any]:
-    """Return the JSON of a case that expects `answer`, which was asked with `encoding=rle`."""
-    outputs: dict[str, Any] = {
-        "SIZE": _output(image_name, answer, "SIZE").tolist(),
-        "CLASSES": _output(image_name, answer, "CLASSES").tolist(),
-        "MASKS": [_text(mask) for mask in _output(image_name, answer, "MASKS")],
-    }
-    if "SCORES" in answer:
-        outputs["SCORES"] = answer["SCORES"].tolist()
-        outputs["BOXES"] = answer["BOXES"].tolist()
+    """Return the JSON of a case that expects `answer`, which was asked with `encoding=rle` where it has masks."""
+    answer = _with_columns(image_name, answer)
+    outputs: dict[str, Any] = {name: _output(image_name, answer, name).tolist() for name in ("SIZE", "CLASSES")}
+    outputs |= {name: answer[name].tolist() for name in ("SCORES", "BOXES", "KEYPOINTS") if name in answer}
+    if "MASKS" in answer:
+        outputs["MASKS"] = [_text(mask) for mask in answer["MASKS"]]
     case = Case(image=image_name, tolerance=tolerance or Tolerance(), expected=Expected.model_validate(outputs))
     return case.model_dump(mode="json", by_alias=True, exclude_none=True)
 
@@ -145,24 +150,42 @@ def check_builtin(first: Answer, second: Answer) -> None:
             raise GoldenError(f"the built-in image: {name} differs between two equal requests")
 
 
+def _with_columns(image: str, answer: Answer) -> Answer:
+    """Return a panoptic answer with its table of segments as CLASSES, SCORES and BOXES; any other as it is."""
+    import numpy as np
+
+    if "SEGMENTS" not in answer:
+        return answer
+    try:
+        rows = json.loads(_text(answer["SEGMENTS"].item()))
+        columns = {
+            "CLASSES": np.array([row["class"] for row in rows], np.int32),
+            "SCORES": np.array([row["score"] for row in rows], np.float32),
+            "BOXES": np.array([row["box"] for row in rows], np.float32).reshape(-1, 4),
+        }
+    except (ValueError, TypeError, LookupError) as error:
+        raise GoldenError(f"{image}: SEGMENTS is not a table of segments: {error!r}") from error
+    return {**answer, **columns}
+
+
 def _compare_semantic(case: Case, answer: Answer) -> None:
     expected = case.expected
     classes = _output(case.image, answer, "CLASSES").tolist()
     if sorted(classes) != sorted(expected.classes):
         raise GoldenError(f"{case.image}: CLASSES is {classes}; expected {list(expected.classes)}")
     masks = _masks(case, answer, len(classes))
-    for number, mask in zip(expected.classes, expected.masks, strict=True):
+    for number, mask in zip(expected.classes, expected.masks or (), strict=True):
         seen = _mask_iou([masks[classes.index(number)]], [mask], expected.size)[0][0]
         if seen < case.tolerance.iou:
             least = case.tolerance.iou
             raise GoldenError(f"{case.image}: MASKS of class {number}: IoU {seen:.4f}; at least {least} is tolerated")
 
 
-def _compare_instances(case: Case, answer: Answer) -> None:
+def _compare_objects(case: Case, answer: Answer) -> None:
     expected, found = case.expected, len(_output(case.image, answer, "SCORES"))
-    if found != len(expected.masks):
-        raise GoldenError(f"{case.image}: SCORES has {found} instances; expected {len(expected.masks)}")
-    overlaps = _mask_iou(_masks(case, answer, found), expected.masks, expected.size)
+    if found != len(expected.classes):
+        raise GoldenError(f"{case.image}: SCORES has {found} instances; expected {len(expected.classes)}")
+    output, overlaps = _overlaps(case, answer, found)
     classes = _output(case.image, answer, "CLASSES").tolist()
     free = list(range(found))
     for index, number in enumerate(expected.classes):
@@ -170,11 +193,20 @@ def _compare_instances(case: Case, answer: Answer) -> None:
         best = max(same, key=lambda candidate: overlaps[candidate][index], default=None)
         where = f"{case.image}: instance {index} of class {number}"
         seen = 0.0 if best is None else overlaps[best][index]
-        if best is None or seen < case.tolerance.iou:
-            raise GoldenError(f"{where}: MASKS: best IoU {seen:.4f}; at least {case.tolerance.iou} is tolerated")
+        if best is None or seen < case.tolerance.iou - ROUNDING:
+            raise GoldenError(f"{where}: {output}: best IoU {seen:.4f}; at least {case.tolerance.iou} is tolerated")
         free.remove(best)
         _compare_score(where, case, index, answer["SCORES"][best])
         _compare_box(where, case, index, _output(case.image, answer, "BOXES")[best])
+        _compare_points(where, case, index, answer.get("KEYPOINTS"), best)
+
+
+def _overlaps(case: Case, answer: Answer, found: int) -> tuple[str, Sequence[Sequence[float]]]:
+    """Return the IoU of each found with each expected object, and the output that it is taken from."""
+    expected = case.expected
+    if expected.masks is not None:
+        return "MASKS", _mask_iou(_masks(case, answer, found), expected.masks, expected.size)
+    return "BOXES", _box_iou(_output(case.image, answer, "BOXES").tolist(), expected.boxes or ())
 
 
 def _compare_score(where: str, case: Case, index: int, seen: float) -> None:
@@ -185,14 +217,36 @@ def _compare_score(where: str, case: Case, index: int, seen: float) -> None:
 
 
 def _compare_box(where: str, case: Case, index: int, seen: Sequence[float]) -> None:
-    from pycocotools import mask as coco
-
     if case.expected.boxes is None:
         return
-    pair = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (seen, case.expected.boxes[index])]
-    overlap = float(coco.iou(pair[:1], pair[1:], [0])[0][0])
+    overlap = _box_iou([seen], [case.expected.boxes[index]])[0][0]
     if overlap < case.tolerance.iou - ROUNDING:
         raise GoldenError(f"{where}: BOXES: IoU {overlap:.4f}; at least {case.tolerance.iou} is tolerated")
+
+
+def _compare_points(where: str, case: Case, index: int, seen: NDArray[Any] | None, best: int) -> None:
+    import numpy as np
+
+    if case.expected.keypoints is None:
+        return
+    expected = np.array(case.expected.keypoints[index])
+    if seen is None or seen[best].shape != expected.shape:
+        shape = None if seen is None else list(seen.shape)
+        raise GoldenError(f"{where}: KEYPOINTS has shape {shape}; expected {len(expected)} points")
+    far = float(np.abs(seen[best][:, :2] - expected[:, :2]).max(initial=0))
+    if far > case.tolerance.point_px:
+        raise GoldenError(
+            f"{where}: KEYPOINTS: a point is {far:.1f} pixels off; {case.tolerance.point_px} are tolerated"
+        )
+
+
+def _box_iou(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
+    from pycocotools import mask as coco
+
+    if not found or not expected:
+        return []
+    left, right = ([[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes] for boxes in (found, expected))
+    return [[float(value) for value in row] for row in coco.iou(left, right, [0] * len(right))]
 
 
 def _mask_iou(found: Sequence[str], expected: Sequence[str], size: tuple[int, int]) -> list[list[float]]:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from segserve.types import InstanceResult, Result, SemanticResult
+    from segserve.detections import Detection, DetectionResult, KeypointResult
+    from segserve.instances import Instance, InstanceResult
+    from segserve.panoptic import PanopticResult, PanopticSegment
+    from segserve.results import Result
+    from segserve.semantic import SemanticResult
+
+    Row = dict[str, str]
 
 STEM = "{stem}"
 
@@ -104,7 +110,7 @@ def result_table(image: Path, result: Result) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from segserve.types import InstanceResult
+    from segserve.semantic import SemanticResult
 
     height, width = result.size
     table = Table(
@@ -113,36 +119,39 @@ def result_table(image: Path, result: Result) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    is_instance = isinstance(result, InstanceResult)
-    for column in ("class", "count", "score", "area px", "share") if is_instance else ("class", "area px", "share"):
+    rows = list(_semantic_rows(result) if isinstance(result, SemanticResult) else _object_rows(result))
+    for column in rows[0]:
         table.add_column(column, justify="left" if column == "class" else "right")
-    for row in _instance_rows(result) if isinstance(result, InstanceResult) else _semantic_rows(result):
-        table.add_row(*map(escape, row))
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
     return table
 
 
-def _instance_rows(result: InstanceResult) -> Iterator[tuple[str, ...]]:
-    found = defaultdict(list)
-    for instance in result:
-        found[instance.class_name].append(instance)
-    for name, instances in sorted(found.items(), key=lambda item: -len(item[1])):
-        low, high = (f"{bound(one.score for one in instances):.2f}" for bound in (min, max))
-        area = sum(one.area for one in instances)
+def _object_rows(result: InstanceResult | PanopticResult | DetectionResult | KeypointResult) -> Iterator[Row]:
+    """Yield a row for each class that was found; areas only where the answer has masks."""
+    found: defaultdict[str, list[Detection | Instance | PanopticSegment]] = defaultdict(list)
+    for one in result:
+        found[one.class_name].append(one)
+    for name, ones in sorted(found.items(), key=lambda item: -len(item[1])):
+        low, high = (f"{bound(one.score for one in ones):.2f}" for bound in (min, max))
         scores = low if low == high else f"{low} to {high}"
-        yield name, str(len(instances)), scores, f"{area:,}", _share(area, result)
+        areas = [area for one in ones if (area := getattr(one, "area", None)) is not None]
+        yield {"class": name, "count": str(len(ones)), "score": scores} | (_area(sum(areas), result) if areas else {})
     if not found:
-        yield "nothing", "0", "", "0", _share(0, result)
+        yield {"class": "nothing", "count": "0"}
 
 
-def _semantic_rows(result: SemanticResult) -> Iterator[tuple[str, ...]]:
+def _semantic_rows(result: SemanticResult) -> Iterator[Row]:
     for name, area in sorted(result.areas.items(), key=lambda item: -item[1]):
         if area:
-            yield name, f"{area:,}", _share(area, result)
+            yield {"class": name} | _area(area, result)
+    if not any(result.areas.values()):
+        yield {"class": "nothing"}
 
 
-def _share(area: int, result: Result) -> str:
+def _area(area: int, result: Result) -> Row:
     height, width = result.size
-    return f"{area / (height * width):.1%}"
+    return {"area px": f"{area:,}", "share": f"{area / (height * width):.1%}"}
 
 
 def _print(table: Table) -> None:

@@ -23,6 +23,8 @@ from segserve_builder.agent.state import (
     Unload,
 )
 from segserve_builder.errors import BuilderError, GoldenError
+from segserve_builder.postprocess import check_postprocess
+from segserve_builder.public_outputs import PUBLIC_OUTPUTS
 from segserve_builder.publish import publish, remove, replace
 from segserve_builder.repository import build_tree
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from segserve_builder.agent.repository import Repository
     from segserve_builder.agent.server import Answer, TritonServer
     from segserve_builder.agent.state import Action, Ensemble, Told
+    from segserve_builder.steps import Pipeline
 
 PROOF_S: Final = 120.0
 PROBE_S: Final = 30.0
@@ -140,7 +143,7 @@ class Work:
         folder = sources.fetch_folder(told.spec.golden.uri, told.spec.golden.sha256, self.cache)
         golden.load(folder)
         output = told.spec.pipeline.output
-        if "encoding" not in output.overrides and output.encoding != "rle":
+        if _has_masks(told.spec.pipeline) and "encoding" not in output.overrides and output.encoding != "rle":
             raise GoldenError("golden answers are asked as rle: allow encoding in output.overrides, or make it rle")
         return folder
 
@@ -172,7 +175,8 @@ class Work:
             image = golden.builtin_image()
             golden.check_builtin(self._ask(prepared, image), self._ask(prepared, image))
             return Proof("builtin", None)
-        as_rle = {"encoding": "rle"} if "encoding" in prepared.told.spec.pipeline.output.overrides else {}
+        pipeline = prepared.told.spec.pipeline
+        as_rle = {"encoding": "rle"} if _has_masks(pipeline) and "encoding" in pipeline.output.overrides else {}
         for case, image in _cases(prepared):
             golden.compare(case, self._ask(prepared, image, as_rle))
         return Proof("golden", prepared.told.spec.golden.sha256)
@@ -211,6 +215,10 @@ class Work:
             case Unload():
                 return None  # it was not loaded any more: the next look says so
         return Problem("ServerRefused", str(error), retryable=True)
+
+
+def _has_masks(pipeline: Pipeline) -> bool:
+    return any(tensor.name == "MASKS" for tensor in PUBLIC_OUTPUTS[check_postprocess(pipeline)])
 
 
 def _cases(prepared: Prepared) -> Iterator[tuple[golden.Case, bytes]]:
