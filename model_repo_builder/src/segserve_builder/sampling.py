@@ -25,17 +25,38 @@ class Axis:
     bias: float
 
     @classmethod
-    def of(cls, size: int, inner: int, start: int, total: int, grid: int) -> Axis:
+    def of(cls, size: int, inner: int, start: int, total: int, grid: int, align_corners: bool = False) -> Axis:
         """Return the axis of an image of `size` pixels.
 
-        It was resized to `inner` and put at `start` of an input of `total` pixels, which `grid` cells cover.
+        It was resized to `inner` and put at `start` of an input of `total` pixels, which `grid` cells cover. They do
+        it as areas side by side, or with `align_corners` as points, the first and the last on the centres of the
+        input's first and last pixel. Both mappings, from image to input and from input to cells, are one line, so
+        that one interpolation does for both.
         """
+        if align_corners:
+            return cls._of_points(size, inner, start, total, grid)
         first = -((total - 2 * start * grid) // (2 * total))
         last = (2 * (start + inner) * grid - total) // (2 * total)
         if last < first:  # the image is narrower than a cell and shows no centre of one
             first = last = min((2 * start + inner) * grid // (2 * total), grid - 1)
         bias = (start * grid - first * total) / total - 0.5
         return cls(size, first, last - first + 1, inner * grid / (total * size), bias)
+
+    @classmethod
+    def _of_points(cls, size: int, inner: int, start: int, total: int, grid: int) -> Axis:
+        """Return the axis where pixel u of the input lies at u * (grid - 1) / (total - 1) cells."""
+        import numpy as np
+
+        gaps, between = grid - 1, max(total - 1, 1)
+        if total == 1:  # torch puts the only pixel on the first cell
+            gaps = 0
+        first = max(-((1 - 2 * start) * gaps // (2 * between)), 0)
+        last = min((2 * (start + inner) - 1) * gaps // (2 * between), gaps)
+        if last < first:
+            first = last = min(((2 * start + inner - 1) * gaps + between) // (2 * between), gaps)
+        # torch rounds the step to float32 before it multiplies; the half pixel of the bias must cancel against that.
+        step = float(np.float32(gaps / between))
+        return cls(size, first, last - first + 1, inner / size * step, (start - 0.5) * step - first)
 
     @property
     def is_crop(self) -> bool:
@@ -57,8 +78,10 @@ class Axis:
         return cell, part, np.searchsorted(cell, np.arange(self.cells + 1, dtype=np.int32)).astype(np.int32)
 
 
-def axes(placement: Placement, grid_height: int, grid_width: int) -> tuple[Axis, Axis]:
+def axes(
+    placement: Placement, grid_height: int, grid_width: int, align_corners: bool = False
+) -> tuple[Axis, Axis]:
     """Return the rows' and the columns' axis for a grid over the input that `placement` describes."""
     p = placement
-    rows = Axis.of(p.height, p.inner_height, p.top, p.input_height, grid_height)
-    return rows, Axis.of(p.width, p.inner_width, p.left, p.input_width, grid_width)
+    rows = Axis.of(p.height, p.inner_height, p.top, p.input_height, grid_height, align_corners)
+    return rows, Axis.of(p.width, p.inner_width, p.left, p.input_width, grid_width, align_corners)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     Float32: TypeAlias = NDArray[np.float32]
     Int32: TypeAlias = NDArray[np.int32]
+    Int64: TypeAlias = NDArray[np.int64]
     UInt8: TypeAlias = NDArray[np.uint8]
 
 
@@ -92,7 +93,8 @@ class Image:
 class Logits:
     """Class scores before softmax or sigmoid, shaped (C, h, w); (h, w) covers the network's whole input.
 
-    Probabilities are those of `values / temperature`. `things` are the ids of the classes whose objects are counted.
+    Probabilities are those of `values / temperature`. With `align_corners` the first and the last of the (h, w) cells
+    are points at the centres of the input's first and last pixel, else all are areas side by side. `things` are the ids of the classes whose objects are counted.
     `guide` is the image as the network saw it, uint8 (inner_height, inner_width, 3) without padding; it is there where
     a stage of the pipeline needs it.
     """
@@ -100,6 +102,7 @@ class Logits:
     values: Float32
     placement: Placement
     temperature: float = 1.0
+    align_corners: bool = False
     things: frozenset[int] = frozenset()
     guide: UInt8 | None = None
 

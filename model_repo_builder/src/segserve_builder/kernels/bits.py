@@ -99,3 +99,33 @@ def overlap16(
 
     number = types.float32
     return types.int64(blocks, types.intp, number, number, number, number, number, number), generate
+
+
+@intrinsic
+def multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c of float32, rounded once where the processor has such an instruction."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        element = ir.FloatType()
+        kind = ir.FunctionType(element, [element] * 3)
+        function = builder.module.declare_intrinsic("llvm.fmuladd", [element], kind)
+        return builder.call(function, arguments)
+
+    number = types.float32
+    return number(number, number, number), generate
+
+
+@intrinsic
+def clear64(typing_context: Any, array: Any, i: Any, bits: Any) -> Any:
+    """Set array[i + k] of a flat integer array to 0 where bit k is set, for 64 elements."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        vector = ir.VectorType(context.get_data_type(signature.args[0].dtype), 64)
+        pointer = builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer())
+        chosen = builder.bitcast(arguments[2], ir.VectorType(ir.IntType(1), 64))
+        kept = builder.select(chosen, ir.Constant(vector, None), builder.load(pointer, align=1))
+        builder.store(kept, pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int64), generate

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit, types
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
+from segserve_builder.kernels.probability import FUSED, check_covers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 F: Final = np.float32
 CHUNK: Final = 2048
-FUSED: Final = {**OPTIONS, "fastmath": {"contract"}}
 
 
 @njit(**OPTIONS)
@@ -50,8 +50,8 @@ def _argmax_cells(logits: Any, top: Any, left: Any, out: Any) -> Any:
 
 @njit(**FUSED)
 def _mixed_cell(
-    logits: Any, i: Any, i2: Any, j: Any, j2: Any, ya: Any, yb: Any, xa: Any, xb: Any,
-    x_part: Any, y_part: Any, fx: Any, fy: Any, best: Any, label: Any, corner: Any, candidates: Any, out: Any,
+    above: Any, below: Any, j: Any, j2: Any, ya: Any, yb: Any, xa: Any, xb: Any, x_part: Any, y_part: Any,
+    fx: Any, fy: Any, best: Any, label: Any, corner: Any, candidates: Any, out: Any,
 ) -> Any:  # fmt: skip
     """Evaluate the classes that can win on the flattened pixels of one cell."""
     n = 0
@@ -60,32 +60,56 @@ def _mixed_cell(
             fx[n], fy[n] = x_part[x], y_part[y]
             n += 1
     floor = F(-np.inf)
-    for k in range(logits.shape[0]):
-        q0, q1, q2, q3 = logits[k, i, j], logits[k, i, j2], logits[k, i2, j], logits[k, i2, j2]
+    for k in range(above.shape[0]):
+        q0, q1, q2, q3 = above[k, j], above[k, j2], below[k, j], below[k, j2]
         corner[k, 0], corner[k, 1], corner[k, 2], corner[k, 3] = q0, q1, q2, q3
         floor = max(floor, min(min(q0, q1), min(q2, q3)))
     surviving = 0
-    for k in range(logits.shape[0]):
+    for k in range(above.shape[0]):
         candidates[surviving] = k
         surviving += max(max(corner[k, 0], corner[k, 1]), max(corner[k, 2], corner[k, 3])) >= floor
+    candidates[surviving] = candidates[surviving - 1]
     for p in range(n):
         best[p], label[p] = F(-np.inf), 0
-    for c in range(surviving):
-        k = candidates[c]
+    for c in range(0, surviving, 2):
+        k, m = candidates[c], candidates[c + 1]
         q0, q1, q2, q3 = corner[k, 0], corner[k, 1], corner[k, 2], corner[k, 3]
+        r0, r1, r2, r3 = corner[m, 0], corner[m, 1], corner[m, 2], corner[m, 3]
         for p in range(n):
             a, b = fx[p], fy[p]
-            above = a * q1 + (F(1) - a) * q0
-            below = a * q3 + (F(1) - a) * q2
-            v = b * below + (F(1) - b) * above
-            o = best[p]
-            label[p] = k if v > o else label[p]
-            best[p] = v if v > o else o
+            v = b * (a * q3 + (F(1) - a) * q2) + (F(1) - b) * (a * q1 + (F(1) - a) * q0)
+            u = b * (a * r3 + (F(1) - a) * r2) + (F(1) - b) * (a * r1 + (F(1) - a) * r0)
+            l, o = label[p], best[p]
+            l = k if v > o else l
+            o = v if v > o else o
+            label[p] = m if u > o else l
+            best[p] = u if u > o else o
     n = 0
     for y in range(ya, yb):
         for x in range(xa, xb):
             out[y, x] = label[n]
             n += 1
+
+
+@njit(**OPTIONS)
+def _mark_mixed(a: Any, b: Any, mixed: Any) -> Any:
+    """Mark the cells whose corners, in these two rows of labels, are not all of one class; return whether any is."""
+    last, some = a.shape[0] - 1, np.int64(0)
+    for j in range(last):
+        mixed[j] = (a[j] ^ a[j + 1]) | (a[j] ^ b[j]) | (a[j] ^ b[j + 1])
+    mixed[last] = a[last] ^ b[last]
+    for j in range(a.shape[0]):
+        some |= mixed[j]
+    return some != 0
+
+
+@njit(**OPTIONS)
+def _hold_row(logits: Any, y: Any, left: Any, held: Any) -> Any:
+    """Copy a row of all classes: side by side, the corners of a cell do not push each other out of the cache."""
+    for k in range(logits.shape[0]):
+        row, copy = logits[k, y, left : left + held.shape[1]], held[k]
+        for x in range(held.shape[1]):
+            copy[x] = row[x]
 
 
 def _upsample_argmax(
@@ -99,33 +123,36 @@ def _upsample_argmax(
     x_first: Any,
     out: Any,
 ) -> Any:
-    h, w = y_first.shape[0] - 1, x_first.shape[0] - 1
+    h, w, classes = y_first.shape[0] - 1, x_first.shape[0] - 1, logits.shape[0]
     low = np.empty((h, w), out.dtype)
     _argmax_cells(logits, top, left, low)
     row, mixed = np.empty(out.shape[1], out.dtype), np.empty(w, out.dtype)
     size = np.diff(x_first).max() * np.diff(y_first).max()
     fx, fy = np.empty(size, np.float32), np.empty(size, np.float32)
     best, label = np.empty(size, np.float32), np.empty(size, np.int32)
-    corner, candidates = np.empty((logits.shape[0], 4), np.float32), np.empty(logits.shape[0] + 1, np.int32)
+    corner, candidates = np.empty((classes, 4), np.float32), np.empty(classes + 2, np.int32)
+    rows, held = np.empty((2, classes, w), np.float32), -1
     for i in range(h):
         i2, ya, yb = min(i + 1, h - 1), y_first[i], y_first[i + 1]
         if ya == yb:
             continue
-        a, b = low[i], low[i2]
         for x in range(row.shape[0]):
-            row[x] = a[x_cell[x]]
+            row[x] = low[i, x_cell[x]]
         for y in range(ya, yb):
             o = out[y]
             for x in range(row.shape[0]):
                 o[x] = row[x]
-        for j in range(w - 1):
-            mixed[j] = (a[j] ^ a[j + 1]) | (a[j] ^ b[j]) | (a[j] ^ b[j + 1])
-        mixed[w - 1] = a[w - 1] ^ b[w - 1]
+        if not _mark_mixed(low[i], low[i2], mixed):
+            continue
+        if held != i:
+            _hold_row(logits, top + i, left, rows[i & 1])
+        if i2 != i:
+            _hold_row(logits, top + i2, left, rows[i2 & 1])
+        held = i2
         for j in range(w):
             if mixed[j]:
-                j2 = min(j + 1, w - 1)
                 _mixed_cell(
-                    logits, top + i, top + i2, left + j, left + j2, ya, yb, x_first[j], x_first[j + 1],
+                    rows[i & 1], rows[i2 & 1], j, min(j + 1, w - 1), ya, yb, x_first[j], x_first[j + 1],
                     x_part, y_part, fx, fy, best, label, corner, candidates, out,
                 )  # fmt: skip
 
@@ -150,11 +177,9 @@ def label_map(logits: NDArray[np.float32], rows: Axis, columns: Axis, threshold:
     """Return each pixel's class, (rows.size, columns.size): uint8 for up to 256 classes, else uint16.
 
     `logits` (C, h, w) is finite. Ties go to the first class. A single channel is the logit of the second class of
-    two, which wins above `threshold`. The answer equals the argmax of torch's bilinear `interpolate` with
-    `align_corners=False`.
+    two, which wins above `threshold`. The answer equals the argmax of torch's bilinear `interpolate`.
     """
-    if rows.first + rows.cells > logits.shape[1] or columns.first + columns.cells > logits.shape[2]:
-        raise ValueError(f"logits of shape {logits.shape} do not cover {rows} and {columns}")
+    check_covers(logits.shape, rows, columns)
     if rows.is_crop and columns.is_crop:
         return _crop_labels(logits, rows, columns, threshold)
     if logits.shape[0] == 1:

@@ -6,7 +6,6 @@ piecewise linear profile: its sign changes are solved for the row, and give the 
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,7 +13,7 @@ from numba import njit, types
 
 from segserve_builder.kernels.bits import blend_above32, lowest_bit
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
-from segserve_builder.kernels.rle import MAX_CHARACTERS, add_run, write_string
+from segserve_builder.kernels.rle import MAX_CHARACTERS, add_run, split, with_room, write_string
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,7 +80,7 @@ def _column_runs(
 
 
 @njit(**OPTIONS)
-def _threshold_columns(
+def threshold_columns(
     block: Any, c0: Any, r0: Any, columns: Any, rows: Any, x_cell: Any, x_part: Any, y_part: Any, y_first: Any,
     scale: Any, bias: Any, limit: Any, x0: Any, x1: Any, y0: Any, y1: Any, height: Any, width: Any,
     profile: Any, counts: Any,
@@ -158,15 +157,11 @@ def _mask_rles(
             for q in range(columns):
                 block[q, r] = line[q]
         counts = np.empty((x1 - x0) * (rows + 2) + 2, np.int32)
-        n = _threshold_columns(
+        n = threshold_columns(
             block, c0, r0, columns, rows, x_cell, x_part, y_part, y_first, scale, bias, limit,
             x0, x1, y0, y1, height, width, profile, counts,
         )  # fmt: skip
-        need = p + n * MAX_CHARACTERS
-        if need > out.shape[0]:
-            larger = np.empty(2 * need, np.uint8)
-            larger[:p] = out[:p]
-            out = larger
+        out = with_room(out, p, n * MAX_CHARACTERS)
         p = write_string(counts, n, out, p)
         offsets[m + 1] = p
     return out[:p], offsets
@@ -198,5 +193,4 @@ def mask_rles(
         prototypes, coefficients, packed(pixels, np.int64, 2), rows.first, columns.first,
         *rows.positions(), *columns.positions(), F(rows.scale), F(rows.bias), F(threshold),
     )  # fmt: skip
-    joined, ends = text.tobytes(), offsets.tolist()
-    return tuple(joined[start:stop] for start, stop in pairwise(ends))
+    return split(text, offsets)

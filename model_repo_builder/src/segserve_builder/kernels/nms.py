@@ -17,6 +17,9 @@ F: Final = np.float32
 BLOCK: Final = 16
 BUCKETS: Final = 4096
 BATCH: Final = 64
+SAMPLE: Final = 128
+SPARE: Final = 4
+FAR: Final = F(1e30)
 
 
 @njit(**OPTIONS)
@@ -36,21 +39,47 @@ def _overlaps(x0: Any, y0: Any, x1: Any, y1: Any, area: Any, kept: Any, first: A
 
 
 @njit(**OPTIONS)
+def add_box(kept: Any, block: Any, used: Any, x0: Any, y0: Any, x1: Any, y1: Any, area: Any) -> None:
+    """Write a box as the used-th of blocks that begin at `block`; one that is begun is filled with boxes of no width."""
+    b, t = block + used // BLOCK, used % BLOCK
+    if t == 0:
+        for k in range(BLOCK):
+            kept[b, 0, k], kept[b, 1, k], kept[b, 2, k], kept[b, 3, k], kept[b, 4, k] = FAR, FAR, -FAR, -FAR, F(1)
+    kept[b, 0, t], kept[b, 1, t], kept[b, 2, t], kept[b, 3, t], kept[b, 4, t] = x0, y0, x1, y1, area
+
+
+@njit(**OPTIONS)
+def rooms(classes: Any, most: Any) -> Any:
+    """Return where the blocks of every class begin, with room for each of its boxes or for `most`."""
+    number: Any = 0
+    for i in range(classes.shape[0]):
+        number = max(number, np.int64(classes[i]) + 1)
+    first = np.zeros(number + 1, np.int64)
+    if number == 1:
+        first[1] = classes.shape[0]
+    else:
+        for i in range(classes.shape[0]):
+            first[classes[i] + 1] += 1
+    for c in range(number):
+        first[c + 1] = first[c] + (min(first[c + 1], most) + BLOCK - 1) // BLOCK
+    return first
+
+
+@njit(**OPTIONS)
 def _greedy(
-    boxes: Any, order: Any, classes: Any, first: Any, count: Any, kept: Any, limit: Any, keep: Any, n: Any
+    boxes: Any, pairs: Any, classes: Any, first: Any, count: Any, kept: Any, limit: Any, keep: Any, n: Any
 ) -> Any:
-    """Go on with the greedy pass over `order`; return the number of boxes kept so far."""
-    for o in range(order.shape[0]):
+    """Go on with the greedy pass over sorted pairs; return the number of boxes kept so far."""
+    for o in range(pairs.shape[0]):
         if n >= keep.shape[0]:
             break
-        i = order[o]
+        i = pairs[o] & 0xFFFFFFFF
         c = classes[i]
         x0, y0, x1, y1 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
         area = (x1 - x0) * (y1 - y0)
         used = count[c]
         if not _overlaps(x0, y0, x1, y1, area, kept, first[c], first[c] + (used + BLOCK - 1) // BLOCK, limit):
-            b, t = first[c] + used // BLOCK, used % BLOCK
-            kept[b, 0, t], kept[b, 1, t], kept[b, 2, t], kept[b, 3, t], kept[b, 4, t] = x0, y0, x1, y1, area
+            add_box(kept, first[c], used, x0, y0, x1, y1, area)
             count[c] = used + 1
             keep[n] = i
             n += 1
@@ -58,54 +87,83 @@ def _greedy(
 
 
 @njit(**OPTIONS)
-def _empty_blocks(classes: Any) -> Any:
-    """Return the first block of every class, the boxes in use (none), and room for every box of each class."""
-    number: Any = 0
-    for i in range(classes.shape[0]):
-        number = max(number, np.int64(classes[i]) + 1)
-    first, count = np.zeros(number + 1, np.int64), np.zeros(number, np.int64)
-    for i in range(classes.shape[0]):
-        first[classes[i] + 1] += 1
-    for c in range(number):
-        first[c + 1] = first[c] + (first[c + 1] + BLOCK - 1) // BLOCK
-    kept = np.empty((first[number], 5, BLOCK), np.float32)
-    kept[:, :2], kept[:, 2:4], kept[:, 4] = F(1e30), F(-1e30), F(1)  # boxes that overlap none
-    return first, count, kept
+def _cut(scores: Any, most: Any) -> Any:
+    """Return a score that, judged by a sample, some times `most` of the scores are above."""
+    n = scores.shape[0]
+    step = n // SAMPLE
+    rank = SPARE * most * SAMPLE // n + 1
+    if step == 0 or rank >= SAMPLE // 2:
+        return F(-np.inf)
+    sample = np.empty(SAMPLE, np.float32)
+    for k in range(SAMPLE):
+        sample[k] = scores[k * step]
+    sample.sort()
+    return sample[SAMPLE - rank]
 
 
 @njit(**OPTIONS)
-def _buckets(keys: Any, packed_keys: Any) -> Any:
-    """Distribute (key, index) pairs over buckets of rising keys; return where each bucket starts."""
-    n = keys.shape[0]
-    low, high = np.int64(keys[0]), np.int64(keys[0])
-    for i in range(n):
-        low, high = min(low, np.int64(keys[i])), max(high, np.int64(keys[i]))
-    shift = 0
-    while (high - low) >> shift >= BUCKETS:
-        shift += 1
-    start = np.zeros(BUCKETS + 1, np.int64)
-    for i in range(n):
-        start[((np.int64(keys[i]) - low) >> shift) + 1] += 1
-    for b in range(BUCKETS):
+def _above(scores: Any, cut: Any, which: Any) -> Any:
+    """Write the indices of the scores above `cut` to `which`; return how many they are."""
+    n = 0
+    for i in range(scores.shape[0]):
+        if scores[i] > cut:
+            which[n] = i
+            n += 1
+    return n
+
+
+@njit(**OPTIONS)
+def _up_to(scores: Any, cut: Any, which: Any) -> Any:
+    """Write the indices of the scores that are not above `cut` to `which`; return how many they are."""
+    n = 0
+    for i in range(scores.shape[0]):
+        if not scores[i] > cut:
+            which[n] = i
+            n += 1
+    return n
+
+
+@njit(**OPTIONS)
+def _buckets(scores: Any, which: Any, pairs: Any) -> Any:
+    """Distribute (key, index) pairs over buckets of falling scores; return where each bucket starts.
+
+    The rising order of the pairs is that of falling scores, and of rising indices where scores are equal.
+    """
+    n = which.shape[0]
+    bits = scores.view(np.int32)
+    lowest, highest = scores[which[0]], scores[which[0]]
+    for k in range(n):
+        lowest, highest = min(lowest, scores[which[k]]), max(highest, scores[which[k]])
+    number = 16
+    while number < n and number < BUCKETS:
+        number *= 2
+    scale = (number - 1) / max(np.float64(highest) - np.float64(lowest), 1e-300)
+    start = np.zeros(number + 1, np.int64)
+    bucket = np.empty(n, np.int32)
+    for k in range(n):
+        bucket[k] = np.int32((np.float64(highest) - np.float64(scores[which[k]])) * scale)
+        start[bucket[k] + 1] += 1
+    for b in range(number):
         start[b + 1] += start[b]
-    fill = start[:BUCKETS].copy()
-    for i in range(n):
-        bucket: Any = (np.int64(keys[i]) - low) >> shift
-        packed_keys[fill[bucket]] = np.int64(keys[i]) << 32 | i
-        fill[bucket] += 1
+    fill = start[:number].copy()
+    for k in range(n):
+        i = np.int64(which[k])
+        key = np.int64(bits[i]) if bits[i] >= 0 else -np.int64(2**31) - np.int64(bits[i])  # -0 is as good as 0
+        pairs[fill[bucket[k]]] = -key << 32 | i
+        fill[bucket[k]] += 1
     return start
 
 
 @njit(**OPTIONS)
-def _sort(values: Any, start: Any, stop: Any) -> Any:
-    """Sort values[start:stop] in place."""
-    if stop - start > BATCH:  # scores crowd in one bucket
-        values[start:stop] = np.sort(values[start:stop])
+def _sort(values: Any, crowded: Any) -> Any:
+    """Sort values in place, which are nearly sorted unless they are crowded."""
+    if crowded:
+        values.sort()
         return
-    for i in range(start + 1, stop):
+    for i in range(1, values.shape[0]):
         value = values[i]
         j = i - 1
-        while j >= start and values[j] > value:
+        while j >= 0 and values[j] > value:
             values[j + 1] = values[j]
             j -= 1
         values[j + 1] = value
@@ -113,34 +171,44 @@ def _sort(values: Any, start: Any, stop: Any) -> Any:
 
 @njit(
     types.Array(types.int64, 1, "C")(
-        source(types.float32, 2), source(types.uint32, 1), source(types.int32, 1), types.float32, types.int64
+        source(types.float32, 2), source(types.float32, 1), source(types.int32, 1), types.float32, types.int64
     ),
     **OPTIONS,
 )
-def _nms(boxes: Any, keys: Any, classes: Any, limit: Any, most: Any) -> Any:
+def _nms(boxes: Any, scores: Any, classes: Any, limit: Any, most: Any) -> Any:
     n = boxes.shape[0]
-    first, count, kept = _empty_blocks(classes)
-    pairs, order = np.empty(n, np.int64), np.empty(n, np.int64)
-    start = _buckets(keys, pairs)
+    first = rooms(classes, most)
+    count = np.zeros(first.shape[0] - 1, np.int64)
+    kept = np.empty((first[-1], 5, BLOCK), np.float32)
     keep = np.empty(min(most, n), np.int64)
-    found, b = 0, 0
-    while b < BUCKETS and found < keep.shape[0]:
-        e = b + 1
-        while e < BUCKETS and start[e] - start[b] < BATCH:
-            e += 1
-        for k in range(b, e):
-            _sort(pairs, start[k], start[k + 1])
-        for i in range(start[b], start[e]):
-            order[i] = pairs[i] & 0xFFFFFFFF
-        found = _greedy(boxes, order[start[b] : start[e]], classes, first, count, kept, limit, keep, found)
-        b = e
+    which, pairs = np.empty(n, np.int32), np.empty(n, np.int64)
+    cut = _cut(scores, most)
+    found = 0
+    for half in range(2):
+        if found == keep.shape[0]:
+            break
+        part = which[: _above(scores, cut, which) if half == 0 else _up_to(scores, cut, which)]
+        if part.shape[0] == 0:
+            continue
+        start = _buckets(scores, part, pairs)
+        last = start.shape[0] - 1
+        b = 0
+        while b < last and found < keep.shape[0]:
+            e, crowded = b, False
+            while e < last and start[e] - start[b] < BATCH:
+                crowded |= start[e + 1] - start[e] > BATCH
+                e += 1
+            batch = pairs[start[b] : start[e]]
+            _sort(batch, crowded)
+            found = _greedy(boxes, batch, classes, first, count, kept, limit, keep, found)
+            b = e
     return keep[:found]
 
 
-def _sort_keys(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Return keys whose rising order is the falling order of the scores."""
-    bits = scores.view(np.int32)
-    return ~(bits ^ ((bits >> 31) | np.int32(-(2**31)))).view(np.uint32)
+def at_most(number: float) -> np.float32:
+    """Return the largest float32 that is not above `number`: a float32 is above both or neither."""
+    nearest = F(number)
+    return nearest if nearest <= number else np.nextafter(nearest, F(-np.inf))
 
 
 def nms(
@@ -152,17 +220,26 @@ def nms(
 ) -> NDArray[np.int64]:
     """Return the indices of the boxes that are kept, best score first; equal scores keep their order.
 
-    A box goes where its IoU with a better one of its class is above the threshold. `boxes` (N, 4) as x1 y1 x2 y2,
-    `scores` (N,) without NaN, `classes` (N,) not negative; where classes do not matter, give all the same.
+    A box goes where its IoU with a better one of its class, in float32, is above the threshold: these are the boxes
+    that torchvision keeps, which compares with the threshold as a double. `boxes` (N, 4) as x1 y1 x2 y2, `scores`
+    (N,) without NaN, `classes` (N,) not negative; where classes do not matter, give all the same.
     """
+    boxes, scores, classes = checked(boxes, scores, classes)
+    if not len(scores):
+        return np.empty(0, np.int64)
+    keep: NDArray[np.int64] = _nms(boxes, scores, classes, at_most(iou_threshold), limit)
+    return keep
+
+
+def checked(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.int32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
+    """Return the three as kernels take them; raises `ValueError` where shapes differ or a class is negative."""
     boxes, scores = packed(boxes, np.float32, 2), packed(scores, np.float32, 1)
     classes = packed(classes, np.int32, 1)
     n = len(scores)
     if boxes.shape != (n, 4) or classes.shape != (n,):
         raise ValueError(f"boxes, scores, classes have shapes {boxes.shape}, {scores.shape}, {classes.shape}")
-    if not n:
-        return np.empty(0, np.int64)
-    if classes.min() < 0:
+    if n and classes.min() < 0:
         raise ValueError(f"class {classes.min()} is negative")
-    keep: NDArray[np.int64] = _nms(boxes, _sort_keys(scores), classes, iou_threshold, limit)
-    return keep
+    return boxes, scores, classes

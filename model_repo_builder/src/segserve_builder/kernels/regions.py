@@ -1,4 +1,4 @@
-"""Connected regions of equal label, found on runs with union-find, and the removal of the small ones."""
+"""Connected regions of equal label, found on runs with union-find, and the removal of those that are not wanted."""
 
 from __future__ import annotations
 
@@ -7,121 +7,213 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numba import njit, types
 
-from segserve_builder.kernels.bits import differ64, lowest_bit
-from segserve_builder.kernels.compiled import OPTIONS, packed, target
+from segserve_builder.kernels.bits import clear64, differ64, lowest_bit
+from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
-
-@njit(**OPTIONS)
-def _root(parent: Any, i: Any) -> Any:
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = np.int64(parent[i])
-    return i
+Connectivity = Literal[4, 8]
+LABELS = (np.uint8, np.uint16)
+ONE = np.uint32(1)
 
 
 @njit(**OPTIONS)
-def _link(start: Any, stop: Any, label: Any, parent: Any, i: Any, j: Any, reach: Any) -> Any:
-    """Join run i with run j of the next row where they touch and have the same label."""
-    if label[i] == label[j] and start[i] < stop[j] + reach and start[j] < stop[i] + reach:
-        a, b = _root(parent, i), _root(parent, j)
-        if a < b:
-            parent[b] = a
-        else:
-            parent[a] = b
+def row_runs(flat: Any, row: Any, w: Any, start: Any, stop: Any, label: Any, n: Any, background: Any) -> Any:
+    """Append the runs of equal label of a row, those of label 0 only with `background`; return the number of runs.
+
+    The arrays need room for one run more than there are.
+    """
+    value = flat[row]
+    start[n], label[n] = 0, value
+    x = 1
+    while x + 64 <= w:
+        bits = differ64(flat, row + x, row + x - 1)
+        while bits:
+            q = x + lowest_bit(bits)
+            bits &= bits - 1
+            stop[n] = q
+            n += (value != 0) | background  # written anyway, counted where it is wanted: there is no branch to miss
+            value = flat[row + q]
+            start[n], label[n] = q, value
+        x += 64
+    while x < w:
+        if flat[row + x] != value:
+            stop[n] = x
+            n += (value != 0) | background
+            value = flat[row + x]
+            start[n], label[n] = x, value
+        x += 1
+    stop[n] = w
+    return n + ((value != 0) | background)
 
 
 @njit(**OPTIONS)
-def _link_rows(start: Any, stop: Any, label: Any, parent: Any, i: Any, j: Any, n: Any, reach: Any) -> Any:
-    """Join the runs [i, j) of one row with the runs [j, n) of the next."""
-    above = j
-    while i < above and j < n:
-        _link(start, stop, label, parent, i, j, reach)
-        if stop[i] < stop[j]:
-            i += 1
-        elif stop[j] < stop[i]:
-            j += 1
-        else:  # both end here: runs of other labels may follow at once, and touch across the corner
-            if j + 1 < n:
-                _link(start, stop, label, parent, i, j + 1, reach)
-            if i + 1 < above:
-                _link(start, stop, label, parent, i + 1, j, reach)
-            i += 1
-            j += 1
+def link_rows(start: Any, stop: Any, label: Any, parent: Any, first: Any, last: Any, n: Any, reach: Any) -> Any:
+    """Join the runs [last, n) of a row with those [first, last) of the row above that touch and have their label.
+
+    The root of a region is its first run. Runs count in uint32, which spares numba's test for negative indices.
+    """
+    i, above = np.uint32(first), np.uint32(last)
+    for run in range(last, n):
+        j = np.uint32(run)
+        own = j
+        parent[j] = j
+        left, right = np.int32(start[j] - reach), np.int32(stop[j] + reach)
+        while i < above and stop[i] <= left:
+            i += ONE
+        k = i
+        while k < above and start[k] < right:
+            if label[k] == label[j]:
+                root = np.uint32(parent[k])
+                while parent[root] != root:
+                    parent[root] = parent[parent[root]]
+                    root = np.uint32(parent[root])
+                low, high = min(root, own), max(root, own)
+                parent[high] = low
+                parent[k] = low
+                own = low
+            k += ONE
 
 
 @njit(**OPTIONS)
-def _close(flat: Any, row: Any, first: Any, x: Any, start: Any, stop: Any, label: Any, parent: Any, n: Any) -> Any:
-    """Append the run [first, x) of a row unless its label is 0; return the number of runs."""
-    value = flat[row + first]
-    if value:
-        start[n], stop[n], label[n], parent[n] = first, x, value, n
-        n += 1
-    return n
-
-
-@njit(**OPTIONS)
-def _erase_small(flat: Any, w: Any, start: Any, stop: Any, parent: Any, row_first: Any, min_area: Any) -> Any:
-    n = row_first[-1]
-    area = np.zeros(n, np.int64)
-    for i in range(n):
-        root = _root(parent, i)
+def flatten(start: Any, stop: Any, parent: Any, n: Any) -> Any:
+    """Point every run at its root; return the areas of regions, at their roots."""
+    area = np.zeros(n, np.int32)
+    for run in range(n):
+        i = np.uint32(run)
+        root = parent[parent[i]]
         parent[i] = root
-        area[root] += stop[i] - start[i]
+        area[root] += np.int32(stop[i] - start[i])
+    return area
+
+
+@njit(**OPTIONS)
+def _unwanted(label: Any, parent: Any, area: Any, chosen: Any, min_area: Any) -> Any:
+    """Tell which regions go, at their roots: the small ones or, without a least area, all but each label's largest."""
+    gone = np.zeros(area.shape[0], np.bool_)
+    if min_area > 0:
+        for i in range(area.shape[0]):
+            gone[i] = (area[i] < min_area) & chosen[label[i]]
+        return gone
+    largest = np.full(chosen.shape[0], -1, np.int64)
+    for i in range(area.shape[0]):
+        if parent[i] == i and chosen[label[i]]:
+            best = largest[label[i]]
+            if best >= 0 and area[i] <= area[best]:
+                gone[i] = True
+            else:
+                largest[label[i]] = i
+                if best >= 0:
+                    gone[best] = True
+    return gone
+
+
+@njit(**OPTIONS)
+def _clear_row(flat: Any, row: Any, w: Any, edges: Any) -> Any:
+    """Set pixels between each two edges to 0, and all edges back; bit x % 64 of edges[x // 64] is an edge before x."""
+    inside = np.int64(0)
+    for k in range(edges.shape[0]):
+        bits = edges[k]
+        if bits == 0 and inside == 0:
+            continue
+        edges[k] = 0
+        for shift in (1, 2, 4, 8, 16, 32):  # each bit becomes the parity of the edges up to it
+            bits ^= bits << shift
+        bits ^= inside
+        inside = bits >> 63
+        if 64 * k + 64 <= w:
+            clear64(flat, row + 64 * k, bits)
+        else:
+            for x in range(64 * k, w):
+                if bits & 1:
+                    flat[row + x] = 0
+                bits >>= 1
+
+
+@njit(**OPTIONS)
+def _clear(flat: Any, w: Any, start: Any, stop: Any, parent: Any, row_first: Any, gone: Any) -> Any:
+    edges = np.zeros(w // 64 + 1, np.int64)
     for y in range(row_first.shape[0] - 1):
-        for i in range(row_first[y], row_first[y + 1]):
-            if area[parent[i]] < min_area:
-                for x in range(y * w + start[i], y * w + stop[i]):
-                    flat[x] = 0
+        any_gone = np.int64(0)
+        for run in range(row_first[y], row_first[y + 1]):
+            i = np.uint32(run)
+            bit = np.int64(gone[parent[i]])
+            any_gone |= bit
+            a, b = np.uint32(start[i]), np.uint32(stop[i])
+            edges[a >> np.uint32(6)] ^= bit << np.int64(a & np.uint32(63))
+            edges[b >> np.uint32(6)] ^= bit << np.int64(b & np.uint32(63))
+        if any_gone:
+            _clear_row(flat, y * w, w, edges)
 
 
-def _drop_small(labels: Any, min_area: Any, reach: Any) -> Any:
+def _drop(labels: Any, chosen: Any, min_area: Any, reach: Any) -> Any:
     h, w = labels.shape
     flat = labels.reshape(-1)
-    start, stop, parent = np.empty(h * w, np.int32), np.empty(h * w, np.int32), np.empty(h * w, np.int32)
-    label = np.empty(h * w, labels.dtype)
+    start, stop, parent = np.empty(h * w + 1, np.int32), np.empty(h * w + 1, np.int32), np.empty(h * w + 1, np.uint32)
+    label = np.empty(h * w + 1, labels.dtype)
     row_first = np.zeros(h + 1, np.int64)
     n = 0
     for y in range(h):
         row_first[y] = n
-        row = y * w
-        first, x = 0, 1
-        while x + 64 <= w:
-            bits = differ64(flat, row + x, row + x - 1)
-            while bits:
-                q = x + lowest_bit(bits)
-                bits &= bits - 1
-                n = _close(flat, row, first, q, start, stop, label, parent, n)
-                first = q
-            x += 64
-        while x < w:
-            if flat[row + x] != flat[row + x - 1]:
-                n = _close(flat, row, first, x, start, stop, label, parent, n)
-                first = x
-            x += 1
-        n = _close(flat, row, first, w, start, stop, label, parent, n)
-        if y:
-            _link_rows(start, stop, label, parent, row_first[y - 1], row_first[y], n, reach)
+        n = row_runs(flat, y * w, w, start, stop, label, n, False)
+        link_rows(start, stop, label, parent, row_first[max(y - 1, 0)], row_first[y], n, reach)
     row_first[h] = n
-    _erase_small(flat, w, start, stop, parent, row_first, min_area)
+    area = flatten(start, stop, parent, n)
+    _clear(flat, w, start, stop, parent, row_first, _unwanted(label, parent, area, chosen, min_area))
 
 
-_drop_small_compiled = njit(
-    [types.void(target(element, 2), types.int64, types.int64) for element in (types.uint8, types.uint16)],
+_drop_compiled = njit(
+    [
+        types.void(target(element, 2), source(types.boolean, 1), types.int64, types.int64)
+        for element in (types.uint8, types.uint16)
+    ],
     **OPTIONS,
-)(_drop_small)
+)(_drop)
 
 
-def drop_small(labels: NDArray[Any], min_area: int, connectivity: Literal[4, 8]) -> NDArray[Any]:
+def drop_small(
+    labels: NDArray[Any], min_area: int, connectivity: Connectivity, classes: Collection[int] | None = None
+) -> NDArray[Any]:
     """Return a copy of `labels` with every region of equal non-zero label smaller than `min_area` pixels set to 0.
 
-    `labels` is uint8 or uint16 shaped (H, W); a mask is a label map of 0 and 1.
+    `labels` is uint8 or uint16 shaped (H, W); a mask is a label map of 0 and 1. Only regions of the labels `classes`
+    go, where they are given.
     """
-    if labels.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"labels are {labels.dtype}; uint8 and uint16 are allowed")
+    return _without(labels, max(min_area, 1), connectivity, classes)
+
+
+def keep_largest(
+    labels: NDArray[Any], connectivity: Connectivity, classes: Collection[int] | None = None
+) -> NDArray[Any]:
+    """Return a copy of `labels` with all regions of each non-zero label but its largest set to 0.
+
+    Of equally large ones that stays whose first pixel comes first, row by row. Otherwise as `drop_small`.
+    """
+    return _without(labels, 0, connectivity, classes)
+
+
+def chosen_labels(dtype: np.dtype[Any], classes: Collection[int] | None) -> NDArray[np.bool_]:
+    """Return for every value of a label type whether it is among the classes; 0 never is, the others are for None.
+
+    Raises `ValueError` for a type that labels do not have.
+    """
+    if dtype not in LABELS:
+        raise ValueError(f"labels are {dtype}; uint8 and uint16 are allowed")
+    chosen = np.full(256**dtype.itemsize, classes is None)
+    if classes is not None:
+        chosen[[label for label in classes if 0 <= label < len(chosen)]] = True
+    chosen[0] = False
+    return chosen
+
+
+def _without(
+    labels: NDArray[Any], min_area: int, connectivity: Connectivity, classes: Collection[int] | None
+) -> NDArray[Any]:
+    chosen = chosen_labels(labels.dtype, classes)
     cleaned = packed(labels, labels.dtype, 2).copy()
     if cleaned.size:
-        _drop_small_compiled(cleaned, min_area, 1 if connectivity == 8 else 0)
+        _drop_compiled(cleaned, chosen, min_area, 1 if connectivity == 8 else 0)
     return cleaned

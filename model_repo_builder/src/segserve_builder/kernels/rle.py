@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +56,16 @@ def write_string(counts: Any, n: Any, out: Any, p: Any) -> Any:
             if not more:
                 break
     return p
+
+
+@njit(**OPTIONS)
+def with_room(out: Any, p: Any, more: Any) -> Any:
+    """Return `out`, or a larger array that begins with out[:p], with room for `more` bytes after p."""
+    if p + more <= out.shape[0]:
+        return out
+    larger = np.empty(2 * (p + more), np.uint8)
+    larger[:p] = out[:p]
+    return larger
 
 
 @njit(**OPTIONS)
@@ -212,6 +223,12 @@ def _decode(string: Any, height: Any, width: Any, margin: Any) -> Any:
                 bitmap[pixel - x * height - top, x - left] = 1
         at = stop
     return bitmap, top, left, total
+
+
+def split(text: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[bytes, ...]:
+    """Return the strings that lie one after another in `text`; `offsets` int64 (N + 1,) are their ends, from 0 on."""
+    joined, ends = text.tobytes(), offsets.tolist()
+    return tuple(joined[start:stop] for start, stop in pairwise(ends))
 
 
 def encode(window: Window, height: int, width: int) -> bytes:

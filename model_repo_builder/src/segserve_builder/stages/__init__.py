@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Final
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.decode import Decode
+from segserve_builder.stages.detection_queries import DetectionQueries
+from segserve_builder.stages.instance_queries import InstanceQueries
 from segserve_builder.stages.morphology import Morphology
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.normalise import Normalise
+from segserve_builder.stages.panoptic_fusion import PanopticFusion
+from segserve_builder.stages.panoptic_queries import PanopticQueries
 from segserve_builder.stages.remove_small_regions import RemoveSmallRegions
 from segserve_builder.stages.resize import Resize
 from segserve_builder.stages.score_threshold import ScoreThreshold
+from segserve_builder.stages.semantic_queries import SemanticQueries
 from segserve_builder.stages.tile import Tile
 from segserve_builder.stages.tta import Tta
 
@@ -31,4 +36,9 @@ POSTPROCESS: Final[Mapping[str, type[Stage]]] = {
     "cropMasks": CropMasks,
     "morphology": Morphology,
     "removeSmallRegions": RemoveSmallRegions,
+    "semanticQueries": SemanticQueries,
+    "instanceQueries": InstanceQueries,
+    "panopticQueries": PanopticQueries,
+    "detectionQueries": DetectionQueries,
+    "panopticFusion": PanopticFusion,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 class Argmax(Stage):
     """Give every pixel of the image its most probable class.
 
-    Logits are sampled bilinearly at the image's own pixels, in one interpolation; padding has no say.
+    Logits are sampled bilinearly at the image's own pixels, in one interpolation; padding has no say. With
+    `alignCorners` the grid of logits is laid over the network's input as torch's interpolate lays it with
+    align_corners: where the image was not resized, labels are those of that interpolate and argmax.
     """
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
@@ -29,6 +32,12 @@ class Argmax(Stage):
         description="The probability above which a pixel is of the second class, where the network has one channel.",
     )
 
+    align_corners: bool = Field(
+        False,
+        description="Whether the corner logits lie on the centres of the input's corner pixels (align_corners of "
+        "torch's interpolate, as PSPNet and some DeepLab heads are trained); else they cover areas side by side.",
+    )
+
     def __call__(self, value: Logits, request: Request) -> LabelMap:
         """Return the labels, uint8 for up to 256 classes and uint16 for more; ties go to the first class."""
         from math import log
@@ -36,6 +45,7 @@ class Argmax(Stage):
         from segserve_builder.kernels.labels import label_map
         from segserve_builder.sampling import axes
 
-        rows, columns = axes(value.placement, *value.values.shape[1:])
-        logit = log(self.threshold / (1 - self.threshold))
+        value = replace(value, align_corners=self.align_corners)
+        rows, columns = axes(value.placement, *value.values.shape[1:], self.align_corners)
+        logit = value.temperature * log(self.threshold / (1 - self.threshold))
         return LabelMap(label_map(value.values, rows, columns, logit), value)

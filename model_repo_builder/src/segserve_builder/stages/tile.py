@@ -38,12 +38,12 @@ class Tile(Stage):
     )
 
     @model_validator(mode="after")
-    def _overlap_is_below_the_tile(self) -> Self:
-        if self.overlap >= 1 and (self.overlap >= min(self.height, self.width) or self.overlap != int(self.overlap)):
-            raise ValueError(
-                f"overlap is {self.overlap:g}; allowed are parts below 1 and whole pixels below the tile's "
-                f"{self.height} x {self.width}"
-            )
+    def _fits_the_tile(self) -> Self:
+        least = min(self.height, self.width)
+        if self.overlap >= 1 and (self.overlap >= least or self.overlap != int(self.overlap)):
+            raise ValueError(f"overlap is {self.overlap:g}; allowed are parts below 1 and whole pixels below {least}")
+        if self.multiple_of > least:
+            raise ValueError(f"multipleOf is {self.multiple_of}; a tile of {self.height} x {self.width} allows {least}")
         return self
 
     def overlap_pixels(self, size: int) -> int:
