@@ -98,3 +98,9 @@ class NonFiniteError(BuilderError):
     """The network gave NaN or infinity."""
 
     reason = "NonFinite"
+
+
+class ExportError(BuilderError):
+    """A network that cannot be turned into an artifact."""
+
+    reason = "ExportFailed"

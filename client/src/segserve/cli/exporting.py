@@ -1,0 +1,175 @@
+"""`segserve export`: a torch network becomes an artifact, its golden set and the resource file that serves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+from segserve.cli.failures import CommandError, needs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from segserve_builder.export.networks import Preparation, Source
+    from segserve_builder.export.writing import Accuracy, Made
+
+SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"})
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:name or file.py:name (a torch module, or what gives one), a TorchScript file, or a "
+            "folder with a transformers checkpoint.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; made where it is missing.")],
+    name: Annotated[str, typer.Option(help="The model's name.")],
+    images: Annotated[
+        Path,
+        typer.Option(help="A folder of images: the file is checked, calibrated and made golden on them."),
+    ],
+    family: Annotated[
+        str | None, typer.Option(help="What the outputs mean; known of transformers checkpoints.", show_default=False)
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights for a module: .safetensors, or a pickle of tensors alone.", show_default=False),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="The classes' names, with commas between.", show_default=False)
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Height x width that images are stretched to, as 512x512.", show_default=False),
+    ] = None,
+    multiple_of: Annotated[
+        int, typer.Option(help="Without --size images keep theirs, padded to multiples of this.", min=1)
+    ] = 32,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="Taken from scaled pixels: one number, or one a channel.", show_default=False),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="What they are divided by then.", show_default=False)] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="What pixels are multiplied by first; 1/255 unless said.", show_default=False)
+    ] = None,
+    colour: Annotated[Literal["RGB", "GREY"], typer.Option(help="What the network sees.")] = "RGB",
+    precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="fp16 and int8 are smaller.")] = "fp32",
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Label PNGs of the images' names: accuracy is measured against them.", show_default=False),
+    ] = None,
+) -> None:
+    """Turn a torch network into ONNX with its normalisation in the graph, check it, and write all that serves it."""
+    with needs("export"):
+        from segserve_builder.export.networks import load
+        from segserve_builder.export.writing import Plan, make
+
+        loaded = load(source, weights)
+        preparation = _preparation(loaded, mean, std, scale)
+        plan = Plan(
+            name=name,
+            family=_family(loaded, family),
+            classes=_classes(loaded, classes),
+            preparation=preparation,
+            size=preparation.size if size is None else _height_and_width(size),
+            multiple_of=multiple_of,
+            colour=colour,
+            precision=precision,
+        )
+        made = make(loaded.module, plan, _files(images), _labels(labels), output)
+    for line in _told(made, plan.classes, _write_resource(made, name, output)):
+        typer.echo(line)
+
+
+def _family(loaded: Source, given: str | None) -> str:
+    from segserve_builder.families import FAMILIES
+
+    family = given or loaded.family
+    if family is None or family not in FAMILIES:
+        raise CommandError(f"--family is {family!r}; allowed are {', '.join(FAMILIES)}")
+    return family
+
+
+def _classes(loaded: Source, given: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in given.split(",")) if given else loaded.classes
+    if not names or not all(names):
+        raise CommandError(f"--classes names the network's classes, as background,road,car; got {given!r}")
+    return names
+
+
+def _preparation(loaded: Source, mean: str | None, std: str | None, scale: float | None) -> Preparation:
+    from segserve_builder.export.networks import Preparation
+
+    known = loaded.preparation or Preparation(1 / 255, (0.0,), (1.0,))
+    return Preparation(
+        known.scale if scale is None else scale,
+        known.mean if mean is None else _numbers("--mean", mean),
+        known.std if std is None else _numbers("--std", std),
+        known.size,
+    )
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3):
+        raise CommandError(f"{option} is one number, or three with commas between, got {text!r}")
+    return numbers
+
+
+def _height_and_width(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise CommandError(f"--size is height x width in pixels, as 512x512, got {text!r}")
+    return int(height), int(width)
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise CommandError(f"no images in {str(folder)!r}; allowed are files ending in {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def _labels(folder: Path | None) -> dict[str, Path]:
+    return {} if folder is None else {path.stem: path for path in folder.glob("*.png")}
+
+
+def _write_resource(made: Made, name: str, folder: Path) -> Path:
+    from segserve_operator.api.documents import write_documents
+    from segserve_operator.api.segmentation_model import SegmentationModel
+
+    manifest = {
+        "apiVersion": "segserve.dev/v1alpha1",
+        "kind": "SegmentationModel",
+        "metadata": {"name": name},
+        "spec": made.spec,
+    }
+    SegmentationModel.model_validate(manifest)
+    path = folder / "model.yaml"
+    path.write_text(write_documents([manifest]))
+    return path
+
+
+def _told(made: Made, classes: tuple[str, ...], resource: Path) -> Iterator[str]:
+    size = made.size_bytes / 2**20
+    yield f"{made.spec['artifact']['uri']}  {size:.1f} MiB  sha256 {made.spec['artifact']['sha256'][:12]}..."
+    yield f"checked: outputs are within {made.difference:.1g} of the network's, as a part of their range"
+    if made.accuracy is not None:
+        yield from _accuracy(made.accuracy, classes)
+    yield f"next: segserve up -f {resource}"
+
+
+def _accuracy(accuracy: Accuracy, classes: tuple[str, ...]) -> Iterator[str]:
+    yield f"IoU by class against {accuracy.against}, before and after:"
+    for name, before, after in zip(classes, accuracy.before, accuracy.after, strict=True):
+        seen = "not seen" if before is None or after is None else f"{before:.4f}  {after:.4f}"
+        yield f"  {name:<20} {seen}"

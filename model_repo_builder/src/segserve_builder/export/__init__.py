@@ -1,0 +1,1 @@
+"""Turns torch networks into ONNX artifacts that segserve serves, checked against the original."""

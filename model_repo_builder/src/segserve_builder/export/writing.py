@@ -1,0 +1,204 @@
+"""The whole of an export: the artifact, checked and perhaps made smaller, its golden set, the spec that serves it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from segserve_builder.errors import ExportError
+from segserve_builder.export.accuracy import class_iou, label_map, object_iou
+from segserve_builder.export.graph import TOLERANCE, UNBATCHED, Shape, folded, largest_difference, write
+from segserve_builder.export.reduced import to_fp16, to_int8
+from segserve_builder.golden import GOLDEN_FILE, Tolerance, record
+from segserve_builder.in_process import InProcessModel
+from segserve_builder.sources import folder_digest
+from segserve_builder.stages.base import Request
+from segserve_builder.steps import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.export.networks import Preparation
+
+GOLDEN_IMAGES: Final = 3
+EXAMPLE_SIDE: Final = 256
+GOLDEN_TOLERANCE: Final = Tolerance(iou=0.98, score=0.02)
+CHANNELS: Final = {"RGB": 3, "GREY": 1}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be written.
+
+    `size` is height and width of the network's input, or None where images keep their own, padded to `multiple_of`.
+    """
+
+    name: str
+    family: str
+    classes: tuple[str, ...]
+    preparation: Preparation
+    size: tuple[int, int] | None
+    multiple_of: int
+    colour: Literal["RGB", "GREY"]
+    precision: Literal["fp32", "fp16", "int8"]
+
+    @property
+    def shape(self) -> Shape:
+        """What the file takes."""
+        side = -(-EXAMPLE_SIDE // self.multiple_of) * self.multiple_of
+        height, width = self.size or (side, side)
+        return Shape(height, width, CHANNELS[self.colour], free_size=self.size is None)
+
+    def spec(self, sha256: str, golden_sha256: str) -> dict[str, Any]:
+        """Return the spec of the resource that serves the file."""
+        resize: dict[str, Any] = {"mode": "keep", "multipleOf": self.multiple_of, "padding": "edge"}
+        if self.size is not None:
+            resize = {"mode": "stretch", "height": self.size[0], "width": self.size[1]}
+        spec: dict[str, Any] = {
+            "artifact": {"uri": f"{self.name}.onnx", "sha256": sha256},
+            "family": self.family,
+            "input": {"colour": self.colour},
+            "classes": [{"id": number, "name": name} for number, name in enumerate(self.classes)],
+            "preprocess": [{"decode": {}}, {"resize": resize}],
+            "golden": {"uri": "golden", "sha256": golden_sha256},
+        }
+        return spec | ({"runtime": {"maxBatchSize": 1}} if self.family in UNBATCHED else {})
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Each class's IoU before and after a file was made smaller; None where a class was not seen."""
+
+    against: str
+    before: Sequence[float | None]
+    after: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was written: the spec of its resource, and how it was checked."""
+
+    spec: dict[str, Any]
+    difference: float
+    size_bytes: int
+    accuracy: Accuracy | None
+
+
+def make(module: Any, plan: Plan, images: Sequence[Path], labels: Mapping[str, Path], folder: Path) -> Made:
+    """Write `<name>.onnx` and `golden/` into `folder`.
+
+    `labels` are label PNGs by the stem of their image, of its size. Raises `ExportError` where the file does not answer
+    as the network does, and what the pipeline's own steps raise.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target, full = folder / f"{plan.name}.onnx", folder / f"{plan.name}.fp32.onnx"
+    network = folded(module, plan.family, plan.preparation)
+    try:
+        write(network, plan.family, plan.shape, full)
+        original = _model(plan, full)
+        batches = [original.network_input(image.read_bytes()).tensor for image in images]
+        difference = largest_difference(network, full, _with_pairs(batches, plan), batched=plan.family not in UNBATCHED)
+        if difference > TOLERANCE:
+            raise ExportError(
+                f"the file's outputs are off by {difference:.2g} of their range; at most {TOLERANCE:g} is allowed"
+            )
+        accuracy = _reduce(plan, full, target, original, batches, images, labels)
+    finally:
+        full.unlink(missing_ok=True)
+    served = _model(plan, target)
+    golden_sha256 = _write_golden(served, plan, images[:GOLDEN_IMAGES], folder / "golden")
+    spec = plan.spec(_sha256(target), golden_sha256)
+    return Made(spec, difference, target.stat().st_size, accuracy)
+
+
+def _with_pairs(batches: Sequence[NDArray[Any]], plan: Plan) -> list[NDArray[Any]]:
+    """Return the batches, and one of two images where the file takes them: a batch that is not free shows there."""
+    import numpy as np
+
+    if plan.family in UNBATCHED:
+        return list(batches)
+    return [*batches, np.concatenate([batches[0], batches[0][..., ::-1]])]
+
+
+def _reduce(
+    plan: Plan,
+    full: Path,
+    target: Path,
+    original: InProcessModel,
+    batches: Sequence[NDArray[Any]],
+    images: Sequence[Path],
+    labels: Mapping[str, Path],
+) -> Accuracy | None:
+    if plan.precision == "fp32":
+        shutil.move(full, target)
+        return None
+    if plan.precision == "fp16":
+        to_fp16(full, target)
+    else:
+        to_int8(full, target, batches)
+    return _compared(plan, original, _model(plan, target), images, labels)
+
+
+def _compared(
+    plan: Plan, before: InProcessModel, after: InProcessModel, images: Sequence[Path], labels: Mapping[str, Path]
+) -> Accuracy:
+    number = len(plan.classes)
+    request = Request(encoding="raw" if before.task == "semantic" else None)
+    old, new = ([model.answer(one.read_bytes(), request) for one in images] for model in (before, after))
+    unchanged = "the answers before"
+    if before.task != "semantic":
+        return Accuracy(unchanged, [1.0] * number, object_iou(old, new, range(number)))
+    old_maps, new_maps = ([label_map(answer) for answer in answers] for answers in (old, new))
+    labelled = [index for index, image in enumerate(images) if image.stem in labels]
+    if not labelled:
+        return Accuracy(unchanged, [1.0] * number, class_iou(old_maps, new_maps, number))
+    truth = [_read_labels(labels[images[index].stem]) for index in labelled]
+    first, second = (class_iou(truth, [maps[index] for index in labelled], number) for maps in (old_maps, new_maps))
+    return Accuracy(f"{len(labelled)} labelled images", first, second)
+
+
+def _read_labels(path: Path) -> NDArray[Any]:
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        return np.array(opened)
+
+
+def _model(plan: Plan, path: Path) -> InProcessModel:
+    spec = plan.spec("0" * 64, "0" * 64)
+    parts = {key: spec[key] for key in ("family", "input", "classes", "preprocess")}
+    pipeline = Pipeline.model_validate(
+        {
+            "model": plan.name,
+            "artifactSha256": _sha256(path),
+            "postprocess": [],
+            "output": {},
+            "runtime": spec.get("runtime", {}),
+            **parts,
+        }
+    )
+    return InProcessModel(pipeline, path)
+
+
+def _write_golden(model: InProcessModel, plan: Plan, images: Sequence[Path], folder: Path) -> str:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    request = Request(encoding="rle" if model.task not in ("detection", "keypoints") else None)
+    cases = []
+    for image in images:
+        shutil.copyfile(image, folder / image.name)
+        cases.append(record(model.answer(image.read_bytes(), request), image.name, GOLDEN_TOLERANCE))
+    (folder / GOLDEN_FILE).write_text(json.dumps({"cases": cases}, indent=1) + "\n")
+    return folder_digest(folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,270 @@
+"""A torch network becomes an artifact that answers as it does, or a clear error says why not."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from typer.testing import CliRunner
+
+from networks import hugging_face
+from segserve.cli.app import app
+from segserve_builder.errors import ExportError
+from segserve_builder.export.graph import Shape, folded, largest_difference, write
+from segserve_builder.export.isolated import load_weights
+from segserve_builder.export.networks import Preparation, family_of, load
+from segserve_builder.golden import compare
+from segserve_builder.golden import load as load_golden
+from segserve_builder.in_process import InProcessModel
+from segserve_builder.onnx_signature import read_signature
+from segserve_builder.stages.base import Request
+from segserve_operator.api.loading import load as load_resources
+
+PLAIN = Preparation(1 / 255, (0.0,), (1.0,))
+CODE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 1)
+        )
+
+    def forward(self, x):
+        return {"out": self.body(x)}
+
+def make():
+    return Net()
+
+seven = 7
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(CODE)
+    return str(tmp_path / "net.py")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), skimage.data.astronaut()[:300:3, ::3, ::-1])
+    cv2.imwrite(str(folder / "b.jpg"), skimage.data.chelsea()[::4, ::4, ::-1])
+    return folder
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["export", *map(str, arguments)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_what_is_exported_is_served_as_it_was_made_golden(
+    code: str, images: Path, tmp_path: Path, precision: str
+) -> None:
+    out = tmp_path / "out"
+
+    told = run(f"{code}:make", "-o", out, "--name", "net", "--images", images, "--family", "semantic-logits",
+               "--classes", "a,b,c", "--mean", "0.4,0.5,0.6", "--std", "0.2", "--precision", precision)  # fmt: skip
+
+    (resource,) = load_resources((out / "model.yaml").read_text(), "model.yaml")
+    model = InProcessModel(resource.spec.pipeline("net"), out / resource.spec.artifact.uri)  # type: ignore[union-attr]
+    for case in load_golden(out / "golden").cases:
+        compare(case, model.answer((out / "golden" / case.image).read_bytes(), Request(encoding="rle")))
+    assert sorted(path.name for path in out.iterdir()) == ["golden", "model.yaml", "net.onnx"]
+    assert ("before and after" in told) == (precision != "fp32")
+
+
+def test_a_smaller_file_is_measured_against_labels(code: str, images: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    height, width = cv2.imread(str(images / "a.png")).shape[:2]
+    cv2.imwrite(str(labels / "a.png"), np.full((height, width), 2, np.uint8))
+
+    told = run(f"{code}:make", "-o", tmp_path / "out", "--name", "net", "--images", images, "--family",
+               "semantic-logits", "--classes", "a,b,c", "--precision", "int8", "--labels", labels)  # fmt: skip
+
+    assert "against 1 labelled images" in told
+
+
+def test_the_file_normalises_in_its_graph_and_takes_any_batch_and_size(code: str, tmp_path: Path) -> None:
+    network = load(f"{code}:make").module
+    preparation = Preparation(1 / 255, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    whole = folded(network, "semantic-logits", preparation)
+    write(whole, "semantic-logits", Shape(64, 64, 3, free_size=True), tmp_path / "a.onnx")
+    batch = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 96)).astype(np.uint8)
+
+    signature = read_signature(tmp_path / "a.onnx")
+
+    assert signature.inputs[0].dtype == "UINT8"
+    assert signature.inputs[0].shape == (None, 3, None, None)
+    assert largest_difference(whole, tmp_path / "a.onnx", [batch], batched=True) < 1e-5
+    pixels = torch.from_numpy(batch) / 255
+    mean, std = (torch.tensor(numbers).reshape(1, 3, 1, 1) for numbers in (preparation.mean, preparation.std))
+    with torch.no_grad():
+        torch.testing.assert_close(whole(torch.from_numpy(batch))[0], network((pixels - mean) / std)["out"])
+
+
+def test_torchscript_and_weights_give_the_same_network(code: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    trained = load(f"{code}:make").module
+    with torch.no_grad():
+        trained.body[0].weight.add_(0.25)
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in trained.state_dict().items()}}, tmp_path / "w.pth"
+    )
+    with pytest.warns(DeprecationWarning):
+        torch.jit.trace(trained.body, torch.zeros(1, 3, 8, 8)).save(str(tmp_path / "s.pt"))
+    image = torch.rand(1, 3, 16, 16)
+
+    filled = load(f"{code}:make", tmp_path / "w.pth").module
+    script = load(str(tmp_path / "s.pt")).module
+
+    with torch.no_grad():
+        torch.testing.assert_close(filled(image)["out"], trained(image)["out"])
+        torch.testing.assert_close(script(image), trained(image)["out"])
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return exec, ("open('/tmp/segserve-pwned', 'w')",)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(code: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(pickle.dumps({"weight": Evil()}))
+
+    with pytest.raises(ExportError, match=r"w\.pth is not a file of weights alone"):
+        load(f"{code}:make", tmp_path / "w.pth")
+
+    assert not Path("/tmp/segserve-pwned").exists()
+
+
+def test_weights_are_read_in_a_process_without_network(tmp_path: Path) -> None:
+    probe = (
+        "import socket; from segserve_builder.export import isolated; isolated._leave_the_network();"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('192.0.2.1', 9))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+
+    assert "Network is unreachable" in done.stderr
+
+
+def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+
+    with pytest.raises(ExportError, match="is a dict without named tensors; a state dict is allowed"):
+        load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("nothing-at-all", r"'nothing-at-all' is no network; allowed are package\.module:name"),
+        ("{code}:missing", "KeyError: 'missing'"),
+        ("{code}:seven", r"is a int; a torch\.nn\.Module"),
+        ("no.such.package:x", "ModuleNotFoundError"),
+    ],
+)
+def test_what_is_no_network_is_refused(code: str, source: str, says: str) -> None:
+    with pytest.raises(ExportError, match=says):
+        load(source.format(code=code))
+
+
+def test_weights_of_another_network_are_refused(code: str, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "w.pth")
+
+    with pytest.raises(ExportError, match=r"the weights of w\.pth are not the network's: Missing key"):
+        load(f"{code}:make", tmp_path / "w.pth")
+
+
+def test_a_transformers_checkpoint_says_its_family_classes_and_preparation(tmp_path: Path) -> None:
+    made = hugging_face.segformer().model
+    made.config.id2label = {0: "sky", 1: "road", 2: "car", 3: "tree", 4: "person"}
+    made.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"size": {"height": 96, "width": 64}, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]})
+    )
+
+    loaded = load(str(tmp_path))
+
+    assert loaded.family == "semantic-logits"
+    assert loaded.classes == ("sky", "road", "car", "tree", "person")
+    assert loaded.preparation == Preparation(1 / 255, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (96, 64))
+
+
+@pytest.mark.parametrize(("name", "family"), [("segformer", "semantic-logits"), ("mask2former", "mask2former")])
+def test_a_transformers_checkpoint_is_exported_whole(name: str, family: str, images: Path, tmp_path: Path) -> None:
+    getattr(hugging_face, name)().model.save_pretrained(tmp_path / "checkpoint")
+
+    run(tmp_path / "checkpoint", "-o", tmp_path / "out", "--name", "net", "--images", images, "--size", "128x128")
+
+    (resource,) = load_resources((tmp_path / "out/model.yaml").read_text(), "model.yaml")
+    assert resource.spec.family == family  # type: ignore[union-attr]
+    assert len(resource.spec.classes) == hugging_face.CLASSES  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "family"),
+    [
+        ("SegformerForSemanticSegmentation", "semantic-logits"),
+        ("Mask2FormerForUniversalSegmentation", "mask2former"),
+        ("DetrForSegmentation", "detr-panoptic"),
+        ("BertModel", None),
+    ],
+)
+def test_the_class_of_a_checkpoint_names_its_family(architecture: str, family: str | None) -> None:
+    assert family_of(architecture) == family
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--family", "semantic"], "--family is 'semantic'; allowed are"),
+        (["--family", "semantic-logits", "--classes", "a,,b"], "--classes names the network's classes"),
+        (["--family", "semantic-logits", "--classes", "a,b,c", "--size", "12"], "--size is height x width in pixels"),
+        (["--family", "semantic-logits", "--classes", "a,b,c", "--mean", "1,2"], "--mean is one number, or three"),
+        (["--family", "semantic-logits", "--classes", "a,b"], "for the model's 2 classes the number of channels"),
+        (["--family", "mask2former", "--classes", "a,b,c"], "the network answers out; the family's outputs are"),
+    ],
+)
+def test_a_wrong_option_is_told_with_what_is_allowed(
+    code: str, images: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    done = CliRunner().invoke(
+        app, ["export", f"{code}:make", "-o", str(tmp_path / "out"), "--name", "x", "--images", str(images), *arguments]
+    )
+
+    assert says in str(done.exception)
+
+
+def test_a_network_whose_batch_is_fixed_in_the_graph_is_refused(tmp_path: Path, images: Path) -> None:
+    (tmp_path / "fixed.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x[:, :2].reshape(1, -1, int(x.shape[2]), int(x.shape[3]))\n"
+    )
+
+    done = CliRunner().invoke(
+        app, ["export", f"{tmp_path}/fixed.py:Net", "-o", str(tmp_path / "out"), "--name", "x", "--images",
+              str(images), "--family", "semantic-logits", "--classes", "a,b", "--size", "32x32"],
+    )  # fmt: skip
+
+    assert "the network gives a batch of 1 for 2 images" in str(done.exception)
