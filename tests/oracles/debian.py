@@ -38,7 +38,9 @@ class Debian:
         )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         cast("IO[bytes]", self._process.stdin).close()
         cast("IO[bytes]", self._process.stdout).close()
         self._process.wait(10)

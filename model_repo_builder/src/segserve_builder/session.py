@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from segserve_builder.inference import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,14 +29,29 @@ class NetworkSession:
         """Load the file."""
         self._input, self._outputs = options.input, options.outputs
         self._batched = options.batched
+        self._inference = tuple(step.stage for step in options.inference)
+        self._layout, self._max_batch_size = options.layout, options.max_batch_size
         self._session = _session(path, options.intra_op_threads)
+        (given,) = (tensor for tensor in self._session.get_inputs() if tensor.name == options.input)
+        self._takes_batches = len(given.shape) > 3
         self._shrinking = _shrinking()
         self._largest = 0
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name for a batch of inputs; one image where the file's outputs have no batch."""
+        if not self._inference:
+            return self._run(batch)
+        (name,) = self._outputs
+        call = partial(self._run_for, name)
+        return {name: run(batch, self._layout, call, self._inference, self._max_batch_size)}
+
+    def _run_for(self, name: str, batch: NDArray[Any]) -> NDArray[Any]:
+        return self._run(batch)[name]
+
+    def _run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         run_options = self._run_options(math.prod(batch.shape[1:]))
-        results = self._session.run(list(self._outputs), {self._input: batch}, run_options)
+        given = batch if self._takes_batches else batch[0]
+        results = self._session.run(list(self._outputs), {self._input: given}, run_options)
         if not self._batched:
             results = [np.asarray(result)[None] for result in results]
         return dict(zip(self._outputs, results, strict=True))

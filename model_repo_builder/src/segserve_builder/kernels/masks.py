@@ -24,6 +24,10 @@ F: Final = np.float32
 ZERO: Final = F(0)
 ONE: Final = F(1)
 LANES: Final = 32
+BAND: Final = 16
+"""Rows of prototypes that are used together: 32 channels of 16 x 160 cells are 330 kB."""
+GROUP: Final = 1 << 20
+"""Cells of the masks that are made together, 4 MB, unless a single mask has more."""
 
 
 @njit(**{**OPTIONS, "fastmath": {"contract"}})
@@ -53,7 +57,7 @@ def _value(profile: Any, last: Any, cell: Any, part: Any) -> Any:
 @njit(**OPTIONS)
 def _column_runs(
     profile: Any, bits: Any, changes: Any, k0: Any, r0: Any, rows: Any, y_part: Any, y_first: Any,
-    scale: Any, bias: Any, limit: Any, y0: Any, y1: Any, at: Any, start: Any, counts: Any, n: Any, last: Any,
+    step: Any, bias: Any, limit: Any, y0: Any, y1: Any, at: Any, start: Any, counts: Any, n: Any, last: Any,
 ) -> Any:  # fmt: skip
     """Turn the sign changes of one block of a column's profile into runs; return (start, n, last)."""
     while changes:
@@ -63,7 +67,7 @@ def _column_runs(
         first = min(max(np.int64(y_first[r0 + k]), y0), y1)
         stop = min(max(np.int64(y_first[r0 + k + 1]), y0), y1)
         crossing = F(r0 + k) + (limit - profile[k]) / (profile[k + 1] - profile[k])
-        y = min(max(np.int64(np.ceil((crossing - bias) / scale - F(0.5))), first), stop)
+        y = min(max(np.int64(np.ceil((crossing - bias) * step - F(0.5))), first), stop)
         now = (bits >> bit & 1) == 1
         # The solution may be off by a rounding: the values of the pixels themselves decide.
         while y > first and (_value(profile, rows - 1, k, y_part[y - 1]) > limit) == now:
@@ -82,12 +86,13 @@ def _column_runs(
 @njit(**OPTIONS)
 def threshold_columns(
     block: Any, c0: Any, r0: Any, columns: Any, rows: Any, x_cell: Any, x_part: Any, y_part: Any, y_first: Any,
-    scale: Any, bias: Any, limit: Any, x0: Any, x1: Any, y0: Any, y1: Any, height: Any, width: Any,
+    step: Any, bias: Any, limit: Any, x0: Any, x1: Any, y0: Any, y1: Any, height: Any, width: Any,
     profile: Any, counts: Any,
 ) -> Any:  # fmt: skip
     """Write the counts of the mask that is set where the upsampled block > limit in [x0, x1) x [y0, y1).
 
-    block[c, r] holds cells column by column, from cell (r0, c0) on; its row stride is a multiple of LANES.
+    block[c, r] holds cells column by column, from cell (r0, c0) on; its row stride is a multiple of LANES. A cell is
+    `step` rows of pixels high, and row y lies at cell (y + 0.5) / step + bias.
     """
     n, last = 0, 0
     flat, stride = block.reshape(-1), block.shape[1]
@@ -107,7 +112,7 @@ def threshold_columns(
             changes = (bits ^ (bits << 1 | previous)) & valid
             previous = bits >> (LANES - 1)
             start, n, last = _column_runs(
-                profile, bits, changes, k0, r0, rows, y_part, y_first, scale, bias, limit, y0, y1, at,
+                profile, bits, changes, k0, r0, rows, y_part, y_first, step, bias, limit, y0, y1, at,
                 start, counts, n, last,
             )  # fmt: skip
         if start >= 0 and y1 > start:
@@ -116,6 +121,53 @@ def threshold_columns(
         counts[n] = height * width - last
         n += 1
     return n
+
+
+@njit(**OPTIONS)
+def _extents(boxes: Any, x_cell: Any, y_cell: Any, cells_wide: Any, cells_high: Any) -> Any:
+    """Return the cells that each box needs, as first column, first row, columns, rows, and the stride of its block."""
+    extents = np.zeros((boxes.shape[0], 5), np.int64)
+    for m in range(boxes.shape[0]):
+        x0, y0, x1, y1 = boxes[m, 0], boxes[m, 1], boxes[m, 2], boxes[m, 3]
+        if x1 > x0 and y1 > y0:
+            c0, r0 = np.int64(x_cell[x0]), np.int64(y_cell[y0])
+            rows = min(np.int64(y_cell[y1 - 1]) + 2, cells_high) - r0
+            extents[m, 0], extents[m, 1], extents[m, 3] = c0, r0, rows
+            extents[m, 2] = min(np.int64(x_cell[x1 - 1]) + 2, cells_wide) - c0
+            extents[m, 4] = (rows + LANES - 1) // LANES * LANES
+    return extents
+
+
+@njit(**OPTIONS)
+def _end_of_group(extents: Any, begin: Any) -> Any:
+    """Return the mask up to which blocks are made together, and the room that they take."""
+    end, room = begin, np.int64(0)
+    while end < extents.shape[0]:
+        more = extents[end, 2] * extents[end, 4]
+        if end > begin and room + more > GROUP:
+            break
+        room += more
+        end += 1
+    return end, room
+
+
+@njit(**OPTIONS)
+def _fill_blocks(
+    prototypes: Any, coefficients: Any, extents: Any, begin: Any, end: Any, top: Any, left: Any, line: Any, blocks: Any
+) -> None:
+    """Write the logits of masks begin..end one after another, each column by column.
+
+    All masks use some rows of the prototypes before any uses the next ones, so that these stay in the cache.
+    """
+    for band in range(0, prototypes.shape[1] - top, BAND):
+        at = 0
+        for m in range(begin, end):
+            c0, r0, columns, rows, stride = extents[m, 0], extents[m, 1], extents[m, 2], extents[m, 3], extents[m, 4]
+            for r in range(max(band - r0, 0), min(band + BAND - r0, rows)):
+                _project(prototypes, coefficients[m], top + r0 + r, left + c0, left + c0 + columns, line)
+                for q in range(columns):
+                    blocks[at + q * stride + r] = line[q]
+            at += columns * stride
 
 
 _CELL: Final = target(types.int32, 1)
@@ -131,39 +183,34 @@ _PART: Final = target(types.float32, 1)
 )  # fmt: skip
 def _mask_rles(
     prototypes: Any, coefficients: Any, boxes: Any, top: Any, left: Any, y_cell: Any, y_part: Any, y_first: Any,
-    x_cell: Any, x_part: Any, x_first: Any, scale: Any, bias: Any, limit: Any,
+    x_cell: Any, x_part: Any, x_first: Any, step: Any, bias: Any, limit: Any,
 ) -> Any:  # fmt: skip
     cells_high, cells_wide = y_first.shape[0] - 1, x_first.shape[0] - 1
     height, width = y_cell.shape[0], x_cell.shape[0]
-    stride = (cells_high + LANES - 1) // LANES * LANES
-    block = np.zeros((cells_wide, stride), np.float32)
-    profile, line = np.empty(stride, np.float32), np.empty(cells_wide, np.float32)
+    extents = _extents(boxes, x_cell, y_cell, cells_wide, cells_high)
+    profile, line = np.empty(cells_high + LANES, np.float32), np.empty(cells_wide, np.float32)
     out, offsets = np.empty(4096, np.uint8), np.zeros(coefficients.shape[0] + 1, np.int64)
-    p = 0
-    for m in range(coefficients.shape[0]):
-        x0, y0, x1, y1 = boxes[m, 0], boxes[m, 1], boxes[m, 2], boxes[m, 3]
-        c0: Any = 0
-        r0: Any = 0
-        columns: Any = 0
-        rows: Any = 0
-        if x1 <= x0 or y1 <= y0:
-            x1 = x0
-        else:
-            c0, r0 = np.int64(x_cell[x0]), np.int64(y_cell[y0])
-            columns = min(np.int64(x_cell[x1 - 1]) + 2, cells_wide) - c0
-            rows = min(np.int64(y_cell[y1 - 1]) + 2, cells_high) - r0
-        for r in range(rows):
-            _project(prototypes, coefficients[m], top + r0 + r, left + c0, left + c0 + columns, line)
-            for q in range(columns):
-                block[q, r] = line[q]
-        counts = np.empty((x1 - x0) * (rows + 2) + 2, np.int32)
-        n = threshold_columns(
-            block, c0, r0, columns, rows, x_cell, x_part, y_part, y_first, scale, bias, limit,
-            x0, x1, y0, y1, height, width, profile, counts,
-        )  # fmt: skip
-        out = with_room(out, p, n * MAX_CHARACTERS)
-        p = write_string(counts, n, out, p)
-        offsets[m + 1] = p
+    p, begin = 0, 0
+    while begin < extents.shape[0]:
+        end, room = _end_of_group(extents, begin)
+        blocks = np.zeros(room, np.float32)
+        _fill_blocks(prototypes, coefficients, extents, begin, end, top, left, line, blocks)
+        at = 0
+        for m in range(begin, end):
+            c0, r0, columns, rows, stride = extents[m, 0], extents[m, 1], extents[m, 2], extents[m, 3], extents[m, 4]
+            x0, y0, x1, y1 = boxes[m, 0], boxes[m, 1], boxes[m, 2], boxes[m, 3]
+            if not rows:
+                x1 = x0
+            counts = np.empty((x1 - x0) * (rows + 2) + 2, np.int32)
+            n = threshold_columns(
+                blocks[at : at + columns * stride].reshape(columns, stride), c0, r0, columns, rows,
+                x_cell, x_part, y_part, y_first, step, bias, limit, x0, x1, y0, y1, height, width, profile, counts,
+            )  # fmt: skip
+            out = with_room(out, p, n * MAX_CHARACTERS)
+            p = write_string(counts, n, out, p)
+            offsets[m + 1] = p
+            at += columns * stride
+        begin = end
     return out[:p], offsets
 
 
@@ -191,6 +238,6 @@ def mask_rles(
     pixels = np.ceil(np.clip(boxes, 0, size)).astype(np.int64)
     text, offsets = _mask_rles(
         prototypes, coefficients, packed(pixels, np.int64, 2), rows.first, columns.first,
-        *rows.positions(), *columns.positions(), F(rows.scale), F(rows.bias), F(threshold),
+        *rows.positions(), *columns.positions(), F(1 / rows.scale), F(rows.bias), F(threshold),
     )  # fmt: skip
     return split(text, offsets)

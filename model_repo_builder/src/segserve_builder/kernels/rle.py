@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 7
 """A count takes at most this many characters: 5 bits each, and a sign, of a difference of two int32."""
 
+DENSE = 64
+"""A mask in which more than one pixel of so many differs from the one above has no long runs to profit from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -47,14 +50,12 @@ def write_string(counts: Any, n: Any, out: Any, p: Any) -> Any:
         value = np.int64(counts[i])
         if i > 2:
             value -= counts[i - 2]
-        while True:
-            low = value & 31
+        while value < -16 or value > 15:
+            out[p] = (value & 31) + 80
             value >>= 5
-            more = value != -1 if low & 16 else value != 0
-            out[p] = low + (80 if more else 48)
             p += 1
-            if not more:
-                break
+        out[p] = (value & 31) + 48
+        p += 1
     return p
 
 
@@ -72,15 +73,19 @@ def with_room(out: Any, p: Any, more: Any) -> Any:
 def changes_below(flat: Any, h: Any, w: Any, xs: Any, ys: Any, per_column: Any, n: Any) -> Any:
     """List the pixels of rows 1 on that differ from the one above, after n others; return how many there are then.
 
-    `flat` is uint8 (h * w). Row by row, each is written to xs, ys and counted in its column.
+    `flat` is uint8 (h * w). Row by row, each is written to xs, ys and counted in its column. Where a row might not fit
+    into xs, -1 is returned.
     """
     for y in range(1, h):
+        if n + w > xs.shape[0]:
+            return -1
         row = y * w
         x = 0
-        while x + 64 <= w:
-            bits = differ64(flat, row + x, row + x - w)
+        while x < w and w >= 64:
+            start = min(x, w - 64)  # the last 64 pixels may have been looked at in part
+            bits = differ64(flat, row + start, row + start - w) >> (x - start) << (x - start)
             while bits:
-                q = x + lowest_bit(bits)
+                q = start + lowest_bit(bits)
                 bits &= bits - 1
                 xs[n], ys[n] = q, y
                 per_column[q] += 1
@@ -123,20 +128,20 @@ def _changes(bitmap: Any, xs: Any, ys: Any, per_column: Any) -> Any:
     return changes_below(flat, h, w, xs, ys, per_column, n)
 
 
-@njit(
-    types.Array(types.uint8, 1, "C")(source(types.uint8, 2), types.int64, types.int64, types.int64, types.int64),
-    **OPTIONS,
-)
-def _encode(bitmap: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
+@njit(**OPTIONS)
+def _sparse_counts(bitmap: Any, top: Any, left: Any, height: Any) -> Any:
+    """Return counts with room for one more, how many they are, and the pixels that they cover; -1 where too many."""
     h, w = bitmap.shape
-    capacity = h * w + 1
+    capacity = max(h * w // DENSE, 4 * w) + 1
     xs, ys, rows = np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
     per_column = np.zeros(w, np.int32)
     events = _changes(bitmap, xs, ys, per_column) if h * w else 0
-    by_column(xs, ys, events, per_column, rows)
-    counts = np.empty(events + 2 * w + 2, np.int32)
     n, last = 0, 0
     first: Any = 0
+    if events < 0:
+        return np.empty(0, np.int32), -1, last
+    by_column(xs, ys, events, per_column, rows)
+    counts = np.empty(events + 2 * w + 2, np.int32)
     for x in range(w):
         end = np.int64(per_column[x])
         column = (left + x) * height + top
@@ -144,6 +149,82 @@ def _encode(bitmap: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
             stop = np.int64(rows[e + 1]) if e + 1 < end else h
             n, last = add_run(counts, n, last, column + rows[e], column + stop)
         first = end
+    return counts, n, last
+
+
+@njit(**OPTIONS)
+def _changes_of_row(flat: Any, y: Any, x0: Any, w: Any) -> Any:
+    """Set bit k where the pixel x0 + k of row y differs from the one above, of up to 64; above row 0 none is set."""
+    wide = min(w - x0, 64)
+    row = y * w + x0
+    if y > 0 and row + 64 <= flat.shape[0]:
+        changes = differ64(flat, row, row - w)
+        return changes if wide == 64 else changes & ((np.int64(1) << wide) - 1)
+    bits = np.int64(0)
+    for k in range(wide):
+        above = flat[row + k - w] if y > 0 else np.uint8(0)
+        if flat[row + k] != above:
+            bits |= np.int64(1) << k
+    return bits
+
+
+@njit(**OPTIONS)
+def _transpose(words: Any) -> None:
+    """Turn 64 words of 64 bits so that bit r of word c is what bit c of word r was (Hacker's Delight, 7-3)."""
+    j, mask = np.int64(32), np.int64(0xFFFFFFFF)
+    while j:
+        for group in range(0, 64, 2 * j):
+            for k in range(group, group + j):
+                # The shift brings copies of the sign, which the mask takes away: its upper bits are never set.
+                moved = (words[k] >> j ^ words[k + j]) & mask
+                words[k] ^= moved << j
+                words[k + j] ^= moved
+        j >>= 1
+        mask ^= mask << j
+
+
+@njit(**OPTIONS)
+def _dense_counts(bitmap: Any, top: Any, left: Any, height: Any) -> Any:
+    """Return what `_sparse_counts` does of any mask: its changes are turned to columns 64 x 64 at a time."""
+    h, w = bitmap.shape
+    flat = bitmap.reshape(-1)
+    counts = np.empty((h + 1) * w + 2, np.int32)
+    blocks = (h + 63) // 64
+    words, columns = np.empty(64, np.int64), np.empty((64, blocks), np.int64)
+    n, last = 0, 0
+    for x0 in range(0, w, 64):
+        for b in range(blocks):
+            for r in range(64):
+                y = b * 64 + r
+                words[r] = _changes_of_row(flat, y, x0, w) if y < h else 0
+            _transpose(words)
+            columns[:, b] = words
+        for c in range(min(w - x0, 64)):
+            column = (left + x0 + c) * height + top
+            start = -1
+            for b in range(blocks):
+                bits = columns[c, b]
+                while bits:
+                    y = b * 64 + lowest_bit(bits)
+                    bits &= bits - 1
+                    if start < 0:
+                        start = y
+                    else:
+                        n, last = add_run(counts, n, last, column + start, column + y)
+                        start = -1
+            if start >= 0:
+                n, last = add_run(counts, n, last, column + start, column + h)
+    return counts, n, last
+
+
+@njit(
+    types.Array(types.uint8, 1, "C")(source(types.uint8, 2), types.int64, types.int64, types.int64, types.int64),
+    **OPTIONS,
+)
+def _encode(bitmap: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
+    counts, n, last = _sparse_counts(bitmap, top, left, height)
+    if n < 0:
+        counts, n, last = _dense_counts(bitmap, top, left, height)
     if last < height * width:
         counts[n] = height * width - last
         n += 1
@@ -189,6 +270,28 @@ def _bounds(counts: Any, n: Any, height: Any) -> Any:
     return (top, bottom, left, right) if any_set else (np.int64(0), np.int64(0), np.int64(0), np.int64(0))
 
 
+@njit(**OPTIONS)
+def _paint(counts: Any, n: Any, height: Any, top: Any, left: Any, bitmap: Any) -> Any:
+    """Set the pixels of the runs: where columns change is marked, then each row takes over from the one above."""
+    h, w = bitmap.shape
+    at = np.int64(0)
+    for i in range(n):
+        stop = at + counts[i]
+        if i & 1 and stop > at:
+            x0, x1 = at // height, stop // height
+            bitmap[at - x0 * height - top, x0 - left] ^= 1
+            row = stop - x1 * height
+            for x in range(x0 + 1, x1 + (row > 0)):  # a run over several columns has rows from 0 on, and the window too
+                bitmap[0, x - left] ^= 1
+            if 0 < row < top + h:
+                bitmap[row - top, x1 - left] ^= 1
+        at = stop
+    for y in range(1, h):
+        above, here = bitmap[y - 1], bitmap[y]
+        for x in range(w):
+            here[x] ^= above[x]
+
+
 @njit(
     types.Tuple((types.Array(types.uint8, 2, "C"), types.int64, types.int64, types.int64))(
         source(types.uint8, 1), types.int64, types.int64, types.int64
@@ -214,14 +317,7 @@ def _decode(string: Any, height: Any, width: Any, margin: Any) -> Any:
             top, bottom = max(top - margin, 0), min(bottom + margin, height)
             left, right = max(left - margin, 0), min(right + margin, width)
     bitmap = np.zeros((bottom - top, right - left), np.uint8)
-    at = np.int64(0)
-    for i in range(n):
-        stop = at + counts[i]
-        if i & 1:
-            for pixel in range(at, stop):
-                x = pixel // height
-                bitmap[pixel - x * height - top, x - left] = 1
-        at = stop
+    _paint(counts, n, height, top, left, bitmap)
     return bitmap, top, left, total
 
 

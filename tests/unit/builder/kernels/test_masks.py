@@ -102,6 +102,17 @@ def test_any_placement_gives_the_masks_of_grid_sample_but_for_float_ties(
     assert np.abs(exact - threshold)[wrong].max(initial=0) < 5e-5
 
 
+def test_masks_are_the_same_together_as_one_by_one() -> None:
+    prototypes, coefficients, boxes = head(60, 32, 160, 160, 320, 320, seed=5)  # more than are made in one go
+    boxes[::2] = [0, 0, 320, 320]
+    where = axes(Placement.of(320, 320), 160, 160)
+
+    together = mask_rles(prototypes, coefficients, boxes, *where)
+
+    alone = [mask_rles(prototypes, c[None], b[None], *where)[0] for c, b in zip(coefficients, boxes, strict=True)]
+    assert list(together) == alone
+
+
 def test_no_instances_give_no_masks() -> None:
     prototypes, coefficients, boxes = head(0, 4, 8, 8, 32, 32, seed=0)
 

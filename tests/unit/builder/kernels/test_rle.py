@@ -78,6 +78,18 @@ def test_a_decoded_window_is_the_bounding_box_and_its_margin(
     assert np.array_equal(window.bitmap, mask[rows, columns])
 
 
+@pytest.mark.parametrize("size", [(64, 64), (65, 129), (128, 63), (1, 200), (200, 1), (300, 70)])
+@pytest.mark.parametrize("pattern", ["checkerboard", "stripes", "noise", "full"])
+def test_masks_without_long_runs_have_the_counts_of_pycocotools_too(size: tuple[int, int], pattern: str) -> None:
+    y, x = np.indices(size)
+    noise = np.random.default_rng(0).integers(0, 2, size)
+    mask = {"checkerboard": (x + y) % 2, "stripes": y % 2, "noise": noise, "full": np.ones(size)}[pattern].astype(
+        np.uint8
+    )
+
+    assert rle.encode_bitmap(mask) == by_pycocotools(mask)
+
+
 def test_an_empty_window_is_an_empty_mask() -> None:
     empty = Window(np.zeros((0, 0), np.uint8), 0, 0)
 

@@ -1,0 +1,56 @@
+"""The stage that turns candidates with heat maps into points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final, cast
+
+from segserve_builder import values
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Candidates, Kind
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+    from segserve_builder.values import Float32, HeatmapHeads, Placement
+
+ROUNDINGS: Final = 8
+"""How many float32 roundings a coordinate may have gone through on its way from the network's input and back."""
+
+
+class Keypoints(Stage):
+    """Take each heat map's peak as a point, in pixels of the original image.
+
+    Heat maps are upsampled by cubic interpolation over their box, to the size that it has in the network's input; a
+    point's score is the logit there. Boxes are clipped to the image, points are not.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.HEATMAPS})
+    gives: ClassVar[Kind | None] = Kind.KEYPOINTS
+
+    def __call__(self, value: Candidates, request: Request) -> values.Keypoints:
+        """Return a detection with its points for every candidate, in their order."""
+        import numpy as np
+
+        from segserve_builder.kernels.keypoints import keypoints
+
+        p = value.placement
+        points = keypoints(cast("HeatmapHeads", value.heads).heatmaps, _in_network_pixels(value.boxes, p))
+        scale = np.array([p.width / p.inner_width, p.height / p.inner_height], np.float32)
+        points[:, :, :2] = (points[:, :, :2] - np.array([p.left, p.top], np.float32)) * scale
+        boxes = np.clip(value.boxes, 0, np.array([p.width, p.height] * 2, np.float32))
+        return values.Keypoints(boxes, value.scores, value.classes, points, p.height, p.width)
+
+
+def _in_network_pixels(boxes: Float32, placement: Placement) -> Float32:
+    """Return boxes as the network gave them: what rounding took from a whole number is put back.
+
+    A heat map's size is a box's, rounded up: it must not grow by a pixel since 800 has become 800.00006.
+    """
+    import numpy as np
+
+    p = placement
+    scale, start = np.array([p.inner_width / p.width, p.inner_height / p.height] * 2), np.array([p.left, p.top] * 2)
+    exact = boxes * scale + start
+    whole = np.rint(exact)
+    near = np.abs(exact - whole) <= ROUNDINGS * np.finfo(np.float32).eps * np.maximum(np.abs(exact), 1)
+    given: Float32 = np.where(near, whole, exact).astype(np.float32)
+    return given

@@ -1,0 +1,176 @@
+"""Pasting, key points and whole R-CNNs against torchvision, which runs in Debian's Python."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from oracles.debian import PYTHON, Debian
+from segserve_builder.families import FAMILIES
+from segserve_builder.in_process import InProcessModel
+from segserve_builder.kernels.keypoints import keypoints
+from segserve_builder.kernels.paste import paste_rles
+from segserve_builder.postprocess import postprocess_stages
+from segserve_builder.stages.base import Request
+from segserve_builder.steps import Pipeline
+from segserve_builder.values import Candidates, Instances, Keypoints, Placement
+
+ORACLES = Path(__file__).parents[1] / "oracles"
+IDS = {"faster": (1, 2, 3), "mask": (1, 2, 3), "keypoint": (1,)}
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
+
+
+@pytest.fixture(scope="module")
+def torchvision() -> Iterator[Debian]:
+    with Debian(ORACLES / "torchvision_ops.py") as debian:
+        yield debian
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    subprocess.run([PYTHON, ORACLES / "export_torchvision.py", folder], check=True, timeout=120)
+    return folder
+
+
+def pixels(counts: Any, height: int, width: int) -> np.ndarray:
+    return np.array([coco.decode({"size": [height, width], "counts": c}) for c in counts]).reshape(-1, height, width)
+
+
+def boxes(rng: np.random.Generator, n: int, height: int, width: int) -> np.ndarray:
+    """Boxes within the image, as torchvision clips them; it refuses others."""
+    corner = rng.uniform(-0.2, 1, (n, 2)) * (width, height)
+    size = np.exp(rng.uniform(-4, 0.3, (n, 2))) * (width, height)
+    found = np.concatenate([corner, corner + size], axis=1)
+    return np.clip(found, 0, [width, height, width, height]).astype(np.float32)
+
+
+def pipeline(family: str, ids: tuple[int, ...], **changed: Any) -> Pipeline:
+    return Pipeline.model_validate(
+        {
+            "model": "parts",
+            "artifactSha256": "0" * 64,
+            "family": family,
+            "input": {"colour": "RGB"},
+            "classes": [{"id": i, "name": f"class {i}"} for i in ids],
+            "preprocess": [],
+            "postprocess": [],
+            "output": {},
+            "runtime": {"maxBatchSize": 1},
+        }
+        | changed
+    )
+
+
+def photograph(seed: int, height: int, width: int) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def test_pasted_masks_are_torchvisions_but_for_one_pixel_in_a_million(torchvision: Debian) -> None:
+    rng = np.random.default_rng(0)
+    wrong = total = same = strings = 0
+    for side in (1, 2, 7, 14, 28, 28, 28, 30, 56):
+        height, width = rng.integers(1, 500, 2).tolist()
+        masks, found = rng.random((25, side, side)).astype(np.float32), boxes(rng, 25, height, width)
+
+        counts = paste_rles(masks, found, height, width)
+
+        expected = torchvision.call("paste_rles", masks, found, height, width)
+        same += sum(a == b for a, b in zip(counts, expected, strict=True))
+        strings += len(counts)
+        wrong += int(np.count_nonzero(pixels(counts, height, width) != pixels(expected, height, width)))
+        total += 25 * height * width
+    assert wrong <= 1e-6 * total
+    assert same >= 0.98 * strings
+
+
+def test_key_points_are_torchvisions_but_for_equal_values(torchvision: Debian) -> None:
+    rng = np.random.default_rng(1)
+    for side in (3, 14, 28, 56, 56):
+        heatmaps, found = rng.normal(size=(6, 5, side, side)).astype(np.float32), boxes(rng, 6, 300, 300)
+
+        points = keypoints(heatmaps, found)
+
+        expected, logits = torchvision.call("keypoints", heatmaps, found)
+        np.testing.assert_allclose(points[..., 2], logits, atol=1e-5)
+        apart = np.abs(points[..., :2] - expected[..., :2]).max(axis=2) > 1e-3
+        assert apart.sum() <= 1
+
+
+@pytest.mark.parametrize("kind", ["faster", "mask", "keypoint"])
+@pytest.mark.parametrize(("seed", "size"), [(0, (150, 211)), (1, (96, 120)), (2, (90, 61)), (3, (400, 333))])
+def test_raw_heads_become_what_torchvision_answers(
+    torchvision: Debian, kind: str, seed: int, size: tuple[int, int]
+) -> None:
+    """torchvision resizes, pads, runs its network and answers; we make the same answer of the network's raw heads."""
+    family = f"{kind}-rcnn"
+    whole = torchvision.call("whole", kind, seed, photograph(seed, *size), True)
+    inner_height, inner_width, input_height, input_width = whole["sizes"]
+    placement = Placement(*size, 0, 0, inner_height, inner_width, input_height, input_width)
+    order = [
+        "boxes",
+        "labels",
+        *([{"mask": "masks", "keypoint": "keypoints"}[kind]] if kind != "faster" else []),
+        "scores",
+    ]
+
+    model = pipeline(family, IDS[kind])
+    value: Any = FAMILIES[family].read({name: whole["raw"][name][None] for name in order}, placement, model)
+    for stage in postprocess_stages(model):
+        value = stage(value, Request())
+
+    expected = whole["answer"]
+    assert len(value.scores) == len(expected["scores"]) > 0
+    np.testing.assert_array_equal(value.boxes, expected["boxes"])
+    np.testing.assert_array_equal(value.scores, expected["scores"])
+    np.testing.assert_array_equal(value.classes, expected["labels"])
+    if isinstance(value, Instances):
+        assert value.masks == tuple(expected["masks"])
+    if isinstance(value, Keypoints):
+        np.testing.assert_allclose(value.points[..., :2], expected["keypoints"][..., :2], atol=2e-3)
+        np.testing.assert_allclose(value.points[..., 2], expected["keypoints_scores"], atol=1e-5)
+    assert isinstance(value, Candidates | Instances | Keypoints)
+
+
+@pytest.mark.parametrize("kind", ["faster", "mask", "keypoint"])
+def test_an_exported_network_answers_as_torchvision_does(torchvision: Debian, exported: Path, kind: str) -> None:
+    image = photograph(5, 112, 150)
+    expected = torchvision.call("whole", kind, 7, image, False)["answer"]
+    file = BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+
+    model = InProcessModel(pipeline(f"{kind}-rcnn", IDS[kind]), exported / f"{kind}_rcnn.onnx")
+    answer = model.answer(file.getvalue(), Request())
+
+    np.testing.assert_allclose(answer["SCORES"], expected["scores"], atol=1e-5)
+    np.testing.assert_allclose(answer["BOXES"], expected["boxes"], atol=1e-2)
+    np.testing.assert_array_equal(answer["CLASSES"], expected["labels"])
+    if kind == "mask":
+        differ = pixels(answer["MASKS"], 112, 150) != pixels(expected["masks"], 112, 150)
+        assert np.count_nonzero(differ) <= 1e-3 * differ.size  # the box of a mask is cut to whole pixels
+    if kind == "keypoint":
+        near = np.abs(answer["KEYPOINTS"][..., :2] - expected["keypoints"][..., :2]).max(axis=2) < 1.5
+        assert near.mean() > 0.95
+        np.testing.assert_allclose(answer["KEYPOINTS"][..., 2], expected["keypoints_scores"], rtol=1e-3, atol=1e-3)
+
+
+def test_torchvisions_own_export_runs_as_it_is(torchvision: Debian, exported: Path) -> None:
+    image = photograph(5, 112, 150)
+    expected = torchvision.call("whole", "faster", 7, image, True)["answer"]
+    file = BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    scaled = pipeline("faster-rcnn", IDS["faster"], preprocess=[{"normalise": {"scale": 1 / 255}}])
+
+    answer = InProcessModel(scaled, exported / "faster_rcnn_plain.onnx").answer(file.getvalue(), Request())
+
+    np.testing.assert_allclose(answer["SCORES"], expected["scores"], atol=1e-4)
+    np.testing.assert_allclose(answer["BOXES"], expected["boxes"], atol=0.05)
