@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from segserve_builder.values import Float32, Int32, Placement
 
 
@@ -67,21 +70,40 @@ class Axis:
         """Return each pixel's cell, counted from `first`, its part of the way to the next, and each cell's first pixel.
 
         They are shaped (size,), (size,) and (cells + 1,); cell i holds the pixels from the i-th to before the next.
-        The product and the sum are rounded once, as the fused multiply-add of torch's bilinear `interpolate` does.
+        The product and the sum are rounded once, as the fused multiply-add of torch's bilinear `interpolate` does. The
+        arrays are shared by all images of the same axis, and not to be written to.
         """
-        import numpy as np
-
-        exact = (np.arange(self.size) + 0.5) * float(np.float32(self.scale)) + self.bias
-        position = np.maximum(exact, 0).astype(np.float32)
-        cell = np.minimum(position.astype(np.int32), np.int32(self.cells - 1))
-        part = np.minimum(position - cell.astype(np.float32), np.float32(1))
-        return cell, part, np.searchsorted(cell, np.arange(self.cells + 1, dtype=np.int32)).astype(np.int32)
+        return _positions(self)
 
 
-def axes(
-    placement: Placement, grid_height: int, grid_width: int, align_corners: bool = False
-) -> tuple[Axis, Axis]:
+@lru_cache(maxsize=32)
+def _positions(axis: Axis) -> tuple[Int32, Float32, Int32]:
+    import numpy as np
+
+    exact = (np.arange(axis.size) + 0.5) * float(np.float32(axis.scale)) + axis.bias
+    position = np.maximum(exact, 0).astype(np.float32)
+    cell = np.minimum(position.astype(np.int32), np.int32(axis.cells - 1))
+    part = np.minimum(position - cell.astype(np.float32), np.float32(1))
+    return cell, part, np.searchsorted(cell, np.arange(axis.cells + 1, dtype=np.int32)).astype(np.int32)
+
+
+def axes(placement: Placement, grid_height: int, grid_width: int, *, align_corners: bool = False) -> tuple[Axis, Axis]:
     """Return the rows' and the columns' axis for a grid over the input that `placement` describes."""
     p = placement
     rows = Axis.of(p.height, p.inner_height, p.top, p.input_height, grid_height, align_corners)
     return rows, Axis.of(p.width, p.inner_width, p.left, p.input_width, grid_width, align_corners)
+
+
+def logits_at(values: Float32, rows: Axis, columns: Axis, y: NDArray[Any], x: NDArray[Any]) -> Float32:
+    """Return the logits (N, C) of `values` (C, h, w), sampled at the pixels (y, x), each (N,), of the image."""
+    import numpy as np
+
+    row, down, _ = rows.positions()
+    column, across, _ = columns.positions()
+    near_y, near_x = rows.first + row[y], columns.first + column[x]
+    far_y = np.minimum(near_y + 1, rows.first + rows.cells - 1)
+    far_x = np.minimum(near_x + 1, columns.first + columns.cells - 1)
+    above = values[:, near_y, near_x] * (1 - across[x]) + values[:, near_y, far_x] * across[x]
+    below = values[:, far_y, near_x] * (1 - across[x]) + values[:, far_y, far_x] * across[x]
+    sampled: Float32 = (above * (1 - down[y]) + below * down[y]).T
+    return sampled

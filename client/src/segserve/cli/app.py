@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from segserve.cli import building, lifecycle, predict, resources
+from segserve.cli import building, calibrating, exporting, lifecycle, predict, resources
 from segserve.cli.failures import user_errors
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ app.command()(resources.wait)
 app.command()(predict.predict)
 app.command()(building.build)
 app.command()(building.crds)
+app.command()(exporting.export)
+app.command()(calibrating.calibrate)
 app.add_typer(building.runtime, name="runtime")
 app.add_typer(building.golden, name="golden")
 

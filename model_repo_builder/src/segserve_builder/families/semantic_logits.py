@@ -8,6 +8,7 @@ from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
 from segserve_builder.families.signature import described, float_output, image_input, things
 from segserve_builder.stages.argmax import Argmax
+from segserve_builder.stages.multi_label import MultiLabel
 from segserve_builder.values import Kind, Logits, Placement
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ SHAPE: Final = "[batch, classes, height, width]"
 class SemanticLogits:
     """One output, FP32 [batch, classes, h, w]: logits over the network's whole input, of any resolution.
 
-    A single channel is the logit of the second class of two.
+    They are those of a softmax, for a label a pixel (argmax, the default): a single channel is then the logit of the
+    second class of two. Or each is that of a sigmoid by itself, for masks that may overlap (multiLabel): then every
+    class has a channel.
     """
 
     version: ClassVar[int] = 1
@@ -55,6 +58,11 @@ class SemanticLogits:
 
 def _check_channels(seen: str, channels: int, pipeline: Pipeline) -> None:
     classes = len(pipeline.classes)
-    if channels != classes and not (channels == 1 and classes == 2):
-        allowed = "2, or 1 (the logit of the second)" if classes == 2 else str(classes)
+    each = [step.stage for step in pipeline.postprocess if isinstance(step.stage, MultiLabel)]
+    for stage in each:
+        stage.limits(channels)
+    if channels != classes and not (channels == 1 and classes == 2 and not each):
+        allowed = "2, or 1 (the logit of the second)" if classes == 2 and not each else str(classes)
         raise SignatureError(f"{seen}: for the model's {classes} classes the number of channels must be {allowed}")
+    if classes == 1 and not each:
+        raise SignatureError(f"{seen}: one class is no choice for argmax; add the background as class 0, or multiLabel")

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, types
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
-from segserve_builder.kernels.probability import FUSED, check_covers
+from segserve_builder.kernels.probability import blend, check_covers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,17 +48,28 @@ def _argmax_cells(logits: Any, top: Any, left: Any, out: Any) -> Any:
         _argmax_row(logits, top + y, left, best, label, out[y])
 
 
-@njit(**FUSED)
-def _mixed_cell(
-    above: Any, below: Any, j: Any, j2: Any, ya: Any, yb: Any, xa: Any, xb: Any, x_part: Any, y_part: Any,
-    fx: Any, fy: Any, best: Any, label: Any, corner: Any, candidates: Any, out: Any,
-) -> Any:  # fmt: skip
-    """Evaluate the classes that can win on the flattened pixels of one cell."""
+@njit(**OPTIONS)
+def _flatten(ya: Any, yb: Any, xa: Any, xb: Any, before: Any, y_part: Any, x_part: Any, fy: Any, fx: Any) -> Any:
+    """Write the parts of a cell's pixels, unless those of the cell at `before` are there and equal (-1: none are)."""
+    same = before >= 0
+    for x in range(xa, xb):
+        same = same and x_part[x] == x_part[before + x - xa]
+    if same:
+        return
     n = 0
     for y in range(ya, yb):
         for x in range(xa, xb):
             fx[n], fy[n] = x_part[x], y_part[y]
             n += 1
+
+
+@njit(**OPTIONS)
+def _mixed_cell(
+    above: Any, below: Any, j: Any, j2: Any, ya: Any, yb: Any, xa: Any, xb: Any,
+    fx: Any, fy: Any, best: Any, label: Any, corner: Any, candidates: Any, out: Any,
+) -> Any:  # fmt: skip
+    """Evaluate the classes that can win on the flattened pixels of one cell."""
+    n = (yb - ya) * (xb - xa)
     floor = F(-np.inf)
     for k in range(above.shape[0]):
         q0, q1, q2, q3 = above[k, j], above[k, j2], below[k, j], below[k, j2]
@@ -68,7 +79,7 @@ def _mixed_cell(
     for k in range(above.shape[0]):
         candidates[surviving] = k
         surviving += max(max(corner[k, 0], corner[k, 1]), max(corner[k, 2], corner[k, 3])) >= floor
-    candidates[surviving] = candidates[surviving - 1]
+    candidates[surviving] = candidates[surviving - 1]  # classes are taken in pairs
     for p in range(n):
         best[p], label[p] = F(-np.inf), 0
     for c in range(0, surviving, 2):
@@ -77,12 +88,12 @@ def _mixed_cell(
         r0, r1, r2, r3 = corner[m, 0], corner[m, 1], corner[m, 2], corner[m, 3]
         for p in range(n):
             a, b = fx[p], fy[p]
-            v = b * (a * q3 + (F(1) - a) * q2) + (F(1) - b) * (a * q1 + (F(1) - a) * q0)
-            u = b * (a * r3 + (F(1) - a) * r2) + (F(1) - b) * (a * r1 + (F(1) - a) * r0)
-            l, o = label[p], best[p]
-            l = k if v > o else l
+            v = blend(blend(q0, q1, a), blend(q2, q3, a), b)
+            u = blend(blend(r0, r1, a), blend(r2, r3, a), b)
+            o, first = best[p], label[p]
+            first = k if v > o else first
             o = v if v > o else o
-            label[p] = m if u > o else l
+            label[p] = m if u > o else first
             best[p] = u if u > o else o
     n = 0
     for y in range(ya, yb):
@@ -149,11 +160,15 @@ def _upsample_argmax(
         if i2 != i:
             _hold_row(logits, top + i2, left, rows[i2 & 1])
         held = i2
+        before, wide = -1, 0
         for j in range(w):
             if mixed[j]:
+                xa, xb = x_first[j], x_first[j + 1]
+                _flatten(ya, yb, xa, xb, before if xb - xa == wide else -1, y_part, x_part, fy, fx)
+                before, wide = xa, xb - xa
                 _mixed_cell(
-                    rows[i & 1], rows[i2 & 1], j, min(j + 1, w - 1), ya, yb, x_first[j], x_first[j + 1],
-                    x_part, y_part, fx, fy, best, label, corner, candidates, out,
+                    rows[i & 1], rows[i2 & 1], j, min(j + 1, w - 1), ya, yb, xa, xb,
+                    fx, fy, best, label, corner, candidates, out,
                 )  # fmt: skip
 
 
@@ -169,7 +184,7 @@ _upsample_compiled = njit(
         types.void(_LOGITS, types.int64, types.int64, _PART, _CELL, _CELL, _PART, _CELL, target(element, 2))
         for element in _LABELS
     ],
-    **FUSED,
+    **OPTIONS,
 )(_upsample_argmax)
 
 

@@ -46,6 +46,6 @@ class Argmax(Stage):
         from segserve_builder.sampling import axes
 
         value = replace(value, align_corners=self.align_corners)
-        rows, columns = axes(value.placement, *value.values.shape[1:], self.align_corners)
+        rows, columns = axes(value.placement, *value.values.shape[1:], align_corners=self.align_corners)
         logit = value.temperature * log(self.threshold / (1 - self.threshold))
         return LabelMap(label_map(value.values, rows, columns, logit), value)

@@ -20,24 +20,32 @@ def noise(channels: int, height: int, width: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(channels, height, width)).astype(np.float32)
 
 
-def interpolated(logits: np.ndarray, height: int, width: int) -> np.ndarray:
+def interpolated(logits: np.ndarray, height: int, width: int, aligned: bool = False) -> np.ndarray:
     stacked = torch.from_numpy(np.ascontiguousarray(logits))[None]
-    return functional.interpolate(stacked, (height, width), mode="bilinear", align_corners=False)[0].numpy()
+    return functional.interpolate(stacked, (height, width), mode="bilinear", align_corners=aligned)[0].numpy()
 
 
-def sampled(logits: np.ndarray, p: Placement) -> np.ndarray:
-    """The same by grid_sample in float64, on the cells whose centres show the image."""
-    rows, columns = axes(p, *logits.shape[1:])
-    content = logits[:, rows.first : rows.first + rows.cells, columns.first : columns.first + columns.cells]
-    y = ((np.arange(p.height) + 0.5) * p.inner_height / p.height + p.top) * logits.shape[1] / p.input_height
-    x = ((np.arange(p.width) + 0.5) * p.inner_width / p.width + p.left) * logits.shape[2] / p.input_width
-    grid = np.stack(
-        np.meshgrid((x - columns.first) * 2 / columns.cells - 1, (y - rows.first) * 2 / rows.cells - 1), axis=-1
-    )
-    stacked = torch.from_numpy(content.astype(np.float64))[None]
-    return functional.grid_sample(
-        stacked, torch.from_numpy(grid)[None], mode="bilinear", padding_mode="border", align_corners=False
-    )[0].numpy()
+def positions(size: int, inner: int, start: int, total: int, grid: int, aligned: bool) -> np.ndarray:
+    """Where the pixels lie on the whole grid, counted from its first cell's centre, before any is clipped."""
+    at = (np.arange(size) + 0.5) * inner / size + start
+    if not aligned:
+        return at * grid / total - 0.5
+    return (at - 0.5) * ((grid - 1) / (total - 1) if total > 1 else 0)
+
+
+def sampled(logits: np.ndarray, p: Placement, aligned: bool = False) -> np.ndarray:
+    """The same in float64, on the cells whose centres show the image."""
+    rows, columns = axes(p, *logits.shape[1:], align_corners=aligned)
+    values = logits.astype(np.float64)
+    down = positions(p.height, p.inner_height, p.top, p.input_height, logits.shape[1], aligned)
+    across = positions(p.width, p.inner_width, p.left, p.input_width, logits.shape[2], aligned)
+    for axis, at, cells in ((1, down, rows), (2, across, columns)):
+        at = np.clip(at, cells.first, cells.first + cells.cells - 1)
+        near = np.floor(at).astype(int)
+        part = (at - near)[:, None] if axis == 1 else at - near
+        far = np.minimum(near + 1, cells.first + cells.cells - 1)
+        values = values.take(near, axis) * (1 - part) + values.take(far, axis) * part
+    return values
 
 
 @st.composite
@@ -53,40 +61,47 @@ def placements(draw: st.DrawFn) -> Placement:
 @settings(max_examples=150, deadline=None)
 @given(
     st.integers(1, 40), st.integers(1, 40), st.integers(1, 200), st.integers(1, 200), st.integers(1, 12),
-    st.integers(0, 2**32 - 1),
+    st.booleans(), st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_without_padding_labels_are_those_of_torch_but_for_float_ties(
-    h: int, w: int, height: int, width: int, channels: int, seed: int
+    h: int, w: int, height: int, width: int, channels: int, aligned: bool, seed: int
 ) -> None:
     logits = noise(channels, h, w, seed)
-    rows, columns = axes(Placement(height, width, 0, 0, 8 * h, 8 * w, 8 * h, 8 * w), h, w)
+    inner = (height, width) if aligned else (8 * h, 8 * w)
+    rows, columns = axes(Placement(height, width, 0, 0, *inner, *inner), h, w, align_corners=aligned)
 
     labels = label_map(logits, rows, columns)
 
-    upsampled = interpolated(logits, height, width)
+    upsampled = interpolated(logits, height, width, aligned)
     upsampled = np.concatenate([np.zeros_like(upsampled), upsampled]) if channels == 1 else upsampled
     chosen = np.take_along_axis(upsampled, labels[None].astype(np.int64), axis=0)[0]
     assert (upsampled.max(axis=0) - chosen).max() <= 1e-6
 
 
-def test_a_million_pixels_of_smooth_logits_are_those_of_torch() -> None:
-    logits = interpolated(noise(21, 9, 11, 1), 128, 128)
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("channels", [2, 21, 150])
+@pytest.mark.parametrize("kind", ["smooth", "noise"])
+def test_half_a_million_pixels_are_those_of_torch(kind: str, channels: int, aligned: bool) -> None:
+    logits = noise(channels, 64, 64, 1) if kind == "noise" else interpolated(noise(channels, 9, 11, 1), 64, 64)
+    place = Placement.of(512, 1000)
 
-    labels = label_map(logits, *axes(Placement(1024, 1024, 0, 0, 512, 512, 512, 512), 128, 128))
+    labels = label_map(logits, *axes(place, 64, 64, align_corners=aligned))
 
-    assert np.array_equal(labels, interpolated(logits, 1024, 1024).argmax(axis=0))
+    assert np.array_equal(labels, interpolated(logits, 512, 1000, aligned).argmax(axis=0))
 
 
 @settings(max_examples=150, deadline=None)
-@given(placements(), st.integers(1, 30), st.integers(1, 30), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_padded_labels_are_those_of_grid_sample_but_for_float_ties(
-    placement: Placement, h: int, w: int, channels: int, seed: int
+@given(
+    placements(), st.integers(1, 30), st.integers(1, 30), st.integers(1, 5), st.booleans(), st.integers(0, 2**32 - 1)
+)
+def test_padded_labels_are_those_of_exact_sampling_but_for_float_ties(
+    placement: Placement, h: int, w: int, channels: int, aligned: bool, seed: int
 ) -> None:
     logits = noise(channels, h, w, seed)
 
-    labels = label_map(logits, *axes(placement, h, w))
+    labels = label_map(logits, *axes(placement, h, w, align_corners=aligned))
 
-    exact = sampled(logits, placement)
+    exact = sampled(logits, placement, aligned)
     exact = np.concatenate([np.zeros_like(exact), exact]) if channels == 1 else exact
     chosen = np.take_along_axis(exact, labels[None].astype(np.int64), axis=0)[0]
     assert (exact.max(axis=0) - chosen).max() < 2e-5
@@ -138,6 +153,29 @@ def test_ties_go_to_the_first_class() -> None:
     rows = columns = Axis.of(9, 4, 0, 4, 4)
 
     assert (label_map(np.ones((5, 4, 4), np.float32), rows, columns) == 0).all()
+
+
+@pytest.mark.parametrize("channels", [2, 3, 300])
+def test_huge_logits_are_compared_like_any(channels: int) -> None:
+    logits = noise(channels, 5, 5, 6) * np.float32(1e4)
+
+    labels = label_map(logits, *axes(Placement.of(40, 40), 5, 5))
+
+    assert np.array_equal(labels, interpolated(logits, 40, 40).argmax(axis=0))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_one_cell_is_the_label_of_every_pixel(aligned: bool) -> None:
+    logits = np.arange(4, dtype=np.float32).reshape(4, 1, 1)
+
+    assert (label_map(logits, *axes(Placement.of(7, 5), 1, 1, align_corners=aligned)) == 3).all()
+
+
+def test_aligned_corners_of_an_image_as_large_as_the_grid_are_a_crop() -> None:
+    rows, columns = axes(Placement(20, 30, 5, 7, 20, 30, 32, 48), 32, 48, align_corners=True)
+
+    assert rows.is_crop
+    assert columns.is_crop
 
 
 def test_logits_that_do_not_cover_the_axes_are_refused() -> None:

@@ -1,0 +1,195 @@
+"""calibrate: the temperature that makes a semantic model's probabilities honest, from a labelled set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import numpy as np
+import typer
+from PIL import Image, UnidentifiedImageError
+
+from segserve.cli.failures import CommandError, needs
+from segserve.cli.files import read_resources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.in_process import InProcessModel
+    from segserve_builder.steps import Pipeline
+    from segserve_builder.values import Logits
+    from segserve_operator.api.segmentation_model import SegmentationModel
+
+IMAGES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+LABEL_MODES: Final = ("1", "L", "P", "I", "I;16")
+SHOWN: Final = 5
+
+
+def calibrate(
+    images: Annotated[Path, typer.Argument(help="A folder of images.", show_default=False)],
+    labels: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with a PNG of each image's name and size: its pixels are class ids.", show_default=False
+        ),
+    ],
+    files: Annotated[list[Path], typer.Option("--filename", "-f", help="Resource file; may be given again.")],
+    model: Annotated[
+        str | None, typer.Option(help="Which model, where the files have several.", show_default=False)
+    ] = None,
+    ignore: Annotated[
+        int | None, typer.Option(help="The label of pixels that have no say.", show_default=False)
+    ] = None,
+    pixels: Annotated[
+        int, typer.Option(min=1, help="How many pixels of an image count; the same ones each time.")
+    ] = 20_000,
+    bins: Annotated[int, typer.Option(min=1, help="Of the expected calibration error.")] = 15,
+) -> None:
+    """Fit the temperature of a model's stage `calibrate` on a labelled set; the network runs in this process."""
+    pairs = _pairs(images, labels)
+    with needs("builder"):
+        from segserve_builder.calibration import (
+            confidence_and_correct,
+            expected_calibration_error,
+            fit_temperature,
+            negative_log_likelihood,
+        )
+
+    resource = _chosen(files, model)
+    found = list(_labelled_pixels(resource, pairs, ignore, pixels))
+    logits, truth = (np.concatenate(parts) for parts in list(zip(*found, strict=True))[:2])
+    if not len(truth):
+        raise CommandError(f"{labels}: every pixel has the label {ignore}, which is ignored")
+    before, after = found[0][2], fit_temperature(logits, truth)
+    typer.echo(f"{resource.metadata.name}: {len(truth)} pixels of {len(pairs)} images")
+    for name, temperature in (("before", before), ("after", after)):
+        loss = negative_log_likelihood(logits, truth, temperature)
+        error = expected_calibration_error(*confidence_and_correct(logits, truth, temperature), bins)
+        typer.echo(f"{name:7} temperature {temperature:<8.4g} NLL {loss:.4f}  ECE {error:.4f}")
+    typer.echo("postprocess, before what makes labels of logits:")
+    typer.echo(f"    - calibrate: {{temperature: {after:.4g}}}")
+
+
+def _pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise CommandError(f"{folder} is not a folder")
+    found = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGES)
+    if not found:
+        raise CommandError(f"{images} has no images; looked for *{', *'.join(sorted(IMAGES))}")
+    pairs = [(path, labels / f"{path.stem}.png") for path in found]
+    missing = [label.name for _, label in pairs if not label.is_file()]
+    if missing:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise CommandError(f"{labels} lacks {', '.join(missing[:SHOWN])}{more}: every image needs a label")
+    return pairs
+
+
+def _chosen(files: list[Path], name: str | None) -> SegmentationModel:
+    from segserve_builder.values import Kind
+    from segserve_operator.api.segmentation_model import SegmentationModel
+
+    models = {
+        manifest["metadata"]["name"]: SegmentationModel.model_validate(manifest)
+        for _, manifest in read_resources(files)
+        if manifest["kind"] == "SegmentationModel"
+    }
+    if name is not None and name not in models:
+        raise CommandError(f"no model {name!r} in {', '.join(map(str, files))}; found: {', '.join(models) or 'none'}")
+    asked = models if name is None else {name: models[name]}
+    fitting = [item for item in asked.values() if _label_stage(item.spec.pipeline("any")) is not None]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise CommandError(f"several models could be calibrated: {', '.join(models)}; choose one with --model")
+    raise CommandError(
+        f"{', '.join(asked) or 'nothing'} has no stage that takes {Kind.LOGITS} and gives {Kind.LABELS}; "
+        "only such a model can be calibrated with label maps"
+    )
+
+
+def _label_stage(pipeline: Pipeline) -> Any:
+    """Return the stage that makes labels of logits, or None where the pipeline has none."""
+    from segserve_builder.stages.argmax import Argmax
+    from segserve_builder.steps import named_postprocess
+
+    return next((stage for _, stage in named_postprocess(pipeline) if isinstance(stage, Argmax)), None)
+
+
+def _labelled_pixels(
+    resource: SegmentationModel, pairs: list[tuple[Path, Path]], ignore: int | None, pixels: int
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], float]]:
+    """Yield the logits (N, C), the labels (N,) and the temperature, as it is now, of some pixels of each image."""
+    from segserve_builder.sampling import axes, logits_at
+
+    pipeline = resource.spec.pipeline(resource.metadata.name)
+    model, aligned = _loaded(resource, pipeline), _label_stage(pipeline).align_corners
+    for image, label in pairs:
+        value, truth = _logits(model, pipeline, image), _read_labels(label)
+        place = value.placement
+        if truth.shape != (place.height, place.width):
+            seen = f"{label} has {truth.shape[0]} x {truth.shape[1]} pixels"
+            raise CommandError(f"{seen}, {image.name} has {place.height} x {place.width}")
+        chosen = np.arange(truth.size) if ignore is None else np.flatnonzero(truth != ignore)
+        if len(chosen) > pixels:
+            chosen = np.random.default_rng(0).choice(chosen, pixels, replace=False)
+        classes = max(len(value.values), 2)
+        own = truth.ravel()[chosen]
+        if own.size and not 0 <= own.min() <= own.max() < classes:
+            outside = own[(own < 0) | (own >= classes)][0]
+            raise CommandError(
+                f"{label} has the label {outside}; classes are 0 to {classes - 1}, --ignore leaves one out"
+            )
+        rows, columns = axes(place, *value.values.shape[1:], align_corners=aligned)
+        yield logits_at(value.values, rows, columns, *np.divmod(chosen, place.width)), own, value.temperature
+
+
+def _loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
+    from segserve_builder.in_process import InProcessModel
+    from segserve_builder.sources import fetch
+    from segserve_operator.adapters.local.files import cache_folder
+
+    try:
+        import onnxruntime  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise CommandError("this command runs the network itself: pip install onnxruntime") from error
+    spec, cache = resource.spec, cache_folder()
+    second = None
+    if spec.instances is not None:
+        second = fetch(spec.instances.artifact.uri, spec.instances.artifact.sha256, cache)
+    return InProcessModel(pipeline, fetch(spec.artifact.uri, spec.artifact.sha256, cache), second)
+
+
+def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:
+    """Return what argmax is given for one image."""
+    from dataclasses import replace
+
+    from segserve_builder.families import FAMILIES
+    from segserve_builder.stages.argmax import Argmax
+    from segserve_builder.stages.base import Request
+    from segserve_builder.steps import named_postprocess
+
+    given = model.network_input(image.read_bytes())
+    value: Any = FAMILIES[pipeline.family].read(model.raw(given), given.placement, pipeline)
+    for _, stage in named_postprocess(pipeline):
+        if isinstance(stage, Argmax):
+            break
+        value = stage(replace(value, guide=given.guide) if stage.needs_guide else value, Request())
+    if not np.isfinite(value.values).all():
+        raise CommandError(f"{image}: the network's answer has NaN or infinite values")
+    logits: Logits = value
+    return logits
+
+
+def _read_labels(path: Path) -> NDArray[Any]:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in LABEL_MODES:
+                raise CommandError(
+                    f"{path} has mode {image.mode}; a label map has one channel: {', '.join(LABEL_MODES)}"
+                )
+            return np.asarray(image).astype(np.int64)
+    except (UnidentifiedImageError, OSError) as error:
+        raise CommandError(f"{path} is no label map: {error}") from error
