@@ -54,7 +54,9 @@ class Preprocess:
         check_network_input(steps, spec, network, layout)
         stages = [step.stage for step in steps]
         self._decode = next((stage for stage in stages if isinstance(stage, Decode)), Decode())
-        self._stages = [stage for stage in stages if not isinstance(stage, Decode)]
+        # What changes pixels comes before what makes numbers of them, as `check_preprocess` saw to.
+        self._stages = [stage for stage in stages if not isinstance(stage, Decode | Normalise)]
+        self._normalise = next((stage for stage in stages if isinstance(stage, Normalise)), None)
         # Read once: attribute access and conversion of typed values do not belong on the way of a request.
         self._colour, self._dtype, self._max_pixels = spec.colour, spec.dtype, spec.max_pixels
         self._channels = CHANNELS[spec.colour]
@@ -73,12 +75,9 @@ class Preprocess:
         Raises `BadImageError`.
         """
         value = self._given(image, pixels)
-        guide = None
         for stage in self._stages:
-            if isinstance(stage, Normalise):
-                guide = self._guide(value)
             value = stage(value, _NO_OVERRIDES)
-        return NetworkInput(self._tensor(value), value.placement, self._guide(value) if guide is None else guide)
+        return NetworkInput(self._tensor(value)[None], value.placement, self._guide(value))
 
     def _guide(self, value: Image) -> NDArray[np.uint8] | None:
         if not self._guided:
@@ -124,5 +123,20 @@ class Preprocess:
                 f"{height} x {width}; the network's {self._network!r} is "
                 f"{self._height or 'any'} x {self._width or 'any'}"
             )
-        axes = value.pixels.transpose(2, 0, 1) if self._channels_first else value.pixels
-        return np.ascontiguousarray(axes, dtype=self._network_dtype)[None]
+        if self._normalise is not None:  # in one pass with the axes' order and the type
+            half = self._network_dtype is np.float16
+            return self._normalise.tensor(value.pixels, half=half, channels_first=self._channels_first)
+        pixels = np.ascontiguousarray(value.pixels)
+        return _planes(pixels) if self._channels_first else pixels
+
+
+def _planes(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return pixels (H, W, C) as C-contiguous (C, H, W): OpenCV does it ten times faster than numpy."""
+    height, width, channels = pixels.shape
+    if channels == 1:
+        return pixels.reshape(1, height, width)
+    import cv2
+
+    out = np.empty((channels, height, width), pixels.dtype)
+    cv2.split(pixels, list(out))
+    return out

@@ -12,8 +12,9 @@ from segserve_builder.families.base import TensorSpec
 from segserve_builder.pipeline import Input
 from segserve_builder.preprocess import Preprocess
 from segserve_builder.preprocess_rules import check_preprocess
+from segserve_builder.stages.base import Request
 from segserve_builder.steps import PreprocessStep, Step
-from segserve_builder.values import Placement
+from segserve_builder.values import Image, Placement
 
 RNG = np.random.default_rng(11)
 RGB = RNG.integers(0, 256, (30, 44, 3)).astype(np.uint8)
@@ -77,6 +78,33 @@ def test_normalised_pixels_come_in_the_network_s_float_type(dtype: str, numpy_dt
     np.testing.assert_array_equal(given[0], (RGB.transpose(2, 0, 1) / 255).astype(np.float32).astype(numpy_dtype))
 
 
+@pytest.mark.parametrize(
+    "resize", [KEEP, LETTERBOX, {"resize": {"mode": "stretch", "height": 20, "width": 90}}], ids=str
+)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", ["FP32", "FP16"])
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("depth", ["UINT8", "UINT16"])
+def test_the_input_is_what_the_stages_make_one_after_the_other(
+    resize: dict[str, Any], layout: str, dtype: str, antialias: bool, channels: int, depth: str
+) -> None:
+    steps = ({"resize": resize["resize"] | {"antialias": antialias}}, {"normalise": {"mean": [0.485], "std": [0.229]}})
+    pixels = RNG.integers(0, 256 if depth == "UINT8" else 65536, (33, 47, channels)).astype(depth.lower())
+    shape = (None, channels, None, None) if layout == "NCHW" else (None, None, None, channels)
+    spec = Input(dtype=depth, colour="RGB" if channels == 3 else "GREY")
+    value = Image(pixels, Placement.of(33, 47))
+    for step in steps_of(*steps):
+        value = step.stage(value, Request())
+    expected = value.pixels.transpose(2, 0, 1) if layout == "NCHW" else value.pixels
+
+    made = preprocess(*steps, spec=spec, tensor=network(dtype, shape), layout=layout)(None, pixels)
+
+    np.testing.assert_array_equal(made.tensor[0], expected.astype({"FP32": np.float32, "FP16": np.float16}[dtype]))
+    assert made.tensor.flags.c_contiguous
+    assert made.placement == value.placement
+
+
 def test_uint16_goes_through_unscaled() -> None:
     wide = RNG.integers(0, 65536, (30, 44, 1)).astype(np.uint16)
     spec = Input(dtype="UINT16", colour="GREY")
@@ -93,6 +121,17 @@ def test_decode_happens_with_its_defaults_where_it_is_not_listed() -> None:
     assert (placed.height, placed.width) == (44, 30)
     placed = preprocess({"decode": {"orientation": "ignore"}})(data, None).placement
     assert (placed.height, placed.width) == (30, 44)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("depth", ["UINT8", "UINT16"])
+def test_whole_numbers_come_as_planes_too(depth: str, channels: int) -> None:
+    pixels = RNG.integers(0, 256 if depth == "UINT8" else 65536, (33, 47, channels)).astype(depth.lower())
+    spec = Input(dtype=depth, colour="RGB" if channels == 3 else "GREY")
+    made = preprocess(spec=spec, tensor=network(depth, (None, channels, None, None)))(None, pixels[::-1, ::2])
+    np.testing.assert_array_equal(made.tensor[0], pixels[::-1, ::2].transpose(2, 0, 1))
+    assert made.tensor.dtype == pixels.dtype
+    assert made.tensor.flags.c_contiguous
 
 
 def test_read_only_and_strided_pixels_are_accepted_and_left_untouched() -> None:

@@ -5,9 +5,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch.nn import functional
 
 from segserve_builder.errors import BadImageError
 from segserve_builder.stages.base import Request
@@ -153,6 +155,34 @@ def test_stretch_is_opencv_resize(interpolation: str, channels: int, dtype: Any)
     assert given.placement == Placement(40, 53, 0, 0, 91, 20, 91, 20)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("interpolation", ["bilinear", "cubic"])
+@pytest.mark.parametrize("options", MODES[:4], ids=str)
+def test_antialias_resizes_as_torch_does_into_the_same_place(
+    options: dict[str, Any], interpolation: str, dtype: Any
+) -> None:
+    pixels = picture(90, 120, 3, dtype)
+    given = resize(pixels, interpolation=interpolation, antialias=True, **options)
+    placed = Resize.model_validate(options).place(90, 120)
+    tensor = torch.from_numpy(pixels.astype(np.float64)).permute(2, 0, 1).contiguous()[None]
+    inner = (placed.inner_height, placed.inner_width)
+    mode = "bicubic" if interpolation == "cubic" else "bilinear"
+    expected = functional.interpolate(tensor, inner, mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
+    rows, columns = (slice(first, first + size) for first, size in zip((placed.top, placed.left), inner, strict=True))
+    assert given.placement == placed
+    assert given.pixels.dtype == dtype
+    assert np.abs(given.pixels[rows, columns] - np.clip(expected, 0, np.iinfo(dtype).max)).max() < 0.6
+
+
+def test_without_antialias_small_images_of_large_ones_miss_pixels() -> None:
+    pixels = np.zeros((64, 64, 1), np.uint8)
+    pixels[::8] = 255
+    smooth = resize(pixels, mode="stretch", height=8, width=8, antialias=True).pixels
+    sharp = resize(pixels, mode="stretch", height=8, width=8, antialias=False).pixels
+    assert set(np.unique(sharp)) == {0}
+    assert 0 < smooth.min() <= smooth.max() < 60
+
+
 def test_nearest_takes_the_pixel_at_the_floor_as_torch_does() -> None:
     pixels = picture(40, 53, 1)
     rows, columns = np.arange(91) * 40 // 91, np.arange(20) * 53 // 20
@@ -226,6 +256,7 @@ def test_a_very_narrow_image_is_refused_where_padding_would_fill_the_memory() ->
         ({"mode": "fit"}, "'stretch', 'letterbox', 'shortSide' or 'keep'"),
         ({"mode": "keep", "interpolation": "lanczos"}, "'bilinear', 'area', 'nearest' or 'cubic'"),
         ({"mode": "keep", "colour": "RGB"}, "colour"),
+        ({"mode": "keep", "interpolation": "area", "antialias": True}, "antialias needs interpolation: bilinear or"),
     ],
     ids=str,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numba import njit, types
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Connectivity = Literal[4, 8]
-LABELS = (np.uint8, np.uint16)
-ONE = np.uint32(1)
+LABELS: Final = (np.uint8, np.uint16)
+ONE: Final = np.uint32(1)
 
 
 @njit(**OPTIONS)
@@ -207,6 +207,20 @@ def chosen_labels(dtype: np.dtype[Any], classes: Collection[int] | None) -> NDAr
         chosen[[label for label in classes if 0 <= label < len(chosen)]] = True
     chosen[0] = False
     return chosen
+
+
+@njit([types.void(source(element, 2), target(types.boolean, 1)) for element in (types.uint8, types.uint16)], **OPTIONS)
+def _mark(labels: Any, present: Any) -> Any:
+    flat = labels.reshape(-1)
+    for i in range(flat.shape[0]):
+        present[flat[i]] = True
+
+
+def present_labels(labels: NDArray[Any]) -> list[int]:
+    """Return the non-zero labels of a label map, uint8 or uint16 shaped (H, W), rising."""
+    present = np.zeros_like(chosen_labels(labels.dtype, None))
+    _mark(packed(labels, labels.dtype, 2), present)
+    return [int(label) for label in np.flatnonzero(present[1:]) + 1]
 
 
 def _without(

@@ -59,10 +59,13 @@ class Morphology(Stage):
 def _change_labels(labels: NDArray[Any], change: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
     import numpy as np
 
+    from segserve_builder.kernels.regions import present_labels
+
     changed = np.zeros_like(labels, order="C")
-    counts = np.bincount(labels.ravel())
-    for label in np.flatnonzero(counts[1:]) + 1:
+    for label in present_labels(labels):
         mask = labels == label
         grown = change(mask.view(np.uint8)).view(bool)
-        changed[grown & (mask | (labels == 0) & (changed == 0))] = label
+        # What it may take is 0 so far, so that adding sets it; that is faster than assigning where a mask is set.
+        taken = grown & (mask | ((labels | changed) == 0))
+        changed += taken.view(np.uint8) * labels.dtype.type(label)
     return changed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ from segserve_builder.values import Instances, Kind, LabelMap
 
 if TYPE_CHECKING:
     from segserve_builder.stages.base import Request
+
+ClassId = Annotated[int, Field(ge=0, le=65535)]
 
 
 class RemoveSmallRegions(Stage):
@@ -25,6 +27,9 @@ class RemoveSmallRegions(Stage):
 
     min_area: int = Field(ge=1, description="The least area that stays, in pixels of the original image.")
     connectivity: Literal[4, 8] = Field(4, description="Whether pixels connect by edges (4) or also by corners (8).")
+    classes: tuple[ClassId, ...] | None = Field(
+        None, min_length=1, description="The classes whose regions may go; all unless given."
+    )
 
     def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
         """Return the value without its small regions."""
@@ -32,5 +37,7 @@ class RemoveSmallRegions(Stage):
         from segserve_builder.kernels.regions import drop_small
 
         if isinstance(value, LabelMap):
-            return replace(value, labels=drop_small(value.labels, self.min_area, self.connectivity))
-        return map_masks(value, lambda bitmap: drop_small(bitmap, self.min_area, self.connectivity))
+            return replace(value, labels=drop_small(value.labels, self.min_area, self.connectivity, self.classes))
+        return map_masks(
+            value, lambda bitmap: drop_small(bitmap, self.min_area, self.connectivity), classes=self.classes
+        )

@@ -50,7 +50,9 @@ class Resize(Stage):
     - `shortSide` and `keep` pad bottom and right up to `multipleOf`, with 0 unless `padValue` says otherwise.
 
     Sizes are in pixels; no side becomes less than 1. Interpolation is OpenCV's; `nearest` takes the pixel at
-    floor(i * old / new), as torch's `nearest` does.
+    floor(i * old / new), as torch's `nearest` does. With `antialias` it is that of torch's `interpolate` and
+    torchvision's and Pillow's `resize`: where the image shrinks, every pixel counts. Sums are rounded to whole
+    numbers once, half to even. It matters which of the two a network was trained with.
     """
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.IMAGE})
@@ -70,6 +72,11 @@ class Resize(Stage):
     interpolation: Literal["bilinear", "area", "nearest", "cubic"] = Field(
         "bilinear", description="How pixels are made."
     )
+    antialias: bool | None = Field(
+        None,
+        description="bilinear, cubic: whether all pixels of a larger image count, as with torchvision and Pillow; "
+        "not unless given, as with OpenCV.",
+    )
 
     @model_validator(mode="after")
     def _fits_its_mode(self) -> Self:
@@ -88,6 +95,8 @@ class Resize(Stage):
             )
         if self.padding == "edge" and self.pad_value is not None:
             raise ValueError("padValue needs padding: constant; got edge")
+        if self.antialias and self.interpolation not in ("bilinear", "cubic"):
+            raise ValueError(f"antialias needs interpolation: bilinear or cubic; got {self.interpolation}")
         if self.max_size is not None and self.size is not None and self.max_size < self.size:
             raise ValueError(f"maxSize must be at least size ({self.size}), got {self.max_size}")
         return self
@@ -127,6 +136,10 @@ class Resize(Stage):
         inner = (placement.inner_height, placement.inner_width)
         if pixels.shape[:2] == inner:
             return pixels
+        if self.antialias:
+            from segserve_builder.kernels.resample import resample
+
+            return resample(pixels, *inner, "cubic" if self.interpolation == "cubic" else "bilinear")
         import cv2
         import numpy as np
 

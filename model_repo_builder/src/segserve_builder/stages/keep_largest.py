@@ -1,0 +1,39 @@
+"""The stage that keeps of every class, or of every instance, one region."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.stages.remove_small_regions import ClassId
+from segserve_builder.values import Instances, Kind, LabelMap
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+
+
+class KeepLargest(Stage):
+    """Keep only the largest connected region of every class of a label map, or of every instance's mask.
+
+    What goes becomes class 0, whose own regions stay. Of equally large regions that stays whose first pixel comes
+    first, row by row from the top left.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LABELS, Kind.INSTANCES})
+
+    connectivity: Literal[4, 8] = Field(4, description="Whether pixels connect by edges (4) or also by corners (8).")
+    classes: tuple[ClassId, ...] | None = Field(
+        None, min_length=1, description="The classes that keep one region only; all unless given."
+    )
+
+    def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
+        """Return the value with one region a class or instance."""
+        from segserve_builder.instance_masks import map_masks
+        from segserve_builder.kernels.regions import keep_largest
+
+        if isinstance(value, LabelMap):
+            return replace(value, labels=keep_largest(value.labels, self.connectivity, self.classes))
+        return map_masks(value, lambda bitmap: keep_largest(bitmap, self.connectivity), classes=self.classes)
