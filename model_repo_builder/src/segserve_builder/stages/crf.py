@@ -1,0 +1,118 @@
+"""The stage that moves the borders between classes to the edges in the image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Kind, Logits
+
+if TYPE_CHECKING:
+    from segserve_builder.kernels.crf import Terms
+    from segserve_builder.stages.base import Request
+    from segserve_builder.values import UInt8
+
+LEAST = 1e-3
+"""A label that is this improbable everywhere cannot win anywhere: messages are weights times probabilities."""
+FAST_RADIUS = 2
+FAST_EPS = 1e-3
+"""Of the guided filter that brings the answer of half the resolution to the whole one."""
+
+
+class Crf(Stage):
+    """Refine class probabilities by a fully connected CRF: near pixels of similar colour tend to the same class.
+
+    Its unary term is the softmax of the logits divided by their temperature (one channel is the logit of the second
+    class of two), its pairwise terms are those of Krähenbühl and Koltun, and of pydensecrf's examples. The answer is
+    log probabilities at the resolution at which the network saw the image, without padding and of temperature 1.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
+    needs_guide: ClassVar[bool] = True
+
+    mode: Literal["exact", "fast"] = Field(
+        "exact", description="fast works at half the resolution, and brings its answer up with a guided filter."
+    )
+    iterations: int = Field(5, ge=1, le=50, description="How many times messages are passed.")
+    bilateral_sxy: float = Field(
+        80.0,
+        ge=1,
+        le=10_000,
+        description="How far pixels of similar colour attract each other: a standard deviation in pixels of the "
+        "network's input.",
+    )
+    bilateral_rgb: float = Field(
+        13.0, ge=1, le=1000, description="What a similar colour is: a standard deviation in grey levels of 255."
+    )
+    bilateral_weight: float = Field(
+        10.0, ge=0, le=1000, description="The most that pixels of similar colour add to a log probability."
+    )
+    gaussian_sxy: float = Field(
+        3.0,
+        ge=0.25,
+        le=10_000,
+        description="How far pixels of any colour attract each other: a standard deviation in pixels of the "
+        "network's input.",
+    )
+    gaussian_weight: float = Field(
+        3.0, ge=0, le=1000, description="The most that near pixels of any colour add to a log probability."
+    )
+
+    def __call__(self, value: Logits, request: Request) -> Logits:
+        """Return the refined logits; raises `BadImageError` where the image is too large for it."""
+        from segserve_builder.errors import BadImageError
+        from segserve_builder.kernels.crf_lattice import LatticeTooLargeError
+        from segserve_builder.refinement import checked_guide
+
+        guide = checked_guide(value)
+        try:
+            return self._exact(value, guide) if self.mode == "exact" else self._fast(value, guide)
+        except LatticeTooLargeError as error:
+            raise BadImageError(f"the CRF cannot take this image: {error}") from error
+
+    def _exact(self, value: Logits, guide: UInt8) -> Logits:
+        from segserve_builder.kernels.crf import refine
+        from segserve_builder.refinement import Labels
+
+        height, width = guide.shape[:2]
+        labels = Labels.of(value, height, width, self._least)
+        refine(labels.scores, guide, self._terms(1), self.iterations, logarithms=True)
+        return labels.logits(value)
+
+    def _fast(self, value: Logits, guide: UInt8) -> Logits:
+        from dataclasses import replace
+
+        import cv2
+        import numpy as np
+
+        from segserve_builder.kernels.crf import refine
+        from segserve_builder.kernels.guided import guided_filter
+        from segserve_builder.refinement import Labels
+        from segserve_builder.sampling import Axis
+
+        height, width = guide.shape[:2]
+        low_height, low_width = (height + 1) // 2, (width + 1) // 2
+        low = cv2.resize(np.ascontiguousarray(guide), (low_width, low_height), interpolation=cv2.INTER_AREA)
+        labels = Labels.of(value, low_height, low_width, self._least)
+        refine(labels.scores, low, self._terms(2), self.iterations, logarithms=False)
+        rows = Axis.of(height, low_height, 0, low_height, low_height)
+        columns = Axis.of(width, low_width, 0, low_width, low_width)
+        scores = guided_filter(labels.scores, low, FAST_RADIUS, FAST_EPS, guide, rows, columns)
+        return replace(labels, scores=scores).logits(value)
+
+    @property
+    def _least(self) -> float:
+        return LEAST / max(1, (self.bilateral_weight + self.gaussian_weight) / 13)
+
+    def _terms(self, shrink: int) -> Terms:
+        from segserve_builder.kernels.crf import Terms
+
+        return Terms(
+            self.bilateral_sxy / shrink,
+            self.bilateral_rgb,
+            self.bilateral_weight,
+            self.gaussian_sxy / shrink,
+            self.gaussian_weight,
+        )

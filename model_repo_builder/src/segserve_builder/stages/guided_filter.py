@@ -1,0 +1,55 @@
+"""The stage that smooths class probabilities along the edges in the image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Kind, Logits
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+
+LEAST = 1e-4
+"""A label that is this improbable everywhere stays so, since the filter is linear."""
+
+
+class GuidedFilter(Stage):
+    """Filter class probabilities so that their borders follow the image's edges (He, Sun and Tang 2010).
+
+    The guide is the luma (ITU-R BT.601) of the image as the network saw it. Probabilities are the softmax of the logits
+    divided by their temperature (one channel is the logit of the second class of two). The answer is their logarithms
+    at that resolution, without padding and of temperature 1.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
+    needs_guide: ClassVar[bool] = True
+
+    radius: int = Field(
+        8, ge=1, le=200, description="Windows are 2 * radius + 1 pixels wide, in pixels of the network's input."
+    )
+    eps: float = Field(
+        1e-3,
+        ge=1e-6,
+        le=1,
+        description="The variance, of a luma from 0 to 1, from which on what a window shows counts as an edge.",
+    )
+
+    def __call__(self, value: Logits, request: Request) -> Logits:
+        """Return the filtered logits; raises `BadImageError` where the image is too large for it."""
+        from dataclasses import replace
+
+        from segserve_builder.kernels.crf import softmax
+        from segserve_builder.kernels.guided import guided_filter
+        from segserve_builder.refinement import Labels, checked_guide
+        from segserve_builder.sampling import Axis
+
+        guide = checked_guide(value)
+        height, width = guide.shape[:2]
+        labels = Labels.of(value, height, width, LEAST)
+        softmax(labels.scores)
+        rows, columns = Axis.of(height, height, 0, height, height), Axis.of(width, width, 0, width, width)
+        scores = guided_filter(labels.scores, guide, self.radius, self.eps, guide, rows, columns)
+        return replace(labels, scores=scores).logits(value)
