@@ -18,7 +18,7 @@ BLOCK: Final = 16
 BUCKETS: Final = 4096
 BATCH: Final = 64
 SAMPLE: Final = 128
-SPARE: Final = 4
+SPARE: Final = 4  # candidates looked at first for every box that is to be kept: the others may never be
 FAR: Final = F(1e30)
 
 
@@ -40,7 +40,7 @@ def _overlaps(x0: Any, y0: Any, x1: Any, y1: Any, area: Any, kept: Any, first: A
 
 @njit(**OPTIONS)
 def add_box(kept: Any, block: Any, used: Any, x0: Any, y0: Any, x1: Any, y1: Any, area: Any) -> None:
-    """Write a box as the used-th of blocks that begin at `block`; one that is begun is filled with boxes of no width."""
+    """Write a box as the used-th of the blocks from `block` on; a new one is filled with boxes that overlap none."""
     b, t = block + used // BLOCK, used % BLOCK
     if t == 0:
         for k in range(BLOCK):
@@ -87,6 +87,12 @@ def _greedy(
 
 
 @njit(**OPTIONS)
+def rising_key(bits: Any) -> Any:
+    """Return a number for a float32's bits that rises as floats fall, the same for 0 and -0."""
+    return -np.int64(bits) if bits >= 0 else np.int64(bits) + np.int64(2**31)
+
+
+@njit(**OPTIONS)
 def _cut(scores: Any, most: Any) -> Any:
     """Return a score that, judged by a sample, some times `most` of the scores are above."""
     n = scores.shape[0]
@@ -94,11 +100,12 @@ def _cut(scores: Any, most: Any) -> Any:
     rank = SPARE * most * SAMPLE // n + 1
     if step == 0 or rank >= SAMPLE // 2:
         return F(-np.inf)
-    sample = np.empty(SAMPLE, np.float32)
+    bits = scores.view(np.int32)
+    sample = np.empty(SAMPLE, np.int64)
     for k in range(SAMPLE):
-        sample[k] = scores[k * step]
+        sample[k] = rising_key(bits[k * step]) << 32 | k * step
     sample.sort()
-    return sample[SAMPLE - rank]
+    return scores[sample[rank - 1] & 0xFFFFFFFF]
 
 
 @njit(**OPTIONS)
@@ -141,15 +148,15 @@ def _buckets(scores: Any, which: Any, pairs: Any) -> Any:
     start = np.zeros(number + 1, np.int64)
     bucket = np.empty(n, np.int32)
     for k in range(n):
-        bucket[k] = np.int32((np.float64(highest) - np.float64(scores[which[k]])) * scale)
+        place = (np.float64(highest) - np.float64(scores[which[k]])) * scale
+        bucket[k] = np.int32(place) if 0 <= place < number else 0  # where scores are infinite, it is no number
         start[bucket[k] + 1] += 1
     for b in range(number):
         start[b + 1] += start[b]
     fill = start[:number].copy()
     for k in range(n):
         i = np.int64(which[k])
-        key = np.int64(bits[i]) if bits[i] >= 0 else -np.int64(2**31) - np.int64(bits[i])  # -0 is as good as 0
-        pairs[fill[bucket[k]]] = -key << 32 | i
+        pairs[fill[bucket[k]]] = rising_key(bits[i]) << 32 | i
         fill[bucket[k]] += 1
     return start
 
@@ -208,7 +215,7 @@ def _nms(boxes: Any, scores: Any, classes: Any, limit: Any, most: Any) -> Any:
 def at_most(number: float) -> np.float32:
     """Return the largest float32 that is not above `number`: a float32 is above both or neither."""
     nearest = F(number)
-    return nearest if nearest <= number else np.nextafter(nearest, F(-np.inf))
+    return nearest if float(nearest) <= number else np.nextafter(nearest, F(-np.inf))
 
 
 def nms(

@@ -1,0 +1,42 @@
+"""The family of RetinaNet: raw heads of a dense detector."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from segserve_builder.families import anchors
+from segserve_builder.stages.decode_anchors import DecodeAnchors
+from segserve_builder.stages.nms import Nms
+from segserve_builder.values import Anchors, Kind, Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.families.base import NetworkIO, Signature
+    from segserve_builder.stages.base import Stage
+    from segserve_builder.steps import Pipeline
+
+
+class RetinaNet:
+    """FP32 outputs `cls_logits` [batch, A, C], `bbox_regression` and `anchors` [batch, A, 4], by torchvision's names.
+
+    A channel of the logits is the class of that id, by itself (sigmoid); channels of no class are left out.
+    `bbox_regression` is dx dy dw dh, `anchors` x1 y1 x2 y2 in pixels of the network's input. The optional `levels`,
+    INT64 [batch, L], are the numbers of anchors of each feature level: torchvision lets the best 1,000 candidates of
+    each go on. Without it they are the best 1,000 of all.
+    """
+
+    version: ClassVar[int] = 1
+    numbers_classes: ClassVar[bool] = False
+    gives: ClassVar[Kind] = Kind.ANCHORS
+    default_postprocess: ClassVar[tuple[Stage, ...]] = (DecodeAnchors(), Nms(iou_threshold=0.5))
+
+    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+        """Return the image input and the heads' outputs, or raise `SignatureError`."""
+        return anchors.network_io("retinanet", signature, pipeline)
+
+    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Anchors:
+        """Return one image's heads and anchors."""
+        return anchors.read(outputs, placement, pipeline)

@@ -1,0 +1,120 @@
+"""The stage that turns a dense detector's heads into candidates."""
+
+from __future__ import annotations
+
+from math import inf, log
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Anchors, Candidates, Kind, NoHeads
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segserve_builder.stages.base import Request
+    from segserve_builder.values import Float32, Placement
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+LARGEST: Final = log(1000 / 16)
+"""A box grows to at most so much of its anchor, as a logarithm (`bbox_xform_clip` of torchvision)."""
+MARGIN: Final = 1e-3
+"""How far below the threshold logits are still looked at, so that their rounded probabilities decide."""
+
+
+class DecodeAnchors(Stage):
+    """Make boxes of the anchors that some class is probable at.
+
+    An anchor gives a candidate for every class above the threshold; the best topK of each feature level or of each
+    class go on. Boxes are clipped to the image, as torchvision does before its non-maximum suppression.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ANCHORS})
+    gives: ClassVar[Kind | None] = Kind.BOXES
+
+    activation: Literal["sigmoid", "softmax"] = Field(
+        "sigmoid", description="sigmoid: every class by itself; softmax: one of all, channel 0 being the background."
+    )
+    score_threshold: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Candidates are what is more probable; a request's score_threshold overrides it.",
+    )
+    top_k: int = Field(1000, ge=1, le=100_000, description="How many candidates of each level or class go on.")
+    top_k_of: Literal["level", "class"] = Field(
+        "level", description="Whether topK counts by feature level or by class."
+    )
+    weights: tuple[Positive, ...] = Field(
+        (1.0, 1.0, 1.0, 1.0), min_length=4, max_length=4, description="What dx, dy, dw, dh are divided by."
+    )
+
+    def __call__(self, value: Anchors, request: Request) -> Candidates:
+        """Return the candidates, level by level or class by class, each best first."""
+        import numpy as np
+
+        from segserve_builder.kernels.top_scores import top_scores
+
+        least = self.score_threshold if request.score_threshold is None else request.score_threshold
+        softmax, classes = self.activation == "softmax", value.logits.shape[1]
+        scores = _softmax(value.logits) if softmax else value.logits
+        channels = set(range(classes) if value.channels is None else value.channels) - ({0} if softmax else set())
+        best = top_scores(
+            scores,
+            channels,
+            value.levels,
+            by_class=self.top_k_of == "class",
+            least=least if softmax else _logit(least) - MARGIN,
+            number=self.top_k,
+        )
+        chosen = scores.reshape(-1)[best]
+        probable = chosen if softmax else _sigmoid(chosen)
+        best, probable = best[probable > least], probable[probable > least]
+        anchor, channel = np.divmod(best, max(classes, 1))
+        return Candidates(self._boxes(value, anchor), probable, channel.astype(np.int32), NoHeads(), value.placement)
+
+    def _boxes(self, value: Anchors, which: NDArray[Any]) -> Float32:
+        """Return the boxes of some anchors, within the image, in pixels of the original image, float32 (N, 4)."""
+        import numpy as np
+
+        anchors, deltas = value.anchors[which], value.deltas[which] / np.array(self.weights, np.float32)
+        sizes = anchors[:, 2:] - anchors[:, :2]
+        centres = deltas[:, :2] * sizes + (anchors[:, :2] + np.float32(0.5) * sizes)
+        halves = np.float32(0.5) * (np.exp(np.minimum(deltas[:, 2:], np.float32(LARGEST))) * sizes)
+        return _on_image(np.concatenate([centres - halves, centres + halves], axis=1), value.placement)
+
+
+def _on_image(boxes: Float32, placement: Placement) -> Float32:
+    import numpy as np
+
+    corner = np.array([placement.left, placement.top] * 2, np.float32)
+    inner = np.array([placement.inner_width, placement.inner_height] * 2, np.float32)
+    scale = np.array(
+        [placement.width / placement.inner_width, placement.height / placement.inner_height] * 2, np.float32
+    )
+    scaled: Float32 = np.clip(boxes - corner, np.float32(0), inner) * scale
+    return scaled
+
+
+def _logit(probability: float) -> float:
+    if probability in (0, 1):
+        return inf if probability else -inf
+    return log(probability / (1 - probability))
+
+
+def _sigmoid(logits: Float32) -> Float32:
+    import numpy as np
+
+    with np.errstate(over="ignore"):  # an infinite exponential gives the right probability, 0
+        probable: Float32 = np.float32(1) / (np.float32(1) + np.exp(-logits))
+    return probable
+
+
+def _softmax(logits: Float32) -> Float32:
+    import numpy as np
+
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    probable: Float32 = powers / powers.sum(axis=1, keepdims=True)
+    return probable

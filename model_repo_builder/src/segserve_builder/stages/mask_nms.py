@@ -1,0 +1,73 @@
+"""The stage that keeps one of several masks of the same thing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Instances, Kind
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+    from segserve_builder.values import Int32
+
+
+class MaskNms(Stage):
+    """Lower the scores of masks that overlap better ones (Matrix NMS of SOLOv2), or remove them (greedy).
+
+    Overlaps are those of the masks themselves, at the image's size. Instances may come in any order; of equal scores
+    the first is the better one.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.INSTANCES})
+
+    method: Literal["matrix", "greedy"] = Field(
+        "matrix", description="matrix lowers scores and keeps those above a threshold; greedy removes masks."
+    )
+    kernel: Literal["gaussian", "linear"] = Field(
+        "gaussian", description="Matrix: whether an IoU counts as exp(-sigma IoU²) or as 1 - IoU."
+    )
+    sigma: float = Field(2.0, gt=0, le=100, description="Matrix, gaussian: the larger, the more a score is lowered.")
+    score_threshold: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Matrix: the least lowered score that stays; a request's score_threshold overrides it.",
+    )
+    iou_threshold: float = Field(
+        0.5, ge=0, le=1, description="Greedy: masks whose IoU with a better one is above it go."
+    )
+    class_aware: bool = Field(True, description="Whether only masks of the same class count.")
+    max_detections: int = Field(
+        300, ge=1, le=10_000, description="How many are kept; a request's max_detections overrides it."
+    )
+
+    def __call__(self, value: Instances, request: Request) -> Instances:
+        """Return the instances that are kept, best score first."""
+        import numpy as np
+
+        limit = self.max_detections if request.max_detections is None else request.max_detections
+        ranked = value.take(np.argsort(-value.scores, kind="stable").tolist())
+        classes = ranked.classes if self.class_aware else np.zeros_like(ranked.classes)
+        if self.method == "greedy":
+            from segserve_builder.kernels.mask_nms import greedy_masks
+
+            size = value.height, value.width
+            return ranked.take(greedy_masks(ranked.masks, classes, *size, self.iou_threshold, limit).tolist())
+        return self._lowered(ranked, classes, limit, request)
+
+    def _lowered(self, ranked: Instances, classes: Int32, limit: int, request: Request) -> Instances:
+        import numpy as np
+
+        from segserve_builder.kernels.mask_nms import matrix_decay
+
+        gaussian = self.kernel == "gaussian"
+        decay = matrix_decay(ranked.masks, classes, ranked.height, ranked.width, gaussian=gaussian, sigma=self.sigma)
+        scores = (ranked.scores * decay).astype(np.float32)
+        least = self.score_threshold if request.score_threshold is None else request.score_threshold
+        order = np.argsort(-scores, kind="stable")
+        order = order[scores[order] >= np.float32(least)][:limit]
+        return replace(ranked.take(order.tolist()), scores=scores[order])

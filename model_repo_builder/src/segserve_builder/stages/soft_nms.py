@@ -1,0 +1,55 @@
+"""The stage that lowers the scores of boxes on what a better one has already found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import CANDIDATES, Candidates, Kind
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+
+
+class SoftNms(Stage):
+    """Lower the score of a box for every better one that it overlaps (soft non-maximum suppression).
+
+    It keeps the boxes that `soft_nms` of ensemble-boxes keeps, in their order. Unlike there, a box is answered with the
+    lowered score that it was chosen by, not with its first one; boxes are in pixels, and those of no area or with
+    swapped corners, which overlap nothing, stay; of equal scores the first is taken first.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = CANDIDATES
+
+    method: Literal["gaussian", "linear"] = Field(
+        "gaussian", description="How the IoU lowers a score: times exp(-IoU² / sigma), or times 1 - IoU."
+    )
+    iou_threshold: float = Field(0.5, ge=0, le=1, description="Linear: the IoU above which a score is lowered.")
+    sigma: float = Field(0.5, gt=0, le=100, description="Gaussian: the smaller, the more a score is lowered.")
+    score_threshold: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="Boxes whose lowered score is above it stay; a request's score_threshold overrides it.",
+    )
+    class_aware: bool = Field(True, description="Whether only boxes of the same class lower each other's scores.")
+    max_detections: int = Field(
+        300, ge=1, le=10_000, description="How many are kept; a request's max_detections overrides it."
+    )
+
+    def __call__(self, value: Candidates, request: Request) -> Candidates:
+        """Return the candidates that are kept, with their lowered scores, best first."""
+        import numpy as np
+
+        from segserve_builder.kernels.soft_nms import soft_nms
+
+        limit = self.max_detections if request.max_detections is None else request.max_detections
+        least = self.score_threshold if request.score_threshold is None else request.score_threshold
+        classes = value.classes if self.class_aware else np.zeros_like(value.classes)
+        keep, scores = soft_nms(
+            value.boxes, value.scores, classes, self.method, self.iou_threshold, self.sigma, least, limit
+        )
+        return replace(value.take(keep), scores=scores)

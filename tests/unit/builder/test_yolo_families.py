@@ -1,0 +1,220 @@
+"""The YOLO families against a plain torch recreation of what their projects do with the same outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from networks import yolo
+from networks.yolo import Layout
+from segserve_builder.errors import SignatureError
+from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import NetworkIO, Signature, TensorSpec
+from segserve_builder.stages.base import Request
+from segserve_builder.stages.crop_masks import CropMasks
+from segserve_builder.steps import Pipeline
+from segserve_builder.values import Candidates, Kind, Placement, PrototypeHeads
+
+IMAGE = TensorSpec("image", "FP32", (None, 3, 640, 640))
+# 1280 x 640 pixels at half their size in the middle of a square of 640.
+PLACEMENT = Placement(640, 1280, 160, 0, 320, 640, 640, 640)
+WITH_MASKS = ("yolo-seg", "yolov5-seg", "yolo-nms-free-seg")
+BOXES_ONLY = ("yolo-detect", "yolov5-detect", "yolo-nms-free-detect")
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def pipeline(family: str, classes: int) -> Pipeline:
+    return Pipeline.model_validate(
+        {
+            "model": "things",
+            "artifactSha256": "0" * 64,
+            "family": family,
+            "input": {},
+            "classes": [{"id": i, "name": f"class {i}"} for i in range(classes)],
+            "preprocess": [],
+            "postprocess": [],
+            "output": {},
+            "runtime": {},
+        }
+    )
+
+
+def chosen(family: str, outputs: list[np.ndarray], classes: int) -> Candidates:
+    """What the family's default stages choose, before masks are made."""
+    arrays = {str(index): array for index, array in enumerate(outputs)}
+    value: Any = FAMILIES[family].read(arrays, PLACEMENT, pipeline(family, classes))
+    for stage in FAMILIES[family].default_postprocess:
+        if not isinstance(stage, CropMasks):
+            value = stage(value, Request())
+    assert isinstance(value, Candidates)
+    return value
+
+
+def head(rng: np.random.Generator, n: int, *numbers: int) -> np.ndarray:
+    """Boxes cx cy w h around few places, then random numbers, some of them 0 and 1: float32 (n, 4 + sum)."""
+    places = rng.random((max(n // 8, 1), 2)) * 640
+    centres = places[rng.integers(0, len(places), n)] + rng.normal(size=(n, 2)) * 8
+    sizes = 20 + rng.random((n, 2)) * 60
+    rest = rng.random((n, sum(numbers)))
+    rest[rng.random(rest.shape) < 0.05] = 0
+    return np.concatenate([centres, sizes, rest], axis=1).astype(np.float32)
+
+
+def reference(rows: np.ndarray, classes: int, layout: Layout) -> tuple[torch.Tensor, ...]:
+    boxes, *others = yolo.chosen(torch.from_numpy(rows), layout, classes)
+    return on_image(boxes), *others
+
+
+def on_image(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes - torch.tensor([0.0, 160, 0, 160])) / 0.5
+
+
+def assert_same(found: Candidates, expected: tuple[torch.Tensor, ...]) -> None:
+    boxes, scores, labels, coefficients = (tensor.numpy() for tensor in expected)
+    assert np.array_equal(found.scores, scores)
+    assert np.array_equal(found.classes, labels)
+    assert found.boxes == pytest.approx(boxes, abs=1e-3)
+    if isinstance(found.heads, PrototypeHeads):
+        assert np.array_equal(found.heads.coefficients, coefficients)
+
+
+@pytest.mark.parametrize("family", ["yolo-seg", "yolo-detect"])
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, n=st.integers(0, 120), classes=st.integers(1, 5))
+def test_v8_heads_are_read_as_their_project_does(family: str, seed: int, n: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    coefficients = 3 if family in WITH_MASKS else 0
+    rows = head(rng, n, classes, coefficients)
+    prototypes = [rng.normal(size=(1, 3, 16, 16)).astype(np.float32)] if coefficients else []
+
+    found = chosen(family, [np.ascontiguousarray(rows.T)[None], *prototypes], classes)
+
+    assert_same(found, reference(rows, classes, "v8"))
+
+
+@pytest.mark.parametrize("family", ["yolov5-seg", "yolov5-detect"])
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, n=st.integers(0, 120), classes=st.integers(1, 5))
+def test_v5_heads_are_read_as_their_project_does(family: str, seed: int, n: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    coefficients = 3 if family in WITH_MASKS else 0
+    rows = head(rng, n, 1, classes, coefficients)
+    prototypes = [rng.normal(size=(1, 3, 16, 16)).astype(np.float32)] if coefficients else []
+
+    found = chosen(family, [rows[None], *prototypes], classes)
+
+    assert_same(found, reference(rows, classes, "v5"))
+
+
+@pytest.mark.parametrize("family", ["yolo-nms-free-seg", "yolo-nms-free-detect"])
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, n=st.integers(0, 120), classes=st.integers(1, 5))
+def test_end_to_end_heads_are_read_as_their_project_does(family: str, seed: int, n: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    coefficients = 3 if family in WITH_MASKS else 0
+    rows = head(rng, n, 2, coefficients)
+    rows[:, 2:4] += rows[:, :2]
+    rows[:, 5] = rng.integers(0, classes, n)
+    rows = rows[np.argsort(-rows[:, 4], kind="stable")]
+    prototypes = [rng.normal(size=(1, 3, 16, 16)).astype(np.float32)] if coefficients else []
+
+    found = chosen(family, [rows[None], *prototypes], classes)
+
+    assert_same(found, reference(rows, classes, "end to end"))
+
+
+def test_rows_that_only_fill_an_end_to_end_head_are_left_out() -> None:
+    rows = np.array([[[1, 1, 5, 5, 0.9, 2], [0, 0, 0, 0, 0, -1]]], np.float32)
+
+    read: Any = FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, PLACEMENT, pipeline("yolo-nms-free-detect", 3))
+
+    assert read.classes.tolist() == [2]
+
+
+@pytest.mark.parametrize("number", [3, -1, 0.5])
+def test_a_detection_of_a_class_that_is_none_is_refused(number: float) -> None:
+    rows = np.array([[[1, 1, 5, 5, 0.9, number]]], np.float32)
+
+    with pytest.raises(SignatureError, match=rf"of class {number:g}; the model's are 0 to 2"):
+        FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, PLACEMENT, pipeline("yolo-nms-free-detect", 3))
+
+
+def checked(family: str, *outputs: tuple[int | None, ...], dtype: str = "FP32") -> NetworkIO:
+    tensors = tuple(TensorSpec(f"output{index}", dtype, shape) for index, shape in enumerate(outputs))
+    return FAMILIES[family].network_io(Signature((IMAGE,), tensors), pipeline(family, 3))
+
+
+PROTOTYPES = (None, 32, 160, 160)
+
+
+@pytest.mark.parametrize(
+    ("family", "outputs"),
+    [
+        ("yolo-detect", [(None, 7, 8400)]),
+        ("yolo-detect", [(None, None, None)]),
+        ("yolov5-detect", [(None, 25200, 8)]),
+        ("yolov5-seg", [(None, 25200, 40), PROTOTYPES]),
+        ("yolov5-seg", [(None, 25200, 12), (None, None, 160, 160)]),
+        ("yolo-nms-free-detect", [(None, 300, 6)]),
+        ("yolo-nms-free-seg", [PROTOTYPES, (None, 300, 38)]),
+    ],
+)
+def test_the_outputs_of_a_yolo_export_are_accepted(family: str, outputs: list[tuple[int | None, ...]]) -> None:
+    assert len(checked(family, *outputs).outputs[0].shape) == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "outputs", "says"),
+    [
+        ("yolo-detect", [(None, 39, 8400)], r"the detections must have 4 \+ 3 rows, 7"),
+        ("yolo-detect", [(None, 8400, 7)], r"4 \+ 3 rows, 7"),
+        ("yolo-detect", [(None, 7, 8400), PROTOTYPES], r"has one output, FP32 \[batch, 4 \+ classes, candidates\]"),
+        ("yolov5-detect", [(None, 25200, 7)], r"5 \+ 3 columns, 8"),
+        ("yolov5-seg", [(None, 25200, 8), PROTOTYPES], r"5 \+ 3 \+ coefficients columns, 40"),
+        ("yolov5-seg", [(None, 25200, 8), (None, None, 160, 160)], "columns, at least 9"),
+        (
+            "yolov5-seg",
+            [(None, 25200, 40)],
+            r"two outputs, FP32 \[batch, candidates, 5 \+ classes \+ coefficients\] and",
+        ),
+        ("yolo-nms-free-detect", [(None, 7, 8400)], "must have 6 columns, 6"),
+        ("yolo-nms-free-seg", [(None, 300, 6), PROTOTYPES], r"6 \+ coefficients columns, 38"),
+    ],
+)
+def test_other_outputs_are_refused(family: str, outputs: list[tuple[int | None, ...]], says: str) -> None:
+    with pytest.raises(SignatureError, match=says):
+        checked(family, *outputs)
+
+
+@pytest.mark.parametrize("family", WITH_MASKS + BOXES_ONLY)
+def test_half_precision_is_refused(family: str) -> None:
+    shapes = [(None, None, None)] + ([PROTOTYPES] if family in WITH_MASKS else [])
+
+    with pytest.raises(SignatureError, match=r"FP16.*the dtype must be FP32"):
+        checked(family, *shapes, dtype="FP16")
+
+
+@pytest.mark.parametrize(
+    ("family", "shapes", "says"),
+    [
+        ("yolo-detect", [(1, 8, 5)], r"shapes \[1, 8, 5\]; for one image and 3 classes they are \[1, 4 \+ 3, N\]"),
+        ("yolov5-detect", [(2, 5, 8)], r"\[1, N, 5 \+ 3\]"),
+        ("yolov5-seg", [(1, 5, 8), (1, 3, 8, 8)], r"\[1, N, 5 \+ 3 \+ K\] and \[1, K, h, w\]"),
+        ("yolo-nms-free-seg", [(1, 5, 9), (1, 3, 8)], r"\[1, N, 6 \+ K\] and \[1, K, h, w\]"),
+    ],
+)
+def test_arrays_of_another_shape_are_refused(family: str, shapes: list[tuple[int, ...]], says: str) -> None:
+    arrays = {str(index): np.zeros(shape, np.float32) for index, shape in enumerate(shapes)}
+
+    with pytest.raises(SignatureError, match=says):
+        FAMILIES[family].read(arrays, PLACEMENT, pipeline(family, 3))
+
+
+@pytest.mark.parametrize("family", WITH_MASKS + BOXES_ONLY)
+def test_a_family_says_whether_its_candidates_have_masks(family: str) -> None:
+    assert FAMILIES[family].gives == (Kind.PROTOTYPES if family in WITH_MASKS else Kind.BOXES)
