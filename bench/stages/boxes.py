@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests"))
 from oracles.debian import Debian  # noqa: E402
 
 ORACLE = ROOT / "tests/oracles/torchvision_boxes.py"

@@ -5,7 +5,6 @@ pydensecrf2 is given its unary energies; ours takes logits, and gives log probab
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,6 @@ from segserve_builder.stages.guided_filter import GuidedFilter
 from segserve_builder.values import Logits, Placement
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests"))
 from oracles.densecrf import dense_crf, log_softmax, mean_iou, scene  # noqa: E402
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from bench.stages.paste import boxes
 from segserve_builder.kernels.keypoints import keypoints
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests"))
 from oracles.debian import Debian  # noqa: E402
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,6 @@ from bench.stages.case import Case, Peer
 from segserve_builder.kernels.paste import paste_rles
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests"))
 from oracles.debian import Debian  # noqa: E402
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,6 @@ from segserve_builder.kernels.paste import paste_rles
 from segserve_builder.kernels.rle import encode_bitmap
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests"))
 from oracles.debian import Debian  # noqa: E402
 
 if TYPE_CHECKING:

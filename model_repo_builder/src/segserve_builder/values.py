@@ -93,18 +93,18 @@ class Image:
 class Logits:
     """Class scores before softmax or sigmoid, shaped (C, h, w); (h, w) covers the network's whole input.
 
-    Probabilities are those of `values / temperature`. With `align_corners` the first and the last of the (h, w) cells
-    are points at the centres of the input's first and last pixel, else all are areas side by side. `things` are the ids of the classes whose objects are counted.
+    Probabilities are those of `values / temperature`. `things` are the ids of the classes whose objects are counted.
     `guide` is the image as the network saw it, uint8 (inner_height, inner_width, 3) without padding; it is there where
-    a stage of the pipeline needs it.
+    a stage of the pipeline needs it. With `align_corners` the first and the last of the (h, w) cells are points at the
+    centres of the input's first and last pixel, else all are areas side by side.
     """
 
     values: Float32
     placement: Placement
     temperature: float = 1.0
-    align_corners: bool = False
     things: frozenset[int] = frozenset()
     guide: UInt8 | None = None
+    align_corners: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +213,9 @@ class Candidates:
 class Anchors:
     """A dense detector's raw heads, yet to be decoded.
 
-    `logits` float32 (A, C), `deltas` float32 (A, 4) as dx dy dw dh, `anchors` float32 (A, 4) as x1 y1 x2 y2 in pixels of
-    the network's input; `levels` are the numbers of anchors of each feature level, in order, which add up to A.
+    `logits` float32 (A, C), `deltas` float32 (A, 4) as dx dy dw dh, `anchors` float32 (A, 4) as x1 y1 x2 y2 in pixels
+    of the network's input; `levels` are the numbers of anchors of each feature level, in order, which add up to A.
+    `channels` are those of the logits that are classes, by the same number; None where all of them are.
     """
 
     logits: Float32
@@ -222,6 +223,7 @@ class Anchors:
     anchors: Float32
     levels: tuple[int, ...]
     placement: Placement
+    channels: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

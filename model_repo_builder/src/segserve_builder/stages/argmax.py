@@ -22,6 +22,7 @@ class Argmax(Stage):
     align_corners: where the image was not resized, labels are those of that interpolate and argmax.
     """
 
+    version: ClassVar[int] = 2
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
     gives: ClassVar[Kind | None] = Kind.LABELS
 

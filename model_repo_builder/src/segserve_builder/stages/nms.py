@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Nms(Stage):
     """Keep the best-scored box of those that overlap (greedy non-maximum suppression)."""
 
+    version: ClassVar[int] = 2
     takes: ClassVar[frozenset[Kind]] = CANDIDATES
 
     iou_threshold: float = Field(0.7, ge=0, le=1, description="Boxes whose IoU with a better one is above it go.")
