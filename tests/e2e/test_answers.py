@@ -15,12 +15,12 @@ from scipy import ndimage
 
 from bench.platform import Running
 from examples.coins.in_process import in_process, resources
-from segserve_builder.in_process import InProcessModel
-from segserve_builder.stages.base import Request
 from examples.coins.score import photograph, score_instances, score_semantic, truth
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, pixels, send
 from segserve import AsyncClient, Client, InstanceResult, SemanticResult
 from segserve.types import ENCODINGS, Encoding
+from segserve_builder.in_process import InProcessModel
+from segserve_builder.stages.base import Request
 
 pytestmark = pytest.mark.platform
 

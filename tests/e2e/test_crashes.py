@@ -145,7 +145,7 @@ def test_a_supervisor_that_is_killed_in_the_middle_of_an_edit_leaves_nothing_hal
 
     assert load.failures == []
     assert watched.role("coins", "previous") is None
-    assert len([path for path in watched.state.revisions.iterdir() if path.name.startswith("coins-")]) == 2
+    assert len([path for path in watched.state.revisions.iterdir() if path.name.startswith("coins-")]) == 3
 
 
 def test_everything_is_killed_at_once_and_up_brings_it_back(watched: Watched) -> None:

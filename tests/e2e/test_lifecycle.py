@@ -213,7 +213,7 @@ def test_what_is_known_of_a_model_can_be_read(watched: Watched) -> None:
 
     revision = watched.role("coins", "stable")[0]
     assert as_json["status"]["roles"]["stable"]["revision"] == revision
-    assert [document["metadata"]["name"] for document in as_yaml] == ["coins", "coins-instances"]
+    assert [document["metadata"]["name"] for document in as_yaml] == ["coins", "coins-instances", "coins-twostage"]
     assert as_yaml[0] == as_json
     assert re.search(rf"stable\s+{revision} in group main", described)
     assert re.search(r"Ready\s+True", described)

@@ -41,7 +41,7 @@ class PanopticSegment:
 class PanopticResult(Segmentation):
     """The segments of one image.
 
-    `encoded` is the map of segment ids as PNG or raw bytes, or None where `encoded_masks` has the segments' masks by id.
+    `encoded` is the map of segment ids as PNG or raw bytes, or None where `encoded_masks` has their masks by id.
     """
 
     segments: tuple[PanopticSegment, ...]

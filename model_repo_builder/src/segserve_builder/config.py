@@ -13,8 +13,10 @@ from segserve_builder.public_outputs import (
     PUBLIC_OUTPUTS,
     network_output,
     public_inputs,
+    second_output,
 )
 from segserve_builder.step_options import PARAMETER
+from segserve_builder.streams import smoothing_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -54,16 +56,30 @@ def postprocess_config(options: PostOptions, task: Task) -> Any:
     """Return the step from the network's outputs and GEOMETRY to the public outputs, yet unnamed."""
     config = _python_step(options, instances=1)
     raw = [_renamed(tensor, network_output(tensor.name), free_batch=True) for tensor in options.io.outputs]
+    if options.second_io is not None:
+        raw += [_renamed(tensor, second_output(tensor.name), free_batch=True) for tensor in options.second_io.outputs]
     _add_inputs(config, [*raw, *_facts(options.pipeline.needs_guide)])
     _add_outputs(config, PUBLIC_OUTPUTS[task])
     config.metric_tags["revision"] = options.revision
+    smoothing = smoothing_of(options.pipeline)
+    if smoothing is not None and smoothing.sequence_batcher:
+        # The direct strategy would give each stream the whole step until it ends: this one takes requests by age.
+        config.sequence_batching.oldest.max_candidate_sequences = smoothing.max_streams
+        config.sequence_batching.max_sequence_idle_microseconds = smoothing.max_idle_s * 1_000_000
     return config
 
 
-def ensemble_config(pipeline: Pipeline, io: NetworkIO, task: Task, steps: tuple[str, str, str]) -> Any:
+def ensemble_config(
+    pipeline: Pipeline,
+    io: NetworkIO,
+    task: Task,
+    steps: tuple[str, str, str],
+    second: tuple[str, NetworkIO] | None = None,
+) -> Any:
     """Chain the steps (pre, net, post) into the ensemble of the model's public name.
 
-    No public output feeds a later step: Triton would then refuse every request for a subset of the outputs.
+    `second` is the step of a second network, which runs beside the first. No public output feeds a later step: Triton
+    would then refuse every request for a subset of the outputs.
     """
     pre, net, post = steps
     config = _ensemble(pipeline.model, pipeline.revision)
@@ -76,6 +92,10 @@ def ensemble_config(pipeline: Pipeline, io: NetworkIO, task: Task, steps: tuple[
     _add_step(config, pre, _same(tensor.name for tensor in inputs), _same([NETWORK_INPUT, *facts]))
     _add_step(config, net, {io.input.name: NETWORK_INPUT}, raw)
     wired = _same([*raw.values(), *facts])
+    if second is not None:
+        found = {tensor.name: second_output(tensor.name) for tensor in second[1].outputs}
+        _add_step(config, second[0], {second[1].input.name: NETWORK_INPUT}, found)
+        wired |= _same(found.values())
     _add_step(config, post, wired, _same(tensor.name for tensor in outputs))
     return config
 

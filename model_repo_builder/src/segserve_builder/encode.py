@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve_builder.pipeline import Output
-
     from segserve_builder.stages.base import Request
     from segserve_builder.steps import Pipeline
 

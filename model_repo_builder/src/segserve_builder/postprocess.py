@@ -10,8 +10,11 @@ from segserve_builder.encode import ENCODINGS, encode
 from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.public_outputs import PUBLIC_OUTPUTS, empty
+from segserve_builder.stages import POSTPROCESS
 from segserve_builder.stages.base import Request
+from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
 from segserve_builder.steps import named_postprocess
+from segserve_builder.streams import smoothing_of
 from segserve_builder.values import Candidates, Instances, Keypoints, Kind
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from segserve_builder.public_outputs import Task
     from segserve_builder.stages.base import Stage
     from segserve_builder.steps import Pipeline
+    from segserve_builder.streams import Frame
     from segserve_builder.values import Placement
 
 MAX_DETECTIONS: Final = 10_000
@@ -44,13 +48,15 @@ SCORED_ONLY: Final = ("score_threshold", "max_detections")
 class Postprocess:
     """The postprocess stages of one pipeline, from the raw outputs of one image to public outputs."""
 
-    def __init__(self, pipeline: Pipeline, io: NetworkIO) -> None:
-        """Check the stages; raises `PipelineError` where they do not fit together."""
+    def __init__(self, pipeline: Pipeline, io: NetworkIO, second: NetworkIO | None = None) -> None:
+        """Check the stages; raises `PipelineError` where they do not fit together.
+
+        `second` are the tensors of the pipeline's second network, where it has one.
+        """
         self._task = check_postprocess(pipeline)
         self._pipeline = pipeline
-        self._family = _family(pipeline)
-        self._stages = postprocess_stages(pipeline)
-        self._outputs = tuple(tensor.name for tensor in io.outputs)
+        self._reader = _Reader(pipeline, io)
+        self._second = _second_reader(pipeline, second)
         self._empty = {tensor.name: empty(tensor) for tensor in PUBLIC_OUTPUTS[self._task]}
 
     def __call__(
@@ -60,21 +66,22 @@ class Postprocess:
         request: Request,
         wanted: frozenset[str],
         guide: NDArray[Any] | None = None,
+        second: Mapping[str, NDArray[Any]] | None = None,
+        frame: Frame | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the public outputs named in `wanted` (REVISION is not made here) for one image.
 
         `outputs` are the network's, by their own names, with a batch of one; they may be read-only. `guide` is the
-        image as the network saw it, for a pipeline that needs it (`Logits.guide`). Raises
+        image as the network saw it, for a pipeline that needs it (`Logits.guide`); `second` are the outputs of its
+        second network; `frame` is what the image is in its stream, whose history is then replaced. Raises
         `NonFiniteError`, `SignatureError` where shapes are not the family's, `BadImageError` where the request asks
         for something that the task does not have.
         """
         self._check_request(request)
-        raw = {name: _finite(name, outputs[name]) for name in self._outputs}
-        value: Any = self._family.read(raw, placement, self._pipeline)
-        for stage in self._stages:
-            if stage.needs_guide:
-                value = replace(value, guide=guide)
-            value = stage(value, request)
+        instances = None
+        if self._second is not None and second is not None:
+            instances = _with_ids(self._second(second, placement, request), self._pipeline)
+        value: Any = self._reader(outputs, placement, request, guide, instances, frame)
         if isinstance(value, Candidates | Instances | Keypoints):
             limit = request.max_detections or self._pipeline.output.max_detections
             value = _best(value, limit)
@@ -96,12 +103,46 @@ class Postprocess:
                 raise BadImageError(f"parameter {name!r} is for models of task {allowed}; this one is {self._task}")
 
 
+class _Reader:
+    """One network's outputs, read by its family and put through its pipeline's stages."""
+
+    def __init__(self, pipeline: Pipeline, io: NetworkIO) -> None:
+        self._pipeline = pipeline
+        self._family = _family(pipeline)
+        self._stages = postprocess_stages(pipeline)
+        self._outputs = tuple(tensor.name for tensor in io.outputs)
+
+    def __call__(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        placement: Placement,
+        request: Request,
+        guide: NDArray[Any] | None = None,
+        instances: Instances | None = None,
+        frame: Frame | None = None,
+    ) -> Any:
+        raw = {name: _finite(name, outputs[name]) for name in self._outputs}
+        value: Any = self._family.read(raw, placement, self._pipeline)
+        for stage in self._stages:
+            if stage.needs_guide:
+                value = replace(value, guide=guide)
+            if stage.needs_instances:
+                value = replace(value, instances=instances)
+            if frame is not None and isinstance(stage, TemporalSmoothing):
+                value, frame.history = stage.step(value, frame.history, frame.number)
+            else:
+                value = stage(value, request)
+        return value
+
+
 def check_postprocess(pipeline: Pipeline) -> Task:
     """Check that the stages lead from what the family gives to an answer, and return the task that it is of.
 
     Raises `PipelineError` that names the stage and its position, and `UnknownNameError` for the family.
     """
     family = _family(pipeline)
+    check_second(pipeline)
+    smoothing_of(pipeline)
     if family.numbers_classes and [item.id for item in pipeline.classes] != list(range(len(pipeline.classes))):
         ids = ", ".join(str(item.id) for item in pipeline.classes)
         raise PipelineError(f"classes have the ids {ids}; they must count up from 0, as the network's channels do")
@@ -111,10 +152,40 @@ def check_postprocess(pipeline: Pipeline) -> Task:
         if kind not in stage.takes:
             takes = " or ".join(sorted(stage.takes))
             raise PipelineError(f"{here} takes {takes}; {before} gives {kind}")
+        if isinstance(stage, TemporalSmoothing):
+            stage.check_place(kind)
         kind, before = stage.gives or kind, here
     if kind not in TASKS:
         raise PipelineError(f"{before} gives {kind}; the last stage must give {', '.join(TASKS)}")
     return TASKS[kind]
+
+
+def check_second(pipeline: Pipeline) -> None:
+    """Check that a second network is there where a stage needs its instances, and only there.
+
+    Raises `PipelineError` for that, for a second network that gives something else, or where no class is a thing, and
+    `UnknownNameError` for a family.
+    """
+    _family(pipeline)
+    needing = [name for name, stage in named_postprocess(pipeline) if stage.needs_instances]
+    second = pipeline.second
+    if second is None:
+        if needing:
+            raise PipelineError(f"the stage {needing[0]!r} needs a second network: `instances` is missing")
+        return
+    if not needing:
+        known = ", ".join(name for name, stage in POSTPROCESS.items() if stage.needs_instances)
+        raise PipelineError(f"no postprocess stage takes what the second network finds; these do: {known}")
+    if not second.classes:
+        raise PipelineError("the second network finds the classes that are things; no class says `thing: true`")
+    if second.needs_guide:
+        raise PipelineError("stages that look at the image are for the first network; `instances` lists one")
+    try:
+        task = check_postprocess(second)
+    except PipelineError as error:
+        raise PipelineError(f"instances: {error}") from error
+    if task != "instance":
+        raise PipelineError(f"the second network's stages give an answer of task {task}; they must give instances")
 
 
 def postprocess_stages(pipeline: Pipeline) -> tuple[Stage, ...]:
@@ -200,6 +271,21 @@ def _finite(name: str, values: NDArray[Any]) -> NDArray[Any]:
             f"the network's output {name!r} has {bad} values of {values.size} that are NaN or infinite"
         )
     return values
+
+
+def _second_reader(pipeline: Pipeline, io: NetworkIO | None) -> _Reader | None:
+    return None if pipeline.second is None or io is None else _Reader(pipeline.second, io)
+
+
+def _with_ids(instances: Instances, pipeline: Pipeline) -> Instances:
+    """Return what a second network found with the ids that the pipeline gives its classes."""
+    import numpy as np
+
+    second = pipeline.second
+    if second is None or not _family(second).numbers_classes:
+        return instances
+    ids = np.array([item.id for item in pipeline.classes if item.thing], np.int32)
+    return replace(instances, classes=ids[instances.classes])
 
 
 def _best(value: Candidates | Instances | Keypoints, limit: int) -> Candidates | Instances | Keypoints:

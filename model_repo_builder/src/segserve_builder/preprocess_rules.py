@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -13,7 +14,7 @@ from segserve_builder.stages.resize import Resize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from segserve_builder.families.base import TensorSpec
+    from segserve_builder.families.base import NetworkIO, TensorSpec
     from segserve_builder.pipeline import Input
     from segserve_builder.stages.base import Stage
     from segserve_builder.steps import Step
@@ -66,6 +67,21 @@ def check_network_input(steps: Sequence[Step], spec: Input, network: TensorSpec,
                 f"network input {network.name!r} is {height or 'any'} x {width or 'any'}; "
                 f"resize gives {fixed[0]} x {fixed[1]}"
             )
+
+
+def common_input(first: NetworkIO, second: NetworkIO) -> TensorSpec:
+    """Return the first network's input with the sizes that only the second one's fixes.
+
+    Raises `PipelineError` where they cannot take one and the same.
+    """
+    batch, *own = first.input.shape
+    others = second.input.shape[1:]
+    fits = len(own) == len(others) and all(a == b or None in (a, b) for a, b in zip(own, others, strict=True))
+    if not fits or (first.input.dtype, first.layout) != (second.input.dtype, second.layout):
+        seen = " and ".join(f"{io.layout} {io.input.dtype} {list(io.input.shape)}" for io in (first, second))
+        raise PipelineError(f"the two networks' inputs are {seen}; they get the same one")
+    sizes = (b if a is None else a for a, b in zip(own, others, strict=True))
+    return replace(first.input, shape=(batch, *sizes))
 
 
 def network_size(network: TensorSpec, layout: Layout) -> tuple[int | None, int | None, int | None]:

@@ -70,3 +70,8 @@ def public_inputs(image: Input) -> tuple[TensorSpec, ...]:
 def network_output(name: str) -> str:
     """Name a network's output `name` between the steps, where it must differ from every public tensor."""
     return f"NETWORK_OUTPUT_{name}"
+
+
+def second_output(name: str) -> str:
+    """Name an output of a model's second network between the steps; the first one may have an equal name."""
+    return f"SECOND_OUTPUT_{name}"

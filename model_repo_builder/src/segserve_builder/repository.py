@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.families import FAMILIES
+from segserve_builder.inference import with_inference
 from segserve_builder.onnx_signature import read_signature
 from segserve_builder.publish import publish_tree
 from segserve_builder.sources import fetch
-from segserve_builder.tree import Tree, render, with_network_alias
+from segserve_builder.tree import Network, Tree, render, with_network_alias
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -19,23 +20,40 @@ if TYPE_CHECKING:
     from segserve_builder.steps import Pipeline
 
 
-def build_tree(pipeline: Pipeline, artifact: Artifact, expose: Collection[str], cache: Path) -> Tree:
-    """Fetch and verify the artifact, check its signature, and render the revision's files.
+def build_tree(
+    pipeline: Pipeline, artifact: Artifact, expose: Collection[str], cache: Path, second: Artifact | None = None
+) -> Tree:
+    """Fetch and verify the artifacts, check their signatures, and render the revision's files.
 
-    Raises a `BuilderError` that says what was seen and what is allowed.
+    `second` is the file of the pipeline's second network, where it has one. Raises a `BuilderError` that says what
+    was seen and what is allowed.
     """
+    network = read_network(pipeline, artifact, cache)
+    beside = None
+    if pipeline.second is not None and second is not None:
+        beside = read_network(pipeline.second, second, cache)
+    tree = render(pipeline, network.io, network.artifact, beside)
+    return with_network_alias(tree, pipeline, network.io) if "network" in expose else tree
+
+
+def read_network(pipeline: Pipeline, artifact: Artifact, cache: Path) -> Network:
+    """Fetch and verify one network's file, and find its tensors."""
     if pipeline.family not in FAMILIES:
         raise UnknownNameError("family", pipeline.family, FAMILIES)
     file = fetch(artifact.uri, artifact.sha256, cache)
     io = FAMILIES[pipeline.family].network_io(read_signature(file), pipeline)
-    tree = render(pipeline, io, file)
-    return with_network_alias(tree, pipeline, io) if "network" in expose else tree
+    return Network(with_inference(pipeline, io), file)
 
 
 def write_repository(
-    pipeline: Pipeline, artifact: Artifact, expose: Collection[str], repository: Path, cache: Path
+    pipeline: Pipeline,
+    artifact: Artifact,
+    expose: Collection[str],
+    repository: Path,
+    cache: Path,
+    second: Artifact | None = None,
 ) -> Tree:
     """Publish a revision into the folder `repository`, beside the models that it holds already."""
-    tree = build_tree(pipeline, artifact, expose, cache)
+    tree = build_tree(pipeline, artifact, expose, cache, second)
     publish_tree(tree, repository)
     return tree

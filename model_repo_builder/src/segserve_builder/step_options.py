@@ -107,14 +107,16 @@ class PostOptions(StepOptions):
     stage_versions: tuple[int, ...]
     family_version: int
     io: NetworkIO
+    second_io: NetworkIO | None = None
 
     @classmethod
-    def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
-        """Return the options of `pipeline`'s last step."""
+    def of(cls, pipeline: Pipeline, io: NetworkIO, second: NetworkIO | None = None) -> Self:
+        """Return the options of `pipeline`'s last step; `second` are the tensors of its second network."""
         return cls(
             revision=pipeline.revision,
             pipeline=pipeline,
             stage_versions=tuple(stage.version for stage in postprocess_stages(pipeline)),
             family_version=FAMILIES[pipeline.family].version,
             io=io,
+            second_io=second,
         )

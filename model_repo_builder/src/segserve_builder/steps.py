@@ -60,12 +60,22 @@ else:
     PostprocessStep = _step_type("PostprocessStep", POSTPROCESS)
 
 
-LISTS: Final = {"preprocess", "inference", "postprocess"}
+APART: Final = {"preprocess", "inference", "postprocess", "instances"}
+"""The fields that a pipeline's identity spells out."""
 
 
 def _identity(name: str, stage: Stage) -> dict[str, Any]:
     options = stage.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {"stage": name, "version": stage.version, "options": options}
+
+
+class SecondNetwork(Frozen):
+    """A second network, which finds instances in the same input; without `runtime` it runs as the first one does."""
+
+    artifact_sha256: Sha256
+    family: str
+    postprocess: tuple[PostprocessStep, ...] = ()
+    runtime: Runtime | None = None
 
 
 class Pipeline(Frozen):
@@ -81,6 +91,7 @@ class Pipeline(Frozen):
     postprocess: tuple[PostprocessStep, ...]
     output: Output
     runtime: Runtime
+    instances: SecondNetwork | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON value whose digest names the revision.
@@ -88,19 +99,49 @@ class Pipeline(Frozen):
         A list that leaves stages to their defaults is the same as one that spells them out. Options that are not
         set are left out, so that a new optional one does not change the revisions of those who do not use it.
         """
-        plain = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=LISTS)
+        plain = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=APART)
         family = FAMILIES[self.family]
         before = [(step.name, step.stage) for step in self.preprocess]
         if not any(isinstance(stage, Decode) for _, stage in before):
             before.insert(0, ("decode", Decode()))
-        inference = {"inference": [_identity(step.name, step.stage) for step in self.inference]}
         identity = plain | {
             "familyVersion": family.version,
             "preprocess": [_identity(*named) for named in before],
             "postprocess": [_identity(*named) for named in named_postprocess(self)],
         }
         # Left out where there is none, as options that are not set are.
-        return identity | inference if self.inference else identity
+        if self.inference:
+            identity["inference"] = [_identity(step.name, step.stage) for step in self.inference]
+        if self.second is not None:
+            identity["instances"] = self.second.identity()
+        return identity
+
+    @property
+    def second(self) -> Pipeline | None:
+        """The pipeline of the second network alone, if there is one.
+
+        It knows the classes that are things: where its family counts channels, its channel i is the i-th of them.
+        """
+        if self.instances is None:
+            return None
+        things = tuple(item for item in self.classes if item.thing)
+        if self.instances.family in FAMILIES and FAMILIES[self.instances.family].numbers_classes:
+            things = tuple(item.model_copy(update={"id": index}) for index, item in enumerate(things))
+        changes = {
+            "artifact_sha256": self.instances.artifact_sha256,
+            "family": self.instances.family,
+            "classes": things,
+            "inference": (),
+            "postprocess": self.instances.postprocess,
+            "runtime": self.instances.runtime or self.runtime,
+            "instances": None,
+        }
+        return self.model_copy(update=changes)
+
+    @property
+    def networks(self) -> tuple[Pipeline, ...]:
+        """The pipeline itself, and that of the second network where there is one."""
+        return (self,) if self.second is None else (self, self.second)
 
     @property
     def needs_guide(self) -> bool:

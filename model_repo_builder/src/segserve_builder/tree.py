@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -12,7 +12,7 @@ from segserve_builder.errors import UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.names import network_alias, step_name
 from segserve_builder.postprocess import check_postprocess
-from segserve_builder.preprocess_rules import check_network_input, check_preprocess
+from segserve_builder.preprocess_rules import check_network_input, check_preprocess, common_input
 from segserve_builder.step_options import MODEL_FILE, NetOptions, PostOptions, PreOptions
 
 if TYPE_CHECKING:
@@ -26,16 +26,25 @@ CONFIG_FILE: Final = "config.pbtxt"
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """A network's file and its tensors."""
+
+    io: NetworkIO
+    artifact: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Tree:
     """One revision's models: immutable steps, and the ensembles of mutable names that call them.
 
-    `steps` are in the order in which requests pass them; `public` holds the ensemble of the model's own
-    name, and that of the bare network where it was added.
+    `steps` are in the order in which requests pass them, `networks` the names of those that run a network, the first
+    one first; `public` holds the ensemble of the model's own name, and that of the bare network where it was added.
     """
 
     steps: Mapping[str, Files]
     ensemble: tuple[str, Files]
     network: tuple[str, Files] | None = field(default=None)
+    networks: tuple[str, ...] = ()
 
     @property
     def public(self) -> Mapping[str, Files]:
@@ -43,33 +52,43 @@ class Tree:
         return dict(item for item in (self.network, self.ensemble) if item is not None)
 
 
-def render(pipeline: Pipeline, io: NetworkIO, artifact: Path) -> Tree:
-    """Render `pipeline` over the network file `artifact`, whose tensors are `io`.
+def render(pipeline: Pipeline, io: NetworkIO, artifact: Path, second: Network | None = None) -> Tree:
+    """Render `pipeline` over the network file `artifact`, whose tensors are `io`; `second` is its second network.
 
     Pure: equal arguments give an equal tree. Raises `UnknownNameError` (family), and `PipelineError` where
     the stages fit neither each other nor the network.
     """
-    if pipeline.family not in FAMILIES:
-        raise UnknownNameError("family", pipeline.family, FAMILIES)
+    for network in pipeline.networks:
+        if network.family not in FAMILIES:
+            raise UnknownNameError("family", network.family, FAMILIES)
+    given = io if second is None else replace(io, input=common_input(io, second.io))
     check_preprocess(pipeline.preprocess, pipeline.input)
-    check_network_input(pipeline.preprocess, pipeline.input, io.input, io.layout)
+    check_network_input(pipeline.preprocess, pipeline.input, given.input, io.layout)
     task = check_postprocess(pipeline)
-    net = NetOptions.of(pipeline, io)
-    post = PostOptions.of(pipeline, io)
-    pre_step = _step("pre", config.preprocess_config(PreOptions.of(pipeline, io)))
-    net_step = _step("net", config.network_config(net, io, pipeline.runtime), {f"1/{MODEL_FILE}": artifact})
+    post = PostOptions.of(pipeline, io, None if second is None else second.io)
+    pre_step = _step("pre", config.preprocess_config(PreOptions.of(pipeline, given)))
+    nets = [_network_step(pipeline, Network(io, artifact))]
+    beside = None
+    if pipeline.second is not None and second is not None:
+        nets.append(_network_step(pipeline.second, second))
+        beside = (nets[1][0], second.io)
     post_step = _step("post", config.postprocess_config(post, task))
-    names = (pre_step[0], net_step[0], post_step[0])
-    ensemble = config.ensemble_config(pipeline, io, task, names)
-    return Tree(dict([pre_step, net_step, post_step]), (pipeline.model, _ensemble_files(ensemble)))
+    names = (pre_step[0], nets[0][0], post_step[0])
+    ensemble = config.ensemble_config(pipeline, io, task, names, beside)
+    public = (pipeline.model, _ensemble_files(ensemble))
+    return Tree(dict([pre_step, *nets, post_step]), public, networks=tuple(name for name, _ in nets))
 
 
 def with_network_alias(tree: Tree, pipeline: Pipeline, io: NetworkIO) -> Tree:
     """Return `tree` with the bare network public as `<model>.network`; this does not change the revision."""
     name = network_alias(pipeline.model)
-    net = tuple(tree.steps)[1]
-    files = _ensemble_files(config.network_alias_config(name, pipeline, io, net))
-    return Tree(tree.steps, tree.ensemble, (name, files))
+    files = _ensemble_files(config.network_alias_config(name, pipeline, io, tree.networks[0]))
+    return replace(tree, network=(name, files))
+
+
+def _network_step(pipeline: Pipeline, network: Network) -> tuple[str, Files]:
+    message = config.network_config(NetOptions.of(pipeline, network.io), network.io, pipeline.runtime)
+    return _step("net", message, {f"1/{MODEL_FILE}": network.artifact})
 
 
 def _step(kind: str, message: Any, extra: Files | None = None) -> tuple[str, Files]:

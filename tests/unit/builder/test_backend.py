@@ -239,10 +239,10 @@ def test_a_tensor_that_onnx_runtime_refuses_is_its_callers_fault(net: Any) -> No
 class FakePostprocess:
     """Records what it is asked; stands in for the real one, whose tests are its own."""
 
-    def __init__(self, pipeline: Pipeline, io: NetworkIO) -> None:
+    def __init__(self, pipeline: Pipeline, io: NetworkIO, second: NetworkIO | None) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def __call__(self, outputs, placement, request, wanted, guide) -> dict[str, NDArray[Any]]:
+    def __call__(self, outputs, placement, request, wanted, guide, second, frame) -> dict[str, NDArray[Any]]:
         self.calls.append((outputs, placement, request, wanted))
         return {name: np.zeros(1, np.int32) for name in wanted}
 

@@ -33,7 +33,14 @@ def build(
     for _, manifest in read:
         if manifest["kind"] == "SegmentationModel":
             assigned = SegmentationModel.model_validate(manifest).assigned
-            write_repository(assigned.pipeline, assigned.artifact, assigned.expose, output, cache_folder())
+            write_repository(
+                assigned.pipeline,
+                assigned.artifact,
+                assigned.expose,
+                output,
+                cache_folder(),
+                assigned.second_artifact,
+            )
             typer.echo(f"{assigned.revision} written to {output}")
 
 

@@ -30,8 +30,9 @@ def read_resources(paths: Iterable[Path]) -> list[tuple[Resource, dict[str, Any]
             manifest = resource.to_dict()
             manifest.pop("status", None)
             manifest["metadata"] = {key: value for key, value in manifest["metadata"].items() if value}
-            for part in ("artifact", "golden"):
-                _make_absolute(manifest["spec"].get(part), path.parent)
+            second = manifest["spec"].get("instances") or {}
+            for named in (manifest["spec"].get("artifact"), manifest["spec"].get("golden"), second.get("artifact")):
+                _make_absolute(named, path.parent)
             found.append((resource, manifest))
     return found
 

@@ -16,6 +16,8 @@ class AssignedModel(Frozen):
     artifact: Artifact
     golden: Golden | None = None
     expose: tuple[Literal["network"], ...] = ()
+    second_artifact: Artifact | None = None
+    """The file of the pipeline's second network, where it has one."""
 
     @property
     def model(self) -> str:

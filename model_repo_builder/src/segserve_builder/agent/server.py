@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from segserve_builder.agent.state import Ensemble
 from segserve_builder.config import VERSION
@@ -97,7 +98,16 @@ class TritonServer:
         tensor = InferInput("IMAGE", [1], "BYTES")
         tensor.set_data_from_numpy(np.array([image], dtype=object))
         with self._asking():
-            result = self._client.infer(model, [tensor], parameters=dict(parameters), client_timeout=timeout_s)
+            result = self._client.infer(
+                model,
+                [tensor],
+                parameters=dict(parameters),
+                client_timeout=timeout_s,
+                # A stream of one frame, for models of videos that take nothing else; others do not look at it.
+                sequence_id=f"segserve-{uuid4()}",
+                sequence_start=True,
+                sequence_end=True,
+            )
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
     @contextmanager

@@ -129,13 +129,14 @@ class Work:
         return Outcome(action)
 
     def _prepare(self, told: Told) -> Prepared:
-        tree = build_tree(told.spec.pipeline, told.spec.artifact, told.spec.expose, self.cache)
+        spec = told.spec
+        tree = build_tree(spec.pipeline, spec.artifact, spec.expose, self.cache, spec.second_artifact)
         folder = self._golden_folder(told)
         for name, files in tree.steps.items():
             publish(files, self.repository.root / name)
-        _, net, _ = tree.steps
-        instances = told.spec.pipeline.runtime.instances
-        return Prepared(told, tree, {step: instances if step == net else 1 for step in tree.steps}, folder)
+        runtimes = (network.runtime for network in spec.pipeline.networks)
+        copies = dict(zip(tree.networks, (runtime.instances for runtime in runtimes), strict=True))
+        return Prepared(told, tree, dict.fromkeys(tree.steps, 1) | copies, folder)
 
     def _golden_folder(self, told: Told) -> Path | None:
         if told.spec.golden is None:

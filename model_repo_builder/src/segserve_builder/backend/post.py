@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +12,15 @@ import numpy as np
 from segserve_builder.backend.responses import input_array, respond
 from segserve_builder.errors import BadImageError
 from segserve_builder.postprocess import Postprocess, request_from_parameters
-from segserve_builder.public_outputs import GEOMETRY, GUIDE, REVISION, network_output
+from segserve_builder.public_outputs import GEOMETRY, GUIDE, REVISION, network_output, second_output
 from segserve_builder.step_options import PostOptions
+from segserve_builder.streams import FRAME, Streams, frame_number, smoothing_of
 from segserve_builder.values import Placement
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from segserve_builder.streams import Frame
 
 
 class TritonPythonModel:
@@ -28,21 +33,44 @@ class TritonPythonModel:
         self._guided = options.pipeline.needs_guide
         self._revision = np.array([options.revision.encode()], np.object_)
         self._raw = {tensor.name: network_output(tensor.name) for tensor in options.io.outputs}
-        self._postprocess = Postprocess(options.pipeline, options.io)
+        second = () if options.second_io is None else options.second_io.outputs
+        self._second = {tensor.name: second_output(tensor.name) for tensor in second}
+        self._postprocess = Postprocess(options.pipeline, options.io, options.second_io)
+        smoothing = smoothing_of(options.pipeline)
+        self._streams = None if smoothing is None else Streams.of(smoothing, time.monotonic)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response a request, in order."""
-        return respond(requests, self._answer)
+        return respond(requests, self._answer if self._streams is None else partial(self._steadied, self._streams))
 
-    def _answer(self, request: Any) -> dict[str, NDArray[Any]]:
-        parameters = json.loads(request.parameters() or "{}")
+    def _steadied(self, streams: Streams, request: Any) -> dict[str, NDArray[Any]]:
+        """Answer a frame as its stream has it; a frame that cannot be answered leaves the stream as it is."""
+        stream, flags = request.correlation_id(), request.flags()
+        parameters = _parameters(request)
+        number = frame_number(parameters[FRAME]) if FRAME in parameters else None
+        frame = streams.frame(stream, flags, number)
+        answer = self._answer(request, frame)
+        if frame is not None:
+            streams.keep(stream, flags, frame)
+        return answer
+
+    def _answer(self, request: Any, frame: Frame | None = None) -> dict[str, NDArray[Any]]:
+        parameters = _parameters(request)
+        if self._streams is not None:
+            parameters.pop(FRAME, None)
         overrides = request_from_parameters(parameters, self._output)
         raw = {name: _required(request, tensor) for name, tensor in self._raw.items()}
         placement = Placement.from_numbers(_required(request, GEOMETRY.name))
         wanted = frozenset(request.requested_output_names())
         guide = _required(request, GUIDE.name) if self._guided else None
-        answer = self._postprocess(raw, placement, overrides, wanted - {REVISION}, guide)
+        second = {name: _required(request, tensor) for name, tensor in self._second.items()}
+        answer = self._postprocess(raw, placement, overrides, wanted - {REVISION}, guide, second, frame)
         return answer | {REVISION: self._revision} if REVISION in wanted else answer
+
+
+def _parameters(request: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(request.parameters() or "{}")
+    return found
 
 
 def _required(request: Any, name: str) -> NDArray[Any]:

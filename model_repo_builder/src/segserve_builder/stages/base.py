@@ -23,6 +23,8 @@ class Stage(BaseModel):
     version: ClassVar[int] = 1
     needs_guide: ClassVar[bool] = False
     """Whether it looks at the image itself, as the network saw it (`Logits.guide`)."""
+    needs_instances: ClassVar[bool] = False
+    """Whether it takes what the pipeline's second network found (`LabelMap.instances`)."""
     takes: ClassVar[frozenset[Kind]]
     gives: ClassVar[Kind | None] = None
     """The kind it gives, or None where it gives the kind that it took."""

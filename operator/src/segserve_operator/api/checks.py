@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from segserve_builder.errors import PipelineError
 from segserve_builder.families import FAMILIES
-from segserve_builder.postprocess import check_postprocess
+from segserve_builder.postprocess import check_postprocess, check_second
 from segserve_builder.preprocess_rules import check_preprocess
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ def check_stages(pipeline: Pipeline) -> None:
         check_preprocess(pipeline.preprocess, pipeline.input)
     except PipelineError as error:
         raise located(str(error), "preprocess") from error
+    try:
+        check_second(pipeline)
+    except PipelineError as error:
+        raise located(str(error), "postprocess" if pipeline.instances is None else "instances") from error
     try:
         check_postprocess(pipeline)
     except PipelineError as error:

@@ -121,6 +121,8 @@ def _fields(schema: Mapping[str, Any], path: Path) -> list[str]:
 
 def _noun(path: Path) -> str:
     match path:
+        case ("spec", "instances", "postprocess", int(), *rest):
+            return _noun(("spec", "postprocess", 0, *rest))
         case ("spec", "preprocess" | "postprocess", int(), str()):
             return "stage"
         case ("spec", "preprocess" | "postprocess", int(), str(), str()):

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_va
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.families import FAMILIES
 from segserve_builder.pipeline import Artifact, Golden, Input, ModelClass, Output, Runtime
-from segserve_builder.steps import InferenceStep, Pipeline, PostprocessStep, PreprocessStep
+from segserve_builder.steps import InferenceStep, Pipeline, PostprocessStep, PreprocessStep, SecondNetwork
 from segserve_operator.api.checks import check_class_ids, check_distinct, check_family, check_stages, in_order_of_id
 from segserve_operator.api.meta import (
     ApiValue,
@@ -38,6 +38,23 @@ def _class_ids_rule() -> JsonDict:
         "rule": f"self.family in [{own}] || self.classes.all(c, c.id < self.classes.size())",
         "message": "ids of this family's classes must count up from 0 without gaps",
     }
+
+
+class InstancesSpec(ApiValue):
+    """A second network, which finds instances in the input that the first one gets.
+
+    Its classes are those of the model that are things: where its family counts channels, its channel i is the i-th.
+    """
+
+    artifact: Artifact = Field(description="The second network's file.")
+    family: FamilyName = Field(description="What its raw outputs mean.")
+    postprocess: tuple[PostprocessStep, ...] = Field(
+        (),
+        max_length=32,
+        description="From its output to instances: stages in order; the family's own where none is listed.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    runtime: Runtime | None = Field(None, description="How Triton runs it; by default as the first network.")
 
 
 class SegmentationModelSpec(ApiValue):
@@ -75,6 +92,9 @@ class SegmentationModelSpec(ApiValue):
         max_length=32,
         description="From the network's output to the answer: stages in order; the family's own where none is listed.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    instances: InstancesSpec | None = Field(
+        None, description="A second network, whose instances the stage panopticFusion lays over the first one's labels."
     )
     output: Output = Field(Output(), description="How answers look where a request does not say.")
     runtime: Runtime = Field(Runtime(), description="How Triton runs the network.")
@@ -123,12 +143,27 @@ class SegmentationModelSpec(ApiValue):
             postprocess=self.postprocess,
             output=self.output,
             runtime=self.runtime,
+            instances=self._second_network(),
         )
 
     def assigned(self, model_name: str) -> AssignedModel:
         """Return what an agent is told to hold under the public name `model_name`."""
         return AssignedModel(
-            pipeline=self.pipeline(model_name), artifact=self.artifact, golden=self.golden, expose=self.expose
+            pipeline=self.pipeline(model_name),
+            artifact=self.artifact,
+            golden=self.golden,
+            expose=self.expose,
+            second_artifact=None if self.instances is None else self.instances.artifact,
+        )
+
+    def _second_network(self) -> SecondNetwork | None:
+        if self.instances is None:
+            return None
+        return SecondNetwork(
+            artifact_sha256=self.instances.artifact.sha256,
+            family=self.instances.family,
+            postprocess=self.instances.postprocess,
+            runtime=self.instances.runtime,
         )
 
 

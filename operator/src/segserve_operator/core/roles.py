@@ -166,4 +166,5 @@ def assigned_model(revision: str, model: ModelObserved, world: Observed) -> Assi
     if record is None or (model.roles.candidate is not None and model.roles.candidate.failure is not None):
         return model.wanted.assigned
     wanted = model.wanted.assigned
-    return record.model_copy(update={"artifact": wanted.artifact, "expose": wanted.expose})
+    addresses = {"artifact": wanted.artifact, "second_artifact": wanted.second_artifact}
+    return record.model_copy(update=addresses | {"expose": wanted.expose})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ CODE_VARIABLE: Final = "SEGSERVE_CODE"
 KEPT_CODE_FOLDERS: Final = 3
 PYTHON_VERSIONS: Final = ((3, 11), (3, 12))
 _MARKER: Final = "complete"
+_KERNEL_IMPORT: Final = re.compile(r"^from segserve_builder\.kernels\.(\w+) import", re.MULTILINE)
 _PACKAGE: Final = Path(segserve_builder.__file__).parent
 
 
@@ -232,15 +234,34 @@ def install_code(root: Path, package: Path, prepare: Callable[[Path], None] = la
 
 
 def _reuse_kernels(package: Path) -> None:
-    # Compiled code depends on all of the kernels and on nothing else of the package.
+    """Take over what other code folders have compiled of modules that are the same here."""
     fresh = package / "kernels"
-    if not fresh.is_dir():
-        return
+    wanted = _kernel_digests(fresh)
     for other in package.parent.parent.glob(f"[!.]*/{package.name}/kernels"):
-        if code_digest(other) == code_digest(fresh):
-            shutil.rmtree(fresh)
-            shutil.copytree(other, fresh)
-            return
+        for name in [name for name, digest in _kernel_digests(other).items() if wanted.get(name) == digest]:
+            # With the source's time, by which the cache knows it.
+            shutil.copy2(other / f"{name}.py", fresh)
+            (fresh / "__pycache__").mkdir(exist_ok=True)
+            for compiled in (other / "__pycache__").glob(f"{name}.*.nb[ci]"):
+                shutil.copy2(compiled, fresh / "__pycache__")
+            del wanted[name]
+
+
+def _kernel_digests(folder: Path) -> dict[str, str]:
+    """Return, for each module, the digest of all that its compiled code depends on: itself and what it imports."""
+    texts = {path.stem: path.read_text() for path in folder.glob("*.py")}
+    imports = {name: _KERNEL_IMPORT.findall(text) for name, text in texts.items()}
+    digests = {}
+    for name in texts:
+        needed, left = set(), [name]
+        while left:
+            module = left.pop()
+            if module not in needed:
+                needed.add(module)
+                left += [found for found in imports[module] if found in texts]
+        parts = [f"{module}\0{texts[module]}\0" for module in sorted(needed)]
+        digests[name] = hashlib.sha256("".join(parts).encode()).hexdigest()
+    return digests
 
 
 def _compile_kernels(root: Path, code: Path, progress: Callable[[str], None]) -> None:

@@ -1,0 +1,59 @@
+"""The stage that turns box queries into detections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from segserve_builder.errors import SignatureError
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Candidates, Kind, NoHeads, Queries
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+    from segserve_builder.values import Float32
+
+
+class DetectionQueries(Stage):
+    """Make a box of every query that is probably something; the request's score_threshold overrides the threshold.
+
+    As `post_process_object_detection` of transformers' DETR.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.QUERIES})
+    gives: ClassVar[Kind | None] = Kind.BOXES
+
+    threshold: float = Field(0.5, ge=0, le=1, description="The probability of a class above which a query is kept.")
+
+    def __call__(self, value: Queries, request: Request) -> Candidates:
+        """Return the detections, best score first; boxes are not clipped to the image."""
+        import numpy as np
+
+        from segserve_builder.query_masks import softmax
+
+        if value.boxes is None:
+            raise SignatureError("the network's queries have masks and no boxes; take panopticQueries")
+        shares = softmax(value.logits)[:, :-1]
+        classes = shares.argmax(axis=1)
+        scores = shares[np.arange(len(classes)), classes]
+        least = self.threshold if request.score_threshold is None else request.score_threshold
+        order = np.argsort(-scores, kind="stable")
+        order = order[scores[order] > np.float32(least)]
+        boxes = _corners(value)[order]
+        return Candidates(boxes, scores[order], classes[order].astype(np.int32), NoHeads(), value.placement)
+
+
+def _corners(value: Queries) -> Float32:
+    """Return x1 y1 x2 y2 in pixels of the original image, not clipped, float32 (Q, 4)."""
+    import numpy as np
+
+    p = value.placement
+    boxes: Any = value.boxes
+    centre, half = boxes[:, :2], boxes[:, 2:] * np.float32(0.5)
+    corners = np.concatenate([centre - half, centre + half], axis=1)
+    x_scale, y_scale = p.width / p.inner_width, p.height / p.inner_height
+    size = np.array([p.input_width * x_scale, p.input_height * y_scale] * 2, np.float32)
+    shift = np.array([p.left * x_scale, p.top * y_scale] * 2, np.float32)
+    scaled: Float32 = corners * size - shift
+    return scaled

@@ -1,0 +1,95 @@
+"""The stage that turns mask queries into instances."""
+
+from __future__ import annotations
+
+from math import log
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Instances, Kind, Queries
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+    from segserve_builder.values import Float32
+
+
+class InstanceQueries(Stage):
+    """Make instances of queries, which may overlap; the request's score_threshold overrides the threshold.
+
+    As `post_process_instance_segmentation` of transformers' Mask2Former and MaskFormer: the best pairs of query and
+    class, as many as there are queries, each scored by its class and by the mean probability of its mask. With
+    `exclusive` as DETR's: every pixel is of one query at most, as in panopticQueries.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.QUERIES})
+    gives: ClassVar[Kind | None] = Kind.INSTANCES
+
+    threshold: float = Field(0.5, ge=0, le=1, description="The least score that is kept; above it where exclusive.")
+    mask_threshold: float = Field(0.5, gt=0, lt=1, description="The probability above which a pixel is of the mask.")
+    exclusive: bool = Field(False, description="Whether instances share no pixel, as transformers' DETR has it.")
+    overlap_threshold: float = Field(
+        0.8, ge=0, le=1, description="Where exclusive, a query goes unless it gets more than this part of its own mask."
+    )
+    mask_size: tuple[int, int] | None = Field(
+        None,
+        description="Height and width that masks are interpolated to first; [384, 384] for Mask2Former, else none.",
+    )
+
+    def __call__(self, value: Queries, request: Request) -> Instances:
+        """Return the instances, best score first; boxes are the least around their masks."""
+        import numpy as np
+
+        least = self.threshold if request.score_threshold is None else request.score_threshold
+        found = self._exclusive(value, least) if self.exclusive else self._overlapping(value, least)
+        return found.take(np.argsort(-found.scores, kind="stable").tolist())
+
+    def _exclusive(self, value: Queries, least: float) -> Instances:
+        import numpy as np
+
+        from segserve_builder.kernels.rle import encode_bitmap
+        from segserve_builder.query_masks import exclusive_segments
+
+        found = exclusive_segments(value, least, self.mask_threshold, self.overlap_threshold, (), self.mask_size)
+        masks = tuple(encode_bitmap((found.ids == number).view(np.uint8)) for number in range(1, len(found.scores) + 1))
+        return _instances(found.classes, found.scores, masks, value)
+
+    def _overlapping(self, value: Queries, least: float) -> Instances:
+        import numpy as np
+
+        from segserve_builder.kernels.blocks import nearest_rles
+        from segserve_builder.query_masks import content, mask_logits, nearest_first, sigmoid, softmax
+
+        classes = softmax(value.logits)[:, :-1]
+        pairs = np.argsort(-classes, axis=None, kind="stable")[: len(classes)]
+        # A mask's mean probability is at most 1: no pair below the threshold gets above it.
+        pairs = pairs[classes.reshape(-1)[pairs] >= np.float32(least)]
+        which, row = np.unique(pairs // classes.shape[1], return_inverse=True)
+        logits, rows, columns = mask_logits(value, which, self.mask_size)
+        inside = content(logits, rows, columns)
+        bits: Any = inside > np.float32(log(self.mask_threshold / (1 - self.mask_threshold)))
+        mean = np.zeros(len(which), np.float32)
+        for k, (values, mask) in enumerate(zip(inside, bits, strict=True)):
+            mean[k] = sigmoid(values[mask][None]).sum() / (np.float32(np.count_nonzero(mask)) + np.float32(1e-6))
+        scores = classes.reshape(-1)[pairs] * mean[row]
+        masks = nearest_rles(bits.view(np.uint8), nearest_first(rows), nearest_first(columns))
+        kept = np.flatnonzero(scores >= np.float32(least))
+        chosen = tuple(masks[k] for k in row[kept])
+        return _instances((pairs % classes.shape[1])[kept].astype(np.int32), scores[kept], chosen, value)
+
+
+def _instances(classes: Any, scores: Float32, masks: tuple[bytes, ...], value: Queries) -> Instances:
+    """Return the instances whose masks are not empty."""
+    import numpy as np
+
+    from segserve_builder.kernels.rle import decode
+
+    height, width = value.placement.height, value.placement.width
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for index, counts in enumerate(masks):
+        window = decode(counts, height, width)
+        rows, columns = window.bitmap.shape
+        boxes[index] = window.left, window.top, window.left + columns, window.top + rows
+    shown = np.flatnonzero(boxes[:, 2] > boxes[:, 0]).tolist()
+    return Instances(boxes, scores, classes, masks, height, width).take(shown)

@@ -1,0 +1,87 @@
+"""The stage that makes one panoptic map of a label map and the instances of a second network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Instances, Kind, LabelMap, Panoptic, Segment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segserve_builder.stages.base import Request
+
+
+class PanopticFusion(Stage):
+    """Lay instances over a label map, the better scored first, and let no pixel be of two.
+
+    The rules are those of Kirillov et al., Panoptic Segmentation (2019), as in detectron2's
+    `combine_semantic_and_instance_outputs`: an instance goes where too much of it is taken already, else it gets what
+    is left of it. Where no instance is, classes that are no things come from the label map, a segment each.
+    """
+
+    needs_instances: ClassVar[bool] = True
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LABELS})
+    gives: ClassVar[Kind | None] = Kind.PANOPTIC
+
+    instance_score: float = Field(0.5, ge=0, le=1, description="The least score of an instance.")
+    overlap_threshold: float = Field(
+        0.5, ge=0, le=1, description="An instance goes if more than this part of it is taken by better ones."
+    )
+    stuff_area: int = Field(
+        4096, ge=0, description="The least area of a segment from the label map, in pixels of the original image."
+    )
+    ignore: tuple[int, ...] = Field(
+        (), description="Ids of classes that make no segment of the label map, beside those that are things."
+    )
+
+    def __call__(self, value: LabelMap, request: Request) -> Panoptic:
+        """Return the segments, ids counting from 1: instances by falling score, then classes by rising id."""
+        import numpy as np
+
+        ids = np.zeros(value.labels.shape, np.uint16)
+        segments = [] if value.instances is None else self._lay(value.instances, ids)
+        return Panoptic(ids, tuple(segments + self._fill(value, ids, len(segments))))
+
+    def _lay(self, instances: Instances, ids: NDArray[Any]) -> list[Segment]:
+        """Write the instances into `ids`."""
+        import numpy as np
+
+        from segserve_builder.kernels.rle import decode
+
+        segments: list[Segment] = []
+        for index in np.argsort(-instances.scores, kind="stable").tolist():
+            score = float(instances.scores[index])
+            if instances.scores[index] < np.float32(self.instance_score):
+                break
+            window = decode(instances.masks[index], instances.height, instances.width)
+            height, width = window.bitmap.shape
+            under = ids[window.top : window.top + height, window.left : window.left + width]
+            mask = window.bitmap.view(bool)
+            free = mask & (under == 0)
+            area, left = np.count_nonzero(mask), np.count_nonzero(free)
+            if not left or (area - left) / area > self.overlap_threshold:
+                continue
+            segments.append(Segment(len(segments) + 1, int(instances.classes[index]), True, score))
+            under[free] = len(segments)
+        return segments
+
+    def _fill(self, value: LabelMap, ids: NDArray[Any], number: int) -> list[Segment]:
+        """Write the label map's classes into what is left of `ids`, whose segments so far are `number`."""
+        import numpy as np
+
+        from segserve_builder.confidence import mean_confidence
+        from segserve_builder.kernels.fusion import fill_free, free_areas
+
+        classes = max(len(value.logits.values), 2)
+        areas = free_areas(value.labels, ids, classes)
+        skipped = value.logits.things.union(self.ignore)
+        wanted = [c for c in np.flatnonzero(areas).tolist() if c not in skipped and areas[c] >= self.stuff_area]
+        names = np.zeros(classes, np.uint16)
+        names[wanted] = np.arange(number + 1, number + 1 + len(wanted))
+        fill_free(value.labels, names, ids)
+        confidence = mean_confidence(value, classes) if wanted else np.zeros(classes, np.float32)
+        return [Segment(int(names[c]), c, False, float(confidence[c])) for c in wanted]

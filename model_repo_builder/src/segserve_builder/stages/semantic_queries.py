@@ -1,0 +1,47 @@
+"""The stage that turns mask queries into a score for every class and cell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from pydantic import Field
+
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Kind, Logits, Queries
+
+if TYPE_CHECKING:
+    from segserve_builder.stages.base import Request
+
+AT_ONCE: Final = 16
+"""Queries whose masks are in memory as probabilities at a time."""
+
+
+class SemanticQueries(Stage):
+    """Add up, for every class, the masks of the queries, each times its probability of that class.
+
+    As `post_process_semantic_segmentation` of transformers. What it gives are sums of probabilities: argmax makes the
+    label map of them.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.QUERIES})
+    gives: ClassVar[Kind | None] = Kind.LOGITS
+
+    mask_size: tuple[int, int] | None = Field(
+        None,
+        description="Height and width that masks are interpolated to first; [384, 384] for Mask2Former, else none.",
+    )
+
+    def __call__(self, value: Queries, request: Request) -> Logits:
+        """Return the scores, float32 (C, h, w), of the network's classes."""
+        import numpy as np
+
+        from segserve_builder.query_masks import mask_logits, sigmoid, softmax
+
+        weights = np.ascontiguousarray(softmax(value.logits)[:, :-1].T)
+        height, width = mask_logits(value, slice(0), self.mask_size)[0].shape[1:]
+        scores = np.zeros((len(weights), height * width), np.float32)
+        for start in range(0, len(value.logits), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            masks = sigmoid(mask_logits(value, some, self.mask_size)[0])
+            scores += weights[:, some] @ masks.reshape(len(masks), -1)
+        return Logits(scores.reshape(-1, height, width), value.placement, things=value.things)

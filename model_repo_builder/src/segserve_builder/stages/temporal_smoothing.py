@@ -1,0 +1,175 @@
+"""The stage that steadies what is found in a video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from segserve_builder.errors import PipelineError
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import Kind, LabelMap, Logits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segserve_builder.stages.base import Request
+    from segserve_builder.values import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is kept of a stream's frames.
+
+    `frames` are the numbers of those in `arrays`, rising: label maps (H, W), the oldest first, or the one moving
+    average of logits (C, h, w), as of its frame. All are of images that lay as `placement` says.
+    """
+
+    placement: Placement
+    frames: tuple[int, ...]
+    arrays: tuple[NDArray[Any], ...]
+
+
+class TemporalSmoothing(Stage):
+    """Steady the answers of a stream of frames, which callers name by their requests' sequence id.
+
+    Before argmax (method exponential) logits become a moving average; after it (method votes) each pixel gets the class
+    that most of the last frames gave it. A request without a sequence id is a frame by itself. Frames may carry their
+    number as the parameter `frame`: then lost ones make what came before count less, and late ones change nothing.
+    """
+
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS, Kind.LABELS})
+
+    method: Literal["exponential", "votes"] = Field(
+        "exponential",
+        description="exponential: a moving average of logits, before argmax. votes: each pixel's most frequent class "
+        "of the last frames, after argmax; of equally frequent ones that of the newest frame among them.",
+    )
+    alpha: float = Field(0.5, gt=0, le=1, description="exponential: how much of the average is the newest frame.")
+    frames: int = Field(5, ge=1, le=15, description="votes: how many frames vote, the newest among them.")
+    scene_cut: float = Field(
+        0.25, gt=0, le=1, description="A frame in which more than this part of all pixels changes class starts anew."
+    )
+    max_streams: int = Field(
+        16, ge=1, le=1024, description="Streams kept at once; a new one takes the place of the one idle longest."
+    )
+    max_idle_s: int = Field(
+        60, ge=1, le=86_400, description="Seconds without a frame after which a stream is forgotten."
+    )
+    sequence_batcher: bool = Field(
+        False,
+        description="Whether Triton's sequence batcher admits frames: then streams must be started and ended, those "
+        "beyond maxStreams wait for another's end, and requests without a sequence id are refused.",
+    )
+
+    def check_place(self, kind: Kind) -> None:
+        """Raise `PipelineError` where it stands after a stage that gives something else than its method smooths."""
+        needed = Kind.LOGITS if self.method == "exponential" else Kind.LABELS
+        if kind != needed:
+            raise PipelineError(f"temporalSmoothing by {self.method} takes {needed}, got {kind}")
+
+    def __call__(self, value: Logits | LabelMap, request: Request) -> Logits | LabelMap:
+        """Return the value of a frame by itself."""
+        return value
+
+    def step(
+        self, value: Logits | LabelMap, history: History | None, frame: int | None = None
+    ) -> tuple[Logits | LabelMap, History | None]:
+        """Return the steadied value and what is kept for the next frame; both arguments are left untouched.
+
+        `frame` is the frame's number, None for the one after the last. The last one, repeated, gets its answer again,
+        and an older one its own value; neither changes what is kept. Where the image's size changes, or the class of
+        more than `scene_cut` of all pixels, the history begins anew.
+        """
+        array, placement = _array(value), _placement(value)
+        number = _number(frame, history)
+        fits = history is not None and history.placement == placement and history.arrays[-1].shape == array.shape
+        if history is None or not fits:
+            return value, History(placement, (number,), (_owned(array),))
+        last = history.frames[-1]
+        if number < last:
+            return value, history
+        if number == last:
+            return _with_array(value, _answer(history.arrays)), history
+        if _changed(array, history.arrays[-1]) > self.scene_cut:
+            return value, History(placement, (number,), (_owned(array),))
+        kept = self._kept(array, number, history)
+        return _with_array(value, _answer(kept.arrays)), kept
+
+    def _kept(self, array: NDArray[Any], number: int, history: History) -> History:
+        if self.method == "exponential":
+            # Frames that were lost would have taken their part of the average.
+            before = (1 - self.alpha) ** (number - history.frames[-1])
+            mean = history.arrays[0] + (array - history.arrays[0]) * array.dtype.type(1 - before)
+            return History(history.placement, (number,), (mean,))
+        voters = [
+            (seen, labels)
+            for seen, labels in zip(history.frames, history.arrays, strict=True)
+            if seen > number - self.frames
+        ]
+        frames, arrays = zip(*voters, (number, _owned(array)), strict=True)
+        return History(history.placement, frames, arrays)
+
+
+def _number(frame: int | None, history: History | None) -> int:
+    if frame is not None:
+        return frame
+    return 0 if history is None else history.frames[-1] + 1
+
+
+def _array(value: Logits | LabelMap) -> NDArray[Any]:
+    return value.labels if isinstance(value, LabelMap) else value.values
+
+
+def _placement(value: Logits | LabelMap) -> Placement:
+    return value.logits.placement if isinstance(value, LabelMap) else value.placement
+
+
+def _with_array(value: Logits | LabelMap, array: NDArray[Any]) -> Logits | LabelMap:
+    return replace(value, labels=array) if isinstance(value, LabelMap) else replace(value, values=array)
+
+
+def _answer(arrays: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+    """Return the average itself, or the vote of label maps."""
+    return arrays[0] if len(arrays) == 1 else _vote(arrays)
+
+
+def _owned(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy: what a request brings is gone with it."""
+    return array.copy()
+
+
+def _changed(array: NDArray[Any], before: NDArray[Any]) -> float:
+    """Return the part of all pixels that have another class than before."""
+    import numpy as np
+
+    return float(np.mean(_classes(array) != _classes(before)))
+
+
+def _classes(array: NDArray[Any]) -> NDArray[Any]:
+    if array.ndim == 2:
+        return array
+    from segserve_builder.kernels.labels import label_map
+    from segserve_builder.sampling import Axis
+
+    height, width = array.shape[1:]
+    return label_map(array, Axis(height, 0, height, 1.0, -0.5), Axis(width, 0, width, 1.0, -0.5))
+
+
+def _vote(arrays: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+    """Return each pixel's most frequent label; of equally frequent ones the newest frame's among them."""
+    import numpy as np
+
+    votes = [np.ones(arrays[0].shape, np.uint8) for _ in arrays]
+    for newer in range(len(arrays)):
+        for older in range(newer):
+            same = arrays[newer] == arrays[older]
+            votes[newer] += same
+            votes[older] += same
+    best, most = arrays[-1].copy(), votes[-1].copy()
+    for labels, count in zip(arrays[-2::-1], votes[-2::-1], strict=True):
+        more = count > most
+        best[more] = labels[more]
+        np.maximum(most, count, out=most)
+    return best

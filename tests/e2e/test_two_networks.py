@@ -1,0 +1,79 @@
+"""A semantic and an instance network as one panoptic model, served by the real Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.coins import variant, write
+from bench.platform import MODELS, Running, platform
+from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
+from segserve import Client, PanopticResult
+from segserve_builder.in_process import InProcessModel
+from segserve_builder.stages.base import Request
+from segserve_operator.api.segmentation_model import SegmentationModel
+
+pytestmark = pytest.mark.platform
+
+COINS = 24
+COIN = 1
+
+
+def both() -> dict[str, Any]:
+    """The example's two networks on one letterboxed input: the background of the one, the coins of the other."""
+    instances = variant(model="coins-instances")["spec"]
+    document = variant(
+        name="both",
+        preprocess=instances["preprocess"],
+        postprocess=[{"argmax": {}}, {"panopticFusion": {"stuffArea": 1000}}],
+        classes=[{"id": 0, "name": "background"}, {"id": COIN, "name": "coin", "thing": True}],
+        instances={key: instances[key] for key in ("artifact", "family", "postprocess")},
+    )
+    del document["spec"]["golden"]  # it is one of the semantic network alone
+    return document
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Both networks, served as one model."""
+    with platform(write(tmp_path_factory.mktemp("both") / "model.yaml", both())) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def offline(photo: bytes) -> dict[str, Any]:
+    """The answer of the same stages in this process."""
+    spec = SegmentationModel.model_validate(both()).spec
+    networks = [MODELS.parent / name for name in ("coins-unet.onnx", "coins-yolo.onnx")]
+    return InProcessModel(spec.pipeline("both"), *networks).answer(photo, Request(encoding="raw"))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_answer_is_that_of_the_same_stages_in_this_process(
+    served: Running, offline: dict[str, Any], photo: bytes, protocol: Protocol
+) -> None:
+    request = RawRequest([image(photo)], {"encoding": "raw"}, ("LABELS", "SEGMENTS"), model="both")
+
+    arrays = send(served.url, protocol, request).arrays()
+
+    assert arrays["LABELS"] == tuple(offline["LABELS"])
+    assert arrays["SEGMENTS"] == tuple(offline["SEGMENTS"])
+
+
+def test_every_coin_is_a_segment_and_the_background_is_one(served: Running, photo: bytes) -> None:
+    with Client(served.url) as client:
+        result = client.segment(photo, model="both")
+
+    assert isinstance(result, PanopticResult)
+    assert sorted(segment.class_id for segment in result) == [0] + [COIN] * COINS
+    assert all(segment.is_thing == (segment.class_id == COIN) for segment in result)
+    assert np.count_nonzero(result.ids) > 0.95 * result.ids.size
+
+
+def test_both_networks_are_steps_of_one_revision(served: Running) -> None:
+    steps = {path.name for path in served.state.rglob("segserve--net--*") if path.is_dir()}
+
+    assert len(steps) == 2
