@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from segserve.async_client import AsyncClient
     from segserve.client import Client
-    from segserve.detections import Detection, DetectionResult, KeypointDetection, KeypointResult
+    from segserve.detections import DetectionResult, KeypointDetection, KeypointResult
     from segserve.errors import (
         BadRequestError,
         GatewayUnreachableError,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ServerError,
     )
     from segserve.instances import Instance, InstanceResult
+    from segserve.objects import Detection
     from segserve.panoptic import PanopticResult, PanopticSegment
     from segserve.results import Result
     from segserve.semantic import SemanticResult
@@ -57,7 +58,7 @@ __all__ = [
 _HOMES: Final = {
     "AsyncClient": "async_client",
     "Client": "client",
-    "Detection": "detections",
+    "Detection": "objects",
     "DetectionResult": "detections",
     "Instance": "instances",
     "InstanceResult": "instances",

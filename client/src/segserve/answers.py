@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from segserve.detections import Detection, DetectionResult, KeypointDetection, KeypointResult
+from segserve.detections import DetectionResult, KeypointDetection, KeypointResult
 from segserve.errors import ProtocolError
 from segserve.instances import Instance, InstanceResult
 from segserve.masks import EncodedMask
+from segserve.objects import Detection
 from segserve.panoptic import PanopticResult, PanopticSegment
 from segserve.semantic import SemanticResult
 from segserve.types import Colour, ModelInfo, SegmentClass
@@ -126,7 +127,7 @@ def _read_panoptic(answer: InferAnswer, info: ModelInfo, revision: str, size: Si
 
 def _segment(row: Mapping[str, Any], info: ModelInfo) -> PanopticSegment:
     class_id = int(row["class"])
-    x1, y1, x2, y2 = (int(side) for side in row["box"])
+    x1, y1, x2, y2 = (float(side) for side in row["box"])
     return PanopticSegment(
         id=int(row["id"]),
         class_id=class_id,

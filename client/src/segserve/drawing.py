@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image, ImageDraw, ImageFont
 
-    from segserve.detections import Detection
     from segserve.images import ImageLike
     from segserve.instances import InstanceResult
+    from segserve.objects import Detection
     from segserve.panoptic import PanopticResult
     from segserve.semantic import SemanticResult
     from segserve.types import Colour, SegmentClass

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from segserve import coco
-from segserve.types import Segmentation
+from segserve.objects import Detection, Objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
 
@@ -21,13 +20,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Instance:
-    """One object: `box` is x1, y1, x2, y2 in pixels of the image."""
+class Instance(Detection):
+    """One object with its mask."""
 
-    box: tuple[float, float, float, float]
-    score: float
-    class_id: int
-    class_name: str
     encoded: EncodedMask
 
     @property
@@ -52,34 +47,14 @@ class Instance:
 
 
 @dataclass(frozen=True, eq=False)
-class InstanceResult(Segmentation):
+class InstanceResult(Objects[Instance]):
     """The objects of one image, best score first as the model gives them."""
 
     instances: tuple[Instance, ...]
 
-    def __len__(self) -> int:
-        return len(self.instances)
-
-    def __iter__(self) -> Iterator[Instance]:
-        return iter(self.instances)
-
-    def __getitem__(self, index: int) -> Instance:
-        return self.instances[index]
-
     @property
-    def boxes(self) -> NDArray[np.float32]:
-        """All boxes, float32 (N, 4)."""
-        return np.array([instance.box for instance in self.instances], np.float32).reshape(-1, 4)
-
-    @property
-    def scores(self) -> NDArray[np.float32]:
-        """All scores, float32 (N,)."""
-        return np.array([instance.score for instance in self.instances], np.float32)
-
-    @property
-    def class_ids(self) -> NDArray[np.int32]:
-        """All class ids, int32 (N,)."""
-        return np.array([instance.class_id for instance in self.instances], np.int32)
+    def _found(self) -> tuple[Instance, ...]:
+        return self.instances
 
     def overlay(
         self,
@@ -98,5 +73,5 @@ class InstanceResult(Segmentation):
         return draw_instances(self, image, alpha=alpha, labels=labels, colour_by=colour_by)
 
     def _coco_objects(self) -> Iterator[coco.Object]:
-        for instance in self.instances:
+        for instance in self:
             yield coco.Object(instance.class_id, instance.rle, instance.score, instance.box)

@@ -10,7 +10,7 @@ import numpy as np
 
 from segserve import coco
 from segserve.masks import EncodedMask, read_labels
-from segserve.types import Segmentation
+from segserve.objects import Detection, Objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,23 +22,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class PanopticSegment:
+class PanopticSegment(Detection):
     """One segment: a thing, or all of a class of stuff.
 
-    `id` is its number in `PanopticResult.ids`; `area` is in pixels, `box` x1, y1, x2, y2 in pixels of the image.
+    `id` is its number in `PanopticResult.ids`; `area` is in pixels.
     """
 
     id: int
-    class_id: int
-    class_name: str
     is_thing: bool
-    score: float
     area: int
-    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class PanopticResult(Segmentation):
+class PanopticResult(Objects[PanopticSegment]):
     """The segments of one image.
 
     `encoded` is the map of segment ids as PNG or raw bytes, or None where `encoded_masks` has their masks by id.
@@ -48,14 +44,9 @@ class PanopticResult(Segmentation):
     encoded: bytes | None
     encoded_masks: Mapping[int, EncodedMask]
 
-    def __len__(self) -> int:
-        return len(self.segments)
-
-    def __iter__(self) -> Iterator[PanopticSegment]:
-        return iter(self.segments)
-
-    def __getitem__(self, index: int) -> PanopticSegment:
-        return self.segments[index]
+    @property
+    def _found(self) -> tuple[PanopticSegment, ...]:
+        return self.segments
 
     @cached_property
     def ids(self) -> NDArray[Any]:
@@ -84,7 +75,6 @@ class PanopticResult(Segmentation):
         return draw_segments(self, image, alpha=alpha, labels=labels)
 
     def _coco_objects(self) -> Iterator[coco.Object]:
-        for segment in self.segments:
+        for segment in self:
             rle = EncodedMask(self.mask(segment).tobytes(), *self.size).rle
-            x1, y1, x2, y2 = (float(side) for side in segment.box)
-            yield coco.Object(segment.class_id, rle, segment.score, (x1, y1, x2, y2))
+            yield coco.Object(segment.class_id, rle, segment.score, segment.box)

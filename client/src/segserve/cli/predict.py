@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from segserve.detections import Detection, DetectionResult, KeypointResult
-    from segserve.instances import Instance, InstanceResult
-    from segserve.panoptic import PanopticResult, PanopticSegment
+    from segserve.objects import Detection, Objects
     from segserve.results import Result
     from segserve.semantic import SemanticResult
+    from segserve.types import Segmentation
 
     Row = dict[str, str]
 
@@ -127,9 +126,9 @@ def result_table(image: Path, result: Result) -> Table:
     return table
 
 
-def _object_rows(result: InstanceResult | PanopticResult | DetectionResult | KeypointResult) -> Iterator[Row]:
+def _object_rows(result: Objects[Any]) -> Iterator[Row]:
     """Yield a row for each class that was found; areas only where the answer has masks."""
-    found: defaultdict[str, list[Detection | Instance | PanopticSegment]] = defaultdict(list)
+    found: defaultdict[str, list[Detection]] = defaultdict(list)
     for one in result:
         found[one.class_name].append(one)
     for name, ones in sorted(found.items(), key=lambda item: -len(item[1])):
@@ -149,7 +148,7 @@ def _semantic_rows(result: SemanticResult) -> Iterator[Row]:
         yield {"class": "nothing"}
 
 
-def _area(area: int, result: Result) -> Row:
+def _area(area: int, result: Segmentation) -> Row:
     height, width = result.size
     return {"area px": f"{area:,}", "share": f"{area / (height * width):.1%}"}
 
