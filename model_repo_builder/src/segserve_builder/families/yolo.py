@@ -6,7 +6,7 @@ Layouts are read from the tensors that the projects' exporters document; none of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
@@ -54,8 +54,70 @@ class Layout:
         return f"[{batch}, {numbers}, {candidates}]" if self.axis == 1 else f"[{batch}, {candidates}, {numbers}]"
 
 
-def network_io(layout: Layout, signature: Signature, pipeline: Pipeline) -> NetworkIO:
-    """Return the image input, the detections and, where there are masks, the prototypes; or raise `SignatureError`."""
+class YoloFamily:
+    """A family whose head has a layout; what its numbers mean is up to a subclass."""
+
+    version: ClassVar[int] = 1
+    numbers_classes: ClassVar[bool] = True
+    layout: ClassVar[Layout]
+
+    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+        """Return the image input, the detections and, where there are masks, the prototypes.
+
+        Raises `SignatureError` where the network has others.
+        """
+        return _network_io(self.layout, signature, pipeline)
+
+    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Candidates:
+        """Return all of one image's candidates, with boxes in pixels of the original image."""
+        number = len(pipeline.classes)
+        head, heads = _read_head(self.layout, outputs, number)
+        return self._candidates(head, heads, placement, number)
+
+    def _candidates(self, head: Float32, heads: Heads, placement: Placement, classes: int) -> Candidates:
+        raise NotImplementedError
+
+
+class ScoredHead(YoloFamily):
+    """YOLOv8, v9, v11 and v12: cx cy w h, and a score in 0..1 for every class, each a row."""
+
+    def _candidates(self, head: Float32, heads: Heads, placement: Placement, classes: int) -> Candidates:
+        labels, scores = _best_class(head[4 : 4 + classes])
+        return Candidates(_centred_boxes(head, placement), scores, labels, heads, placement)
+
+
+class ObjectnessHead(YoloFamily):
+    """YOLOv5 and v7: cx cy w h, objectness, and a score for every class, each a column; the score is the product.
+
+    YOLOv7 takes the objectness alone where there is one class, whose own score it does not train.
+    """
+
+    def _candidates(self, head: Float32, heads: Heads, placement: Placement, classes: int) -> Candidates:
+        from segserve_builder.kernels.rows import best_of_rows
+
+        labels, scores = best_of_rows(head, 4, 5, 5 + classes)
+        return Candidates(_centred_boxes(head.T, placement), scores, labels, heads, placement)
+
+
+class ChosenHead(YoloFamily):
+    """YOLOv10 and v26, which have chosen among their boxes: x1 y1 x2 y2, a score and the number of a class.
+
+    Rows with a score of 0 are left out, whatever their class: they only fill the tensor.
+    """
+
+    def _candidates(self, head: Float32, heads: Heads, placement: Placement, classes: int) -> Candidates:
+        import numpy as np
+
+        which = np.flatnonzero(head[:, 4] > 0)
+        numbers = head[which, 5]
+        wrong = (numbers < 0) | (numbers >= classes) | (numbers != np.floor(numbers))
+        if wrong.any():
+            raise SignatureError(f"a detection is of class {numbers[wrong][0]:g}; the model's are 0 to {classes - 1}")
+        boxes = _corner_boxes(head[which, :4], placement)
+        return Candidates(boxes, head[which, 4], numbers.astype(np.int32), heads.take(which), placement)
+
+
+def _network_io(layout: Layout, signature: Signature, pipeline: Pipeline) -> NetworkIO:
     image, axes = image_input(signature, pipeline)
     meaning = layout.shape("batch", "classes", "coefficients", "candidates")
     # The two outputs are told apart by their number of dimensions.
@@ -73,7 +135,7 @@ def network_io(layout: Layout, signature: Signature, pipeline: Pipeline) -> Netw
     return NetworkIO(image, axes, (detections, prototypes))
 
 
-def read_head(layout: Layout, outputs: Mapping[str, NDArray[Any]], classes: int) -> tuple[Float32, Heads]:
+def _read_head(layout: Layout, outputs: Mapping[str, NDArray[Any]], classes: int) -> tuple[Float32, Heads]:
     """Return one image's detections as the output has them, without the batch, and what their masks are made of.
 
     Raises `SignatureError` where the shapes are not the layout's.
@@ -95,7 +157,7 @@ def read_head(layout: Layout, outputs: Mapping[str, NDArray[Any]], classes: int)
     return head, PrototypeHeads(rows[:, layout.numbers(classes) :], others[0][0])
 
 
-def best_class(scores: Float32) -> tuple[Int32, Float32]:
+def _best_class(scores: Float32) -> tuple[Int32, Float32]:
     """Return each detection's best class and its score, both (N,), of scores (C, N)."""
     import numpy as np
 
@@ -106,23 +168,7 @@ def best_class(scores: Float32) -> tuple[Int32, Float32]:
     return labels.best_class(scores)
 
 
-def found(head: Float32, heads: Heads, placement: Placement, classes: int) -> Candidates:
-    """Return the candidates of rows x1 y1 x2 y2 score class; raises `SignatureError` for a class that is none.
-
-    Rows with a score of 0 are left out, whatever their class: they only fill the tensor.
-    """
-    import numpy as np
-
-    which = np.flatnonzero(head[:, 4] > 0)
-    numbers = head[which, 5]
-    wrong = (numbers < 0) | (numbers >= classes) | (numbers != np.floor(numbers))
-    if wrong.any():
-        raise SignatureError(f"a detection is of class {numbers[wrong][0]:g}; the model's are 0 to {classes - 1}")
-    boxes = corner_boxes(head[which, :4], placement)
-    return Candidates(boxes, head[which, 4], numbers.astype(np.int32), heads.take(which), placement)
-
-
-def centred_boxes(head: Float32, placement: Placement) -> Float32:
+def _centred_boxes(head: Float32, placement: Placement) -> Float32:
     """Return x1 y1 x2 y2 in pixels of the original image, not clipped, float32 (N, 4), of cx cy w h (4, N)."""
     import numpy as np
 
@@ -132,7 +178,7 @@ def centred_boxes(head: Float32, placement: Placement) -> Float32:
     return np.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=1)
 
 
-def corner_boxes(head: Float32, placement: Placement) -> Float32:
+def _corner_boxes(head: Float32, placement: Placement) -> Float32:
     """Return x1 y1 x2 y2 in pixels of the original image, not clipped, float32 (N, 4), of those in the input's."""
     import numpy as np
 

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar
 
-from segserve_builder.families.yolo import Layout, best_class, centred_boxes, network_io, read_head
+from segserve_builder.families.yolo import Layout, ScoredHead
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Candidates, Kind, Placement
+from segserve_builder.values import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from segserve_builder.families.base import NetworkIO, Signature
     from segserve_builder.stages.base import Stage
-    from segserve_builder.steps import Pipeline
-
-LAYOUT: Final = Layout("yolo-detect", axis=1, before=4, scored=True, masks=False)
 
 
-class YoloDetect:
+class YoloDetect(ScoredHead):
     """One FP32 output: detections [batch, 4 + classes, N].
 
     A detection is cx cy w h in pixels of the network's input, and a score in 0..1 for every class.
     """
 
-    version: ClassVar[int] = 1
-    numbers_classes: ClassVar[bool] = True
+    layout: ClassVar[Layout] = Layout("yolo-detect", axis=1, before=4, scored=True, masks=False)
     gives: ClassVar[Kind] = Kind.BOXES
     default_postprocess: ClassVar[tuple[Stage, ...]] = (ScoreThreshold(), Nms())
-
-    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
-        """Return the image input and the head's outputs, or raise `SignatureError`."""
-        return network_io(LAYOUT, signature, pipeline)
-
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Candidates:
-        """Return all of one image's candidates, with boxes in pixels of the original image."""
-        number = len(pipeline.classes)
-        head, heads = read_head(LAYOUT, outputs, number)
-        classes, scores = best_class(head[4 : 4 + number])
-        return Candidates(centred_boxes(head, placement), scores, classes, heads, placement)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar
 
-from segserve_builder.families.yolo import Layout, centred_boxes, network_io, read_head
+from segserve_builder.families.yolo import Layout, ObjectnessHead
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Candidates, Kind, Placement
+from segserve_builder.values import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from segserve_builder.families.base import NetworkIO, Signature
     from segserve_builder.stages.base import Stage
-    from segserve_builder.steps import Pipeline
-
-LAYOUT: Final = Layout("yolov5-detect", axis=2, before=5, scored=True, masks=False)
 
 
-class Yolov5Detect:
+class Yolov5Detect(ObjectnessHead):
     """One FP32 output: detections [batch, N, 5 + classes].
 
     A detection is cx cy w h in pixels of the network's input, objectness, and a score for every class, both in 0..1;
@@ -29,23 +21,9 @@ class Yolov5Detect:
     class, whose own score it does not train.
     """
 
-    version: ClassVar[int] = 1
-    numbers_classes: ClassVar[bool] = True
+    layout: ClassVar[Layout] = Layout("yolov5-detect", axis=2, before=5, scored=True, masks=False)
     gives: ClassVar[Kind] = Kind.BOXES
     default_postprocess: ClassVar[tuple[Stage, ...]] = (
         ScoreThreshold(),
         Nms(iou_threshold=0.45, max_detections=1000),
     )
-
-    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
-        """Return the image input and the head's outputs, or raise `SignatureError`."""
-        return network_io(LAYOUT, signature, pipeline)
-
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Candidates:
-        """Return all of one image's candidates, with boxes in pixels of the original image."""
-        from segserve_builder.kernels.rows import best_of_rows
-
-        number = len(pipeline.classes)
-        head, heads = read_head(LAYOUT, outputs, number)
-        classes, scores = best_of_rows(head, 4, 5, 5 + number)
-        return Candidates(centred_boxes(head.T, placement), scores, classes, heads, placement)
