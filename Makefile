@@ -67,6 +67,7 @@ system:  ## What tests need of the system, where it is missing
 bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; writes bench/out/request.json
 	$(BIN)/python -m bench.request
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.cold_start
 
 bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and the table of docs/performance.md
 	$(BIN)/python -m bench.stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ class TritonPythonModel:
         self._options = NetOptions.from_model_config(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
         self._session = NetworkSession(folder / MODEL_FILE, self._options)
+        if self._options.inference:
+            # With its kernels. A proof reaches one instance of several; another's first request is a caller's.
+            import_module("segserve_builder.tiling")
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response a request, in order."""

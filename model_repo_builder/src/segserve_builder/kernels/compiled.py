@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numba import types
 
+from segserve_builder.kernels import cache
+
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
+
+cache.use()
 
 OPTIONS: Final = {"cache": True, "error_model": "numpy", "nogil": True}
 

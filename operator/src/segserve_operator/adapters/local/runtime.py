@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
-import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
-import psutil
-
 import segserve_builder
+from segserve_operator.adapters.local.code_folder import CODE_VARIABLE, install_code, site_packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-CODE_VARIABLE: Final = "SEGSERVE_CODE"
-KEPT_CODE_FOLDERS: Final = 3
 PYTHON_VERSIONS: Final = ((3, 11), (3, 12))
 _MARKER: Final = "complete"
-_KERNEL_IMPORT: Final = re.compile(r"^from segserve_builder\.kernels\.(\w+) import", re.MULTILINE)
 _PACKAGE: Final = Path(segserve_builder.__file__).parent
 
 
@@ -76,7 +69,7 @@ class Runtime:
     @property
     def site_packages(self) -> Path:
         """The environment's folder of packages."""
-        return _site_packages(self.root)
+        return site_packages(self.root)
 
     @property
     def tritonserver(self) -> Path:
@@ -124,15 +117,6 @@ def environment_digest(lock: bytes) -> str:
     """Return the name of the environment of these packages and this Python: 16 hex digits."""
     text = b"\n".join([lock, sys.version.encode(), sys.base_prefix.encode()])
     return hashlib.sha256(text).hexdigest()[:16]
-
-
-def code_digest(package: Path) -> str:
-    """Return the digest of a package's files (bytecode left out): 16 hex digits."""
-    total = hashlib.sha256()
-    for path in _source_files(package):
-        total.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode())
-        total.update(path.read_bytes())
-    return total.hexdigest()[:16]
 
 
 def find_python_library(prefix: Path) -> Path:
@@ -206,104 +190,12 @@ def _prepare_backends(root: Path) -> None:
 
 
 def _triton_folder(root: Path) -> Path:
-    return _site_packages(root) / "pytriton" / "tritonserver"
-
-
-def _site_packages(root: Path) -> Path:
-    return root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-
-
-def install_code(root: Path, package: Path, prepare: Callable[[Path], None] = lambda _: None) -> Path:
-    """Copy `package` below `root` under its digest, and point the environment's Python at the copy.
-
-    `prepare` gets the folder of the copy before that has its name, so that what it adds is there or nothing is.
-    """
-    target = root / "code" / code_digest(package)
-    if not target.exists():
-        target.parent.mkdir(exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
-        shutil.copytree(package, staging / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-        _reuse_kernels(staging / package.name)
-        staging.chmod(0o755)
-        prepare(staging)
-        staging.rename(target)
-    os.utime(target)
-    _point_at(root, target)
-    _remove_old_code(target.parent)
-    return target
-
-
-def _reuse_kernels(package: Path) -> None:
-    """Take over what other code folders have compiled of modules that are the same here."""
-    fresh = package / "kernels"
-    wanted = _kernel_digests(fresh)
-    for other in package.parent.parent.glob(f"[!.]*/{package.name}/kernels"):
-        for name in [name for name, digest in _kernel_digests(other).items() if wanted.get(name) == digest]:
-            # With the source's time, by which the cache knows it.
-            shutil.copy2(other / f"{name}.py", fresh)
-            (fresh / "__pycache__").mkdir(exist_ok=True)
-            for compiled in (other / "__pycache__").glob(f"{name}.*.nb[ci]"):
-                shutil.copy2(compiled, fresh / "__pycache__")
-            del wanted[name]
-
-
-def _kernel_digests(folder: Path) -> dict[str, str]:
-    """Return, for each module, the digest of all that its compiled code depends on: itself and what it imports."""
-    texts = {path.stem: path.read_text() for path in folder.glob("*.py")}
-    imports = {name: _KERNEL_IMPORT.findall(text) for name, text in texts.items()}
-    digests = {}
-    for name in texts:
-        needed, left = set(), [name]
-        while left:
-            module = left.pop()
-            if module not in needed:
-                needed.add(module)
-                left += [found for found in imports[module] if found in texts]
-        parts = [f"{module}\0{texts[module]}\0" for module in sorted(needed)]
-        digests[name] = hashlib.sha256("".join(parts).encode()).hexdigest()
-    return digests
+    return site_packages(root) / "pytriton" / "tritonserver"
 
 
 def _compile_kernels(root: Path, code: Path, progress: Callable[[str], None]) -> None:
-    progress("preparing the kernels (half a minute where they are new)")
+    progress("preparing the kernels (about a minute where they are new)")
     # `env` rather than an argument of the call: what was inherited stays.
     python = str(root / "bin" / "python")
     command = ["env", f"PYTHONPATH={code}", f"{CODE_VARIABLE}={code}", python, "-m", "segserve_builder.kernels"]
     run_or_raise(command, "This is a defect of segserve; please report it")
-
-
-def _point_at(root: Path, code: Path) -> None:
-    # Stubs ignore PYTHONPATH. The variable, which a Triton hands on to its stubs, keeps a running server with
-    # the code that it was started with; the path written here is for everybody else.
-    line = f"import os, sys; sys.path.append(os.environ.get({CODE_VARIABLE!r}) or {str(code)!r})\n"
-    link = _site_packages(root) / "segserve.pth"
-    if link.exists() and link.read_text() == line:
-        return
-    staging = link.with_suffix(".pth-new")
-    staging.write_text(line)
-    staging.replace(link)
-
-
-def _remove_old_code(folder: Path) -> None:
-    by_age = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    old = by_age[KEPT_CODE_FOLDERS:]
-    if not old:
-        return
-    used = _code_in_use()
-    for path in old:
-        if str(path) not in used:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _code_in_use() -> frozenset[str]:
-    found = set()
-    for process in psutil.process_iter():
-        try:
-            found.add(process.environ().get(CODE_VARIABLE, ""))
-        except (psutil.Error, OSError):
-            continue
-    return frozenset(found)
-
-
-def _source_files(package: Path) -> list[Path]:
-    return sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)

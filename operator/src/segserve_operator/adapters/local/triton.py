@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from segserve_operator.adapters.local.runtime import CODE_VARIABLE
+from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

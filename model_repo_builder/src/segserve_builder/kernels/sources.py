@@ -1,0 +1,43 @@
+"""Which kernel modules import which, and what their compiled code is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_IMPORT: Final = re.compile(r"^from segserve_builder\.kernels\.(\w+) import", re.MULTILINE)
+
+
+def module_imports(folder: Path) -> dict[str, frozenset[str]]:
+    """Return, for each module of a folder of kernels, the modules beside it that it imports."""
+    texts = _texts(folder)
+    return {name: frozenset(_IMPORT.findall(text)) & texts.keys() for name, text in texts.items()}
+
+
+def compiled_digests(folder: Path) -> dict[str, str]:
+    """Return, for each module of a folder of kernels, the sha256 of all that its compiled code is made of.
+
+    That is its own text and those of the modules that it imports, directly or not, whose kernels and constants are
+    inlined.
+    """
+    texts, imports = _texts(folder), module_imports(folder)
+    digests = {}
+    for name in texts:
+        needed, left = set(), {name}
+        while left:
+            module = left.pop()
+            needed.add(module)
+            left |= imports[module] - needed
+        parts = "".join(f"{module}\0{texts[module]}\0" for module in sorted(needed))
+        digests[name] = hashlib.sha256(parts.encode()).hexdigest()
+    return digests
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    return {
+        path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py") if not path.stem.startswith("__")
+    }

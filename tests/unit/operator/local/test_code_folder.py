@@ -1,0 +1,150 @@
+"""Code folders: which code runs inside Triton, and what of its kernels need not be compiled again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from segserve_operator.adapters.local import code_folder
+
+KERNELS: Final = {"base": "x = 1\n", "user": "from segserve_builder.kernels.base import x\n", "other": "y = 1\n"}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    folder = tmp_path / "source" / "segserve_builder"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    (tmp_path / "root" / "lib" / version / "site-packages").mkdir(parents=True)
+    return tmp_path / "root"
+
+
+def _edit(package: Path, text: str) -> None:
+    (package / "__init__.py").write_text(text)
+
+
+def _write_kernels(package: Path, kernels: dict[str, str]) -> None:
+    (package / "kernels").mkdir(exist_ok=True)
+    for name, text in kernels.items():
+        (package / "kernels" / f"{name}.py").write_text(text)
+
+
+def _compile(staging: Path) -> None:
+    """Leave what numba would: an index and its data for each module."""
+    folder = staging / "segserve_builder" / "kernels"
+    (folder / "__pycache__").mkdir(exist_ok=True)
+    for name in KERNELS:
+        (folder / "__pycache__" / f"{name}.f-1.py311.nbi").touch()
+        (folder / "__pycache__" / f"{name}.f-1.py311.1.nbc").touch()
+
+
+def _fail(_: Path) -> None:
+    raise RuntimeError("the compiler died")
+
+
+def _compiled(root: Path, package: Path) -> set[str]:
+    """Install `package` and return the modules that were compiled before anything was compiled for it."""
+    found: set[str] = set()
+
+    def look(staging: Path) -> None:
+        found.update(path.name.partition(".")[0] for path in staging.rglob("*.nbc"))
+        assert found == {path.name.partition(".")[0] for path in staging.rglob("*.nbi")}
+
+    code_folder.install_code(root, package, look)
+    return found
+
+
+def test_bytecode_does_not_change_the_code_digest_and_source_does(package: Path) -> None:
+    before = code_folder.code_digest(package)
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "x.pyc").write_bytes(b"x")
+    assert code_folder.code_digest(package) == before
+    _edit(package, "x = 1")
+    assert code_folder.code_digest(package) != before
+
+
+def test_the_code_folder_holds_the_package_alone_and_is_pointed_at(root: Path, package: Path) -> None:
+    code = code_folder.install_code(root, package)
+    assert [path.name for path in code.iterdir()] == ["segserve_builder"]
+    pointer = next(root.glob("lib/*/site-packages/segserve.pth"))
+    assert str(code) in pointer.read_text()
+
+
+def test_the_same_code_is_installed_once_and_keeps_its_caches(root: Path, package: Path) -> None:
+    code = code_folder.install_code(root, package)
+    (code / "segserve_builder" / "cache.nbi").write_bytes(b"x")
+    assert code_folder.install_code(root, package) == code
+    assert (code / "segserve_builder" / "cache.nbi").exists()
+
+
+def test_only_the_last_code_folders_stay(root: Path, package: Path) -> None:
+    made = []
+    for number in range(5):
+        _edit(package, f"x = {number}")
+        made.append(code_folder.install_code(root, package))
+        os.utime(made[-1], (number, number))
+    assert set((root / "code").iterdir()) == set(made[-code_folder.KEPT_CODE_FOLDERS :])
+
+
+def test_code_that_a_process_uses_stays(root: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = code_folder.install_code(root, package)
+    os.utime(used, (0, 0))
+    monkeypatch.setattr(code_folder, "_code_in_use", lambda: frozenset({str(used)}))
+    for number in range(4):
+        _edit(package, f"x = {number}")
+        code_folder.install_code(root, package)
+    assert used.exists()
+
+
+def test_a_half_copied_code_folder_is_not_taken_for_a_whole(root: Path, package: Path) -> None:
+    code = code_folder.install_code(root, package)
+    shutil.rmtree(code)
+    (code.parent / ".half").mkdir()
+    assert (code_folder.install_code(root, package) / "segserve_builder" / "__init__.py").exists()
+
+
+def test_kernels_that_did_not_change_are_not_compiled_again(root: Path, package: Path) -> None:
+    _write_kernels(package, KERNELS)
+    code_folder.install_code(root, package, _compile)
+    _edit(package, "x = 2")
+    assert _compiled(root, package) == {"base", "user", "other"}
+
+
+def test_a_changed_kernel_module_and_those_that_import_it_are_compiled_again(root: Path, package: Path) -> None:
+    _write_kernels(package, KERNELS)
+    code_folder.install_code(root, package, _compile)
+    _write_kernels(package, {"base": "x = 2\n"})
+    assert _compiled(root, package) == {"other"}
+
+
+def test_a_kernel_module_that_came_back_is_taken_from_the_folder_that_has_it(root: Path, package: Path) -> None:
+    _write_kernels(package, KERNELS)
+    code_folder.install_code(root, package, _compile)
+    _write_kernels(package, {"other": "y = 2\n"})
+    code_folder.install_code(root, package, _compile)
+    _write_kernels(package, {"other": "y = 1\n"})
+    _edit(package, "x = 2")
+    assert _compiled(root, package) == {"base", "user", "other"}
+
+
+def test_code_whose_compilation_died_is_never_used_and_goes_away(root: Path, package: Path) -> None:
+    _write_kernels(package, KERNELS)
+    first = code_folder.install_code(root, package)
+    _write_kernels(package, {"base": "x = 2\n"})
+    with pytest.raises(RuntimeError, match="the compiler died"):
+        code_folder.install_code(root, package, _fail)
+    assert str(first) in next(root.glob("lib/*/site-packages/segserve.pth")).read_text()
+    second = code_folder.install_code(root, package, _compile)
+    assert set((root / "code").iterdir()) == {first, second}
+    assert list(second.rglob("*.nbc"))
