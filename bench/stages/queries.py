@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bench.stages.case import Case, Peer
-from segserve_builder.kernels.rle import decode_bitmap
+from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.instance_queries import InstanceQueries

@@ -58,14 +58,16 @@ def served(torchvision: Debian, tmp_path_factory: pytest.TempPathFactory) -> Ite
             yolo.Network(layout, masks).write(folder / f"{family}.onnx")
     for family in ANCHORS:
         torchvision.call("export", family, 0, str(folder / f"{family}.onnx"))
-    resources = [resource(folder, family, range(CLASSES), []) for family in YOLO]
-    resources += [resource(folder, family, ids, [IMAGENET]) for family, (_, ids) in ANCHORS.items()]
+    resources = [resource(folder, family, range(CLASSES), (SIDE, SIDE), []) for family in YOLO]
+    resources += [resource(folder, family, ids, size, [IMAGENET]) for family, (size, ids) in ANCHORS.items()]
     resources_file = write(folder / "models.yaml", *resources)
     with platform(resources_file) as running, Client(running.url, transport="grpc") as client:
         yield client
 
 
-def resource(folder: Path, family: str, ids: range, preprocess: list[dict[str, Any]]) -> dict[str, Any]:
+def resource(
+    folder: Path, family: str, ids: range, size: tuple[int, int], preprocess: list[dict[str, Any]]
+) -> dict[str, Any]:
     path = folder / f"{family}.onnx"
     return {
         "apiVersion": "segserve.dev/v1alpha1",
@@ -75,7 +77,7 @@ def resource(folder: Path, family: str, ids: range, preprocess: list[dict[str, A
             "artifact": {"uri": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
             "family": family,
             "classes": [{"id": i, "name": f"class {i}"} for i in ids],
-            "preprocess": preprocess,
+            "preprocess": [{"resize": {"mode": "stretch", "height": size[0], "width": size[1]}}, *preprocess],
         },
     }
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from segserve_builder.families import FAMILIES
-from segserve_builder.kernels.rle import decode_bitmap
+from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.detection_queries import DetectionQueries

@@ -189,7 +189,7 @@ def _recoded(masks: Sequence[bytes], size: tuple[int, int], encoding: str, outpu
     """Return COCO RLE masks in the encoding that is asked for."""
     if encoding == "rle":
         return masks
-    from segserve_builder.kernels.rle import decode, decode_bitmap
+    from segserve_builder.kernels.rle_reader import decode, decode_bitmap
     from segserve_builder.png import mask_png
     from segserve_builder.polygons import polygons_json
 

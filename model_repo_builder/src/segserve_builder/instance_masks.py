@@ -24,7 +24,8 @@ def map_masks(
     `change` gets and returns uint8 0/1, shaped (h, w): the mask's bounding box with `margin` pixels around it, as
     far as the image reaches. Instances that are not of `classes`, where they are given, stay as they are.
     """
-    from segserve_builder.kernels.rle import Window, decode, encode
+    from segserve_builder.kernels.rle import Window, encode
+    from segserve_builder.kernels.rle_reader import decode
 
     size = (instances.height, instances.width)
     masks, left = [], []

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
 
-from segserve_builder.kernels.rle import decode_bitmap, encode_bitmap
+from segserve_builder.kernels.rle import encode_bitmap
+from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.crop_masks import CropMasks

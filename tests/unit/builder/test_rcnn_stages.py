@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from segserve_builder.kernels.keypoints import keypoints
 from segserve_builder.kernels.paste import paste_rles
-from segserve_builder.kernels.rle import decode_bitmap
+from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.keypoints import Keypoints
 from segserve_builder.stages.paste_masks import PasteMasks

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
 
-from segserve_builder.kernels.rle import decode_bitmap, encode_bitmap
+from segserve_builder.kernels.rle import encode_bitmap
+from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.fill_holes import FillHoles
 from segserve_builder.stages.keep_largest import KeepLargest

@@ -17,7 +17,7 @@ from segserve_builder.confidence import class_statistics, mean_confidence
 from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Signature, TensorSpec
-from segserve_builder.kernels.rle import decode_bitmap
+from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.calibrate import Calibrate

@@ -129,7 +129,7 @@ def test_torchscript_and_weights_give_the_same_network(code: str, tmp_path: Path
     torch.save(
         {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in trained.state_dict().items()}}, tmp_path / "w.pth"
     )
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="trace"):
         torch.jit.trace(trained.body, torch.zeros(1, 3, 8, 8)).save(str(tmp_path / "s.pt"))
     image = torch.rand(1, 3, 16, 16)
 

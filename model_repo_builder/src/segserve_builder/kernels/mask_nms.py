@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, types
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
+from segserve_builder.kernels.rle_reader import next_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,15 +25,7 @@ def _runs_of(text: Any, p: Any, end: Any, start: Any, stop: Any, n: Any) -> Any:
     at, index = np.int64(0), 0
     before, last = np.int64(0), np.int64(0)
     while p < end:
-        value, shift, more = np.int64(0), 0, True
-        while more and p < end:
-            c = np.int64(text[p]) - 48
-            value |= (c & 31) << shift
-            shift += 5
-            more = (c & 32) != 0
-            if not more and c & 16:
-                value |= np.int64(-1) << shift
-            p += 1
+        value, p = next_number(text, p, end)
         if index > 2:
             value += before
         before, last = last, value

@@ -83,7 +83,7 @@ def _instances(classes: Any, scores: Float32, masks: tuple[bytes, ...], value: Q
     """Return the instances whose masks are not empty."""
     import numpy as np
 
-    from segserve_builder.kernels.rle import decode
+    from segserve_builder.kernels.rle_reader import decode
 
     height, width = value.placement.height, value.placement.width
     boxes = np.zeros((len(masks), 4), np.float32)

@@ -50,7 +50,7 @@ class PanopticFusion(Stage):
         """Write the instances into `ids`."""
         import numpy as np
 
-        from segserve_builder.kernels.rle import decode
+        from segserve_builder.kernels.rle_reader import decode
 
         segments: list[Segment] = []
         for index in np.argsort(-instances.scores, kind="stable").tolist():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from segserve_builder.kernels import rle
+from segserve_builder.kernels import rle, rle_reader
 from segserve_builder.kernels.rle import Window
 
 
@@ -43,7 +43,7 @@ def test_counts_are_those_of_pycocotools(height: int, width: int, density: float
 def test_decoding_gives_back_what_pycocotools_encoded(height: int, width: int, density: float, seed: int) -> None:
     mask = drawn(height, width, density, seed)
 
-    assert np.array_equal(rle.decode_bitmap(by_pycocotools(mask), height, width), mask)
+    assert np.array_equal(rle_reader.decode_bitmap(by_pycocotools(mask), height, width), mask)
 
 
 @settings(max_examples=150, deadline=None)
@@ -67,7 +67,7 @@ def test_a_decoded_window_is_the_bounding_box_and_its_margin(
     mask = drawn(height, width, density, seed)
     left, top, w, h = coco.toBbox({"size": [height, width], "counts": by_pycocotools(mask)}).astype(int)
 
-    window = rle.decode(by_pycocotools(mask), height, width, margin)
+    window = rle_reader.decode(by_pycocotools(mask), height, width, margin)
 
     if not mask.any():
         assert window.bitmap.size == 0
@@ -105,16 +105,16 @@ def test_a_window_that_leaves_the_mask_is_refused(top: int, left: int) -> None:
 @pytest.mark.parametrize("counts", [b"", b"5", b"o", b"\xff\xff", b"0" * 3, b"T3O"])
 def test_counts_of_another_size_are_refused(counts: bytes) -> None:
     with pytest.raises(ValueError, match="a 10 x 10 mask has 100"):
-        rle.decode(counts, 10, 10)
+        rle_reader.decode(counts, 10, 10)
     with pytest.raises(ValueError, match="a 10 x 10 mask has 100"):
-        rle.decode_bitmap(counts, 10, 10)
+        rle_reader.decode_bitmap(counts, 10, 10)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=40))
 def test_arbitrary_bytes_are_refused_or_decode_to_a_mask(counts: bytes) -> None:
     try:
-        window = rle.decode(counts, 9, 8)
+        window = rle_reader.decode(counts, 9, 8)
     except ValueError:
         return
     assert window.bitmap.shape[0] <= 9

@@ -262,7 +262,7 @@ def test_every_family_is_served_without_a_list_of_stages(coins_value: dict[str, 
 def test_stages_that_do_not_end_in_an_answer_are_refused(coins_value: dict[str, Any]) -> None:
     coins_value["spec"] |= {"family": "yolo-seg", "postprocess": [{"scoreThreshold": {}}, {"nms": {}}]}
 
-    with pytest.raises(SpecError, match=r"spec\.postprocess: .*'nms' gives prototypes; .* must give labels, classMasks, instances"):
+    with pytest.raises(SpecError, match=r"spec\.postprocess: .*'nms' gives prototypes; .* must give labels, "):
         parse(coins_value, "store")
 
 
