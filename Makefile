@@ -43,7 +43,7 @@ $(VENV)-debian/stamp: | $(VENV)/dev.stamp system
 
 oracles: $(VENV)-debian/stamp  ## What answers are compared with: Debian's torchvision beside what .venv has
 
-demo: $(VENV)/local.stamp  ## Serve the two coin networks and show what they find in a photograph
+demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they find in a photograph
 	$(DEMO) $(BIN)/segserve up --detach --port $(PORT) -f examples/coins/model.yaml
 	@$(DEMO) SEGSERVE_URL=http://127.0.0.1:$(PORT) $(BIN)/python examples/coins/demo.py $(OUT); \
 	  status=$$?; $(DEMO) $(BIN)/segserve down; exit $$status
@@ -72,7 +72,14 @@ bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; 
 bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and the table of docs/performance.md
 	$(BIN)/python -m bench.stages
 
-prove: $(VENV)/dev.stamp  ## Long runs whose results are committed: 5 minutes of load with edits
+zoo: $(VENV)/dev.stamp  ## Train the nine networks of examples/zoo again (half an hour)
+	$(BIN)/python -m examples.zoo.train all
+	$(BIN)/python -m examples.zoo.refresh
+
+zoo-report: $(VENV)/dev.stamp system  ## Serve the zoo and compare its figures with plain torch; writes docs/quality.md
+	$(BIN)/python -m examples.zoo.report
+
+prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: the zoo, all tables, 5 minutes of load with edits
 	$(BIN)/python -m bench.endurance
 
 crds: $(VENV)/dev.stamp  ## Write the custom resource definitions and their reference
