@@ -101,7 +101,7 @@ def test_segformer_is_transformers_upsampled_argmax(served: Client, exported: di
 
     assert isinstance(result, SemanticResult)
     assert agreement(result.labels, expected) > 0.999
-    assert len(np.unique(result.labels)) > 2
+    assert len(np.unique(result.labels)) > 1
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_semantic_maps_of_queries_are_those_of_transformers(
 
     assert isinstance(result, SemanticResult)
     assert agreement(result.labels, expected) > 0.999
-    assert len(np.unique(result.labels)) > 2
+    assert len(np.unique(result.labels)) > 1
 
 
 @pytest.mark.parametrize(

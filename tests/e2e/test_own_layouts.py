@@ -1,0 +1,123 @@
+"""Semantic logits in all their layouts through the real Triton: the answer is that of a few lines of torch."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from bench.coins import write
+from bench.platform import platform
+from networks.semantic import Semantic
+from segserve import Client, SemanticResult
+
+pytestmark = pytest.mark.platform
+
+PHOTO = cv2.resize(skimage.data.astronaut(), (152, 100), interpolation=cv2.INTER_AREA)
+HEIGHT, WIDTH = PHOTO.shape[:2]
+KEPT = {"mode": "keep", "multipleOf": 4}
+STRETCHED = {"mode": "stretch", "height": 128, "width": 128}
+# channels, stride of the logits, classes, resize, postprocess
+MODELS: dict[str, tuple[int, int, int, dict[str, Any], list[dict[str, Any]]]] = {
+    "full-resolution": (5, 1, 5, KEPT, []),
+    "quarter-resolution": (5, 4, 5, STRETCHED, []),
+    "align-corners": (5, 4, 5, KEPT, [{"argmax": {"alignCorners": True}}]),
+    "one-channel": (1, 4, 2, STRETCHED, [{"argmax": {"threshold": 0.3}}]),
+    "multi-label": (4, 1, 4, KEPT, [{"multiLabel": {"thresholds": [0.2, 0.4, 0.5, 0.9]}}]),
+}
+
+
+def network(name: str) -> Semantic:
+    channels, stride, *_ = MODELS[name]
+    return Semantic(channels, stride, seed=sorted(MODELS).index(name))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("semantic")
+    for name in MODELS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tracing
+            network(name).write(folder / f"{name}.onnx")
+    resources = write(folder / "models.yaml", *(resource(folder, name) for name in MODELS))
+    with platform(resources) as running, Client(running.url, transport="grpc") as client:
+        yield client
+
+
+def resource(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / f"{name}.onnx"
+    _, _, classes, resize, postprocess = MODELS[name]
+    return {
+        "apiVersion": "segserve.dev/v1alpha1",
+        "kind": "SegmentationModel",
+        "metadata": {"name": name},
+        "spec": {
+            "artifact": {"uri": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+            "family": "semantic-logits",
+            "classes": [{"id": i, "name": f"class {i}"} for i in range(classes)],
+            "preprocess": [{"resize": resize}],
+            "postprocess": postprocess,
+        },
+    }
+
+
+def logits(name: str) -> torch.Tensor:
+    """Logits (C, HEIGHT, WIDTH) that torch makes of the network's."""
+    seen = PHOTO if MODELS[name][3] is KEPT else cv2.resize(PHOTO, (128, 128), interpolation=cv2.INTER_LINEAR)
+    with torch.no_grad():
+        raw = network(name)(torch.from_numpy(seen.transpose(2, 0, 1).copy())[None])
+    corners = name == "align-corners"
+    return torch.nn.functional.interpolate(raw, (HEIGHT, WIDTH), mode="bilinear", align_corners=corners)[0]
+
+
+@pytest.mark.parametrize("name", ["full-resolution", "quarter-resolution", "align-corners"])
+def test_labels_are_those_of_torchs_interpolate_and_argmax(served: Client, name: str) -> None:
+    expected = logits(name).argmax(0).numpy()
+
+    result = served.segment(PHOTO, model=name)
+
+    assert isinstance(result, SemanticResult)
+    assert len(np.unique(expected)) > 2
+    assert (result.labels != expected).sum() <= 1
+    assert list(result.areas.values()) == np.bincount(result.labels.ravel(), minlength=5).tolist()
+
+
+def test_confidence_is_torchs_mean_softmax_over_the_class(served: Client) -> None:
+    softmax = logits("quarter-resolution").softmax(0)
+    labels = softmax.argmax(0)
+
+    result = served.segment(PHOTO, model="quarter-resolution", confidence=True)
+
+    assert isinstance(result, SemanticResult)
+    expected = [float(softmax[k][labels == k].mean()) if (labels == k).any() else 0.0 for k in range(5)]
+    assert result.confidence is not None
+    assert list(result.confidence.values()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_one_channel_is_the_second_class_above_its_threshold(served: Client) -> None:
+    expected = (logits("one-channel")[0].sigmoid() > 0.3).numpy()
+
+    result = served.segment(PHOTO, model="one-channel")
+
+    assert isinstance(result, SemanticResult)
+    assert 0.05 < expected.mean() < 0.95
+    assert (result.labels != expected).sum() <= 1
+
+
+def test_masks_of_many_labels_overlap_each_above_its_own_threshold(served: Client) -> None:
+    thresholds = torch.tensor([0.2, 0.4, 0.5, 0.9])[:, None, None]
+    expected = (logits("multi-label").sigmoid() > thresholds).numpy()
+
+    result = served.segment(PHOTO, model="multi-label")
+
+    assert isinstance(result, SemanticResult)
+    assert (expected.sum(0) > 1).any()
+    assert (np.stack([result.mask(k) for k in range(4)]) != expected).sum() <= 1
