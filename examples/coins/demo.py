@@ -1,4 +1,4 @@
-"""Shows both models at work: what each finds in the photograph next to the truth, and how long it takes.
+"""Shows the models at work: what each finds in the photograph next to the truth, and how long it takes.
 
     python examples/coins/demo.py [FOLDER]
 
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from segserve import Result
 
 PHOTOGRAPH: Final = HERE / "coins.png"
-OVERLAYS: Final[Mapping[str, str]] = {"coins": "coins-semantic.png", "coins-instances": "coins-instances.png"}
+OVERLAYS: Final[Mapping[str, str]] = {
+    "coins": "coins-semantic.png",
+    "coins-instances": "coins-instances.png",
+    "coins-twostage": "coins-twostage.png",
+}
 TRANSPORTS: Final[tuple[Literal["http", "grpc"], ...]] = ("http", "grpc")
 WARM_UP, CALLS = 3, 30
 

@@ -1,4 +1,4 @@
-"""Writes the golden sets of both models, once their answers have been checked against the truth."""
+"""Writes the golden sets of the models, once their answers have been checked against the truth."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from in_process import in_process, resources
 from score import InstanceScore, SemanticScore, score_instances, score_semantic, truth
 
 from segserve.masks import EncodedMask
-from segserve_builder.stages.base import Request
 from segserve_builder.golden import GOLDEN_FILE, Tolerance, record
+from segserve_builder.stages.base import Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -46,7 +46,8 @@ def points_of(size: int) -> Points:
     return Points(*(torch.cat(values) for values in zip(*levels, strict=True)))
 
 
-def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+def convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    """Return a 3 x 3 convolution with batch norm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
         nn.BatchNorm2d(channels_out),
@@ -54,15 +55,18 @@ def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Seq
     )
 
 
-def _double(features: torch.Tensor) -> torch.Tensor:
+def double(features: torch.Tensor) -> torch.Tensor:
+    """Return features of twice the height and width, each cell repeated."""
     return functional.interpolate(features, scale_factor=2.0, mode="nearest")
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two convolutions beside the identity."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         second = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.body = nn.Sequential(_convolution(channels, channels), second, nn.BatchNorm2d(channels))
+        self.body = nn.Sequential(convolution(channels, channels), second, nn.BatchNorm2d(channels))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return functional.relu(features + self.body(features))
@@ -73,16 +77,16 @@ class TinyYoloSeg(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_convolution(1, 12, 2), _convolution(12, 24, 2), _convolution(24, 24))
-        self.stage8 = nn.Sequential(_convolution(24, 48, 2), _Residual(48))
-        self.stage16 = nn.Sequential(_convolution(48, 64, 2), _Residual(64))
-        self.stage32 = nn.Sequential(_convolution(64, 80, 2), _Residual(80))
+        self.stem = nn.Sequential(convolution(1, 12, 2), convolution(12, 24, 2), convolution(24, 24))
+        self.stage8 = nn.Sequential(convolution(24, 48, 2), Residual(48))
+        self.stage16 = nn.Sequential(convolution(48, 64, 2), Residual(64))
+        self.stage32 = nn.Sequential(convolution(64, 80, 2), Residual(80))
         self.lateral = nn.ModuleList(nn.Conv2d(channels, WIDTH, 1) for channels in (48, 64, 80))
-        self.smooth = nn.ModuleList(_convolution(WIDTH, WIDTH) for _ in STRIDES)
-        self.tower = nn.Sequential(_convolution(WIDTH, WIDTH), _convolution(WIDTH, WIDTH))
+        self.smooth = nn.ModuleList(convolution(WIDTH, WIDTH) for _ in STRIDES)
+        self.tower = nn.Sequential(convolution(WIDTH, WIDTH), convolution(WIDTH, WIDTH))
         self.predict = nn.Conv2d(WIDTH, VALUES, 1)
         last = nn.Conv2d(32, COEFFICIENTS, 3, 1, 1)
-        self.prototypes = nn.Sequential(_convolution(WIDTH + 24, 32), last)
+        self.prototypes = nn.Sequential(convolution(WIDTH + 24, 32), last)
         # A first guess of a small box and of few coins keeps the first steps of training from swinging.
         self.predict.bias = nn.Parameter(torch.tensor([1.5] * 4 + [-4.0] + [0.0] * COEFFICIENTS))
 
@@ -96,10 +100,10 @@ class TinyYoloSeg(nn.Module):
         c16 = self.stage16(c8)
         c32 = self.stage32(c16)
         p32 = self.lateral[2](c32)
-        p16 = self.lateral[1](c16) + _double(p32)
-        p8 = self.lateral[0](c8) + _double(p16)
+        p16 = self.lateral[1](c16) + double(p32)
+        p8 = self.lateral[0](c8) + double(p16)
         levels = [smooth(level) for smooth, level in zip(self.smooth, (p8, p16, p32), strict=True)]
-        prototypes = self.prototypes(torch.cat([_double(levels[0]), quarter], 1))
+        prototypes = self.prototypes(torch.cat([double(levels[0]), quarter], 1))
         dense = [self.predict(self.tower(level)) for level in levels]
         flat = [value.reshape(-1, VALUES, (size // s) ** 2) for value, s in zip(dense, STRIDES, strict=True)]
         return Heads(torch.cat(flat, 2), prototypes)

@@ -125,7 +125,9 @@ def record(answer: Answer, image_name: str, tolerance: Tolerance | None = None) 
     if "MASKS" in answer:
         outputs["MASKS"] = [_text(mask) for mask in answer["MASKS"]]
     case = Case(image=image_name, tolerance=tolerance or Tolerance(), expected=Expected.model_validate(outputs))
-    return case.model_dump(mode="json", by_alias=True, exclude_none=True)
+    # A tolerance of points says nothing where there are none.
+    left_out = None if "KEYPOINTS" in answer else {"tolerance": {"point_px"}}
+    return case.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
 
 
 def builtin_image() -> bytes:

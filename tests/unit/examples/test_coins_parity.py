@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "coins-inputs.json").read_text())
-TRANSFORMS = {"coins": unet_input, "coins-instances": yolo_input}
+TRANSFORMS = {"coins": unet_input, "coins-instances": yolo_input, "coins-twostage": yolo_input}
 MODELS = {name: in_process(resource) for name, resource in resources().items()}
 
 
