@@ -107,8 +107,8 @@ REFUSED: dict[str, tuple[RawRequest, str]] = {
     "an unknown encoding": (sent_image(PNG, encoding="bmp"), "'bmp'; allowed: rle, polygons, png, raw"),
     "an encoding that is a number": (sent_image(PNG, encoding=5), "is 5; allowed: rle, polygons, png, raw"),
     "an unknown parameter": (sent_image(PNG, colour="red"), "'colour' is not allowed; this model allows: score_thresh"),
-    "a threshold for a semantic model": (sent_image(PNG, score_threshold=0.5), "is for instance models"),
-    "a number of instances for a semantic model": (sent_image(PNG, max_detections=3), "is for instance models"),
+    "a threshold for a semantic model": (sent_image(PNG, score_threshold=0.5), "is for models of task detection, instance, keypoints"),
+    "a number of instances for a semantic model": (sent_image(PNG, max_detections=3), "is for models of task detection, instance, keypoints"),
     "a threshold that is NaN": (sent_image(PNG, INSTANCES, score_threshold=float("nan")), f"is nan; {THRESHOLD}"),
     "a threshold that is infinite": (sent_image(PNG, INSTANCES, score_threshold=float("inf")), f"is inf; {THRESHOLD}"),
     "a threshold above 1": (sent_image(PNG, INSTANCES, score_threshold=1.5), f"is 1.5; {THRESHOLD}"),
@@ -212,7 +212,7 @@ def test_the_client_raises_its_typed_errors(coins: Running, protocol: Protocol) 
     with Client(coins.url, transport=protocol) as client:
         with pytest.raises(BadRequestError, match=r"^image is not a JPEG, PNG, WebP or TIFF file") as bad:
             client.segment(b"hello", model="coins")
-        with pytest.raises(BadRequestError, match="score_threshold' is for instance models"):
+        with pytest.raises(BadRequestError, match="score_threshold' is for models of task detection"):
             client.segment(PNG, model="coins", score_threshold=0.5)
         with pytest.raises(BadRequestError, match="PIXELS"):
             client.segment(np.zeros((8, 9, 3), np.uint8), model="coins")
