@@ -41,14 +41,14 @@ WARM: Final = {
 TURN_S: Final = 4.0
 LEAST_TURNS: Final = 5
 MOST_TURNS: Final = 40
-OURS_A_TURN: Final = 3
+OURS_A_TURN_S: Final = 0.02
+MOST_OURS_A_TURN: Final = 9
 
 
 def main() -> None:
     if any(os.environ.get(name) != value for name, value in WARM.items()):
         os.execve(sys.executable, [sys.executable, "-m", "bench.stages", *sys.argv[1:]], os.environ | WARM)
     _one_thread()
-    sys.path.append(str(ROOT / "tests"))  # the oracles
     known = sorted(module.name for module in pkgutil.iter_modules(stages.__path__) if not module.name.startswith("_"))
     groups = [name for name in known if name != "case"]
     unknown = set(sys.argv[1:]) - set(groups)
@@ -83,12 +83,13 @@ def _measured(cases: Iterator[Case]) -> Iterator[dict[str, Any]]:
 
 
 def _in_turns(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[list[float], list[float]]:
-    """Return the seconds of both, once each has run for a warm start."""
+    """Return the seconds of both, once each has run for a warm start; what is short runs more often a turn."""
     _timed(ours)
+    repeated = max(1, min(MOST_OURS_A_TURN, int(OURS_A_TURN_S / _timed(ours))))
     turns = min(MOST_TURNS, max(LEAST_TURNS, int(TURN_S / _timed(theirs))))
     own, other = [], []
     for _ in range(turns):
-        own += [_timed(ours) for _ in range(OURS_A_TURN)]
+        own += [_timed(ours) for _ in range(repeated)]
         other.append(_timed(theirs))
     return own, other
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.stages.case import Case, Peer
+from oracles.debian import Debian
 from segserve_builder.kernels.mask_nms import greedy_masks, matrix_decay
 from segserve_builder.kernels.nms import nms
 from segserve_builder.kernels.soft_nms import soft_nms
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
-from oracles.debian import Debian  # noqa: E402
 
 ORACLE = ROOT / "tests/oracles/torchvision_boxes.py"
 NUMBER = 10_000

@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 
 from bench.stages.case import Case, Peer
+from oracles.densecrf import dense_crf, log_softmax, mean_iou, scene
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.crf import Crf
 from segserve_builder.stages.guided_filter import GuidedFilter
 from segserve_builder.values import Logits, Placement
 
 ROOT = Path(__file__).parents[2]
-from oracles.densecrf import dense_crf, log_softmax, mean_iou, scene  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,10 +10,10 @@ import numpy as np
 
 from bench.stages.case import Case, Peer
 from bench.stages.paste import boxes
+from oracles.debian import Debian
 from segserve_builder.kernels.keypoints import keypoints
 
 ROOT = Path(__file__).parents[2]
-from oracles.debian import Debian  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
