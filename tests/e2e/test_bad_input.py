@@ -107,8 +107,14 @@ REFUSED: dict[str, tuple[RawRequest, str]] = {
     "an unknown encoding": (sent_image(PNG, encoding="bmp"), "'bmp'; allowed: rle, polygons, png, raw"),
     "an encoding that is a number": (sent_image(PNG, encoding=5), "is 5; allowed: rle, polygons, png, raw"),
     "an unknown parameter": (sent_image(PNG, colour="red"), "'colour' is not allowed; this model allows: score_thresh"),
-    "a threshold for a semantic model": (sent_image(PNG, score_threshold=0.5), "is for models of task detection, instance, keypoints"),
-    "a number of instances for a semantic model": (sent_image(PNG, max_detections=3), "is for models of task detection, instance, keypoints"),
+    "a threshold for a semantic model": (
+        sent_image(PNG, score_threshold=0.5),
+        "is for models of task detection",
+    ),
+    "a number of instances for a semantic model": (
+        sent_image(PNG, max_detections=3),
+        "is for models of task detection",
+    ),
     "a threshold that is NaN": (sent_image(PNG, INSTANCES, score_threshold=float("nan")), f"is nan; {THRESHOLD}"),
     "a threshold that is infinite": (sent_image(PNG, INSTANCES, score_threshold=float("inf")), f"is inf; {THRESHOLD}"),
     "a threshold above 1": (sent_image(PNG, INSTANCES, score_threshold=1.5), f"is 1.5; {THRESHOLD}"),

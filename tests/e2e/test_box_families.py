@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from bench.coins import write
 from bench.platform import platform
 from networks import yolo
+from networks.served import model
 from networks.yolo import CLASSES, SIDE
 from oracles.debian import Debian
 from segserve import Client, DetectionResult, InstanceResult
@@ -68,18 +68,13 @@ def served(torchvision: Debian, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def resource(
     folder: Path, family: str, ids: range, size: tuple[int, int], preprocess: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    path = folder / f"{family}.onnx"
-    return {
-        "apiVersion": "segserve.dev/v1alpha1",
-        "kind": "SegmentationModel",
-        "metadata": {"name": family},
-        "spec": {
-            "artifact": {"uri": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
-            "family": family,
-            "classes": [{"id": i, "name": f"class {i}"} for i in ids],
-            "preprocess": [{"resize": {"mode": "stretch", "height": size[0], "width": size[1]}}, *preprocess],
-        },
-    }
+    return model(
+        family,
+        folder / f"{family}.onnx",
+        family=family,
+        classes=[{"id": i, "name": f"class {i}"} for i in ids],
+        preprocess=[{"resize": {"mode": "stretch", "height": size[0], "width": size[1]}}, *preprocess],
+    )
 
 
 def assert_same(result: Any, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, size: tuple[int, int]) -> None:

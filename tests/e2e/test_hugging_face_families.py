@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from bench.coins import write
 from bench.platform import platform
 from networks import hugging_face
 from networks.hugging_face import CLASSES, SIDE, Exported
+from networks.served import model
 from segserve import Client, DetectionResult, InstanceResult, PanopticResult, SemanticResult
 
 pytestmark = pytest.mark.platform
@@ -68,19 +68,14 @@ def served(exported: dict[str, Exported], tmp_path_factory: pytest.TempPathFacto
 
 def resource(folder: Path, name: str) -> dict[str, Any]:
     network, family, postprocess = MODELS[name]
-    path = folder / f"{network}.onnx"
-    return {
-        "apiVersion": "segserve.dev/v1alpha1",
-        "kind": "SegmentationModel",
-        "metadata": {"name": name},
-        "spec": {
-            "artifact": {"uri": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
-            "family": family,
-            "classes": [{"id": i, "name": f"class {i}", "thing": i in THINGS} for i in range(CLASSES)],
-            "preprocess": [{"resize": {"mode": "stretch", "height": SIDE, "width": SIDE}}],
-            "postprocess": postprocess,
-        },
-    }
+    return model(
+        name,
+        folder / f"{network}.onnx",
+        family=family,
+        classes=[{"id": i, "name": f"class {i}", "thing": i in THINGS} for i in range(CLASSES)],
+        preprocess=[{"resize": {"mode": "stretch", "height": SIDE, "width": SIDE}}],
+        postprocess=postprocess,
+    )
 
 
 def outputs(network: Exported) -> Any:

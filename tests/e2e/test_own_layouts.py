@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from bench.coins import write
 from bench.platform import platform
 from networks.semantic import Semantic
+from networks.served import model
 from segserve import Client, SemanticResult
 
 pytestmark = pytest.mark.platform
@@ -53,20 +53,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 def resource(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / f"{name}.onnx"
     _, _, classes, resize, postprocess = MODELS[name]
-    return {
-        "apiVersion": "segserve.dev/v1alpha1",
-        "kind": "SegmentationModel",
-        "metadata": {"name": name},
-        "spec": {
-            "artifact": {"uri": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
-            "family": "semantic-logits",
-            "classes": [{"id": i, "name": f"class {i}"} for i in range(classes)],
-            "preprocess": [{"resize": resize}],
-            "postprocess": postprocess,
-        },
-    }
+    return model(
+        name,
+        folder / f"{name}.onnx",
+        family="semantic-logits",
+        classes=[{"id": i, "name": f"class {i}"} for i in range(classes)],
+        preprocess=[{"resize": resize}],
+        postprocess=postprocess,
+    )
 
 
 def logits(name: str) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import skimage.data
 
 from bench.coins import write
 from bench.platform import platform
+from networks.served import model
 from oracles.debian import PYTHON, Debian
 from segserve import Client, DetectionResult, InstanceResult, KeypointResult
 
@@ -50,19 +50,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 def resource(folder: Path, name: str) -> dict[str, Any]:
     file, labels, preprocess = MODELS[name]
-    path = folder / f"{file}.onnx"
-    return {
-        "apiVersion": "segserve.dev/v1alpha1",
-        "kind": "SegmentationModel",
-        "metadata": {"name": name},
-        "spec": {
-            "artifact": {"uri": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
-            "family": name.removesuffix("-plain"),
-            "classes": [{"id": label, "name": f"label {label}"} for label in labels],
-            "preprocess": preprocess,
-            "runtime": {"maxBatchSize": 1},
-        },
-    }
+    return model(
+        name,
+        folder / f"{file}.onnx",
+        family=name.removesuffix("-plain"),
+        classes=[{"id": label, "name": f"label {label}"} for label in labels],
+        preprocess=preprocess,
+        runtime={"maxBatchSize": 1},
+    )
 
 
 def assert_same_detections(result: Any, expected: dict[str, Any], pixels: float = 0.01) -> None:
