@@ -53,6 +53,11 @@ PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
 }
 
 
+def has_masks(task: Task) -> bool:
+    """Return whether a task's answers have masks, so that requests may ask for an encoding of them."""
+    return any(tensor.name == "MASKS" for tensor in PUBLIC_OUTPUTS[task])
+
+
 def empty(tensor: TensorSpec) -> NDArray[Any]:
     """Return the array of an output that holds nothing."""
     import numpy as np

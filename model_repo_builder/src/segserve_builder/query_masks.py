@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from segserve_builder.errors import SignatureError
+from segserve_builder.probabilities import sigmoid, softmax
 from segserve_builder.sampling import Axis, axes
 
 if TYPE_CHECKING:
@@ -26,29 +27,6 @@ class Found:
     ids: NDArray[Any]
     classes: Int32
     scores: Float32
-
-
-def softmax(logits: Float32) -> Float32:
-    """Return the probabilities of the classes along the last axis."""
-    import numpy as np
-
-    parts: Float32 = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    shares: Float32 = parts / parts.sum(axis=-1, keepdims=True)
-    return shares
-
-
-def sigmoid(logits: Float32) -> Float32:
-    """Return the probabilities of logits (K, ...)."""
-    import numpy as np
-
-    shares = np.empty(logits.shape, np.float32)
-    # One mask at a time stays in the cache. exp overflows float32 above 88; the probability is 0 then, as torch has it.
-    with np.errstate(over="ignore"):
-        for values, share in zip(logits, shares, strict=True):
-            np.exp(np.negative(values, out=share), out=share)
-            share += np.float32(1)
-            np.divide(np.float32(1), share, out=share)
-    return shares
 
 
 def mask_logits(queries: Queries, which: Any, size: tuple[int, int] | None) -> tuple[Float32, Axis, Axis]:

@@ -31,7 +31,7 @@ class NetworkSession:
         self._batched = options.batched
         self._inference = tuple(step.stage for step in options.inference)
         self._layout, self._max_batch_size = options.layout, options.max_batch_size
-        self._session = _session(path, options.intra_op_threads)
+        self._session = open_session(path, options.intra_op_threads)
         (given,) = (tensor for tensor in self._session.get_inputs() if tensor.name == options.input)
         self._takes_batches = len(given.shape) > 3
         self._shrinking = _shrinking()
@@ -74,7 +74,8 @@ def _shrinking() -> Any:
     return options
 
 
-def _session(path: Path, threads: int) -> Any:
+def open_session(path: Path, threads: int = 0) -> Any:
+    """Return ONNX Runtime's session of a file on the CPU; 0 threads leaves their number to it."""
     # Its builds report what they run; what is served is nobody else's business. It reads this when it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime

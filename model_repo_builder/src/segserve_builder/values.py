@@ -61,6 +61,11 @@ class Placement:
         """Return the placement of an image that was not resized."""
         return cls(height, width, 0, 0, height, width, height, width)
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """How many pixels of the image a pixel of the input is, along x and along y."""
+        return self.width / self.inner_width, self.height / self.inner_height
+
     def to_numbers(self) -> tuple[int, ...]:
         """Return the eight numbers that cross from preprocess to postprocess (tensor GEOMETRY, INT32 [8])."""
         return astuple(self)

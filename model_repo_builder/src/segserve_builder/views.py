@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from segserve_builder.probabilities import softmax
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -126,9 +128,7 @@ def _merged_form(logits: NDArray[np.float32], merge: str) -> NDArray[np.float32]
         small = np.exp(-np.abs(logits))
         probability: NDArray[np.float32] = np.where(logits >= 0, np.float32(1), small) / (1 + small)
         return probability
-    exponent = np.exp(logits - logits.max(0))
-    softmax: NDArray[np.float32] = exponent / exponent.sum(0)
-    return softmax
+    return softmax(logits, axis=0)
 
 
 def _logits(mean: NDArray[np.float32], merge: str) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import typer
 from PIL import Image, UnidentifiedImageError
 
 from segserve.cli.failures import CommandError, needs
-from segserve.cli.files import read_resources
+from segserve.cli.files import images_in, read_resources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from segserve_builder.values import Logits
     from segserve_operator.api.segmentation_model import SegmentationModel
 
-IMAGES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 LABEL_MODES: Final = ("1", "L", "P", "I", "I;16")
 SHOWN: Final = 5
 
@@ -73,12 +72,9 @@ def calibrate(
 
 
 def _pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    for folder in (images, labels):
-        if not folder.is_dir():
-            raise CommandError(f"{folder} is not a folder")
-    found = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGES)
-    if not found:
-        raise CommandError(f"{images} has no images; looked for *{', *'.join(sorted(IMAGES))}")
+    found = images_in(images)
+    if not labels.is_dir():
+        raise CommandError(f"{labels} is not a folder")
     pairs = [(path, labels / f"{path.stem}.png") for path in found]
     missing = [label.name for _, label in pairs if not label.is_file()]
     if missing:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from segserve.cli.failures import CommandError, needs
+from segserve.cli.files import images_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from segserve_builder.export.networks import Preparation, Source
     from segserve_builder.export.writing import Accuracy, Made
-
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"})
 
 
 def export(
@@ -82,7 +81,7 @@ def export(
             colour=colour,
             precision=precision,
         )
-        made = make(loaded.module, plan, _files(images), _labels(labels), output)
+        made = make(loaded.module, plan, images_in(images), _labels(labels), output)
     for line in _told(made, plan.classes, _write_resource(made, name, output)):
         typer.echo(line)
 
@@ -130,13 +129,6 @@ def _height_and_width(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise CommandError(f"--size is height x width in pixels, as 512x512, got {text!r}")
     return int(height), int(width)
-
-
-def _files(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise CommandError(f"no images in {str(folder)!r}; allowed are files ending in {', '.join(sorted(SUFFIXES))}")
-    return found
 
 
 def _labels(folder: Path | None) -> dict[str, Path]:

@@ -1,8 +1,8 @@
-"""Resource files as the command line reads them: relative addresses become absolute, errors keep their place."""
+"""Files as the command line reads them: images of a folder, resources whose relative addresses become absolute."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from segserve.cli.failures import CommandError
@@ -12,6 +12,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segserve_operator.api.resources import Resource
+
+
+IMAGES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images of a folder by name; raises `CommandError` where there are none, or no folder."""
+    if not folder.is_dir():
+        raise CommandError(f"{folder} is not a folder")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    if not found:
+        raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(IMAGES))}")
+    return found
 
 
 def read_resources(paths: Iterable[Path]) -> list[tuple[Resource, dict[str, Any]]]:

@@ -24,7 +24,7 @@ from segserve_builder.agent.state import (
 )
 from segserve_builder.errors import BuilderError, GoldenError
 from segserve_builder.postprocess import check_postprocess
-from segserve_builder.public_outputs import PUBLIC_OUTPUTS
+from segserve_builder.public_outputs import has_masks
 from segserve_builder.publish import publish, remove, replace
 from segserve_builder.repository import build_tree
 
@@ -219,7 +219,7 @@ class Work:
 
 
 def _has_masks(pipeline: Pipeline) -> bool:
-    return any(tensor.name == "MASKS" for tensor in PUBLIC_OUTPUTS[check_postprocess(pipeline)])
+    return has_masks(check_postprocess(pipeline))
 
 
 def _cases(prepared: Prepared) -> Iterator[tuple[golden.Case, bytes]]:

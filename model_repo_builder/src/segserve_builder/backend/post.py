@@ -47,17 +47,19 @@ class TritonPythonModel:
         """Answer a frame as its stream has it; a frame that cannot be answered leaves the stream as it is."""
         stream, flags = request.correlation_id(), request.flags()
         parameters = _parameters(request)
-        number = frame_number(parameters[FRAME]) if FRAME in parameters else None
+        number = frame_number(parameters.pop(FRAME)) if FRAME in parameters else None
         frame = streams.frame(stream, flags, number)
-        answer = self._answer(request, frame)
+        answer = self._answered(request, parameters, frame)
         if frame is not None:
             streams.keep(stream, flags, frame)
         return answer
 
-    def _answer(self, request: Any, frame: Frame | None = None) -> dict[str, NDArray[Any]]:
-        parameters = _parameters(request)
-        if self._streams is not None:
-            parameters.pop(FRAME, None)
+    def _answer(self, request: Any) -> dict[str, NDArray[Any]]:
+        return self._answered(request, _parameters(request))
+
+    def _answered(
+        self, request: Any, parameters: dict[str, Any], frame: Frame | None = None
+    ) -> dict[str, NDArray[Any]]:
         overrides = request_from_parameters(parameters, self._output)
         raw = {name: _required(request, tensor) for name, tensor in self._raw.items()}
         placement = Placement.from_numbers(_required(request, GEOMETRY.name))

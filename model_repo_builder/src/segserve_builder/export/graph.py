@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import ExportError
+from segserve_builder.session import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -146,15 +147,3 @@ def largest_difference(network: Any, path: Path, batches: Sequence[NDArray[Any]]
                 spread = max(float(np.ptp(theirs)), 1e-6)
                 worst = max(worst, float(np.abs(theirs.astype(np.float64) - ours).max()) / spread)
     return worst
-
-
-def open_session(path: Path) -> Any:
-    """Return ONNX Runtime's session of a file on the CPU."""
-    import os
-
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ from segserve_builder.export.graph import TOLERANCE, UNBATCHED, Shape, folded, l
 from segserve_builder.export.reduced import to_fp16, to_int8
 from segserve_builder.golden import GOLDEN_FILE, Tolerance, record
 from segserve_builder.in_process import InProcessModel
+from segserve_builder.public_outputs import has_masks
 from segserve_builder.sources import folder_digest
 from segserve_builder.stages.base import Request
 from segserve_builder.steps import Pipeline
@@ -190,7 +191,7 @@ def _model(plan: Plan, path: Path) -> InProcessModel:
 def _write_golden(model: InProcessModel, plan: Plan, images: Sequence[Path], folder: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    request = Request(encoding="rle" if model.task not in ("detection", "keypoints") else None)
+    request = Request(encoding="rle" if has_masks(model.task) else None)
     cases = []
     for image in images:
         shutil.copyfile(image, folder / image.name)

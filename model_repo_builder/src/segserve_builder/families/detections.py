@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from segserve_builder.boxes import on_image
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
 from segserve_builder.families.signature import check_batch, described, described_all, image_input
@@ -146,7 +147,7 @@ def _read(
         raise SignatureError(f"{family}'s outputs have the shapes {shapes}; for one image each begins with [1, N]")
     scores: Float32 = apart[0][0] if apart else boxes[0, :, 4]
     rows, classes = _known(labels[0], pipeline)
-    where = _on_image(boxes[0, rows, :4], placement)
+    where = on_image(boxes[0, rows, :4], placement)
     return Candidates(where, scores[rows], classes, NoHeads(), placement), rows
 
 
@@ -162,13 +163,3 @@ def _known(labels: NDArray[Any], pipeline: Pipeline) -> tuple[NDArray[Any], Int3
         raise SignatureError(f"the network's label {strange[0]} is no class of the model; its classes are {allowed}")
     rows = np.flatnonzero(known)
     return rows, labels[rows].astype(np.int32)
-
-
-def _on_image(boxes: Float32, placement: Placement) -> Float32:
-    """Return boxes in pixels of the original image, not clipped."""
-    import numpy as np
-
-    p = placement
-    scale = np.array([p.width / p.inner_width, p.height / p.inner_height] * 2, np.float32)
-    moved: Float32 = (boxes - np.array([p.left, p.top] * 2, np.float32)) * scale
-    return moved

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
+from segserve_builder.boxes import on_image
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
 from segserve_builder.families.signature import described, float_output, image_input
@@ -16,7 +17,6 @@ from segserve_builder.values import Candidates, NoHeads, PrototypeHeads
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from segserve_builder.families.base import Signature, TensorSpec
@@ -113,7 +113,7 @@ class ChosenHead(YoloFamily):
         wrong = (numbers < 0) | (numbers >= classes) | (numbers != np.floor(numbers))
         if wrong.any():
             raise SignatureError(f"a detection is of class {numbers[wrong][0]:g}; the model's are 0 to {classes - 1}")
-        boxes = _corner_boxes(head[which, :4], placement)
+        boxes = on_image(head[which, :4], placement)
         return Candidates(boxes, head[which, 4], numbers.astype(np.int32), heads.take(which), placement)
 
 
@@ -172,25 +172,10 @@ def _centred_boxes(head: Float32, placement: Placement) -> Float32:
     """Return x1 y1 x2 y2 in pixels of the original image, not clipped, float32 (N, 4), of cx cy w h (4, N)."""
     import numpy as np
 
-    x_scale, y_scale = _scales(placement)
+    x_scale, y_scale = map(np.float32, placement.scale)
     x, y = (head[0] - np.float32(placement.left)) * x_scale, (head[1] - np.float32(placement.top)) * y_scale
     half_width, half_height = head[2] * (x_scale / 2), head[3] * (y_scale / 2)
     return np.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=1)
-
-
-def _corner_boxes(head: Float32, placement: Placement) -> Float32:
-    """Return x1 y1 x2 y2 in pixels of the original image, not clipped, float32 (N, 4), of those in the input's."""
-    import numpy as np
-
-    edge = np.array([placement.left, placement.top] * 2, np.float32)
-    scaled: Float32 = (head - edge) * np.array(_scales(placement) * 2, np.float32)
-    return scaled
-
-
-def _scales(placement: Placement) -> tuple[np.float32, np.float32]:
-    import numpy as np
-
-    return np.float32(placement.width / placement.inner_width), np.float32(placement.height / placement.inner_height)
 
 
 def _check_numbers(layout: Layout, detections: TensorSpec, prototypes: TensorSpec | None, classes: int) -> None:

@@ -41,12 +41,11 @@ class Argmax(Stage):
 
     def __call__(self, value: Logits, request: Request) -> LabelMap:
         """Return the labels, uint8 for up to 256 classes and uint16 for more; ties go to the first class."""
-        from math import log
-
         from segserve_builder.kernels.labels import label_map
+        from segserve_builder.probabilities import logit
         from segserve_builder.sampling import axes
 
         value = replace(value, align_corners=self.align_corners)
         rows, columns = axes(value.placement, *value.values.shape[1:], align_corners=self.align_corners)
-        logit = value.temperature * log(self.threshold / (1 - self.threshold))
-        return LabelMap(label_map(value.values, rows, columns, logit), value)
+        limit = value.temperature * logit(self.threshold)
+        return LabelMap(label_map(value.values, rows, columns, limit), value)

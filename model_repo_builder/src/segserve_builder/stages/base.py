@@ -47,3 +47,11 @@ class Request(BaseModel):
     max_detections: int | None = None
     encoding: str | None = None
     outputs: frozenset[str] | None = None
+
+    def least_score(self, own: float) -> float:
+        """Return the threshold that counts: the request's, or else the stage's own."""
+        return own if self.score_threshold is None else self.score_threshold
+
+    def most(self, own: int) -> int:
+        """Return how many detections are kept: what the request says, or else the stage."""
+        return own if self.max_detections is None else self.max_detections

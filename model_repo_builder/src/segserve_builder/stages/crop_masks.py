@@ -28,17 +28,16 @@ class CropMasks(Stage):
 
     def __call__(self, value: Candidates, request: Request) -> Instances:
         """Return an instance for every candidate, in their order."""
-        from math import log
-
         import numpy as np
 
         from segserve_builder.kernels.masks import mask_rles
+        from segserve_builder.probabilities import logit
         from segserve_builder.sampling import axes
 
         height, width = value.placement.height, value.placement.width
         heads = cast("PrototypeHeads", value.heads)
         rows, columns = axes(value.placement, *heads.prototypes.shape[1:])
         boxes = np.clip(value.boxes, 0, np.array([width, height] * 2, np.float32))
-        logit = log(self.threshold / (1 - self.threshold))
-        masks = mask_rles(heads.prototypes, heads.coefficients, boxes, rows, columns, logit)
+        limit = logit(self.threshold)
+        masks = mask_rles(heads.prototypes, heads.coefficients, boxes, rows, columns, limit)
         return Instances(boxes, value.scores, value.classes, masks, height, width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, log
+from math import log
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve_builder.stages.base import Request
-    from segserve_builder.values import Float32, Placement
+    from segserve_builder.values import Float32
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -56,21 +56,22 @@ class DecodeAnchors(Stage):
         import numpy as np
 
         from segserve_builder.kernels.top_scores import top_scores
+        from segserve_builder.probabilities import logit, sigmoid, softmax
 
-        least = self.score_threshold if request.score_threshold is None else request.score_threshold
-        softmax, classes = self.activation == "softmax", value.logits.shape[1]
-        scores = _softmax(value.logits) if softmax else value.logits
-        channels = set(range(classes) if value.channels is None else value.channels) - ({0} if softmax else set())
+        least = request.least_score(self.score_threshold)
+        exclusive, classes = self.activation == "softmax", value.logits.shape[1]
+        scores = softmax(value.logits) if exclusive else value.logits
+        channels = set(range(classes) if value.channels is None else value.channels) - ({0} if exclusive else set())
         best = top_scores(
             scores,
             channels,
             value.levels,
             by_class=self.top_k_of == "class",
-            least=least if softmax else _logit(least) - MARGIN,
+            least=least if exclusive else logit(least) - MARGIN,
             number=self.top_k,
         )
         chosen = scores.reshape(-1)[best]
-        probable = chosen if softmax else _sigmoid(chosen)
+        probable = chosen if exclusive else sigmoid(chosen[None])[0]
         best, probable = best[probable > least], probable[probable > least]
         anchor, channel = np.divmod(best, max(classes, 1))
         return Candidates(self._boxes(value, anchor), probable, channel.astype(np.int32), NoHeads(), value.placement)
@@ -79,42 +80,13 @@ class DecodeAnchors(Stage):
         """Return the boxes of some anchors, within the image, in pixels of the original image, float32 (N, 4)."""
         import numpy as np
 
+        from segserve_builder.boxes import on_image
+
         anchors, deltas = value.anchors[which], value.deltas[which] / np.array(self.weights, np.float32)
         sizes = anchors[:, 2:] - anchors[:, :2]
         centres = deltas[:, :2] * sizes + (anchors[:, :2] + np.float32(0.5) * sizes)
         halves = np.float32(0.5) * (np.exp(np.minimum(deltas[:, 2:], np.float32(LARGEST))) * sizes)
-        return _on_image(np.concatenate([centres - halves, centres + halves], axis=1), value.placement)
-
-
-def _on_image(boxes: Float32, placement: Placement) -> Float32:
-    import numpy as np
-
-    corner = np.array([placement.left, placement.top] * 2, np.float32)
-    inner = np.array([placement.inner_width, placement.inner_height] * 2, np.float32)
-    scale = np.array(
-        [placement.width / placement.inner_width, placement.height / placement.inner_height] * 2, np.float32
-    )
-    scaled: Float32 = np.clip(boxes - corner, np.float32(0), inner) * scale
-    return scaled
-
-
-def _logit(probability: float) -> float:
-    if probability in (0, 1):
-        return inf if probability else -inf
-    return log(probability / (1 - probability))
-
-
-def _sigmoid(logits: Float32) -> Float32:
-    import numpy as np
-
-    with np.errstate(over="ignore"):  # an infinite exponential gives the right probability, 0
-        probable: Float32 = np.float32(1) / (np.float32(1) + np.exp(-logits))
-    return probable
-
-
-def _softmax(logits: Float32) -> Float32:
-    import numpy as np
-
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    probable: Float32 = powers / powers.sum(axis=1, keepdims=True)
-    return probable
+        boxes = np.concatenate([centres - halves, centres + halves], axis=1)
+        p = value.placement
+        first, last = [p.left, p.top] * 2, [p.left + p.inner_width, p.top + p.inner_height] * 2
+        return on_image(np.clip(boxes, np.array(first, np.float32), np.array(last, np.float32)), p)

@@ -30,14 +30,14 @@ class DetectionQueries(Stage):
         """Return the detections, best score first; boxes are not clipped to the image."""
         import numpy as np
 
-        from segserve_builder.query_masks import softmax
+        from segserve_builder.probabilities import softmax
 
         if value.boxes is None:
             raise SignatureError("the network's queries have masks and no boxes; take panopticQueries")
         shares = softmax(value.logits)[:, :-1]
         classes = shares.argmax(axis=1)
         scores = shares[np.arange(len(classes)), classes]
-        least = self.threshold if request.score_threshold is None else request.score_threshold
+        least = request.least_score(self.threshold)
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] > np.float32(least)]
         boxes = _corners(value)[order]
@@ -52,7 +52,7 @@ def _corners(value: Queries) -> Float32:
     boxes: Any = value.boxes
     centre, half = boxes[:, :2], boxes[:, 2:] * np.float32(0.5)
     corners = np.concatenate([centre - half, centre + half], axis=1)
-    x_scale, y_scale = p.width / p.inner_width, p.height / p.inner_height
+    x_scale, y_scale = p.scale
     size = np.array([p.input_width * x_scale, p.input_height * y_scale] * 2, np.float32)
     shift = np.array([p.left * x_scale, p.top * y_scale] * 2, np.float32)
     scaled: Float32 = corners * size - shift

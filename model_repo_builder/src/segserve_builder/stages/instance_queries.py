@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import log
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -41,7 +40,7 @@ class InstanceQueries(Stage):
         """Return the instances, best score first; boxes are the least around their masks."""
         import numpy as np
 
-        least = self.threshold if request.score_threshold is None else request.score_threshold
+        least = request.least_score(self.threshold)
         found = self._exclusive(value, least) if self.exclusive else self._overlapping(value, least)
         return found.take(np.argsort(-found.scores, kind="stable").tolist())
 
@@ -59,7 +58,8 @@ class InstanceQueries(Stage):
         import numpy as np
 
         from segserve_builder.kernels.blocks import nearest_rles
-        from segserve_builder.query_masks import content, mask_logits, nearest_first, sigmoid, softmax
+        from segserve_builder.probabilities import logit, sigmoid, softmax
+        from segserve_builder.query_masks import content, mask_logits, nearest_first
 
         classes = softmax(value.logits)[:, :-1]
         pairs = np.argsort(-classes, axis=None, kind="stable")[: len(classes)]
@@ -68,7 +68,7 @@ class InstanceQueries(Stage):
         which, row = np.unique(pairs // classes.shape[1], return_inverse=True)
         logits, rows, columns = mask_logits(value, which, self.mask_size)
         inside = content(logits, rows, columns)
-        bits: Any = inside > np.float32(log(self.mask_threshold / (1 - self.mask_threshold)))
+        bits: Any = inside > np.float32(logit(self.mask_threshold))
         mean = np.zeros(len(which), np.float32)
         for k, (values, mask) in enumerate(zip(inside, bits, strict=True)):
             mean[k] = sigmoid(values[mask][None]).sum() / (np.float32(np.count_nonzero(mask)) + np.float32(1e-6))

@@ -34,7 +34,7 @@ class Keypoints(Stage):
 
         p = value.placement
         points = keypoints(cast("HeatmapHeads", value.heads).heatmaps, _in_network_pixels(value.boxes, p))
-        scale = np.array([p.width / p.inner_width, p.height / p.inner_height], np.float32)
+        scale = np.array(p.scale, np.float32)
         points[:, :, :2] = (points[:, :, :2] - np.array([p.left, p.top], np.float32)) * scale
         boxes = np.clip(value.boxes, 0, np.array([p.width, p.height] * 2, np.float32))
         return values.Keypoints(boxes, value.scores, value.classes, points, p.height, p.width)

@@ -49,7 +49,7 @@ class MaskNms(Stage):
         """Return the instances that are kept, best score first."""
         import numpy as np
 
-        limit = self.max_detections if request.max_detections is None else request.max_detections
+        limit = request.most(self.max_detections)
         ranked = value.take(np.argsort(-value.scores, kind="stable").tolist())
         classes = ranked.classes if self.class_aware else np.zeros_like(ranked.classes)
         if self.method == "greedy":
@@ -67,7 +67,7 @@ class MaskNms(Stage):
         gaussian = self.kernel == "gaussian"
         decay = matrix_decay(ranked.masks, classes, ranked.height, ranked.width, gaussian=gaussian, sigma=self.sigma)
         scores = (ranked.scores * decay).astype(np.float32)
-        least = self.score_threshold if request.score_threshold is None else request.score_threshold
+        least = request.least_score(self.score_threshold)
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] >= np.float32(least)][:limit]
         return replace(ranked.take(order.tolist()), scores=scores[order])

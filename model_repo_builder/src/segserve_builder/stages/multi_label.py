@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from math import log
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from segserve_builder.probabilities import logit
 from segserve_builder.stages.base import Stage
 from segserve_builder.values import ClassMasks, Kind, Logits
 
@@ -55,4 +55,4 @@ class MultiLabel(Stage):
         chosen = self.thresholds or (self.threshold,) * channels
         if len(chosen) != channels:
             raise PipelineError(f"multiLabel has {len(chosen)} thresholds; the network has {channels} channels")
-        return [log(threshold / (1 - threshold)) for threshold in chosen]
+        return [logit(threshold) for threshold in chosen]

@@ -31,6 +31,6 @@ class Nms(Stage):
 
         from segserve_builder.kernels.nms import nms
 
-        limit = self.max_detections if request.max_detections is None else request.max_detections
+        limit = request.most(self.max_detections)
         classes = value.classes if self.class_aware else np.zeros_like(value.classes)
         return value.take(nms(value.boxes, value.scores, classes, self.iou_threshold, limit))

@@ -24,5 +24,5 @@ class ScoreThreshold(Stage):
         """Return the candidates that are kept, in their order."""
         import numpy as np
 
-        least = self.threshold if request.score_threshold is None else request.score_threshold
+        least = request.least_score(self.threshold)
         return value.take(np.flatnonzero(value.scores >= np.float32(least)))

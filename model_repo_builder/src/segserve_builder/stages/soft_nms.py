@@ -46,8 +46,8 @@ class SoftNms(Stage):
 
         from segserve_builder.kernels.soft_nms import soft_nms
 
-        limit = self.max_detections if request.max_detections is None else request.max_detections
-        least = self.score_threshold if request.score_threshold is None else request.score_threshold
+        limit = request.most(self.max_detections)
+        least = request.least_score(self.score_threshold)
         classes = value.classes if self.class_aware else np.zeros_like(value.classes)
         keep, scores = soft_nms(
             value.boxes, value.scores, classes, self.method, self.iou_threshold, self.sigma, least, limit
