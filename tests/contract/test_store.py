@@ -9,7 +9,8 @@ import pytest
 from fakes.platform import InMemoryStore, assigned
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.store import LocalStore
-from segserve_operator.core.observed import Candidate, Failure, Holder, ModelStatus, Roles, Statement
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.observed import Candidate, Holder, ModelStatus, Roles, Statement
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.platform import CountedWrites, Crash, Verdict, World, assigned
-from segserve_operator.core.planning import SaveStatus, SetTraffic, StartGroup
+from segserve_operator.core.planning import SaveStatus, SetTraffic, StartGroup, Tell
 from segserve_operator.service import Service
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
@@ -63,7 +63,7 @@ async def test_an_edit_moves_traffic_only_after_its_proof_and_keeps_the_old_revi
     assert world.traffic.groups_of("coins") == {SECOND.revision: 100}
     assert world.role("coins", "stable") == (SECOND.revision, SECOND.revision)
     assert world.role("coins", "previous") == (FIRST.revision, "main")
-    assert world.fleet.members["main"].proved(FIRST.revision)
+    assert world.fleet.members["main"].complete(FIRST.revision)
 
 
 async def test_the_new_revision_settles_into_main_after_keep_previous_and_its_group_ends() -> None:
@@ -87,7 +87,7 @@ async def test_going_back_while_the_previous_revision_is_kept_is_one_weight_writ
 
     actions = await world.service.run_once()
 
-    assert [type(action) for action in actions] == [SaveStatus, SetTraffic]
+    assert [type(action) for action in actions] == [Tell, SaveStatus, SetTraffic]
     assert world.traffic.groups_of("coins") == {"main": 100}
     assert world.role("coins", "previous") == (SECOND.revision, SECOND.revision)
 
@@ -230,7 +230,7 @@ async def test_a_dead_server_is_started_again_and_gets_requests_once_it_is_prove
 async def test_going_back_while_the_new_revision_settles_into_main_is_a_change_like_any_other() -> None:
     world = await served(keep_previous_s=0)
     world.store.apply(SECOND, keep_previous_s=0)
-    await world.passes(3)
+    await world.passes(4)
     assert world.role("coins", "previous") is None
     world.store.apply(FIRST, keep_previous_s=0)
     await world.passes(12)

@@ -9,7 +9,16 @@ from typing import Any
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_builder.pipeline import Artifact, Input, ModelClass, Output, Runtime
 from segserve_builder.steps import Pipeline
-from segserve_operator.core.observed import GroupObserved, ModelObserved, ModelStatus, Wanted
+from segserve_operator.core.notices import Notice
+from segserve_operator.core.observed import (
+    GroupObserved,
+    ModelObserved,
+    ModelStatus,
+    PoolObserved,
+    PoolStatus,
+    ServerObserved,
+    Wanted,
+)
 from segserve_operator.core.traffic import Endpoint, TrafficPlan, TrafficState
 from segserve_operator.service import Service
 
@@ -41,6 +50,8 @@ class InMemoryStore:
 
     objects: dict[str, ModelObserved] = field(default_factory=dict)
     records: dict[str, AssignedModel] = field(default_factory=dict)
+    pool: PoolObserved | None = field(default_factory=lambda: PoolObserved("default", status=PoolStatus()))
+    told: list[tuple[str | None, str]] = field(default_factory=list)
 
     def apply(self, told: AssignedModel, *, keep_previous_s: float = 3600, allow_class_changes: bool = False) -> None:
         wanted = Wanted(told, keep_previous_s, allow_class_changes)
@@ -51,6 +62,16 @@ class InMemoryStore:
 
     def delete(self, model: str) -> None:
         self.objects[model] = replace(self.objects[model], deleting=True)
+
+    async def observed_pool(self) -> PoolObserved | None:
+        return self.pool
+
+    async def save_pool_status(self, status: PoolStatus) -> None:
+        if self.pool is not None:
+            self.pool = replace(self.pool, status=status)
+
+    async def tell(self, model: str | None, notice: Notice) -> None:
+        self.told.append((model, notice.reason))
 
     async def models(self) -> tuple[ModelObserved, ...]:
         return tuple(self.objects.values())
@@ -87,18 +108,22 @@ class InMemoryFleet:
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     members: dict[str, GroupObserved] = field(default_factory=dict)
     starts: list[str] = field(default_factory=list)
+    replicas: int = 1
 
     async def groups(self) -> Mapping[str, GroupObserved]:
-        return dict(self.members)
+        return {name: replace(group, wanted=self.replicas) for name, group in self.members.items()}
 
     async def start(self, group: str) -> None:
         self.starts.append(group)
-        known = self.members.get(group)
-        endpoint = (
-            known.endpoint if known else Endpoint("127.0.0.1", 20000 + len(self.starts), 30000 + len(self.starts))
+        told = self.members[group].assignment if group in self.members else Assignment()
+        self.members[group] = GroupObserved(group, self._servers(group), assignment=told)
+
+    def _servers(self, group: str) -> tuple[ServerObserved, ...]:
+        first = len(self.starts) * 10
+        return tuple(
+            ServerObserved(f"{group}-{i}", Endpoint("127.0.0.1", 20000 + first + i, 30000 + first + i), ready=True)
+            for i in range(self.replicas)
         )
-        told = known.assignment if known else Assignment()
-        self.members[group] = GroupObserved(group, endpoint, running=True, server_ready=True, assignment=told)
 
     async def assign(self, group: str, assignment: Assignment) -> None:
         self.members[group] = replace(self.members[group], assignment=assignment)
@@ -107,12 +132,13 @@ class InMemoryFleet:
         self.members.pop(group, None)
 
     def kill(self, group: str) -> None:
-        self.members[group] = replace(self.members[group], running=False, server_ready=False, reports=())
+        self.members[group] = replace(self.members[group], servers=(), intact=False)
 
     def work(self) -> None:
         for name, group in self.members.items():
-            reports = tuple(self._report(told) for told in group.assignment.models) if group.running else ()
-            self.members[name] = replace(group, reports=reports)
+            reports = tuple(self._report(told) for told in group.assignment.models)
+            servers = tuple(replace(server, reports=reports) for server in group.servers)
+            self.members[name] = replace(group, servers=servers)
 
     def _report(self, told: AssignedModel) -> ModelReport:
         verdict = self.verdicts.get(told.revision)
@@ -150,9 +176,10 @@ class RecordedTraffic:
         self.plan = plan
 
     def groups_of(self, model: str) -> dict[str, int]:
-        """Return the weight of every group that answers a model."""
+        """Return the weight of every group that gets requests of a model."""
         routes = self.plan.routes if self.plan else ()
-        return {share.group: share.weight for route in routes if route.model == model for share in route.shares}
+        shares = [share for route in routes if route.model == model for share in route.shares]
+        return {share.group: share.weight for share in shares if share.weight}
 
 
 @dataclass
@@ -179,7 +206,7 @@ class World:
         """Every routed request finds a server that holds the revision it was routed to."""
         for route in self.traffic.plan.routes if self.traffic.plan else ():
             for share in route.shares:
-                if share.weight and share.endpoints:
+                if share.endpoints:
                     group = self.fleet.members[share.group]
                     held = {told.revision for told in group.assignment.models}
                     assert share.revision in held, f"{share.group} was told to drop {share.revision} under traffic"
@@ -206,7 +233,12 @@ class CountedWrites:
         return _Counted(port, self)
 
 
-WRITES = frozenset({"save_revision", "drop_revision", "save_status", "forget", "start", "assign", "stop", "apply"})
+WRITES = frozenset(
+    {
+        *("save_revision", "drop_revision", "save_status", "save_pool_status", "tell", "forget"),
+        *("start", "assign", "stop", "apply"),
+    }
+)
 
 
 class _Counted:

@@ -33,6 +33,12 @@ class PipelineError(BuilderError):
     reason = "PipelineInvalid"
 
 
+class OtherVersionError(BuilderError):
+    """A revision whose name this version of segserve does not give it: its stages may answer differently."""
+
+    reason = "OtherVersion"
+
+
 class SignatureError(BuilderError):
     """The network's inputs or outputs are not those of its family."""
 
@@ -44,6 +50,12 @@ class ArtifactMissingError(BuilderError):
 
     reason = "ArtifactMissing"
     retryable = True
+
+
+class RelativeUriError(BuilderError):
+    """A relative URI where there is nothing that it could be relative to."""
+
+    reason = "RelativeUri"
 
 
 class DigestMismatchError(BuilderError):

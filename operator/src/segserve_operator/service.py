@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING, Final, Protocol
 
 from segserve_operator.core.observed import Observed
 from segserve_operator.core.planning import (
@@ -11,25 +13,37 @@ from segserve_operator.core.planning import (
     Assign,
     DropRevision,
     Forget,
+    SavePoolStatus,
     SaveRevision,
     SaveStatus,
     SetTraffic,
     StartGroup,
     StopGroup,
+    Tell,
+    TellOfPool,
     decide,
-    plan,
+    effects,
+    intents,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from segserve_builder.agent.protocol import AssignedModel, Assignment
-    from segserve_operator.core.observed import GroupObserved, ModelObserved, ModelStatus
+    from segserve_operator.core.notices import Notice
+    from segserve_operator.core.observed import GroupObserved, ModelObserved, ModelStatus, PoolObserved, PoolStatus
+    from segserve_operator.core.planning import Effect, Intent
     from segserve_operator.core.traffic import TrafficPlan, TrafficState
+
+WRITES_AT_ONCE: Final = 16
 
 
 class Store(Protocol):
     """Where resources live. Every write is idempotent."""
+
+    async def observed_pool(self) -> PoolObserved | None:
+        """Return the pool that all models of this store are of; None where there is none (any more)."""
+        ...
 
     async def models(self) -> tuple[ModelObserved, ...]:
         """Return every model with its spec and status."""
@@ -51,6 +65,14 @@ class Store(Protocol):
         """Write a model's status; a model that is gone is fine."""
         ...
 
+    async def save_pool_status(self, status: PoolStatus) -> None:
+        """Write the pool's status; a pool that is gone is fine."""
+        ...
+
+    async def tell(self, model: str | None, notice: Notice) -> None:
+        """Let people know something of a model, or (None) of the pool."""
+        ...
+
     async def forget(self, model: str) -> None:
         """Remove a deleted model for good."""
         ...
@@ -64,7 +86,7 @@ class Fleet(Protocol):
         ...
 
     async def start(self, group: str) -> None:
-        """Start whichever of a group's processes does not run."""
+        """Start what of a group does not run, and put right what differs from what it should be."""
         ...
 
     async def assign(self, group: str, assignment: Assignment) -> None:
@@ -72,7 +94,7 @@ class Fleet(Protocol):
         ...
 
     async def stop(self, group: str) -> None:
-        """End a group's processes and remove all of its files and shared memory; it is called until it is gone."""
+        """End a group's servers and remove all that belongs to it; it is called until it is gone."""
         ...
 
 
@@ -108,6 +130,7 @@ class Service:
             # Kubernetes' times are whole seconds: a finer one would come back changed from a status.
             now_s=float(int(self.clock())),
             gateway_url=self.traffic.url,
+            pool=await self.store.observed_pool(),
             models=await self.store.models(),
             revisions=await self.store.revisions(),
             groups=await self.fleet.groups(),
@@ -115,19 +138,53 @@ class Service:
         )
 
     async def run_once(self) -> tuple[Action, ...]:
-        """Make one pass and return the actions it took, none where the world was as wanted."""
-        world = await self.observe()
-        actions = tuple(plan(decide(world), world))
-        for action in actions:
-            await self._apply(action)
-        return actions
+        """Make one pass and return the actions it took, none where the world was as wanted.
 
-    async def _apply(self, action: Action) -> None:
-        match action:
+        A model whose intents cannot be written down stays as it is, without holding up the others; its error is
+        raised once they are done.
+        """
+        world = await self.observe()
+        desired = decide(world)
+        wanted = intents(desired, world)
+        failures = await self._record(wanted)
+        if failures:
+            desired = decide(world, frozenset(failures))
+        after = tuple(effects(desired, world))
+        for action in after:
+            await self._apply(action)
+        for failure in failures.values():
+            raise failure
+        return (*chain.from_iterable(wanted.values()), *after)
+
+    async def _record(self, wanted: Mapping[str, Sequence[Intent]]) -> dict[str, Exception]:
+        """Write down the intents, of many models at a time; return the error of each model that failed."""
+        turns = asyncio.Semaphore(WRITES_AT_ONCE)
+
+        async def record(actions: Sequence[Intent]) -> None:
+            async with turns:
+                for action in actions:
+                    await self._write_down(action)
+
+        outcomes = await asyncio.gather(*map(record, wanted.values()), return_exceptions=True)
+        failures: dict[str, Exception] = {}
+        for model, outcome in zip(wanted, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                failures[model] = outcome
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        return failures
+
+    async def _write_down(self, intent: Intent) -> None:
+        match intent:
             case SaveRevision(revision, assigned):
                 await self.store.save_revision(revision, assigned)
+            case Tell(model, notice):
+                await self.store.tell(model, notice)
             case SaveStatus(model, status):
                 await self.store.save_status(model, status)
+
+    async def _apply(self, effect: Effect) -> None:
+        match effect:
             case StartGroup(group):
                 await self.fleet.start(group)
             case Assign(group, assignment):
@@ -136,7 +193,16 @@ class Service:
                 await self.traffic.apply(traffic_plan)
             case StopGroup(group):
                 await self.fleet.stop(group)
+            case _:
+                await self._tidy(effect)
+
+    async def _tidy(self, effect: Effect) -> None:
+        match effect:
             case Forget(model):
                 await self.store.forget(model)
             case DropRevision(revision):
                 await self.store.drop_revision(revision)
+            case TellOfPool(notice):
+                await self.store.tell(None, notice)
+            case SavePoolStatus(status):
+                await self.store.save_pool_status(status)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field
 
 from segserve_builder.pipeline import Artifact, Frozen, Golden
 from segserve_builder.steps import Pipeline
+
+
+def _own_name(fields: dict[str, Any]) -> str:
+    pipeline: Pipeline = fields["pipeline"]
+    return pipeline.revision
 
 
 class AssignedModel(Frozen):
     """One revision that a group's servers hold under the model's public name."""
 
     pipeline: Pipeline
+    revision: str = Field(default_factory=_own_name)
+    """The revision's name, given once and kept: another version of segserve might find another one."""
+
     artifact: Artifact
     golden: Golden | None = None
     expose: tuple[Literal["network"], ...] = ()
@@ -23,11 +33,6 @@ class AssignedModel(Frozen):
     def model(self) -> str:
         """The public name."""
         return self.pipeline.model
-
-    @property
-    def revision(self) -> str:
-        """The revision's name."""
-        return self.pipeline.revision
 
 
 class Assignment(Frozen):

@@ -22,11 +22,12 @@ from segserve_builder.agent.state import (
     Serve,
     Unload,
 )
-from segserve_builder.errors import BuilderError, GoldenError
+from segserve_builder.errors import BuilderError, GoldenError, OtherVersionError
 from segserve_builder.postprocess import check_postprocess
 from segserve_builder.public_outputs import has_masks
 from segserve_builder.publish import publish, remove, replace
 from segserve_builder.repository import build_tree
+from segserve_builder.target import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from segserve_builder.agent.repository import Repository
     from segserve_builder.agent.server import Answer, TritonServer
     from segserve_builder.agent.state import Action, Ensemble, Told
+    from segserve_builder.pipeline import Artifact
     from segserve_builder.steps import Pipeline
+    from segserve_builder.target import Target
 
 PROOF_S: Final = 120.0
 PROBE_S: Final = 30.0
@@ -72,6 +75,9 @@ class Work:
     repository: Repository
     cache: Path
     log: Path
+    target: Target = EMBEDDED
+    base: str | None = None
+    """The folder that relative URIs are relative to."""
 
     def carry_out(self, action: Action, told: Told | None, prepared: Prepared | None) -> Outcome:
         """Do it and return what it brought; never raises. `told` and `prepared` are those of its revision."""
@@ -130,18 +136,28 @@ class Work:
 
     def _prepare(self, told: Told) -> Prepared:
         spec = told.spec
-        tree = build_tree(spec.pipeline, spec.artifact, spec.expose, self.cache, spec.second_artifact)
+        if (own := spec.pipeline.revision) != told.revision:
+            raise OtherVersionError(f"{told.revision} was named by another version of segserve; here it is {own}")
+        first = self._resolved(spec.artifact)
+        second = self._resolved(spec.second_artifact) if spec.second_artifact is not None else None
+        tree = build_tree(spec.pipeline, first, spec.expose, self.cache, second, self.target)
         folder = self._golden_folder(told)
         for name, files in tree.steps.items():
             publish(files, self.repository.root / name)
         runtimes = (network.runtime for network in spec.pipeline.networks)
         copies = dict(zip(tree.networks, (runtime.instances for runtime in runtimes), strict=True))
-        return Prepared(told, tree, dict.fromkeys(tree.steps, 1) | copies, folder)
+        processes = dict.fromkeys(tree.steps, 1) | copies | dict.fromkeys(tree.native, 0)
+        return Prepared(told, tree, processes, folder)
+
+    def _resolved(self, artifact: Artifact) -> Artifact:
+        return artifact.model_copy(update={"uri": sources.resolved(artifact.uri, self.base)})
 
     def _golden_folder(self, told: Told) -> Path | None:
         if told.spec.golden is None:
             return None
-        folder = sources.fetch_folder(told.spec.golden.uri, told.spec.golden.sha256, self.cache)
+        folder = sources.fetch_folder(
+            sources.resolved(told.spec.golden.uri, self.base), told.spec.golden.sha256, self.cache
+        )
         golden.load(folder)
         output = told.spec.pipeline.output
         if _has_masks(told.spec.pipeline) and "encoding" not in output.overrides and output.encoding != "rle":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.core.observed import ModelStatus, Statement
+from segserve_operator.core.roles import settling
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import ModelReport
@@ -30,15 +31,16 @@ def status_of(model: ModelObserved, roles: Roles, world: Observed) -> ModelStatu
 
 def _statements(model: ModelObserved, roles: Roles, world: Observed) -> tuple[Statement, ...]:
     newest = _newest(roles, world)
-    serving = _serving(roles, world)
+    serving = _serving(model, roles, world)
+    problem = _problem(roles, newest, world)
     return (
         _artifact(roles, newest),
-        _loaded(roles, newest),
+        _loaded(roles, newest, problem),
         _golden(roles, newest),
         serving,
         _ready(model, serving),
-        _progressing(model, roles, newest),
-        _degraded(model, roles, newest, serving),
+        _progressing(model, roles, newest, world),
+        _degraded(model, roles, newest, serving, problem),
     )
 
 
@@ -48,6 +50,17 @@ def _newest(roles: Roles, world: Observed) -> ModelReport | None:
     if newest is None or newest.group is None or newest.group not in world.groups:
         return None
     return world.groups[newest.group].report(newest.revision)
+
+
+def _problem(roles: Roles, report: ModelReport | None, world: Observed) -> tuple[str, str] | None:
+    """Return why the servers of the newest revision's group do not come up, where it waits for them."""
+    newest = roles.candidate or roles.stable
+    if newest is None or newest.group is None or newest.group not in world.groups:
+        return None
+    problem = world.groups[newest.group].problem
+    if problem is None or world.complete(newest.group, newest.revision):
+        return None
+    return problem.reason, problem.message
 
 
 def _failed(roles: Roles, report: ModelReport | None) -> tuple[str, str] | None:
@@ -67,10 +80,10 @@ def _artifact(roles: Roles, report: ModelReport | None) -> Statement:
     return Statement("ArtifactVerified", "Unknown", "Waiting")
 
 
-def _loaded(roles: Roles, report: ModelReport | None) -> Statement:
+def _loaded(roles: Roles, report: ModelReport | None, problem: tuple[str, str] | None) -> Statement:
     if report is not None and report.loaded:
         return Statement("RevisionLoaded", "True", "Loaded")
-    failed = _failed(roles, report)
+    failed = _failed(roles, report) or problem
     if failed is not None and failed[0] not in ARTIFACT_REASONS | GOLDEN_REASONS:
         return Statement("RevisionLoaded", "False", *failed)
     return Statement("RevisionLoaded", "Unknown", "Waiting")
@@ -88,21 +101,31 @@ def _golden(roles: Roles, report: ModelReport | None) -> Statement:
     return Statement("GoldenPassed", "True", "BuiltinOnly", text)
 
 
-def _serving(roles: Roles, world: Observed) -> Statement:
+def _serving(model: ModelObserved, roles: Roles, world: Observed) -> Statement:
     stable = roles.stable
     if stable is None:
         return Statement("TrafficReady", "False", "NoStable", "no revision has answered its golden images yet")
-    if not world.proved(stable.group, stable.revision):
-        report = world.groups[stable.group].report(stable.revision) if stable.group in world.groups else None
+    group = world.groups.get(stable.group)
+    if group is None or not group.proved(stable.revision):
+        report = group.report(stable.revision) if group is not None else None
         why = f": {report.message}" if report is not None and report.message else ""
         text = f"no server of group {stable.group} answers {stable.revision}{why}"
         return Statement("TrafficReady", "False", "NoServer", text)
-    routes = world.traffic.plan.routes if world.traffic.plan is not None else ()
-    shares = [share for route in routes for share in route.shares if share.revision == stable.revision]
-    if not any(share.group == stable.group and share.endpoints for share in shares):
-        text = f"the gateway does not send requests to {stable.revision} yet"
-        return Statement("TrafficReady", "False", "Routing", text)
-    return Statement("TrafficReady", "True", "Serving", f"{stable.revision} in group {stable.group} gets all requests")
+    if not world.traffic.answering:
+        return Statement("TrafficReady", "False", "NoGateway", "no gateway takes requests")
+    share = world.traffic.share(model.name, stable.group)
+    if share is not None and share.revision == stable.revision and share.weight and share.endpoints:
+        text = f"{stable.revision} in group {stable.group} gets all requests"
+        return Statement("TrafficReady", "True", "Serving", text)
+    text = f"the gateway does not send requests to {stable.revision} yet"
+    if _served(model) and model.roles.stable is not None:
+        # What served before is let go only once nobody calls it: callers notice nothing of the change.
+        return Statement("TrafficReady", "True", "Switching", text)
+    return Statement("TrafficReady", "False", "Routing", text)
+
+
+def _served(model: ModelObserved) -> bool:
+    return any(said.type == "TrafficReady" and said.status == "True" for said in model.status.statements)
 
 
 def _ready(model: ModelObserved, serving: Statement) -> Statement:
@@ -111,24 +134,41 @@ def _ready(model: ModelObserved, serving: Statement) -> Statement:
     return Statement("Ready", serving.status, serving.reason, serving.message)
 
 
-def _progressing(model: ModelObserved, roles: Roles, report: ModelReport | None) -> Statement:
+def _progressing(model: ModelObserved, roles: Roles, report: ModelReport | None, world: Observed) -> Statement:
     candidate = roles.candidate
     if model.deleting:
         return Statement("Progressing", "True", "Deleting")
     if candidate is None or candidate.failure is not None:
-        return Statement("Progressing", "False", "Idle")
+        return _settling(roles, world)
     if report is None:
         return Statement("Progressing", "True", "Starting", f"group {candidate.group} starts for {candidate.revision}")
     why = f": {report.message}" if report.message else ""
+    group = world.groups.get(candidate.group or "")
+    if report.state is ModelState.READY and group is not None:
+        why = f": {len(group.proved(candidate.revision))} of {group.wanted} servers answer"
     return Statement("Progressing", "True", report.state.value, f"{candidate.revision} in group {candidate.group}{why}")
 
 
-def _degraded(model: ModelObserved, roles: Roles, report: ModelReport | None, serving: Statement) -> Statement:
+def _settling(roles: Roles, world: Observed) -> Statement:
+    main = world.groups.get(world.main)
+    if roles.stable is None or main is None or not settling(roles, world.main):
+        return Statement("Progressing", "False", "Idle")
+    why = f": {main.problem.message}" if main.problem is not None else ""
+    return Statement("Progressing", "True", "Settling", f"{roles.stable.revision} moves into {world.main}{why}")
+
+
+def _degraded(
+    model: ModelObserved,
+    roles: Roles,
+    report: ModelReport | None,
+    serving: Statement,
+    problem: tuple[str, str] | None,
+) -> Statement:
     if model.problem is not None:
         return Statement("Degraded", "True", model.problem.reason, model.problem.message)
-    failed = _failed(roles, report)
+    failed = _failed(roles, report) or problem
     if failed is not None:
         return Statement("Degraded", "True", *failed)
-    if roles.stable is not None and serving.reason == "NoServer":
+    if roles.stable is not None and serving.status == "False" and serving.reason in ("NoServer", "NoGateway"):
         return Statement("Degraded", "True", serving.reason, serving.message)
     return Statement("Degraded", "False", "AsWanted")

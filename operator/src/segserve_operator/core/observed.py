@@ -12,18 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from segserve_builder.agent.protocol import AssignedModel, ModelReport
+    from segserve_operator.core.failure import Failure
     from segserve_operator.core.traffic import Endpoint
 
 MAIN: Final = "main"
+CANARY: Final = "canary"
 Truth = Literal["True", "False", "Unknown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why something cannot go on: one CamelCase word, and a text that says what was seen and what is allowed."""
-
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,41 +107,126 @@ class ModelObserved:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupObserved:
-    """One group of servers: where it listens, what it was told to hold, what its agent says of that.
+class ServerObserved:
+    """One server of a group: where it listens, and what its agent says of it.
 
-    `running` is False where one of its processes has ended. `server_ready` is False where the agent has been
-    silent or cannot reach its Triton; its reports are void then.
+    `ready` is False where the agent has been silent or cannot reach its Triton; its reports are void then.
     """
 
     name: str
     endpoint: Endpoint
-    running: bool
-    server_ready: bool
-    assignment: Assignment = field(default_factory=Assignment)
+    ready: bool
     reports: tuple[ModelReport, ...] = ()
 
     def report(self, revision: str) -> ModelReport | None:
-        """Return what the group's agent says of a revision; None where it says nothing or cannot know."""
-        if not self.server_ready:
-            return None
-        return next((r for r in self.reports if r.revision == revision), None)
+        """Return what the agent says of a revision; None where it says nothing or cannot know."""
+        return next((r for r in self.reports if r.revision == revision), None) if self.ready else None
 
     def proved(self, revision: str) -> bool:
-        """Tell whether the group answers with that very revision."""
+        """Tell whether the server answers with that very revision."""
         report = self.report(revision)
         return report is not None and report.state is ModelState.READY
 
+
+@dataclass(frozen=True, slots=True)
+class GroupObserved:
+    """One group of equal servers: what they were told to hold, and what each says of that.
+
+    `wanted` is how many servers it is to have. `intact` is False where something of it has to be started or put
+    right, `written` where the agents cannot read all of the assignment. `problem` says why servers do not come up.
+    """
+
+    name: str
+    servers: tuple[ServerObserved, ...] = ()
+    wanted: int = 1
+    intact: bool = True
+    assignment: Assignment = field(default_factory=Assignment)
+    written: bool = True
+    problem: Failure | None = None
+
+    def report(self, revision: str) -> ModelReport | None:
+        """Return the report of the server that is least far with a revision; None where none says anything."""
+        found = [report for server in self.servers if (report := server.report(revision)) is not None]
+        return min(found, key=lambda report: _PROGRESS.index(report.state), default=None)
+
+    def proved(self, revision: str) -> tuple[ServerObserved, ...]:
+        """Return the servers that answer with that very revision."""
+        return tuple(server for server in self.servers if server.proved(revision))
+
+    def endpoints(self, revision: str) -> tuple[Endpoint, ...]:
+        """Return where a revision is answered."""
+        return tuple(server.endpoint for server in self.proved(revision))
+
+    def complete(self, revision: str) -> bool:
+        """Tell whether as many servers as wanted, and at least one, answer with a revision."""
+        return len(self.proved(revision)) >= max(self.wanted, 1)
+
     def holds(self, model: str) -> bool:
         """Tell whether anything of a model may still be on the group's servers."""
-        return any(a.model == model for a in self.assignment.models) or any(r.model == model for r in self.reports)
+        told = any(a.model == model for a in self.assignment.models)
+        return told or any(r.model == model for server in self.servers for r in server.reports)
+
+
+_PROGRESS: Final = (
+    ModelState.FAILED,
+    ModelState.UNLOADING,
+    ModelState.FETCHING,
+    ModelState.LOADING,
+    ModelState.PROVING,
+    ModelState.READY,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """What a pool's status records. `servers` counts the main group's that are ready."""
+
+    observed_generation: int = 0
+    statements: tuple[Statement, ...] = ()
+    main_group: str = ""
+    servers: int = 0
+    models: int = 0
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolObserved:
+    """The pool as a resource: what its spec asks for (or why that cannot be had), and what its status records.
+
+    `template` names what its servers are made from: groups made from another are left as they are, and replaced.
+    A pool of one machine has no template. With `shared` isolation candidates share one group.
+    """
+
+    name: str = ""
+    generation: int = 0
+    template: str = ""
+    shared: bool = False
+    status: PoolStatus | None = None
+
+    @property
+    def main(self) -> str:
+        """The name of the group that holds the stable revisions."""
+        return self._group(MAIN)
+
+    @property
+    def canary(self) -> str:
+        """The name of the group that candidates share."""
+        return self._group(CANARY)
+
+    def own(self, revision: str) -> str:
+        """Return the name of a candidate's own group."""
+        return self._group(revision)
+
+    def _group(self, name: str) -> str:
+        return f"{name}-{self.template}" if self.template else name
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
     """Everything that one pass decides from.
 
-    `now_s` is Unix time, `gateway_url` where clients call, `revisions` the records by name.
+    `now_s` is Unix time, `gateway_url` where clients call, `revisions` the records by name. Without a pool nothing
+    is served.
     """
 
     now_s: float
@@ -156,14 +235,13 @@ class Observed:
     revisions: Mapping[str, AssignedModel] = field(default_factory=dict)
     groups: Mapping[str, GroupObserved] = field(default_factory=dict)
     traffic: TrafficState = field(default_factory=lambda: TrafficState(None))
+    pool: PoolObserved | None = field(default_factory=PoolObserved)
 
-    def proved(self, group: str, revision: str) -> bool:
-        """Tell whether a group answers with that very revision."""
-        return group in self.groups and self.groups[group].proved(revision)
+    @property
+    def main(self) -> str:
+        """The name of the main group."""
+        return self.pool.main if self.pool is not None else MAIN
 
-    def drained(self, model: str, group: str) -> bool:
-        """Tell whether no request of a model is on its way to a group, nor can be: the gateway took that over."""
-        plan = self.traffic.plan
-        if plan is None or self.traffic.active.get((model, group), 0):
-            return False
-        return all(share.group != group for r in plan.routes if r.model == model for share in r.shares)
+    def complete(self, group: str, revision: str) -> bool:
+        """Tell whether all servers of a group answer with that very revision."""
+        return group in self.groups and self.groups[group].complete(revision)

@@ -5,15 +5,17 @@ Each rule looks at the world and returns the roles that should be; a restarted o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.classes import class_changes
-from segserve_operator.core.observed import MAIN, Candidate, Failure, Holder, Roles
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.observed import Candidate, Holder, Roles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from segserve_builder.agent.protocol import AssignedModel
     from segserve_operator.core.observed import ModelObserved, Observed
@@ -35,8 +37,8 @@ class Scope:
 
 
 def next_roles(model: ModelObserved, world: Observed) -> Roles:
-    """Return the roles that a model should have now; a model being deleted keeps none."""
-    if model.deleting:
+    """Return the roles that a model should have now; one being deleted, or without a pool, has none."""
+    if model.deleting or world.pool is None:
         return Roles()
     scope = Scope(model, world)
     roles = model.roles
@@ -45,13 +47,13 @@ def next_roles(model: ModelObserved, world: Observed) -> Roles:
     return roles
 
 
-def settling(roles: Roles) -> bool:
-    """Tell whether the stable revision is on its way from its own group into `main`.
+def settling(roles: Roles, main: str) -> bool:
+    """Tell whether the stable revision is on its way from another group into `main`.
 
     It waits for the previous revision to leave `main` first: a group holds at most one revision of a model.
     """
-    away = roles.stable is not None and roles.stable.group != MAIN
-    return away and (roles.previous is None or roles.previous.group != MAIN)
+    away = roles.stable is not None and roles.stable.group != main
+    return away and (roles.previous is None or roles.previous.group != main)
 
 
 def _follow_spec(roles: Roles, scope: Scope) -> Roles:
@@ -72,7 +74,7 @@ def _return_to_previous(roles: Roles, scope: Scope) -> Roles:
     # The previous revision is still loaded and proved, so this is one weight write.
     assert roles.stable is not None
     assert roles.previous is not None
-    if not scope.world.proved(roles.previous.group, roles.previous.revision):
+    if not scope.world.complete(roles.previous.group, roles.previous.revision):
         return replace(roles, candidate=None)
     now_s = scope.world.now_s
     return Roles(stable=replace(roles.previous, since_s=now_s), previous=replace(roles.stable, since_s=now_s))
@@ -92,9 +94,17 @@ def _new_candidate(roles: Roles, scope: Scope, revision: str) -> Candidate:
     refused = _refused_classes(roles, scope)
     if refused is not None:
         return Candidate(revision, None, now_s, refused)
+    return Candidate(revision, _group_for(roles, scope, revision), now_s)
+
+
+def _group_for(roles: Roles, scope: Scope, revision: str) -> str:
+    pool = scope.world.pool
+    assert pool is not None
     # A server that holds somebody's stable is nobody's test bed; an empty main can hurt no one.
-    group = MAIN if _main_is_free(scope.world) else revision
-    return Candidate(revision, group, now_s)
+    if _main_is_free(scope.world):
+        return pool.main
+    taken = {holder.group for holder in (roles.stable, roles.previous) if holder is not None}
+    return pool.canary if pool.shared and pool.canary not in taken else pool.own(revision)
 
 
 def _main_is_free(world: Observed) -> bool:
@@ -114,21 +124,39 @@ def _refused_classes(roles: Roles, scope: Scope) -> Failure | None:
     return Failure(CLASSES_CHANGED, f"{'; '.join(changes)}: {advice}")
 
 
+def _follow_template(roles: Roles, scope: Scope) -> Roles:
+    # A group keeps the template that it was made from: where that was the fault, only another group can heal it.
+    candidate, pool = roles.candidate, scope.world.pool
+    if candidate is None or candidate.group is None or pool is None or not pool.template:
+        return roles
+    outdated = not candidate.group.endswith(f"-{pool.template}")
+    if not outdated or scope.world.complete(candidate.group, candidate.revision):
+        return roles
+    return replace(roles, candidate=replace(candidate, group=_group_for(roles, scope, candidate.revision)))
+
+
 def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
     candidate = roles.candidate
     if candidate is None or candidate.group is None or candidate.group not in scope.world.groups:
         return roles
-    report = scope.world.groups[candidate.group].report(candidate.revision)
-    if report is None:
-        return roles
-    now_s = scope.world.now_s
-    if report.state is ModelState.READY:
+    group, now_s = scope.world.groups[candidate.group], scope.world.now_s
+    if group.complete(candidate.revision) and (roles.stable is None or announced(candidate, scope)):
         former = replace(roles.stable, since_s=now_s) if roles.stable else None
         return Roles(stable=Holder(candidate.revision, candidate.group, now_s), previous=former)
-    if report.state is ModelState.FAILED and not report.retryable:
+    report = group.report(candidate.revision)
+    if report is not None and report.state is ModelState.FAILED and not report.retryable:
         failed = replace(candidate, group=None, failure=Failure(report.reason, report.message))
         return replace(roles, candidate=failed)
     return roles
+
+
+def announced(candidate: Candidate, scope: Scope) -> bool:
+    """Tell whether every gateway knows the candidate's servers, so that to give it requests is to change a weight."""
+    if candidate.group is None:
+        return False
+    share = scope.world.traffic.share(scope.model.name, candidate.group)
+    known = share is not None and share.revision == candidate.revision
+    return known and share is not None and bool(share.endpoints)
 
 
 def _expire_previous(roles: Roles, scope: Scope) -> Roles:
@@ -136,19 +164,21 @@ def _expire_previous(roles: Roles, scope: Scope) -> Roles:
     if previous is None or scope.model.wanted is None:
         return roles
     kept_s = scope.world.now_s - previous.since_s
-    if kept_s < scope.model.wanted.keep_previous_s or not scope.world.drained(scope.model.name, previous.group):
+    if kept_s < scope.model.wanted.keep_previous_s or not scope.world.traffic.idle(scope.model.name, previous.group):
         return roles
     return replace(roles, previous=None)
 
 
 def _settle(roles: Roles, scope: Scope) -> Roles:
-    if roles.stable is not None and settling(roles) and scope.world.proved(MAIN, roles.stable.revision):
-        return replace(roles, stable=replace(roles.stable, group=MAIN))
+    main = scope.world.main
+    if roles.stable is not None and settling(roles, main) and scope.world.complete(main, roles.stable.revision):
+        return replace(roles, stable=replace(roles.stable, group=main))
     return roles
 
 
 RULES: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (
     _follow_spec,
+    _follow_template,
     _judge_candidate,
     _expire_previous,
     _settle,
@@ -168,3 +198,14 @@ def assigned_model(revision: str, model: ModelObserved, world: Observed) -> Assi
     wanted = model.wanted.assigned
     addresses = {"artifact": wanted.artifact, "second_artifact": wanted.second_artifact}
     return record.model_copy(update=addresses | {"expose": wanted.expose})
+
+
+def next_due_s(models: Iterable[ModelObserved], now_s: float) -> float:
+    """Return in how many seconds a role ends by itself, at the earliest; infinity where none does."""
+    ends = [
+        model.roles.previous.since_s + model.wanted.keep_previous_s - now_s
+        for model in models
+        if model.roles.previous is not None and model.wanted is not None
+    ]
+    # One that is overdue waits for something else.
+    return min((left for left in ends if left > 0), default=math.inf) + 1.0

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from segserve_operator.core.failure import Failure
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -21,6 +23,9 @@ class Endpoint:
 @dataclass(frozen=True, slots=True)
 class Share:
     """A group and the revision it holds get `weight` of 100 requests.
+
+    With the weight 0 it is known to the gateway, which can then send it requests from one moment to the next; until
+    then only our own come, which name the group.
 
     `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none,
     its requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once.
@@ -63,10 +68,35 @@ class TrafficPlan:
 
 @dataclass(frozen=True, slots=True)
 class TrafficState:
-    """What a gateway does now: the plan it has taken over (None before the first), and requests in flight.
+    """What the gateways do now.
 
-    `active` counts requests under way by (model, group).
+    `plan` is what they follow (None before the first), but for the models `pending`: some gateway still sends their
+    requests as an earlier plan said. `active` counts requests under way by (model, group). `answering` is False where
+    no gateway takes requests, `intact` where something of the gateways is not as it should be, and `problem` says why
+    some do not come up.
     """
 
     plan: TrafficPlan | None
     active: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    pending: frozenset[str] = frozenset()
+    answering: bool = True
+    intact: bool = True
+    problem: Failure | None = None
+
+    def share(self, model: str, group: str) -> Share | None:
+        """Return a group's share of a model in the plan, once every gateway follows that."""
+        if self.plan is None or model in self.pending:
+            return None
+        routes = (route for route in self.plan.routes if route.model == model)
+        return next((share for route in routes for share in route.shares if share.group == group), None)
+
+    def idle(self, model: str, group: str) -> bool:
+        """Tell whether no caller's request of a model is on its way to a group, nor can be."""
+        if self.plan is None or model in self.pending or self.active.get((model, group), 0):
+            return False
+        share = self.share(model, group)
+        return share is None or share.weight == 0
+
+    def drained(self, model: str, group: str) -> bool:
+        """Tell whether no request at all can come to a group for a model: the gateways have forgotten the way."""
+        return self.idle(model, group) and self.share(model, group) is None

@@ -14,7 +14,7 @@ from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.local.ports import is_free
 from segserve_operator.adapters.local.triton import LOOPBACK, runtime_environment, sweep_shm, triton_command
-from segserve_operator.core.observed import GroupObserved
+from segserve_operator.core.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
 
 if TYPE_CHECKING:
@@ -118,15 +118,14 @@ class LocalFleet:
         report = _read_report(folder)
         alive = {name: processes.alive(processes.recorded(folder.record(name))) for name in ("triton", "agent")}
         fresh = report is not None and time.time() - report.heartbeat < SILENCE_S
-        return GroupObserved(
+        server = ServerObserved(
             name=name,
             endpoint=Endpoint(LOOPBACK, ports.http, ports.grpc),
-            running=all(alive.values()),
             # A server goes on without its agent for as long as what that said last is fresh.
-            server_ready=alive["triton"] and fresh and report is not None and report.server_ready,
-            assignment=_read_assignment(folder),
+            ready=alive["triton"] and fresh and report is not None and report.server_ready,
             reports=report.models if report is not None else (),
         )
+        return GroupObserved(name, (server,), intact=all(alive.values()), assignment=_read_assignment(folder))
 
     async def start(self, group: str) -> None:
         """Start whichever of a group's processes does not run; one that keeps ending is started ever less often."""

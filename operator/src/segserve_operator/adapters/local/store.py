@@ -14,13 +14,14 @@ import yaml
 
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_operator.adapters.local.files import replace_file
+from segserve_operator.adapters.specs import wanted_of
 from segserve_operator.adapters.statuses import from_api, to_api
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import ObjectMeta
-from segserve_operator.api.segmentation_model import SegmentationModel, SegmentationModelStatus
+from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPool
-from segserve_operator.core.observed import Failure, ModelObserved, Wanted
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.observed import ModelObserved, PoolObserved, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.api.resources import Resource
-    from segserve_operator.core.observed import ModelStatus
+    from segserve_operator.core.notices import Notice
+    from segserve_operator.core.observed import ModelStatus, PoolStatus
 
 MODEL: Final = "SegmentationModel"
 POOL: Final = "TritonPool"
@@ -111,6 +113,16 @@ class LocalStore:
 
     # The platform's side.
 
+    async def observed_pool(self) -> PoolObserved:
+        """Return the pool of this machine; it is always there, and keeps no status."""
+        return PoolObserved(self._pool_name())
+
+    async def save_pool_status(self, status: PoolStatus) -> None:
+        """Keep nothing: the pool's state is the processes'."""
+
+    async def tell(self, model: str | None, notice: Notice) -> None:
+        """Tell nobody: the supervisor's log has every action."""
+
     async def models(self) -> tuple[ModelObserved, ...]:
         """Return every model with its spec and status; one that cannot be read says why."""
         found, pool = [], self._pool_name()
@@ -137,7 +149,7 @@ class LocalStore:
     def _spec(self, manifest: Mapping[str, Any]) -> Wanted | Failure:
         name, spec = manifest["metadata"]["name"], manifest["spec"]
         if name not in self._specs or self._specs[name][0] is not spec:
-            self._specs[name] = (spec, _read(manifest))
+            self._specs[name] = (spec, wanted_of(manifest))
         return self._specs[name][1]
 
     async def revisions(self) -> Mapping[str, AssignedModel]:
@@ -198,20 +210,6 @@ class LocalStore:
         with (self.state.objects / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _read(manifest: Mapping[str, Any]) -> Wanted | Failure:
-    name = manifest["metadata"]["name"]
-    try:
-        model = parse({key: value for key, value in manifest.items() if key != "status"}, name)
-        assert isinstance(model, SegmentationModel)
-        return Wanted(
-            assigned=model.spec.assigned(name),
-            keep_previous_s=model.spec.keep_previous.total_seconds(),
-            allow_class_changes=model.spec.allow_class_changes,
-        )
-    except SpecError as error:
-        return Failure("SpecInvalid", str(error))
 
 
 def _outside(pool: str, manifest: Mapping[str, Any]) -> Failure | None:
