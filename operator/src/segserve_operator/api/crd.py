@@ -41,7 +41,7 @@ def crd(kind: ResourceKind) -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "schema": {"openAPIV3Schema": _schema(kind)},
-                    "subresources": {"status": {}},
+                    "subresources": {"status": {}} | ({"scale": dict(kind.scale)} if kind.scale else {}),
                     "additionalPrinterColumns": [_column(column) for column in kind.columns],
                 }
             ],

@@ -40,17 +40,21 @@ def _rows(schema: Mapping[str, Any], path: str) -> Iterator[str]:
         place = f"{path}{name}"
         text = field.get("description", "").replace("|", "\\|")
         yield f"| `{place}` | {_type(field)} | {_default(field, name in required)} | {text} |"
-        if field["type"] == "array":
+        if field.get("type") == "array":
             yield from _rows(field["items"], f"{place}[].")
         else:
             yield from _rows(field, f"{place}.")
 
 
 def _type(field: Mapping[str, Any]) -> str:
+    if "x-kubernetes-int-or-string" in field:
+        return "amount"
     if "enum" in field:
         return " \\| ".join(f"`{value}`" for value in field["enum"])
     if field["type"] == "array":
         return f"list of {_type(field['items'])}"
+    if "additionalProperties" in field:
+        return f"map to {_type(field['additionalProperties'])}"
     bounds = [str(field[key]) for key in ("minimum", "maximum") if key in field]
     return f"{field['type']}, {' to '.join(bounds)}" if len(bounds) == 2 else str(field["type"])
 
@@ -65,6 +69,8 @@ def _default(field: Mapping[str, Any], required: bool) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -33,6 +33,8 @@ class ResourceKind:
     short_names: tuple[str, ...]
     categories: tuple[str, ...]
     columns: tuple[Column, ...]
+    scale: Mapping[str, str] | None = None
+    """Where `kubectl scale` and autoscalers find replicas and labels, for kinds that can be scaled."""
 
     @property
     def kind(self) -> str:
@@ -68,6 +70,17 @@ KINDS: Final[Mapping[str, ResourceKind]] = {
         plural="tritonpools",
         short_names=("tpool",),
         categories=("ml", "segserve"),
-        columns=(_READY, Column("Port", "integer", ".spec.gateway.port"), _AGE),
+        columns=(
+            _READY,
+            Column("Replicas", "integer", ".status.replicas"),
+            Column("Models", "integer", ".status.models"),
+            Column("URL", "string", ".status.url"),
+            _AGE,
+        ),
+        scale={
+            "specReplicasPath": ".spec.replicas",
+            "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        },
     ),
 }

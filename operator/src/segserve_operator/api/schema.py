@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _KEPT: Final = (
     "type", "description", "format", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength",
-    "minItems", "maxItems", "required",
+    "minItems", "maxItems", "maxProperties", "required",
 )  # fmt: skip
 _READ: Final = frozenset(
     (
@@ -29,6 +29,8 @@ _READ: Final = frozenset(
         "items",
     )
 ) | {"properties", "additionalProperties", "anyOf", "allOf", "$ref", "$defs", "examples"}
+_INT_OR_STRING: Final = "x-kubernetes-int-or-string"
+_OPEN: Final = "x-kubernetes-preserve-unknown-fields"
 _STEPS: Final = frozenset({PreprocessStep.__name__, PostprocessStep.__name__})
 
 
@@ -54,16 +56,30 @@ def _node(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, A
         node["enum"] = [raw["const"]]
     if "description" in node:
         node["description"] = " ".join(node["description"].split())
+    if _INT_OR_STRING in node:  # the one place where Kubernetes knows a union
+        return node | {"default": raw["default"]} if raw.get("default") is not None else node
     if "type" not in node:
         raise NotStructuralError(f"{raw.get('title', 'a field')} has no single type: {sorted(raw)}")
+    if node["type"] == "object" and "maxLength" in node:  # pydantic's word for any mapping
+        node["maxProperties"] = node.pop("maxLength")
     node |= _bounds(raw)
     node |= _children(raw, definitions)
-    if raw.get("default") is not None:
-        # The API server fills in the defaults of an object's fields by itself.
-        node["default"] = {} if node["type"] == "object" else raw["default"]
+    # An empty text is what readers take for an absent one anyway, and older API servers turn it into null.
+    if raw.get("default") not in (None, ""):
+        node["default"] = _default(raw["default"], node)
     if raw.get("title") in _STEPS:
         node["x-kubernetes-validations"] = [_exactly_one(node["properties"])]
     return node
+
+
+def _default(value: Any, node: Mapping[str, Any]) -> Any:
+    """Return a default without the fields that the API server fills in by itself."""
+    if "properties" not in node:
+        return value
+    fields = {
+        key: _default(value[key], field) for key, field in node["properties"].items() if value.get(key) is not None
+    }
+    return {key: field for key, field in fields.items() if field != node["properties"][key].get("default")}
 
 
 def _resolved(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -103,7 +119,7 @@ def _bounds(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _children(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
     if raw["type"] == "array":
         return {"items": _items(raw, definitions)}
-    if raw["type"] != "object":
+    if raw["type"] != "object" or _OPEN in raw:
         return {}
     if "properties" in raw:
         return {"properties": {name: _node(item, definitions) for name, item in raw["properties"].items()}}

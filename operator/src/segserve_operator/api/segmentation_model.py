@@ -202,9 +202,12 @@ class RoleStatus(ApiValue):
     since: Timestamp = Field(description="When it got the role and the group.")
 
 
-class CandidateStatus(RoleStatus):
+class CandidateStatus(ApiValue):
     """The revision that is to replace the stable one."""
 
+    revision: str = Field(description="The revision's name.")
+    group: str | None = Field(None, description="The group of servers that proves it; one that failed has none.")
+    since: Timestamp = Field(description="When it got the role and the group.")
     state: CandidateState = Field(description="Pending until it gets traffic; Failed until the spec changes.")
     reason: str | None = Field(None, description="Why, one CamelCase word.")
     message: str | None = Field(None, description="Why, for people.")
@@ -276,14 +279,3 @@ class SegmentationModel(ApiValue):
     def assigned(self) -> AssignedModel:
         """What an agent is told to hold."""
         return self.spec.assigned(self.metadata.name)
-
-
-class RevisionRecord(ApiValue):
-    """How a revision is to be served, written once when it is first seen and never changed.
-
-    `revision` is the name of that time; `assigned.revision` differs where a stage's version was raised since.
-    """
-
-    revision: str
-    created_at: Timestamp
-    assigned: AssignedModel

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,17 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from segserve_builder.families import FAMILIES
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
 from segserve_operator.api import crd
+from segserve_operator.api.pod_template import QUANTITY_PATTERN, Passed, Quantity
 from segserve_operator.api.resources import KINDS
 from segserve_operator.api.schema import NotStructuralError, structural_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 COMMITTED = Path(__file__).parents[4] / "crds"
 KEYWORDS = {
     "type", "description", "format", "enum", "pattern", "default", "minimum", "maximum", "exclusiveMinimum",
     "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "minItems", "maxItems", "required", "properties",
     "items", "additionalProperties", "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations",
+    "maxProperties", "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields",
 }  # fmt: skip
 PYTHON_TYPES = {
     "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,), "object": (dict,)
@@ -53,8 +57,16 @@ PROPERTIES = [
 
 def fits(value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a default is one that an API server would take."""
+    if "x-kubernetes-int-or-string" in schema:
+        return isinstance(value, str) and re.search(schema["pattern"], value) is not None
+    if isinstance(value, dict) and "properties" not in schema:
+        return value == {}
     if isinstance(value, dict):
-        return set(value) <= set(schema["properties"]) and not set(schema.get("required", ())) - set(value)
+        return (
+            all(fits(value[key], schema["properties"][key]) for key in value)
+            and set(value) <= set(schema["properties"])
+            and not set(schema.get("required", ())) - set(value)
+        )
     if isinstance(value, list):
         return all(fits(item, schema["items"]) for item in value) and len(value) >= schema.get("minItems", 0)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -84,6 +96,9 @@ def test_any_yaml_reader_reads_the_files_as_they_were_meant() -> None:
 def test_every_node_is_structural(node: Mapping[str, Any]) -> None:
     """Kubernetes' rules: one type each, no references or unions, items for lists, and no map that has fields too."""
     assert set(node) <= KEYWORDS
+    if "x-kubernetes-int-or-string" in node:
+        assert "type" not in node
+        return
     assert node["type"] in PYTHON_TYPES
     assert ("items" in node) == (node["type"] == "array")
     assert not ("properties" in node and "additionalProperties" in node)
@@ -96,7 +111,7 @@ def test_every_node_is_structural(node: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize("node", NODES)
 def test_every_default_is_valid(node: Mapping[str, Any]) -> None:
     if "default" in node:
-        assert isinstance(node["default"], PYTHON_TYPES[node["type"]])
+        assert isinstance(node["default"], PYTHON_TYPES[node.get("type", "string")])
         assert fits(node["default"], node)
 
 
@@ -151,6 +166,20 @@ def test_get_prints_what_matters() -> None:
     assert definition["names"]["categories"] == ["ml", "segserve"]
 
 
+def test_a_pool_can_be_scaled() -> None:
+    definition = crd.crd(KINDS["TritonPool"])["spec"]
+    (version,) = definition["versions"]
+
+    assert [column["name"] for column in version["additionalPrinterColumns"]] == [
+        "Ready", "Replicas", "Models", "URL", "Age"
+    ]  # fmt: skip
+    for path in version["subresources"]["scale"].values():
+        node = schema_of("TritonPool")
+        for name in path.strip(".").split("."):
+            node = node["properties"][name]
+        assert node["type"] in ("integer", "string")
+
+
 def test_the_paths_of_columns_lead_to_fields() -> None:
     for kind in KINDS:
         for column in KINDS[kind].columns:
@@ -172,6 +201,18 @@ class Pair(BaseModel):
     pair: tuple[int, str] = Field(description="Mixed.")
 
 
+class Sized(BaseModel):
+    size: Quantity = Field("1Gi", description="Of a folder.")
+    other: str = Field("b", description="Another.")
+
+
+class Open(BaseModel):
+    sized: Sized = Field(Sized(size="2Gi"), description="With a default of its own.")
+    same: Sized = Field(Sized(), description="With the default that its fields have.")
+    passed: Passed = Field({}, description="Handed on.")
+    few: Mapping[str, str] = Field({}, max_length=3, description="Bounded.")
+
+
 class Bounded(BaseModel):
     share: float = Field(0.5, gt=0, lt=1, description="Strictly between.")
     point: tuple[int, int] = Field((1, 2), description="Two numbers.")
@@ -184,6 +225,38 @@ class Bounded(BaseModel):
 def test_a_type_without_a_structural_schema_is_refused(model: type[BaseModel]) -> None:
     with pytest.raises(NotStructuralError):
         structural_schema(model)
+
+
+def test_what_kubernetes_has_words_of_its_own_for() -> None:
+    size = {
+        "description": "Of a folder.",
+        "pattern": QUANTITY_PATTERN,
+        "maxLength": 28,
+        "x-kubernetes-int-or-string": True,
+        "default": "1Gi",
+    }
+    sized = {
+        "type": "object",
+        "properties": {"size": size, "other": {"type": "string", "description": "Another.", "default": "b"}},
+    }
+
+    assert structural_schema(Open)["properties"] == {
+        "sized": {**sized, "description": "With a default of its own.", "default": {"size": "2Gi"}},
+        "same": {**sized, "description": "With the default that its fields have.", "default": {}},
+        "passed": {
+            "type": "object",
+            "description": "Handed on.",
+            "x-kubernetes-preserve-unknown-fields": True,
+            "default": {},
+        },
+        "few": {
+            "type": "object",
+            "description": "Bounded.",
+            "maxProperties": 3,
+            "additionalProperties": {"type": "string"},
+            "default": {},
+        },
+    }
 
 
 def test_types_become_structural() -> None:

@@ -1,0 +1,154 @@
+"""The parts of a TritonPool's spec that say how pods run: resources, placement, environment, cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from segserve_operator.api.meta import ApiValue
+
+QUANTITY_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+SUBDOMAIN_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+_KEY_PATTERN: Final = r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_LABEL_PATTERN: Final = r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
+
+
+def check_quantity(value: Any) -> str:
+    """Return an amount as Kubernetes writes it; a whole number may come without quotes."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not re.fullmatch(QUANTITY_PATTERN, text):
+        raise PydanticCustomError(
+            "quantity", "must be an amount such as 2, 500m or 16Gi, got {seen}", {"seen": repr(value)}
+        )
+    return text
+
+
+def check_keys(values: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a map whose keys may be names of labels, annotations or resources."""
+    for key in values:
+        if not re.fullmatch(_KEY_PATTERN, key):
+            raise PydanticCustomError(
+                "key", "keys must be of the form name or prefix/name, got {seen}", {"seen": repr(key)}
+            )
+    return values
+
+
+def check_labels(values: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a map of labels."""
+    for key, value in check_keys(values).items():
+        if not re.fullmatch(_LABEL_PATTERN, value):
+            raise PydanticCustomError(
+                "label",
+                "a label's value has at most 63 letters, digits, dots, dashes and underscores, got {seen} for {key}",
+                {"seen": repr(value), "key": key},
+            )
+    return values
+
+
+Quantity = Annotated[
+    str,
+    BeforeValidator(check_quantity),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 28}),
+]
+"""An amount as Kubernetes writes it: `2`, `500m`, `16Gi`."""
+
+Labels = Annotated[Mapping[str, str], AfterValidator(check_labels), Field(max_length=64)]
+Annotations = Annotated[Mapping[str, str], AfterValidator(check_keys), Field(max_length=64)]
+Quantities = Annotated[Mapping[str, Quantity], AfterValidator(check_keys), Field(max_length=32)]
+Subdomain = Annotated[str, Field(pattern=SUBDOMAIN_PATTERN, max_length=253)]
+Image = Annotated[str, Field(pattern=r"^[^\s]+$", min_length=1, max_length=512)]
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
+Passed = Annotated[Mapping[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
+"""JSON that is handed on as it is."""
+
+
+class Resources(ApiValue):
+    """What a container is promised, and what it may use at most."""
+
+    limits: Quantities = Field({}, description="What it may use at most: cpu, memory, nvidia.com/gpu.")
+    requests: Quantities = Field({}, description="What it is promised; what is not named is as its limit.")
+
+
+class Toleration(ApiValue):
+    """A taint of nodes that the pods do not mind."""
+
+    key: str | None = Field(None, max_length=317, description="The taint's key; every taint where it is absent.")
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="Whether the value counts.")
+    value: str | None = Field(None, max_length=63, description="The taint's value.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="Of which effect; every one where it is absent."
+    )
+    toleration_seconds: int | None = Field(None, ge=0, description="How long a NoExecute taint is not minded.")
+
+
+class Variable(ApiValue):
+    """A variable of the environment."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!self.name.startsWith('SEGSERVE_') && !self.name.startsWith('POD_')",
+                    "message": "SEGSERVE_ and POD_ are for segserve's own variables",
+                }
+            ]
+        }
+    )
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128, description="Its name.")
+    value: str = Field("", max_length=4096, description="Its value.")
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        if self.name.startswith(("SEGSERVE_", "POD_")):
+            raise PydanticCustomError(
+                "spec",
+                "SEGSERVE_ and POD_ are for segserve's own variables, got {seen}",
+                {"seen": repr(self.name), "at": ("name",)},
+            )
+        return self
+
+
+class Cache(ApiValue):
+    """Where artifacts are kept, by digest. Exactly one is named."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "[has(self.size), has(self.persistentVolumeClaim), has(self.hostPath)]"
+                    ".exists_one(named, named)",
+                    "message": "exactly one must be named: size, persistentVolumeClaim, hostPath",
+                }
+            ]
+        }
+    )
+
+    size: Quantity | None = Field(
+        None, description="A folder of the pod's own, which ends with it; a pod that fills more is evicted."
+    )
+    persistent_volume_claim: Subdomain | None = Field(
+        None, description="A claim that the pods share; replicas on several nodes need ReadWriteMany."
+    )
+    host_path: str | None = Field(
+        None,
+        pattern=r"^/[^:]*$",
+        max_length=1024,
+        description="A folder that each node has, writable by user 1000; restricted namespaces do not allow it.",
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        named = [to_camel(name) for name, value in self if value is not None]
+        if len(named) != 1:
+            raise PydanticCustomError(
+                "spec",
+                "exactly one must be named: size, persistentVolumeClaim, hostPath, got {seen}",
+                {"seen": ", ".join(named) or "none"},
+            )
+        return self

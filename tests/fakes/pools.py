@@ -1,0 +1,113 @@
+"""Two pools: one that says nothing, and one that says everything that a pool can say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from segserve_builder.agent.protocol import AssignedModel
+from segserve_operator.adapters.kube.objects import Defaults, PoolTarget
+from segserve_operator.api.loading import load
+from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.api.triton_pool import TritonPool
+
+DEFAULTS = Defaults(
+    server_image="segserve/server:1",
+    triton_version="26.04",
+    envoy_image="envoyproxy/envoy:v1.40.0",
+    operator_image="segserve/operator:1",
+    operator_namespace_labels={"kubernetes.io/metadata.name": "segserve-system"},
+)
+MINIMAL = """\
+apiVersion: segserve.dev/v1alpha1
+kind: TritonPool
+metadata: {name: default, namespace: vision, uid: 0a1b}
+"""
+FULL = """\
+apiVersion: segserve.dev/v1alpha1
+kind: TritonPool
+metadata: {name: gpus, namespace: vision, uid: 2c3d}
+spec:
+  replicas: 3
+  isolation: shared
+  server:
+    image: example.com/triton:26.05
+    version: "26.05"
+    imagePullPolicy: Always
+    imagePullSecrets: [registry]
+    resources:
+      limits: {cpu: 4, memory: 16Gi, nvidia.com/mig-1g.10gb: 1}
+      requests: {cpu: 500m, memory: 1024Mi}
+    agentResources: {limits: {cpu: "0.5", memory: 1Gi}}
+    sharedMemory: 2Gi
+    cache: {persistentVolumeClaim: artifacts}
+    nodeSelector: {nvidia.com/gpu.product: A100}
+    tolerations:
+      - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}
+      - {key: team, value: vision, effect: NoExecute, tolerationSeconds: 0}
+    affinity:
+      nodeAffinity:
+        requiredDuringSchedulingIgnoredDuringExecution:
+          nodeSelectorTerms:
+            - matchExpressions: [{key: gpu.example.com/memory, operator: Gt, values: ["20"]}]
+    runtimeClassName: nvidia
+    priorityClassName: serving
+    env: [{name: HTTPS_PROXY, value: "http://proxy:3128"}, {name: NO_PROXY}]
+    podLabels: {team: vision, segserve.dev/pool: other}
+    podAnnotations: {example.com/note: seen}
+    drainSeconds: 20
+    exitTimeoutSeconds: 60
+  artifacts: {base: "https://models.example.com/"}
+  gateway:
+    port: 80
+    maxRequestBytes: 1048576
+    requestTimeoutSeconds: 10
+    replicas: 3
+    workers: 4
+    imagePullSecrets: [registry]
+    resources: {requests: {cpu: 1, memory: 256Mi}, limits: {memory: 0.5Gi}}
+    syncResources: {requests: {cpu: 10m}}
+    serviceType: LoadBalancer
+    serviceAnnotations: {example.com/internal: "true"}
+    nodeSelector: {kubernetes.io/os: linux}
+    tolerations: [{operator: Exists}]
+    priorityClassName: serving
+    podLabels: {team: vision}
+    podAnnotations: {example.com/note: seen}
+    drainSeconds: 30
+"""
+COINS = """\
+apiVersion: segserve.dev/v1alpha1
+kind: SegmentationModel
+metadata: {name: coins, namespace: vision, uid: 4e5f}
+spec:
+  artifact: {uri: coins.onnx, sha256: 0f00000000000000000000000000000000000000000000000000000000000abc}
+  family: semantic-logits
+  classes: [{id: 0, name: background}, {id: 1, name: coin, colour: "#ffcc00"}]
+  preprocess: [{decode: {}}]
+  postprocess: [{argmax: {}}]
+"""
+
+
+def pool_target(text: str, **spec: Any) -> PoolTarget:
+    """Return the target of a pool's file; `spec` replaces fields of its spec, given as the file has them."""
+    value = yaml.safe_load(text)
+    value["spec"] = {**value.get("spec", {}), **spec}
+    (pool,) = load(yaml.safe_dump(value), "pool.yaml")
+    assert isinstance(pool, TritonPool)
+    meta = pool.metadata
+    return PoolTarget(meta.namespace, meta.name, meta.uid or "", pool.spec, DEFAULTS)
+
+
+def with_defaults(target: PoolTarget, **changed: Any) -> PoolTarget:
+    """Return a target of another operator."""
+    return replace(target, defaults=replace(target.defaults, **changed))
+
+
+def coins() -> AssignedModel:
+    """Return a model as agents are told of it."""
+    (model,) = load(COINS, "coins.yaml")
+    assert isinstance(model, SegmentationModel)
+    return model.assigned

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from fakes.pools import FULL, MINIMAL
+from segserve_operator.api.loading import dump, load
+from segserve_operator.api.triton_pool import TritonPool, TritonPoolSpec
+
+
+def test_a_pool_that_says_nothing_is_whole() -> None:
+    spec = TritonPoolSpec()
+
+    assert (spec.replicas, spec.isolation, spec.gateway.port, spec.gateway.replicas) == (1, "own", 8080, 2)
+    assert spec.server.cache.size == "20Gi"
+    assert spec.server.shared_memory == "1Gi"
+
+
+@pytest.mark.parametrize("text", [MINIMAL, FULL])
+def test_every_field_is_read_as_it_was_written(text: str) -> None:
+    (pool,) = load(text, "pool.yaml")
+
+    assert isinstance(pool, TritonPool)
+    assert load(dump([pool]), "again.yaml") == [pool]
+
+
+def test_the_full_pool_says_everything() -> None:
+    """So that goldens of it hold every field: none has its default."""
+    (pool,) = load(FULL, "pool.yaml")
+    assert isinstance(pool, TritonPool)
+
+    for part, default in (
+        (pool.spec, TritonPoolSpec()),
+        (pool.spec.server, TritonPoolSpec().server),
+        (pool.spec.gateway, TritonPoolSpec().gateway),
+    ):
+        for name in type(part).model_fields:
+            assert getattr(part, name) != getattr(default, name), name
+
+
+def test_amounts_need_no_quotes() -> None:
+    spec = TritonPoolSpec.model_validate({"server": {"resources": {"limits": {"nvidia.com/gpu": 1, "cpu": "2"}}}})
+
+    assert spec.server.resources.limits == {"nvidia.com/gpu": "1", "cpu": "2"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        pytest.param({"server": {"image": "own:1"}}, "needs its Triton release", id="an image without its release"),
+        pytest.param({"server": {"cache": {}}}, "exactly one must be named.*none", id="no cache"),
+        pytest.param(
+            {"server": {"cache": {"size": "1Gi", "hostPath": "/cache"}}}, "got size, hostPath", id="two caches"
+        ),
+        pytest.param({"server": {"cache": {"hostPath": "cache"}}}, "pattern", id="a folder that is relative"),
+        pytest.param({"server": {"sharedMemory": "much"}}, "an amount such as 2, 500m or 16Gi, got 'much'", id="words"),
+        pytest.param({"server": {"sharedMemory": True}}, "an amount", id="a truth instead of an amount"),
+        pytest.param({"server": {"env": [{"name": "SEGSERVE_POOL"}]}}, "segserve's own", id="a variable of ours"),
+        pytest.param({"server": {"env": [{"name": "A"}, {"name": "A"}]}}, "listed twice", id="a variable twice"),
+        pytest.param({"server": {"podLabels": {"a b": "c"}}}, "got 'a b'", id="a label's name with a space"),
+        pytest.param({"server": {"podLabels": {"a": "b c"}}}, "got 'b c' for a", id="a label's value with a space"),
+        pytest.param({"server": {"imagePullSecrets": ["No"]}}, "pattern", id="a secret that cannot be"),
+        pytest.param({"server": {"version": "latest"}}, "pattern", id="a release that is none"),
+        pytest.param({"artifacts": {"base": "models/"}}, "pattern", id="a base that is no URI"),
+        pytest.param({"replicas": 0}, "greater than or equal to 1", id="no servers"),
+        pytest.param({"gateway": {"serviceType": "ExternalName"}}, "ClusterIP", id="a Service of another kind"),
+        pytest.param({"server": {"nodeSelectr": {}}}, "not permitted", id="a misspelt field"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(spec: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TritonPoolSpec.model_validate(spec)
+
+
+def test_what_is_wrong_is_said_with_its_place() -> None:
+    value = yaml.safe_load(MINIMAL) | {"spec": {"server": {"resources": {"limits": {"memory": "lots"}}}}}
+
+    with pytest.raises(Exception, match=r"spec\.server\.resources\.limits\.memory"):
+        load(yaml.safe_dump(value), "pool.yaml")
