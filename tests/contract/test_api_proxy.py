@@ -1,0 +1,220 @@
+"""The proxy that tests put before a real API server does what they are to believe it does."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from lightkube import AsyncClient, Client, KubeConfig
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.core_v1 import ConfigMap, Namespace
+
+from fakes.api_proxy import ApiProxy
+from fakes.api_proxy_rules import Answer, Call, Hang, Kill, Rule
+from segserve_operator.adapters.kube.api import (
+    CONFIG_MAPS,
+    LEASES,
+    ApiError,
+    ConflictError,
+    GoneError,
+    InvalidError,
+    Json,
+    NotFoundError,
+    ThrottledError,
+    UnavailableError,
+)
+from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
+
+pytestmark = pytest.mark.cluster
+
+
+@dataclass
+class Proxied:
+    """A proxy, an API through it and one beside it."""
+
+    proxy: ApiProxy
+    through: LightkubeApi
+    beside: LightkubeApi
+    namespace: str
+    kubeconfig: Path
+    told: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+
+    async def watch(self, prefix: str) -> None:
+        """Tell of each event that a watch through the proxy brings of objects named so, and of its end."""
+        client = AsyncClient(KubeConfig.from_file(self.kubeconfig))
+        try:
+            async for type_, item in client.watch(ConfigMap, namespace=self.namespace):
+                assert item.metadata is not None
+                if (item.metadata.name or "").startswith(prefix):
+                    self.told.put_nowait(f"{type_} {item.metadata.name}")
+        except Exception as error:  # whatever ends it is what the test looks at
+            self.told.put_nowait(type(error).__name__)
+        finally:
+            await client.close()
+
+    async def exists(self, name: str) -> bool:
+        try:
+            await self.beside.get(CONFIG_MAPS, self.namespace, name)
+        except NotFoundError:
+            return False
+        return True
+
+
+@pytest.fixture(scope="module")
+def namespace(kubeconfig: Path) -> Iterator[str]:
+    client = Client(KubeConfig.from_file(kubeconfig))
+    name = f"proxy-{uuid.uuid4().hex[:8]}"
+    client.create(Namespace(metadata=ObjectMeta(name=name)))
+    yield name
+    client.delete(Namespace, name)
+    client.close()
+
+
+@pytest.fixture
+async def proxied(kubeconfig: Path, namespace: str, tmp_path: Path) -> AsyncIterator[Proxied]:
+    async with ApiProxy(kubeconfig).running() as proxy, LightkubeApi.connect(kubeconfig) as beside:
+        proxys = proxy.write_kubeconfig(tmp_path / "kubeconfig")
+        async with LightkubeApi.connect(proxys) as through:
+            yield Proxied(proxy, through, beside, namespace, proxys)
+
+
+def config(name: str, **data: str) -> Json:
+    return {"metadata": {"name": name}, "data": data}
+
+
+@pytest.fixture
+def victim() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        yield process
+        process.kill()
+
+
+async def test_all_calls_pass_and_only_writes_are_counted(proxied: Proxied, name: str) -> None:
+    api, namespace = proxied.through, proxied.namespace
+    await api.create(CONFIG_MAPS, namespace, config(name, key="1"))
+    await api.apply(CONFIG_MAPS, namespace, config(name, more="2"))
+    await api.patch(CONFIG_MAPS, namespace, name, {"data": {"key": None}})
+    assert (await api.get(CONFIG_MAPS, namespace, name))["data"] == {"more": "2"}
+    assert len(await api.versions(CONFIG_MAPS, namespace, {})) >= 1
+    await api.create(LEASES, namespace, {"metadata": {"name": name}, "spec": {}})
+    await api.delete(CONFIG_MAPS, namespace, name)
+
+    seen = [(call.method, call.resource, call.name) for call in proxied.proxy.writes]
+    assert seen == [
+        ("POST", "configmaps", ""),
+        ("PATCH", "configmaps", name),
+        ("PATCH", "configmaps", name),
+        ("DELETE", "configmaps", name),
+    ]
+    assert len(proxied.proxy.calls) == 7
+
+
+@pytest.mark.parametrize("landed", [False, True], ids=["refused", "done but said to have failed"])
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(409, ConflictError), (410, GoneError), (422, InvalidError), (429, ThrottledError), (500, UnavailableError)],
+)
+async def test_the_chosen_write_fails_and_the_next_succeeds(
+    proxied: Proxied, name: str, code: int, error: type[ApiError], landed: bool
+) -> None:
+    proxied.proxy.add(Rule(Answer(code, retry_after_s=7, landed=landed), nth=2))
+
+    await proxied.through.apply(CONFIG_MAPS, proxied.namespace, config(f"{name}-1"))
+    with pytest.raises(error) as told:
+        await proxied.through.apply(CONFIG_MAPS, proxied.namespace, config(f"{name}-2"))
+    await proxied.through.apply(CONFIG_MAPS, proxied.namespace, config(f"{name}-3"))
+
+    assert told.value.retry_after_s == 7
+    assert [await proxied.exists(f"{name}-{n}") for n in (1, 2, 3)] == [True, landed, True]
+
+
+@pytest.mark.parametrize("landed", [False, True])
+async def test_a_call_that_hangs_ends_without_an_answer(proxied: Proxied, name: str, landed: bool) -> None:
+    proxied.proxy.add(Rule(Hang(0.1, landed=landed)))
+
+    with pytest.raises(UnavailableError):
+        await proxied.through.apply(CONFIG_MAPS, proxied.namespace, config(name))
+
+    assert await proxied.exists(name) == landed
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_process_dies_before_or_after_its_write(
+    proxied: Proxied, name: str, after: bool, victim: subprocess.Popen[bytes]
+) -> None:
+    proxied.proxy.add(Rule(Kill(victim.kill, after=after)))
+
+    with pytest.raises(UnavailableError):
+        await proxied.through.apply(CONFIG_MAPS, proxied.namespace, config(name))
+
+    assert victim.wait(10) == -signal.SIGKILL
+    assert await proxied.exists(name) == after
+
+
+async def test_reads_can_fail_too(proxied: Proxied) -> None:
+    def lists(call: Call) -> bool:
+        return call.resource == "configmaps" and not call.name
+
+    proxied.proxy.add(Rule(Answer(500), fits=lists, times=None))
+    for _ in range(3):
+        with pytest.raises(UnavailableError):
+            await proxied.through.list(CONFIG_MAPS, proxied.namespace, {})
+
+    proxied.proxy.heal()
+    await proxied.through.list(CONFIG_MAPS, proxied.namespace, {})
+
+
+async def test_watches_bring_events_late_never_again_or_end(proxied: Proxied, name: str) -> None:
+    async def told(seconds: float = 10) -> str:
+        async with asyncio.timeout(seconds):
+            return await proxied.told.get()
+
+    async def make(name: str) -> str:
+        await proxied.beside.apply(CONFIG_MAPS, proxied.namespace, config(name))
+        return f"ADDED {name}"
+
+    async def watching(prefix: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(proxied.watch(prefix))
+        assert await make(f"{prefix}-first") == await told()
+        return task
+
+    await watching(f"{name}-a")
+    proxied.proxy.watch_delay_s = 0.5
+    began = asyncio.get_running_loop().time()
+    assert await make(f"{name}-a-late") == await told()
+    assert asyncio.get_running_loop().time() - began >= 0.5
+    proxied.proxy.heal()
+    proxied.proxy.expire_watches()
+    assert await told() == "ApiError"
+
+    await watching(f"{name}-b")
+    proxied.proxy.reset_watches()
+    assert await told() in ("RemoteProtocolError", "ReadError")
+
+    lost = await watching(f"{name}-c")
+    proxied.proxy.watch_silent = True
+    await make(f"{name}-c-in-silence")
+    with pytest.raises(TimeoutError):
+        await told(0.5)
+    proxied.proxy.watch_silent = False
+    await make(f"{name}-c-after-it")
+    with pytest.raises(TimeoutError):
+        await told(0.5)
+    lost.cancel()
+    await watching(f"{name}-d")
+
+
+def test_it_serves_blocking_callers_from_a_thread(kubeconfig: Path, namespace: str, tmp_path: Path, name: str) -> None:
+    with ApiProxy(kubeconfig).in_thread() as proxy:
+        client = Client(KubeConfig.from_file(proxy.write_kubeconfig(tmp_path / "kubeconfig")))
+        client.create(ConfigMap(metadata=ObjectMeta(name=name, namespace=namespace), data={"large": "x" * 900_000}))
+        client.close()
+
+    assert [call.resource for call in proxy.writes] == ["configmaps"]

@@ -1,0 +1,146 @@
+"""The two API servers of the contract, and what others than operators do there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from lightkube import AsyncClient
+from lightkube.models.apiextensions_v1 import (
+    CustomResourceDefinitionNames,
+    CustomResourceDefinitionSpec,
+    CustomResourceDefinitionVersion,
+    CustomResourceSubresources,
+    CustomResourceValidation,
+    JSONSchemaProps,
+)
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
+from lightkube.resources.core_v1 import ConfigMap
+from lightkube.types import PatchType
+
+from fakes.kube import FakeKube
+from segserve_operator.adapters.kube.api import CONFIG_MAPS, Api, Json, Kind, NotFoundError
+
+THINGS = Kind("contract.segserve.dev", "v1", "Thing", "things")
+UNSERVED = Kind("contract.segserve.dev", "v9", "Ghost", "ghosts")
+
+
+class Server(Protocol):
+    """A server and what others do there."""
+
+    namespace: str
+
+    @property
+    def api(self) -> Api:
+        """What an operator uses."""
+        ...
+
+    async def edit(self, name: str, data: Json) -> None:
+        """Change a ConfigMap's data as `kubectl edit` would."""
+        ...
+
+    def collect(self) -> None:
+        """Let garbage be collected, now or soon."""
+        ...
+
+
+class FakeServer:
+    """The one in memory."""
+
+    def __init__(self) -> None:
+        self.kube = FakeKube()
+        self.kube.unserved.add(UNSERVED)
+        self.namespace = "contract"
+
+    @property
+    def api(self) -> Api:
+        return self.kube
+
+    async def edit(self, name: str, data: Json) -> None:
+        self.kube.edit(CONFIG_MAPS, self.namespace, name, {"data": data})
+
+    def collect(self) -> None:
+        self.kube.collect()
+
+
+class RealServer:
+    """The one that KUBECONFIG names."""
+
+    def __init__(self, api: Api, client: AsyncClient, namespace: str) -> None:
+        self._api, self._client, self.namespace = api, client, namespace
+
+    @property
+    def api(self) -> Api:
+        return self._api
+
+    async def edit(self, name: str, data: Json) -> None:
+        await self._client.patch(
+            ConfigMap,
+            name,
+            {"data": data},
+            namespace=self.namespace,
+            patch_type=PatchType.MERGE,
+            field_manager="kubectl",
+        )
+
+    def collect(self) -> None:
+        """The controllers do it."""
+
+
+def things_crd() -> CustomResourceDefinition:
+    anything = JSONSchemaProps(type="object", x_kubernetes_preserve_unknown_fields=True)
+    version = CustomResourceDefinitionVersion(
+        name=THINGS.version,
+        served=True,
+        storage=True,
+        schema=CustomResourceValidation(openAPIV3Schema=anything),
+        subresources=CustomResourceSubresources(status={}),
+    )
+    names = CustomResourceDefinitionNames(kind=THINGS.name, plural=THINGS.plural)
+    return CustomResourceDefinition(
+        metadata=ObjectMeta(name=f"{THINGS.plural}.{THINGS.group}"),
+        spec=CustomResourceDefinitionSpec(group=THINGS.group, names=names, scope="Namespaced", versions=[version]),
+    )
+
+
+async def eventually(is_so: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
+    async with asyncio.timeout(seconds):
+        while not await is_so():
+            await asyncio.sleep(0.1)
+
+
+def config(name: str, metadata: Json | None = None, **data: str) -> Json:
+    return {"metadata": {"name": name, **(metadata or {})}, "data": data}
+
+
+def thing(name: str, metadata: Json | None = None, **fields: Json) -> Json:
+    return {
+        "apiVersion": THINGS.api_version,
+        "kind": THINGS.name,
+        **fields,
+        "metadata": {"name": name} | (metadata or {}),
+    }
+
+
+def deployment(name: str, **containers: Json) -> Json:
+    labels = {"app": name}
+    named = [{"name": container, "image": "none", **more} for container, more in containers.items()]
+    template = {"metadata": {"labels": labels}, "spec": {"containers": named}}
+    return {
+        "metadata": {"name": name},
+        "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": template},
+    }
+
+
+def version(item: Json) -> str:
+    return str(item["metadata"]["resourceVersion"])
+
+
+async def gone(server: Server, kind: Kind, name: str) -> bool:
+    try:
+        await server.api.get(kind, server.namespace, name)
+    except NotFoundError:
+        return True
+    return False
