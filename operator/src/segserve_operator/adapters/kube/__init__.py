@@ -1,0 +1,1 @@
+"""The cluster: resources, servers and gateways as objects of the Kubernetes API."""

@@ -1,0 +1,56 @@
+"""A pool's child objects: which of them differ from what they should be, and their repair."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from segserve_operator.adapters.kube.api import CHILDREN, OLD_DISRUPTION_BUDGETS, InvalidError
+from segserve_operator.adapters.kube.drift import covers
+from segserve_operator.adapters.kube.pods import is_going
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from segserve_operator.adapters.kube.api import Api, Json, Kind
+    from segserve_operator.adapters.kube.view import PoolKey, View
+
+_KINDS: Final = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, OLD_DISRUPTION_BUDGETS)}
+
+_log = logging.getLogger(__name__)
+
+
+def kind_of(manifest: Json) -> Kind:
+    """Return the kind of a manifest of ours."""
+    return _KINDS[manifest["apiVersion"], manifest["kind"]]
+
+
+def differing(view: View, key: PoolKey, manifests: Iterable[Json]) -> Iterator[tuple[Json, Json | None]]:
+    """Yield each manifest that its object does not have all of, with that object, None where there is none."""
+    for manifest in manifests:
+        live = view.get(kind_of(manifest), key.namespace, manifest["metadata"]["name"])
+        if live is None or is_going(live) or not covers(live, manifest):
+            yield manifest, live
+
+
+async def apply_differing(
+    api: Api, view: View, key: PoolKey, manifests: Iterable[Json], *, fenced: bool = False
+) -> None:
+    """Make the objects that differ as they should be; `fenced`: only where one is still the one that was looked at."""
+    for manifest, live in list(differing(view, key, manifests)):
+        wanted = manifest
+        if fenced and live is not None:
+            version = live["metadata"]["resourceVersion"]
+            wanted = {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version}}
+        await _put(api, key, wanted, manifest)
+
+
+async def _put(api: Api, key: PoolKey, wanted: Json, manifest: Json) -> None:
+    kind = kind_of(manifest)
+    try:
+        if covers(await api.apply(kind, key.namespace, wanted), manifest):
+            return
+    except InvalidError as error:
+        _log.info("%s %s is not to be applied over what is there: %s", kind.name, manifest["metadata"]["name"], error)
+    # What others put into a list stays there when ours is applied, and an order does too: a patch replaces the whole.
+    await api.patch(kind, key.namespace, manifest["metadata"]["name"], manifest)

@@ -1,0 +1,199 @@
+"""Groups as Deployments: rendered, repaired, told what to hold, observed through their pods and agents, removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import TypeAdapter
+
+from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport
+from segserve_builder.cluster.names import (
+    AGENT_CONTAINER,
+    COMPONENT_LABEL,
+    GROUP_LABEL,
+    GRPC_PORT,
+    HTTP_PORT,
+    SERVER,
+    SHARDS,
+    TRITON_CONTAINER,
+    assignment_name,
+    reports_name,
+)
+from segserve_builder.cluster.shards import content_of, pack, shard_of, unpack
+from segserve_operator.adapters.kube import pods
+from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, PODS
+from segserve_operator.adapters.kube.children import apply_differing, differing
+from segserve_operator.adapters.kube.objects import assignment_config_map, group_objects, main_group
+from segserve_operator.adapters.kube.troubles import trouble
+from segserve_operator.core.observed import GroupObserved, ServerObserved
+from segserve_operator.core.traffic import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from segserve_operator.adapters.kube.api import Api, Json
+    from segserve_operator.adapters.kube.known_models import KnownModels
+    from segserve_operator.adapters.kube.objects import PoolTarget
+    from segserve_operator.adapters.kube.target import Targets
+    from segserve_operator.adapters.kube.view import PoolKey, View
+
+AGENT_GRACE_S: Final = 30.0
+"""A server goes on without its agent, on what that said last, for as long as an agent may take to start again."""
+_MODELS: Final = TypeAdapter(tuple[AssignedModel, ...])
+_REPORTS: Final = TypeAdapter(tuple[ModelReport, ...])
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What was decoded of packed texts, by text: they change far less often than they are looked at."""
+
+    assignments: dict[str, tuple[AssignedModel, ...]] = field(default_factory=dict)
+    reports: dict[str, tuple[bool, str, tuple[ModelReport, ...]]] = field(default_factory=dict)
+
+    def keep_only(self, assignments: Iterable[str], reports: Iterable[str]) -> None:
+        """Forget all other texts."""
+        for known, kept in ((self.assignments, set(assignments)), (self.reports, set(reports))):
+            for text in known.keys() - kept:
+                del known[text]
+
+
+@dataclass(slots=True)
+class ClusterFleet:
+    """The groups of one pool."""
+
+    api: Api
+    view: View
+    targets: Targets
+    key: PoolKey
+    decoded: Decoded
+    known: KnownModels
+    clock: Callable[[], float]
+
+    async def groups(self) -> Mapping[str, GroupObserved]:
+        """Return every group of which anything is there."""
+        target = self.targets.target(self.key)
+        if target is None:
+            return {}
+        maps = {found["metadata"]["name"]: found for found in self.view.of_pool(CONFIG_MAPS, self.key)}
+        deployments = self._by_group(self.view.of_pool(DEPLOYMENTS, self.key))
+        members = self._by_group(self.view.of_pool(PODS, self.key))
+        owned = (found for kind in self.view.kinds if kind != PODS for found in self.view.of_pool(kind, self.key))
+        names = sorted(self._by_group(owned))  # whatever is left of one: it is stopped until nothing is
+        used = [packed for name in names for packed in pods.reports_of(maps.get(self._reports(name))).values()]
+        self.decoded.keep_only(filter(None, map(content_of, maps.values())), used)
+        return {
+            name: self._observe(target, name, next(iter(deployments.get(name, ())), None), members.get(name, []), maps)
+            for name in names
+        }
+
+    def _observe(
+        self, target: PoolTarget, name: str, deployment: Json | None, members: list[Json], maps: Mapping[str, Json]
+    ) -> GroupObserved:
+        shards = [maps.get(assignment_name(self.key.pool, name, shard)) for shard in range(SHARDS)]
+        packed = [content_of(found) if found is not None and not pods.is_going(found) else None for found in shards]
+        told = (model for text in packed for model in self._assigned(text))
+        reports = pods.reports_of(maps.get(self._reports(name)))
+        return GroupObserved(
+            name=name,
+            servers=tuple(filter(None, (self._server(pod, reports) for pod in members))),
+            wanted=target.spec.replicas,
+            intact=deployment is not None and not self._broken(target, name),
+            assignment=Assignment(models=tuple(sorted(told, key=lambda model: model.model))),
+            written=None not in packed,
+            problem=trouble(deployment, members),
+        )
+
+    def _broken(self, target: PoolTarget, group: str) -> bool:
+        """Tell whether something of a group is not as it should be; one of an earlier template is left as it is."""
+        if not _is_current(target, group):
+            return False
+        return any(True for _ in differing(self.view, self.key, self._objects(target, group)))
+
+    def _objects(self, target: PoolTarget, group: str) -> tuple[Json, ...]:
+        return group_objects(target, group, target.spec.replicas)
+
+    def _assigned(self, packed: str | None) -> tuple[AssignedModel, ...]:
+        if packed is None:
+            return ()
+        if packed not in self.decoded.assignments:
+            try:
+                read = _MODELS.validate_python(unpack(packed))
+            except ValueError:
+                return ()  # somebody's edit: it is written anew
+            self.decoded.assignments[packed] = tuple(map(self.known.same, read))
+        return self.decoded.assignments[packed]
+
+    def _server(self, pod: Json, reports: Mapping[str, str]) -> ServerObserved | None:
+        ip = pods.address(pod)
+        if ip is None:
+            return None
+        server_ready, uid, models = self._report(reports.get(pod["metadata"]["name"]))
+        own = uid == pod["metadata"]["uid"]
+        lost = not pods.container_ready(pod, AGENT_CONTAINER) and pods.unready_for_s(pod, self.clock()) > AGENT_GRACE_S
+        there = pods.container_runs(pod, TRITON_CONTAINER) and not pods.is_cut_off(pod)
+        ready = own and server_ready and there and not lost
+        return ServerObserved(pod["metadata"]["name"], Endpoint(ip, HTTP_PORT, GRPC_PORT), ready, models if own else ())
+
+    def _report(self, packed: str | None) -> tuple[bool, str, tuple[ModelReport, ...]]:
+        if packed is None:
+            return False, "", ()
+        if packed not in self.decoded.reports:
+            self.decoded.reports[packed] = _read_report(packed)
+        return self.decoded.reports[packed]
+
+    async def start(self, group: str) -> None:
+        """Make or put right the group's objects."""
+        target = self.targets.target(self.key)
+        if target is not None and _is_current(target, group):
+            await apply_differing(self.api, self.view, self.key, self._objects(target, group))
+
+    async def assign(self, group: str, assignment: Assignment) -> None:
+        """Tell the group's agents what to hold; only shards that differ are written."""
+        target = self.targets.target(self.key)
+        if target is None:
+            return
+        for shard in range(SHARDS):
+            told = [model for model in assignment.models if shard_of(model.model) == shard]
+            content = pack([model.model_dump(mode="json", by_alias=True, exclude_none=True) for model in told])
+            await apply_differing(self.api, self.view, self.key, [assignment_config_map(target, group, shard, content)])
+
+    async def stop(self, group: str) -> None:
+        """Delete all that belongs to the group and is not going already."""
+        for kind in self.view.kinds:
+            if kind == PODS:
+                continue  # their Deployment's end is theirs
+            for found in self.view.of_pool(kind, self.key):
+                metadata = found["metadata"]
+                if _group(found) == group and not pods.is_going(found):
+                    await self.api.delete(kind, self.key.namespace, metadata["name"], uid=metadata["uid"])
+
+    def _by_group(self, found: Iterable[Json]) -> dict[str, list[Json]]:
+        groups: dict[str, list[Json]] = {}
+        for each in found:
+            group = _group(each)
+            if group is not None:
+                groups.setdefault(group, []).append(each)
+        return groups
+
+    def _reports(self, group: str) -> str:
+        return reports_name(self.key.pool, group)
+
+
+def _group(found: Mapping[str, Any]) -> str | None:
+    labels = found["metadata"].get("labels") or {}
+    group: str | None = labels.get(GROUP_LABEL) if labels.get(COMPONENT_LABEL) == SERVER else None
+    return group
+
+
+def _is_current(target: PoolTarget, group: str) -> bool:
+    """Tell whether a group is of the present template: the last part of its name says of which it is."""
+    return group.rpartition("-")[2] == main_group(target).rpartition("-")[2]
+
+
+def _read_report(packed: str) -> tuple[bool, str, tuple[ModelReport, ...]]:
+    try:
+        report = unpack(packed)
+        return bool(report["serverReady"]), str(report["uid"]), _REPORTS.validate_python(report["models"])
+    except (ValueError, KeyError, TypeError):
+        return False, "", ()

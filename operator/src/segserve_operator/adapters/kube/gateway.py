@@ -1,0 +1,171 @@
+"""Gateways of one pool: a plan in ConfigMaps, which a sidecar beside each Envoy follows and reports on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import TypeAdapter
+
+from segserve_builder.cluster.names import (
+    COMPONENT_LABEL,
+    ENVOY_CONTAINER,
+    GATEWAY,
+    SHARDS,
+    object_name,
+    plan_name,
+    reports_name,
+)
+from segserve_builder.cluster.shards import VERSION_KEY, content_of, pack, shard_of, unpack
+from segserve_operator.adapters.kube import pods
+from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, PODS
+from segserve_operator.adapters.kube.children import apply_differing, differing
+from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url, plan_config_map
+from segserve_operator.adapters.kube.troubles import trouble
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.traffic import Endpoint, Route, TrafficPlan, TrafficState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from segserve_operator.adapters.kube.api import Api, Json
+    from segserve_operator.adapters.kube.target import Targets
+    from segserve_operator.adapters.kube.view import PoolKey, View
+
+CHANGED_KEY: Final = "changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A part of a plan; `servers` are in the first one only."""
+
+    routes: tuple[Route, ...] = ()
+    servers: tuple[Endpoint, ...] = ()
+
+
+_SHARD: Final = TypeAdapter(Shard)
+
+
+@dataclass(slots=True)
+class ClusterTraffic:
+    """What the gateways of one pool are told, and what they say that they follow."""
+
+    api: Api
+    view: View
+    targets: Targets
+    key: PoolKey
+    decoded: dict[str, Shard] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Where clients in the cluster call."""
+        target = self.targets.target(self.key)
+        return gateway_url(target) if target is not None else ""
+
+    async def observe(self) -> TrafficState:
+        """Return the plan that was told, and which gateways do not follow all of it yet."""
+        target = self.targets.target(self.key)
+        if target is None:
+            return TrafficState(None)
+        shards = [self._map(plan_name(self.key.pool, shard)) for shard in range(SHARDS)]
+        packed = [content_of(found) if found is not None else None for found in shards]
+        gateways = [pod for pod in self.view.of_pool(PODS, self.key) if _is_gateway(pod)]
+        reports = self._reports(gateways)
+        deployment = self.view.get(DEPLOYMENTS, self.key.namespace, object_name(self.key.pool, GATEWAY))
+        return TrafficState(
+            plan=self._plan(packed),
+            active={(model, group): 1 for report in reports.values() for model, group in report.get("draining", ())},
+            pending=frozenset().union(*(self._pending(*numbered, gateways, reports) for numbered in enumerate(shards))),
+            answering=any(map(pods.is_ready, gateways)),
+            intact=not any(True for _ in differing(self.view, self.key, gateway_objects(target))),
+            problem=_refusal(reports) or trouble(deployment, gateways),
+        )
+
+    def _plan(self, packed: Iterable[str | None]) -> TrafficPlan | None:
+        parts = [self._shard(text) for text in packed]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        routes = sorted((route for part in known for route in part.routes), key=lambda route: route.model)
+        return TrafficPlan(tuple(routes), known[0].servers)
+
+    def _shard(self, packed: str | None) -> Shard | None:
+        if packed is None:
+            return None
+        if packed not in self.decoded:
+            try:
+                self.decoded[packed] = _SHARD.validate_python(unpack(packed))
+            except ValueError:
+                return None  # somebody's edit: it is written anew
+        return self.decoded[packed]
+
+    def _pending(
+        self, shard: int, found: Json | None, gateways: Iterable[Json], reports: Mapping[str, Json]
+    ) -> frozenset[str]:
+        """Return the models whose route some gateway has not taken over."""
+        if found is None:
+            return frozenset()
+        version = (found.get("data") or {}).get(VERSION_KEY)
+        for pod in gateways:
+            followed = reports.get(pod["metadata"]["name"], {}).get("shards", {}).get(str(shard))
+            if pods.container_runs(pod, ENVOY_CONTAINER) and followed != version:
+                return changed_models(found)
+        return frozenset()
+
+    def _reports(self, gateways: Iterable[Json]) -> dict[str, Json]:
+        packed = pods.reports_of(self._map(reports_name(self.key.pool, GATEWAY)))
+        read = {pod["metadata"]["name"]: pods.read_report(packed.get(pod["metadata"]["name"]), pod) for pod in gateways}
+        return {name: report for name, report in read.items() if report is not None}
+
+    async def apply(self, plan: TrafficPlan) -> None:
+        """Tell the gateways of a plan, making them first where they are not there. A newer plan is not overwritten."""
+        target = self.targets.target(self.key)
+        if target is None:
+            return
+        state = await self.observe()
+        used = []
+        for shard in range(SHARDS):
+            routes = tuple(route for route in plan.routes if shard_of(route.model) == shard)
+            content = pack(_SHARD.dump_python(Shard(routes, plan.servers if shard == 0 else ()), mode="json"))
+            used.append(content)
+            found = self._map(plan_name(self.key.pool, shard))
+            changed = self._changed(found, content, routes, state.pending)
+            manifest = plan_config_map(target, shard, content, sorted(changed))
+            await apply_differing(self.api, self.view, self.key, [manifest], fenced=True)
+        for text in self.decoded.keys() - set(used):
+            del self.decoded[text]
+        await apply_differing(self.api, self.view, self.key, gateway_objects(target))
+
+    def _changed(
+        self, found: Json | None, content: str, routes: Iterable[Route], pending: frozenset[str]
+    ) -> frozenset[str]:
+        """Return the models that are on the way to this content for the gateways; as before where it is the same."""
+        if found is None:
+            return frozenset(route.model for route in routes)
+        if content_of(found) == content:
+            return changed_models(found)
+        former = self._shard(content_of(found)) or Shard()
+        was, now = {route.model: route for route in former.routes}, {route.model: route for route in routes}
+        differing_ = frozenset(model for model in was.keys() | now.keys() if was.get(model) != now.get(model))
+        return differing_ | (changed_models(found) & pending)
+
+    def _map(self, name: str) -> Json | None:
+        found = self.view.get(CONFIG_MAPS, self.key.namespace, name)
+        return None if found is None or pods.is_going(found) else found
+
+
+def changed_models(found: Mapping[str, Any]) -> frozenset[str]:
+    """Return the models of a shard that gateways may still treat as before."""
+    return frozenset(json.loads((found.get("data") or {}).get(CHANGED_KEY) or "[]"))
+
+
+def _is_gateway(found: Mapping[str, Any]) -> bool:
+    return (found["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == GATEWAY
+
+
+def _refusal(reports: Mapping[str, Json]) -> Failure | None:
+    for name, report in sorted(reports.items()):
+        for shard, why in sorted(report.get("refused", {}).items()):
+            return Failure("PlanRefused", f"gateway {name} refuses shard {shard}: {why}")
+    return None

@@ -1,0 +1,23 @@
+"""What the objects of a pool look like: pure functions from a pool's spec to manifests, as JSON values."""
+
+from segserve_operator.adapters.kube.objects.config_maps import assignment_config_map, plan_config_map
+from segserve_operator.adapters.kube.objects.gateway import gateway_objects
+from segserve_operator.adapters.kube.objects.group import group_objects
+from segserve_operator.adapters.kube.objects.revision import revision_object
+from segserve_operator.adapters.kube.objects.server import main_group, server_template, template_digest
+from segserve_operator.adapters.kube.objects.target import Defaults, PoolTarget, gateway_url, scale_selector
+
+__all__ = [
+    "Defaults",
+    "PoolTarget",
+    "assignment_config_map",
+    "gateway_objects",
+    "gateway_url",
+    "group_objects",
+    "main_group",
+    "plan_config_map",
+    "revision_object",
+    "scale_selector",
+    "server_template",
+    "template_digest",
+]

@@ -1,0 +1,174 @@
+"""All objects of a pool's gateway, its plan aside: Envoy, and the sidecar that tells it of changes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from lightkube.models.core_v1 import (
+    Container,
+    ContainerPort,
+    Lifecycle,
+    PodSpec,
+    PodTemplateSpec,
+    ServicePort,
+    ServiceSpec,
+    VolumeMount,
+)
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.core_v1 import Service
+
+from segserve_builder.cluster.names import (
+    ENVOY_CONTAINER,
+    GATEWAY,
+    INTERNAL_PORT,
+    MANAGED_LABELS,
+    RUN_FOLDER,
+    SHARDS,
+    SYNC_CONTAINER,
+    SYNC_PORT,
+    object_name,
+    plan_name,
+    reports_name,
+)
+from segserve_operator.adapters.kube.objects import pods
+from segserve_operator.adapters.kube.objects.access import access_objects
+from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
+from segserve_operator.adapters.kube.objects.disruption import disruption_budget
+from segserve_operator.adapters.kube.objects.group import deployment
+from segserve_operator.adapters.kube.objects.network import gateway_policy
+from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, stamped
+from segserve_operator.api.pod_template import Resources
+
+if TYPE_CHECKING:
+    from segserve_operator.adapters.kube.objects.target import PoolTarget
+
+LISTEN_PORT: Final = 8080
+"""Where Envoy listens in its pod, whatever the Service's port: one that needs no privilege."""
+
+_ENVOY_RESOURCES: Final = Resources(requests={"cpu": "100m", "memory": "128Mi"})
+_SYNC_RESOURCES: Final = Resources(requests={"cpu": "20m", "memory": "96Mi"})
+_GRACE_S: Final = 10
+"""Beside the drain: for the start of the hooks, and for the two processes to end."""
+_SYNC: Final = ("python3", "-m", "segserve_operator.gateway_sync")
+
+
+def gateway_objects(target: PoolTarget) -> tuple[dict[str, Any], ...]:
+    """Return the gateway's objects in the order in which they are made: the pods last, which need the others."""
+    name = object_name(target.pool, GATEWAY)
+    selector = gateway_selector(target)
+    read = [plan_name(target.pool, shard) for shard in range(SHARDS)]
+    manifests = (
+        *access_objects(target, name, selector, read=read, written=reports_name(target.pool, GATEWAY)),
+        gateway_reports(target),
+        gateway_policy(target, LISTEN_PORT),
+        disruption_budget(target, name, selector),
+        _service(target),
+        deployment(target, name, selector, replicas=target.spec.gateway.replicas, template=_template(target).to_dict()),
+    )
+    return tuple(map(stamped, manifests))
+
+
+def _service(target: PoolTarget) -> dict[str, Any]:
+    gateway = target.spec.gateway
+    own = meta(target, object_name(target.pool), gateway_selector(target))
+    own.annotations = dict(gateway.service_annotations) or None
+    port = ServicePort(name="inference", port=gateway.port, targetPort=LISTEN_PORT, protocol="TCP")
+    spec = ServiceSpec(type=gateway.service_type, selector=gateway_selector(target), ports=[port])
+    return Service(metadata=own, spec=spec).to_dict()
+
+
+def _template(target: PoolTarget) -> PodTemplateSpec:
+    gateway = target.spec.gateway
+    selector = gateway_selector(target)
+    spec = PodSpec(
+        serviceAccountName=object_name(target.pool, GATEWAY),
+        automountServiceAccountToken=False,
+        enableServiceLinks=False,
+        terminationGracePeriodSeconds=gateway.drain_seconds + _GRACE_S,
+        securityContext=pods.pod_security(),
+        imagePullSecrets=pods.pull_secrets(gateway.image_pull_secrets),
+        nodeSelector=dict(gateway.node_selector) or None,
+        tolerations=pods.tolerations(gateway.tolerations),
+        topologySpreadConstraints=pods.spread(selector),
+        priorityClassName=gateway.priority_class_name,
+        initContainers=[_sync_container(target, "prepare", "prepare")],
+        containers=[_envoy(target), _sync(target)],
+        volumes=[pods.folder("run"), pods.folder("tmp"), pods.token_volume()],
+    )
+    annotations = {**gateway.pod_annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
+    labels = {**gateway.pod_labels, **MANAGED_LABELS, **selector}
+    return PodTemplateSpec(metadata=ObjectMeta(labels=labels, annotations=annotations), spec=spec)
+
+
+def _envoy(target: PoolTarget) -> Container:
+    """Envoy goes on with its last configuration whatever becomes of the API: so do its probes."""
+    gateway = target.spec.gateway
+    return Container(
+        name=ENVOY_CONTAINER,
+        image=target.defaults.envoy_image,
+        imagePullPolicy=target.defaults.image_pull_policy,
+        command=[
+            "envoy",
+            *("--config-path", f"{RUN_FOLDER}/envoy.json"),
+            *("--concurrency", str(gateway.workers)),
+            *("--drain-time-s", str(max(gateway.drain_seconds, 1))),
+            *("--log-level", "warning"),
+            "--disable-hot-restart",
+        ],
+        ports=[
+            ContainerPort(name="inference", containerPort=LISTEN_PORT, protocol="TCP"),
+            ContainerPort(name="internal", containerPort=INTERNAL_PORT, protocol="TCP"),
+        ],
+        resources=pods.requirements(gateway.resources or _ENVOY_RESOURCES),
+        securityContext=pods.container_security(),
+        startupProbe=pods.tcp_probe(LISTEN_PORT, period_s=1, timeout_s=2, failures=60),
+        livenessProbe=pods.tcp_probe(LISTEN_PORT, period_s=5, timeout_s=5, failures=6),
+        # The sidecar's hook tells callers to go; this one keeps Envoy for them while they do.
+        lifecycle=Lifecycle(preStop=pods.run_first("sleep", str(gateway.drain_seconds))),
+        volumeMounts=[
+            VolumeMount(name="run", mountPath=RUN_FOLDER),
+            VolumeMount(name="tmp", mountPath=pods.TMP_FOLDER),
+        ],
+    )
+
+
+def _sync(target: PoolTarget) -> Container:
+    container = _sync_container(target, SYNC_CONTAINER, "follow")
+    container.ports = [ContainerPort(name="sync", containerPort=SYNC_PORT, protocol="TCP")]
+    container.startupProbe = pods.http_probe("/live", SYNC_PORT, period_s=1, timeout_s=2, failures=120)
+    container.livenessProbe = pods.http_probe("/live", SYNC_PORT, period_s=5, timeout_s=5, failures=6)
+    container.readinessProbe = pods.http_probe("/ready", SYNC_PORT, period_s=1, timeout_s=2, failures=2)
+    container.lifecycle = Lifecycle(preStop=pods.run_first(*_SYNC, "drain"))
+    return container
+
+
+def _sync_container(target: PoolTarget, name: str, task: str) -> Container:
+    gateway = target.spec.gateway
+    settings = {
+        "port": LISTEN_PORT,
+        "maxRequestBytes": gateway.max_request_bytes,
+        "requestTimeoutSeconds": gateway.request_timeout_seconds,
+        "workers": gateway.workers,
+    }
+    return Container(
+        name=name,
+        image=target.defaults.operator_image,
+        imagePullPolicy=target.defaults.image_pull_policy,
+        command=[*_SYNC, task],
+        env=pods.variables(
+            {
+                "SEGSERVE_POOL": target.pool,
+                "SEGSERVE_GATEWAY": json.dumps(settings),
+                "SEGSERVE_DRAIN_SECONDS": str(gateway.drain_seconds),
+                "HOME": pods.TMP_FOLDER,
+            }
+        ),
+        resources=pods.requirements(gateway.sync_resources or _SYNC_RESOURCES),
+        securityContext=pods.container_security(),
+        volumeMounts=[
+            VolumeMount(name="run", mountPath=RUN_FOLDER),
+            VolumeMount(name="tmp", mountPath=pods.TMP_FOLDER),
+            pods.token_mount(),
+        ],
+    )

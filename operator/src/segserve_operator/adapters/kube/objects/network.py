@@ -1,0 +1,72 @@
+"""Who may call the pods. What they may call is left open.
+
+Artifacts come from object stores, registries and web servers anywhere, and the addresses of the API server and of
+DNS differ between clusters: a rule that fits all would allow everything. A cluster's own policies can say more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from lightkube.models.meta_v1 import LabelSelector
+from lightkube.models.networking_v1 import (
+    NetworkPolicyIngressRule,
+    NetworkPolicyPeer,
+    NetworkPolicyPort,
+    NetworkPolicySpec,
+)
+from lightkube.resources.networking_v1 import NetworkPolicy
+
+from segserve_builder.cluster.names import (
+    AGENT_PORT,
+    GRPC_PORT,
+    HTTP_PORT,
+    INTERNAL_PORT,
+    METRICS_PORT,
+    SYNC_PORT,
+    object_name,
+)
+from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, server_selector
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from segserve_operator.adapters.kube.objects.target import PoolTarget
+
+# Any pod of the cluster: metrics are scraped from another namespace. A node's own probes are always allowed.
+_CLUSTER: Final = NetworkPolicyPeer(namespaceSelector=LabelSelector())
+
+
+def server_policy(target: PoolTarget, group: str) -> dict[str, Any]:
+    """Return the policy of a group: the pool's gateway alone sends it requests."""
+    gateway = NetworkPolicyPeer(podSelector=LabelSelector(matchLabels=gateway_selector(target)))
+    rules = [_rule((HTTP_PORT, GRPC_PORT), gateway), _rule((METRICS_PORT, AGENT_PORT), _CLUSTER)]
+    return _policy(target, object_name(target.pool, group), server_selector(target, group), rules)
+
+
+def gateway_policy(target: PoolTarget, listen_port: int) -> dict[str, Any]:
+    """Return the policy of the gateway: anybody may call, by the internal port the operator alone."""
+    operator = NetworkPolicyPeer(
+        namespaceSelector=LabelSelector(matchLabels=dict(target.defaults.operator_namespace_labels) or None),
+        podSelector=LabelSelector(matchLabels=dict(target.defaults.operator_pod_labels)),
+    )
+    rules = [_rule((listen_port,)), _rule((INTERNAL_PORT,), operator), _rule((SYNC_PORT,), _CLUSTER)]
+    name = object_name(target.pool, "gateway")
+    return _policy(target, name, gateway_selector(target), rules)
+
+
+def _rule(ports: Sequence[int], peer: NetworkPolicyPeer | None = None) -> NetworkPolicyIngressRule:
+    allowed = [NetworkPolicyPort(port=port, protocol="TCP") for port in ports]
+    rule = NetworkPolicyIngressRule(ports=allowed)
+    if peer is not None:
+        rule.from_ = [peer]
+    return rule
+
+
+def _policy(
+    target: PoolTarget, name: str, selector: Mapping[str, str], rules: list[NetworkPolicyIngressRule]
+) -> dict[str, Any]:
+    spec = NetworkPolicySpec(
+        podSelector=LabelSelector(matchLabels=dict(selector)), policyTypes=["Ingress"], ingress=rules
+    )
+    return NetworkPolicy(metadata=meta(target, name, selector), spec=spec).to_dict()

@@ -1,0 +1,113 @@
+"""What objects are rendered from, and what all of them have: names, labels, an owner."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
+
+from segserve_builder.cluster.names import (
+    COMPONENT_LABEL,
+    DOMAIN,
+    GATEWAY,
+    GROUP_LABEL,
+    MANAGED_LABELS,
+    POOL_LABEL,
+    SERVER,
+    object_name,
+)
+from segserve_builder.names import canonical_json
+from segserve_operator.adapters.kube.api import POOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from segserve_operator.api.triton_pool import TritonPoolSpec
+
+
+MANIFEST_ANNOTATION: Final = f"{DOMAIN}/manifest"
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the operator was started with: where a pool's spec says nothing, and where its cluster differs.
+
+    `operator_namespace_labels` and `operator_pod_labels` tell network policies who may call a gateway's internal
+    port; `disruption_api` is the version of PodDisruptionBudget that the cluster has.
+    """
+
+    server_image: str
+    triton_version: str
+    envoy_image: str
+    operator_image: str
+    image_pull_policy: str | None = None
+    artifact_base: str | None = None
+    cluster_domain: str = "cluster.local"
+    operator_namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    operator_pod_labels: Mapping[str, str] = field(
+        default_factory=lambda: {"app.kubernetes.io/part-of": "segserve", COMPONENT_LABEL: "operator"}
+    )
+    disruption_api: str = "policy/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTarget:
+    """A pool whose objects are rendered. `uid` makes it their owner."""
+
+    namespace: str
+    pool: str
+    uid: str
+    spec: TritonPoolSpec
+    defaults: Defaults
+
+
+def server_selector(target: PoolTarget, group: str) -> dict[str, str]:
+    """Return the labels that the pods of a group alone have."""
+    return {POOL_LABEL: target.pool, GROUP_LABEL: group, COMPONENT_LABEL: SERVER}
+
+
+def gateway_selector(target: PoolTarget) -> dict[str, str]:
+    """Return the labels that the pods of the gateway alone have."""
+    return {POOL_LABEL: target.pool, COMPONENT_LABEL: GATEWAY}
+
+
+def meta(target: PoolTarget, name: str, labels: Mapping[str, str]) -> ObjectMeta:
+    """Return the metadata of an object that ends with its pool."""
+    owner = OwnerReference(
+        apiVersion=POOLS.api_version,
+        kind=POOLS.name,
+        name=target.pool,
+        uid=target.uid,
+        controller=True,
+        blockOwnerDeletion=False,
+    )
+    return ObjectMeta(
+        name=name, namespace=target.namespace, labels={**MANAGED_LABELS, **labels}, ownerReferences=[owner]
+    )
+
+
+def stamped(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with a digest of itself among its annotations.
+
+    A live object that has more than a manifest says is none of our business, unless we said it once: by the digest
+    it differs, and another apply takes away what is no longer said.
+    """
+    own = manifest["metadata"]
+    content = hashlib.sha256(canonical_json(manifest).encode()).hexdigest()[:16]
+    return {
+        **manifest,
+        "metadata": {**own, "annotations": {**own.get("annotations", {}), MANIFEST_ANNOTATION: content}},
+    }
+
+
+def gateway_url(target: PoolTarget) -> str:
+    """Return where the pool's models answer within the cluster; gRPC clients use its host and port."""
+    service = f"{object_name(target.pool)}.{target.namespace}.svc.{target.defaults.cluster_domain}"
+    return f"http://{service}:{target.spec.gateway.port}"
+
+
+def scale_selector(target: PoolTarget, group: str) -> str:
+    """Return the selector of a group's pods as the scale subresource has it."""
+    return ",".join(f"{key}={value}" for key, value in sorted(server_selector(target, group).items()))

@@ -1,0 +1,55 @@
+"""One pool on the cluster as the adapters see it: its resource, typed, and what its objects are rendered from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segserve_operator.adapters.kube.api import POOLS
+from segserve_operator.adapters.kube.objects import PoolTarget
+from segserve_operator.adapters.kube.pods import is_going
+from segserve_operator.api.errors import SpecError
+from segserve_operator.api.loading import parse
+from segserve_operator.api.triton_pool import TritonPool
+
+if TYPE_CHECKING:
+    from segserve_operator.adapters.kube.api import Json
+    from segserve_operator.adapters.kube.objects import Defaults
+    from segserve_operator.adapters.kube.view import PoolKey, View
+
+
+@dataclass(slots=True)
+class Targets:
+    """Reads pools from the view; what was read of one is kept until its spec changes."""
+
+    view: View
+    defaults: Defaults
+    _read: dict[str, tuple[int, PoolTarget]]
+
+    def __init__(self, view: View, defaults: Defaults) -> None:
+        self.view = view
+        self.defaults = defaults
+        self._read = {}
+
+    def resource(self, key: PoolKey) -> Json | None:
+        """Return the pool's resource; None where there is none or it is being deleted."""
+        found = self.view.get(POOLS, key.namespace, key.pool)
+        return None if found is None or is_going(found) else found
+
+    def target(self, key: PoolKey) -> PoolTarget | None:
+        """Return what the pool's objects are rendered from; None without a pool.
+
+        Raises `SpecError` where its spec cannot be read.
+        """
+        found = self.resource(key)
+        if found is None:
+            return None
+        uid, generation = found["metadata"]["uid"], found["metadata"]["generation"]
+        known = self._read.get(uid)
+        if known is None or known[0] != generation:
+            pool = parse({name: value for name, value in found.items() if name != "status"}, key.pool)
+            if not isinstance(pool, TritonPool):
+                raise SpecError([])
+            known = (generation, PoolTarget(key.namespace, key.pool, uid, pool.spec, self.defaults))
+            self._read[uid] = known
+        return known[1]

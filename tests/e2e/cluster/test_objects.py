@@ -1,0 +1,213 @@
+"""What segserve renders, at a real API server: accepted, found again as it was meant, and put right after edits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from fakes.cluster import Cluster
+from fakes.pools import FULL, MINIMAL, coins, pool_target, with_defaults
+from segserve_builder.cluster.names import reports_name
+from segserve_builder.cluster.shards import pack
+from segserve_operator.adapters.kube.api import (
+    CHILDREN,
+    CONFIG_MAPS,
+    DISRUPTION_BUDGETS,
+    OLD_DISRUPTION_BUDGETS,
+    POOLS,
+    InvalidError,
+    Kind,
+    NotFoundError,
+)
+from segserve_operator.adapters.kube.drift import covers
+from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
+from segserve_operator.adapters.kube.objects import (
+    PoolTarget,
+    assignment_config_map,
+    gateway_objects,
+    group_objects,
+    plan_config_map,
+    revision_object,
+)
+
+pytestmark = pytest.mark.cluster
+
+Json = dict[str, Any]
+KINDS = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, OLD_DISRUPTION_BUDGETS)}
+GROUP = "main-0"
+
+
+@dataclass(frozen=True)
+class World:
+    """A namespace in which a pool's objects are applied; no pods come of them."""
+
+    cluster: Cluster
+    api: LightkubeApi
+    namespace: str
+    disruption_api: str
+
+    async def target(self, text: str, **spec: Any) -> PoolTarget:
+        """Return the target of a pool that is there: what belongs to none would be collected."""
+        target = with_defaults(pool_target(text, **spec), disruption_api=self.disruption_api)
+        pool = {"apiVersion": POOLS.api_version, "kind": POOLS.name, "metadata": {"name": target.pool}, "spec": {}}
+        made = await self.api.apply(POOLS, self.namespace, pool)
+        return replace(target, namespace=self.namespace, uid=made["metadata"]["uid"])
+
+    async def apply(self, manifest: Json) -> Json:
+        return await self.api.apply(kind_of(manifest), self.namespace, manifest)
+
+    async def live(self, manifest: Json) -> Json:
+        return await self.api.get(kind_of(manifest), self.namespace, manifest["metadata"]["name"])
+
+    async def put(self, manifest: Json) -> Json:
+        """Make an object have all that a manifest says, whoever wrote to it; return it.
+
+        An apply leaves other writers' items of a list and the order of items, and two kinds of probe are refused.
+        A merge patch replaces lists as a whole.
+        """
+        try:
+            live = await self.apply(manifest)
+        except InvalidError:
+            live = await self.live(manifest)
+        if covers(live, manifest):
+            return live
+        return await self.api.patch(kind_of(manifest), self.namespace, manifest["metadata"]["name"], manifest)
+
+    def edit(self, manifest: Json, *operations: Json) -> None:
+        """Change an object as somebody else does."""
+        kind, name = kind_of(manifest).plural, manifest["metadata"]["name"]
+        self.cluster.kubectl(
+            "-n", self.namespace, "patch", kind, name, "--type=json", "-p", json.dumps(list(operations))
+        )
+
+
+def kind_of(manifest: Json) -> Kind:
+    return KINDS[manifest["apiVersion"], manifest["kind"]]
+
+
+def without_pods(manifest: Json) -> Json:
+    if manifest["kind"] != "Deployment":
+        return manifest
+    return {**manifest, "spec": {**manifest["spec"], "replicas": 0}}
+
+
+def rendered(target: PoolTarget) -> list[Json]:
+    own = coins()
+    content = pack([own.model_dump(mode="json", by_alias=True, exclude_none=True)])
+    revision = revision_object(
+        namespace=target.namespace,
+        pool=target.pool,
+        model="coins",
+        uid=target.uid,
+        revision=own.revision,
+        assigned=own,
+        number=1,
+    )
+    pool = {"apiVersion": POOLS.api_version, "kind": POOLS.name, "name": target.pool}
+    revision["metadata"]["ownerReferences"][0] |= pool  # an owner that is there, so that it stays
+    return [
+        *map(without_pods, group_objects(target, GROUP, 2)),
+        *map(without_pods, gateway_objects(target)),
+        assignment_config_map(target, GROUP, 0, content),
+        plan_config_map(target, 0, pack({"routes": [], "servers": []}), ["coins"]),
+        revision,
+    ]
+
+
+@pytest.fixture
+async def world(cluster: Cluster, namespace: str) -> AsyncIterator[World]:
+    api = LightkubeApi.connect(cluster.kubeconfig)
+    try:
+        await api.list(DISRUPTION_BUDGETS, namespace, {})
+        version = DISRUPTION_BUDGETS.api_version
+    except NotFoundError:
+        version = OLD_DISRUPTION_BUDGETS.api_version
+    yield World(cluster, api, namespace, version)
+    await api.aclose()
+
+
+@pytest.mark.parametrize("text", [pytest.param(MINIMAL, id="minimal"), pytest.param(FULL, id="full")])
+async def test_every_object_is_taken_as_it_is_and_found_again(world: World, text: str) -> None:
+    """Where it was not, every pass would write it again."""
+    for manifest in rendered(await world.target(text)):
+        applied = await world.apply(manifest)
+        assert covers(applied, manifest), applied
+
+        again = await world.apply(manifest)
+        assert covers(await world.live(manifest), manifest)
+        assert again["metadata"].get("generation") == applied["metadata"].get("generation")
+
+
+async def test_reports_outlive_the_operators_applies(world: World) -> None:
+    target = await world.target(MINIMAL)
+    (manifest,) = [
+        found
+        for found in group_objects(target, GROUP, 1)
+        if found["metadata"]["name"] == reports_name("default", GROUP)
+    ]
+    await world.apply(manifest)
+    report = {"binaryData": {"a-pod": "AAAA"}}
+    await world.api.patch(CONFIG_MAPS, world.namespace, manifest["metadata"]["name"], report)
+
+    applied = await world.apply(manifest)
+
+    assert applied["binaryData"] == report["binaryData"]
+
+
+async def test_what_a_pool_no_longer_says_goes(world: World) -> None:
+    placed = await world.target(MINIMAL, gateway={"nodeSelector": {"disk": "fast"}, "priorityClassName": "serving"})
+    bare = await world.target(MINIMAL)
+    *_, before = map(without_pods, gateway_objects(placed))
+    *_, after = map(without_pods, gateway_objects(bare))
+    live = await world.apply(before)
+    assert not covers(live, after)
+
+    live = await world.apply(after)
+
+    assert not {"nodeSelector", "priorityClassName"} & set(live["spec"]["template"]["spec"])
+
+
+async def test_what_a_pool_says_in_another_order_comes_in_that_order(world: World) -> None:
+    variables = [{"name": name, "value": "1"} for name in ("A", "B", "C")]
+    first = await world.target(MINIMAL, server={"env": variables})
+    second = await world.target(MINIMAL, server={"env": [{"name": "D", "value": "1"}, *reversed(variables)]})
+    *_, before = map(without_pods, group_objects(first, GROUP, 1))
+    *_, after = map(without_pods, group_objects(second, GROUP, 1))
+    await world.apply(before)
+
+    assert covers(await world.put(after), after)
+    assert covers(await world.apply(after), after)
+
+
+CONTAINERS = "/spec/template/spec/containers"
+EDITS: list[tuple[str, str, str, Any]] = [
+    ("Deployment", "replace", f"{CONTAINERS}/1/image", "other:1"),
+    ("Deployment", "remove", f"{CONTAINERS}/0/livenessProbe", None),
+    ("Deployment", "replace", f"{CONTAINERS}/0/readinessProbe", {"exec": {"command": ["true"]}}),
+    ("Deployment", "add", f"{CONTAINERS}/0/env/0", {"name": "OTHER", "value": "1"}),
+    ("Deployment", "add", f"{CONTAINERS}/-", {"name": "other", "image": "other:1"}),
+    ("Deployment", "add", "/spec/template/spec/volumes/-", {"name": "other", "emptyDir": {}}),
+    ("Deployment", "remove", "/metadata/ownerReferences", None),
+    ("Service", "add", "/spec/ports/-", {"name": "other", "port": 99, "protocol": "TCP"}),
+    ("Service", "replace", "/spec/selector/segserve.dev~1pool", "other"),
+    ("Role", "add", "/rules/-", {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}),
+    ("RoleBinding", "add", "/subjects/-", {"kind": "ServiceAccount", "name": "other", "namespace": "other"}),
+    ("NetworkPolicy", "replace", "/spec/ingress", [{}]),
+    ("PodDisruptionBudget", "replace", "/spec/maxUnavailable", 0),
+]
+
+
+@pytest.mark.parametrize(("kind", "what", "path", "value"), EDITS, ids=[f"{e[1]} {e[0]}{e[2]}" for e in EDITS])
+async def test_every_edit_is_seen_and_put_right(world: World, kind: str, what: str, path: str, value: Any) -> None:
+    objects = map(without_pods, group_objects(await world.target(MINIMAL), GROUP, 1))
+    (manifest,) = [found for found in objects if found["kind"] == kind]
+    await world.apply(manifest)
+    world.edit(manifest, {"op": what, "path": path} | ({} if value is None else {"value": value}))
+    assert not covers(await world.live(manifest), manifest)
+
+    assert covers(await world.put(manifest), manifest)
+    assert covers(await world.apply(manifest), manifest)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fakes.pools import FULL, MINIMAL, coins, pool_target, with_defaults
+from segserve_operator.adapters.kube.objects import (
+    PoolTarget,
+    assignment_config_map,
+    gateway_objects,
+    gateway_url,
+    group_objects,
+    main_group,
+    plan_config_map,
+    revision_object,
+    scale_selector,
+    template_digest,
+)
+
+TARGET = pool_target(MINIMAL)
+
+
+def by_kind(objects: tuple[dict[str, Any], ...]) -> dict[str, dict[str, Any]]:
+    return {found["kind"]: found for found in objects}
+
+
+def record(**changed: Any) -> dict[str, Any]:
+    own = coins()
+    known = {"namespace": "vision", "pool": "default", "model": "coins", "uid": "4e5f", "number": 1}
+    return revision_object(**known | {"revision": own.revision, "assigned": own} | changed)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(pool_target(MINIMAL, replicas=7), id="replicas"),
+        pytest.param(pool_target(MINIMAL, isolation="shared"), id="isolation"),
+        pytest.param(
+            pool_target(MINIMAL, gateway={"port": 80, "workers": 9, "maxRequestBytes": 2**30}), id="the gateway"
+        ),
+        pytest.param(with_defaults(TARGET, envoy_image="envoy:2"), id="Envoy's image"),
+        pytest.param(with_defaults(TARGET, operator_image="segserve/operator:2"), id="the operator's image"),
+    ],
+)
+def test_what_servers_are_not_made_of_leaves_the_main_group(other: PoolTarget) -> None:
+    assert main_group(other) == main_group(TARGET)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(pool_target(MINIMAL, server={"image": "own:1", "version": "26.05"}), id="the image"),
+        pytest.param(pool_target(MINIMAL, server={"resources": {"limits": {"cpu": 1}}}), id="resources"),
+        pytest.param(pool_target(MINIMAL, server={"env": [{"name": "A", "value": "b"}]}), id="the environment"),
+        pytest.param(pool_target(MINIMAL, artifacts={"base": "https://m.example.com/"}), id="the artifacts' base"),
+        pytest.param(with_defaults(TARGET, server_image="segserve/server:2"), id="the operator's choice of image"),
+        pytest.param(with_defaults(TARGET, triton_version="26.05"), id="the release"),
+    ],
+)
+def test_other_servers_are_another_main_group(other: PoolTarget) -> None:
+    assert main_group(other) != main_group(TARGET)
+
+
+def test_pools_of_equal_servers_differ_in_nothing_but_names() -> None:
+    """A group's name is no part of the digest: that would be a circle."""
+    assert main_group(TARGET) == f"main-{template_digest(TARGET)}"
+
+
+def test_groups_of_one_pool_share_no_object() -> None:
+    one, two = (group_objects(TARGET, group, 1) for group in ("main-0", "coins-0123456789"))
+
+    keys = [(found["kind"], found["metadata"]["name"]) for found in (*one, *two, *gateway_objects(TARGET))]
+    assert len(keys) == len(set(keys))
+
+
+def test_the_longest_names_are_names() -> None:
+    target = replace(TARGET, pool="p" * 40)
+    longest = f"{'m' * 40}-0123456789"
+
+    objects = (*group_objects(target, longest, 1), *gateway_objects(target))
+    for found in (*objects, assignment_config_map(target, longest, 3, "QQ==")):
+        assert len(found["metadata"]["name"]) <= 63
+        assert all(len(value) <= 63 for value in found["metadata"]["labels"].values())
+    keys = [(found["kind"], found["metadata"]["name"]) for found in objects]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("text", [MINIMAL, FULL])
+def test_every_object_belongs_to_its_pool(text: str) -> None:
+    target = pool_target(text)
+
+    for found in (*group_objects(target, "main-0", 1), *gateway_objects(target)):
+        meta = found["metadata"]
+        assert meta["namespace"] == "vision"
+        assert meta["labels"]["app.kubernetes.io/managed-by"] == "segserve"
+        assert meta["labels"]["segserve.dev/pool"] == target.pool
+        (owner,) = meta["ownerReferences"]
+        assert (owner["kind"], owner["name"], owner["uid"]) == ("TritonPool", target.pool, target.uid)
+        assert owner["controller"] is True
+        assert owner["blockOwnerDeletion"] is False
+
+
+def test_servers_may_read_their_assignment_and_write_their_report_and_nothing_else() -> None:
+    role = by_kind(group_objects(TARGET, "main-0", 1))["Role"]
+    own = "segserve-default--main-0--"
+
+    assert role["rules"] == [
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [f"{own}assignment-{shard}" for shard in range(4)],
+            "verbs": ["get", "list", "watch"],
+        },
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [f"{own}reports"],
+            "verbs": ["get", "patch"],
+        },
+    ]
+
+
+def test_a_reports_object_says_nothing_of_the_pods_keys() -> None:
+    """Or an apply would take them away."""
+    for objects in (group_objects(TARGET, "main-0", 1), gateway_objects(TARGET)):
+        reports = by_kind(objects)["ConfigMap"]
+        assert not {"data", "binaryData"} & set(reports)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+def test_one_pod_at_a_time_may_be_drained_and_never_none(replicas: int) -> None:
+    budget = by_kind(group_objects(TARGET, "main-0", replicas))["PodDisruptionBudget"]
+
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert "minAvailable" not in budget["spec"]
+
+
+def test_the_budgets_version_is_the_clusters() -> None:
+    old = with_defaults(TARGET, disruption_api="policy/v1beta1")
+
+    assert by_kind(group_objects(TARGET, "main-0", 1))["PodDisruptionBudget"]["apiVersion"] == "policy/v1"
+    assert by_kind(group_objects(old, "main-0", 1))["PodDisruptionBudget"]["apiVersion"] == "policy/v1beta1"
+
+
+def test_a_field_that_is_no_longer_said_makes_another_manifest() -> None:
+    """What is absent is not compared: by the digest the object differs all the same."""
+    before = by_kind(gateway_objects(pool_target(MINIMAL, gateway={"nodeSelector": {"disk": "fast"}})))["Deployment"]
+    after = by_kind(gateway_objects(TARGET))["Deployment"]
+
+    stamp = "segserve.dev/manifest"
+    assert before["metadata"]["annotations"][stamp] != after["metadata"]["annotations"][stamp]
+    assert stamp not in after["spec"]["template"]["metadata"]["annotations"]
+
+
+def test_requests_come_from_the_pools_gateway_alone() -> None:
+    rules = by_kind(group_objects(TARGET, "main-0", 1))["NetworkPolicy"]["spec"]["ingress"]
+
+    (inference,) = [rule for rule in rules if {8000, 8001} & {port["port"] for port in rule["ports"]}]
+    assert inference["from"] == [
+        {"podSelector": {"matchLabels": {"segserve.dev/pool": "default", "app.kubernetes.io/component": "gateway"}}}
+    ]
+
+
+def test_the_internal_port_is_the_operators_alone() -> None:
+    policy = by_kind(gateway_objects(TARGET))["NetworkPolicy"]["spec"]
+
+    (rule,) = [rule for rule in policy["ingress"] if {"port": 8081, "protocol": "TCP"} in rule["ports"]]
+    (peer,) = rule["from"]
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "segserve-system"}
+    assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "operator"
+
+
+def test_the_services_port_is_the_pools_and_envoys_needs_no_privilege() -> None:
+    service = by_kind(gateway_objects(pool_target(FULL)))["Service"]
+
+    assert service["metadata"]["name"] == "segserve-gpus"
+    assert service["spec"]["ports"] == [{"name": "inference", "port": 80, "targetPort": 8080, "protocol": "TCP"}]
+    assert gateway_url(pool_target(FULL)) == "http://segserve-gpus.vision.svc.cluster.local:80"
+
+
+def test_scaling_looks_at_the_pods_of_one_group() -> None:
+    deployment = by_kind(group_objects(TARGET, "main-0", 1))["Deployment"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+
+    for term in scale_selector(TARGET, "main-0").split(","):
+        key, _, value = term.partition("=")
+        assert labels[key] == value
+
+
+def test_equal_content_is_an_equal_config_map() -> None:
+    one = assignment_config_map(TARGET, "main-0", 1, "QQ==")
+
+    assert one == assignment_config_map(TARGET, "main-0", 1, "QQ==")
+    assert one["data"]["version"] != assignment_config_map(TARGET, "main-0", 1, "Qg==")["data"]["version"]
+
+
+def test_a_plan_names_the_models_that_changed_in_a_fixed_order() -> None:
+    assert plan_config_map(TARGET, 0, "QQ==", {"b", "a"})["data"]["changed"] == '["a", "b"]'
+
+
+def test_another_content_of_a_revision_is_another_record() -> None:
+    moved = coins().model_copy(update={"artifact": coins().artifact.model_copy(update={"uri": "elsewhere.onnx"})})
+    assert moved.revision == coins().revision
+
+    assert record()["metadata"]["name"] != record(assigned=moved)["metadata"]["name"]
+    assert record()["metadata"]["name"] == record(number=2)["metadata"]["name"]
+
+
+def test_a_record_belongs_to_its_model_and_reads_back() -> None:
+    found = record()
+
+    assert found["metadata"]["ownerReferences"][0]["kind"] == "SegmentationModel"
+    assert found["metadata"]["labels"]["segserve.dev/revision"] == coins().revision
+    assert type(coins()).model_validate(found["data"]) == coins()

@@ -1,0 +1,149 @@
+"""What holds for every pod that segserve starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fakes.pools import FULL, MINIMAL, pool_target
+from segserve_operator.adapters.kube.objects import gateway_objects, group_objects, main_group
+
+TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+def templates(text: str) -> dict[str, dict[str, Any]]:
+    target = pool_target(text)
+    objects = [*group_objects(target, main_group(target), 2), *gateway_objects(target)]
+    deployments = [found for found in objects if found["kind"] == "Deployment"]
+    return {
+        found["metadata"]["labels"]["app.kubernetes.io/component"]: found["spec"]["template"] for found in deployments
+    }
+
+
+PODS = [
+    pytest.param(template, id=f"{pool} {component}")
+    for pool, text in (("minimal", MINIMAL), ("full", FULL))
+    for component, template in templates(text).items()
+]
+SERVERS = [found for found in PODS if "server" in str(found.id)]
+GATEWAYS = [found for found in PODS if "gateway" in str(found.id)]
+
+
+def containers(template: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    spec = template["spec"]
+    return {found["name"]: found for found in [*spec.get("initContainers", []), *spec["containers"]]}
+
+
+@pytest.mark.parametrize("template", PODS)
+def test_the_restricted_profile_of_pod_security_allows_it(template: dict[str, Any]) -> None:
+    spec = template["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+    allowed = {"emptyDir", "projected", "persistentVolumeClaim"}
+    assert all(set(volume) - {"name"} <= allowed for volume in spec["volumes"])
+    for container in containers(template).values():
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert security["readOnlyRootFilesystem"] is True
+        assert "runAsUser" not in security
+        assert not any("hostPort" in port for port in container.get("ports", []))
+
+
+@pytest.mark.parametrize("template", PODS)
+def test_only_what_calls_the_api_has_a_token(template: dict[str, Any]) -> None:
+    assert template["spec"]["automountServiceAccountToken"] is False
+    having = {
+        name
+        for name, container in containers(template).items()
+        if any(mount["mountPath"] == TOKEN for mount in container["volumeMounts"])
+    }
+    assert having in ({"agent"}, {"prepare", "sync"})
+
+
+@pytest.mark.parametrize("template", PODS)
+def test_every_mount_is_of_a_volume_and_every_volume_is_mounted(template: dict[str, Any]) -> None:
+    mounted = {mount["name"] for container in containers(template).values() for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in template["spec"]["volumes"]}
+
+
+@pytest.mark.parametrize("template", PODS)
+def test_a_slow_start_is_not_taken_for_a_death_and_a_death_is_seen_in_seconds(template: dict[str, Any]) -> None:
+    for container in template["spec"]["containers"]:
+        startup, liveness = container["startupProbe"], container["livenessProbe"]
+        assert startup["periodSeconds"] * startup["failureThreshold"] >= 60
+        assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 30
+        if "readinessProbe" in container:
+            ready = container["readinessProbe"]
+            assert ready["periodSeconds"] * ready["failureThreshold"] <= 3
+
+
+@pytest.mark.parametrize("template", SERVERS)
+def test_a_server_has_the_time_to_drain_and_to_finish(template: dict[str, Any]) -> None:
+    triton = containers(template)["triton"]
+    (wait,) = [part for part in triton["lifecycle"]["preStop"]["exec"]["command"] if "sleep" in part]
+    drain_s = int(wait.partition("sleep(")[2].rstrip(")"))
+    (exit_s,) = [int(v["value"]) for v in triton["env"] if v["name"] == "SEGSERVE_EXIT_TIMEOUT_SECONDS"]
+    assert drain_s > 0
+    assert template["spec"]["terminationGracePeriodSeconds"] == drain_s + exit_s + 5
+
+
+@pytest.mark.parametrize("template", GATEWAYS)
+def test_envoy_outlives_the_drain_that_the_sidecar_leads(template: dict[str, Any]) -> None:
+    found = containers(template)
+    drain_s = int(found["envoy"]["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert found["sync"]["lifecycle"]["preStop"]["exec"]["command"][-1] == "drain"
+    assert template["spec"]["terminationGracePeriodSeconds"] > drain_s
+
+
+@pytest.mark.parametrize("template", GATEWAYS)
+def test_envoys_probes_ask_envoy_alone(template: dict[str, Any]) -> None:
+    """What follows the API may fail while it is away; who serves is not restarted for that."""
+    envoy = containers(template)["envoy"]
+    own = {port["containerPort"] for port in envoy["ports"]}
+    for probe in ("startupProbe", "livenessProbe"):
+        assert envoy[probe]["tcpSocket"]["port"] in own
+    assert "readinessProbe" not in envoy
+
+
+def test_the_gpu_is_tritons() -> None:
+    found = containers(templates(FULL)["server"])
+
+    assert "nvidia.com/mig-1g.10gb" in found["triton"]["resources"]["limits"]
+    assert "nvidia.com/mig-1g.10gb" not in found["agent"]["resources"]["limits"]
+
+
+def test_labels_of_the_users_do_not_move_pods_to_another_pool() -> None:
+    labels = templates(FULL)["server"]["metadata"]["labels"]
+
+    assert labels["segserve.dev/pool"] == "gpus"
+    assert labels["team"] == "vision"
+
+
+def test_placement_is_passed_through() -> None:
+    spec = templates(FULL)["server"]["spec"]
+
+    assert spec["nodeSelector"] == {"nvidia.com/gpu.product": "A100"}
+    assert spec["runtimeClassName"] == "nvidia"
+    assert spec["priorityClassName"] == "serving"
+    assert spec["tolerations"][0] == {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert "nodeAffinity" in spec["affinity"]
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+
+
+@pytest.mark.parametrize(
+    ("cache", "volume"),
+    [
+        ({"size": "5Gi"}, {"emptyDir": {"sizeLimit": "5Gi"}}),
+        ({"persistentVolumeClaim": "shared"}, {"persistentVolumeClaim": {"claimName": "shared"}}),
+        ({"hostPath": "/mnt/cache"}, {"hostPath": {"path": "/mnt/cache", "type": "Directory"}}),
+    ],
+)
+def test_the_cache_is_where_the_pool_says(cache: dict[str, str], volume: dict[str, Any]) -> None:
+    target = pool_target(MINIMAL, server={"cache": cache})
+    *_, deployment = group_objects(target, "main-0", 1)
+
+    volumes = {found["name"]: found for found in deployment["spec"]["template"]["spec"]["volumes"]}
+    assert volumes["cache"] == {"name": "cache", **volume}
