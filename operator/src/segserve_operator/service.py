@@ -206,3 +206,11 @@ class Service:
                 await self.store.tell(None, notice)
             case SavePoolStatus(status):
                 await self.store.save_pool_status(status)
+
+
+def brief(action: Action) -> str:
+    """Return an action in a few words, for a log."""
+    fields = (getattr(action, name) for name in action.__dataclass_fields__)
+    named = [value for value in fields if isinstance(value, str)]
+    told = [value.reason for value in (getattr(action, "notice", None),) if value is not None]
+    return " ".join([type(action).__name__, *named, *told])

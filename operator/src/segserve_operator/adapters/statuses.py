@@ -15,10 +15,12 @@ from segserve_operator.api.segmentation_model import (
     SegmentationModelStatus,
 )
 from segserve_operator.api.segmentation_model import Roles as ApiRoles
-from segserve_operator.core.observed import Candidate, Failure, Holder, ModelStatus, Roles, Statement
+from segserve_operator.api.triton_pool import TritonPoolStatus
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.observed import Candidate, Holder, ModelStatus, PoolStatus, Roles, Statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 def from_api(status: SegmentationModelStatus) -> ModelStatus:
@@ -30,7 +32,7 @@ def from_api(status: SegmentationModelStatus) -> ModelStatus:
             candidate=_candidate(status.roles.candidate),
             previous=_holder(status.roles.previous),
         ),
-        statements=tuple(Statement(c.type, c.status.value, c.reason, c.message) for c in status.conditions),
+        statements=_statements(status.conditions),
         weight=status.weight or 0,
         url=status.url or "",
     )
@@ -40,7 +42,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
     """Write a status; what did not change keeps the times that it had in `former`."""
     return SegmentationModelStatus(
         observed_generation=status.observed_generation,
-        conditions=tuple(_condition(s, status.observed_generation, former, now) for s in status.statements),
+        conditions=_conditions(status.statements, status.observed_generation, former.conditions, now),
         roles=ApiRoles(
             stable=_role_status(status.roles.stable),
             candidate=_candidate_status(status.roles.candidate),
@@ -52,6 +54,35 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
     )
 
 
+def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
+    """Read the core's view of a pool's status."""
+    return PoolStatus(
+        observed_generation=status.observed_generation or 0,
+        statements=_statements(status.conditions),
+        main_group=status.main_group or "",
+        servers=status.replicas or 0,
+        models=status.models or 0,
+        url=status.url or "",
+    )
+
+
+def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, selector: str) -> TritonPoolStatus:
+    """Write a pool's status; `selector` finds the servers of its main group."""
+    return TritonPoolStatus(
+        observed_generation=status.observed_generation,
+        conditions=_conditions(status.statements, status.observed_generation, former.conditions, now),
+        replicas=status.servers,
+        selector=selector,
+        url=status.url or None,
+        main_group=status.main_group,
+        models=status.models,
+    )
+
+
+def _statements(conditions: Iterable[Condition]) -> tuple[Statement, ...]:
+    return tuple(Statement(c.type, c.status.value, c.reason, c.message) for c in conditions)
+
+
 def _holder(role: RoleStatus | None) -> Holder | None:
     return Holder(role.revision, role.group, role.since.timestamp()) if role is not None else None
 
@@ -61,7 +92,7 @@ def _candidate(role: CandidateStatus | None) -> Candidate | None:
         return None
     failed = role.state is CandidateState.FAILED
     failure = Failure(role.reason or "Failed", role.message or "") if failed else None
-    return Candidate(role.revision, role.group or None, role.since.timestamp(), failure)
+    return Candidate(role.revision, role.group, role.since.timestamp(), failure)
 
 
 def _role_status(holder: Holder | None) -> RoleStatus | None:
@@ -76,7 +107,7 @@ def _candidate_status(candidate: Candidate | None) -> CandidateStatus | None:
     failure = candidate.failure
     return CandidateStatus(
         revision=candidate.revision,
-        group=candidate.group or "",
+        group=candidate.group,
         since=_time(candidate.since_s),
         state=CandidateState.FAILED if failure is not None else CandidateState.PENDING,
         reason=failure.reason if failure is not None else None,
@@ -84,8 +115,14 @@ def _candidate_status(candidate: Candidate | None) -> CandidateStatus | None:
     )
 
 
-def _condition(said: Statement, generation: int, former: SegmentationModelStatus, now: datetime) -> Condition:
-    before = next((c for c in former.conditions if c.type == said.type), None)
+def _conditions(
+    said: Iterable[Statement], generation: int, former: Iterable[Condition], now: datetime
+) -> tuple[Condition, ...]:
+    before = {condition.type: condition for condition in former}
+    return tuple(_condition(each, generation, before.get(each.type), now) for each in said)
+
+
+def _condition(said: Statement, generation: int, before: Condition | None, now: datetime) -> Condition:
     kept = before is not None and before.status == said.status
     return Condition(
         type=said.type,

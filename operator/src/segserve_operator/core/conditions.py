@@ -76,17 +76,17 @@ def _artifact(roles: Roles, report: ModelReport | None) -> Statement:
     if failed is not None and failed[0] in ARTIFACT_REASONS:
         return Statement("ArtifactVerified", "False", *failed)
     if report is not None and report.artifact_verified:
-        return Statement("ArtifactVerified", "True", "DigestMatches")
-    return Statement("ArtifactVerified", "Unknown", "Waiting")
+        return Statement("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names")
+    return Statement("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet")
 
 
 def _loaded(roles: Roles, report: ModelReport | None, problem: tuple[str, str] | None) -> Statement:
     if report is not None and report.loaded:
-        return Statement("RevisionLoaded", "True", "Loaded")
+        return Statement("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision")
     failed = _failed(roles, report) or problem
     if failed is not None and failed[0] not in ARTIFACT_REASONS | GOLDEN_REASONS:
         return Statement("RevisionLoaded", "False", *failed)
-    return Statement("RevisionLoaded", "Unknown", "Waiting")
+    return Statement("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet")
 
 
 def _golden(roles: Roles, report: ModelReport | None) -> Statement:
@@ -94,9 +94,9 @@ def _golden(roles: Roles, report: ModelReport | None) -> Statement:
     if failed is not None and failed[0] in GOLDEN_REASONS:
         return Statement("GoldenPassed", "False", *failed)
     if report is None or report.proof is None:
-        return Statement("GoldenPassed", "Unknown", "Waiting")
+        return Statement("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet")
     if report.proof == "golden":
-        return Statement("GoldenPassed", "True", "AnswersMatch")
+        return Statement("GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance")
     text = "no golden set: a built-in image proved that the pipeline runs, and that its answer is finite and repeatable"
     return Statement("GoldenPassed", "True", "BuiltinOnly", text)
 
@@ -130,14 +130,14 @@ def _served(model: ModelObserved) -> bool:
 
 def _ready(model: ModelObserved, serving: Statement) -> Statement:
     if model.deleting:
-        return Statement("Ready", "False", "Deleting")
+        return Statement("Ready", "False", "Deleting", "the model is being deleted")
     return Statement("Ready", serving.status, serving.reason, serving.message)
 
 
 def _progressing(model: ModelObserved, roles: Roles, report: ModelReport | None, world: Observed) -> Statement:
     candidate = roles.candidate
     if model.deleting:
-        return Statement("Progressing", "True", "Deleting")
+        return Statement("Progressing", "True", "Deleting", "requests end first, then servers let the model go")
     if candidate is None or candidate.failure is not None:
         return _settling(roles, world)
     if report is None:
@@ -152,7 +152,7 @@ def _progressing(model: ModelObserved, roles: Roles, report: ModelReport | None,
 def _settling(roles: Roles, world: Observed) -> Statement:
     main = world.groups.get(world.main)
     if roles.stable is None or main is None or not settling(roles, world.main):
-        return Statement("Progressing", "False", "Idle")
+        return Statement("Progressing", "False", "Idle", "nothing is under way")
     why = f": {main.problem.message}" if main.problem is not None else ""
     return Statement("Progressing", "True", "Settling", f"{roles.stable.revision} moves into {world.main}{why}")
 
@@ -171,4 +171,4 @@ def _degraded(
         return Statement("Degraded", "True", *failed)
     if roles.stable is not None and serving.status == "False" and serving.reason in ("NoServer", "NoGateway"):
         return Statement("Degraded", "True", serving.reason, serving.message)
-    return Statement("Degraded", "False", "AsWanted")
+    return Statement("Degraded", "False", "AsWanted", "nothing is wrong")

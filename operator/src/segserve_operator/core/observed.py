@@ -117,10 +117,15 @@ class ServerObserved:
     endpoint: Endpoint
     ready: bool
     reports: tuple[ModelReport, ...] = ()
+    _by_revision: Mapping[str, ModelReport] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Looked up many times for each of thousands of models.
+        object.__setattr__(self, "_by_revision", {report.revision: report for report in self.reports})
 
     def report(self, revision: str) -> ModelReport | None:
         """Return what the agent says of a revision; None where it says nothing or cannot know."""
-        return next((r for r in self.reports if r.revision == revision), None) if self.ready else None
+        return self._by_revision.get(revision) if self.ready else None
 
     def proved(self, revision: str) -> bool:
         """Tell whether the server answers with that very revision."""
@@ -143,6 +148,11 @@ class GroupObserved:
     assignment: Assignment = field(default_factory=Assignment)
     written: bool = True
     problem: Failure | None = None
+    _held: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        told = {assigned.model for assigned in self.assignment.models}
+        object.__setattr__(self, "_held", told.union(r.model for server in self.servers for r in server.reports))
 
     def report(self, revision: str) -> ModelReport | None:
         """Return the report of the server that is least far with a revision; None where none says anything."""
@@ -163,8 +173,7 @@ class GroupObserved:
 
     def holds(self, model: str) -> bool:
         """Tell whether anything of a model may still be on the group's servers."""
-        told = any(a.model == model for a in self.assignment.models)
-        return told or any(r.model == model for server in self.servers for r in server.reports)
+        return model in self._held
 
 
 _PROGRESS: Final = (

@@ -57,13 +57,13 @@ def _progressing(world: Observed, ready: Statement) -> Statement:
         return Statement("Progressing", "True", "Moving", text)
     if ready.status != "True":
         return Statement("Progressing", "True", ready.reason, ready.message)
-    return Statement("Progressing", "False", "Idle")
+    return Statement("Progressing", "False", "Idle", "nothing is under way")
 
 
 def _degraded(world: Observed) -> Statement:
     problem = _problem(world)
     if problem is None:
-        return Statement("Degraded", "False", "AsWanted")
+        return Statement("Degraded", "False", "AsWanted", "nothing is wrong")
     return Statement("Degraded", "True", problem.reason, problem.message)
 
 

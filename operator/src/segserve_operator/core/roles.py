@@ -193,6 +193,8 @@ def assigned_model(revision: str, model: ModelObserved, world: Observed) -> Assi
     record = world.revisions.get(revision)
     if model.wanted is None or model.wanted.assigned.revision != revision:
         return record
+    if record is model.wanted.assigned:
+        return record
     if record is None or (model.roles.candidate is not None and model.roles.candidate.failure is not None):
         return model.wanted.assigned
     wanted = model.wanted.assigned

@@ -82,13 +82,17 @@ class TrafficState:
     answering: bool = True
     intact: bool = True
     problem: Failure | None = None
+    _shares: Mapping[tuple[str, str], Share] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        routes = self.plan.routes if self.plan is not None else ()
+        object.__setattr__(self, "_shares", {(r.model, share.group): share for r in routes for share in r.shares})
 
     def share(self, model: str, group: str) -> Share | None:
         """Return a group's share of a model in the plan, once every gateway follows that."""
         if self.plan is None or model in self.pending:
             return None
-        routes = (route for route in self.plan.routes if route.model == model)
-        return next((share for route in routes for share in route.shares if share.group == group), None)
+        return self._shares.get((model, group))
 
     def idle(self, model: str, group: str) -> bool:
         """Tell whether no caller's request of a model is on its way to a group, nor can be."""

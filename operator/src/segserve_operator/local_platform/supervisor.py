@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder, bound_log, replace_file
@@ -22,7 +22,7 @@ from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.local.triton import sweep_shm
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
-from segserve_operator.service import Service
+from segserve_operator.service import Service, brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,7 +97,7 @@ class Platform:
     async def _pass(self) -> None:
         try:
             for action in await self.service.run_once():
-                log.info("%s", _brief(action))
+                log.info("%s", brief(action))
         except (GatewayUnreachableError, PortTakenError) as error:
             log.warning("%s; the next pass tries again", error)
         except Exception:
@@ -120,12 +120,6 @@ class Platform:
             with contextlib.suppress(FileNotFoundError):
                 found.append((str(path), path.stat().st_mtime_ns))
         return tuple(sorted(found))
-
-
-def _brief(action: Any) -> str:
-    fields = (getattr(action, name) for name in action.__dataclass_fields__)
-    named = [value for value in fields if isinstance(value, str)]
-    return " ".join([type(action).__name__, *named])
 
 
 @contextlib.contextmanager

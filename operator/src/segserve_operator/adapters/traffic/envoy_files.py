@@ -1,4 +1,4 @@
-"""A file of Envoy's resources that is replaced whole, and the wait until Envoy has taken it over."""
+"""The files that Envoy follows: each is replaced whole, and bears the digest of what it holds as its version."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
-    from segserve_operator.adapters.traffic.envoy_admin import Taken
-    from segserve_operator.adapters.traffic.envoy_clusters import Json
-
-_POLL_S: Final = 0.005
+_POLL_S: Final = 0.002
+_PAUSE_S: Final = 0.02
 
 
 class GatewayRefusedError(Exception):
@@ -26,55 +24,57 @@ class GatewayRefusedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class WatchedFile:
-    """One kind of resource. `taken` asks Envoy what it has of it; `patience_s` bounds the wait for it."""
+class Document:
+    """The content of a file: its version and its text."""
 
-    path: Path
-    taken: Callable[[], Awaitable[Taken]]
-    patience_s: float
-
-    async def put(self, resources: Sequence[Json]) -> bool:
-        """Make the file hold `resources` and wait until Envoy follows it; False where it did already.
-
-        Raises `GatewayUnreachableError` where Envoy does not answer or does not get there, and, with the old
-        content back in its place, `GatewayRefusedError`.
-        """
-        version, text = discovery_response(resources)
-        before = await self.taken()
-        old = self.path.read_text() if self.path.exists() else None
-        if before.version == version and old == text:
-            return False
-        replace_file(self.path, text)
-        try:
-            await self._follows(version, before.refused)
-        except GatewayRefusedError:
-            if old is not None:
-                replace_file(self.path, old)
-            raise
-        return True
-
-    async def _follows(self, version: str, refused: int) -> None:
-        try:
-            async with asyncio.timeout(self.patience_s):
-                while (now := await self.taken()).version != version:
-                    if now.refused > refused:
-                        raise GatewayRefusedError(f"Envoy refused {self.path}; its log says why")
-                    await asyncio.sleep(_POLL_S)
-        except TimeoutError:
-            message = f"Envoy has not taken over {self.path} within {self.patience_s} s"
-            raise GatewayUnreachableError(message) from None
+    version: str
+    text: str
 
 
-def discovery_response(resources: Sequence[Json]) -> tuple[str, str]:
-    """Return the version and the text of the file that holds `resources`; equal resources give equal text."""
-    listed = json.dumps(resources, sort_keys=True, separators=(",", ":"))
+async def put(path: Path, new: Document, follows: Callable[[], Awaitable[bool]], patience_s: float) -> None:
+    """Make the file hold a document and wait until Envoy follows it; what `follows` raises ends the wait.
+
+    Raises `GatewayUnreachableError` where Envoy does not get there within `patience_s`.
+    """
+    replace_file(path, new.text)
+    pause = _POLL_S
+    try:
+        async with asyncio.timeout(patience_s):
+            while not await follows():
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _PAUSE_S)
+    except TimeoutError:
+        message = f"Envoy has not taken over {path} within {patience_s} s"
+        raise GatewayUnreachableError(message) from None
+
+
+def document(resources: Iterable[dict[str, Any]]) -> Document:
+    """Return the file that holds `resources`; equal resources give equal text."""
+    return joined(map(as_text, resources))
+
+
+def as_text(resource: dict[str, Any]) -> str:
+    """Return one resource as a part of a file."""
+    return json.dumps(resource, separators=(",", ":"))
+
+
+def joined(resources: Iterable[str]) -> Document:
+    """Return the file that holds `resources`, given as text."""
+    listed = f"[{','.join(resources)}]"
     version = hashlib.sha256(listed.encode()).hexdigest()[:16]
-    return version, json.dumps({"version_info": version, "resources": resources}, sort_keys=True)
+    return Document(version, f'{{"version_info":"{version}","resources":{listed}}}')
 
 
-def read_resources(path: Path) -> list[dict[str, Any]]:
-    """Return what the file holds; nothing where there is none."""
-    if not path.exists():
-        return []
-    found: list[dict[str, Any]] = json.loads(path.read_text())["resources"]
+def read_document(path: Path) -> Document:
+    """Return what a file holds; an empty document where there is none, or none that can be read."""
+    try:
+        text = path.read_text()
+        return Document(str(json.loads(text)["version_info"]), text)
+    except (OSError, LookupError, ValueError, TypeError):
+        return Document("", '{"resources":[]}')
+
+
+def resources_of(held: Document) -> list[dict[str, Any]]:
+    """Return the resources of a document."""
+    found: list[dict[str, Any]] = json.loads(held.text)["resources"]
     return found

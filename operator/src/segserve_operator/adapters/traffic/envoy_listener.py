@@ -1,4 +1,4 @@
-"""Renders the gateway's one listener, for HTTP/1.1, h2c and gRPC, and the filters that a request passes."""
+"""Renders the gateway's listeners, for HTTP/1.1, h2c and gRPC, and the filters that a request passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
 from segserve_operator.adapters.traffic.envoy_replies import render_local_replies, too_large
-from segserve_operator.adapters.traffic.envoy_routes import ROUTES_NAME, SERVICE
+from segserve_operator.adapters.traffic.envoy_routes import (
+    MODEL_HEADER,
+    ROUTE_HEADER,
+    ROUTES_NAME,
+    SERVICE,
+    render_internal_routes,
+)
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.traffic.envoy_clusters import Json
@@ -24,6 +30,7 @@ NAME_FIELDS: Final = {
     "ModelConfig": "name",
     "ModelStatistics": "name",
 }
+_ANY_CASE: Final = {"ignore_case": True}
 _WINDOW: Final = range(65_535, 2**31)  # what HTTP/2 allows
 
 
@@ -32,13 +39,15 @@ class Gateway:
     """What a gateway is started with; a change of it takes a new start.
 
     `max_request_bytes` bounds a request's body, of a gRPC stream its first message. `workers` is the number
-    of threads that carry requests.
+    of threads that carry requests. With an `internal_port` there is a second listener, for segserve itself: its
+    requests name the group in the header x-segserve-group, whatever the weights.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     max_request_bytes: int = 64 * 2**20
     workers: int = 1
+    internal_port: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_request_bytes not in _WINDOW:
@@ -46,23 +55,42 @@ class Gateway:
             raise ValueError(f"max_request_bytes is {self.max_request_bytes!r}; allowed are {allowed}")
 
 
-def render_listener(gateway: Gateway, routes: Json) -> Json:
-    """Return the listener; `routes` is the source of its routes."""
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """What differs between the listeners. `internal` ones may be told a group."""
+
+    name: str
+    port: int
+    routes: Json
+    internal: bool
+
+
+def render_listeners(gateway: Gateway, routes: Json, *, timeout_s: float) -> list[Json]:
+    """Return the listeners; `routes` is the source of the public one's routes."""
+    rds = {"rds": {"route_config_name": ROUTES_NAME, "config_source": routes}}
+    found = [_listener(gateway, _Listener(STAT_PREFIX, gateway.port, rds, internal=False))]
+    if gateway.internal_port is not None:
+        fixed = {"route_config": render_internal_routes(timeout_s=timeout_s)}
+        found.append(_listener(gateway, _Listener("internal", gateway.internal_port, fixed, internal=True)))
+    return found
+
+
+def _listener(gateway: Gateway, told: _Listener) -> Json:
     return {
-        "name": "ingress",
-        "address": socket_address(gateway.host, gateway.port),
+        "name": told.name,
+        "address": socket_address(gateway.host, told.port),
         "per_connection_buffer_limit_bytes": 2**20,
-        "filter_chains": [{"filters": [_connection_manager(gateway, routes)]}],
+        "filter_chains": [{"filters": [_connection_manager(gateway, told)]}],
     }
 
 
-def _connection_manager(gateway: Gateway, routes: Json) -> Json:
+def _connection_manager(gateway: Gateway, told: _Listener) -> Json:
     return _extension(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix=STAT_PREFIX,
+        stat_prefix=told.name,
         codec_type="AUTO",
-        rds={"route_config_name": ROUTES_NAME, "config_source": routes},
+        **told.routes,
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action="UNESCAPE_AND_FORWARD",
@@ -76,21 +104,22 @@ def _connection_manager(gateway: Gateway, routes: Json) -> Json:
             "initial_stream_window_size": gateway.max_request_bytes,
             "initial_connection_window_size": gateway.max_request_bytes,
         },
-        early_header_mutation_extensions=[_stripped_headers()],
-        local_reply_config=render_local_replies(gateway.max_request_bytes),
+        early_header_mutation_extensions=[_stripped_headers(keep_group=told.internal)],
+        local_reply_config=render_local_replies(gateway.max_request_bytes, internal=told.internal),
         http_filters=[_refused_body(gateway), _bounded_body(gateway), _name_extraction(), _route_key(), _router()],
     )
 
 
-def _stripped_headers() -> Json:
+def _stripped_headers(*, keep_group: bool) -> Json:
     """What only Envoy and segserve may say."""
-    prefixes = ("x-envoy-", "x-segserve-")
+    ours = (
+        [{"exact": ROUTE_HEADER}, {"exact": MODEL_HEADER}] if keep_group else [{"prefix": "x-segserve-", **_ANY_CASE}]
+    )
+    matches = [{"prefix": "x-envoy-", **_ANY_CASE}, *ours]
     return _extension(
         "envoy.http.early_header_mutation.header_mutation",
         "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-        mutations=[
-            {"remove_on_match": {"key_matcher": {"prefix": prefix, "ignore_case": True}}} for prefix in prefixes
-        ],
+        mutations=[{"remove_on_match": {"key_matcher": match}} for match in matches],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES
-from segserve_operator.adapters.traffic.envoy_routes import MODEL_HEADER
+from segserve_operator.adapters.traffic.envoy_routes import GROUP_HEADER, MODEL_HEADER
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.traffic.envoy_clusters import Json
@@ -17,7 +17,7 @@ _UNIMPLEMENTED: Final = 12
 _BODY: Final = "%LOCAL_REPLY_BODY%"
 
 
-def render_local_replies(max_request_bytes: int) -> Json:
+def render_local_replies(max_request_bytes: int, *, internal: bool) -> Json:
     """Return the mapping of Envoy's own answers; the first mapper whose filters all match is used."""
     grpc = _header("content-type", {"prefix": "application/grpc"})
     compressed = _header("grpc-encoding", {"safe_regex": {"regex": "gzip|deflate"}})
@@ -26,6 +26,10 @@ def render_local_replies(max_request_bytes: int) -> Json:
     extraction_full = _details("grpc_field_extraction_FAILED_PRECONDITION")
     oversize = {"or_filter": {"filters": [announced, _status(413), extraction_full]}}
     unknown = f"unknown model '%REQ({MODEL_HEADER})%'"
+    if internal:
+        unknown = (
+            f"no model '%REQ({MODEL_HEADER})%' in a group '%REQ({GROUP_HEADER})%' ({GROUP_HEADER} names the group)"
+        )
     limit = f"the request is too large; at most {max_request_bytes} bytes are allowed"
     overflow = _details("upstream_reset_before_response_started{overflow")
     overload = "overloaded: more requests wait than spec.runtime.maxQueueSize allows"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import TypeAdapter
-
 from segserve_operator.adapters.traffic.envoy_clusters import PROTOCOLS, TYPES, Upstream, heaviest
-from segserve_operator.core.traffic import TrafficPlan
+from segserve_operator.adapters.traffic.envoy_weights import weights_prefix
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from segserve_operator.adapters.traffic.envoy_clusters import Json, Protocol, Purpose
     from segserve_operator.core.traffic import Route, Share
 
@@ -34,53 +35,33 @@ _RETRY: Final = {
     ],
     "host_selection_retry_max_attempts": 20,
 }
-_PLAN: Final = TypeAdapter(TrafficPlan)
-_METADATA: Final = "segserve"
 
 
-def render_routes(plan: TrafficPlan, *, timeout_s: float) -> Json:
-    """Return the route configuration for `plan`, which it carries as metadata; `plan_of` reads that back.
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Renders entries of the table of routes. `timeout_s` bounds one request, from its last byte in to its answer's.
 
-    `timeout_s` bounds one request, from its last byte in to its answer's last byte.
+    Entries name weights, and where newer ones are looked up first (`envoy_weights`): weights change far more often
+    than anything else here, and Envoy reads a table whole.
     """
-    action = _Actions(timeout_s)
-    table: dict[str, Json] = {}
-    for protocol in PROTOCOLS:
-        for route in plan.routes:
-            table |= _model_entries(action, protocol, route)
-        table |= _server_entries(action, protocol)
-    key = {"@type": f"{TYPES}.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ROUTE_HEADER}
-    not_found = action.route(direct_response={"status": 404, "body": {"inline_string": "not found"}})
-    tree = {"input": {"name": "route key", "typed_config": key}, "exact_match_map": {"map": table}}
-    matcher = {"matcher_tree": tree, "on_no_match": not_found}
-    return {
-        "@type": f"{TYPES}.config.route.v3.RouteConfiguration",
-        "name": ROUTES_NAME,
-        "metadata": {"filter_metadata": {_METADATA: {"plan": _PLAN.dump_python(plan, mode="json")}}},
-        "request_headers_to_remove": [ROUTE_HEADER, MODEL_HEADER],
-        "virtual_hosts": [{"name": ROUTES_NAME, "domains": ["*"], "matcher": matcher, "retry_policy": _RETRY}],
-    }
 
+    timeout_s: float
 
-def plan_of(routes: Json) -> TrafficPlan:
-    """Return the plan that a rendered route configuration (or Envoy's dump of one) carries."""
-    return _PLAN.validate_python(routes["metadata"]["filter_metadata"][_METADATA]["plan"])
-
-
-class _Actions:
-    """Builds the table's entries."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout = f"{timeout_s:.3f}s"
-
-    def route(self, **what: Any) -> Json:
-        route = {"@type": f"{TYPES}.config.route.v3.Route", "match": {"prefix": "/"}, **what}
-        return {"action": {"name": "route", "typed_config": route}}
+    def entries_of(self, route: Route, written: Route) -> dict[str, Json]:
+        """Return the entries of one model; `written` is the same route with the weights that they are to name."""
+        found: dict[str, Json] = {}
+        for protocol in PROTOCOLS:
+            about = self.to(Upstream("aside", protocol, route.model, heaviest(route).group))
+            found |= {f"{protocol}:about:{name}": about for name in (route.model, *route.steps, *route.exposed)}
+            found[f"{protocol}:infer:{route.model}"] = self._split("infer", protocol, written)
+            found |= {f"{protocol}:infer:{name}": self._split("network", protocol, written) for name in route.exposed}
+        return found
 
     def to(self, upstream: Upstream) -> Json:
-        return self.route(route={"cluster": upstream.name, "timeout": self._timeout})
+        """Return the entry that sends everything to one cluster."""
+        return _entry(route={"cluster": upstream.name, "timeout": f"{self.timeout_s:.3f}s"})
 
-    def split(self, purpose: Purpose, protocol: Protocol, route: Route) -> Json:
+    def _split(self, purpose: Purpose, protocol: Protocol, route: Route) -> Json:
         weighted = [
             {
                 "name": Upstream(purpose, protocol, route.model, share.group).name,
@@ -88,9 +69,54 @@ class _Actions:
                 "response_headers_to_add": _told(share),
             }
             for share in route.shares
-            if share.weight
         ]
-        return self.route(route={"weighted_clusters": {"clusters": weighted}, "timeout": self._timeout})
+        clusters = {"clusters": weighted, "runtime_key_prefix": weights_prefix(route)}
+        return _entry(route={"weighted_clusters": clusters, "timeout": f"{self.timeout_s:.3f}s"})
+
+
+def render_routes(entries: Mapping[str, Json], *, timeout_s: float) -> Json:
+    """Return the route configuration with these entries for models and those of the servers."""
+    key = {"@type": f"{TYPES}.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ROUTE_HEADER}
+    table = {**entries, **_server_entries(Table(timeout_s))}
+    tree = {"input": {"name": "route key", "typed_config": key}, "exact_match_map": {"map": table}}
+    not_found = _entry(direct_response={"status": 404, "body": {"inline_string": "not found"}})
+    matcher = {"matcher_tree": tree, "on_no_match": not_found}
+    return {
+        "@type": f"{TYPES}.config.route.v3.RouteConfiguration",
+        "name": ROUTES_NAME,
+        "request_headers_to_remove": [ROUTE_HEADER, MODEL_HEADER],
+        "virtual_hosts": [{"name": ROUTES_NAME, "domains": ["*"], "matcher": matcher, "retry_policy": _RETRY}],
+    }
+
+
+def render_internal_routes(*, timeout_s: float) -> Json:
+    """Return the internal listener's route configuration, which is the same whatever the plan.
+
+    The key that route_key.lua writes is the name of a cluster there, and a cluster that is not there says that the
+    model has no such group.
+    """
+    to = {
+        "cluster_header": ROUTE_HEADER,
+        "cluster_not_found_response_code": "NOT_FOUND",
+        "timeout": f"{timeout_s:.3f}s",
+    }
+    return {
+        "name": "internal",
+        "request_headers_to_remove": [ROUTE_HEADER, MODEL_HEADER, GROUP_HEADER],
+        "virtual_hosts": [
+            {
+                "name": "internal",
+                "domains": ["*"],
+                "routes": [{"match": {"prefix": "/"}, "route": to}],
+                "retry_policy": _RETRY,
+            }
+        ],
+    }
+
+
+def _entry(**what: Any) -> Json:
+    route = {"@type": f"{TYPES}.config.route.v3.Route", "match": {"prefix": "/"}, **what}
+    return {"action": {"name": "route", "typed_config": route}}
 
 
 def _told(share: Share) -> list[Json]:
@@ -101,15 +127,7 @@ def _told(share: Share) -> list[Json]:
     ]
 
 
-def _model_entries(action: _Actions, protocol: Protocol, route: Route) -> dict[str, Json]:
-    about = action.to(Upstream("about", protocol, route.model, heaviest(route).group))
-    entries = {f"{protocol}:about:{name}": about for name in (route.model, *route.steps, *route.exposed)}
-    entries[f"{protocol}:infer:{route.model}"] = action.split("infer", protocol, route)
-    for name in route.exposed:
-        entries[f"{protocol}:infer:{name}"] = action.split("network", protocol, route)
-    return entries
-
-
-def _server_entries(action: _Actions, protocol: Protocol) -> dict[str, Json]:
-    keys = SERVER_PATHS if protocol == "http" else [f"/{SERVICE}/{method}" for method in SERVER_METHODS]
-    return dict.fromkeys(keys, action.to(Upstream("server", protocol)))
+def _server_entries(table: Table) -> dict[str, Json]:
+    methods = [f"/{SERVICE}/{method}" for method in SERVER_METHODS]
+    http, grpc = (table.to(Upstream("server", protocol)) for protocol in PROTOCOLS)
+    return dict.fromkeys(SERVER_PATHS, http) | dict.fromkeys(methods, grpc)

@@ -3,6 +3,8 @@
 --   http:about:<model>, grpc:about:<model>   metadata, configuration, readiness, statistics
 --   <path>                                   a question about the server; any other path has no entry
 -- x-segserve-model is the name for the error message where the table has no such entry.
+-- Where the request names a group, which it can at the internal listener only, the key is the name of the cluster:
+--   <model>/<group>/aside/http, <model>/<group>/aside/grpc
 
 local EXTRACTION = "envoy.filters.http.grpc_field_extraction"
 local SERVICE = "/inference.GRPCInferenceService/"
@@ -29,22 +31,32 @@ local function grpc_target(handle, method)
   return kind, model
 end
 
+local function shown(text)
+  return (string.gsub(string.sub(text, 1, 80), "[^%w%._-]", "?"))
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
   local path = headers:get(":path") or ""
   local query = string.find(path, "?", 1, true)
   if query ~= nil then path = string.sub(path, 1, query - 1) end
   local protocol, kind, model
+  local group = headers:get("x-segserve-group")
   if string.sub(path, 1, #SERVICE) == SERVICE then
-    protocol = "grpc:"
+    protocol = "grpc"
     kind, model = grpc_target(handle, string.sub(path, #SERVICE + 1))
   else
-    protocol = "http:"
+    protocol = "http"
     kind, model = http_target(path)
   end
   if kind ~= nil then
-    headers:replace("x-segserve-route", protocol .. kind .. ":" .. model)
-    headers:replace("x-segserve-model", (string.gsub(string.sub(model, 1, 80), "[^%w%._-]", "?")))
+    headers:replace("x-segserve-model", shown(model))
+    if group ~= nil then
+      headers:replace("x-segserve-group", shown(group))
+      headers:replace("x-segserve-route", model .. "/" .. shown(group) .. "/aside/" .. protocol)
+    else
+      headers:replace("x-segserve-route", protocol .. ":" .. kind .. ":" .. model)
+    end
   else
     headers:replace("x-segserve-route", path)
   end

@@ -1,0 +1,68 @@
+"""kopf's entry points: every event feeds the view and wakes a pool; none decides anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import kopf
+
+from segserve_operator.adapters.kube.view import PoolKey, selector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from segserve_operator.adapters.kube.api import Kind
+    from segserve_operator.adapters.kube.view import View
+
+
+def registry_of(view: View, wake: Callable[[PoolKey], None]) -> kopf.OperatorRegistry:
+    """Return kopf's handlers for all kinds of the view.
+
+    Only `on.event` is used: kopf then writes nothing into any object, no finalizer, no annotation, and has no
+    handler that could fail for good.
+    """
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry)(_login)
+    for kind in view.kinds:
+        kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(_feed(kind, view, wake))
+    return registry
+
+
+def settings_of(view: View) -> kopf.OperatorSettings:
+    """Return kopf's settings: watches that notice silence, calls that end, nothing of its own in the objects."""
+    settings = kopf.OperatorSettings()
+    settings.watching.server_timeout = 600
+    settings.watching.connect_timeout = 10
+    settings.watching.inactivity_timeout = 70
+    for kind in view.kinds:
+        if labels := selector(kind):
+            chosen = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+            settings.watching.label_selectors[kind.group, kind.version, kind.plural] = chosen
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 5
+    settings.networking.enforce_retry_after = True
+    settings.queueing.worker_limit = 32
+    settings.queueing.error_delays = (1, 2, 5, 10, 30)
+    settings.execution.max_workers = 4
+    settings.posting.enabled = False  # Events are the store's, with names that make them one
+    settings.persistence.finalizer = "segserve.dev/kopf"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix="kopf.segserve.dev")
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="kopf.segserve.dev")
+    settings.peering.standalone = True  # who may write is the Lease's to say; peers would freeze each other
+    settings.scanning.disabled = True  # the kinds are known, and a namespaced operator may not look for others
+    return settings
+
+
+def _feed(kind: Kind, view: View, wake: Callable[[PoolKey], None]) -> Callable[..., Any]:
+    async def feed(event: kopf.RawEvent, **_: Any) -> None:
+        found: Any = event["object"]
+        news = view.drop(kind, found) if event["type"] == "DELETED" else view.take(kind, dict(found))
+        for key in news:
+            wake(key)
+
+    feed.__name__ = f"feed_{kind.plural}"
+    return feed
+
+
+def _login(**kwargs: Any) -> Any:
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)

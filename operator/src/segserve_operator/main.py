@@ -1,0 +1,184 @@
+"""The operator's process: settings, adapters, the worker; kopf feeds it, the Lease says whether it may write."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import kopf
+
+from segserve_operator.adapters.kube.api import (
+    CHILDREN,
+    DISRUPTION_BUDGETS,
+    MODELS,
+    OLD_DISRUPTION_BUDGETS,
+    POOLS,
+    ApiError,
+)
+from segserve_operator.adapters.kube.known_writes import KnownWrites
+from segserve_operator.adapters.kube.lease import Fenced, LeaderLease
+from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
+from segserve_operator.adapters.kube.objects import Defaults
+from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
+from segserve_operator.handlers import registry_of, settings_of
+from segserve_operator.health import health_server
+from segserve_operator.metrics import Metrics
+from segserve_operator.passes import Passes
+from segserve_operator.settings import Settings, SettingsError
+from segserve_operator.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from segserve_operator.adapters.kube.api import Api
+
+AUDIT_S: Final = 60.0
+SILENCE_S: Final = 300.0
+START_PAUSE_S: Final = 2.0
+STOP_S: Final = 5.0
+
+log = logging.getLogger("segserve")
+
+
+@dataclass(slots=True)
+class Operator:
+    """All parts of one process."""
+
+    settings: Settings
+    api: Api
+    view: View
+    lease: LeaderLease
+    worker: Worker[PoolKey]
+    metrics: Metrics
+    audited_at_s: float
+
+    @property
+    def scopes(self) -> Sequence[str | None]:
+        """The namespaces to look into; None is all of them."""
+        return self.settings.namespaces or (None,)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until told to stop; then let the Lease go, so that a successor begins at once."""
+        await self._fill()
+        renewing = asyncio.create_task(self.lease.run(), name="lease")
+        tasks = (
+            renewing,
+            asyncio.create_task(self._audit(), name="audit"),
+            asyncio.create_task(self._watch(stopping), name="kopf"),
+            asyncio.create_task(stopping.wait(), name="stop"),
+        )
+        try:
+            async with health_server(self.settings.health_port, self._trouble, self.metrics.registry, self._refresh):
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.set()
+            await self.worker.stop()
+            renewing.cancel()
+            await asyncio.wait([renewing])
+            await self.lease.release()
+            await asyncio.wait(tasks, timeout=STOP_S)
+            for task in tasks:
+                task.cancel()
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.result()
+
+    async def _fill(self) -> None:
+        while True:
+            try:
+                await fill(self.view, self.api, self.scopes)
+                break
+            except ApiError as error:
+                log.warning("the cluster cannot be read yet: %s: %s", type(error).__name__, error)
+                await asyncio.sleep(START_PAUSE_S)
+        self.audited_at_s = time.monotonic()
+        for key in self.view.keys():  # noqa: SIM118
+            self.worker.wake(key)
+
+    async def _audit(self) -> None:
+        while True:
+            await asyncio.sleep(AUDIT_S)
+            try:
+                for key in await audit(self.view, self.api, self.scopes):
+                    self.worker.wake(key)
+                self.audited_at_s = time.monotonic()
+            except ApiError as error:
+                log.warning("the view could not be audited: %s: %s", type(error).__name__, error)
+
+    async def _watch(self, stopping: asyncio.Event) -> None:
+        await kopf.operator(
+            registry=registry_of(self.view, self.worker.wake),
+            settings=settings_of(self.view),
+            namespaces=self.settings.namespaces,
+            clusterwide=not self.settings.namespaces,
+            # Only peers would read it; by default kopf asks who its user is, whom an image need not know.
+            identity=cast("Any", self.settings.pod_name),
+            stop_flag=stopping,
+        )
+
+    def _refresh(self) -> None:
+        self.metrics.leader.set(self.lease.is_held())
+        self.metrics.watch_age.set(time.monotonic() - self.audited_at_s)
+        self.metrics.look(self.view)
+
+    def _trouble(self) -> str | None:
+        """Return why a new process would do better: this one has not seen the cluster for long."""
+        age_s = time.monotonic() - self.audited_at_s
+        return f"the cluster was last seen {age_s:.0f} s ago" if age_s > SILENCE_S else None
+
+
+async def assemble(settings: Settings, api: LightkubeApi, metrics: Metrics) -> Operator:
+    """Put the parts together for the cluster that `api` reaches."""
+    modern = await api.has(DISRUPTION_BUDGETS)
+    children = [kind for kind in CHILDREN if kind != DISRUPTION_BUDGETS]
+    view = View((MODELS, POOLS, *children, DISRUPTION_BUDGETS if modern else OLD_DISRUPTION_BUDGETS))
+
+    def wake_all() -> None:
+        for key in view.keys():  # noqa: SIM118
+            worker.wake(key)
+
+    lease = LeaderLease(api, settings.lease_namespace, settings.lease_name, settings.pod_name, on_acquired=wake_all)
+    passes = Passes(KnownWrites(Fenced(api, lease), view), view, _defaults(settings, modern=modern), time.time)
+    worker = Worker(passes.run, passes.wanted, lease.is_held, metrics)
+    return Operator(settings, api, view, lease, worker, metrics, time.monotonic())
+
+
+def _defaults(settings: Settings, *, modern: bool) -> Defaults:
+    return Defaults(
+        server_image=settings.server_image,
+        triton_version=settings.triton_version,
+        envoy_image=settings.envoy_image,
+        operator_image=settings.operator_image,
+        image_pull_policy=settings.image_pull_policy,
+        artifact_base=settings.artifact_base,
+        cluster_domain=settings.cluster_domain,
+        operator_namespace_labels={"kubernetes.io/metadata.name": settings.lease_namespace},
+        disruption_api="policy/v1" if modern else "policy/v1beta1",
+    )
+
+
+async def _run(settings: Settings) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    metrics = Metrics()
+    async with LightkubeApi.connect(on_call=metrics.called) as api:
+        await (await assemble(settings, api, metrics)).run(stopping)
+
+
+def main() -> None:
+    """Run the operator until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    for quiet in ("httpx", "httpx2", "kopf", "aiohttp"):
+        logging.getLogger(quiet).setLevel(logging.WARNING)
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        sys.exit(f"the environment cannot be used:\n{error}")
+    asyncio.run(_run(settings))

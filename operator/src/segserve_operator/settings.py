@@ -1,0 +1,135 @@
+"""The only reader of the environment: what the operator is told when it starts."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+PullPolicy: TypeAlias = Literal["Always", "IfNotPresent", "Never"]
+
+_POLICIES: Final = get_args(PullPolicy)
+_SOMEBODY: Final = f"segserve-operator-{secrets.token_hex(5)}"
+_LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+
+
+class SettingsError(ValueError):
+    """The environment says something that cannot be; `problems` has a line for each variable."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for every pool that does not say otherwise.
+
+    `namespaces` are those to work in, all of them where there is none. `triton_version` is NVIDIA's release of the
+    Triton in `server_image` (26.04). Relative addresses in models are relative to `artifact_base`. Whoever holds the
+    Lease `lease_name` in `lease_namespace` leads; it is held under `pod_name`, which no two processes may share.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    server_image: str = "localhost/segserve-server:0.1.0"
+    triton_version: str = "26.04"
+    envoy_image: str = "docker.io/envoyproxy/envoy:distroless-v1.40.0"
+    operator_image: str = "localhost/segserve-operator:0.1.0"
+    image_pull_policy: PullPolicy = "IfNotPresent"
+    lease_namespace: str = "default"
+    lease_name: str = "segserve-operator"
+    cluster_domain: str = "cluster.local"
+    artifact_base: str = "file:///opt/segserve/examples/coins"
+    health_port: int = 8012
+    pod_name: str = _SOMEBODY
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Settings:
+        """Return what the variables say, the default of each that is absent or empty; raises `SettingsError`."""
+        read = _Reader(environ)
+        settings = cls(
+            namespaces=read.names("SEGSERVE_NAMESPACES"),
+            server_image=read.image("SEGSERVE_SERVER_IMAGE", _DEFAULT.server_image),
+            triton_version=read.matching(
+                "SEGSERVE_TRITON_VERSION", _DEFAULT.triton_version, r"\d\d\.\d\d", "a release such as '26.04'"
+            ),
+            envoy_image=read.image("SEGSERVE_ENVOY_IMAGE", _DEFAULT.envoy_image),
+            operator_image=read.image("SEGSERVE_OPERATOR_IMAGE", _DEFAULT.operator_image),
+            image_pull_policy=read.policy("SEGSERVE_IMAGE_PULL_POLICY", _DEFAULT.image_pull_policy),
+            lease_namespace=read.name("SEGSERVE_LEASE_NAMESPACE", _DEFAULT.lease_namespace),
+            lease_name=read.domain("SEGSERVE_LEASE_NAME", _DEFAULT.lease_name),
+            cluster_domain=read.domain("SEGSERVE_CLUSTER_DOMAIN", _DEFAULT.cluster_domain),
+            artifact_base=read.matching(
+                "SEGSERVE_ARTIFACT_BASE",
+                _DEFAULT.artifact_base,
+                r"[a-z][a-z0-9+.-]*://.*",
+                "an address such as 'https://example.org/models'",
+            ),
+            health_port=read.port("SEGSERVE_HEALTH_PORT", _DEFAULT.health_port),
+            pod_name=read.domain("POD_NAME", _DEFAULT.pod_name),
+        )
+        if read.problems:
+            raise SettingsError(read.problems)
+        return settings
+
+
+_DEFAULT: Final = Settings()
+
+
+class _Reader:
+    """Reads variables by their kind, and goes on where one is wrong, so that all are told at once."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+
+    def matching(self, variable: str, default: str, pattern: str, allowed: str) -> str:
+        """Return a text of this pattern."""
+        return self._checked(variable, default, lambda text: re.fullmatch(pattern, text) is not None, allowed)
+
+    def name(self, variable: str, default: str) -> str:
+        """Return a name as namespaces have it."""
+        return self.matching(variable, default, _LABEL, "a DNS label of at most 63 characters")
+
+    def domain(self, variable: str, default: str) -> str:
+        """Return labels with dots between them."""
+        return self.matching(variable, default, rf"{_LABEL}(\.{_LABEL})*", "DNS labels with dots between them")
+
+    def image(self, variable: str, default: str) -> str:
+        """Return the reference of an image."""
+        return self.matching(variable, default, r"[^\s@]+(@sha256:[0-9a-f]{64})?", "an image's reference")
+
+    def names(self, variable: str) -> tuple[str, ...]:
+        """Return a list with commas between its names, each once and in order."""
+        found = sorted({part.strip() for part in self._environ.get(variable, "").split(",")} - {""})
+        wrong = [name for name in found if re.fullmatch(_LABEL, name) is None]
+        if wrong:
+            self._complain(variable, ", ".join(wrong), "names of namespaces with commas between them")
+        return tuple(found)
+
+    def policy(self, variable: str, default: PullPolicy) -> PullPolicy:
+        """Return when images are pulled."""
+        known = ", ".join(_POLICIES)
+        return cast("PullPolicy", self._checked(variable, default, lambda text: text in _POLICIES, known))
+
+    def port(self, variable: str, default: int) -> int:
+        """Return a port that needs no rights."""
+        text = self._checked(variable, str(default), _is_port, "a port from 1024 to 65535")
+        return int(text) if _is_port(text) else default
+
+    def _checked(self, variable: str, default: str, allows: Callable[[str], bool], allowed: str) -> str:
+        text = self._environ.get(variable, "").strip() or default
+        if not allows(text):
+            self._complain(variable, text, allowed)
+        return text
+
+    def _complain(self, variable: str, seen: str, allowed: str) -> None:
+        self.problems.append(f"{variable} is {seen!r}; allowed: {allowed}")
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 1024 <= int(text) <= 65535

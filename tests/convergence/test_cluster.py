@@ -1,0 +1,225 @@
+"""Changes on a cluster become what is served: the reconcile core over the cluster's adapters and a fake API server."""
+
+from __future__ import annotations
+
+import pytest
+
+from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
+from fakes.kube_faults import Faulty, crash_at
+from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, MODELS, POOLS, REVISIONS, SERVICES
+
+CONDITIONS = ("Ready", "Degraded", "Progressing")
+
+
+async def served(**spec: object) -> ClusterWorld:
+    world = ClusterWorld()
+    world.apply_pool()
+    world.apply(model_manifest("coins", **spec))
+    await world.turns()
+    return world
+
+
+async def test_a_pool_and_a_model_are_ready_and_every_request_goes_to_main() -> None:
+    world = await served()
+
+    (main,) = world.groups()
+    assert main.startswith("main-")
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+    assert world.pool_condition("Ready") == ("True", "Serving")
+    assert world.weights("coins") == {main: 100}
+    assert ("coins", "Promoted") in world.told()
+
+
+async def test_nothing_is_done_when_nothing_changes() -> None:
+    world = await served()
+    for name in ("cells", "roads", "tumours", "parts"):
+        world.apply(model_manifest(name))
+    await world.turns(20)
+    before = world.kube.revision
+
+    for _ in range(20):
+        assert await world.run_pass() == 0
+
+    assert world.kube.revision == before
+
+
+async def test_a_model_without_a_pool_says_so_and_is_served_once_there_is_one() -> None:
+    world = ClusterWorld()
+    world.apply(model_manifest("coins"))
+    await world.turns(3)
+
+    assert world.condition("coins", "Degraded") == ("True", "PoolNotFound")
+
+    world.apply_pool()
+    await world.turns()
+
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+
+
+async def test_an_edit_is_proved_in_its_own_group_known_at_weight_0_and_settles() -> None:
+    world = await served(keepPrevious="60s")
+    (main,) = world.groups()
+    first = world.held(main)["coins"]
+    world.apply(model_manifest("coins", "2", keepPrevious="60s"))
+    await world.turns(2)
+
+    assert world.weights("coins") == {main: 100}
+    assert {share["weight"] for share in world.routes()["coins"]["shares"]} == {100, 0}
+
+    await world.turns(6)
+    (own,) = world.weights("coins")
+
+    assert own.startswith("coins-")
+    assert world.held(main)["coins"] == first
+    assert world.status("coins")["roles"]["previous"]["revision"] == first
+
+    await world.turns(20, seconds_each=10)
+
+    assert world.groups() == {main}
+    assert world.weights("coins") == {main: 100}
+    assert world.held(main)["coins"] != first
+    assert [r["metadata"]["labels"]["segserve.dev/revision"] for r in world.kube.all(REVISIONS)] == [
+        world.held(main)["coins"]
+    ]
+    assert {reason for _, reason in world.told()} >= {"CandidateStarted", "Promoted", "Settled"}
+
+
+async def test_a_change_of_the_template_makes_a_new_main_group_to_which_models_move() -> None:
+    world = await served()
+    (first,) = world.groups()
+    world.apply_pool(server={"image": "server:2", "version": "26.05"})
+    await world.turns(1)
+
+    assert len(world.groups()) == 2
+    assert world.weights("coins") == {first: 100}
+
+    await world.turns(8)
+
+    (second,) = world.groups()
+    assert second != first
+    assert world.weights("coins") == {second: 100}
+
+
+async def test_an_image_that_cannot_be_pulled_leaves_what_serves_alone_and_a_corrected_one_heals() -> None:
+    world = await served()
+    (first,) = world.groups()
+    world.unpullable.add("server:bad")
+    world.apply_pool(server={"image": "server:bad", "version": "26.05"})
+    world.apply(model_manifest("coins", "2"))
+    await world.turns(8)
+
+    assert world.pool_condition("Degraded") == ("True", "ImagePullBackOff")
+    assert world.condition("coins", "Degraded") == ("True", "ImagePullBackOff")
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+    assert world.weights("coins") == {first: 100}
+
+    world.apply_pool(server={"image": "server:2", "version": "26.05"})
+    await world.turns(20)
+
+    assert world.pool_condition("Degraded") == ("False", "AsWanted")
+    assert world.condition("coins", "Degraded") == ("False", "AsWanted")
+    assert world.status("coins")["roles"].get("candidate") is None
+
+
+async def test_requests_move_only_once_all_wanted_servers_have_proved_the_revision() -> None:
+    world = await served()
+    (main,) = world.groups()
+    world.apply_pool(replicas=3)
+    await world.turns()
+
+    assert len(world.routes()["coins"]["shares"][0]["endpoints"]) == 3
+    assert world.groups() == {main}
+
+
+async def test_a_model_and_its_pool_leave_nothing() -> None:
+    world = await served()
+    world.delete(MODELS, "coins")
+    await world.turns(8)
+
+    assert world.kube.all(MODELS) == []
+    assert world.kube.all(REVISIONS) == []
+    assert world.routes() == {}
+
+    world.delete(POOLS, "default")
+    await world.turns(3)
+
+    assert world.left() == []
+
+
+async def test_a_pool_that_goes_first_does_not_hold_its_models() -> None:
+    world = await served()
+    world.delete(POOLS, "default")
+    await world.turns(3)
+    world.delete(MODELS, "coins")
+    await world.turns(3)
+
+    assert world.left() == []
+
+
+@pytest.mark.parametrize("kind", [CONFIG_MAPS, DEPLOYMENTS, SERVICES, REVISIONS], ids=lambda kind: kind.plural)
+async def test_whatever_child_is_deleted_by_hand_comes_back_without_harm(kind) -> None:
+    world = await served()
+    before = {found["metadata"]["name"] for found in world.kube.all(kind)}
+    for name in before:
+        world.delete(kind, name)
+        await world.turns(6)
+
+    assert {found["metadata"]["name"] for found in world.kube.all(kind)} == before
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+
+
+async def test_a_child_edited_by_hand_is_put_right() -> None:
+    world = await served()
+    (deployment,) = (d for d in world.kube.all(DEPLOYMENTS) if "main" in d["metadata"]["name"])
+    world.kube.edit(DEPLOYMENTS, NAMESPACE, deployment["metadata"]["name"], {"spec": {"replicas": 0}})
+    await world.turns(6)
+
+    repaired = world.kube.peek(DEPLOYMENTS, NAMESPACE, deployment["metadata"]["name"])
+    assert repaired["spec"]["replicas"] == 1
+
+
+def final_state(world: ClusterWorld) -> dict[str, object]:
+    models = {found["metadata"]["name"] for found in world.kube.all(MODELS)}
+    return {
+        "children": sorted(text for text in world.left() if not text.startswith("Pod ")),
+        "weights": {name: world.weights(name) for name in models},
+        "held": {group: world.held(group) for group in world.groups()},
+        "conditions": {
+            (name, kind): world.condition(name, kind)
+            for name in models
+            for kind in ("Ready", "Degraded", "Progressing")
+        },
+    }
+
+
+async def story(world: ClusterWorld, turns: int = 25) -> None:
+    """An apply, an edit that settles, and a delete."""
+    world.apply_pool()
+    world.apply(model_manifest("coins", keepPrevious="20s"))
+    world.apply(model_manifest("cells", keepPrevious="20s"))
+    await world.turns(turns * 2 // 5, seconds_each=5)
+    world.apply(model_manifest("coins", "2", keepPrevious="20s"))
+    world.delete(MODELS, "cells")
+    await world.turns(turns, seconds_each=5)
+
+
+async def undisturbed() -> tuple[dict[str, object], int]:
+    world = ClusterWorld()
+    counted = Faulty(world.kube)
+    world.api = counted
+    world.restart()
+    await story(world)
+    return final_state(world), counted.writes
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the write", "after the write"])
+async def test_dying_at_any_write_delays_a_change_but_never_alters_its_outcome(after: bool) -> None:
+    expected, writes = await undisturbed()
+    assert writes > 40
+
+    for number in range(1, writes + 1):
+        world = ClusterWorld()
+        world.api = Faulty(world.kube, crash_at(number, after=after))
+        world.restart()
+        await story(world)
+        assert final_state(world) == expected, f"died at write {number}"

@@ -1,0 +1,315 @@
+"""A cluster in memory: the real core and adapters over a fake API server, with its kubelet, agents and gateways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fakes.kube import FakeKube
+from fakes.kube_faults import Crash
+from segserve_builder.agent.protocol import ModelReport, ModelState
+from segserve_builder.cluster.names import (
+    AGENT_CONTAINER,
+    COMPONENT_LABEL,
+    GATEWAY,
+    GROUP_LABEL,
+    SHARDS,
+    TRITON_CONTAINER,
+    assignment_name,
+    plan_name,
+    reports_name,
+)
+from segserve_builder.cluster.shards import content_of, pack, unpack, version_of
+from segserve_operator.adapters.kube.api import (
+    CHILDREN,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    EVENTS,
+    MODELS,
+    PODS,
+    POOLS,
+    Api,
+    ApiError,
+    Kind,
+    NotFoundError,
+)
+from segserve_operator.adapters.kube.known_writes import KnownWrites
+from segserve_operator.adapters.kube.objects import Defaults
+from segserve_operator.adapters.kube.view import PoolKey, View, fill
+from segserve_operator.passes import Passes
+
+NAMESPACE = "tests"
+DEFAULTS = Defaults(server_image="server:1", triton_version="26.04", envoy_image="envoy:1", operator_image="operator:1")
+KEY = PoolKey(NAMESPACE, "default")
+
+Json = dict[str, Any]
+
+
+def model_manifest(name: str, network: str = "1", **spec: Any) -> Json:
+    """Return a model whose network file is told by one character."""
+    return {
+        "apiVersion": MODELS.api_version,
+        "kind": MODELS.name,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "artifact": {"uri": f"https://example.org/{network}.onnx", "sha256": network.encode().hex().rjust(64, "0")},
+            "family": "semantic-logits",
+            "classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "coin"}],
+            "preprocess": [{"decode": {}}],
+            "postprocess": [{"argmax": {}}],
+            **spec,
+        },
+    }
+
+
+@dataclass
+class ClusterWorld:
+    """Everything around the operator, and the operator itself, which may die and start again."""
+
+    now_s: float = 1_800_000_000.0
+    verdicts: dict[str, str] = field(default_factory=dict)
+    """What agents say of a model's network (its character) instead of Ready: the reason of a failure."""
+    unpullable: set[str] = field(default_factory=set)
+    """Images that no kubelet gets."""
+    delay_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.kube = FakeKube(lambda: self.now_s)
+        self.api: Api = self.kube
+        self.restart()
+
+    # The operator
+
+    def restart(self) -> None:
+        """Begin with a new process, which knows nothing."""
+        for watch in list(self.kube.watches):
+            watch.close()
+        self.view = View((MODELS, POOLS, *CHILDREN))
+        self.passes = Passes(KnownWrites(self.api, self.view), self.view, DEFAULTS, lambda: self.now_s)
+        self.filled = False
+
+    async def run_pass(self) -> int:
+        """Make a pass as the worker does: an error ends it, and the next one tries again. Return its writes."""
+        if not self.filled:
+            await fill(self.view, self.kube, [None])
+            self.kube.subscribe(self._feed, self.view.kinds, self.delay_s)
+            self.filled = True
+        self.kube.deliver()
+        try:
+            return (await self.passes.run(KEY)).writes
+        except ApiError:
+            return -1
+
+    def _feed(self, event: str, kind: Kind, found: Json) -> None:
+        if event == "DELETED":
+            self.view.drop(kind, found)
+        else:
+            self.view.take(kind, found)
+
+    async def turns(self, count: int = 10, *, seconds_each: float = 1.0) -> None:
+        """Let the operator and everything around it take turns; one that dies is started again."""
+        for _ in range(count):
+            try:
+                await self.run_pass()
+            except Crash:
+                self.restart()
+            await self.work()
+            self.check()
+            self.now_s += seconds_each
+
+    # Users
+
+    def apply(self, manifest: Json) -> None:
+        """Create or change a resource, as kubectl does."""
+        kind = MODELS if manifest["kind"] == MODELS.name else POOLS
+        name = manifest["metadata"]["name"]
+        live = self.kube.peek(kind, NAMESPACE, name)
+        if live is None:
+            self.kube.put(kind, manifest)
+        else:
+            gone = dict.fromkeys(live["spec"].keys() - manifest["spec"].keys())
+            self.kube.edit(kind, NAMESPACE, name, {"spec": {**gone, **manifest["spec"]}})
+
+    def apply_pool(self, **spec: Any) -> None:
+        """Create or change the pool."""
+        metadata = {"name": KEY.pool, "namespace": NAMESPACE}
+        self.apply({"apiVersion": POOLS.api_version, "kind": POOLS.name, "metadata": metadata, "spec": spec})
+
+    def delete(self, kind: Kind, name: str) -> None:
+        """Ask for the end of a resource."""
+        self.kube.remove(kind, NAMESPACE, name)
+
+    # The cluster
+
+    async def work(self) -> None:
+        """Do what controllers, kubelet, agents and gateways would do by now."""
+        self.kube.collect()
+        for deployment in self.kube.all(DEPLOYMENTS, NAMESPACE):
+            self._keep_pods(deployment)
+        for pod in self.kube.all(PODS, NAMESPACE):
+            labels = pod["metadata"]["labels"]
+            if pod["status"]["phase"] != "Running":
+                continue
+            if labels[COMPONENT_LABEL] == GATEWAY:
+                await self._follow(pod)
+            else:
+                await self._hold(pod, labels[GROUP_LABEL])
+        self.kube.deliver()
+
+    def _keep_pods(self, deployment: Json) -> None:
+        name, uid = deployment["metadata"]["name"], deployment["metadata"]["uid"]
+        template, wanted = deployment["spec"]["template"], deployment["spec"]["replicas"]
+        present = {pod["metadata"]["name"] for pod in self.kube.all(PODS, NAMESPACE) if _owned(pod, uid)}
+        for index in range(wanted):
+            if f"{name}-{index}" not in present:
+                pod = self._pod(f"{name}-{index}", uid, template)
+                self.kube.put(PODS, pod, manager="kubelet")
+                self.kube.edit_status(PODS, NAMESPACE, f"{name}-{index}", {"status": pod["status"]})
+        for index in range(wanted, wanted + 8):
+            if f"{name}-{index}" in present:
+                self.kube.remove(PODS, NAMESPACE, f"{name}-{index}")
+
+    def _pod(self, name: str, owner: str, template: Json) -> Json:
+        images = {container["name"]: container["image"] for container in template["spec"]["containers"]}
+        pulled = not self.unpullable.intersection(images.values())
+        waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "namespace": NAMESPACE,
+                "labels": template["metadata"]["labels"],
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": name, "uid": owner}],
+            },
+            "spec": template["spec"],
+            "status": {
+                "phase": "Running" if pulled else "Pending",
+                "podIP": f"10.0.{self.kube.revision // 250 % 250}.{self.kube.revision % 250}",
+                "conditions": [{"type": "Ready", "status": str(pulled)}],
+                "containerStatuses": [
+                    {"name": each, "image": image, "ready": pulled, "state": {"running": {}} if pulled else waiting}
+                    for each, image in images.items()
+                ],
+            },
+        }
+
+    async def _hold(self, pod: Json, group: str) -> None:
+        told = []
+        for shard in range(SHARDS):
+            found = self.kube.peek(CONFIG_MAPS, NAMESPACE, assignment_name(KEY.pool, group, shard))
+            content = content_of(found) if found is not None else None
+            if content is None:
+                return  # an agent begins once it has read all shards
+            told += unpack(content)
+        models = [self._said(model).model_dump(mode="json", by_alias=True) for model in told]
+        await self._report(group, pod, {"serverReady": True, "models": models})
+
+    def _said(self, told: Json) -> ModelReport:
+        network = bytes.fromhex(told["artifact"]["sha256"][:2]).decode()
+        reason = self.verdicts.get(network)
+        return ModelReport(
+            model=told["pipeline"]["model"],
+            revision=told["revision"],
+            state=ModelState.READY if reason is None else ModelState.FAILED,
+            reason=reason or "",
+            message=f"{reason} happened" if reason else "",
+            artifact_verified=True,
+            loaded=reason is None,
+            proof="golden" if reason is None else None,
+        )
+
+    async def _follow(self, pod: Json) -> None:
+        shards = {}
+        for shard in range(SHARDS):
+            found = self.kube.peek(CONFIG_MAPS, NAMESPACE, plan_name(KEY.pool, shard))
+            if found is not None:
+                shards[str(shard)] = version_of(content_of(found) or "")
+        await self._report(GATEWAY, pod, {"shards": shards, "draining": []})
+
+    async def _report(self, group: str, pod: Json, report: Json) -> None:
+        packed = pack({"uid": pod["metadata"]["uid"], **report})
+        name = reports_name(KEY.pool, group)
+        try:
+            live = await self.kube.get(CONFIG_MAPS, NAMESPACE, name)
+        except NotFoundError:
+            return
+        if (live.get("binaryData") or {}).get(pod["metadata"]["name"]) != packed:
+            patch = {"binaryData": {pod["metadata"]["name"]: packed}}
+            self.kube.edit(CONFIG_MAPS, NAMESPACE, name, patch, manager="agent")
+
+    # What is to be seen
+
+    def check(self) -> None:
+        """Every server that the gateways may send requests to was told to hold what it is asked for."""
+        for route in self.routes().values():
+            for share in route["shares"]:
+                if share["endpoints"]:
+                    held = self.held(share["group"])
+                    assert held.get(route["model"]) == share["revision"], f"{share} has no holder in {held}"
+
+    def routes(self) -> dict[str, Json]:
+        """Return the routes that gateways are told, by model."""
+        found: dict[str, Json] = {}
+        for shard in range(SHARDS):
+            held = self.kube.peek(CONFIG_MAPS, NAMESPACE, plan_name(KEY.pool, shard))
+            if held is not None:
+                found |= {route["model"]: route for route in unpack(content_of(held) or "")["routes"]}
+        return found
+
+    def weights(self, model: str) -> dict[str, int]:
+        """Return who gets requests of a model, by group."""
+        shares = self.routes()[model]["shares"] if model in self.routes() else []
+        return {share["group"]: share["weight"] for share in shares if share["weight"]}
+
+    def held(self, group: str) -> dict[str, str]:
+        """Return the revisions that a group was told to hold, by model."""
+        found: dict[str, str] = {}
+        for shard in range(SHARDS):
+            told = self.kube.peek(CONFIG_MAPS, NAMESPACE, assignment_name(KEY.pool, group, shard))
+            if told is not None:
+                found |= {model["pipeline"]["model"]: model["revision"] for model in unpack(content_of(told) or "")}
+        return found
+
+    def groups(self) -> set[str]:
+        """Return the names of all groups."""
+        labels = [found["metadata"]["labels"] for found in self.kube.all(DEPLOYMENTS, NAMESPACE)]
+        return {found[GROUP_LABEL] for found in labels if GROUP_LABEL in found}
+
+    def status(self, model: str) -> Json:
+        """Return a model's status."""
+        found = self.kube.peek(MODELS, NAMESPACE, model)
+        assert found is not None
+        status: Json = found.get("status") or {}
+        return status
+
+    def condition(self, model: str, kind: str) -> tuple[str, str]:
+        """Return status and reason of a model's condition."""
+        return _condition(self.status(model), kind)
+
+    def pool_condition(self, kind: str) -> tuple[str, str]:
+        """Return status and reason of the pool's condition."""
+        found = self.kube.peek(POOLS, NAMESPACE, KEY.pool)
+        assert found is not None
+        return _condition(found.get("status") or {}, kind)
+
+    def told(self) -> list[tuple[str, str]]:
+        """Return whom each Event is about, and its reason."""
+        return [(e["involvedObject"]["name"], e["reason"]) for e in self.kube.all(EVENTS, NAMESPACE)]
+
+    def left(self) -> list[str]:
+        """Return all that there is but Events."""
+        return [f"{kind.name} {found['metadata']['name']}" for kind, found in self.kube.everything() if kind != EVENTS]
+
+
+def _owned(found: Mapping[str, Any], uid: str) -> bool:
+    return any(owner["uid"] == uid for owner in found["metadata"].get("ownerReferences", ()))
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> tuple[str, str]:
+    found = next((said for said in status.get("conditions", ()) if said["type"] == kind), {})
+    return found.get("status", ""), found.get("reason", "")
+
+
+__all__ = ["AGENT_CONTAINER", "KEY", "NAMESPACE", "TRITON_CONTAINER", "ClusterWorld", "model_manifest"]
