@@ -11,10 +11,13 @@ DEMO := SEGSERVE_STATE=$(OUT)/demo
 # ONNX Runtime's builds report what they run; what is served is nobody else's business.
 export ORT_DISABLE_TELEMETRY := 1
 
+CLUSTER := tests/cluster
+
+.PHONY: cluster-up cluster-down cluster-images e2e-kind
 .PHONY: help demo test test-quick lint bench bench-stages oracles prove crds system clean zoo zoo-report
 
 help:  ## Show what there is to make
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -48,11 +51,12 @@ demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they f
 	@$(DEMO) SEGSERVE_URL=http://127.0.0.1:$(PORT) $(BIN)/python examples/coins/demo.py $(OUT); \
 	  status=$$?; $(DEMO) $(BIN)/segserve down; exit $$status
 
-test: lint test-quick system  ## Everything: lint, types, layers, units, then the real Triton and Envoy
+test: lint test-quick system  ## Everything: lint, types, layers, units, then the real Triton, Envoy and Kubernetes
 	$(BIN)/pytest -m platform
+	$(BIN)/pytest -m cluster
 
 test-quick: $(VENV)/dev.stamp $(VENV)-numpy1/stamp oracles  ## Only what needs no servers
-	$(BIN)/pytest -m 'not platform'
+	$(BIN)/pytest -m 'not platform and not cluster'
 	$(VENV)-numpy1/bin/pytest tests/unit/builder
 
 lint: $(VENV)/dev.stamp  ## Style, types, layers
@@ -63,6 +67,20 @@ lint: $(VENV)/dev.stamp  ## Style, types, layers
 
 system:  ## What tests need of the system, where it is missing
 	sh tests/system.sh
+
+cluster-up:  ## Start the tests' own Kubernetes (Debian, root; the first time it is built, 5 minutes) and leave it up
+	$(CLUSTER)/build.sh
+	$(CLUSTER)/up.sh
+
+cluster-down:  ## End it
+	$(CLUSTER)/down.sh
+
+cluster-images: $(VENV)/dev.stamp  ## Write the images that the cluster tests run into out/images.tar
+	$(CLUSTER)/build.sh
+	cd tests && $(CURDIR)/$(BIN)/python -m cluster.images $(OUT)/images.tar
+
+e2e-kind: $(VENV)/dev.stamp  ## Run the cluster tests on kind (needs docker, kind, kubectl)
+	$(CLUSTER)/kind.sh
 
 bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; writes bench/out/request.json
 	$(BIN)/python -m bench.request
@@ -84,6 +102,7 @@ prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: th
 
 crds: $(VENV)/dev.stamp  ## Write the custom resource definitions and their reference
 	$(BIN)/python -m segserve_operator.api.crd crds
+	$(BIN)/python -m segserve_operator.api.crd charts/segserve/crd-files
 	$(BIN)/python -m segserve_operator.api.reference docs/resource.md
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)

@@ -37,7 +37,7 @@ class Settings:
     namespaces: tuple[str, ...] = ()
     server_image: str = "localhost/segserve-server:0.1.0"
     triton_version: str = "26.04"
-    envoy_image: str = "docker.io/envoyproxy/envoy:distroless-v1.40.0"
+    envoy_image: str = "docker.io/envoyproxy/envoy:v1.40.0"
     operator_image: str = "localhost/segserve-operator:0.1.0"
     image_pull_policy: PullPolicy = "IfNotPresent"
     lease_namespace: str = "default"

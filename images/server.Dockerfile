@@ -1,0 +1,41 @@
+# Triton, and the agent beside it.
+#   docker build -f images/server.Dockerfile -t localhost/segserve-server:0.1.0 .
+# A newer Triton is --build-arg TRITON=26.10, and images.server.tritonVersion of the chart. Older ones than 26.04 have
+# known holes.
+
+ARG TRITON=26.04
+FROM nvcr.io/nvidia/tritonserver:${TRITON}-py3
+LABEL org.opencontainers.image.title="segserve server" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY client/src client/src
+COPY model_repo_builder/src model_repo_builder/src
+COPY operator/src operator/src
+# In a folder of its own: nothing of the base image changes, and Triton's Python steps find these versions first.
+RUN python3 -m pip install --no-cache-dir --target /opt/segserve/python --constraint constraints.txt '.[builder,cluster]'
+
+# Kernels are compiled here, for every processor of that level and not for the one that builds: the same two variables
+# have to be there when they are loaded.
+ARG PROCESSOR=x86-64-v3
+ENV NUMBA_CPU_NAME=${PROCESSOR} \
+    NUMBA_CPU_FEATURES= \
+    PYTHONPATH=/opt/segserve/python \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+RUN python3 -m segserve_builder.kernels
+
+COPY examples/coins/model.yaml examples/coins/*.onnx /opt/segserve/examples/coins/
+COPY examples/coins/golden /opt/segserve/examples/coins/golden
+
+ENV SEGSERVE_TRITONSERVER=/opt/tritonserver/bin/tritonserver \
+    SEGSERVE_BACKENDS=/opt/tritonserver/backends \
+    SEGSERVE_NETWORK_BACKEND=onnxruntime \
+    SEGSERVE_TRITON_LISTENS=pod
+# All that may be written is mounted there by the pod.
+ENV HOME=/tmp \
+    ORT_DISABLE_TELEMETRY=1
+WORKDIR /tmp
+USER 1000:1000
+ENTRYPOINT ["python3", "-m", "segserve_builder.cluster.triton"]

@@ -1,0 +1,155 @@
+"""The chart, by the real Helm: installed, upgraded, tested, taken away, and what stays then."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from fakes.cluster import Cluster
+
+pytestmark = pytest.mark.cluster
+
+ROOT: Final = Path(__file__).parents[3]
+CHART: Final = ROOT / "charts/segserve"
+HELM: Final = Path(sys.prefix) / "bin/helm"
+EXAMPLE: Final = ROOT / "examples/coins/model.yaml"
+MODELS: Final = ("coins", "coins-instances", "coins-twostage")
+MADE: Final = "deployments,services,configmaps,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
+EMBEDDED_TRITON: Final = "24.10"
+
+Helm = Callable[..., str]
+
+
+@pytest.fixture
+def helm(cluster: Cluster, tmp_path: Path) -> Helm:
+    """Runs Helm on the cluster; AssertionError with its words where it fails."""
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "KUBECONFIG": str(cluster.kubeconfig)}
+
+    def run(*arguments: str | Path) -> str:
+        command = [str(HELM), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def values(cluster: Cluster, namespace: str) -> dict[str, Any]:
+    """Values for the cluster's images and a namespace alone: others may be at work in the cluster too."""
+    images = {name: _image(getattr(cluster.images, name)) for name in ("operator", "server", "envoy")}
+    images["server"] |= {"tritonVersion": EMBEDDED_TRITON}
+    return {
+        "images": {**images, "pullPolicy": "IfNotPresent"},
+        "watchNamespaces": [namespace],
+        "crds": {"enabled": False},
+        "pool": {"create": True, "spec": {"gateway": {"replicas": 1}, "server": {"sharedMemory": "256Mi"}}},
+    }
+
+
+@pytest.fixture
+def other_group(cluster: Cluster, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A copy of the chart whose definitions are of an API group of the test's own, and that group."""
+    group = f"t{uuid.uuid4().hex[:8]}.segserve.test"
+    chart = tmp_path / "segserve"
+    shutil.copytree(CHART, chart)
+    for path in filter(Path.is_file, chart.rglob("*")):
+        path.write_text(path.read_text().replace("segserve.dev", group))
+    yield chart, group
+    cluster.kubectl("delete", "crd", f"tritonpools.{group}", f"segmentationmodels.{group}", "--ignore-not-found")
+
+
+def test_what_serves_outlives_an_uninstalled_operator_and_is_found_by_the_next(
+    cluster: Cluster, namespace: str, helm: Helm, values: dict[str, Any], tmp_path: Path
+) -> None:
+    def install() -> None:
+        helm("install", "segserve", CHART, "-n", namespace, "-f", _written(values, tmp_path), "--wait")
+
+    def servers() -> list[tuple[str, int]]:
+        pods = cluster.get(namespace, "pods", labels="app.kubernetes.io/component=server")
+        return [(pod["metadata"]["uid"], sum(_restarts(pod))) for pod in pods]
+
+    install()
+    cluster.apply(namespace, EXAMPLE)
+    for name in MODELS:
+        cluster.wait_condition(namespace, "segm", name, "Ready", timeout_s=120)
+    told = helm("test", "segserve", "-n", namespace, "--logs")
+    assert f"http://segserve-default.{namespace}.svc:8080/v2/health/ready: ok" in told
+    serving = servers()
+
+    helm("uninstall", "segserve", "-n", namespace, "--wait")
+    assert cluster.get(namespace, "tpool", "default")
+    assert servers() == serving
+
+    install()
+    cluster.kubectl("-n", namespace, "delete", "segm", MODELS[-1], "--timeout=60s")
+    assert servers() == serving
+
+    cluster.kubectl("-n", namespace, "delete", "segm,tpool", "--all", "--timeout=60s")
+    made = ("-n", namespace, "get", MADE, "-l", "app.kubernetes.io/managed-by=segserve", "-o", "name")
+    cluster.wait("nothing of the pool is left", lambda: not cluster.kubectl(*made).strip(), timeout_s=90)
+    helm("uninstall", "segserve", "-n", namespace)
+
+
+def test_definitions_and_pool_follow_the_release_and_stay_when_it_goes(
+    cluster: Cluster,
+    namespace: str,
+    helm: Helm,
+    values: dict[str, Any],
+    other_group: tuple[Path, str],
+    tmp_path: Path,
+) -> None:
+    chart, group = other_group
+
+    def release(verb: str, port: int) -> None:
+        told = values | {"crds": {"enabled": True}, "operator": {"replicas": 0}}
+        told["pool"] = {"create": True, "spec": {"gateway": {"port": port}}}
+        # Helm asks the API server what fields there are; one before 1.23 does not know of rules (CEL).
+        options = ("-n", namespace, "-f", _written(told, tmp_path), "--disable-openapi-validation")
+        helm(verb, "segserve", chart, *options)
+
+    def pool() -> tuple[str, int]:
+        found = cluster.get(namespace, f"tritonpools.{group}", "default")
+        return found["metadata"]["uid"], found["spec"]["gateway"]["port"]
+
+    release("install", 9000)
+    uid, port = pool()
+    assert port == 9000
+    release("upgrade", 9100)
+    assert pool() == (uid, 9100)
+
+    helm("uninstall", "segserve", "-n", namespace)
+    assert pool() == (uid, 9100)
+    assert not cluster.get(namespace, "deployments")
+
+    release("install", 9200)
+    assert pool() == (uid, 9200)
+    with pytest.raises(AssertionError, match="segserve-pool failed"):
+        release("upgrade", 0)
+    refused = cluster.kubectl("-n", namespace, "logs", "job/segserve-pool")
+    assert "spec.gateway.port" in refused
+    assert pool() == (uid, 9200)
+
+
+def _written(values: dict[str, Any], folder: Path) -> Path:
+    path = folder / "values.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(values))))
+    return path
+
+
+def _image(reference: str) -> dict[str, str]:
+    repository, _, tag = reference.rpartition(":")
+    return {"repository": repository, "tag": tag}
+
+
+def _restarts(pod: dict[str, Any]) -> list[int]:
+    return [status["restartCount"] for status in pod["status"].get("containerStatuses", ())]

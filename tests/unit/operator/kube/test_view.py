@@ -1,0 +1,148 @@
+"""The view never goes back in time, knows what belongs to which pool, and finds what nobody told it of."""
+
+from __future__ import annotations
+
+import pytest
+
+from fakes.kube import FakeKube
+from segserve_builder.cluster.names import MANAGED_LABELS, POOL_LABEL
+from segserve_operator.adapters.kube.api import CONFIG_MAPS, MODELS, POOLS, Json
+from segserve_operator.adapters.kube.known_writes import KnownWrites
+from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
+
+KEY = PoolKey("ml", "default")
+
+
+def config_map(name: str = "plan", *, version: int = 5, uid: str = "u1", pool: str = "default", text: str = "") -> Json:
+    labels = {**MANAGED_LABELS, POOL_LABEL: pool}
+    metadata = {"name": name, "namespace": "ml", "uid": uid, "resourceVersion": str(version), "labels": labels}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"text": text}}
+
+
+@pytest.fixture
+def view() -> View:
+    return View((MODELS, POOLS, CONFIG_MAPS))
+
+
+def text_of(view: View, name: str = "plan") -> str | None:
+    found = view.get(CONFIG_MAPS, "ml", name)
+    return found["data"]["text"] if found is not None else None
+
+
+def test_an_older_state_of_an_object_never_replaces_a_newer_one(view: View) -> None:
+    view.take(CONFIG_MAPS, config_map(version=10, text="new"))
+
+    assert view.take(CONFIG_MAPS, config_map(version=9, text="old")) == frozenset()
+    assert text_of(view) == "new"
+
+
+def test_versions_are_numbers_not_texts(view: View) -> None:
+    view.take(CONFIG_MAPS, config_map(version=9, text="old"))
+
+    assert view.take(CONFIG_MAPS, config_map(version=10, text="new")) == {KEY}
+    assert text_of(view) == "new"
+
+
+def test_an_object_that_is_gone_is_not_brought_back_by_a_late_answer(view: View) -> None:
+    view.take(CONFIG_MAPS, config_map(version=5))
+    view.drop(CONFIG_MAPS, config_map(version=8))
+
+    view.take(CONFIG_MAPS, config_map(version=7))
+
+    assert text_of(view) is None
+
+
+def test_the_end_of_a_former_object_of_the_name_does_not_touch_the_present_one(view: View) -> None:
+    view.take(CONFIG_MAPS, config_map(version=9, uid="u2", text="anew"))
+
+    assert view.drop(CONFIG_MAPS, config_map(version=8, uid="u1")) == frozenset()
+    assert text_of(view) == "anew"
+
+
+def test_a_model_that_moves_to_another_pool_is_news_for_both(view: View) -> None:
+    model = {"metadata": {"name": "coins", "namespace": "ml", "uid": "m", "resourceVersion": "1"}, "spec": {}}
+    view.take(MODELS, model)
+    moved = {**model, "metadata": {**model["metadata"], "resourceVersion": "2"}, "spec": {"pool": "gpu"}}
+
+    assert view.take(MODELS, moved) == {KEY, PoolKey("ml", "gpu")}
+    assert view.of_pool(MODELS, KEY) == []
+    assert len(view.of_pool(MODELS, PoolKey("ml", "gpu"))) == 1
+
+
+def test_what_takes_memory_and_is_never_read_is_left_out(view: View) -> None:
+    found = config_map()
+    found["metadata"]["managedFields"] = [{"manager": "kubectl"}]
+    found["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "kept": "yes"}
+    view.take(CONFIG_MAPS, found)
+
+    (seen,) = view.of_pool(CONFIG_MAPS, KEY)
+    assert "managedFields" not in seen["metadata"]
+    assert seen["metadata"]["annotations"] == {"kept": "yes"}
+
+
+def test_a_pool_is_known_as_long_as_anything_belongs_to_it(view: View) -> None:
+    view.take(CONFIG_MAPS, config_map())
+    assert view.keys() == {KEY}
+
+    view.drop(CONFIG_MAPS, config_map())
+    assert view.keys() == frozenset()
+
+
+async def filled() -> tuple[FakeKube, View]:
+    kube, view = FakeKube(), View((MODELS, POOLS, CONFIG_MAPS))
+    for name in ("one", "two"):
+        kube.put(CONFIG_MAPS, config_map(name, text=name) | {"metadata": _new(name)})
+    await fill(view, kube, [None])
+    return kube, view
+
+
+def _new(name: str) -> Json:
+    return {"name": name, "namespace": "ml", "labels": {**MANAGED_LABELS, POOL_LABEL: "default"}}
+
+
+async def test_an_audit_finds_changes_new_objects_and_ends_that_no_event_told_of() -> None:
+    kube, view = await filled()
+    kube.edit(CONFIG_MAPS, "ml", "one", {"data": {"text": "changed"}})
+    kube.vanish(CONFIG_MAPS, "ml", "two")
+    kube.put(CONFIG_MAPS, config_map(text="three") | {"metadata": _new("three")})
+
+    assert await audit(view, kube, [None]) == {KEY}
+    assert (text_of(view, "one"), text_of(view, "two"), text_of(view, "three")) == ("changed", None, "three")
+
+
+async def test_an_audit_that_finds_nothing_reads_no_object() -> None:
+    kube, view = await filled()
+
+    assert await audit(view, kube, ["ml"]) == frozenset()
+
+
+async def test_an_audit_notices_an_object_that_was_made_anew_under_its_name() -> None:
+    kube, view = await filled()
+    kube.vanish(CONFIG_MAPS, "ml", "one")
+    kube.put(CONFIG_MAPS, config_map(text="anew") | {"metadata": _new("one")})
+
+    await audit(view, kube, [None])
+
+    assert text_of(view, "one") == "anew"
+
+
+async def test_an_audit_lets_go_of_what_lost_its_label() -> None:
+    kube, view = await filled()
+    kube.edit(CONFIG_MAPS, "ml", "one", {"metadata": {"labels": {"app.kubernetes.io/managed-by": None}}})
+
+    await audit(view, kube, [None])
+
+    assert text_of(view, "one") is None
+
+
+async def test_own_writes_are_seen_before_their_event_comes() -> None:
+    kube, view = await filled()
+    api = KnownWrites(kube, view)
+
+    await api.patch(CONFIG_MAPS, "ml", "one", {"data": {"text": "mine"}})
+    await api.delete(CONFIG_MAPS, "ml", "two")
+
+    assert text_of(view, "one") == "mine"
+    two = view.get(CONFIG_MAPS, "ml", "two")
+    assert two is not None
+    assert "deletionTimestamp" in two["metadata"]

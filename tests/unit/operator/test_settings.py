@@ -1,0 +1,95 @@
+"""What the operator reads of its environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import segserve_operator
+from segserve_operator.settings import Settings, SettingsError
+
+DIGEST = f"registry.example/segserve/server@sha256:{'0' * 64}"
+EVERYTHING = {
+    "SEGSERVE_NAMESPACES": "vision, lab,,vision",
+    "SEGSERVE_SERVER_IMAGE": DIGEST,
+    "SEGSERVE_TRITON_VERSION": "26.10",
+    "SEGSERVE_ENVOY_IMAGE": "registry.example:5000/envoy:distroless-v1.40.1",
+    "SEGSERVE_OPERATOR_IMAGE": "segserve-operator:2",
+    "SEGSERVE_IMAGE_PULL_POLICY": "Always",
+    "SEGSERVE_LEASE_NAMESPACE": "segserve-system",
+    "SEGSERVE_LEASE_NAME": "one",
+    "SEGSERVE_CLUSTER_DOMAIN": "cluster.example",
+    "SEGSERVE_ARTIFACT_BASE": "https://models.example/all",
+    "SEGSERVE_HEALTH_PORT": "9000",
+    "POD_NAME": "segserve-6d4cf56db6-abcde",
+}
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert Settings.from_environment({}) == Settings()
+    assert Settings.from_environment(dict.fromkeys(EVERYTHING, "")) == Settings()
+
+
+def test_every_variable_is_taken_over() -> None:
+    settings = Settings.from_environment(EVERYTHING)
+    assert settings == Settings(
+        namespaces=("lab", "vision"),
+        server_image=DIGEST,
+        triton_version="26.10",
+        envoy_image="registry.example:5000/envoy:distroless-v1.40.1",
+        operator_image="segserve-operator:2",
+        image_pull_policy="Always",
+        lease_namespace="segserve-system",
+        lease_name="one",
+        cluster_domain="cluster.example",
+        artifact_base="https://models.example/all",
+        health_port=9000,
+        pod_name="segserve-6d4cf56db6-abcde",
+    )
+    default = Settings()
+    unchanged = [field.name for field in dataclasses.fields(Settings) if _of(settings, field) == _of(default, field)]
+    assert not unchanged
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SEGSERVE_NAMESPACES", "vision,La/b"),
+        ("SEGSERVE_SERVER_IMAGE", "two words"),
+        ("SEGSERVE_SERVER_IMAGE", "server@sha256:short"),
+        ("SEGSERVE_TRITON_VERSION", "2.51.0"),
+        ("SEGSERVE_IMAGE_PULL_POLICY", "always"),
+        ("SEGSERVE_LEASE_NAMESPACE", "a.b"),
+        ("SEGSERVE_CLUSTER_DOMAIN", "-"),
+        ("SEGSERVE_ARTIFACT_BASE", "/models"),
+        ("SEGSERVE_HEALTH_PORT", "80"),
+        ("SEGSERVE_HEALTH_PORT", "٨٠٨٠"),
+        ("SEGSERVE_HEALTH_PORT", "65536"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_was_seen_and_what_is_allowed(variable: str, text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({variable: text})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{variable} is '")
+    assert "; allowed: " in problem
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"SEGSERVE_HEALTH_PORT": "x", "SEGSERVE_IMAGE_PULL_POLICY": "x"})
+    assert len(caught.value.problems) == 2
+
+
+def test_the_environment_is_read_by_programs_and_given_to_settings() -> None:
+    """The local platform is started by hand and has its own; the sidecar of a gateway is a program of its own."""
+    source = Path(segserve_operator.__file__).parent
+    readers = {path.relative_to(source).as_posix() for path in source.rglob("*.py") if "os.environ" in path.read_text()}
+    of_the_cluster = {path for path in readers if not path.startswith(("adapters/local/", "local_platform/"))}
+    assert of_the_cluster <= {"main.py", "gateway_sync/__main__.py"}
+
+
+def _of(settings: Settings, field: dataclasses.Field[object]) -> object:
+    return getattr(settings, field.name)
