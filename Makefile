@@ -33,7 +33,7 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 # What runs inside Triton meets numpy 1.26 there: its tests run with the runtime's own versions too.
 $(VENV)-numpy1/stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)-numpy1
-	$(VENV)-numpy1/bin/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[builder]' \
+	$(VENV)-numpy1/bin/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[builder,cluster]' \
 	  torch==2.13.0 onnxruntime scipy scikit-image pytest pytest-asyncio pytest-timeout hypothesis
 	touch $@
 

@@ -32,12 +32,14 @@ class Asked:
 class StubTriton:
     """Runs in a thread of its own while it is entered.
 
-    `delay_s` is how long an inference takes; the next `resets` HTTP requests are cut off without an answer.
+    `delay_s` is how long an inference takes; the next `resets` HTTP requests are cut off without an answer; `status`
+    is what HTTP answers have.
     """
 
     name: str
     delay_s: float = 0.0
     resets: int = 0
+    status: int = 200
     asked: list[Asked] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
 
@@ -91,7 +93,7 @@ class StubTriton:
             await asyncio.sleep(self.delay_s)
         answer = {"model_name": "any", "model_version": self.name, "outputs": []}
         body = json.dumps(answer).encode()
-        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"HTTP/1.1 {self.status} Said\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await writer.drain()
 

@@ -1,4 +1,4 @@
-"""Steps and ensembles as Triton's ModelConfig messages, with only the fields that Triton 2.51 knows."""
+"""Steps and ensembles as Triton's ModelConfig messages, with only the fields that the target's release knows."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from segserve_builder.public_outputs import Task
     from segserve_builder.step_options import NetOptions, PostOptions, PreOptions, StepOptions
     from segserve_builder.steps import Pipeline
+    from segserve_builder.target import Target
 
 VERSION: Final = 1
 """The only version of each model; a step's is written out, since -1 would follow any later load."""
+LATENCY_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_LATENCY: Final = "nv_inference_first_response_histogram_ms"
 
 
 def preprocess_config(options: PreOptions) -> Any:
@@ -39,14 +42,18 @@ def preprocess_config(options: PreOptions) -> Any:
     return config
 
 
-def network_config(options: NetOptions, io: NetworkIO, runtime: Runtime) -> Any:
-    """Return the network with dynamic batching, yet unnamed.
+def network_config(options: NetOptions, io: NetworkIO, runtime: Runtime, target: Target, *, native: bool) -> Any:
+    """Return the network with dynamic batching, yet unnamed; a native one is run by the server itself.
 
     Its queue is bounded by the gateway (`runtime.maxQueueSize`), not here: a queue policy turns prefetching off, and
     then a request that arrives between an answer and the release of its batch is forgotten for half a second.
     """
-    config = _python_step(options, instances=runtime.instances)
+    config = _native_step(options, runtime) if native else _python_step(options, instances=runtime.instances)
     _batch(config, runtime)
+    if target.has_histograms:
+        metric = config.model_metrics.metric_control.add()
+        metric.metric_identifier.family = _LATENCY
+        metric.histogram_options.buckets.extend(LATENCY_MS)
     _add_inputs(config, [_without_batch(io.input)])
     _add_outputs(config, map(_without_batch, io.outputs))
     return config
@@ -135,6 +142,19 @@ def _python_step(options: StepOptions, *, instances: int) -> Any:
     config = _model_config(backend="python")
     config.parameters[PARAMETER].string_value = options.to_parameter()
     config.instance_group.add(count=instances, kind="KIND_CPU")
+    return config
+
+
+def _native_step(options: NetOptions, runtime: Runtime) -> Any:
+    config = _model_config(backend="onnxruntime")
+    # The backend does not read it: it makes the step's name that of its network, too.
+    config.parameters[PARAMETER].string_value = options.to_parameter()
+    # Patterns are kept for each shape ever seen, so images of many sizes would fill the memory.
+    config.parameters["enable_mem_pattern"].string_value = "0"
+    if options.intra_op_threads:
+        config.parameters["intra_op_thread_count"].string_value = str(options.intra_op_threads)
+    # On a GPU where the server has one, so that one step fits every pool.
+    config.instance_group.add(count=runtime.instances, kind="KIND_AUTO")
     return config
 
 

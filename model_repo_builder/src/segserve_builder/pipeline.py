@@ -30,7 +30,10 @@ class Provenance(Frozen):
 class Artifact(Frozen):
     """The network's file, named by URI and pinned by sha256."""
 
-    uri: str = Field(min_length=1, description="file: (or a path relative to the resource file), http: or https:.")
+    uri: str = Field(
+        min_length=1,
+        description="file:, http: or https:; or relative to the resource file, on a cluster to the pool's artifacts.base.",
+    )
     sha256: Sha256 = Field(description="sha256 of the file, 64 hex digits.")
     provenance: Provenance | None = Field(None, description="How the file came to be.")
 
@@ -38,7 +41,10 @@ class Artifact(Frozen):
 class Golden(Frozen):
     """A folder of images with their expected answers."""
 
-    uri: str = Field(min_length=1, description="The folder that holds golden.json.")
+    uri: str = Field(
+        min_length=1,
+        description="The folder that holds golden.json; over http: with the list of its files beside it, <uri>.sha256.",
+    )
     sha256: Sha256 = Field(description="The folder's digest, as `segserve golden digest FOLDER` prints it.")
 
 

@@ -10,6 +10,7 @@ from segserve_builder.inference import with_inference
 from segserve_builder.onnx_signature import read_signature
 from segserve_builder.publish import publish_tree
 from segserve_builder.sources import fetch
+from segserve_builder.target import EMBEDDED
 from segserve_builder.tree import Network, Tree, render, with_network_alias
 
 if TYPE_CHECKING:
@@ -18,12 +19,18 @@ if TYPE_CHECKING:
 
     from segserve_builder.pipeline import Artifact
     from segserve_builder.steps import Pipeline
+    from segserve_builder.target import Target
 
 
 def build_tree(
-    pipeline: Pipeline, artifact: Artifact, expose: Collection[str], cache: Path, second: Artifact | None = None
+    pipeline: Pipeline,
+    artifact: Artifact,
+    expose: Collection[str],
+    cache: Path,
+    second: Artifact | None = None,
+    target: Target = EMBEDDED,
 ) -> Tree:
-    """Fetch and verify the artifacts, check their signatures, and render the revision's files.
+    """Fetch and verify the artifacts, check their signatures, and render the revision's files for `target`.
 
     `second` is the file of the pipeline's second network, where it has one. Raises a `BuilderError` that says what
     was seen and what is allowed.
@@ -32,7 +39,7 @@ def build_tree(
     beside = None
     if pipeline.second is not None and second is not None:
         beside = read_network(pipeline.second, second, cache)
-    tree = render(pipeline, network.io, network.artifact, beside)
+    tree = render(pipeline, network.io, network.artifact, beside, target)
     return with_network_alias(tree, pipeline, network.io) if "network" in expose else tree
 
 

@@ -14,10 +14,12 @@ from segserve_builder.names import network_alias, step_name
 from segserve_builder.postprocess import check_postprocess
 from segserve_builder.preprocess_rules import check_network_input, check_preprocess, common_input
 from segserve_builder.step_options import MODEL_FILE, NetOptions, PostOptions, PreOptions
+from segserve_builder.target import EMBEDDED
 
 if TYPE_CHECKING:
     from segserve_builder.families.base import NetworkIO
     from segserve_builder.steps import Pipeline
+    from segserve_builder.target import Target
 
 Files: TypeAlias = Mapping[str, bytes | Path]
 """Contents by relative POSIX path; a `Path` is the verified artifact file, never read into memory."""
@@ -38,13 +40,15 @@ class Tree:
     """One revision's models: immutable steps, and the ensembles of mutable names that call them.
 
     `steps` are in the order in which requests pass them, `networks` the names of those that run a network, the first
-    one first; `public` holds the ensemble of the model's own name, and that of the bare network where it was added.
+    one first, `native` those of them that have no process of their own; `public` holds the ensemble of the model's own
+    name, and that of the bare network where it was added.
     """
 
     steps: Mapping[str, Files]
     ensemble: tuple[str, Files]
     network: tuple[str, Files] | None = field(default=None)
     networks: tuple[str, ...] = ()
+    native: frozenset[str] = frozenset()
 
     @property
     def public(self) -> Mapping[str, Files]:
@@ -52,7 +56,9 @@ class Tree:
         return dict(item for item in (self.network, self.ensemble) if item is not None)
 
 
-def render(pipeline: Pipeline, io: NetworkIO, artifact: Path, second: Network | None = None) -> Tree:
+def render(
+    pipeline: Pipeline, io: NetworkIO, artifact: Path, second: Network | None = None, target: Target = EMBEDDED
+) -> Tree:
     """Render `pipeline` over the network file `artifact`, whose tensors are `io`; `second` is its second network.
 
     Pure: equal arguments give an equal tree. Raises `UnknownNameError` (family), and `PipelineError` where
@@ -67,16 +73,22 @@ def render(pipeline: Pipeline, io: NetworkIO, artifact: Path, second: Network | 
     task = check_postprocess(pipeline)
     post = PostOptions.of(pipeline, io, None if second is None else second.io)
     pre_step = _step("pre", config.preprocess_config(PreOptions.of(pipeline, given)))
-    nets = [_network_step(pipeline, Network(io, artifact))]
-    beside = None
+    networks = [(pipeline, Network(io, artifact))]
     if pipeline.second is not None and second is not None:
-        nets.append(_network_step(pipeline.second, second))
-        beside = (nets[1][0], second.io)
+        networks.append((pipeline.second, second))
+    nets = [_network_step(given, network, target) for given, network in networks]
+    native = {
+        name
+        for (name, _), (given, network) in zip(nets, networks, strict=True)
+        if target.runs_natively(given, network.io)
+    }
+    beside = (nets[1][0], networks[1][1].io) if len(nets) > 1 else None
     post_step = _step("post", config.postprocess_config(post, task))
     names = (pre_step[0], nets[0][0], post_step[0])
     ensemble = config.ensemble_config(pipeline, io, task, names, beside)
     public = (pipeline.model, _ensemble_files(ensemble))
-    return Tree(dict([pre_step, *nets, post_step]), public, networks=tuple(name for name, _ in nets))
+    names_of_nets = tuple(name for name, _ in nets)
+    return Tree(dict([pre_step, *nets, post_step]), public, networks=names_of_nets, native=frozenset(native))
 
 
 def with_network_alias(tree: Tree, pipeline: Pipeline, io: NetworkIO) -> Tree:
@@ -86,22 +98,27 @@ def with_network_alias(tree: Tree, pipeline: Pipeline, io: NetworkIO) -> Tree:
     return replace(tree, network=(name, files))
 
 
-def _network_step(pipeline: Pipeline, network: Network) -> tuple[str, Files]:
-    message = config.network_config(NetOptions.of(pipeline, network.io), network.io, pipeline.runtime)
-    return _step("net", message, {f"1/{MODEL_FILE}": network.artifact})
+def _network_step(pipeline: Pipeline, network: Network, target: Target) -> tuple[str, Files]:
+    options, native = NetOptions.of(pipeline, network.io), target.runs_natively(pipeline, network.io)
+    message = config.network_config(options, network.io, pipeline.runtime, target, native=native)
+    artifact = {f"1/{MODEL_FILE}": network.artifact}
+    return _named("net", message, artifact) if native else _step("net", message, artifact)
 
 
 def _step(kind: str, message: Any, extra: Files | None = None) -> tuple[str, Files]:
-    message.name = step_name(kind, config.to_plain(message))
     code = f'from segserve_builder.backend.{kind} import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
     files: dict[str, bytes | Path] = {
-        CONFIG_FILE: config.to_pbtxt(message),
         "1/model.py": code.encode(),
         # A file where Python would make its cache's folder: a written cache counts as a modification of the
         # step, which Triton would then reload under every model that shares it.
         "1/__pycache__": b"",
     }
-    return message.name, files | dict(extra or {})
+    return _named(kind, message, files | dict(extra or {}))
+
+
+def _named(kind: str, message: Any, files: Files) -> tuple[str, Files]:
+    message.name = step_name(kind, config.to_plain(message))
+    return message.name, {CONFIG_FILE: config.to_pbtxt(message), **files}
 
 
 def _ensemble_files(message: Any) -> Files:

@@ -22,11 +22,12 @@ from segserve_builder.errors import (
     ArtifactTooLargeError,
     DigestMismatchError,
     PublishError,
+    RelativeUriError,
     UnknownNameError,
     UnsafeArtifactError,
 )
 from segserve_builder.sources import cache as cache_module
-from segserve_builder.sources import fetch, fetch_folder, folder_digest
+from segserve_builder.sources import fetch, fetch_folder, folder_digest, resolved
 
 CONTENT = random.Random(0).randbytes(3 * 1024 * 1024) + b"end"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -219,10 +220,44 @@ def test_concurrent_fetches_of_one_folder_all_get_it(folder: Path, cache: Path) 
     assert list((cache / "partial").iterdir()) == []
 
 
-def test_folders_come_from_files_only(cache: Path) -> None:
-    with pytest.raises(UnknownNameError, match="known: file"):
-        fetch_folder("https://example.com/golden/", SHA256, cache)
-
-
 def test_every_registered_source_is_the_one_its_scheme_gets() -> None:
     assert all(sources.source_of(f"{scheme}:///x") is source for scheme, source in sources.SOURCES.items())
+
+
+@pytest.mark.parametrize(
+    ("uri", "base", "expected"),
+    [
+        ("nets/a.onnx", "file:///srv/models", "file:///srv/models/nets/a.onnx"),
+        ("nets/a.onnx", "file:///srv/models/", "file:///srv/models/nets/a.onnx"),
+        ("./a.onnx", "/srv/my models", "file:///srv/my%20models/a.onnx"),
+        ("../a b%.onnx", "https://host/x/y", "https://host/x/a%20b%25.onnx"),
+        ("/abs/a.onnx", "https://host/x", "/abs/a.onnx"),
+        ("https://other/a.onnx", "file:///srv", "https://other/a.onnx"),
+        ("file:///a.onnx", None, "file:///a.onnx"),
+    ],
+)
+def test_a_relative_uri_is_below_its_base_and_an_absolute_one_is_itself(
+    uri: str, base: str | None, expected: str
+) -> None:
+    assert resolved(uri, base) == expected
+
+
+def test_a_relative_uri_without_a_base_says_what_is_allowed() -> None:
+    with pytest.raises(RelativeUriError, match="an absolute path, file:, http:, https:"):
+        resolved("nets/a.onnx", None)
+
+
+@pytest.mark.parametrize(("base", "error"), [("s3://bucket", UnknownNameError), ("models", ArtifactMissingError)])
+def test_a_base_that_no_source_reads_is_refused(base: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        resolved("a.onnx", base)
+
+
+def test_a_file_and_a_folder_are_found_below_their_base(artifact: Path, cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "golden set"
+    folder.mkdir()
+    (folder / "golden.json").write_text("{}")
+    base = tmp_path.as_uri()
+    assert fetch(resolved(artifact.name, base), SHA256, cache).read_bytes() == CONTENT
+    copied = fetch_folder(resolved(folder.name, base), folder_digest(folder), cache)
+    assert (copied / "golden.json").read_text() == "{}"

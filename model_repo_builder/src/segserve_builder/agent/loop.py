@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pydantic import ValidationError
 
@@ -18,7 +19,7 @@ from segserve_builder.agent.state import LoadStep, Prepare, Probe, Prove, Repair
 from segserve_builder.publish import sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from segserve_builder.agent.lookout import Lookout
@@ -35,14 +36,39 @@ TAKEOVER_S: Final = 3.0
 _LOG = logging.getLogger(__name__)
 
 
-class Agent:
-    """Keeps one Triton equal to `assignment.json` in `folder`, and writes `report.json` there."""
+Tell: TypeAlias = "Callable[[bool, tuple[ModelReport, ...]], None]"
+"""Told whether the server is ready, and of its models, whenever that changed."""
 
-    def __init__(self, folder: Path, work: Work, lookout: Lookout) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """How an agent is: when its last pass was (monotonic), whether it was told what to hold, and its last probe."""
+
+    passed_s: float
+    has_assignment: bool = False
+    server_ready: bool = False
+    models: tuple[ModelReport, ...] = ()
+    probe_s: float | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the server has proved, or refused, all that was assigned."""
+        done = (ModelState.READY, ModelState.FAILED, ModelState.UNLOADING)
+        return self.has_assignment and self.server_ready and all(model.state in done for model in self.models)
+
+
+class Agent:
+    """Keeps one Triton equal to `assignment.json` in `folder`, and writes `report.json` there.
+
+    `tell` hears whatever is written there, without its heartbeats.
+    """
+
+    def __init__(self, folder: Path, work: Work, lookout: Lookout, tell: Tell = lambda *_: None) -> None:
         self._work = work
         self._lookout = lookout
         self._assignment = AssignmentFile(folder / "assignment.json")
-        self._report = ReportFile(folder / "report.json")
+        self._report = ReportFile(folder / "report.json", tell)
+        self.pulse = Pulse(time.monotonic())
         self._memory = Memory()
         self._assigned: tuple[Told, ...] = ()
         self._next_probe_s = 0.0
@@ -74,13 +100,17 @@ class Agent:
         look = self._lookout.take(self._memory)
         self._memory.doubt(self._assigned, look)
         if told is None:
-            self._report.write(look.ready, ())
+            self._tell(look.ready, ())
             return
         for action in decide.next_actions(told, look, self._memory, now_s):
             self._start(action, now_s)
         if now_s >= self._next_probe_s:
             self._start_probe(look, now_s)
-        self._report.write(look.ready, decide.reports(told, look, self._memory))
+        self._tell(look.ready, decide.reports(told, look, self._memory), has_assignment=True)
+
+    def _tell(self, ready: bool, models: tuple[ModelReport, ...], *, has_assignment: bool = False) -> None:
+        self._report.write(ready, models)
+        self.pulse = Pulse(time.monotonic(), has_assignment, ready, models, self.pulse.probe_s)
 
     def _start(self, action: Action, now_s: float) -> None:
         revision = action.revision if isinstance(action, Prepare | Serve | Prove | Probe) else ""
@@ -121,6 +151,7 @@ class Agent:
         elif isinstance(action, RepairStep):
             self._lookout.clear(action.name)
         elif isinstance(action, Probe):
+            self.pulse = replace(self.pulse, probe_s=outcome.duration_s)
             # Slow networks are asked less often, so that asking never takes more than a small share of the time.
             self._next_probe_s = now_s + max(PROBE_INTERVAL_S, outcome.duration_s / PROBE_SHARE)
             if not self._died_meanwhile(action.revision):
@@ -178,8 +209,9 @@ class ReportFile:
     a server that goes on serving is not taken out because its agent starts anew.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tell: Tell = lambda *_: None) -> None:
         self._path = path
+        self._tell = tell
         self._inherited_until_s = time.monotonic() + TAKEOVER_S if path.exists() else 0.0
         self._content: tuple[bool, tuple[ModelReport, ...]] | None = None
         self._written_s = 0.0
@@ -197,4 +229,6 @@ class ReportFile:
         staging = self._path.with_name(f".{self._path.name}.new")
         staging.write_text(report.model_dump_json(by_alias=True))
         staging.replace(self._path)
+        if content != self._content:
+            self._tell(server_ready, models)
         self._content, self._written_s = content, now_s

@@ -52,9 +52,11 @@ class ServerRefusedError(ServerError):
 class TritonServer:
     """One Triton. Safe to use from many threads."""
 
-    def __init__(self, grpc_port: int) -> None:
+    def __init__(self, grpc_port: int, headers: Mapping[str, str] | None = None) -> None:
+        """Connect when first asked; `headers` go with every call, as restricted APIs want them."""
         from tritonclient.grpc import InferenceServerClient
 
+        self._headers = dict(headers or {})
         self._client = InferenceServerClient(f"127.0.0.1:{grpc_port}", channel_args=_CHANNEL)
 
     def close(self) -> None:
@@ -64,30 +66,30 @@ class TritonServer:
     def states(self) -> dict[str, str]:
         """Return the state of every model that the server has heard of, '' for one that is on disk alone."""
         with self._asking():
-            index = self._client.get_model_repository_index(client_timeout=QUESTION_S)
+            index = self._client.get_model_repository_index(headers=self._headers, client_timeout=QUESTION_S)
         own = [model for model in index.models if model.version in ("", str(VERSION))]
         return {model.name: model.state for model in own}
 
     def ensemble(self, name: str) -> Ensemble:
         """Return what the server says of a ready ensemble."""
         with self._asking():
-            config = self._client.get_model_config(name, client_timeout=QUESTION_S).config
+            config = self._client.get_model_config(name, headers=self._headers, client_timeout=QUESTION_S).config
         return ensemble_of(config)
 
     def load(self, name: str) -> None:
         """Load a model as its files are now; returns once it is ready."""
         with self._asking():
-            self._client.load_model(name, client_timeout=LOAD_S)
+            self._client.load_model(name, headers=self._headers, client_timeout=LOAD_S)
 
     def unload(self, name: str) -> None:
         """Ask for a model's end; the server first answers what it has begun."""
         with self._asking():
-            self._client.unload_model(name, client_timeout=UNLOAD_S)
+            self._client.unload_model(name, headers=self._headers, client_timeout=UNLOAD_S)
 
     def answered(self, name: str) -> int:
         """Return how many requests a model has answered since it was loaded."""
         with self._asking():
-            statistics = self._client.get_inference_statistics(name, client_timeout=QUESTION_S)
+            statistics = self._client.get_inference_statistics(name, headers=self._headers, client_timeout=QUESTION_S)
         return sum(int(model.inference_stats.success.count) for model in statistics.model_stats)
 
     def infer(self, model: str, image: bytes, parameters: Mapping[str, Any], timeout_s: float) -> Answer:
@@ -102,6 +104,7 @@ class TritonServer:
                 model,
                 [tensor],
                 parameters=dict(parameters),
+                headers=self._headers,
                 client_timeout=timeout_s,
                 # A stream of one frame, for models of videos that take nothing else; others do not look at it.
                 sequence_id=f"segserve-{uuid4()}",
@@ -130,7 +133,7 @@ class TritonServer:
         from tritonclient.utils import InferenceServerException
 
         try:
-            return bool(self._client.is_server_live(client_timeout=QUESTION_S))
+            return bool(self._client.is_server_live(headers=self._headers, client_timeout=QUESTION_S))
         except InferenceServerException:
             return False
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, urljoin
 
-from segserve_builder.errors import UnknownNameError
+from segserve_builder.errors import RelativeUriError, UnknownNameError
 from segserve_builder.sources import cache as _cache
 from segserve_builder.sources.file import FileSource
-from segserve_builder.sources.folder import copy_folder, folder_digest
+from segserve_builder.sources.folder import copy_folder, download_folder, folder_digest
 from segserve_builder.sources.http import HttpSource
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from segserve_builder.sources.base import Source
 
-__all__ = ["DEFAULT_MAX_BYTES", "SOURCES", "fetch", "fetch_folder", "folder_digest"]
+__all__ = ["DEFAULT_MAX_BYTES", "SOURCES", "fetch", "fetch_folder", "folder_digest", "resolved"]
 
 DEFAULT_MAX_BYTES: Final = 16 * 1024**3
 
@@ -43,17 +44,32 @@ def fetch(uri: str, sha256: str, cache: Path, *, max_bytes: int = DEFAULT_MAX_BY
 
 
 def fetch_folder(uri: str, sha256: str, cache: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Path:
-    """Return the verified folder `<cache>/folders/<sha256>`, copied from the `file:` URI where it is missing.
+    """Return the verified folder `<cache>/folders/<sha256>`, copied or downloaded where it is missing.
 
-    `sha256` is a `folder_digest`. Raises as `fetch` does; symbolic links and special files are refused.
+    `sha256` is a `folder_digest`; over HTTP the list that it digests has to be at `<uri>.sha256`. Raises as `fetch`
+    does; symbolic links and special files are refused.
     """
     target = _cache.folder_path(cache, sha256)
     if target.is_dir():
         return target
     source = source_of(uri)
-    if not isinstance(source, FileSource):
-        raise UnknownNameError("scheme of a folder", _scheme(uri), ["file"])
-    return copy_folder(source.path(uri), uri, sha256, cache, max_bytes)
+    if isinstance(source, FileSource):
+        return copy_folder(source.path(uri), uri, sha256, cache, max_bytes)
+    return download_folder(source, uri, sha256, cache, max_bytes)
+
+
+def resolved(uri: str, base: str | None) -> str:
+    """Return `uri` itself where it is absolute, else where it is below the folder `base`, a URI or an absolute path.
+
+    Raises `RelativeUriError` where there is no base, and `UnknownNameError` where no source reads it.
+    """
+    if _has_scheme(uri) or uri.startswith("/"):
+        return uri
+    if not base:
+        raise RelativeUriError(f"{uri!r} is relative, and there is no base; allowed: an absolute path, {_schemes()}")
+    source_of(base)
+    folder = base if _has_scheme(base) else FileSource().path(base).as_uri()
+    return urljoin(folder.rstrip("/") + "/", quote(uri))
 
 
 def source_of(uri: str) -> Source:
@@ -65,5 +81,13 @@ def source_of(uri: str) -> Source:
 
 
 def _scheme(uri: str) -> str:
+    return uri.partition(":")[0].lower() if _has_scheme(uri) else "file"
+
+
+def _has_scheme(uri: str) -> bool:
     head, colon, _ = uri.partition(":")
-    return head.lower() if colon and "/" not in head else "file"
+    return bool(colon) and "/" not in head
+
+
+def _schemes() -> str:
+    return ", ".join(f"{scheme}:" for scheme in sorted(SOURCES))

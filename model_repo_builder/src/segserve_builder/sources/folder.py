@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import stat
 import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from segserve_builder.durable import sync_folder, writing
 from segserve_builder.errors import ArtifactMissingError, DigestMismatchError, UnsafeArtifactError
@@ -16,6 +19,12 @@ from segserve_builder.sources.cache import copy_hashed, folder_path, partial_pat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from segserve_builder.sources.base import Source
+
+LIST_SUFFIX: Final = ".sha256"
+"""What a server offers beside a folder: the list of its files, which the folder's digest is the sha256 of."""
+_LONGEST_LIST: Final = 16 * 2**20
 
 
 def folder_digest(folder: Path) -> str:
@@ -34,21 +43,63 @@ def folder_digest(folder: Path) -> str:
 
 def copy_folder(folder: Path, uri: str, sha256: str, cache: Path, max_bytes: int) -> Path:
     """Copy `folder` into the cache under its digest, computed over the very bytes that were copied."""
+    with _entering(sha256, cache) as copy:
+        actual = _digest(_copy(folder, copy, uri, max_bytes))
+        if actual != sha256:
+            raise DigestMismatchError(uri, sha256, actual)
+    return folder_path(cache, sha256)
+
+
+def download_folder(source: Source, uri: str, sha256: str, cache: Path, max_bytes: int) -> Path:
+    """Download the files that the list `<uri>.sha256` names into the cache, each verified as it arrives.
+
+    The list is what `folder_digest` digests, so that its own sha256 is the folder's.
+    """
+    base = uri.rstrip("/")
+    with _entering(sha256, cache) as copy:
+        left = max_bytes
+        for digest, relative in _listed(source, base + LIST_SUFFIX, sha256):
+            address, target = f"{base}/{quote(relative)}", copy / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source.open(address) as stream, target.open("wb") as file:
+                actual = copy_hashed(stream, file, address, left)
+                if actual != digest:
+                    raise DigestMismatchError(address, digest, actual)
+                left -= file.tell()
+                file.flush()
+                os.fsync(file.fileno())
+    return folder_path(cache, sha256)
+
+
+@contextmanager
+def _entering(sha256: str, cache: Path) -> Iterator[Path]:
+    """Give an empty folder that enters the cache under its digest once it was filled without an error."""
     target = folder_path(cache, sha256)
     partial = partial_path(cache)
     with writing(target), tempfile.TemporaryDirectory(dir=partial) as temporary:
         copy = Path(temporary) / "copy"
-        actual = _digest(_copy(folder, copy, uri, max_bytes))
-        if actual != sha256:
-            raise DigestMismatchError(uri, sha256, actual)
+        copy.mkdir()
+        yield copy
         target.parent.mkdir(parents=True, exist_ok=True)
         _rename_unless_there(copy, target)
         sync_folder(target.parent)
-    return target
+
+
+def _listed(source: Source, address: str, sha256: str) -> Iterator[tuple[str, str]]:
+    content = io.BytesIO()
+    with source.open(address) as stream:
+        actual = copy_hashed(stream, content, address, _LONGEST_LIST)
+    if actual != sha256:
+        raise DigestMismatchError(address, sha256, actual)
+    for line in content.getvalue().decode(errors="surrogateescape").splitlines():
+        digest, _, relative = line.partition("  ")
+        path = PurePosixPath(relative)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise UnsafeArtifactError(f"{address!r} names {relative!r}; a pinned folder holds files below itself only")
+        yield digest, relative
 
 
 def _copy(folder: Path, copy: Path, uri: str, max_bytes: int) -> dict[str, str]:
-    copy.mkdir()
     digests: dict[str, str] = {}
     left = max_bytes
     for path, relative in _files(folder):

@@ -1,0 +1,124 @@
+"""The agent's container: `python3 -m segserve_builder.cluster.agent`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from segserve_builder.agent.lookout import Lookout
+from segserve_builder.agent.loop import Agent
+from segserve_builder.agent.processes import StepProcesses
+from segserve_builder.agent.repository import Repository
+from segserve_builder.agent.server import TritonServer
+from segserve_builder.agent.work import Work
+from segserve_builder.cluster import secret
+from segserve_builder.cluster.agent_metrics import AgentMetrics
+from segserve_builder.cluster.assignment import AssignmentInbox
+from segserve_builder.cluster.config_map_watch import ConfigMapWatch
+from segserve_builder.cluster.config_maps import connect
+from segserve_builder.cluster.names import SHARDS, assignment_name, reports_name
+from segserve_builder.cluster.probe_server import Answer, ProbeServer, said
+from segserve_builder.cluster.report_sender import ReportSender
+from segserve_builder.cluster.settings import AgentSettings
+
+if TYPE_CHECKING:
+    from segserve_builder.agent.protocol import ModelReport
+    from segserve_builder.cluster.assignment import Refused
+    from segserve_builder.cluster.config_maps import ConfigMap, ConfigMaps
+
+LONGEST_PASS_S: Final = 30.0
+
+
+def main() -> None:
+    """Keep this pod's Triton equal to its group's assignment until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    settings = AgentSettings.of(os.environ)
+    pod = Pod(settings, connect(settings.namespace))
+    stop = threading.Event()
+
+    def end(*_: object) -> None:
+        stop.set()
+        pod.agent.wake()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    pod.run(stop)
+    logging.shutdown()
+    # Actions may still wait for a load or a download; each is atomic, and the next agent looks what is there.
+    os._exit(0)
+
+
+class Pod:
+    """An agent with its links: to its server, to the API, and to those who ask how it is."""
+
+    def __init__(self, settings: AgentSettings, config_maps: ConfigMaps) -> None:
+        folder, pool, group = settings.folder, settings.pool, settings.group
+        self._pod_uid = settings.pod_uid
+        self._saying = threading.Lock()
+        self._said: tuple[bool, tuple[ModelReport, ...]] | None = None
+        self._refused: Refused = ()
+        server = TritonServer(settings.ports.grpc, secret.grpc_headers(secret.obtain(folder.secret)))
+        repository = Repository(folder.repository)
+        work = Work(server, repository, settings.cache, folder.log, settings.target, settings.artifact_base)
+        lookout = Lookout(server, repository, StepProcesses(folder.record))
+        self.agent = Agent(folder.root, work, lookout, self._report)
+        self._sender = ReportSender(config_maps, reports_name(pool, group), settings.pod)
+        names = [assignment_name(pool, group, shard) for shard in range(SHARDS)]
+        self._inbox = AssignmentInbox(names, folder.root / "assignment.json", self._refuse)
+        self._watch = ConfigMapWatch(config_maps, names, self._take)
+        metrics = AgentMetrics(lambda: self.agent.pulse, self._watch.contact_age_s)
+        questions = {"/live": self._live, "/ready": self._ready, "/metrics": metrics.answer}
+        self.probes = ProbeServer(settings.probe_port, questions)
+
+    def run(self, stop: threading.Event) -> None:
+        """Go round until `stop` is set."""
+        self.probes.start()
+        self._sender.start()
+        self._watch.start()
+        self.agent.run(stop)
+        self._sender.stop()
+        self._watch.stop()
+        self.probes.stop()
+
+    def _take(self, name: str, config_map: ConfigMap | None) -> None:
+        self._inbox.take(name, config_map)
+        # Whoever makes the reports anew, after they were deleted, can ask for them by touching an assignment.
+        self._sender.check()
+
+    def _report(self, server_ready: bool, models: tuple[ModelReport, ...]) -> None:
+        with self._saying:
+            self._said = (server_ready, models)
+            self._send()
+
+    def _refuse(self, refused: Refused) -> None:
+        self.agent.wake()
+        with self._saying:
+            self._refused = refused
+            self._send()
+
+    def _send(self) -> None:
+        if self._said is None:
+            return  # nobody has looked at the server yet
+        server_ready, models = self._said
+        told = [model.model_dump(mode="json", by_alias=True) for model in (*models, *self._refused)]
+        self._sender.send({"uid": self._pod_uid, "serverReady": server_ready, "models": told})
+
+    def _live(self) -> Answer:
+        age_s = time.monotonic() - self.agent.pulse.passed_s
+        return said(age_s < LONGEST_PASS_S, f"the last look at the server was {age_s:.1f} s ago")
+
+    def _ready(self) -> Answer:
+        pulse = self.agent.pulse
+        waiting = [f"{model.model} is {model.state}" for model in pulse.models]
+        server = "ready" if pulse.server_ready else "not ready"
+        read = "read" if pulse.has_assignment else "not read yet"
+        return said(pulse.is_settled, "\n".join([f"server {server}, assignment {read}", *waiting]))
+
+
+if __name__ == "__main__":
+    main()

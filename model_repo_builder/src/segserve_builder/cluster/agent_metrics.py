@@ -1,0 +1,52 @@
+"""What an agent tells Prometheus of itself, found out when it is asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from segserve_builder.agent.protocol import ModelState
+from segserve_builder.cluster.probe_server import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from segserve_builder.agent.loop import Pulse
+
+
+class AgentMetrics(Collector):
+    """The metrics of the agent whose `pulse` it is told; `api_age_s` is how long the API has been silent."""
+
+    def __init__(self, pulse: Callable[[], Pulse], api_age_s: Callable[[], float]) -> None:
+        self._pulse = pulse
+        self._api_age_s = api_age_s
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def answer(self) -> Answer:
+        """Return them all in Prometheus' text format."""
+        return Answer(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Return what is true now."""
+        pulse = self._pulse()
+        models = GaugeMetricFamily("segserve_agent_models", "Assigned and leaving models.", labels=["state"])
+        counts = Counter(model.state for model in pulse.models)
+        for state in ModelState:
+            models.add_metric([state.value], counts[state])
+        ready = GaugeMetricFamily("segserve_agent_server_ready", "Whether Triton answers.", value=pulse.server_ready)
+        silence = GaugeMetricFamily(
+            "segserve_agent_api_age_seconds",
+            "Seconds since the Kubernetes API last said anything.",
+            value=self._api_age_s(),
+        )
+        found = [models, ready, silence]
+        if pulse.probe_s is not None:
+            name = "segserve_agent_probe_seconds"
+            found.append(GaugeMetricFamily(name, "How long the last probe's inference took.", value=pulse.probe_s))
+        return found

@@ -1,0 +1,40 @@
+"""The word by which a server knows its own agent: without it nobody loads, unloads, traces or shares memory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Final
+
+KEY: Final = "segserve"
+RESTRICTED: Final = "model-repository,shared-memory,trace,logging"
+_GRPC_PREFIX: Final = "triton-grpc-protocol-"
+
+
+def obtain(path: Path) -> str:
+    """Return the secret in the file `path`, made by whichever process comes first; only its user can read it."""
+    if not path.exists():
+        handle, staging = tempfile.mkstemp(dir=path.parent, prefix=".secret-")  # mode 0600
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_urlsafe(32))
+            # Unlike a rename, a link fails where another process was first.
+            path.hardlink_to(staging)
+        except FileExistsError:
+            pass
+        finally:
+            Path(staging).unlink()
+    return path.read_text()
+
+
+def server_arguments(secret: str) -> tuple[str, ...]:
+    """Return what makes Triton (2.51 to 2.68 at least) answer restricted questions only to those who know it."""
+    rule = f"{RESTRICTED}:{KEY}={secret}"
+    return (f"--http-restricted-api={rule}", f"--grpc-restricted-protocol={rule}")
+
+
+def grpc_headers(secret: str) -> dict[str, str]:
+    """Return the headers of a gRPC call by one who knows it."""
+    return {f"{_GRPC_PREFIX}{KEY}": secret}

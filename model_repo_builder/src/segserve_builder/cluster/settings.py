@@ -1,0 +1,152 @@
+"""What a server pod's containers are told by their environment; nothing else of them reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from segserve_builder.cluster.names import AGENT_PORT, CACHE_FOLDER, GRPC_PORT, HTTP_PORT, METRICS_PORT, RUN_FOLDER
+from segserve_builder.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ANY_ADDRESS: Final = "0.0.0.0"
+LOOPBACK: Final = "127.0.0.1"
+EXIT_TIMEOUT_S: Final = 30
+
+
+class SettingsError(Exception):
+    """An environment that lacks something, or has something that makes no sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodFolder:
+    """The files that both containers see."""
+
+    root: Path
+
+    @property
+    def repository(self) -> Path:
+        """Triton's model repository."""
+        return self.root / "repository"
+
+    @property
+    def log(self) -> Path:
+        """The end of what Triton logged."""
+        return self.root / "triton.log"
+
+    @property
+    def record(self) -> Path:
+        """Triton's process: `pid`, `create_time`."""
+        return self.root / "triton.process.json"
+
+    @property
+    def secret(self) -> Path:
+        """What opens Triton's restricted APIs."""
+        return self.root / "secret"
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where Triton listens."""
+
+    http: int = HTTP_PORT
+    grpc: int = GRPC_PORT
+    metrics: int = METRICS_PORT
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Self:
+        """Return the ports, which only tests set: `SEGSERVE_TRITON_PORTS` is `http,grpc,metrics`."""
+        given = environment.get("SEGSERVE_TRITON_PORTS")
+        return cls(*map(int, given.split(","))) if given else cls()
+
+
+@dataclass(frozen=True, slots=True)
+class TritonSettings:
+    """How to start Triton. It is reachable from outside of its pod only where `address` says so."""
+
+    executable: Path
+    backends: Path
+    folder: PodFolder
+    address: str
+    ports: Ports
+    exit_timeout_s: int
+    shm_prefix: str
+    target: Target
+    max_request_bytes: int | None
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Self:
+        """Read them; raises `SettingsError`, and `UnknownNameError` where the target is unknown."""
+        most = environment.get("SEGSERVE_MAX_REQUEST_BYTES")
+        return cls(
+            executable=Path(_required(environment, "SEGSERVE_TRITONSERVER")),
+            backends=Path(_required(environment, "SEGSERVE_BACKENDS")),
+            folder=_folder(environment),
+            address=_address(environment),
+            ports=Ports.of(environment),
+            exit_timeout_s=int(environment.get("SEGSERVE_EXIT_TIMEOUT_SECONDS") or EXIT_TIMEOUT_S),
+            shm_prefix=environment.get("SEGSERVE_SHM_PREFIX") or "segserve-",
+            target=_target(environment),
+            max_request_bytes=int(most) if most else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """Whom an agent serves: its pod, its group, its server."""
+
+    namespace: str
+    pod: str
+    pod_uid: str
+    pool: str
+    group: str
+    folder: PodFolder
+    cache: Path
+    ports: Ports
+    probe_port: int
+    target: Target
+    artifact_base: str | None
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Self:
+        """Read them; raises `SettingsError`, and `UnknownNameError` where the target is unknown."""
+        return cls(
+            namespace=_required(environment, "POD_NAMESPACE"),
+            pod=_required(environment, "POD_NAME"),
+            pod_uid=_required(environment, "POD_UID"),
+            pool=_required(environment, "SEGSERVE_POOL"),
+            group=_required(environment, "SEGSERVE_GROUP"),
+            folder=_folder(environment),
+            cache=Path(environment.get("SEGSERVE_CACHE_FOLDER") or CACHE_FOLDER),
+            ports=Ports.of(environment),
+            probe_port=int(environment.get("SEGSERVE_AGENT_PORT") or AGENT_PORT),
+            target=_target(environment),
+            artifact_base=environment.get("SEGSERVE_ARTIFACT_BASE") or None,
+        )
+
+
+def _target(environment: Mapping[str, str]) -> Target:
+    release = _required(environment, "SEGSERVE_TRITON_VERSION")
+    return Target.named(release, environment.get("SEGSERVE_NETWORK_BACKEND") or "python")
+
+
+def _folder(environment: Mapping[str, str]) -> PodFolder:
+    return PodFolder(Path(environment.get("SEGSERVE_RUN_FOLDER") or RUN_FOLDER))
+
+
+def _address(environment: Mapping[str, str]) -> str:
+    listens = environment.get("SEGSERVE_TRITON_LISTENS") or "loopback"
+    addresses = {"loopback": LOOPBACK, "pod": ANY_ADDRESS}
+    if listens not in addresses:
+        raise SettingsError(f"SEGSERVE_TRITON_LISTENS is {listens!r}; allowed: {', '.join(addresses)}")
+    return addresses[listens]
+
+
+def _required(environment: Mapping[str, str], name: str) -> str:
+    found = environment.get(name)
+    if not found:
+        raise SettingsError(f"{name} is not set")
+    return found

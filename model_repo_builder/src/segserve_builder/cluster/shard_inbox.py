@@ -1,0 +1,66 @@
+"""Puts together what the operator spread over the shards of an assignment or a plan."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from segserve_builder.cluster.shards import content_of, unpack, version_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from segserve_builder.cluster.config_maps import ConfigMap
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard(Generic[T]):
+    """The last content of a shard that could be read, and its version."""
+
+    version: str
+    value: T
+
+
+class ShardInbox(Generic[T]):
+    """Gives `deliver` all shards, in the order of `names`, whenever one changed and each has been read once.
+
+    `read` makes a value of a shard's JSON, or raises ValueError: then the shard keeps its last good content, as it
+    does where its ConfigMap is gone. Not for use from several threads at once.
+    """
+
+    def __init__(
+        self, names: Sequence[str], read: Callable[[Any], T], deliver: Callable[[tuple[Shard[T], ...]], None]
+    ) -> None:
+        self._names = tuple(names)
+        self._read = read
+        self._deliver = deliver
+        self._shards: dict[str, Shard[T]] = {}
+        self._delivered: tuple[str, ...] = ()
+
+    def take(self, name: str, config_map: ConfigMap | None) -> None:
+        """Take in what the API says of the ConfigMap `name`."""
+        content = content_of(config_map) if config_map is not None else None
+        if content is None:
+            _LOG.warning("%s is empty or gone; what it said before stays", name)
+            return
+        version = version_of(content)
+        known = self._shards.get(name)
+        if known is None or known.version != version:
+            try:
+                self._shards[name] = Shard(version, self._read(unpack(content)))
+            except ValueError as error:
+                _LOG.error("%s cannot be read; what it said before stays: %s", name, error)
+        self._deliver_news()
+
+    def _deliver_news(self) -> None:
+        if self._shards.keys() < set(self._names):
+            return
+        shards = tuple(self._shards[name] for name in self._names)
+        versions = tuple(shard.version for shard in shards)
+        if versions != self._delivered:
+            self._deliver(shards)
+            self._delivered = versions

@@ -1,0 +1,255 @@
+"""What a pod is told by ConfigMaps and what it reports into one: a real API server, slow, silent, or gone."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from lightkube.config import client_adapter
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.core_v1 import ConfigMap
+
+from fakes.agent_group import wait_for
+from fakes.cluster import Cluster
+from fakes.tcp_relay import TcpRelay
+from segserve_builder.cluster import config_maps as config_maps_module
+from segserve_builder.cluster.config_map_watch import ConfigMapWatch
+from segserve_builder.cluster.config_maps import ConfigMaps, ExpiredError
+from segserve_builder.cluster.report_sender import ReportSender
+from segserve_builder.cluster.shard_inbox import Shard, ShardInbox
+from segserve_builder.cluster.shards import CONTENT_KEY, pack, unpack, version_of
+
+pytestmark = pytest.mark.cluster
+
+NAMES = ("first", "second")
+
+
+class World:
+    """A namespace of a cluster, and links to its API that end with the test."""
+
+    def __init__(self, cluster: Cluster, namespace: str, ends: ExitStack) -> None:
+        self.client = cluster.client
+        self.namespace = namespace
+        self._config = self.client.config
+        self._ends = ends
+
+    def write(self, name: str, value: Any) -> None:
+        self._apply(name, {CONTENT_KEY: value if isinstance(value, str) else pack(value)})
+
+    def delete(self, name: str) -> None:
+        self.client.delete(ConfigMap, name, namespace=self.namespace)
+
+    def make_reports(self) -> None:
+        self._apply("reports", None)
+
+    def reports(self) -> dict[str, Any]:
+        stored = self.client.get(ConfigMap, "reports", namespace=self.namespace).binaryData or {}
+        return {key: unpack(text) for key, text in stored.items()}
+
+    def version_of_reports(self) -> str:
+        metadata = self.client.get(ConfigMap, "reports", namespace=self.namespace).metadata
+        assert metadata is not None
+        return str(metadata.resourceVersion)
+
+    def link(self, relay: TcpRelay | None = None) -> ConfigMaps:
+        server = copy.copy(self._config.cluster)
+        if relay is not None:
+            server.server = f"https://127.0.0.1:{relay.port}"
+        params = client_adapter.ConnectionParams(timeout=httpx2.Timeout(1.0), trust_env=False)
+        return ConfigMaps(client_adapter.Client(self._config._replace(cluster=server), params), self.namespace)
+
+    def relay(self) -> TcpRelay:
+        parts = urlsplit(self._config.cluster.server)
+        made = TcpRelay((str(parts.hostname), parts.port or 443))
+        self._ends.callback(made.close)
+        return made
+
+    def follow(self, relay: TcpRelay | None = None) -> Heard:
+        heard = Heard()
+        inbox = ShardInbox(NAMES, heard.read, heard.deliver)
+        watch = ConfigMapWatch(self.link(relay), NAMES, inbox.take)
+        watch.start()
+        self._ends.callback(watch.stop)
+        return heard
+
+    def sender(self, key: str, relay: TcpRelay | None = None) -> ReportSender:
+        link = self.link(relay)
+        sender = ReportSender(link, "reports", key)
+        sender.start()
+        self._ends.callback(link.close)
+        self._ends.callback(sender.stop)
+        return sender
+
+    def _apply(self, name: str, binary: dict[str, str] | None) -> None:
+        made = ConfigMap(metadata=ObjectMeta(name=name, namespace=self.namespace), binaryData=binary)
+        self.client.apply(made, field_manager="test", force=True)
+
+
+class Heard:
+    """What was delivered."""
+
+    def __init__(self) -> None:
+        self.values: list[tuple[Any, ...]] = []
+        self.versions: tuple[str, ...] = ()
+
+    def read(self, value: Any) -> Any:
+        if value == "unreadable":
+            raise ValueError("this one cannot be read")
+        return value
+
+    def deliver(self, shards: tuple[Shard[Any], ...]) -> None:
+        self.versions = tuple(shard.version for shard in shards)
+        self.values.append(tuple(shard.value for shard in shards))
+
+    def wait(self, *values: Any) -> None:
+        wait_for(lambda: self.values and self.values[-1] == values, lambda: str(self.values))
+
+
+@pytest.fixture
+def world(cluster: Cluster, namespace: str) -> Iterator[World]:
+    with ExitStack() as ends:
+        yield World(cluster, namespace, ends)
+
+
+def always(claim: Callable[[], bool], seconds: float) -> None:
+    """Fail where a claim turns false while we look."""
+    ended = threading.Event()
+    timer = threading.Timer(seconds, ended.set)
+    timer.start()
+    while not ended.wait(0.05):
+        assert claim()
+    timer.join()
+
+
+def test_nothing_is_delivered_until_every_shard_was_read(world: World) -> None:
+    heard = world.follow()
+    world.write("first", ["a"])
+    always(lambda: not heard.values, 1.0)
+    world.write("second", ["b"])
+    heard.wait(["a"], ["b"])
+    assert heard.versions == (version_of(pack(["a"])), version_of(pack(["b"])))
+
+
+def test_a_changed_shard_is_delivered_and_an_equal_one_is_not(world: World) -> None:
+    world.write("first", ["a"])
+    world.write("second", ["b"])
+    heard = world.follow()
+    heard.wait(["a"], ["b"])
+    world.write("first", ["a", "c"])
+    heard.wait(["a", "c"], ["b"])
+    world.client.patch(ConfigMap, "first", {"metadata": {"labels": {"touched": "yes"}}}, namespace=world.namespace)
+    world.write("second", ["d"])
+    heard.wait(["a", "c"], ["d"])
+    assert len(heard.values) == 3
+
+
+def test_a_deleted_shard_changes_nothing_and_is_followed_once_it_is_made_anew(world: World) -> None:
+    world.write("first", ["a"])
+    world.write("second", ["b"])
+    heard = world.follow()
+    heard.wait(["a"], ["b"])
+    world.delete("first")
+    always(lambda: heard.values == [(["a"], ["b"])], 1.0)
+    world.write("first", ["made anew"])
+    heard.wait(["made anew"], ["b"])
+
+
+@pytest.mark.parametrize("bad", ["unreadable", "bm90IGd6aXA="], ids=["no value of ours", "no gzip"])
+def test_an_unreadable_shard_keeps_its_last_good_content_and_holds_no_other_up(world: World, bad: str) -> None:
+    world.write("first", ["a"])
+    world.write("second", ["b"])
+    heard = world.follow()
+    heard.wait(["a"], ["b"])
+    world.write("first", pack(bad) if bad == "unreadable" else bad)
+    world.write("second", ["c"])
+    heard.wait(["a"], ["c"])
+    world.write("first", ["healed"])
+    heard.wait(["healed"], ["c"])
+
+
+def test_an_api_that_stops_answering_changes_nothing_and_is_followed_on_afterwards(world: World) -> None:
+    world.write("first", ["a"])
+    world.write("second", ["b"])
+    relay = world.relay()
+    heard = world.follow(relay)
+    heard.wait(["a"], ["b"])
+    relay.pause()
+    world.write("first", ["meanwhile"])
+    always(lambda: len(heard.values) == 1, 3.0)
+    relay.resume()
+    heard.wait(["meanwhile"], ["b"])
+
+
+def test_a_connection_that_is_silent_for_too_long_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_maps_module, "SILENCE_S", 1.0)
+    world.write("first", ["a"])
+    world.write("second", ["b"])
+    relay = world.relay()
+    heard = world.follow(relay)
+    heard.wait(["a"], ["b"])
+    relay.lose()
+    world.write("first", ["meanwhile"])
+    heard.wait(["meanwhile"], ["b"])
+
+
+def test_a_version_that_the_api_has_forgotten_is_said_to_be_expired(world: World) -> None:
+    world.write("first", ["a"])
+    link = world.link()
+    try:
+        with pytest.raises(ExpiredError):
+            list(link.watch("first", "1"))
+    finally:
+        link.close()
+
+
+def test_three_pods_write_their_own_keys_of_one_map(world: World) -> None:
+    world.make_reports()
+    senders = {pod: world.sender(pod) for pod in ("pod-1", "pod-2", "pod-3")}
+    for number in range(20):
+        for pod, sender in senders.items():
+            sender.send({"uid": pod, "number": number})
+    last = {pod: {"uid": pod, "number": 19} for pod in senders}
+    wait_for(lambda: world.reports() == last, lambda: str(world.reports()))
+
+
+def test_an_equal_report_is_not_written_again(world: World) -> None:
+    world.make_reports()
+    sender = world.sender("pod")
+    sender.send({"ready": True})
+    wait_for(lambda: world.reports() == {"pod": {"ready": True}}, lambda: str(world.reports()))
+    version = world.version_of_reports()
+    sender.send({"ready": True})
+    sender.check()
+    always(lambda: world.version_of_reports() == version, 1.5)
+
+
+def test_a_report_waits_for_its_map_and_comes_back_with_it(world: World) -> None:
+    sender = world.sender("pod")
+    sender.send({"ready": True})
+    always(lambda: sender.answered_age_s() is None, 0.5)
+    world.make_reports()
+    wait_for(lambda: world.reports() == {"pod": {"ready": True}}, lambda: str(world.reports()))
+    world.delete("reports")
+    world.make_reports()
+    sender.check()
+    wait_for(lambda: world.reports() == {"pod": {"ready": True}}, lambda: str(world.reports()))
+
+
+def test_the_newest_report_arrives_after_an_outage(world: World) -> None:
+    world.make_reports()
+    relay = world.relay()
+    sender = world.sender("pod", relay)
+    sender.send({"number": 0})
+    wait_for(lambda: world.reports() == {"pod": {"number": 0}}, lambda: str(world.reports()))
+    relay.pause()
+    for number in (1, 2, 3):
+        sender.send({"number": number})
+    always(lambda: world.reports() == {"pod": {"number": 0}}, 2.0)
+    relay.resume()
+    wait_for(lambda: world.reports() == {"pod": {"number": 3}}, lambda: str(world.reports()))

@@ -1,0 +1,62 @@
+"""A revision keeps the name it was given, and an agent refuses one that its own code would name otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from segserve_builder.agent.protocol import AssignedModel, Assignment
+from segserve_builder.agent.repository import Repository
+from segserve_builder.agent.server import TritonServer
+from segserve_builder.agent.state import Prepare, Told
+from segserve_builder.agent.work import Outcome, Work
+
+PIPELINE: dict[str, Any] = {
+    "model": "coins",
+    "artifactSha256": "1" * 64,
+    "family": "semantic-logits",
+    "input": {},
+    "classes": [],
+    "preprocess": [],
+    "postprocess": [],
+    "output": {},
+    "runtime": {},
+}
+
+
+def assigned(uri: str = "file:///missing.onnx", **more: Any) -> AssignedModel:
+    return AssignedModel.model_validate({"pipeline": PIPELINE, "artifact": {"uri": uri, "sha256": "1" * 64}, **more})
+
+
+def prepared(spec: AssignedModel, folder: Path) -> Outcome:
+    nobody = cast(TritonServer, None)
+    work = Work(nobody, Repository(folder / "repository"), folder / "cache", folder / "log")
+    return work.carry_out(Prepare(spec.revision, spec.model), Told.of(spec), None)
+
+
+def test_a_record_without_a_name_gets_that_of_its_pipeline() -> None:
+    spec = assigned()
+    assert spec.revision == spec.pipeline.revision
+    plain = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert AssignedModel.model_validate({k: v for k, v in plain.items() if k != "revision"}) == spec
+
+
+def test_a_given_name_travels_and_is_never_computed_again() -> None:
+    spec = assigned(revision="coins-0123456789")
+    again = Assignment.model_validate_json(Assignment(models=(spec,)).model_dump_json(by_alias=True)).models[0]
+    assert again == spec
+    assert again.revision == "coins-0123456789"
+    assert again != assigned()
+
+
+def test_a_revision_that_another_version_named_is_refused_for_good(tmp_path: Path) -> None:
+    problem = prepared(assigned(revision="coins-0123456789"), tmp_path).problem
+    assert problem is not None
+    assert (problem.reason, problem.retryable) == ("OtherVersion", False)
+    assert "coins-0123456789" in problem.message
+
+
+def test_a_relative_uri_without_a_base_is_refused_for_good(tmp_path: Path) -> None:
+    problem = prepared(assigned("networks/a.onnx"), tmp_path).problem
+    assert problem is not None
+    assert (problem.reason, problem.retryable) == ("RelativeUri", False)

@@ -1,0 +1,256 @@
+"""What is sent and what is delivered, over ConfigMaps in memory that fail when they are told to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from segserve_builder.cluster import report_sender
+from segserve_builder.cluster.config_map_watch import ConfigMapWatch
+from segserve_builder.cluster.config_maps import ApiLostError, ApiRefusedError, Bookmark, ConfigMaps, ExpiredError, Seen
+from segserve_builder.cluster.pause import Pause
+from segserve_builder.cluster.report_sender import ReportSender
+from segserve_builder.cluster.shard_inbox import Shard, ShardInbox
+from segserve_builder.cluster.shards import CONTENT_KEY, pack
+
+
+class Stored:
+    """The API in memory: `script` is what the next calls do instead of answering; an event None ends a watch."""
+
+    def __init__(self) -> None:
+        self.maps: dict[str, dict[str, Any]] = {}
+        self.script: list[Exception] = []
+        self.calls: list[str] = []
+        self.events: list[Seen | Bookmark | Exception | None] = []
+        self.closed = False
+
+    def as_config_maps(self) -> ConfigMaps:
+        return cast(ConfigMaps, self)
+
+    def list_one(self, name: str) -> Seen:
+        self._call("list")
+        return Seen(str(len(self.calls)), self.maps.get(name))
+
+    def get(self, name: str) -> dict[str, Any]:
+        self._call("get")
+        if name not in self.maps:
+            raise ApiRefusedError(404, "not there")
+        return self.maps[name]
+
+    def watch(self, name: str, version: str) -> Iterator[Seen | Bookmark]:
+        self._call(f"watch {version}")
+        while not self.closed:
+            if self.events:
+                event = self.events.pop(0)
+                if event is None:
+                    return
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+            time.sleep(0.005)
+
+    def patch_binary(self, name: str, key: str, content: str) -> None:
+        self._call("patch")
+        if name not in self.maps:
+            raise ApiRefusedError(404, "not there")
+        self.maps[name].setdefault("binaryData", {})[key] = content
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _call(self, what: str) -> None:
+        self.calls.append(what)
+        if self.script:
+            raise self.script.pop(0)
+
+
+@pytest.fixture
+def stored() -> Stored:
+    return Stored()
+
+
+@pytest.fixture
+def sender(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReportSender]:
+    monkeypatch.setattr(report_sender, "SHORTEST_INTERVAL_S", 0.05)
+    made = ReportSender(stored.as_config_maps(), "reports", "pod")
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def told(stored: Stored) -> Iterator[list[Any]]:
+    """What a watch of one name tells."""
+    heard: list[Any] = []
+    watch = ConfigMapWatch(stored.as_config_maps(), ["name"], lambda _, found: heard.append(found))
+    watch.start()
+    yield heard
+    watch.stop()
+
+
+def eventually(claim: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def config_map(value: Any) -> dict[str, Any]:
+    return {"binaryData": {CONTENT_KEY: pack(value)}}
+
+
+def report_of(stored: Stored) -> object:
+    return (stored.maps["reports"].get("binaryData") or {}).get("pod")
+
+
+def test_a_version_that_has_expired_is_listed_anew(stored: Stored, told: list[Any]) -> None:
+    eventually(lambda: told == [None])
+    stored.maps["name"] = {"made": "meanwhile"}
+    stored.events.append(ExpiredError(410, "too old"))
+    eventually(lambda: told == [None, {"made": "meanwhile"}])
+
+
+def test_a_watch_goes_on_from_the_last_bookmark(stored: Stored, told: list[Any]) -> None:
+    stored.events += [Bookmark("77"), None]
+    eventually(lambda: "watch 77" in stored.calls)
+    assert stored.calls.count("list") == 1
+
+
+def test_a_watch_that_breaks_off_is_listed_anew(stored: Stored, told: list[Any]) -> None:
+    stored.events.append(ApiLostError("reset"))
+    eventually(lambda: told == [None, None])
+
+
+def test_a_listener_that_fails_is_told_again(stored: Stored) -> None:
+    stored.maps["name"] = {"value": 1}
+    heard: list[Any] = []
+
+    def fail_once(_: str, found: Any) -> None:
+        heard.append(found)
+        if len(heard) == 1:
+            raise OSError("the disk is full")
+
+    watch = ConfigMapWatch(stored.as_config_maps(), ["name"], fail_once)
+    watch.start()
+    eventually(lambda: heard == [{"value": 1}, {"value": 1}])
+    watch.stop()
+
+
+def test_an_api_that_cannot_be_reached_tells_nothing(stored: Stored) -> None:
+    stored.script = [ApiLostError("refused")] * 3
+    heard: list[Any] = []
+    watch = ConfigMapWatch(stored.as_config_maps(), ["name"], lambda _, found: heard.append(found))
+    watch.start()
+    eventually(lambda: heard == [None])
+    assert stored.calls[:4] == ["list"] * 4
+    watch.stop()
+
+
+def test_a_report_is_sent_until_it_is_taken(stored: Stored, sender: ReportSender) -> None:
+    stored.maps["reports"] = {}
+    stored.script = [ApiLostError("refused"), ApiRefusedError(500, "etcd"), ApiRefusedError(409, "conflict")]
+    sender.send({"ready": True})
+    eventually(lambda: report_of(stored) == pack({"ready": True}))
+    assert stored.calls == ["patch"] * 4
+
+
+def test_a_report_that_failed_is_tried_at_once_when_somebody_asks(
+    stored: Stored, sender: ReportSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pause, "next_s", lambda _: 3600.0)
+    sender.send({"ready": True})
+    eventually(lambda: stored.calls == ["patch"])
+    stored.maps["reports"] = {}
+    sender.check()
+    eventually(lambda: report_of(stored) == pack({"ready": True}))
+
+
+def test_only_the_newest_of_many_reports_is_sent_after_a_failure(stored: Stored, sender: ReportSender) -> None:
+    stored.maps["reports"] = {}
+    stored.script = [ApiLostError("refused")]
+    for number in range(50):
+        sender.send({"number": number})
+    eventually(lambda: report_of(stored) == pack({"number": 49}))
+    assert stored.calls.count("patch") <= 3
+
+
+def test_a_report_that_somebody_deleted_comes_back(stored: Stored, sender: ReportSender) -> None:
+    stored.maps["reports"] = {}
+    sender.send({"ready": True})
+    eventually(lambda: report_of(stored) is not None)
+    stored.maps["reports"] = {}
+    sender.check()
+    eventually(lambda: report_of(stored) == pack({"ready": True}))
+
+
+def test_equal_reports_are_one_write(stored: Stored, sender: ReportSender) -> None:
+    stored.maps["reports"] = {}
+    for _ in range(5):
+        sender.send({"ready": True})
+        eventually(lambda: report_of(stored) is not None)
+    sender.check()
+    eventually(lambda: "get" in stored.calls)
+    assert stored.calls.count("patch") == 1
+
+
+def test_pauses_double_up_to_a_limit_and_begin_anew() -> None:
+    pause = Pause(first_s=0.2, longest_s=15.0)
+    seen = [pause.next_s() for _ in range(20)]
+    limits = [min(15.0, 0.2 * 2**attempt) for attempt in range(20)]
+    assert all(limit / 2 <= found <= limit for found, limit in zip(seen, limits, strict=True))
+    pause.reset()
+    assert pause.next_s() <= 0.2
+
+
+class Inbox:
+    """An inbox of two shards whose values are lists."""
+
+    def __init__(self) -> None:
+        self.delivered: list[tuple[Any, ...]] = []
+        self.full_disk = False
+        self.inbox: ShardInbox[list[Any]] = ShardInbox(("a", "b"), self._read, self._deliver)
+
+    def _read(self, value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r} is no list")
+        return value
+
+    def _deliver(self, shards: tuple[Shard[list[Any]], ...]) -> None:
+        if self.full_disk:
+            raise OSError("the disk is full")
+        self.delivered.append(tuple(shard.value for shard in shards))
+
+
+def test_shards_are_delivered_together_in_order_once_all_were_read() -> None:
+    world = Inbox()
+    world.inbox.take("b", config_map([2]))
+    world.inbox.take("a", None)
+    world.inbox.take("a", {"data": {}})
+    assert world.delivered == []
+    world.inbox.take("a", config_map([1]))
+    world.inbox.take("a", config_map([1]))
+    assert world.delivered == [([1], [2])]
+
+
+@pytest.mark.parametrize("bad", [None, {}, config_map("text"), {"binaryData": {CONTENT_KEY: "!"}}])
+def test_what_is_gone_or_unreadable_leaves_the_last_good_content(bad: dict[str, Any] | None) -> None:
+    world = Inbox()
+    world.inbox.take("a", config_map([1]))
+    world.inbox.take("b", config_map([2]))
+    world.inbox.take("a", bad)
+    world.inbox.take("b", config_map([3]))
+    assert world.delivered == [([1], [2]), ([1], [3])]
+
+
+def test_what_could_not_be_delivered_is_delivered_when_it_is_told_again() -> None:
+    world = Inbox()
+    world.inbox.take("a", config_map([1]))
+    world.full_disk = True
+    with pytest.raises(OSError, match="full"):
+        world.inbox.take("b", config_map([2]))
+    world.full_disk = False
+    world.inbox.take("b", config_map([2]))
+    assert world.delivered == [([1], [2])]

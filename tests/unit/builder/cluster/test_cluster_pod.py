@@ -1,0 +1,258 @@
+"""What a server pod's processes make of their environment and their files."""
+
+from __future__ import annotations
+
+import re
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segserve_builder.agent.loop import Pulse
+from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState
+from segserve_builder.cluster import secret
+from segserve_builder.cluster.agent_metrics import AgentMetrics
+from segserve_builder.cluster.assignment import AssignmentInbox
+from segserve_builder.cluster.bounded_log import BoundedLog
+from segserve_builder.cluster.probe_server import ProbeServer, said
+from segserve_builder.cluster.settings import AgentSettings, SettingsError, TritonSettings
+from segserve_builder.cluster.shards import CONTENT_KEY, pack
+from segserve_builder.cluster.triton import arguments, environment
+from segserve_builder.errors import UnknownNameError
+from segserve_builder.pipeline import Artifact
+from segserve_builder.steps import Pipeline
+
+TRITON = {
+    "SEGSERVE_TRITONSERVER": "/opt/tritonserver/bin/tritonserver",
+    "SEGSERVE_BACKENDS": "/opt/tritonserver/backends",
+    "SEGSERVE_TRITON_VERSION": "24.10",
+}
+AGENT = {
+    "POD_NAME": "pod",
+    "POD_NAMESPACE": "space",
+    "POD_UID": "uid",
+    "SEGSERVE_POOL": "pool",
+    "SEGSERVE_GROUP": "main-1",
+    "SEGSERVE_TRITON_VERSION": "26.04",
+}
+
+
+def flags(**more: str) -> dict[str, str]:
+    found = arguments(TritonSettings.of(TRITON | more), "word")[1:]
+    return {name: value for name, _, value in (flag.removeprefix("--").partition("=") for flag in found)}
+
+
+def test_triton_is_managed_only_by_those_who_know_the_word() -> None:
+    rule = "model-repository,shared-memory,trace,logging:segserve=word"
+    assert flags()["http-restricted-api"] == flags()["grpc-restricted-protocol"] == rule
+    assert secret.grpc_headers("word") == {"triton-grpc-protocol-segserve": "word"}
+
+
+@pytest.mark.parametrize(
+    ("told", "address"), [({}, "127.0.0.1"), ({"SEGSERVE_TRITON_LISTENS": "pod"}, "0.0.0.0")], ids=["default", "pod"]
+)
+def test_triton_leaves_loopback_only_where_its_image_says_so(told: dict[str, str], address: str) -> None:
+    assert {flags(**told)[f"{kind}-address"] for kind in ("http", "grpc", "metrics")} == {address}
+
+
+def test_each_release_of_triton_gets_only_the_flags_that_it_knows() -> None:
+    told = {"SEGSERVE_MAX_REQUEST_BYTES": "99"}
+    newer = {"http-max-input-size", "metrics-config"}
+    assert newer & flags(**told).keys() == set()
+    assert newer & flags(**told, SEGSERVE_TRITON_VERSION="25.07").keys() == {"http-max-input-size"}
+    assert newer <= flags(**told, SEGSERVE_TRITON_VERSION="26.04").keys()
+
+
+def test_an_environment_of_the_users_own_wins() -> None:
+    assert environment({"OMP_NUM_THREADS": "4"})["OMP_NUM_THREADS"] == "4"
+    assert environment({})["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize("missing", sorted(TRITON))
+def test_what_the_launcher_is_not_told_it_asks_for(missing: str) -> None:
+    with pytest.raises(SettingsError, match=missing):
+        TritonSettings.of({name: value for name, value in TRITON.items() if name != missing})
+
+
+@pytest.mark.parametrize("missing", sorted(AGENT))
+def test_what_the_agent_is_not_told_it_asks_for(missing: str) -> None:
+    with pytest.raises(SettingsError, match=missing):
+        AgentSettings.of({name: value for name, value in AGENT.items() if name != missing})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("SEGSERVE_TRITON_VERSION", "2.51", "24.10 and later"),
+        ("SEGSERVE_TRITON_VERSION", "23.12", "24.10 and later"),
+        ("SEGSERVE_NETWORK_BACKEND", "tensorrt", "onnxruntime, python"),
+    ],
+)
+def test_an_unknown_target_is_refused_with_what_is_allowed(name: str, value: str, allowed: str) -> None:
+    with pytest.raises(UnknownNameError, match=re.escape(value)) as refused:
+        AgentSettings.of(AGENT | {name: value})
+    assert allowed in str(refused.value)
+
+
+def test_a_place_to_listen_that_is_none_is_refused() -> None:
+    with pytest.raises(SettingsError, match="everywhere"):
+        TritonSettings.of(TRITON | {"SEGSERVE_TRITON_LISTENS": "everywhere"})
+
+
+def test_the_word_is_the_same_for_all_who_come_at_once(tmp_path: Path) -> None:
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(secret.obtain(tmp_path / "secret"))) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 16
+    assert len(set(found)) == 1
+    assert len(found[0]) > 40
+    assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+
+
+def test_a_log_keeps_its_end_and_never_grows_beyond_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "triton.log"
+    log = BoundedLog(path, most_bytes=1000)
+    lines = [f"line {number:04}\n".encode() for number in range(500)]
+    for line in lines:
+        log.write(line)
+        assert path.stat().st_size <= 1010
+    log.close()
+    kept = path.read_bytes().splitlines(keepends=True)
+    assert kept == lines[-len(kept) :]
+    assert len(kept) > 40
+
+
+def test_a_log_goes_on_where_an_earlier_launcher_left_it(tmp_path: Path) -> None:
+    for line in (b"first\n", b"second\n"):
+        log = BoundedLog(tmp_path / "triton.log")
+        log.write(line)
+        log.close()
+    assert (tmp_path / "triton.log").read_bytes() == b"first\nsecond\n"
+
+
+def assigned(model: str) -> dict[str, Any]:
+    pipeline = Pipeline.model_validate(
+        {
+            "model": model,
+            "artifactSha256": "1" * 64,
+            "family": "semantic-logits",
+            "input": {},
+            "classes": [],
+            "preprocess": [],
+            "postprocess": [],
+            "output": {},
+            "runtime": {},
+        }
+    )
+    artifact = Artifact(uri="network.onnx", sha256="1" * 64)
+    plain = {"pipeline": pipeline, "artifact": artifact}
+    return {name: value.model_dump(mode="json", by_alias=True, exclude_none=True) for name, value in plain.items()} | {
+        "revision": pipeline.revision
+    }
+
+
+class Assigned:
+    """An inbox of two shards, what it wrote, and what it refused."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "assignment.json"
+        self.refused: list[tuple[ModelReport, ...]] = []
+        self._inbox = AssignmentInbox(["a", "b"], self.path, self.refused.append)
+
+    def take(self, name: str, value: Any) -> None:
+        self._inbox.take(name, {"binaryData": {CONTENT_KEY: pack(value)}})
+
+    @property
+    def written(self) -> list[tuple[str, str]]:
+        models = Assignment.model_validate_json(self.path.read_text()).models
+        return [(told.model, told.revision) for told in models]
+
+
+def named(*models: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(plain["pipeline"]["model"], plain["revision"]) for plain in models]
+
+
+def unreadable(model: str) -> dict[str, Any]:
+    return assigned(model) | {"revision": f"{model}-newer", "unknown": 1}
+
+
+def test_an_assignment_is_written_whole_and_sorted_once_all_its_shards_were_read(tmp_path: Path) -> None:
+    world, coins, birds = Assigned(tmp_path), assigned("coins"), assigned("birds")
+    world.take("a", [coins])
+    assert not world.path.exists()
+    world.take("b", [birds])
+    assert world.written == named(birds, coins)
+    assert world.refused == [()]
+
+
+def test_a_model_that_this_version_cannot_read_keeps_its_last_revision_and_is_reported(tmp_path: Path) -> None:
+    world, coins, birds, cells = Assigned(tmp_path), assigned("coins"), assigned("birds"), assigned("cells")
+    world.take("a", [coins])
+    world.take("b", [])
+    world.take("a", [unreadable("coins"), unreadable("roads"), birds])
+    world.take("b", [cells])
+    assert world.written == named(birds, cells, coins)
+    refused = {report.revision: report for report in world.refused[-1]}
+    assert refused.keys() == {"coins-newer", "roads-newer"}
+    assert {(report.state, report.reason) for report in refused.values()} == {(ModelState.FAILED, "OtherVersion")}
+    assert "unknown: Extra inputs are not permitted" in refused["coins-newer"].message
+
+    world.take("a", [])
+    assert (world.written, world.refused[-1]) == (named(cells), ())
+    world.take("a", [unreadable("coins")])
+    assert world.written == named(cells)
+
+
+@pytest.mark.parametrize("bad", [{"no": "list"}, [{"not even": "names"}], ["text"]])
+def test_a_shard_that_is_no_list_of_models_keeps_its_last_good_content(tmp_path: Path, bad: Any) -> None:
+    world, coins = Assigned(tmp_path), assigned("coins")
+    world.take("a", [coins])
+    world.take("b", [])
+    world.take("a", bad)
+    assert world.written == named(coins)
+
+
+def report(state: ModelState) -> ModelReport:
+    return ModelReport(model="coins", revision="coins-1", state=state)
+
+
+@pytest.mark.parametrize(
+    ("pulse", "settled"),
+    [
+        (Pulse(0.0), False),
+        (Pulse(0.0, has_assignment=True), False),
+        (Pulse(0.0, has_assignment=False, server_ready=True), False),
+        (Pulse(0.0, True, True), True),
+        (Pulse(0.0, True, True, (report(ModelState.READY),)), True),
+        (Pulse(0.0, True, True, (report(ModelState.FAILED),)), True),
+        (Pulse(0.0, True, True, (report(ModelState.READY), report(ModelState.PROVING))), False),
+        (Pulse(0.0, True, False, (report(ModelState.READY),)), False),
+    ],
+)
+def test_a_pod_is_ready_once_all_that_it_was_told_is_proved_or_refused(pulse: Pulse, settled: bool) -> None:
+    assert pulse.is_settled is settled
+
+
+def test_probes_and_metrics_are_answered_over_http() -> None:
+    pulse = Pulse(0.0, True, True, (report(ModelState.READY),), probe_s=0.25)
+    metrics = AgentMetrics(lambda: pulse, lambda: 1.5)
+    server = ProbeServer(0, {"/ready": lambda: said(False, "not yet"), "/metrics": metrics.answer})
+    server.start()
+    try:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/ready")
+        with refused.value as answer:
+            assert (answer.code, answer.read()) == (503, b"not yet\n")
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+    finally:
+        server.stop()
+    assert 'segserve_agent_models{state="Ready"} 1.0' in lines
+    assert 'segserve_agent_models{state="Failed"} 0.0' in lines
+    assert "segserve_agent_probe_seconds 0.25" in lines
+    assert "segserve_agent_api_age_seconds 1.5" in lines

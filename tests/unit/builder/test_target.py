@@ -1,0 +1,150 @@
+"""What changes with the server that a revision is rendered for, and what never does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from segserve_builder.config import VERSION
+from segserve_builder.errors import UnknownNameError
+from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.step_options import MODEL_FILE
+from segserve_builder.steps import Pipeline
+from segserve_builder.target import EMBEDDED, Target
+from segserve_builder.tree import CONFIG_FILE, Tree, render, with_network_alias
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "pbtxt-26.04-onnxruntime"
+ARTIFACT = Path("/cache/sha256/artifact")
+NATIVE = Target.named("26.04", "onnxruntime")
+TARGETS = {
+    "24.10 python": EMBEDDED,
+    "24.10 onnxruntime": Target.named("24.10", "onnxruntime"),
+    "25.12 onnxruntime": Target.named("25.12", "onnxruntime"),
+    "26.04 python": Target.named("26.04", "python"),
+    "26.04 onnxruntime": NATIVE,
+}
+SEMANTIC_IO = NetworkIO(
+    TensorSpec("image", "UINT8", (None, 1, None, None)),
+    "NCHW",
+    (TensorSpec("logits", "FP32", (None, 2, None, None)),),
+)
+PLAIN: dict[str, Any] = {
+    "model": "coins",
+    "artifactSha256": "a" * 64,
+    "family": "semantic-logits",
+    "input": {"colour": "GREY"},
+    "classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "coin"}],
+    "preprocess": [{"decode": {}}, {"resize": {"mode": "keep", "multipleOf": 16, "padding": "edge"}}],
+    "postprocess": [{"argmax": {}}],
+    "output": {},
+    "runtime": {"maxQueueDelayUs": 500, "instances": 2, "intraOpThreads": 3},
+}
+
+
+def pipeline(**changes: Any) -> Pipeline:
+    return Pipeline.model_validate(PLAIN | changes)
+
+
+def tree(target: Target, io: NetworkIO = SEMANTIC_IO, **changes: Any) -> Tree:
+    return render(pipeline(**changes), io, ARTIFACT, target=target)
+
+
+def config(found: Tree, name: str) -> Any:
+    content = {**found.steps, **found.public}[name][CONFIG_FILE]
+    assert isinstance(content, bytes)
+    return text_format.Parse(content.decode(), ModelConfig())
+
+
+def net(found: Tree) -> Any:
+    return config(found, found.networks[0])
+
+
+def fields(message: Any) -> set[str]:
+    return {field.name for field, _ in message.ListFields()}
+
+
+def test_configurations_for_26_04_with_the_native_backend_equal_the_golden_files() -> None:
+    """Write them anew with SEGSERVE_WRITE_GOLDEN=1, and read the difference before committing it."""
+    found = with_network_alias(tree(NATIVE), pipeline(), SEMANTIC_IO)
+    kinds = ("pre", "net", "post", "network", "ensemble")
+    everything = {**found.steps, **found.public}
+    for kind, files in zip(kinds, everything.values(), strict=True):
+        path = GOLDEN / f"{kind}.pbtxt"
+        content = files[CONFIG_FILE]
+        assert isinstance(content, bytes)
+        if os.environ.get("SEGSERVE_WRITE_GOLDEN"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        assert content == path.read_bytes(), path
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_each_release_gets_only_the_fields_that_it_knows(target: Target) -> None:
+    found = tree(target)
+    seen = {field for name in (*found.steps, *found.public) for field in fields(config(found, name))}
+    assert ("model_metrics" in seen) == (target.release >= (26, 1))
+    ensemble = config(found, "coins").ensemble_scheduling
+    assert fields(ensemble) == {"step"}
+    assert {step.model_version for step in ensemble.step} == {VERSION}
+
+
+def test_networks_that_run_differently_have_steps_of_different_names() -> None:
+    names = [tree(target).networks[0] for target in TARGETS.values()]
+    # The release alone changes nothing where it knows no more.
+    assert names[1] == names[2]
+    assert len(set(names)) == len(names) - 1
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_the_revision_and_the_steps_around_the_network_are_those_of_every_target(target: Target) -> None:
+    found, known = tree(target), tree(EMBEDDED)
+    assert config(found, "coins").parameters["revision"].string_value == pipeline().revision
+    assert [name for name in found.steps if name not in found.networks] == [
+        name for name in known.steps if name not in known.networks
+    ]
+
+
+def test_a_native_network_is_its_file_with_the_tensors_of_the_python_step() -> None:
+    found, known = tree(NATIVE), tree(EMBEDDED)
+    native, python = net(found), net(known)
+    assert found.steps[found.networks[0]].keys() == {CONFIG_FILE, f"1/{MODEL_FILE}"}
+    assert (native.backend, native.instance_group[0].count) == ("onnxruntime", 2)
+    assert native.parameters["intra_op_thread_count"].string_value == "3"
+    assert (native.input, native.output) == (python.input, python.output)
+    assert (native.max_batch_size, native.dynamic_batching) == (python.max_batch_size, python.dynamic_batching)
+    assert (found.native, known.native) == (set(found.networks), frozenset())
+
+
+def test_the_native_step_of_another_file_has_another_name() -> None:
+    assert tree(NATIVE).networks != tree(NATIVE, artifactSha256="b" * 64).networks
+
+
+FIXED = replace(SEMANTIC_IO, input=TensorSpec("image", "UINT8", (1, 1, None, None)))
+NOT_BATCHED = replace(SEMANTIC_IO, batched=False)
+TILES = {"inference": [{"tile": {"height": 64, "width": 64}}]}
+
+
+@pytest.mark.parametrize(
+    ("io", "changes"),
+    [
+        pytest.param(SEMANTIC_IO, TILES, id="tiles of an image"),
+        pytest.param(FIXED, {}, id="an input of one image"),
+        pytest.param(NOT_BATCHED, {}, id="outputs of one image"),
+    ],
+)
+def test_what_the_native_backend_cannot_do_stays_with_python(io: NetworkIO, changes: dict[str, Any]) -> None:
+    found = tree(NATIVE, io, **changes)
+    assert net(found).backend == "python"
+    assert found.native == frozenset()
+
+
+@pytest.mark.parametrize(("release", "backend"), [("26.4", "python"), ("24.09", "python"), ("26.04", "openvino")])
+def test_a_target_that_nobody_knows_is_refused(release: str, backend: str) -> None:
+    with pytest.raises(UnknownNameError):
+        Target.named(release, backend)
