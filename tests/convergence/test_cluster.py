@@ -6,7 +6,9 @@ import pytest
 
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Faulty, crash_at
+from segserve_builder.cluster.names import reports_name
 from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, MODELS, POOLS, REVISIONS, SERVICES
+from segserve_operator.core.turns import GROUPS_AT_ONCE
 
 CONDITIONS = ("Ready", "Degraded", "Progressing")
 
@@ -146,6 +148,36 @@ async def test_a_model_and_its_pool_leave_nothing() -> None:
     assert world.left() == []
 
 
+async def test_many_models_at_once_are_proved_a_few_at_a_time_and_all_of_them_in_the_end() -> None:
+    world = await served()
+    for number in range(20):
+        world.apply(model_manifest(f"model-{number}"))
+    most = 0
+    for _ in range(30):
+        await world.turns(1)
+        most = max(most, len(world.groups()))
+
+    assert most <= 1 + GROUPS_AT_ONCE
+    assert len(world.groups()) == 1
+    assert {world.condition(f"model-{number}", "Ready") for number in range(20)} == {("True", "Serving")}
+
+
+async def test_with_shared_isolation_candidates_share_one_group() -> None:
+    world = ClusterWorld()
+    world.apply_pool(isolation="shared")
+    world.apply(model_manifest("coins"))
+    await world.turns()
+    for number in range(12):
+        world.apply(model_manifest(f"model-{number}"))
+    most = 0
+    for _ in range(20):
+        await world.turns(1)
+        most = max(most, len(world.groups()))
+
+    assert most == 2
+    assert {world.condition(f"model-{number}", "Ready") for number in range(12)} == {("True", "Serving")}
+
+
 async def test_a_pool_that_goes_first_does_not_hold_its_models() -> None:
     world = await served()
     world.delete(POOLS, "default")
@@ -165,6 +197,17 @@ async def test_whatever_child_is_deleted_by_hand_comes_back_without_harm(kind) -
         await world.turns(6)
 
     assert {found["metadata"]["name"] for found in world.kube.all(kind)} == before
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+
+
+async def test_a_report_that_somebody_deleted_takes_no_server_out() -> None:
+    world = await served()
+    (main,) = world.groups()
+    world.delete(CONFIG_MAPS, reports_name("default", main))
+    await world.run_pass()
+    await world.run_pass()
+
+    assert world.routes()["coins"]["shares"][0]["endpoints"]
     assert world.condition("coins", "Ready") == ("True", "Serving")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.core.observed import ModelStatus, Statement
 from segserve_operator.core.roles import settling
+from segserve_operator.core.turns import GROUPS_AT_ONCE
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import ModelReport
@@ -140,6 +141,9 @@ def _progressing(model: ModelObserved, roles: Roles, report: ModelReport | None,
         return Statement("Progressing", "True", "Deleting", "requests end first, then servers let the model go")
     if candidate is None or candidate.failure is not None:
         return _settling(roles, world)
+    if candidate.group is None:
+        text = f"{candidate.revision} waits for its turn: {GROUPS_AT_ONCE} candidates are proved at a time"
+        return Statement("Progressing", "True", "Queued", text)
     if report is None:
         return Statement("Progressing", "True", "Starting", f"group {candidate.group} starts for {candidate.revision}")
     why = f": {report.message}" if report.message else ""

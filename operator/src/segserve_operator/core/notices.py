@@ -38,7 +38,7 @@ def troubles(before: Iterable[Statement], after: Iterable[Statement]) -> Iterato
 
 
 def _moves(before: Roles, after: Roles) -> Iterator[Notice]:
-    if after.candidate is not None and after.candidate.failure is None:
+    if after.candidate is not None and after.candidate.group is not None:
         known = before.candidate is not None and before.candidate.revision == after.candidate.revision
         if not known or (before.candidate is not None and before.candidate.group != after.candidate.group):
             text = f"{after.candidate.revision} is proved in group {after.candidate.group}"

@@ -12,6 +12,7 @@ from segserve_operator.core.notices import notices
 from segserve_operator.core.pool import pool_notices, pool_status
 from segserve_operator.core.roles import assigned_model, next_roles, settling
 from segserve_operator.core.traffic import Route, Share, TrafficPlan
+from segserve_operator.core.turns import turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -123,8 +124,10 @@ def decide(world: Observed, unrecorded: frozenset[str] = frozenset()) -> Desired
 
     The models `unrecorded` could not have their roles written down: they stay as they are.
     """
+    turn = turns(world)
     roles = {
-        model.name: model.roles if model.name in unrecorded else next_roles(model, world) for model in world.models
+        model.name: model.roles if model.name in unrecorded else next_roles(model, world, turn)
+        for model in world.models
     }
     held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
     forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)

@@ -25,10 +25,11 @@ CLASSES_CHANGED: Final = "ClassesChanged"
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a rule may look at."""
+    """What a rule may look at; `turns` names the models whose candidate may have a group of its own now."""
 
     model: ModelObserved
     world: Observed
+    turns: frozenset[str]
 
     @property
     def wanted_revision(self) -> str | None:
@@ -36,11 +37,14 @@ class Scope:
         return self.model.wanted.assigned.revision if self.model.wanted else None
 
 
-def next_roles(model: ModelObserved, world: Observed) -> Roles:
-    """Return the roles that a model should have now; one being deleted, or without a pool, has none."""
+def next_roles(model: ModelObserved, world: Observed, turns: frozenset[str]) -> Roles:
+    """Return the roles that a model should have now; one being deleted, or without a pool, has none.
+
+    Only the candidates of the models `turns` get a group of their own; the others wait.
+    """
     if model.deleting or world.pool is None:
         return Roles()
-    scope = Scope(model, world)
+    scope = Scope(model, world, turns)
     roles = model.roles
     for rule in RULES:
         roles = rule(roles, scope)
@@ -65,9 +69,11 @@ def _follow_spec(roles: Roles, scope: Scope) -> Roles:
     if roles.previous is not None and roles.previous.revision == wanted:
         return _return_to_previous(roles, scope)
     candidate = roles.candidate
-    if candidate is not None and candidate.revision == wanted and not _worth_a_retry(candidate, scope):
-        return roles
-    return replace(roles, candidate=_new_candidate(roles, scope, wanted))
+    if candidate is None or candidate.revision != wanted or _worth_a_retry(candidate, scope):
+        return replace(roles, candidate=_new_candidate(roles, scope, wanted))
+    if candidate.group is None and candidate.failure is None:
+        return replace(roles, candidate=replace(candidate, group=_group_for(roles, scope, wanted)))
+    return roles
 
 
 def _return_to_previous(roles: Roles, scope: Scope) -> Roles:
@@ -97,14 +103,17 @@ def _new_candidate(roles: Roles, scope: Scope, revision: str) -> Candidate:
     return Candidate(revision, _group_for(roles, scope, revision), now_s)
 
 
-def _group_for(roles: Roles, scope: Scope, revision: str) -> str:
+def _group_for(roles: Roles, scope: Scope, revision: str) -> str | None:
+    """Return the group to prove a candidate in; None where it has to wait for its turn."""
     pool = scope.world.pool
     assert pool is not None
     # A server that holds somebody's stable is nobody's test bed; an empty main can hurt no one.
     if _main_is_free(scope.world):
         return pool.main
     taken = {holder.group for holder in (roles.stable, roles.previous) if holder is not None}
-    return pool.canary if pool.shared and pool.canary not in taken else pool.own(revision)
+    if pool.shared and pool.canary not in taken:
+        return pool.canary
+    return pool.own(revision) if scope.model.name in scope.turns else None
 
 
 def _main_is_free(world: Observed) -> bool:

@@ -44,17 +44,28 @@ _MODELS: Final = TypeAdapter(tuple[AssignedModel, ...])
 _REPORTS: Final = TypeAdapter(tuple[ModelReport, ...])
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a pod's report says; `uid` is of the pod that wrote it."""
+
+    uid: str = ""
+    server_ready: bool = False
+    models: tuple[ModelReport, ...] = ()
+
+
 @dataclass(slots=True)
 class Decoded:
     """What was decoded of packed texts, by text: they change far less often than they are looked at."""
 
     assignments: dict[str, tuple[AssignedModel, ...]] = field(default_factory=dict)
-    reports: dict[str, tuple[bool, str, tuple[ModelReport, ...]]] = field(default_factory=dict)
+    reports: dict[str, Said] = field(default_factory=dict)
+    last: dict[str, Said] = field(default_factory=dict)
+    """By a pod's uid, its last report: one that somebody deleted is no word of the pod, which will say it again."""
 
-    def keep_only(self, assignments: Iterable[str], reports: Iterable[str]) -> None:
-        """Forget all other texts."""
-        for known, kept in ((self.assignments, set(assignments)), (self.reports, set(reports))):
-            for text in known.keys() - kept:
+    def keep_only(self, assignments: Iterable[str], reports: Iterable[str], uids: Iterable[str]) -> None:
+        """Forget all other texts, and all other pods."""
+        for known, kept in ((self.assignments, assignments), (self.reports, reports), (self.last, uids)):
+            for text in known.keys() - set(kept):
                 del known[text]
 
 
@@ -81,7 +92,8 @@ class ClusterFleet:
         owned = (found for kind in self.view.kinds if kind != PODS for found in self.view.of_pool(kind, self.key))
         names = sorted(self._by_group(owned))  # whatever is left of one: it is stopped until nothing is
         used = [packed for name in names for packed in pods.reports_of(maps.get(self._reports(name))).values()]
-        self.decoded.keep_only(filter(None, map(content_of, maps.values())), used)
+        uids = [pod["metadata"]["uid"] for group in members.values() for pod in group]
+        self.decoded.keep_only(filter(None, map(content_of, maps.values())), used, uids)
         return {
             name: self._observe(target, name, next(iter(deployments.get(name, ())), None), members.get(name, []), maps)
             for name in names
@@ -128,19 +140,20 @@ class ClusterFleet:
         ip = pods.address(pod)
         if ip is None:
             return None
-        server_ready, uid, models = self._report(reports.get(pod["metadata"]["name"]))
-        own = uid == pod["metadata"]["uid"]
+        said = self._said(pod, reports.get(pod["metadata"]["name"]))
         lost = not pods.container_ready(pod, AGENT_CONTAINER) and pods.unready_for_s(pod, self.clock()) > AGENT_GRACE_S
         there = pods.container_runs(pod, TRITON_CONTAINER) and not pods.is_cut_off(pod)
-        ready = own and server_ready and there and not lost
-        return ServerObserved(pod["metadata"]["name"], Endpoint(ip, HTTP_PORT, GRPC_PORT), ready, models if own else ())
+        ready = said.server_ready and there and not lost
+        return ServerObserved(pod["metadata"]["name"], Endpoint(ip, HTTP_PORT, GRPC_PORT), ready, said.models)
 
-    def _report(self, packed: str | None) -> tuple[bool, str, tuple[ModelReport, ...]]:
-        if packed is None:
-            return False, "", ()
-        if packed not in self.decoded.reports:
+    def _said(self, pod: Json, packed: str | None) -> Said:
+        uid = pod["metadata"]["uid"]
+        if packed is not None and packed not in self.decoded.reports:
             self.decoded.reports[packed] = _read_report(packed)
-        return self.decoded.reports[packed]
+        said = self.decoded.reports[packed] if packed is not None else Said()
+        if said.uid == uid:
+            self.decoded.last[uid] = said
+        return self.decoded.last.get(uid, Said())
 
     async def start(self, group: str) -> None:
         """Make or put right the group's objects."""
@@ -191,9 +204,9 @@ def _is_current(target: PoolTarget, group: str) -> bool:
     return group.rpartition("-")[2] == main_group(target).rpartition("-")[2]
 
 
-def _read_report(packed: str) -> tuple[bool, str, tuple[ModelReport, ...]]:
+def _read_report(packed: str) -> Said:
     try:
         report = unpack(packed)
-        return bool(report["serverReady"]), str(report["uid"]), _REPORTS.validate_python(report["models"])
+        return Said(str(report["uid"]), bool(report["serverReady"]), _REPORTS.validate_python(report["models"]))
     except (ValueError, KeyError, TypeError):
-        return False, "", ()
+        return Said()
