@@ -13,7 +13,7 @@ export ORT_DISABLE_TELEMETRY := 1
 
 CLUSTER := tests/cluster
 
-.PHONY: cluster-up cluster-down cluster-images e2e-kind
+.PHONY: cluster-build cluster-up cluster-down cluster-images e2e-kind
 .PHONY: help demo test test-quick lint bench bench-stages oracles prove crds system clean zoo zoo-report
 
 help:  ## Show what there is to make
@@ -51,7 +51,7 @@ demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they f
 	@$(DEMO) SEGSERVE_URL=http://127.0.0.1:$(PORT) $(BIN)/python examples/coins/demo.py $(OUT); \
 	  status=$$?; $(DEMO) $(BIN)/segserve down; exit $$status
 
-test: lint test-quick system  ## Everything: lint, types, layers, units, then the real Triton, Envoy and Kubernetes
+test: lint test-quick system cluster-build  ## Everything: lint, types, layers, units, then the real Triton, Envoy and Kubernetes
 	$(BIN)/pytest -m platform
 	$(BIN)/pytest -m cluster
 
@@ -68,15 +68,16 @@ lint: $(VENV)/dev.stamp  ## Style, types, layers
 system:  ## What tests need of the system, where it is missing
 	sh tests/system.sh
 
-cluster-up:  ## Start the tests' own Kubernetes (Debian, root; the first time it is built, 5 minutes) and leave it up
-	$(CLUSTER)/build.sh
+cluster-build: $(VENV)/dev.stamp  ## Build the tests' own Kubernetes and the images it runs (Debian, root; 10 minutes, once)
+	cd tests && $(CURDIR)/$(BIN)/python -m cluster.prepare
+
+cluster-up: cluster-build  ## Start it and leave it up
 	$(CLUSTER)/up.sh
 
 cluster-down:  ## End it
 	$(CLUSTER)/down.sh
 
-cluster-images: $(VENV)/dev.stamp  ## Write the images that the cluster tests run into out/images.tar
-	$(CLUSTER)/build.sh
+cluster-images: cluster-build  ## Write the images that the cluster tests run into out/images.tar
 	cd tests && $(CURDIR)/$(BIN)/python -m cluster.images $(OUT)/images.tar
 
 e2e-kind: $(VENV)/dev.stamp  ## Run the cluster tests on kind (needs docker, kind, kubectl)
@@ -86,6 +87,10 @@ bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; 
 	$(BIN)/python -m bench.request
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.cold_start
+
+bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/operator.json and its table (12 minutes; needs the cluster's binaries)
+	$(CLUSTER)/build.sh
+	$(BIN)/python -m bench.operator
 
 bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and the table of docs/performance.md
 	$(BIN)/python -m bench.stages

@@ -1,0 +1,22 @@
+#!/bin/bash
+# Stop the cluster and remove what up.sh made. Safe to call at any time.
+# Ending the node's init process ends every process in its pid namespace, and
+# with the last one go its mounts, its network and the veth.
+set -euo pipefail
+. "$(dirname "$0")/env.sh"
+if alive; then
+  pid=$(cat "$KT_RUN/node.pid")
+  kill -KILL "$pid"
+  for _ in $(seq 200); do [ -e "/proc/$pid" ] || break; sleep 0.05; done
+fi
+ip link del "$KT_LINK" 2>/dev/null || true
+# cgroups go from the leaves up; a just ended process may hold one for a moment
+for _ in $(seq 50); do
+  find /sys/fs/cgroup/*/"$KT_CGROUP" -depth -type d -exec rmdir {} + 2>/dev/null || true
+  compgen -G "/sys/fs/cgroup/*/$KT_CGROUP" >/dev/null || break; sleep 0.1
+done
+if [ -d "$KT_RUN" ]; then
+  grep -q " $KT_RUN/" /proc/self/mounts && { echo "still mounted below $KT_RUN:" >&2; grep " $KT_RUN/" /proc/self/mounts >&2; exit 1; }
+  rm -rf --one-file-system "$KT_RUN"
+fi
+[ "${1-}" = --quiet ] || echo down

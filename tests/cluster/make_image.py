@@ -1,0 +1,284 @@
+#!/usr/bin/env python3
+"""Container images without Docker or a registry: layers are tar files, an archive is an OCI layout in a tar.
+
+`ctr -n k8s.io images import` and `kind load image-archive` read the archives. Only the standard library is used,
+for the scripts beside this file run it before there is an environment.
+
+    make_image.py -t localhost/tool:1 -o tool.tar --root DIR        # DIR becomes /
+    make_image.py -t localhost/app:1 -o app.tar --from tool.tar --copy ./src:/app --entrypoint /app/main.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import shutil
+import stat
+import tarfile
+import tempfile
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Final, TypeAlias
+
+INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
+MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPE: Final = "application/vnd.oci.image.config.v1+json"
+LAYER_TYPE: Final = "application/vnd.oci.image.layer.v1.tar"  # not compressed: quick to make and to import
+NAME_ANNOTATION: Final = "io.containerd.image.name"
+DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A file or folder `source` that becomes `target` in a layer; `skip` is told the path within the source."""
+
+    source: Path
+    target: str
+    skip: Callable[[str], bool] = lambda _: False
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link `name` to `target` in a layer."""
+
+    name: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A file `name` in a layer with this content."""
+
+    name: str
+    content: str
+
+
+Part: TypeAlias = Tree | Link | Text
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's tar file with its digest (`sha256:...`) and size in bytes."""
+
+    path: Path
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image: its layers from the bottom, and the `config` that a container starts with (as OCI names it)."""
+
+    tag: str
+    layers: tuple[Layer, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest of bytes as OCI writes it."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def write_layer(path: Path, parts: Iterable[Part]) -> Layer:
+    """Write a layer; what an earlier part gave, a later one does not replace.
+
+    Owners are root; modes and times (whole seconds: compiled Python knows its source by them) stay.
+    """
+    staging = path.with_name(path.name + ".new")
+    with tarfile.open(staging, "w", format=tarfile.GNU_FORMAT) as tar:
+        writer = _LayerWriter(tar)
+        for part in parts:
+            writer.add(part)
+    staging.replace(path)
+    return read_layer(path)
+
+
+def read_layer(path: Path) -> Layer:
+    """Return the layer in a tar file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Layer(path, f"sha256:{digest}", path.stat().st_size)
+
+
+def write_archive(file: IO[bytes], images: Sequence[Image], known: Container[str] = ()) -> None:
+    """Write one archive of some images; layers that they share are in it once, those with `known` digests not."""
+    blobs: dict[str, bytes] = {}
+
+    def put(value: object) -> dict[str, object]:
+        data = json.dumps(value, sort_keys=True).encode()
+        blobs[digest_of(data)] = data
+        return {"digest": digest_of(data), "size": len(data)}
+
+    index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [_manifest(image, put) for image in images]}
+    with tarfile.open(fileobj=file, mode="w|") as tar:
+        _add_bytes(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        _add_bytes(tar, "index.json", json.dumps(index).encode())
+        for digest, data in sorted(blobs.items()):
+            _add_bytes(tar, _blob_name(digest), data)
+        for layer in {layer.digest: layer for image in images for layer in image.layers}.values():
+            if layer.digest in known:
+                continue
+            info = tarfile.TarInfo(_blob_name(layer.digest))
+            info.size, info.mode = layer.size, 0o644
+            with layer.path.open("rb") as content:
+                tar.addfile(info, content)
+
+
+def read_archive(path: Path, folder: Path) -> Image:
+    """Return the first image of an archive, its layers written into `folder`."""
+    with tarfile.open(path) as tar:
+
+        def blob(ref: Mapping[str, str]) -> IO[bytes]:
+            found = tar.extractfile(_blob_name(ref["digest"]))
+            if found is None:
+                raise ValueError(f"{path} has no blob {ref['digest']}")
+            return found
+
+        found = tar.extractfile("index.json")
+        assert found is not None
+        described = json.load(found)["manifests"][0]
+        manifest = json.load(blob(described))
+        config = json.load(blob(manifest["config"]))["config"]
+        layers = []
+        for ref in manifest["layers"]:
+            target = folder / f"{ref['digest'].removeprefix('sha256:')[:16]}.tar"
+            with target.open("wb") as file:
+                shutil.copyfileobj(blob(ref), file)
+            layers.append(Layer(target, ref["digest"], ref["size"]))
+    environment = dict(item.split("=", 1) for item in config.pop("Env", []))
+    return Image(described["annotations"][NAME_ANNOTATION], tuple(layers), environment, config)
+
+
+class _LayerWriter:
+    def __init__(self, tar: tarfile.TarFile) -> None:
+        self._tar = tar
+        self._seen: set[str] = set()
+
+    def add(self, part: Part) -> None:
+        match part:
+            case Tree():
+                self._add_tree(part.source, part.target.strip("/"), part.skip, "")
+            case Link():
+                info = tarfile.TarInfo(part.name.strip("/"))
+                info.type, info.linkname, info.mode = tarfile.SYMTYPE, part.target, 0o777
+                self._put(info)
+            case Text():
+                data = part.content.encode()
+                info = tarfile.TarInfo(part.name.strip("/"))
+                info.size, info.mode = len(data), 0o644
+                self._put(info, io.BytesIO(data))
+
+    def _add_tree(self, source: Path, target: str, skip: Callable[[str], bool], within: str) -> None:
+        kind = source.lstat().st_mode
+        if stat.S_ISSOCK(kind) or (within and skip(within)):
+            return
+        if target:
+            self._add_path(source, target)
+        if stat.S_ISDIR(kind):
+            for child in sorted(source.iterdir()):
+                inner = f"{within}/{child.name}" if within else child.name
+                self._add_tree(child, f"{target}/{child.name}".strip("/"), skip, inner)
+
+    def _add_path(self, source: Path, target: str) -> None:
+        info = self._tar.gettarinfo(source, arcname=target)
+        if info.islnk():  # the other name may be left out
+            info.type, info.linkname, info.size = tarfile.REGTYPE, "", source.stat().st_size
+        info.uid = info.gid = 0
+        info.uname = info.gname = ""
+        info.mtime = int(info.mtime)
+        if info.isreg():
+            with source.open("rb") as file:
+                self._put(info, file)
+        else:
+            self._put(info)
+
+    def _put(self, info: tarfile.TarInfo, content: IO[bytes] | None = None) -> None:
+        if info.name in self._seen:
+            return
+        for parent in reversed(Path(info.name).parents[:-1]):
+            if str(parent) not in self._seen:
+                self._seen.add(str(parent))
+                folder = tarfile.TarInfo(str(parent))
+                folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+                self._tar.addfile(folder)
+        self._seen.add(info.name)
+        self._tar.addfile(info, content)
+
+
+def _manifest(image: Image, put: Callable[[object], dict[str, object]]) -> dict[str, object]:
+    environment = {"PATH": DEFAULT_PATH, **image.environment}
+    config = put(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {**image.config, "Env": [f"{name}={value}" for name, value in environment.items()]},
+            "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in image.layers]},
+        }
+    )
+    manifest = put(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": {"mediaType": CONFIG_TYPE, **config},
+            "layers": [{"mediaType": LAYER_TYPE, "digest": at.digest, "size": at.size} for at in image.layers],
+        }
+    )
+    platform = {"architecture": "amd64", "os": "linux"}
+    return {"mediaType": MANIFEST_TYPE, **manifest, "platform": platform, "annotations": {NAME_ANNOTATION: image.tag}}
+
+
+def _blob_name(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
+
+
+def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-t", "--tag", required=True, help="full image name, e.g. localhost/app:1")
+    parser.add_argument("-o", "--output", required=True, type=Path)
+    parser.add_argument("--from", dest="base", type=Path, help="an archive made by this script")
+    parser.add_argument("--root", type=Path, help="folder whose content becomes /")
+    parser.add_argument("--copy", action="append", default=[], metavar="SRC:DST")
+    parser.add_argument("--symlink", action="append", default=[], metavar="NAME=TARGET")
+    parser.add_argument("--exclude", action="append", default=[], metavar="PATH", help="path within --root")
+    parser.add_argument("--entrypoint", action="append")
+    parser.add_argument("--cmd", action="append")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make one image of one new layer."""
+    arguments = _arguments()
+    parts: list[Part] = []
+    if arguments.root:
+        parts.append(Tree(arguments.root, "", {name.strip("/") for name in arguments.exclude}.__contains__))
+    parts += [Tree(Path(source), target) for source, target in (item.split(":", 1) for item in arguments.copy)]
+    parts += [Link(name, target) for name, target in (item.split("=", 1) for item in arguments.symlink)]
+    config = {"Entrypoint": arguments.entrypoint, "Cmd": arguments.cmd}
+    with tempfile.TemporaryDirectory(dir=arguments.output.parent) as folder:
+        base = read_archive(arguments.base, Path(folder)) if arguments.base else Image(arguments.tag, ())
+        image = replace(
+            base,
+            tag=arguments.tag,
+            layers=(*base.layers, *([write_layer(Path(folder, "layer.tar"), parts)] if parts else [])),
+            environment={**base.environment, **dict(item.split("=", 1) for item in arguments.env)},
+            config={**base.config, **{name: value for name, value in config.items() if value}},
+        )
+        staging = arguments.output.with_name(arguments.output.name + ".new")
+        with staging.open("wb") as file:
+            write_archive(file, [image])
+        staging.replace(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Our custom resources on a current API server: what it refuses, fills in, keeps, shows and scales."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes.crd_api import CrdApi, Json, RefusedError, load
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[3]
+MODELS, POOLS = "segmentationmodels", "tritonpools"
+EXAMPLES = [
+    manifest
+    for path in (ROOT / "examples/coins/model.yaml", *sorted((ROOT / "examples/zoo").glob("*.yaml")))
+    for manifest in load(path)
+]
+
+
+def present(plural: str) -> Json:
+    """The custom resource as it is now."""
+    (definition,) = load(ROOT / f"crds/segserve.dev_{plural}.yaml")
+    return definition
+
+
+def cut_down(definition: Json, *fields: str) -> Json:
+    """A custom resource of a time when its spec had some fields less."""
+    older = copy.deepcopy(definition)
+    spec = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    for field in fields:
+        del spec["properties"][field]
+    return older
+
+
+def model(name: str = "seg", **spec: object) -> Json:
+    """The least that a model needs, and what a test adds or puts in its place."""
+    least = {
+        "artifact": {"uri": "model.onnx", "sha256": "0" * 64},
+        "family": "semantic-logits",
+        "classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "thing"}],
+        "postprocess": [{"argmax": {}}],
+    }
+    return {
+        "apiVersion": "segserve.dev/v1alpha1",
+        "kind": "SegmentationModel",
+        "metadata": {"name": name},
+        "spec": {**least, **spec},
+    }
+
+
+def pool(name: str = "default", **spec: object) -> Json:
+    """A pool; nothing has to be said of it."""
+    return {
+        "apiVersion": "segserve.dev/v1alpha1",
+        "kind": "TritonPool",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+def read_once_it_has(api: CrdApi, plural: str, name: str, field: str) -> Json:
+    """Read an object with the schema that knows a field: a server takes up a new one within a moment."""
+    deadline = time.monotonic() + 30
+    while field not in (found := api.get(plural, name))["spec"]:
+        assert time.monotonic() < deadline, f"{plural} {name} never had {field}: {found['spec']}"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(crd_server: CrdApi) -> CrdApi:
+    """A server with the present custom resources."""
+    for plural in (MODELS, POOLS):
+        crd_server.install(present(plural))
+    return crd_server
+
+
+@pytest.fixture
+def api(installed: CrdApi) -> Iterator[CrdApi]:
+    """A server with the present custom resources and no objects."""
+    yield installed
+    for plural in (MODELS, POOLS):
+        installed.delete_all(plural)
+
+
+@pytest.mark.parametrize("manifest", EXAMPLES, ids=lambda manifest: manifest["metadata"]["name"])
+def test_an_example_is_accepted_as_it_is_written(api: CrdApi, manifest: Json) -> None:
+    plural = POOLS if manifest["kind"] == "TritonPool" else MODELS
+
+    stored = api.create(plural, manifest, dry_run=True)
+
+    assert stored["spec"]["artifact"]["sha256"] == manifest["spec"]["artifact"]["sha256"]
+
+
+def test_what_is_left_out_gets_its_documented_default(api: CrdApi) -> None:
+    stored = api.create(MODELS, model())["spec"]
+
+    assert stored["pool"] == "default"
+    assert stored["keepPrevious"] == "1h"
+    assert stored["allowClassChanges"] is False
+    assert stored["input"]["colour"] == "RGB"
+
+    gateway = api.create(POOLS, pool())["spec"]["gateway"]
+
+    assert (gateway["port"], gateway["requestTimeoutSeconds"]) == (8080, 60)
+
+
+def test_a_model_stays_in_its_pool(api: CrdApi) -> None:
+    api.create(MODELS, model(pool="one"))
+
+    with pytest.raises(RefusedError, match="the pool cannot be changed") as refused:
+        api.patch(MODELS, "seg", {"spec": {"pool": "two"}})
+
+    assert refused.value.code == 422
+    assert api.get(MODELS, "seg")["spec"]["pool"] == "one"
+
+
+def test_other_fields_of_a_model_may_change(api: CrdApi) -> None:
+    api.create(MODELS, model(pool="one"))
+
+    changed = api.patch(MODELS, "seg", {"spec": {"keepPrevious": "5m"}})
+
+    assert changed["spec"]["keepPrevious"] == "5m"
+    assert changed["metadata"]["generation"] == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "accepted"),
+    [
+        pytest.param("semantic-logits", False, id="a family that counts its channels wants ids without gaps"),
+        pytest.param("mask-rcnn", True, id="a family whose network names its labels takes any"),
+    ],
+)
+def test_the_family_decides_which_class_ids_are_allowed(api: CrdApi, family: str, accepted: bool) -> None:
+    gapped = model(family=family, classes=[{"id": 0, "name": "background"}, {"id": 7, "name": "thing"}])
+
+    if accepted:
+        assert api.create(MODELS, gapped)["spec"]["classes"][1]["id"] == 7
+        return
+    with pytest.raises(RefusedError, match="must count up from 0 without gaps") as refused:
+        api.create(MODELS, gapped)
+    assert refused.value.code == 422
+
+
+@pytest.mark.parametrize(
+    ("manifest", "code", "said"),
+    [
+        pytest.param(model(pol="default"), 400, 'unknown field "spec.pol"', id="misspelt field"),
+        pytest.param(model(postprocess=[{"argmaks": {}}]), 400, "argmaks", id="unknown stage"),
+        pytest.param(model(postprocess=[{}]), 422, "exactly one stage must be named", id="no stage"),
+        pytest.param(
+            model(postprocess=[{"argmax": {}, "fillHoles": {}}]),
+            422,
+            "exactly one stage must be named",
+            id="two stages",
+        ),
+        pytest.param(model(family="mask-cnn"), 422, "spec.family: Unsupported value", id="unknown family"),
+        pytest.param(
+            model(artifact={"uri": "model.onnx", "sha256": "0" * 63}), 422, "spec.artifact.sha256", id="short digest"
+        ),
+        pytest.param(model(keepPrevious="soon"), 422, "spec.keepPrevious", id="not a duration"),
+        pytest.param(model("two--parts"), 422, "metadata.name", id="name that would clash with those of steps"),
+        pytest.param(model("m" * 41), 422, "metadata.name", id="name of 41 characters"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_refused_with_the_field_named(
+    api: CrdApi, manifest: Json, code: int, said: str
+) -> None:
+    with pytest.raises(RefusedError) as refused:
+        api.create(MODELS, manifest)
+
+    assert refused.value.code == code
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "said"),
+    [
+        pytest.param({"replica": 2}, 400, 'unknown field "spec.replica"', id="misspelt field"),
+        pytest.param({"replicas": 0}, 422, "spec.replicas", id="no servers"),
+        pytest.param({"gateway": {"port": 65536}}, 422, "spec.gateway.port", id="no such port"),
+        pytest.param({"isolation": "none"}, 422, "spec.isolation", id="unknown isolation"),
+    ],
+)
+def test_a_pool_that_cannot_be_run_is_refused_with_the_field_named(
+    api: CrdApi, spec: Json, code: int, said: str
+) -> None:
+    with pytest.raises(RefusedError) as refused:
+        api.create(POOLS, pool(**spec))
+
+    assert refused.value.code == code
+    assert said in str(refused.value)
+
+
+def test_status_is_written_apart_from_the_spec(api: CrdApi) -> None:
+    api.create(MODELS, model())
+    ready = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "Serving",
+        "message": "seg-0123456789 answers",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+
+    written = api.patch(MODELS, "seg", {"status": {"conditions": [ready]}}, subresource="status")
+    ignored = api.patch(MODELS, "seg", {"status": {"conditions": []}})
+
+    assert written["metadata"]["generation"] == 1
+    assert [condition["type"] for condition in ignored["status"]["conditions"]] == ["Ready"]
+
+
+def test_a_list_shows_whether_models_are_ready_and_where(api: CrdApi) -> None:
+    api.create(MODELS, model())
+    ready = {"type": "Ready", "status": "True", "reason": "Serving", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    status = {"conditions": [ready], "url": "http://segserve-default.default:8080"}
+    api.patch(MODELS, "seg", {"status": status}, subresource="status")
+
+    table = api.table(MODELS)
+
+    names = [column["name"] for column in table["columnDefinitions"]]
+    (row,) = table["rows"]
+    shown = dict(zip(names, row["cells"], strict=True))
+    assert shown["Name"] == "seg"
+    assert shown["Ready"] == "True"
+    assert shown["URL"] == "http://segserve-default.default:8080"
+    assert names[-1] == "Age"
+
+
+def test_a_pool_is_scaled_through_its_scale_subresource(api: CrdApi) -> None:
+    api.create(POOLS, pool(replicas=2))
+    selector = "segserve.dev/pool=default"
+    api.patch(POOLS, "default", {"status": {"replicas": 2, "selector": selector}}, subresource="status")
+
+    scale = api.get(POOLS, "default", subresource="scale")
+    scale["spec"]["replicas"] = 5
+    api.replace(POOLS, "default", scale, subresource="scale")
+
+    assert scale["status"] == {"replicas": 2, "selector": selector}
+    assert api.get(POOLS, "default")["spec"]["replicas"] == 5
+
+
+def test_an_upgrade_keeps_the_models_and_pools_that_are_stored(api: CrdApi) -> None:
+    (first,) = load(ROOT / "tests/golden/crds/first_tritonpools.yaml")
+    for definition in (first, cut_down(present(MODELS), "keepPrevious", "allowClassChanges", "expose")):
+        api.uninstall(definition["metadata"]["name"])
+        api.install(definition)
+    api.create(POOLS, pool(gateway={"port": 9000}))
+    before = api.create(MODELS, model())
+    assert "keepPrevious" not in before["spec"]
+
+    for plural in (MODELS, POOLS):
+        api.install(present(plural))
+
+    after = read_once_it_has(api, MODELS, "seg", "keepPrevious")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert before["spec"].items() <= after["spec"].items()
+    assert after["spec"]["keepPrevious"] == "1h"
+    upgraded = read_once_it_has(api, POOLS, "default", "replicas")
+    assert upgraded["spec"]["gateway"]["port"] == 9000
+    assert upgraded["spec"]["replicas"] == 1
+    assert api.patch(MODELS, "seg", {"spec": {"keepPrevious": "2h"}})["spec"]["keepPrevious"] == "2h"

@@ -1,0 +1,230 @@
+"""A real cluster as tests see it: objects, waiting, looking, and breaking things on purpose."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import lightkube
+import pytest
+from lightkube.config.kubeconfig import KubeConfig
+
+from cluster.node import API_SERVER, KUBELET, Node, Process
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+CRDS: Final = Path(__file__).parents[2] / "crds"
+_OURS: Final = ("segmentationmodels.segserve.dev", "tritonpools.segserve.dev")
+_POLL_S: Final = 0.2
+_NEEDS_NODE: Final = "needs the cluster of tests/cluster: what is to be broken is not within reach of kubectl"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageNames:
+    """The images that the cluster can run without a registry."""
+
+    server: str
+    operator: str
+    envoy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster that tests may use; `node` is None where it is somebody else's, and nothing of it may be broken.
+
+    `host` is this machine's address as pods see it.
+    """
+
+    kubeconfig: Path
+    kubectl_path: str
+    images: ImageNames
+    host: str
+    node: Node | None = None
+    client: lightkube.Client = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        config = KubeConfig.from_file(str(self.kubeconfig)).get()
+        object.__setattr__(self, "client", lightkube.Client(config=config, trust_env=False))
+
+    def close(self) -> None:
+        """Close the client's connections."""
+        self.client.close()
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        """Run kubectl and return what it printed; AssertionError with its words where it fails."""
+        done = subprocess.run(
+            [self.kubectl_path, "--kubeconfig", str(self.kubeconfig), *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"kubectl {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+    def get(self, namespace: str, kind: str, name: str = "", *, labels: str = "") -> Any:
+        """Return an object as JSON, None where it is missing; without a name the list of all with the labels."""
+        selector = ["-l", labels] if labels else []
+        text = self.kubectl(
+            "-n", namespace, "get", kind, *([name] if name else []), *selector, "--ignore-not-found", "-o", "json"
+        )
+        if name:
+            return json.loads(text) if text.strip() else None
+        return json.loads(text)["items"] if text.strip() else []
+
+    def apply(self, namespace: str, *manifests: Json | Path) -> None:
+        """Apply objects, given as JSON or as files of YAML, as a user does."""
+        for manifest in manifests:
+            text = manifest.read_text() if isinstance(manifest, Path) else json.dumps(manifest)
+            self.kubectl("-n", namespace, "apply", "--validate=false", "-f", "-", stdin=text)
+
+    def install_crds(self) -> None:
+        """Install our custom resources, or bring them up to date, and wait until they are served."""
+        # Not validated: an old kubectl does not know the rules (CEL) that an old server drops.
+        self.kubectl("apply", "--validate=false", "-f", str(CRDS))
+        self.wait("custom resources are served", lambda: [self.kubectl("get", name, "-A") for name in _OURS])
+
+    @contextmanager
+    def namespace(self, prefix: str = "test") -> Iterator[str]:
+        """Make a namespace for the time of the block. Its pods are killed at the end, the rest goes by itself."""
+        name = f"{prefix}-{uuid.uuid4().hex[:8]}"
+        self.kubectl("create", "namespace", name)
+        try:
+            self.wait("pods have a service account", lambda: self._has_account(name))
+            yield name
+        finally:
+            self.remove_namespace(name)
+
+    def remove_namespace(self, name: str) -> None:
+        """Delete a namespace, also where an operator that would have taken its finalizers away is gone."""
+        self.kubectl("delete", "namespace", name, "--wait=false", check=False)
+        for kind in _OURS:
+            for found in self.kubectl("-n", name, "get", kind, "-o", "name", check=False).split():
+                patch = '{"metadata":{"finalizers":null}}'
+                self.kubectl("-n", name, "patch", found, "--type=merge", "-p", patch, check=False)
+        self.kubectl("-n", name, "delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false", check=False)
+
+    def wait(self, what: str, look: Callable[[], T | None], timeout_s: float = 60.0) -> T:
+        """Return the first true value of `look`; AssertionError says what was waited for and what was seen last.
+
+        An AssertionError of `look` means not yet.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                seen, trouble = look(), ""
+            except AssertionError as error:
+                seen, trouble = None, f"; {error}"
+            if seen:
+                return seen
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {timeout_s:g} s: {what}; last seen: {seen!r}{trouble}")
+            time.sleep(_POLL_S)
+
+    def wait_condition(self, namespace: str, kind: str, name: str, condition: str, status: str = "True",
+                       timeout_s: float = 60.0) -> Json:  # fmt: skip
+        """Wait until a condition of an object has a status, and return the condition."""
+
+        def look() -> Json | None:
+            conditions = (self.get(namespace, kind, name) or {}).get("status", {}).get("conditions", [])
+            found = next((each for each in conditions if each["type"] == condition), None)
+            if found is None or found["status"] != status:
+                raise AssertionError(f"conditions: {conditions}")
+            return dict(found)
+
+        return self.wait(f"{condition}={status} of {kind} {name}", look, timeout_s)
+
+    def pods(self, namespace: str, labels: str = "") -> list[Json]:
+        """Return the pods with these labels that are not being deleted."""
+        found = self.get(namespace, "pods", labels=labels)
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def story(self, namespace: str) -> str:
+        """Return what a person needs to understand a failure: objects, events, and the end of each container's log."""
+        parts = [
+            self.kubectl("-n", namespace, "get", "all,configmaps,segm,tpool", "-o", "wide", check=False),
+            self.kubectl(
+                "-n",
+                namespace,
+                "get",
+                "segm,tpool",
+                "-o",
+                "jsonpath={range .items[*]}{.metadata.name}: {.status}{'\\n'}{end}",
+                check=False,
+            ),
+            self.kubectl("-n", namespace, "get", "events", "--sort-by=.lastTimestamp", check=False),
+        ]
+        for pod in self.get(namespace, "pods"):
+            spec, name = pod["spec"], pod["metadata"]["name"]
+            for container in [*spec.get("initContainers", []), *spec["containers"]]:
+                arguments = ("-n", namespace, "logs", name, "-c", container["name"], "--tail=60")
+                parts.append(f"--- {name} {container['name']}\n{self.kubectl(*arguments, check=False)}")
+                parts.append(self.kubectl(*arguments, "--previous", check=False))
+        return "\n".join(part for part in parts if part.strip())
+
+    def processes(self, namespace: str, pod: str, container: str) -> list[Process]:
+        """Return the processes of a container; skips the test where the cluster is somebody else's."""
+        return self._own().processes(self._container_id(namespace, pod, container))
+
+    def kill(self, namespace: str, pod: str, container: str, *, running: str = "", signal: str = "KILL") -> list[int]:
+        """Kill a container's first process, or all whose command contains `running`; return their ids on the node."""
+        found = self.processes(namespace, pod, container)
+        chosen = [process for process in found if running in process.command] if running else found[:1]
+        assert chosen, f"no process with {running!r} in {[process.command for process in found]}"
+        for process in chosen:
+            self._own().kill(process.pid, signal)
+        return [process.pid for process in chosen]
+
+    def restarts(self, namespace: str, pod: str, container: str) -> int:
+        """Return how often a container was started again."""
+        return int(self._container(namespace, pod, container)["restartCount"])
+
+    @contextmanager
+    def kubelet_down(self) -> Iterator[None]:
+        """Kill the kubelet and start it again at the end of the block."""
+        node = self._own()
+        node.signal(KUBELET, "KILL")
+        try:
+            yield
+        finally:
+            node.restart(KUBELET)
+
+    @contextmanager
+    def api_paused(self) -> Iterator[None]:
+        """Let the API server neither answer nor close anything for the time of the block."""
+        node = self._own()
+        node.signal(API_SERVER, "STOP")
+        try:
+            yield
+        finally:
+            node.signal(API_SERVER, "CONT")
+
+    def _has_account(self, namespace: str) -> bool:
+        account = self.get(namespace, "serviceaccount", "default")
+        # Kubernetes before 1.24 refuses pods until the account's token is there, too.
+        return account is not None and (self.node is None or bool(account.get("secrets")))
+
+    def _own(self) -> Node:
+        if self.node is None:
+            pytest.skip(_NEEDS_NODE)
+        return self.node
+
+    def _container(self, namespace: str, pod: str, container: str) -> Json:
+        status = (self.get(namespace, "pod", pod) or {}).get("status", {})
+        known = [*status.get("containerStatuses", []), *status.get("initContainerStatuses", [])]
+        for each in known:
+            if each["name"] == container:
+                return dict(each)
+        raise AssertionError(f"pod {pod} has no container {container!r}, only {[each['name'] for each in known]}")
+
+    def _container_id(self, namespace: str, pod: str, container: str) -> str:
+        return str(self._container(namespace, pod, container)["containerID"]).removeprefix("containerd://")

@@ -1,0 +1,123 @@
+"""A current API server as a client of custom resources sees it: raw calls, strict validation, whole answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+import yaml
+from lightkube.config.client_adapter import Client, ConnectionParams
+from lightkube.config.kubeconfig import KubeConfig
+
+Json = dict[str, Any]
+
+_DEFINITIONS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+_RESOURCES: Final = "/apis/segserve.dev/v1alpha1/namespaces/default"
+_PATIENCE_S: Final = 60.0
+_MERGE: Final = {"content-type": "application/merge-patch+json"}
+_TABLE: Final = {"accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+
+
+class RefusedError(Exception):
+    """The server said no: its status code, and why."""
+
+    def __init__(self, code: int, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class CrdApi:
+    """Calls of the objects in the namespace `default`; each answer of 400 or more is a `RefusedError`."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        config = KubeConfig.from_file(str(kubeconfig)).get()
+        if config is None:
+            raise ValueError(f"{kubeconfig} has no current context")
+        self._http = Client(config, ConnectionParams(trust_env=False))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def uninstall(self, name: str) -> None:
+        """Remove a custom resource, where it is installed, with all its objects."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while self._http.delete(f"{_DEFINITIONS}/{name}").status_code != httpx2.codes.NOT_FOUND:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{name} does not go: {self.definition(name)['status']}")
+            time.sleep(0.1)
+
+    def install(self, definition: Json) -> None:
+        """Install a custom resource, or put this in the place of another, which may answer for a moment yet."""
+        name = definition["metadata"]["name"]
+        found = self._http.get(f"{_DEFINITIONS}/{name}")
+        if found.status_code == httpx2.codes.NOT_FOUND:
+            self._json(self._http.post(_DEFINITIONS, json=definition))
+        else:
+            version = self._json(found)["metadata"]["resourceVersion"]
+            metadata = {**definition["metadata"], "resourceVersion": version}
+            self._json(self._http.put(f"{_DEFINITIONS}/{name}", json={**definition, "metadata": metadata}))
+        self._wait_until_served(definition)
+
+    def definition(self, name: str) -> Json:
+        """Return an installed custom resource."""
+        return self._json(self._http.get(f"{_DEFINITIONS}/{name}"))
+
+    def create(self, plural: str, manifest: Json, *, dry_run: bool = False) -> Json:
+        """Create an object with strict validation and return it as stored."""
+        return self._json(self._http.post(f"{_RESOURCES}/{plural}", json=manifest, params=_strict(dry_run=dry_run)))
+
+    def patch(self, plural: str, name: str, patch: Json, *, subresource: str = "") -> Json:
+        """Merge a patch into an object, or into a subresource of it."""
+        url = _path(plural, name, subresource)
+        return self._json(self._http.patch(url, content=json.dumps(patch), params=_strict(), headers=_MERGE))
+
+    def replace(self, plural: str, name: str, manifest: Json, *, subresource: str = "") -> Json:
+        """Put an object, or a subresource of it, in the place of the one there is."""
+        return self._json(self._http.put(_path(plural, name, subresource), json=manifest, params=_strict()))
+
+    def get(self, plural: str, name: str, *, subresource: str = "") -> Json:
+        """Return an object, or a subresource of it."""
+        return self._json(self._http.get(_path(plural, name, subresource)))
+
+    def table(self, plural: str) -> Json:
+        """Return what `kubectl get` shows: `columnDefinitions` and `rows`."""
+        return self._json(self._http.get(f"{_RESOURCES}/{plural}", headers=_TABLE))
+
+    def delete_all(self, plural: str) -> None:
+        """Delete all objects."""
+        self._json(self._http.delete(f"{_RESOURCES}/{plural}"))
+
+    def _wait_until_served(self, definition: Json) -> None:
+        plural, name = definition["spec"]["names"]["plural"], definition["metadata"]["name"]
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            conditions = self.definition(name).get("status", {}).get("conditions") or []
+            established = any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
+            if established and self._http.get(f"{_RESOURCES}/{plural}").is_success:
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{name} is not served: {self.definition(name).get('status')}")
+
+    @staticmethod
+    def _json(answer: httpx2.Response) -> Json:
+        content = answer.json()
+        if answer.is_error:
+            raise RefusedError(answer.status_code, content["message"])
+        return dict(content)
+
+
+def load(path: Path) -> list[Json]:
+    """Return the objects of a file of YAML."""
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def _path(plural: str, name: str, subresource: str) -> str:
+    return f"{_RESOURCES}/{plural}/{name}" + (f"/{subresource}" if subresource else "")
+
+
+def _strict(*, dry_run: bool = False) -> dict[str, str]:
+    return {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
