@@ -71,7 +71,7 @@ def platform(*files: Path) -> Iterator[Running]:
     """Serve the resources of some files for the time of the block."""
     # Not below a test's own folder: the path of Envoy's admin socket must stay short.
     state = Path(tempfile.mkdtemp(prefix="segserve-"))
-    port = _free_port()
+    port = free_port()
     arguments = [argument for file in files for argument in ("-f", str(file))]
     try:
         _segserve(state, "up", "--detach", "--port", str(port), *arguments)
@@ -94,7 +94,7 @@ def _segserve(state: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -17,11 +18,14 @@ from segserve import Client, SegserveError
 
 PHOTO = (Path(__file__).parents[2] / "examples/coins/coins.png").read_bytes()
 COIN_PIXELS = range(39_000, 40_000)
+PLAIN = "plain grpc"
+FIVE = ("http", "grpc", "http", "grpc", PLAIN)
+EIGHT = ("http", "grpc", "http", "grpc", "http", "grpc", PLAIN, PLAIN)
 
 
 @dataclass
 class Load:
-    """Asks a model from five threads, without retries, until it is left; every answer is checked.
+    """Asks a model from a thread for each of `transports`, without retries, until it is left; every answer is checked.
 
     `pause_s` is between an answer and the next request of the same thread.
     """
@@ -29,14 +33,14 @@ class Load:
     url: str
     model: str = "coins"
     pause_s: float = 0.0
+    transports: Sequence[str] = FIVE
     answers: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self._ended = threading.Event()
-        callers = [self._client, self._client, self._client, self._client, self._plain_client]
-        transports = ["http", "grpc", "http", "grpc", "plain grpc"]
-        self._threads = [threading.Thread(target=c, args=(t,)) for c, t in zip(callers, transports, strict=True)]
+        callers = [(self._plain_client if t == PLAIN else self._client, t) for t in self.transports]
+        self._threads = [threading.Thread(target=caller, args=(transport,)) for caller, transport in callers]
         for thread in self._threads:
             thread.start()
         return self

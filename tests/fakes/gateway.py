@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class RunningGateway:
     """An Envoy process and the adapter that steers it."""
 
+    folder: Path
     traffic: EnvoyTraffic
     gateway: Gateway
     process: subprocess.Popen[bytes] | None = None
@@ -29,6 +30,11 @@ class RunningGateway:
     def authority(self) -> str:
         """Host and port."""
         return f"{self.gateway.host}:{self.gateway.port}"
+
+    @property
+    def internal(self) -> str:
+        """Host and port of the internal listener."""
+        return f"{self.gateway.host}:{self.gateway.internal_port}"
 
     @property
     def rss_mib(self) -> float:
@@ -40,8 +46,17 @@ class RunningGateway:
 
     async def start(self) -> None:
         """Start Envoy and wait until it follows a plan."""
-        self.process = subprocess.Popen(self.traffic.command(), stderr=subprocess.DEVNULL)
-        async with asyncio.timeout(20):
+        self._arguments = self.traffic.command()
+        await self.resume()
+
+    async def resume(self) -> None:
+        """Start Envoy again, as a container is: with the same files, that nobody writes anew."""
+        self.process = subprocess.Popen(self._arguments, stderr=subprocess.DEVNULL)
+        with suppress(TimeoutError):
+            await self._wait(5)
+
+    async def _wait(self, seconds: float) -> None:
+        async with asyncio.timeout(seconds):
             while (await self.traffic.observe()).plan is None:
                 assert self.process.poll() is None, self.traffic.log.read_text()
                 await asyncio.sleep(0.02)
@@ -65,8 +80,8 @@ async def running_gateway(
     folder: Path, *, timeout_s: float = 60.0, max_request_bytes: int = 2**21
 ) -> AsyncIterator[RunningGateway]:
     """Run Envoy on a free port, in `folder`."""
-    gateway = Gateway(port=free_port(), max_request_bytes=max_request_bytes)
-    running = RunningGateway(EnvoyTraffic(folder, gateway, timeout_s=timeout_s), gateway)
+    gateway = Gateway(port=free_port(), max_request_bytes=max_request_bytes, internal_port=free_port())
+    running = RunningGateway(folder, EnvoyTraffic(folder, gateway, timeout_s=timeout_s), gateway)
     try:
         await running.start()
         yield running

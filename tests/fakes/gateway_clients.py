@@ -70,14 +70,15 @@ async def ask(gateway: RunningGateway, path: str, **options: Any) -> httpx.Respo
 class Load:
     """Clients of both protocols that call as fast as they are answered, until it is left."""
 
-    def __init__(self, gateway: RunningGateway) -> None:
+    def __init__(self, gateway: RunningGateway, clients: int = 4) -> None:
         self.answers: Counter[str] = Counter()
         self.failures: list[str] = []
         self._authority = gateway.authority
+        self._calls = (self._http, self._grpc) * (clients // 2)
         self._ended = False
 
     async def __aenter__(self) -> None:
-        self._clients = [asyncio.create_task(client()) for client in (self._http, self._http, self._grpc, self._grpc)]
+        self._clients = [asyncio.create_task(client()) for client in self._calls]
         await asyncio.sleep(0.1)
 
     async def __aexit__(self, *_: object) -> None:

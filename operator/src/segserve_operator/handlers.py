@@ -41,7 +41,9 @@ def settings_of(view: View) -> kopf.OperatorSettings:
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     settings.networking.enforce_retry_after = True
-    settings.queueing.worker_limit = 32
+    # A worker that waits for another event of its object holds up all other objects: of 10,000, for half an hour.
+    settings.queueing.idle_timeout = 0.01
+    settings.queueing.worker_limit = 100
     settings.queueing.error_delays = (1, 2, 5, 10, 30)
     settings.execution.max_workers = 4
     settings.posting.enabled = False  # Events are the store's, with names that make them one

@@ -11,10 +11,17 @@ from fakes.gateway import RunningGateway
 from fakes.gateway_clients import Load, ask, by_grpc, served
 from fakes.triton import StubTriton
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
+from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
 from segserve_operator.adapters.traffic.envoy_files import GatewayRefusedError
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 pytestmark = pytest.mark.platform
+
+
+def at(*servers: StubTriton) -> TrafficPlan:
+    """Return a plan with one group of these servers."""
+    endpoints = tuple(server.endpoint for server in servers)
+    return TrafficPlan((Route("coins", (Share("main", "coins-old", 100, endpoints),)),), endpoints)
 
 
 async def test_not_one_request_fails_while_weights_groups_and_servers_change(
@@ -41,6 +48,102 @@ async def test_not_one_request_fails_while_weights_groups_and_servers_change(
 
     assert load.failures == []
     assert set(load.answers) == {"old", "new"}
+
+
+async def test_not_one_request_of_eight_clients_fails_during_fifty_changes_of_weight(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    old.delay_s = new.delay_s = 0.005
+    await gateway.traffic.apply(served(old, new, 0))
+    load = Load(gateway, clients=8)
+
+    async with load:
+        for weight in (10, 100, 50, 0, 90) * 10:
+            await gateway.traffic.apply(served(old, new, weight))
+
+    assert load.failures == []
+    assert set(load.answers) == {"old", "new"}
+
+
+async def test_not_one_request_fails_while_servers_come_to_a_group_and_leave_it(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    old.delay_s = new.delay_s = 0.005
+    await gateway.traffic.apply(at(old, new))
+    load = Load(gateway, clients=8)
+
+    async with load:
+        for _ in range(10):
+            for told in (at(old), at(old, new), at(new), at(new, old)):
+                await gateway.traffic.apply(told)
+
+    assert load.failures == []
+    assert set(load.answers) == {"old", "new"}
+
+
+async def test_a_change_of_weight_rewrites_neither_clusters_nor_routes(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    await gateway.traffic.apply(served(old, new, 10))
+    files = [gateway.folder / "clusters/clusters.json", gateway.folder / "routes/routes.json"]
+    before = [file.stat().st_ino for file in files]
+
+    await gateway.traffic.apply(served(old, new, 40))
+
+    assert [file.stat().st_ino for file in files] == before
+    assert (await gateway.traffic.observe()).plan == served(old, new, 40)
+
+
+async def test_weights_outlive_an_envoy_that_is_killed_and_a_supervisor_that_starts_again(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    await gateway.traffic.apply(served(old, new, 40))
+    await gateway.traffic.apply(served(old, new, 0))
+    await gateway.traffic.apply(served(old, new, 100))
+    await gateway.traffic.apply(served(old, new, 99))
+
+    gateway.kill()
+    await gateway.resume()
+    successor = EnvoyTraffic(gateway.folder, gateway.gateway)
+    observed = await successor.observe()
+    answers = {(await ask(gateway, "/v2/models/coins/infer")).json()["model_version"] for _ in range(20)}
+    load = Load(gateway)
+    async with load:
+        await successor.apply(served(old, new, 100))
+        load.answers.clear()
+        await asyncio.sleep(0.2)
+
+    assert observed.plan == served(old, new, 99)
+    assert "new" in answers
+    assert load.failures == []
+    assert set(load.answers) == {"new"}
+
+
+async def test_an_envoy_killed_in_the_middle_of_a_change_follows_it_when_it_is_back(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    await gateway.traffic.apply(served(old))
+    gateway.kill()
+
+    with pytest.raises(GatewayUnreachableError):
+        await gateway.traffic.apply(served(old, new, 100))
+    await gateway.resume()
+    await gateway.traffic.apply(served(old, new, 100))
+
+    assert (await gateway.traffic.observe()).plan == served(old, new, 100)
+    assert (await ask(gateway, "/v2/models/coins/infer")).json()["model_version"] == "new"
+
+
+async def test_callers_that_are_told_to_go_are_answered_until_they_do(serving: RunningGateway, old: StubTriton) -> None:
+    load = Load(serving)
+
+    async with load:
+        await serving.traffic.drain()
+        await asyncio.sleep(1.5)
+        late = await ask(serving, "/v2/models/coins/infer")
+
+    assert load.failures == []
+    assert late.headers["connection"] == "close"
 
 
 async def test_a_request_in_flight_is_counted_and_ends_well_after_its_group_has_left_the_plan(

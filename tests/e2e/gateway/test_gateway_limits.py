@@ -11,7 +11,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from fakes.gateway import RunningGateway
-from fakes.gateway_clients import LIMIT, ask, by_grpc, by_http
+from fakes.gateway_clients import LIMIT, Load, ask, by_grpc, by_http
 from fakes.triton import StubTriton
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
@@ -106,6 +106,60 @@ async def test_a_request_to_one_dead_server_is_answered_by_the_other(gateway: Ru
     await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
 
     assert [(await ask(gateway, "/v2/models/coins/infer")).status_code for _ in range(20)] == [200] * 20
+
+
+async def test_eight_clients_do_not_notice_that_one_of_two_servers_is_dead(
+    gateway: RunningGateway, old: StubTriton
+) -> None:
+    share = Share("main", "coins-old", 100, (NOWHERE, old.endpoint))
+    await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
+    load = Load(gateway, clients=8)
+
+    async with load:
+        await asyncio.sleep(2)
+
+    assert load.failures == []
+    assert load.answers["old"] > 0
+
+
+async def test_all_that_a_dying_server_had_in_flight_is_answered_by_the_other(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    share = Share("main", "coins-old", 100, (old.endpoint, new.endpoint))
+    await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
+    old.resets = 1000
+
+    answers = await asyncio.gather(*(ask(gateway, "/v2/models/coins/infer") for _ in range(80)))
+
+    assert [answer.status_code for answer in answers] == [200] * 80
+    assert old.resets < 1000
+
+
+async def test_a_server_that_hangs_is_left_out_after_three_requests(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    share = Share("main", "coins-old", 100, (old.endpoint, new.endpoint))
+    await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
+    old.delay_s = 30.0
+
+    together = await asyncio.gather(*(ask(gateway, "/v2/models/coins/infer") for _ in range(20)))
+    later = [await ask(gateway, "/v2/models/coins/infer") for _ in range(10)]
+
+    assert {answer.status_code for answer in together} == {200, 504}
+    assert [answer.status_code for answer in later] == [200] * 10
+
+
+async def test_the_errors_of_a_server_are_answers_and_do_not_leave_it_out(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    share = Share("main", "coins-old", 100, (old.endpoint, new.endpoint))
+    await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
+    old.status = 500
+
+    answers = [(await ask(gateway, "/v2/models/coins/infer")).status_code for _ in range(60)]
+
+    assert answers.count(500) > 10
+    assert 500 in answers[-20:]
 
 
 async def test_a_request_that_takes_too_long_is_ended(serving: RunningGateway, old: StubTriton) -> None:

@@ -11,11 +11,13 @@ import pytest
 
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError, active_by_model
-from segserve_operator.adapters.traffic.envoy_clusters import Upstream, has_endpoints, render_clusters
-from segserve_operator.adapters.traffic.envoy_config import Sources, render_bootstrap
-from segserve_operator.adapters.traffic.envoy_files import discovery_response
+from segserve_operator.adapters.traffic.envoy_clusters import Upstream
+from segserve_operator.adapters.traffic.envoy_config import Sources, command, render_bootstrap
+from segserve_operator.adapters.traffic.envoy_files import document
 from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, Gateway
-from segserve_operator.adapters.traffic.envoy_routes import plan_of, render_routes
+from segserve_operator.adapters.traffic.envoy_record import read_plan
+from segserve_operator.adapters.traffic.envoy_rendering import Configuration, render
+from segserve_operator.adapters.traffic.envoy_routes import render_routes
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 OLD = Share("main", "coins-aaaaaaaaaa", 70, (Endpoint("127.0.0.1", 8000, 8001),))
@@ -28,11 +30,19 @@ def plan(new_weight: int = 30, *, exposed: tuple[str, ...] = ()) -> TrafficPlan:
     return TrafficPlan((Route("coins", shares, steps=(STEP,), exposed=exposed),), OLD.endpoints)
 
 
+def rendered(told: TrafficPlan, before: Configuration | None = None) -> Configuration:
+    return render(told, before, timeout_s=60)
+
+
 def table(told: TrafficPlan) -> dict[str, Any]:
     """Return by key the action of every entry."""
-    routes = render_routes(told, timeout_s=60)
+    routes = render_routes(rendered(told).entries, timeout_s=60)
     entries = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
     return {key: entry["action"]["typed_config"]["route"] for key, entry in entries.items()}
+
+
+def clusters_of(told: TrafficPlan) -> dict[str, Any]:
+    return {name: json.loads(cluster.text) for name, cluster in rendered(told).clusters.items()}
 
 
 def weights(action: dict[str, Any]) -> dict[str, int]:
@@ -42,20 +52,21 @@ def weights(action: dict[str, Any]) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("new_weight", "expected"),
     [
-        (0, {"coins/main/infer/http": 100}),
+        (0, {"coins/main/infer/http": 100, "coins/coins-bb/infer/http": 0}),
         (30, {"coins/main/infer/http": 70, "coins/coins-bb/infer/http": 30}),
-        (100, {"coins/coins-bb/infer/http": 100}),
+        (100, {"coins/main/infer/http": 0, "coins/coins-bb/infer/http": 100}),
     ],
 )
-def test_only_shares_with_weight_answer(new_weight: int, expected: dict[str, int]) -> None:
+def test_requests_are_split_over_all_shares_by_weight(new_weight: int, expected: dict[str, int]) -> None:
     assert weights(table(plan(new_weight))["http:infer:coins"]) == expected
 
 
 @pytest.mark.parametrize("new_weight", [0, 30, 100])
 def test_every_share_has_its_clusters_whatever_its_weight(new_weight: int) -> None:
-    clusters = render_clusters(plan(new_weight))
+    clusters = clusters_of(plan(new_weight))
 
-    assert {f"coins/{group}/infer/{p}" for group in ("main", "coins-bb") for p in ("http", "grpc")} <= set(clusters)
+    purposes = [f"{purpose}/{p}" for purpose in ("infer", "aside") for p in ("http", "grpc")]
+    assert {f"coins/{group}/{ending}" for group in ("main", "coins-bb") for ending in purposes} <= set(clusters)
 
 
 def test_every_cluster_that_a_route_names_is_rendered() -> None:
@@ -63,7 +74,7 @@ def test_every_cluster_that_a_route_names_is_rendered() -> None:
 
     named = {name for a in table(told).values() for name in ([a["cluster"]] if "cluster" in a else weights(a))}
 
-    assert named <= set(render_clusters(told))
+    assert named <= set(clusters_of(told))
 
 
 def test_a_plan_opens_exactly_these_questions() -> None:
@@ -83,25 +94,25 @@ def test_an_exposed_network_can_be_asked_and_is_counted_apart() -> None:
         "coins/main/network/grpc": 70,
         "coins/coins-bb/network/grpc": 30,
     }
-    assert entries["grpc:about:coins.network"]["cluster"] == "coins/main/about/grpc"
+    assert entries["grpc:about:coins.network"]["cluster"] == "coins/main/aside/grpc"
 
 
 @pytest.mark.parametrize(("new_weight", "group"), [(49, "main"), (51, "coins-bb")])
 def test_what_is_asked_about_a_model_goes_to_its_heaviest_share(new_weight: int, group: str) -> None:
     entries = table(plan(new_weight))
 
-    assert {entries[f"http:about:{name}"]["cluster"] for name in ("coins", STEP)} == {f"coins/{group}/about/http"}
+    assert {entries[f"http:about:{name}"]["cluster"] for name in ("coins", STEP)} == {f"coins/{group}/aside/http"}
 
 
 def test_each_share_tells_its_revision_and_group() -> None:
-    part = table(plan(100))["grpc:infer:coins"]["weighted_clusters"]["clusters"][0]
+    part = table(plan(100))["grpc:infer:coins"]["weighted_clusters"]["clusters"][1]
 
     told = {entry["header"]["key"]: entry["header"]["value"] for entry in part["response_headers_to_add"]}
     assert told == {"x-segserve-revision": "coins-bbbbbbbbbb", "x-segserve-group": "coins-bb"}
 
 
 def test_a_cluster_speaks_its_protocol_to_its_port() -> None:
-    clusters = render_clusters(plan())
+    clusters = clusters_of(plan())
 
     def port(name: str) -> int:
         found = clusters[name]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
@@ -116,21 +127,64 @@ def test_a_cluster_speaks_its_protocol_to_its_port() -> None:
 def test_a_share_without_servers_has_clusters_without_endpoints() -> None:
     told = TrafficPlan((Route("coins", (Share("main", "coins-aa", 100),)),))
 
-    assert not any(has_endpoints(cluster) for cluster in render_clusters(told).values())
-
-
-@pytest.mark.parametrize("told", [TrafficPlan(), plan(0), plan(100, exposed=("coins.network",))])
-def test_a_plan_is_read_back_from_its_routes(told: TrafficPlan) -> None:
-    _, text = discovery_response([render_routes(told, timeout_s=60)])
-
-    assert plan_of(json.loads(text)["resources"][0]) == told
+    assert not any(cluster.usable for cluster in rendered(told).clusters.values())
 
 
 def test_equal_plans_give_equal_text_and_another_plan_another_version() -> None:
-    first, again, other = (discovery_response([render_routes(plan(w), timeout_s=60)]) for w in (30, 30, 31))
+    first, again, other = (document([rendered(plan(weight)).entries]) for weight in (30, 30, 31))
 
     assert first == again
-    assert first[0] != other[0]
+    assert first.version != other.version
+
+
+def test_a_change_of_weights_alone_changes_only_the_weights() -> None:
+    before = rendered(plan(10))
+
+    after = rendered(plan(30), before)
+
+    assert after.clusters == before.clusters
+    assert after.entries == before.entries
+    assert before.weights == {}
+    assert sorted(after.weights.values()) == [30, 30, 70, 70]
+
+
+def test_weights_that_return_to_those_of_the_table_need_no_word() -> None:
+    assert rendered(plan(10), rendered(plan(30), rendered(plan(10)))).weights == {}
+
+
+def test_questions_about_a_model_that_move_take_a_new_table_but_weights_do_not_wait_for_it() -> None:
+    before = rendered(plan(30))
+
+    after = rendered(plan(70), before)
+
+    assert after.entries != before.entries
+    assert after.weights == {}
+    assert sorted(after.early_weights.values()) == [30, 30, 70, 70]
+
+
+def test_no_weight_meets_a_table_that_it_is_not_for() -> None:
+    before = rendered(plan(60), rendered(plan(55)))
+    third = replace(NEW, group="coins-cc", revision="coins-cccccccccc", weight=100)
+
+    after = rendered(TrafficPlan((Route("coins", (replace(OLD, weight=0), third)),)), before)
+
+    assert before.weights
+    prefix = after.entries["http:infer:coins"]["action"]["typed_config"]["route"]["weighted_clusters"][
+        "runtime_key_prefix"
+    ]
+    assert not [key for key in before.weights if key.startswith(prefix)]
+    assert (after.weights, after.early_weights) == ({}, {})
+
+
+def test_what_a_plan_does_not_change_is_not_rendered_again() -> None:
+    cells = replace(plan().routes[0], model="cells")
+    before = rendered(TrafficPlan((cells, *plan(10).routes)))
+
+    after = rendered(TrafficPlan((cells, *plan(10, exposed=("coins.network",)).routes)), before)
+
+    assert after.entries["http:infer:cells"] is before.entries["http:infer:cells"]
+    assert after.clusters["cells/main/infer/grpc"] is before.clusters["cells/main/infer/grpc"]
+    assert after.entries.keys() - before.entries.keys() >= {"http:infer:coins.network", "grpc:infer:coins.network"}
 
 
 @pytest.mark.parametrize("upstream", [Upstream("infer", "grpc", "coins", "coins-3f9a"), Upstream("server", "http")])
@@ -138,16 +192,14 @@ def test_a_clusters_name_says_what_it_is_for(upstream: Upstream) -> None:
     assert Upstream.parse(upstream.name) == upstream
 
 
-def test_requests_in_flight_are_summed_up_by_model_and_group() -> None:
-    active = {"coins/main/infer/http": 2, "coins/main/network/grpc": 1, "cells/main/about/http": 1, "//server/http": 9}
+def test_callers_requests_in_flight_are_summed_up_by_model_and_group() -> None:
+    active = {"coins/main/infer/http": 2, "coins/main/network/grpc": 1, "cells/main/aside/http": 1, "//server/http": 9}
 
-    assert active_by_model(active) == {("coins", "main"): 3, ("cells", "main"): 1}
+    assert active_by_model(active) == {("coins", "main"): 3}
 
 
 def test_the_script_knows_every_method_that_names_a_model() -> None:
-    bootstrap = json.dumps(
-        render_bootstrap(Gateway(), Sources("/g/admin.sock", "/g/clusters/c.json", "/g/routes/r.json"))
-    )
+    bootstrap = json.dumps(render_bootstrap(Gateway(), Sources(Path("/g")), timeout_s=60))
 
     assert all(f"{method} = " in bootstrap for method in NAME_FIELDS)
 
@@ -171,23 +223,31 @@ async def test_a_gateway_that_does_not_run_follows_no_plan_and_takes_none(tmp_pa
         await traffic.apply(plan())
 
 
-def test_starting_again_leaves_the_last_plan_in_its_file(tmp_path: Path) -> None:
-    traffic = EnvoyTraffic(tmp_path)
-    traffic.command()
-    routes = tmp_path / "routes/routes.json"
-    routes.write_text(discovery_response([render_routes(plan(), timeout_s=60)])[1])
+def test_starting_again_leaves_the_last_plan_in_its_files(tmp_path: Path) -> None:
+    EnvoyTraffic(tmp_path).prepare(plan(100))
+    written = (tmp_path / "routes/routes.json").read_text()
 
-    traffic.command()
+    EnvoyTraffic(tmp_path).prepare()
 
-    assert plan_of(json.loads(routes.read_text())["resources"][0]) == plan()
+    found = read_plan(tmp_path / "plan.json")
+    assert found is not None
+    assert found[1] == plan(100)
+    assert (tmp_path / "routes/routes.json").read_text() == written
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"resources": []}', '{"resources": [{"name": "models"}]}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"versions": {}, "plan": {"routes": [{}]}}'])
 def test_a_plan_that_cannot_be_read_does_not_keep_envoy_from_starting(tmp_path: Path, text: str) -> None:
-    routes = tmp_path / "routes/routes.json"
-    routes.parent.mkdir()
-    routes.write_text(text)
+    (tmp_path / "plan.json").write_text(text)
 
-    EnvoyTraffic(tmp_path).command()
+    EnvoyTraffic(tmp_path).prepare()
 
-    assert plan_of(json.loads(routes.read_text())["resources"][0]) == TrafficPlan()
+    found = read_plan(tmp_path / "plan.json")
+    assert found is not None
+    assert found[1] == TrafficPlan()
+
+
+def test_a_container_runs_envoy_on_the_files_of_its_folder() -> None:
+    told = command("envoy", Path("/run/segserve"), workers=2)
+
+    assert told[:5] == ["envoy", "--config-path", "/run/segserve/envoy.json", "--concurrency", "2"]
+    assert "--log-path" not in told

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
 from typing import Any, Final
+
+from segserve_operator.adapters.kube.quantities import number
 
 _AMOUNTS: Final = frozenset({"limits", "requests"})
 _AMOUNT: Final = frozenset({"sizeLimit"})
-_QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
-_UNITS: Final = {
-    "m": Decimal("0.001"),
-    **{unit: Decimal(1000 ** (power + 1)) for power, unit in enumerate("kMGTPE")},
-    **{f"{unit}i": Decimal(1024 ** (power + 1)) for power, unit in enumerate("KMGTPE")},
-}
 
 
 def covers(live: Any, desired: Any) -> bool:
@@ -43,12 +37,4 @@ def _field_covers(key: str, live: Any, desired: Any) -> bool:
 
 
 def _same_amount(live: Any, desired: Any) -> bool:
-    return live == desired or (live is not None and desired is not None and _number(live) == _number(desired))
-
-
-def _number(amount: Any) -> Decimal | str:
-    """Return an amount as a number; one that is written in another way as its text."""
-    found = _QUANTITY.fullmatch(str(amount))
-    if found is None:
-        return str(amount)
-    return Decimal(found[1]) * _UNITS.get(found[2], Decimal(1))
+    return live == desired or (number(live) is not None and number(live) == number(desired))

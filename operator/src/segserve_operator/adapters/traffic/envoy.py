@@ -17,6 +17,8 @@ from segserve_operator.core.traffic import TrafficPlan, TrafficState
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from segserve_operator.adapters.traffic.envoy_admin import Versions
+
 _ADMIN_TIMEOUT_S: Final = 2.0
 _SOCKET_PATH_BYTES: Final = 107
 
@@ -38,9 +40,11 @@ class EnvoyTraffic:
     ) -> None:
         self._gateway = gateway or Gateway()
         self._timeout_s = timeout_s
+        self._patience_s = patience_s
         self._sources = Sources(folder)
         self._handover = Handover(self._sources, timeout_s=timeout_s, patience_s=patience_s)
         self._lock = asyncio.Lock()
+        self._known: tuple[Versions, TrafficPlan] | None = None
         if len(bytes(self._sources.admin_socket)) > _SOCKET_PATH_BYTES:
             socket = str(self._sources.admin_socket)
             raise ValueError(f"{socket!r} is longer than a socket's path may be ({_SOCKET_PATH_BYTES} bytes)")
@@ -97,7 +101,9 @@ class EnvoyTraffic:
                 active = active_by_model(await admin.active())
         except GatewayUnreachableError:
             return TrafficState(None, answering=False)
-        found = read_plan(self._sources.plan)
+        if self._known is None or self._known[0] != versions:
+            self._known = read_plan(self._sources.plan)
+        found = self._known
         return TrafficState(found[1] if found is not None and found[0] == versions else None, active)
 
     async def apply(self, plan: TrafficPlan) -> None:
@@ -112,12 +118,12 @@ class EnvoyTraffic:
 
     async def shift(self, plan: TrafficPlan) -> None:
         """Do of `apply` what callers notice: what is needed no more stays until `tidy`."""
-        async with self._lock, self._admin() as admin:
+        async with self._lock, self._admin(self._patience_s) as admin:
             await self._handover.shift(admin, plan)
 
     async def tidy(self) -> None:
         """Take from Envoy what the plan needs no more and no request uses."""
-        async with self._lock, self._admin() as admin:
+        async with self._lock, self._admin(self._patience_s) as admin:
             await self._handover.tidy(admin)
 
     async def draining(self) -> list[tuple[str, str]]:
@@ -134,8 +140,9 @@ class EnvoyTraffic:
 
     async def metrics(self) -> bytes:
         """Return Envoy's statistics in the text format of Prometheus."""
-        async with self._admin() as admin:
+        async with self._admin(self._patience_s) as admin:
             return await admin.metrics()
 
-    def _admin(self) -> EnvoyAdmin:
-        return EnvoyAdmin(self._sources.admin_socket, timeout_s=_ADMIN_TIMEOUT_S)
+    def _admin(self, timeout_s: float = _ADMIN_TIMEOUT_S) -> EnvoyAdmin:
+        """Return a connection; while Envoy reads a large change it answers nothing else."""
+        return EnvoyAdmin(self._sources.admin_socket, timeout_s=timeout_s)

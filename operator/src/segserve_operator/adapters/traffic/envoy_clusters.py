@@ -20,6 +20,8 @@ _PURPOSES: Final[tuple[Purpose, ...]] = ("infer", "aside")
 _PURPOSES_EXPOSED: Final[tuple[Purpose, ...]] = (*_PURPOSES, "network")
 # High enough never to be what limits a request: Triton's own queues do that, and say so.
 _LIMIT: Final = 8192
+# As many as may be in flight at a server that dies: only what got no answer is asked again, and only once.
+_RETRIES: Final = 64
 _HTTP_OPTIONS: Final[Mapping[Protocol, Json]] = {
     "http": {"http_protocol_options": {}},
     # A node that went away ends no connection; a busy server answers this at once all the same.
@@ -121,7 +123,7 @@ def _cluster(upstream: Upstream, endpoints: Sequence[Endpoint], max_requests: in
                     "max_connections": _LIMIT,
                     "max_pending_requests": _LIMIT,
                     "max_requests": max_requests,
-                    "retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 10},
+                    "retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": _RETRIES},
                 }
             ]
         },

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.traffic.envoy_clusters import Json
     from segserve_operator.adapters.traffic.envoy_listener import Gateway
 
-_HEAP_BYTES: Final = 2 * 2**30
 _UNUSED_STATS: Final = (
     r"cluster\..*\.(assignment_.*|circuit_breakers\..*|default\.total_match_count|lb_.*|max_host_weight"
     r"|membership_(change|degraded|excluded)|outlier_detection\.ejections_[^a].*|update_.*|version|warming_state)"
@@ -63,7 +62,7 @@ class Sources:
 def command(binary: str, folder: Path, *, workers: int, log: Path | None = None, drain_s: int = 1) -> list[str]:
     """Return the command line of an Envoy whose files are in `folder`; without `log` it logs to where it is run.
 
-    In `drain_s` callers are told one by one to go, once it is to drain.
+    Once it is to drain, every answer tells its caller to go; those who do not ask within `drain_s` are not told.
     """
     return [
         binary,
@@ -71,6 +70,7 @@ def command(binary: str, folder: Path, *, workers: int, log: Path | None = None,
         *("--concurrency", str(workers)),
         *(("--log-path", str(log)) if log is not None else ()),
         *("--drain-time-s", str(max(drain_s, 1))),
+        *("--drain-strategy", "immediate"),  # else a slow caller may never be told
         *("--log-level", "warning"),
         "--disable-hot-restart",  # it would need shared memory, and an id that differs between gateways
     ]
@@ -89,7 +89,7 @@ def render_bootstrap(gateway: Gateway, sources: Sources, *, timeout_s: float) ->
         "dynamic_resources": {"cds_config": _watched(sources.clusters)},
         "layered_runtime": {"layers": [{"name": WEIGHTS_NAME, "rtds_layer": weights}]},
         "static_resources": {"listeners": render_listeners(gateway, _watched(sources.routes), timeout_s=timeout_s)},
-        "overload_manager": _overload_manager(),
+        "overload_manager": _overload_manager(gateway.heap_bytes),
     }
 
 
@@ -98,7 +98,7 @@ def _watched(path: Path) -> Json:
     return {"resource_api_version": "V3", "path_config_source": source}
 
 
-def _overload_manager() -> Json:
+def _overload_manager(heap_bytes: int) -> Json:
     """Refuse requests (503) before memory is short, and connections before descriptors are."""
     heap, connections = (
         "envoy.resource_monitors.fixed_heap",
@@ -106,7 +106,7 @@ def _overload_manager() -> Json:
     )
     resources = f"{TYPES}.extensions.resource_monitors"
     monitors = {
-        heap: {"@type": f"{resources}.fixed_heap.v3.FixedHeapConfig", "max_heap_size_bytes": _HEAP_BYTES},
+        heap: {"@type": f"{resources}.fixed_heap.v3.FixedHeapConfig", "max_heap_size_bytes": heap_bytes},
         connections: {
             "@type": f"{resources}.downstream_connections.v3.DownstreamConnectionsConfig",
             "max_active_downstream_connections": _CONNECTIONS,

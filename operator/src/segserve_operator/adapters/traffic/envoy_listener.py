@@ -40,7 +40,8 @@ class Gateway:
 
     `max_request_bytes` bounds a request's body, of a gRPC stream its first message. `workers` is the number
     of threads that carry requests. With an `internal_port` there is a second listener, for segserve itself: its
-    requests name the group in the header x-segserve-group, whatever the weights.
+    requests name the group in the header x-segserve-group, whatever the weights. Requests are refused (503) before
+    Envoy holds more than `heap_bytes`.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +49,7 @@ class Gateway:
     max_request_bytes: int = 64 * 2**20
     workers: int = 1
     internal_port: int | None = None
+    heap_bytes: int = 2 * 2**30
 
     def __post_init__(self) -> None:
         if self.max_request_bytes not in _WINDOW:

@@ -33,7 +33,8 @@ _RETRY: Final = {
             "typed_config": {"@type": f"{TYPES}.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
         }
     ],
-    "host_selection_retry_max_attempts": 20,
+    # The server that just failed has the fewest requests, and is chosen again and again.
+    "host_selection_retry_max_attempts": 100,
 }
 
 

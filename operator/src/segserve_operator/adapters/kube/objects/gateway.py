@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lightkube.models.core_v1 import (
@@ -38,6 +40,8 @@ from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.group import deployment
 from segserve_operator.adapters.kube.objects.network import gateway_policy
 from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, stamped
+from segserve_operator.adapters.kube.quantities import number
+from segserve_operator.adapters.traffic.envoy_config import command
 from segserve_operator.api.pod_template import Resources
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ _ENVOY_RESOURCES: Final = Resources(requests={"cpu": "100m", "memory": "128Mi"})
 _SYNC_RESOURCES: Final = Resources(requests={"cpu": "20m", "memory": "96Mi"})
 _GRACE_S: Final = 10
 """Beside the drain: for the start of the hooks, and for the two processes to end."""
+_HEAP_SHARE: Final = Decimal("0.8")
 _SYNC: Final = ("python3", "-m", "segserve_operator.gateway_sync")
 
 
@@ -108,14 +113,7 @@ def _envoy(target: PoolTarget) -> Container:
         name=ENVOY_CONTAINER,
         image=target.defaults.envoy_image,
         imagePullPolicy=target.defaults.image_pull_policy,
-        command=[
-            "envoy",
-            *("--config-path", f"{RUN_FOLDER}/envoy.json"),
-            *("--concurrency", str(gateway.workers)),
-            *("--drain-time-s", str(max(gateway.drain_seconds, 1))),
-            *("--log-level", "warning"),
-            "--disable-hot-restart",
-        ],
+        command=command("envoy", Path(RUN_FOLDER), workers=gateway.workers, drain_s=gateway.drain_seconds),
         ports=[
             ContainerPort(name="inference", containerPort=LISTEN_PORT, protocol="TCP"),
             ContainerPort(name="internal", containerPort=INTERNAL_PORT, protocol="TCP"),
@@ -150,6 +148,7 @@ def _sync_container(target: PoolTarget, name: str, task: str) -> Container:
         "maxRequestBytes": gateway.max_request_bytes,
         "requestTimeoutSeconds": gateway.request_timeout_seconds,
         "workers": gateway.workers,
+        **_heap(gateway.resources),
     }
     return Container(
         name=name,
@@ -172,3 +171,9 @@ def _sync_container(target: PoolTarget, name: str, task: str) -> Container:
             pods.token_mount(),
         ],
     )
+
+
+def _heap(resources: Resources | None) -> dict[str, int]:
+    """Return what Envoy may hold, below its memory limit: it refuses requests before the kernel ends it."""
+    limit = number(resources.limits.get("memory")) if resources is not None else None
+    return {"heapBytes": max(int(limit * _HEAP_SHARE), 2**26)} if limit is not None else {}

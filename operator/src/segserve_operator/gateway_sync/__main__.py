@@ -1,0 +1,58 @@
+"""The containers of a gateway pod: `python3 -m segserve_operator.gateway_sync prepare|follow|drain`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from segserve_builder.cluster.config_maps import connect
+from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
+from segserve_operator.gateway_sync.prepare import prepare
+from segserve_operator.gateway_sync.settings import Settings, SettingsError
+from segserve_operator.gateway_sync.sidecar import follow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do what the one argument says."""
+    task = TASKS.get(arguments[0]) if len(arguments) == 1 else None
+    if task is None:
+        sys.exit(f"the arguments are {list(arguments)!r}; allowed is one of {', '.join(map(repr, TASKS))}")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for chatty in ("httpx", "httpx2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        settings = Settings.of(os.environ)
+    except SettingsError as error:
+        sys.exit(str(error))
+    task(settings)
+
+
+def _prepare(settings: Settings) -> None:
+    prepare(settings, connect(settings.namespace))
+
+
+def _follow(settings: Settings) -> None:
+    asyncio.run(follow(settings, connect(settings.namespace)))
+
+
+def _drain(settings: Settings) -> None:
+    """Say to callers that they should go, and wait: this is run before the pod's processes are ended."""
+    try:
+        asyncio.run(settings.traffic().drain())
+    except GatewayUnreachableError as error:
+        sys.exit(str(error))  # there is nobody to wait for
+    time.sleep(settings.drain_s)
+
+
+TASKS: Final[Mapping[str, Callable[[Settings], None]]] = {"prepare": _prepare, "follow": _follow, "drain": _drain}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

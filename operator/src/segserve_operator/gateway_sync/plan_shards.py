@@ -1,0 +1,72 @@
+"""Puts a plan together from the shards that the API shows, of each the last content that could be read."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segserve_builder.cluster.names import SHARDS, plan_name
+from segserve_builder.cluster.shards import content_of, unpack, version_of
+from segserve_operator.adapters.traffic.envoy_record import PLANS
+from segserve_operator.core.traffic import TrafficPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from segserve_builder.cluster.config_maps import ConfigMap
+
+_LOG = logging.getLogger(__name__)
+_SHOWN: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the API says: the plan, the versions of its shards, and by shard why newer content is not in it."""
+
+    plan: TrafficPlan
+    versions: Mapping[str, str]
+    refused: Mapping[str, str]
+
+
+class PlanShards:
+    """Collects shards. Not for use from several threads at once."""
+
+    def __init__(self, pool: str) -> None:
+        self._shards = {plan_name(pool, shard): str(shard) for shard in range(SHARDS)}
+        self._plans: dict[str, TrafficPlan] = {}
+        self._versions: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the ConfigMaps."""
+        return tuple(self._shards)
+
+    @property
+    def told(self) -> Told | None:
+        """What is known; None until every shard was read once."""
+        if len(self._plans) < SHARDS:
+            return None
+        routes = sorted((r for plan in self._plans.values() for r in plan.routes), key=lambda route: route.model)
+        servers = tuple(at for shard in sorted(self._plans) for at in self._plans[shard].servers)
+        return Told(TrafficPlan(tuple(routes), servers), dict(self._versions), dict(self._refused))
+
+    def take(self, name: str, config_map: ConfigMap | None) -> None:
+        """Take in what the API says of a ConfigMap; one that is gone, empty or unreadable changes no route."""
+        content = content_of(config_map) if config_map is not None else None
+        if content is None:
+            _LOG.warning("%s is empty or gone; what it said before stays", name)
+            return
+        shard, version = self._shards[name], version_of(content)
+        if version == self._versions.get(shard):
+            self._refused.pop(shard, None)
+            return
+        try:
+            self._plans[shard] = PLANS.validate_python(unpack(content))
+        except ValueError as error:
+            _LOG.error("%s cannot be read; what it said before stays: %s", name, error)
+            self._refused[shard] = f"version {version}: {str(error)[:_SHOWN]}"
+        else:
+            self._versions[shard] = version
+            self._refused.pop(shard, None)

@@ -1,0 +1,82 @@
+"""What a gateway pod's containers are told by their environment; nothing else of them reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from segserve_builder.cluster.names import INTERNAL_PORT, RUN_FOLDER, SYNC_PORT
+from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
+from segserve_operator.adapters.traffic.envoy_listener import Gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+GATEWAY_VARIABLE: Final = "SEGSERVE_GATEWAY"
+FOLDER_VARIABLE: Final = "SEGSERVE_RUN_FOLDER"
+DRAIN_VARIABLE: Final = "SEGSERVE_DRAIN_SECONDS"
+_NEEDED: Final = ("POD_NAME", "POD_UID", "POD_NAMESPACE", "SEGSERVE_POOL", GATEWAY_VARIABLE)
+_Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class SettingsError(Exception):
+    """An environment that lacks something, or has something that makes no sense."""
+
+
+class GatewaySettings(BaseModel):
+    """The value of `SEGSERVE_GATEWAY`; tests set the addresses too."""
+
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
+
+    port: _Port
+    max_request_bytes: int
+    request_timeout_seconds: float
+    workers: Annotated[int, Field(ge=1)] = 1
+    heap_bytes: Annotated[int, Field(ge=2**26)] = 2 * 2**30
+    host: str = "0.0.0.0"
+    internal_port: _Port = INTERNAL_PORT
+    sync_port: _Port = SYNC_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Which pod this is, of which pool, and what it serves."""
+
+    pod: str
+    uid: str
+    namespace: str
+    pool: str
+    gateway: GatewaySettings
+    folder: Path
+    drain_s: float = 0.0
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Self:
+        """Read an environment; `SettingsError` names what is missing or wrong."""
+        missing = [name for name in _NEEDED if not environment.get(name)]
+        if missing:
+            raise SettingsError(f"the environment lacks {', '.join(missing)}")
+        try:
+            gateway = GatewaySettings.model_validate_json(environment[GATEWAY_VARIABLE])
+        except ValidationError as error:
+            raise SettingsError(f"{GATEWAY_VARIABLE} is {environment[GATEWAY_VARIABLE]!r}: {error}") from error
+        pod, uid, namespace, pool = (environment[name] for name in _NEEDED[:4])
+        folder = Path(environment.get(FOLDER_VARIABLE) or RUN_FOLDER)
+        return cls(pod, uid, namespace, pool, gateway, folder, float(environment.get(DRAIN_VARIABLE) or 0))
+
+    def traffic(self) -> EnvoyTraffic:
+        """Return what steers this pod's Envoy."""
+        told = self.gateway
+        gateway = Gateway(
+            host=told.host,
+            port=told.port,
+            max_request_bytes=told.max_request_bytes,
+            workers=told.workers,
+            internal_port=told.internal_port,
+            heap_bytes=told.heap_bytes,
+        )
+        return EnvoyTraffic(self.folder, gateway, timeout_s=told.request_timeout_seconds)

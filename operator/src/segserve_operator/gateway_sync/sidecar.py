@@ -1,0 +1,134 @@
+"""The sidecar of a gateway pod: a follower with its links to Envoy, to the API, and to those who ask how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from segserve_builder.cluster.config_map_watch import ConfigMapWatch
+from segserve_builder.cluster.names import GATEWAY, reports_name
+from segserve_builder.cluster.probe_server import Answer, ProbeServer, said
+from segserve_builder.cluster.report_sender import ReportSender
+from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
+from segserve_operator.gateway_sync.follower import Follower
+from segserve_operator.gateway_sync.plan_shards import PlanShards
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from segserve_builder.cluster.config_maps import ConfigMap, ConfigMaps
+    from segserve_operator.gateway_sync.settings import Settings
+
+T = TypeVar("T")
+LONGEST_PASS_S: Final = 60.0
+LONGEST_BUSY_S: Final = 30.0
+_READY_S: Final = 1.0
+_METRICS_S: Final = 8.0
+
+
+async def follow(settings: Settings, config_maps: ConfigMaps) -> None:
+    """Keep this pod's Envoy equal to the plan that the API shows until SIGTERM."""
+    sidecar = Sidecar(settings, config_maps)
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await sidecar.run(stop)
+
+
+class Sidecar:
+    """Threads bring news and ask questions; all work with Envoy is done in the one event loop that this is made in."""
+
+    def __init__(self, settings: Settings, config_maps: ConfigMaps) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._traffic = settings.traffic()
+        self._shards = PlanShards(settings.pool)
+        self._sender = ReportSender(config_maps, reports_name(settings.pool, GATEWAY), settings.pod)
+        self.follower = Follower(self._traffic, settings.uid, self._sender.send)
+        self._watch = ConfigMapWatch(config_maps, self._shards.names, self._take)
+        questions = {"/live": self._live, "/ready": self._ready, "/metrics": self._metrics}
+        self.probes = ProbeServer(settings.gateway.sync_port, questions)
+        self._answered_s = float("-inf")
+        self._registry, self._gauges = _gauges()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Go round until `stop` is set."""
+        self.probes.start()
+        self._sender.start()
+        self._watch.start()
+        following = asyncio.create_task(self.follower.run())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait((following, stopped), return_when=asyncio.FIRST_COMPLETED)
+        for task in (following, stopped):
+            task.cancel()
+        for end in (self._sender.stop, self._watch.stop, self.probes.stop):
+            await asyncio.to_thread(end)
+        if following.done() and not following.cancelled():
+            following.result()
+
+    def _take(self, name: str, config_map: ConfigMap | None) -> None:
+        self._shards.take(name, config_map)
+        self.follower.tell(self._shards.told)
+        # Whoever makes the reports anew, after they were deleted, can ask for them by touching a plan.
+        self._sender.check()
+
+    def _live(self) -> Answer:
+        age_s = time.monotonic() - self.follower.pulse.passed_s
+        return said(age_s < LONGEST_PASS_S, f"the last pass was {age_s:.1f} s ago")
+
+    def _ready(self) -> Answer:
+        """Envoy that is gone is not ready; one that is slow to answer reads a change, and serves all the while."""
+        try:
+            self._ask(self._traffic.check_ready(), _READY_S)
+        except GatewayUnreachableError as error:
+            return said(False, str(error))
+        except TimeoutError:
+            busy_s = time.monotonic() - self._answered_s
+            return said(busy_s < LONGEST_BUSY_S, f"Envoy has not answered for {busy_s:.1f} s")
+        self._answered_s = time.monotonic()
+        followed = "the plan of the API" if self.follower.pulse.followed is not None else "the plan of its start"
+        return said(True, f"Envoy answers and follows {followed}")
+
+    def _metrics(self) -> Answer:
+        pulse = self.follower.pulse
+        now_s = time.monotonic()
+        told = {
+            "contact": self._watch.contact_age_s(),
+            "pass": now_s - pulse.passed_s,
+            "shifts": pulse.shifts,
+            "shift": pulse.followed_s,
+            "refusals": pulse.refusals,
+            "draining": pulse.draining,
+        }
+        for name, value in told.items():
+            self._gauges[name].set(value)
+        try:
+            of_envoy = self._ask(self._traffic.metrics(), _METRICS_S)
+        except (GatewayUnreachableError, TimeoutError):
+            of_envoy = b""  # it is away: what we know ourselves is told all the same
+        return Answer(200, generate_latest(self._registry) + of_envoy, "text/plain; version=0.0.4; charset=utf-8")
+
+    def _ask(self, question: Coroutine[None, None, T], patience_s: float) -> T:
+        asked = asyncio.run_coroutine_threadsafe(question, self._loop)
+        try:
+            return asked.result(patience_s)
+        finally:
+            asked.cancel()
+
+
+def _gauges() -> tuple[CollectorRegistry, dict[str, Gauge]]:
+    registry = CollectorRegistry()
+    described = {
+        "contact": ("api_contact_age_seconds", "Seconds since the API last said anything."),
+        "pass": ("pass_age_seconds", "Seconds since the last look at Envoy and the plan."),
+        "shifts": ("shifts_total", "Plans that Envoy was brought to follow."),
+        "shift": ("shift_seconds", "Seconds that the last of them took."),
+        "refusals": ("refusals_total", "Plans that Envoy refused."),
+        "draining": ("draining", "Models in groups that get no new requests and have some in flight."),
+    }
+    return registry, {
+        key: Gauge(f"segserve_gateway_{name}", text, registry=registry) for key, (name, text) in described.items()
+    }

@@ -1,0 +1,168 @@
+"""The sidecar's loop in front of the real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from fakes.gateway import RunningGateway
+from fakes.gateway_clients import Load, ask, served
+from fakes.triton import StubTriton
+from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+from segserve_operator.gateway_sync.follower import Follower
+from segserve_operator.gateway_sync.plan_shards import Told
+
+pytestmark = pytest.mark.platform
+
+
+def told(plan: TrafficPlan, version: str, refused: dict[str, str] | None = None) -> Told:
+    return Told(plan, {"0": version, "1": "b", "2": "c", "3": "d"}, refused or {})
+
+
+class Following:
+    """A follower that goes round, and the reports that it sent."""
+
+    def __init__(self, gateway: RunningGateway) -> None:
+        self.reports: list[dict[str, Any]] = []
+        traffic = EnvoyTraffic(gateway.folder, gateway.gateway, timeout_s=1.0)
+        self.follower = Follower(traffic, "uid-1", self.reports.append)
+        self._task = asyncio.create_task(self.follower.run())
+
+    async def end(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def version(self) -> str | None:
+        return self.reports[-1]["shards"].get("0") if self.reports else None
+
+    async def until(self, look: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        async with asyncio.timeout(20):
+            while not self.reports or not look(self.reports[-1]):
+                await asyncio.sleep(0.02)
+        return self.reports[-1]
+
+    async def tell(self, news: Told) -> dict[str, Any]:
+        self.follower.tell(news)
+        return await self.until(lambda report: report["shards"] == news.versions)
+
+
+@pytest.fixture
+async def following(gateway: RunningGateway) -> AsyncIterator[Following]:
+    found = Following(gateway)
+    yield found
+    await found.end()
+
+
+async def test_a_plan_is_followed_and_said_to_be(
+    gateway: RunningGateway, following: Following, old: StubTriton
+) -> None:
+    report = await following.tell(told(served(old), "v1"))
+
+    assert report == {
+        "uid": "uid-1",
+        "shards": {"0": "v1", "1": "b", "2": "c", "3": "d"},
+        "draining": [],
+        "refused": {},
+    }
+    assert (await gateway.traffic.observe()).plan == served(old)
+
+
+async def test_news_without_a_change_are_said_to_be_followed(following: Following, old: StubTriton) -> None:
+    await following.tell(told(served(old), "v1"))
+
+    report = await following.tell(told(served(old), "v2", {"3": "no JSON"}))
+
+    assert report["refused"] == {"3": "no JSON"}
+
+
+async def test_what_has_no_weight_any_more_drains_and_its_end_is_said(
+    gateway: RunningGateway, following: Following, old: StubTriton, new: StubTriton
+) -> None:
+    await following.tell(told(served(old, new, 0), "v1"))
+    old.delay_s = 0.9
+    slow = asyncio.create_task(ask(gateway, "/v2/models/coins/infer"))
+    while not (await gateway.traffic.observe()).active:
+        await asyncio.sleep(0.01)
+
+    report = await following.tell(told(served(old, new, 100), "v2"))
+    answer = await slow
+    await following.until(lambda said: said["draining"] == [])
+
+    assert report["draining"] == [["coins", "main"]]
+    assert answer.json()["model_version"] == "old"
+
+
+async def test_the_last_of_many_plans_is_followed(
+    gateway: RunningGateway, following: Following, old: StubTriton, new: StubTriton
+) -> None:
+    for number in range(30):
+        following.follower.tell(told(served(old, new, number), f"v{number}"))
+
+    await following.until(lambda report: report["shards"].get("0") == "v29")
+
+    assert (await gateway.traffic.observe()).plan == served(old, new, 29)
+
+
+async def test_a_refused_plan_is_said_and_the_one_before_stays(
+    gateway: RunningGateway, following: Following, old: StubTriton, new: StubTriton
+) -> None:
+    await following.tell(told(served(old), "v1"))
+    share = Share("main", "coins-old", 100, (Endpoint("not an address", 80, 81),))
+    following.follower.tell(told(TrafficPlan((Route("coins", (share,)),)), "v2"))
+
+    report = await following.until(lambda said: bool(said["refused"]))
+    healed = await following.tell(told(served(old, new, 50), "v3"))
+
+    assert report["shards"]["0"] == "v1"
+    assert "refused" in report["refused"]["plan"]
+    assert healed["refused"] == {}
+    assert (await gateway.traffic.observe()).plan == served(old, new, 50)
+
+
+async def test_a_refused_plan_that_is_taken_back_is_refused_no_more(following: Following, old: StubTriton) -> None:
+    await following.tell(told(served(old), "v1"))
+    share = Share("main", "coins-old", 100, (Endpoint("not an address", 80, 81),))
+    following.follower.tell(told(TrafficPlan((Route("coins", (share,)),)), "v2"))
+    await following.until(lambda said: bool(said["refused"]))
+
+    following.follower.tell(told(served(old), "v3"))
+
+    report = await following.until(lambda said: not said["refused"])
+    assert report["shards"]["0"] == "v3"
+
+
+async def test_an_envoy_that_starts_again_serves_at_once_and_follows_what_was_told_meanwhile(
+    gateway: RunningGateway, following: Following, old: StubTriton, new: StubTriton
+) -> None:
+    await following.tell(told(served(old), "v1"))
+    gateway.kill()
+    following.follower.tell(told(served(old, new, 100), "v2"))
+    await asyncio.sleep(0.5)
+    assert following.version() == "v1"
+
+    await gateway.resume()
+    await following.until(lambda report: report["shards"].get("0") == "v2")
+
+    assert (await ask(gateway, "/v2/models/coins/infer")).json()["model_version"] == "new"
+
+
+async def test_a_follower_that_starts_again_disturbs_nobody(
+    gateway: RunningGateway, following: Following, old: StubTriton, new: StubTriton
+) -> None:
+    await following.tell(told(served(old, new, 10), "v1"))
+    await following.tell(told(served(old, new, 40), "v2"))
+    await following.end()
+    load = Load(gateway)
+
+    async with load:
+        for _ in range(3):
+            successor = Following(gateway)
+            await successor.tell(told(served(old, new, 40), "v2"))
+            await successor.end()
+
+    assert load.failures == []
+    assert (await gateway.traffic.observe()).plan == served(old, new, 40)
