@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from segserve_builder.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
-from segserve_operator.adapters.local.triton import LOOPBACK, sweep_shm, triton_command
+from segserve_operator.adapters.local.triton import LOOPBACK, triton_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,9 +36,7 @@ def monolith(artifact: Path) -> Iterator[str]:
         shutil.copytree(Path(__file__).parent / "monolith", model)
         shutil.copyfile(artifact, model / "1" / "model.onnx")
         http, grpc, metrics = _free_ports(3)
-        command = triton_command(
-            runtime, Path(folder), http_port=http, grpc_port=grpc, metrics_port=metrics, shm_prefix=prefix
-        )
+        command = triton_command(runtime, Path(folder), ports=Ports(http, grpc, metrics), shm_prefix=prefix)
         with (Path(folder) / "triton.log").open("w") as log:
             process = subprocess.Popen(command.argv, env=dict(command.environment), stdout=log, stderr=log)
         try:

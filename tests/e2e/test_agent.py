@@ -11,9 +11,9 @@ import pytest
 
 from fakes.agent_group import Group, assigned, wait_for, with_golden, write_network
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
+from segserve_builder.tritonserver import shm_regions, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
-from segserve_operator.adapters.local.triton import shm_regions, sweep_shm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -28,9 +28,10 @@ from bench.platform import MODELS, Running, platform
 from fakes.callers import COIN_PIXELS, PHOTO
 from fakes.watching import Watched, segserve, until
 from segserve import Client
+from segserve_builder.tritonserver import Ports, shm_regions, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
-from segserve_operator.adapters.local.triton import shm_regions, sweep_shm, triton_command
+from segserve_operator.adapters.local.triton import triton_command
 
 pytestmark = pytest.mark.platform
 
@@ -240,14 +241,8 @@ def test_the_built_repository_is_served_by_a_triton_of_ones_own(tmp_path: Path, 
     assert built.returncode == 0, built.stderr
 
     grpc = free_port()
-    command = triton_command(
-        ensure_runtime(cache_folder()),
-        repository,
-        http_port=free_port(),
-        grpc_port=grpc,
-        metrics_port=free_port(),
-        shm_prefix=prefix,
-    )
+    ports = Ports(free_port(), grpc, free_port())
+    command = triton_command(ensure_runtime(cache_folder()), repository, ports=ports, shm_prefix=prefix)
     with (tmp_path / "triton.log").open("wb") as log:
         server = subprocess.Popen([*command.argv, "--load-model=*"], env=command.environment, stdout=log, stderr=log)
     try:

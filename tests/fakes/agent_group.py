@@ -24,8 +24,9 @@ from PIL import Image
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, Report
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.sources import folder_digest
+from segserve_builder.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.runtime import Runtime
-from segserve_operator.adapters.local.triton import runtime_environment, sweep_shm, triton_command
+from segserve_operator.adapters.local.triton import runtime_environment, triton_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,15 +93,7 @@ class Group:
 
     def start_triton(self) -> None:
         self.repository.mkdir(exist_ok=True)
-        http, grpc, metrics = self.ports
-        command = triton_command(
-            self.runtime,
-            self.repository,
-            http_port=http,
-            grpc_port=grpc,
-            metrics_port=metrics,
-            shm_prefix=self.prefix,
-        )
+        command = triton_command(self.runtime, self.repository, ports=Ports(*self.ports), shm_prefix=self.prefix)
         self.triton = self._start(command.argv, command.environment, "triton.log")
         created = psutil.Process(self.triton.pid).create_time()
         (self.folder / "triton.json").write_text(json.dumps({"pid": self.triton.pid, "create_time": created}))

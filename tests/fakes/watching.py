@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import psutil
 
 from bench.platform import Running
+from segserve_builder.tritonserver import shm_regions
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import shm_prefix
 from segserve_operator.adapters.local.store import LocalStore, NotFoundError
-from segserve_operator.adapters.local.triton import shm_regions
 
 T = TypeVar("T")
 

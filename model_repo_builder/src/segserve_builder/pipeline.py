@@ -32,7 +32,7 @@ class Artifact(Frozen):
 
     uri: str = Field(
         min_length=1,
-        description="file:, http: or https:; or relative to the resource file, on a cluster to the pool's artifacts.base.",
+        description="file:, http: or https:; or relative: to the resource file, on a cluster to its pool's base.",
     )
     sha256: Sha256 = Field(description="sha256 of the file, 64 hex digits.")
     provenance: Provenance | None = Field(None, description="How the file came to be.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from segserve_builder.cluster.names import AGENT_PORT, CACHE_FOLDER, GRPC_PORT, HTTP_PORT, METRICS_PORT, RUN_FOLDER
 from segserve_builder.target import Target
+from segserve_builder.tritonserver import Ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,21 +50,6 @@ class PodFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class Ports:
-    """Where Triton listens."""
-
-    http: int = HTTP_PORT
-    grpc: int = GRPC_PORT
-    metrics: int = METRICS_PORT
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Self:
-        """Return the ports, which only tests set: `SEGSERVE_TRITON_PORTS` is `http,grpc,metrics`."""
-        given = environment.get("SEGSERVE_TRITON_PORTS")
-        return cls(*map(int, given.split(","))) if given else cls()
-
-
-@dataclass(frozen=True, slots=True)
 class TritonSettings:
     """How to start Triton. It is reachable from outside of its pod only where `address` says so."""
 
@@ -86,7 +72,7 @@ class TritonSettings:
             backends=Path(_required(environment, "SEGSERVE_BACKENDS")),
             folder=_folder(environment),
             address=_address(environment),
-            ports=Ports.of(environment),
+            ports=_ports(environment),
             exit_timeout_s=int(environment.get("SEGSERVE_EXIT_TIMEOUT_SECONDS") or EXIT_TIMEOUT_S),
             shm_prefix=environment.get("SEGSERVE_SHM_PREFIX") or "segserve-",
             target=_target(environment),
@@ -121,7 +107,7 @@ class AgentSettings:
             group=_required(environment, "SEGSERVE_GROUP"),
             folder=_folder(environment),
             cache=Path(environment.get("SEGSERVE_CACHE_FOLDER") or CACHE_FOLDER),
-            ports=Ports.of(environment),
+            ports=_ports(environment),
             probe_port=int(environment.get("SEGSERVE_AGENT_PORT") or AGENT_PORT),
             target=_target(environment),
             artifact_base=environment.get("SEGSERVE_ARTIFACT_BASE") or None,
@@ -150,3 +136,9 @@ def _required(environment: Mapping[str, str], name: str) -> str:
     if not found:
         raise SettingsError(f"{name} is not set")
     return found
+
+
+def _ports(environment: Mapping[str, str]) -> Ports:
+    """Return the ports, which only tests set: `SEGSERVE_TRITON_PORTS` is `http,grpc,metrics`."""
+    given = environment.get("SEGSERVE_TRITON_PORTS")
+    return Ports(*map(int, given.split(","))) if given else Ports(HTTP_PORT, GRPC_PORT, METRICS_PORT)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import psutil
@@ -17,26 +16,17 @@ import psutil
 from segserve_builder.cluster import secret
 from segserve_builder.cluster.bounded_log import BoundedLog
 from segserve_builder.cluster.settings import TritonSettings
+from segserve_builder.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments, sweep_shm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from types import FrameType
     from typing import IO
 
 PAUSE_AFTER_CRASH_S: Final = 3.0
 _HTTP_LIMIT_SINCE: Final = (25, 7)
-_SHM_FOLDER: Final = Path("/dev/shm")
 _READ_BYTES: Final = 64 * 1024
-_ENVIRONMENT: Final = {
-    # Each stub is a process of its own; ONNX Runtime has its own setting.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    # Steps keep what they free between requests: to give pages back and fault them in again costs more than the work.
-    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "ORT_DISABLE_TELEMETRY": "1",
-}
 
 
 def main() -> None:
@@ -46,35 +36,26 @@ def main() -> None:
 
 def arguments(settings: TritonSettings, word: str) -> tuple[str, ...]:
     """Return Triton's command line: it holds nothing at first, and restricted questions need the `word`."""
-    ports, address = settings.ports, settings.address
     newer = []
     if settings.max_request_bytes is not None and settings.target.release >= _HTTP_LIMIT_SINCE:
         newer.append(f"--http-max-input-size={settings.max_request_bytes}")
     if settings.target.has_histograms:
         newer.append("--metrics-config=histogram_latencies=true")
-    return (
-        str(settings.executable),
-        f"--model-repository={settings.folder.repository}",
-        f"--backend-directory={settings.backends}",
-        "--model-control-mode=explicit",
-        "--strict-readiness=false",  # else one failed load makes the whole server unready for good
-        "--disable-auto-complete-config",  # configurations are complete; guessing starts every stub twice
-        f"--exit-timeout-secs={settings.exit_timeout_s}",
-        f"--http-address={address}",
-        f"--http-port={ports.http}",
-        f"--grpc-address={address}",
-        f"--grpc-port={ports.grpc}",
-        f"--metrics-address={address}",
-        f"--metrics-port={ports.metrics}",
-        f"--backend-config=python,shm-region-prefix-name={settings.shm_prefix}",
-        *secret.server_arguments(word),
-        *newer,
+    usual = server_arguments(
+        settings.executable,
+        settings.folder.repository,
+        settings.backends,
+        address=settings.address,
+        ports=settings.ports,
+        exit_timeout_s=settings.exit_timeout_s,
+        shm_prefix=settings.shm_prefix,
     )
+    return (*usual, *secret.server_arguments(word), *newer)
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of Triton and its steps; what a user set wins."""
-    return _ENVIRONMENT | dict(inherited)
+    return STEP_ENVIRONMENT | SILENT | dict(inherited)
 
 
 class Launcher:
@@ -124,12 +105,6 @@ class Launcher:
         self._ending.set()
         if self._server is not None and self._server.returncode is None:
             self._server.send_signal(number)
-
-
-def sweep_shm(prefix: str) -> None:
-    """Remove the shared memory that an earlier server of this pod left."""
-    for path in _SHM_FOLDER.glob(f"{prefix}*"):
-        path.unlink(missing_ok=True)
 
 
 def _write_record(path: Path, pid: int) -> None:

@@ -14,13 +14,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from segserve_builder.tritonserver import sweep_shm
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder, bound_log, replace_file
 from segserve_operator.adapters.local.fleet import LocalFleet, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
 from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
 from segserve_operator.adapters.local.store import LocalStore
-from segserve_operator.adapters.local.triton import sweep_shm
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
 from segserve_operator.service import Service, brief
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from segserve_builder import tritonserver
+from segserve_builder.tritonserver import Ports
 from segserve_operator.adapters.local import triton
 from segserve_operator.adapters.local.runtime import Runtime
 
@@ -16,9 +18,7 @@ RUNTIME = Runtime(root=Path("/cache/runtime/1"), code=Path("/cache/runtime/1/cod
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> triton.Command:
     monkeypatch.setenv("SEGSERVE_STATE", "/state")
-    return triton.triton_command(
-        RUNTIME, Path("/repository"), http_port=1, grpc_port=2, metrics_port=3, shm_prefix="seg-main-"
-    )
+    return triton.triton_command(RUNTIME, Path("/repository"), ports=Ports(1, 2, 3), shm_prefix="seg-main-")
 
 
 def test_every_address_is_loopback(command: triton.Command) -> None:
@@ -38,13 +38,13 @@ def test_the_callers_environment_is_kept(command: triton.Command) -> None:
 
 def test_a_prefix_that_could_name_other_files_is_refused() -> None:
     with pytest.raises(ValueError, match="letters"):
-        triton.sweep_shm("../x")
+        tritonserver.sweep_shm("../x")
 
 
 def test_a_sweep_takes_the_regions_of_its_prefix_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "_SHM_FOLDER", tmp_path)
+    monkeypatch.setattr(tritonserver, "_SHM_FOLDER", tmp_path)
     region, other = str(uuid.uuid4()), str(uuid.uuid4())
     for name in (f"seg-main-{region}", f"seg-main-2-{other}", "seg-main-notes"):
         (tmp_path / name).touch()
-    assert triton.sweep_shm("seg-main-") == (f"seg-main-{region}",)
+    assert tritonserver.sweep_shm("seg-main-") == (f"seg-main-{region}",)
     assert {path.name for path in tmp_path.iterdir()} == {f"seg-main-2-{other}", "seg-main-notes"}

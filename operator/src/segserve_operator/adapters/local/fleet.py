@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import Assignment, Report
+from segserve_builder.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.local.ports import is_free
-from segserve_operator.adapters.local.triton import LOOPBACK, runtime_environment, sweep_shm, triton_command
+from segserve_operator.adapters.local.triton import LOOPBACK, runtime_environment, triton_command
 from segserve_operator.core.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
 
@@ -31,15 +32,6 @@ CALM_S: Final = 60.0
 STOP_GRACE_S: Final = 10.0
 # Below the range from which Linux gives ports to outgoing connections: a restarted server finds its ports free.
 PORTS: Final = range(20_000, 32_000)
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """The loopback ports of one group's Triton."""
-
-    http: int
-    grpc: int
-    metrics: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +142,7 @@ class LocalFleet:
             # Python steps outlive a Triton that crashed, and would keep their memory for ever.
             processes.kill_by_argument(self.state.root, str(folder.repository))
             sweep_shm(prefix)
-            command = triton_command(
-                self.runtime,
-                folder.repository,
-                http_port=ports.http,
-                grpc_port=ports.grpc,
-                metrics_port=ports.metrics,
-                shm_prefix=prefix,
-            )
+            command = triton_command(self.runtime, folder.repository, ports=ports, shm_prefix=prefix)
             folder.report.unlink(missing_ok=True)  # it speaks of the server that has ended
             self._start_process(folder, "triton", command.argv, command.environment)
 

@@ -36,6 +36,13 @@ _RETRY: Final = {
     # The server that just failed has the fewest requests, and is chosen again and again.
     "host_selection_retry_max_attempts": 100,
 }
+# A server whose step has died answers 500 (INTERNAL) until its agent has seen that. Our own requests are not asked
+# again for it: a revision that fails now and then has to show.
+_CALLERS_RETRY: Final = {
+    **_RETRY,
+    "retry_on": f"{_RETRY['retry_on']},retriable-status-codes,internal",
+    "retriable_status_codes": [500],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,7 @@ def render_routes(entries: Mapping[str, Json], *, timeout_s: float) -> Json:
         "@type": f"{TYPES}.config.route.v3.RouteConfiguration",
         "name": ROUTES_NAME,
         "request_headers_to_remove": [ROUTE_HEADER, MODEL_HEADER],
-        "virtual_hosts": [{"name": ROUTES_NAME, "domains": ["*"], "matcher": matcher, "retry_policy": _RETRY}],
+        "virtual_hosts": [{"name": ROUTES_NAME, "domains": ["*"], "matcher": matcher, "retry_policy": _CALLERS_RETRY}],
     }
 
 

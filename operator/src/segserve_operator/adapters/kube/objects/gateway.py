@@ -52,7 +52,9 @@ LISTEN_PORT: Final = 8080
 
 _ENVOY_RESOURCES: Final = Resources(requests={"cpu": "100m", "memory": "128Mi"})
 _SYNC_RESOURCES: Final = Resources(requests={"cpu": "20m", "memory": "96Mi"})
-_GRACE_S: Final = 10
+_HOOK_S: Final = 5
+"""The sidecar's hook takes its time to start where the machine is busy: Envoy waits for so much longer."""
+_GRACE_S: Final = 15
 """Beside the drain: for the start of the hooks, and for the two processes to end."""
 _HEAP_SHARE: Final = Decimal("0.8")
 _SYNC: Final = ("python3", "-m", "segserve_operator.gateway_sync")
@@ -123,7 +125,7 @@ def _envoy(target: PoolTarget) -> Container:
         startupProbe=pods.tcp_probe(LISTEN_PORT, period_s=1, timeout_s=2, failures=60),
         livenessProbe=pods.tcp_probe(LISTEN_PORT, period_s=5, timeout_s=5, failures=6),
         # The sidecar's hook tells callers to go; this one keeps Envoy for them while they do.
-        lifecycle=Lifecycle(preStop=pods.run_first("sleep", str(gateway.drain_seconds))),
+        lifecycle=Lifecycle(preStop=pods.run_first("sleep", str(gateway.drain_seconds + _HOOK_S))),
         volumeMounts=[
             VolumeMount(name="run", mountPath=RUN_FOLDER),
             VolumeMount(name="tmp", mountPath=pods.TMP_FOLDER),

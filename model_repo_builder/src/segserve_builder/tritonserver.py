@@ -1,0 +1,89 @@
+"""How a Triton is started, on a laptop as in a pod: its arguments, its environment, the memory it may leave behind."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+STEP_ENVIRONMENT: Final = {
+    # Each stub is a process of its own; ONNX Runtime has its own setting.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    # Steps keep what they free between requests: to give pages back and fault them in again costs more than the work.
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+}
+"""What Triton's Python steps need."""
+
+SILENT: Final = {"ORT_DISABLE_TELEMETRY": "1"}
+"""ONNX Runtime's official builds report what they run to Microsoft; a user's models are nobody else's business."""
+
+_SHM_FOLDER: Final = Path("/dev/shm")
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PREFIX: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a Triton listens."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+def server_arguments(
+    executable: Path,
+    repository: Path,
+    backends: Path,
+    *,
+    address: str,
+    ports: Ports,
+    exit_timeout_s: int,
+    shm_prefix: str,
+) -> tuple[str, ...]:
+    """Return the command line of a Triton that holds nothing at first: models are loaded when asked for.
+
+    `shm_prefix` names its shared memory and must differ between servers that share it. Raises ValueError for one
+    that cannot be a file's name.
+    """
+    _check_prefix(shm_prefix)
+    return (
+        str(executable),
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=explicit",
+        "--strict-readiness=false",  # else one failed load makes the whole server unready for good
+        "--disable-auto-complete-config",  # configurations are complete; guessing starts every stub twice
+        f"--exit-timeout-secs={exit_timeout_s}",
+        f"--http-address={address}",
+        f"--http-port={ports.http}",
+        f"--grpc-address={address}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-address={address}",
+        f"--metrics-port={ports.metrics}",
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+    )
+
+
+def shm_regions(prefix: str) -> tuple[str, ...]:
+    """Return the names in /dev/shm of the regions that servers with this prefix made."""
+    _check_prefix(prefix)
+    names = [path.name for path in _SHM_FOLDER.iterdir() if path.name.startswith(prefix)]
+    return tuple(sorted(name for name in names if _UUID.fullmatch(name.removeprefix(prefix))))
+
+
+def sweep_shm(prefix: str) -> tuple[str, ...]:
+    """Remove the regions of a server that runs no more, and return their names."""
+    swept = shm_regions(prefix)
+    for name in swept:
+        (_SHM_FOLDER / name).unlink(missing_ok=True)
+    return swept
+
+
+def _check_prefix(prefix: str) -> None:
+    if not _PREFIX.fullmatch(prefix):
+        raise ValueError(f"a shared memory prefix is made of letters, digits, dot, dash and underscore, got {prefix!r}")
