@@ -1,4 +1,4 @@
-"""The `segserve` command: one name for the local platform, its models and their answers."""
+"""The `segserve` command: one name for a platform, here or on a cluster, its models and their answers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ app.command()(lifecycle.up)
 app.command()(lifecycle.down)
 app.command()(lifecycle.doctor)
 app.command()(lifecycle.logs)
+app.command()(lifecycle.cleanup)
 app.command()(resources.apply)
 app.command()(resources.delete)
 app.command()(resources.get)

@@ -47,7 +47,7 @@ def build(
 def crds(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder; printed without it.")] = None,
 ) -> None:
-    """Print the custom resource definitions for a cluster: `segserve crds | kubectl apply -f -`."""
+    """Print the custom resource definitions for a cluster: `segserve crds | kubectl apply --server-side -f -`."""
     from segserve_operator.api.crd import crd_files
 
     for name, text in crd_files().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from segserve_operator.api.resources import Resource
 
 
+STDIN: Final = "-"
 IMAGES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 
 
@@ -33,13 +35,7 @@ def read_resources(paths: Iterable[Path]) -> list[tuple[Resource, dict[str, Any]
 
     found = []
     for path in paths:
-        try:
-            text = path.read_text()
-        except OSError as error:
-            raise CommandError(f"{path}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise CommandError(f"{path}: a resource file is UTF-8 text; byte {error.start} is not") from error
-        for resource in load(text, str(path)):
+        for resource in load(_text(path), str(path)):
             manifest = resource.to_dict()
             manifest.pop("status", None)
             manifest["metadata"] = {key: value for key, value in manifest["metadata"].items() if value}
@@ -48,6 +44,31 @@ def read_resources(paths: Iterable[Path]) -> list[tuple[Resource, dict[str, Any]
                 _make_absolute(named, path.parent)
             found.append((resource, manifest))
     return found
+
+
+def read_written(paths: Iterable[Path]) -> list[tuple[dict[str, Any], Path]]:
+    """Return each resource as its file has it, for a platform that fills in defaults and addresses itself.
+
+    All of it is checked here too, where a mistake still has a line.
+    """
+    from segserve_operator.api.documents import read_documents
+    from segserve_operator.api.loading import load
+
+    found = []
+    for path in paths:
+        text = _text(path)
+        load(text, str(path))
+        found += [(document.value, path) for document in read_documents(text, str(path))]
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return sys.stdin.read() if str(path) == STDIN else path.read_text()
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path}: a resource file is UTF-8 text; byte {error.start} is not") from error
 
 
 def _make_absolute(named: dict[str, Any] | None, folder: Path) -> None:

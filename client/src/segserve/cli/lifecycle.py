@@ -1,4 +1,4 @@
-"""up, down, doctor, logs: the local platform itself."""
+"""up, down, doctor, logs, cleanup: the platform itself."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from segserve.cli.failures import CommandError, needs
+from segserve.cli.local import POLL_S, LocalPlatform, local_store
+from segserve.cli.platform import MODEL, LogRequest
 from segserve.cli.progress import models_table, progress
-from segserve.cli.resources import MODEL, POLL_S, apply_files, local_store, seconds, wait_ready
+from segserve.cli.resources import seconds, wait_ready
+from segserve.cli.where import Where, is_local, platform, somewhere
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder
@@ -72,7 +76,7 @@ def _apply(files: list[Path], port: int | None) -> list[str]:
         check_port(store.state, port or store.pool().spec.gateway.port)
     elif port is not None and not running.url.endswith(f":{port}"):
         raise CommandError(f"the platform runs at {running.url}; `segserve down` ends it, then --port can be another")
-    applied = apply_files(files)
+    applied = LocalPlatform().apply(files)
     for name, outcome in applied:
         typer.echo(f"{name} {outcome}")
     if port is not None:
@@ -113,7 +117,7 @@ def _wait_for(names: list[str], timeout_s: float, timeout: str) -> None:
 
     deadline_s = time.monotonic() + timeout_s
     for name in names:
-        typer.echo(f"{name}: {wait_ready(name, deadline_s, timeout)}")
+        typer.echo(f"{name}: {wait_ready(LocalPlatform(), name, deadline_s, timeout)}")
     record = read_platform(local_store().state)
     typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC; `segserve down` ends it)")
 
@@ -151,56 +155,77 @@ def _end(state: StateFolder, *, keep: bool) -> None:
     typer.echo("the platform has ended" if end(state, keep_models=keep) else "no platform was running")
 
 
-def doctor() -> None:
-    """Check what the local platform needs, and say how to mend what is missing."""
-    with needs("local"):
-        from segserve_operator.local_platform.doctor import examine
-
-    findings = examine(local_store())
-    for finding in findings:
-        sign = "[green]ok [/]" if finding.good else "[red]bad[/]"
-        Console(soft_wrap=True).print(f"{sign} {finding.what}: {finding.seen}")
-        if not finding.good:
-            Console(soft_wrap=True).print(f"    {finding.advice}")
-    if not all(finding.good for finding in findings):
+@somewhere
+def doctor(where: Where) -> None:
+    """Check what the platform needs (this machine, or a cluster and your rights there), and how to mend it."""
+    good = True
+    for check in platform(where).checks():
+        sign = "[green]ok [/]" if check.good else "[red]bad[/]"
+        console = Console(soft_wrap=True)
+        console.print(f"{sign} {check.what}: {escape(check.seen)}", highlight=False)
+        if not check.good:
+            console.print(f"    {escape(check.advice)}", highlight=False)
+        good = good and check.good
+    if not good:
         raise typer.Exit(1)
 
 
+@somewhere
 def logs(
+    where: Where,
     name: Annotated[str | None, typer.Argument(help="Only the servers that hold this model.")] = None,
+    container: Annotated[
+        str | None, typer.Option("--container", "-c", help="Only triton's or the agent's; all without it.")
+    ] = None,
+    previous: Annotated[
+        bool, typer.Option("--previous", "-p", help="On a cluster: of the containers before these.")
+    ] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
-    lines: Annotated[int, typer.Option("--tail", help="Lines of each log to begin with.")] = 50,
+    lines: Annotated[int, typer.Option("--tail", min=0, help="Lines of each log to begin with.")] = 50,
 ) -> None:
-    """Show the logs of supervisor, gateway, servers and agents, each line with its origin."""
-    state = local_store().state
-    if not state.root.exists():
-        raise CommandError(f"no platform has run in {state.root}")
-    offsets: dict[Path, int] = {}
-    while True:
-        for path in _log_files(state, name):
-            _print_new(state, path, offsets, lines)
-        if not follow:
+    """Show the logs of gateway, servers and agents, each line with its origin."""
+    for line in platform(where).logs(LogRequest(name, container, previous, follow, lines)):
+        typer.echo(line)
+
+
+@somewhere
+def cleanup(
+    where: Where,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also take the finalizer of models that are not being deleted.")
+    ] = False,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="In all namespaces.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove from a cluster what is left where the operator was uninstalled before its models were deleted.
+
+    That is: the finalizer of models that wait to be deleted, and objects of pools and models that are gone.
+    """
+    if is_local(where):
+        raise CommandError("cleanup is for clusters (--context, --namespace); here `segserve down` leaves nothing")
+    with needs("cluster"):
+        from segserve.cli.cluster.calls import Calls
+        from segserve.cli.cluster.cleanup import leftovers, remove, running_operator
+        from segserve.cli.cluster.config import config_of
+
+    with Calls(config_of(where)) as calls:
+        found = leftovers(calls, everywhere=everywhere, of_all=everything)
+        place = "all namespaces" if everywhere else f"namespace {calls.namespace}"
+        if not found:
+            typer.echo(f"nothing is left in {place}")
             return
-        time.sleep(POLL_S)
+        for leftover in found:
+            typer.echo(str(leftover))
+        if (operator := running_operator(calls)) is not None:
+            typer.echo(f"an operator runs ({operator}): it removes what it can by itself", err=True)
+        if not yes and not _agreed(f"remove these {len(found)} from {place}?"):
+            raise CommandError("nothing was removed")
+        for leftover in found:
+            remove(calls, leftover)
+        typer.echo(f"{len(found)} removed")
 
 
-def _log_files(state: StateFolder, name: str | None) -> list[Path]:
-    groups = sorted(state.groups.glob("*/*.log"))
-    if name is None:
-        return [state.log, *sorted(state.gateway.glob("*.log")), *groups]
-    store = local_store()
-    roles = (store.get(MODEL, name).get("status") or {}).get("roles", {})
-    return [path for path in groups if path.parent.name in {holder["group"] for holder in roles.values()}]
-
-
-def _print_new(state: StateFolder, path: Path, offsets: dict[Path, int], lines: int) -> None:
-    if not path.exists():
-        return
-    origin = path.relative_to(state.root).with_suffix("").as_posix()
-    with path.open("rb") as file:
-        file.seek(offsets.get(path, 0))
-        text = file.read().decode(errors="replace").splitlines()
-        first = path not in offsets
-        offsets[path] = file.tell()
-    for line in text[-lines:] if first else text:
-        typer.echo(f"{origin} | {line}")
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise CommandError(f"{question} Nobody is there to ask: --yes says so")
+    return typer.confirm(question)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from segserve.cli.failures import CommandError
+from segserve.cli.where import Where, is_local, platform, somewhere
 from segserve.errors import BadRequestError
 
 if TYPE_CHECKING:
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
 STEM = "{stem}"
 
 
+@somewhere
 def predict(
+    where: Where,
     name: Annotated[str, typer.Argument(help="The model.", show_default=False)],
     images: Annotated[list[Path], typer.Argument(help="JPEG, PNG, WebP or TIFF files.", show_default=False)],
     output: Annotated[
@@ -49,7 +54,10 @@ def predict(
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(envvar="SEGSERVE_URL", help="The gateway; http://127.0.0.1:8080 unless said."),
+        typer.Option(
+            envvar="SEGSERVE_URL",
+            help="The gateway; without it the platform's, or http://127.0.0.1:8080 where none is up.",
+        ),
     ] = None,
     transport: Annotated[Literal["http", "grpc"], typer.Option(help="How to talk to the gateway.")] = "http",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for each image.")] = 30.0,
@@ -60,7 +68,7 @@ def predict(
 
     targets = overlay_paths(images, output)
     documents = []
-    with Client(url, transport=transport, timeout_s=timeout) as client:
+    with _gateway(where, name, url) as address, Client(address, transport=transport, timeout_s=timeout) as client:
         for number, image in enumerate(images, 1):
             data = _read(image)
             result = client.segment(
@@ -78,6 +86,18 @@ def predict(
                 _write_overlay(result, data, targets[image], tell=not as_json)
     if as_json:
         typer.echo(json.dumps(merge(documents), indent=2))
+
+
+def _gateway(where: Where, model: str, url: str | None) -> AbstractContextManager[str | None]:
+    """Make the gateway reachable for the time of the block; one that is named is not looked for."""
+    if url is not None:
+        return nullcontext(url)
+    try:
+        return platform(where).gateway(model)
+    except CommandError:
+        if not is_local(where):
+            raise
+        return nullcontext(None)  # to ask the usual address, nothing of the platform need be installed
 
 
 def overlay_paths(images: list[Path], output: Path | None) -> dict[Path, Path]:

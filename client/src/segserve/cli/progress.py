@@ -11,8 +11,21 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# A server that is being started again is not the change's fault.
-PASSING_REASONS: Final = frozenset({"NoServer"})
+# A server that is being started again is not the change's fault, nor is a cluster's room or its registry.
+PASSING_REASONS: Final = frozenset(
+    {
+        "NoServer",
+        "ContainerCannotRun",
+        "CrashLoopBackOff",
+        "CreateContainerError",
+        "Error",
+        "ErrImagePull",
+        "FailedCreate",
+        "ImagePullBackOff",
+        "QuotaExceeded",
+        "Unschedulable",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +46,10 @@ def progress(manifest: Mapping[str, Any]) -> Progress:
     if degraded["status"] == "True" and degraded["reason"] not in PASSING_REASONS:
         return Progress(serves=False, failed=True, text=_said(degraded))
     ready, moving = condition(manifest, "Ready"), condition(manifest, "Progressing")
-    if ready["status"] == "True" and moving["status"] == "False":
+    # While callers are being sent to the newest revision, the one before it still answers some.
+    if ready["status"] == "True" and ready["reason"] != "Switching" and moving["status"] == "False":
         return Progress(serves=True, failed=False, text=ready.get("message", ""))
-    newest = moving if moving["status"] == "True" else ready
+    newest = next((said for said in (degraded, moving) if said["status"] == "True"), ready)
     return Progress(serves=False, failed=False, text=_said(newest))
 
 

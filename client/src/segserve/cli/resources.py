@@ -1,4 +1,4 @@
-"""apply, delete, get, describe, wait: resources of the local platform."""
+"""apply, delete, get, describe, wait: resources of this machine's platform or of a cluster."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 import yaml
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.measure import Measurement
 
 from segserve.cli.failures import CommandError, needs
-from segserve.cli.files import read_resources
-from segserve.cli.progress import age, models_table, progress
+from segserve.cli.platform import MODEL, POOL, Json, Platform
+from segserve.cli.progress import models_table, progress
+from segserve.cli.where import Where, platform, somewhere
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
-    from segserve_operator.adapters.local.store import LocalStore
-
-MODEL: Final = "SegmentationModel"
-POLL_S: Final = 0.2
+REFRESH_S: Final = 0.25
 WIDEST: Final = 1000
 
-Files = Annotated[list[Path], typer.Option("--filename", "-f", help="Resource file; may be given again.")]
+Files = Annotated[
+    list[Path], typer.Option("--filename", "-f", help="Resource file, - for standard input; may be given again.")
+]
 Name = Annotated[str, typer.Argument(help="The model's name.")]
 
 
@@ -40,32 +40,25 @@ class Format(StrEnum):
     YAML = "yaml"
 
 
-def local_store() -> LocalStore:
-    """Return the resources of the local platform."""
-    with needs("local"):
-        from segserve_operator.adapters.local.files import StateFolder, state_folder
-        from segserve_operator.adapters.local.store import LocalStore
+@somewhere
+def apply(
+    where: Where,
+    files: Files,
+    force: Annotated[
+        bool, typer.Option("--force-conflicts", help="On a cluster: take over fields that another tool has set.")
+    ] = False,
+) -> None:
+    """Create or change models and pools; all of the files' or, where one is wrong, none.
 
-    return LocalStore(StateFolder(state_folder()))
-
-
-def apply(files: Files) -> None:
-    """Create or change resources of the local platform."""
-    for name, outcome in apply_files(files):
+    A relative address of an artifact is relative to its file on this machine; on a cluster to the pool's artifact base.
+    """
+    for name, outcome in platform(where).apply(files, force=force):
         typer.echo(f"{name} {outcome}")
 
 
-def apply_files(files: Iterable[Path]) -> list[tuple[str, str]]:
-    """Store the resources of some files, all or none of them; return what became of each."""
-    store = local_store()
-    read = read_resources(files)
-    return [
-        (f"{resource.kind.lower()}/{resource.metadata.name}", store.apply(resource, manifest))
-        for resource, manifest in read
-    ]
-
-
+@somewhere
 def delete(
+    where: Where,
     names: Annotated[list[str] | None, typer.Argument(help="Models to delete.")] = None,
     files: Annotated[
         list[Path] | None, typer.Option("--filename", "-f", help="Or the files that they came from.")
@@ -74,40 +67,61 @@ def delete(
     timeout: Annotated[str, typer.Option(help="How long to wait: 90s, 2m.")] = "60s",
 ) -> None:
     """Delete models: requests to them end first, then they are unloaded, and nothing of them stays."""
-    store = local_store()
-    chosen = [*(names or []), *(resource.metadata.name for resource, _ in read_resources(files or []))]
+    here = platform(where)
+    chosen = [*((MODEL, name) for name in names or []), *here.named(files or [])]
     if not chosen:
         raise CommandError("name the models to delete, or give the file that they came from with -f")
-    for name in chosen:
-        store.delete(MODEL, name)
-        typer.echo(f"{MODEL.lower()}/{name} deleted")
     deadline_s = time.monotonic() + seconds(timeout)
-    while wait and _platform_runs() and set(chosen) & set(store.names(MODEL)):
-        if time.monotonic() > deadline_s:
-            left = ", ".join(sorted(set(chosen) & set(store.names(MODEL))))
-            raise CommandError(f"{left} not gone after {timeout}; `segserve describe` says what holds it")
-        time.sleep(POLL_S)
+    # Pools last: models without one have nothing to be served by.
+    chosen = sorted(dict.fromkeys(chosen), key=lambda each: each[0] == POOL)
+    going = []
+    for kind, name in chosen:
+        outcome = here.delete(kind, name)
+        going += [(kind, name)] if outcome == "deleted" else []
+        typer.echo(f"{kind.lower()}/{name} {outcome}")
+    if wait and here.deletes():
+        for kind, name in going:
+            _wait_gone(here, kind, name, deadline_s, timeout)
 
 
+@somewhere
 def get(
+    where: Where,
     name: Annotated[str | None, typer.Argument(help="One model; all without it.")] = None,
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print.")] = Format.TABLE,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep the table up to date.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Keep it up to date; of a cluster as a tree down to the pods.")
+    ] = False,
 ) -> None:
     """Show models: what is ready, which revision serves, which is on its way."""
-    console = Console()
-    if not watch:
-        _print(console, _manifests(name), output, one=name is not None)
+    wide = output is Format.WIDE
+    if watch and output not in (Format.TABLE, Format.WIDE):
+        raise typer.BadParameter(f"-w shows a live view; with it -o is table or wide, not {output}")
+    here = platform(where)
+    if watch:
+        _show(Console(), here.pictures(name, wide=wide))
+    else:
+        _print(Console(), [here.model(name)] if name is not None else here.models(), output, one=name is not None)
+
+
+def _show(console: Console, pictures: Iterator[RenderableType]) -> None:
+    """Show pictures as they come, at most four a second; where nobody looks at a terminal, each that differs."""
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            for picture in pictures:
+                live.update(picture, refresh=True)
+                time.sleep(REFRESH_S)
         return
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            live.update(models_table(_manifests(name), wide=output is Format.WIDE), refresh=True)
-            time.sleep(2 * POLL_S)
-
-
-def _manifests(name: str | None) -> list[dict[str, Any]]:
-    store = local_store()
-    return [store.get(MODEL, each) for each in ([name] if name is not None else store.names(MODEL))]
+    last = ""
+    for picture in pictures:
+        kept = _wide_enough(console, picture)
+        with kept.capture() as captured:
+            kept.print(picture)
+        text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+        if text != last:
+            typer.echo(("\n" if last else "") + text, nl=False)
+            last = text
+        time.sleep(REFRESH_S)
 
 
 def _print(console: Console, manifests: list[dict[str, Any]], output: Format, *, one: bool) -> None:
@@ -120,25 +134,19 @@ def _print(console: Console, manifests: list[dict[str, Any]], output: Format, *,
             console.print("no models; `segserve apply -f model.yaml` adds one")
         case _:
             table = models_table(manifests, wide=output is Format.WIDE)
-            needed = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
-            # A line that is longer than the terminal is the terminal's to wrap: nothing is cut or folded.
-            Console(width=max(console.width, needed)).print(table)
+            _wide_enough(console, table).print(table)
 
 
-def describe(name: Name) -> None:
-    """Show all that is known of a model: spec, roles, conditions with their causes."""
-    manifest = local_store().get(MODEL, name)
-    status = manifest.get("status") or {}
-    typer.echo(yaml.safe_dump({"metadata": manifest["metadata"], "spec": manifest["spec"]}, sort_keys=False), nl=False)
-    typer.echo(f"url: {status.get('url', '')}\nroles:")
-    for role, holder in status.get("roles", {}).items():
-        failed = f"  {holder['reason']}: {holder['message']}" if holder.get("reason") else ""
-        where = f" in group {holder['group']}" if holder["group"] else ""
-        typer.echo(f"  {role:<10} {holder['revision']}{where} since {age(holder['since'])}{failed}")
-    typer.echo("conditions:")
-    for found in status.get("conditions", []):
-        text = f"{found['reason']}: {found['message']}" if found.get("message") else found["reason"]
-        typer.echo(f"  {found['type']:<17} {found['status']:<8} {age(found['lastTransitionTime']):>4}  {text}")
+def _wide_enough(console: Console, shown: RenderableType) -> Console:
+    # A line that is longer than the terminal is the terminal's to wrap: nothing is cut or folded.
+    needed = Measurement.get(console, console.options.update(width=WIDEST), shown).maximum
+    return Console(width=max(console.width, needed))
+
+
+@somewhere
+def describe(where: Where, name: Name) -> None:
+    """Show all that is known of a model: spec, roles, conditions with their causes; of a cluster events and pods."""
+    typer.echo(platform(where).description(name))
 
 
 class Target(StrEnum):
@@ -148,7 +156,9 @@ class Target(StrEnum):
     DELETE = "delete"
 
 
+@somewhere
 def wait(
+    where: Where,
     names: Annotated[list[str], typer.Argument(help="Models to wait for.")],
     target: Annotated[Target, typer.Option("--for", help="Ready: the newest spec serves. delete: nothing is left.")] = (
         Target.READY
@@ -156,33 +166,40 @@ def wait(
     timeout: Annotated[str, typer.Option(help="How long: 90s, 2m.")] = "120s",
 ) -> None:
     """Wait until models serve their newest spec (or are gone); exit code 1 where one cannot, or not in time."""
-    deadline_s = time.monotonic() + seconds(timeout)
+    here, deadline_s = platform(where), time.monotonic() + seconds(timeout)
     for name in names:
         if target is Target.DELETE:
-            _wait_gone(name, deadline_s, timeout)
+            _wait_gone(here, MODEL, name, deadline_s, timeout)
         else:
-            typer.echo(f"{name}: {wait_ready(name, deadline_s, timeout)}")
+            typer.echo(f"{name}: {wait_ready(here, name, deadline_s, timeout)}")
 
 
-def _wait_gone(name: str, deadline_s: float, timeout: str) -> None:
-    while name in local_store().names(MODEL):
+def _wait_gone(here: Platform, kind: str, name: str, deadline_s: float, timeout: str) -> None:
+    for manifest in here.states(kind, name):
+        if manifest is None:
+            return
         if time.monotonic() > deadline_s:
-            raise CommandError(f"{name} is not gone after {timeout}")
-        time.sleep(POLL_S)
+            raise CommandError(f"{name} is not gone after {timeout}; {_holds(name, manifest)}")
 
 
-def wait_ready(name: str, deadline_s: float, timeout: str) -> str:
+def _holds(name: str, manifest: Json) -> str:
+    finalizers = manifest["metadata"].get("finalizers")
+    if finalizers:
+        return f"it waits for who takes away {', '.join(finalizers)}: `segserve doctor` says whether an operator runs"
+    return f"`segserve describe {name}` says what holds it"
+
+
+def wait_ready(here: Platform, name: str, deadline_s: float, timeout: str) -> str:
     """Return the message of a model that serves its newest spec; raise where it cannot or not by `deadline_s`."""
-    store = local_store()
-    while True:
-        state = progress(store.get(MODEL, name))
+    for manifest in here.states(MODEL, name):
+        state = progress(manifest if manifest is not None else here.model(name))
         if state.serves:
             return state.text
         if state.failed:
             raise CommandError(f"{name}: {state.text}")
         if time.monotonic() > deadline_s:
             raise CommandError(f"{name} is not ready after {timeout}: {state.text}")
-        time.sleep(POLL_S)
+    raise AssertionError("states have no end")
 
 
 def seconds(duration: str) -> float:
@@ -194,9 +211,3 @@ def seconds(duration: str) -> float:
         return parse_duration(duration).total_seconds()
     except ValueError as error:
         raise CommandError(str(error)) from error
-
-
-def _platform_runs() -> bool:
-    from segserve_operator.local_platform.supervisor import read_platform
-
-    return read_platform(local_store().state) is not None

@@ -1,0 +1,1 @@
+"""A cluster, as the command line sees it through the API server."""

@@ -1,0 +1,213 @@
+"""Requests to an API server, one at a time or as a stream; every refusal is an error that says what helps."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import httpx2
+from lightkube.config.client_adapter import Client, ConnectionParams
+from lightkube.core.exceptions import ConfigError
+
+from segserve.cli.cluster.errors import (
+    ClusterError,
+    ConflictError,
+    ForbiddenError,
+    NoKubeconfigError,
+    NotInstalledError,
+    RefusedError,
+    UnknownError,
+    UnreachableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Self
+
+    from lightkube.config.kubeconfig import SingleConfig
+
+    from segserve.cli.platform import Json
+    from segserve_operator.adapters.kube.api import Kind
+
+FIELD_MANAGER: Final = "segserve-cli"
+TIMEOUT_S: Final = 15.0
+CONNECT_S: Final = 5.0
+PAGE: Final = 500
+
+_MERGE: Final = "application/merge-patch+json"
+_APPLY: Final = "application/apply-patch+yaml"  # of which JSON is a part
+
+
+class Calls:
+    """The requests of one command. Objects are JSON as the server sends them, without `managedFields`."""
+
+    def __init__(self, config: SingleConfig, transport: httpx2.BaseTransport | None = None) -> None:
+        self.context, self.server = config.context_name, str(config.cluster.server)
+        self.namespace = config.namespace
+        timeout = httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S)
+        try:
+            self._client = Client(config, ConnectionParams(timeout=timeout, transport=transport))
+        except (ConfigError, OSError, ValueError) as error:
+            raise NoKubeconfigError(f"context {self.context!r} cannot be used: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def list(
+        self, kind: Kind, *, labels: Mapping[str, str] | None = None, fields: str = "", everywhere: bool = False
+    ) -> tuple[list[Json], str]:
+        """Return all objects of a kind in the namespace, by name, and the version that a watch goes on from."""
+        params = {"limit": str(PAGE)} | selectors(labels, fields)
+        found: list[Json] = []
+        while True:
+            page = self._json(kind, "GET", self.path(kind, everywhere=everywhere), params=params)
+            found += page["items"] or ()
+            rest = page["metadata"].get("continue")
+            if not rest:
+                break
+            params["continue"] = rest
+        for item in found:
+            item["apiVersion"], item["kind"] = kind.api_version, kind.name
+            stripped(item)
+        return sorted(found, key=_place), str(page["metadata"].get("resourceVersion", ""))
+
+    def get(self, kind: Kind, name: str, *, namespace: str | None = None) -> Json:
+        """Return one object; `UnknownError` where there is none."""
+        return stripped(self._json(kind, "GET", self.path(kind, name, namespace=namespace)))
+
+    def apply(self, kind: Kind, manifest: Json, namespace: str, *, force: bool = False, dry_run: bool = False) -> Json:
+        """Make an object have all that the manifest says, by server-side apply."""
+        params = {"fieldManager": FIELD_MANAGER, "force": str(force).lower()} | ({"dryRun": "All"} if dry_run else {})
+        path = self.path(kind, manifest["metadata"]["name"], namespace=namespace)
+        return stripped(self._json(kind, "PATCH", path, params=params, body=manifest, sent=_APPLY))
+
+    def create(self, kind: Kind, manifest: Json, *, everywhere: bool = False) -> Json:
+        """Create an object, or ask a question that has the shape of one."""
+        return self._json(kind, "POST", self.path(kind, everywhere=everywhere), body=manifest)
+
+    def merge(self, kind: Kind, name: str, patch: Json, *, namespace: str | None = None) -> Json:
+        """Merge a patch into an object."""
+        path = self.path(kind, name, namespace=namespace)
+        return self._json(kind, "PATCH", path, params={"fieldManager": FIELD_MANAGER}, body=patch, sent=_MERGE)
+
+    def delete(self, kind: Kind, name: str, *, namespace: str | None = None, uid: str | None = None) -> None:
+        """Delete an object, in the background what it owns."""
+        body: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid is not None:
+            body["preconditions"] = {"uid": uid}
+        self._json(kind, "DELETE", self.path(kind, name, namespace=namespace), body=body)
+
+    def text(self, path: str, params: Mapping[str, str] | None = None) -> str:
+        """Return what a path answers, as text."""
+        return self._send(None, "GET", path, params=params).text
+
+    @contextmanager
+    def lines(self, path: str, params: Mapping[str, str], kind: Kind | None = None) -> Iterator[Iterator[str]]:
+        """Open a stream of lines that has no time limit between them."""
+        timeout = httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S, read=None)
+        try:
+            with self._client.stream("GET", path, params=dict(params), timeout=timeout) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise self._refusal(kind, answer)
+                yield answer.iter_lines()
+        except (httpx2.HTTPError, httpx2.StreamError, ConfigError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    def path(self, kind: Kind, *names: str, namespace: str | None = None, everywhere: bool = False) -> str:
+        """Return the path of a kind's objects in a namespace, the command's own where none is named."""
+        root = f"apis/{kind.group}/{kind.version}" if kind.group else f"api/{kind.version}"
+        within = () if everywhere else ("namespaces", namespace or self.namespace)
+        return "/".join((root, *(quote(part, safe="") for part in (*within, kind.plural, *names))))
+
+    def _json(self, kind: Kind, method: str, path: str, *, params: Mapping[str, str] | None = None,
+              body: Json | None = None, sent: str = "application/json") -> Json:  # fmt: skip
+        answer = self._send(kind, method, path, params=params, body=body, sent=sent)
+        try:
+            found: Json = answer.json()
+        except ValueError as error:
+            raise UnreachableError(self.server, self.context, f"it sent {answer.text[:80]!r}, no JSON") from error
+        return found
+
+    def _send(self, kind: Kind | None, method: str, path: str, *, params: Mapping[str, str] | None = None,
+              body: Json | None = None, sent: str = "application/json") -> httpx2.Response:  # fmt: skip
+        content, headers = (None, {}) if body is None else (json.dumps(body).encode(), {"Content-Type": sent})
+        try:
+            answer = self._client.request(method, path, params=dict(params or {}), content=content, headers=headers)
+        except (httpx2.HTTPError, ConfigError, OSError) as error:
+            raise self._unreachable(error) from error
+        if not answer.is_success:
+            raise self._refusal(kind, answer)
+        return answer
+
+    def _unreachable(self, error: Exception) -> ClusterError:
+        return UnreachableError(self.server, self.context, str(error) or type(error).__name__)
+
+    def _refusal(self, kind: Kind | None, answer: httpx2.Response) -> ClusterError:
+        """Return the error that fits an answer; its text has the server's words."""
+        said = _status(answer)
+        message = str(said.get("message") or answer.text[:200])
+        match answer.status_code:
+            case 401:
+                return ForbiddenError(f"the credentials of context {self.context!r} are not accepted: {message}")
+            case 403:
+                return ForbiddenError(message)
+            case 404 if kind is not None and not (said.get("details") or {}).get("name"):
+                return NotInstalledError(f"{kind.plural}.{kind.group}" if kind.group else kind.plural, self.context)
+            case 404:
+                return UnknownError(message)
+            case 409:
+                return ConflictError(_conflict(said, message))
+            case 400 | 413 | 415 | 422:
+                return RefusedError(_refused(said, message))
+            case code:
+                return ClusterError(f"{self.server} answered {code}: {message}")
+
+
+def selectors(labels: Mapping[str, str] | None, fields: str) -> dict[str, str]:
+    """Return the parameters of a request that chooses by labels and fields."""
+    text = ",".join(f"{key}={value}" for key, value in sorted((labels or {}).items()))
+    return ({"labelSelector": text} if text else {}) | ({"fieldSelector": fields} if fields else {})
+
+
+def stripped(item: Json) -> Json:
+    """Return an object without `managedFields`, which are half of its size, and nobody asks for them."""
+    item["metadata"].pop("managedFields", None)
+    return item
+
+
+def _place(item: Json) -> tuple[str, str]:
+    return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+def _status(answer: httpx2.Response) -> Json:
+    try:
+        said: Any = answer.json()
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _causes(said: Json) -> list[Json]:
+    return list((said.get("details") or {}).get("causes") or ())
+
+
+def _refused(said: Json, message: str) -> str:
+    """Return a line for each field that is refused, the whole message where the server names none."""
+    causes = [cause for cause in _causes(said) if cause.get("message")]
+    # A cause's message repeats the value and often the whole spec; what was seen is in the file.
+    told = list(dict.fromkeys(f"{cause.get('field') or 'the resource'}: {cause['message']}" for cause in causes))
+    return "; ".join(told) or message
+
+
+def _conflict(said: Json, message: str) -> str:
+    causes = [cause for cause in _causes(said) if cause.get("reason") == "FieldManagerConflict"]
+    if not causes:
+        return f"{message}; try again"
+    told = "; ".join(f"{cause.get('field', '?')} ({cause.get('message', 'conflict')})" for cause in causes)
+    return f"set by somebody else too: {told}; change them there, or take them over with --force-conflicts"

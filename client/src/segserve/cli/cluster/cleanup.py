@@ -1,0 +1,121 @@
+"""What is left where the operator went before its models did, and how to be rid of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from segserve.cli.cluster.doctor import OPERATOR
+from segserve.cli.cluster.errors import ForbiddenError, NotInstalledError, UnknownError
+from segserve_builder.cluster.names import FINALIZER, MANAGED_LABELS
+from segserve_operator.adapters.kube.api import (
+    CHILDREN,
+    DEPLOYMENTS,
+    MODELS,
+    OLD_DISRUPTION_BUDGETS,
+    PODS,
+    POOLS,
+    Kind,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from segserve.cli.cluster.calls import Calls
+    from segserve.cli.platform import Json
+
+# Pods go with their Deployments; budgets are of one version or the other.
+KINDS: Final = (*(kind for kind in CHILDREN if kind is not PODS), OLD_DISRUPTION_BUDGETS)
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """One thing to remove: an object, or where `finalizers` is not None, that these stay of its finalizers."""
+
+    kind: Kind
+    namespace: str
+    name: str
+    uid: str
+    version: str
+    why: str
+    finalizers: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        what = f"finalizer {FINALIZER} of " if self.finalizers is not None else ""
+        return f"{self.namespace}: {what}{self.kind.name.lower()}/{self.name} ({self.why})"
+
+
+def leftovers(calls: Calls, *, everywhere: bool, of_all: bool) -> list[Leftover]:
+    """Return what is left in the namespace or everywhere: held models first, then objects that nobody owns.
+
+    A model is held that is being deleted; with `of_all` every one that has the finalizer.
+    """
+    # Children first: of one that is made between both lists, the owner is known.
+    children = [(kind, item) for kind in KINDS for item in _listed(calls, kind, MANAGED_LABELS, everywhere=everywhere)]
+    models, pools = (_listed(calls, kind, {}, everywhere=everywhere) for kind in (MODELS, POOLS))
+    living = {item["metadata"]["uid"] for item in (*models, *pools)}
+    held = [_held(model) for model in models if _is_held(model, of_all=of_all)]
+    return [*held, *_orphans(children, living)]
+
+
+def running_operator(calls: Calls) -> str | None:
+    """Return where an operator runs that would do all this by itself; None where none does, or nobody may know."""
+    try:
+        found, _ = calls.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
+    except ForbiddenError:
+        return None
+    ready = [each["metadata"] for each in found if (each.get("status") or {}).get("readyReplicas")]
+    return f"deployment/{ready[0]['name']} in {ready[0]['namespace']}" if ready else None
+
+
+def remove(calls: Calls, leftover: Leftover) -> None:
+    """Remove one; what is gone meanwhile is fine, what has changed is left alone with an error."""
+    try:
+        if leftover.finalizers is None:
+            calls.delete(leftover.kind, leftover.name, namespace=leftover.namespace, uid=leftover.uid)
+            return
+        metadata = {"finalizers": [*leftover.finalizers], "resourceVersion": leftover.version}
+        calls.merge(leftover.kind, leftover.name, {"metadata": metadata}, namespace=leftover.namespace)
+    except UnknownError:
+        return
+
+
+def _listed(calls: Calls, kind: Kind, labels: Mapping[str, str], *, everywhere: bool) -> list[Json]:
+    """Return all of a kind; none where the server has no such kind (any more, or not in this version)."""
+    try:
+        return calls.list(kind, labels=labels, everywhere=everywhere)[0]
+    except NotInstalledError:
+        return []
+
+
+def _is_held(model: Json, *, of_all: bool) -> bool:
+    metadata = model["metadata"]
+    return FINALIZER in metadata.get("finalizers", ()) and (of_all or "deletionTimestamp" in metadata)
+
+
+def _held(model: Json) -> Leftover:
+    kept = tuple(name for name in model["metadata"]["finalizers"] if name != FINALIZER)
+    going = "deletionTimestamp" in model["metadata"]
+    return _leftover(MODELS, model, "it waits to be deleted" if going else "it stays, unguarded", kept)
+
+
+def _orphans(children: Sequence[tuple[Kind, Json]], living: set[str]) -> Iterator[Leftover]:
+    seen: set[str] = set()
+    for kind, item in children:
+        metadata = item["metadata"]
+        owners = metadata.get("ownerReferences") or []
+        if "deletionTimestamp" not in metadata and metadata["uid"] not in seen and not _owned(owners, living):
+            seen.add(metadata["uid"])
+            named = ", ".join(f"{owner['kind'].lower()}/{owner['name']}" for owner in owners)
+            yield _leftover(kind, item, f"{named} is gone" if named else "nobody owns it")
+
+
+def _owned(owners: Sequence[Json], living: set[str]) -> bool:
+    return any(owner["uid"] in living for owner in owners)
+
+
+def _leftover(kind: Kind, item: Json, why: str, finalizers: tuple[str, ...] | None = None) -> Leftover:
+    metadata = item["metadata"]
+    return Leftover(
+        kind, metadata["namespace"], metadata["name"], metadata["uid"], metadata["resourceVersion"], why, finalizers
+    )

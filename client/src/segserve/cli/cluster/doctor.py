@@ -1,0 +1,166 @@
+"""What segserve needs of a cluster and of the user's rights there, each with its remedy."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve.cli.cluster.errors import INSTALL, ClusterError, ForbiddenError
+from segserve.cli.platform import Check
+from segserve.cli.progress import condition
+from segserve_operator.adapters.kube.api import DEPLOYMENTS, LEASES, POOLS, Kind
+from segserve_operator.api.crd import crd
+from segserve_operator.api.meta import API_GROUP
+from segserve_operator.api.resources import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from segserve.cli.cluster.calls import Calls
+    from segserve.cli.platform import Json
+
+CRDS: Final = Kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions")
+REVIEWS: Final = Kind("authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
+OPERATOR: Final = {"app.kubernetes.io/name": "segserve", "app.kubernetes.io/component": "operator"}
+LEASE: Final = "segserve-operator"
+LEASE_S: Final = 30
+OLDEST: Final = (1, 20)
+VERBS: Final = ("get", "list", "watch", "create", "patch", "delete")
+
+_UPGRADE: Final = "helm upgrade segserve charts/segserve, or `segserve crds | kubectl apply --server-side -f -`"
+
+
+def checks(calls: Calls) -> Iterator[Check]:
+    """Yield a check for each need, in the order in which to mend them; the rest is left out where nothing answers."""
+    yield Check("context", good=True, seen=f"{calls.context}, namespace {calls.namespace}, {calls.server}")
+    try:
+        version = json.loads(calls.text("version"))
+    except ClusterError as error:
+        yield Check("API server", good=False, seen="no answer", advice=str(error))
+        return
+    yield _version(version)
+    for kind in KINDS.values():
+        yield _guarded(kind.crd_name, partial(_definition, calls, kind.kind))
+    yield _guarded("operator", lambda: _operator(calls))
+    yield _guarded("your rights", lambda: _rights(calls))
+    yield _guarded("pool default", lambda: _pool(calls))
+
+
+def _guarded(what: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except ForbiddenError as error:
+        return Check(what, good=True, seen=f"not for you to see ({str(error).partition(';')[0]})")
+    except ClusterError as error:
+        return Check(what, good=False, seen="no answer", advice=str(error))
+
+
+def _version(found: Mapping[str, str]) -> Check:
+    number = tuple(int("".join(filter(str.isdigit, found.get(part, "")) or "0")) for part in ("major", "minor"))
+    return Check(
+        "API server", number >= OLDEST, str(found.get("gitVersion")), "segserve needs Kubernetes 1.20 or newer"
+    )
+
+
+def _definition(calls: Calls, kind: str) -> Check:
+    wanted = crd(KINDS[kind])
+    name = wanted["metadata"]["name"]
+    everywhere, _ = calls.list(CRDS, fields=f"metadata.name={name}", everywhere=True)
+    if not everywhere:
+        return Check(name, good=False, seen="not there", advice=INSTALL)
+    missing = sorted(_fields(wanted) - _fields(everywhere[0]))
+    if missing:
+        seen = f"older than this segserve: it lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}"
+        return Check(name, good=False, seen=seen, advice=_UPGRADE)
+    newer = sorted(_fields(everywhere[0]) - _fields(wanted))
+    if newer:
+        advice = f"pip install --upgrade segserve: it does not know {', '.join(newer[:3])}"
+        return Check(name, good=False, seen="newer than this segserve", advice=advice)
+    return Check(name, good=True, seen="current")
+
+
+def _fields(definition: Json) -> set[str]:
+    """Return the paths of all fields of all versions: what a definition is compared by, as servers add to the rest."""
+    found: set[str] = set()
+    for version in definition["spec"]["versions"]:
+        _walk(version["schema"]["openAPIV3Schema"], version["name"], found)
+    return found
+
+
+def _walk(schema: Any, path: str, found: set[str]) -> None:
+    for name, inner in (schema.get("properties") or {}).items():
+        found.add(f"{path}.{name}")
+        _walk(inner, f"{path}.{name}", found)
+    if isinstance(schema.get("items"), dict):
+        _walk(schema["items"], f"{path}[]", found)
+
+
+def _operator(calls: Calls) -> Check:
+    try:
+        found, _ = calls.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
+    except ForbiddenError:
+        found, _ = calls.list(DEPLOYMENTS, labels=OPERATOR)
+    mine = [each for each in found if _works_in(each, calls.namespace)]
+    for deployment in sorted(mine, key=lambda each: not (each.get("status") or {}).get("readyReplicas")):
+        metadata, status = deployment["metadata"], deployment.get("status") or {}
+        ready, wanted = status.get("readyReplicas", 0), deployment["spec"].get("replicas", 1)
+        image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
+        place = f"deployment/{metadata['name']} in {metadata['namespace']}"
+        advice = f"kubectl -n {metadata['namespace']} describe deployment/{metadata['name']}, and its logs"
+        return Check("operator", ready > 0, f"{place}, {ready} of {wanted} ready, {image}", advice)
+    holder = _lease_holder(calls)
+    if holder is not None:
+        return Check("operator", good=True, seen=f"no Deployment, but {holder} holds the lease")
+    others = ", ".join(sorted(f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in found))
+    seen = f"none works in {calls.namespace}; others: {others}" if others else "no Deployment, and nobody holds a lease"
+    return Check("operator", good=False, seen=seen, advice=INSTALL)
+
+
+def _works_in(deployment: Json, namespace: str) -> bool:
+    """Return whether an operator is told to work in a namespace: where none is named, it works in all."""
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    told = {variable["name"]: variable.get("value") or "" for variable in container.get("env", ())}
+    named = [name.strip() for name in told.get("SEGSERVE_NAMESPACES", "").split(",") if name.strip()]
+    return not named or namespace in named
+
+
+def _lease_holder(calls: Calls) -> str | None:
+    """Return who led lately."""
+    leases, _ = calls.list(LEASES, fields=f"metadata.name={LEASE}", everywhere=True)
+    for lease in leases:
+        spec = lease.get("spec") or {}
+        renewed = spec.get("renewTime")
+        if renewed and datetime.now(UTC) - datetime.fromisoformat(renewed) < timedelta(seconds=LEASE_S):
+            return f"{spec.get('holderIdentity')} (namespace {lease['metadata']['namespace']})"
+    return None
+
+
+def _rights(calls: Calls) -> Check:
+    refused = [
+        f"{verb} {kind.plural}" for kind in KINDS.values() for verb in VERBS if not _may(calls, verb, kind.plural)
+    ]
+    advice = "ask who runs the cluster for the role `edit` in this namespace: segserve's chart adds its resources to it"
+    seen = (
+        f"you may not {', '.join(refused)}" if refused else f"{', '.join(VERBS)} models and pools in {calls.namespace}"
+    )
+    return Check("your rights", not refused, seen, advice)
+
+
+def _may(calls: Calls, verb: str, plural: str) -> bool:
+    asked = {"namespace": calls.namespace, "verb": verb, "group": API_GROUP, "resource": plural}
+    review = {"apiVersion": REVIEWS.api_version, "kind": REVIEWS.name, "spec": {"resourceAttributes": asked}}
+    return bool(calls.create(REVIEWS, review, everywhere=True)["status"].get("allowed"))
+
+
+def _pool(calls: Calls) -> Check:
+    what = "pool default"
+    pools = {pool["metadata"]["name"]: pool for pool in calls.list(POOLS)[0]}
+    if "default" not in pools:
+        seen = f"not in {calls.namespace}" + (f"; there are: {', '.join(pools)}" if pools else "")
+        advice = "apply a TritonPool named default (spec: {}), or name another in each model's spec.pool"
+        return Check(what, bool(pools), seen, advice)
+    ready = condition(pools["default"], "Ready")
+    seen = ": ".join(filter(None, (ready["reason"], ready.get("message"))))
+    return Check(what, ready["status"] == "True", seen, "`segserve get -w` shows what it waits for")

@@ -1,0 +1,112 @@
+"""The way from this machine to a pool's gateway: its Service where that can be reached, else a port-forward."""
+
+from __future__ import annotations
+
+import re
+import selectors
+import shutil
+import subprocess
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from segserve.cli.cluster.errors import ClusterError
+from segserve_builder.cluster.names import object_name
+from segserve_operator.adapters.kube.api import SERVICES, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from segserve.cli.cluster.calls import Calls
+    from segserve.cli.platform import Json
+
+NODES: Final = Kind("", "v1", "Node", "nodes")
+REACH_S: Final = 1.0
+FORWARD_S: Final = 15.0
+_FORWARDED: Final = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ->")
+
+
+@contextmanager
+def gateway(calls: Calls, pool: str, kubectl_options: list[str]) -> Iterator[str]:
+    """Make a pool's gateway reachable for the time of the block, and return its URL."""
+    service = calls.get(SERVICES, object_name(pool))
+    for url in addresses(calls, service):
+        if answers(url):
+            yield url
+            return
+    with forwarded(calls, service, kubectl_options) as url:
+        yield url
+
+
+def addresses(calls: Calls, service: Json) -> Iterator[str]:
+    """Yield where a Service may be reached, the likeliest first."""
+    spec, port = service["spec"], service["spec"]["ports"][0]
+    for ingress in (service.get("status", {}).get("loadBalancer") or {}).get("ingress") or ():
+        yield _url(ingress.get("ip") or ingress["hostname"], port["port"])
+    if spec.get("clusterIP") not in (None, "", "None"):
+        yield _url(spec["clusterIP"], port["port"])
+    if port.get("nodePort"):
+        for address in _node_addresses(calls):
+            yield _url(address, port["nodePort"])
+
+
+def _node_addresses(calls: Calls) -> list[str]:
+    try:
+        nodes, _ = calls.list(NODES, everywhere=True)
+    except ClusterError:
+        return []  # few may look at nodes
+    known = [address for node in nodes for address in node.get("status", {}).get("addresses", ())]
+    wanted = ("ExternalIP", "InternalIP")
+    return [address["address"] for kind in wanted for address in known if address["type"] == kind][:3]
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def answers(url: str) -> bool:
+    """Return whether a Triton's gateway answers there: another network may have the same addresses."""
+    try:
+        said: Any = httpx.get(f"{url}/v2", timeout=REACH_S, trust_env=False).json()
+    except (httpx.HTTPError, ValueError):
+        return False
+    return isinstance(said, dict) and bool({"name", "error"} & said.keys())
+
+
+@contextmanager
+def forwarded(calls: Calls, service: Json, kubectl_options: list[str]) -> Iterator[str]:
+    """Forward a free port of this machine to a Service for the time of the block, and return its URL."""
+    name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        raise ClusterError(
+            f"service {name!r} of namespace {calls.namespace!r} cannot be reached from here, and there is no kubectl "
+            f"to forward a port with; where there is one, run `kubectl -n {calls.namespace} port-forward "
+            f"service/{name} 8080:{port}`, then SEGSERVE_URL=http://127.0.0.1:8080 names it"
+        )
+    command = [kubectl, *kubectl_options, "port-forward", "--address", "127.0.0.1", f"service/{name}", f":{port}"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        try:
+            yield f"http://127.0.0.1:{_forwarded_port(child, name)}"
+        finally:
+            child.terminate()
+
+
+def _forwarded_port(child: subprocess.Popen[bytes], name: str) -> int:
+    """Return the port that kubectl says it listens on, once it does."""
+    assert child.stdout is not None
+    deadline_s, said = time.monotonic() + FORWARD_S, b""
+    with selectors.DefaultSelector() as ready:
+        ready.register(child.stdout, selectors.EVENT_READ)
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if not ready.select(left_s):
+                continue
+            part = child.stdout.read1(4096)  # type: ignore[attr-defined]
+            said += part
+            if found := _FORWARDED.search(said.decode(errors="replace")):
+                return int(found[1])
+            if not part:
+                break
+    raise ClusterError(f"kubectl port-forward service/{name}: {said.decode(errors='replace').strip() or 'no answer'}")

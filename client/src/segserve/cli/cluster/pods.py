@@ -1,0 +1,69 @@
+"""How a pod and a group of them do, in a word, with the cause where they do not do well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from segserve_operator.adapters.kube.troubles import trouble
+from segserve_operator.core.failure import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from segserve.cli.platform import Json
+
+
+@dataclass(frozen=True, slots=True)
+class PodState:
+    """A name, a colour, a word or two, what else is worth knowing, and what troubles it."""
+
+    name: str
+    colour: str
+    word: str
+    note: str = ""
+    trouble: Failure | None = None
+
+
+def pod_state(pod: Json) -> PodState:
+    """Return how a pod does."""
+    name, status = short_name(pod), pod.get("status") or {}
+    containers = status.get("containerStatuses") or []
+    ready = sum(bool(each.get("ready")) for each in containers)
+    total = len(pod.get("spec", {}).get("containers") or containers)
+    if "deletionTimestamp" in pod["metadata"]:
+        return PodState(name, "yellow", "going")
+    failure = trouble(None, [pod])
+    if failure is not None:
+        return PodState(name, "red", f"{ready}/{total}", trouble=failure)
+    restarts = sum(int(each.get("restartCount", 0)) for each in containers)
+    again = f"restarted {restarts} time{'s' if restarts > 1 else ''}" if restarts else ""
+    if is_ready(pod):
+        return PodState(name, "green", "ready", again)
+    return PodState(name, "yellow", f"{ready}/{total} {str(status.get('phase', 'Pending')).lower()}", again)
+
+
+def group_state(deployment: Json | None, pods: Sequence[Json]) -> PodState:
+    """Return how the pods of a Deployment do together; `name` is empty."""
+    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    ready = sum(map(is_ready, staying))
+    total = (deployment or {}).get("spec", {}).get("replicas", len(staying))
+    refused = trouble(deployment, [])
+    word = f"{ready}/{total} pod{'s' if total != 1 else ''}"
+    if refused is not None:
+        return PodState("", "red", word, trouble=refused)
+    if deployment is None and not staying:
+        return PodState("", "dim", "no pods")
+    return PodState("", "green" if ready == total else "yellow", word)
+
+
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    """Tell whether a pod gets requests."""
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(said["type"] == "Ready" and said["status"] == "True" for said in conditions)
+
+
+def short_name(pod: Mapping[str, Any]) -> str:
+    """Return what tells a pod from its siblings: the end of its name, after the Deployment's."""
+    name, template = str(pod["metadata"]["name"]), (pod["metadata"].get("labels") or {}).get("pod-template-hash")
+    return name[name.rindex(template) :] if template and template in name else name

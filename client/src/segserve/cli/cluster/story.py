@@ -1,0 +1,75 @@
+"""What `describe` says of a model on a cluster: the resource, its events, and the pods of its groups."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from segserve.cli.cluster.errors import ForbiddenError
+from segserve.cli.cluster.pods import pod_state
+from segserve.cli.describing import described
+from segserve.cli.progress import age
+from segserve_builder.cluster.names import GROUP_LABEL, MANAGED_LABELS
+from segserve_operator.adapters.kube.api import EVENTS, PODS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from segserve.cli.cluster.calls import Calls
+    from segserve.cli.platform import Json
+
+_ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+def story(calls: Calls, model: Json) -> str:
+    """Return all that is known; what the user may not see is said in its place."""
+    metadata = dict(model["metadata"])
+    kept = {key: value for key, value in metadata.pop("annotations", {}).items() if key != _ANNOTATION}
+    shown = {**model, "metadata": metadata | ({"annotations": kept} if kept else {})}
+    return "\n".join((described(shown), "events:", *_events(calls, model), "pods:", *_pods(calls, model)))
+
+
+def _events(calls: Calls, model: Json) -> Iterator[str]:
+    metadata = model["metadata"]
+    try:
+        found, _ = calls.list(
+            EVENTS, fields=f"involvedObject.name={metadata['name']},involvedObject.uid={metadata['uid']}"
+        )
+    except ForbiddenError as error:
+        yield f"  {error}"
+        return
+    if not found:
+        yield "  none (a cluster forgets them after an hour)"
+    for event in sorted(found, key=_time):
+        count = int(event.get("count") or 1)
+        often = f" ({count} times)" if count > 1 else ""
+        said = " ".join(str(event.get("message") or "").split())
+        yield f"  {age(_time(event)):>4}  {event.get('type', ''):<8} {event.get('reason', ''):<18} {said}{often}"
+
+
+def _time(event: Json) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or datetime.now(UTC).isoformat())
+
+
+def _pods(calls: Calls, model: Json) -> Iterator[str]:
+    roles = (model.get("status") or {}).get("roles") or {}
+    groups = {holder["group"]: role for role, holder in reversed(roles.items()) if holder.get("group")}
+    try:
+        pods, _ = calls.list(PODS, labels=MANAGED_LABELS)
+    except ForbiddenError as error:
+        yield f"  {error}"
+        return
+    mine = [pod for pod in pods if pod["metadata"]["labels"].get(GROUP_LABEL) in groups]
+    if not mine:
+        yield "  none"
+    for pod in mine:
+        state, status = pod_state(pod), pod.get("status") or {}
+        place = f"{status.get('podIP', '-'):<15} {pod['spec'].get('nodeName', '-')}"
+        role = groups[pod["metadata"]["labels"][GROUP_LABEL]]
+        cause = "" if state.trouble is None else f"{state.trouble.reason}: {' '.join(state.trouble.message.split())}"
+        yield (
+            "  "
+            + "  ".join(
+                (f"{role:<10}", pod["metadata"]["name"], f"{state.word:<11}", place, state.note + cause)
+            ).rstrip()
+        )

@@ -1,0 +1,256 @@
+"""The live tree of `get -w`: pools, their servers and models, revisions, pods, and what is not as wanted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from segserve.cli.cluster.pods import group_state, pod_state
+from segserve.cli.progress import condition
+from segserve_builder.cluster.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, POOL_LABEL
+from segserve_operator.core.failure import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from segserve.cli.platform import Json
+
+Branch = tuple[bool, ...]
+"""For each level down to a row, whether it is the last of its siblings."""
+
+GOOD, MOVING, BAD, QUIET = "green", "yellow", "red", "dim"
+_SIGNS: Final = {GOOD: "●", MOVING: "◐", BAD: "✗", QUIET: "○"}
+_PLAIN_SIGNS: Final = {GOOD: "+", MOVING: "~", BAD: "x", QUIET: "-"}
+_GUIDES: Final = ("   ", "│  ", "└─ ", "├─ ")
+_PLAIN_GUIDES: Final = ("    ", "|   ", "`-- ", "|-- ")
+LONG: Final = 60
+"""What is longer is not said twice."""
+
+_ROLES: Final = {"stable": GOOD, "candidate": MOVING, "previous": QUIET}
+_FALSE_IS_WANTED: Final = frozenset({"Degraded", "Progressing"})
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is known of a namespace at one moment, as the API server's objects."""
+
+    title: str
+    models: Sequence[Json] = ()
+    pools: Sequence[Json] = ()
+    pods: Sequence[Json] = ()
+    deployments: Sequence[Json] = ()
+    trouble: str = ""
+    name: str | None = None
+    """The one model to show; all where it is None."""
+    wide: bool = False
+    """Whether pods that are as they should be have a line each, with where they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One row: its name, its state as a colour and a word or two, what else to say, and the rows below it."""
+
+    name: Text
+    colour: str
+    state: str
+    detail: Text
+    below: list[Node] = field(default_factory=list)
+    cause: Failure | None = None
+    """Said after the detail; where the same was said further up, shortly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A snapshot as a terminal shows it; in plain ASCII where the terminal has no more."""
+
+    snapshot: Snapshot
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        ascii_only = options.ascii_only
+        yield Text(self.snapshot.title, style=QUIET)
+        if self.snapshot.trouble:
+            yield Text(f"what was last seen; {self.snapshot.trouble}", style=BAD)
+        nodes = list(_roots(self.snapshot))
+        if not nodes:
+            yield Text("no models and no pools; `segserve apply -f model.yaml` adds a model")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        said: set[str] = set()
+        for branch, node in _rows(nodes, ()):
+            name, state = _name(node, branch, ascii_only=ascii_only), _state(node, ascii_only=ascii_only)
+            grid.add_row(name, state, _detail(node, said))
+        yield Group(grid)
+
+
+def _rows(nodes: Sequence[Node], branch: Branch) -> Iterator[tuple[Branch, Node]]:
+    for number, node in enumerate(nodes, 1):
+        here = (*branch, number == len(nodes))
+        yield here, node
+        yield from _rows(node.below, here)
+
+
+def _name(node: Node, branch: Branch, *, ascii_only: bool) -> Text:
+    space, line, last, other = _PLAIN_GUIDES if ascii_only else _GUIDES
+    if len(branch) == 1:
+        return node.name
+    lead = "".join(space if ended else line for ended in branch[1:-1])
+    return Text.assemble((lead + (last if branch[-1] else other), QUIET), node.name)
+
+
+def _state(node: Node, *, ascii_only: bool) -> Text:
+    return Text(f"{(_PLAIN_SIGNS if ascii_only else _SIGNS)[node.colour]} {node.state}", style=node.colour)
+
+
+def _detail(node: Node, said: set[str]) -> Text:
+    if node.cause is None:
+        return node.detail
+    message = " ".join(node.cause.message.split())
+    again = len(message) > LONG and message in said
+    said.add(message)
+    told = ("as above", QUIET) if again else (message, "")
+    return Text.assemble(node.detail, "  " if node.detail else "", (node.cause.reason, "bold"), "  ", told)
+
+
+def _roots(seen: Snapshot) -> Iterator[Node]:
+    by_pool: defaultdict[str, list[Json]] = defaultdict(list)
+    for model in seen.models:
+        if seen.name in (None, model["metadata"]["name"]):
+            by_pool[model["spec"].get("pool", "default")].append(model)
+    pools = {pool["metadata"]["name"]: pool for pool in seen.pools}
+    for name in sorted(by_pool if seen.name is not None else by_pool | pools):
+        yield _pool(name, pools.get(name), by_pool[name], seen)
+
+
+def _pool(name: str, pool: Json | None, models: list[Json], seen: Snapshot) -> Node:
+    # Groups of two pools may have one name.
+    here = replace(seen, pods=_labelled(seen.pods, POOL_LABEL, name),
+                   deployments=_labelled(seen.deployments, POOL_LABEL, name))  # fmt: skip
+    shared = _shared_groups(pool, models)
+    rows = [*_conditions(pool or {})]
+    rows += [_group(group, here) for group in sorted(shared)]
+    if seen.name is None and _labelled(here.pods, COMPONENT_LABEL, GATEWAY):
+        rows.append(_group(GATEWAY, here, COMPONENT_LABEL))
+    rows += [_model(model, shared, here) for model in models]
+    if pool is None:
+        return Node(Text(name, "bold"), BAD, "no pool", Text(f"no TritonPool {name!r} here: apply one"), rows)
+    status = pool.get("status") or {}
+    wanted, serving = pool["spec"].get("replicas", 1), status.get("replicas", 0)
+    servers = f"{serving}/{wanted} server{'s' if wanted != 1 else ''}"
+    detail = Text.assemble(servers, ("  ", ""), (status.get("url", ""), "cyan"))
+    return Node(Text(name, "bold"), *_ready(pool), detail, rows)
+
+
+def _shared_groups(pool: Json | None, models: Sequence[Json]) -> set[str]:
+    """Return the groups that more than one model may use: their pods are shown once, at the pool."""
+    main = ((pool or {}).get("status") or {}).get("mainGroup")
+    users: defaultdict[str, set[str]] = defaultdict(set)
+    for model in models:
+        for _, holder in _holders(model):
+            if holder.get("group"):
+                users[holder["group"]].add(model["metadata"]["name"])
+    return {group for group, names in users.items() if len(names) > 1} | ({main} if main else set())
+
+
+def _model(model: Json, shared: set[str], seen: Snapshot) -> Node:
+    status = model.get("status") or {}
+    weight, holders = status.get("weight"), list(_holders(model))
+    name = Text(model["metadata"]["name"], "bold")
+    troubles = [*_unseen(model), *_conditions(model)]
+    if "deletionTimestamp" in model["metadata"]:
+        return Node(name, MOVING, "going", Text("being deleted"), troubles)
+    if [role for role, _ in holders] == ["stable"] and holders[0][1].get("group") in shared:
+        return Node(name, *_ready(model), _revision(*holders[0], weight), troubles)
+    rows = []
+    for role, holder in holders:
+        group, share = holder.get("group"), _share(role, weight, holders)
+        own = [_group(group, seen)] if group and group not in shared else []
+        rows.append(_holder(role, holder, share, own))
+    return Node(name, *_ready(model), Text(""), rows + troubles)
+
+
+def _holder(role: str, holder: Json, share: int | None, groups: list[Node]) -> Node:
+    detail, revision = _revision(role, holder, share, named=False), Text(holder["revision"])
+    if role == "candidate" and holder.get("state") == "Failed":
+        cause = Failure(str(holder.get("reason")), holder.get("message") or "")
+        return Node(revision, BAD, "failed", detail, groups, cause)
+    return Node(revision, _ROLES[role], role, detail, groups)
+
+
+def _holders(model: Mapping[str, Any]) -> Iterator[tuple[str, Json]]:
+    roles = (model.get("status") or {}).get("roles") or {}
+    for role in _ROLES:
+        if role in roles:
+            yield role, roles[role]
+
+
+def _share(role: str, weight: int | None, holders: list[tuple[str, Json]]) -> int | None:
+    """Return a role's percent of the requests; the status has the candidate's."""
+    if weight is None or role == "previous":
+        return None if weight is None else 0
+    return 100 - weight if role == "stable" and any(other == "candidate" for other, _ in holders) else weight
+
+
+def _revision(role: str, holder: Mapping[str, Any], weight: int | None, *, named: bool = True) -> Text:
+    parts = [(f"{holder['revision']}", "")] if named else []
+    if weight is not None:
+        parts.append((f"{weight} %", "" if weight else QUIET))
+    if holder.get("group"):
+        parts.append((f"in {holder['group']}", QUIET))
+    text = Text()
+    for number, (part, style) in enumerate(parts):
+        text.append("  " if number else "").append(part, style)
+    return text
+
+
+def _group(group: str, seen: Snapshot, label: str = GROUP_LABEL) -> Node:
+    pods, deployments = _labelled(seen.pods, label, group), _labelled(seen.deployments, label, group)
+    state = group_state(deployments[0] if deployments else None, pods)
+    rows = [_pod(pod, wide=seen.wide) for pod in pods]
+    # Pods that are as they should be are not worth a line each.
+    rows = [row for row in rows if row.colour is not GOOD or row.detail]
+    return Node(Text(group), state.colour, state.word, Text(""), rows, state.trouble)
+
+
+def _pod(pod: Json, *, wide: bool) -> Node:
+    state = pod_state(pod)
+    place = [str((pod.get("status") or {}).get("podIP", "")), str(pod["spec"].get("nodeName", ""))] if wide else []
+    detail = Text("  ".join(filter(None, (*place, state.note))), QUIET)
+    return Node(Text(state.name), state.colour, state.word, detail, cause=state.trouble)
+
+
+def _labelled(items: Sequence[Json], label: str, value: str) -> list[Json]:
+    return [item for item in items if item["metadata"].get("labels", {}).get(label) == value]
+
+
+def _unseen(model: Json) -> Iterator[Node]:
+    if (model.get("status") or {}).get("observedGeneration") != model["metadata"].get("generation"):
+        yield Node(Text("spec", QUIET), MOVING, "", Text("the operator has not looked at it yet"))
+
+
+def _ready(manifest: Json) -> tuple[str, str]:
+    ready = condition(manifest, "Ready")["status"]
+    return {"True": (GOOD, "ready"), "False": (BAD, "not ready")}.get(ready, (MOVING, "waiting"))
+
+
+def _conditions(manifest: Mapping[str, Any]) -> Iterator[Node]:
+    """Yield a row for each cause of conditions that are not as wanted."""
+    causes: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    conditions = (manifest.get("status") or {}).get("conditions") or ()
+    # What is under way comes first, then what is wrong; what waits for both is last.
+    for said in sorted(conditions, key=lambda each: (each["reason"] == "Waiting", each["type"] != "Progressing")):
+        wanted = "False" if said["type"] in _FALSE_IS_WANTED else "True"
+        if said["status"] != wanted:
+            causes[said["reason"], said.get("message") or ""].append(said["type"])
+    for (reason, message), types in causes.items():
+        colour = MOVING if "Progressing" in types else QUIET if reason == "Waiting" else BAD
+        shown = ", ".join(types if len(types) < 3 else [*types[:2], f"{len(types) - 2} more"])
+        yield Node(Text(shown, QUIET), colour, "", Text(""), cause=Failure(reason, message))

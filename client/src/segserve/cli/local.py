@@ -1,0 +1,154 @@
+"""This machine's platform: resources as files, servers as processes."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from segserve.cli.describing import described
+from segserve.cli.failures import CommandError, needs
+from segserve.cli.files import read_resources
+from segserve.cli.platform import MODEL, POOL, Check, Json, LogRequest
+from segserve.cli.progress import models_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from segserve_operator.adapters.local.files import StateFolder
+    from segserve_operator.adapters.local.store import LocalStore
+
+POLL_S: Final = 0.2
+
+
+def local_store() -> LocalStore:
+    """Return the resources of the local platform."""
+    with needs("local"):
+        from segserve_operator.adapters.local.files import StateFolder, state_folder
+        from segserve_operator.adapters.local.store import LocalStore
+
+    return LocalStore(StateFolder(state_folder()))
+
+
+class LocalPlatform:
+    """Implements `Platform` on the state folder that the environment names."""
+
+    def __init__(self) -> None:
+        self.store = local_store()
+
+    def apply(self, files: Iterable[Path], *, force: bool = False) -> list[tuple[str, str]]:
+        """Read all files before the first resource is stored; nobody else sets fields here."""
+        return [
+            (f"{resource.kind.lower()}/{resource.metadata.name}", self.store.apply(resource, manifest))
+            for resource, manifest in read_resources(files)
+        ]
+
+    def named(self, files: Iterable[Path]) -> list[tuple[str, str]]:
+        """Return what the files name; here are no namespaces."""
+        return [(resource.kind, resource.metadata.name) for resource, _ in read_resources(files)]
+
+    def delete(self, kind: str, name: str) -> str:
+        """Mark a model; this machine's one pool is not deleted, it ends with `segserve down`."""
+        if kind == POOL:
+            return "kept: `segserve down` ends it"
+        self.store.delete(kind, name)
+        return "deleted"
+
+    def deletes(self) -> bool:
+        """Return whether a platform is up."""
+        return self._url() is not None
+
+    def models(self) -> list[Json]:
+        """Read the files."""
+        return [self.store.get(MODEL, name) for name in self.store.names(MODEL)]
+
+    def model(self, name: str) -> Json:
+        """Read the file."""
+        return self.store.get(MODEL, name)
+
+    def pools(self) -> list[Json]:
+        """Read the files; the default pool has none."""
+        return [self.store.get(POOL, name) for name in self.store.names(POOL)]
+
+    def states(self, kind: str, name: str) -> Iterator[Json | None]:
+        """Look again and again: files tell nobody that they changed."""
+        from segserve_operator.adapters.local.store import NotFoundError
+
+        while True:
+            try:
+                found: Json | None = self.store.get(kind, name)
+            except NotFoundError:
+                found = None
+            yield found
+            time.sleep(POLL_S)
+
+    def pictures(self, name: str | None, *, wide: bool) -> Iterator[RenderableType]:
+        """Show the table of `get` again and again."""
+        while True:
+            yield models_table(self.models() if name is None else [self.model(name)], wide=wide)
+
+    def description(self, name: str) -> str:
+        """Say what the resource says."""
+        return described(self.model(name))
+
+    def logs(self, request: LogRequest) -> Iterator[str]:
+        """Yield the logs of supervisor, gateway, servers and agents."""
+        state = self.store.state
+        if request.previous:
+            raise CommandError("--previous is for clusters: here a log goes on where the process before it ended")
+        if not state.root.exists():
+            raise CommandError(f"no platform has run in {state.root}")
+        offsets: dict[Path, int] = {}
+        while True:
+            for path in self._log_files(request):
+                yield from _new_lines(state, path, offsets, request.lines)
+            if not request.follow:
+                return
+            time.sleep(POLL_S)
+
+    @contextmanager
+    def gateway(self, model: str) -> Iterator[str | None]:
+        """Return what the running platform says; where none is up, the usual address may still answer."""
+        try:
+            url = self._url()
+        except ModuleNotFoundError:
+            url = None  # without what platforms need, none of this machine is up
+        yield url
+
+    def checks(self) -> Iterator[Check]:
+        """Examine what a platform needs of this machine."""
+        with needs("local"):
+            from segserve_operator.local_platform.doctor import examine
+
+        for finding in examine(self.store):
+            yield Check(finding.what, finding.good, finding.seen, finding.advice)
+
+    def _url(self) -> str | None:
+        from segserve_operator.local_platform.supervisor import read_platform
+
+        record = read_platform(self.store.state)
+        return None if record is None else record.url
+
+    def _log_files(self, request: LogRequest) -> list[Path]:
+        state, wanted = self.store.state, request.container
+        groups = sorted(path for path in state.groups.glob("*/*.log") if wanted in (None, path.stem))
+        if request.name is None:
+            return groups if wanted else [state.log, *sorted(state.gateway.glob("*.log")), *groups]
+        roles = (self.model(request.name).get("status") or {}).get("roles", {})
+        return [path for path in groups if path.parent.name in {holder.get("group") for holder in roles.values()}]
+
+
+def _new_lines(state: StateFolder, path: Path, offsets: dict[Path, int], lines: int) -> Iterator[str]:
+    if not path.exists():
+        return
+    origin = path.relative_to(state.root).with_suffix("").as_posix()
+    with path.open("rb") as file:
+        file.seek(offsets.get(path, 0))
+        text = file.read().decode(errors="replace").splitlines()
+        first = path not in offsets
+        offsets[path] = file.tell()
+    for line in text[-lines:] if first else text:
+        yield f"{origin} | {line}"

@@ -1,0 +1,186 @@
+"""The command line on a real cluster: what a user types, what is printed, and what is there afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fakes.callers import COIN_PIXELS
+from fakes.cluster import Cluster
+from fakes.served_namespace import ServedNamespace
+from segserve import Client
+from segserve.cli.cluster.gateway import forwarded
+from segserve.cli.cluster.platform import ClusterPlatform
+from segserve.cli.where import Where
+from segserve_builder.cluster.names import FINALIZER, MANAGED_LABELS, object_name
+from segserve_operator.adapters.kube.api import SERVICES
+
+pytestmark = pytest.mark.cluster
+
+EXAMPLE = Path(__file__).parents[3] / "examples/coins"
+NAMES = ["coins", "coins-instances", "coins-twostage"]
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A shell whose kubeconfig is the cluster's, in which `segserve` and kubectl are installed."""
+
+    cluster: Cluster
+    namespace: str
+
+    def __call__(self, *arguments: object, program: tuple[str, ...] = (sys.executable, "-m", "segserve.cli"),
+                 stdin: str = "") -> subprocess.CompletedProcess[str]:  # fmt: skip
+        command = [*program, *map(str, arguments), "--namespace", self.namespace]
+        return subprocess.run(command, env=self.environment, input=stdin, capture_output=True, text=True, check=False)
+
+    def watch(self, *arguments: str, seconds: float) -> str:
+        """Return what a command that has no end printed within some seconds."""
+        command = [sys.executable, "-m", "segserve.cli", *arguments, "--namespace", self.namespace]
+        with subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True) as child:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(seconds)
+            child.terminate()
+            return child.communicate()[0]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: text for name, text in os.environ.items() if not name.startswith("SEGSERVE_")}
+        tools = (str(Path(self.cluster.kubectl_path).parent), str(Path(sys.executable).parent), os.environ["PATH"])
+        paths = os.pathsep.join(tools)
+        return kept | {"KUBECONFIG": str(self.cluster.kubeconfig), "PATH": paths, "COLUMNS": "200"}
+
+
+@pytest.fixture
+def shell(cluster: Cluster, namespace: str) -> Terminal:
+    """A namespace that no operator works in."""
+    return Terminal(cluster, namespace)
+
+
+@pytest.fixture
+def served_shell(served: ServedNamespace) -> Terminal:
+    return Terminal(served.cluster, served.name)
+
+
+def test_what_is_applied_is_as_written_and_again_is_unchanged(shell: Terminal, tmp_path: Path) -> None:
+    first, second = shell("apply", "-f", EXAMPLE / "model.yaml"), shell("apply", "-f", EXAMPLE / "model.yaml")
+    edited = (EXAMPLE / "model.yaml").read_text().replace("minArea: 150", "minArea: 160")
+    third = shell("apply", "-f", "-", stdin=edited)
+
+    assert [line.split() for line in first.stdout.splitlines()] == [
+        [f"segmentationmodel/{n}", "created"] for n in NAMES
+    ]
+    assert {line.split()[1] for line in second.stdout.splitlines()} == {"unchanged"}
+    assert [line.split()[1] for line in third.stdout.splitlines()] == ["configured", "unchanged", "unchanged"]
+    stored = json.loads(shell("get", "coins", "-o", "json").stdout)
+    assert stored["spec"]["artifact"]["uri"] == "coins-unet.onnx"
+    assert shell.cluster.get(shell.namespace, "segm", "coins") is not None
+
+
+def test_fields_that_another_has_set_are_named_and_taken_over_only_when_told(shell: Terminal, tmp_path: Path) -> None:
+    shell.cluster.apply(shell.namespace, EXAMPLE / "model.yaml")
+    edited = tmp_path / "model.yaml"
+    edited.write_text((EXAMPLE / "model.yaml").read_text().replace("maxBatchSize: 8", "maxBatchSize: 4"))
+
+    refused = shell("apply", "-f", edited)
+    forced = shell("apply", "-f", edited, "--force-conflicts")
+
+    assert refused.returncode == 1
+    assert re.search(r"error: segmentationmodel/coins: .*\.spec\.runtime\.maxBatchSize .*kubectl", refused.stderr)
+    assert "--force-conflicts" in refused.stderr
+    assert forced.stdout.splitlines()[0] == "segmentationmodel/coins configured"
+
+
+def test_what_is_left_without_an_operator_is_listed_and_removed(shell: Terminal) -> None:
+    shell("apply", "-f", EXAMPLE / "model.yaml")
+    patch = json.dumps({"metadata": {"finalizers": [FINALIZER]}})
+    shell.cluster.kubectl("-n", shell.namespace, "patch", "segm", "coins", "--type=merge", "-p", patch)
+    orphan = {"name": "orphan", "labels": dict(MANAGED_LABELS)}
+    shell.cluster.apply(shell.namespace, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": orphan})
+
+    held = shell("delete", "coins", "--timeout", "1s")
+    asked = shell("cleanup")
+    cleaned = shell("cleanup", "--yes")
+    again = shell("cleanup")
+
+    assert (held.returncode, held.stdout) == (1, "segmentationmodel/coins deleted\n")
+    assert "coins is not gone after 1s" in held.stderr
+    assert asked.returncode == 1
+    assert "--yes" in asked.stderr
+    assert f"finalizer {FINALIZER} of segmentationmodel/coins (it waits to be deleted)" in cleaned.stdout
+    assert "configmap/orphan (nobody owns it)" in cleaned.stdout
+    assert (again.returncode, again.stdout) == (0, f"nothing is left in namespace {shell.namespace}\n")
+    assert shell("wait", "coins", "--for", "delete", "--timeout", "10s").returncode == 0
+    assert [one["metadata"]["name"] for one in shell.cluster.get(shell.namespace, "segm")] == NAMES[1:]
+
+
+def test_a_model_that_serves_is_shown_described_waited_for_and_asked(served_shell: Terminal) -> None:
+    waited = served_shell("wait", "coins")
+    table = served_shell("get")
+    described = served_shell("describe", "coins").stdout
+    logs = served_shell("logs", "coins", "--container", "triton", "--tail", "3").stdout
+    predicted = served_shell("predict", "coins", EXAMPLE / "coins.png")
+
+    assert waited.returncode == 0, waited.stderr
+    assert re.search(r"coins +True +coins-[0-9a-f]{10} ", table.stdout)
+    assert "\x1b" not in table.stdout
+    assert re.search(r"stable +coins-[0-9a-f]{10} in group main", described)
+    assert re.search(r"events:\n(?s:.*)pods:\n  stable +segserve-default--main-\S+ +ready", described)
+    assert logs.splitlines()
+    assert all(re.match(r"main-\S+/\S+/triton \| ", line) for line in logs.splitlines())
+    assert predicted.returncode == 0, predicted.stderr
+    assert re.search(r"coin +│ +39,\d{3} ", predicted.stdout)
+
+
+def test_the_tree_shows_pools_groups_and_models_and_says_it_once(served_shell: Terminal) -> None:
+    printed = served_shell.watch("get", "-w", seconds=8)
+
+    first = printed.split("\n\n")[0]
+    assert re.search(r"^default +● ready +\d/\d servers?  http://segserve-default\.", first, re.MULTILINE)
+    assert re.search(r"─ main-\S+ +● (\d)/\1 pods?$", first, re.MULTILINE)
+    assert re.search(r"─ coins +● ready +coins-[0-9a-f]{10}  100 %  in main-\S+$", first, re.MULTILINE)
+    assert "\x1b" not in printed
+
+
+def test_doctor_finds_nothing_and_the_kubectl_plugin_is_the_same_command(served_shell: Terminal) -> None:
+    doctor = served_shell("doctor")
+    plugin = served_shell("get", "-o", "json", program=(served_shell.cluster.kubectl_path, "segserve"))
+
+    assert doctor.returncode == 0, doctor.stdout
+    assert re.search(r"^ok  operator: deployment/\S+ in \S+, 1 of 1 ready", doctor.stdout, re.MULTILINE)
+    assert {one["metadata"]["name"] for one in json.loads(plugin.stdout)} >= set(NAMES)
+
+
+def test_a_port_is_forwarded_where_the_service_cannot_be_reached(
+    served: ServedNamespace, served_shell: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", served_shell.environment["PATH"])
+    options = ["--kubeconfig", str(served.cluster.kubeconfig), "--namespace", served.name]
+    here = ClusterPlatform.connect(Where(kubeconfig=served.cluster.kubeconfig, namespace=served.name))
+    service = here.calls.get(SERVICES, object_name("default"))
+
+    with forwarded(here.calls, service, options) as url, Client(url) as client:
+        assert url.startswith("http://127.0.0.1:")
+        assert client.segment(EXAMPLE / "coins.png", model="coins").areas["coin"] in COIN_PIXELS
+
+
+MISTAKES = {
+    "an unknown model": (["describe", "nope"], r"no SegmentationModel 'nope' in namespace '\S+'; there are: none"),
+    "an unknown context": (["get", "--context", "nope"], r"no context 'nope' in \S+; there are: \S+"),
+}
+
+
+def test_a_users_mistake_ends_in_one_line(shell: Terminal) -> None:
+    for mistake, (arguments, message) in MISTAKES.items():
+        done = shell(*arguments)
+
+        assert done.returncode == 1, mistake
+        assert re.fullmatch(rf"error: .*{message}.*\n", done.stderr), mistake
+        assert done.stdout == "", mistake

@@ -1,0 +1,204 @@
+"""Commands on any platform: what they print, how they end, and that a user's mistake is no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.text import Text
+
+from segserve.cli import lifecycle, predict, resources
+from segserve.cli.failures import CommandError
+from segserve.cli.platform import MODEL, POOL, Check, Json, LogRequest
+
+from .conftest import Command, conditions, model
+
+
+@dataclass
+class FakePlatform:
+    """A platform in memory; each look at a model is the next of its `scenes`, the last one for good."""
+
+    scenes: dict[str, list[Json]] = field(default_factory=dict)
+    applied: list[tuple[str, bool]] = field(default_factory=list)
+    asked: list[LogRequest] = field(default_factory=list)
+    findings: list[Check] = field(default_factory=list)
+    deleted: list[tuple[str, str]] = field(default_factory=list)
+
+    def apply(self, files: Iterable[Path], *, force: bool = False) -> list[tuple[str, str]]:
+        self.applied += [(file.name, force) for file in files]
+        return [("segmentationmodel/coins", "created")]
+
+    def named(self, files: Iterable[Path]) -> list[tuple[str, str]]:
+        return [(POOL, "default"), (MODEL, "coins")] if list(files) else []
+
+    def delete(self, kind: str, name: str) -> str:
+        self.deleted.append((kind, name))
+        if kind == MODEL:
+            self.model(name)
+        return "deleted"
+
+    def deletes(self) -> bool:
+        return True
+
+    def models(self) -> list[Json]:
+        return [self.model(name) for name in self.scenes]
+
+    def model(self, name: str) -> Json:
+        if name not in self.scenes:
+            raise CommandError(f"no SegmentationModel {name!r}; there are: {', '.join(self.scenes) or 'none'}")
+        return self.scenes[name].pop(0) if len(self.scenes[name]) > 1 else self.scenes[name][0]
+
+    def pools(self) -> list[Json]:
+        return []
+
+    def states(self, kind: str, name: str) -> Iterator[Json | None]:
+        while (kind, name) not in self.deleted:
+            yield self.model(name)
+        yield None
+
+    def pictures(self, name: str | None, *, wide: bool) -> Iterator[Text]:
+        yield from map(Text, ("one", "one", "two"))
+
+    def description(self, name: str) -> str:
+        return f"all of {self.model(name)['metadata']['name']}"
+
+    def logs(self, request: LogRequest) -> Iterator[str]:
+        self.asked.append(request)
+        yield "main/abc/triton | hello"
+
+    def gateway(self, model: str) -> AbstractContextManager[str | None]:
+        raise CommandError(f"no gateway for {model}")
+
+    def checks(self) -> Iterator[Check]:
+        yield from self.findings
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> FakePlatform:
+    fake = FakePlatform({"coins": [model()]})
+    for module in (resources, lifecycle, predict):
+        monkeypatch.setattr(module, "platform", lambda _: fake)
+    return fake
+
+
+def test_apply_says_what_became_of_each_and_force_is_passed_on(command: Command, here: FakePlatform) -> None:
+    assert command("apply", "-f", "a.yaml", "-f", "-", "--force-conflicts") == (
+        0,
+        "segmentationmodel/coins created\n",
+        "",
+    )
+    assert here.applied == [("a.yaml", True), ("-", True)]
+
+
+def test_get_prints_a_table_without_colours_where_nobody_looks(command: Command, here: FakePlatform) -> None:
+    code, printed, _ = command("get", "coins")
+
+    assert code == 0
+    assert [line.split() for line in printed.splitlines()][1][:3] == ["coins", "True", "coins-1111111111"]
+    assert "\x1b" not in printed
+
+
+def test_a_watch_that_is_piped_prints_each_picture_that_differs(command: Command, here: FakePlatform) -> None:
+    assert command("get", "-w") == (0, "one\n\ntwo\n", "")
+
+
+def test_a_watch_has_no_machine_readable_form(command: Command, here: FakePlatform) -> None:
+    code, _, complaint = command("get", "-w", "-o", "json")
+
+    assert code == 2
+    assert "-o is table or wide" in complaint
+
+
+def test_wait_ends_when_the_newest_spec_serves(command: Command, here: FakePlatform) -> None:
+    starting = model(conditions=conditions("Starting", "a group starts", Progressing="True", Ready="False"))
+    ready = conditions("Serving", "it gets all requests", Ready="True") + conditions(Progressing="False")
+    switching = conditions("Switching", "not yet", Ready="True") + conditions(Progressing="False")
+    scenes = [starting, model(conditions=switching), model(conditions=ready)]
+    here.scenes["coins"] = scenes
+
+    assert command("wait", "coins") == (0, "coins: it gets all requests\n", "")
+    assert len(here.scenes["coins"]) == 1
+
+
+WAITS: dict[str, tuple[list[dict[str, str]], str]] = {
+    "what cannot come to serve ends it at once": (
+        conditions("GoldenFailed", "IoU 0.2", Degraded="True"),
+        "error: coins: GoldenFailed: IoU 0.2\n",
+    ),
+    "what may heal is waited for, and named": (
+        conditions("Unschedulable", "0 of 3 nodes", Degraded="True"),
+        "error: coins is not ready after 0s: Unschedulable: 0 of 3 nodes\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("waited", WAITS)
+def test_wait_fails_with_the_cause(command: Command, here: FakePlatform, waited: str) -> None:
+    said, complaint = WAITS[waited]
+    here.scenes["coins"] = [model(conditions=said)]
+
+    assert command("wait", "coins", "--timeout", "0s") == (1, "", complaint)
+
+
+def test_delete_takes_models_before_their_pools_and_waits(command: Command, here: FakePlatform) -> None:
+    printed = "segmentationmodel/coins deleted\ntritonpool/default deleted\n"
+
+    assert command("delete", "coins", "-f", "all.yaml") == (0, printed, "")
+    assert here.deleted == [(MODEL, "coins"), (POOL, "default")]
+
+
+def test_doctor_fails_where_something_is_not_good_and_says_how_to_mend_it(command: Command, here: FakePlatform) -> None:
+    here.findings = [
+        Check("API server", good=True, seen="v1.36 [new]"),
+        Check("operator", False, "none", "helm install"),
+    ]
+
+    assert command("doctor") == (1, "ok  API server: v1.36 [new]\nbad operator: none\n    helm install\n", "")
+
+
+def test_logs_pass_on_what_is_asked_for(command: Command, here: FakePlatform) -> None:
+    code, printed, _ = command("logs", "coins", "-c", "agent", "--previous", "--tail", "7")
+
+    assert (code, printed) == (0, "main/abc/triton | hello\n")
+    assert here.asked == [LogRequest("coins", "agent", previous=True, follow=False, lines=7)]
+
+
+MISTAKES: dict[str, tuple[list[str], int, str]] = {
+    "an unknown model": (["describe", "roads"], 1, "error: no SegmentationModel 'roads'; there are: coins\n"),
+    "a gateway that is not there": (
+        ["predict", "coins", "a.png", "-n", "lab"], 1, "error: no gateway for coins\n",
+    ),
+    "an unknown option": (["get", "--nope"], 2, "No such option"),
+    "an unknown format": (["get", "-o", "xml"], 2, "Invalid value"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_without_a_traceback(command: Command, here: FakePlatform, mistake: str) -> None:
+    arguments, expected, said = MISTAKES[mistake]
+
+    code, printed, complaint = command(*arguments)
+
+    assert (code, printed) == (expected, "")
+    assert said in complaint
+    assert "Traceback" not in complaint
+
+
+def test_a_cluster_that_is_down_is_told_with_its_context(command: Command, kubeconfig: Path) -> None:
+    code, _, complaint = command("get", "--kubeconfig", kubeconfig)
+
+    assert code == 1
+    assert complaint.startswith("error: http://127.0.0.1:1 of context 'test' does not answer: ")
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["apply", "delete", "get", "describe", "wait", "logs", "predict", "doctor", "cleanup"])
+def test_every_command_says_where_it_can_go(command: Command, name: str) -> None:
+    code, printed, _ = command(name, "--help")
+
+    assert code == 0
+    for option in ("--local", "--context", "--namespace", "--kubeconfig"):
+        assert option in printed

@@ -1,0 +1,143 @@
+"""What a cluster needs: each finding says what was seen, and what mends it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import httpx2
+import pytest
+
+from fakes.kube_http import FakeServer, refusal
+from segserve.cli.platform import Check
+from segserve_operator.api.crd import crd
+from segserve_operator.api.resources import KINDS
+
+from .conftest import POOLS, deployment, pool
+
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+LABELS = {"app.kubernetes.io/name": "segserve", "app.kubernetes.io/component": "operator"}
+
+
+def operator(ready: int = 1, namespaces: str = "") -> Any:
+    found = deployment("any", readyReplicas=ready)
+    found["metadata"] |= {"name": "segserve", "labels": LABELS, "namespace": "system"}
+    container = {"image": "op:1", "env": [{"name": "SEGSERVE_NAMESPACES", "value": namespaces}]}
+    found["spec"]["template"] = {"spec": {"containers": [container]}}
+    return found
+
+
+@pytest.fixture
+def healthy(server: FakeServer) -> FakeServer:
+    definitions = {kind: crd(KINDS[kind]) for kind in KINDS}
+
+    def listed(request: httpx2.Request) -> httpx2.Response:
+        name = request.url.params["fieldSelector"].partition("=")[2]
+        items = [each for each in definitions.values() if each["metadata"]["name"] == name]
+        return httpx2.Response(200, json={"items": items, "metadata": {}})
+
+    allowed = httpx2.Response(201, json={"status": {"allowed": True}, "metadata": {}})
+    server.answers |= {
+        ("GET", "/version"): lambda _: httpx2.Response(
+            200, json={"major": "1", "minor": "36+", "gitVersion": "v1.36.1"}
+        ),
+        ("GET", CRDS): listed,
+        ("POST", REVIEWS): lambda _: allowed,
+    }
+    server.put("apis/coordination.k8s.io/v1/leases")
+    server.put("apis/apps/v1/deployments", operator())
+    server.put(POOLS, pool())
+    return server
+
+
+def examined(server: FakeServer) -> dict[str, Check]:
+    return {check.what: check for check in server.platform().checks()}
+
+
+def test_a_cluster_that_has_all_is_good(healthy: FakeServer) -> None:
+    found = examined(healthy)
+
+    assert [check for check in found.values() if not check.good] == []
+    assert list(found) == [
+        "context",
+        "API server",
+        "segmentationmodels.segserve.dev",
+        "tritonpools.segserve.dev",
+        "operator",
+        "your rights",
+        "pool default",
+    ]
+    assert found["operator"].seen == "deployment/segserve in system, 1 of 1 ready, op:1"
+
+
+def test_where_nothing_answers_nothing_more_is_asked(server: FakeServer) -> None:
+    found = examined(server)
+
+    assert [(check.what, check.good) for check in found.values()] == [("context", True), ("API server", False)]
+
+
+def test_definitions_that_lack_a_field_are_older(healthy: FakeServer) -> None:
+    old = deepcopy(crd(KINDS["TritonPool"]))
+    del old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["isolation"]
+    healthy.answers["GET", CRDS] = lambda _: httpx2.Response(200, json={"items": [old], "metadata": {}})
+
+    check = examined(healthy)["tritonpools.segserve.dev"]
+
+    assert not check.good
+    assert check.seen == "older than this segserve: it lacks v1alpha1.spec.isolation"
+    assert "segserve crds | kubectl apply --server-side -f -" in check.advice
+
+
+def test_definitions_that_are_not_there_name_the_install(healthy: FakeServer) -> None:
+    healthy.answers["GET", CRDS] = lambda _: httpx2.Response(200, json={"items": [], "metadata": {}})
+
+    check = examined(healthy)["segmentationmodels.segserve.dev"]
+
+    assert (check.good, check.seen) == (False, "not there")
+    assert check.advice.startswith("helm install segserve")
+
+
+OPERATORS = {
+    "one that is not ready": (operator(0), "deployment/segserve in system, 0 of 1 ready, op:1"),
+    "one that works elsewhere": (operator(1, "prod,dev"), "none works in lab; others: system/segserve"),
+}
+
+
+@pytest.mark.parametrize("which", OPERATORS)
+def test_an_operator_that_does_nothing_here_is_no_operator(healthy: FakeServer, which: str) -> None:
+    found, seen = OPERATORS[which]
+    healthy.put("apis/apps/v1/deployments", found)
+
+    check = examined(healthy)["operator"]
+
+    assert (check.good, check.seen) == (False, seen)
+
+
+def test_rights_that_are_missing_are_named(healthy: FakeServer) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(201, json={"status": {"allowed": b'"delete"' not in request.content}, "metadata": {}})
+
+    healthy.answers["POST", REVIEWS] = answer
+
+    check = examined(healthy)["your rights"]
+
+    assert (check.good, check.seen) == (False, "you may not delete segmentationmodels, delete tritonpools")
+
+
+def test_what_a_user_may_not_see_is_no_fault_of_the_cluster(healthy: FakeServer) -> None:
+    healthy.answers["GET", CRDS] = lambda _: refusal(403, "customresourcedefinitions is forbidden")
+
+    check = examined(healthy)["tritonpools.segserve.dev"]
+
+    assert check.good
+    assert check.seen == "not for you to see (customresourcedefinitions is forbidden)"
+
+
+def test_a_missing_default_pool_is_told(healthy: FakeServer) -> None:
+    healthy.objects.pop("/apis/segserve.dev/v1alpha1/namespaces/lab/tritonpools/default")
+
+    check = examined(healthy)["pool default"]
+
+    assert (check.good, check.seen) == (False, "not in lab")
+    assert "TritonPool named default" in check.advice

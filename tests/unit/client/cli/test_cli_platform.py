@@ -1,0 +1,202 @@
+"""Resources on a cluster: applied as written, all or none, and what a server refuses is said with what helps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from fakes.kube_http import FakeServer, refusal
+from segserve.cli.cluster.errors import (
+    ClusterError,
+    ForbiddenError,
+    NotInstalledError,
+    UnknownError,
+    UnreachableError,
+)
+from segserve.cli.failures import CommandError
+from segserve.cli.platform import MODEL, POOL, LogRequest
+
+from .conftest import MODELS, POOLS, model, pod, pool
+
+COINS = Path(__file__).parents[4] / "examples/coins/model.yaml"
+PATH = "/apis/segserve.dev/v1alpha1/namespaces/lab/segmentationmodels"
+
+
+def test_models_are_applied_as_they_are_written(server: FakeServer) -> None:
+    outcomes = server.platform().apply([COINS])
+
+    assert outcomes == [
+        (f"segmentationmodel/{name}", "created") for name in ("coins", "coins-instances", "coins-twostage")
+    ]
+    path, body = server.sent("PATCH")[-3]
+    assert path == f"{PATH}/coins"
+    assert body["metadata"] == {"name": "coins", "namespace": "lab"}
+    assert body["spec"]["artifact"]["uri"] == "coins-unet.onnx"
+    assert "keepPrevious" not in body["spec"]
+
+
+def test_nothing_is_applied_where_the_server_refuses_one(server: FakeServer) -> None:
+    causes = [
+        {"field": "spec.input.maxPixels", "message": "must be less"},
+        {"field": "spec.pool", "message": "is fixed"},
+    ]
+    server.answers["PATCH", f"{PATH}/coins-twostage"] = lambda _: refusal(422, "is invalid", name="x", causes=causes)
+
+    with pytest.raises(ClusterError) as caught:
+        server.platform().apply([COINS])
+
+    assert str(caught.value) == (
+        "segmentationmodel/coins-twostage: the API server refuses it: "
+        "spec.input.maxPixels: must be less; spec.pool: is fixed"
+    )
+    assert server.platform().models() == []
+
+
+def test_what_is_applied_again_is_unchanged_whatever_the_operator_writes(server: FakeServer, tmp_path: Path) -> None:
+    here = server.platform()
+    here.apply([COINS])
+    server.objects[f"{PATH}/coins"]["status"] = {"weight": 100}
+    server.objects[f"{PATH}/coins"]["metadata"]["resourceVersion"] = "77"
+    edited = tmp_path / "model.yaml"
+    edited.write_text(COINS.read_text().replace("minArea: 150", "minArea: 160"))
+
+    assert {outcome for _, outcome in here.apply([COINS])} == {"unchanged"}
+    assert here.apply([edited])[0] == ("segmentationmodel/coins", "configured")
+
+
+def test_a_conflict_names_who_else_set_the_field_and_force_takes_it_over(server: FakeServer) -> None:
+    causes = [{"reason": "FieldManagerConflict", "field": ".spec.golden", "message": 'conflict with "helm"'}]
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.params["force"] == "true":
+            return httpx2.Response(200, json={"metadata": {"name": "coins"}, "spec": {}})
+        return refusal(409, "Apply failed", causes=causes)
+
+    server.answers["PATCH", f"{PATH}/coins"] = answer
+
+    with pytest.raises(ClusterError, match=r'\.spec\.golden \(conflict with "helm"\).*--force-conflicts'):
+        server.platform().apply([COINS])
+    assert server.platform().apply([COINS], force=True)[0] == ("segmentationmodel/coins", "created")
+
+
+def test_a_namespace_in_the_file_wins_over_the_contexts_but_not_over_another_that_is_named(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "pool.yaml"
+    text = "apiVersion: segserve.dev/v1alpha1\nkind: TritonPool\nmetadata: {name: default, namespace: prod}\nspec: {}\n"
+    file.write_text(text)
+
+    server.platform().apply([file])
+
+    assert server.sent("PATCH")[-1][0] == "/apis/segserve.dev/v1alpha1/namespaces/prod/tritonpools/default"
+    with pytest.raises(CommandError, match="says namespace 'prod', --namespace says 'lab'"):
+        server.platform(namespace="lab").apply([file])
+    with pytest.raises(CommandError, match="says namespace 'prod'; add --namespace prod"):
+        server.platform().named([file])
+
+
+def test_deleting_names_the_kind_and_an_unknown_name_is_told_with_the_known(server: FakeServer) -> None:
+    server.put(MODELS, model())
+    server.put(POOLS, pool())
+    here = server.platform()
+
+    assert here.delete(MODEL, "coins") == "deleted"
+    assert here.delete(POOL, "default") == "deleted"
+    assert (here.models(), here.pools()) == ([], [])
+    server.put(MODELS, model("roads"))
+    with pytest.raises(UnknownError, match="no SegmentationModel 'coins' in namespace 'lab'; there are: roads"):
+        here.delete(MODEL, "coins")
+
+
+REFUSALS: dict[str, tuple[Any, type[ClusterError], str]] = {
+    "no definitions": (httpx2.Response(404, text="404 page not found"), NotInstalledError, "helm install segserve"),
+    "no rights": (refusal(403, 'User "eve" cannot list'), ForbiddenError, 'User "eve" cannot list; ask .* `edit`'),
+    "no credentials": (refusal(401, "Unauthorized"), ForbiddenError, "context 'test' are not accepted"),
+    "no JSON": (httpx2.Response(200, text="<html>"), UnreachableError, "'<html>', no JSON"),
+    "a failure": (refusal(500, "etcd is full"), ClusterError, "answered 500: etcd is full"),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSALS)
+def test_a_refusal_says_what_helps(server: FakeServer, refused: str) -> None:
+    answer, kind, said = REFUSALS[refused]
+    server.answers["GET", PATH] = lambda _: answer
+
+    with pytest.raises(kind, match=said):
+        server.platform().models()
+
+
+def test_a_server_that_does_not_answer_is_named_with_its_context(server: FakeServer) -> None:
+    def silent(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("connection refused", request=request)
+
+    server.answers["GET", PATH] = silent
+
+    with pytest.raises(
+        UnreachableError, match=r"http://api\.test of context 'test' .*: connection refused; is the cluster up"
+    ):
+        server.platform().models()
+
+
+def test_a_state_follows_the_servers_events_until_the_model_is_gone(server: FakeServer) -> None:
+    events = [{"type": "MODIFIED", "object": model(weight=50)}, {"type": "DELETED", "object": model()}]
+    stored = [model()]
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if "watch" not in request.url.params:
+            return httpx2.Response(200, json={"items": stored, "metadata": {"resourceVersion": "5"}})
+        assert request.url.params["resourceVersion"] == "5"
+        assert request.url.params["fieldSelector"] == "metadata.name=coins"
+        stored.clear()
+        return httpx2.Response(200, text="\n".join(map(json.dumps, events)))
+
+    server.answers["GET", PATH] = answer
+
+    states = server.platform().states(MODEL, "coins")
+
+    # How many of them are seen on the way is a matter of time.
+    assert any(state is None for state in states)
+
+
+def test_a_description_has_the_models_events_and_pods(server: FakeServer) -> None:
+    server.put(MODELS, model())
+    server.put("api/v1/pods", pod("main-1", "a"), pod("other", "b"))
+    said = {"reason": "Promoted", "message": "it serves", "type": "Normal", "count": 3}
+    server.put("api/v1/events", {"metadata": {"name": "e"}, "lastTimestamp": "2026-01-01T00:00:00Z", **said})
+
+    text = server.platform().description("coins")
+
+    assert "stable     coins-1111111111 in group main-1" in text
+    assert "Promoted" in text
+    assert "it serves (3 times)" in text
+    assert "segserve-default--main-1-abc-a  ready" in text
+    assert "other" not in text
+
+
+def test_logs_are_of_the_groups_that_hold_the_model_and_one_without_any_says_so(server: FakeServer) -> None:
+    server.put(MODELS, model())
+    server.put("api/v1/pods", pod("main-1", "a"), pod("other", "b"))
+    log = "/api/v1/namespaces/lab/pods/segserve-default--main-1-abc-a/log"
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.params["container"] == "agent":
+            return refusal(400, 'container "agent" is waiting to start')
+        assert request.url.params["previous"] == "true"
+        return httpx2.Response(200, text="one\ntwo\n")
+
+    server.answers["GET", log] = answer
+    here = server.platform()
+
+    assert list(here.logs(LogRequest("coins", previous=True))) == [
+        "main-1/abc-a/triton | one",
+        "main-1/abc-a/triton | two",
+        'main-1/abc-a/agent | (no log: container "agent" is waiting to start)',
+    ]
+    with pytest.raises(CommandError, match="no container 'envoy'; there are: agent, triton"):
+        list(here.logs(LogRequest("coins", "envoy")))
+    with pytest.raises(CommandError, match="cannot be followed"):
+        list(here.logs(LogRequest("coins", previous=True, follow=True)))

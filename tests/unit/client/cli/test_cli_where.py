@@ -1,0 +1,119 @@
+"""Which platform is meant: what is named, else this machine's where one is up, else the kube context's."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fakes.kube_http import CONFIG
+from segserve.cli.cluster.config import config_of
+from segserve.cli.cluster.errors import NoKubeconfigError
+from segserve.cli.where import Where, is_local
+
+from .conftest import Command
+
+
+def written(path: Path, **changes: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(CONFIG | changes))
+    return path
+
+
+def test_without_any_kubeconfig_this_machine_is_meant() -> None:
+    assert is_local(Where())
+
+
+def test_a_kubeconfig_means_its_cluster_unless_this_machine_is_named(
+    kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+
+    assert not is_local(Where())
+    assert is_local(Where(local=True))
+
+
+def test_a_state_folder_that_is_named_is_meant_beside_a_kubeconfig(
+    kubeconfig: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    monkeypatch.setenv("SEGSERVE_STATE", str(tmp_path))
+
+    assert is_local(Where())
+    assert not is_local(Where(namespace="lab"))
+
+
+def test_the_kubectl_plugin_means_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/kubectl-segserve"])
+
+    assert not is_local(Where())
+
+
+def test_this_machine_and_a_cluster_cannot_both_be_meant(command: Command) -> None:
+    code, _, complaint = command("get", "--local", "--namespace", "lab")
+
+    assert code == 2
+    assert "--local is this machine" in complaint
+
+
+def test_the_usual_file_the_named_ones_and_the_option_are_read_in_that_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    others = [{"name": "other", "context": {"cluster": "here", "user": "me"}}]
+    usual = written(tmp_path / "home/.kube/config")
+    first = written(tmp_path / "first", **{"contexts": others, "current-context": None})
+    assert config_of(Where()).context_name == "test"
+
+    monkeypatch.setenv("KUBECONFIG", os.pathsep.join((str(first), str(usual))))
+
+    assert config_of(Where()).context_name == "test"
+    assert config_of(Where(context="other")).namespace == "default"
+    assert config_of(Where(context="other", namespace="lab")).namespace == "lab"
+    assert config_of(Where(kubeconfig=usual)).namespace == "lab"
+
+
+BROKEN = {
+    "nothing": (None, "no kubeconfig: Configuration file .* not found"),
+    "no YAML": ("a: [", "is no kubeconfig: while parsing"),
+    "another file": ("a: 1", "is no kubeconfig: has no 'clusters'"),
+    "no cluster": (json.dumps(CONFIG | {"clusters": []}), "is no kubeconfig: has no 'here'"),
+    "no current context": (json.dumps(CONFIG | {"current-context": None}), "names no current context"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_kubeconfig_that_cannot_be_used_is_named_with_what_helps(broken: str, tmp_path: Path) -> None:
+    text, said = BROKEN[broken]
+    file = tmp_path / "config"
+    if text is not None:
+        file.write_text(text)
+
+    with pytest.raises(NoKubeconfigError, match=said) as caught:
+        config_of(Where(kubeconfig=file))
+
+    assert str(file) in str(caught.value)
+    assert "--local" in str(caught.value)
+
+
+def test_an_unknown_context_is_told_with_those_that_there_are(kubeconfig: Path) -> None:
+    with pytest.raises(NoKubeconfigError, match=r"no context 'prod' in .*; there are: test"):
+        config_of(Where(kubeconfig=kubeconfig, context="prod"))
+
+
+def test_a_credential_plugin_of_todays_version_is_told_what_it_is_asked_for(tmp_path: Path) -> None:
+    version = "client.authentication.k8s.io/v1"
+    plugin = {"apiVersion": version, "command": "token-tool", "args": ["get"]}
+    file = written(tmp_path / "config", users=[{"name": "me", "user": {"exec": plugin}}])
+
+    user = config_of(Where(kubeconfig=file)).user
+
+    assert user is not None
+    assert user.exec is not None
+    assert (user.exec.command, user.exec.args) == ("token-tool", ["get"])
+    asked = {variable.name: json.loads(variable.value) for variable in user.exec.env or []}
+    assert asked["KUBERNETES_EXEC_INFO"]["apiVersion"] == version
