@@ -102,8 +102,9 @@ zoo: $(VENV)/dev.stamp  ## Train the nine networks of examples/zoo again (half a
 zoo-report: $(VENV)/dev.stamp system  ## Serve the zoo and compare its figures with plain torch; writes docs/quality.md
 	$(BIN)/python -m examples.zoo.report
 
-prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: the zoo, all tables, 5 minutes of load with edits
+prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: the zoo, all tables, load with edits, all faults
 	$(BIN)/python -m bench.endurance
+	PYTHONPATH=tests $(BIN)/python -m bench.operator_faults
 
 crds: $(VENV)/dev.stamp  ## Write the custom resource definitions and their reference
 	$(BIN)/python -m segserve_operator.api.crd crds

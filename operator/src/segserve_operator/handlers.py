@@ -34,6 +34,7 @@ def settings_of(view: View) -> kopf.OperatorSettings:
     settings.watching.server_timeout = 600
     settings.watching.connect_timeout = 10
     settings.watching.inactivity_timeout = 70
+    settings.watching.chunk_size = 500  # the whole of 10,000 models at once takes hundreds of MiB
     for kind in view.kinds:
         if labels := selector(kind):
             chosen = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))

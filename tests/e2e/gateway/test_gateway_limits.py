@@ -149,17 +149,29 @@ async def test_a_server_that_hangs_is_left_out_after_three_requests(
     assert [answer.status_code for answer in later] == [200] * 10
 
 
-async def test_the_errors_of_a_server_are_answers_and_do_not_leave_it_out(
+async def test_an_error_of_a_server_is_asked_again_of_another_and_does_not_leave_it_out(
     gateway: RunningGateway, old: StubTriton, new: StubTriton
 ) -> None:
+    """A server whose step has died answers so, until its agent has seen it."""
     share = Share("main", "coins-old", 100, (old.endpoint, new.endpoint))
     await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
     old.status = 500
 
     answers = [(await ask(gateway, "/v2/models/coins/infer")).status_code for _ in range(60)]
 
-    assert answers.count(500) > 10
-    assert 500 in answers[-20:]
+    assert set(answers) == {200}
+    assert len(old.asked) > 10
+
+
+async def test_an_error_of_all_servers_is_the_answer(gateway: RunningGateway, old: StubTriton, new: StubTriton) -> None:
+    share = Share("main", "coins-old", 100, (old.endpoint, new.endpoint))
+    await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
+    old.status = new.status = 500
+
+    answers = [(await ask(gateway, "/v2/models/coins/infer")).status_code for _ in range(60)]
+
+    assert set(answers) == {500}
+    assert len(old.asked) + len(new.asked) <= 120
 
 
 async def test_a_request_that_takes_too_long_is_ended(serving: RunningGateway, old: StubTriton) -> None:

@@ -107,7 +107,7 @@ def _serving(model: ModelObserved, roles: Roles, world: Observed) -> Statement:
     if stable is None:
         return Statement("TrafficReady", "False", "NoStable", "no revision has answered its golden images yet")
     group = world.groups.get(stable.group)
-    if group is None or not group.proved(stable.revision):
+    if group is None or not group.endpoints(stable.revision):
         report = group.report(stable.revision) if group is not None else None
         why = f": {report.message}" if report is not None and report.message else ""
         text = f"no server of group {stable.group} answers {stable.revision}{why}"

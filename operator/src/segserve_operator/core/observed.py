@@ -137,7 +137,8 @@ class ServerObserved:
 class GroupObserved:
     """One group of equal servers: what they were told to hold, and what each says of that.
 
-    `wanted` is how many servers it is to have. `intact` is False where something of it has to be started or put
+    `leaving` are servers that are about to end and count no more, but answer where no other does. `wanted` is how many
+    servers the group is to have. `intact` is False where something of it has to be started or put
     right, `written` where the agents cannot read all of the assignment. `problem` says why servers do not come up.
     """
 
@@ -148,6 +149,7 @@ class GroupObserved:
     assignment: Assignment = field(default_factory=Assignment)
     written: bool = True
     problem: Failure | None = None
+    leaving: tuple[ServerObserved, ...] = ()
     _held: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -165,7 +167,8 @@ class GroupObserved:
 
     def endpoints(self, revision: str) -> tuple[Endpoint, ...]:
         """Return where a revision is answered."""
-        return tuple(server.endpoint for server in self.proved(revision))
+        found = self.proved(revision) or tuple(server for server in self.leaving if server.proved(revision))
+        return tuple(server.endpoint for server in found)
 
     def complete(self, revision: str) -> bool:
         """Tell whether as many servers as wanted, and at least one, answer with a revision."""

@@ -230,7 +230,7 @@ def _traffic(roles: Mapping[str, Roles], world: Observed) -> TrafficPlan:
     main = world.groups.get(world.main)
     return TrafficPlan(
         routes=tuple(sorted((r for r in routes if r is not None), key=lambda route: route.model)),
-        servers=tuple(server.endpoint for server in main.servers) if main is not None else (),
+        servers=tuple(server.endpoint for server in main.servers or main.leaving) if main is not None else (),
     )
 
 

@@ -52,6 +52,22 @@ def test_an_object_that_is_gone_is_not_brought_back_by_a_late_answer(view: View)
     assert text_of(view) is None
 
 
+def test_an_object_that_lost_our_labels_is_back_once_it_has_them_again(view: View) -> None:
+    """A watch by labels tells of both as of an end and a beginning; the uid stays."""
+    view.take(CONFIG_MAPS, config_map(version=5))
+    view.drop(CONFIG_MAPS, config_map(version=8))
+
+    assert view.take(CONFIG_MAPS, config_map(version=9, text="repaired")) == {KEY}
+    assert text_of(view) == "repaired"
+
+
+def test_an_end_that_is_older_than_what_is_known_ends_nothing(view: View) -> None:
+    view.take(CONFIG_MAPS, config_map(version=9, text="repaired"))
+
+    assert view.drop(CONFIG_MAPS, config_map(version=8)) == frozenset()
+    assert text_of(view) == "repaired"
+
+
 def test_the_end_of_a_former_object_of_the_name_does_not_touch_the_present_one(view: View) -> None:
     view.take(CONFIG_MAPS, config_map(version=9, uid="u2", text="anew"))
 

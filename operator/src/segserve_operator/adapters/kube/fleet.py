@@ -22,6 +22,7 @@ from segserve_builder.cluster.names import (
 )
 from segserve_builder.cluster.shards import content_of, pack, shard_of, unpack
 from segserve_operator.adapters.kube import pods
+from segserve_operator.adapters.kube.accounts import with_valid_tokens
 from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, PODS
 from segserve_operator.adapters.kube.children import apply_differing, differing
 from segserve_operator.adapters.kube.objects import assignment_config_map, group_objects, main_group
@@ -108,7 +109,8 @@ class ClusterFleet:
         reports = pods.reports_of(maps.get(self._reports(name)))
         return GroupObserved(
             name=name,
-            servers=tuple(filter(None, (self._server(pod, reports) for pod in members))),
+            servers=self._servers((pod for pod in members if not pods.is_going(pod)), reports),
+            leaving=self._servers(filter(pods.is_going, members), reports),
             wanted=target.spec.replicas,
             intact=deployment is not None and not self._broken(target, name),
             assignment=Assignment(models=tuple(sorted(told, key=lambda model: model.model))),
@@ -123,7 +125,7 @@ class ClusterFleet:
         return any(True for _ in differing(self.view, self.key, self._objects(target, group)))
 
     def _objects(self, target: PoolTarget, group: str) -> tuple[Json, ...]:
-        return group_objects(target, group, target.spec.replicas)
+        return with_valid_tokens(self.view, self.key, group_objects(target, group, target.spec.replicas))
 
     def _assigned(self, packed: str | None) -> tuple[AssignedModel, ...]:
         if packed is None:
@@ -135,6 +137,9 @@ class ClusterFleet:
                 return ()  # somebody's edit: it is written anew
             self.decoded.assignments[packed] = tuple(map(self.known.same, read))
         return self.decoded.assignments[packed]
+
+    def _servers(self, members: Iterable[Json], reports: Mapping[str, str]) -> tuple[ServerObserved, ...]:
+        return tuple(filter(None, (self._server(pod, reports) for pod in members)))
 
     def _server(self, pod: Json, reports: Mapping[str, str]) -> ServerObserved | None:
         ip = pods.address(pod)

@@ -19,6 +19,7 @@ from segserve_builder.cluster.names import (
 )
 from segserve_builder.cluster.shards import VERSION_KEY, content_of, pack, shard_of, unpack
 from segserve_operator.adapters.kube import pods
+from segserve_operator.adapters.kube.accounts import with_valid_tokens
 from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, PODS
 from segserve_operator.adapters.kube.children import apply_differing, differing
 from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url, plan_config_map
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from segserve_operator.adapters.kube.api import Api, Json
+    from segserve_operator.adapters.kube.objects import PoolTarget
     from segserve_operator.adapters.kube.target import Targets
     from segserve_operator.adapters.kube.view import PoolKey, View
 
@@ -78,7 +80,7 @@ class ClusterTraffic:
             active={(model, group): 1 for report in reports.values() for model, group in report.get("draining", ())},
             pending=frozenset().union(*(self._pending(*numbered, gateways, reports) for numbered in enumerate(shards))),
             answering=any(map(pods.is_ready, gateways)),
-            intact=not any(True for _ in differing(self.view, self.key, gateway_objects(target))),
+            intact=not any(True for _ in differing(self.view, self.key, self._objects(target))),
             problem=_refusal(reports) or trouble(deployment, gateways),
         )
 
@@ -135,7 +137,10 @@ class ClusterTraffic:
             await apply_differing(self.api, self.view, self.key, [manifest], fenced=True)
         for text in self.decoded.keys() - set(used):
             del self.decoded[text]
-        await apply_differing(self.api, self.view, self.key, gateway_objects(target))
+        await apply_differing(self.api, self.view, self.key, self._objects(target))
+
+    def _objects(self, target: PoolTarget) -> tuple[Json, ...]:
+        return with_valid_tokens(self.view, self.key, gateway_objects(target))
 
     def _content(self, found: Json | None, part: Shard) -> str:
         """Return a shard packed; as it is where it says that already, for to pack a thousand routes takes a while."""

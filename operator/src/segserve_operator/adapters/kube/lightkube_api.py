@@ -113,10 +113,10 @@ class LightkubeApi:
 
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> list[Json]:
         """Read page by page; each is what the server had when the first was asked for."""
-        found = [item async for item in self._items("list", kind, namespace, labels, _JSON)]
-        for item in found:
+        found: list[Json] = []
+        async for item in self._items("list", kind, namespace, labels, _JSON):
             item["apiVersion"], item["kind"] = kind.api_version, kind.name
-            _strip(item)
+            found.append(_strip(item))
         return found
 
     async def versions(

@@ -22,10 +22,10 @@ def is_going(found: Mapping[str, Any]) -> bool:
 
 
 def address(pod: Mapping[str, Any]) -> str | None:
-    """Return the pod's IP once it runs and as long as it stays."""
+    """Return the pod's IP while it runs, also while it ends."""
     status = pod.get("status") or {}
     ip: str | None = status.get("podIP")
-    return ip if ip and status.get("phase") == "Running" and not is_going(pod) else None
+    return ip if ip and status.get("phase") == "Running" else None
 
 
 def container_ready(pod: Mapping[str, Any], name: str) -> bool:

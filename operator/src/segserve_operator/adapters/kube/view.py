@@ -55,7 +55,7 @@ class View:
         self.kinds = tuple(kinds)
         self._objects: dict[Kind, dict[tuple[str, str], Json]] = {kind: {} for kind in self.kinds}
         self._by_pool: dict[Kind, dict[PoolKey, set[str]]] = {kind: defaultdict(set) for kind in self.kinds}
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, int] = OrderedDict()
 
     def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
         """Return an object as last seen."""
@@ -79,8 +79,11 @@ class View:
         metadata = found["metadata"]
         at = (metadata["namespace"], metadata["name"])
         known = self._objects[kind].get(at)
-        if metadata["uid"] in self._gone or (known is not None and _version(known) >= _version(found)):
+        # One that lost our labels was told to be gone, and is back once it has them again.
+        seen = max(self._gone.get(metadata["uid"], -1), -1 if known is None else _version(known))
+        if _version(found) <= seen:
             return frozenset()
+        self._gone.pop(metadata["uid"], None)
         self._objects[kind][at] = _slim(found)
         former = self._unlink(kind, known)
         key = key_of(kind, found)
@@ -91,12 +94,12 @@ class View:
     def drop(self, kind: Kind, gone: Mapping[str, Any]) -> frozenset[PoolKey]:
         """Take over that an object is gone, and return the pools that this is news for."""
         metadata = gone["metadata"]
-        self._gone[metadata["uid"]] = None
+        self._gone[metadata["uid"]] = _version(gone)
         while len(self._gone) > REMEMBERED_DELETIONS:
             self._gone.popitem(last=False)
         at = (metadata["namespace"], metadata["name"])
         known = self._objects[kind].get(at)
-        if known is None or known["metadata"]["uid"] != metadata["uid"]:
+        if known is None or known["metadata"]["uid"] != metadata["uid"] or _version(known) > _version(gone):
             return frozenset()
         del self._objects[kind][at]
         former = self._unlink(kind, known)

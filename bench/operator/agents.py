@@ -1,0 +1,260 @@
+"""What a cluster does around the operator: pods that run at once, agents that load in no time, gateways that follow.
+
+    python -m bench.operator.agents [--real-gateways NAMESPACE]
+
+Everything goes through the API server that KUBECONFIG names. Each pod has an address below 127; in the namespace of
+real gateways the servers really listen there, answer every request with the name of their group, and the gateways
+are left to somebody else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+from lightkube.resources.apps_v1 import Deployment
+from lightkube.resources.core_v1 import ConfigMap
+
+from bench.operator.watching import watched
+from segserve_builder.agent.protocol import ModelReport, ModelState
+from segserve_builder.cluster.names import (
+    COMPONENT_LABEL,
+    GATEWAY,
+    GROUP_LABEL,
+    HTTP_PORT,
+    MANAGED_LABELS,
+    POOL_LABEL,
+    SHARDS,
+    assignment_name,
+    plan_name,
+    reports_name,
+)
+from segserve_builder.cluster.shards import CONTENT_KEY, pack, unpack, version_of
+from segserve_operator.adapters.kube.api import CONFIG_MAPS, PODS, ApiError, ConflictError, Json, NotFoundError
+from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+REPORTS_S: Final = 0.2
+"""Agents and sidecars write at most so often."""
+RETRY_S: Final = 0.1
+ANYWHERE: Final = "*"
+
+log = logging.getLogger("agents")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The pods of one Deployment; the gateways are a group too."""
+
+    namespace: str
+    pool: str
+    name: str
+
+
+@dataclass(slots=True)
+class Members:
+    """What is known of a group: its pods' uids by name, the contents of its shards, and whether it has news."""
+
+    pods: dict[str, str] = field(default_factory=dict)
+    shards: dict[int, str] = field(default_factory=dict)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class Around:
+    """The world around the operator."""
+
+    api: LightkubeApi
+    kubeconfig: Path
+    real_gateways: str | None
+    _groups: dict[Group, Members] = field(default_factory=lambda: defaultdict(Members))
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _addresses: int = 0
+    _sites: dict[str, web.AppRunner] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        await asyncio.gather(self._follow_deployments(), self._follow_config_maps())
+
+    async def _follow_deployments(self) -> None:
+        async for event, found in watched(self.kubeconfig, Deployment, ANYWHERE, MANAGED_LABELS):
+            group = _group(found)
+            if group is None:
+                continue
+            if event == "DELETED":
+                await self._end(group)
+            else:
+                self._start(self._run_pods(group, found))
+
+    async def _follow_config_maps(self) -> None:
+        async for event, found in watched(self.kubeconfig, ConfigMap, ANYWHERE, MANAGED_LABELS):
+            group = _group(found)
+            shard = _shard(group, found["metadata"]["name"]) if group is not None else None
+            if group is None or shard is None:
+                continue
+            content = (found.get("binaryData") or {}).get(CONTENT_KEY)
+            if event == "DELETED" or content is None:
+                self._groups[group].shards.pop(shard, None)
+            elif self._groups[group].shards.get(shard) != content:
+                self._groups[group].shards[shard] = content
+                self._groups[group].news.set()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_pods(self, group: Group, deployment: Json) -> None:
+        members = self._groups[group]
+        new = not members.pods
+        template, name = deployment["spec"]["template"], deployment["metadata"]["name"]
+        for index in range(deployment["spec"]["replicas"]):
+            pod = f"{name}-{index}"
+            if pod not in members.pods:
+                members.pods[pod] = ""
+                members.pods[pod] = await self._run_pod(group, pod, template)
+                members.news.set()
+        if new and not self._is_real(group):
+            self._start(self._report_on(group, members))
+
+    def _is_real(self, group: Group) -> bool:
+        return group.name == GATEWAY and group.namespace == self.real_gateways
+
+    async def _run_pod(self, group: Group, name: str, template: Json) -> str:
+        self._addresses += 1
+        address = f"127.1.{self._addresses // 250}.{self._addresses % 250 + 1}"
+        if group.name != GATEWAY and group.namespace == self.real_gateways:
+            self._sites[name] = await _listen(group.name, address)
+        metadata = {"name": name, "namespace": group.namespace, "labels": template["metadata"]["labels"]}
+        manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+        with suppress(ConflictError):
+            await self.api.create(PODS, group.namespace, manifest)
+        containers = [
+            {
+                "name": container["name"],
+                "image": container["image"],
+                "imageID": "simulated",
+                "ready": True,
+                "restartCount": 0,
+                "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+            }
+            for container in template["spec"]["containers"]
+        ]
+        conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "ContainersReady")]
+        status = {"phase": "Running", "podIP": address, "conditions": conditions, "containerStatuses": containers}
+        live = await self.api.patch(PODS, group.namespace, name, {"status": status}, status=True)
+        return str(live["metadata"]["uid"])
+
+    async def _end(self, group: Group) -> None:
+        members = self._groups.pop(group, None)
+        for name in members.pods if members is not None else ():
+            await self.api.delete(PODS, group.namespace, name)
+            if name in self._sites:
+                await self._sites.pop(name).cleanup()
+
+    async def _report_on(self, group: Group, members: Members) -> None:
+        said: dict[str, str] = {}
+        while self._groups.get(group) is members:
+            await members.news.wait()
+            members.news.clear()
+            if len(members.shards) < SHARDS:
+                continue  # neither an agent nor a sidecar begins before it has read them all
+            report = _followed(members) if group.name == GATEWAY else _held(members)
+            packed = {name: pack({"uid": uid, **report}) for name, uid in members.pods.items() if uid}
+            if packed != said and not await self._send(group, packed):
+                members.news.set()
+                await asyncio.sleep(RETRY_S)
+                continue
+            said = packed
+            await asyncio.sleep(REPORTS_S)
+
+    async def _send(self, group: Group, packed: dict[str, str]) -> bool:
+        try:
+            for pod, text in packed.items():
+                patch = {"binaryData": {pod: text}}
+                await self.api.patch(CONFIG_MAPS, group.namespace, reports_name(group.pool, group.name), patch)
+        except NotFoundError:
+            return False
+        except ApiError:
+            log.exception("a report of %s was refused", group)
+            return False
+        return True
+
+
+def _group(found: Json) -> Group | None:
+    labels = found["metadata"].get("labels") or {}
+    name = GATEWAY if labels.get(COMPONENT_LABEL) == GATEWAY else labels.get(GROUP_LABEL)
+    return Group(found["metadata"]["namespace"], labels[POOL_LABEL], name) if name else None
+
+
+def _shard(group: Group, name: str) -> int | None:
+    for shard in range(SHARDS):
+        told = plan_name(group.pool, shard) if group.name == GATEWAY else assignment_name(group.pool, group.name, shard)
+        if told == name:
+            return shard
+    return None
+
+
+def _followed(members: Members) -> Json:
+    return {"shards": {str(shard): version_of(text) for shard, text in sorted(members.shards.items())}, "draining": []}
+
+
+def _held(members: Members) -> Json:
+    told = [model for shard in sorted(members.shards) for model in unpack(members.shards[shard])]
+    return {"serverReady": True, "models": [_proved(model) for model in told]}
+
+
+def _proved(told: Json) -> Json:
+    digest = told["revision"].rpartition("-")[2]
+    report = ModelReport(
+        model=told["pipeline"]["model"],
+        revision=told["revision"],
+        state=ModelState.READY,
+        artifact_verified=True,
+        loaded=True,
+        proof="golden",
+        steps=tuple(f"segserve--{step}--{digest}" for step in ("pre", "net", "post")),
+    )
+    return report.model_dump(mode="json", by_alias=True)
+
+
+async def _listen(group: str, address: str) -> web.AppRunner:
+    async def answer(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(text=group)
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, address, HTTP_PORT).start()
+    return runner
+
+
+async def _run(real_gateways: str | None) -> None:
+    kubeconfig = Path(os.environ["KUBECONFIG"])
+    async with LightkubeApi.connect(kubeconfig) as api:
+        await Around(api, kubeconfig, real_gateways).run()
+
+
+def main(arguments: list[str]) -> None:
+    """Run until ended."""
+    logging.basicConfig(level=logging.WARNING)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--real-gateways", metavar="NAMESPACE")
+    asyncio.run(_run(parser.parse_args(arguments).real_gateways))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,82 @@
+"""The table of docs/performance.md; what missed its goal is bold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from bench.platform import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DOCUMENT: Final = ROOT / "docs/performance.md"
+BEGIN: Final = "<!-- operator: written by make bench-operator -->"
+END: Final = "<!-- end of operator -->"
+WEIGHT_GOALS_MS: Final = {"1": 100, "100": 150, "1000": 300}
+COLD_GOAL_S: Final = 600
+MEMORY_GOAL_MIB: Final = 1024
+LARGEST: Final = "10000"
+
+
+def write_table(found: Mapping[str, Any]) -> None:
+    """Put the table of all that was measured between the marks."""
+    text = DOCUMENT.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    lines = ["| what | measured | goal |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in _rows(found))]
+    DOCUMENT.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+
+
+def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    if applying := found.get("applying"):
+        yield "apply to Ready, a pool and its first model", f"{applying['pool_and_model_s']:.2f} s", ""
+        yield "apply to Ready, one more model in a group of its own", f"{applying['second_model_s']:.2f} s", ""
+    for size, row in found.get("many", {}).items():
+        yield from _size_rows(f"{int(size):,}", row, goals=size == LARGEST)
+    if hour := found.get("rest_hour"):
+        yield _rest_row(hour)
+    for size, row in found.get("weights", {}).items():
+        goal = WEIGHT_GOALS_MS[size]
+        shown = f"{_missed(row['ms'], goal, 'ms')}, at worst {row['worst_ms']:g} ms of {row['flips']}"
+        what = f"a weight in a status to the first request on the new group, {_models(size)}"
+        yield what, f"{shown}; {row['plan_written_ms']:g} ms until the plan is written", f"{goal} ms"
+    yield from _envoy_row(found.get("weights", {}))
+
+
+def _size_rows(size: str, row: Mapping[str, Any], *, goals: bool) -> Iterator[tuple[str, str, str]]:
+    models, pools = _models(size), row["pools"]
+    among = models if pools == 1 else f"{models} in {pools} pools"
+    first, cold, rest = row["first_start"], row["cold_start"], row["rest_pass"]
+    yield f"new, until all are Ready: {among}", f"{first['ready_s']:g} s, {first['cpu_s']:g} s of CPU", ""
+    yield (
+        f"a pass at rest, pool of {_models(str(row['models'] // pools))}",
+        f"{rest['ms']:g} ms ({rest['per_s']:g} a second)",
+        "",
+    )
+    seconds = _missed(cold["seconds"], COLD_GOAL_S if goals else None, "s")
+    memory = _missed(cold["peak_mib"], MEMORY_GOAL_MIB if goals else None, "MiB")
+    requests = sum(cold["requests"].values())
+    goal = f"{COLD_GOAL_S} s, {MEMORY_GOAL_MIB} MiB" if goals else ""
+    text = f"{seconds}, {cold['cpu_s']:g} s of CPU, at most {memory}, {requests} requests, 0 writes"
+    yield f"cold start on what is served already: {among}", text, goal
+
+
+def _rest_row(hour: Mapping[str, Any]) -> tuple[str, str, str]:
+    writes, renewals = _missed(hour["writes"], 0, "writes"), hour["lease_renewals"]
+    shown = f"{writes}, {hour['reads']:,} reads, {renewals} Lease renewals, {hour['cpu_percent']:g} % of a core"
+    return f"an hour at rest, {_models(str(hour['models']))} ({hour['watched_s']:g} s watched)", shown, "0 writes"
+
+
+def _envoy_row(sizes: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    one, most = (sizes.get(size, {}).get("envoy_mib") for size in ("1", "1000"))
+    if one is not None and most is not None:
+        yield "Envoy's memory", f"{(most - one) / 999:.2f} MiB a model, beside {one:.0f} MiB with one", ""
+
+
+def _models(count: str) -> str:
+    return f"{int(count.replace(',', '')):,} model{'' if count == '1' else 's'}"
+
+
+def _missed(value: float, goal: float | None, unit: str) -> str:
+    text = f"{value:g} {unit}"
+    return text if goal is None or value <= goal else f"**{text}**"

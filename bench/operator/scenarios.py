@@ -1,0 +1,208 @@
+"""What it takes to serve many models: each measurement has a server of its own, and first sees that all is right."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+from bench.operator.api_server import ApiServer, api_server
+from bench.operator.running import LEASES as LEASE_NAMESPACE
+from bench.operator.running import (
+    agents,
+    apply_all,
+    make_namespaces,
+    model_manifest,
+    model_name,
+    namespace_of,
+    operator,
+    pool_manifest,
+    user_api,
+    wait_until,
+)
+from segserve_builder.cluster.names import SHARDS, plan_name
+from segserve_builder.cluster.shards import content_of, unpack
+from segserve_operator.adapters.kube.api import (
+    CONFIG_MAPS,
+    MODELS,
+)
+from segserve_operator.adapters.kube.api import POOLS as POOL_KIND
+from segserve_operator.adapters.kube.view import PoolKey, fill
+from segserve_operator.main import assemble
+from segserve_operator.metrics import Metrics
+from segserve_operator.settings import Settings
+
+if TYPE_CHECKING:
+    from segserve_operator.adapters.kube.api import Json
+    from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
+
+READS: Final = frozenset({"get", "list", "watch"})
+LEASES: Final = "leases"
+PASSES: Final = 30
+APPLIES: Final = 7
+QUIET_S: Final = 2.0
+
+
+def applying(times: int = APPLIES) -> dict[str, Any]:
+    """Return the seconds from an apply to Ready: of a pool with one model, and of one more model in it."""
+    with api_server() as server, agents(server), operator(server) as running:
+        make_namespaces(server, times)
+        wait_until("the operator answers", running.metrics, 0.1)
+        pools = [asyncio.run(_apply_one(server, number)) for number in range(times)]
+    first_s, second_s = zip(*pools, strict=True)
+    return {"pool_and_model_s": _median(first_s), "second_model_s": _median(second_s), "times": times}
+
+
+async def _apply_one(server: ApiServer, number: int) -> tuple[float, float]:
+    namespace = namespace_of(number)
+    async with user_api(server) as api:
+        began_s = time.perf_counter()
+        await api.create(POOL_KIND, namespace, pool_manifest(namespace))
+        first_s = await _until_ready(api, namespace, 0, began_s)
+        return first_s, await _until_ready(api, namespace, 1, time.perf_counter())
+
+
+async def _until_ready(api: LightkubeApi, namespace: str, number: int, began_s: float) -> float:
+    await api.create(MODELS, namespace, model_manifest(namespace, number))
+    while not _is_ready(await api.get(MODELS, namespace, model_name(number))):
+        await asyncio.sleep(0.005)
+    return time.perf_counter() - began_s
+
+
+def _is_ready(model: Json) -> bool:
+    said = (model.get("status") or {}).get("conditions") or ()
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in said)
+
+
+def many(models: int, a_pool: int, rest_s: float = 0.0) -> dict[str, Any]:
+    """Return what so many models cost: until all are Ready, a new operator's start, its passes, an hour at rest."""
+    pools = max(1, models // a_pool)
+    found: dict[str, Any] = {"models": models, "pools": pools}
+    with api_server() as server:
+        make_namespaces(server, pools)
+        with agents(server):
+            found["first_start"] = _first_start(server, models, pools)
+        asyncio.run(_check(server, models, pools))
+        found["rest_pass"] = asyncio.run(_passes_at_rest(server, namespace_of(0)))
+        found["cold_start"] = _cold_start(server, models, pools)
+        if rest_s:
+            found["rest_hour"] = _rest(server, rest_s)
+    return found
+
+
+def _first_start(server: ApiServer, models: int, pools: int) -> dict[str, Any]:
+    """Start an operator on models that were just applied, and wait until all are Ready."""
+    spaces = [namespace_of(number) for number in range(pools)]
+    asyncio.run(apply_all(server, [pool_manifest(namespace) for namespace in spaces]))
+    asyncio.run(apply_all(server, [model_manifest(spaces[each % pools], each) for each in range(models)]))
+    began_s = time.time()
+    with operator(server) as running:
+        wait_until("all models are Ready", lambda: running.ready_models() == models, 0.2 if models < 5000 else 2)
+        return {
+            "ready_s": round(time.time() - began_s, 1),
+            "cpu_s": round(running.cpu_s(), 1),
+            "peak_mib": round(running.peak_mib()),
+            "requests": server.counted(began_s),
+        }
+
+
+def _cold_start(server: ApiServer, models: int, pools: int) -> dict[str, Any]:
+    """Start an operator on models that are served already: until every pool had a pass, and none had to write."""
+    began_s = time.time()
+    with operator(server) as running:
+        ended_s, passes = began_s, 0
+        while passes < pools or time.time() - ended_s < QUIET_S:
+            now = running.passes()
+            if now != passes:
+                ended_s, passes = time.time(), now
+            time.sleep(0.1)
+        requests = server.counted(began_s)
+        writes = {
+            what: count for what, count in requests.items() if what.split()[0] not in READS and LEASES not in what
+        }
+        if writes or running.ready_models() != models:
+            raise RuntimeError(f"a start on what is served already wrote {writes}")
+        return {
+            "seconds": round(ended_s - began_s, 1),
+            "passes": passes,
+            "cpu_s": round(running.cpu_s(), 1),
+            "peak_mib": round(running.peak_mib()),
+            "requests": requests,
+        }
+
+
+def _rest(server: ApiServer, seconds: float) -> dict[str, Any]:
+    """Watch an operator do nothing; what comes in rounds is scaled to an hour."""
+    with operator(server) as running:
+        wait_until("the first pass", lambda: running.passes() > 0, 0.1)
+        time.sleep(2 * QUIET_S)
+        began_s, cpu_s = time.time(), running.cpu_s()
+        time.sleep(seconds)
+        requests = server.requests(began_s)
+        per_hour = 3600 / seconds
+        counts = Counter(_sort_of(request.verb, request.resource) for request in requests)
+        return {
+            "watched_s": seconds,
+            **{name: round(counts[name] * per_hour) for name in ("writes", "lease_renewals", "reads")},
+            "cpu_percent": round(100 * (running.cpu_s() - cpu_s) / seconds, 2),
+        }
+
+
+def _sort_of(verb: str, resource: str) -> str:
+    if resource == LEASES:
+        return "lease_renewals"
+    return "reads" if verb in READS else "writes"
+
+
+async def _check(server: ApiServer, models: int, pools: int) -> None:
+    """Every model is Ready and has one route, with all requests on its pool's main group; else RuntimeError."""
+    ready, routed = 0, 0
+    async with user_api(server) as api:
+        for number in range(pools):
+            namespace = namespace_of(number)
+            ready += sum(map(_is_ready, await api.list(MODELS, namespace, {})))
+            pool = await api.get(POOL_KIND, namespace, "default")
+            routed += _routed(await _routes(api, namespace), pool["status"]["mainGroup"])
+    if (ready, routed) != (models, models):
+        raise RuntimeError(f"of {models} models {ready} are Ready and {routed} have their route")
+
+
+async def _routes(api: LightkubeApi, namespace: str) -> list[Json]:
+    shards = [await api.get(CONFIG_MAPS, namespace, plan_name("default", shard)) for shard in range(SHARDS)]
+    return [route for shard in shards for route in unpack(content_of(shard) or "")["routes"]]
+
+
+def _routed(routes: list[Json], main: str) -> int:
+    return sum(
+        [(share["group"], share["weight"]) for share in route["shares"]] == [(main, 100)]
+        and bool(route["shares"][0]["endpoints"])
+        for route in routes
+    )
+
+
+async def _passes_at_rest(server: ApiServer, namespace: str) -> dict[str, float]:
+    """Make passes over one pool of what is served, in this process; it leads nothing, so that a write would fail."""
+    settings = Settings.from_environment({"SEGSERVE_LEASE_NAMESPACE": LEASE_NAMESPACE})
+    async with user_api(server) as api:
+        assembled = await assemble(settings, api, Metrics())
+        await fill(assembled.view, api, [namespace])
+        spent_s = []
+        for _ in range(PASSES + 1):
+            began_s = time.perf_counter()
+            outcome = await assembled.worker.run_pass(PoolKey(namespace, "default"))
+            spent_s.append(time.perf_counter() - began_s)
+            if outcome.writes:
+                raise RuntimeError(f"a pass at rest wrote {outcome.writes} times")
+    first_s, *others_s = spent_s
+    pass_s = statistics.median(others_s)
+    return {"first_ms": _ms(first_s), "ms": _ms(pass_s), "per_s": round(1 / pass_s, 1)}
+
+
+def _median(seconds: tuple[float, ...]) -> float:
+    return round(statistics.median(seconds), 2)
+
+
+def _ms(seconds: float) -> float:
+    return round(1e3 * seconds, 2)
