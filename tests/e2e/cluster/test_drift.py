@@ -1,0 +1,202 @@
+"""What is deleted or changed by hand comes back while requests go on; what users delete goes without a trace."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from fakes.callers import EIGHT, Load
+from fakes.cluster_models import model, pool
+from fakes.served_namespace import MODEL, POOL, ServedNamespace
+from segserve_builder.cluster.names import COMPONENT_LABEL, GATEWAY, MODEL_LABEL, POOL_LABEL, SERVER, object_name
+from segserve_builder.cluster.shards import content_of, version_of
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+Json = dict[str, Any]
+
+REPAIRED_S = 60.0
+REST_S = 60.0
+NAMES = ("coins", "coins-instances", "coins-twostage")
+GARBAGE = base64.b64encode(b"garbage").decode()
+SOMEBODY: Json = {"metadata": {"labels": {"app.kubernetes.io/managed-by": "somebody"}, "ownerReferences": None}}
+EDITS: dict[str, Json] = {
+    "deployments": {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 7}}}},
+    "services": {"spec": {"selector": {POOL_LABEL: "another"}}},
+    "configmaps": {},
+    "poddisruptionbudgets": {"spec": {"maxUnavailable": "100%"}},
+    "networkpolicies": {"spec": {"ingress": []}},
+    "serviceaccounts": {"automountServiceAccountToken": True},
+    "roles": {"rules": []},
+    "rolebindings": {"subjects": []},
+    "controllerrevisions": {"metadata": {"labels": {MODEL_LABEL: "another", "segserve.dev/revision": "another"}}},
+}
+
+
+def of_pool(served: ServedNamespace, kind: str) -> dict[str, Json]:
+    """Return the pool's objects of a kind by name; of Deployments only that of the servers."""
+    component = f",{COMPONENT_LABEL}={SERVER}" if kind == "deployments" else ""
+    found: list[Json] = served.cluster.get(served.name, kind, labels=f"{POOL_LABEL}=default{component}")
+    return {each["metadata"]["name"]: each for each in found if "deletionTimestamp" not in each["metadata"]}
+
+
+def essence(found: Json, pods: Collection[str]) -> Json:
+    """Return what an object says, without what differs from one making of it to the next; `pods` are those there."""
+    kept = copy.deepcopy(found)
+    meta = kept.pop("metadata")
+    kept.pop("status", None)
+    if kept["kind"] == "ConfigMap":
+        return {"metadata": meta["labels"], "whole": is_whole(kept, pods)}
+    if kept["kind"] == "Service":
+        kept["spec"] = {name: value for name, value in kept["spec"].items() if not name.startswith("clusterIP")}
+    kept.pop("secrets", None)
+    kept.pop("revision", None)
+    return kept | {"metadata": {"labels": meta["labels"], "owners": meta.get("ownerReferences")}}
+
+
+def is_whole(found: Json, pods: Collection[str]) -> bool:
+    """Tell whether a ConfigMap is one that its readers take up."""
+    told = found.get("binaryData") or {}
+    if "version" in (found.get("data") or {}):
+        return content_of(found) is not None and version_of(told["content"]) == found["data"]["version"]
+    return all(told[pod] != GARBAGE for pod in told.keys() & set(pods))
+
+
+def garbled(kind: str, found: Json) -> Json:
+    """Return a change to an object that makes it useless."""
+    return {"binaryData": dict.fromkeys(found["binaryData"], GARBAGE)} if kind == "configmaps" else EDITS[kind]
+
+
+@contextmanager
+def calls(served: ServedNamespace, kind: str) -> Iterator[None]:
+    """Call a model all the while; not one request fails. A Service's own address does not outlive it."""
+    url = served.url()
+    if kind == "services":
+        url = served.internal_urls()[0].replace(":8081", ":8080")
+    with Load(url, "coins", 0.5, EIGHT) as load:
+        yield
+        load.wait_for(served.stable("coins"))
+    assert load.failures == []
+
+
+def check_repaired(served: ServedNamespace, kind: str, change: Callable[[Json], None]) -> None:
+    """Make a change to every object of a kind, and wait until all are as they were and the pool is whole."""
+    before = of_pool(served, kind)
+    assert before
+    with calls(served, kind):
+        for each in before.values():
+            change(each)
+        wanted = essences(served, before)
+
+        def repaired() -> bool:
+            now = essences(served, of_pool(served, kind))
+            changed = [name for name in wanted if now.get(name) != wanted[name]]
+            if kind == "controllerrevisions":
+                changed = sorted(set(labels(before)) ^ set(labels(of_pool(served, kind))))
+            if changed:
+                raise AssertionError(f"not as before: {changed}: {[now.get(name) for name in changed]}")
+            return True
+
+        served.cluster.wait(f"{kind} are repaired", repaired, REPAIRED_S)
+        served.cluster.wait("all pods are ready", lambda: is_whole_again(served), REPAIRED_S)
+
+
+def essences(served: ServedNamespace, found: dict[str, Json]) -> dict[str, Json]:
+    pods = {pod["metadata"]["name"] for pod in served.cluster.pods(served.name)}
+    return {name: essence(each, pods) for name, each in found.items()}
+
+
+def labels(found: dict[str, Json]) -> list[str]:
+    return [each["metadata"]["labels"]["segserve.dev/revision"] for each in found.values()]
+
+
+def is_whole_again(served: ServedNamespace) -> bool:
+    """Tell whether two servers and two gateways are ready, none ends, and the pool and its models say that they are."""
+    for component in (SERVER, GATEWAY):
+        pods = served.cluster.get(served.name, "pods", labels=f"{POOL_LABEL}=default,{COMPONENT_LABEL}={component}")
+        ready = [
+            all(each["ready"] for each in pod["status"].get("containerStatuses", [{"ready": False}])) for pod in pods
+        ]
+        if ready != [True, True]:
+            raise AssertionError(f"{component}: {ready}")
+    said = (served.get(POOL, "default") or {})["status"]["conditions"]
+    served.wait_ready(*NAMES, timeout_s=REPAIRED_S)
+    return all(each["status"] == ("True" if each["type"] == "Ready" else "False") for each in said)
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_what_is_deleted_by_hand_is_made_again_and_no_request_fails(served: ServedNamespace, kind: str) -> None:
+    check_repaired(served, kind, lambda found: served.delete(kind, found["metadata"]["name"], wait=False))
+
+
+def test_a_deleted_gateway_is_back_soon(served: ServedNamespace) -> None:
+    """Whom kube-proxy sends nowhere meanwhile is this cluster's to say: newer ones send callers to pods that end."""
+    name = object_name("default", GATEWAY)
+    former = served.get("deployment", name)
+    served.delete("deployment", name, wait=False)
+
+    served.cluster.wait("two other gateways and all models answer", lambda: is_whole_again(served), REPAIRED_S)
+
+    assert former is not None
+    assert (served.get("deployment", name) or former)["metadata"]["uid"] != former["metadata"]["uid"]
+    with calls(served, "deployments"):
+        pass
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_what_is_edited_by_hand_is_put_right_and_no_request_fails(served: ServedNamespace, kind: str) -> None:
+    check_repaired(served, kind, lambda found: served.patch(kind, found["metadata"]["name"], garbled(kind, found)))
+
+
+def test_what_is_made_somebody_elses_becomes_ours_again_and_no_request_fails(served: ServedNamespace) -> None:
+    for kind in EDITS:
+        if kind != "controllerrevisions":
+            check_repaired(
+                served, kind, lambda found, kind=kind: served.patch(kind, found["metadata"]["name"], SOMEBODY)
+            )
+
+
+def test_at_rest_nothing_is_written(served: ServedNamespace) -> None:
+    served.wait_ready("coins", "zoo-unet")
+    writes, versions = served.operator.writes(), served.versions()
+
+    time.sleep(REST_S)
+
+    assert served.operator.writes() == writes
+    assert served.versions() == versions
+
+
+@pytest.fixture
+def third(served: ServedNamespace) -> Iterator[ServedNamespace]:
+    """Another pool with two models."""
+    found = served.get(POOL, "second")
+    assert found is not None
+    served.apply(pool("third", gateway={"replicas": 1}, artifacts=found["spec"]["artifacts"]))
+    served.apply(*(model("zoo-unet", name=name, pool="third", expose=[]) for name in ("one", "two")))
+    served.wait_ready("one", "two")
+    yield served
+    served.operator.scale(1)
+
+
+def test_a_deleted_model_and_pool_leave_nothing_also_where_the_operator_was_down(third: ServedNamespace) -> None:
+    third.delete(MODEL, "one")
+    third.cluster.wait("nothing is left of the model", lambda: left(third, f"{MODEL_LABEL}=one") == [])
+    with Load(third.url(), "coins", 0.5, EIGHT) as load:
+        third.operator.scale(0)
+        third.delete(MODEL, "two", wait=False)
+        third.delete(POOL, "third", wait=False)
+        third.operator.scale(1)
+        third.cluster.wait("the model is gone", lambda: third.get(MODEL, "two") is None)
+        third.cluster.wait("the pool is gone", lambda: third.get(POOL, "third") is None)
+        third.cluster.wait("nothing is left of the pool", lambda: left(third, f"{POOL_LABEL}=third") == [])
+    assert load.failures == []
+
+
+def left(served: ServedNamespace, label: str) -> list[str]:
+    return [f"{each['kind']} {each['metadata']['name']}" for each in served.children(label)]

@@ -1,0 +1,116 @@
+"""The operator as Helm installs it into a cluster, and what it says of itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from fakes.cluster import Cluster, Json
+
+CHART: Final = Path(__file__).parents[2] / "charts/segserve"
+HELM: Final = Path(sys.prefix) / "bin/helm"
+TRITON_VERSION: Final = "24.10"
+"""Of the embedded Triton, which the test image runs."""
+_PORT: Final = 8012
+_WRITES: Final = frozenset({"apply", "create", "delete", "patch", "status"})
+_RELEASE: Final = "segserve"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledOperator:
+    """A release in `namespace`, which looks after the pools of some other namespaces."""
+
+    cluster: Cluster
+    namespace: str
+
+    def pods(self) -> list[Json]:
+        """Return its pods, also those that end."""
+        found: list[Json] = self.cluster.get(self.namespace, "pods", labels="app.kubernetes.io/component=operator")
+        return found
+
+    def scale(self, replicas: int) -> None:
+        """Run so many of it; returns once they are ready, or gone."""
+        self.cluster.kubectl("-n", self.namespace, "scale", f"deployment/{_RELEASE}", f"--replicas={replicas}")
+        self.cluster.wait(
+            f"{replicas} operators", lambda: len(self.pods()) == replicas and all(map(_ready, self.pods()))
+        )
+
+    def restart(self) -> None:
+        """End all of it at once, and wait until a new one is ready."""
+        former = {pod["metadata"]["uid"] for pod in self.pods()}
+        self.cluster.kubectl("-n", self.namespace, "delete", "pods", "--all", "--grace-period=0", "--force")
+        self.cluster.wait(
+            "a new operator",
+            lambda: any(_ready(pod) for pod in self.pods() if pod["metadata"]["uid"] not in former),
+        )
+
+    def writes(self) -> Counter[tuple[str, str]]:
+        """Return how often it wrote, by verb and kind, since it started; the renewal of its Lease is left out."""
+        (pod,) = self.pods()
+        with urllib.request.urlopen(f"http://{pod['status']['podIP']}:{_PORT}/metrics", timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        (requests,) = (family for family in families if family.name == "segserve_api_requests")
+        found: Counter[tuple[str, str]] = Counter()
+        for sample in requests.samples:
+            verb, kind = sample.labels["verb"], sample.labels["kind"]
+            if sample.name.endswith("_total") and verb in _WRITES and kind != "Lease":
+                found[verb, kind] += int(sample.value)
+        return found
+
+
+@contextmanager
+def installed(cluster: Cluster, watched: Sequence[str], replicas: int = 1) -> Iterator[InstalledOperator]:
+    """Install the chart for the time of the block; the operator works in the namespaces `watched` alone."""
+    with cluster.namespace("operator") as namespace:
+        values = [
+            f"watchNamespaces={{{','.join(watched)}}}",
+            "crds.enabled=false",  # the cluster has them already, and other operators use them
+            f"operator.replicas={replicas}",
+            "operator.resources.requests.cpu=10m",
+            "operator.resources.requests.memory=64Mi",
+            *_image("operator", cluster.images.operator),
+            *_image("server", cluster.images.server),
+            *_image("envoy", cluster.images.envoy),
+        ]
+        version = ("--set-string", f"images.server.tritonVersion={TRITON_VERSION}")
+        _helm(cluster, namespace, "install", _RELEASE, str(CHART), "--wait", "--timeout=120s", *version, *_set(values))
+        try:
+            yield InstalledOperator(cluster, namespace)
+        finally:
+            _helm(cluster, namespace, "uninstall", _RELEASE)
+
+
+def _set(values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def _image(part: str, reference: str) -> tuple[str, str]:
+    repository, _, tag = reference.rpartition(":")
+    return f"images.{part}.repository={repository}", f"images.{part}.tag={tag}"
+
+
+def _helm(cluster: Cluster, namespace: str, *arguments: str) -> None:
+    home = f"/tmp/segserve-helm-{uuid.uuid4().hex[:8]}"
+    command = [str(HELM), "--kubeconfig", str(cluster.kubeconfig), "--namespace", namespace, *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={"HOME": home, "PATH": "/usr/bin:/bin"}
+    )
+    if done.returncode:
+        raise AssertionError(f"helm {arguments[0]}: {done.stderr.strip()}\n{cluster.story(namespace)}")
+
+
+def _ready(pod: Json) -> bool:
+    conditions = pod.get("status", {}).get("conditions", [])
+    return "deletionTimestamp" not in pod["metadata"] and any(
+        said["type"] == "Ready" and said["status"] == "True" for said in conditions
+    )
