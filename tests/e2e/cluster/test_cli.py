@@ -164,11 +164,12 @@ def test_a_port_is_forwarded_where_the_service_cannot_be_reached(
     monkeypatch.setenv("PATH", served_shell.environment["PATH"])
     options = ["--kubeconfig", str(served.cluster.kubeconfig), "--namespace", served.name]
     here = ClusterPlatform.connect(Where(kubeconfig=served.cluster.kubeconfig, namespace=served.name))
-    service = here.calls.get(SERVICES, object_name("default"))
+    with here.calls as calls:
+        service = calls.get(SERVICES, object_name("default"))
 
-    with forwarded(here.calls, service, options) as url, Client(url) as client:
-        assert url.startswith("http://127.0.0.1:")
-        assert client.segment(EXAMPLE / "coins.png", model="coins").areas["coin"] in COIN_PIXELS
+        with forwarded(calls, service, options) as url, Client(url) as client:
+            assert url.startswith("http://127.0.0.1:")
+            assert client.segment(EXAMPLE / "coins.png", model="coins").areas["coin"] in COIN_PIXELS
 
 
 MISTAKES = {

@@ -40,13 +40,13 @@ def container_runs(pod: Mapping[str, Any], name: str) -> bool:
 
 def is_ready(pod: Mapping[str, Any]) -> bool:
     """Tell whether the pod gets requests of its Service."""
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in _conditions(pod)) and not is_going(pod)
+    return _says_ready(pod) and not is_going(pod)
 
 
 def is_cut_off(pod: Mapping[str, Any]) -> bool:
     """Tell whether the cluster takes the pod's node for lost: no kubelet would call ready containers an unready pod."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return bool(statuses) and all(status.get("ready") for status in statuses) and not is_ready(pod)
+    return bool(statuses) and all(status.get("ready") for status in statuses) and not _says_ready(pod)
 
 
 def unready_for_s(pod: Mapping[str, Any], now_s: float) -> float:
@@ -71,6 +71,10 @@ def read_report(packed: str | None, pod: Mapping[str, Any]) -> Json | None:
     except ValueError:
         return None
     return report if report.get("uid") == pod["metadata"]["uid"] else None
+
+
+def _says_ready(pod: Mapping[str, Any]) -> bool:
+    return any(said["type"] == "Ready" and said["status"] == "True" for said in _conditions(pod))
 
 
 def _conditions(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
