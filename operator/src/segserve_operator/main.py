@@ -98,7 +98,7 @@ class Operator:
                 log.warning("the cluster cannot be read yet: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(START_PAUSE_S)
         self.audited_at_s = time.monotonic()
-        for key in self.view.keys():  # noqa: SIM118
+        for key in self.view.pools():
             self.worker.wake(key)
 
     async def _audit(self) -> None:
@@ -140,7 +140,7 @@ async def assemble(settings: Settings, api: LightkubeApi, metrics: Metrics) -> O
     view = View((MODELS, POOLS, *children, DISRUPTION_BUDGETS if modern else OLD_DISRUPTION_BUDGETS))
 
     def wake_all() -> None:
-        for key in view.keys():  # noqa: SIM118
+        for key in view.pools():
             worker.wake(key)
 
     lease = LeaderLease(api, settings.lease_namespace, settings.lease_name, settings.pod_name, on_acquired=wake_all)

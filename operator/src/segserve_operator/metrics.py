@@ -60,7 +60,7 @@ class Metrics:
         """Count what there is now."""
         self.models.clear()
         self.pools.clear()
-        for key in view.keys():  # noqa: SIM118
+        for key in view.pools():
             for model in view.of_pool(MODELS, key):
                 self.models.labels(key.namespace, key.pool, _ready(model)).inc()
             for pool in view.of_pool(POOLS, key):

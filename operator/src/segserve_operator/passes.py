@@ -59,7 +59,7 @@ class Passes:
 
     def wanted(self, key: PoolKey) -> bool:
         """Tell whether anything of a pool is left; what was kept of one that is gone is let go."""
-        wanted = key in self._view.keys()  # noqa: SIM118
+        wanted = key in self._view.pools()
         if not wanted:
             self._kept.pop(key, None)
         return wanted

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _RETRY_S: Final = 0.2
 _DRAIN_POLL_S: Final = 0.5
 _LOOK_S: Final = 5.0
+_CALM_S: Final = 2.0
+"""For so long no change of plan is to come before tidying: Envoy takes its time over it, and a weight would wait."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -49,6 +51,7 @@ class Follower:
         self._send = send
         self._newest: Told | None = None
         self._refused: tuple[Told, str] | None = None
+        self._shifted_s = 0.0
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -91,6 +94,9 @@ class Follower:
         self._report(draining)
         if draining:
             return _DRAIN_POLL_S
+        calm_s = time.monotonic() - self._shifted_s
+        if calm_s < _CALM_S:
+            return _CALM_S - calm_s
         if not self._news.is_set():
             await self._traffic.tidy()
         return _LOOK_S
@@ -110,6 +116,7 @@ class Follower:
             self.pulse.refusals += 1
             return
         self._refused = None
+        self._shifted_s = time.monotonic()
         self.pulse.followed = told
         self.pulse.followed_s = time.monotonic() - began_s
         self.pulse.shifts += 1

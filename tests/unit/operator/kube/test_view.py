@@ -98,10 +98,10 @@ def test_what_takes_memory_and_is_never_read_is_left_out(view: View) -> None:
 
 def test_a_pool_is_known_as_long_as_anything_belongs_to_it(view: View) -> None:
     view.take(CONFIG_MAPS, config_map())
-    assert view.keys() == {KEY}
+    assert view.pools() == {KEY}
 
     view.drop(CONFIG_MAPS, config_map())
-    assert view.keys() == frozenset()
+    assert view.pools() == frozenset()
 
 
 async def filled() -> tuple[FakeKube, View]:

@@ -66,7 +66,7 @@ class View:
         names = self._by_pool[kind].get(key, ())
         return [self._objects[kind][key.namespace, name] for name in sorted(names)]
 
-    def keys(self) -> frozenset[PoolKey]:
+    def pools(self) -> frozenset[PoolKey]:
         """Return every pool that anything belongs to."""
         return frozenset(key for by_pool in self._by_pool.values() for key, names in by_pool.items() if names)
 
