@@ -166,7 +166,7 @@ def test_an_unassigned_model_leaves_no_step_no_folder_and_no_shared_memory(group
     group.assign()
     wait_for(lambda: not any(group.repository.iterdir()), group.describe)
     wait_for(lambda: not group.stubs() and set(shm_regions(group.prefix)) <= before, group.describe)
-    assert group.of_all() == []
+    wait_for(lambda: group.of_all() == [], group.describe)
 
 
 def test_a_killed_step_is_repaired_and_proved_without_touching_the_others(group: Group, coins: AssignedModel) -> None:

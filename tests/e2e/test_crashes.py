@@ -19,6 +19,8 @@ from segserve_builder.agent.protocol import Report
 pytestmark = pytest.mark.platform
 
 BACK_S = 10.0
+HUNG_S = 30.0
+"""An agent is patient with a server that does not answer: it may be busy."""
 # Nobody can be sent elsewhere, so requests are refused; what a dying server had begun is lost.
 UNAVAILABLE = ("OverloadedError", "StatusCode.UNAVAILABLE")
 UNREACHABLE = (*UNAVAILABLE, "GatewayUnreachableError")
@@ -165,7 +167,7 @@ def test_a_server_that_hangs_is_reported_and_takes_part_again_when_it_goes_on(wa
     assert triton is not None
     triton.suspend()
     try:
-        found = watched.becomes("coins", "Ready", "False", "NoServer", within_s=BACK_S)
+        found = watched.becomes("coins", "Ready", "False", "NoServer", within_s=HUNG_S)
         assert "no server of group main answers" in found["message"]
         # The condition is written just before the gateway is told.
         until(lambda: isinstance(_error(watched), OverloadedError), "requests are refused", within_s=5)
