@@ -62,6 +62,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
         client = AsyncClient(KubeConfig.from_file(kubeconfig))
         yield RealServer(api, client, namespace)
         await client.close()
+    await asyncio.sleep(0.05)  # a TLS connection takes a few turns of the loop to be closed, which ends with the test
 
 
 @pytest.fixture
