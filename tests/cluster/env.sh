@@ -30,4 +30,9 @@ start() { # NAME COMMAND...
   setsid nsenter -t "$(cat "$KT_RUN/node.pid")" -m -n -u -i -p -- sh -c "cd $KT_RUN; echo \$\$ >pid/$name; exec \"\$@\"" - "$@" </dev/null >>"$KT_RUN/log/$name.log" 2>&1 &
 }
 restart() { eval "start $1 $(cat "$KT_RUN/command/$1")"; } # NAME
-send() { node kill "-$1" "$(cat "$KT_RUN/pid/$2")"; }      # SIGNAL NAME
+# nsenter stops itself with what it started, and goes on with nobody: it is sent on by hand, or it outlives the node.
+send() { # SIGNAL NAME
+  node kill "-$1" "$(cat "$KT_RUN/pid/$2")"
+  [ "$1" != CONT ] || ps -eo pid=,stat=,args= | awk -v node="$(cat "$KT_RUN/node.pid")" \
+    '$2 ~ /^T/ && $3 == "nsenter" && $5 == node { print $1 }' | xargs -r kill -CONT
+}
