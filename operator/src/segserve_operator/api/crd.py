@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segserve_builder.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN
 from segserve_operator.api.documents import write_documents
 from segserve_operator.api.meta import API_GROUP, API_VERSION
 from segserve_operator.api.resources import KINDS
@@ -57,7 +56,8 @@ def crd_files() -> dict[str, str]:
 def _schema(kind: ResourceKind) -> dict[str, Any]:
     schema = structural_schema(kind.type)
     # Kubernetes owns metadata and its own two fields; of metadata it lets a CRD restrict the name alone.
-    name = {"type": "string", "maxLength": MODEL_NAME_MAX_LENGTH, "pattern": MODEL_NAME_PATTERN}
+    named = schema["properties"]["metadata"]["properties"]["name"]
+    name = {key: named[key] for key in ("type", "maxLength", "pattern")}
     own = {
         "apiVersion": {"type": "string"},
         "kind": {"type": "string"},

@@ -14,7 +14,9 @@ from segserve_operator.api.documents import Document, Path, read_documents, writ
 from segserve_operator.api.errors import Problem, SpecError
 from segserve_operator.api.meta import GROUP_VERSION, UNREAD_METADATA
 from segserve_operator.api.resources import KINDS
+from segserve_operator.api.rollout_policy import GATES
 from segserve_operator.api.schema import structural_schema
+from segserve_operator.api.tagged_unions import untagged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -100,13 +102,21 @@ def _kind(document: Document) -> str:
 
 
 def _problem(document: Document, model: type[BaseModel], detail: ErrorDetails) -> Problem:
-    path: Path = (*detail["loc"], *detail.get("ctx", {}).get("at", ()))
+    location, tag = untagged(structural_schema(model), detail["loc"])
+    path: Path = (*location, *detail.get("ctx", {}).get("at", ()))
     match detail["type"]:
+        case "union_tag_invalid":
+            context = detail["ctx"]
+            known = context["expected_tags"].replace("'", "").split(", ")
+            name = context["discriminator"].strip("'")
+            return document.problem((*path, name), unknown_name(name, context["tag"], known))
+        case "union_tag_not_found":
+            return document.problem(path, f"field {detail['ctx']['discriminator']} is missing")
         case "missing":
             noun = "item" if isinstance(path[-1], int) else "field"
             return document.problem(path[:-1], f"{noun} {path[-1]!r} is missing")
         case "extra_forbidden":
-            known = _fields(structural_schema(model), path[:-1])
+            known = _fields(structural_schema(GATES[tag] if tag else model), () if tag else path[:-1])
             return document.problem(path, unknown_name(_noun(path), str(path[-1]), known), key=True)
         case _:
             return document.problem(path, _message(detail))

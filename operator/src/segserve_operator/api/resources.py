@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from segserve_operator.api.meta import API_GROUP
 from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.api.segmentation_rollout import SegmentationRollout
 from segserve_operator.api.triton_pool import TritonPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Resource: TypeAlias = SegmentationModel | TritonPool
+Resource: TypeAlias = SegmentationModel | TritonPool | SegmentationRollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Column:
 class ResourceKind:
     """A kind of resource: its type, its names, and what `get` prints of it."""
 
-    type: type[SegmentationModel] | type[TritonPool]
+    type: type[SegmentationModel] | type[TritonPool] | type[SegmentationRollout]
     plural: str
     short_names: tuple[str, ...]
     categories: tuple[str, ...]
@@ -60,7 +61,9 @@ KINDS: Final[Mapping[str, ResourceKind]] = {
             _READY,
             Column("Stable", "string", ".status.roles.stable.revision"),
             Column("Candidate", "string", ".status.roles.candidate.revision"),
+            Column("Phase", "string", ".status.rollout.phase"),
             Column("Weight", "integer", ".status.weight"),
+            Column("SLO", "string", ".status.slo"),
             Column("URL", "string", ".status.url"),
             _AGE,
         ),
@@ -82,5 +85,19 @@ KINDS: Final[Mapping[str, ResourceKind]] = {
             "statusReplicasPath": ".status.replicas",
             "labelSelectorPath": ".status.selector",
         },
+    ),
+    "SegmentationRollout": ResourceKind(
+        type=SegmentationRollout,
+        plural="segmentationrollouts",
+        short_names=("segr",),
+        categories=("ml", "segserve"),
+        columns=(
+            Column("Model", "string", ".spec.model"),
+            Column("Candidate", "string", ".spec.candidate"),
+            Column("Phase", "string", ".status.phase"),
+            Column("Weight", "integer", ".status.weight"),
+            Column("Reason", "string", ".status.reason"),
+            _AGE,
+        ),
     ),
 }

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic.json_schema import GenerateJsonSchema
+
 from segserve_builder.steps import PostprocessStep, PreprocessStep
+from segserve_operator.api.meta import format_duration
+from segserve_operator.api.tagged_unions import merged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,18 +43,27 @@ class NotStructuralError(Exception):
     """A field's type has no structural schema."""
 
 
+class _Generator(GenerateJsonSchema):
+    """Writes durations' defaults as resources have them."""
+
+    def encode_default(self, dft: Any) -> Any:
+        return format_duration(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
+
+
 @cache
 def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Return the structural schema of a type; callers leave it unchanged.
 
-    Raises `NotStructuralError` where a field is a union or a tuple of different types.
+    Raises `NotStructuralError` where a field is a union (without a tag) or a tuple of different types.
     """
-    raw = model.model_json_schema(by_alias=True)
+    raw = model.model_json_schema(by_alias=True, schema_generator=_Generator)
     return _node(raw, raw.get("$defs", {}))
 
 
 def _node(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
     raw = _resolved(raw, definitions)
+    if "discriminator" in raw:
+        return _tagged(raw, definitions)
     node = {key: raw[key] for key in _KEPT if key in raw}
     node |= {key: value for key, value in raw.items() if key.startswith("x-kubernetes-")}
     if "const" in raw:
@@ -72,8 +86,20 @@ def _node(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, A
     return node
 
 
+def _tagged(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    options = {
+        tag: _node({"$ref": reference}, definitions) for tag, reference in raw["discriminator"]["mapping"].items()
+    }
+    try:
+        return merged(raw["discriminator"]["propertyName"], options)
+    except ValueError as error:
+        raise NotStructuralError(str(error)) from error
+
+
 def _default(value: Any, node: Mapping[str, Any]) -> Any:
     """Return a default without the fields that the API server fills in by itself."""
+    if isinstance(value, list):
+        return [_default(item, node["items"]) for item in value]
     if "properties" not in node:
         return value
     fields = {
@@ -84,6 +110,8 @@ def _default(value: Any, node: Mapping[str, Any]) -> Any:
 
 def _resolved(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
     """Put referenced and optional types in place; what stands beside them wins, the description above all."""
+    if "discriminator" in raw:
+        return raw
     own = {key: value for key, value in raw.items() if key not in ("$ref", "anyOf", "allOf")}
     inner: list[Mapping[str, Any]] = []
     if "$ref" in raw:

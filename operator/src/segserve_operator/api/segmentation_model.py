@@ -12,7 +12,14 @@ from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.families import FAMILIES
 from segserve_builder.pipeline import Artifact, Golden, Input, ModelClass, Output, Runtime
 from segserve_builder.steps import InferenceStep, Pipeline, PostprocessStep, PreprocessStep, SecondNetwork
-from segserve_operator.api.checks import check_class_ids, check_distinct, check_family, check_stages, in_order_of_id
+from segserve_operator.api.checks import (
+    check_class_ids,
+    check_distinct,
+    check_family,
+    check_stages,
+    in_order_of_id,
+    located,
+)
 from segserve_operator.api.meta import (
     ApiValue,
     Condition,
@@ -22,6 +29,8 @@ from segserve_operator.api.meta import (
     Timestamp,
     format_duration,
 )
+from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy, Slo
+from segserve_operator.api.rollout_status import MAX_HANDLED_REQUESTS, RolloutStatus
 
 if TYPE_CHECKING:
     from pydantic.config import JsonDict
@@ -122,12 +131,26 @@ class SegmentationModelSpec(ApiValue):
         False,
         description="A new revision may drop or renumber classes of the stable one; else it is refused.",
     )
+    slo: Slo | None = Field(None, description="What the model promises its callers.")
+    rollout: RolloutPolicy | None = Field(
+        None, description="How a new revision replaces the stable one; at once, where it is proved, without it."
+    )
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
         pipeline = self.pipeline("any")
         check_class_ids(pipeline)
         check_stages(pipeline)
+        return self
+
+    @model_validator(mode="after")
+    def _floors_have_images(self) -> Self:
+        gates = self.rollout.gates if self.rollout is not None else ()
+        floors = [name for gate in gates if isinstance(gate, GoldenQualityGate) for name in gate.floors]
+        if floors and self.golden is None:
+            raise located(
+                f"goldenQuality names {', '.join(floors)}: that needs spec.golden, got none", "rollout", "gates"
+            )
         return self
 
     def pipeline(self, model_name: str) -> Pipeline:
@@ -254,6 +277,14 @@ class SegmentationModelStatus(ApiValue):
         ge=0,
         le=100,
         description="Percent of requests that the candidate gets; 100 for the stable one without it.",
+    )
+    slo: str | None = Field(None, max_length=40, description="Whether the SLO is met: Met, Breached or Unknown.")
+    rollout: RolloutStatus | None = Field(None, description="Where the latest rollout stands.")
+    handled_requests: tuple[Annotated[str, Field(max_length=512)], ...] = Field(
+        (),
+        max_length=MAX_HANDLED_REQUESTS,
+        description="Requests (annotations) that were answered: the same text does nothing again.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
     def condition(self, kind: ConditionType) -> Condition | None:

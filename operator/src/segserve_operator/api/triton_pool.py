@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from segserve_operator.api.checks import check_distinct
+from segserve_operator.api.checks import check_distinct, located
 from segserve_operator.api.meta import ApiValue, Condition, ObjectMeta
 from segserve_operator.api.pod_template import (
     Annotations,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 _WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
+_ONE_ADDRESS = "exactly one must be named: url, secretRef"
 _VERSION_MESSAGE = "an image needs its Triton release: version, such as 26.04"
 
 
@@ -135,6 +136,35 @@ class Gateway(ApiValue):
     )
 
 
+class SecretKey(ApiValue):
+    """One value of a Secret of the pool's namespace."""
+
+    name: Subdomain = Field(description="The Secret's name.")
+    key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253, description="The key of the value in it.")
+
+
+class Notification(ApiValue):
+    """Whom to tell of rollouts: what is decided, and why. Exactly one of url and secretRef is named."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [{"rule": "has(self.url) != has(self.secretRef)", "message": _ONE_ADDRESS}]
+        }
+    )
+
+    url: str | None = Field(None, max_length=2048, pattern=r"^https?://", description="Who is told, by POST.")
+    secret_ref: SecretKey | None = Field(
+        None, description="Where the URL is written, on a cluster; it may be a secret."
+    )
+    format: Literal["json", "slack"] = Field("json", description="JSON of all that is known, or a text for Slack.")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.url is None) == (self.secret_ref is None):
+            raise located(f"{_ONE_ADDRESS}, got {'none' if self.url is None else 'both'}")
+        return self
+
+
 class TritonPoolSpec(ApiValue):
     """How the pool is run. On one machine only the gateway's port, size and time limit count."""
 
@@ -145,6 +175,9 @@ class TritonPoolSpec(ApiValue):
     server: Server = Field(Server(), description="The Triton servers.")
     artifacts: Artifacts = Field(Artifacts(), description="Where artifacts come from.")
     gateway: Gateway = Field(Gateway(), description="The only entrance to the pool's models.")
+    notifications: tuple[Notification, ...] = Field(
+        (), max_length=8, description="Who is told of rollouts.", json_schema_extra=_WHOLE
+    )
 
 
 class TritonPoolStatus(ApiValue):

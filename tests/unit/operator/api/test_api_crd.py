@@ -59,6 +59,8 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a default is one that an API server would take."""
     if "x-kubernetes-int-or-string" in schema:
         return isinstance(value, str) and re.search(schema["pattern"], value) is not None
+    if value is None:
+        return False
     if isinstance(value, dict) and "properties" not in schema:
         return value == {}
     if isinstance(value, dict):
@@ -148,11 +150,12 @@ def test_lists_under_a_rule_are_bounded_so_that_its_cost_is() -> None:
 
 def test_metadata_restricts_the_name_alone() -> None:
     """Of metadata a CRD may say nothing else."""
-    for kind in KINDS:
-        assert schema_of(kind)["properties"]["metadata"] == {
-            "type": "object",
-            "properties": {"name": {"type": "string", "maxLength": 40, "pattern": "^[a-z0-9]([a-z0-9]|-[a-z0-9])*$"}},
-        }
+    served = {"type": "string", "maxLength": 40, "pattern": "^[a-z0-9]([a-z0-9]|-[a-z0-9])*$"}
+    names = dict.fromkeys(KINDS, served) | {
+        "SegmentationRollout": {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
+    }
+    for kind, name in names.items():
+        assert schema_of(kind)["properties"]["metadata"] == {"type": "object", "properties": {"name": name}}
 
 
 def test_get_prints_what_matters() -> None:
@@ -160,7 +163,7 @@ def test_get_prints_what_matters() -> None:
     (version,) = definition["versions"]
 
     columns = [column["name"] for column in version["additionalPrinterColumns"]]
-    assert columns == ["Ready", "Stable", "Candidate", "Weight", "URL", "Age"]
+    assert columns == ["Ready", "Stable", "Candidate", "Phase", "Weight", "SLO", "URL", "Age"]
     assert version["subresources"] == {"status": {}}
     assert definition["names"]["shortNames"] == ["segm"]
     assert definition["names"]["categories"] == ["ml", "segserve"]

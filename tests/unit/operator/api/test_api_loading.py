@@ -133,8 +133,8 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
         ),
         pytest.param(
             "pool: default",
-            "slo: {}",
-            "24:3: spec: unknown field 'slo'; known: allowClassChanges, artifact, ",
+            "extra: {}",
+            "24:3: spec: unknown field 'extra'; known: allowClassChanges, artifact, ",
             id="unknown field",
         ),
         pytest.param("    uri: coins.onnx\n", "", "6:5: spec.artifact: field 'uri' is missing", id="missing field"),
@@ -188,7 +188,7 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
             "kind: Segm",
             "kind: Sagm",
             "2:7: kind: unknown kind 'SagmentationModel' (did you mean "
-            "'SegmentationModel'?); known: SegmentationModel, TritonPool",
+            "'SegmentationModel'?); known: SegmentationModel, SegmentationRollout, TritonPool",
             id="unknown kind",
         ),
         pytest.param(
@@ -201,7 +201,7 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
         pytest.param(
             "kind: SegmentationModel\n",
             "",
-            "1:1: field 'kind' is missing; known: SegmentationModel, TritonPool",
+            "1:1: field 'kind' is missing; known: SegmentationModel, SegmentationRollout, TritonPool",
             id="no kind",
         ),
     ],
@@ -303,7 +303,7 @@ def test_the_status_of_a_resource_is_read_with_it(coins_value: dict[str, Any]) -
     model = parse(coins_value, "store")
 
     assert isinstance(model, SegmentationModel)
-    assert model.status.to_dict() == {**coins_value["status"], "conditions": [], "revisions": []}
+    assert model.status.to_dict() == {**coins_value["status"], "conditions": [], "revisions": [], "handledRequests": []}
 
 
 def test_resources_are_read_where_no_array_library_is_installed(coins_text: str) -> None:

@@ -12,6 +12,19 @@ from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.pipeline import Artifact, Frozen, Golden, Input, ModelClass, Output, Provenance, Runtime
 from segserve_operator.api.loading import dump, load
 from segserve_operator.api.meta import Condition, ConditionStatus, ObjectMeta
+from segserve_operator.api.rollout_policy import (
+    BurnRateGate,
+    ErrorRateGate,
+    GoldenQualityGate,
+    LatencyGate,
+    PromqlGate,
+    ResourceGate,
+    RolloutPolicy,
+    RolloutStep,
+    Slo,
+    WebhookGate,
+)
+from segserve_operator.api.rollout_status import RolloutPhase, RolloutStatus
 from segserve_operator.api.segmentation_model import (
     CandidateState,
     CandidateStatus,
@@ -45,6 +58,37 @@ def classes(draw: st.DrawFn) -> tuple[ModelClass, ...]:
     return tuple(ModelClass(id=number, name=name, colour=draw(COLOURS)) for number, name in enumerate(names))
 
 
+MILLISECONDS = st.builds(lambda digits, power: digits * 10**power, st.integers(1, 99), st.integers(0, 3))
+SECONDS = st.integers(1, 10**6).map(lambda seconds: timedelta(seconds=seconds))
+STEPS = st.lists(st.integers(1, 99), min_size=1, max_size=20, unique=True).flatmap(
+    lambda weights: st.tuples(
+        *(
+            build(RolloutStep, weight=st.just(weight), maximum=st.none() | SECONDS, pause=st.booleans())
+            for weight in sorted(weights)
+        )
+    )
+)
+GATE_LISTS = st.permutations(
+    (
+        ErrorRateGate(),
+        LatencyGate(share=3),
+        BurnRateGate(long=timedelta(minutes=5)),
+        GoldenQualityGate(maximum_class_drop=0.5),
+        ResourceGate(),
+        WebhookGate(name="night", url="http://night:80/"),
+        PromqlGate(name="load", address="http://prometheus:9090", query="up", passes="result[0] > 0"),
+    )
+).flatmap(lambda gates: st.integers(0, len(gates)).map(lambda count: tuple(gates[:count])))
+ROLLOUTS = build(
+    RolloutPolicy,
+    steps=STEPS,
+    pace=st.sampled_from(["evidence", "steps"]),
+    alpha=st.floats(1e-6, 0.2),
+    deadline=SECONDS,
+    on_undecided=st.sampled_from(["Hold", "Rollback", "Promote"]),
+    gates=GATE_LISTS,
+    self_test=st.booleans(),
+)
 SPECS = build(
     SegmentationModelSpec,
     artifact=build(
@@ -65,6 +109,8 @@ SPECS = build(
     expose=st.sampled_from([(), ("network",)]),
     keep_previous=st.integers(0, 10**6).map(lambda seconds: timedelta(seconds=seconds)),
     allow_class_changes=st.booleans(),
+    slo=st.none() | build(Slo, error_percent=st.floats(0.001, 100), p95_milliseconds=st.none() | MILLISECONDS),
+    rollout=st.none() | ROLLOUTS,
 )  # fmt: skip
 CONDITIONS = build(
     Condition,
@@ -92,6 +138,19 @@ STATUSES = build(
     ).map(tuple),
     url=st.none() | WORDS,
     weight=st.none() | st.integers(0, 100),
+    slo=st.none() | st.sampled_from(["Met", "Breached"]),
+    rollout=st.none()
+    | build(
+        RolloutStatus,
+        name=REVISIONS,
+        revision=REVISIONS,
+        phase=st.sampled_from(RolloutPhase),
+        started_at=TIMES,
+        since=TIMES,
+        step_since=TIMES,
+        skipped_gates=st.sampled_from([(), ("latency",)]),
+    ),
+    handled_requests=st.lists(WORDS, max_size=3, unique=True).map(tuple),
 )
 META = build(
     ObjectMeta,
@@ -148,6 +207,7 @@ def test_a_status_shows_nothing_that_is_not_there() -> None:
         },
         "revisions": [],
         "weight": 0,
+        "handledRequests": [],
     }
 
 

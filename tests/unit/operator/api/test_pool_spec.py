@@ -67,6 +67,13 @@ def test_amounts_need_no_quotes() -> None:
         pytest.param({"artifacts": {"base": "models/"}}, "pattern", id="a base that is no URI"),
         pytest.param({"replicas": 0}, "greater than or equal to 1", id="no servers"),
         pytest.param({"gateway": {"serviceType": "ExternalName"}}, "ClusterIP", id="a Service of another kind"),
+        pytest.param({"notifications": [{}]}, "exactly one.*got none", id="nobody to tell"),
+        pytest.param(
+            {"notifications": [{"url": "http://a", "secretRef": {"name": "hooks", "key": "url"}}]},
+            "exactly one.*got both",
+            id="an address given twice",
+        ),
+        pytest.param({"notifications": [{"url": "mailto:a@b.c"}]}, "pattern", id="an address that is not of the web"),
         pytest.param({"server": {"nodeSelectr": {}}}, "not permitted", id="a misspelt field"),
     ],
 )

@@ -1,0 +1,79 @@
+"""One structural schema for values of several types that name their type: Kubernetes has no unions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_OWN: Final = ("description", "default")
+
+
+def merged(tag: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a schema of all fields of all types, and rules for which of them each type has.
+
+    tag: the field that names the type; options: each type's structural schema by that name. Fields' defaults are
+    only told in their descriptions: written into every value, they would be unknown to other types. Raises ValueError
+    where types differ in a field of one name.
+    """
+    names = list(dict.fromkeys(name for option in options.values() for name in option["properties"] if name != tag))
+    return {
+        "type": "object",
+        "required": [tag],
+        "properties": {
+            tag: {"type": "string", "enum": sorted(options), "description": "Which it is."},
+            **{name: _field(name, options) for name in names},
+        },
+        "x-kubernetes-validations": list(_rules(tag, options, names)),
+    }
+
+
+def untagged(schema: Mapping[str, Any], location: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], str]:
+    """Return a place in a value as its text has it, and the last type named on the way ("" where none was).
+
+    schema: the structural schema; location: the place as pydantic gives it, with the types that unions are of.
+    """
+    place: list[str | int] = []
+    tag = ""
+    node: Mapping[str, Any] | None = schema
+    for part in location:
+        if isinstance(part, str) and node is not None and not tag and part in _tags(node):
+            tag = part
+            continue
+        place.append(part)
+        if node is not None:
+            node = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+    return tuple(place), tag
+
+
+def _tags(node: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of types where the schema is one that `merged` made."""
+    rules = [rule["rule"] for rule in node.get("x-kubernetes-validations", ())]
+    tag = next((name for name in node.get("required", ()) if any(r.startswith(f"self.{name} != ") for r in rules)), "")
+    return frozenset(node["properties"][tag]["enum"]) if tag else frozenset()
+
+
+def _field(name: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    fields = {kind: option["properties"][name] for kind, option in options.items() if name in option["properties"]}
+    plain = [{key: value for key, value in field.items() if key not in _OWN} for field in fields.values()]
+    if any(each != plain[0] for each in plain):
+        raise ValueError(f"{name!r} is another field in each of {', '.join(sorted(fields))}")
+    said: dict[str, list[str]] = {}
+    for kind, field in fields.items():
+        default = f" By default {field['default']}." if "default" in field else ""
+        said.setdefault(field["description"] + default, []).append(kind)
+    return {**plain[0], "description": " ".join(f"{', '.join(kinds)}: {text}" for text, kinds in said.items())}
+
+
+def _rules(tag: str, options: Mapping[str, Mapping[str, Any]], names: list[str]) -> Iterator[dict[str, str]]:
+    for kind, option in sorted(options.items()):
+        own = [name for name in names if name in option["properties"]]
+        foreign = " && ".join(f"!has(self.{name})" for name in names if name not in own)
+        needed = [name for name in option.get("required", ()) if name != tag]
+        if foreign:
+            message = f"of {kind} there is: {', '.join(own) or 'nothing more'}"
+            yield {"rule": f"self.{tag} != '{kind}' || ({foreign})", "message": message}
+        if needed:
+            present = " && ".join(f"has(self.{name})" for name in needed)
+            yield {"rule": f"self.{tag} != '{kind}' || ({present})", "message": f"{kind} needs {', '.join(needed)}"}

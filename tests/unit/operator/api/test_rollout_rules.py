@@ -1,0 +1,131 @@
+"""The rules of the definitions, evaluated as an API server does, agree with the types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from segserve_operator.adapters.inquiries.cel_process import answer
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.api.schema import structural_schema
+from segserve_operator.api.segmentation_model import SegmentationModelSpec
+from segserve_operator.api.triton_pool import TritonPoolSpec
+
+_KUBERNETES_OWN = {"self.map(step, step.weight).isSorted()": "true"}
+"""What CEL has only on an API server, and what stands for it here; tests/e2e/cluster/test_crds.py has the real one."""
+
+WEBHOOK = {"gate": "webhook", "name": "night", "url": "http://night/"}
+PROMQL = {"gate": "promql", "name": "load", "address": "http://p:9090", "query": "up", "passes": "result[0] > 0.0"}
+
+
+def filled(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Put in the defaults, as an API server does."""
+    if isinstance(value, list):
+        return [filled(item, schema["items"]) for item in value]
+    if not isinstance(value, dict) or "properties" not in schema:
+        return value
+    fields = schema["properties"]
+    defaults = {name: field["default"] for name, field in fields.items() if "default" in field and name not in value}
+    return {name: filled(item, fields[name]) for name, item in (value | defaults).items()}
+
+
+def broken(value: Any, schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the message of each rule that a value breaks."""
+    for rule in schema.get("x-kubernetes-validations", ()):
+        text = rule["rule"]
+        for own, instead in _KUBERNETES_OWN.items():
+            text = text.replace(own, instead)
+        found = answer({"rule": text}, {"self": value})
+        assert "values" in found, f"{rule['rule']}: {found}"
+        if not found["values"]["rule"]:
+            yield rule["message"]
+    if isinstance(value, list):
+        for item in value:
+            yield from broken(item, schema["items"])
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from broken(item, schema.get("properties", {}).get(name, {}))
+
+
+def messages(kind: type, field: str, value: Any) -> list[str]:
+    schema = structural_schema(kind)["properties"][field]
+    return list(broken(filled(value, schema), schema))
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [
+        pytest.param({}, id="nothing said"),
+        pytest.param({"steps": [{"weight": 1, "minimum": "90s", "maximum": "1h30m"}, {"weight": 99}]}, id="two steps"),
+        pytest.param({"strategy": "blueGreen"}, id="no steps, but those that are filled in"),
+        pytest.param({"strategy": "immediate", "steps": []}, id="no steps"),
+        pytest.param(
+            {"gates": [{"gate": "latency", "share": 2.0}, WEBHOOK, PROMQL, {"gate": "resource"}]},
+            id="gates of each kind",
+        ),
+    ],
+)
+def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) -> None:
+    RolloutPolicy.model_validate(rollout)
+
+    assert messages(SegmentationModelSpec, "rollout", rollout) == []
+
+
+@pytest.mark.parametrize(
+    ("rollout", "said"),
+    [
+        pytest.param({"steps": [{"weight": 5}, {"weight": 5}]}, "weights must rise", id="a weight twice"),
+        pytest.param({"steps": [{"weight": 5, "minimum": "2m", "maximum": "90s"}]}, "minimum must not", id="times"),
+        pytest.param({"steps": []}, "a canary needs", id="a canary without steps"),
+        pytest.param({"strategy": "immediate", "steps": [{"weight": 5}]}, "only a canary", id="steps of what has none"),
+        pytest.param({"gates": [{"gate": "latency"}] * 2}, "listed once", id="a gate twice"),
+        pytest.param({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed once", id="a name twice"),
+        pytest.param({"gates": [{"gate": "errorRate", "every": "1m"}]}, "of errorRate there is: share", id="another's"),
+        pytest.param({"gates": [{"gate": "webhook", "name": "n"}]}, "webhook needs name, url", id="half a gate"),
+    ],
+)
+def test_a_policy_that_the_types_refuse_breaks_its_rule(rollout: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError):
+        RolloutPolicy.model_validate(rollout)
+
+    (message,) = messages(SegmentationModelSpec, "rollout", rollout)
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("slo", "good"),
+    [
+        ({}, True),
+        ({"p50Milliseconds": 20.0, "p95Milliseconds": 20.0, "p99Milliseconds": 100.0}, True),
+        ({"p50Milliseconds": 20.0, "p99Milliseconds": 100.0}, True),
+        ({"p50Milliseconds": 200.0, "p99Milliseconds": 100.0}, False),
+        ({"p95Milliseconds": 200.0, "p99Milliseconds": 100.0}, False),
+    ],
+)
+def test_the_rules_of_an_slo_are_the_types(slo: dict[str, Any], good: bool) -> None:
+    assert (not messages(SegmentationModelSpec, "slo", slo)) == good == _taken(Slo, slo)
+
+
+@pytest.mark.parametrize(
+    ("notification", "good"),
+    [
+        ({"url": "http://a"}, True),
+        ({"secretRef": {"name": "hooks", "key": "url"}}, True),
+        ({}, False),
+        ({"url": "http://a", "secretRef": {"name": "hooks", "key": "url"}}, False),
+    ],
+)
+def test_a_notification_has_one_address(notification: dict[str, Any], good: bool) -> None:
+    assert (not messages(TritonPoolSpec, "notifications", [notification])) == good
+    assert _taken(TritonPoolSpec, {"notifications": [notification]}) == good
+
+
+def _taken(kind: type, value: Any) -> bool:
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return False
+    return True
