@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.core.observed import ModelStatus, Statement
+from segserve_operator.core.phases import Phase
 from segserve_operator.core.roles import settling
+from segserve_operator.core.slo import slo_of, word
 from segserve_operator.core.turns import GROUPS_AT_ONCE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from segserve_builder.agent.protocol import ModelReport
     from segserve_operator.core.observed import ModelObserved, Observed, Roles
+    from segserve_operator.core.record import Standing
+    from segserve_operator.core.rolling import Rolled
+    from segserve_operator.core.slo import SloWatch
 
 ARTIFACT_REASONS: Final = frozenset(
     {"ArtifactMissing", "ArtifactTooLarge", "DigestMismatch", "SignatureMismatch", "UnsafeArtifact", "UnknownName"}
@@ -19,18 +26,34 @@ ARTIFACT_REASONS: Final = frozenset(
 GOLDEN_REASONS: Final = frozenset({"GoldenFailed", "NonFinite"})
 
 
-def status_of(model: ModelObserved, roles: Roles, world: Observed) -> ModelStatus:
-    """Return the status of a model whose roles were just decided."""
+def status_of(
+    model: ModelObserved, roles: Roles, rolled: Rolled, watches: Mapping[str, SloWatch], world: Observed
+) -> ModelStatus:
+    """Return the status of a model whose roles and rollout were just decided."""
+    slo, watch = slo_of(model), watches.get(model.name)
     return ModelStatus(
         observed_generation=model.generation,
         roles=roles,
-        statements=_statements(model, roles, world),
-        weight=100 if roles.stable is not None and roles.candidate is None else 0,
+        statements=_statements(model, roles, rolled.standing, world),
+        weight=_weight(roles, rolled.standing),
         url=f"{world.gateway_url}/v2/models/{model.name}" if roles.stable is not None else "",
+        rollout=rolled.standing,
+        handled=rolled.handled,
+        slo=word(watch, slo, world.now_s) if slo is not None and watch is not None else "",
     )
 
 
-def _statements(model: ModelObserved, roles: Roles, world: Observed) -> tuple[Statement, ...]:
+def _weight(roles: Roles, standing: Standing | None) -> int:
+    if roles.candidate is None and standing is not None and standing.phase is Phase.BAKING:
+        return standing.weight
+    if roles.candidate is None:
+        return 100 if roles.stable is not None else 0
+    return standing.weight if standing is not None and standing.revision == roles.candidate.revision else 0
+
+
+def _statements(
+    model: ModelObserved, roles: Roles, standing: Standing | None, world: Observed
+) -> tuple[Statement, ...]:
     newest = _newest(roles, world)
     serving = _serving(model, roles, world)
     problem = _problem(roles, newest, world)
@@ -40,7 +63,7 @@ def _statements(model: ModelObserved, roles: Roles, world: Observed) -> tuple[St
         _golden(roles, newest),
         serving,
         _ready(model, serving),
-        _progressing(model, roles, newest, world),
+        _progressing(model, roles, standing, newest, world),
         _degraded(model, roles, newest, serving, problem),
     )
 
@@ -116,7 +139,8 @@ def _serving(model: ModelObserved, roles: Roles, world: Observed) -> Statement:
         return Statement("TrafficReady", "False", "NoGateway", "no gateway takes requests")
     share = world.traffic.share(model.name, stable.group)
     if share is not None and share.revision == stable.revision and share.weight and share.endpoints:
-        text = f"{stable.revision} in group {stable.group} gets all requests"
+        part = "all" if share.weight == 100 else f"{share.weight} % of"
+        text = f"{stable.revision} in group {stable.group} gets {part} requests"
         return Statement("TrafficReady", "True", "Serving", text)
     text = f"the gateway does not send requests to {stable.revision} yet"
     if _served(model) and model.roles.stable is not None:
@@ -135,10 +159,15 @@ def _ready(model: ModelObserved, serving: Statement) -> Statement:
     return Statement("Ready", serving.status, serving.reason, serving.message)
 
 
-def _progressing(model: ModelObserved, roles: Roles, report: ModelReport | None, world: Observed) -> Statement:
+def _progressing(
+    model: ModelObserved, roles: Roles, standing: Standing | None, report: ModelReport | None, world: Observed
+) -> Statement:
     candidate = roles.candidate
     if model.deleting:
         return Statement("Progressing", "True", "Deleting", "requests end first, then servers let the model go")
+    if standing is not None and not standing.ended and standing.phase is not Phase.PENDING:
+        text = f"{standing.revision} gets {standing.weight} % of requests: {standing.message or 'all is well'}"
+        return Statement("Progressing", "True", standing.phase.label, text)
     if candidate is None or candidate.failure is not None:
         return _settling(roles, world)
     if candidate.group is None:

@@ -22,7 +22,11 @@ class Notice:
 
 def notices(before: ModelStatus, after: ModelStatus) -> tuple[Notice, ...]:
     """Return what to tell of a change of status; nothing where only texts differ."""
-    return (*_moves(before.roles, after.roles), *troubles(before.statements, after.statements))
+    moves = _moves(before.roles, after.roles)
+    if before.rollout != after.rollout:
+        # A rollout tells of its own moves, and why they are made.
+        moves = (told for told in moves if told.reason not in ("Promoted", "RolledBack"))
+    return (*moves, *troubles(before.statements, after.statements))
 
 
 def troubles(before: Iterable[Statement], after: Iterable[Statement]) -> Iterator[Notice]:

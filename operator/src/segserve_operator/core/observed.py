@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from segserve_builder.agent.protocol import AssignedModel, ModelReport
+    from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+    from segserve_operator.core.counters import Sample
     from segserve_operator.core.failure import Failure
+    from segserve_operator.core.inquiries import Finding
+    from segserve_operator.core.record import Record, Standing
+    from segserve_operator.core.self_test import SelfTest
+    from segserve_operator.core.slo import SloWatch
     from segserve_operator.core.traffic import Endpoint
 
 MAIN: Final = "main"
@@ -71,27 +77,39 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """What a model's status records. `weight` is the percentage of requests that the newest revision gets."""
+    """What a model's status records. `weight` is the percentage of requests that the newest revision gets.
+
+    `rollout` is where the latest rollout stands, `handled` the texts of requests (annotations) that were answered, and
+    `slo` whether the SLO is met: Met, Breached, Unknown, or empty where there is none.
+    """
 
     observed_generation: int = 0
     roles: Roles = Roles()
     statements: tuple[Statement, ...] = ()
     weight: int = 0
     url: str = ""
+    rollout: Standing | None = None
+    handled: tuple[str, ...] = ()
+    slo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a model's spec asks for."""
+    """What a model's spec asks for. Without a policy a revision is promoted as soon as it is proved."""
 
     assigned: AssignedModel
     keep_previous_s: float
     allow_class_changes: bool = False
+    policy: RolloutPolicy | None = None
+    slo: Slo | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelObserved:
-    """One model: what its spec asks for (or why that cannot be read), and what its status records."""
+    """One model: what its spec asks for (or why that cannot be read), and what its status records.
+
+    `annotations` are those of segserve's own prefix.
+    """
 
     name: str
     generation: int
@@ -99,6 +117,7 @@ class ModelObserved:
     problem: Failure | None = None
     status: ModelStatus = ModelStatus()
     deleting: bool = False
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def roles(self) -> Roles:
@@ -237,8 +256,10 @@ class PoolObserved:
 class Observed:
     """Everything that one pass decides from.
 
-    `now_s` is Unix time, `gateway_url` where clients call, `revisions` the records by name. Without a pool nothing
-    is served.
+    `now_s` is Unix time, `gateway_url` where clients call, `revisions` the records of revisions by name. Without a pool
+    nothing is served. Of rollouts: `records` by name, as new as they are known; `written` by name which decision the
+    store has and since when; `samples` by model what the gateways have counted; `findings` by key what was found out.
+    `watches` tells by model how it kept its SLO, `self_tests` how far it is compared with itself.
     """
 
     now_s: float
@@ -248,6 +269,12 @@ class Observed:
     groups: Mapping[str, GroupObserved] = field(default_factory=dict)
     traffic: TrafficState = field(default_factory=lambda: TrafficState(None))
     pool: PoolObserved | None = field(default_factory=PoolObserved)
+    records: Mapping[str, Record] = field(default_factory=dict)
+    written: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    findings: Mapping[str, Finding] = field(default_factory=dict)
+    watches: Mapping[str, SloWatch] = field(default_factory=dict)
+    self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
 
     @property
     def main(self) -> str:

@@ -2,114 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_builder.names import network_alias
+from segserve_operator.core.actions import (
+    Announce,
+    Assign,
+    DropRevision,
+    Effect,
+    Forget,
+    Intent,
+    SaveBundle,
+    SavePoolStatus,
+    SaveRevision,
+    SaveRollout,
+    SaveStatus,
+    SetTraffic,
+    StartGroup,
+    StopGroup,
+    Tell,
+    TellOfPool,
+)
 from segserve_operator.core.conditions import status_of
 from segserve_operator.core.notices import notices
+from segserve_operator.core.phases import Phase
 from segserve_operator.core.pool import pool_notices, pool_status
 from segserve_operator.core.roles import assigned_model, next_roles, settling
+from segserve_operator.core.rolling import Rolled, is_due
+from segserve_operator.core.rollout_notices import rollout_notices
+from segserve_operator.core.self_test import self_tests, tests_itself
+from segserve_operator.core.slo import watches
 from segserve_operator.core.traffic import Route, Share, TrafficPlan
 from segserve_operator.core.turns import turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from segserve_operator.core.gates.base import Verdict
+    from segserve_operator.core.inquiries import Inquiry
     from segserve_operator.core.notices import Notice
-    from segserve_operator.core.observed import ModelObserved, ModelStatus, Observed, PoolStatus, Roles
-
-
-@dataclass(frozen=True, slots=True)
-class SaveRevision:
-    """Record what a revision is made of, before anything depends on it."""
-
-    revision: str
-    assigned: AssignedModel
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """Let people know what happens to a model; told again, it is the same notice."""
-
-    model: str
-    notice: Notice
-
-
-@dataclass(frozen=True, slots=True)
-class SaveStatus:
-    """Write a model's status, its roles above all: intent before effect."""
-
-    model: str
-    status: ModelStatus
-
-
-@dataclass(frozen=True, slots=True)
-class StartGroup:
-    """Start what of a group's servers does not run, or put right what differs from what it should be."""
-
-    group: str
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """Tell a group's agents what to hold."""
-
-    group: str
-    assignment: Assignment
-
-
-@dataclass(frozen=True, slots=True)
-class SetTraffic:
-    """Tell the gateway where requests go."""
-
-    plan: TrafficPlan
-
-
-@dataclass(frozen=True, slots=True)
-class StopGroup:
-    """End a group's servers, whose models nobody calls any more."""
-
-    group: str
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Remove the last trace of a deleted model."""
-
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class DropRevision:
-    """Remove the record of a revision that has no role."""
-
-    revision: str
-
-
-@dataclass(frozen=True, slots=True)
-class TellOfPool:
-    """Let people know what happens to the pool."""
-
-    notice: Notice
-
-
-@dataclass(frozen=True, slots=True)
-class SavePoolStatus:
-    """Write the pool's status."""
-
-    status: PoolStatus
-
-
-Intent: TypeAlias = SaveRevision | Tell | SaveStatus
-Effect: TypeAlias = StartGroup | Assign | SetTraffic | StopGroup | Forget | DropRevision | TellOfPool | SavePoolStatus
-Action: TypeAlias = Intent | Effect
+    from segserve_operator.core.observed import (
+        Candidate,
+        Holder,
+        ModelObserved,
+        ModelStatus,
+        Observed,
+        PoolStatus,
+        Roles,
+    )
+    from segserve_operator.core.record import Record, Standing
+    from segserve_operator.core.self_test import SelfTest
+    from segserve_operator.core.slo import SloWatch
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The world as it should be now. Groups that are not named here end."""
+    """The world as it should be now. Groups that are not named here end.
+
+    `records` are the rollouts' as they are after this pass, `inquiries` what is to be found out, `answers` by model
+    what became of what people asked for, `watches` by model how it keeps its SLO, `self_tests` how stable compares with
+    itself.
+    """
 
     statuses: Mapping[str, ModelStatus]
     revisions: Mapping[str, AssignedModel]
@@ -117,6 +72,11 @@ class Desired:
     traffic: TrafficPlan | None
     forgotten: tuple[str, ...]
     pool: PoolStatus | None
+    records: Mapping[str, Record]
+    inquiries: tuple[Inquiry, ...]
+    answers: Mapping[str, tuple[Notice, ...]]
+    watches: Mapping[str, SloWatch]
+    self_tests: Mapping[str, SelfTest]
 
 
 def decide(world: Observed, unrecorded: frozenset[str] = frozenset()) -> Desired:
@@ -125,20 +85,32 @@ def decide(world: Observed, unrecorded: frozenset[str] = frozenset()) -> Desired
     The models `unrecorded` could not have their roles written down: they stay as they are.
     """
     turn = turns(world)
-    roles = {
-        model.name: model.roles if model.name in unrecorded else next_roles(model, world, turn)
+    decided = {
+        model.name: _as_it_is(model) if model.name in unrecorded else next_roles(model, world, turn)
         for model in world.models
     }
+    roles = {name: found for name, (found, _) in decided.items()}
+    rolled = {name: found for name, (_, found) in decided.items()}
+    seen = watches(world.models, world)
     held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
     forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
     return Desired(
-        statuses={model.name: status_of(model, roles[model.name], world) for model in world.models},
+        statuses={m.name: status_of(m, roles[m.name], rolled[m.name], seen, world) for m in world.models},
         revisions=_records(roles, world),
         groups=_assignments(roles, world) if world.pool is not None else {},
-        traffic=_traffic(roles, world) if world.pool is not None else None,
+        traffic=_traffic(roles, rolled, world) if world.pool is not None else None,
         forgotten=forgotten,
         pool=pool_status(world),
+        records={record.name: record for each in rolled.values() for record in each.records},
+        inquiries=tuple(inquiry for each in rolled.values() for inquiry in each.inquiries),
+        answers={name: each.told for name, each in rolled.items() if each.told},
+        watches=seen,
+        self_tests=self_tests(world.models, world),
     )
+
+
+def _as_it_is(model: ModelObserved) -> tuple[Roles, Rolled]:
+    return model.roles, Rolled(standing=model.status.rollout, handled=model.status.handled)
 
 
 def intents(desired: Desired, world: Observed) -> dict[str, list[Intent]]:
@@ -151,9 +123,22 @@ def intents(desired: Desired, world: Observed) -> dict[str, list[Intent]]:
     for model in world.models:
         status = desired.statuses[model.name]
         if status != model.status:
-            told = (Tell(model.name, notice) for notice in notices(model.status, status))
+            about = (*desired.answers.get(model.name, ()), *notices(model.status, status))
+            told = (Tell(model.name, notice) for notice in (*about, *_of_rollout(model, desired)))
             found.setdefault(model.name, []).extend([*told, SaveStatus(model.name, status)])
     return found
+
+
+def _of_rollout(model: ModelObserved, desired: Desired) -> tuple[Notice, ...]:
+    status = desired.statuses[model.name]
+    return rollout_notices(model.status.rollout, status.rollout, _verdicts(desired, status))
+
+
+def _verdicts(desired: Desired, status: ModelStatus) -> tuple[Verdict, ...]:
+    record = desired.records.get(status.rollout.rollout) if status.rollout is not None else None
+    if record is None:
+        return ()
+    return record.verdicts
 
 
 def effects(desired: Desired, world: Observed) -> Iterator[Effect]:
@@ -171,12 +156,31 @@ def effects(desired: Desired, world: Observed) -> Iterator[Effect]:
     yield from first
     yield from _group_effects(desired, world)
     yield from () if first else redirect
+    yield from _record_effects(desired, world)
     yield from map(StopGroup, sorted(world.groups.keys() - desired.groups.keys()))
     yield from map(Forget, desired.forgotten)
     yield from map(DropRevision, sorted(world.revisions.keys() - desired.revisions.keys()))
     if world.pool is not None and desired.pool is not None and desired.pool != world.pool.status:
         yield from map(TellOfPool, pool_notices(world.pool.status, desired.pool))
         yield SavePoolStatus(desired.pool)
+
+
+def _record_effects(desired: Desired, world: Observed) -> Iterator[Effect]:
+    """Yield the writes of records: at once what was decided, and now and then what was seen."""
+    roles = {model.name: model.roles for model in world.models}
+    for record in {**world.records, **desired.records}.values():
+        if is_due(record, world, active=record.name in desired.records):
+            yield SaveRollout(record)
+    for record in desired.records.values():
+        ended = record.progress.phase == Phase.ROLLED_BACK
+        candidate = roles[record.model].candidate or roles[record.model].stable
+        if ended and candidate is not None and candidate.revision == record.candidate and candidate.group is not None:
+            yield SaveBundle(record, candidate.group)
+    for model in world.models:
+        status = desired.statuses[model.name]
+        told = _of_rollout(model, desired) if status.rollout != model.status.rollout else ()
+        if told and status.rollout is not None:
+            yield Announce(model.name, status.rollout, told, status.url)
 
 
 def _group_effects(desired: Desired, world: Observed) -> Iterator[Effect]:
@@ -225,8 +229,8 @@ def _records(roles: Mapping[str, Roles], world: Observed) -> dict[str, AssignedM
     return records | {name: world.revisions[name] for name in loaded if name in world.revisions and name not in records}
 
 
-def _traffic(roles: Mapping[str, Roles], world: Observed) -> TrafficPlan:
-    routes = [_route(model, roles[model.name], world) for model in world.models]
+def _traffic(roles: Mapping[str, Roles], rolled: Mapping[str, Rolled], world: Observed) -> TrafficPlan:
+    routes = [_route(model, roles[model.name], rolled[model.name].standing, world) for model in world.models]
     main = world.groups.get(world.main)
     return TrafficPlan(
         routes=tuple(sorted((r for r in routes if r is not None), key=lambda route: route.model)),
@@ -234,27 +238,45 @@ def _traffic(roles: Mapping[str, Roles], world: Observed) -> TrafficPlan:
     )
 
 
-def _route(model: ModelObserved, roles: Roles, world: Observed) -> Route | None:
+def _route(model: ModelObserved, roles: Roles, standing: Standing | None, world: Observed) -> Route | None:
     stable = roles.stable
     told = assigned_model(stable.revision, model, world) if stable is not None else None
     if stable is None or told is None:
         return None
     group = world.groups.get(stable.group)
     report = group.report(stable.revision) if group is not None else None
-    shares = [_share(stable.group, told, 100, world)]
+    other, weight = _other_weight(roles, standing, world)
+    twin = weight == 0 and tests_itself(model)
+    shares = [replace(_share(stable.group, told, 100 - weight, world), twin=twin)]
     for waiting in (roles.candidate, roles.previous):
-        other = assigned_model(waiting.revision, model, world) if waiting is not None else None
-        if waiting is None or waiting.group is None or other is None:
+        known = assigned_model(waiting.revision, model, world) if waiting is not None else None
+        if waiting is None or waiting.group is None or known is None:
             continue
+        own = weight if waiting is other else 0
         # Known beforehand, so that to send it requests takes a weight and nothing else.
-        if world.complete(waiting.group, waiting.revision):
-            shares.append(_share(waiting.group, other, 0, world))
+        if own or world.complete(waiting.group, waiting.revision):
+            shares.append(_share(waiting.group, known, own, world))
     return Route(
         model=model.name,
         shares=tuple(shares),
         steps=report.steps if report is not None else (),
         exposed=(network_alias(model.name),) if "network" in told.expose else (),
     )
+
+
+def _other_weight(roles: Roles, standing: Standing | None, world: Observed) -> tuple[Candidate | Holder | None, int]:
+    """Return who beside stable gets requests, and the percentage: nobody where no server of it answers."""
+    if standing is None:
+        return None, 0
+    other: Candidate | Holder | None = None
+    weight = 0
+    if roles.candidate is not None and roles.candidate.revision == standing.revision:
+        other, weight = roles.candidate, standing.weight
+    elif standing.phase is Phase.BAKING and roles.stable is not None and roles.stable.revision == standing.revision:
+        other, weight = roles.previous, 100 - standing.weight
+    group = world.groups.get(other.group or "") if other is not None else None
+    answers = other is not None and group is not None and group.endpoints(other.revision)
+    return (other, weight) if answers else (None, 0)
 
 
 def _share(group: str, told: AssignedModel, weight: int, world: Observed) -> Share:

@@ -13,14 +13,19 @@ from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.classes import class_changes
 from segserve_operator.core.failure import Failure
 from segserve_operator.core.observed import Candidate, Holder, Roles
+from segserve_operator.core.phases import Phase
+from segserve_operator.core.rolling import Rolled, roll, with_inquiries
+from segserve_operator.core.slo import LOOK_S as SLO_LOOK_S
+from segserve_operator.core.slo import is_watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
     from segserve_builder.agent.protocol import AssignedModel
     from segserve_operator.core.observed import ModelObserved, Observed
 
 CLASSES_CHANGED: Final = "ClassesChanged"
+LOOK_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +42,23 @@ class Scope:
         return self.model.wanted.assigned.revision if self.model.wanted else None
 
 
-def next_roles(model: ModelObserved, world: Observed, turns: frozenset[str]) -> Roles:
-    """Return the roles that a model should have now; one being deleted, or without a pool, has none.
+def next_roles(model: ModelObserved, world: Observed, turns: frozenset[str]) -> tuple[Roles, Rolled]:
+    """Return the roles that a model should have now, and what becomes of its rollout.
 
-    Only the candidates of the models `turns` get a group of their own; the others wait.
+    One being deleted, or without a pool, has none. Only the candidates of the models `turns` get a group of their own;
+    the others wait.
     """
     if model.deleting or world.pool is None:
-        return Roles()
+        return Roles(), Rolled(standing=model.status.rollout, handled=model.status.handled)
     scope = Scope(model, world, turns)
     roles = model.roles
-    for rule in RULES:
+    for rule in _ASKED_FOR:
         roles = rule(roles, scope)
-    return roles
+    rolled = roll(model, roles, world)
+    roles = _follow_rollout(roles, rolled, scope)
+    for rule in _IN_TIME:
+        roles = rule(roles, scope)
+    return roles, with_inquiries(rolled, roles, model, world)
 
 
 def settling(roles: Roles, main: str) -> bool:
@@ -149,9 +159,8 @@ def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
     if candidate is None or candidate.group is None or candidate.group not in scope.world.groups:
         return roles
     group, now_s = scope.world.groups[candidate.group], scope.world.now_s
-    if group.complete(candidate.revision) and (roles.stable is None or announced(candidate, scope)):
-        former = replace(roles.stable, since_s=now_s) if roles.stable else None
-        return Roles(stable=Holder(candidate.revision, candidate.group, now_s), previous=former)
+    if group.complete(candidate.revision) and (roles.stable is None or _may_take_all(candidate, scope)):
+        return _promoted(roles, candidate, now_s)
     report = group.report(candidate.revision)
     if report is not None and report.state is ModelState.FAILED and not report.retryable:
         failed = replace(candidate, group=None, failure=Failure(report.reason, report.message))
@@ -159,23 +168,70 @@ def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
     return roles
 
 
-def announced(candidate: Candidate, scope: Scope) -> bool:
-    """Tell whether every gateway knows the candidate's servers, so that to give it requests is to change a weight."""
-    if candidate.group is None:
+def _promoted(roles: Roles, candidate: Candidate, now_s: float) -> Roles:
+    assert candidate.group is not None
+    former = replace(roles.stable, since_s=now_s) if roles.stable else None
+    return Roles(stable=Holder(candidate.revision, candidate.group, now_s), previous=former)
+
+
+def _may_take_all(candidate: Candidate, scope: Scope) -> bool:
+    """Tell whether a proved candidate is promoted at once: there is no policy that has a rollout decide it.
+
+    Every gateway knows its servers by then, so that to give it requests is to change a weight.
+    """
+    standing = scope.model.status.rollout
+    rolls = standing is not None and not standing.ended and standing.revision == candidate.revision
+    if candidate.group is None or rolls or (scope.model.wanted is not None and scope.model.wanted.policy is not None):
         return False
     share = scope.world.traffic.share(scope.model.name, candidate.group)
-    known = share is not None and share.revision == candidate.revision
-    return known and share is not None and bool(share.endpoints)
+    return share is not None and share.revision == candidate.revision and bool(share.endpoints)
+
+
+def _follow_rollout(roles: Roles, rolled: Rolled, scope: Scope) -> Roles:
+    """Return the roles that go with where the rollout stands: both are written at once."""
+    candidate, standing, now_s = roles.candidate, rolled.standing, scope.world.now_s
+    if rolled.left and roles.stable is not None:
+        return _returned(roles, Failure("RolledBack", "a person left it for the former revision"), now_s)
+    if rolled.retried and candidate is not None:
+        return replace(roles, candidate=_new_candidate(roles, scope, candidate.revision))
+    if standing is None:
+        return roles
+    if candidate is not None and candidate.revision == standing.revision:
+        if standing.phase in (Phase.BAKING, Phase.SUCCEEDED) and candidate.group is not None:
+            return _promoted(roles, candidate, now_s)
+        if standing.phase is Phase.ROLLED_BACK and candidate.failure is None:
+            failed = replace(candidate, group=None, failure=Failure(standing.reason, standing.message))
+            return replace(roles, candidate=failed)
+        return roles
+    was_promoted = roles.stable is not None and roles.stable.revision == standing.revision
+    if was_promoted and standing.phase is Phase.ROLLED_BACK:
+        return _returned(roles, Failure(standing.reason, standing.message), now_s)
+    if was_promoted and standing.phase is Phase.QUARANTINED:
+        return _returned(roles, None, now_s)
+    return roles
+
+
+def _returned(roles: Roles, failure: Failure | None, now_s: float) -> Roles:
+    """Return the previous revision to stable; what was stable is the candidate again, or has failed."""
+    if roles.previous is None or roles.stable is None:
+        return roles
+    left = Candidate(roles.stable.revision, None if failure else roles.stable.group, now_s, failure)
+    return Roles(stable=replace(roles.previous, since_s=now_s), candidate=left)
 
 
 def _expire_previous(roles: Roles, scope: Scope) -> Roles:
     previous = roles.previous
-    if previous is None or scope.model.wanted is None:
+    if previous is None or scope.model.wanted is None or _is_watched(roles, scope):
         return roles
     kept_s = scope.world.now_s - previous.since_s
     if kept_s < scope.model.wanted.keep_previous_s or not scope.world.traffic.idle(scope.model.name, previous.group):
         return roles
     return replace(roles, previous=None)
+
+
+def _is_watched(roles: Roles, scope: Scope) -> bool:
+    standing = scope.model.status.rollout
+    return standing is not None and standing.phase is Phase.BAKING and standing.revision in roles.revisions()
 
 
 def _settle(roles: Roles, scope: Scope) -> Roles:
@@ -185,13 +241,8 @@ def _settle(roles: Roles, scope: Scope) -> Roles:
     return roles
 
 
-RULES: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (
-    _follow_spec,
-    _follow_template,
-    _judge_candidate,
-    _expire_previous,
-    _settle,
-)
+_ASKED_FOR: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (_follow_spec, _follow_template, _judge_candidate)
+_IN_TIME: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (_expire_previous, _settle)
 
 
 def assigned_model(revision: str, model: ModelObserved, world: Observed) -> AssignedModel | None:
@@ -211,12 +262,18 @@ def assigned_model(revision: str, model: ModelObserved, world: Observed) -> Assi
     return record.model_copy(update=addresses | {"expose": wanted.expose})
 
 
-def next_due_s(models: Iterable[ModelObserved], now_s: float) -> float:
-    """Return in how many seconds a role ends by itself, at the earliest; infinity where none does."""
+def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
+    """Return in how many seconds something is due by itself, at the earliest; infinity where nothing is.
+
+    Rollouts look every second, and SLOs are looked after now and then.
+    """
+    if any(model.status.rollout is not None and not model.status.rollout.ended for model in models):
+        return LOOK_S
     ends = [
         model.roles.previous.since_s + model.wanted.keep_previous_s - now_s
         for model in models
         if model.roles.previous is not None and model.wanted is not None
     ]
     # One that is overdue waits for something else.
-    return min((left for left in ends if left > 0), default=math.inf) + 1.0
+    role_s = min((left for left in ends if left > 0), default=math.inf) + 1.0
+    return min(role_s, SLO_LOOK_S) if any(map(is_watched, models)) else role_s

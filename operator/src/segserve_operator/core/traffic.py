@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from typing import Self
 
     from segserve_operator.core.failure import Failure
+
+
+_TWIN: Final = "~twin"  # a name that no group can have
+
+
+def twin_of(group: str) -> str:
+    """Return the name that the other half of a group's requests is counted under."""
+    return f"{group}{_TWIN}"
+
+
+def real_group(name: str) -> str:
+    """Return the group that `name` or its twin is."""
+    return name.removesuffix(_TWIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +42,8 @@ class Share:
     then only our own come, which name the group.
 
     `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none,
-    its requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once.
+    its requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once. With a
+    `twin`, half of its inference requests are sent and counted under the name `twin_of(group)`, to the same servers.
     """
 
     group: str
@@ -36,6 +51,7 @@ class Share:
     weight: int
     endpoints: tuple[Endpoint, ...] = ()
     max_requests: int = 1024
+    twin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,13 @@ class TrafficPlan:
 
     routes: tuple[Route, ...] = ()
     servers: tuple[Endpoint, ...] = ()
+
+    @classmethod
+    def joined(cls, parts: Iterable[TrafficPlan]) -> Self:
+        """Return the plan that says all that its parts say; no model is in two of them."""
+        held = tuple(parts)
+        routes = sorted((route for part in held for route in part.routes), key=lambda route: route.model)
+        return cls(tuple(routes), tuple(server for part in held for server in part.servers))
 
 
 @dataclass(frozen=True, slots=True)

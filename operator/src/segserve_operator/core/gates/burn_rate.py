@@ -1,0 +1,150 @@
+"""How fast a promoted revision uses up the SLO's error budget: a rule, not a test, with no false-alarm rate.
+
+After promotion there is nothing to compare with. As in the SRE workbook (chapter 5), it breaches where a long and a
+short window both burn the budget faster than `factor` times: the long one so that a blip is none, the short one so that
+it is still going on. Time before the promotion counts as good: a short incident soon after it is not a long one.
+Neither its breaches nor their absence say anything of alpha.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, Judgement
+from segserve_operator.core.gates.base import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from segserve_operator.core.evidence import Bools, Floats, Look
+
+BUCKETS: Final = 48
+SHORT: Final = BUCKETS // 12
+"""The short window is a twelfth of the long one."""
+HELD_BACK: Final = 0.25
+"""What the former revision keeps during the bake is less than this part of what the promoted one gets."""
+HANDFUL: Final = 10.0
+"""So many bad requests a breach needs at least, so that a quiet night is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class BurnState:
+    """requests, bad [..., streams, BUCKETS]: counts by age, the newest first; the newest is age_s [...] old.
+
+    served_s [...]: since the promotion.
+    """
+
+    served_s: Floats
+    age_s: Floats
+    requests: Floats
+    bad: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class BurnRate:
+    """Breaches where errors, or requests slower than the SLO's p95 or p99, use up their budget too fast.
+
+    `slo_rate` is the share (0 to 1) of requests that may fail; `slo_ms` has (quantile, milliseconds), 1 - quantile of
+    the requests may be slower. `long_s` is the long window.
+    """
+
+    slo_rate: float
+    factor: float = 14.4
+    long_s: float = 600.0
+    slo_ms: tuple[tuple[float, float], ...] = ()
+    edges: tuple[float, ...] = EDGES_MS
+
+    @property
+    def budgets(self) -> Floats:
+        """The shares of bad requests [streams] that the SLO allows."""
+        return np.array([self.slo_rate, *(1.0 - quantile for quantile, _ in self.slo_ms)])
+
+    def start(self, shape: tuple[int, ...] = ()) -> BurnState:
+        """Return the state before any look."""
+        buckets = np.zeros((*shape, len(self.budgets), BUCKETS))
+        return BurnState(np.zeros(shape), np.zeros(shape), buckets, buckets)
+
+    def update(self, state: BurnState, look: Look) -> BurnState:
+        """Return the state after one more look: of what serves nearly all requests, which is after promotion."""
+        held_back = HELD_BACK * look.requests[..., CANDIDATE]
+        alone = (look.requests[..., STABLE] <= held_back) & (look.requests[..., CANDIDATE] > 0)
+        begun = state.served_s > 0
+        # A look without requests is no sign of a change of roles; time passes all the same.
+        served = alone | (begun & (look.requests[..., CANDIDATE] <= 0) & (look.requests[..., STABLE] <= 0))
+        passed_s = np.where(served, look.seconds, 0.0)
+        age_s = state.age_s + passed_s
+        steps = np.floor(age_s / (self.long_s / BUCKETS))
+        requests, bad = self._aged(state.requests, steps), self._aged(state.bad, steps)
+        requests[..., 0] += np.where(alone, look.requests[..., CANDIDATE], 0.0)[..., None]
+        bad[..., 0] += np.where(alone[..., None], self._bad(look), 0.0)
+        return BurnState(state.served_s + passed_s, age_s - steps * (self.long_s / BUCKETS), requests, bad)
+
+    def judge(self, state: BurnState) -> Judgement:
+        """Return +inf as evidence where the budget burns, else -inf; harm and excess stay 0: others watch those."""
+        burns = self._burns(state)
+        nothing = np.zeros(burns.shape)
+        return Judgement(
+            breach=np.where(burns, np.inf, -np.inf),
+            incident=np.zeros(burns.shape, bool),
+            shared=np.zeros(burns.shape, bool),
+            enough=np.ones(burns.shape, bool),
+            harm=nothing,
+            excess=nothing,
+        )
+
+    def explain(self, state: BurnState, level: float) -> Verdict:
+        """Say it of one rollout; `level` is of no account to a rule."""
+        long, short = (self._rate(state, width) for width in (BUCKETS, SHORT))
+        worst = int(np.argmax(np.minimum(long, short)))
+        what = ["failed requests", *(f"requests above the SLO's p{100 * each:g}" for each, _ in self.slo_ms)][worst]
+        numbers = {
+            "long": float(long[worst]),
+            "short": float(short[worst]),
+            "factor": self.factor,
+            "requests": float(state.requests[0].sum()),
+            "bad": float(state.bad[worst].sum()),
+        }
+        if not numbers["requests"]:
+            return Verdict("burnRate", Outcome.UNDECIDED, "NotPromoted", "not promoted yet", 0.0, numbers)
+        message = (
+            f"{what}: the budget burns {long[worst]:.3g} times as fast as the SLO allows over {self.long_s:g} s and "
+            f"{short[worst]:.3g} times over {self.long_s / 12:g} s; {self.factor:g} is the limit"
+        )
+        burns = bool(self._burns(state))
+        progress = 1.0 if burns else float(min(long[worst], short[worst], self.factor) / self.factor)
+        outcome, reason = (Outcome.BREACH, "BudgetBurns") if burns else (Outcome.PASS, "WithinBudget")
+        return Verdict("burnRate", outcome, reason, message, progress, numbers)
+
+    def _burns(self, state: BurnState) -> Bools:
+        fast = (self._rate(state, BUCKETS) > self.factor) & (self._rate(state, SHORT) > self.factor)
+        burns: Bools = (fast & (state.bad.sum(-1) >= HANDFUL)).any(-1)
+        return burns
+
+    def _rate(self, state: BurnState, width: int) -> Floats:
+        """Return how many times as fast as the SLO allows each budget [..., streams] burned in the newest buckets."""
+        requests, bad = state.requests[..., :width].sum(-1), state.bad[..., :width].sum(-1)
+        window_s = self.long_s * width / BUCKETS
+        unseen = np.maximum(window_s / np.maximum(state.served_s, 1e-9), 1.0)[..., None]
+        rate: Floats = bad / np.maximum(requests * unseen, 1.0) / self.budgets
+        return rate
+
+    def _bad(self, look: Look) -> Floats:
+        """Return the candidate's bad requests [..., streams]."""
+        slow = [
+            look.latencies[..., CANDIDATE, 1 + int(np.searchsorted(self.edges, limit * (1 - 1e-9))) :].sum(-1)
+            for _, limit in self.slo_ms
+        ]
+        return np.stack([look.errors[..., CANDIDATE], *slow], -1)
+
+    def _aged(self, buckets: Floats, steps: Floats) -> Floats:
+        """Return a copy of the buckets, moved to greater age by so many [...]; what is too old falls out."""
+        if not steps.any():
+            return buckets.copy()
+        if (steps == steps.flat[0]).all():
+            aged, by = np.zeros_like(buckets), int(min(steps.flat[0], BUCKETS))
+            aged[..., by:] = buckets[..., : BUCKETS - by]
+            return aged
+        before = np.arange(BUCKETS) - np.minimum(steps, BUCKETS).astype(np.intp)[..., None]
+        found = np.take_along_axis(buckets, np.broadcast_to(np.maximum(before, 0)[..., None, :], buckets.shape), -1)
+        return np.where(before[..., None, :] >= 0, found, 0.0)

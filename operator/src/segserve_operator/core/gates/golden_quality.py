@@ -1,0 +1,105 @@
+"""The gate `goldenQuality`: what labelled images say of a candidate, by floors and beside stable.
+
+Floors and the limit of a class's drop are plain rules over this very set, and take nothing of alpha. That the candidate
+is worse in general is concluded from single images, paired with stable's answers to the same ones, by the test of
+`statistics.paired`: where differences have a standard deviation of .05 and 1 point is tolerated, 100 images prove a
+drop of 5 points, 50 one of 10, and 20 one of 20. Undecided is what has odds of 20 to 1 against it and no proof: one in
+twenty candidates at the very edge of the tolerance, and next to none that are as good as stable. The same images asked
+again are no new evidence: every replay is judged by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from segserve_operator.core.gates.answers import no_answer
+from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.statistics.paired import proved_worse, worse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy
+    from segserve_operator.core.inquiries import Finding, Scores
+
+GATE: Final = "goldenQuality"
+SUSPECT: Final = math.log(20.0)
+"""With this evidence against a candidate, and less than a proof, a person has to look."""
+
+
+def judge(spec: GoldenQualityGate, finding: Finding, policy: RolloutPolicy, level: float) -> Verdict:
+    """Judge one replay: floors first, then each class's drop, then the paired test at `level`, its share of alpha."""
+    scores = finding.scores
+    if finding.problem or not finding.done or scores is None or not scores.means:
+        return no_answer(GATE, finding)
+    numbers = _numbers(scores)
+    missing = [name for name, floor, seen in _floors(spec, scores) if floor is not None and math.isnan(seen)]
+    broken = [
+        f"{name} is {seen:.3f}; at least {floor:.3f} is asked for"
+        for name, floor, seen in _floors(spec, scores)
+        if floor is not None and seen < floor
+    ]
+    if broken:
+        return Verdict(GATE, Outcome.BREACH, "BelowFloor", _about(scores, broken[0]), 1.0, numbers)
+    if dropped := _dropped(spec, scores):
+        return Verdict(GATE, Outcome.BREACH, "ClassLost", _about(scores, dropped), 1.0, numbers)
+    if missing:
+        message = f"{' and '.join(missing)} cannot be measured on these images"
+        return Verdict(GATE, Outcome.UNDECIDED, "NotMeasured", _about(scores, message), numbers=numbers)
+    return _paired(scores, policy.tolerance.iou, level, numbers)
+
+
+def _paired(scores: Scores, tolerance: float, level: float, numbers: dict[str, float]) -> Verdict:
+    if not scores.paired:
+        message = "stable answered none of the images: floors alone judge"
+        return Verdict(GATE, Outcome.PASS, "WithoutStable", _about(scores, message), numbers=numbers)
+    differences = np.array([candidate - stable for candidate, stable in scores.paired])
+    stable = np.array([each for _, each in scores.paired])
+    evidence = proved_worse(differences, stable, tolerance)
+    bound = -math.log(level) if level > 0 else math.inf
+    progress = min(max(evidence / bound, 0.0), 1.0)
+    change = float(differences.mean())
+    numbers = {**numbers, "meanChange": change, "evidence": evidence, "bound": bound}
+    message = f"mean quality changes by {change:+.4f} on {len(differences)} images ({-tolerance:+.4f} is tolerated)"
+    if evidence >= bound:
+        return Verdict(GATE, Outcome.BREACH, "WorseThanStable", _about(scores, message), 1.0, numbers)
+    if worse(differences, tolerance) >= SUSPECT:
+        message = f"{message}, too few to prove it"
+        return Verdict(GATE, Outcome.UNDECIDED, "LooksWorse", _about(scores, message), progress, numbers)
+    return Verdict(GATE, Outcome.PASS, "NoWorse", _about(scores, message), progress, numbers)
+
+
+def _floors(spec: GoldenQualityGate, scores: Scores) -> Iterator[tuple[str, float | None, float]]:
+    """Yield the name, the floor and what the candidate reaches; NaN is what cannot be measured."""
+    for metric, floor in (("iou", spec.minimum_iou), ("recall", spec.minimum_recall), ("ap", spec.minimum_ap)):
+        yield metric, floor, scores.means.get(metric, (math.nan, math.nan))[0]
+    for name, (candidate, _) in scores.classes.items():
+        yield f"iou of class {name!r}", spec.minimum_class_iou, candidate
+
+
+def _dropped(spec: GoldenQualityGate, scores: Scores) -> str:
+    """Return which class fell by most, where that is more than is allowed."""
+    drops = {name: stable - candidate for name, (candidate, stable) in scores.classes.items()}
+    worst = max(drops, key=lambda name: -math.inf if math.isnan(drops[name]) else drops[name], default="")
+    if not worst or not drops[worst] > spec.maximum_class_drop:
+        return ""
+    candidate, stable = scores.classes[worst]
+    seen = f"iou of class {worst!r} is {candidate:.3f}, and {stable:.3f} at stable"
+    return f"{seen}; it may fall by {spec.maximum_class_drop:.3f}"
+
+
+def _about(scores: Scores, message: str) -> str:
+    return message if scores.labelled else f"{message}; measured against expected answers, not labels"
+
+
+def _numbers(scores: Scores) -> dict[str, float]:
+    """Return what made the verdict: the means, and each class's; those of stable too where it answered."""
+    found: dict[str, float] = {"images": float(len(scores.paired))}
+    for prefix, pairs in (("", scores.means), ("class.", scores.classes)):
+        for name, (candidate, stable) in pairs.items():
+            found[f"{prefix}{name}"] = candidate
+            found[f"{prefix}{name}.stable"] = stable
+    return {name: number for name, number in found.items() if not math.isnan(number)}

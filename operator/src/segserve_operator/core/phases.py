@@ -1,0 +1,113 @@
+"""What a rollout is at, and the legal moves between that, as data."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+
+class Phase(IntEnum):
+    """Where a rollout stands. Simulations hold many at once, in arrays of these numbers."""
+
+    PENDING = 0
+    """The candidate's servers load it and prove it."""
+    GOLDEN = 1
+    """It is asked labelled images, at weight 0."""
+    PROGRESSING = 2
+    """It gets the share of requests that its step names."""
+    QUARANTINED = 3
+    """It failed while stable answered: weight 0, no verdict yet; our own requests decide what follows."""
+    BAKING = 4
+    """It is stable, and watched; the former stable revision is warm, and of a canary keeps a few requests."""
+    SUCCEEDED = 5
+    ROLLED_BACK = 6
+    CANCELLED = 7
+    """Another revision is wanted."""
+
+    @property
+    def label(self) -> str:
+        """The phase as statuses name it: one CamelCase word."""
+        return "".join(word.capitalize() for word in self.name.split("_"))
+
+    @classmethod
+    def labelled(cls, label: str) -> Phase:
+        """Return the phase that statuses name so; raises KeyError where there is none."""
+        return {phase.label: phase for phase in cls}[label]
+
+
+class Signal(IntEnum):
+    """What a look at the world asks for; of several the first listed here counts."""
+
+    CANCEL = 1
+    """Another revision is wanted."""
+    ABORT = 2
+    """A person ends it."""
+    BREACH = 3
+    """A gate has proof against the candidate."""
+    CONFIRMED = 4
+    """Our own requests fail as the callers' did."""
+    QUARANTINE = 5
+    """It fails while stable answers."""
+    GIVE_UP = 6
+    """The deadline has passed undecided, and that ends it."""
+    PROMOTE = 7
+    """A person, or the deadline's policy, promotes it."""
+    RESUMED = 8
+    """Our own requests are answered."""
+    PROVED = 9
+    """All its servers hold it, and every gateway knows them."""
+    GOLDEN_PASSED = 10
+    ADVANCE = 11
+    """The next step may begin."""
+    CERTIFIED = 12
+    """The last step is done."""
+    BAKED = 13
+    """It was watched for as long as was asked for."""
+    NONE = 14
+
+
+ENDED: Final = frozenset({Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.CANCELLED})
+_BEFORE: Final = (Phase.PENDING, Phase.GOLDEN, Phase.PROGRESSING, Phase.QUARANTINED)
+_ACTIVE: Final = (*_BEFORE, Phase.BAKING)
+
+MOVES: Final[Mapping[tuple[Phase, Signal], Phase]] = {
+    **{(phase, Signal.CANCEL): Phase.CANCELLED for phase in _ACTIVE},
+    **{(phase, Signal.ABORT): Phase.ROLLED_BACK for phase in _ACTIVE},
+    **{(phase, Signal.BREACH): Phase.ROLLED_BACK for phase in _ACTIVE},
+    **{(phase, Signal.GIVE_UP): Phase.ROLLED_BACK for phase in _BEFORE},
+    **{(phase, Signal.PROMOTE): Phase.BAKING for phase in (Phase.GOLDEN, Phase.PROGRESSING, Phase.QUARANTINED)},
+    (Phase.PENDING, Signal.PROVED): Phase.GOLDEN,
+    (Phase.GOLDEN, Signal.GOLDEN_PASSED): Phase.PROGRESSING,
+    (Phase.PROGRESSING, Signal.ADVANCE): Phase.PROGRESSING,
+    (Phase.PROGRESSING, Signal.CERTIFIED): Phase.BAKING,
+    (Phase.PROGRESSING, Signal.QUARANTINE): Phase.QUARANTINED,
+    (Phase.BAKING, Signal.QUARANTINE): Phase.QUARANTINED,
+    (Phase.QUARANTINED, Signal.RESUMED): Phase.PROGRESSING,
+    (Phase.QUARANTINED, Signal.CONFIRMED): Phase.ROLLED_BACK,
+    (Phase.BAKING, Signal.BAKED): Phase.SUCCEEDED,
+}
+"""What is not listed is no move: the signal is of no account in that phase."""
+
+_TABLE: Final = np.array(
+    [[MOVES.get((phase, signal), phase) for signal in (Signal.NONE, *Signal)] for phase in Phase], dtype=np.int8
+)
+_LEGAL: Final = np.array([[(phase, signal) in MOVES for signal in (Signal.NONE, *Signal)] for phase in Phase])
+
+
+def legal(phase: NDArray[np.int8], signal: int | NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Tell whether a signal moves a rollout in that phase. Arrays of any shape, or one of them a number."""
+    found: NDArray[np.bool_] = _LEGAL[phase, signal]
+    return found
+
+
+def moved(phase: NDArray[np.int8], signal: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return the phases that follow; arrays of equal shape."""
+    found: NDArray[np.int8] = _TABLE[phase, signal]
+    return found

@@ -1,0 +1,72 @@
+"""Frozen dataclasses of arrays and plain values as JSON values and back, exactly: the form of what records keep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from enum import Enum
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+_WORDS: Final = {"Infinity": np.inf, "-Infinity": -np.inf, "NaN": np.nan}
+
+
+def to_plain(value: Any) -> Any:
+    """Return a JSON value that holds all of `value`; numbers that JSON has not are words."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return to_plain(value.tolist())
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return "NaN" if np.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
+
+
+def canonical(value: Any) -> str:
+    """Return the one text of a value: equal values have equal texts."""
+    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def from_plain(like: T, value: Any) -> T:
+    """Return what `to_plain` was given; `like` is any value of that kind.
+
+    Its types say what is meant; a field that is missing keeps its value of `like`. Raises ValueError on what does not
+    fit.
+    """
+    try:
+        found: T = _read(like, value)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a {type(like).__name__}: {error}") from error
+    return found
+
+
+def _read(like: Any, value: Any) -> Any:
+    if is_dataclass(like) and not isinstance(like, type):
+        known = {field.name: getattr(like, field.name) for field in fields(like)}
+        return replace(like, **{name: _read(known[name], value[name]) for name in known.keys() & value.keys()})
+    if isinstance(like, (np.ndarray, np.generic)):
+        return np.array(_numbers(value), dtype=like.dtype)
+    if isinstance(like, Enum):
+        return type(like)(value)
+    if isinstance(like, tuple):
+        return _frozen(value)
+    return _numbers(value) if isinstance(like, float) else value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return _WORDS[value] if isinstance(value, str) else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

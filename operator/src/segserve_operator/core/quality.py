@@ -1,0 +1,253 @@
+"""How good answers are, measured against labels: one number an image, and over a set each class's and the usual means.
+
+Semantic: an image's quality is its mean intersection over union (IoU) of the classes that are in its labels or in its
+answer; a class's is that of all images' pixels together, the mean IoU the mean of those, and recall the mean share of a
+class's pixels that were found.
+
+Objects (instances, panoptic segments, boxes, keypoints): an image's quality, and a class's, is the panoptic quality of
+Kirillov et al. (2019), `sum of IoU of matched / (matched + (missed + false) / 2)`, with COCO's greedy matching at 0.5
+where the likeness is the IoU of masks or of boxes, or the object keypoint similarity. Recall is the share of labelled
+objects that were found, and AP the average precision of COCO (0.50 to 0.95, 101 points, 100 objects an image).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from pycocotools import mask as coco
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+MATCH: Final = 0.5
+THRESHOLDS: Final = np.linspace(0.5, 0.95, 10)
+RECALLS: Final = np.linspace(0.0, 1.0, 101)
+MOST_OBJECTS: Final = 100
+_SIGMAS: Final = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000.0
+"""COCO's falloffs of a person's 17 keypoints; those of other objects have `_SIGMA`."""
+_SIGMA: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """What an image shows, as labelled or as answered: `classes` [N], and of each at least one of mask, box and points.
+
+    `size` is (height, width), `masks` [N] COCO's compressed RLE counts of that size, `boxes` float [N, 4] as x1 y1 x2
+    y2 in pixels, `scores` float [N], `points` float [N, K, 3] as x, y and visibility (labels: 0 is not labelled) or
+    score. A semantic image has at most one mask a class. `counted` are the RLE counts of the pixels that are labelled
+    at all; None is all of them.
+    """
+
+    size: tuple[int, int]
+    classes: tuple[int, ...]
+    masks: tuple[bytes, ...] | None = None
+    boxes: Floats | None = None
+    scores: Floats | None = None
+    points: Floats | None = None
+    counted: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Of one revision's answers: `images` [image], `classes` by id, `means` by metric (iou, recall, and ap of objects).
+
+    All within 0 to 1; an image without anything to find or found has 1. Classes that no label shows are left out, and
+    what cannot be measured is NaN.
+    """
+
+    images: tuple[float, ...]
+    classes: Mapping[int, float] = field(default_factory=dict)
+    means: Mapping[str, float] = field(default_factory=dict)
+
+
+def score_semantic(labels: Sequence[Regions], answers: Sequence[Regions]) -> Quality:
+    """Score label maps: `answers[i]` is to `labels[i]`'s image, of its size."""
+    known = sorted({number for label in labels for number in label.classes})
+    counts = [_pixel_counts(label, answer) for label, answer in zip(labels, answers, strict=True)]
+    images = tuple(_mean([both / either for both, either, _ in count.values() if either], 1.0) for count in counts)
+    totals = {number: np.sum([count.get(number, (0, 0, 0)) for count in counts], axis=0) for number in known}
+    totals = {number: total for number, total in totals.items() if total[2]}
+    classes = {number: float(both / either) for number, (both, either, _) in totals.items()}
+    recall = _mean([both / labelled for both, _, labelled in totals.values()])
+    return Quality(images, classes, {"iou": _mean(list(classes.values())), "recall": recall})
+
+
+def score_objects(labels: Sequence[Regions], answers: Sequence[Regions]) -> Quality:
+    """Score objects: `answers[i]` is to `labels[i]`'s image.
+
+    They are compared by points where labels have them, else by masks, else by boxes. Answers without scores are taken
+    in their order, and have no AP.
+    """
+    known = sorted({number for label in labels for number in label.classes})
+    pairs = list(zip(labels, answers, strict=True))
+    found = {number: [_matching(label, answer, number) for label, answer in pairs] for number in known}
+    others = [_others(answer, frozenset(known)) for answer in answers]
+    images = tuple(
+        _panoptic([found[number][image] for number in known], false=others[image], empty=1.0)
+        for image in range(len(pairs))
+    )
+    classes = {number: _panoptic(matchings) for number, matchings in found.items()}
+    every = [matching for matchings in found.values() for matching in matchings]
+    labelled = sum(matching.labelled for matching in every)
+    means = {
+        "iou": _mean(list(classes.values())),
+        "recall": float(sum(len(matching.matched) for matching in every) / labelled) if labelled else np.nan,
+    }
+    if all(answer.scores is not None for answer in answers):
+        means["ap"] = _mean([_average_precision(matchings) for matchings in found.values()])
+    return Quality(images, classes, means)
+
+
+@dataclass(frozen=True, slots=True)
+class _Matching:
+    """One class in one image: scores [D] in falling order, likenesses of the objects matched at 0.5, and which of the
+    D found objects match a labelled one at each threshold [T, D]."""
+
+    labelled: int
+    scores: Floats
+    matched: Floats
+    hits: NDArray[np.bool_]
+
+
+def _pixel_counts(label: Regions, answer: Regions) -> dict[int, tuple[float, float, float]]:
+    """Return by class the pixels of intersection, union and label."""
+    if label.size != answer.size:
+        raise ValueError(f"the answer is of {answer.size}; its labels are of {label.size}")
+    true, seen = _by_class(label, label.counted), _by_class(answer, label.counted)
+    empty = _rle(label.size, _nothing(label.size))
+    counts = {}
+    for number in true.keys() | seen.keys():
+        both = [true.get(number, empty), seen.get(number, empty)]
+        labelled, answered = (float(area) for area in coco.area(both))
+        shared = float(coco.area(coco.merge(both, intersect=True)))
+        counts[number] = (shared, labelled + answered - shared, labelled)
+    return counts
+
+
+def _by_class(regions: Regions, counted: bytes | None) -> dict[int, dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    for number, mask in zip(regions.classes, regions.masks or (), strict=True):
+        rle = _rle(regions.size, mask)
+        found[number] = coco.merge([found[number], rle]) if number in found else rle
+    if counted is None:
+        return found
+    within = _rle(regions.size, counted)
+    return {number: coco.merge([rle, within], intersect=True) for number, rle in found.items()}
+
+
+def _matching(label: Regions, answer: Regions, number: int) -> _Matching:
+    """Match the found objects of a class with the labelled ones, as COCO does: the surest first, each to its best."""
+    true = np.flatnonzero(np.array(label.classes) == number)
+    seen = np.flatnonzero(np.array(answer.classes) == number)
+    scores = answer.scores[seen] if answer.scores is not None else -np.arange(len(seen), dtype=float)
+    order = np.argsort(-scores, kind="stable")[:MOST_OBJECTS]
+    likeness = _likeness(label, answer, true, seen[order])
+    hits = np.zeros((len(THRESHOLDS), len(order)), bool)
+    matched: list[float] = []
+    for row, threshold in zip(hits, THRESHOLDS, strict=True):
+        free = np.ones(len(true), bool)
+        for position, values in enumerate(likeness):
+            values = np.where(free, values, -1.0)
+            best = len(values) - 1 - int(np.argmax(values[::-1])) if len(values) else -1
+            if best >= 0 and values[best] >= min(threshold, 1 - 1e-10):
+                free[best], row[position] = False, True
+                if threshold == MATCH:
+                    matched.append(float(values[best]))
+    return _Matching(len(true), scores[order], np.array(matched), hits)
+
+
+def _likeness(label: Regions, answer: Regions, true: NDArray[Any], seen: NDArray[Any]) -> Floats:
+    """Return how alike each found and each labelled object are, 0 to 1, [found, labelled]."""
+    if not len(true) or not len(seen):
+        return np.zeros((len(seen), len(true)))
+    if label.points is not None and answer.points is not None and answer.points.shape[1:] == label.points.shape[1:]:
+        return _point_similarity(label, answer, true, seen)
+    if label.masks is not None and answer.masks is not None:
+        if label.size != answer.size:
+            raise ValueError(f"the answer is of {answer.size}; its labels are of {label.size}")
+        found = [_rle(answer.size, answer.masks[index]) for index in seen]
+        marked = [_rle(label.size, label.masks[index]) for index in true]
+        return np.asarray(coco.iou(found, marked, [0] * len(true)), np.float64)
+    if label.boxes is None or answer.boxes is None:
+        raise ValueError("labels and answer have neither masks nor boxes in common")
+    boxes = _corner_and_size(answer.boxes[seen]), _corner_and_size(label.boxes[true])
+    return np.asarray(coco.iou(*boxes, [0] * len(true)), np.float64)
+
+
+def _point_similarity(label: Regions, answer: Regions, true: NDArray[Any], seen: NDArray[Any]) -> Floats:
+    """Return COCO's object keypoint similarity; an object without labelled points is like none."""
+    assert label.points is not None
+    assert answer.points is not None
+    expected, found = label.points[true], answer.points[seen]
+    sigmas = _SIGMAS if expected.shape[1] == len(_SIGMAS) else np.full(expected.shape[1], _SIGMA)
+    squared = ((found[:, None, :, :2] - expected[None, :, :, :2]) ** 2).sum(-1)
+    exponent = squared / (2 * sigmas) ** 2 / (_areas(label)[true][None, :, None] + np.spacing(1)) / 2
+    visible = expected[None, :, :, 2] > 0
+    return np.asarray((np.exp(-exponent) * visible).sum(-1) / np.maximum(visible.sum(-1), 1), np.float64)
+
+
+def _areas(label: Regions) -> Floats:
+    """Return the area of each object: its mask's, else about what a body covers of its box."""
+    if label.masks is not None:
+        return np.asarray(coco.area([_rle(label.size, mask) for mask in label.masks]), np.float64)
+    if label.boxes is None:
+        raise ValueError("labelled points need a mask or a box, from which their object's size is known")
+    return np.asarray(np.prod(label.boxes[:, 2:] - label.boxes[:, :2], axis=1) * 0.53, np.float64)
+
+
+def _panoptic(matchings: Sequence[_Matching], false: int = 0, empty: float = float("nan")) -> float:
+    """Return the panoptic quality over all of these; `false` more objects were found where there are none.
+
+    It is `empty` where nothing is labelled or found.
+    """
+    shared = sum(float(matching.matched.sum()) for matching in matchings)
+    labelled = sum(matching.labelled for matching in matchings)
+    found = sum(len(matching.scores) for matching in matchings) + false
+    return shared / ((labelled + found) / 2) if labelled + found else empty
+
+
+def _others(answer: Regions, known: frozenset[int]) -> int:
+    """Return how many objects are of classes that no label shows."""
+    return sum(number not in known for number in answer.classes)
+
+
+def _average_precision(matchings: Sequence[_Matching]) -> float:
+    """Return COCO's AP of one class over all images; NaN where none is labelled."""
+    labelled = sum(matching.labelled for matching in matchings)
+    if not labelled:
+        return float("nan")
+    order = np.argsort(-np.concatenate([matching.scores for matching in matchings]), kind="stable")
+    hits = np.concatenate([matching.hits for matching in matchings], axis=1)[:, order]
+    true = np.cumsum(hits, axis=1, dtype=np.float64)
+    recall, precision = true / labelled, true / np.arange(1, hits.shape[1] + 1)
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    total = 0.0
+    for reached, values in zip(recall, precision, strict=True):
+        at = np.searchsorted(reached, RECALLS, side="left")
+        total += float(np.append(values, 0.0)[at].mean())
+    return total / len(THRESHOLDS)
+
+
+def _rle(size: tuple[int, int], counts: bytes) -> dict[str, Any]:
+    return {"size": list(size), "counts": counts}
+
+
+def _nothing(size: tuple[int, int]) -> bytes:
+    counts: bytes = coco.encode(np.zeros(size, np.uint8, order="F"))["counts"]
+    return counts
+
+
+def _corner_and_size(boxes: Floats) -> Floats:
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _mean(numbers: Sequence[float], empty: float = float("nan")) -> float:
+    """Return the mean of what is a number; `empty` where nothing is."""
+    known = [number for number in numbers if not np.isnan(number)]
+    return float(np.mean(known)) if known else empty

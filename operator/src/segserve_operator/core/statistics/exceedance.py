@@ -1,0 +1,300 @@
+"""Does the candidate exceed an edge more often than stable does at the same time? A test that holds at every look.
+
+An error is a request above an edge between "answered" and "failed"; a slow one is above an edge of latency. Looks are
+merged into blocks, and bets are made on each block's share above the edge. Where the candidate is no worse than stable,
+no bet wins on average, so wealth seldom grows: it ever reaches 1 / a in at most one rollout of 1 / a (Ville). That is
+exact for a known baseline; stable's is estimated, and `baseline` says what is added for that. Several bets run beside
+each other (a mixture), one of them on nothing, and each block deals out a little of the wealth anew (fixed share,
+Herbster and Warmuth 1998): a regression that comes late finds money to bet with. Streams share the wealth by weight.
+
+All bets are made twice: against stable's own share, and against what is tolerated beyond it. A breach takes a proof of
+the first and `TOLERATED` times less of the second. So candidates as good as stable are accused at the declared rate at
+most, and those that are worse, but tolerably, at `TOLERATED` times that: in exchange a bad one is found much sooner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from segserve_operator.core.evidence import CANDIDATE, STABLE, Judgement
+from segserve_operator.core.statistics.baseline import Baseline, baseline, dispersion, remembered, spread_of
+from segserve_operator.core.statistics.bets import STAKES, likelihood, refuted, staked, summed
+from segserve_operator.core.statistics.blocks import closing, merged, tails
+from segserve_operator.core.statistics.certificate import CERTIFIED, certified, harm_bound
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segserve_operator.core.evidence import Bools, Floats
+
+SWITCH: Final = 0.001
+"""So much of the wealth is dealt out anew with each of the candidate's requests..."""
+MOST_SWITCH: Final = 0.01
+"""...and no more than this at a block."""
+TOLERATED: Final = np.log(15.0)
+"""A candidate that is worse, but tolerably, is accused at most so many times as often as one that is no worse."""
+ALARM_BET: Final = 0.3
+ALARM: Final = np.log(10.0)
+"""From this evidence on a revision is out of bounds. It is less than what is asked of a proof against a candidate..."""
+MAX_ALARM: Final = np.log(1000.0)
+"""...and never more than this, so that it is soon forgotten."""
+WHILE_INCIDENT: Final = np.log(10.0)
+"""So many times the evidence is asked for while stable is out of bounds: it may have been so for a moment only."""
+EXCESS_DEVIATIONS: Final = 3.0
+"""The excess is what exceeds chance by so much: its standard deviation, times this."""
+ROUNDED: Final = 0.98
+"""Edges are a tenth apart, some less: the nearest to 1.1 times the last is not to be passed over for a trifle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One comparison. `at` is the edge's index (requests in bins from `at` on are above it); or `quantile` says that it
+    is that quantile of stable's latencies so far, `stretch` times as long for the candidate.
+
+    Tolerable is a share of the candidate's of up to stable's plus `tolerance`, and of up to `floor`. A healthy
+    server's share has slow swings of its own, by `swing` of itself (standard deviation).
+    """
+
+    weight: float
+    tolerance: float = 0.0
+    floor: float = 0.0
+    at: int = 1
+    quantile: float | None = None
+    stretch: float = 1.0
+    swing: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExceedanceState:
+    """All of it float64, with leading axes [...]; B bins, S streams, J bets, D levels of harm.
+
+    served_s [...]: since the candidate's first request.
+    age_s [...], pending [..., 2, B]: of the block that is open.
+    memory [..., B]: stable's recent counts. total [..., 2, B]: the counts of all blocks that were judged.
+    wealth [..., 2, S, J]: log of each bet's, against being no worse than stable (0) and than what is tolerated (1).
+    squares, expected [..., S]: stable's squared deviations, and what they would be of independent requests.
+    alarm [..., 2, S]: log evidence that stable, and that the candidate, is above the floor now.
+    harmless [..., D]: log evidence that the harm is less than each level.
+    excess, variance [...]: the candidate's requests above the edge that stable would not have had there.
+    """
+
+    served_s: Floats
+    age_s: Floats
+    pending: Floats
+    memory: Floats
+    total: Floats
+    wealth: Floats
+    squares: Floats
+    expected: Floats
+    alarm: Floats
+    harmless: Floats
+    excess: Floats
+    variance: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Exceedance:
+    """The test. `edges` rise strictly; bin i holds what is at least edges[i - 1] and less than edges[i].
+
+    The stream `counted` says what a bad request is, for harm and excess. The first `warm_up_s` are not looked at.
+    """
+
+    edges: tuple[float, ...]
+    streams: tuple[Stream, ...]
+    counted: int = 0
+    warm_up_s: float = 0.0
+    odds: tuple[float, ...] = ()
+
+    @property
+    def bets(self) -> int:
+        """How many bets run beside each other; the first one stakes nothing."""
+        return 1 + len(STAKES) + len(self.odds)
+
+    def start(self, shape: tuple[int, ...] = ()) -> ExceedanceState:
+        """Return the state before any look."""
+        streams, bins = len(self.streams), len(self.edges) + 1
+        each = np.zeros((*shape, streams))
+        return ExceedanceState(
+            served_s=np.zeros(shape),
+            age_s=np.zeros(shape),
+            pending=np.zeros((*shape, 2, bins)),
+            memory=np.zeros((*shape, bins)),
+            total=np.zeros((*shape, 2, bins)),
+            wealth=np.full((*shape, 2, streams, self.bets), -np.log(self.bets)),
+            squares=each,
+            expected=each,
+            alarm=np.zeros((*shape, 2, streams)),
+            harmless=np.zeros((*shape, len(CERTIFIED))),
+            excess=np.zeros(shape),
+            variance=np.zeros(shape),
+        )
+
+    def update(self, state: ExceedanceState, bins: Floats, seconds: Floats) -> ExceedanceState:
+        """Take in a look's counts [..., 2, B] of (stable, candidate); seconds [...]."""
+        if self.warm_up_s > 0:
+            bins, served_s = self._warm(state, bins, seconds)
+            state = replace(state, served_s=served_s)
+        state, bins = _begun(state, bins, seconds)
+        pending, age_s = merged(state.pending, state.age_s, bins, seconds)
+        counts = pending.sum(-1)
+        closes = closing(counts, age_s, spread_of(state).max(-1))
+        if not closes.any():
+            return replace(state, pending=pending, age_s=age_s)
+        after = self._judged(replace(state, pending=pending, age_s=age_s), counts)
+        cleared = replace(after, pending=np.zeros_like(pending), age_s=np.zeros_like(age_s))
+        return _chosen(closes, cleared, replace(state, pending=pending, age_s=age_s))
+
+    def _warm(self, state: ExceedanceState, bins: Floats, seconds: Floats) -> tuple[Floats, Floats]:
+        """Return the counts without those of a candidate that is still cold, and for how long it has served."""
+        begun = (state.served_s > 0) | bins[..., CANDIDATE, :].any(-1)
+        cold = (state.served_s < self.warm_up_s)[..., None] & (np.arange(2) == CANDIDATE)
+        return np.where(cold[..., None], 0.0, bins), np.where(begun, state.served_s + seconds, 0.0)
+
+    def judge(self, state: ExceedanceState) -> Judgement:
+        """Return what all blocks together amount to; see `Judgement`."""
+        floors = np.array([stream.floor for stream in self.streams])
+        alarmed: Bools = (state.alarm >= ALARM) & (floors > 0)
+        incident = np.asarray(alarmed[..., STABLE, :].any(-1))
+        worse, intolerable = np.moveaxis(summed(summed(state.wealth) + self._log_weights()), -1, 0)
+        noise = EXCESS_DEVIATIONS * np.sqrt(state.variance)
+        return Judgement(
+            breach=np.minimum(worse, intolerable + TOLERATED) - np.where(incident, WHILE_INCIDENT, 0.0),
+            incident=incident,
+            shared=np.asarray(alarmed.all(-2).any(-1)),
+            enough=(state.total.sum(-1) > 0).all(-1),
+            harm=harm_bound(state.harmless),
+            excess=np.maximum(state.excess - noise, 0.0),
+        )
+
+    def edges_now(self, state: ExceedanceState) -> tuple[NDArray[np.intp], Bools]:
+        """Return each stream's edge [..., 2, S] for (stable, candidate), and where it is known [..., S]."""
+        above_edge = tails(state.memory)
+        at = np.empty((*state.memory.shape[:-1], 2, len(self.streams)), np.intp)
+        known = np.ones((*state.memory.shape[:-1], len(self.streams)), bool)
+        for index, stream in enumerate(self.streams):
+            if stream.quantile is None:
+                at[..., index] = stream.at
+                continue
+            above = 1.0 - stream.quantile
+            found = (above_edge > above * above_edge[..., :1]).sum(-1)
+            at[..., STABLE, index] = found
+            at[..., CANDIDATE, index] = self._stretched(stream.stretch)[found]
+            # Fewer and the quantile is the largest of a handful.
+            known[..., index] = above_edge[..., 0] * above >= 2.0
+        return np.minimum(at, len(self.edges)), known
+
+    def _stretched(self, stretch: float) -> NDArray[np.intp]:
+        """Return for each edge the next one that is about `stretch` times as high or more, as indices of bins."""
+        edges = np.array(self.edges)
+        after = np.searchsorted(edges, edges * stretch * ROUNDED) + 1
+        return np.array([0, *after, len(edges) + 1], np.intp)
+
+    def _log_weights(self) -> Floats:
+        weights = np.array([stream.weight for stream in self.streams])
+        logs: Floats = np.log(weights / weights.sum())
+        return logs
+
+    def _judged(self, state: ExceedanceState, counts: Floats) -> ExceedanceState:
+        """Return the state after the open block; where a role has no requests, stable's memory alone changes."""
+        at, known = self.edges_now(state)
+        above = np.take_along_axis(tails(state.pending), at, -1)
+        memory = remembered(state.memory, state.pending[..., STABLE, :], state.age_s)
+        before, after = (np.take_along_axis(tails(each), at[..., STABLE, :], -1) for each in (state.memory, memory))
+        swings = np.array([stream.swing for stream in self.streams])
+        fresh = baseline(
+            after, memory.sum(-1), above[..., STABLE, :], counts[..., STABLE], state.age_s, spread_of(state), swings
+        )
+        both: Bools = np.asarray((counts > 0).all(-1))
+        bet: Bools = both[..., None] & known
+        prior = (before + 0.5) / (state.memory.sum(-1)[..., None] + 1.0)
+        return replace(
+            state,
+            memory=memory,
+            total=state.total + np.where(both[..., None, None], state.pending, 0.0),
+            wealth=np.where(
+                bet[..., None, :, None], self._wealth(state.wealth, above, counts, prior, fresh), state.wealth
+            ),
+            alarm=np.where(
+                bet[..., None, :],
+                self._alarm(state.alarm, above, counts),
+                # A minute of one alone, as after a promotion: what was known of both is over.
+                np.where(both[..., None, None], state.alarm, 0.0),
+            ),
+            **dispersion(state, fresh, bet),
+            **self._harm(state, above, counts, fresh, bet),
+        )
+
+    def _wealth(self, wealth: Floats, above: Floats, counts: Floats, prior: Floats, fresh: Baseline) -> Floats:
+        """Return the log wealth [..., 2, S, J] after a block."""
+        stable, requests = counts[..., STABLE, None], counts[..., CANDIDATE, None]
+        share = (above[..., CANDIDATE, :] / np.maximum(requests, 1.0))[..., None, :]
+        factors = [
+            np.zeros((*wealth.shape[:-1], 1)),
+            staked(
+                share, self._allowed(fresh.share), self._allowed(prior), (fresh.sampling + fresh.swing)[..., None, :]
+            ),
+        ]
+        if self.odds:
+            worth, unsure = (requests / fresh.spread)[..., None, :], (fresh.variance + fresh.swing)[..., None, :]
+            factors.append(likelihood(share, worth, self._allowed(fresh.present), unsure, self.odds))
+        most = refuted(share[..., 0, :], requests, above[..., STABLE, :], stable, fresh.spread)[..., None, :, None]
+        moved = wealth + np.minimum(np.concatenate(factors, -1), most)
+        mean = summed(moved)[..., None] - np.log(self.bets)
+        dealt = np.clip(SWITCH * requests, SWITCH, MOST_SWITCH)[..., None, None]
+        after: Floats = np.log((1.0 - dealt) * np.exp(moved - mean) + dealt) + mean
+        return after
+
+    def _allowed(self, share: Floats) -> Floats:
+        """Return which shares above the edge [..., 2, S] are no worse than stable's [..., S], and which tolerable."""
+        floors = np.array([stream.floor for stream in self.streams])
+        tolerances = np.array([stream.tolerance for stream in self.streams])
+        return np.stack([share, np.maximum(floors, share + tolerances)], -2)
+
+    def _alarm(self, alarm: Floats, above: Floats, counts: Floats) -> Floats:
+        """Return the log evidence [..., 2, S] that each is above the floor; bounded, so that it comes and goes."""
+        floors = np.array([stream.floor or 1.0 for stream in self.streams])
+        share = above / np.maximum(counts[..., None], 1.0)
+        after: Floats = np.clip(alarm + np.log1p(ALARM_BET * (share / floors - 1.0)), 0.0, MAX_ALARM)
+        return after
+
+    def _harm(
+        self, state: ExceedanceState, above: Floats, counts: Floats, fresh: Baseline, bet: Bools
+    ) -> dict[str, Floats]:
+        which = self.counted
+        here, share, spread = bet[..., which], fresh.low[..., which], fresh.spread[..., which]
+        bad, requests = above[..., CANDIDATE, which], counts[..., CANDIDATE]
+        harmless = certified(state.harmless, bad, requests, share, spread)
+        level, others = fresh.worst[..., which], np.maximum(counts[..., STABLE], 1.0)
+        noise = requests * level * (1.0 - level) * spread * (1.0 + requests / others)
+        noise = noise + requests**2 * fresh.swing[..., which]
+        return {
+            "harmless": np.where(here[..., None], harmless, state.harmless),
+            "excess": np.where(here, np.maximum(state.excess + bad - requests * level, 0.0), state.excess),
+            "variance": np.where(here, state.variance + noise, state.variance),
+        }
+
+
+def _begun(state: ExceedanceState, bins: Floats, seconds: Floats) -> tuple[ExceedanceState, Floats]:
+    """Return the state, and the counts for its block: one begins with the candidate's first request.
+
+    What stable had before is not what it had at the same time, and goes into its memory alone.
+    """
+    alone: Bools = np.asarray(~(state.pending[..., CANDIDATE, :].any(-1) | bins[..., CANDIDATE, :].any(-1)))
+    if not alone.any():
+        return state, bins
+    memory = remembered(state.memory, np.where(alone[..., None], bins[..., STABLE, :], 0.0), seconds)
+    return replace(state, memory=memory), np.where(alone[..., None, None], 0.0, bins)
+
+
+def _chosen(closes: Bools, after: ExceedanceState, before: ExceedanceState) -> ExceedanceState:
+    """Return the first state where blocks close, else the second."""
+    if closes.all():
+        return after
+    fields = {}
+    for name in ExceedanceState.__dataclass_fields__:
+        new, old = getattr(after, name), getattr(before, name)
+        fields[name] = np.where(closes.reshape(closes.shape + (1,) * (new.ndim - closes.ndim)), new, old)
+    return ExceedanceState(**fields)

@@ -1,0 +1,157 @@
+"""What a rollout will be able to see, told beforehand: the real engine and gates on a few hundred invented rollouts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from segserve_operator.core.evidence import CANDIDATE, Look
+from segserve_operator.core.gates import measured_gates
+from segserve_operator.core.phases import Phase
+from segserve_operator.core.policy import engine_policy
+from segserve_operator.core.rollout import Heard, Progress, decide, watch, weights
+
+if TYPE_CHECKING:
+    from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+    from segserve_operator.core.evidence import Bools, Floats
+
+ERRORS: Final = (0.01, 0.02, 0.05, 0.2)
+SLOWER: Final = (1.25, 1.5, 2.0, 3.0)
+RUNS: Final = 40
+LOOK_S: Final = 5.0
+HISTORY_S: Final = 120.0
+SURE: Final = 0.9
+EDGES: Final = tuple(float(f"{each:.3g}") for each in np.geomspace(0.2, 12.0, 43))
+"""Edges of latency bins in units of stable's median; 10 % apart."""
+SIGMA: Final = 0.5
+"""Width of the invented latencies (log-normal): p95 is 2.3 times the median."""
+_ENDED: Final = (Phase.ROLLED_BACK, Phase.QUARANTINED)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A regression ("errors", "latency"; "+5 pp", "x1.5"), the share (0 to 1) of rollouts that stop it in that time,
+    and after how many seconds nine of ten have; infinity where fewer do."""
+
+    what: str
+    size: str
+    share: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What is seen of each regression, and when a healthy candidate is promoted (median; infinity: not at all)."""
+
+    requests_per_second: float
+    minutes: float
+    rows: tuple[Seen, ...]
+    promoted_s: float
+
+    def text(self) -> str:
+        """Say it in a few lines."""
+        lines = [f"{self.minutes:g} min at {self.requests_per_second:g} requests/s:"]
+        for what in ("errors", "latency"):
+            rows = [row for row in self.rows if row.what == what]
+            seen = [f"{row.size} in about {_about(row.seconds)}" for row in rows if math.isfinite(row.seconds)]
+            blind = [row.size for row in rows if not math.isfinite(row.seconds)]
+            parts = [f"cannot be sure to see {', '.join(blind)}"] if blind else []
+            parts += [f"sees {', '.join(seen)}"] if seen else []
+            lines.append(f"  {what}: {'; '.join(parts)}")
+        healthy = f"in about {_about(self.promoted_s)}" if math.isfinite(self.promoted_s) else "not in that time"
+        return "\n".join([*lines, f"  a healthy revision is promoted {healthy}"])
+
+
+def preview(
+    policy: RolloutPolicy,
+    slo: Slo,
+    requests_per_second: float,
+    minutes: float = 10.0,
+    *,
+    error_rate: float | None = None,
+    median_ms: float = 100.0,
+    seed: int = 0,
+) -> Preview:
+    """Return which regressions the policy's rollout would stop. The same seed gives the same answer.
+
+    `error_rate` is stable's share (0 to 1) of failed requests, a fifth of what the SLO allows unless said.
+    """
+    base = slo.error_percent / 500.0 if error_rate is None else error_rate
+    kinds = [("healthy", "", 0.0, 1.0)]
+    kinds += [("errors", f"+{100 * more:g} pp", more, 1.0) for more in ERRORS]
+    kinds += [("latency", f"x{times:g}", 0.0, times) for times in SLOWER]
+    edges = tuple(round(median_ms * edge, 4) for edge in EDGES)
+    traffic = _Traffic(
+        requests_per_second,
+        np.stack([np.full(len(kinds) * RUNS, base), np.repeat([min(base + kind[2], 1.0) for kind in kinds], RUNS)], -1),
+        np.repeat([_latencies(kind[3]) for kind in kinds], RUNS, 0),
+        np.random.default_rng(seed),
+    )
+    stopped_s, promoted_s = _followed(policy, slo, edges, traffic, minutes * 60.0)
+    rows = [
+        Seen(what, size, float(np.isfinite(each).mean()), float(np.quantile(each, SURE, method="inverted_cdf")))
+        for (what, size, _, _), each in zip(kinds, stopped_s.reshape(len(kinds), RUNS), strict=True)
+    ]
+    healthy = float(np.quantile(promoted_s[:RUNS], 0.5, method="inverted_cdf"))
+    return Preview(requests_per_second, minutes, tuple(rows[1:]), healthy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Traffic:
+    """Invented requests: errors [runs, 2] and the candidate's latencies [runs, K + 1] as shares."""
+
+    requests_per_second: float
+    errors: Floats
+    latencies: Floats
+    random: np.random.Generator
+
+    def look(self, percent: Floats) -> Look:
+        """Return what `LOOK_S` seconds at these weights [runs] bring."""
+        share = np.stack([1.0 - percent / 100.0, percent / 100.0], -1)
+        requests = self.random.poisson(self.requests_per_second * LOOK_S * share)
+        stable = self.random.multinomial(requests[:, 0], _latencies(1.0))
+        candidate = self.random.multinomial(requests[:, 1], self.latencies)
+        return Look(
+            seconds=np.full(len(percent), LOOK_S),
+            requests=requests.astype(float),
+            errors=self.random.binomial(requests, self.errors).astype(float),
+            latencies=np.stack([stable, candidate], 1).astype(float),
+        )
+
+
+def _followed(
+    policy: RolloutPolicy, slo: Slo, edges: tuple[float, ...], traffic: _Traffic, lasts_s: float
+) -> tuple[Floats, Floats]:
+    """Return when each rollout was stopped and when promoted, in seconds from its first request; or infinity."""
+    engine, gates = engine_policy(policy, slo), measured_gates(policy, slo, edges)
+    shape = (len(traffic.errors),)
+    progress, states = Progress.begun(-HISTORY_S, shape), {name: gate.start(shape) for name, gate in gates.items()}
+    first_s, stopped_s, promoted_s = (np.full(shape, np.inf) for _ in range(3))
+    for now_s in np.arange(-HISTORY_S, lasts_s, LOOK_S) + LOOK_S:
+        look = traffic.look(weights(engine, progress.phase, progress.step))
+        progress = watch(progress, look, now_s)
+        states = {name: gate.update(states[name], look) for name, gate in gates.items()}
+        judged = [gate.judge(states[name]) for name, gate in gates.items()]
+        progress = decide(engine, progress, judged, Heard(ready=bool(now_s >= 0)), now_s).progress
+        first_s = np.where(np.isinf(first_s) & (look.requests[:, CANDIDATE] > 0), now_s - LOOK_S, first_s)
+        stopped_s = _since(first_s, stopped_s, np.isin(progress.phase, _ENDED), now_s)
+        promoted_s = _since(first_s, promoted_s, progress.phase == Phase.BAKING, now_s)
+    return stopped_s, promoted_s
+
+
+def _since(first_s: Floats, known_s: Floats, now: Bools, now_s: float) -> Floats:
+    found: Floats = np.where(now & np.isinf(known_s), np.maximum(now_s - first_s, 0.0), known_s)
+    return found
+
+
+def _latencies(times: float) -> Floats:
+    """Return the shares of requests by bin, `times` as slow as stable's."""
+    below = [0.5 * (1.0 + math.erf(math.log(edge / times) / SIGMA / math.sqrt(2.0))) for edge in EDGES]
+    return np.diff([0.0, *below, 1.0])
+
+
+def _about(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

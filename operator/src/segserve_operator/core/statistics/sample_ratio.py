@@ -1,0 +1,64 @@
+"""Do the gateways split requests as was written? A sequential test of the candidate's share, valid at every look.
+
+The likelihood ratio of other odds than those written, several at once. Requests of one caller may go together, so its
+root is taken: evidence only gets weaker by that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from segserve_operator.core.evidence import CANDIDATE
+from segserve_operator.core.statistics.bets import summed
+
+if TYPE_CHECKING:
+    from segserve_operator.core.evidence import Floats
+
+TIMES: Final = (0.01, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0)
+"""Odds of being the candidate's against those written, each with its own wealth; 1 bets nothing."""
+SWITCH: Final = 0.01
+"""So much of the wealth is dealt out anew at each look: a split that goes wrong late is seen as well."""
+SLACK: Final = 0.05
+"""A split is as written within this part of the weight: gateways take up a weight at slightly different times."""
+DISPERSION: Final = 3.0
+"""So many requests count as one."""
+SMALLEST: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRatioState:
+    """wealth [..., bets]: log."""
+
+    wealth: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRatio:
+    """The test of written weights against counted requests."""
+
+    def start(self, shape: tuple[int, ...] = ()) -> SampleRatioState:
+        """Return the state before any look."""
+        return SampleRatioState(np.full((*shape, len(TIMES)), -np.log(len(TIMES))))
+
+    def update(self, state: SampleRatioState, weight_percent: Floats, requests: Floats) -> SampleRatioState:
+        """Take in a look: the weight written for all of it [...], requests [..., 2] of (stable, candidate).
+
+        Leave out looks in which a weight changed, and the seconds that gateways need to hear of it.
+        """
+        times = np.array(TIMES)
+        slack = 1.0 + SLACK * np.sign(times - 1.0)
+        written = np.clip(np.asarray(weight_percent)[..., None] / 100.0 * slack, SMALLEST, 1.0 - SMALLEST)
+        total, candidate = requests.sum(-1)[..., None], requests[..., CANDIDATE, None]
+        ratio = candidate * np.log(times) - total * np.log1p(written * (times - 1.0))
+        moved = state.wealth + ratio / DISPERSION
+        mean = summed(moved)[..., None] - np.log(len(TIMES))
+        dealt = np.logaddexp(moved + np.log1p(-SWITCH), mean + np.log(SWITCH))
+        return SampleRatioState(np.where(total > 0, dealt, state.wealth))
+
+    def evidence(self, state: SampleRatioState) -> Floats:
+        """Return the log evidence [...] that the split is not what was written."""
+        total: Floats = summed(state.wealth)
+        return total

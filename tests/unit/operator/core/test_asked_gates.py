@@ -1,0 +1,265 @@
+"""Gates that ask: what their findings come to."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segserve_operator.api.rollout_policy import (
+    GoldenQualityGate,
+    PromqlGate,
+    ResourceGate,
+    RolloutPolicy,
+    WebhookGate,
+)
+from segserve_operator.core import gates
+from segserve_operator.core.gates.asked import ASKED
+from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.gates.probe import probe_outcome
+from segserve_operator.core.inquiries import Finding, ResourceSample, Scores
+
+POLICY = RolloutPolicy()
+LEVEL = 0.0025
+WEBHOOK = WebhookGate(name="own", url="http://example.org/", passes="body.ok", breaches="body.bad")
+PROMQL = PromqlGate(name="errors", address="http://prometheus:9090", query="up", passes="result[0] < 1.0")
+SPECS: dict[str, Any] = {
+    "goldenQuality": GoldenQualityGate(),
+    "resource": ResourceGate(),
+    "webhook": WEBHOOK,
+    "promql": PROMQL,
+}
+
+
+def verdict(spec: Any, **found: Any) -> Any:
+    return ASKED[spec.gate](spec, Finding("key", 0.0, **found), POLICY, LEVEL)
+
+
+@pytest.mark.parametrize("gate", ASKED)
+@pytest.mark.parametrize("found", [{}, {"done": False}, {"problem": "nobody answers"}])
+def test_no_answer_is_undecided_in_every_gate_and_says_why(gate: str, found: dict[str, Any]) -> None:
+    seen = verdict(SPECS[gate], **found)
+
+    assert seen.outcome is Outcome.UNDECIDED
+    assert found.get("problem", "") in seen.message
+
+
+def test_every_gate_that_asks_is_registered_by_its_kind() -> None:
+    assert {spec.gate for spec in SPECS.values()} == set(ASKED)
+
+
+def test_every_file_of_a_gate_that_asks_is_registered() -> None:
+    files = {Path(str(each.__file__)).stem for each in map(inspect.getmodule, ASKED.values()) if each is not None}
+    asking = {
+        path.stem for path in Path(str(gates.__file__)).parent.glob("*.py") if "def judge(spec" in path.read_text()
+    }
+
+    assert files == asking
+
+
+@pytest.mark.parametrize(
+    ("passes", "breaches", "outcome"),
+    [
+        (True, False, Outcome.PASS),
+        (True, True, Outcome.BREACH),
+        (False, True, Outcome.BREACH),
+        (False, False, Outcome.UNDECIDED),
+    ],
+)
+@pytest.mark.parametrize("spec", [WEBHOOK, PROMQL])
+def test_a_users_expressions_decide_and_a_breach_comes_first(
+    spec: Any, passes: bool, breaches: bool, outcome: Outcome
+) -> None:
+    seen = verdict(spec, passes=passes, breaches=breaches, shown="status 200")
+
+    assert seen.outcome is outcome
+    assert seen.gate == spec.name
+    assert "status 200" in seen.message
+
+
+# Golden images
+
+
+def scores(candidate: float, stable: float, images: int = 200, **more: Any) -> Scores:
+    noise = [0.02 * math.sin(7.0 * number) for number in range(images)]
+    paired = tuple((candidate + one, stable + one * 0.9) for one in noise)
+    return Scores(paired, **{"means": {"iou": (candidate, stable)}, **more})
+
+
+def golden(found: Scores, **spec: Any) -> Any:
+    return verdict(GoldenQualityGate(**spec), scores=found)
+
+
+def test_equal_quality_passes() -> None:
+    assert golden(scores(0.9, 0.9)).outcome is Outcome.PASS
+
+
+def test_a_proved_drop_is_a_breach_with_its_numbers() -> None:
+    seen = golden(scores(0.85, 0.9, images=100))
+
+    assert (seen.outcome, seen.reason) == (Outcome.BREACH, "WorseThanStable")
+    assert seen.numbers["meanChange"] == pytest.approx(-0.05, abs=0.002)
+    assert seen.numbers["evidence"] >= seen.numbers["bound"] == pytest.approx(math.log(1 / LEVEL))
+
+
+def test_a_drop_that_few_images_cannot_prove_is_undecided() -> None:
+    seen = golden(scores(0.87, 0.9, images=8))
+
+    assert (seen.outcome, seen.reason) == (Outcome.UNDECIDED, "LooksWorse")
+    assert 0 <= seen.progress < 1
+
+
+def test_a_drop_within_tolerance_passes() -> None:
+    assert golden(scores(0.895, 0.9)).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({"minimum_iou": 0.95}, "iou is 0.900; at least 0.950"),
+        ({"minimum_recall": 0.9}, "recall is 0.800"),
+        ({"minimum_ap": 0.6}, "ap is 0.500"),
+        ({"minimum_class_iou": 0.5}, "class 'sign' is 0.400"),
+    ],
+)
+def test_a_floor_is_a_plain_rule_even_on_one_image(spec: dict[str, float], named: str) -> None:
+    found = scores(
+        0.9,
+        0.9,
+        images=1,
+        means={"iou": (0.9, 0.9), "recall": (0.8, 0.8), "ap": (0.5, 0.5)},
+        classes={"road": (0.9, 0.9), "sign": (0.4, 0.4)},
+    )
+
+    seen = golden(found, **spec)
+
+    assert (seen.outcome, seen.reason) == (Outcome.BREACH, "BelowFloor")
+    assert named in seen.message
+
+
+def test_a_lost_rare_class_is_a_breach_though_the_mean_is_well() -> None:
+    seen = golden(scores(0.9, 0.9, classes={"road": (0.95, 0.95), "sign": (0.0, 0.7)}))
+
+    assert (seen.outcome, seen.reason) == (Outcome.BREACH, "ClassLost")
+    assert "'sign'" in seen.message
+    assert seen.numbers["class.sign.stable"] == 0.7
+
+
+def test_a_class_that_stable_never_found_cannot_be_lost() -> None:
+    assert golden(scores(0.9, 0.9, classes={"sign": (0.0, 0.0), "car": (0.5, math.nan)})).outcome is Outcome.PASS
+
+
+def test_a_floor_of_what_cannot_be_measured_is_undecided() -> None:
+    seen = golden(scores(0.9, 0.9), minimum_ap=0.5)
+
+    assert (seen.outcome, seen.reason) == (Outcome.UNDECIDED, "NotMeasured")
+
+
+def test_without_stable_floors_alone_judge() -> None:
+    found = Scores(means={"iou": (0.8, math.nan)})
+
+    assert golden(found).outcome is Outcome.PASS
+    assert golden(found, minimum_iou=0.9).outcome is Outcome.BREACH
+
+
+def test_a_verdict_says_where_expected_answers_stood_in_for_labels() -> None:
+    assert "not labels" in golden(scores(0.9, 0.9, labelled=False)).message
+    assert "not labels" not in golden(scores(0.9, 0.9)).message
+
+
+# Servers
+
+GIB = 2.0**30
+
+
+def samples(*memory_gib: float, restarts: int = 0, queued_s: float = 0.0) -> tuple[ResourceSample, ...]:
+    last = len(memory_gib) - 1
+    return tuple(
+        ResourceSample(
+            {"a": used * GIB},
+            {"a": restarts if index == last else 0},
+            queued_s=queued_s * index,
+            requests=10.0 * index,
+        )
+        for index, used in enumerate(memory_gib)
+    )
+
+
+def resource(found: tuple[ResourceSample, ...], **spec: Any) -> Any:
+    return verdict(ResourceGate(**spec), samples=found)
+
+
+def test_steady_servers_pass() -> None:
+    seen = resource(samples(1, 1.1, 1.1, 1.2))
+
+    assert seen.outcome is Outcome.PASS
+    assert seen.numbers["memoryGrowthPercent"] == pytest.approx(10)
+
+
+def test_one_look_shows_no_growth() -> None:
+    assert resource(samples(1)).outcome is Outcome.UNDECIDED
+
+
+def test_memory_that_stays_too_large_for_three_looks_is_a_breach() -> None:
+    assert resource(samples(1, 1.9, 2.0, 2.1)).reason == "MemoryGrows"
+    assert resource(samples(1, 1.9, 2.0, 2.1)).outcome is Outcome.BREACH
+    assert resource(samples(1, 2.0)).outcome is Outcome.UNDECIDED
+    assert resource(samples(1, 2.0, 1.1, 2.0)).outcome is Outcome.PASS
+
+
+def test_restarts_are_a_breach_at_once() -> None:
+    assert resource(samples(1, 1, restarts=3)).outcome is Outcome.BREACH
+    assert resource(samples(1, 1, restarts=2)).outcome is Outcome.PASS
+
+
+def test_a_long_queue_is_a_breach_where_it_is_bounded() -> None:
+    waiting = samples(1, 1, 1, 1, queued_s=5.0)
+
+    assert resource(waiting, maximum_queue_seconds=0.2).reason == "LongQueue"
+    assert resource(waiting).outcome is Outcome.PASS
+
+
+def test_what_is_not_measured_is_named_and_not_judged() -> None:
+    only_restarts = (ResourceSample(restarts={"a": 0}),) * 2
+
+    assert resource(only_restarts).outcome is Outcome.PASS
+    assert "not measured: memoryGrowthPercent" in resource(only_restarts).message
+    assert resource((ResourceSample(),) * 2).reason == "NotMeasured"
+
+
+# Quarantine
+
+
+def test_without_an_answer_nothing_is_known() -> None:
+    assert probe_outcome(None, 100.0) == 0
+    assert probe_outcome(Finding("key", 0.0, problem="the gateway is away"), 100.0) == 0
+    assert probe_outcome(Finding("key", 0.0), 100.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "failed", "seconds", "outcome"),
+    [
+        ((8, 8), (0, 8), 2.0, 0),
+        ((9, 9), (0, 9), 2.0, -1),
+        ((240, 240), (0, 9), 59.0, -1),
+        ((20, 20), (4, 8), 5.0, 0),
+        ((20, 20), (0, 0), 5.0, 1),
+        ((19, 19), (0, 0), 5.0, 0),
+        ((100, 100), (0, 2), 30.0, 0),
+        ((240, 240), (0, 2), 60.0, 1),
+        ((40, 40), (40, 40), 30.0, 0),
+        ((240, 240), (240, 240), 60.0, 1),
+        ((40, 40), (20, 30), 30.0, 0),
+        ((40, 40), (25, 40), 30.0, -1),
+        ((40, 40), (40, 39), 60.0, 1),
+        ((0, 9), (0, 9), 5.0, -1),
+        ((1, 1), (0, 0), 90.0, 0),
+    ],
+)
+def test_a_quarantined_candidate_is_judged_beside_stable(
+    asked: tuple[int, int], failed: tuple[int, int], seconds: float, outcome: int
+) -> None:
+    assert probe_outcome(Finding("key", 0.0, done=False, asked=asked, failed=failed), seconds) == outcome

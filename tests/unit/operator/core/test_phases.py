@@ -1,0 +1,42 @@
+"""The legal moves of a rollout, as data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from segserve_operator.core.phases import ENDED, MOVES, Phase, Signal, legal, moved
+
+PROTECTIVE = (Signal.ABORT, Signal.BREACH)
+
+
+@pytest.mark.parametrize("phase", sorted(ENDED))
+def test_nothing_moves_a_rollout_that_has_ended(phase: Phase) -> None:
+    assert not any(legal(np.array(phase), signal) for signal in Signal)
+
+
+@pytest.mark.parametrize("phase", sorted(set(Phase) - ENDED))
+@pytest.mark.parametrize("signal", PROTECTIVE)
+def test_what_protects_callers_is_a_move_from_every_phase(phase: Phase, signal: Signal) -> None:
+    assert MOVES[phase, signal] is Phase.ROLLED_BACK
+
+
+def test_a_candidate_never_gets_requests_before_its_golden_images() -> None:
+    ways = {phase for (phase, _), after in MOVES.items() if after is Phase.PROGRESSING}
+
+    assert ways == {Phase.GOLDEN, Phase.PROGRESSING, Phase.QUARANTINED}
+    assert (Phase.PENDING, Signal.PROMOTE) not in MOVES
+
+
+def test_many_rollouts_move_as_each_does_alone() -> None:
+    phases, signals = np.meshgrid(np.arange(len(Phase)), np.arange(1, len(Signal) + 1), indexing="ij")
+    together = moved(phases.astype(np.int8), signals.astype(np.int8))
+
+    for phase in Phase:
+        for signal in Signal:
+            assert together[phase, signal - 1] == MOVES.get((phase, signal), phase)
+
+
+def test_labels_read_back() -> None:
+    assert [Phase.labelled(phase.label) for phase in Phase] == list(Phase)
+    assert Phase.ROLLED_BACK.label == "RolledBack"

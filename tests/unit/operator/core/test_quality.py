@@ -1,0 +1,215 @@
+"""Quality against labels: COCO's own code agrees, and the numbers say what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from segserve_operator.core.quality import Regions, score_objects, score_semantic
+
+SIZE = (60, 80)
+ROAD, CAR, SIGN = 0, 1, 2
+
+
+def rle(mask: NDArray[np.bool_]) -> bytes:
+    counts: bytes = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    return counts
+
+
+def box_mask(x1: int, y1: int, x2: int, y2: int) -> NDArray[np.bool_]:
+    mask = np.zeros(SIZE, bool)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+def objects(*found: tuple[int, tuple[int, int, int, int], float]) -> Regions:
+    """Return instances of (class, box, score), each as large as its box."""
+    return Regions(
+        SIZE,
+        tuple(number for number, *_ in found),
+        tuple(rle(box_mask(*box)) for _, box, _ in found),
+        np.array([box for _, box, _ in found], float).reshape(-1, 4),
+        np.array([score for *_, score in found]),
+    )
+
+
+def label_map(pixels: NDArray[np.uint8]) -> Regions:
+    present = np.unique(pixels).tolist()
+    return Regions(SIZE, tuple(present), tuple(rle(pixels == number) for number in present))
+
+
+def scene(seed: int, count: int = 12) -> Regions:
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, (60, 40), (count, 2))
+    sides = rng.integers(4, 20, (count, 2))
+    boxes = np.concatenate([corners, corners + sides], axis=1)
+    return objects(*((int(rng.integers(3)), tuple(map(int, box)), float(rng.random())) for box in boxes))
+
+
+def shaken(regions: Regions, seed: int) -> Regions:
+    """Return an answer: objects that are moved, lost, doubled or called otherwise."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number, box in zip(regions.classes, regions.boxes.astype(int).tolist(), strict=True):
+        for _ in range(int(rng.choice([0, 1, 1, 1, 2]))):
+            moved = np.clip(np.array(box) + rng.integers(-2, 3, 4), 0, 79)
+            moved[2:] = np.maximum(moved[2:], moved[:2] + 1)
+            wrong = rng.random() < 0.1
+            found.append((int(rng.integers(3)) if wrong else number, tuple(map(int, moved)), float(rng.random())))
+    return objects(*found)
+
+
+def oracle(labels: list[Regions], answers: list[Regions], kind: str) -> float:
+    """Return AP by pycocotools' own evaluation."""
+    annotations, results = [], []
+    for image, (label, answer) in enumerate(zip(labels, answers, strict=True), 1):
+        for regions, to in ((label, annotations), (answer, results)):
+            for index, number in enumerate(regions.classes):
+                x1, y1, x2, y2 = regions.boxes[index].tolist()
+                entry = {"id": len(to) + 1, "image_id": image, "category_id": number + 1, "iscrowd": 0}
+                entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(regions.scores[index])}
+                mask = {"size": list(SIZE), "counts": regions.masks[index]}
+                if regions.points is not None:
+                    entry |= {"keypoints": regions.points[index].ravel().tolist(), "num_keypoints": 17}
+                to.append(entry | {"segmentation": mask, "area": float(coco.area(mask))})
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = COCO()
+        data.dataset = {
+            "images": [{"id": image + 1, "height": 60, "width": 80} for image in range(len(labels))],
+            "categories": [{"id": number + 1} for number in range(3)],
+            "annotations": annotations,
+        }
+        data.createIndex()
+        evaluation = COCOeval(data, data.loadRes(results), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["segm", "bbox"])
+def test_average_precision_is_that_of_coco(kind: str, seed: int) -> None:
+    labels = [scene(seed * 100 + image) for image in range(6)]
+    answers = [shaken(label, seed * 100 + image) for image, label in enumerate(labels)]
+    if kind == "bbox":
+        seen = score_objects(*([replace(one, masks=None) for one in part] for part in (labels, answers)))
+    else:
+        seen = score_objects(labels, answers)
+
+    assert seen.means["ap"] == pytest.approx(oracle(labels, answers, kind), abs=1e-9)
+
+
+def test_average_precision_of_keypoints_is_that_of_coco() -> None:
+    rng = np.random.default_rng(1)
+    labels, answers = [], []
+    for seed in range(6):
+        label = scene(seed, count=6)
+        points = rng.uniform(0, 60, (6, 17, 3))
+        points[..., 2] = rng.integers(0, 3, (6, 17))
+        labels.append(replace(label, points=points))
+        answers.append(replace(label, points=points + rng.normal(0, 1.5, (6, 17, 1)), scores=rng.random(6)))
+
+    seen = score_objects(labels, answers).means["ap"]
+
+    assert 0.05 < seen < 0.95
+    assert seen == pytest.approx(oracle(labels, answers, "keypoints"), abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [17, 5])
+def test_keypoints_are_compared_by_their_similarity(count: int) -> None:
+    points = np.random.default_rng(0).uniform(10, 50, (1, count, 3))
+    points[..., 2] = 2
+    label = replace(objects((CAR, (10, 10, 50, 50), 1.0)), masks=None, points=points)
+    near, far = points + np.array([0.1, 0.1, 0]), points + np.array([30, 0, 0])
+
+    assert score_objects([label], [replace(label, points=points)]).means == {"iou": 1.0, "recall": 1.0, "ap": 1.0}
+    assert 0.9 < score_objects([label], [replace(label, points=near)]).means["iou"] < 1
+    assert score_objects([label], [replace(label, points=far)]).means["recall"] == 0
+
+
+def test_the_own_labels_are_a_perfect_answer() -> None:
+    labels = [scene(seed) for seed in range(3)]
+
+    seen = score_objects(labels, labels)
+
+    assert seen.images == pytest.approx((1, 1, 1))
+    assert seen.means["recall"] == 1
+    assert set(seen.classes) == {ROAD, CAR, SIGN}
+
+
+def test_a_missed_and_a_false_object_cost_half_an_object_each() -> None:
+    label = objects((CAR, (0, 0, 10, 10), 1), (CAR, (20, 0, 30, 10), 1))
+    one_missed = objects((CAR, (0, 0, 10, 10), 1))
+    one_more = objects((CAR, (0, 0, 10, 10), 1), (CAR, (20, 0, 30, 10), 1), (SIGN, (50, 0, 60, 10), 1))
+
+    assert score_objects([label], [one_missed]).images == pytest.approx((1 / 1.5,))
+    assert score_objects([label], [one_more]).images == pytest.approx((2 / 2.5,))
+
+
+def test_an_image_of_nothing_is_right_without_an_answer_and_wrong_with_one() -> None:
+    nothing = objects()
+
+    assert score_objects([nothing], [nothing]).images == (1.0,)
+    assert score_objects([nothing], [objects((CAR, (0, 0, 9, 9), 1))]).images == (0.0,)
+
+
+def test_a_lost_rare_class_is_seen_in_its_own_number_and_hardly_in_the_pixels() -> None:
+    truth = np.zeros(SIZE, np.uint8)
+    truth[:30] = CAR
+    truth[0:3, 0:3] = SIGN
+    lost = np.where(truth == SIGN, CAR, truth).astype(np.uint8)
+
+    seen = score_semantic([label_map(truth)], [label_map(lost)])
+
+    assert seen.classes[SIGN] == 0
+    assert seen.classes[CAR] > 0.99
+    assert seen.means["recall"] == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_iou_of_a_class_is_that_of_all_pixels_together() -> None:
+    truth = np.zeros(SIZE, np.uint8)
+    small, large = truth.copy(), truth.copy()
+    small[0:2, 0:2] = CAR
+    large[0:40, 0:40] = CAR
+    half = large.copy()
+    half[0:20] = ROAD
+
+    seen = score_semantic([label_map(small), label_map(large)], [label_map(small), label_map(half)])
+
+    assert seen.classes[CAR] == pytest.approx((4 + 800) / (4 + 1600))
+    assert seen.images[0] == 1
+
+
+def test_pixels_without_a_label_count_for_nothing() -> None:
+    truth = np.zeros(SIZE, np.uint8)
+    truth[:30] = CAR
+    answer = truth.copy()
+    answer[:, 70:] = SIGN
+    within = np.ones(SIZE, bool)
+    within[:, 70:] = False
+
+    assert score_semantic([replace(label_map(truth), counted=rle(within))], [label_map(answer)]).images == (1.0,)
+    assert score_semantic([label_map(truth)], [label_map(answer)]).images[0] < 0.7
+
+
+def test_answers_of_another_size_are_refused() -> None:
+    label = label_map(np.zeros(SIZE, np.uint8))
+
+    with pytest.raises(ValueError, match=r"\(30, 40\)"):
+        score_semantic([label], [replace(label, size=(30, 40))])
+
+
+def test_more_objects_than_coco_takes_are_the_surest() -> None:
+    label = objects((CAR, (0, 0, 20, 20), 1))
+    crowd = [(CAR, (40, 40, 45, 45), 0.9)] * 100 + [(CAR, (0, 0, 20, 20), 0.1)]
+
+    assert score_objects([label], [objects(*crowd)]).means["recall"] == 0

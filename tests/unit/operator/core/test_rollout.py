@@ -1,0 +1,210 @@
+"""The engine: what follows from judgements, for one rollout and for many at once."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from segserve_operator.core.evidence import Judgement, Look
+from segserve_operator.core.phases import Phase, Signal
+from segserve_operator.core.rollout import WAITS, Heard, OnUndecided, Policy, Progress, Step, decide, watch, weights
+
+POLICY = Policy(levels=(0.01,), tolerances=(0.005,), bake_s=60.0)
+FINE = Judgement(np.array(-3.0), np.array(False), np.array(False), np.array(True), np.array(1e-4), np.array(0.0))
+NO_DATA = Judgement(np.array(0.0), np.array(False), np.array(False), np.array(False), np.array(1.0), np.array(0.0))
+BAD = replace(FINE, breach=np.array(9.0), harm=np.array(0.5), excess=np.array(20.0))
+
+
+def progress(phase: Phase = Phase.PROGRESSING, step: int = 0, **changed: float) -> Progress:
+    found = replace(Progress.begun(1000.0), phase=np.array(phase, np.int8), step=np.array(step, np.int8))
+    known = {"seen": 50.0, "rate": 10.0, "stable_answered_s": 1000.0} | changed
+    return replace(found, **{name: np.array(value) for name, value in known.items()})
+
+
+def look(requests: tuple[float, float], errors: tuple[float, float], seconds: float = 1.0) -> Look:
+    return Look(np.array(seconds), np.array(requests), np.array(errors), np.zeros((2, 4)))
+
+
+def after(start: Progress, *judged: Judgement, now_s: float = 1010.0, policy: Policy = POLICY, **heard: object):
+    decided = decide(policy, start, judged or (FINE,), Heard(**heard), now_s)
+    return Phase(int(decided.progress.phase)), Signal(int(decided.signal)), float(decided.weight)
+
+
+def test_evidence_that_the_harm_is_small_brings_the_next_step() -> None:
+    assert after(progress()) == (Phase.PROGRESSING, Signal.ADVANCE, 25.0)
+    assert after(progress(step=2)) == (Phase.BAKING, Signal.CERTIFIED, 95.0)
+
+
+def test_a_breach_takes_all_requests_away_also_from_what_is_worse_than_a_broken_stable() -> None:
+    assert after(progress(), BAD) == (Phase.ROLLED_BACK, Signal.BREACH, 0.0)
+    assert after(progress(), replace(BAD, incident=np.array(True), shared=np.array(True)))[1] is Signal.BREACH
+
+
+def test_a_broken_stable_does_not_block_its_fix_and_an_incident_of_both_holds() -> None:
+    broken = replace(FINE, incident=np.array(True))
+    assert after(progress(), broken)[1] is Signal.ADVANCE
+    assert after(progress(step=2), broken)[1] is Signal.CERTIFIED
+    decided = decide(POLICY, progress(), (replace(broken, shared=np.array(True)),), Heard(), 1010.0)
+    assert (WAITS[int(decided.waits_for)].value, int(decided.signal)) == ("Incident", Signal.NONE)
+
+
+def test_each_gate_has_a_tolerance_of_its_own() -> None:
+    policy = replace(POLICY, levels=(0.01, 0.01), tolerances=(0.005, 0.03))
+    busy, slow = progress(rate=1e6), replace(FINE, harm=np.array(0.02))
+    assert after(busy, FINE, slow, policy=policy)[1] is Signal.ADVANCE
+    assert after(busy, slow, FINE, policy=policy)[1] is Signal.NONE
+
+
+@pytest.mark.parametrize(
+    ("start", "judged", "heard", "waits"),
+    [
+        (progress(), NO_DATA, {}, "HarmNotBounded"),
+        (progress(seen=2.0), FINE, {}, "TooFewRequests"),
+        (progress(rate=1e6), replace(FINE, harm=np.array(0.3)), {}, "HarmNotBounded"),
+        (progress(), FINE, {"allowed": False}, "GateUndecided"),
+        (progress(paused=True), FINE, {}, "Paused"),
+    ],
+)
+def test_what_is_not_known_holds_the_weight(start: Progress, judged: Judgement, heard: dict, waits: str) -> None:
+    decided = decide(POLICY, start, (judged,), Heard(**heard), 1010.0)
+
+    assert WAITS[int(decided.waits_for)].value == waits
+    assert (int(decided.signal), float(decided.weight)) == (Signal.NONE, 5.0)
+
+
+def test_three_failures_in_a_row_while_stable_answers_quarantine_at_once() -> None:
+    seen = progress(failures=0.0)
+    for _ in range(3):
+        seen = watch(seen, look((9, 1), (0, 1)), 1009.0)
+
+    assert after(seen) == (Phase.QUARANTINED, Signal.QUARANTINE, 0.0)
+
+
+def test_failures_are_not_in_a_row_where_an_answer_came_between_or_may_have() -> None:
+    mixed = watch(progress(failures=2.0), look((9, 2), (0, 1)), 1009.0)
+    answered = watch(progress(failures=2.0), look((9, 1), (0, 0)), 1009.0)
+
+    assert float(mixed.failures) == float(answered.failures) == 0.0
+
+
+def test_failures_while_stable_fails_too_quarantine_nobody() -> None:
+    seen = progress(failures=5.0, stable_answered_s=0.0)
+
+    assert after(seen)[1] is not Signal.QUARANTINE
+
+
+def test_more_harm_than_declared_quarantines() -> None:
+    assert after(progress(), replace(FINE, excess=np.array(101.0)))[0] is Phase.QUARANTINED
+
+
+def test_evidence_that_is_no_proof_yet_has_us_ask_the_candidate_once() -> None:
+    suspect = replace(FINE, breach=np.array(3.5))
+
+    assert after(progress(), suspect) == (Phase.QUARANTINED, Signal.QUARANTINE, 0.0)
+    assert after(progress(quarantines=1.0), suspect)[1] is not Signal.QUARANTINE
+    assert after(progress(Phase.BAKING, 2), suspect)[1] is Signal.NONE
+
+
+def test_few_requests_do_not_make_a_harmful_revision_affordable() -> None:
+    slow = progress(step=2, rate=0.01)
+
+    assert after(slow, replace(FINE, harm=np.array(0.2)))[1] is Signal.NONE
+    assert after(slow, replace(FINE, harm=np.array(0.04)))[1] is Signal.CERTIFIED
+
+
+def test_a_rollout_quarantined_too_often_waits_for_a_person() -> None:
+    often = progress(Phase.QUARANTINED, quarantines=4.0)
+
+    assert after(often, probes=1)[1] is Signal.NONE
+    assert after(progress(Phase.QUARANTINED, quarantines=3.0), probes=1)[1] is Signal.RESUMED
+    assert after(often, asked=int(Signal.ABORT))[0] is Phase.ROLLED_BACK
+
+
+@pytest.mark.parametrize(
+    ("choice", "phase"),
+    [
+        (OnUndecided.HOLD, Phase.PROGRESSING),
+        (OnUndecided.ROLLBACK, Phase.ROLLED_BACK),
+        (OnUndecided.PROMOTE, Phase.BAKING),
+    ],
+)
+def test_the_deadline_does_what_the_policy_says(choice: OnUndecided, phase: Phase) -> None:
+    policy = replace(POLICY, deadline_s=5.0, on_undecided=choice)
+
+    assert after(progress(), NO_DATA, policy=policy)[0] is phase
+
+
+def test_the_deadline_is_of_no_account_where_all_is_decided() -> None:
+    policy = replace(POLICY, deadline_s=5.0, on_undecided=OnUndecided.ROLLBACK)
+
+    assert after(progress(), policy=policy)[1] is Signal.ADVANCE
+
+
+def test_a_step_lasts_its_minimum_and_no_longer_than_its_maximum_undecided() -> None:
+    policy = replace(POLICY, steps=(Step(5, minimum_s=60, maximum_s=120),), on_undecided=OnUndecided.ROLLBACK)
+
+    assert after(progress(), policy=policy)[1] is Signal.NONE
+    assert after(progress(), policy=policy, now_s=1061.0)[1] is Signal.CERTIFIED
+    assert after(progress(), NO_DATA, policy=policy, now_s=1121.0)[1] is Signal.GIVE_UP
+
+
+def test_a_persons_abort_goes_before_all_but_another_revision() -> None:
+    assert after(progress(), asked=int(Signal.ABORT))[1] is Signal.ABORT
+    assert after(progress(), asked=int(Signal.ABORT), superseded=True)[1] is Signal.CANCEL
+
+
+def test_golden_images_that_fail_end_it_before_any_request() -> None:
+    assert after(progress(Phase.GOLDEN, -1), golden=-1) == (Phase.ROLLED_BACK, Signal.BREACH, 0.0)
+    assert after(progress(Phase.GOLDEN, -1), golden=0)[0] is Phase.GOLDEN
+    assert after(progress(Phase.GOLDEN, -1)) == (Phase.PROGRESSING, Signal.GOLDEN_PASSED, 5.0)
+
+
+def test_a_promoted_revision_that_fails_gives_all_requests_back() -> None:
+    assert after(progress(Phase.BAKING, 2, failures=3.0)) == (Phase.QUARANTINED, Signal.QUARANTINE, 0.0)
+    assert after(progress(Phase.BAKING, 2), now_s=1061.0) == (Phase.SUCCEEDED, Signal.BAKED, 100.0)
+
+
+def test_many_rollouts_are_decided_as_each_is_alone() -> None:
+    rng = np.random.default_rng(5)
+    runs = 400
+    many = Progress(
+        phase=rng.integers(0, len(Phase), runs).astype(np.int8),
+        step=rng.integers(-1, 3, runs).astype(np.int8),
+        paused=rng.random(runs) < 0.2,
+        quarantines=rng.integers(0, 5, runs).astype(float),
+        **{
+            name: rng.uniform(900, 1000, runs) for name in ("started_s", "since_s", "step_since_s", "stable_answered_s")
+        },
+        failures=rng.integers(0, 5, runs).astype(float),
+        seen=rng.integers(0, 30, runs).astype(float),
+        bad=np.zeros(runs),
+        rate=rng.uniform(0, 100, runs),
+    )
+    judged = Judgement(
+        breach=rng.uniform(-5, 6, runs),
+        incident=rng.random(runs) < 0.2,
+        shared=rng.random(runs) < 0.1,
+        enough=rng.random(runs) < 0.8,
+        harm=rng.choice([1e-4, 0.01, 1.0], runs),
+        excess=rng.uniform(0, 120, runs),
+    )
+    together = decide(POLICY, many, (judged,), Heard(), 1000.0)
+
+    for run in range(runs):
+        alone = Progress(**{field.name: getattr(many, field.name)[run] for field in fields(Progress)})
+        one = Judgement(**{field.name: getattr(judged, field.name)[run] for field in fields(Judgement)})
+        found = decide(POLICY, alone, (one,), Heard(), 1000.0)
+        assert (found.signal, found.weight, found.progress.phase, found.progress.step) == (
+            together.signal[run],
+            together.weight[run],
+            together.progress.phase[run],
+            together.progress.step[run],
+        )
+
+
+def test_weights_follow_from_phase_and_step_alone() -> None:
+    phases = np.array([Phase.GOLDEN, Phase.PROGRESSING, Phase.QUARANTINED, Phase.BAKING, Phase.ROLLED_BACK], np.int8)
+
+    assert weights(POLICY, phases, np.array([-1, 1, 1, 2, 2], np.int8)).tolist() == [0, 25, 0, 95, 0]
