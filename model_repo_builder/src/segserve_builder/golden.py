@@ -1,104 +1,39 @@
-"""Golden sets: reading them, and judging a model's answers by them."""
+"""Golden sets: judging a model's answers by them."""
 
 from __future__ import annotations
 
 import json
 from importlib import resources
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import GoldenError
+from segserve_builder.golden_set import GOLDEN_FILE, Case, Expected, GoldenSet, Labels, Tolerance, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     Answer = Mapping[str, NDArray[Any]]
 
-GOLDEN_FILE: Final = "golden.json"
-DEFAULT_IOU: Final = 0.99
-DEFAULT_SCORE: Final = 0.01
-DEFAULT_POINT_PX: Final = 2.0
+__all__ = [
+    "GOLDEN_FILE",
+    "Case",
+    "Expected",
+    "GoldenSet",
+    "Labels",
+    "Tolerance",
+    "builtin_image",
+    "check_builtin",
+    "compare",
+    "load",
+    "record",
+    "with_columns",
+]
+
 REPEAT_TOLERANCE: Final = 1e-4
 ROUNDING: Final = 1e-6
 """How far the IoU of two equal boxes may be from 1."""
-
-
-def _inside(path: str) -> str:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise ValueError(f"{path!r} leaves the golden folder; a path within it is allowed")
-    return path
-
-
-class _Json(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
-
-
-class Tolerance(_Json):
-    """How far an answer may be off: least IoU of a mask or box, greatest difference of a score and of a point."""
-
-    iou: float = Field(DEFAULT_IOU, gt=0, le=1)
-    score: float = Field(DEFAULT_SCORE, ge=0, le=1)
-    point_px: float = Field(DEFAULT_POINT_PX, ge=0)
-
-
-class Expected(_Json):
-    """The expected outputs, named as on the wire, with masks as COCO compressed RLE counts of `size`.
-
-    With `scores` it is an answer of objects: instances with one mask each, segments of a panoptic map likewise, or
-    boxes, perhaps with keypoints, without masks. Without, it is a semantic one, one mask a class.
-    """
-
-    size: tuple[int, int] = Field(alias="SIZE")
-    classes: tuple[int, ...] = Field(alias="CLASSES")
-    masks: tuple[str, ...] | None = Field(None, alias="MASKS")
-    scores: tuple[float, ...] | None = Field(None, alias="SCORES")
-    boxes: tuple[tuple[float, float, float, float], ...] | None = Field(None, alias="BOXES")
-    keypoints: tuple[tuple[tuple[float, float, float], ...], ...] | None = Field(None, alias="KEYPOINTS")
-
-    @model_validator(mode="after")
-    def _one_of_each(self) -> Self:
-        columns = (self.masks, self.classes, self.scores, self.boxes, self.keypoints)
-        lengths = [len(column) for column in columns if column is not None]
-        if len(set(lengths)) != 1:
-            raise ValueError(f"MASKS, CLASSES, SCORES, BOXES and KEYPOINTS must be of one length, got {lengths}")
-        if self.masks is None and (self.boxes is None or self.scores is None):
-            raise ValueError("an answer without MASKS has BOXES and SCORES")
-        return self
-
-
-class Case(_Json):
-    """One image of the set with its expected answer."""
-
-    image: Annotated[str, AfterValidator(_inside)]
-    tolerance: Tolerance = Tolerance()
-    expected: Expected
-
-
-class GoldenSet(_Json):
-    """The content of golden.json."""
-
-    cases: tuple[Case, ...] = Field(min_length=1)
-
-
-def load(folder: Path) -> GoldenSet:
-    """Read the set in `folder`; raises `GoldenError` where it, or an image that it names, cannot be read."""
-    try:
-        golden = GoldenSet.model_validate_json((folder / GOLDEN_FILE).read_bytes())
-    except OSError as error:
-        raise GoldenError(f"{folder / GOLDEN_FILE} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise GoldenError(f"{GOLDEN_FILE}: {place or 'the file'}: {first['msg']}") from error
-    missing = [case.image for case in golden.cases if not (folder / case.image).is_file()]
-    if missing:
-        raise GoldenError(f"{GOLDEN_FILE} names images that are not in the folder: {', '.join(missing)}")
-    return golden
 
 
 def compare(case: Case, answer: Answer) -> None:
@@ -107,7 +42,7 @@ def compare(case: Case, answer: Answer) -> None:
     Raises `GoldenError` that names the image, the tensor, what was seen and what is tolerated.
     """
     _require_finite(case.image, answer)
-    answer = _with_columns(case.image, answer)
+    answer = with_columns(case.image, answer)
     size = tuple(int(number) for number in _output(case.image, answer, "SIZE"))
     if size != case.expected.size:
         raise GoldenError(f"{case.image}: SIZE is {size}; expected {case.expected.size}")
@@ -119,7 +54,7 @@ def compare(case: Case, answer: Answer) -> None:
 
 def record(answer: Answer, image_name: str, tolerance: Tolerance | None = None) -> dict[str, Any]:
     """Return the JSON of a case that expects `answer`, which was asked with `encoding=rle` where it has masks."""
-    answer = _with_columns(image_name, answer)
+    answer = with_columns(image_name, answer)
     outputs: dict[str, Any] = {name: _output(image_name, answer, name).tolist() for name in ("SIZE", "CLASSES")}
     outputs |= {name: answer[name].tolist() for name in ("SCORES", "BOXES", "KEYPOINTS") if name in answer}
     if "MASKS" in answer:
@@ -152,7 +87,7 @@ def check_builtin(first: Answer, second: Answer) -> None:
             raise GoldenError(f"the built-in image: {name} differs between two equal requests")
 
 
-def _with_columns(image: str, answer: Answer) -> Answer:
+def with_columns(image: str, answer: Answer) -> Answer:
     """Return a panoptic answer with its table of segments as CLASSES, SCORES and BOXES; any other as it is."""
     import numpy as np
 

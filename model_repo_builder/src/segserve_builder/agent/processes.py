@@ -71,6 +71,28 @@ class StepProcesses:
         return self._server
 
 
+def resident_bytes(pid_file: Path) -> float | None:
+    """Return the resident memory of the recorded server and all that it started; None where it does not run.
+
+    Pages that processes share are counted in each, so that only a change of the sum says something.
+    """
+    try:
+        record = json.loads(pid_file.read_text())
+        server = _process(int(record["pid"]), float(record["create_time"]))
+        members = [] if server is None else [server, *server.children(recursive=True)]
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return None
+    found = [used for member in members if (used := _resident_bytes(member)) is not None]
+    return float(sum(found)) if found else None
+
+
+def _resident_bytes(process: psutil.Process) -> int | None:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return None
+
+
 def _process(pid: int, created: float) -> psutil.Process | None:
     process = psutil.Process(pid)
     return process if abs(process.create_time() - created) <= 0.05 else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.lookout import Lookout
 from segserve_builder.agent.loop import Agent
-from segserve_builder.agent.processes import StepProcesses
+from segserve_builder.agent.processes import StepProcesses, resident_bytes
 from segserve_builder.agent.repository import Repository
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.agent.work import Work
@@ -71,7 +71,9 @@ class Pod:
         names = [assignment_name(pool, group, shard) for shard in range(SHARDS)]
         self._inbox = AssignmentInbox(names, folder.root / "assignment.json", self._refuse)
         self._watch = ConfigMapWatch(config_maps, names, self._take)
-        metrics = AgentMetrics(lambda: self.agent.pulse, self._watch.contact_age_s)
+        metrics = AgentMetrics(
+            lambda: self.agent.pulse, self._watch.contact_age_s, lambda: resident_bytes(folder.record)
+        )
         questions = {"/live": self._live, "/ready": self._ready, "/metrics": metrics.answer}
         self.probes = ProbeServer(settings.probe_port, questions)
 

@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 
 
 class AgentMetrics(Collector):
-    """The metrics of the agent whose `pulse` it is told; `api_age_s` is how long the API has been silent."""
+    """The metrics of the agent whose `pulse` it is told.
 
-    def __init__(self, pulse: Callable[[], Pulse], api_age_s: Callable[[], float]) -> None:
+    `api_age_s` is how long the API has been silent, `memory_bytes` what the server and its steps use, None where that
+    is not known.
+    """
+
+    def __init__(
+        self, pulse: Callable[[], Pulse], api_age_s: Callable[[], float], memory_bytes: Callable[[], float | None]
+    ) -> None:
         self._pulse = pulse
         self._api_age_s = api_age_s
+        self._memory_bytes = memory_bytes
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -49,4 +56,8 @@ class AgentMetrics(Collector):
         if pulse.probe_s is not None:
             name = "segserve_agent_probe_seconds"
             found.append(GaugeMetricFamily(name, "How long the last probe's inference took.", value=pulse.probe_s))
+        memory_bytes = self._memory_bytes()
+        if memory_bytes is not None:
+            name = "segserve_agent_server_memory_bytes"
+            found.append(GaugeMetricFamily(name, "Resident memory of Triton and its steps.", value=memory_bytes))
         return found

@@ -10,6 +10,7 @@ POOL_LABEL: Final = f"{DOMAIN}/pool"
 GROUP_LABEL: Final = f"{DOMAIN}/group"
 MODEL_LABEL: Final = f"{DOMAIN}/model"
 REVISION_LABEL: Final = f"{DOMAIN}/revision"
+ROLLOUT_LABEL: Final = f"{DOMAIN}/rollout"
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 MANAGED_LABELS: Final = {"app.kubernetes.io/managed-by": "segserve", "app.kubernetes.io/part-of": "segserve"}
 FINALIZER: Final = f"{DOMAIN}/traffic"

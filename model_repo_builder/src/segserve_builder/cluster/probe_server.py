@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
+from urllib.parse import parse_qs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+Query: TypeAlias = "Mapping[str, list[str]]"
 
 _TIMEOUT_S: Final = 10.0
 
@@ -28,10 +31,15 @@ def said(ok: bool, why: str) -> Answer:
 
 
 class ProbeServer:
-    """Answers GET for the paths of `questions`, each asked in a thread of its own."""
+    """Answers GET for the paths of `questions`, each asked in a thread of its own; `queries` are told the query."""
 
-    def __init__(self, port: int, questions: Mapping[str, Callable[[], Answer]]) -> None:
-        self._server = _Server(("", port), _handler(questions))
+    def __init__(
+        self,
+        port: int,
+        questions: Mapping[str, Callable[[], Answer]],
+        queries: Mapping[str, Callable[[Query], Answer]] | None = None,
+    ) -> None:
+        self._server = _Server(("", port), _handler(questions, queries or {}))
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
     @property
@@ -54,14 +62,23 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
 
-def _handler(questions: Mapping[str, Callable[[], Answer]]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    questions: Mapping[str, Callable[[], Answer]], queries: Mapping[str, Callable[[Query], Answer]]
+) -> type[BaseHTTPRequestHandler]:
+    known = ", ".join(sorted({**questions, **queries}))
+
+    def answer_to(path: str) -> Answer:
+        name, _, query = path.partition("?")
+        if name in queries:
+            return queries[name](parse_qs(query))
+        question = questions.get(name)
+        return question() if question else Answer(404, f"{path} is unknown; there are {known}\n".encode())
+
     class Handler(BaseHTTPRequestHandler):
         timeout = _TIMEOUT_S
 
         def do_GET(self) -> None:
-            question = questions.get(self.path.partition("?")[0])
-            known = ", ".join(sorted(questions))
-            answer = question() if question else Answer(404, f"{self.path} is unknown; there are {known}\n".encode())
+            answer = answer_to(self.path)
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             self.send_header("Content-Length", str(len(answer.body)))
