@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fakes.platform import InMemoryStore, assigned
-from segserve_operator.adapters.local.files import StateFolder
-from segserve_operator.adapters.local.store import LocalStore
+from fakes.platform import assigned
+from fakes.stores import FileHarness, MemoryHarness
 from segserve_operator.core.failure import Failure
 from segserve_operator.core.observed import Candidate, Holder, ModelStatus, Roles, Statement
 
@@ -16,48 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segserve_operator.service import Store
-
-NETWORKS = {"one": "1" * 64, "two": "2" * 64}
-
-
-class MemoryHarness:
-    """Users' writes on the store in memory."""
-
-    def __init__(self) -> None:
-        self.store = InMemoryStore()
-
-    def apply(self, name: str, network: str) -> None:
-        self.store.apply(assigned(name, network))
-
-    def delete(self, name: str) -> None:
-        self.store.delete(name)
-
-
-class FileHarness:
-    """Users' writes on the store in files, as the command line makes them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = LocalStore(StateFolder(folder))
-
-    def apply(self, name: str, network: str) -> None:
-        from segserve_operator.api.loading import parse
-
-        manifest = {
-            "apiVersion": "segserve.dev/v1alpha1",
-            "kind": "SegmentationModel",
-            "metadata": {"name": name},
-            "spec": {
-                "artifact": {"uri": "file:///network.onnx", "sha256": NETWORKS[network]},
-                "family": "semantic-logits",
-                "classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "coin"}],
-                "preprocess": [{"decode": {}}],
-                "postprocess": [{"argmax": {}}],
-            },
-        }
-        self.store.apply(parse(manifest, name), manifest)
-
-    def delete(self, name: str) -> None:
-        self.store.delete("SegmentationModel", name)
 
 
 @pytest.fixture(params=["memory", "files"])

@@ -8,6 +8,7 @@ import pytest
 
 from fakes.gateway import running_gateway
 from fakes.platform import RecordedTraffic
+from segserve_operator.core.looks import look_between
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 if TYPE_CHECKING:
@@ -81,3 +82,16 @@ async def test_nothing_is_in_flight_where_nobody_calls(traffic: Traffic) -> None
     await traffic.apply(TrafficPlan((split(30),), OLD.endpoints))
 
     assert (await traffic.observe()).active == {}
+
+
+async def test_a_model_that_nobody_calls_has_no_requests_in_its_samples(traffic: Traffic) -> None:
+    await traffic.apply(TrafficPlan((split(30),), OLD.endpoints))
+
+    first, later = [await traffic.samples({"coins": (OLD.group, NEW.group)}) for _ in range(2)]
+
+    assert set(first) == {"coins"}
+    assert look_between(first["coins"], later["coins"], OLD.group, NEW.group).look.requests.sum() == 0
+
+
+async def test_nothing_is_said_of_models_where_none_is_asked_for(traffic: Traffic) -> None:
+    assert await traffic.samples({}) == {}

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.platform import CountedWrites, Crash, Verdict, World, assigned
-from segserve_operator.core.planning import SaveStatus, SetTraffic, StartGroup, Tell
-from segserve_operator.service import Service
+from segserve_operator.core.actions import SaveStatus, SetTraffic, StartGroup, Tell
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
 
@@ -259,7 +258,7 @@ async def story(world: World, die_at: int | None = None, *, after: bool = False)
     """An apply, an edit that settles, and a delete, with the operator dying once at a given write."""
     writes = CountedWrites(die_at or -1, after)
     ports = [writes.around(port) for port in (world.store, world.fleet, world.traffic)]
-    service = Service(*ports, lambda: world.now_s)
+    service = world.service_over(*ports)
 
     async def passes(count: int) -> None:
         for _ in range(count):

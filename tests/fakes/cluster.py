@@ -17,12 +17,13 @@ import pytest
 from lightkube.config.kubeconfig import KubeConfig
 
 from cluster.node import API_SERVER, KUBELET, Node, Process
+from segserve_operator.api.resources import KINDS
 
 T = TypeVar("T")
 Json = dict[str, Any]
 
 CRDS: Final = Path(__file__).parents[2] / "crds"
-_OURS: Final = ("segmentationmodels.segserve.dev", "tritonpools.segserve.dev")
+_OURS: Final = tuple(kind.crd_name for kind in KINDS.values())
 _POLL_S: Final = 0.2
 _NEEDS_NODE: Final = "needs the cluster of tests/cluster: what is to be broken is not within reach of kubectl"
 

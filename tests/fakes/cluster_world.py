@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fakes.kube import FakeKube
@@ -37,7 +38,9 @@ from segserve_operator.adapters.kube.api import (
 from segserve_operator.adapters.kube.known_writes import KnownWrites
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.view import PoolKey, View, fill
-from segserve_operator.passes import Passes
+from segserve_operator.adapters.notify.notifier import Notifier
+from segserve_operator.passes import Outside, Passes
+from segserve_operator.rollout_metrics import RolloutMetrics
 
 NAMESPACE = "tests"
 DEFAULTS = Defaults(server_image="server:1", triton_version="26.04", envoy_image="envoy:1", operator_image="operator:1")
@@ -63,6 +66,13 @@ def model_manifest(name: str, network: str = "1", **spec: Any) -> Json:
     }
 
 
+class NoLogs:
+    """Pods without a log."""
+
+    async def pod_log(self, namespace: str, pod: str, container: str, *, previous: bool = False) -> bytes:
+        return b""
+
+
 @dataclass
 class ClusterWorld:
     """Everything around the operator, and the operator itself, which may die and start again."""
@@ -86,7 +96,8 @@ class ClusterWorld:
         for watch in list(self.kube.watches):
             watch.close()
         self.view = View((MODELS, POOLS, *CHILDREN))
-        self.passes = Passes(KnownWrites(self.api, self.view), self.view, DEFAULTS, lambda: self.now_s)
+        outside = Outside(NoLogs(), Path("/nonexistent"), Notifier(loopback=True), RolloutMetrics())
+        self.passes = Passes(KnownWrites(self.api, self.view), self.view, DEFAULTS, outside, lambda: self.now_s)
         self.filled = False
 
     async def run_pass(self) -> int:

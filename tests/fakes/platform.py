@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_builder.pipeline import Artifact, Input, ModelClass, Output, Runtime
 from segserve_builder.steps import Pipeline
+from segserve_operator.adapters.rollouts import HISTORY
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.counters import Count, Sample, Series, Tally
+from segserve_operator.core.inquiries import Finding, Inquiry
 from segserve_operator.core.notices import Notice
 from segserve_operator.core.observed import (
     GroupObserved,
@@ -19,7 +23,9 @@ from segserve_operator.core.observed import (
     ServerObserved,
     Wanted,
 )
+from segserve_operator.core.record import Record, Standing
 from segserve_operator.core.traffic import Endpoint, TrafficPlan, TrafficState
+from segserve_operator.ledger import Ledger
 from segserve_operator.service import Service
 
 
@@ -52,16 +58,32 @@ class InMemoryStore:
     records: dict[str, AssignedModel] = field(default_factory=dict)
     pool: PoolObserved | None = field(default_factory=lambda: PoolObserved("default", status=PoolStatus()))
     told: list[tuple[str | None, str]] = field(default_factory=list)
+    rollout_records: dict[str, Record] = field(default_factory=dict)
 
-    def apply(self, told: AssignedModel, *, keep_previous_s: float = 3600, allow_class_changes: bool = False) -> None:
-        wanted = Wanted(told, keep_previous_s, allow_class_changes)
+    def apply(
+        self,
+        told: AssignedModel,
+        *,
+        keep_previous_s: float = 3600,
+        allow_class_changes: bool = False,
+        policy: RolloutPolicy | None = None,
+        slo: Slo | None = None,
+    ) -> None:
+        wanted = Wanted(told, keep_previous_s, allow_class_changes, policy, slo)
         known = self.objects.get(told.model)
         generation = known.generation + 1 if known else 1
         status = known.status if known else ModelStatus()
-        self.objects[told.model] = ModelObserved(told.model, generation, wanted, status=status)
+        annotations = known.annotations if known else {}
+        self.objects[told.model] = ModelObserved(told.model, generation, wanted, status=status, annotations=annotations)
 
     def delete(self, model: str) -> None:
         self.objects[model] = replace(self.objects[model], deleting=True)
+
+    def annotate(self, model: str, **annotations: str) -> None:
+        """Set annotations of segserve's prefix, by verb; `_` stands for `-`."""
+        given = {f"segserve.dev/{verb.replace('_', '-')}": value for verb, value in annotations.items()}
+        known = self.objects[model]
+        self.objects[model] = replace(known, annotations={**known.annotations, **given})
 
     async def observed_pool(self) -> PoolObserved | None:
         return self.pool
@@ -85,12 +107,26 @@ class InMemoryStore:
     async def drop_revision(self, revision: str) -> None:
         self.records.pop(revision, None)
 
+    async def rollouts(self, now_s: float) -> Mapping[str, Record]:
+        standings = [model.status.rollout for model in self.objects.values()]
+        names = [standing.rollout for standing in standings if standing is not None and standing.matters(now_s)]
+        return {name: self.rollout_records[name] for name in names if name in self.rollout_records}
+
+    async def save_rollout(self, record: Record) -> None:
+        if record.model not in self.objects:
+            return
+        self.rollout_records[record.name] = record
+        former = [each.name for each in self.rollout_records.values() if each.model == record.model]
+        for name in former[: max(len(former) - 1 - HISTORY, 0)]:
+            del self.rollout_records[name]
+
     async def save_status(self, model: str, status: ModelStatus) -> None:
         if model in self.objects:
             self.objects[model] = replace(self.objects[model], status=status)
 
     async def forget(self, model: str) -> None:
         self.objects.pop(model, None)
+        self.rollout_records = {name: each for name, each in self.rollout_records.items() if each.model != model}
 
 
 @dataclass
@@ -168,12 +204,34 @@ class RecordedTraffic:
     plan: TrafficPlan | None = None
     active: dict[tuple[str, str], int] = field(default_factory=dict)
     url: str = "http://127.0.0.1:8080"
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    blind: bool = False
+    clock: Callable[[], float] = field(default=lambda: 0.0)
 
     async def observe(self) -> TrafficState:
         return TrafficState(self.plan, {key: count for key, count in self.active.items() if count})
 
     async def apply(self, plan: TrafficPlan) -> None:
         self.plan = plan
+
+    async def samples(self, models: Mapping[str, tuple[str, str]]) -> Mapping[str, Sample]:
+        if self.blind:
+            return {}
+        return {
+            model: {"gateway": Count("first", self.clock(), {Series(g, "http"): self._tally(model, g) for g in groups})}
+            for model, groups in models.items()
+        }
+
+    def _tally(self, model: str, group: str) -> Tally:
+        return self.tallies.get((model, group), Tally())
+
+    def count(self, model: str, group: str, requests: int, failed: int, latency_ms: float = 20.0) -> None:
+        """Let requests of a model come to a group."""
+        was = self._tally(model, group)
+        bins = dict(was.latencies)
+        bins[latency_ms] = bins.get(latency_ms, 0) + requests - failed
+        latencies = tuple(sorted(bins.items()))
+        self.tallies[model, group] = Tally(was.attempts + requests, was.failed + failed, latencies=latencies)
 
     def groups_of(self, model: str) -> dict[str, int]:
         """Return the weight of every group that gets requests of a model."""
@@ -183,17 +241,67 @@ class RecordedTraffic:
 
 
 @dataclass
+class Found:
+    """What is found out when it is asked for: by purpose, a function of the inquiry."""
+
+    answers: dict[str, Callable[[Inquiry], Finding]] = field(default_factory=dict)
+    asked: dict[str, Inquiry] = field(default_factory=dict)
+
+    def ask(self, inquiries: Collection[Inquiry]) -> None:
+        self.asked = {inquiry.key: inquiry for inquiry in inquiries}
+
+    def findings(self) -> Mapping[str, Finding]:
+        known = {key: inquiry for key, inquiry in self.asked.items() if inquiry.purpose in self.answers}
+        return {key: self.answers[inquiry.purpose](inquiry) for key, inquiry in known.items()}
+
+
+@dataclass
+class KeptBundles:
+    """Bundles in a list."""
+
+    saved: list[tuple[str, str]] = field(default_factory=list)
+
+    async def save(self, record: Record, group: str) -> None:
+        self.saved.append((record.name, group))
+
+
+@dataclass
+class Announced:
+    """Announcements in a list."""
+
+    told: list[tuple[str, str]] = field(default_factory=list)
+
+    def announce(self, model: str, standing: Standing, notices: Collection[Notice], url: str) -> None:
+        self.told += [(model, notice.reason) for notice in notices]
+
+
+@dataclass
 class World:
-    """The three of them, a clock, and the promise that nobody is sent where no answer is."""
+    """All ports in memory, a clock, and the promise that nobody is sent where no answer is."""
 
     store: InMemoryStore = field(default_factory=InMemoryStore)
     fleet: InMemoryFleet = field(default_factory=InMemoryFleet)
     traffic: RecordedTraffic = field(default_factory=RecordedTraffic)
+    found: Found = field(default_factory=Found)
+    bundles: KeptBundles = field(default_factory=KeptBundles)
+    announced: Announced = field(default_factory=Announced)
+    ledger: Ledger = field(default_factory=Ledger)
     now_s: float = 1_000_000
+
+    def __post_init__(self) -> None:
+        self.traffic.clock = lambda: self.now_s
 
     @property
     def service(self) -> Service:
-        return Service(self.store, self.fleet, self.traffic, lambda: self.now_s)
+        return self.service_over(self.store, self.fleet, self.traffic)
+
+    def service_over(self, store: Any, fleet: Any, traffic: Any) -> Service:
+        asked = (self.found, self.bundles, self.announced, self.ledger)
+        return Service(store, fleet, traffic, lambda: self.now_s, *asked)
+
+    def restart(self) -> None:
+        """End the process that makes passes, with what only it knew."""
+        self.ledger = Ledger()
 
     async def passes(self, count: int = 8, *, seconds_each: float = 1) -> None:
         for _ in range(count):
@@ -236,6 +344,7 @@ class CountedWrites:
 WRITES = frozenset(
     {
         *("save_revision", "drop_revision", "save_status", "save_pool_status", "tell", "forget"),
+        "save_rollout",
         *("start", "assign", "stop", "apply"),
     }
 )

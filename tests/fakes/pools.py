@@ -77,6 +77,9 @@ spec:
     podLabels: {team: vision}
     podAnnotations: {example.com/note: seen}
     drainSeconds: 30
+  notifications:
+    - {url: "https://hooks.example.com/rollouts", format: json}
+    - {secretRef: {name: hooks, key: slack}, format: slack}
 """
 COINS = """\
 apiVersion: segserve.dev/v1alpha1

@@ -7,7 +7,7 @@ import json
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
@@ -33,13 +33,15 @@ class StubTriton:
     """Runs in a thread of its own while it is entered.
 
     `delay_s` is how long an inference takes; the next `resets` HTTP requests are cut off without an answer; `status`
-    is what HTTP answers have.
+    is what HTTP answers have, `grpc_status` what inferences by gRPC end with: `late`, once an answer has begun.
     """
 
     name: str
     delay_s: float = 0.0
     resets: int = 0
     status: int = 200
+    grpc_status: grpc.StatusCode = grpc.StatusCode.OK
+    late: bool = False
     asked: list[Asked] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
 
@@ -110,9 +112,13 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     def __init__(self, triton: StubTriton) -> None:
         self._triton = triton
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, _: object) -> pb.ModelInferResponse:  # noqa: N802
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:  # noqa: N802
         self._triton.methods.append("ModelInfer")
         await asyncio.sleep(self._triton.delay_s)
+        if self._triton.grpc_status is not grpc.StatusCode.OK:
+            if self._triton.late:
+                await context.send_initial_metadata(())
+            await context.abort(self._triton.grpc_status, "as it was told to")
         return self._answer(request)
 
     async def ModelStreamInfer(  # noqa: N802

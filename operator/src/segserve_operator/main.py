@@ -9,7 +9,9 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import unquote, urlsplit
 
 import kopf
 
@@ -25,11 +27,13 @@ from segserve_operator.adapters.kube.known_writes import KnownWrites
 from segserve_operator.adapters.kube.lease import Fenced, LeaderLease
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 from segserve_operator.adapters.kube.objects import Defaults
+from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
+from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.handlers import registry_of, settings_of
 from segserve_operator.health import health_server
 from segserve_operator.metrics import Metrics
-from segserve_operator.passes import Passes
+from segserve_operator.passes import Outside, Passes
 from segserve_operator.settings import Settings, SettingsError
 from segserve_operator.worker import Worker
 
@@ -55,6 +59,7 @@ class Operator:
     view: View
     lease: LeaderLease
     worker: Worker[PoolKey]
+    passes: Passes
     metrics: Metrics
     audited_at_s: float
 
@@ -79,6 +84,7 @@ class Operator:
         finally:
             stopping.set()
             await self.worker.stop()
+            await self.passes.close()
             renewing.cancel()
             await asyncio.wait([renewing])
             await self.lease.release()
@@ -144,9 +150,29 @@ async def assemble(settings: Settings, api: LightkubeApi, metrics: Metrics) -> O
             worker.wake(key)
 
     lease = LeaderLease(api, settings.lease_namespace, settings.lease_name, settings.pod_name, on_acquired=wake_all)
-    passes = Passes(KnownWrites(Fenced(api, lease), view), view, _defaults(settings, modern=modern), time.time)
+    told = _notifier(api, metrics)
+    outside = Outside(
+        logs=api,
+        cache=Path(settings.cache),
+        notifier=told,
+        metrics=metrics.rollouts,
+        prometheus=settings.samples_prometheus,
+        artifacts=_artifacts(settings),
+    )
+    fenced = KnownWrites(Fenced(api, lease), view)
+    passes = Passes(fenced, view, _defaults(settings, modern=modern), outside, time.time)
     worker = Worker(passes.run, passes.wanted, lease.is_held, metrics)
-    return Operator(settings, api, view, lease, worker, metrics, time.monotonic())
+    return Operator(settings, api, view, lease, worker, passes, metrics, time.monotonic())
+
+
+def _artifacts(settings: Settings) -> Path | None:
+    """Return the folder of artifacts that is in the operator's own image, if addresses are relative to one."""
+    base = urlsplit(settings.artifact_base)
+    return Path(unquote(base.path)) if base.scheme == "file" else None
+
+
+def _notifier(api: LightkubeApi, metrics: Metrics) -> Notifier:
+    return Notifier(loopback=False, on_outcome=metrics.rollouts.notified, read=Secrets(api).read)
 
 
 def _defaults(settings: Settings, *, modern: bool) -> Defaults:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from segserve_operator.adapters.kube.api import MODELS, POOLS
+from segserve_operator.api.rollout_policy import Slo
+from segserve_operator.rollout_metrics import RolloutMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.api import Kind
     from segserve_operator.adapters.kube.view import View
 
+_DEFAULT_ERROR_PERCENT = Slo().error_percent
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
@@ -31,6 +34,9 @@ class Metrics:
     watch_age: Gauge = field(init=False)
     models: Gauge = field(init=False)
     pools: Gauge = field(init=False)
+    groups: Gauge = field(init=False)
+    slo: Gauge = field(init=False)
+    rollouts: RolloutMetrics = field(init=False)
 
     def __post_init__(self) -> None:
         to = self.registry
@@ -46,6 +52,12 @@ class Metrics:
         self.watch_age = Gauge("segserve_watch_age_seconds", "Time since the view was last audited.", registry=to)
         self.models = Gauge("segserve_models", "Models.", ["namespace", "pool", "ready"], registry=to)
         self.pools = Gauge("segserve_pools", "Pools.", ["namespace", "ready"], registry=to)
+        of_model = ["namespace", "pool", "model"]
+        text = "1 for the group in which a model with an SLO or a rollout has a revision of that role."
+        self.groups = Gauge("segserve_model_group", text, [*of_model, "group", "role"], registry=to)
+        text = "Share of requests that may fail, as a model's SLO says."
+        self.slo = Gauge("segserve_slo_error_ratio", text, of_model, registry=to)
+        self.rollouts = RolloutMetrics(to)
 
     def passed(self, outcome: str, seconds: float) -> None:
         """Count a pass."""
@@ -58,13 +70,24 @@ class Metrics:
 
     def look(self, view: View) -> None:
         """Count what there is now."""
-        self.models.clear()
-        self.pools.clear()
+        for gauge in (self.models, self.pools, self.groups, self.slo):
+            gauge.clear()
         for key in view.pools():
             for model in view.of_pool(MODELS, key):
                 self.models.labels(key.namespace, key.pool, _ready(model)).inc()
+                self._look_at((key.namespace, key.pool, model["metadata"]["name"]), model)
             for pool in view.of_pool(POOLS, key):
                 self.pools.labels(key.namespace, _ready(pool)).inc()
+        self.rollouts.show()
+
+    def _look_at(self, labels: tuple[str, str, str], model: Mapping[str, Any]) -> None:
+        spec, roles = model.get("spec") or {}, (model.get("status") or {}).get("roles") or {}
+        if "slo" in spec:
+            self.slo.labels(*labels).set((spec["slo"] or {}).get("errorPercent", _DEFAULT_ERROR_PERCENT) / 100)
+        if "slo" in spec or "rollout" in spec:
+            for role, holder in roles.items():
+                if holder and holder.get("group"):
+                    self.groups.labels(*labels, holder["group"], role).set(1)
 
 
 def _ready(found: Mapping[str, Any]) -> str:

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Protocol
 
-from segserve_operator.core.observed import Observed
-from segserve_operator.core.planning import (
+from segserve_operator.core.actions import (
     Action,
+    Announce,
     Assign,
     DropRevision,
     Forget,
+    SaveBundle,
     SavePoolStatus,
     SaveRevision,
+    SaveRollout,
     SaveStatus,
     SetTraffic,
     StartGroup,
     StopGroup,
     Tell,
     TellOfPool,
-    decide,
-    effects,
-    intents,
 )
+from segserve_operator.core.hearing import sampled_groups
+from segserve_operator.core.observed import Observed
+from segserve_operator.core.planning import decide, effects, intents
+from segserve_operator.ledger import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from segserve_builder.agent.protocol import AssignedModel, Assignment
+    from segserve_operator.core.actions import Effect, Intent
+    from segserve_operator.core.counters import Sample
+    from segserve_operator.core.inquiries import Finding, Inquiry
     from segserve_operator.core.notices import Notice
     from segserve_operator.core.observed import GroupObserved, ModelObserved, ModelStatus, PoolObserved, PoolStatus
-    from segserve_operator.core.planning import Effect, Intent
+    from segserve_operator.core.planning import Desired
+    from segserve_operator.core.record import Record, Standing
     from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 WRITES_AT_ONCE: Final = 16
@@ -67,6 +74,14 @@ class Store(Protocol):
 
     async def save_pool_status(self, status: PoolStatus) -> None:
         """Write the pool's status; a pool that is gone is fine."""
+        ...
+
+    async def rollouts(self, now_s: float) -> Mapping[str, Record]:
+        """Return by name the records of the rollouts that models' statuses name and that may still change."""
+        ...
+
+    async def save_rollout(self, record: Record) -> None:
+        """Write a rollout's record; of those that ended only the latest of each model are kept."""
         ...
 
     async def tell(self, model: str | None, notice: Notice) -> None:
@@ -114,6 +129,38 @@ class Traffic(Protocol):
         """Make it follow a plan; returns once it does, and no request fails on the way."""
         ...
 
+    async def samples(self, models: Mapping[str, tuple[str, str]]) -> Mapping[str, Sample]:
+        """Return what the gateways have counted of models, of two groups each; a gateway that is away is left out."""
+        ...
+
+
+class Inquirer(Protocol):
+    """Finds things out in the background."""
+
+    def ask(self, inquiries: Collection[Inquiry]) -> None:
+        """Find out these things, and nothing else any more; what is on its way already goes on."""
+        ...
+
+    def findings(self) -> Mapping[str, Finding]:
+        """Return by key what was found out."""
+        ...
+
+
+class Bundles(Protocol):
+    """Where what tells why a rollout was rolled back is kept."""
+
+    async def save(self, record: Record, group: str) -> None:
+        """Keep a rollout's record and the logs of its candidate's servers."""
+        ...
+
+
+class Announcer(Protocol):
+    """Tells people outside of the platform, in the background."""
+
+    def announce(self, model: str, standing: Standing, notices: Collection[Notice], url: str) -> None:
+        """Tell what became of a model's rollout."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -123,18 +170,31 @@ class Service:
     fleet: Fleet
     traffic: Traffic
     clock: Callable[[], float]
+    inquirer: Inquirer
+    bundles: Bundles
+    announcer: Announcer
+    ledger: Ledger = field(default_factory=Ledger)
 
     async def observe(self) -> Observed:
         """Read the world into one immutable value."""
+        # Kubernetes' times are whole seconds: a finer one would come back changed from a status.
+        now_s = float(int(self.clock()))
+        models = await self.store.models()
+        self.ledger.take(await self.store.rollouts(now_s), now_s)
         return Observed(
-            # Kubernetes' times are whole seconds: a finer one would come back changed from a status.
-            now_s=float(int(self.clock())),
+            now_s=now_s,
             gateway_url=self.traffic.url,
             pool=await self.store.observed_pool(),
-            models=await self.store.models(),
+            models=models,
             revisions=await self.store.revisions(),
             groups=await self.fleet.groups(),
             traffic=await self.traffic.observe(),
+            records=dict(self.ledger.records),
+            written=dict(self.ledger.written),
+            samples=await self.traffic.samples(sampled_groups(models, self.ledger.watches, now_s)),
+            findings=self.inquirer.findings(),
+            watches=self.ledger.watches,
+            self_tests=self.ledger.self_tests,
         )
 
     async def run_once(self) -> tuple[Action, ...]:
@@ -149,12 +209,18 @@ class Service:
         failures = await self._record(wanted)
         if failures:
             desired = decide(world, frozenset(failures))
+        self._learn(desired)
         after = tuple(effects(desired, world))
         for action in after:
             await self._apply(action)
         for failure in failures.values():
             raise failure
         return (*chain.from_iterable(wanted.values()), *after)
+
+    def _learn(self, desired: Desired) -> None:
+        """Keep what the rollouts saw, and have found out what they ask for."""
+        self.ledger.keep(desired)
+        self.inquirer.ask(desired.inquiries)
 
     async def _record(self, wanted: Mapping[str, Sequence[Intent]]) -> dict[str, Exception]:
         """Write down the intents, of many models at a time; return the error of each model that failed."""
@@ -191,6 +257,9 @@ class Service:
                 await self.fleet.assign(group, assignment)
             case SetTraffic(traffic_plan):
                 await self.traffic.apply(traffic_plan)
+            case SaveRollout(record):
+                await self.store.save_rollout(record)
+                self.ledger.wrote(record, float(int(self.clock())))
             case StopGroup(group):
                 await self.fleet.stop(group)
             case _:
@@ -198,6 +267,10 @@ class Service:
 
     async def _tidy(self, effect: Effect) -> None:
         match effect:
+            case SaveBundle(record, group):
+                await self.bundles.save(record, group)
+            case Announce(model, standing, notices, url):
+                self.announcer.announce(model, standing, notices, url)
             case Forget(model):
                 await self.store.forget(model)
             case DropRevision(revision):

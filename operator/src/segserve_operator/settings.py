@@ -7,6 +7,8 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
+from segserve_builder.cluster.names import CACHE_FOLDER
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -30,8 +32,10 @@ class Settings:
     """What holds for every pool that does not say otherwise.
 
     `namespaces` are those to work in, all of them where there is none. `triton_version` is NVIDIA's release of the
-    Triton in `server_image` (26.04). Relative addresses in models are relative to `artifact_base`. Whoever holds the
-    Lease `lease_name` in `lease_namespace` leads; it is held under `pod_name`, which no two processes may share.
+    Triton in `server_image` (26.04). Relative addresses in models are relative to `artifact_base`. Golden sets that
+    rollouts ask are fetched into the folder `cache`. Whoever holds the
+    Lease `lease_name` in `lease_namespace` leads; it is held under `pod_name`, which no two processes may share. What
+    gateways count is asked of them, or of the Prometheus at `samples_prometheus` where there is one.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -44,8 +48,10 @@ class Settings:
     lease_name: str = "segserve-operator"
     cluster_domain: str = "cluster.local"
     artifact_base: str = "file:///opt/segserve/examples/coins"
+    cache: str = CACHE_FOLDER
     health_port: int = 8012
     pod_name: str = _SOMEBODY
+    samples_prometheus: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
@@ -69,8 +75,12 @@ class Settings:
                 r"[a-z][a-z0-9+.-]*://.*",
                 "an address such as 'https://example.org/models'",
             ),
+            cache=read.matching("SEGSERVE_CACHE", _DEFAULT.cache, r"/.+", "a folder such as '/var/cache/segserve'"),
             health_port=read.port("SEGSERVE_HEALTH_PORT", _DEFAULT.health_port),
             pod_name=read.domain("POD_NAME", _DEFAULT.pod_name),
+            samples_prometheus=read.matching(
+                "SEGSERVE_SAMPLES_PROMETHEUS", "", r"(https?://.+)?", "an address such as 'http://prometheus:9090'"
+            ),
         )
         if read.problems:
             raise SettingsError(read.problems)

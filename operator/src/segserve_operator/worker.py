@@ -58,7 +58,6 @@ class Worker(Generic[Key]):
     _bells: dict[Key, asyncio.Event] = field(default_factory=dict)
     _tasks: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PASSES_AT_ONCE))
-    passed_at_s: float = field(default_factory=time.monotonic)
 
     def wake(self, key: Key) -> None:
         """Ask for a pass."""
@@ -109,9 +108,8 @@ class Worker(Generic[Key]):
                 log.warning("%s: %s: %s; the next pass tries again", key, type(error).__name__, error)
                 log.debug("the pass of %s failed", key, exc_info=True)
                 outcome = error
-            self.passed_at_s = time.monotonic()
             name = type(outcome).__name__ if isinstance(outcome, Exception) else "ok"
-            self.observer.passed(name, self.passed_at_s - started_s)
+            self.observer.passed(name, time.monotonic() - started_s)
             return outcome
 
 

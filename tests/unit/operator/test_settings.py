@@ -22,8 +22,10 @@ EVERYTHING = {
     "SEGSERVE_LEASE_NAME": "one",
     "SEGSERVE_CLUSTER_DOMAIN": "cluster.example",
     "SEGSERVE_ARTIFACT_BASE": "https://models.example/all",
+    "SEGSERVE_CACHE": "/srv/cache",
     "SEGSERVE_HEALTH_PORT": "9000",
     "POD_NAME": "segserve-6d4cf56db6-abcde",
+    "SEGSERVE_SAMPLES_PROMETHEUS": "https://prometheus.example:9090",
 }
 
 
@@ -45,8 +47,10 @@ def test_every_variable_is_taken_over() -> None:
         lease_name="one",
         cluster_domain="cluster.example",
         artifact_base="https://models.example/all",
+        cache="/srv/cache",
         health_port=9000,
         pod_name="segserve-6d4cf56db6-abcde",
+        samples_prometheus="https://prometheus.example:9090",
     )
     default = Settings()
     unchanged = [field.name for field in dataclasses.fields(Settings) if _of(settings, field) == _of(default, field)]
@@ -64,7 +68,9 @@ def test_every_variable_is_taken_over() -> None:
         ("SEGSERVE_LEASE_NAMESPACE", "a.b"),
         ("SEGSERVE_CLUSTER_DOMAIN", "-"),
         ("SEGSERVE_ARTIFACT_BASE", "/models"),
+        ("SEGSERVE_CACHE", "cache"),
         ("SEGSERVE_HEALTH_PORT", "80"),
+        ("SEGSERVE_SAMPLES_PROMETHEUS", "prometheus:9090"),
         ("SEGSERVE_HEALTH_PORT", "٨٠٨٠"),
         ("SEGSERVE_HEALTH_PORT", "65536"),
     ],

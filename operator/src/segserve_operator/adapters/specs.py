@@ -1,9 +1,10 @@
-"""From a model's manifest to what its spec asks for, or why that cannot be read."""
+"""From a model's manifest to what its spec asks for, or why that cannot be read, and what people ask of it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from segserve_builder.cluster.names import DOMAIN
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -12,6 +13,8 @@ from segserve_operator.core.observed import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_OWN: Final = f"{DOMAIN}/"
 
 
 def wanted_of(manifest: Mapping[str, Any]) -> Wanted | Failure:
@@ -26,4 +29,12 @@ def wanted_of(manifest: Mapping[str, Any]) -> Wanted | Failure:
         assigned=model.spec.assigned(name),
         keep_previous_s=model.spec.keep_previous.total_seconds(),
         allow_class_changes=model.spec.allow_class_changes,
+        policy=model.spec.rollout,
+        slo=model.spec.slo,
     )
+
+
+def annotations_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return a resource's annotations of segserve's own prefix."""
+    found = manifest["metadata"].get("annotations") or {}
+    return {key: value for key, value in found.items() if key.startswith(_OWN)}

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from segserve_operator.api.meta import Condition, ConditionStatus
+from segserve_operator.api.rollout_status import MAX_HANDLED_REQUESTS, RolloutPhase, RolloutStatus
 from segserve_operator.api.segmentation_model import (
     CandidateState,
     CandidateStatus,
@@ -18,6 +19,8 @@ from segserve_operator.api.segmentation_model import Roles as ApiRoles
 from segserve_operator.api.triton_pool import TritonPoolStatus
 from segserve_operator.core.failure import Failure
 from segserve_operator.core.observed import Candidate, Holder, ModelStatus, PoolStatus, Roles, Statement
+from segserve_operator.core.phases import Phase
+from segserve_operator.core.record import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,6 +38,9 @@ def from_api(status: SegmentationModelStatus) -> ModelStatus:
         statements=_statements(status.conditions),
         weight=status.weight or 0,
         url=status.url or "",
+        rollout=_standing(status.rollout),
+        handled=status.handled_requests,
+        slo=status.slo or "",
     )
 
 
@@ -51,6 +57,9 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
         revisions=tuple(_revisions(status.roles)),
         url=status.url or None,
         weight=status.weight,
+        slo=status.slo or None,
+        rollout=_rollout_status(status.rollout),
+        handled_requests=status.handled[-MAX_HANDLED_REQUESTS:],
     )
 
 
@@ -93,6 +102,48 @@ def _candidate(role: CandidateStatus | None) -> Candidate | None:
     failed = role.state is CandidateState.FAILED
     failure = Failure(role.reason or "Failed", role.message or "") if failed else None
     return Candidate(role.revision, role.group, role.since.timestamp(), failure)
+
+
+def _standing(status: RolloutStatus | None) -> Standing | None:
+    if status is None:
+        return None
+    return Standing(
+        rollout=status.name,
+        revision=status.revision,
+        phase=Phase.labelled(status.phase),
+        step=status.step,
+        sequence=status.sequence,
+        paused=status.paused,
+        quarantines=status.quarantines,
+        started_s=status.started_at.timestamp(),
+        since_s=status.since.timestamp(),
+        step_since_s=status.step_since.timestamp(),
+        weight=status.weight,
+        skipped=status.skipped_gates,
+        reason=status.reason or "",
+        message=status.message or "",
+    )
+
+
+def _rollout_status(standing: Standing | None) -> RolloutStatus | None:
+    if standing is None:
+        return None
+    return RolloutStatus(
+        name=standing.rollout,
+        revision=standing.revision,
+        phase=RolloutPhase(standing.phase.label),
+        step=standing.step,
+        sequence=standing.sequence,
+        paused=standing.paused,
+        quarantines=standing.quarantines,
+        started_at=_time(standing.started_s),
+        since=_time(standing.since_s),
+        step_since=_time(standing.step_since_s),
+        weight=standing.weight,
+        skipped_gates=standing.skipped,
+        reason=standing.reason or None,
+        message=standing.message or None,
+    )
 
 
 def _role_status(holder: Holder | None) -> RoleStatus | None:

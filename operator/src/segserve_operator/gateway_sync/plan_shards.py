@@ -48,9 +48,8 @@ class PlanShards:
         """What is known; None until every shard was read once."""
         if len(self._plans) < SHARDS:
             return None
-        routes = sorted((r for plan in self._plans.values() for r in plan.routes), key=lambda route: route.model)
-        servers = tuple(at for shard in sorted(self._plans) for at in self._plans[shard].servers)
-        return Told(TrafficPlan(tuple(routes), servers), dict(self._versions), dict(self._refused))
+        plan = TrafficPlan.joined(self._plans[shard] for shard in sorted(self._plans))
+        return Told(plan, dict(self._versions), dict(self._refused))
 
     def take(self, name: str, config_map: ConfigMap | None) -> None:
         """Take in what the API says of a ConfigMap; one that is gone, empty or unreadable changes no route."""

@@ -13,12 +13,13 @@ from segserve_builder.cluster.config_map_watch import ConfigMapWatch
 from segserve_builder.cluster.names import GATEWAY, reports_name
 from segserve_builder.cluster.probe_server import Answer, ProbeServer, said
 from segserve_builder.cluster.report_sender import ReportSender
+from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
 from segserve_operator.gateway_sync.follower import Follower
 from segserve_operator.gateway_sync.plan_shards import PlanShards
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping
 
     from segserve_builder.cluster.config_maps import ConfigMap, ConfigMaps
     from segserve_operator.gateway_sync.settings import Settings
@@ -49,8 +50,9 @@ class Sidecar:
         self._sender = ReportSender(config_maps, reports_name(settings.pool, GATEWAY), settings.pod)
         self.follower = Follower(self._traffic, settings.uid, self._sender.send)
         self._watch = ConfigMapWatch(config_maps, self._shards.names, self._take)
+        self._uid = settings.uid
         questions = {"/live": self._live, "/ready": self._ready, "/metrics": self._metrics}
-        self.probes = ProbeServer(settings.gateway.sync_port, questions)
+        self.probes = ProbeServer(settings.gateway.sync_port, questions, {wire.PATH: self._counts})
         self._answered_s = float("-inf")
         self._registry, self._gauges = _gauges()
 
@@ -106,10 +108,22 @@ class Sidecar:
         for name, value in told.items():
             self._gauges[name].set(value)
         try:
+            self._gauges["started"].set(int(self._traffic.epoch()) / 1e9)
             of_envoy = self._ask(self._traffic.metrics(), _METRICS_S)
         except (GatewayUnreachableError, TimeoutError):
             of_envoy = b""  # it is away: what we know ourselves is told all the same
         return Answer(200, generate_latest(self._registry) + of_envoy, "text/plain; version=0.0.4; charset=utf-8")
+
+    def _counts(self, query: Mapping[str, list[str]]) -> Answer:
+        """Say what Envoy has counted of the models that are named."""
+        models = query.get(wire.MODEL, [])
+        if not models:
+            return Answer(400, f"{wire.PATH} needs {wire.MODEL}=, once or more\n".encode())
+        try:
+            counts = self._ask(self._traffic.count(models), wire.PATIENCE_S)
+        except (GatewayUnreachableError, TimeoutError) as error:
+            return said(False, f"Envoy does not answer: {error!r}")
+        return Answer(200, wire.written(counts, uid=self._uid), "application/json")
 
     def _ask(self, question: Coroutine[None, None, T], patience_s: float) -> T:
         asked = asyncio.run_coroutine_threadsafe(question, self._loop)
@@ -127,6 +141,7 @@ def _gauges() -> tuple[CollectorRegistry, dict[str, Gauge]]:
         "shifts": ("shifts_total", "Plans that Envoy was brought to follow."),
         "shift": ("shift_seconds", "Seconds that the last of them took."),
         "refusals": ("refusals_total", "Plans that Envoy refused."),
+        "started": ("started_seconds", "Unix time of the start of Envoy, whose counts were zero then."),
         "draining": ("draining", "Models in groups that get no new requests and have some in flight."),
     }
     return registry, {

@@ -15,12 +15,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.tritonserver import sweep_shm
+from segserve_operator.adapters.bundles.local import LocalBundles
+from segserve_operator.adapters.inquiries.gateway import InternalGateway
+from segserve_operator.adapters.inquiries.runner import Inquirer
+from segserve_operator.adapters.inquiries.tools import Tools
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder, bound_log, replace_file
 from segserve_operator.adapters.local.fleet import LocalFleet, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
+from segserve_operator.adapters.local.resources import LocalResources
 from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
 from segserve_operator.adapters.local.store import LocalStore
+from segserve_operator.adapters.notify.announcer import PoolAnnouncer
+from segserve_operator.adapters.notify.notifier import Notifier
+from segserve_operator.adapters.notify.targets import targets
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
 from segserve_operator.service import Service, brief
 
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segserve_operator.api.triton_pool import TritonPool
+    from segserve_operator.core.actions import Action
 
 POLL_S: Final = 0.1
 IDLE_PASS_S: Final = 1.0
@@ -68,8 +77,19 @@ class Platform:
     def __init__(self, state: StateFolder, cache: Path, pool: TritonPool, runtime: Runtime) -> None:
         self.state = state
         self.gateway = LocalGateway(state, pool.spec.gateway)
-        fleet = LocalFleet(state, runtime, cache)
-        self.service = Service(LocalStore(state), fleet, self.gateway, time.time)
+        self.inquirer = Inquirer(
+            Tools(InternalGateway(self.gateway.internal_url), cache, LocalResources(state), time.time, local=True)
+        )
+        self.notifier = Notifier(loopback=True)
+        self.service = Service(
+            store=LocalStore(state),
+            fleet=LocalFleet(state, runtime, cache),
+            traffic=self.gateway,
+            clock=time.time,
+            inquirer=self.inquirer,
+            bundles=LocalBundles(state),
+            announcer=PoolAnnouncer(self.notifier, "", lambda: targets(pool.spec, ""), time.time),
+        )
         self.stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -82,27 +102,34 @@ class Platform:
             now = self._stamp()
             if now != seen or time.monotonic() - passed_s > IDLE_PASS_S:
                 seen, passed_s = now, time.monotonic()
-                await self._pass()
+                if await self._pass():
+                    passed_s = float("-inf")  # one thing leads to another
             if time.monotonic() - tidied_s > TIDY_S:
                 tidied_s = time.monotonic()
                 self._bound_logs()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), POLL_S)
+        await self.inquirer.close()
+        await self.notifier.aclose()
 
     def _write_record(self, *, observed: bool) -> None:
         own = processes.current()
         record = {"pid": own.pid, "createTime": own.create_time, "url": self.gateway.url, "observed": observed}
         replace_file(self.state.platform, json.dumps(record))
 
-    async def _pass(self) -> None:
+    async def _pass(self) -> bool:
+        """Make a pass, and tell whether it wrote anything."""
+        actions: tuple[Action, ...] = ()
         try:
-            for action in await self.service.run_once():
-                log.info("%s", brief(action))
+            actions = await self.service.run_once()
         except (GatewayUnreachableError, PortTakenError) as error:
             log.warning("%s; the next pass tries again", error)
         except Exception:
             # One failed pass is never the end: the next one sees the world anew.
             log.exception("a pass failed; the next one tries again")
+        for action in actions:
+            log.info("%s", brief(action))
+        return bool(actions)
 
     def _bound_logs(self) -> None:
         for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):

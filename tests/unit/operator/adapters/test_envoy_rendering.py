@@ -251,3 +251,47 @@ def test_a_container_runs_envoy_on_the_files_of_its_folder() -> None:
 
     assert told[:5] == ["envoy", "--config-path", "/run/segserve/envoy.json", "--concurrency", "2"]
     assert "--log-path" not in told
+
+
+def test_a_twin_halves_a_shares_inference_and_nothing_else() -> None:
+    shares = (replace(OLD, weight=75, twin=True), replace(NEW, weight=25))
+    told = TrafficPlan((Route("coins", shares, exposed=("coins.network",)),), OLD.endpoints)
+
+    routes = table(told)
+
+    assert weights(routes["http:infer:coins"]) == {
+        "coins/main/infer/http": 75,
+        "coins/main~twin/infer/http": 75,
+        "coins/coins-bb/infer/http": 50,
+    }
+    assert weights(routes["http:infer:coins.network"]) == {
+        "coins/main/network/http": 75,
+        "coins/coins-bb/network/http": 25,
+    }
+    twins = {name for name in clusters_of(told) if "~" in name}
+    assert twins == {"coins/main~twin/infer/http", "coins/main~twin/infer/grpc"}
+    for name in twins:
+        twin, real = clusters_of(told)[name], clusters_of(told)[name.replace("~twin", "")]
+        assert twin["load_assignment"]["endpoints"] == real["load_assignment"]["endpoints"]
+
+
+def test_newer_weights_keep_a_twins_half() -> None:
+    shares = (replace(OLD, weight=75, twin=True), replace(NEW, weight=25))
+    route = Route("coins", shares)
+    before = rendered(TrafficPlan((route,)))
+
+    after = rendered(
+        TrafficPlan((replace(route, shares=(replace(shares[0], weight=60), replace(NEW, weight=40))),)), before
+    )
+
+    assert {key.partition(".coins/")[2]: value for key, value in after.weights.items() if "http" in key} == {
+        "main/infer/http": 60,
+        "main~twin/infer/http": 60,
+        "coins-bb/infer/http": 80,
+    }
+
+
+def test_requests_to_a_twin_are_under_way_to_its_group() -> None:
+    active = {"coins/main/infer/http": 1, "coins/main~twin/infer/http": 2}
+
+    assert active_by_model(active) == {("coins", "main"): 3}

@@ -28,6 +28,7 @@ class Kind:
 
 MODELS: Final = Kind("segserve.dev", "v1alpha1", "SegmentationModel", "segmentationmodels")
 POOLS: Final = Kind("segserve.dev", "v1alpha1", "TritonPool", "tritonpools")
+ROLLOUTS: Final = Kind("segserve.dev", "v1alpha1", "SegmentationRollout", "segmentationrollouts")
 REVISIONS: Final = Kind("apps", "v1", "ControllerRevision", "controllerrevisions")
 DEPLOYMENTS: Final = Kind("apps", "v1", "Deployment", "deployments")
 PODS: Final = Kind("", "v1", "Pod", "pods")
@@ -39,6 +40,7 @@ ROLE_BINDINGS: Final = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "r
 NETWORK_POLICIES: Final = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
 DISRUPTION_BUDGETS: Final = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 OLD_DISRUPTION_BUDGETS: Final = Kind("policy", "v1beta1", "PodDisruptionBudget", "poddisruptionbudgets")
+SECRETS: Final = Kind("", "v1", "Secret", "secrets")
 EVENTS: Final = Kind("", "v1", "Event", "events")
 LEASES: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 

@@ -38,19 +38,25 @@ async def apply_differing(
 ) -> None:
     """Make the objects that differ as they should be; `fenced`: only where one is still the one that was looked at."""
     for manifest, live in list(differing(view, key, manifests)):
-        wanted = manifest
-        if fenced and live is not None:
-            version = live["metadata"]["resourceVersion"]
-            wanted = {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version}}
-        await _put(api, key, wanted, manifest)
+        await _put(api, key, manifest, live if fenced else None)
 
 
-async def _put(api: Api, key: PoolKey, wanted: Json, manifest: Json) -> None:
-    kind = kind_of(manifest)
+async def _put(api: Api, key: PoolKey, manifest: Json, fence: Json | None) -> None:
+    kind, wanted = kind_of(manifest), _as_of(fence, manifest)
     try:
-        if covers(await api.apply(kind, key.namespace, wanted), manifest):
-            return
+        answer = await api.apply(kind, key.namespace, wanted)
     except InvalidError as error:
         _log.info("%s %s is not to be applied over what is there: %s", kind.name, manifest["metadata"]["name"], error)
+    else:
+        if covers(answer, manifest):
+            return
+        wanted = _as_of(fence and answer, manifest)
     # What others put into a list stays there when ours is applied, and an order does too: a patch replaces the whole.
-    await api.patch(kind, key.namespace, manifest["metadata"]["name"], manifest)
+    await api.patch(kind, key.namespace, manifest["metadata"]["name"], wanted)
+
+
+def _as_of(live: Json | None, manifest: Json) -> Json:
+    """Return a manifest that is only to change the object as it was then; any, where that is None."""
+    if live is None:
+        return manifest
+    return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from dataclasses import dataclass, field
+import logging
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-
-from pydantic import TypeAdapter
 
 from segserve_builder.cluster.names import (
     COMPONENT_LABEL,
     ENVOY_CONTAINER,
     GATEWAY,
+    INTERNAL_PORT,
     SHARDS,
     object_name,
     plan_name,
@@ -24,40 +26,41 @@ from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, PODS
 from segserve_operator.adapters.kube.children import apply_differing, differing
 from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url, plan_config_map
 from segserve_operator.adapters.kube.troubles import trouble
+from segserve_operator.adapters.samples import wire
+from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
+from segserve_operator.adapters.traffic.envoy_record import PLANS
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.traffic import Endpoint, Route, TrafficPlan, TrafficState
+from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from segserve_operator.adapters.kube.api import Api, Json
     from segserve_operator.adapters.kube.objects import PoolTarget
     from segserve_operator.adapters.kube.target import Targets
     from segserve_operator.adapters.kube.view import PoolKey, View
+    from segserve_operator.core.counters import Sample
+    from segserve_operator.core.traffic import Route
 
 CHANGED_KEY: Final = "changed"
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A part of a plan; `servers` are in the first one only."""
-
-    routes: tuple[Route, ...] = ()
-    servers: tuple[Endpoint, ...] = ()
-
-
-_SHARD: Final = TypeAdapter(Shard)
+log = logging.getLogger("segserve")
 
 
 @dataclass(slots=True)
 class ClusterTraffic:
-    """What the gateways of one pool are told, and what they say that they follow."""
+    """What the gateways of one pool are told, and what they say that they follow.
+
+    A plan is told in shards, each a plan of some of the models; the servers are in the first. `decoded` keeps what was
+    read of them, by text. Where `prometheus` is an address, samples come from there. `clock` returns Unix time.
+    """
 
     api: Api
     view: View
     targets: Targets
     key: PoolKey
-    decoded: dict[str, Shard] = field(default_factory=dict)
+    decoded: dict[str, TrafficPlan]
+    clock: Callable[[], float] = time.time
+    prometheus: str = ""
 
     @property
     def url(self) -> str:
@@ -87,17 +90,14 @@ class ClusterTraffic:
     def _plan(self, packed: Iterable[str | None]) -> TrafficPlan | None:
         parts = [self._shard(text) for text in packed]
         known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        routes = sorted((route for part in known for route in part.routes), key=lambda route: route.model)
-        return TrafficPlan(tuple(routes), known[0].servers)
+        return TrafficPlan.joined(known) if len(known) == len(parts) else None
 
-    def _shard(self, packed: str | None) -> Shard | None:
+    def _shard(self, packed: str | None) -> TrafficPlan | None:
         if packed is None:
             return None
         if packed not in self.decoded:
             try:
-                self.decoded[packed] = _SHARD.validate_python(unpack(packed))
+                self.decoded[packed] = PLANS.validate_python(unpack(packed))
             except ValueError:
                 return None  # somebody's edit: it is written anew
         return self.decoded[packed]
@@ -120,6 +120,37 @@ class ClusterTraffic:
         read = {pod["metadata"]["name"]: pods.read_report(packed.get(pod["metadata"]["name"]), pod) for pod in gateways}
         return {name: report for name, report in read.items() if report is not None}
 
+    async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
+        """Return what each gateway pod has counted of each model. One that does not answer in time is left out."""
+        if self.prometheus:
+            return await self._of_prometheus(models)
+        ready = self._ready() if models else {}
+        if not ready:
+            return {model: {} for model in models}
+        now_s = self.clock()
+        async with wire.client() as client:
+            asked = (wire.ask(client, host, models, now_s) for host in ready.values())
+            answers = dict(zip(ready, await asyncio.gather(*asked), strict=True))
+        return {model: {name: counts[model] for name, counts in answers.items() if model in counts} for model in models}
+
+    async def _of_prometheus(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
+        source = PrometheusSamples(self.prometheus, {"namespace": self.key.namespace, "pool": self.key.pool})
+        try:
+            return await source.samples(models, self.clock())
+        except PrometheusError as error:
+            log.warning("%s", error)
+            return {model: {} for model in models}
+
+    async def internal_url(self) -> str | None:
+        """Return where segserve itself calls one of the gateways that are ready; None where none is."""
+        hosts = sorted(self._ready().values())
+        return f"http://{wire.bracketed(hosts[0])}:{INTERNAL_PORT}" if hosts else None
+
+    def _ready(self) -> dict[str, str]:
+        """Return the addresses of the gateway pods that are ready, by name."""
+        found = [pod for pod in self.view.of_pool(PODS, self.key) if _is_gateway(pod) and pods.is_ready(pod)]
+        return {pod["metadata"]["name"]: host for pod in found if (host := pods.address(pod)) is not None}
+
     async def apply(self, plan: TrafficPlan) -> None:
         """Tell the gateways of a plan, making them first where they are not there. A newer plan is not overwritten."""
         target = self.targets.target(self.key)
@@ -130,7 +161,7 @@ class ClusterTraffic:
         for shard in range(SHARDS):
             routes = tuple(route for route in plan.routes if shard_of(route.model) == shard)
             found = self._map(plan_name(self.key.pool, shard))
-            content = self._content(found, Shard(routes, plan.servers if shard == 0 else ()))
+            content = self._content(found, TrafficPlan(routes, plan.servers if shard == 0 else ()))
             used.append(content)
             changed = self._changed(found, content, routes, state.pending)
             manifest = plan_config_map(target, shard, content, sorted(changed))
@@ -142,12 +173,12 @@ class ClusterTraffic:
     def _objects(self, target: PoolTarget) -> tuple[Json, ...]:
         return with_valid_tokens(self.view, self.key, gateway_objects(target))
 
-    def _content(self, found: Json | None, part: Shard) -> str:
+    def _content(self, found: Json | None, part: TrafficPlan) -> str:
         """Return a shard packed; as it is where it says that already, for to pack a thousand routes takes a while."""
         present = content_of(found) if found is not None else None
         if present is not None and self._shard(present) == part:
             return present
-        return pack(_SHARD.dump_python(part, mode="json"))
+        return pack(PLANS.dump_python(part, mode="json"))
 
     def _changed(
         self, found: Json | None, content: str, routes: Iterable[Route], pending: frozenset[str]
@@ -157,7 +188,7 @@ class ClusterTraffic:
             return frozenset(route.model for route in routes)
         if content_of(found) == content:
             return changed_models(found)
-        former = self._shard(content_of(found)) or Shard()
+        former = self._shard(content_of(found)) or TrafficPlan()
         was, now = {route.model: route for route in former.routes}, {route.model: route for route in routes}
         differing_ = frozenset(model for model in was.keys() | now.keys() if was.get(model) != now.get(model))
         return differing_ | (changed_models(found) & pending)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from segserve_operator.adapters.kube.view import selector
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -58,6 +60,7 @@ class KnownWrites:
             known["metadata"].setdefault("deletionTimestamp", datetime.now(UTC).isoformat())
 
     def _seen(self, kind: Kind, found: Json) -> Json:
-        if kind in self.view.kinds:
+        labels = found["metadata"].get("labels") or {}
+        if kind in self.view.kinds and selector(kind).items() <= labels.items():
             self.view.take(kind, found)
         return found

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from urllib.parse import quote
 
 import httpx2
 import msgspec
@@ -16,6 +15,7 @@ from lightkube.core.exceptions import ConfigError
 
 from segserve_builder.cluster.names import FIELD_MANAGER
 from segserve_operator.adapters.kube.api import (
+    PODS,
     ApiError,
     ConflictError,
     ForbiddenError,
@@ -26,6 +26,16 @@ from segserve_operator.adapters.kube.api import (
     NotFoundError,
     ThrottledError,
     UnavailableError,
+)
+from segserve_operator.adapters.kube.requests import (
+    APPLY,
+    MERGE,
+    PAGE,
+    deletion,
+    label_selector,
+    path,
+    root,
+    stripped,
 )
 
 if TYPE_CHECKING:
@@ -38,13 +48,12 @@ if TYPE_CHECKING:
 OnCall: TypeAlias = Callable[[str, Kind, int, float], None]
 """Is told of each request: what for, the kind, the status code (0 where no answer came) and the seconds it took."""
 
-PAGE: Final = 500
 CONNECT_TIMEOUT_S: Final = 5.0
 CALL_TIMEOUT_S: Final = 30.0
+LOG_LINES: Final = 5000
+LOG_BYTES: Final = 4 * 1024 * 1024
 
 _JSON: Final = "application/json"
-_MERGE: Final = "application/merge-patch+json"
-_APPLY: Final = "application/apply-patch+yaml"  # of which JSON is a part
 _METADATA: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 _ERRORS: Final[Mapping[int, type[ApiError]]] = {
@@ -106,7 +115,7 @@ class LightkubeApi:
     async def has(self, kind: Kind) -> bool:
         """Ask the server what it serves."""
         try:
-            found = await self._call("has", kind, "GET", _root(kind), needs={"resources"})
+            found = await self._call("has", kind, "GET", root(kind), needs={"resources"})
         except NotFoundError:
             return False
         return any(resource["name"] == kind.plural for resource in found["resources"])
@@ -116,7 +125,7 @@ class LightkubeApi:
         found: list[Json] = []
         async for item in self._items("list", kind, namespace, labels, _JSON):
             item["apiVersion"], item["kind"] = kind.api_version, kind.name
-            found.append(_strip(item))
+            found.append(stripped(item))
         return found
 
     async def versions(
@@ -131,56 +140,60 @@ class LightkubeApi:
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json:
         """Read one object."""
-        return _strip(await self._call("get", kind, "GET", _path(kind, namespace, name)))
+        return stripped(await self._call("get", kind, "GET", path(kind, namespace, name)))
 
     async def create(self, kind: Kind, namespace: str, manifest: Json) -> Json:
         """Send a POST."""
-        return _strip(
+        return stripped(
             await self._call(
-                "create", kind, "POST", _path(kind, namespace), body=manifest, params={"fieldManager": FIELD_MANAGER}
+                "create", kind, "POST", path(kind, namespace), body=manifest, params={"fieldManager": FIELD_MANAGER}
             )
         )
 
     async def apply(self, kind: Kind, namespace: str, manifest: Json) -> Json:
         """Apply with force: what the manifest says is ours, whoever set it."""
-        return _strip(
+        return stripped(
             await self._call(
                 "apply",
                 kind,
                 "PATCH",
-                _path(kind, namespace, manifest["metadata"]["name"]),
+                path(kind, namespace, manifest["metadata"]["name"]),
                 body={"apiVersion": kind.api_version, "kind": kind.name, **manifest},
                 params={"fieldManager": FIELD_MANAGER, "force": "true"},
-                sent=_APPLY,
+                sent=APPLY,
             )
         )
 
     async def patch(self, kind: Kind, namespace: str, name: str, patch: Json, *, status: bool = False) -> Json:
         """Send a merge patch, to the status subresource where asked for."""
-        return _strip(
+        return stripped(
             await self._call(
                 "status" if status else "patch",
                 kind,
                 "PATCH",
-                _path(kind, namespace, name, *(["status"] if status else [])),
+                path(kind, namespace, name, *(["status"] if status else [])),
                 body=patch,
                 params={"fieldManager": FIELD_MANAGER},
-                sent=_MERGE,
+                sent=MERGE,
             )
         )
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
         """Delete with the uid as a precondition."""
-        body: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
         try:
-            await self._call("delete", kind, "DELETE", _path(kind, namespace, name), body=body, needs=set())
+            await self._call("delete", kind, "DELETE", path(kind, namespace, name), body=deletion(uid), needs=set())
         except NotFoundError:
             return
         except ConflictError:
             if uid is None or await self._is(kind, namespace, name, uid):
                 raise
+
+    async def pod_log(self, namespace: str, pod: str, container: str, *, previous: bool = False) -> bytes:
+        """Read the end of a container's log: at most `LOG_LINES`, and of these the first `LOG_BYTES`."""
+        chosen = {"container": container, "previous": str(previous).lower()}
+        params = {**chosen, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
+        answer = await self._answer("log", PODS, "GET", path(PODS, namespace, pod, "log"), params=params, accept="*/*")
+        return answer.content
 
     async def _is(self, kind: Kind, namespace: str, name: str, uid: str) -> bool:
         try:
@@ -194,10 +207,10 @@ class LightkubeApi:
     ) -> AsyncIterator[Json]:
         params = {"limit": str(PAGE)}
         if labels:
-            params["labelSelector"] = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+            params["labelSelector"] = label_selector(labels)
         while True:
             page = await self._call(
-                verb, kind, "GET", _path(kind, namespace), params=params, accept=accept, needs={"items", "metadata"}
+                verb, kind, "GET", path(kind, namespace), params=params, accept=accept, needs={"items", "metadata"}
             )
             for item in page["items"] or ():
                 yield item
@@ -219,6 +232,25 @@ class LightkubeApi:
         needs: AbstractSet[str] = frozenset({"metadata"}),
     ) -> Json:
         """Send one request and return the answer's JSON, which has these keys, or raise the error that fits."""
+        answer = await self._answer(verb, kind, method, path, body=body, params=params, sent=sent, accept=accept)
+        try:
+            return _object(msgspec.json.decode(answer.content), needs)
+        except ValueError as error:
+            raise UnavailableError(f"{verb} {path}: {type(error).__name__} {error}".rstrip()) from error
+
+    async def _answer(
+        self,
+        verb: str,
+        kind: Kind,
+        method: str,
+        path: str,
+        *,
+        body: Json | None = None,
+        params: Mapping[str, str] | None = None,
+        sent: str = _JSON,
+        accept: str = _JSON,
+    ) -> httpx2.Response:
+        """Send one request and return the answer, or raise the error that fits."""
         code, began = 0, time.monotonic()
         headers = {"Accept": accept} | ({"Content-Type": sent} if body is not None else {})
         content = msgspec.json.encode(body) if body is not None else None
@@ -228,32 +260,17 @@ class LightkubeApi:
             code = answer.status_code
             if not answer.is_success:
                 raise _error(f"{verb} {path}", answer)
-            return _object(msgspec.json.decode(answer.content), needs)
+            return answer
         except (httpx2.HTTPError, TimeoutError, OSError, ConfigError, ValueError) as error:
             raise UnavailableError(f"{verb} {path}: {type(error).__name__} {error}".rstrip()) from error
         finally:
             self._on_call(verb, kind, code, time.monotonic() - began)
 
 
-def _root(kind: Kind) -> str:
-    return f"apis/{kind.group}/{kind.version}" if kind.group else f"api/{kind.version}"
-
-
-def _path(kind: Kind, namespace: str | None, *names: str) -> str:
-    parts = [] if namespace is None else ["namespaces", namespace]
-    return "/".join([_root(kind), *(quote(part, safe="") for part in (*parts, kind.plural, *names))])
-
-
 def _object(found: Any, needs: AbstractSet[str]) -> Json:
     if not isinstance(found, dict) or not needs <= found.keys():
         raise ValueError(f"answered {str(found)[:200]!r}, which is no Kubernetes object")
     return found
-
-
-def _strip(item: Json) -> Json:
-    # Half of an object's size, and nobody asks for it.
-    item["metadata"].pop("managedFields", None)
-    return item
 
 
 def _error(call: str, answer: httpx2.Response) -> ApiError:

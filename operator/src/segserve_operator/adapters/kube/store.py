@@ -21,7 +21,8 @@ from segserve_operator.adapters.kube.api import (
 from segserve_operator.adapters.kube.merge import merge_patch
 from segserve_operator.adapters.kube.objects import revision_object, scale_selector, template_digest
 from segserve_operator.adapters.kube.pods import is_going
-from segserve_operator.adapters.specs import wanted_of
+from segserve_operator.adapters.kube.rollouts import ClusterRollouts, KnownRollout
+from segserve_operator.adapters.specs import annotations_of, wanted_of
 from segserve_operator.adapters.statuses import from_api, pool_from_api, pool_to_api, to_api
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPoolStatus
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.core.notices import Notice
     from segserve_operator.core.observed import ModelStatus, PoolStatus
+    from segserve_operator.core.record import Record
 
 MESSAGE_LENGTH: Final = 1024
 COMPONENT: Final = "segserve"
@@ -49,6 +51,7 @@ class Parsed:
     specs: dict[str, tuple[int, Wanted | Failure]] = field(default_factory=dict)
     models: dict[tuple[str, str, bool], ModelObserved] = field(default_factory=dict)
     records: dict[str, AssignedModel] = field(default_factory=dict)
+    rollouts: dict[str, KnownRollout] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -104,6 +107,7 @@ class ClusterStore:
             problem=spec if isinstance(spec, Failure) else None,
             status=from_api(SegmentationModelStatus.model_validate(model.get("status") or {})),
             deleting=is_going(model),
+            annotations=annotations_of(model),
         )
 
     def _spec(self, model: Json) -> Wanted | Failure:
@@ -168,6 +172,24 @@ class ClusterStore:
             metadata = record["metadata"]
             await self.api.delete(REVISIONS, self.key.namespace, metadata["name"], uid=metadata["uid"])
 
+    async def rollouts(self, now_s: float) -> Mapping[str, Record]:
+        """Return by name the records that may still change; one that cannot be read counts as absent."""
+        standings = [model.status.rollout for model in self.parsed.models.values()]
+        names = [standing.rollout for standing in standings if standing is not None and standing.matters(now_s)]
+        return await self._rollouts().read(names)
+
+    async def save_rollout(self, record: Record) -> None:
+        """Write a rollout's record; of a model's former ones the latest are kept. A model that is gone is fine.
+
+        Raises `ConflictError` where somebody changed it meanwhile.
+        """
+        model = self._seen.get(record.model)
+        if model is not None and not is_going(model):
+            await self._rollouts().write(record, model["metadata"]["uid"])
+
+    def _rollouts(self) -> ClusterRollouts:
+        return ClusterRollouts(self.api, self.key, self.clock, self.parsed.rollouts)
+
     async def save_status(self, model: str, status: ModelStatus) -> None:
         """Write a model's status if that is still as it was seen, after the finalizer, so that all can be undone.
 
@@ -177,12 +199,9 @@ class ClusterStore:
         if found is None:
             return
         with suppress(NotFoundError):
-            if (
-                FINALIZER not in found["metadata"].get("finalizers", ())
-                and "deletionTimestamp" not in found["metadata"]
-            ):
-                finalizers = [*found["metadata"].get("finalizers", ()), FINALIZER]
-                found = await self._patch(MODELS, found, {"metadata": {"finalizers": finalizers}})
+            finalizers = found["metadata"].get("finalizers", [])
+            if FINALIZER not in finalizers and not is_going(found):
+                found = await self._patch(MODELS, found, {"metadata": {"finalizers": [*finalizers, FINALIZER]}})
             present = found.get("status") or {}
             former = SegmentationModelStatus.model_validate(present)
             wanted = to_api(status, former, self._now()).to_dict()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from segserve_operator.adapters.kube.api import POOLS
 from segserve_operator.adapters.kube.objects import PoolTarget
 from segserve_operator.adapters.kube.pods import is_going
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.triton_pool import TritonPool
 
@@ -24,12 +23,7 @@ class Targets:
 
     view: View
     defaults: Defaults
-    _read: dict[str, tuple[int, PoolTarget]]
-
-    def __init__(self, view: View, defaults: Defaults) -> None:
-        self.view = view
-        self.defaults = defaults
-        self._read = {}
+    _read: dict[PoolKey, tuple[int, PoolTarget]] = field(default_factory=dict)
 
     def resource(self, key: PoolKey) -> Json | None:
         """Return the pool's resource; None where there is none or it is being deleted."""
@@ -45,11 +39,10 @@ class Targets:
         if found is None:
             return None
         uid, generation = found["metadata"]["uid"], found["metadata"]["generation"]
-        known = self._read.get(uid)
-        if known is None or known[0] != generation:
+        known = self._read.get(key)
+        if known is None or (known[0], known[1].uid) != (generation, uid):
             pool = parse({name: value for name, value in found.items() if name != "status"}, key.pool)
-            if not isinstance(pool, TritonPool):
-                raise SpecError([])
+            assert isinstance(pool, TritonPool)
             known = (generation, PoolTarget(key.namespace, key.pool, uid, pool.spec, self.defaults))
-            self._read[uid] = known
+            self._read[key] = known
         return known[1]

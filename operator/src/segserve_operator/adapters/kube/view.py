@@ -70,10 +70,6 @@ class View:
         """Return every pool that anything belongs to."""
         return frozenset(key for by_pool in self._by_pool.values() for key, names in by_pool.items() if names)
 
-    def count(self, kind: Kind) -> int:
-        """Return the number of objects of a kind."""
-        return len(self._objects[kind])
-
     def take(self, kind: Kind, found: Json) -> frozenset[PoolKey]:
         """Take over an object's state, and return the pools that this is news for."""
         metadata = found["metadata"]

@@ -8,10 +8,17 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 STATE_VARIABLE: Final = "SEGSERVE_STATE"
 CACHE_VARIABLE: Final = "SEGSERVE_CACHE"
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def state_folder() -> Path:
@@ -71,6 +78,19 @@ class StateFolder:
     def shm_prefix(self) -> str:
         """What the shared memory regions of this platform's servers begin with."""
         return f"segserve-{hashlib.sha256(str(self.root).encode()).hexdigest()[:8]}-"
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the value of a YAML file; ValueError where it is none."""
+    try:
+        return yaml.load(path.read_text(), Loader=_LOADER)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is no YAML: {error}") from error
+
+
+def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as a YAML file, by rename."""
+    replace_file(path, yaml.dump(dict(value), Dumper=_DUMPER, sort_keys=False))
 
 
 def replace_file(path: Path, content: str) -> None:

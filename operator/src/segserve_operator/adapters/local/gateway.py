@@ -13,12 +13,15 @@ from segserve_operator.adapters.local.ports import is_free
 from segserve_operator.adapters.local.triton import LOOPBACK
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import Gateway
+from segserve_operator.adapters.traffic.internal import SOCKET
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.api.triton_pool import Gateway as GatewaySpec
+    from segserve_operator.core.counters import Sample
     from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 PAUSE_S: Final = 1.0
@@ -35,7 +38,13 @@ class LocalGateway:
         self._state = state
         self._port = spec.port
         self._started_s = 0.0
-        gateway = Gateway(host=LOOPBACK, port=spec.port, max_request_bytes=spec.max_request_bytes)
+        self._internal = state.gateway / "internal.sock"
+        gateway = Gateway(
+            host=LOOPBACK,
+            port=spec.port,
+            max_request_bytes=spec.max_request_bytes,
+            internal_socket=str(self._internal),
+        )
         self._envoy = EnvoyTraffic(state.gateway, gateway, timeout_s=spec.request_timeout_seconds)
 
     @property
@@ -52,6 +61,14 @@ class LocalGateway:
         """Make Envoy follow a plan."""
         self._keep_running()
         await self._envoy.apply(plan)
+
+    async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
+        """Return what the gateway has counted of each model; nothing while it does not answer."""
+        return await self._envoy.samples(models)
+
+    async def internal_url(self) -> str | None:
+        """Return where segserve itself calls it; None where it does not run, or was started by an earlier version."""
+        return f"{SOCKET}{self._internal}" if self._internal.exists() else None
 
     def _keep_running(self) -> None:
         if processes.alive(processes.recorded(_record(self._state))) or time.monotonic() - self._started_s < PAUSE_S:

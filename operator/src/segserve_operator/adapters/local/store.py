@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import yaml
-
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_operator.adapters.local.files import replace_file
-from segserve_operator.adapters.specs import wanted_of
+from segserve_operator.adapters.local.files import read_yaml, replace_file, write_yaml
+from segserve_operator.adapters.local.rollouts import KIND as ROLLOUT
+from segserve_operator.adapters.local.rollouts import RolloutFiles
+from segserve_operator.adapters.specs import annotations_of, wanted_of
 from segserve_operator.adapters.statuses import from_api, to_api
 from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import ObjectMeta
@@ -24,19 +24,18 @@ from segserve_operator.core.failure import Failure
 from segserve_operator.core.observed import ModelObserved, PoolObserved, Wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.api.resources import Resource
     from segserve_operator.core.notices import Notice
     from segserve_operator.core.observed import ModelStatus, PoolStatus
+    from segserve_operator.core.record import Record
 
 MODEL: Final = "SegmentationModel"
 POOL: Final = "TritonPool"
 DEFAULT_POOL: Final = "default"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class NotFoundError(Exception):
@@ -53,6 +52,10 @@ class LocalStore:
     state: StateFolder
     _parsed: dict[Path, tuple[int, Any]] = field(default_factory=dict)
     _specs: dict[str, tuple[Any, Wanted | Failure]] = field(default_factory=dict)
+    _rollouts: RolloutFiles = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rollouts = RolloutFiles(self.state.objects)
 
     # Users' side: the command line calls these.
 
@@ -64,12 +67,12 @@ class LocalStore:
             deleting = current is not None and "deletionTimestamp" in current["metadata"]
             if current is not None and not deleting and _same(current, manifest):
                 return "unchanged"
-            metadata = dict(manifest["metadata"])
+            metadata = dict(manifest["metadata"]) | _annotations(current if not deleting else None, manifest)
             born = _now() if current is None else current["metadata"]["creationTimestamp"]
             changed = current is None or deleting or current["spec"] != manifest["spec"]
             generation = current["metadata"]["generation"] if current is not None else 0
             metadata |= {"creationTimestamp": born, "generation": generation + changed}
-            self._write(folder / "spec.yaml", {**manifest, "metadata": metadata})
+            write_yaml(folder / "spec.yaml", {**manifest, "metadata": metadata})
         return "created" if current is None else "configured"
 
     def pool(self) -> TritonPool:
@@ -89,14 +92,29 @@ class LocalStore:
         self.apply(parse(manifest, "--port"), manifest)
 
     def delete(self, kind: str, name: str) -> None:
-        """Mark a resource for deletion; the platform removes it once nothing serves it any more."""
+        """Mark a resource for deletion: it goes once nothing serves it any more, a rollout's record at once."""
         path = self._folder(kind, name) / "spec.yaml"
         with self._locked():
             current = self._manifest(path)
             if current is None:
                 raise NotFoundError(kind, name, self.names(kind))
+            if kind == ROLLOUT:
+                self._rollouts.drop(name)
+                return
             current = {**current, "metadata": {**current["metadata"], "deletionTimestamp": _now()}}
-            self._write(path, current)
+            write_yaml(path, current)
+
+    def annotate(self, kind: str, name: str, changes: Mapping[str, str | None]) -> None:
+        """Set annotations of a resource, or (None) take them away; its generation stays."""
+        path = self._folder(kind, name) / "spec.yaml"
+        with self._locked():
+            current = self._manifest(path)
+            if current is None:
+                raise NotFoundError(kind, name, self.names(kind))
+            metadata = current["metadata"]
+            annotations = {**metadata.get("annotations", {}), **changes}
+            kept = {key: value for key, value in annotations.items() if value is not None}
+            write_yaml(path, {**current, "metadata": {**metadata, "annotations": kept}})
 
     def names(self, kind: str) -> list[str]:
         """Return the names of all resources of a kind."""
@@ -141,6 +159,7 @@ class LocalStore:
             problem=spec if isinstance(spec, Failure) else None,
             status=from_api(SegmentationModelStatus.model_validate(manifest.get("status") or {})),
             deleting="deletionTimestamp" in metadata,
+            annotations=annotations_of(manifest),
         )
 
     def _pool_name(self) -> str:
@@ -157,7 +176,7 @@ class LocalStore:
         records = {}
         for path in sorted(self.state.revisions.glob("*.json")):
             with contextlib.suppress(FileNotFoundError):
-                records[path.stem] = self._cached(path, lambda text: AssignedModel.model_validate_json(text))
+                records[path.stem] = self._cached(path, _read_revision)
         return records
 
     async def save_revision(self, revision: str, assigned: AssignedModel) -> None:
@@ -169,13 +188,24 @@ class LocalStore:
         """Remove a record; one that is gone already is fine."""
         (self.state.revisions / f"{revision}.json").unlink(missing_ok=True)
 
+    async def rollouts(self, now_s: float) -> Mapping[str, Record]:
+        """Return by name the records that may still change; one that cannot be read counts as absent."""
+        standings = [model.status.rollout for model in await self.models()]
+        names = [standing.rollout for standing in standings if standing is not None and standing.matters(now_s)]
+        return {name: record for name in names if (record := self._rollouts.read(name)) is not None}
+
+    async def save_rollout(self, record: Record) -> None:
+        """Write a rollout's record; of a model's former ones the latest are kept. A model that is gone is fine."""
+        if self._folder(MODEL, record.model).exists():
+            self._rollouts.write(record)
+
     async def save_status(self, model: str, status: ModelStatus) -> None:
         """Write a model's status, keeping the times of conditions that did not change."""
         folder = self._folder(MODEL, model)
         if not folder.exists():
             return
         former = SegmentationModelStatus.model_validate(self._manifest(folder / "status.yaml") or {})
-        self._write(folder / "status.yaml", to_api(status, former, datetime.now(UTC)).to_dict())
+        write_yaml(folder / "status.yaml", to_api(status, former, datetime.now(UTC)).to_dict())
 
     async def forget(self, model: str) -> None:
         """Remove a deleted model for good, unless it was applied again meanwhile."""
@@ -184,25 +214,23 @@ class LocalStore:
             manifest = self._manifest(folder / "spec.yaml")
             if manifest is not None and "deletionTimestamp" in manifest["metadata"]:
                 shutil.rmtree(folder)
+                self._rollouts.drop_of(model)
 
     def _folder(self, kind: str, name: str) -> Path:
         return self.state.objects / kind / name
 
     def _manifest(self, path: Path) -> dict[str, Any] | None:
         try:
-            manifest: dict[str, Any] = self._cached(path, lambda text: yaml.load(text, Loader=LOADER))
+            manifest: dict[str, Any] = self._cached(path, read_yaml)
         except FileNotFoundError:
             return None
         return manifest
 
-    def _cached(self, path: Path, parse: Any) -> Any:
+    def _cached(self, path: Path, parse: Callable[[Path], Any]) -> Any:
         stamp = path.stat().st_mtime_ns
         if path not in self._parsed or self._parsed[path][0] != stamp:
-            self._parsed[path] = (stamp, parse(path.read_text()))
+            self._parsed[path] = (stamp, parse(path))
         return self._parsed[path][1]
-
-    def _write(self, path: Path, manifest: Mapping[str, Any]) -> None:
-        replace_file(path, yaml.dump(dict(manifest), Dumper=DUMPER, sort_keys=False))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -212,6 +240,10 @@ class LocalStore:
             yield
 
 
+def _read_revision(path: Path) -> AssignedModel:
+    return AssignedModel.model_validate_json(path.read_text())
+
+
 def _outside(pool: str, manifest: Mapping[str, Any]) -> Failure | None:
     wanted = manifest["spec"].get("pool", DEFAULT_POOL)
     if wanted == pool:
@@ -219,8 +251,15 @@ def _outside(pool: str, manifest: Mapping[str, Any]) -> Failure | None:
     return Failure("PoolNotFound", f"spec.pool is {wanted!r}; the pool of this machine is {pool!r}")
 
 
+def _annotations(current: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the annotations that a resource has once it is applied: what was asked for by them stays asked for."""
+    given = manifest["metadata"].get("annotations") or {}
+    asked = annotations_of(current) if current is not None else {}
+    return {"annotations": {**asked, **given}} if asked or given else {}
+
+
 def _same(current: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
-    given = manifest["metadata"]
+    given = manifest["metadata"] | _annotations(current, manifest)
     kept = {key: current["metadata"].get(key) for key in given}
     return bool(current["spec"] == manifest["spec"] and kept == given)
 

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING, Final
 
 from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin, GatewayUnreachableError, active_by_model
 from segserve_operator.adapters.traffic.envoy_config import Sources, command, render_bootstrap
+from segserve_operator.adapters.traffic.envoy_counts import Totals, tallies
 from segserve_operator.adapters.traffic.envoy_handover import Handover
 from segserve_operator.adapters.traffic.envoy_listener import Gateway
 from segserve_operator.adapters.traffic.envoy_record import read_plan
+from segserve_operator.core.counters import Count
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from segserve_operator.adapters.traffic.envoy_admin import Versions
+    from segserve_operator.adapters.traffic.envoy_counts import Stats
+    from segserve_operator.core.counters import Sample
 
 _ADMIN_TIMEOUT_S: Final = 2.0
 _SOCKET_PATH_BYTES: Final = 107
+_IN_USE_S: Final = 60.0
+NAME: Final = "local"
+"""What a gateway that is the only one is called in samples."""
 
 
 class EnvoyTraffic:
@@ -42,12 +51,15 @@ class EnvoyTraffic:
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         self._sources = Sources(folder)
-        self._handover = Handover(self._sources, timeout_s=timeout_s, patience_s=patience_s)
+        self._handover = Handover(self._sources, timeout_s=timeout_s, patience_s=patience_s, on_replace=self._count)
         self._lock = asyncio.Lock()
         self._known: tuple[Versions, TrafficPlan] | None = None
-        if len(bytes(self._sources.admin_socket)) > _SOCKET_PATH_BYTES:
-            socket = str(self._sources.admin_socket)
-            raise ValueError(f"{socket!r} is longer than a socket's path may be ({_SOCKET_PATH_BYTES} bytes)")
+        self._counting = asyncio.Lock()
+        self._totals = Totals(self._sources.totals)
+        self._counted: dict[str, float] = {}
+        for socket in (str(self._sources.admin_socket), self._gateway.internal_socket or ""):
+            if len(socket.encode()) > _SOCKET_PATH_BYTES:
+                raise ValueError(f"{socket!r} is longer than a socket's path may be ({_SOCKET_PATH_BYTES} bytes)")
 
     @property
     def url(self) -> str:
@@ -125,6 +137,51 @@ class EnvoyTraffic:
         """Take from Envoy what the plan needs no more and no request uses."""
         async with self._lock, self._admin(self._patience_s) as admin:
             await self._handover.tidy(admin)
+
+    async def count(self, models: Collection[str]) -> dict[str, Count]:
+        """Return by model what Envoy has counted of it since its start; nothing for models that nobody asked.
+
+        Raises `GatewayUnreachableError` where Envoy does not answer.
+        """
+        self._counted.update(dict.fromkeys(models, time.monotonic()))
+        async with self._admin() as admin:
+            epoch, found = await self._totals_now(admin, models)
+        found_s, began_s = time.time(), int(epoch) / 1e9
+        return {model: Count(epoch, found_s, by_series, began_s) for model, by_series in tallies(found).items()}
+
+    async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
+        """Return what this one gateway has counted of each model; nothing while Envoy does not answer."""
+        try:
+            counts = await self.count(models) if models else {}
+        except GatewayUnreachableError:
+            counts = {}
+        return {model: {NAME: counts[model]} if model in counts else {} for model in models}
+
+    async def _count(self, admin: EnvoyAdmin, models: Collection[str]) -> None:
+        """Take down what statistics have come to: clusters of these models are about to be replaced, or just were."""
+        since_s = time.monotonic() - _IN_USE_S
+        self._counted = {model: at_s for model, at_s in self._counted.items() if at_s > since_s}
+        if asked := [model for model in models if model in self._counted]:
+            await self._totals_now(admin, asked)
+
+    async def _totals_now(self, admin: EnvoyAdmin, models: Collection[str]) -> tuple[str, dict[str, Stats]]:
+        """Return Envoy's epoch and the totals by cluster. One at a time: an older answer would look like a fall."""
+        async with self._counting:
+            epoch = self.epoch()
+            found = await admin.counts(models)
+            if self.epoch() != epoch:
+                raise GatewayUnreachableError("Envoy has started again while it was asked")
+            return epoch, self._totals.take(epoch, models, found)
+
+    def epoch(self) -> str:
+        """Return when Envoy started, in nanoseconds of Unix time: it makes its socket anew then.
+
+        Raises `GatewayUnreachableError` where there is none.
+        """
+        try:
+            return str(self._sources.admin_socket.stat().st_mtime_ns)
+        except FileNotFoundError as error:
+            raise GatewayUnreachableError(f"no Envoy listens at {self._sources.admin_socket}") from error
 
     async def draining(self) -> list[tuple[str, str]]:
         """Return the (model, group) that have callers' requests in flight, although the plan gives them no weight."""

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Final, Self
 import httpx
 
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
+from segserve_operator.adapters.traffic.envoy_counts import parsed, pattern
 from segserve_operator.adapters.traffic.envoy_listener import STAT_PREFIX
 from segserve_operator.adapters.traffic.envoy_routes import ROUTES_NAME
+from segserve_operator.core.traffic import real_group
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
+
+    from segserve_operator.adapters.traffic.envoy_counts import Stats
 
 CLUSTERS: Final = "cluster_manager.cds"
 ROUTES: Final = f"http.{STAT_PREFIX}.rds.{ROUTES_NAME}"
@@ -98,6 +102,13 @@ class EnvoyAdmin:
                 active[name] = active.get(name, 0) + int(value)
         return active
 
+    async def counts(self, models: Collection[str]) -> dict[str, Stats]:
+        """Return by cluster what is evidence on these models; a cluster that was never asked is not there."""
+        which = f"^{pattern(models if len(models) <= _NAMES_ASKED_FOR else ())}$"
+        query = {"format": "json", "histogram_buckets": "detailed", "usedonly": "", "filter": which}
+        found = parsed(json.loads((await self._get("/stats", **query)).content))
+        return {name: stats for name, stats in found.items() if Upstream.parse(name).model in models}
+
     async def drain(self) -> None:
         """Begin to tell callers, with their answers, to connect anew; whoever connects is answered all the same."""
         await self._ask("POST", "/drain_listeners", graceful="", skip_exit="")
@@ -127,6 +138,6 @@ def active_by_model(active: Mapping[str, int]) -> dict[tuple[str, str], int]:
     for name, count in active.items():
         upstream = Upstream.parse(name)
         if upstream.purpose in ("infer", "network"):
-            key = (upstream.model, upstream.group)
+            key = (upstream.model, real_group(upstream.group))
             found[key] = found.get(key, 0) + count
     return found

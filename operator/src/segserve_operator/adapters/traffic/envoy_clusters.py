@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+
+from segserve_operator.core.traffic import twin_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,10 +77,26 @@ def clusters_of(route: Route) -> dict[str, Json]:
     for share in route.shares:
         for purpose in _PURPOSES_EXPOSED if route.exposed else _PURPOSES:
             limit = share.max_requests if purpose in ("infer", "network") else _LIMIT
-            for protocol in PROTOCOLS:
-                cluster = _cluster(Upstream(purpose, protocol, route.model, share.group), share.endpoints, limit)
+            for group, protocol in product(names_of(share, purpose), PROTOCOLS):
+                cluster = _cluster(Upstream(purpose, protocol, route.model, group), share.endpoints, limit)
                 found[cluster["name"]] = cluster
     return found
+
+
+def names_of(share: Share, purpose: Purpose) -> tuple[str, ...]:
+    """Return the names of groups that a share's requests of one purpose are split over, in equal parts."""
+    return (share.group, twin_of(share.group)) if share.twin and purpose == "infer" else (share.group,)
+
+
+def weighted(route: Route, purpose: Purpose, protocol: Protocol) -> list[tuple[Share, str, int]]:
+    """Return a model's shares of one purpose, each with the name of a cluster and its weight."""
+    parts = 2 if purpose == "infer" and any(share.twin for share in route.shares) else 1
+    return [
+        (share, Upstream(purpose, protocol, route.model, name).name, share.weight * parts // len(names))
+        for share in route.shares
+        for names in (names_of(share, purpose),)
+        for name in names
+    ]
 
 
 def clusters_of_servers(servers: Sequence[Endpoint]) -> dict[str, Json]:

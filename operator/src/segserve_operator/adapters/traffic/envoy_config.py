@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
 _UNUSED_STATS: Final = (
     r"cluster\..*\.(assignment_.*|circuit_breakers\..*|default\.total_match_count|lb_.*|max_host_weight"
-    r"|membership_(change|degraded|excluded)|outlier_detection\.ejections_[^a].*|update_.*|version|warming_state)"
+    r"|membership_(change|degraded|excluded)|outlier_detection\.ejections_[^a].*|update_.*|version|warming_state"
+    r"|bind_errors|http[12]\..*|retry_or_shadow_abandoned|upstream_cx_(connect|length)_ms|upstream_flow_control_.*"
+    r"|upstream_internal_redirect_.*|upstream_rq_retry_backoff_.*"
+    # What is counted twice: where a request came from, what was asked again by status, and gRPC's messages.
+    r"|(external|internal)\..*|retry\.upstream_rq_[0-9].*|upstream_rq_[0-9]{3}|grpc\.(request|response)_message_count)"
 )
+_HISTOGRAMS_EVERY_S: Final = 1
 _CONNECTIONS: Final = 10_000
 
 
@@ -54,6 +59,11 @@ class Sources:
         return self.folder / "weights/weights.json"
 
     @property
+    def totals(self) -> Path:
+        """What statistics had come to before their clusters were replaced."""
+        return self.folder / "totals.json"
+
+    @property
     def plan(self) -> Path:
         """The plan that all of them were rendered from."""
         return self.folder / "plan.json"
@@ -85,6 +95,8 @@ def render_bootstrap(gateway: Gateway, sources: Sources, *, timeout_s: float) ->
         # A model's some hundred statistics take memory once it is asked, not before.
         "deferred_stat_options": {"enable_deferred_creation_stats": True},
         # What nobody looks at takes memory from the start, and time at every question about statistics.
+        # Latencies are seen once the threads' own parts are put together.
+        "stats_flush_interval": f"{_HISTOGRAMS_EVERY_S}s",
         "stats_config": {"stats_matcher": {"exclusion_list": {"patterns": [{"safe_regex": {"regex": _UNUSED_STATS}}]}}},
         "dynamic_resources": {"cds_config": _watched(sources.clusters)},
         "layered_runtime": {"layers": [{"name": WEIGHTS_NAME, "rtds_layer": weights}]},

@@ -23,9 +23,10 @@ from segserve_operator.adapters.traffic.envoy_record import write_plan
 from segserve_operator.adapters.traffic.envoy_rendering import read_clusters, render, usable_clusters
 from segserve_operator.adapters.traffic.envoy_routes import render_routes
 from segserve_operator.adapters.traffic.envoy_weights import render_weights
+from segserve_operator.core.traffic import real_group
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
     from pathlib import Path
 
     from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin
@@ -50,12 +51,23 @@ class _Files:
 
 
 class Handover:
-    """Writes the files in the order in which that is safe. Not to be used by two at a time."""
+    """Writes the files in the order in which that is safe. Not to be used by two at a time.
 
-    def __init__(self, sources: Sources, *, timeout_s: float, patience_s: float) -> None:
+    `on_replace` is told the models that have clusters replaced by others of the same name, before that and after it.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        *,
+        timeout_s: float,
+        patience_s: float,
+        on_replace: Callable[[EnvoyAdmin, Collection[str]], Awaitable[None]],
+    ) -> None:
         self._sources = sources
         self._timeout_s = timeout_s
         self._patience_s = patience_s
+        self._on_replace = on_replace
         self._held: _Files | None = None
 
     def write(self, plan: TrafficPlan) -> None:
@@ -105,11 +117,16 @@ class Handover:
         routes = now.configuration.plan.routes if now.configuration is not None else ()
         weighed = {(route.model, share.group) for route in routes for share in route.shares if share.weight}
         upstreams = map(Upstream.parse, now.clusters)
-        return [u.name for u in upstreams if u.purpose in ("infer", "network") and (u.model, u.group) not in weighed]
+        asked = (upstream for upstream in upstreams if upstream.purpose in ("infer", "network"))
+        return [upstream.name for upstream in asked if (upstream.model, real_group(upstream.group)) not in weighed]
 
     async def _put_clusters(self, admin: EnvoyAdmin, clusters: Mapping[str, Cluster]) -> None:
-        if clusters == self._now().clusters:
+        present = self._now().clusters
+        if clusters == present:
             return
+        replaced = {
+            Upstream.parse(name).model for name in clusters if present.get(name, clusters[name]) != clusters[name]
+        }
         new, refused, path = _clusters(clusters), await admin.refused(), self._sources.clusters
 
         async def follows() -> bool:
@@ -117,8 +134,10 @@ class Handover:
                 return not await admin.warming()
             return await _not_refused(admin, refused, path)
 
+        await self._on_replace(admin, replaced)
         self._hold(path, new, clusters=clusters)
         await put(path, new, follows, self._patience_s)
+        await self._on_replace(admin, replaced)
 
     async def _put_routes(self, admin: EnvoyAdmin, wanted: Configuration) -> None:
         if wanted.entries == self._now().entries:

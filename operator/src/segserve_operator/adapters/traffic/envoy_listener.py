@@ -40,8 +40,8 @@ class Gateway:
 
     `max_request_bytes` bounds a request's body, of a gRPC stream its first message. `workers` is the number
     of threads that carry requests. With an `internal_port` there is a second listener, for segserve itself: its
-    requests name the group in the header x-segserve-group, whatever the weights. Requests are refused (503) before
-    Envoy holds more than `heap_bytes`.
+    requests name the group in the header x-segserve-group, whatever the weights; it may be an `internal_socket`
+    instead, for this user alone. Requests are refused (503) before Envoy holds more than `heap_bytes`.
     """
 
     host: str = "127.0.0.1"
@@ -49,6 +49,7 @@ class Gateway:
     max_request_bytes: int = 64 * 2**20
     workers: int = 1
     internal_port: int | None = None
+    internal_socket: str | None = None
     heap_bytes: int = 2 * 2**30
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class _Listener:
     """What differs between the listeners. `internal` ones may be told a group."""
 
     name: str
-    port: int
+    address: Json
     routes: Json
     internal: bool
 
@@ -70,17 +71,24 @@ class _Listener:
 def render_listeners(gateway: Gateway, routes: Json, *, timeout_s: float) -> list[Json]:
     """Return the listeners; `routes` is the source of the public one's routes."""
     rds = {"rds": {"route_config_name": ROUTES_NAME, "config_source": routes}}
-    found = [_listener(gateway, _Listener(STAT_PREFIX, gateway.port, rds, internal=False))]
-    if gateway.internal_port is not None:
-        fixed = {"route_config": render_internal_routes(timeout_s=timeout_s)}
-        found.append(_listener(gateway, _Listener("internal", gateway.internal_port, fixed, internal=True)))
-    return found
+    public = _Listener(STAT_PREFIX, socket_address(gateway.host, gateway.port), rds, internal=False)
+    fixed = {"route_config": render_internal_routes(timeout_s=timeout_s)}
+    return [
+        _listener(gateway, public),
+        *(_listener(gateway, _Listener("internal", at, fixed, internal=True)) for at in _internal_addresses(gateway)),
+    ]
+
+
+def _internal_addresses(gateway: Gateway) -> list[Json]:
+    if gateway.internal_socket is not None:
+        return [{"pipe": {"path": gateway.internal_socket, "mode": 0o600}}]
+    return [socket_address(gateway.host, gateway.internal_port)] if gateway.internal_port is not None else []
 
 
 def _listener(gateway: Gateway, told: _Listener) -> Json:
     return {
         "name": told.name,
-        "address": socket_address(gateway.host, told.port),
+        "address": told.address,
         "per_connection_buffer_limit_bytes": 2**20,
         "filter_chains": [{"filters": [_connection_manager(gateway, told)]}],
     }
@@ -108,7 +116,11 @@ def _connection_manager(gateway: Gateway, told: _Listener) -> Json:
         },
         early_header_mutation_extensions=[_stripped_headers(keep_group=told.internal)],
         local_reply_config=render_local_replies(gateway.max_request_bytes, internal=told.internal),
-        http_filters=[_refused_body(gateway), _bounded_body(gateway), _name_extraction(), _route_key(), _router()],
+        http_filters=[
+            *(_refused_body(gateway), _bounded_body(gateway), _name_extraction(), _route_key()),
+            *([] if told.internal else [_grpc_statuses()]),
+            _router(),
+        ],
     )
 
 
@@ -188,17 +200,35 @@ def _triton_descriptors() -> bytes:
 
 def _route_key() -> Json:
     """Turns path and extracted name into the key of the table of routes."""
-    script = files("segserve_operator.adapters.traffic").joinpath("route_key.lua").read_text()
+    return _lua("route_key.lua")
+
+
+def _lua(script: str) -> Json:
+    text = files("segserve_operator.adapters.traffic").joinpath(script).read_text()
     return _extension(
         "envoy.filters.http.lua",
         "extensions.filters.http.lua.v3.Lua",
-        default_source_code={"inline_string": script},
+        default_source_code={"inline_string": text},
+    )
+
+
+def _grpc_statuses() -> Json:
+    """Counts gRPC's statuses by cluster; it has to know the route, and so comes after the filter that finds it."""
+    return _extension(
+        "envoy.filters.http.grpc_stats",
+        "extensions.filters.http.grpc_stats.v3.FilterConfig",
+        individual_method_stats_allowlist={},  # of no method of its own: all of a cluster together
     )
 
 
 def _router() -> Json:
+    codec = _extension("envoy.filters.http.upstream_codec", "extensions.filters.http.upstream_codec.v3.UpstreamCodec")
     return _extension(
-        "envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
+        "envoy.filters.http.router",
+        "extensions.filters.http.router.v3.Router",
+        suppress_envoy_headers=True,
+        # Each attempt passes these, before it is judged and counted.
+        upstream_http_filters=[_lua("clients_faults.lua"), codec],
     )
 
 

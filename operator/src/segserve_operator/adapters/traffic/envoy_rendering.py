@@ -86,7 +86,7 @@ def _rendered(route: Route, before: Rendered | None, table: Table) -> Rendered:
         return replace(before, early_weights=before.weights)
     clusters = _pieces(clusters_of(route))
     clusters = before.clusters if clusters == before.clusters else clusters
-    if [(s.group, s.revision) for s in route.shares] != [(s.group, s.revision) for s in before.written.shares]:
+    if _clusters_in_order(route) != _clusters_in_order(before.written):
         return Rendered(route, route, clusters, table.entries_of(route, route), {}, {})
     newer = weights_of(route, before.written)
     shares = tuple(
@@ -96,6 +96,10 @@ def _rendered(route: Route, before: Rendered | None, table: Table) -> Rendered:
     if table.entries_of(route, written) == before.entries:
         return Rendered(route, written, clusters, before.entries, newer, newer)
     return Rendered(route, route, clusters, table.entries_of(route, route), {}, newer)
+
+
+def _clusters_in_order(route: Route) -> list[tuple[str, str, bool]]:
+    return [(share.group, share.revision, share.twin) for share in route.shares]
 
 
 def _pieces(clusters: dict[str, Json]) -> dict[str, Cluster]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import PROTOCOLS, TYPES, Upstream, heaviest
+from segserve_operator.adapters.traffic.envoy_clusters import PROTOCOLS, TYPES, Upstream, heaviest, weighted
 from segserve_operator.adapters.traffic.envoy_weights import weights_prefix
 
 if TYPE_CHECKING:
@@ -70,15 +70,11 @@ class Table:
         return _entry(route={"cluster": upstream.name, "timeout": f"{self.timeout_s:.3f}s"})
 
     def _split(self, purpose: Purpose, protocol: Protocol, route: Route) -> Json:
-        weighted = [
-            {
-                "name": Upstream(purpose, protocol, route.model, share.group).name,
-                "weight": share.weight,
-                "response_headers_to_add": _told(share),
-            }
-            for share in route.shares
+        parts = [
+            {"name": name, "weight": weight, "response_headers_to_add": _told(share)}
+            for share, name, weight in weighted(route, purpose, protocol)
         ]
-        clusters = {"clusters": weighted, "runtime_key_prefix": weights_prefix(route)}
+        clusters = {"clusters": parts, "runtime_key_prefix": weights_prefix(route)}
         return _entry(route={"weighted_clusters": clusters, "timeout": f"{self.timeout_s:.3f}s"})
 
 

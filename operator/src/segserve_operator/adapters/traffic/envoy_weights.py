@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import PROTOCOLS, Upstream
+from segserve_operator.adapters.traffic.envoy_clusters import PROTOCOLS, weighted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,7 @@ def weights_prefix(written: Route) -> str:
     It depends on the very weights that the table names, so that a key never meets a table that it is not for: tables
     and weights reach Envoy one after the other.
     """
-    named = json.dumps([[share.group, share.weight] for share in written.shares])
+    named = json.dumps([[share.group, share.weight, *(["twin"] if share.twin else [])] for share in written.shares])
     return f"segserve.{hashlib.sha256(named.encode()).hexdigest()[:8]}"
 
 
@@ -34,10 +34,10 @@ def weights_of(route: Route, written: Route) -> dict[str, int]:
         return {}
     prefix = weights_prefix(written)
     return {
-        f"{prefix}.{Upstream(purpose, protocol, route.model, share.group).name}": share.weight
-        for share in route.shares
+        f"{prefix}.{name}": weight
         for purpose in (_SPLIT if route.exposed else _SPLIT[:1])
         for protocol in PROTOCOLS
+        for _, name, weight in weighted(route, purpose, protocol)
     }
 
 

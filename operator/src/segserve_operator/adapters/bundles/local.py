@@ -1,0 +1,92 @@
+"""Bundles of the local platform: files below its state folder, the newest few."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from segserve_builder.tritonserver import Ports
+from segserve_operator.adapters.bundles.contents import LOG_BYTES, Gathered, bundle
+from segserve_operator.adapters.bundles.statistics import NoStatisticsError, statistics
+from segserve_operator.adapters.local.fleet import GroupFolder
+from segserve_operator.adapters.local.triton import LOOPBACK
+from segserve_operator.core.traffic import Endpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from segserve_operator.adapters.local.files import StateFolder
+    from segserve_operator.core.record import Record
+
+KEPT: Final = 20
+SUFFIX: Final = ".tar.gz"
+
+log = logging.getLogger("segserve")
+
+
+def bundle_file(state: StateFolder, rollout: str) -> Path:
+    """Return where the bundle of a rollout is, if there is one."""
+    return state.root / "bundles" / f"{rollout}{SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalBundles:
+    """Implements `Bundles`; keeps the newest `KEPT`."""
+
+    state: StateFolder
+
+    async def save(self, record: Record, group: str) -> None:
+        """Write the file, and remove the oldest beyond those that are kept; to be called while the group is there."""
+        folder = GroupFolder(self.state.groups / group)
+        told, missing = await _statistics(folder, group)
+        try:
+            path = await asyncio.to_thread(self._write, record, folder, told, missing)
+            log.info("bundle of rollout %s: %s", record.name, path)
+        except OSError as error:
+            log.warning("no bundle of rollout %s: %s", record.name, error)
+
+    def _write(self, record: Record, folder: GroupFolder, told: dict[str, bytes], missing: list[str]) -> Path:
+        logs: dict[str, bytes] = {}
+        for process in ("triton", "agent"):
+            try:
+                logs[f"{folder.root.name}/{process}"] = _end(folder.log(process))
+            except OSError as error:
+                missing.append(f"{folder.root.name}'s log of {process}: {error.strerror}")
+        content = bundle(record, Gathered(logs, told, tuple(missing)))
+        path = bundle_file(self.state, record.name)
+        _replace(path, content)
+        _remove_old(path.parent)
+        return path
+
+
+async def _statistics(folder: GroupFolder, group: str) -> tuple[dict[str, bytes], list[str]]:
+    try:
+        ports = Ports(**json.loads(folder.ports.read_text()))
+        return {group: await statistics(Endpoint(LOOPBACK, ports.http, ports.grpc))}, []
+    except (NoStatisticsError, OSError, ValueError, TypeError) as error:
+        return {}, [f"{group}'s statistics: {getattr(error, 'strerror', None) or error}"]
+
+
+def _end(path: Path) -> bytes:
+    """Return a little more than what is kept of a log: what goes is cut at a line's end."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - LOG_BYTES - 1, 0))
+        return file.read()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _remove_old(folder: Path) -> None:
+    by_age = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    for path in by_age[:-KEPT]:
+        path.unlink(missing_ok=True)

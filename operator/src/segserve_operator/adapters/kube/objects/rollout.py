@@ -1,0 +1,62 @@
+"""The objects of a rollout's record: the SegmentationRollout itself, and ConfigMaps for its oldest evidence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder.cluster.names import MODEL_LABEL, POOL_LABEL, ROLLOUT_LABEL
+from segserve_builder.cluster.shards import CONTENT_KEY
+from segserve_operator.adapters.kube.api import CONFIG_MAPS, MODELS, ROLLOUTS
+from segserve_operator.adapters.rollouts import manifest_of
+
+if TYPE_CHECKING:
+    from segserve_operator.core.record import Record
+
+# Without `managed-by`: the operator watches what has both labels, and records are read when they are needed.
+_LABELS: Final = {"app.kubernetes.io/part-of": "segserve"}
+
+
+def rollout_object(record: Record, *, namespace: str, pool: str, uid: str) -> dict[str, Any]:
+    """Return a record's object without its status; `uid` is its model's, with which it ends."""
+    manifest = manifest_of(record)
+    metadata = {
+        "name": record.name,
+        "namespace": namespace,
+        "labels": {**_LABELS, POOL_LABEL: pool, MODEL_LABEL: record.model},
+        "ownerReferences": [_owner(MODELS.api_version, MODELS.name, record.model, uid)],
+    }
+    return {**manifest, "metadata": metadata}
+
+
+def evidence_config_map(
+    record: Record, number: int, content: str, *, namespace: str, pool: str, uid: str
+) -> dict[str, Any]:
+    """Return one chunk of a record's oldest rows; `content` is packed, `uid` the record's, with which it ends."""
+    metadata = {
+        "name": chunk_name(record.name, number),
+        "namespace": namespace,
+        "labels": {**_LABELS, POOL_LABEL: pool, MODEL_LABEL: record.model, ROLLOUT_LABEL: record.name},
+        "ownerReferences": [_owner(ROLLOUTS.api_version, ROLLOUTS.name, record.name, uid)],
+    }
+    return {
+        "apiVersion": CONFIG_MAPS.api_version,
+        "kind": CONFIG_MAPS.name,
+        "metadata": metadata,
+        "binaryData": {CONTENT_KEY: content},
+    }
+
+
+def chunk_name(rollout: str, number: int) -> str:
+    """Return the name of the ConfigMap that holds a chunk."""
+    return f"{rollout}-{number}"
+
+
+def _owner(api_version: str, kind: str, name: str, uid: str) -> dict[str, Any]:
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }

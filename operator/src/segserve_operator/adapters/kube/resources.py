@@ -1,0 +1,67 @@
+"""What the servers of a group on the cluster use: restarts as the kubelet counts them, memory by their agents."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from segserve_builder.cluster.names import AGENT_PORT, GROUP_LABEL, METRICS_PORT, TRITON_CONTAINER
+from segserve_operator.adapters.inquiries.triton_queue import queue_of
+from segserve_operator.adapters.kube import pods
+from segserve_operator.adapters.kube.api import PODS
+from segserve_operator.core.inquiries import ResourceSample
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from segserve_operator.adapters.kube.view import PoolKey, View
+
+TIMEOUT_S: Final = 3.0
+_MEMORY: Final = re.compile(r"^segserve_agent_server_memory_bytes (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterResources:
+    """Looks at the pods of one pool."""
+
+    view: View
+    key: PoolKey
+
+    async def look(self, group: str) -> ResourceSample:
+        """Return what a group's pods use now. Agents of another version may not tell their servers' memory."""
+        members = {
+            pod["metadata"]["name"]: pod
+            for pod in self.view.of_pool(PODS, self.key)
+            if (pod["metadata"].get("labels") or {}).get(GROUP_LABEL) == group and not pods.is_going(pod)
+        }
+        hosts = {name: host for name, pod in members.items() if (host := pods.address(pod))}
+        memory = await asyncio.gather(*map(_memory_bytes, hosts.values()))
+        asked = await asyncio.gather(*(queue_of(host, METRICS_PORT) for host in hosts.values()))
+        queues = [queue for queue in asked if queue is not None]
+        return ResourceSample(
+            memory_bytes={name: used for name, used in zip(hosts, memory, strict=True) if used is not None},
+            restarts={name: _restarts(pod) for name, pod in members.items()},
+            queued_s=sum(queue.queued_s for queue in queues) if queues else None,
+            requests=sum(queue.requests for queue in queues) if queues else None,
+        )
+
+
+def _restarts(pod: Mapping[str, Any]) -> int:
+    found = (pod.get("status") or {}).get("containerStatuses") or ()
+    return sum(int(status.get("restartCount", 0)) for status in found if status["name"] == TRITON_CONTAINER)
+
+
+async def _memory_bytes(host: str) -> float | None:
+    """Return the resident memory of the Triton beside an agent, its steps included; None where it is not told."""
+    place = f"[{host}]" if ":" in host else host
+    try:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
+            reply = await client.get(f"http://{place}:{AGENT_PORT}/metrics")
+    except (httpx.HTTPError, OSError):
+        return None
+    told = _MEMORY.search(reply.text)
+    return float(told[1]) if told is not None else None

@@ -1,0 +1,158 @@
+"""What Prometheus is told of rollouts: of those that run, a few series each, gone when they end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from segserve_operator.core.phases import ENDED, Phase
+from segserve_operator.core.rollout_notices import hold_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from segserve_operator.core.record import Record, Standing
+
+EXCESS: Final = "excess"
+"""The number of a verdict that counts requests which went wrong because of the candidate."""
+
+_MODEL: Final = ("namespace", "pool", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The running rollouts of one pool as last seen, and up to which decision each rollout was counted."""
+
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    records: Mapping[str, Record] = field(default_factory=dict)
+    sequences: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RolloutMetrics:
+    """Gauges of running rollouts, and counters of decisions. `clock` returns Unix time in seconds.
+
+    A running rollout with g gates has 6 + g series, and none once it has ended. Counters stay for as long as the
+    process runs, at most one series a model and kind of decision; they count what happens while it runs.
+    """
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    clock: Callable[[], float] = time.time
+    phase: Gauge = field(init=False)
+    weight: Gauge = field(init=False)
+    held: Gauge = field(init=False)
+    evidence: Gauge = field(init=False)
+    bad_requests: Gauge = field(init=False)
+    look_age: Gauge = field(init=False)
+    dispersion: Gauge = field(init=False)
+    decisions: Counter = field(init=False)
+    quarantines: Counter = field(init=False)
+    ends: Counter = field(init=False)
+    false_alarms: Counter = field(init=False)
+    notifications: Counter = field(init=False)
+    _began_s: float = field(init=False)
+    _pools: dict[tuple[str, str], _Known] = field(default_factory=dict)
+    _shown: set[tuple[Gauge, tuple[str, ...]]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._began_s = self.clock()
+        self.phase = self._gauge("phase", "1 for the phase that a model's rollout is in.", "phase")
+        self.weight = self._gauge("weight", "Percent of requests that the candidate gets.")
+        self.held = self._gauge("held", "1 where a rollout waits for a person or the end of an incident.", "reason")
+        self.evidence = self._gauge("evidence", "Evidence against the candidate as a share of its bound.", "gate")
+        self.bad_requests = self._gauge("bad_requests", "Requests that went wrong because of the candidate.")
+        self.look_age = self._gauge("look_seconds", "Time since the gateways' counts were last looked at.")
+        self.dispersion = self._gauge("dispersion", "Variance of stable's failures over that of independent ones.")
+        self.decisions = self._counter("decisions", "Decisions that changed something.", "signal")
+        self.quarantines = self._counter("quarantines", "Candidates put at weight 0 without a verdict.")
+        self.ends = self._counter("ends", "Rollouts that ended, by the phase in which they did.", "phase")
+        self.false_alarms = self._counter("self_test_false_alarms", "Breaches of stable against itself.")
+        text = "Messages to people, by what became of them."
+        self.notifications = Counter("segserve_notifications", text, ["outcome"], registry=self.registry)
+
+    def look(self, namespace: str, pool: str, standings: Mapping[str, Standing], records: Mapping[str, Record]) -> None:
+        """Take in how the rollouts of a pool stand: `standings` by model, `records` by the rollouts' names.
+
+        Those that are not named any more are taken out; of a pool that is gone, none are to be named. It is called
+        after each pass, and so only counts: gauges are set by `show`.
+        """
+        known = self._pools.get((namespace, pool), _Known())
+        sequences: dict[str, int] = {}
+        for model, standing in standings.items():
+            key, name = (namespace, pool, model), standing.rollout
+            if name in records:
+                sequences[name] = self._count(key, records[name], known.sequences.get(name, 0))
+            former = known.standings.get(model)
+            was_running = former is not None and former.rollout == name
+            if standing.ended and was_running:
+                self.ends.labels(*key, standing.phase.label).inc()
+            elif not standing.ended and not was_running:
+                self._begin(key)
+        running = {model: standing for model, standing in standings.items() if not standing.ended}
+        of_running = {each.rollout: records[each.rollout] for each in running.values() if each.rollout in records}
+        self._pools[namespace, pool] = _Known(running, of_running, sequences)
+
+    def show(self) -> None:
+        """Set the gauges to what was last seen; to be called when they are asked for."""
+        shown: set[tuple[Gauge, tuple[str, ...]]] = set()
+        for (namespace, pool), known in self._pools.items():
+            for model, standing in known.standings.items():
+                shown.update(self._show((namespace, pool, model), standing, known.records.get(standing.rollout)))
+        for gauge, labels in self._shown - shown:
+            gauge.remove(*labels)
+        self._shown = shown
+
+    def self_tested(self, namespace: str, pool: str, model: str, *, false_alarms: int, dispersion: float) -> None:
+        """Add what comparing stable with itself has come to since this was last told."""
+        self.false_alarms.labels(namespace, pool, model).inc(false_alarms)
+        self.dispersion.labels(namespace, pool, model).set(dispersion)
+
+    def notified(self, outcome: str) -> None:
+        """Count what became of a message to people."""
+        self.notifications.labels(outcome).inc()
+
+    def _begin(self, key: tuple[str, ...]) -> None:
+        # A counter whose first value is 1 has not increased, as Prometheus sees it.
+        self.quarantines.labels(*key)
+        for phase in ENDED:
+            self.ends.labels(*key, phase.label)
+
+    def _count(self, key: tuple[str, ...], record: Record, counted: int) -> int:
+        """Count the decisions after the one of that sequence, and return the last one's."""
+        for decision in record.decisions:
+            if decision.sequence > counted and decision.at_s >= self._began_s:
+                self.decisions.labels(*key, decision.signal).inc()
+                self.quarantines.labels(*key).inc(decision.phase is Phase.QUARANTINED)
+        return max(counted, record.sequence)
+
+    def _show(
+        self, key: tuple[str, ...], standing: Standing, record: Record | None
+    ) -> Iterator[tuple[Gauge, tuple[str, ...]]]:
+        values: list[tuple[Gauge, float, tuple[str, ...]]] = [
+            (self.phase, 1, (*key, standing.phase.label)),
+            (self.weight, standing.weight, key),
+        ]
+        hold = hold_of(standing)
+        if hold:
+            values.append((self.held, 1, (*key, hold)))
+        if record is not None:
+            values.append((self.bad_requests, _bad_requests(record), key))
+            values += [(self.evidence, verdict.progress, (*key, verdict.gate)) for verdict in record.verdicts]
+        if record is not None and record.rows:
+            values.append((self.look_age, max(self.clock() - record.rows[-1].at_s, 0.0), key))
+        for gauge, value, labels in values:
+            gauge.labels(*labels).set(value)
+            yield gauge, labels
+
+    def _gauge(self, name: str, text: str, *more: str) -> Gauge:
+        return Gauge(f"segserve_rollout_{name}", text, [*_MODEL, *more], registry=self.registry)
+
+    def _counter(self, name: str, text: str, *more: str) -> Counter:
+        return Counter(f"segserve_rollout_{name}", text, [*_MODEL, *more], registry=self.registry)
+
+
+def _bad_requests(record: Record) -> float:
+    return max([float(record.progress.bad), *(each.numbers.get(EXCESS, 0.0) for each in record.verdicts)])

@@ -1,0 +1,468 @@
+"""Rollouts from edit to end in memory: who gets requests, who is rolled back, and what people's words do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import pytest
+
+from fakes.platform import CountedWrites, Crash, World, assigned
+from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, RolloutStep, Slo
+from segserve_operator.core.inquiries import Finding, Inquiry
+from segserve_operator.core.phases import ENDED, Phase
+from segserve_operator.core.record import Record, Standing
+from segserve_operator.core.replay import replay
+from segserve_operator.core.traffic import twin_of
+
+FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
+POLICY = RolloutPolicy(
+    gates=(ErrorRateGate(), LatencyGate()), bake=timedelta(seconds=30), deadline=timedelta(minutes=30)
+)
+
+
+@dataclass
+class Rollout:
+    """A model that is served, requests that come to it, and a change of it."""
+
+    world: World = field(default_factory=World)
+    requests_per_s: float = 50.0
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """The share of requests that fails, by revision."""
+    slow_ms: Mapping[str, float] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+    _owed: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    async def begin(self, policy: RolloutPolicy = POLICY, told=SECOND) -> None:
+        self.world.store.apply(FIRST, policy=policy, slo=Slo())
+        await self.world.passes()
+        self.world.store.apply(told, policy=policy, slo=Slo())
+
+    async def second(self) -> None:
+        """Let a second's requests come, and one pass be made."""
+        for group, weight in self.world.traffic.groups_of("coins").items():
+            revision = FIRST.revision if group == "main" else group
+            sent = self._whole((group, "sent"), self.requests_per_s * weight / 100)
+            failed = min(self._whole((group, "failed"), sent * self.errors.get(revision, 0.0)), sent)
+            self.failed[revision] = self.failed.get(revision, 0) + failed
+            self.world.traffic.count("coins", group, sent, failed, self.slow_ms.get(revision, 20.0))
+        await self.world.passes(1)
+
+    async def until(self, done: Callable[[Standing], bool], seconds: int = 1200) -> Standing:
+        for _ in range(seconds):
+            await self.second()
+            if self.standing is not None and done(self.standing):
+                return self.standing
+        raise AssertionError(f"after {seconds} s: {self.standing}")
+
+    async def end(self, seconds: int = 1200) -> Standing:
+        return await self.until(lambda standing: standing.phase in ENDED, seconds)
+
+    def _whole(self, key: tuple[str, str], amount: float) -> int:
+        owed = self._owed.get(key, 0.0) + amount
+        self._owed[key] = owed - int(owed)
+        return int(owed)
+
+    @property
+    def standing(self) -> Standing | None:
+        return self.world.store.objects["coins"].status.rollout
+
+    @property
+    def record(self) -> Record:
+        assert self.standing is not None
+        return self.world.ledger.records[self.standing.rollout]
+
+    def ask(self, verb: str, value: str) -> None:
+        known = self.world.store.objects["coins"]
+        annotations = {**known.annotations, f"segserve.dev/{verb}": value}
+        self.world.store.objects["coins"] = replace(known, annotations=annotations)
+
+
+def answers(inquiry: Inquiry) -> Finding:
+    return Finding(inquiry.key, 0.0, done=False, asked=(40, 40), failed=(0, 0))
+
+
+def fails(inquiry: Inquiry) -> Finding:
+    return Finding(inquiry.key, 0.0, done=False, asked=(10, 10), failed=(0, 10))
+
+
+async def test_a_healthy_revision_goes_up_by_steps_and_is_promoted_and_the_old_one_is_kept() -> None:
+    rollout, weights = Rollout(), []
+    await rollout.begin()
+    while rollout.standing is None or not rollout.standing.ended:
+        await rollout.second()
+        weights.append(rollout.world.traffic.groups_of("coins").get(SECOND.revision, 0))
+
+    assert sorted(set(weights)) == [0, 5, 25, 50, 95, 100]
+    assert weights == sorted(weights)
+    assert rollout.standing.phase is Phase.SUCCEEDED
+    assert rollout.world.role("coins", "stable") == (SECOND.revision, SECOND.revision)
+    assert rollout.world.role("coins", "previous") == (FIRST.revision, "main")
+
+
+async def test_a_revision_that_fails_one_request_in_ten_is_rolled_back_and_not_tried_again() -> None:
+    rollout = Rollout(errors={SECOND.revision: 0.1})
+    rollout.world.found.answers["probe"] = answers
+    await rollout.begin()
+    ended = await rollout.end()
+    for _ in range(30):
+        await rollout.second()
+
+    assert ended.phase is Phase.ROLLED_BACK
+    assert rollout.failed[SECOND.revision] < 100
+    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
+    assert rollout.world.role("coins", "candidate") == (SECOND.revision, None)
+    assert set(rollout.world.fleet.members) == {"main"}
+    assert rollout.world.condition("coins", "Degraded")[0] == "True"
+    assert rollout.world.bundles.saved[0][0] == ended.rollout
+
+
+async def test_three_failures_in_a_row_quarantine_and_failing_probes_roll_back() -> None:
+    rollout = Rollout(errors={SECOND.revision: 1.0})
+    rollout.world.found.answers["probe"] = fails
+    await rollout.begin()
+    quarantined = await rollout.until(lambda standing: standing.phase is Phase.QUARANTINED)
+
+    assert rollout.failed[SECOND.revision] <= 6
+    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
+    assert quarantined.weight == 0
+
+    ended = await rollout.end(5)
+
+    assert (ended.phase, ended.reason) == (Phase.ROLLED_BACK, "ProbesFailed")
+
+
+async def test_a_quarantined_revision_whose_probes_are_answered_goes_on_where_it_was() -> None:
+    rollout = Rollout(errors={SECOND.revision: 1.0})
+    await rollout.begin()
+    await rollout.until(lambda standing: standing.phase is Phase.QUARANTINED)
+    rollout.errors = {}
+    rollout.world.found.answers["probe"] = answers
+    ended = await rollout.end()
+
+    assert ended.phase is Phase.SUCCEEDED
+    assert ended.quarantines == 1
+
+
+async def test_an_incident_that_hits_both_holds_and_rolls_nothing_back() -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    await rollout.until(lambda standing: standing.weight == 5)
+    rollout.errors = {FIRST.revision: 0.2, SECOND.revision: 0.2}
+    for _ in range(180):
+        await rollout.second()
+
+    assert rollout.standing is not None
+    assert rollout.standing.phase in (Phase.PROGRESSING, Phase.QUARANTINED)
+
+    rollout.errors = {}
+    rollout.world.found.answers["probe"] = answers
+
+    assert (await rollout.end()).phase is Phase.SUCCEEDED
+
+
+async def test_without_requests_a_weight_never_rises() -> None:
+    rollout = Rollout(requests_per_s=0)
+    await rollout.begin()
+    for _ in range(300):
+        await rollout.second()
+
+    assert rollout.standing is not None
+    assert (rollout.standing.weight, rollout.standing.reason) == (5, "TooFewRequests")
+
+
+@pytest.mark.parametrize(("policy", "phase"), [("Rollback", Phase.ROLLED_BACK), ("Promote", Phase.SUCCEEDED)])
+async def test_the_deadline_does_with_the_undecided_what_the_policy_says(policy: str, phase: Phase) -> None:
+    rollout = Rollout(requests_per_s=0)
+    late = POLICY.model_copy(update={"on_undecided": policy, "deadline": timedelta(minutes=2)})
+    await rollout.begin(late)
+
+    assert (await rollout.end()).phase is phase
+
+
+async def test_gateways_that_cannot_be_asked_hold_the_weight_and_lose_no_evidence() -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    await rollout.until(lambda standing: standing.weight == 5)
+    rollout.world.traffic.blind = True
+    for _ in range(60):
+        await rollout.second()
+    weight = rollout.standing.weight if rollout.standing else None
+    rollout.world.traffic.blind = False
+    await rollout.second()
+
+    assert weight == 5
+    assert sum(row.requests[0] for row in rollout.record.rows) > 60 * 45
+
+
+async def test_a_new_revision_in_the_middle_begins_anew_and_cancels_the_one_before() -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    first = await rollout.until(lambda standing: standing.weight == 25)
+    rollout.world.store.apply(THIRD, policy=POLICY, slo=Slo())
+    second = await rollout.until(lambda standing: standing.revision == THIRD.revision)
+
+    assert rollout.world.store.rollout_records[first.rollout].progress.phase == Phase.CANCELLED
+    assert second.weight == 0
+    assert (await rollout.end()).phase is Phase.SUCCEEDED
+    assert rollout.world.role("coins", "stable") == (THIRD.revision, THIRD.revision)
+
+
+async def test_to_go_back_to_stable_cancels() -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    await rollout.until(lambda standing: standing.weight == 25)
+    rollout.world.store.apply(FIRST, policy=POLICY, slo=Slo())
+    ended = await rollout.end(3)
+    await rollout.world.passes(5)
+
+    assert ended.phase is Phase.CANCELLED
+    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
+    assert set(rollout.world.fleet.members) == {"main"}
+
+
+@pytest.mark.parametrize("every_s", [1, 7])
+async def test_a_process_that_is_ended_over_and_over_decides_as_one_that_runs_through(every_s: int) -> None:
+    ends = []
+    for restarts in (False, True):
+        rollout, passed = Rollout(errors={SECOND.revision: 0.08}), 0
+        rollout.world.found.answers["probe"] = answers
+        await rollout.begin()
+        while rollout.standing is None or not rollout.standing.ended:
+            await rollout.second()
+            passed += 1
+            if restarts and passed % every_s == 0:
+                rollout.world.restart()
+        ends.append(rollout.standing.phase)
+
+    assert ends == [Phase.ROLLED_BACK, Phase.ROLLED_BACK]
+
+
+async def test_every_decision_is_made_again_from_the_record_byte_for_byte() -> None:
+    rollout = Rollout(errors={SECOND.revision: 0.1})
+    rollout.world.found.answers["probe"] = answers
+    await rollout.begin()
+    await rollout.end()
+    again = replay(rollout.record)
+
+    assert len(again) >= 3
+    assert all(decision.reason and decision.message for decision in rollout.record.decisions)
+    assert all(each.same for each in again)
+
+
+async def test_blue_green_takes_all_requests_at_once_and_gives_them_back_when_it_fails() -> None:
+    rollout = Rollout()
+    await rollout.begin(POLICY.model_copy(update={"strategy": "blueGreen"}))
+    await rollout.until(lambda standing: standing.phase is Phase.BAKING)
+    assert rollout.world.traffic.groups_of("coins") == {SECOND.revision: 100}
+
+    rollout.errors = {SECOND.revision: 1.0}
+    rollout.world.found.answers["probe"] = fails
+    ended = await rollout.end(20)
+
+    assert ended.phase is Phase.ROLLED_BACK
+    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
+    assert rollout.world.role("coins", "stable") == (FIRST.revision, "main")
+
+
+async def test_a_fault_that_begins_after_the_promotion_is_seen_against_what_the_former_revision_keeps() -> None:
+    rollout = Rollout()
+    await rollout.begin(POLICY.model_copy(update={"bake": timedelta(minutes=20)}))
+    await rollout.until(lambda standing: standing.phase is Phase.BAKING)
+    rollout.errors = {SECOND.revision: 0.08}
+    rollout.world.found.answers["probe"] = answers
+    ended = await rollout.end()
+
+    assert ended.phase is Phase.ROLLED_BACK
+    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
+    assert rollout.world.role("coins", "stable") == (FIRST.revision, "main")
+
+
+@pytest.mark.parametrize(
+    ("verb", "weight", "phase"),
+    [("abort", 5, Phase.ROLLED_BACK), ("promote", 5, Phase.BAKING), ("abort", 25, Phase.ROLLED_BACK)],
+)
+async def test_a_persons_word_is_done_once(verb: str, weight: int, phase: Phase) -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    await rollout.until(lambda standing: standing.weight == weight)
+    rollout.ask(verb, SECOND.revision)
+    await rollout.second()
+
+    assert rollout.standing is not None
+    assert rollout.standing.phase is phase
+    assert f"{verb}={SECOND.revision}" in rollout.world.store.objects["coins"].status.handled
+    assert rollout.record.decisions[-1].actor == f"{verb}={SECOND.revision}"
+
+
+async def test_pause_holds_and_resume_lets_go_on_and_the_same_text_again_does_nothing() -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    await rollout.until(lambda standing: standing.weight == 5)
+    rollout.ask("pause", f"{SECOND.revision}@1")
+    for _ in range(120):
+        await rollout.second()
+    held = rollout.standing
+    rollout.ask("resume", f"{SECOND.revision}@1")
+    await rollout.until(lambda standing: standing.weight == 25)
+
+    assert held is not None
+    assert (held.weight, held.paused, held.reason) == (5, True, "Paused")
+    assert (await rollout.end()).phase is Phase.SUCCEEDED
+
+
+async def test_a_word_about_another_revision_is_refused_and_told() -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    await rollout.until(lambda standing: standing.weight == 5)
+    rollout.ask("promote", FIRST.revision)
+    await rollout.second()
+
+    assert rollout.standing is not None
+    assert rollout.standing.phase is Phase.PROGRESSING
+    assert ("coins", "RequestRefused") in rollout.world.store.told
+
+
+async def test_abort_goes_before_promote_where_both_are_asked_for() -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    await rollout.until(lambda standing: standing.weight == 5)
+    rollout.ask("promote", SECOND.revision)
+    rollout.ask("abort", SECOND.revision)
+    ended = await rollout.end(3)
+    await rollout.second()
+
+    assert ended.phase is Phase.ROLLED_BACK
+    assert ("coins", "RequestRefused") in rollout.world.store.told
+
+
+async def test_a_gate_that_is_put_aside_judges_no_more_and_its_share_of_alpha_is_not_dealt_out_anew() -> None:
+    rollout = Rollout(slow_ms={SECOND.revision: 33.0})
+    rollout.world.found.answers["probe"] = answers
+    await rollout.begin(POLICY.model_copy(update={"max_bad_requests": 100_000}))
+    await rollout.until(lambda standing: standing.weight == 5)
+    rollout.ask("skip-gate", f"latency@{SECOND.revision}")
+    ended = await rollout.end()
+
+    assert (ended.phase, ended.skipped) == (Phase.SUCCEEDED, ("latency",))
+    assert {verdict.gate for verdict in rollout.record.decisions[-1].verdicts} == {"errorRate"}
+
+
+async def test_retry_begins_a_new_rollout_of_what_was_rolled_back() -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    await rollout.until(lambda standing: standing.weight == 5)
+    rollout.ask("abort", SECOND.revision)
+    first = await rollout.end(3)
+    rollout.ask("retry", SECOND.revision)
+    second = await rollout.until(lambda standing: standing.phase is Phase.SUCCEEDED)
+
+    assert (first.phase, second.phase) == (Phase.ROLLED_BACK, Phase.SUCCEEDED)
+    assert first.rollout != second.rollout
+
+
+async def test_rollback_leaves_a_promoted_revision_for_the_former_one() -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    await rollout.end()
+    rollout.ask("rollback", SECOND.revision)
+    for _ in range(5):
+        await rollout.second()
+
+    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
+    assert rollout.world.role("coins", "stable") == (FIRST.revision, "main")
+    assert rollout.world.role("coins", "candidate") == (SECOND.revision, None)
+
+
+async def test_a_step_that_waits_for_a_person_ends_with_resume() -> None:
+    rollout = Rollout()
+    steps = (RolloutStep(weight=10, pause=True), RolloutStep(weight=50))
+    await rollout.begin(POLICY.model_copy(update={"steps": steps}))
+    await rollout.until(lambda standing: standing.reason == "PersonAsked")
+    rollout.ask("resume", SECOND.revision)
+
+    assert (await rollout.until(lambda standing: standing.weight == 50, 5)).step == 1
+
+
+async def test_a_candidate_whose_servers_are_gone_gets_no_requests() -> None:
+    rollout = Rollout()
+    await rollout.begin()
+    await rollout.until(lambda standing: standing.weight == 25)
+    rollout.world.fleet.kill(SECOND.revision)
+    await rollout.world.service.run_once()
+
+    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
+
+
+async def test_a_split_that_is_not_what_was_written_is_said() -> None:
+    rollout = Rollout()
+    slow = POLICY.model_copy(update={"pace": "steps", "steps": (RolloutStep(weight=5, minimum=timedelta(minutes=9)),)})
+    await rollout.begin(slow)
+    await rollout.until(lambda standing: standing.weight == 5)
+    for _ in range(90):
+        rollout.world.traffic.count("coins", SECOND.revision, 40, 0)  # somebody else sends requests there
+        await rollout.second()
+
+    assert rollout.standing is not None
+    assert (rollout.standing.phase, rollout.standing.reason) == (Phase.PROGRESSING, "SplitNotAsWritten")
+    assert ("coins", "SplitNotAsWritten") in rollout.world.store.told
+
+
+@pytest.mark.parametrize("step_s", [3600, -7200, 86400])
+async def test_a_step_of_the_clock_promotes_nothing_bad_and_blocks_nothing_good(step_s: int) -> None:
+    ends = []
+    for errors in ({}, {SECOND.revision: 0.1}):
+        rollout = Rollout(errors=errors)
+        rollout.world.found.answers["probe"] = answers
+        await rollout.begin(POLICY.model_copy(update={"deadline": timedelta(days=3)}))
+        await rollout.until(lambda standing: standing.weight == 5)
+        rollout.world.now_s += step_s
+        ends.append((await rollout.end(3600)).phase)
+
+    assert ends == [Phase.SUCCEEDED, Phase.ROLLED_BACK]
+
+
+async def test_at_rest_stable_is_compared_with_itself_where_that_is_asked_for() -> None:
+    world = World()
+    world.store.apply(FIRST, policy=POLICY.model_copy(update={"self_test": True}), slo=Slo())
+    for _ in range(600):
+        for group in ("main", twin_of("main")):
+            world.traffic.count("coins", group, 5, 0)
+        await world.passes(1)
+    told = world.ledger.self_tests["coins"]
+
+    assert [share.twin for route in world.traffic.plan.routes for share in route.shares] == [True]
+    assert (told.false_alarms, told.looked_s > 1_000_500) == (0, True)
+    assert world.store.objects["coins"].status.slo == "Met"
+
+
+async def story(rollout: Rollout, die_at: int | None = None, *, after: bool = False) -> None:
+    writes = CountedWrites(die_at or -1, after)
+    world = rollout.world
+    ports = [writes.around(port) for port in (world.store, world.fleet, world.traffic)]
+    world.store.apply(FIRST, policy=POLICY, slo=Slo())
+    await world.passes()
+    world.store.apply(SECOND, policy=POLICY, slo=Slo())
+    for _ in range(400):
+        for group, weight in world.traffic.groups_of("coins").items():
+            world.traffic.count("coins", group, weight, 0)
+        try:
+            await world.service_over(*ports).run_once()
+        except Crash:
+            world.restart()
+        world.check()
+        world.fleet.work()
+        world.now_s += 1
+    return writes.count
+
+
+async def test_a_crash_before_or_after_any_write_of_a_rollout_ends_as_without_it() -> None:
+    count = await story(Rollout())
+    for die_at in range(1, count + 1):
+        for after in (False, True):
+            rollout = Rollout()
+            await story(rollout, die_at, after=after)
+            assert rollout.standing is not None
+            assert rollout.standing.phase is Phase.SUCCEEDED, (die_at, after)
+            assert rollout.world.role("coins", "stable") == (SECOND.revision, SECOND.revision)

@@ -1,0 +1,157 @@
+"""What a gateway pod's sidecar says of counts: when asked, and to a Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fakes.agent_group import free_ports
+from fakes.gateway_clients import Load, ask, by_grpc, by_http, served
+from segserve_operator.adapters.samples import wire
+from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
+from segserve_operator.core.counters import Series
+from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
+from segserve_operator.gateway_sync.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from fakes.gateway import RunningGateway
+    from fakes.triton import StubTriton
+
+pytestmark = pytest.mark.platform
+
+MODELS = {"coins": ("main", "coins-new")}
+SCRAPED = """
+global: {scrape_interval: 200ms, scrape_timeout: 200ms}
+scrape_configs:
+  - job_name: gateways
+    static_configs:
+      - targets: ["127.0.0.1:%d"]
+        labels: {namespace: vision, pool: main, pod: gateway-0}
+"""
+
+
+@pytest.fixture
+async def sidecar(gateway: RunningGateway) -> AsyncIterator[str]:
+    """The address of a sidecar without an API: its questions are answered."""
+    told = GatewaySettings.model_validate(
+        {
+            "port": gateway.gateway.port,
+            "maxRequestBytes": 2**21,
+            "requestTimeoutSeconds": 1,
+            "syncPort": free_ports(1)[0],
+        }
+    )
+    api: Any = None
+    found = Sidecar(Settings("gateway-0", "uid-7", "vision", "main", told, gateway.folder), api)
+    found.probes.start()
+    yield f"http://127.0.0.1:{found.probes.port}"
+    await asyncio.to_thread(found.probes.stop)
+
+
+@pytest.fixture
+def prometheus(sidecar: str, tmp_path: Path) -> Iterator[str]:
+    """The address of a Prometheus that scrapes the sidecar."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        pytest.skip("there is no prometheus on the PATH (Debian: apt-get install prometheus)")
+    config, (port,) = tmp_path / "prometheus.yml", free_ports(1)
+    config.write_text(SCRAPED % int(sidecar.rpartition(":")[2]))
+    process = subprocess.Popen(
+        [
+            binary,
+            f"--config.file={config}",
+            f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(20)
+
+
+async def test_a_sidecar_says_what_its_envoy_has_counted(
+    gateway: RunningGateway, sidecar: str, old: StubTriton
+) -> None:
+    await gateway.traffic.apply(served(old))
+    await asyncio.to_thread(by_http, gateway.authority)
+    await asyncio.to_thread(by_grpc, gateway.authority)
+
+    async with wire.client() as client:
+        answer = await client.get(f"{sidecar}/counts", params={"model": ["cells", "coins"]})
+    found = wire.read(answer.content, 5000.0)
+
+    assert set(found) == {"coins"}
+    assert {series: tally.attempts for series, tally in found["coins"].tallies.items()} == {
+        Series("main", "http"): 1,
+        Series("main", "grpc"): 1,
+    }
+    assert found["coins"].epoch == f"uid-7/{gateway.traffic.epoch()}"
+    assert 4970 < found["coins"].began_s < 5000
+
+
+async def test_a_sidecar_that_is_asked_of_no_model_says_what_it_needs(sidecar: str) -> None:
+    async with wire.client() as client:
+        answer = await client.get(f"{sidecar}/counts")
+
+    assert (answer.status_code, answer.text) == (400, "/counts needs model=, once or more\n")
+
+
+async def test_a_sidecar_without_its_envoy_says_so(gateway: RunningGateway, sidecar: str) -> None:
+    gateway.kill()
+
+    async with wire.client() as client:
+        answer = await client.get(f"{sidecar}/counts", params={"model": "coins"})
+
+    assert answer.status_code == 503
+
+
+async def test_a_prometheus_says_the_same_but_for_the_edges_of_latencies(
+    gateway: RunningGateway, prometheus: str, old: StubTriton
+) -> None:
+    await gateway.traffic.apply(served(old))
+    old.status = 503
+    assert (await ask(gateway, "/v2/models/coins/infer")).status_code == 503
+    old.status, old.delay_s = 200, 0.12
+    async with Load(gateway, clients=4):
+        await asyncio.sleep(1)
+    source = PrometheusSamples(prometheus, {"namespace": "vision", "pool": "main"})
+
+    said = (await gateway.traffic.count(["coins"]))["coins"]
+    async with asyncio.timeout(30):
+        while not (found := (await _sample(source)).get("gateway-0")) or (
+            _counts(found.tallies) != _counts(said.tallies)
+        ):
+            await asyncio.sleep(0.2)
+            said = (await gateway.traffic.count(["coins"]))["coins"]
+
+    assert found.began_s == pytest.approx(said.began_s, abs=0.01)
+    for series, tally in found.tallies.items():
+        assert sum(count for _, count in tally.latencies) == sum(c for _, c in said.tallies[series].latencies)
+        assert (100.0, tally.attempts - tally.failed) in tally.latencies
+
+
+async def test_a_prometheus_that_is_away_is_an_error() -> None:
+    with pytest.raises(PrometheusError, match="does not answer"):
+        await PrometheusSamples("http://127.0.0.1:1").samples(MODELS, time.time())
+
+
+async def _sample(source: PrometheusSamples) -> Any:
+    try:
+        return (await source.samples(MODELS, time.time()))["coins"]
+    except PrometheusError:
+        return {}  # it starts
+
+
+def _counts(tallies: Any) -> Any:
+    return {series: replace(tally, latencies=()) for series, tally in tallies.items()}

@@ -1,0 +1,76 @@
+"""The local platform's gateway: its samples, and its listener for segserve itself."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from fakes.agent_group import free_ports
+from fakes.gateway_clients import by_http, served
+from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.local.files import StateFolder
+from segserve_operator.adapters.local.gateway import LocalGateway
+from segserve_operator.adapters.traffic.internal import internal_client
+from segserve_operator.api.triton_pool import Gateway
+from segserve_operator.core.counters import Series
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from fakes.triton import StubTriton
+
+pytestmark = pytest.mark.platform
+
+GROUPS = {"coins": ("main", "coins-new"), "cells": ("main", "cells-new")}
+
+
+@pytest.fixture
+async def local(tmp_path: Path) -> AsyncIterator[LocalGateway]:
+    state = StateFolder(tmp_path)
+    state.gateway.mkdir(parents=True)
+    gateway = LocalGateway(state, Gateway(port=free_ports(1)[0]))
+    assert await gateway.internal_url() is None
+    assert await gateway.samples(GROUPS) == {"coins": {}, "cells": {}}
+    async with asyncio.timeout(20):
+        while (await gateway.observe()).plan is None:
+            await asyncio.sleep(0.05)
+    yield gateway
+    processes.end_all_of(state.root, grace_s=5)
+
+
+async def test_its_samples_are_of_one_gateway(local: LocalGateway, old: StubTriton) -> None:
+    await local.apply(served(old))
+    await asyncio.to_thread(by_http, local.url.removeprefix("http://"))
+
+    found = await local.samples(GROUPS)
+
+    assert found["cells"] == {}
+    assert set(found["coins"]) == {"local"}
+    assert found["coins"]["local"].tallies[Series("main", "http")].attempts == 1
+
+
+async def test_segserve_itself_reaches_a_group_without_weight(
+    local: LocalGateway, old: StubTriton, new: StubTriton, tmp_path: Path
+) -> None:
+    await local.apply(served(old, new, 0))
+    url = await local.internal_url()
+    assert url is not None
+
+    async with internal_client(url, timeout_s=5) as client:
+        answer = await client.post("/v2/models/coins/infer", headers={"x-segserve-group": "coins-new"})
+    async with grpc.aio.insecure_channel(url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        said = await stub.ModelInfer(
+            pb.ModelInferRequest(model_name="coins"), metadata=(("x-segserve-group", "coins-new"),)
+        )
+
+    assert answer.json()["model_version"] == said.model_version == "new"
+    assert stat.S_IMODE((tmp_path / "gateway/internal.sock").stat().st_mode) == 0o600
+    assert await local.samples(GROUPS) == {"coins": {}, "cells": {}}  # our own requests are no evidence

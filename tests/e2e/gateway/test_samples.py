@@ -1,0 +1,230 @@
+"""What Envoy counts is what callers saw, as attempts, by group and protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import grpc
+import httpx
+import pytest
+
+from fakes.gateway_clients import Load, ask, by_grpc, by_http, served
+from fakes.gateway_counts import GRPC, HTTP, INFER, by_grpc_status, by_http_status, counted, tally, timed
+from segserve_operator.core.counters import Tally
+from segserve_operator.core.evidence import EDGES_MS
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+
+if TYPE_CHECKING:
+    from fakes.gateway import RunningGateway
+    from fakes.triton import StubTriton
+
+pytestmark = pytest.mark.platform
+
+NOWHERE = Endpoint("127.0.0.1", 1, 1)
+CLIENTS_FAULTS = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+)
+SERVERS_FAULTS = (
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DATA_LOSS,
+)
+
+
+async def test_nothing_is_counted_of_a_model_that_nobody_asked(serving: RunningGateway) -> None:
+    assert await serving.traffic.count(["coins", "unknown"]) == {}
+
+
+async def test_answers_of_both_protocols_are_attempts_that_did_not_fail(serving: RunningGateway) -> None:
+    for _ in range(3):
+        await asyncio.to_thread(by_http, serving.authority)
+        await asyncio.to_thread(by_grpc, serving.authority)
+
+    found = (await counted(serving)).tallies
+
+    assert set(found) == {HTTP, GRPC}
+    for each in found.values():
+        assert replace(each, latencies=()) == Tally(attempts=3)
+        assert timed(each) == 3
+
+
+async def test_only_inference_is_counted(serving: RunningGateway) -> None:
+    await ask(serving, "/v2/models/coins", method="GET")
+    await ask(serving, "/v2/models/coins.network/infer")
+    async with httpx.AsyncClient(base_url=f"http://{serving.internal}") as client:
+        assert (await client.post(INFER, headers={"x-segserve-group": "main"})).status_code == 200
+
+    assert await serving.traffic.count(["coins"]) == {}
+
+
+async def test_an_error_is_asked_again_and_both_are_failed_attempts(serving: RunningGateway, old: StubTriton) -> None:
+    old.status = 500
+    assert [await by_http_status(serving) for _ in range(4)] == [500] * 4
+
+    found = await tally(serving, HTTP)
+
+    assert (found.attempts, found.failed, found.given_up) == (8, 8, 0)
+    assert len(old.asked) == 8
+
+
+async def test_an_error_that_is_answered_at_the_second_time_is_seen_nevertheless(
+    serving: RunningGateway, old: StubTriton
+) -> None:
+    old.resets = 1
+    assert await by_http_status(serving) == 200
+
+    found = await tally(serving, HTTP)
+
+    assert (found.attempts, found.failed, found.given_up) == (2, 1, 0)
+
+
+async def test_a_server_that_cuts_off_both_attempts_has_failed_twice(serving: RunningGateway, old: StubTriton) -> None:
+    old.resets = 2
+    assert await by_http_status(serving) == 503
+
+    found = await tally(serving, HTTP)
+
+    assert (found.attempts, found.failed, found.given_up) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+async def test_a_clients_fault_is_no_failure_of_the_server(
+    serving: RunningGateway, old: StubTriton, status: int
+) -> None:
+    old.status = status
+    assert await by_http_status(serving) == status
+
+    found = await tally(serving, HTTP)
+
+    assert (found.attempts, found.failed) == (1, 0)
+
+
+async def test_a_body_that_triton_cannot_read_is_the_callers_fault_and_not_asked_again(
+    serving: RunningGateway, old: StubTriton
+) -> None:
+    """Triton says 500; the gateway knows better."""
+    old.status, old.name = 500, "failed to parse the request JSON buffer"
+    assert await by_http_status(serving) == 400
+
+    found = await tally(serving, HTTP)
+
+    assert (found.attempts, found.failed) == (1, 0)
+    assert len(old.asked) == 1
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "after the headers"])
+async def test_statuses_of_grpc_tell_whose_fault_it_is(serving: RunningGateway, old: StubTriton, late: bool) -> None:
+    old.late = late
+    for status in (*CLIENTS_FAULTS, *SERVERS_FAULTS):
+        old.grpc_status = status
+        assert await by_grpc_status(serving) is status
+
+    found = await tally(serving, GRPC)
+
+    assert (found.attempts, found.failed) == (len(CLIENTS_FAULTS) + len(SERVERS_FAULTS), len(SERVERS_FAULTS))
+
+
+async def test_an_internal_error_by_grpc_is_two_failed_attempts_where_it_is_asked_again(
+    serving: RunningGateway, old: StubTriton
+) -> None:
+    old.grpc_status = grpc.StatusCode.INTERNAL
+    assert await by_grpc_status(serving) is grpc.StatusCode.INTERNAL
+
+    found = await tally(serving, GRPC)
+
+    assert len(old.methods) == 2
+    assert (found.attempts, found.failed, found.given_up) == (2, 2, 0)
+
+
+@pytest.mark.parametrize(("endpoints", "attempts"), [((), 1), ((NOWHERE,), 2)], ids=["no server", "nobody listens"])
+async def test_a_group_without_servers_fails(
+    gateway: RunningGateway, endpoints: tuple[Endpoint, ...], attempts: int
+) -> None:
+    await gateway.traffic.apply(TrafficPlan((Route("coins", (Share("main", "coins-old", 100, endpoints),)),)))
+    assert await by_http_status(gateway) == 503
+    assert await by_grpc_status(gateway) is grpc.StatusCode.UNAVAILABLE
+
+    found = (await counted(gateway)).tallies
+
+    for series in (HTTP, GRPC):
+        assert (found[series].attempts, found[series].failed, found[series].given_up) == (attempts, attempts, 0)
+
+
+async def test_requests_over_the_limit_fail(gateway: RunningGateway, old: StubTriton) -> None:
+    share = Share("main", "coins-old", 100, (old.endpoint,), max_requests=1)
+    await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
+    old.delay_s = 0.5
+    statuses = await asyncio.gather(*(by_http_status(gateway) for _ in range(5)))
+    assert sorted(filter(None, statuses)) == [200, 503, 503, 503, 503]
+
+    found = await tally(gateway, HTTP)
+
+    assert (found.attempts, found.failed, found.given_up) == (5, 4, 0)
+
+
+async def test_a_request_that_takes_too_long_has_failed_and_is_given_up(
+    serving: RunningGateway, old: StubTriton
+) -> None:
+    old.delay_s = 30
+    assert await by_http_status(serving) == 504
+    assert await by_grpc_status(serving) is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    found = (await counted(serving)).tallies
+
+    assert {series: replace(each, latencies=()) for series, each in found.items()} == {
+        HTTP: Tally(1, 1, 1, 0),
+        GRPC: Tally(1, 1, 1, 0),
+    }
+    assert not any(map(timed, found.values()))
+
+
+async def test_a_caller_that_goes_away_has_given_up_and_nothing_has_failed(
+    serving: RunningGateway, old: StubTriton
+) -> None:
+    old.delay_s = 30
+    assert await by_http_status(serving, 0.2) is None
+    await by_grpc_status(serving, 0.2)
+
+    found = (await counted(serving)).tallies
+
+    assert dict(found) == {HTTP: Tally(1, 0, 1, 0), GRPC: Tally(1, 0, 1, 0)}
+
+
+async def test_latencies_are_in_the_right_bins(serving: RunningGateway, old: StubTriton) -> None:
+    for delay_s in (0.05, 0.2, 0.2):
+        old.delay_s = delay_s
+        await by_http_status(serving)
+        await by_grpc_status(serving)
+
+    for each in (await counted(serving)).tallies.values():
+        quick, *slow = [lower for lower, count in each.latencies for _ in range(count)]
+        assert 50 <= quick < 150
+        assert len(slow) == 2
+        assert all(200 <= lower < 400 for lower in slow)
+
+
+async def test_the_groups_of_a_split_are_counted_apart(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    await gateway.traffic.apply(served(old, new, 30))
+    load = Load(gateway, clients=4)
+    async with load:
+        await asyncio.sleep(1)
+
+    found = (await counted(gateway)).tallies
+
+    by_group = {group: sum(t.attempts for s, t in found.items() if s.group == group) for group in ("main", "coins-new")}
+    assert by_group == {"main": load.answers["old"], "coins-new": load.answers["new"]}
+    assert all(timed(each) == each.attempts for each in found.values())
+
+
+def test_envoys_bins_have_no_edges_between_those_of_looks() -> None:
+    """Envoy's have two digits, and so have these."""
+    assert all(float(f"{edge:.1e}") == edge for edge in EDGES_MS)

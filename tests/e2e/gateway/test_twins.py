@@ -1,0 +1,85 @@
+"""A group whose requests are counted in two halves: what would tell apart a stable revision from itself."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fakes.gateway_clients import Load, ask, served
+from segserve_operator.core.counters import Series
+from segserve_operator.core.looks import look_between
+from segserve_operator.core.traffic import TrafficPlan, twin_of
+
+if TYPE_CHECKING:
+    from fakes.gateway import RunningGateway
+    from fakes.triton import StubTriton
+
+pytestmark = pytest.mark.platform
+
+
+def with_twin(plan: TrafficPlan) -> TrafficPlan:
+    """Return the plan with the first share counted in halves."""
+    (route,) = plan.routes
+    first, *others = route.shares
+    return replace(plan, routes=(replace(route, shares=(replace(first, twin=True), *others)),))
+
+
+async def attempts(gateway: RunningGateway) -> dict[str, int]:
+    found = (await gateway.traffic.count(["coins"]))["coins"].tallies
+    return {group: sum(t.attempts for s, t in found.items() if s.group == group) for group in {s.group for s in found}}
+
+
+async def test_a_twin_has_half_of_its_groups_requests_and_callers_see_none_of_it(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    await gateway.traffic.apply(with_twin(served(old, new, 20)))
+
+    answers = [await ask(gateway, "/v2/models/coins/infer", content=b"image") for _ in range(300)]
+
+    told = [answer.headers["x-segserve-group"] for answer in answers]
+    found = await attempts(gateway)
+    assert set(told) == {"main", "coins-new"}
+    assert found["coins-new"] == told.count("coins-new")
+    assert found["main"] + found[twin_of("main")] == told.count("main")
+    assert 80 <= found[twin_of("main")] <= 160  # 120 are expected, and the deviation is 8.5
+    assert (await gateway.traffic.observe()).active == {}
+
+
+async def test_a_twin_comes_changes_and_goes_without_a_failed_request(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    load = Load(gateway)
+    await gateway.traffic.apply(served(old, new, 0))
+    async with load:
+        for told in (served(old, new, 0), served(old, new, 40), served(old, new, 10)):
+            await gateway.traffic.apply(with_twin(told))
+            await asyncio.sleep(0.3)
+            await gateway.traffic.apply(told)
+            await asyncio.sleep(0.3)
+
+    assert load.failures == []
+    assert load.answers["new"] > 0
+
+
+async def test_a_look_at_a_group_has_its_twin_and_one_at_both_has_them_apart(
+    serving: RunningGateway, old: StubTriton
+) -> None:
+    plan = with_twin(served(old))
+    await serving.traffic.apply(plan)
+    await ask(serving, "/v2/models/coins/infer", content=b"image")
+    before = await serving.traffic.count(["coins"])
+    for _ in range(40):
+        await ask(serving, "/v2/models/coins/infer", content=b"image")
+    after = await serving.traffic.count(["coins"])
+    samples = {"local": before["coins"]}, {"local": after["coins"]}
+
+    whole = look_between(*samples, "main", "coins-new").look
+    halves = look_between(*samples, "main", twin_of("main")).look
+
+    assert whole.requests.tolist() == [40, 0]
+    assert halves.requests.sum() == 40
+    assert (halves.requests > 0).all()
+    assert Series(twin_of("main"), "http") in after["coins"].tallies

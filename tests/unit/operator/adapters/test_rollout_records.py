@@ -1,0 +1,130 @@
+"""What a record's object is like at its limits; what it is in the middle of its life, the stores' contract says."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fakes.rollout_evidence import STARTED_S, decision, record, row, same, standing
+from segserve_builder.names import canonical_json
+from segserve_operator.adapters.packed_evidence import (
+    CHUNK_ROWS,
+    UnreadableRecordError,
+    chunked_rows,
+    chunks,
+    pack_rows,
+    unpack_rows,
+)
+from segserve_operator.adapters.rollouts import OBJECT_BYTES, manifest_of, record_of, status_of
+from segserve_operator.api.segmentation_rollout import MAX_DECISIONS, MESSAGE_MAX_LENGTH
+from segserve_operator.core import decisions as core_decisions
+from segserve_operator.core.evidence import EDGES_MS
+from segserve_operator.core.plain import canonical
+from segserve_operator.core.record import Record, Row
+
+NOW = datetime(2026, 9, 1, tzinfo=UTC)
+
+
+def written(found: Record) -> dict[str, Any]:
+    return {**manifest_of(found), "status": status_of(found, NOW)}
+
+
+def dense(number: int, most: int) -> Row:
+    """A row in which no bin is empty."""
+    numbers = np.random.default_rng(number)
+    stable, candidate = (
+        tuple((index, int(count)) for index, count in enumerate(numbers.integers(1, most, len(EDGES_MS) + 1)))
+        for _ in range(2)
+    )
+    return Row(STARTED_S + number, 1.0, 25, (most, most), (1, 1), (stable, candidate))
+
+
+def wordy(sequence: int) -> core_decisions.Decision:
+    saw = canonical({"x": np.random.default_rng(sequence).random(400).tolist()})
+    return replace(decision(sequence), saw=saw, message="x" * 5000)
+
+
+@pytest.mark.parametrize("most", [1000, 10**9])
+def test_no_record_is_larger_than_its_limit(most: int) -> None:
+    rows = tuple(dense(number, most) for number in range(CHUNK_ROWS + 49))
+    full = replace(record(), rows=rows, decisions=tuple(map(wordy, range(1, 301))))
+
+    found = record_of(written(full), ())
+
+    assert len(canonical_json(written(full))) <= OBJECT_BYTES
+    assert [(each.at_s, each.requests) for each in found.rows] == [(each.at_s, each.requests) for each in rows]
+    assert same(found.rows[-10:], rows[-10:])
+    newest = found.decisions[-1]
+    assert (newest.sequence, newest.saw) == (300, full.decisions[-1].saw)
+    assert same(found.progress, full.progress)
+
+
+def test_what_the_oldest_decisions_saw_goes_first() -> None:
+    full = replace(record(), decisions=tuple(replace(wordy(n), message="") for n in range(1, 301)))
+
+    found = record_of(written(full), ())
+
+    kept = [each.saw != "" for each in found.decisions]
+    assert len(kept) == MAX_DECISIONS == core_decisions.MAX_DECISIONS
+    assert kept == sorted(kept)
+    assert 0 < sum(kept) < MAX_DECISIONS
+
+
+def test_a_long_message_is_cut_and_says_so() -> None:
+    found = record_of(written(replace(record(), decisions=(wordy(1),))), ())
+
+    assert len(found.decisions[0].message) == MESSAGE_MAX_LENGTH
+    assert found.decisions[0].message.endswith("...")
+
+
+@pytest.mark.parametrize("count", [0, 1, 499, 549, 550, 600, 1049, 1050, 2345])
+def test_the_newest_rows_are_in_the_object_and_all_others_in_chunks(count: int) -> None:
+    rows = tuple(map(row, range(count)))
+    apart = chunks(rows)
+
+    assert sum(map(len, apart)) == chunked_rows(count)
+    assert tuple(each for chunk in apart for each in chunk) == rows[: chunked_rows(count)]
+    assert all(len(chunk) == CHUNK_ROWS for chunk in apart[:-1])
+    assert count - chunked_rows(count) < CHUNK_ROWS + 50
+    assert chunked_rows(count) == 0 or count - chunked_rows(count) >= CHUNK_ROWS
+
+
+def test_rows_are_packed_exactly_and_small() -> None:
+    rows = tuple(map(row, range(500)))
+
+    assert same(unpack_rows(pack_rows(rows)), rows)
+    assert len(pack_rows(rows)) < 60_000
+
+
+@pytest.mark.parametrize("text", ["", "AAAA", pack_rows(())[:-8], "H4sIAAAAAAAC/4s1BAD4sS5cAwAAAA=="])
+def test_what_is_no_evidence_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not"):
+        unpack_rows(text)
+
+
+def test_a_record_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(UnreadableRecordError, match="SegmentationRollout 'coins-2-1' cannot be read: it has no state"):
+        record_of(manifest_of(record()), ())
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [record(), decision(1), row(7), standing(record(), paused=True, quarantines=1)],
+    ids=lambda s: type(s).__name__,
+)
+def test_the_records_of_these_tests_leave_no_field_at_its_default(sample: Any) -> None:
+    """So that a field that is forgotten on the way is missed."""
+    for each in fields(sample):
+        default = each.default_factory() if each.default_factory is not MISSING else each.default
+        assert default is MISSING or not same(getattr(sample, each.name), default), each.name
+
+
+def test_states_of_gates_that_are_no_more_are_left_out() -> None:
+    full = record()
+    found = record_of(written(replace(full, gates={**full.gates, "vibes": next(iter(full.gates.values()))})), ())
+
+    assert same(found.gates, full.gates)

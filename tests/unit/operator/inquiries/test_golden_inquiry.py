@@ -1,0 +1,298 @@
+"""Golden images are replayed to both groups and scored against their labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, numbers, order, png, semantic, tools_of, truth
+from fakes.internal_gateway import internal_listener
+from segserve_builder.errors import GoldenError
+from segserve_builder.golden import Case, Labels, record
+from segserve_operator.adapters.inquiries import golden
+from segserve_operator.adapters.inquiries.golden_images import (
+    GoldenImage,
+    fetched,
+    labels_of_marks,
+    nothing_of,
+    regions_of,
+)
+from segserve_operator.adapters.inquiries.problem import InquiryError
+from segserve_operator.core.inquiries import Finding
+from segserve_operator.core.quality import score_objects
+
+Answering = Callable[[bytes], Any]
+
+
+def lost(pixels: np.ndarray) -> np.ndarray:
+    """Return a label map whose stamps are called table."""
+    return np.where(pixels == 2, 0, pixels).astype(np.uint8)
+
+
+def shifted(pixels: np.ndarray) -> np.ndarray:
+    return np.roll(pixels, 3, axis=0)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden, "PAUSES_S", (0.0, 0.0))
+
+
+async def asked(
+    tmp_path: Path, pictures: Pictures, stable: Answering, candidate: Answering
+) -> tuple[Finding, list[Finding]]:
+    told: list[Finding] = []
+    async with internal_listener(main=stable, own=candidate) as listener:
+        tools = tools_of(tmp_path, listener)
+        try:
+            found = await golden.ask(order("golden", revision=pictures.revision()), tools, told.append)
+        finally:
+            await tools.gateway.close()
+    return found, told
+
+
+@pytest.mark.parametrize("labels", ["labelMap", "labels"])
+async def test_equal_revisions_have_equal_scores(tmp_path: Path, pictures: Pictures, labels: str) -> None:
+    pictures.write(labels=labels)
+
+    found, told = await asked(tmp_path, pictures, pictures.answering(STABLE), pictures.answering(CANDIDATE))
+
+    assert found.scores is not None
+    assert found.scores.paired == ((1.0, 1.0),) * 6
+    assert numbers(found.scores.means) == {"iou": (1.0, 1.0), "recall": (1.0, 1.0)}
+    assert set(found.scores.classes) == {"table", "coin", "stamp"}
+    assert found.scores.labelled
+    assert (found.asked, found.failed) == ((6, 6), (0, 0))
+    assert told
+    assert not any(each.done for each in told)
+
+
+async def test_without_labels_the_expected_answers_stand_in(tmp_path: Path, pictures: Pictures) -> None:
+    pictures.write(labels="none")
+
+    found, _ = await asked(tmp_path, pictures, pictures.answering(STABLE), pictures.answering(CANDIDATE, shifted))
+
+    assert found.scores is not None
+    assert not found.scores.labelled
+    assert found.scores.means["iou"][0] < 0.8 < found.scores.means["iou"][1]
+
+
+async def test_a_lost_rare_class_shows_in_its_own_number(tmp_path: Path, pictures: Pictures) -> None:
+    found, _ = await asked(tmp_path, pictures, pictures.answering(STABLE), pictures.answering(CANDIDATE, lost))
+
+    assert found.scores is not None
+    assert numbers(found.scores.classes)["stamp"] == (0.0, 1.0)
+    assert numbers(found.scores.classes)["coin"] == (1.0, 1.0)
+
+
+async def test_wrong_masks_are_worse_on_every_image(tmp_path: Path, pictures: Pictures) -> None:
+    found, _ = await asked(tmp_path, pictures, pictures.answering(STABLE), pictures.answering(CANDIDATE, shifted))
+
+    assert found.scores is not None
+    assert all(candidate < stable for candidate, stable in found.scores.paired)
+
+
+@pytest.mark.parametrize("reply", [500, {"REVISION": np.array([CANDIDATE.encode()], np.object_)}])
+async def test_a_candidate_that_answers_nothing_readable_shows_nothing(
+    tmp_path: Path, pictures: Pictures, reply: Any
+) -> None:
+    found, _ = await asked(tmp_path, pictures, pictures.answering(STABLE), lambda _: reply)
+
+    assert found.scores is not None
+    assert numbers(found.scores.means)["iou"] == (0.0, 1.0)
+    assert (found.asked, found.failed) == ((6, 18), (0, 18))
+
+
+async def test_images_that_stable_fails_are_not_compared(tmp_path: Path, pictures: Pictures) -> None:
+    good = pictures.answering(STABLE)
+    first = next(iter(pictures.shown))
+
+    def stable(image: bytes) -> Any:
+        return 500 if image == first else good(image)
+
+    found, _ = await asked(tmp_path, pictures, stable, pictures.answering(CANDIDATE))
+
+    assert found.scores is not None
+    assert len(found.scores.paired) == 5
+
+
+async def test_without_stable_the_candidate_is_scored_alone(tmp_path: Path, pictures: Pictures) -> None:
+    found, _ = await asked(tmp_path, pictures, lambda _: 500, pictures.answering(CANDIDATE))
+
+    assert found.scores is not None
+    assert found.scores.paired == ()
+    assert found.scores.means["iou"][0] == 1.0
+    assert np.isnan(found.scores.means["iou"][1])
+
+
+@pytest.mark.parametrize(
+    ("candidate", "why"),
+    [
+        (lambda _: 503, "does not answer"),
+        (lambda _: 404, "it broke"),
+        (lambda _: semantic(truth(0), "coins-0000000009"), "coins-0000000009"),
+    ],
+)
+async def test_a_candidate_that_was_not_asked_is_no_verdict(
+    tmp_path: Path, pictures: Pictures, candidate: Answering, why: str
+) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        await asked(tmp_path, pictures, pictures.answering(STABLE), candidate)
+
+    assert caught.group_contains(InquiryError, match=why)
+
+
+async def test_a_gateway_that_is_away_is_no_verdict(tmp_path: Path, pictures: Pictures) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        await golden.ask(order("golden", revision=pictures.revision()), tools_of(tmp_path), print)
+
+    assert caught.group_contains(InquiryError, match="no gateway takes requests")
+
+
+async def test_images_come_in_an_order_that_their_names_do_not_tell(tmp_path: Path, pictures: Pictures) -> None:
+    pictures.write(count=12)
+
+    found = await fetched(order("golden", revision=pictures.revision()), tools_of(tmp_path))
+
+    names = [image.case.image for image in found.images]
+    assert names != sorted(names)
+    assert len(set(names)) == 12
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("file:///srv/golden", "own base"),
+        ("/srv/golden", "own base"),
+        ("http://169.254.169.254/latest", "link-local"),
+        ("http://127.0.0.1:1/golden", "operator itself"),
+    ],
+)
+async def test_the_operator_reads_nothing_that_only_it_could_read(
+    tmp_path: Path, pictures: Pictures, uri: str, why: str
+) -> None:
+    with pytest.raises(InquiryError, match=why):
+        await fetched(order("golden", revision=pictures.revision(uri)), tools_of(tmp_path, local=False))
+
+
+async def test_files_below_the_operators_own_base_are_for_all(tmp_path: Path, pictures: Pictures) -> None:
+    asked = order("golden", revision=pictures.revision("golden"))
+    tools = replace(tools_of(tmp_path, local=False), base=tmp_path.as_uri)
+    inside, outside = (replace(tools, artifacts=tmp_path / at) for at in ("", "golden/other"))
+
+    assert len((await fetched(asked, inside)).images) == 6
+    with pytest.raises(InquiryError, match="own base"):
+        await fetched(asked, outside)
+
+
+async def test_a_set_that_is_not_the_pinned_one_is_a_problem(tmp_path: Path, pictures: Pictures) -> None:
+    revision = pictures.revision()
+    (pictures.folder / "0.png").write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
+
+    with pytest.raises(InquiryError, match="the golden set cannot be had"):
+        await fetched(order("golden", revision=revision), tools_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "why"),
+    [(np.full((24, 32), 9, np.uint8), "none of the classes"), (np.zeros((24, 32, 3), np.uint8), "mode RGB")],
+)
+async def test_a_label_map_that_is_none_is_a_problem(
+    tmp_path: Path, pictures: Pictures, pixels: np.ndarray, why: str
+) -> None:
+    (pictures.folder / "truth-0.png").write_bytes(png(pixels))
+
+    with pytest.raises(InquiryError, match=why):
+        await fetched(order("golden", revision=pictures.revision()), tools_of(tmp_path))
+
+
+async def test_pixels_of_no_class_are_not_labelled(tmp_path: Path, pictures: Pictures) -> None:
+    pixels = truth(0)
+    pixels[:, 24:] = 255
+    (pictures.folder / "truth-0.png").write_bytes(png(pixels))
+
+    found, _ = await asked(tmp_path, pictures, pictures.answering(STABLE), pictures.answering(CANDIDATE))
+
+    assert found.scores is not None
+    assert found.scores.means["iou"] == (1.0, 1.0)
+
+
+async def test_a_model_without_a_golden_set_has_nothing_to_ask(tmp_path: Path, pictures: Pictures) -> None:
+    revision = pictures.revision().model_copy(update={"golden": None})
+
+    with pytest.raises(InquiryError, match="no golden set"):
+        await fetched(order("golden", revision=revision), tools_of(tmp_path))
+
+
+# Answers of every task
+
+BOX = [4.0, 4.0, 16.0, 14.0]
+
+
+def coin() -> bytes:
+    mask = np.zeros((24, 32), np.uint8, order="F")
+    mask[4:14, 4:16] = 1
+    counts: bytes = coco.encode(mask)["counts"]
+    return counts
+
+
+def answered(**more: Any) -> dict[str, np.ndarray]:
+    found = {"SIZE": [24, 32], "CLASSES": [1], "SCORES": [0.9], "BOXES": [BOX]} | more
+    return {
+        name: np.array(value, np.object_ if name in ("MASKS", "SEGMENTS") else None) for name, value in found.items()
+    }
+
+
+SEGMENTS = json.dumps([{"id": 1, "class": 1, "score": 0.9, "isThing": True, "area": 120, "box": BOX}]).encode()
+ANSWERS: dict[str, dict[str, np.ndarray]] = {
+    "instance": answered(MASKS=[coin()]),
+    "panoptic": {"SIZE": np.array([24, 32]), **answered(MASKS=[coin()], SEGMENTS=[SEGMENTS])},
+    "detection": answered(),
+    "keypoints": answered(KEYPOINTS=[[[5.0, 5.0, 0.9], [9.0, 9.0, 0.8]]]),
+}
+
+
+def image_of(task: Any, answer: dict[str, np.ndarray]) -> GoldenImage:
+    case = Case.model_validate_json(json.dumps(record(answer, "coin.png")))
+    return GoldenImage(Path("coin.png"), labels_of_marks(case.expected, task), labelled=False, case=case)
+
+
+@pytest.mark.parametrize("task", ANSWERS)
+def test_an_answer_of_every_task_is_perfect_beside_itself_and_empty_beside_nothing(task: Any) -> None:
+    image = image_of(task, ANSWERS[task])
+
+    itself = score_objects([image.labels], [regions_of(image, ANSWERS[task], task)])
+    nothing = score_objects([image.labels], [nothing_of(image, task)])
+
+    assert itself.images == pytest.approx((1.0,))
+    assert nothing.images == (0.0,)
+    assert itself.means.get("ap", 1.0) == pytest.approx(1.0)
+    assert ("ap" in itself.means) is (task != "panoptic")
+
+
+@pytest.mark.parametrize("task", ANSWERS)
+@pytest.mark.parametrize("change", ["size", "output"])
+def test_an_answer_that_is_none_names_what_is_wrong(task: Any, change: str) -> None:
+    image = image_of(task, ANSWERS[task])
+    lacking = "BOXES" if task in ("detection", "keypoints") else "MASKS"
+    without = {name: array for name, array in ANSWERS[task].items() if name != lacking}
+    wrong = ANSWERS[task] | {"SIZE": np.array([9, 9])} if change == "size" else without
+
+    with pytest.raises(GoldenError, match=r"SIZE is \(9, 9\)" if change == "size" else f"lacks {lacking}"):
+        regions_of(image, wrong, task)
+
+
+def test_labels_of_boxes_may_be_masks() -> None:
+    marks = Labels.model_validate({"SIZE": [24, 32], "CLASSES": [1], "MASKS": [coin().decode()]})
+
+    boxes = labels_of_marks(marks, "detection").boxes
+
+    assert boxes is not None
+    assert boxes.tolist() == [BOX]

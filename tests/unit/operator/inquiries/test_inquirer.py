@@ -1,0 +1,134 @@
+"""The inquirer asks in the background, once a key, and forgets what nobody orders."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, order, tools_of
+from fakes.internal_gateway import internal_listener
+from segserve_operator.adapters.inquiries import golden, runner
+from segserve_operator.adapters.inquiries.kinds import KINDS
+from segserve_operator.adapters.inquiries.runner import Inquirer
+from segserve_operator.api.rollout_policy import ResourceGate
+from segserve_operator.core.gates.asked import ASKED
+from segserve_operator.core.inquiries import Finding
+
+CHECK: dict[str, Any] = {"spec": ResourceGate(), "gate": "resource"}
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(runner, "PAUSES_S", (0.01,))
+
+
+async def until(inquirer: Inquirer, key: str, holds: Callable[[Finding], bool] = lambda found: found.done) -> Finding:
+    async with asyncio.timeout(20):
+        while (found := inquirer.findings().get(key)) is None or not holds(found):
+            await asyncio.sleep(0.005)
+    return found
+
+
+async def test_an_order_is_answered_once_however_often_it_is_given(
+    inquirer_of: Callable[..., Inquirer], pictures: Pictures
+) -> None:
+    async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
+        inquirer = inquirer_of(listener)
+        wanted = order("golden", revision=pictures.revision())
+        for _ in range(3):
+            inquirer.ask([wanted])
+        found = await until(inquirer, wanted.key)
+        inquirer.ask([wanted])
+        await asyncio.sleep(0.05)
+
+    assert found.scores is not None
+    assert len(listener.asked) == 12
+
+
+async def test_what_is_no_longer_ordered_is_given_up_and_forgotten(
+    inquirer_of: Callable[..., Inquirer], pictures: Pictures
+) -> None:
+    async with internal_listener(main=pictures.answering(STABLE)) as listener:
+        listener.hangs = {"own"}
+        inquirer = inquirer_of(listener)
+        inquirer.ask([order("probe", seconds=60.0, revision=pictures.revision())])
+        await until(inquirer, "coins-1/golden/0", lambda found: found.asked[0] > 0)
+        inquirer.ask([])
+        await asyncio.sleep(0.05)
+
+        assert inquirer.findings() == {}
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("inquiry")]
+
+
+async def test_a_problem_is_a_finding_and_is_asked_again_until_it_is_over(
+    inquirer_of: Callable[..., Inquirer], pictures: Pictures
+) -> None:
+    async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
+        url, listener.url = listener.url, None
+        inquirer = inquirer_of(listener)
+        wanted = order("golden", revision=pictures.revision())
+        inquirer.ask([wanted])
+        problem = await until(inquirer, wanted.key, lambda found: bool(found.problem))
+        listener.url = url
+        found = await until(inquirer, wanted.key, lambda found: found.done and not found.problem)
+
+    assert "no gateway" in problem.problem
+    assert problem.done
+    assert found.scores is not None
+
+
+async def test_a_fault_of_our_own_is_a_problem_and_no_error_of_the_pass(inquirer_of: Callable[..., Inquirer]) -> None:
+    inquirer = inquirer_of()  # its source of samples is empty, and raises IndexError
+    inquirer.ask([order("check", **CHECK)])
+
+    assert "IndexError" in (await until(inquirer, "coins-1/golden/0")).problem
+
+
+async def test_a_kind_that_nothing_asks_for_is_a_problem(inquirer_of: Callable[..., Inquirer]) -> None:
+    inquirer = inquirer_of()
+    inquirer.ask([order("check", gate="horoscope")])
+
+    assert "'horoscope'" in (await until(inquirer, "coins-1/golden/0")).problem
+
+
+async def test_samples_keep_the_first_and_the_latest_of_a_group(inquirer_of: Callable[..., Inquirer]) -> None:
+    inquirer = inquirer_of(memory=[1, 2, 3, 4, 5, 6, 7])
+    for number in range(6):
+        inquirer.ask([order("check", key=f"coins-1/resource/{number}", **CHECK)])
+        found = await until(inquirer, f"coins-1/resource/{number}")
+
+    assert [sample.memory_bytes["own"] for sample in found.samples] == [1, 4, 5, 6]
+
+    inquirer.ask([])
+    inquirer.ask([order("check", key="coins-2/resource/0", **CHECK)])
+    assert len((await until(inquirer, "coins-2/resource/0")).samples) == 1
+
+
+async def test_closing_ends_everything(tmp_path: Path, pictures: Pictures) -> None:
+    async with internal_listener() as listener:
+        listener.hangs = {"main", "own"}
+        inquirer = Inquirer(tools_of(tmp_path, listener))
+        inquirer.ask([order("probe", seconds=60.0, revision=pictures.revision())])
+        await asyncio.sleep(0.05)
+        await inquirer.close()
+
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("inquiry")]
+
+
+def test_every_gate_that_asks_has_something_that_asks_for_it() -> None:
+    assert {"golden", "probe", *ASKED} - {"goldenQuality"} == set(KINDS)
+
+
+def test_every_file_that_asks_is_registered() -> None:
+    files = {Path(str(inspect.getfile(cast("Any", ask)))).stem for ask in KINDS.values()}
+    asking = {
+        path.stem for path in Path(runner.__file__).parent.glob("*.py") if "async def ask(order" in path.read_text()
+    }
+
+    assert files == asking

@@ -1,0 +1,230 @@
+"""Webhooks, queries and expressions of users: bounded, and no verdict where they do not answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from fakes.golden_pictures import order, tools_of
+from segserve_operator.adapters.inquiries import promql, webhook
+from segserve_operator.adapters.inquiries.expressions import truth_of
+from segserve_operator.adapters.inquiries.problem import InquiryError
+from segserve_operator.adapters.inquiries.promql import filled, numbers_of
+from segserve_operator.adapters.inquiries.triton_queue import Queue, read_queue
+from segserve_operator.api.rollout_policy import PromqlGate, WebhookGate
+from segserve_operator.core.inquiries import Finding
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def service(handler: Handler) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def says(body: Any, status: int = 200) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        return web.json_response(body, status=status)
+
+    return answer
+
+
+async def ask_webhook(tmp_path: Path, url: str, *, local: bool = True, **spec: Any) -> Finding:
+    gate = WebhookGate(name="own", url=url, **spec)
+    tools = tools_of(tmp_path, local=local)
+    return await webhook.ask(order("check", spec=gate, gate="own", phase="Progressing", weight=5), tools, print)
+
+
+async def ask_prometheus(tmp_path: Path, body: Any, status: int = 200, **spec: Any) -> Finding:
+    async with service(says(body, status)) as url:
+        gate = PromqlGate(name="own", address=url, query="up", **{"passes": "result[0] < 2", **spec})
+        return await promql.ask(order("check", spec=gate, gate="own"), tools_of(tmp_path), print)
+
+
+def vector(*values: str) -> dict[str, Any]:
+    result = [{"metric": {"n": str(number)}, "value": [1.0, value]} for number, value in enumerate(values)]
+    return {"status": "success", "data": {"resultType": "vector", "result": result}}
+
+
+# Webhooks
+
+
+async def test_a_webhook_is_told_of_the_rollout_and_its_answer_is_judged(tmp_path: Path) -> None:
+    told: list[Any] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        told.append(await request.json())
+        return web.json_response({"score": 0.97}, status=202)
+
+    async with service(answer) as url:
+        found = await ask_webhook(
+            tmp_path, url, passes="status == 202 && body.score > 0.9", breaches="body.score < 0.5"
+        )
+
+    assert (found.passes, found.breaches) == (True, False)
+    assert "0.97" in found.shown
+    assert told == [
+        {
+            "model": "coins",
+            "gate": "own",
+            "candidate": "coins-0000000002",
+            "stable": "coins-0000000001",
+            "phase": "Progressing",
+            "weight": 5,
+        }
+    ]
+
+
+async def test_a_text_is_a_body_as_well(tmp_path: Path) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(text="go on")
+
+    async with service(answer) as url:
+        assert (await ask_webhook(tmp_path, url, passes='body == "go on"')).passes is True
+
+
+async def test_a_redirect_is_an_answer_and_is_not_followed(tmp_path: Path) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound("http://169.254.169.254/latest")
+
+    async with service(answer) as url:
+        assert (await ask_webhook(tmp_path, url, passes="status == 302")).passes is True
+
+
+async def test_a_late_answer_is_none(tmp_path: Path) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        return web.Response()
+
+    async with service(answer) as url:
+        with pytest.raises(InquiryError, match=r"did not answer within 0\.1 s"):
+            await ask_webhook(tmp_path, url, timeout=timedelta(milliseconds=100))
+        await asyncio.sleep(0.4)  # the server ends its answer, and then closes
+
+
+async def test_a_large_answer_is_given_up(tmp_path: Path) -> None:
+    async with service(says("x" * 2**17)) as url:
+        with pytest.raises(InquiryError, match="more than 64 KiB"):
+            await ask_webhook(tmp_path, url)
+
+
+@pytest.mark.parametrize(
+    ("url", "local", "why"),
+    [
+        ("http://169.254.169.254/latest", True, "link-local"),
+        ("http://[fe80::1]/", True, "link-local"),
+        ("http://127.0.0.1:1/", False, "operator itself"),
+        ("http://localhost:1/", False, "operator itself"),
+        ("http://user:word@example.org/", True, "no credentials"),
+        ("http://127.0.0.1:1/secret", True, r"http://127\.0\.0\.1:1 cannot be asked"),
+    ],
+)
+async def test_what_may_not_be_asked_is_no_verdict(tmp_path: Path, url: str, local: bool, why: str) -> None:
+    with pytest.raises(InquiryError, match=why) as caught:
+        await ask_webhook(tmp_path, url, local=local)
+
+    assert "secret" not in str(caught.value)
+
+
+# Queries
+
+
+@pytest.mark.parametrize(
+    "body", [vector("1.5"), {"status": "success", "data": {"resultType": "scalar", "result": [1, "1.5"]}}]
+)
+async def test_the_numbers_of_a_query_are_judged(tmp_path: Path, body: Any) -> None:
+    found = await ask_prometheus(tmp_path, body, breaches="result.exists(x, x > 9)")
+
+    assert (found.passes, found.breaches) == (True, False)
+    assert found.shown == "result 1.5"
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (vector(), "no result"),
+        (vector("NaN"), "not finite"),
+        (vector("1", "+Inf"), "not finite"),
+        (vector("one"), "no number"),
+        ({"status": "error", "error": "parse error: unexpected }"}, "unexpected }"),
+        ({"status": "success", "data": {"resultType": "matrix", "result": []}}, "without a vector"),
+        ("hello", "without a vector"),
+    ],
+)
+def test_a_query_without_numbers_is_no_verdict(body: Any, why: str) -> None:
+    with pytest.raises(InquiryError, match=why):
+        numbers_of(200, body)
+
+
+def test_names_are_filled_in_as_quoted_label_values() -> None:
+    query = 'sum(rate(x{model="{model}",revision="{candidate}"}[1m])) by (le) / {other}'
+
+    seen = filled(query, {"model": "coins", "candidate": 'a"} or up{x="\\', "stable": "s"})
+
+    assert seen == 'sum(rate(x{model="coins",revision="a\\"} or up{x=\\"\\\\"}[1m])) by (le) / {other}'
+
+
+# Expressions
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("nope == 1", "undeclared reference to 'nope'"),
+        ("status ==", "Syntax error"),
+        ("status", "INT is its type"),
+        ("body.missing == 1", 'not found in map : "missing"'),
+        ("1 / 0 > 1", "divide by zero"),
+        ("(" * 300 + "true" + ")" * 300, "recursion"),
+    ],
+)
+async def test_an_expression_that_says_neither_true_nor_false_is_a_problem(text: str, why: str) -> None:
+    with pytest.raises(InquiryError, match=why):
+        await truth_of({"passes": text}, {"status": 200, "body": {"ok": True}})
+
+
+_TENFOLD = ".map(a, a + a + a + a + a + a + a + a + a + a)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "body.all(x, body.all(y, body.all(z, body.all(w, x + y + z + w > 0.0))))",
+        '["aaaaaaaaaa"]' + _TENFOLD * 9 + ".size() > 0",
+    ],
+)
+async def test_a_hostile_expression_costs_neither_time_nor_memory_of_the_operator(text: str) -> None:
+    with pytest.raises(InquiryError, match=r"budget|more time or memory|not evaluated"):
+        await truth_of({"passes": text}, {"status": 200, "body": [1.0] * 200})
+
+
+# Triton's own counts
+
+
+def test_the_queue_is_that_of_steps_and_requests_are_those_of_ensembles() -> None:
+    metrics = """\
+# TYPE nv_inference_request_success counter
+nv_inference_request_success{model="coins",version="1"} 10
+nv_inference_request_success{model="segserve--network--0f",version="1"} 20
+nv_inference_queue_duration_us{model="segserve--network--0f",version="1"} 4000000
+nv_inference_queue_duration_us{model="segserve--post--1a",version="1"} 1000000
+nv_inference_queue_duration_us{model="coins",version="1"} 7
+"""
+
+    assert read_queue(metrics) == Queue(5.0, 10.0)

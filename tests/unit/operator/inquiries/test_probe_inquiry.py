@@ -1,0 +1,88 @@
+"""While a candidate is quarantined, both groups are asked over and over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, order, semantic, tools_of, truth
+from fakes.internal_gateway import InternalListener, internal_listener
+from segserve_builder.golden import builtin_image
+from segserve_operator.adapters.inquiries import probe
+from segserve_operator.adapters.inquiries.problem import InquiryError
+from segserve_operator.core.gates.probe import probe_outcome
+from segserve_operator.core.inquiries import Finding
+
+ROUNDS = 24
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "PERIOD_S", 0.01)
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.5)
+
+
+async def probed(tmp_path: Path, listener: InternalListener, revision: Any) -> tuple[Finding, list[Finding]]:
+    told: list[Finding] = []
+    tools = tools_of(tmp_path, listener)
+    try:
+        wanted = order("probe", seconds=ROUNDS * 0.01, revision=revision)
+        return await probe.ask(wanted, tools, told.append), told
+    finally:
+        await tools.gateway.close()
+
+
+async def test_answers_are_counted_while_they_come(tmp_path: Path, pictures: Pictures) -> None:
+    async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
+        found, told = await probed(tmp_path, listener, pictures.revision())
+
+    assert (found.asked, found.failed, found.done) == ((ROUNDS, ROUNDS), (0, 0), True)
+    assert [sum(each.asked) for each in told] == list(range(1, 2 * ROUNDS + 1))
+    assert probe_outcome(found, 6.0) == 1
+
+
+async def test_a_candidate_that_fails_is_told_from_stable(tmp_path: Path, pictures: Pictures) -> None:
+    async with internal_listener(main=pictures.answering(STABLE), own=lambda _: 500) as listener:
+        found, told = await probed(tmp_path, listener, pictures.revision())
+
+    assert found.failed == (0, ROUNDS)
+    assert any(probe_outcome(each, 1.0) == -1 and not each.done for each in told)
+
+
+async def test_wrong_masks_are_failures_of_the_candidate_alone(tmp_path: Path, pictures: Pictures) -> None:
+    def wrong(pixels: np.ndarray) -> np.ndarray:
+        return np.roll(pixels, 5, axis=0)
+
+    answers = {"main": pictures.answering(STABLE, wrong), "own": pictures.answering(CANDIDATE, wrong)}
+    async with internal_listener(**answers) as listener:
+        found, _ = await probed(tmp_path, listener, pictures.revision())
+
+    assert found.failed == (0, ROUNDS)
+
+
+async def test_a_group_that_hangs_has_failed_every_request(tmp_path: Path, pictures: Pictures) -> None:
+    async with internal_listener(main=pictures.answering(STABLE)) as listener:
+        listener.hangs = {"own"}
+        found, _ = await probed(tmp_path, listener, pictures.revision())
+
+    assert (found.asked, found.failed) == ((ROUNDS, ROUNDS), (0, ROUNDS))
+
+
+async def test_without_golden_images_the_builtin_one_is_asked(tmp_path: Path, pictures: Pictures) -> None:
+    pictures.shown[builtin_image()] = truth(0)
+    async with internal_listener(
+        main=lambda _: semantic(truth(0), STABLE), own=lambda _: semantic(truth(0), CANDIDATE)
+    ) as listener:
+        found, _ = await probed(tmp_path, listener, None)
+
+    assert {asked.image for asked in listener.asked} == {builtin_image()}
+    assert found.failed == (0, 0)
+
+
+async def test_a_group_that_the_gateway_does_not_know_is_no_verdict(tmp_path: Path, pictures: Pictures) -> None:
+    async with internal_listener(main=pictures.answering(STABLE)) as listener:
+        with pytest.raises(InquiryError, match="in a group 'own'"):
+            await probed(tmp_path, listener, pictures.revision())

@@ -1,0 +1,308 @@
+"""Notifications arrive at real receivers, in order, and a bad receiver harms nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from fakes.kube import FakeKube
+from fakes.webhook import webhook
+from segserve_operator.adapters.kube.api import SECRETS, Json
+from segserve_operator.adapters.kube.secrets import Secrets
+from segserve_operator.adapters.notify.announcer import PoolAnnouncer
+from segserve_operator.adapters.notify.messages import Message, Secret, Target
+from segserve_operator.adapters.notify.notifier import WAITING, Notifier
+from segserve_operator.adapters.notify.targets import targets
+from segserve_operator.api.triton_pool import TritonPoolSpec
+from segserve_operator.core.notices import Notice
+from segserve_operator.core.phases import Phase
+from segserve_operator.core.record import Standing
+
+MESSAGE = Message(
+    model="coins",
+    namespace="lab",
+    rollout="coins-7f",
+    sequence=4,
+    revision="coins-r2",
+    phase="RolledBack",
+    weight=0,
+    reason="RolledBack",
+    message="coins-r2 was rolled back after 40 s: errors <5 %>",
+    at_s=1_700_000_000.0,
+    url="http://gateway:8080",
+)
+
+
+def quick(*, loopback: bool = True, timeout_s: float = 2.0) -> Notifier:
+    return Notifier(loopback=loopback, timeout_s=timeout_s, pauses_s=(0.01, 0.01))
+
+
+def failing(*statuses: int) -> object:
+    return lambda number: web.Response(status=statuses[min(number, len(statuses)) - 1])
+
+
+async def test_a_message_arrives_as_json_that_says_all_of_it() -> None:
+    async with webhook() as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url)], MESSAGE)
+        await notifier.idle()
+    assert receiver.received == [
+        {
+            "id": "lab/coins-7f/4/RolledBack/1700000000",
+            "model": "coins",
+            "namespace": "lab",
+            "rollout": "coins-7f",
+            "revision": "coins-r2",
+            "phase": "RolledBack",
+            "weight": 0,
+            "reason": "RolledBack",
+            "message": "coins-r2 was rolled back after 40 s: errors <5 %>",
+            "at": "2023-11-14T22:13:20Z",
+            "url": "http://gateway:8080",
+        }
+    ]
+    assert notifier.counts == {"sent": 1}
+
+
+async def test_slack_gets_blocks_in_which_nothing_can_be_a_link() -> None:
+    async with webhook() as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url, "slack")], MESSAGE)
+        await notifier.idle()
+    (payload,) = receiver.received
+    assert payload["blocks"][0]["text"]["text"] == (
+        ":rotating_light: *lab/coins* RolledBack\ncoins-r2 was rolled back after 40 s: errors &lt;5 %&gt;"
+    )
+    assert "lab/coins-7f/4/RolledBack/1700000000" in payload["blocks"][1]["elements"][0]["text"]
+    assert payload["text"].startswith("lab/coins: RolledBack")
+
+
+async def test_a_text_that_is_too_long_for_slack_is_cut() -> None:
+    async with webhook() as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url, "slack")], replace(MESSAGE, message="x" * 5000))
+        await notifier.idle()
+    assert len(receiver.received[0]["blocks"][0]["text"]["text"]) < 3000
+
+
+async def test_a_receiver_that_fails_twice_gets_the_same_message_a_third_time() -> None:
+    async with webhook(answer=failing(500, 429, 200)) as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url)], MESSAGE)
+        await notifier.idle()
+    assert [each["id"] for each in receiver.received] == ["lab/coins-7f/4/RolledBack/1700000000"] * 3
+    assert notifier.counts == {"sent": 1}
+
+
+async def test_after_three_tries_a_message_is_given_up_and_the_next_one_sent() -> None:
+    async with webhook(answer=failing(503, 503, 503, 200)) as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url)], MESSAGE)
+        notifier.send([Target(receiver.url)], replace(MESSAGE, sequence=5))
+        await notifier.idle()
+    assert [each["id"] for each in receiver.received][2:] == [
+        "lab/coins-7f/4/RolledBack/1700000000",
+        "lab/coins-7f/5/RolledBack/1700000000",
+    ]
+    assert notifier.counts == {"failed": 1, "sent": 1}
+
+
+@pytest.mark.parametrize("status", [400, 404, 410])
+async def test_what_a_receiver_does_not_want_is_not_sent_again(status: int) -> None:
+    async with webhook(answer=failing(status)) as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url)], MESSAGE)
+        await notifier.idle()
+    assert len(receiver.received) == 1
+    assert notifier.counts == {"failed": 1}
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(status: int) -> None:
+    async with webhook() as elsewhere, quick() as notifier:
+        location = {"Location": elsewhere.url}
+        async with webhook(answer=lambda _: web.Response(status=status, headers=location)) as receiver:
+            notifier.send([Target(receiver.url)], MESSAGE)
+            await notifier.idle()
+    assert (len(receiver.received), elsewhere.received) == (1, [])
+    assert notifier.counts == {"failed": 1}
+
+
+async def test_a_receiver_that_is_slow_is_given_up_and_holds_no_other_up() -> None:
+    async with webhook(delay_s=30) as slow, webhook() as receiver, quick(timeout_s=0.2) as notifier:
+        notifier.send([Target(slow.url), Target(receiver.url)], MESSAGE)
+        await notifier.idle()
+        assert (len(slow.received), len(receiver.received)) == (3, 1)
+        assert notifier.counts == {"failed": 1, "sent": 1}
+
+
+async def test_what_a_receiver_says_is_not_read() -> None:
+    def endless(_: int) -> web.Response:
+        return web.Response(body=b"x" * 50_000_000)
+
+    async with webhook(answer=endless) as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url)], MESSAGE)
+        await notifier.idle()
+    assert notifier.counts == {"sent": 1}
+
+
+async def test_nobody_listens_and_nothing_is_raised() -> None:
+    async with quick() as notifier:
+        notifier.send([Target("http://127.0.0.1:9/"), Target("http://"), Target("ftp://127.0.0.1/")], MESSAGE)
+        await notifier.idle()
+    assert notifier.counts == {"failed": 3}
+
+
+async def test_of_too_many_messages_the_oldest_are_dropped_and_the_others_come_in_order() -> None:
+    async with webhook() as receiver, quick() as notifier:
+        for sequence in range(WAITING + 10):
+            notifier.send([Target(receiver.url)], replace(MESSAGE, sequence=sequence))
+        await notifier.idle()
+    told = [int(each["id"].split("/")[2]) for each in receiver.received]
+    assert told == list(range(10, WAITING + 10))
+    assert notifier.counts == {"dropped": 10, "sent": WAITING}
+
+
+async def test_a_pass_goes_on_before_anything_was_sent() -> None:
+    async with webhook() as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url)], MESSAGE)
+        assert receiver.received == []
+        await notifier.idle()
+
+
+async def test_on_a_cluster_the_operator_itself_is_no_receiver() -> None:
+    async with webhook() as receiver, quick(loopback=False) as notifier:
+        local = receiver.url.replace("127.0.0.1", "localhost")
+        notifier.send([Target(receiver.url), Target(local)], MESSAGE)
+        await notifier.idle()
+    assert receiver.received == []
+    assert notifier.counts == {"refused": 2}
+
+
+async def test_a_receiver_is_called_by_its_name_though_reached_by_its_address() -> None:
+    async with webhook() as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url.replace("127.0.0.1", "localhost"))], MESSAGE)
+        await notifier.idle()
+    assert [host.partition(":")[0] for host in receiver.hosts] == ["localhost"]
+
+
+async def test_secrets_of_urls_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with webhook(answer=failing(500)) as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url)], MESSAGE)
+        await notifier.idle()
+    assert "127.0.0.1: answered 500" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_the_end_does_not_wait_for_a_dead_receiver() -> None:
+    async with webhook(delay_s=30) as slow:
+        notifier = Notifier(loopback=True)
+        notifier.send([Target(slow.url)], MESSAGE)
+        await asyncio.sleep(0.05)
+        await notifier.aclose(grace_s=0.05)
+        await notifier.idle()
+        assert notifier.counts == {}
+
+
+async def test_what_became_of_messages_is_told_to_who_counts() -> None:
+    told: list[str] = []
+    async with webhook() as receiver, Notifier(loopback=True, on_outcome=told.append) as notifier:
+        notifier.send([Target(receiver.url), Target("http://169.254.169.254/"), Target("file:///etc")], MESSAGE)
+        await notifier.idle()
+    assert sorted(told) == ["failed", "refused", "sent"]
+
+
+async def test_ipv6_is_as_good() -> None:
+    async with webhook(host="::1") as receiver, quick() as notifier:
+        notifier.send([Target(receiver.url)], MESSAGE)
+        await notifier.idle()
+    assert notifier.counts == {"sent": 1}
+
+
+SECRET = Target(secret=Secret("lab", "hooks", "slack"))
+
+
+async def test_a_url_that_is_secret_is_read_when_it_is_needed(caplog: pytest.LogCaptureFixture) -> None:
+    async with webhook() as receiver:
+        kube = FakeKube()
+        kube.put(SECRETS, secret(slack=f"{receiver.url}\n"))
+        async with Notifier(loopback=True, read=Secrets(kube).read) as notifier:
+            notifier.send([SECRET], MESSAGE)
+            await notifier.idle()
+    assert notifier.counts == {"sent": 1}
+    assert "hook" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({}, "has no key 'slack'; there are: none"),
+        ({"other": "x"}, "has no key 'slack'; there are: other"),
+        ({"slack": "not a url"}, "secret hooks: scheme ''"),
+    ],
+)
+async def test_a_secret_that_holds_no_url_is_told_and_nothing_of_it_shown(
+    values: dict[str, str], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kube = FakeKube()
+    kube.put(SECRETS, secret(**values))
+    async with Notifier(loopback=True, pauses_s=(0.01,), read=Secrets(kube).read) as notifier:
+        notifier.send([SECRET], MESSAGE)
+        await notifier.idle()
+    assert notifier.counts == {"failed": 1}
+    assert text in caplog.text
+    assert "not a url" not in caplog.text
+
+
+@pytest.mark.parametrize("reader", [{}, {"read": Secrets(FakeKube()).read}], ids=["here", "not there"])
+async def test_a_secret_that_cannot_be_read_fails_its_own_messages_alone(reader: Any) -> None:
+    async with webhook() as receiver, Notifier(loopback=True, pauses_s=(0.01,), **reader) as notifier:
+        notifier.send([SECRET, Target(receiver.url)], MESSAGE)
+        await notifier.idle()
+    assert notifier.counts == {"failed": 1, "sent": 1}
+
+
+def secret(**values: str) -> Json:
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    return {"metadata": {"name": "hooks", "namespace": "lab"}, "data": data}
+
+
+def test_targets_are_those_of_the_pool_in_its_namespace() -> None:
+    spec = TritonPoolSpec.model_validate(
+        {
+            "notifications": [
+                {"url": "https://example.org/hook"},
+                {"secretRef": {"name": "hooks", "key": "slack"}, "format": "slack"},
+            ]
+        }
+    )
+    assert targets(spec, "lab") == (
+        Target("https://example.org/hook", "json"),
+        Target(format="slack", secret=Secret("lab", "hooks", "slack")),
+    )
+
+
+async def test_a_hold_that_comes_again_is_another_message() -> None:
+    async with webhook() as receiver, quick() as notifier:
+        times = iter((1000.0, 1060.0))
+        announcer = PoolAnnouncer(notifier, "lab", lambda: [Target(receiver.url)], lambda: next(times))
+        standing = Standing("coins-7f", "coins-r2", Phase.PROGRESSING, step=0, sequence=3, weight=5)
+        for _ in range(2):
+            announcer.announce("coins", standing, [Notice("Warning", "Held", "stable fails as well")], "http://g")
+        await notifier.idle()
+    first, second = receiver.received
+    assert first["id"] != second["id"]
+    assert {**first, "id": "", "at": ""} == {
+        "id": "",
+        "model": "coins",
+        "namespace": "lab",
+        "rollout": "coins-7f",
+        "revision": "coins-r2",
+        "phase": "Progressing",
+        "weight": 5,
+        "reason": "Held",
+        "message": "stable fails as well",
+        "at": "",
+        "url": "http://g",
+    }

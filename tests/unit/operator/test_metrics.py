@@ -1,0 +1,56 @@
+"""What Prometheus sees of models beside their rollouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from segserve_operator.adapters.kube.api import MODELS, POOLS
+from segserve_operator.adapters.kube.view import View
+from segserve_operator.metrics import Metrics
+
+ROLES = {
+    "stable": {"revision": "r1", "group": "main-7f"},
+    "candidate": {"revision": "r2", "group": "r2-7f"},
+    "previous": None,
+}
+
+
+def seen(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    return {
+        tuple(sample.labels.values()): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def looked(spec: dict[str, Any], roles: dict[str, Any] | None = None) -> Metrics:
+    view, metrics = View((MODELS, POOLS)), Metrics()
+    metadata = {"name": "coins", "namespace": "lab", "uid": "1", "resourceVersion": "1"}
+    view.take(MODELS, {"metadata": metadata, "spec": spec, "status": {"roles": roles or {}}})
+    metrics.look(view)
+    metrics.look(view)
+    return metrics
+
+
+@pytest.mark.parametrize("asked", ["slo", "rollout"])
+def test_groups_of_models_that_are_watched_are_told_by_role(asked: str) -> None:
+    assert seen(looked({asked: {}}, ROLES), "segserve_model_group") == {
+        ("lab", "default", "coins", "main-7f", "stable"): 1,
+        ("lab", "default", "coins", "r2-7f", "candidate"): 1,
+    }
+
+
+def test_other_models_have_no_series_of_their_own() -> None:
+    metrics = looked({}, ROLES)
+    assert seen(metrics, "segserve_model_group") == {}
+    assert seen(metrics, "segserve_slo_error_ratio") == {}
+    assert seen(metrics, "segserve_models") == {("lab", "default", "Unknown"): 1}
+
+
+@pytest.mark.parametrize(("slo", "ratio"), [({"errorPercent": 0.1}, 0.001), ({}, 0.01), (None, 0.01)])
+def test_an_slo_is_told_as_the_share_of_requests_that_may_fail(slo: dict[str, float] | None, ratio: float) -> None:
+    found = seen(looked({"slo": slo}), "segserve_slo_error_ratio")
+    assert found == {("lab", "default", "coins"): pytest.approx(ratio)}
