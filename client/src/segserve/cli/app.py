@@ -8,6 +8,7 @@ import typer
 
 from segserve.cli import building, calibrating, exporting, lifecycle, predict, resources
 from segserve.cli.failures import user_errors
+from segserve.cli.rollout import commands as rollouts
 
 app = typer.Typer(
     name="segserve",
@@ -32,6 +33,7 @@ app.command()(building.build)
 app.command()(building.crds)
 app.command()(exporting.export)
 app.command()(calibrating.calibrate)
+app.add_typer(rollouts.rollout, name="rollout")
 app.add_typer(building.runtime, name="runtime")
 app.add_typer(building.golden, name="golden")
 
@@ -40,6 +42,8 @@ def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 1, never with a traceback."""
     try:
         app()
+    except SystemExit:
+        raise  # before all that knows errors is loaded
     except KeyboardInterrupt:
         sys.exit(130)
     except user_errors() as error:

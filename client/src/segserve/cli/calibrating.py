@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import numpy as np
 import typer
-from PIL import Image, UnidentifiedImageError
 
 from segserve.cli.failures import CommandError, needs
 from segserve.cli.files import images_in, read_resources
@@ -47,6 +45,8 @@ def calibrate(
     bins: Annotated[int, typer.Option(min=1, help="Of the expected calibration error.")] = 15,
 ) -> None:
     """Fit the temperature of a model's stage `calibrate` on a labelled set; the network runs in this process."""
+    import numpy as np
+
     pairs = _pairs(images, labels)
     with needs("builder"):
         from segserve_builder.calibration import (
@@ -118,6 +118,8 @@ def _labelled_pixels(
     resource: SegmentationModel, pairs: list[tuple[Path, Path]], ignore: int | None, pixels: int
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any], float]]:
     """Yield the logits (N, C), the labels (N,) and the temperature, as it is now, of some pixels of each image."""
+    import numpy as np
+
     from segserve_builder.sampling import axes, logits_at
 
     pipeline = resource.spec.pipeline(resource.metadata.name)
@@ -162,6 +164,8 @@ def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:
     """Return what argmax is given for one image."""
     from dataclasses import replace
 
+    import numpy as np
+
     from segserve_builder.families import FAMILIES
     from segserve_builder.stages.argmax import Argmax
     from segserve_builder.stages.base import Request
@@ -180,6 +184,9 @@ def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:
 
 
 def _read_labels(path: Path) -> NDArray[Any]:
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(path) as image:
             if image.mode not in LABEL_MODES:

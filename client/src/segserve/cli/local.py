@@ -6,14 +6,14 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from segserve.cli.describing import described
+from segserve.cli.describing import described, record_of_latest
 from segserve.cli.failures import CommandError, needs
 from segserve.cli.files import read_resources
-from segserve.cli.platform import MODEL, POOL, Check, Json, LogRequest
+from segserve.cli.platform import MODEL, POOL, ROLLOUT, Check, Json, LogRequest
 from segserve.cli.progress import models_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from rich.console import RenderableType
@@ -73,6 +73,34 @@ class LocalPlatform:
         """Read the files; the default pool has none."""
         return [self.store.get(POOL, name) for name in self.store.names(POOL)]
 
+    def rollouts(self) -> list[Json]:
+        """Read the files."""
+        found = (self.rollout(name) for name in self.store.names(ROLLOUT))
+        return [record for record in found if record is not None]
+
+    def rollout(self, name: str) -> Json | None:
+        """Read the file."""
+        from segserve_operator.adapters.local.store import NotFoundError
+
+        try:
+            return self.store.get(ROLLOUT, name)
+        except NotFoundError:
+            return None
+
+    def chunks(self, rollout: str, count: int) -> list[str]:
+        """Read the files beside the record."""
+        from segserve_operator.adapters.local.rollouts import chunk_file
+
+        folder = self.store.state.objects / ROLLOUT / rollout
+        try:
+            return [chunk_file(folder, number).read_text() for number in range(count)]
+        except FileNotFoundError:
+            return []
+
+    def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
+        """Write them into the user's part of the file."""
+        self.store.annotate(kind, name, annotations)
+
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
         """Look again and again: files tell nobody that they changed."""
         from segserve_operator.adapters.local.store import NotFoundError
@@ -92,7 +120,8 @@ class LocalPlatform:
 
     def description(self, name: str) -> str:
         """Say what the resource says."""
-        return described(self.model(name))
+        model = self.model(name)
+        return described(model, record_of_latest(self, model))
 
     def logs(self, request: LogRequest) -> Iterator[str]:
         """Yield the logs of supervisor, gateway, servers and agents."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -16,6 +16,7 @@ Json: TypeAlias = dict[str, Any]
 
 MODEL: Final = "SegmentationModel"
 POOL: Final = "TritonPool"
+ROLLOUT: Final = "SegmentationRollout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,22 @@ class Platform(Protocol):
 
     def pools(self) -> list[Json]:
         """Return all pools by name."""
+        ...
+
+    def rollouts(self) -> list[Json]:
+        """Return the records of rollouts by name, as resources."""
+        ...
+
+    def rollout(self, name: str) -> Json | None:
+        """Return the record of a rollout; None where there is none (yet, or any more)."""
+        ...
+
+    def chunks(self, rollout: str, count: int) -> list[str]:
+        """Return the first `count` chunks of a record's oldest evidence, packed; none where any of them is lost."""
+        ...
+
+    def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
+        """Set annotations of a resource; its others stay. An unknown resource is an error."""
         ...
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:

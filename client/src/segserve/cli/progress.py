@@ -64,7 +64,7 @@ def condition(manifest: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return next((found for found in conditions if found["type"] == kind), unknown)
 
 
-COLUMNS: Final = ("NAME", "READY", "STABLE", "CANDIDATE", "WEIGHT", "URL", "AGE")
+COLUMNS: Final = ("NAME", "READY", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "SLO", "URL", "AGE")
 
 
 def models_table(manifests: Iterable[Mapping[str, Any]], *, wide: bool = False) -> Table:
@@ -87,11 +87,18 @@ def _row(manifest: Mapping[str, Any], *, wide: bool) -> list[str]:
         f"[{colour}]{ready}[/]",
         roles.get("stable", {}).get("revision", ""),
         _candidate(roles.get("candidate")),
+        (status.get("rollout") or {}).get("phase", ""),
         str(status.get("weight", "")),
+        _slo(status.get("slo")),
         status.get("url", ""),
         age(manifest["metadata"]["creationTimestamp"]),
     ]
     return [*row, roles.get("stable", {}).get("group", ""), progress(manifest).text] if wide else row
+
+
+def _slo(said: str | None) -> str:
+    colour = {"Met": "green", "Breached": "red"}.get(said or "", "yellow")
+    return f"[{colour}]{said}[/]" if said else ""
 
 
 def _candidate(candidate: Mapping[str, Any] | None) -> str:

@@ -114,7 +114,7 @@ def _show(console: Console, pictures: Iterator[RenderableType]) -> None:
         return
     last = ""
     for picture in pictures:
-        kept = _wide_enough(console, picture)
+        kept = wide_enough(console, picture)
         with kept.capture() as captured:
             kept.print(picture)
         text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
@@ -134,11 +134,11 @@ def _print(console: Console, manifests: list[dict[str, Any]], output: Format, *,
             console.print("no models; `segserve apply -f model.yaml` adds one")
         case _:
             table = models_table(manifests, wide=output is Format.WIDE)
-            _wide_enough(console, table).print(table)
+            wide_enough(console, table).print(table)
 
 
-def _wide_enough(console: Console, shown: RenderableType) -> Console:
-    # A line that is longer than the terminal is the terminal's to wrap: nothing is cut or folded.
+def wide_enough(console: Console, shown: RenderableType) -> Console:
+    """Return a console as wide as what is shown: a line longer than the terminal is the terminal's to wrap."""
     needed = Measurement.get(console, console.options.update(width=WIDEST), shown).maximum
     return Console(width=max(console.width, needed))
 

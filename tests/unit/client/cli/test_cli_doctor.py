@@ -64,6 +64,7 @@ def test_a_cluster_that_has_all_is_good(healthy: FakeServer) -> None:
         "API server",
         "segmentationmodels.segserve.dev",
         "tritonpools.segserve.dev",
+        "segmentationrollouts.segserve.dev",
         "operator",
         "your rights",
         "pool default",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 import httpx2
 from lightkube.config.client_adapter import Client, ConnectionParams
@@ -21,6 +20,8 @@ from segserve.cli.cluster.errors import (
     UnknownError,
     UnreachableError,
 )
+from segserve_operator.adapters.kube import requests
+from segserve_operator.adapters.kube.requests import stripped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
 FIELD_MANAGER: Final = "segserve-cli"
 TIMEOUT_S: Final = 15.0
 CONNECT_S: Final = 5.0
-PAGE: Final = 500
-
-_MERGE: Final = "application/merge-patch+json"
-_APPLY: Final = "application/apply-patch+yaml"  # of which JSON is a part
 
 
 class Calls:
@@ -62,7 +59,7 @@ class Calls:
         self, kind: Kind, *, labels: Mapping[str, str] | None = None, fields: str = "", everywhere: bool = False
     ) -> tuple[list[Json], str]:
         """Return all objects of a kind in the namespace, by name, and the version that a watch goes on from."""
-        params = {"limit": str(PAGE)} | selectors(labels, fields)
+        params = {"limit": str(requests.PAGE)} | selectors(labels, fields)
         found: list[Json] = []
         while True:
             page = self._json(kind, "GET", self.path(kind, everywhere=everywhere), params=params)
@@ -84,7 +81,7 @@ class Calls:
         """Make an object have all that the manifest says, by server-side apply."""
         params = {"fieldManager": FIELD_MANAGER, "force": str(force).lower()} | ({"dryRun": "All"} if dry_run else {})
         path = self.path(kind, manifest["metadata"]["name"], namespace=namespace)
-        return stripped(self._json(kind, "PATCH", path, params=params, body=manifest, sent=_APPLY))
+        return stripped(self._json(kind, "PATCH", path, params=params, body=manifest, sent=requests.APPLY))
 
     def create(self, kind: Kind, manifest: Json, *, everywhere: bool = False) -> Json:
         """Create an object, or ask a question that has the shape of one."""
@@ -93,14 +90,12 @@ class Calls:
     def merge(self, kind: Kind, name: str, patch: Json, *, namespace: str | None = None) -> Json:
         """Merge a patch into an object."""
         path = self.path(kind, name, namespace=namespace)
-        return self._json(kind, "PATCH", path, params={"fieldManager": FIELD_MANAGER}, body=patch, sent=_MERGE)
+        return self._json(kind, "PATCH", path, params={"fieldManager": FIELD_MANAGER}, body=patch, sent=requests.MERGE)
 
     def delete(self, kind: Kind, name: str, *, namespace: str | None = None, uid: str | None = None) -> None:
         """Delete an object, in the background what it owns."""
-        body: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
-        self._json(kind, "DELETE", self.path(kind, name, namespace=namespace), body=body)
+        path = self.path(kind, name, namespace=namespace)
+        self._json(kind, "DELETE", path, body=requests.deletion(uid))
 
     def text(self, path: str, params: Mapping[str, str] | None = None) -> str:
         """Return what a path answers, as text."""
@@ -121,9 +116,7 @@ class Calls:
 
     def path(self, kind: Kind, *names: str, namespace: str | None = None, everywhere: bool = False) -> str:
         """Return the path of a kind's objects in a namespace, the command's own where none is named."""
-        root = f"apis/{kind.group}/{kind.version}" if kind.group else f"api/{kind.version}"
-        within = () if everywhere else ("namespaces", namespace or self.namespace)
-        return "/".join((root, *(quote(part, safe="") for part in (*within, kind.plural, *names))))
+        return requests.path(kind, None if everywhere else namespace or self.namespace, *names)
 
     def _json(self, kind: Kind, method: str, path: str, *, params: Mapping[str, str] | None = None,
               body: Json | None = None, sent: str = "application/json") -> Json:  # fmt: skip
@@ -171,14 +164,8 @@ class Calls:
 
 def selectors(labels: Mapping[str, str] | None, fields: str) -> dict[str, str]:
     """Return the parameters of a request that chooses by labels and fields."""
-    text = ",".join(f"{key}={value}" for key, value in sorted((labels or {}).items()))
+    text = requests.label_selector(labels or {})
     return ({"labelSelector": text} if text else {}) | ({"fieldSelector": fields} if fields else {})
-
-
-def stripped(item: Json) -> Json:
-    """Return an object without `managedFields`, which are half of its size, and nobody asks for them."""
-    item["metadata"].pop("managedFields", None)
-    return item
 
 
 def _place(item: Json) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve.cli.cluster.errors import INSTALL, ClusterError, ForbiddenError
-from segserve.cli.platform import Check
+from segserve.cli.platform import ROLLOUT, Check
 from segserve.cli.progress import condition
 from segserve_operator.adapters.kube.api import DEPLOYMENTS, LEASES, POOLS, Kind
 from segserve_operator.api.crd import crd
@@ -27,7 +27,8 @@ OPERATOR: Final = {"app.kubernetes.io/name": "segserve", "app.kubernetes.io/comp
 LEASE: Final = "segserve-operator"
 LEASE_S: Final = 30
 OLDEST: Final = (1, 20)
-VERBS: Final = ("get", "list", "watch", "create", "patch", "delete")
+READING: Final = ("get", "list", "watch")
+VERBS: Final = (*READING, "create", "patch", "delete")
 
 _UPGRADE: Final = "helm upgrade segserve charts/segserve, or `segserve crds | kubectl apply --server-side -f -`"
 
@@ -138,9 +139,9 @@ def _lease_holder(calls: Calls) -> str | None:
 
 
 def _rights(calls: Calls) -> Check:
-    refused = [
-        f"{verb} {kind.plural}" for kind in KINDS.values() for verb in VERBS if not _may(calls, verb, kind.plural)
-    ]
+    # Records are written by the operator alone.
+    needed = [(verb, kind.plural) for name, kind in KINDS.items() for verb in (READING if name == ROLLOUT else VERBS)]
+    refused = [f"{verb} {plural}" for verb, plural in needed if not _may(calls, verb, plural)]
     advice = "ask who runs the cluster for the role `edit` in this namespace: segserve's chart adds its resources to it"
     seen = (
         f"you may not {', '.join(refused)}" if refused else f"{', '.join(VERBS)} models and pools in {calls.namespace}"

@@ -13,11 +13,14 @@ from segserve.cli.cluster.gateway import gateway
 from segserve.cli.cluster.story import story
 from segserve.cli.cluster.tree import Picture, Snapshot
 from segserve.cli.cluster.watching import Look, Watching
+from segserve.cli.describing import record_of_latest
 from segserve.cli.failures import CommandError
 from segserve.cli.files import read_written
 from segserve.cli.platform import MODEL, POOL, Check, Json, LogRequest
 from segserve_builder.cluster.names import MANAGED_LABELS
-from segserve_operator.adapters.kube.api import DEPLOYMENTS, MODELS, PODS, POOLS, Kind
+from segserve_builder.cluster.shards import content_of
+from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, MODELS, PODS, POOLS, ROLLOUTS, Kind
+from segserve_operator.adapters.kube.objects.rollout import chunk_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -81,6 +84,30 @@ class ClusterPlatform:
         """List them."""
         return self.calls.list(POOLS)[0]
 
+    def rollouts(self) -> list[Json]:
+        """List them."""
+        return self.calls.list(ROLLOUTS)[0]
+
+    def rollout(self, name: str) -> Json | None:
+        """Read one."""
+        try:
+            return self.calls.get(ROLLOUTS, name)
+        except UnknownError:
+            return None
+
+    def chunks(self, rollout: str, count: int) -> list[str]:
+        """Read the ConfigMaps beside the record."""
+        try:
+            found = [self.calls.get(CONFIG_MAPS, chunk_name(rollout, number)) for number in range(count)]
+        except UnknownError:
+            return []
+        return [content_of(each) or "" for each in found]
+
+    def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
+        """Merge them into what the object has; the operator and other tools keep theirs."""
+        self._found(kind, name)
+        self.calls.merge(KINDS[kind], name, {"metadata": {"annotations": dict(annotations)}})
+
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
         """Follow the server's events."""
         with Watching(self.calls, [Look(KINDS[kind], fields=f"metadata.name={name}")]) as watching:
@@ -104,7 +131,8 @@ class ClusterPlatform:
 
     def description(self, name: str) -> str:
         """Tell what the server knows: the model, its events, its pods."""
-        return story(self.calls, self._found(MODEL, name))
+        model = self._found(MODEL, name)
+        return story(self.calls, model, record_of_latest(self, model))
 
     def logs(self, request: LogRequest) -> Iterator[str]:
         """Read logs through the API server: of the groups that hold the model's revisions in a role."""

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
 
 
-def story(calls: Calls, model: Json) -> str:
-    """Return all that is known; what the user may not see is said in its place."""
+def story(calls: Calls, model: Json, record: Json | None) -> str:
+    """Return all that is known, with the `record` of the latest rollout; what the user may not see says so."""
     metadata = dict(model["metadata"])
     kept = {key: value for key, value in metadata.pop("annotations", {}).items() if key != _ANNOTATION}
     shown = {**model, "metadata": metadata | ({"annotations": kept} if kept else {})}
-    return "\n".join((described(shown), "events:", *_events(calls, model), "pods:", *_pods(calls, model)))
+    return "\n".join((described(shown, record), "events:", *_events(calls, model), "pods:", *_pods(calls, model)))
 
 
 def _events(calls: Calls, model: Json) -> Iterator[str]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from segserve.cli.cluster.pods import group_state, pod_state
 from segserve.cli.progress import condition
+from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
 from segserve_builder.cluster.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, POOL_LABEL
 from segserve_operator.core.failure import Failure
 
@@ -21,17 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from segserve.cli.platform import Json
-
-Branch = tuple[bool, ...]
-"""For each level down to a row, whether it is the last of its siblings."""
-
-GOOD, MOVING, BAD, QUIET = "green", "yellow", "red", "dim"
-_SIGNS: Final = {GOOD: "●", MOVING: "◐", BAD: "✗", QUIET: "○"}
-_PLAIN_SIGNS: Final = {GOOD: "+", MOVING: "~", BAD: "x", QUIET: "-"}
-_GUIDES: Final = ("   ", "│  ", "└─ ", "├─ ")
-_PLAIN_GUIDES: Final = ("    ", "|   ", "`-- ", "|-- ")
-LONG: Final = 60
-"""What is longer is not said twice."""
 
 _ROLES: Final = {"stable": GOOD, "candidate": MOVING, "previous": QUIET}
 _FALSE_IS_WANTED: Final = frozenset({"Degraded", "Progressing"})
@@ -54,70 +42,19 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """One row: its name, its state as a colour and a word or two, what else to say, and the rows below it."""
-
-    name: Text
-    colour: str
-    state: str
-    detail: Text
-    below: list[Node] = field(default_factory=list)
-    cause: Failure | None = None
-    """Said after the detail; where the same was said further up, shortly."""
-
-
-@dataclass(frozen=True, slots=True)
 class Picture:
     """A snapshot as a terminal shows it; in plain ASCII where the terminal has no more."""
 
     snapshot: Snapshot
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        ascii_only = options.ascii_only
         yield Text(self.snapshot.title, style=QUIET)
         if self.snapshot.trouble:
             yield Text(f"what was last seen; {self.snapshot.trouble}", style=BAD)
         nodes = list(_roots(self.snapshot))
         if not nodes:
             yield Text("no models and no pools; `segserve apply -f model.yaml` adds a model")
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(no_wrap=True)
-        grid.add_column(no_wrap=True)
-        grid.add_column(overflow="fold")
-        said: set[str] = set()
-        for branch, node in _rows(nodes, ()):
-            name, state = _name(node, branch, ascii_only=ascii_only), _state(node, ascii_only=ascii_only)
-            grid.add_row(name, state, _detail(node, said))
-        yield Group(grid)
-
-
-def _rows(nodes: Sequence[Node], branch: Branch) -> Iterator[tuple[Branch, Node]]:
-    for number, node in enumerate(nodes, 1):
-        here = (*branch, number == len(nodes))
-        yield here, node
-        yield from _rows(node.below, here)
-
-
-def _name(node: Node, branch: Branch, *, ascii_only: bool) -> Text:
-    space, line, last, other = _PLAIN_GUIDES if ascii_only else _GUIDES
-    if len(branch) == 1:
-        return node.name
-    lead = "".join(space if ended else line for ended in branch[1:-1])
-    return Text.assemble((lead + (last if branch[-1] else other), QUIET), node.name)
-
-
-def _state(node: Node, *, ascii_only: bool) -> Text:
-    return Text(f"{(_PLAIN_SIGNS if ascii_only else _SIGNS)[node.colour]} {node.state}", style=node.colour)
-
-
-def _detail(node: Node, said: set[str]) -> Text:
-    if node.cause is None:
-        return node.detail
-    message = " ".join(node.cause.message.split())
-    again = len(message) > LONG and message in said
-    said.add(message)
-    told = ("as above", QUIET) if again else (message, "")
-    return Text.assemble(node.detail, "  " if node.detail else "", (node.cause.reason, "bold"), "  ", told)
+        yield tree(nodes, ascii_only=options.ascii_only)
 
 
 def _roots(seen: Snapshot) -> Iterator[Node]:

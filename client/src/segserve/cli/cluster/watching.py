@@ -7,8 +7,9 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
-from segserve.cli.cluster.calls import selectors, stripped
+from segserve.cli.cluster.calls import selectors
 from segserve.cli.cluster.errors import ClusterError
+from segserve_operator.adapters.kube.requests import stripped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,0 +1,92 @@
+"""`segserve rollout plan`: what a rollout could tell apart, by the requests that come."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from segserve.cli.failures import CommandError
+from segserve.cli.files import read_resources
+from segserve.cli.rollout.picture import span
+from segserve_operator.api.rollout_policy import Slo, gate_name
+from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.core.statistics.power import preview
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from segserve_operator.api.rollout_policy import RolloutPolicy
+    from segserve_operator.core.record import Record
+    from segserve_operator.core.statistics.power import Preview
+
+MINUTES: Final = 10.0
+LEAST_RATE: Final = 0.01
+
+
+def previews(files: Iterable[Path], rps: float, minutes: float) -> list[str]:
+    """Return for each model of files what its rollout could see at so many requests a second."""
+    resources = [resource for resource, _ in read_resources(files)]
+    models = [each for each in resources if isinstance(each, SegmentationModel)]
+    if not models:
+        found = ", ".join(resource.kind for resource in resources)
+        raise CommandError(f"no SegmentationModel in the files; found: {found or 'nothing'}")
+    return [_preview(model, rps, minutes) for model in models]
+
+
+def _preview(model: SegmentationModel, rps: float, minutes: float) -> str:
+    name, policy = model.metadata.name, model.spec.rollout
+    if policy is None:
+        return f"{name}: no `spec.rollout`: a new revision is promoted as soon as it is proved, whatever callers see"
+    told = preview(policy, model.spec.slo or Slo(), rps, minutes).text()
+    return f"{name}: {_how(policy)}\n{told}"
+
+
+def _how(policy: RolloutPolicy) -> str:
+    gates = ", ".join(gate_name(gate) for gate in policy.gates) or "none"
+    steps = ", ".join(f"{step.weight} %" for step in policy.steps) if policy.strategy == "canary" else "all at once"
+    return f"{policy.strategy}, {steps}; gates: {gates}; alpha {100 * policy.alpha:g} %"
+
+
+@dataclass(slots=True)
+class Outlook:
+    """What rollouts can see in ten minutes of the requests that come now, in a line.
+
+    It takes a second to work out, so that a live view asks again and again, and goes on meanwhile.
+    """
+
+    _lines: dict[tuple[str, float], str] = field(default_factory=dict)
+    _last: str = ""
+
+    def line(self, record: Record, *, wait: bool = False) -> str:
+        """Return it, or what was known last; empty where no requests come, or until it is known."""
+        # One digit: a rate that goes up and down a little changes nothing.
+        rate = float(f"{float(record.progress.rate):.1g}")
+        if rate < LEAST_RATE:
+            return ""
+        key = record.name, rate
+        if key not in self._lines:
+            self._lines[key] = ""
+            worker = threading.Thread(target=self._work_out, args=(key, record), daemon=True)
+            worker.start()
+            worker.join(None if wait else 0.0)
+        self._last = self._lines[key] or self._last
+        return self._last
+
+    def _work_out(self, key: tuple[str, float], record: Record) -> None:
+        self._lines[key] = brief(preview(record.policy, record.slo, key[1], MINUTES))
+
+
+def brief(found: Preview) -> str:
+    """Return the smallest harm of each kind that is seen, and how soon."""
+    told = []
+    for what in dict.fromkeys(row.what for row in found.rows):
+        rows = [row for row in found.rows if row.what == what]
+        seen = [row for row in rows if math.isfinite(row.seconds)]
+        if seen:
+            told.append(f"{what} from {seen[0].size} on (in {span(seen[0].seconds)})")
+        else:
+            told.append(f"no {what} up to {rows[-1].size}")
+    return f"{found.minutes:g} min at {found.requests_per_second:g} requests/s show {', '.join(told)}"

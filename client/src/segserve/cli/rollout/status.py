@@ -1,0 +1,161 @@
+"""`segserve rollout status`: a rollout as a tree, as it goes, or as a document for programs."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.live import Live
+from rich.text import Text
+
+from segserve.cli.resources import REFRESH_S, wide_enough
+from segserve.cli.rollout.picture import Picture
+from segserve.cli.rollout.power import Outlook
+from segserve.cli.rollout.seen import Seen, looks, no_rollout, seen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.console import Console
+
+    from segserve.cli.platform import Json, Platform
+    from segserve.cli.rollout.seen import Side
+    from segserve_operator.core.gates.base import Verdict
+    from segserve_operator.core.record import Decision, Record
+
+
+def current(here: Platform, name: str) -> Seen:
+    """Return a model's rollout; raises `CommandError` where it has none."""
+    model = here.model(name)
+    found = seen(here, model)
+    if found is None:
+        raise no_rollout(model)
+    return found
+
+
+def picture(found: Seen | None, name: str, outlook: Outlook, *, wide: bool, wait: bool = False) -> Picture | Text:
+    """Return what a terminal shows of a rollout, or that one may come; `wait` for what `outlook` works out."""
+    if found is None:
+        return Text(f"{name}: no rollout yet; the operator has not come to the newest spec")
+    if found.record is None or found.standing.ended or found.promoted:
+        return Picture(found, wide)
+    return Picture(found, wide, outlook.line(found.record, wait=wait))
+
+
+def once(found: Seen, *, wide: bool) -> Picture | Text:
+    """Return what a terminal shows of a rollout at one moment; wide with what its evidence can tell."""
+    return picture(found, found.model, Outlook(), wide=wide, wait=True) if wide else Picture(found)
+
+
+def follow(console: Console, here: Platform, name: str, *, wide: bool) -> Seen:
+    """Show a rollout until it ends, and return it; where nobody looks at a terminal, at each of its moves."""
+    shown = _redrawn if console.is_terminal else _printed
+    return shown(console, looks(here, name), name, wide=wide)
+
+
+def _redrawn(console: Console, found: Iterator[Seen | None], name: str, *, wide: bool) -> Seen:
+    outlook = Outlook()
+    with Live(console=console, auto_refresh=False) as live:
+        for each in found:
+            live.update(picture(each, name, outlook, wide=wide), refresh=True)
+            if each is not None and each.over:
+                return each
+            time.sleep(REFRESH_S)
+    raise AssertionError("looks have no end")
+
+
+def _printed(console: Console, found: Iterator[Seen | None], name: str, *, wide: bool) -> Seen:
+    last: tuple[Any, ...] = ()
+    outlook = Outlook()
+    for each in found:
+        if _move(each) != last:
+            drawn = picture(each, name, outlook, wide=wide)
+            wide_enough(console, drawn).print(drawn, *([""] if each is None or not each.over else []), sep="\n")
+            last = _move(each)
+        if each is not None and each.over:
+            return each
+        time.sleep(REFRESH_S)
+    raise AssertionError("looks have no end")
+
+
+def _move(found: Seen | None) -> tuple[Any, ...]:
+    """Return what makes a picture worth a line in a log: not the clock, not every request."""
+    if found is None:
+        return (None,)
+    at, verdicts = found.standing, found.record.verdicts if found.record is not None else ()
+    outcomes = tuple((verdict.gate, verdict.outcome) for verdict in verdicts)
+    return at.rollout, at.phase, at.step, at.weight, at.paused, at.reason, at.skipped, found.behind, outcomes
+
+
+def document(found: Seen) -> Json:
+    """Return a rollout for programs: camelCase, times in RFC 3339, what is not known left out."""
+    at, record = found.standing, found.record
+    said: Json = {
+        "rollout": at.rollout,
+        "model": found.model,
+        "phase": at.phase.label,
+        "ended": at.ended,
+        "step": at.step + 1,
+        "weight": at.weight,
+        "paused": at.paused,
+        "quarantines": at.quarantines,
+        "reason": at.reason,
+        "message": at.message,
+        "startedAt": stamp(at.started_s),
+        "since": stamp(at.since_s),
+        "skippedGates": list(at.skipped),
+        "behindTheSpec": found.behind,
+        "revisions": [_side(side) for side in found.sides()],
+    }
+    return said if record is None else said | _recorded(record, at.started_s)
+
+
+def _recorded(record: Record, started_s: float) -> Json:
+    return {
+        "steps": len(record.policy.steps),
+        "deadlineAt": stamp(started_s + record.policy.deadline.total_seconds()),
+        "gates": [_verdict(verdict) for verdict in record.verdicts],
+        "decisions": [decision_document(decision) for decision in record.decisions],
+    }
+
+
+def _side(side: Side) -> Json:
+    numbers = {
+        "errorPercent": side.error_percent,
+        "p50Milliseconds": side.quantile_ms(0.5),
+        "p95Milliseconds": side.quantile_ms(0.95),
+    }
+    counted = {"weight": side.weight, "requests": side.requests, "errors": side.errors}
+    return {"role": side.role, "revision": side.revision, **counted, **finite(numbers)}
+
+
+def _verdict(verdict: Verdict) -> Json:
+    said = {"gate": verdict.gate, "outcome": verdict.outcome.value}
+    said |= {"reason": verdict.reason, "message": verdict.message}
+    return {**said, **finite({"progress": verdict.progress}), "numbers": finite(verdict.numbers)}
+
+
+def decision_document(decision: Decision) -> Json:
+    """Return a decision for programs, without what it saw."""
+    return {
+        "sequence": decision.sequence,
+        "at": stamp(decision.at_s),
+        "signal": decision.signal,
+        "phase": decision.phase.label,
+        "weight": decision.weight,
+        "actor": decision.actor,
+        "reason": decision.reason,
+        "message": decision.message,
+    }
+
+
+def finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the numbers that JSON has."""
+    return {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
+
+
+def stamp(time_s: float) -> str:
+    """Return a time in RFC 3339."""
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
