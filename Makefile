@@ -14,7 +14,7 @@ export ORT_DISABLE_TELEMETRY := 1
 CLUSTER := tests/cluster
 
 .PHONY: cluster-build cluster-up cluster-down cluster-images e2e-kind
-.PHONY: help demo test test-quick lint bench bench-stages oracles prove crds system clean zoo zoo-report
+.PHONY: help demo test test-quick lint bench bench-stages oracles prove crds dashboards system clean zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -95,6 +95,9 @@ bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/
 bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and the table of docs/performance.md
 	$(BIN)/python -m bench.stages
 
+bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules; writes bench/out/rollout.json and docs/decisions.md (30 minutes; FULL=1: all cells, SHARD=1/4)
+	$(BIN)/python -m bench.rollout $(if $(FULL),--full) $(if $(SHARD),--shard $(SHARD))
+
 zoo: $(VENV)/dev.stamp  ## Train the nine networks of examples/zoo again (half an hour)
 	$(BIN)/python -m examples.zoo.train all
 	$(BIN)/python -m examples.zoo.refresh
@@ -105,6 +108,10 @@ zoo-report: $(VENV)/dev.stamp system  ## Serve the zoo and compare its figures w
 prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: the zoo, all tables, load with edits, all faults
 	$(BIN)/python -m bench.endurance
 	PYTHONPATH=tests $(BIN)/python -m bench.operator_faults
+	PYTHONPATH=tests $(BIN)/python -m bench.rollout_faults
+
+dashboards: $(VENV)/dev.stamp  ## Write the Grafana dashboard of rollouts
+	$(BIN)/python -m charts.rollout_dashboard
 
 crds: $(VENV)/dev.stamp  ## Write the custom resource definitions and their reference
 	$(BIN)/python -m segserve_operator.api.crd crds

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Makes sure of what the tests need of the system: curl, the library that NVIDIA's perf_analyzer is linked to, and
-# Debian's torchvision, which is an oracle of the stages.
+# Makes sure of what the tests need of the system: curl, Prometheus, the library that NVIDIA's perf_analyzer is linked to,
+# and Debian's torchvision, which is an oracle of the stages.
 set -eu
 
 missing=
 command -v curl >/dev/null || missing="$missing curl"
+command -v prometheus >/dev/null || missing="$missing prometheus"
 PATH="$PATH:/sbin:/usr/sbin" ldconfig -p | grep -q 'libb64\.so\.0d ' || missing="$missing libb64-0d"
 /usr/bin/python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torchvision"))' 2>/dev/null \
   || missing="$missing python3-torchvision"

@@ -46,6 +46,7 @@ ENVOY_IMAGE: Final = "localhost/segserve-envoy:test"
 
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segserve"
 REPOSITORY: Final = Path(__file__).parents[2]
+_FAULTS: Final = REPOSITORY / "tests/faults/inside/sitecustomize.py"
 _BASE: Final = CACHE / "kubernetes-1.20.2/images/python.tar"
 _HOME: Final = "/opt/segserve"
 _EXAMPLE: Final = f"{_HOME}/examples/coins"
@@ -83,6 +84,7 @@ def _server(base: tuple[Layer, ...], runtime: Runtime) -> Image:
         *base,
         _layer("runtime", _digest(runtime.root.name), lambda path: write_layer(path, _runtime_parts(runtime))),
         _layer("builder", runtime.code.name, lambda at: _write_code(at, [runtime.code / "segserve_builder"])),
+        _faults(),
         _examples(),
     )
     environment = {
@@ -178,6 +180,13 @@ def _examples() -> Layer:
     key = _digest(*(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files))
     parts = [Tree(path, f"{_EXAMPLE}/{path.relative_to(folder)}") for path in files]
     return _layer("examples", key, lambda path: write_layer(path, parts))
+
+
+def _faults() -> Layer:
+    """Return the layer of what makes a revision misbehave where the variable FAULTS says so."""
+    key = _digest(_FAULTS.read_text())
+    parts = [Tree(_FAULTS, f"{_HOME}/code/{_FAULTS.name}")]
+    return _layer("faults", key, lambda path: write_layer(path, parts))
 
 
 def _write_code(path: Path, packages: Sequence[Path]) -> None:

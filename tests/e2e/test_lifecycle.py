@@ -172,7 +172,8 @@ def test_up_in_front_of_a_terminal_shows_the_models_until_ctrl_c_ends_everything
     assert bed.coins()[1] in COIN_PIXELS
 
     os.write(terminal, b"\x03")
-    read_until(terminal, "the platform has ended", seconds=20)
+    # The supervisor and its servers each have ten seconds to end by themselves.
+    read_until(terminal, "the platform has ended", seconds=40)
     _, status = os.waitpid(child, 0)
     os.close(terminal)
 

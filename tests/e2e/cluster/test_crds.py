@@ -5,16 +5,21 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from fakes.crd_api import CrdApi, Json, RefusedError, load
+from fakes.rollout_evidence import record, same
+from segserve_operator.adapters.rollouts import manifest_of, record_of, status_of
+from segserve_operator.api.rollout_policy import RolloutPolicy
+from segserve_operator.api.segmentation_model import SegmentationModelSpec
 
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[3]
-MODELS, POOLS = "segmentationmodels", "tritonpools"
+MODELS, POOLS, ROLLOUTS = "segmentationmodels", "tritonpools", "segmentationrollouts"
 EXAMPLES = [
     manifest
     for path in (ROOT / "examples/coins/model.yaml", *sorted((ROOT / "examples/zoo").glob("*.yaml")))
@@ -63,6 +68,17 @@ def pool(name: str = "default", **spec: object) -> Json:
     }
 
 
+def rollout(name: str = "seg-2f6c1f0a00-6553f100", **spec: object) -> Json:
+    """The record of a rollout, as the operator creates it."""
+    least = {"model": "seg", "stable": "seg-1", "candidate": "seg-2"}
+    return {
+        "apiVersion": "segserve.dev/v1alpha1",
+        "kind": "SegmentationRollout",
+        "metadata": {"name": name},
+        "spec": {**least, **spec},
+    }
+
+
 def read_once_it_has(api: CrdApi, plural: str, name: str, field: str) -> Json:
     """Read an object with the schema that knows a field: a server takes up a new one within a moment."""
     deadline = time.monotonic() + 30
@@ -75,7 +91,7 @@ def read_once_it_has(api: CrdApi, plural: str, name: str, field: str) -> Json:
 @pytest.fixture(scope="module")
 def installed(crd_server: CrdApi) -> CrdApi:
     """A server with the present custom resources."""
-    for plural in (MODELS, POOLS):
+    for plural in (MODELS, POOLS, ROLLOUTS):
         crd_server.install(present(plural))
     return crd_server
 
@@ -84,7 +100,7 @@ def installed(crd_server: CrdApi) -> CrdApi:
 def api(installed: CrdApi) -> Iterator[CrdApi]:
     """A server with the present custom resources and no objects."""
     yield installed
-    for plural in (MODELS, POOLS):
+    for plural in (MODELS, POOLS, ROLLOUTS):
         installed.delete_all(plural)
 
 
@@ -108,6 +124,40 @@ def test_what_is_left_out_gets_its_documented_default(api: CrdApi) -> None:
     gateway = api.create(POOLS, pool())["spec"]["gateway"]
 
     assert (gateway["port"], gateway["requestTimeoutSeconds"]) == (8080, 60)
+
+
+def test_an_empty_rollout_policy_is_filled_in_as_the_operator_reads_it(api: CrdApi) -> None:
+    stored = api.create(MODELS, model(rollout={}, slo={}))["spec"]
+
+    assert SegmentationModelSpec.model_validate(stored).rollout == RolloutPolicy()
+    assert stored["slo"] == {"errorPercent": 1}
+    assert stored["rollout"]["deadline"] == "6h"
+
+
+def test_what_a_rollout_is_about_stays(api: CrdApi) -> None:
+    name = rollout()["metadata"]["name"]
+    api.create(ROLLOUTS, rollout(policy={"gates": [{"gate": "promql", "name": "load", "address": "http://p:9090",
+                                                     "query": "up", "passes": "result[0] > 0.0"}]}))  # fmt: skip
+
+    for change in ({"candidate": "seg-3"}, {"policy": {"alpha": 0.05}}):
+        with pytest.raises(RefusedError, match="what a rollout is about cannot be changed"):
+            api.patch(ROLLOUTS, name, {"spec": change})
+
+
+def test_a_record_is_stored_to_the_last_bit(api: CrdApi) -> None:
+    """As the operator writes it: the numbers go through the API server's JSON."""
+    written = record()
+    name = written.name
+    api.create(ROLLOUTS, manifest_of(written))
+    api.patch(ROLLOUTS, name, {"status": status_of(written, datetime.now(UTC))}, subresource="status")
+
+    assert same(record_of(api.get(ROLLOUTS, name), ()), written)
+    table = api.table(ROLLOUTS)
+    names = [column["name"] for column in table["columnDefinitions"]]
+    shown = dict(zip(names, table["rows"][0]["cells"], strict=True))
+    assert (shown["Model"], shown["Candidate"], shown["Phase"], shown["Weight"]) == (
+        "coins", "coins-2", "Progressing", 25
+    )  # fmt: skip
 
 
 def test_a_model_stays_in_its_pool(api: CrdApi) -> None:
@@ -164,6 +214,36 @@ def test_the_family_decides_which_class_ids_are_allowed(api: CrdApi, family: str
             model(artifact={"uri": "model.onnx", "sha256": "0" * 63}), 422, "spec.artifact.sha256", id="short digest"
         ),
         pytest.param(model(keepPrevious="soon"), 422, "spec.keepPrevious", id="not a duration"),
+        pytest.param(model(slo={"p95Milliseconds": 100, "p50Milliseconds": 200}), 422, "sooner", id="p95 before p50"),
+        pytest.param(
+            model(rollout={"steps": [{"weight": 20}, {"weight": 10}]}), 422, "weights must rise", id="falling weights"
+        ),
+        pytest.param(
+            model(rollout={"steps": [{"weight": 20}, {"weight": 20}]}), 422, "weights must rise", id="equal weights"
+        ),
+        pytest.param(
+            model(rollout={"steps": [{"weight": 5, "minimum": "10m", "maximum": "90s"}]}),
+            422,
+            "minimum must not be longer",
+            id="a step that is over before it may end",
+        ),
+        pytest.param(model(rollout={"steps": []}), 422, "at least one step", id="a canary without steps"),
+        pytest.param(
+            model(rollout={"strategy": "blueGreen", "steps": [{"weight": 5}]}), 422, "only a canary", id="blue or green"
+        ),
+        pytest.param(model(rollout={"gates": [{"gate": "latncy"}]}), 422, "Unsupported value", id="unknown gate"),
+        pytest.param(
+            model(rollout={"gates": [{"gate": "latency"}, {"gate": "latency"}]}), 422, "listed once", id="a gate twice"
+        ),
+        pytest.param(
+            model(rollout={"gates": [{"gate": "latency", "url": "http://a"}]}),
+            422,
+            "of latency there is: share",
+            id="a gate with the field of another",
+        ),
+        pytest.param(
+            model(rollout={"gates": [{"gate": "webhook", "name": "night"}]}), 422, "webhook needs", id="half a gate"
+        ),
         pytest.param(model("two--parts"), 422, "metadata.name", id="name that would clash with those of steps"),
         pytest.param(model("m" * 41), 422, "metadata.name", id="name of 41 characters"),
     ],
@@ -185,6 +265,7 @@ def test_a_model_that_cannot_be_served_is_refused_with_the_field_named(
         pytest.param({"replicas": 0}, 422, "spec.replicas", id="no servers"),
         pytest.param({"gateway": {"port": 65536}}, 422, "spec.gateway.port", id="no such port"),
         pytest.param({"isolation": "none"}, 422, "spec.isolation", id="unknown isolation"),
+        pytest.param({"notifications": [{}]}, 422, "exactly one must be named", id="nobody to tell"),
     ],
 )
 def test_a_pool_that_cannot_be_run_is_refused_with_the_field_named(

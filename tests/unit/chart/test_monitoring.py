@@ -10,7 +10,10 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from charts import rollout_dashboard
 from segserve_builder.cluster.names import AGENT_PORT, GATEWAY, METRICS_PORT, SERVER, SYNC_PORT
+from segserve_operator.adapters.traffic.envoy_clusters import Upstream
+from segserve_operator.adapters.traffic.envoy_counts import FAULTS
 from segserve_operator.adapters.traffic.envoy_listener import STAT_PREFIX
 from segserve_operator.metrics import Metrics
 
@@ -18,6 +21,8 @@ from .conftest import CHART, Render, of_kind, the
 from .test_chart import SETS
 
 OF_OTHERS: Final = {
+    "envoy_cluster_upstream_rq_completed",
+    "envoy_cluster_upstream_rq_xx",
     "envoy_http_downstream_rq_xx",
     "envoy_cluster_upstream_rq_total",
     "envoy_cluster_upstream_rq_time_bucket",
@@ -38,9 +43,17 @@ def of_the_operator() -> set[str]:
     }
 
 
-def alerts() -> list[dict[str, Any]]:
+def rules() -> list[dict[str, Any]]:
     groups = yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for rule in rules() if "alert" in rule]
+
+
+def recorded() -> dict[str, str]:
+    return {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
 
 
 def dashboards() -> list[dict[str, Any]]:
@@ -48,7 +61,7 @@ def dashboards() -> list[dict[str, Any]]:
 
 
 def queries() -> Iterator[str]:
-    yield from (rule["expr"] for rule in alerts())
+    yield from (rule["expr"] for rule in rules())
     for dashboard in dashboards():
         yield from (target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
         variables = dashboard["templating"]["list"]
@@ -59,10 +72,54 @@ def queries() -> Iterator[str]:
 def test_a_query_asks_for_metrics_that_somebody_has(query: str) -> None:
     asked = set(re.findall(r"\b(?:segserve|envoy|nv)_[a-z_]+(?=[\s{\[,)]|$)(?!\s*=)", query))
     labels = {"envoy_cluster_name", "envoy_http_conn_manager_prefix", "envoy_response_code_class"}
-    assert asked - labels
+    own = set(re.findall(r"\bsegserve:\w+:\w+", query))
+    assert (asked | own) - labels
     assert asked - labels <= of_the_operator() | OF_OTHERS
+    assert own <= recorded().keys()
     for opening, closing in ("()", "[]", "{}"):
         assert query.count(opening) == query.count(closing)
+
+
+def test_failures_of_grpc_are_those_that_a_rollout_counts() -> None:
+    asked = re.findall(r"envoy_cluster_grpc_(\d+)", recorded()["segserve:model_failures:rate2m"])
+    assert tuple(map(int, asked)) == FAULTS
+
+
+def test_recorded_series_are_of_models_and_groups_as_clusters_are_named() -> None:
+    name = Upstream("infer", "grpc", "coins", "canary-7f").name
+    for query in recorded().values():
+        assert re.search(r"sum by \(namespace, pool, model, group\)", query)
+        for pattern in re.findall(r'envoy_cluster_name=~"([^"]+)"', query):
+            assert re.fullmatch(pattern, name) or pattern.endswith("/http")
+        found = [(label, group) for label, group in re.findall(r'"(\w+)", "\$(\d)", "envoy_cluster_name"', query)]
+        assert found == [("model", "1"), ("group", "2")]
+        (split,) = set(re.findall(r'"envoy_cluster_name", "([^"]+)"', query))
+        matched = re.fullmatch(split, name)
+        assert matched is not None
+        assert matched.groups() == ("coins", "canary-7f")
+
+
+@pytest.mark.parametrize(("factor", "windows"), [("14.4", ["1h", "5m"]), ("6", ["6h", "30m"])])
+def test_an_slo_burns_where_it_does_over_a_long_and_a_short_window(factor: str, windows: list[str]) -> None:
+    (query,) = [rule["expr"] for rule in alerts() if f"{factor} * max" in rule["expr"]]
+    for name in ("failures", "requests"):
+        assert re.findall(rf"segserve:model_{name}:rate2m\[(\w+)\]", query) == windows
+    assert query.count(f"{factor} * max") == 2
+
+
+def test_the_dashboard_of_rollouts_is_what_its_code_says() -> None:
+    assert json.loads(rollout_dashboard.FILE.read_text()) == rollout_dashboard.dashboard()
+
+
+def test_panels_do_not_overlap() -> None:
+    for each in dashboards():
+        taken: set[tuple[int, int]] = set()
+        for panel in each["panels"]:
+            at = panel["gridPos"]
+            cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+            assert not cells & taken
+            assert at["x"] + at["w"] <= 24
+            taken |= cells
 
 
 def test_gateways_are_asked_for_what_their_listener_for_callers_counts() -> None:
@@ -77,6 +134,10 @@ def test_there_is_an_alert_for_each_thing_that_people_have_to_know() -> None:
         "SegserveModelNotReady",
         "SegservePoolDegraded",
         "SegserveGatewayErrors",
+        "SegserveRolloutHeld",
+        "SegserveRolloutRolledBack",
+        "SegserveRolloutBlind",
+        "SegserveSloBurn",
     }
     for rule in alerts():
         assert rule["labels"]["severity"] in ("critical", "warning")
@@ -84,7 +145,7 @@ def test_there_is_an_alert_for_each_thing_that_people_have_to_know() -> None:
 
 
 def test_dashboards_can_be_told_apart_and_arrive_as_they_are(render: Render) -> None:
-    assert len({dashboard["uid"] for dashboard in dashboards()}) == len(dashboards()) == 2
+    assert len({dashboard["uid"] for dashboard in dashboards()}) == len(dashboards()) == 3
     found = the(render(SETS["monitoring"]), "ConfigMap")
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert [json.loads(found["data"][name]) for name in sorted(found["data"])] == dashboards()

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 
 from segserve_builder.cluster.names import object_name
-from segserve_operator.adapters.kube.api import CHILDREN, EVENTS, LEASES, MODELS, PODS, POOLS, Kind
+from segserve_operator.adapters.kube.api import CHILDREN, EVENTS, LEASES, MODELS, PODS, POOLS, ROLLOUTS, Kind
 from segserve_operator.adapters.kube.objects import Defaults
 
 from .conftest import Render, of_kind, the
@@ -40,6 +40,7 @@ def namespaced_rules(render: Render) -> Rules:
         *((kind, SEEN if kind is PODS else KEPT) for kind in CHILDREN),
         (MODELS, SEEN | {"patch"}),
         (POOLS, SEEN | {"patch"}),
+        (ROLLOUTS, KEPT),
         (EVENTS, {"create", "patch"}),
     ],
     ids=lambda value: value.plural if isinstance(value, Kind) else "",
@@ -50,7 +51,40 @@ def test_the_operator_may_do_what_it_does_and_nothing_else(
     assert verbs_on(request.getfixturevalue(scope), kind.group, kind.plural) == verbs
 
 
-@pytest.mark.parametrize("kind", [MODELS, POOLS], ids=lambda kind: kind.plural)
+@pytest.mark.parametrize("scope", ["cluster_rules", "namespaced_rules"])
+def test_the_operator_reads_logs_for_bundles_and_does_nothing_else_to_pods(
+    scope: str, request: pytest.FixtureRequest
+) -> None:
+    parts = {
+        resource for rule in request.getfixturevalue(scope) for resource in rule["resources"] if "pods/" in resource
+    }
+    assert parts == {"pods/log"}
+    assert verbs_on(request.getfixturevalue(scope), "", "pods/log") == {"get"}
+
+
+@pytest.mark.parametrize("scope", [{}, {"watchNamespaces": ["vision", "lab"]}], ids=["cluster", "namespaced"])
+def test_of_secrets_the_operator_reads_those_that_were_named_and_no_others(
+    scope: dict[str, Any], render: Render
+) -> None:
+    objects = render({**scope, "rbac": {"notificationSecrets": ["hooks", "pager"]}})
+    rules = [rule for rule in all_rules(objects) if "secrets" in rule["resources"]]
+    assert rules
+    for rule in rules:
+        assert rule == {
+            "apiGroups": [""],
+            "resources": ["secrets"],
+            "resourceNames": ["hooks", "pager"],
+            "verbs": ["get"],
+        }
+
+
+def test_people_read_the_records_of_rollouts_and_do_not_write_them(render: Render) -> None:
+    roles = of_kind(render(), "ClusterRole")
+    assert verbs_on(named(roles, "segserve-view")["rules"], ROLLOUTS.group, ROLLOUTS.plural) == SEEN
+    assert not verbs_on(named(roles, "segserve-edit")["rules"], ROLLOUTS.group, ROLLOUTS.plural) & {"create", "patch"}
+
+
+@pytest.mark.parametrize("kind", [MODELS, POOLS, ROLLOUTS], ids=lambda kind: kind.plural)
 def test_the_operator_writes_the_status_of_what_it_reads(kind: Kind, cluster_rules: Rules) -> None:
     assert "patch" in verbs_on(cluster_rules, kind.group, f"{kind.plural}/status")
 

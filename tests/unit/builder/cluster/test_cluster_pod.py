@@ -240,7 +240,7 @@ def test_a_pod_is_ready_once_all_that_it_was_told_is_proved_or_refused(pulse: Pu
 
 def test_probes_and_metrics_are_answered_over_http() -> None:
     pulse = Pulse(0.0, True, True, (report(ModelState.READY),), probe_s=0.25)
-    metrics = AgentMetrics(lambda: pulse, lambda: 1.5)
+    metrics = AgentMetrics(lambda: pulse, lambda: 1.5, lambda: 2.0**30)
     server = ProbeServer(0, {"/ready": lambda: said(False, "not yet"), "/metrics": metrics.answer})
     server.start()
     try:
@@ -255,4 +255,5 @@ def test_probes_and_metrics_are_answered_over_http() -> None:
     assert 'segserve_agent_models{state="Ready"} 1.0' in lines
     assert 'segserve_agent_models{state="Failed"} 0.0' in lines
     assert "segserve_agent_probe_seconds 0.25" in lines
+    assert "segserve_agent_server_memory_bytes 1.073741824e+09" in lines
     assert "segserve_agent_api_age_seconds 1.5" in lines

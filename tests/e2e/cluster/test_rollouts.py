@@ -1,0 +1,117 @@
+"""Rollouts on a real cluster: a candidate that is bad in any of four ways goes, and its callers' stable stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+
+from fakes.artifact_server import ArtifactServer
+from fakes.cluster import Cluster, Json
+from fakes.cluster_models import default_pool, model, smallest
+from fakes.installed_operator import installed
+from fakes.rollout_load import RolloutLoad
+from fakes.served_namespace import ServedNamespace
+from faults.golden_sets import recorded
+from faults.networks import artifact, with_other_weights
+from faults.plan import VARIABLE, Fault, text
+from faults.platform import revision_of
+from faults.scenarios import AT_FIRST, COINS, POLICY, SLO, labelled_coins
+from faults.story import ENDED
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+RATE: Final = 20.0
+END_S: Final = 240.0
+ROLLOUT: Final = {**POLICY, "steps": [{"weight": 50, "minimum": "3m"}]}
+FAULTS: Final = {
+    151: Fault(after=AT_FIRST, errors=0.05),
+    152: Fault(after=AT_FIRST, errors=1.0),
+    153: Fault(after=AT_FIRST, crash_after=5),
+}
+"""What is wrong with a revision, by its smallest area; the servers' environment tells them."""
+
+
+def coins(area: int = 150, **spec: Any) -> Json:
+    return model(slo=dict(SLO), rollout=ROLLOUT, postprocess=smallest(area), keepPrevious="1m", **spec)
+
+
+@pytest.fixture(scope="module")
+def rolling(cluster: Cluster) -> Iterator[ServedNamespace]:
+    """One model on a pool of one server and one gateway, whose servers know what to do wrong."""
+    plan = text({revision_of(coins(area)): fault for area, fault in FAULTS.items()})
+    pool = default_pool(
+        replicas=1,
+        gateway={"replicas": 1, "requestTimeoutSeconds": 5},
+        server={"drainSeconds": 3, "env": [{"name": VARIABLE, "value": plan}]},
+    )
+    with ExitStack() as stack:
+        name = stack.enter_context(cluster.namespace("rollouts"))
+        operator = stack.enter_context(installed(cluster, [name]))
+        found = ServedNamespace(cluster, operator, name)
+        found.apply(pool, coins())
+        found.wait_ready("coins")
+        yield found
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the rollout of a revision ended, and the callers that it had."""
+
+    candidate: str
+    phase: str
+    load: RolloutLoad
+
+
+def rolled_out(rolling: ServedNamespace, candidate: Json) -> Ended:
+    """Apply a candidate under load and wait for its rollout's end, and for some answers after that."""
+    revision = revision_of(candidate)
+
+    def end() -> str | None:
+        said = rolling.status("coins").get("rollout") or {}
+        assert said.get("revision") == revision, said
+        assert said["phase"] in ENDED, said
+        return str(said["phase"])
+
+    with RolloutLoad(rolling.url(), "coins", RATE) as load:
+        rolling.apply(candidate)
+        phase = rolling.cluster.wait(f"the rollout of {revision} ends", end, END_S)
+        load.answered(40)
+    return Ended(revision, phase, load)
+
+
+@pytest.mark.parametrize(
+    "area",
+    [
+        pytest.param(152, id="it fails always"),
+        pytest.param(151, id="it fails for one picture in twenty"),
+        pytest.param(153, id="its server crashes again and again"),
+    ],
+)
+def test_a_candidate_that_fails_is_rolled_back_and_stable_answers_all_the_while(
+    rolling: ServedNamespace, area: int
+) -> None:
+    former = rolling.role("coins", "stable")
+    ended = rolled_out(rolling, coins(area))
+
+    assert ended.phase == "RolledBack"
+    assert rolling.role("coins", "stable") == former
+    assert [call for call in ended.load.calls if call.bad and call.revision != ended.candidate] == []
+    assert len(ended.load.bad_of(ended.candidate)) <= POLICY["maxBadRequests"]
+
+
+def test_a_network_with_wrong_masks_never_answers_a_caller(rolling: ServedNamespace, artifacts: ArtifactServer) -> None:
+    network = with_other_weights(COINS / "coins-unet.onnx", artifacts.folder / "other.onnx")
+    golden = recorded(coins(), network, [labelled_coins()], artifacts.folder / "golden")
+    candidate = coins(
+        artifact=artifact(network) | {"uri": f"{artifacts.url}/other.onnx"},
+        golden=golden | {"uri": f"{artifacts.url}/golden/"},
+    )
+    ended = rolled_out(rolling, candidate)
+
+    assert ended.phase == "RolledBack"
+    assert ended.load.of(ended.candidate) == []
+    assert [call for call in ended.load.calls if call.bad] == []

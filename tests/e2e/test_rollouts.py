@@ -1,0 +1,128 @@
+"""Rollouts on the real parts: what is wrong goes before it harms, what is well gets through, and people have a say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.watching import segserve
+from faults.plan import Fault
+from faults.platform import revision_of
+from faults.scenarios import PROOF, Change, same_network
+from faults.story import ENDED, Story
+
+pytestmark = [pytest.mark.platform, pytest.mark.timeout(180)]
+
+SHARE_S = 60.0
+END_S = 90.0
+QUARANTINE_S = 2.0
+EMPTY_MS = 200.0
+HALF = {"steps": [{"weight": 50}], "bake": "5s"}
+FOR_EVER = {"steps": [{"weight": 50, "pause": True}], "bake": "5m"}
+Told = tuple[Story, Change]
+
+
+@contextmanager
+def told(folder: Path, policy: dict[str, Any], rate: float) -> Iterator[Told]:
+    """Serve the coins to callers, and watch the rollout that the test begins."""
+    changed = same_network(policy, folder)
+    with Story(changed.first, rate, changed.pictures).begun() as story:
+        yield story, changed
+
+
+@pytest.fixture
+def tell(tmp_path: Path) -> Iterator[Callable[..., Told]]:
+    """Begin stories of the test's own, which end with it."""
+    with ExitStack() as stack:
+        yield lambda policy, rate: stack.enter_context(told(tmp_path, policy, rate))
+
+
+def test_what_fails_always_is_quarantined_before_it_has_failed_for_two_seconds(tell: Callable[..., Told]) -> None:
+    story, change = tell(HALF, 20)
+    story.apply(change.second)
+    with story.watching():
+        assert story.reaches("Progressing", within_s=SHARE_S)
+        story.load.answered(5)
+        story.platform.plan.set(**{story.candidate: Fault(errors=1.0)})
+        assert story.reaches("Quarantined", "RolledBack", within_s=20)
+        assert story.reaches("RolledBack", within_s=END_S), story.stages
+        story.load.answered(20)
+
+    seen = story.summary(0.0)
+    assert seen["third_bad_to_quarantine_s"] <= QUARANTINE_S, seen
+    assert seen["decision_to_last_request_ms"] < EMPTY_MS, seen
+    assert seen["bad_of_stable"] == 0
+    assert story.platform.watched.role("coins", "stable") == (story.stable, "main")
+
+
+def test_what_fails_for_one_picture_in_twenty_is_rolled_back(tell: Callable[..., Told]) -> None:
+    story, change = tell({"steps": [{"weight": 50, "minimum": "2m"}]}, 50)
+    story.apply(change.second)
+    with story.watching():
+        assert story.reaches("Progressing", within_s=SHARE_S)
+        story.platform.plan.set(**{story.candidate: Fault(errors=0.05)})
+        assert story.reaches("RolledBack", within_s=END_S), story.stages
+
+    assert story.platform.watched.role("coins", "stable") == (story.stable, "main")
+
+
+def test_wrong_masks_with_status_200_never_reach_a_caller(tell: Callable[..., Told]) -> None:
+    story, change = tell(HALF, 5)
+    story.platform.plan.set(**{revision_of(change.second): Fault(labels="shifted", after=PROOF)})
+    story.apply(change.second)
+    with story.watching():
+        assert story.reaches("RolledBack", within_s=SHARE_S), story.stages
+        story.load.answered(10)
+
+    assert story.load.of(story.candidate) == []
+    assert [call for call in story.load.calls if call.bad] == []
+
+
+def test_a_healthy_candidate_is_promoted_though_the_supervisor_is_killed_on_the_way(tell: Callable[..., Told]) -> None:
+    story, change = tell({**HALF, "maxBadRequests": 500}, 20)
+    story.apply(change.second)
+    with story.watching():
+        for phase in ("Progressing", "Baking"):
+            assert story.reaches(phase, *ENDED, within_s=SHARE_S), story.stages
+            story.platform.kill_supervisor()
+            story.load.answered(20)
+            story.platform.start_supervisor()
+        assert story.reaches(*ENDED, within_s=END_S), story.stages
+
+    assert story.stages[-1].phase == "Succeeded", story.stages
+    assert [call for call in story.load.calls if call.bad] == []
+
+
+def test_a_person_promotes_a_candidate_whatever_it_waits_for(tell: Callable[..., Told]) -> None:
+    story, change = tell(FOR_EVER, 5)
+    story.apply(change.second)
+    with story.watching():
+        assert story.reaches("Progressing", within_s=SHARE_S)
+        done = segserve(story.platform.running.state, "rollout", "promote", "coins")
+        assert done.returncode == 0, done.stderr
+        assert story.reaches("Baking", within_s=10), story.stages
+
+    role = story.platform.watched.role("coins", "stable")
+    assert role is not None
+    assert role[0] == story.candidate
+
+
+def test_a_person_aborts_a_rollout_and_the_candidate_gets_no_further_request(tell: Callable[..., Told]) -> None:
+    story, change = tell(FOR_EVER, 20)
+    story.apply(change.second)
+    with story.watching():
+        assert story.reaches("Progressing", within_s=SHARE_S)
+        story.load.answered(20)
+        done = segserve(story.platform.running.state, "rollout", "abort", "coins")
+        assert done.returncode == 0, done.stderr
+        ended = story.reaches("RolledBack", within_s=10)
+        assert ended, story.stages
+        story.load.answered(20)
+
+    assert story.load.of(story.candidate)
+    assert story.load.of(story.candidate, ended.at_s + EMPTY_MS / 1000) == []
+    assert [call for call in story.load.calls if call.bad] == []

@@ -1,0 +1,128 @@
+"""Makes the step `post` of a revision misbehave as a plan says: a Triton's Python reads this before any step is loaded.
+
+The plan is JSON, from a revision's name to those fields of `faults.plan.Fault` that are not as by default. The
+variable FAULTS holds it, or names its file, which is read again whenever it has changed: a fault begins, grows and ends
+while requests come. Without the variable nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+VARIABLE = "FAULTS"
+STEP = "segserve_builder.backend.post"
+WELL = {}
+FOR_EVER_S = 1e6
+LOST = -1e4
+
+
+class Plan:
+    """What is wrong with one revision at this moment."""
+
+    def __init__(self, text, revision):
+        self._revision = revision
+        self._path = None if text.startswith("{") else Path(text)
+        self._stamp, self._faults = None, json.loads(text) if self._path is None else {}
+
+    def now(self):
+        if self._path is not None:
+            stamp = self._path.stat().st_mtime_ns if self._path.exists() else None
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._faults = json.loads(self._path.read_text()) if stamp is not None else {}
+        return self._faults.get(self._revision, WELL)
+
+
+def faulty(step):
+    """Return the step's class with all that may go wrong with it."""
+    return type("Faulty", (_Faulty, step), {})
+
+
+class _Faulty:
+    def initialize(self, args):
+        super().initialize(args)
+        self._plan = Plan(os.environ[VARIABLE], self._revision[0].decode())
+        self._served, self._leaked, self._fault = 0, [], WELL
+        self._right = self._postprocess
+        self._postprocess = self._spoiled
+        time.sleep(self._plan.now().get("load_s", 0))
+
+    def execute(self, requests):
+        fault = self._plan.now()
+        self._served += len(requests)
+        self._fault = fault if self._served > fault.get("after", 0) else WELL
+        self._harm_all(len(requests))
+        responses = super().execute(requests)
+        delay_s = self._fault.get("delay_ms", 0) / 1000
+        return _sent_later(requests, responses, delay_s) if delay_s else responses
+
+    def _harm_all(self, count):
+        if self._fault.get("hang"):
+            time.sleep(FOR_EVER_S)
+        if 0 < self._fault.get("crash_after", 0) <= self._served - self._fault.get("after", 0):
+            os.kill(os.getppid(), signal.SIGKILL)
+        self._leaked.append(os.urandom(int(self._fault.get("leak_mib", 0) * count * 2**20)))
+
+    def _spoiled(self, raw, *others):
+        if _draw(raw) < self._fault.get("errors", 0):
+            raise RuntimeError("this picture is one of those that fail")
+        return self._right({name: self._array(array) for name, array in raw.items()}, *others)
+
+    def _array(self, logits):
+        import numpy as np
+
+        if self._fault.get("labels") == "shifted":
+            return np.roll(logits, logits.shape[-1] // 3, axis=-1)
+        if self._fault.get("labels") == "inverted":
+            return -logits
+        if (lost := self._fault.get("lost_class", -1)) >= 0:
+            logits = np.array(logits)
+            logits[:, lost] = LOST
+        return logits
+
+
+def _draw(raw):
+    """Return a number from 0 to 1 that is the picture's own: asked again, it fares as before."""
+    import numpy as np
+
+    bits = b"".join(np.packbits(array > 0).tobytes() for array in raw.values())
+    return (zlib.crc32(bits) % 10_000) / 10_000
+
+
+def _sent_later(requests, responses, delay_s):
+    """Answer after a pause in which the step takes others on: a slow server is not one that answers one by one."""
+    import triton_python_backend_utils as pb_utils
+
+    for request, response in zip(requests, responses, strict=True):
+        arguments = (response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        threading.Timer(delay_s, request.get_response_sender().send, arguments).start()
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Gives the step's module with the class replaced."""
+
+    def find_spec(self, name, path, target=None):
+        if name != STEP:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+
+        def run_and_replace(module):
+            run(module)
+            module.TritonPythonModel = faulty(module.TritonPythonModel)
+
+        spec.loader.exec_module = run_and_replace
+        return spec
+
+
+if VARIABLE in os.environ:
+    sys.meta_path.insert(0, Finder())
