@@ -1,0 +1,213 @@
+"""The shipped engine on simulated rollouts: its gates, `watch` and `decide`, thousands of rollouts at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import numpy as np
+
+from bench.rollout.outcomes import Outcomes
+from bench.rollout.series import WEIGHTS
+from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
+from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
+from segserve_operator.core.evidence import Look
+from segserve_operator.core.gates import measured_gates
+from segserve_operator.core.gates.probe import probe_outcome
+from segserve_operator.core.inquiries import Finding
+from segserve_operator.core.phases import ENDED, Phase
+from segserve_operator.core.policy import engine_policy
+from segserve_operator.core.rollout import Heard, Progress, decide, watch, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from bench.rollout.world import Counted, Floats, World
+    from segserve_operator.core.gates.base import MeasuredGate
+    from segserve_operator.core.rollout import Policy
+
+ALPHA: Final = 0.01
+PROBES_A_SECOND: Final = 4.0
+GOLDEN_S: Final = 60.0
+"""For so long the golden images are asked before the first request, and stable is watched."""
+
+PACES: Final[Mapping[str, RolloutPolicy]] = {
+    "evidence": RolloutPolicy(alpha=ALPHA),
+    "steps": RolloutPolicy(
+        alpha=ALPHA,
+        pace="steps",
+        steps=tuple(RolloutStep(weight=round(100 * each), minimum=timedelta(minutes=1)) for each in WEIGHTS),
+    ),
+}
+"""At its own pace; and along the peers' schedule, 5 % more a minute."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """All that goes on of the runs that have not ended; every array [runs, ...].
+
+    `number` is which run of all it is, `held` what was counted while nothing was measured, `asked` and `failed` our own
+    requests to (stable, candidate) in this quarantine.
+    """
+
+    number: NDArray[np.int64]
+    progress: Progress
+    gates: dict[str, Any]
+    golden: NDArray[np.int8]
+    held: Look
+    asked: Floats
+    failed: Floats
+
+
+def our_outcomes(world: World, pace: str, golden: NDArray[np.int8], horizon_s: float) -> Outcomes:
+    """Return what the engine does with a world's runs; `golden` [runs] is what the labelled images say of each."""
+    rate, slo = world.setting.rate, Slo(error_percent=1.0, p95_milliseconds=world.setting.slo_ms)
+    policy = PACES[pace]
+    engine, gates = engine_policy(policy, slo), measured_gates(policy, slo, EDGES_MS)
+    runs = len(golden)
+    outcomes = Outcomes(np.full(runs, np.inf), np.full(runs, np.inf), np.zeros(runs))
+    left = _begun(gates, golden)
+    for now_s, seconds in looks(rate, horizon_s):
+        weight = weights(engine, left.progress.phase, left.progress.step) / 100.0
+        if now_s >= 0:
+            outcomes.excess[left.number] += world.excess(now_s) * seconds * weight
+        before = left.progress.phase
+        left = _looked(left, world, gates, weight, now_s, seconds)
+        left = _decided(left, gates, engine, now_s + seconds)
+        _note(outcomes, before, left, now_s + seconds)
+        going = ~np.isin(left.progress.phase, [int(phase) for phase in ENDED])
+        if not going.all():
+            left = _finished(outcomes, left, going, world, now_s + seconds, horizon_s)
+        if not len(left.number):
+            break
+    held = left.number[left.progress.phase == Phase.QUARANTINED]
+    # Weight 0 and no verdict: a person's word is waited for.
+    outcomes.rolled_back_s[held], outcomes.promoted_s[held] = np.inf, np.inf
+    return outcomes
+
+
+def looks(rate: float, horizon_s: float) -> Iterator[tuple[float, float]]:
+    """Yield the begin and the length of each look: a second while seconds matter, longer for slow or old rollouts.
+
+    Before 0 the candidate has no requests.
+    """
+    now_s, length_s = -GOLDEN_S, 5.0
+    while now_s < horizon_s:
+        if now_s >= 0:
+            fine_s = 0.0 if rate < 10 else 30.0 if rate < 100 else 60.0
+            slow_s = 15.0 if now_s < 1800 else 30.0
+            length_s = slow_s if rate < 1 or now_s >= 600 else 1.0 if now_s < fine_s else 5.0
+        yield now_s, length_s
+        now_s += length_s
+
+
+def _begun(gates: Mapping[str, MeasuredGate[Any]], golden: NDArray[np.int8]) -> Runs:
+    runs = len(golden)
+    shape = (runs,)
+    return Runs(
+        number=np.arange(runs),
+        progress=Progress.begun(-GOLDEN_S, shape),
+        gates={name: gate.start(shape) for name, gate in gates.items()},
+        golden=golden,
+        held=Look.nothing(shape, edges=len(EDGES_MS)),
+        asked=np.zeros((runs, 2)),
+        failed=np.zeros((runs, 2)),
+    )
+
+
+def _looked(
+    left: Runs, world: World, gates: Mapping[str, MeasuredGate[Any]], weight: Floats, now_s: float, seconds: float
+) -> Runs:
+    """Take in what the gateways have counted. What is not measured comes with the first look that is."""
+    look, held = _look(world.count(now_s, seconds, weight), left.held, seconds)
+    quarantined = (left.progress.phase == Phase.QUARANTINED)[:, None]
+    fresh = np.where(quarantined[:, 0], PROBES_A_SECOND * seconds, 0.0)
+    failures = np.stack([world.probes(now_s, fresh, role) for role in (STABLE, CANDIDATE)], -1)
+    return replace(
+        left,
+        gates={name: gate.update(left.gates[name], look) for name, gate in gates.items()},
+        progress=watch(left.progress, look, now_s + seconds),
+        held=held,
+        asked=np.where(quarantined, left.asked + fresh[:, None], 0.0),
+        failed=np.where(quarantined, left.failed + failures, 0.0),
+    )
+
+
+def _look(counted: Counted, held: Look, seconds: float) -> tuple[Look, Look]:
+    """Return what is seen now, and what is still held back."""
+    seen, role, bins = counted.measured, counted.measured[:, None], counted.measured[:, None, None]
+    together = Look(
+        held.seconds + seconds,
+        held.requests + counted.requests,
+        held.errors + counted.errors,
+        held.latencies + counted.latencies,
+    )
+    masks = (seen, role, role, bins)
+    values = [getattr(together, field.name) for field in fields(Look)]
+    now = Look(*(np.where(mask, value, 0.0) for mask, value in zip(masks, values, strict=True)))
+    kept = Look(*(np.where(mask, 0.0, value) for mask, value in zip(masks, values, strict=True)))
+    return now, kept
+
+
+def _decided(left: Runs, gates: Mapping[str, MeasuredGate[Any]], engine: Policy, now_s: float) -> Runs:
+    judged = [gate.judge(left.gates[name]) for name, gate in gates.items()]
+    probes = _probes(left, now_s)
+    started = np.full(left.golden.shape, now_s >= 0)
+    heard = Heard(
+        ready=True,
+        golden=np.where(started, left.golden, 0).astype(np.int8),
+        probes=probes,
+        forbidden=started & (left.golden < 0),
+        allowed=started & (left.golden > 0),
+    )
+    return replace(left, progress=decide(engine, left.progress, judged, heard, now_s).progress)
+
+
+def _probes(left: Runs, now_s: float) -> NDArray[np.int8]:
+    found = np.zeros(len(left.number), np.int8)
+    for run in np.flatnonzero(left.progress.phase == Phase.QUARANTINED):
+        stable, candidate = (int(each) for each in left.asked[run])
+        failed = int(left.failed[run, STABLE]), int(left.failed[run, CANDIDATE])
+        finding = Finding("probe", now_s, done=False, asked=(stable, candidate), failed=failed)
+        found[run] = probe_outcome(finding, now_s - float(left.progress.since_s[run]))
+    return found
+
+
+def _note(outcomes: Outcomes, before: NDArray[np.int8], left: Runs, now_s: float) -> None:
+    """Write down when weights became 0 for good, and when runs were promoted."""
+    phase, number = left.progress.phase, left.number
+    shut = (phase == Phase.QUARANTINED) | (phase == Phase.ROLLED_BACK)
+    was_shut = (before == Phase.QUARANTINED) & shut
+    outcomes.rolled_back_s[number[shut & ~was_shut]] = max(now_s, 0.0)
+    outcomes.rolled_back_s[number[~shut]] = np.inf
+    outcomes.promoted_s[number[(phase == Phase.BAKING) & (before != Phase.BAKING)]] = now_s
+
+
+def _finished(
+    outcomes: Outcomes, left: Runs, going: NDArray[np.bool_], world: World, now_s: float, horizon_s: float
+) -> Runs:
+    """Let go of the runs that have ended, with what the promoted ones cost until the horizon."""
+    succeeded = left.progress.phase == Phase.SUCCEEDED
+    if succeeded.any():
+        grid_s = 15.0
+        later = sum((world.excess(at) * grid_s for at in np.arange(now_s, horizon_s, grid_s)), np.zeros(len(going)))
+        outcomes.excess[left.number[succeeded]] += later[succeeded]
+    world.keep(going)
+    return taken(left, going)
+
+
+def taken(value: T, which: NDArray[np.bool_]) -> T:
+    """Return the runs that are to stay, of an array, or of all arrays in a dataclass or a dict."""
+    if isinstance(value, np.ndarray):
+        return value[which]  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return {name: taken(each, which) for name, each in value.items()}  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {field.name: taken(getattr(value, field.name), which) for field in fields(value)}
+        return replace(value, **changed)
+    return value
