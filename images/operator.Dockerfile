@@ -14,6 +14,7 @@ FROM docker.io/library/python:3.11.14-slim-bookworm
 LABEL org.opencontainers.image.title="segserve operator" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/segserve/venv /opt/segserve/venv
+COPY examples/coins/golden /opt/segserve/examples/coins/golden
 ENV PATH=/opt/segserve/venv/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     USER=segserve \

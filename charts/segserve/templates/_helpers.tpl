@@ -49,6 +49,12 @@ capabilities:
 - apiGroups: [segserve.dev]
   resources: [segmentationmodels/finalizers, tritonpools/finalizers]
   verbs: [update]
+- apiGroups: [segserve.dev]
+  resources: [segmentationrollouts]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [segserve.dev]
+  resources: [segmentationrollouts/status]
+  verbs: [get, patch]
 - apiGroups: [apps]
   resources: [deployments, controllerrevisions]
   verbs: [get, list, watch, create, patch, delete]
@@ -67,6 +73,15 @@ capabilities:
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+{{- with .Values.rbac.notificationSecrets }}
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: {{ toJson . }}
+  verbs: [get]
+{{- end }}
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
