@@ -1,4 +1,4 @@
-"""Brings golden sets and the digests in model.yaml up to date with the networks beside it."""
+"""Brings golden sets and the digests in model.yaml and rollout.yaml up to date with the networks beside them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def digests_of(resource: dict[str, dict[str, dict[str, str]]], folder: Path) -> 
 
 
 def with_digests(text: str, folder: Path) -> str:
-    """Return the text of model.yaml with its digests brought up to date, and nothing else changed."""
+    """Return the text of a resource file with its digests brought up to date, and nothing else changed."""
     edits: list[tuple[int, int, str]] = []
     for node, resource in zip(yaml.compose_all(text), yaml.safe_load_all(text), strict=True):
         for place, digest in digests_of(resource, folder).items():
@@ -53,7 +53,8 @@ def _at(node: yaml.Node, place: Place) -> yaml.Node:
 def main() -> None:
     """Write the golden sets, then the digests."""
     make_golden.main()
-    RESOURCES.write_text(with_digests(RESOURCES.read_text(), RESOURCES.parent))
+    for path in (RESOURCES, RESOURCES.with_name("rollout.yaml")):
+        path.write_text(with_digests(path.read_text(), path.parent))
 
 
 if __name__ == "__main__":
