@@ -14,7 +14,7 @@ export ORT_DISABLE_TELEMETRY := 1
 CLUSTER := tests/cluster
 
 .PHONY: cluster-build cluster-up cluster-down cluster-images e2e-kind
-.PHONY: help demo test test-quick lint bench bench-stages oracles prove crds dashboards system clean zoo zoo-report
+.PHONY: help demo docs test test-quick lint bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -33,7 +33,7 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 # What runs inside Triton meets numpy 1.26 there: its tests run with the runtime's own versions too.
 $(VENV)-numpy1/stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)-numpy1
-	$(VENV)-numpy1/bin/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[builder,cluster]' \
+	$(VENV)-numpy1/bin/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[builder,cluster,sources]' \
 	  torch==2.13.0 onnxruntime scipy scikit-image pytest pytest-asyncio pytest-timeout hypothesis
 	touch $@
 
@@ -42,6 +42,13 @@ $(VENV)-debian/stamp: | $(VENV)/dev.stamp system
 	/usr/bin/python3 -m venv --without-pip --system-site-packages $(VENV)-debian
 	$(BIN)/pip --python $(VENV)-debian/bin/python install --quiet --disable-pip-version-check \
 	  numpy==1.26.4 pycocotools==2.0.11 onnx==1.16.2
+	touch $@
+
+# Servers that artifacts come from, and the annotation tools that read exports: each in its own process, in versions of
+# its own, so that nothing of them decides what segserve runs with.
+$(VENV)-peers/stamp: tests/peers.lock
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/peers.lock
 	touch $@
 
 oracles: $(VENV)-debian/stamp  ## What answers are compared with: Debian's torchvision beside what .venv has
@@ -55,8 +62,8 @@ test: lint test-quick system cluster-build  ## Everything: lint, types, layers, 
 	$(BIN)/pytest -m platform
 	$(BIN)/pytest -m cluster
 
-test-quick: $(VENV)/dev.stamp $(VENV)-numpy1/stamp oracles  ## Only what needs no servers
-	$(BIN)/pytest -m 'not platform and not cluster'
+test-quick: $(VENV)/dev.stamp $(VENV)-numpy1/stamp $(VENV)-peers/stamp oracles  ## Only what needs no servers of ours
+	$(BIN)/pytest -m 'not platform and not cluster' --numprocesses auto --dist loadfile
 	$(VENV)-numpy1/bin/pytest tests/unit/builder
 
 lint: $(VENV)/dev.stamp  ## Style, types, layers
@@ -98,6 +105,17 @@ bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.
 bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules; writes bench/out/rollout.json and docs/decisions.md (30 minutes; FULL=1: all cells, SHARD=1/4)
 	$(BIN)/python -m bench.rollout $(if $(FULL),--full) $(if $(SHARD),--shard $(SHARD))
 
+bench-client: $(VENV)/dev.stamp system  ## The client beside tritonclient and httpx, decoding beside supervision; writes bench/out/client.json
+	$(BIN)/python -m bench.client
+
+bench-tiled: $(VENV)/dev.stamp system  ## An image of 20,000 x 20,000 through the gateway: memory, speed; writes bench/out/tiled.json
+	$(BIN)/python -m bench.tiled
+	$(BIN)/python -m bench.tiled_seams
+	$(BIN)/python -m bench.tiled_dask
+
+docs: $(VENV)/dev.stamp  ## Build the documentation's pages into out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 zoo: $(VENV)/dev.stamp  ## Train the nine networks of examples/zoo again (half an hour)
 	$(BIN)/python -m examples.zoo.train all
 	$(BIN)/python -m examples.zoo.refresh
@@ -119,4 +137,4 @@ crds: $(VENV)/dev.stamp  ## Write the custom resource definitions and their refe
 	$(BIN)/python -m segserve_operator.api.reference docs/resource.md
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
-	rm -rf $(VENV) $(VENV)-numpy1 $(VENV)-debian $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

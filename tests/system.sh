@@ -1,15 +1,26 @@
 #!/bin/sh
-# Makes sure of what the tests need of the system: curl, Prometheus, the library that NVIDIA's perf_analyzer is linked to,
-# and Debian's torchvision, which is an oracle of the stages.
+# Makes sure of what the tests need of the system: curl, Prometheus, a registry of images, the library that NVIDIA's
+# perf_analyzer is linked to, and Debian's torchvision, which is an oracle of the stages.
 set -eu
 
 missing=
 command -v curl >/dev/null || missing="$missing curl"
 command -v prometheus >/dev/null || missing="$missing prometheus"
+command -v docker-registry >/dev/null || missing="$missing docker-registry"
 PATH="$PATH:/sbin:/usr/sbin" ldconfig -p | grep -q 'libb64\.so\.0d ' || missing="$missing libb64-0d"
 /usr/bin/python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torchvision"))' 2>/dev/null \
   || missing="$missing python3-torchvision"
-[ -n "$missing" ] || exit 0
+
+# Azure's own emulator of its object store, which npm alone has.
+azurite="$HOME/.cache/segserve/azurite-3.37.0"
+if [ ! -x "$azurite/node_modules/.bin/azurite-blob" ]; then
+  command -v npm >/dev/null || missing="$missing npm"
+fi
+install_azurite() {
+  [ -x "$azurite/node_modules/.bin/azurite-blob" ] \
+    || npm install --silent --no-audit --no-fund --prefix "$azurite" azurite@3.37.0 >/dev/null
+}
+[ -n "$missing" ] || { install_azurite; exit; }
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
   echo "the tests need these Debian packages:$missing (as root: apt-get install$missing)" >&2
@@ -27,3 +38,4 @@ if ! install >"$log" 2>&1 && ! { apt-get update && install; } >>"$log" 2>&1; the
   cat "$log" >&2
   exit 1
 fi
+install_azurite
