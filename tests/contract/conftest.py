@@ -16,6 +16,7 @@ from lightkube.resources.core_v1 import Namespace
 
 from cluster.node import default_node, unfit
 from fakes.kube_servers import THINGS, FakeServer, RealServer, Server, things_crd
+from fakes.mlflow_server import MlflowServer, mlflow_server
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 
@@ -63,6 +64,13 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
         yield RealServer(api, client, namespace)
         await client.close()
     await asyncio.sleep(0.05)  # a TLS connection takes a few turns of the loop to be closed, which ends with the test
+
+
+@pytest.fixture(scope="session")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server: it takes ten seconds to start."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from fakes.internal_gateway import InternalListener
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.pipeline import Golden
 from segserve_builder.sources import folder_digest
+from segserve_builder.sources.access import LOCAL, Access
 from segserve_operator.adapters.inquiries.gateway import InternalGateway
 from segserve_operator.adapters.inquiries.tools import Tools
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -125,7 +126,8 @@ def tools_of(
         return None
 
     gateway = InternalGateway(listener.address if listener is not None else nowhere)
-    return Tools(gateway, tmp_path / "cache", Servers(list(memory)), lambda: 1000.0, local)
+    access = LOCAL if local else Access(folders=())
+    return Tools(gateway, tmp_path / "cache", Servers(list(memory)), lambda: 1000.0, local, access=lambda: access)
 
 
 def order(purpose: Any, key: str = "coins-1/golden/0", **more: Any) -> Inquiry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections import deque
@@ -37,6 +38,7 @@ class Asked:
     inputs: Arrays
     outputs: list[str]
     parameters: dict[str, Any]
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -50,10 +52,14 @@ class Model:
 
 @dataclass
 class Fault:
-    """What happens to one inference instead of an answer; the fields that are set apply, in this order."""
+    """What happens to one inference instead of an answer; the fields that are set apply, in this order.
+
+    With `hang_up` there is an answer, after which the connection is closed without a word.
+    """
 
     delay_s: float = 0.0
     drop: bool = False
+    hang_up: bool = False
     truncate_to: int | None = None
     trickle_s: float | None = None
     body: bytes | None = None
@@ -92,27 +98,30 @@ class Gateway:
         return {name: answer[name] for name in asked.outputs or model.outputs}
 
     @contextmanager
-    def http(self) -> Iterator[str]:
+    def http(self, tls: ssl.SSLContext | None = None) -> Iterator[str]:
         """Serve HTTP and yield the URL."""
         handler = type("Handler", (_Handler,), {"gateway": self})
         with _Server(("127.0.0.1", 0), handler) as server:
+            if tls is not None:
+                # The handshake is left to the thread of the connection.
+                server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
             thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
             thread.start()
             try:
-                yield f"http://127.0.0.1:{server.server_address[1]}"
+                yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"
             finally:
                 server.shutdown()
                 thread.join()
 
     @contextmanager
-    def grpc(self) -> Iterator[str]:
+    def grpc(self, tls: grpc.ServerCredentials | None = None, address: str = "127.0.0.1:0") -> Iterator[str]:
         """Serve gRPC and yield the URL."""
         server = grpc.server(futures.ThreadPoolExecutor(32))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(self), server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
         server.start()
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http{'s' if tls else ''}://{address.rpartition(':')[0]}:{port}"
         finally:
             server.stop(0).wait()
 
@@ -138,6 +147,9 @@ class _Server(ThreadingHTTPServer):
     # The default of 5 makes a burst of connections wait a second for the retransmission.
     request_queue_size = 128
     daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that go away, or are not trusted, are what tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -174,6 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, f"Request for unknown model: '{name}' is not found")
         length = int(self.headers["Inference-Header-Content-Length"])
         answer, header_length = self._answer(name, json.loads(body[:length]), body[length:])
+        self.close_connection = fault.hang_up
         return self._faulty(fault, answer, header_length)
 
     def _faulty(self, fault: Fault, answer: bytes, header_length: int) -> None:
@@ -198,7 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
             inputs[entry["name"]] = _array(entry["datatype"], entry["shape"], rest[start : start + size])
             start += size
         outputs = [entry["name"] for entry in header.get("outputs", ())]
-        arrays = self.gateway.answer(Asked(name, inputs, outputs, header.get("parameters", {})))
+        headers = {key.lower(): value for key, value in self.headers.items()}
+        arrays = self.gateway.answer(Asked(name, inputs, outputs, header.get("parameters", {}), headers))
         raws = {key: _raw(array) for key, array in arrays.items()}
         entries = [
             {
@@ -251,7 +265,8 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
         parameters = {
             key: getattr(value, value.WhichOneof("parameter_choice")) for key, value in request.parameters.items()
         }
-        asked = Asked(request.model_name, inputs, [output.name for output in request.outputs], parameters)
+        outputs, headers = [output.name for output in request.outputs], dict(context.invocation_metadata())
+        asked = Asked(request.model_name, inputs, outputs, parameters, headers)
         answer = service_pb2.ModelInferResponse(model_name=request.model_name)
         for key, array in self.gateway.answer(asked).items():
             answer.outputs.add(name=key, datatype=_datatype(array), shape=array.shape)

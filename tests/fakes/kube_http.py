@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import httpx2
 from lightkube.config.kubeconfig import KubeConfig
 
-from segserve.cli.cluster.calls import Calls
-from segserve.cli.cluster.platform import ClusterPlatform
-from segserve.cli.where import Where
+from segserve.platforms.cluster.calls import Calls
+from segserve.platforms.cluster.platform import ClusterPlatform
+from segserve.platforms.place import Cluster
 
 Json = dict[str, Any]
+WATCH_S = 0.02
 Answer = Callable[[httpx2.Request], httpx2.Response]
 
 CONFIG = {
@@ -49,8 +51,8 @@ class FakeServer:
             path = f"/{base}/namespaces/{item['metadata']['namespace']}/{plural}/{item['metadata']['name']}"
             self.objects[path] = item
 
-    def platform(self, **where: Any) -> ClusterPlatform:
-        return ClusterPlatform(self.calls(), Where(**where))
+    def platform(self, **place: Any) -> ClusterPlatform:
+        return ClusterPlatform(self.calls(), Cluster(**place))
 
     def calls(self) -> Calls:
         config = KubeConfig.from_dict(CONFIG).get()
@@ -68,7 +70,9 @@ class FakeServer:
             return self.answers[method, path](request)
         if method == "GET" and path in self.objects:
             return httpx2.Response(200, json=self.objects[path])
-        if method == "GET" and (found := self._list(request)) is not None:
+        if method == "GET" and (found := self._list(request)) is not None and "watch" in request.url.params:
+            return self._watch(found)
+        if method == "GET" and found is not None:
             return httpx2.Response(200, json={"items": found, "metadata": {"resourceVersion": "1"}})
         if method == "DELETE" and path in self.objects:
             return httpx2.Response(200, json={"kind": "Status", "metadata": self.objects.pop(path)["metadata"]})
@@ -94,10 +98,19 @@ class FakeServer:
         wanted = dict(part.split("=") for part in request.url.params.get("labelSelector", "").split(",") if part)
         return [v for v in found if wanted.items() <= v["metadata"].get("labels", {}).items()]
 
+    def _watch(self, found: list[Json]) -> httpx2.Response:
+        """Tell of all objects, and end: whoever follows lists them again."""
+        time.sleep(WATCH_S)
+        return httpx2.Response(200, text="\n".join(json.dumps({"type": "MODIFIED", "object": each}) for each in found))
+
     def _patch(self, request: httpx2.Request) -> httpx2.Response:
         body, path = json.loads(request.content), request.url.path
         former = self.objects.get(path, {"metadata": {"resourceVersion": "0"}})
-        kept = {**former["metadata"], **body["metadata"], "resourceVersion": "2"}
+        born = {"creationTimestamp": "2026-01-01T00:00:00Z"}
+        generation = former["metadata"].get("generation", 0) + (former.get("spec") != body.get("spec"))
+        kept = {**born, **former["metadata"], **body["metadata"], "resourceVersion": "2", "generation": generation}
+        if notes := {**former["metadata"].get("annotations", {}), **body["metadata"].get("annotations", {})}:
+            kept["annotations"] = notes
         now = {**former, **body, "metadata": kept}
         if "dryRun" not in request.url.params:
             self.objects[path] = now

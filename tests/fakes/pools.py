@@ -57,9 +57,27 @@ spec:
     env: [{name: HTTPS_PROXY, value: "http://proxy:3128"}, {name: NO_PROXY}]
     podLabels: {team: vision, segserve.dev/pool: other}
     podAnnotations: {example.com/note: seen}
+    serviceAccountAnnotations: {eks.amazonaws.com/role-arn: "arn:aws:iam::1:role/models"}
     drainSeconds: 20
     exitTimeoutSeconds: 60
-  artifacts: {base: "https://models.example.com/"}
+  artifacts:
+    base: https://models.example.com/
+    schemes: [https, s3, pvc]
+    hosts: [models.example.com, "models-*"]
+    privateHosts: ["*.svc.cluster.local", 10.0.0.0/8]
+    endpoints: {s3: "http://minio.storage:9000"}
+    credentials:
+      - {scheme: s3, host: "models-*", secretRef: {name: bucket.reader}}
+      - {scheme: https, secretRef: {name: web-reader}}
+      - {scheme: oci, secretRef: {name: web-reader}}
+    workloadIdentity: true
+    claims: [models, shared.models]
+    maxSize: 2Gi
+    signatures:
+      required: true
+      keys: ["-----BEGIN PUBLIC KEY-----\\nMFkw\\n-----END PUBLIC KEY-----\\n"]
+      certificates: ["-----BEGIN CERTIFICATE-----\\nMIIB\\n-----END CERTIFICATE-----\\n"]
+      identities: [{identity: ci@example.com, issuer: "https://accounts.google.com"}]
   gateway:
     port: 80
     maxRequestBytes: 1048576

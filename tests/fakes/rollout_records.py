@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from segserve.cli.rollout.picture import Picture
-from segserve.cli.rollout.seen import Seen
+from segserve.platforms.rollouts.seen import Seen
 from segserve_operator.adapters.rollouts import manifest_of, status_of
 from segserve_operator.adapters.statuses import to_api
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo

@@ -52,6 +52,42 @@ class ArtifactMissingError(BuilderError):
     retryable = True
 
 
+class SourceUnavailableError(ArtifactMissingError):
+    """A server that does not answer now, or says that it will later; asking again soon is worth it."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class SourceDeniedError(BuilderError):
+    """A URI that the pool, or the machine's user, does not allow; nothing was sent to it."""
+
+    reason = "SourceDenied"
+
+
+class SourceUnauthorizedError(BuilderError):
+    """A server that does not give the artifact to the credentials there are, or wants some where there are none."""
+
+    reason = "SourceUnauthorized"
+    retryable = True
+
+
+class SignatureRejectedError(BuilderError):
+    """An artifact whose signature is missing, of somebody else, or of other bytes, where one is demanded."""
+
+    reason = "SignatureRejected"
+
+
+class MissingPackageError(BuilderError):
+    """A package that is needed here and not installed."""
+
+    reason = "MissingPackage"
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; pip install 'segserve[{extra}]'")
+
+
 class RelativeUriError(BuilderError):
     """A relative URI where there is nothing that it could be relative to."""
 

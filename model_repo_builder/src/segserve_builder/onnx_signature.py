@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_builder.errors import SignatureError, UnsafeArtifactError
+from segserve_builder.errors import ArtifactTooLargeError, SignatureError, UnsafeArtifactError
 from segserve_builder.families.base import Signature, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+MAX_BYTES: Final = 2**31 - 1
+"""What protobuf can hold in one message; a larger network keeps its weights in other files, which are refused."""
+
+MAX_NODES: Final = 100_000
+"""Some twenty times the largest segmentation network known; a graph of millions keeps its loader busy for hours."""
 
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 
@@ -37,10 +44,12 @@ def read_signature(path: Path) -> Signature:
     """Return the inputs and outputs of the ONNX file at `path`, without its weights-as-inputs.
 
     Raises `SignatureError` where it is no ONNX model or declares tensors that Triton cannot carry, and
-    `UnsafeArtifactError` where it names external data or operators of a domain outside the ONNX standard.
+    `UnsafeArtifactError` where it names external data, operators of a domain outside the ONNX standard, or more nodes
+    or larger weights than a network has.
     """
     model = _parse(path)
     _refuse_unsafe(model)
+    _refuse_false_sizes(model)
     weights = {tensor.name for tensor in model.graph.initializer}
     weights |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     inputs = tuple(_tensor("input", value) for value in model.graph.input if value.name not in weights)
@@ -53,6 +62,8 @@ def _parse(path: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
 
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ArtifactTooLargeError(f"{path.name} has {size} bytes; an ONNX file has at most {MAX_BYTES}")
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError as error:
@@ -78,11 +89,16 @@ def _refuse_unsafe(model: Any) -> None:
 
     functions = {(function.domain, function.name) for function in model.functions}
     _refuse_domains({opset.domain for opset in model.opset_import} - {domain for domain, _ in functions})
+    nodes = 0
     for message in _messages(model):
         if isinstance(message, onnx.TensorProto):
             _refuse_external(message)
-        elif isinstance(message, onnx.NodeProto) and (message.domain, message.op_type) not in functions:
-            _refuse_domains({message.domain}, f" (operator {message.op_type!r})")
+        elif isinstance(message, onnx.NodeProto):
+            nodes += 1
+            if (message.domain, message.op_type) not in functions:
+                _refuse_domains({message.domain}, f" (operator {message.op_type!r})")
+    if nodes > MAX_NODES:
+        raise UnsafeArtifactError(f"the graph has {nodes} nodes; at most {MAX_NODES} are allowed")
 
 
 def _refuse_external(tensor: Any) -> None:
@@ -90,6 +106,16 @@ def _refuse_external(tensor: Any) -> None:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         seen = f"tensor {tensor.name!r} lies outside the file ({entries!r})"
         raise UnsafeArtifactError(f"{seen}; all weights must be inside the one file that the sha256 pins")
+
+
+def _refuse_false_sizes(model: Any) -> None:
+    """Refuse weights that say they are larger than the file: their loader would take that memory first."""
+    for tensor in model.graph.initializer:
+        elements = prod(tensor.dims)
+        if min(tensor.dims, default=0) < 0 or elements > MAX_BYTES:
+            raise UnsafeArtifactError(
+                f"tensor {tensor.name!r} is shaped {list(tensor.dims)}, more than a file can hold"
+            )
 
 
 def _refuse_domains(domains: set[str], where: str = "") -> None:

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from segserve_builder.schemes import Uri
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -27,25 +29,34 @@ class Provenance(Frozen):
     dataset_sha256: Sha256 | None = Field(None, description="The digest of the data it was trained on.")
 
 
+class Signature(Frozen):
+    """Where the proof lies of who signed a file. The pool says who is trusted."""
+
+    uri: Uri = Field(description="The model-signing bundle of the file; relative as the artifact's own.")
+
+
 class Artifact(Frozen):
     """The network's file, named by URI and pinned by sha256."""
 
-    uri: str = Field(
-        min_length=1,
-        description="file:, http: or https:; or relative: to the resource file, on a cluster to its pool's base.",
+    uri: Uri = Field(
+        description="Where it is: s3:, gs:, az:, oci:, hf:, models: (MLflow), pvc:, http:, https: or file:, with "
+        "#member for one file of an archive; or relative: to the resource file, on a cluster to its pool's base.",
     )
     sha256: Sha256 = Field(description="sha256 of the file, 64 hex digits.")
+    signature: Signature | None = Field(None, description="Demands that somebody trusted by the pool signed the file.")
     provenance: Provenance | None = Field(None, description="How the file came to be.")
 
 
 class Golden(Frozen):
     """A folder of images with their expected answers."""
 
-    uri: str = Field(
-        min_length=1,
-        description="The folder that holds golden.json; over http: with the list of its files beside it, <uri>.sha256.",
+    uri: Uri = Field(
+        description="The folder that holds golden.json, or an archive of it; schemes are as the artifact's. Over "
+        "http: a folder has the list of its files beside it, <uri>.sha256.",
     )
-    sha256: Sha256 = Field(description="The folder's digest, as `segserve golden digest FOLDER` prints it.")
+    sha256: Sha256 = Field(
+        description="The folder's digest, as `segserve golden digest FOLDER` prints it; of an archive, its sha256."
+    )
 
 
 class ModelClass(Frozen):

@@ -9,7 +9,9 @@ from segserve_builder.families import FAMILIES
 from segserve_builder.inference import with_inference
 from segserve_builder.onnx_signature import read_signature
 from segserve_builder.publish import publish_tree
+from segserve_builder.signatures import verify
 from segserve_builder.sources import fetch
+from segserve_builder.sources.access import LOCAL
 from segserve_builder.target import EMBEDDED
 from segserve_builder.tree import Network, Tree, render, with_network_alias
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segserve_builder.pipeline import Artifact
+    from segserve_builder.sources.access import Access
+    from segserve_builder.sources.fetching import Progress
     from segserve_builder.steps import Pipeline
     from segserve_builder.target import Target
 
@@ -29,25 +33,30 @@ def build_tree(
     cache: Path,
     second: Artifact | None = None,
     target: Target = EMBEDDED,
+    access: Access = LOCAL,
+    progress: Progress | None = None,
 ) -> Tree:
     """Fetch and verify the artifacts, check their signatures, and render the revision's files for `target`.
 
-    `second` is the file of the pipeline's second network, where it has one. Raises a `BuilderError` that says what
-    was seen and what is allowed.
+    `second` is the file of the pipeline's second network, where it has one; `access` says what may be reached for
+    them. Raises a `BuilderError` that says what was seen and what is allowed.
     """
-    network = read_network(pipeline, artifact, cache)
+    network = read_network(pipeline, artifact, cache, access, progress)
     beside = None
     if pipeline.second is not None and second is not None:
-        beside = read_network(pipeline.second, second, cache)
+        beside = read_network(pipeline.second, second, cache, access, progress)
     tree = render(pipeline, network.io, network.artifact, beside, target)
     return with_network_alias(tree, pipeline, network.io) if "network" in expose else tree
 
 
-def read_network(pipeline: Pipeline, artifact: Artifact, cache: Path) -> Network:
+def read_network(
+    pipeline: Pipeline, artifact: Artifact, cache: Path, access: Access = LOCAL, progress: Progress | None = None
+) -> Network:
     """Fetch and verify one network's file, and find its tensors."""
     if pipeline.family not in FAMILIES:
         raise UnknownNameError("family", pipeline.family, FAMILIES)
-    file = fetch(artifact.uri, artifact.sha256, cache)
+    file = fetch(artifact.uri, artifact.sha256, cache, access, progress=progress)
+    verify(artifact, file, access)
     io = FAMILIES[pipeline.family].network_io(read_signature(file), pipeline)
     return Network(with_inference(pipeline, io), file)
 
@@ -59,8 +68,10 @@ def write_repository(
     repository: Path,
     cache: Path,
     second: Artifact | None = None,
+    access: Access = LOCAL,
+    progress: Progress | None = None,
 ) -> Tree:
     """Publish a revision into the folder `repository`, beside the models that it holds already."""
-    tree = build_tree(pipeline, artifact, expose, cache, second)
+    tree = build_tree(pipeline, artifact, expose, cache, second, access=access, progress=progress)
     publish_tree(tree, repository)
     return tree

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from segserve_builder.errors import SignatureError, UnsafeArtifactError
+from segserve_builder.errors import ArtifactTooLargeError, SignatureError, UnsafeArtifactError
 from segserve_builder.families.base import TensorSpec
 from segserve_builder.onnx_signature import read_signature
 
@@ -192,4 +192,30 @@ def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
     with pytest.raises(SignatureError, match=r"model\.onnx"):
+        read_signature(path)
+
+
+def test_a_graph_of_more_nodes_than_a_network_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segserve_builder.onnx_signature.MAX_NODES", 3)
+    nodes = [helper.make_node("Relu", ["x"], [f"y{number}"]) for number in range(3)]
+    inner = helper.make_node("If", ["x"], ["y"], then_branch=branch_with(numpy_helper.from_array(np.zeros(1))))
+
+    with pytest.raises(UnsafeArtifactError, match="5 nodes; at most 3"):
+        read_signature(saved(tiny_model(nodes=[*nodes, inner]), tmp_path))
+
+
+@pytest.mark.parametrize("dims", [(2**20, 2**20), (-1, 4)], ids=["terabytes", "negative"])
+def test_weights_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path, dims: tuple[int, int]) -> None:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims, raw_data=b"1234")
+
+    with pytest.raises(UnsafeArtifactError, match="'w' is shaped"):
+        read_signature(saved(tiny_model(initializers=[tensor]), tmp_path))
+
+
+def test_a_file_larger_than_protobuf_can_hold_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as file:
+        file.truncate(2**31)
+
+    with pytest.raises(ArtifactTooLargeError, match="2147483648 bytes"):
         read_signature(path)

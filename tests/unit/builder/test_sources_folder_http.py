@@ -18,8 +18,13 @@ from segserve_builder.errors import (
     UnsafeArtifactError,
 )
 from segserve_builder.sources import fetch_folder, folder_digest
+from segserve_builder.sources.access import LOCAL, Access
 
 FILES = {"golden.json": b"{}", "images/a photo.png": b"pixels", "images/ä+%.png": b"more pixels"}
+
+
+def within(max_bytes: int) -> Access:
+    return LOCAL.model_copy(update={"max_bytes": max_bytes})
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Served:
 
     def refuse(self, digest: str, error: type[BuilderError], seen: str, max_bytes: int = 1000) -> None:
         with pytest.raises(error, match=seen):
-            fetch_folder(self.uri, digest, self.cache, max_bytes=max_bytes)
+            fetch_folder(self.uri, digest, self.cache, within(max_bytes))
         assert [path for path in self.cache.rglob("*") if path.is_file()] == []
 
 
@@ -68,7 +73,7 @@ def test_the_list_of_a_folder_is_what_its_digest_digests(served: Served, end: st
     digest = served.list_it(listed(FILES))
     assert digest == folder_digest(served.folder)
 
-    found = fetch_folder(served.uri + end, digest, served.cache)
+    found = fetch_folder(served.uri + end, digest, served.cache, LOCAL)
 
     assert folder_digest(found) == digest
     assert {name: (found / name).read_bytes() for name in FILES} == FILES
@@ -76,9 +81,9 @@ def test_the_list_of_a_folder_is_what_its_digest_digests(served: Served, end: st
 
 def test_a_folder_that_is_there_is_not_asked_for_again(served: Served) -> None:
     digest = served.list_it(listed(FILES))
-    fetch_folder(served.uri, digest, served.cache)
+    fetch_folder(served.uri, digest, served.cache, LOCAL)
     with served.server.failing():
-        assert fetch_folder(served.uri, digest, served.cache).is_dir()
+        assert fetch_folder(served.uri, digest, served.cache, LOCAL).is_dir()
 
 
 def test_a_list_of_another_digest_is_refused(served: Served) -> None:

@@ -15,6 +15,7 @@ from segserve_builder.agent.processes import StepProcesses
 from segserve_builder.agent.repository import Repository
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.agent.work import Work
+from segserve_builder.sources.access import ACCESS_VARIABLE, LOCAL, Access
 
 
 def main() -> None:
@@ -24,7 +25,9 @@ def main() -> None:
     folder: Path = given.group_dir
     server, repository = TritonServer(given.grpc), Repository(folder / "repository")
     lookout = Lookout(server, repository, StepProcesses(given.pid_file) if given.pid_file else None)
-    agent = Agent(folder, Work(server, repository, given.cache, folder / "triton.log"), lookout)
+    told = os.environ.get(ACCESS_VARIABLE)
+    access = Access.model_validate_json(told) if told else LOCAL
+    agent = Agent(folder, Work(server, repository, given.cache, folder / "triton.log", access=access), lookout)
     stop = threading.Event()
 
     def end(*_: object) -> None:

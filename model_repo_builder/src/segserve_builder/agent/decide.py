@@ -68,6 +68,8 @@ def _report(told: Told, look: Look, memory: Memory) -> ModelReport:
         reason, message = failure.reason, failure.message
     elif dead:
         reason, message = "StepDied", f"a process of {', '.join(dead)} died; it is loaded again"
+    elif state is ModelState.FETCHING:
+        message = memory.progress.get(told.revision, "")
     elif state is ModelState.LOADING and not look.ready:
         reason, message = "ServerNotReady", "the server does not answer"
     return ModelReport(

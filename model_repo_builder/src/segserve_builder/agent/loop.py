@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -17,6 +18,7 @@ from segserve_builder.agent.memory import CRASHES_ALLOWED, Memory
 from segserve_builder.agent.protocol import Assignment, ModelState, Report
 from segserve_builder.agent.state import LoadStep, Prepare, Probe, Prove, RepairStep, Serve, Told
 from segserve_builder.publish import sweep
+from segserve_builder.sources.eviction import Leases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +76,9 @@ class Agent:
         self._next_probe_s = 0.0
         self._last_probed: list[str] = []
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self._sayings: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._wake = threading.Event()
+        self._leases = Leases()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="action")
 
     def run(self, stop: threading.Event) -> None:
@@ -85,6 +89,7 @@ class Agent:
             self._wake.wait(TICK_S)
             self._wake.clear()
         self._workers.shutdown(wait=False, cancel_futures=True)
+        self._leases.close()
 
     def wake(self) -> None:
         """Make the next pass begin at once."""
@@ -92,11 +97,15 @@ class Agent:
 
     def _pass(self) -> None:
         now_s = time.monotonic()
+        while not self._sayings.empty():
+            revision, text = self._sayings.get()
+            self._memory.progress[revision] = text
         while not self._outcomes.empty():
             self._absorb(self._outcomes.get(), now_s)
         told = self._assignment.read()
         self._assigned = told or ()
         self._memory.keep_only(self._assigned)
+        self._leases.keep(path for model in self._assigned for path in self._work.objects(model.spec))
         look = self._lookout.take(self._memory)
         self._memory.doubt(self._assigned, look)
         if told is None:
@@ -119,8 +128,14 @@ class Agent:
         self._workers.submit(self._carry_out, action, told, self._memory.prepared.get(revision))
 
     def _carry_out(self, action: Action, told: Told | None, prepared: Prepared | None) -> None:
-        self._outcomes.put(self._work.carry_out(action, told, prepared))
+        revision = told.revision if told is not None else ""
+        say = partial(self._say, revision)
+        self._outcomes.put(self._work.carry_out(action, told, prepared, say))
         self._wake.set()
+
+    def _say(self, revision: str, text: str) -> None:
+        _LOG.info("%s: %s", revision, text)
+        self._sayings.put((revision, text))
 
     def _start_probe(self, look: Look, now_s: float) -> None:
         busy = {action.subject for action in self._memory.running}

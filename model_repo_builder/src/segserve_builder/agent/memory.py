@@ -28,12 +28,15 @@ class Memory:
     load_s: dict[str, float] = field(default_factory=dict)
     running: set[Action] = field(default_factory=set)
     crashes: Counter[str] = field(default_factory=Counter)
+    progress: dict[str, str] = field(default_factory=dict)
+    """How far what is being prepared has come, in words."""
+
     _load_started_s: dict[str, float] = field(default_factory=dict)
 
     def keep_only(self, assigned: Sequence[Told]) -> None:
         """Forget what is not assigned any more, and failures of what is assigned differently now."""
         told = {model.revision: model for model in assigned}
-        for known in (self.prepared, self.proofs, self.load_s, self.crashes, self._load_started_s):
+        for known in (self.prepared, self.proofs, self.load_s, self.crashes, self.progress, self._load_started_s):
             for revision in known.keys() - told.keys():
                 del known[revision]
         for revision, failure in tuple(self.failures.items()):

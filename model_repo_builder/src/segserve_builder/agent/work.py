@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_builder import golden, sources
 from segserve_builder.agent import triton_log
+from segserve_builder.agent.arrival import Arrival
 from segserve_builder.agent.server import ServerError, ServerLostError, ServerRefusedError, ServerSlowError
 from segserve_builder.agent.state import (
     LoadStep,
@@ -23,22 +24,30 @@ from segserve_builder.agent.state import (
     Unload,
 )
 from segserve_builder.errors import BuilderError, GoldenError, OtherVersionError
+from segserve_builder.pipeline import Signature
 from segserve_builder.postprocess import check_postprocess
 from segserve_builder.public_outputs import has_masks
 from segserve_builder.publish import publish, remove, replace
 from segserve_builder.repository import build_tree
+from segserve_builder.sources.access import LOCAL
+from segserve_builder.sources.cache import folder_path, object_path
+from segserve_builder.sources.eviction import evict
 from segserve_builder.target import EMBEDDED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from segserve_builder.agent.protocol import AssignedModel
     from segserve_builder.agent.repository import Repository
     from segserve_builder.agent.server import Answer, TritonServer
     from segserve_builder.agent.state import Action, Ensemble, Told
     from segserve_builder.pipeline import Artifact
+    from segserve_builder.sources.access import Access
     from segserve_builder.steps import Pipeline
     from segserve_builder.target import Target
+
+Say: TypeAlias = "Callable[[str], None]"
 
 PROOF_S: Final = 120.0
 PROBE_S: Final = 30.0
@@ -78,11 +87,18 @@ class Work:
     target: Target = EMBEDDED
     base: str | None = None
     """The folder that relative URIs are relative to."""
+    access: Access = LOCAL
+    """What may be reached for artifacts and golden sets."""
 
-    def carry_out(self, action: Action, told: Told | None, prepared: Prepared | None) -> Outcome:
-        """Do it and return what it brought; never raises. `told` and `prepared` are those of its revision."""
+    def carry_out(
+        self, action: Action, told: Told | None, prepared: Prepared | None, say: Say = lambda _: None
+    ) -> Outcome:
+        """Do it and return what it brought; never raises. `told` and `prepared` are those of its revision.
+
+        `say` hears meanwhile how far a long one has come.
+        """
         started_s = time.monotonic()
-        outcome = self._attempt(action, told, prepared)
+        outcome = self._attempt(action, told, prepared, say)
         duration_s = time.monotonic() - started_s
         if outcome.problem is not None:
             _LOG.warning("%s: %s: %s", action, outcome.problem.reason, outcome.problem.message)
@@ -98,9 +114,9 @@ class Work:
             duration_s,
         )
 
-    def _attempt(self, action: Action, told: Told | None, prepared: Prepared | None) -> Outcome:
+    def _attempt(self, action: Action, told: Told | None, prepared: Prepared | None, say: Say) -> Outcome:
         try:
-            return self._do(action, told, prepared)
+            return self._do(action, told, prepared, say)
         except ServerLostError:
             return Outcome(action)  # the next look says so, and what follows from it
         except BuilderError as error:
@@ -113,10 +129,10 @@ class Work:
             _LOG.exception("%s", action)
             return Outcome(action, Problem("AgentError", f"{type(error).__name__}: {error}", retryable=True))
 
-    def _do(self, action: Action, told: Told | None, prepared: Prepared | None) -> Outcome:
+    def _do(self, action: Action, told: Told | None, prepared: Prepared | None, say: Say) -> Outcome:
         match action:
             case Prepare() if told is not None:
-                return Outcome(action, prepared=self._prepare(told))
+                return Outcome(action, prepared=self._prepare(told, say))
             case LoadStep(name):
                 self._load(name)
             case RepairStep(name):
@@ -134,14 +150,16 @@ class Work:
                 remove(self.repository.root / name)
         return Outcome(action)
 
-    def _prepare(self, told: Told) -> Prepared:
+    def _prepare(self, told: Told, say: Say) -> Prepared:
         spec = told.spec
         if (own := spec.pipeline.revision) != told.revision:
             raise OtherVersionError(f"{told.revision} was named by another version of segserve; here it is {own}")
         first = self._resolved(spec.artifact)
         second = self._resolved(spec.second_artifact) if spec.second_artifact is not None else None
-        tree = build_tree(spec.pipeline, first, spec.expose, self.cache, second, self.target)
+        tree = build_tree(spec.pipeline, first, spec.expose, self.cache, second, self.target, self.access, Arrival(say))
         folder = self._golden_folder(told)
+        if self.access.max_cache_bytes is not None:
+            evict(self.cache, self.access.max_cache_bytes)
         for name, files in tree.steps.items():
             publish(files, self.repository.root / name)
         runtimes = (network.runtime for network in spec.pipeline.networks)
@@ -150,14 +168,24 @@ class Work:
         return Prepared(told, tree, processes, folder)
 
     def _resolved(self, artifact: Artifact) -> Artifact:
-        return artifact.model_copy(update={"uri": sources.resolved(artifact.uri, self.base)})
+        absolute: dict[str, Any] = {"uri": sources.resolved(artifact.uri, self.base)}
+        if artifact.signature is not None:
+            absolute["signature"] = Signature(uri=sources.resolved(artifact.signature.uri, self.base))
+        return artifact.model_copy(update=absolute)
+
+    def objects(self, spec: AssignedModel) -> Iterator[Path]:
+        """Yield where in the cache the files of a revision are, once they were fetched."""
+        yield object_path(self.cache, spec.artifact.sha256)
+        if spec.second_artifact is not None:
+            yield object_path(self.cache, spec.second_artifact.sha256)
+        if spec.golden is not None:
+            yield folder_path(self.cache, spec.golden.sha256)
 
     def _golden_folder(self, told: Told) -> Path | None:
         if told.spec.golden is None:
             return None
-        folder = sources.fetch_folder(
-            sources.resolved(told.spec.golden.uri, self.base), told.spec.golden.sha256, self.cache
-        )
+        uri = sources.resolved(told.spec.golden.uri, self.base)
+        folder = sources.fetch_folder(uri, told.spec.golden.sha256, self.cache, self.access)
         golden.load(folder)
         output = told.spec.pipeline.output
         if _has_masks(told.spec.pipeline) and "encoding" not in output.overrides and output.encoding != "rle":

@@ -32,6 +32,8 @@ INTERNAL_PORT: Final = 8081
 
 RUN_FOLDER: Final = "/run/segserve"
 CACHE_FOLDER: Final = "/var/cache/segserve"
+SECRETS_FOLDER: Final = "/mnt/segserve/secrets"
+CLAIMS_FOLDER: Final = "/mnt/segserve/claims"
 
 SHARDS: Final = 4
 """How many objects a group's assignment and a gateway's plan are spread over: of each, at most 1 MiB can be stored."""

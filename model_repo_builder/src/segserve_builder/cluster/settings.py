@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from pydantic import ValidationError
+
 from segserve_builder.cluster.names import AGENT_PORT, CACHE_FOLDER, GRPC_PORT, HTTP_PORT, METRICS_PORT, RUN_FOLDER
+from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_builder.target import Target
 from segserve_builder.tritonserver import Ports
 
@@ -95,6 +98,7 @@ class AgentSettings:
     probe_port: int
     target: Target
     artifact_base: str | None
+    access: Access
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self:
@@ -111,7 +115,17 @@ class AgentSettings:
             probe_port=int(environment.get("SEGSERVE_AGENT_PORT") or AGENT_PORT),
             target=_target(environment),
             artifact_base=environment.get("SEGSERVE_ARTIFACT_BASE") or None,
+            access=_access(environment),
         )
+
+
+def _access(environment: Mapping[str, str]) -> Access:
+    """Return what the pool allows; nothing but public servers where it is not told."""
+    told = environment.get(ACCESS_VARIABLE) or "{}"
+    try:
+        return Access.model_validate_json(told)
+    except ValidationError as error:
+        raise SettingsError(f"{ACCESS_VARIABLE} cannot be read: {error}") from error
 
 
 def _target(environment: Mapping[str, str]) -> Target:

@@ -2,60 +2,153 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit
 
-from segserve_builder.errors import RelativeUriError, UnknownNameError
+from segserve_builder.errors import (
+    ArtifactMissingError,
+    RelativeUriError,
+    UnknownNameError,
+)
 from segserve_builder.sources import cache as _cache
+from segserve_builder.sources.access import DEFAULT_MAX_BYTES, Access
+from segserve_builder.sources.archives import SUFFIXES, is_archive, open_member
+from segserve_builder.sources.az import AzSource
+from segserve_builder.sources.base import FolderSource
+from segserve_builder.sources.fetching import Download, Retrying
 from segserve_builder.sources.file import FileSource
-from segserve_builder.sources.folder import copy_folder, download_folder, folder_digest
+from segserve_builder.sources.folder import (
+    copy_folder,
+    download_files,
+    download_listed,
+    folder_digest,
+    unpack_folder,
+)
+from segserve_builder.sources.gs import GsSource
 from segserve_builder.sources.http import HttpSource
+from segserve_builder.sources.hugging_face import HuggingFaceSource
+from segserve_builder.sources.mlflow import MlflowSource
+from segserve_builder.sources.oci import OciSource
+from segserve_builder.sources.pvc import PvcSource
+from segserve_builder.sources.s3 import S3Source
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from segserve_builder.sources.base import Source
+    from segserve_builder.sources.base import Source, Stream
+    from segserve_builder.sources.fetching import Progress
 
-__all__ = ["DEFAULT_MAX_BYTES", "SOURCES", "fetch", "fetch_folder", "folder_digest", "resolved"]
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "SOURCES",
+    "Access",
+    "Retrying",
+    "fetch",
+    "fetch_folder",
+    "fetch_unpinned",
+    "folder_digest",
+    "resolved",
+]
 
-DEFAULT_MAX_BYTES: Final = 16 * 1024**3
-
-SOURCES: Final[Mapping[str, Source]] = {
+_STORES: Final[Mapping[str, Source]] = {
+    "az": AzSource(),
     "file": FileSource(),
+    "gs": GsSource(),
     "http": HttpSource(),
     "https": HttpSource(),
+    "pvc": PvcSource(),
+    "s3": S3Source(),
 }
 
+SOURCES: Final[Mapping[str, Source]] = {
+    **_STORES,
+    "hf": HuggingFaceSource(),
+    "models": MlflowSource(_STORES),
+    "oci": OciSource(),
+}
 
-def fetch(uri: str, sha256: str, cache: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Path:
+_STRICT: Final = Access()
+_PATIENT: Final = Retrying()
+_DATASETS: Final = "hf://datasets/"
+"""Here a repository's kind comes before the organisation, which is what an allow-list names."""
+
+_WITH_MEMBERS: Final = frozenset({"oci"})
+"""Schemes that read `#member` themselves; to all others it is a file within an archive."""
+
+
+def fetch(
+    uri: str,
+    sha256: str,
+    cache: Path,
+    access: Access = _STRICT,
+    *,
+    progress: Progress | None = None,
+    retrying: Retrying = _PATIENT,
+) -> Path:
     """Return the verified, read-only file `<cache>/sha256/<sha256>`, fetched from `uri` where it is missing.
 
-    The digest is computed while the bytes stream in, and the file gets its name only after it was found
-    right. What is already there is not hashed again. Any number of processes may fetch into one cache at
-    once. Raises `UnknownNameError` (scheme), `ArtifactMissingError`, `DigestMismatchError`,
-    `ArtifactTooLargeError`, and `PublishError` where the cache cannot be written.
+    The digest is computed while the bytes stream in, and the file gets its name only after it was found right. What is
+    already there is not hashed again. What breaks off is gone on with where the source can, also by the next process.
+    Any number of processes may fetch into one cache at once: of one object, the others wait for the first.
+
+    Raises `UnknownNameError` (scheme), `SourceDeniedError`, `SourceUnauthorizedError`, `ArtifactMissingError`,
+    `DigestMismatchError`, `ArtifactTooLargeError`, `UnsafeArtifactError` (archive), and `PublishError` where the cache
+    cannot be written.
     """
+    _allowed_source(uri, access)  # also of what another pool, or a former policy, left in the cache
     target = _cache.object_path(cache, sha256)
     if target.is_file():
-        return target
-    with source_of(uri).open(uri) as stream:
-        return _cache.store(stream, uri, sha256, cache, max_bytes)
+        return _cache.touch(target)
+    with _cache.arriving(cache, sha256) as part:
+        if not target.is_file():
+            source = _Reading(access, cache, retrying, progress)
+            source.download(uri, access.max_bytes).verified(part, sha256)
+            _cache.enter(part, cache, sha256)
+    return target
 
 
-def fetch_folder(uri: str, sha256: str, cache: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Path:
-    """Return the verified folder `<cache>/folders/<sha256>`, copied or downloaded where it is missing.
+def fetch_folder(
+    uri: str,
+    sha256: str,
+    cache: Path,
+    access: Access = _STRICT,
+    *,
+    progress: Progress | None = None,
+    retrying: Retrying = _PATIENT,
+) -> Path:
+    """Return the verified folder `<cache>/folders/<sha256>`, copied, downloaded or unpacked where it is missing.
 
-    `sha256` is a `folder_digest`; over HTTP the list that it digests has to be at `<uri>.sha256`. Raises as `fetch`
-    does; symbolic links and special files are refused.
+    `sha256` is a `folder_digest`. Over HTTP the list that it digests has to be at `<uri>.sha256`. Of an archive
+    `sha256` is that of the file, and checked before anything is unpacked. Raises as `fetch` does; symbolic links and
+    special files are refused.
     """
+    source = _allowed_source(uri, access)
     target = _cache.folder_path(cache, sha256)
     if target.is_dir():
-        return target
-    source = source_of(uri)
-    if isinstance(source, FileSource):
-        return copy_folder(source.path(uri), uri, sha256, cache, max_bytes)
-    return download_folder(source, uri, sha256, cache, max_bytes)
+        return _cache.touch(target)
+    reading = _Reading(access, cache, retrying, progress)
+    if is_archive(uri):
+        archive = fetch(uri, sha256, cache, access, progress=progress, retrying=retrying)
+        unpack_folder(archive, uri, sha256, cache, access.max_bytes)
+    elif isinstance(source, FileSource):
+        copy_folder(source.allowed(uri, access), uri, sha256, cache, access.max_bytes)
+    elif isinstance(source, FolderSource):
+        files = ((path, _below(uri, path)) for path in source.files(uri, access))
+        download_files(reading.receive, files, uri, sha256, cache, access.max_bytes)
+    else:
+        download_listed(reading.receive, uri, sha256, cache, access.max_bytes)
+    return target
+
+
+def fetch_unpinned(uri: str, access: Access, max_bytes: int, *, retrying: Retrying = _PATIENT) -> bytes:
+    """Return the content of a small file that proves itself, such as a signature; raises as `fetch` does."""
+    content = io.BytesIO()
+    _Reading(access, None, retrying, None).download(uri, max_bytes).into(_cache.Arriving(content))
+    return content.getvalue()
 
 
 def resolved(uri: str, base: str | None) -> str:
@@ -69,7 +162,7 @@ def resolved(uri: str, base: str | None) -> str:
         raise RelativeUriError(f"{uri!r} is relative, and there is no base; allowed: an absolute path, {_schemes()}")
     source_of(base)
     folder = base if _has_scheme(base) else FileSource().path(base).as_uri()
-    return urljoin(folder.rstrip("/") + "/", quote(uri))
+    return _joined(folder.rstrip("/") + "/", "#".join(map(quote, _split(uri))).rstrip("#"))
 
 
 def source_of(uri: str) -> Source:
@@ -78,6 +171,74 @@ def source_of(uri: str) -> Source:
     if scheme not in SOURCES:
         raise UnknownNameError("artifact scheme", scheme, SOURCES)
     return SOURCES[scheme]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Reads files, and files within archives. Without a cache no archive is read."""
+
+    access: Access
+    cache: Path | None
+    retrying: Retrying
+    progress: Progress | None
+
+    def download(self, uri: str, max_bytes: int) -> Download:
+        return Download(uri, lambda start: self.open(uri, start), max_bytes, self.retrying, self.progress)
+
+    def receive(self, uri: str, part: _cache.Arriving, max_bytes: int) -> None:
+        self.download(uri, max_bytes).into(part)
+
+    @contextmanager
+    def open(self, uri: str, start: int) -> Iterator[Stream]:
+        source = _allowed_source(uri, self.access)
+        whole, member = _split(uri)
+        if not member:
+            with source.open(uri, self.access, start) as stream:
+                yield stream
+            return
+        if self.cache is None or not is_archive(whole):
+            raise ArtifactMissingError(f"{uri!r} names a file within {whole!r}; allowed: in {', '.join(SUFFIXES)}")
+        spool = _cache.partial_path(self.cache)
+        with (
+            source.open(whole, self.access) as archive,
+            open_member(archive, whole, member, self.access.max_bytes, spool) as stream,
+        ):
+            yield stream
+
+
+def _allowed_source(uri: str, access: Access) -> Source:
+    source = source_of(uri)
+    try:
+        host = urlsplit(uri.replace(_DATASETS, "hf://", 1)).hostname or ""
+    except ValueError as error:
+        raise ArtifactMissingError(f"{uri!r} is no URI: {error}") from error
+    access.check_uri(_scheme(uri), host if _has_scheme(uri) else "")
+    if isinstance(source, FileSource):
+        source.allowed(_split(uri)[0], access)
+    return source
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """Return the URI of a file, and what is meant within it."""
+    if _scheme(uri) in _WITH_MEMBERS:
+        return uri, ""
+    if not _has_scheme(uri):
+        # A path is no URI: a file's name may have a # of its own.
+        whole, _, member = uri.partition("#")
+        return (whole, member) if is_archive(whole) else (uri, "")
+    whole, member = urldefrag(uri)
+    return whole, unquote(member)
+
+
+def _below(uri: str, relative: str) -> str:
+    joint = "#" if _scheme(uri) in _WITH_MEMBERS and "#" not in uri else "/"
+    return f"{uri.rstrip('/')}{joint}{quote(relative)}"
+
+
+def _joined(folder: str, relative: str) -> str:
+    """Join as `urljoin` does, which knows only a few schemes."""
+    scheme, _, rest = folder.partition(":")
+    return f"{scheme}:{urljoin(f'file:{rest}', relative).removeprefix('file:')}"
 
 
 def _scheme(uri: str) -> str:

@@ -2,29 +2,72 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from segserve_builder.errors import ArtifactMissingError
+from segserve_builder.errors import ArtifactMissingError, SourceDeniedError
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from collections.abc import Iterator
+
+    from segserve_builder.sources.access import Access
+    from segserve_builder.sources.base import Stream
+
+
+class FileStream:
+    """An open file. It has no identity: copying it again is cheap."""
+
+    identity: str | None = None
+
+    def __init__(self, file: BinaryIO, start: int = 0) -> None:
+        self.size: int | None = os.fstat(file.fileno()).st_size
+        self.start = file.seek(start if start < self.size else 0)
+        self.read = file.read
 
 
 class FileSource:
-    """Regular files; a symbolic link is followed, since the digest pins what is read through it."""
+    """Regular files; a symbolic link is followed, as the digest pins what is read through it."""
 
-    def open(self, uri: str) -> BinaryIO:
+    @contextmanager
+    def open(self, uri: str, access: Access, start: int = 0) -> Iterator[Stream]:
         """Open the file, or raise `ArtifactMissingError` where no regular file can be read there."""
-        path = self.path(uri)
+        path = self.allowed(uri, access)
         if not path.is_file():
             seen = "a folder" if path.is_dir() else "nothing" if not path.exists() else "a special file"
             raise ArtifactMissingError(f"{uri!r} names {seen}; an artifact is a regular file")
         try:
-            return path.open("rb")
+            file = path.open("rb")
         except OSError as error:
             raise ArtifactMissingError(f"{uri!r} cannot be read: {error.strerror}") from error
+        with file:
+            yield FileStream(file, start)
+
+    def files(self, uri: str, access: Access) -> Iterator[str]:
+        """Yield the paths of all that is no folder below `uri`, relative to it."""
+        folder = self.allowed(uri, access)
+        if not folder.is_dir():
+            raise ArtifactMissingError(f"{uri!r} is no folder")
+        for path in sorted(folder.rglob("*")):
+            if path.is_symlink() or not path.is_dir():
+                yield path.relative_to(folder).as_posix()
+
+    def allowed(self, uri: str, access: Access) -> Path:
+        """Return the path that `uri` names, its links followed, before anything is read or looked for there.
+
+        Raises `SourceDeniedError` outside the folders that `access` allows: what is there, and whether, stays unsaid.
+        """
+        access.check_uri("file", "")
+        path = self.path(uri)
+        if access.folders is None:
+            return path
+        real = path.resolve()
+        if not any(real.is_relative_to(folder.resolve()) for folder in access.folders):
+            allowed = ", ".join(map(str, access.folders)) or "none"
+            raise SourceDeniedError(f"{uri!r} is not below a folder that is allowed; allowed: {allowed}")
+        return real
 
     def path(self, uri: str) -> Path:
         """Return the absolute path that `uri` names."""

@@ -14,17 +14,26 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from segserve_builder.durable import sync_folder, writing
-from segserve_builder.errors import ArtifactMissingError, DigestMismatchError, UnsafeArtifactError
-from segserve_builder.sources.cache import copy_hashed, folder_path, partial_path
+from segserve_builder.errors import (
+    ArtifactMissingError,
+    ArtifactTooLargeError,
+    DigestMismatchError,
+    UnsafeArtifactError,
+)
+from segserve_builder.sources import archives
+from segserve_builder.sources.cache import Arriving, copy_hashed, folder_path, partial_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import TypeAlias
 
-    from segserve_builder.sources.base import Source
+    Receive: TypeAlias = Callable[[str, Arriving, int], None]
+    """Fills a file with all bytes at an address, of which there may be so many."""
 
 LIST_SUFFIX: Final = ".sha256"
 """What a server offers beside a folder: the list of its files, which the folder's digest is the sha256 of."""
 _LONGEST_LIST: Final = 16 * 2**20
+_MOST_FILES: Final = 100_000
 
 
 def folder_digest(folder: Path) -> str:
@@ -50,7 +59,7 @@ def copy_folder(folder: Path, uri: str, sha256: str, cache: Path, max_bytes: int
     return folder_path(cache, sha256)
 
 
-def download_folder(source: Source, uri: str, sha256: str, cache: Path, max_bytes: int) -> Path:
+def download_listed(receive: Receive, uri: str, sha256: str, cache: Path, max_bytes: int) -> Path:
     """Download the files that the list `<uri>.sha256` names into the cache, each verified as it arrives.
 
     The list is what `folder_digest` digests, so that its own sha256 is the folder's.
@@ -58,16 +67,39 @@ def download_folder(source: Source, uri: str, sha256: str, cache: Path, max_byte
     base = uri.rstrip("/")
     with _entering(sha256, cache) as copy:
         left = max_bytes
-        for digest, relative in _listed(source, base + LIST_SUFFIX, sha256):
-            address, target = f"{base}/{quote(relative)}", copy / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with source.open(address) as stream, target.open("wb") as file:
-                actual = copy_hashed(stream, file, address, left)
-                if actual != digest:
-                    raise DigestMismatchError(address, digest, actual)
-                left -= file.tell()
-                file.flush()
-                os.fsync(file.fileno())
+        for digest, relative in _listed(receive, base + LIST_SUFFIX, sha256):
+            address = f"{base}/{quote(relative)}"
+            part = _downloaded(receive, address, copy / relative, left)
+            if part.sha256 != digest:
+                raise DigestMismatchError(address, digest, part.sha256)
+            left -= part.size
+    return folder_path(cache, sha256)
+
+
+def download_files(
+    receive: Receive, files: Iterable[tuple[str, str]], uri: str, sha256: str, cache: Path, max_bytes: int
+) -> Path:
+    """Download a folder's files, each given by its path in the folder and its address, into the cache."""
+    digests: dict[str, str] = {}
+    with _entering(sha256, cache) as copy:
+        left = max_bytes
+        for relative, address in files:
+            if len(digests) == _MOST_FILES:
+                raise ArtifactTooLargeError(f"{uri!r} has more than the {_MOST_FILES} files that are allowed")
+            _check_below(relative, uri)
+            part = _downloaded(receive, address, copy / relative, left)
+            digests[relative] = part.sha256
+            left -= part.size
+        actual = _digest(digests)
+        if actual != sha256:
+            raise DigestMismatchError(uri, sha256, actual)
+    return folder_path(cache, sha256)
+
+
+def unpack_folder(archive: Path, name: str, sha256: str, cache: Path, max_bytes: int) -> Path:
+    """Unpack the verified file `archive`, called `name`, into the cache; the folder's digest is the archive's."""
+    with _entering(sha256, cache) as copy:
+        archives.unpack(archive, name, copy, max_bytes)
     return folder_path(cache, sha256)
 
 
@@ -85,18 +117,31 @@ def _entering(sha256: str, cache: Path) -> Iterator[Path]:
         sync_folder(target.parent)
 
 
-def _listed(source: Source, address: str, sha256: str) -> Iterator[tuple[str, str]]:
+def _downloaded(receive: Receive, address: str, target: Path, max_bytes: int) -> Arriving:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("w+b") as file:
+        part = Arriving(file)
+        receive(address, part, max_bytes)
+        part.sync()
+    return part
+
+
+def _listed(receive: Receive, address: str, sha256: str) -> Iterator[tuple[str, str]]:
     content = io.BytesIO()
-    with source.open(address) as stream:
-        actual = copy_hashed(stream, content, address, _LONGEST_LIST)
-    if actual != sha256:
-        raise DigestMismatchError(address, sha256, actual)
+    part = Arriving(content)
+    receive(address, part, _LONGEST_LIST)
+    if part.sha256 != sha256:
+        raise DigestMismatchError(address, sha256, part.sha256)
     for line in content.getvalue().decode(errors="surrogateescape").splitlines():
         digest, _, relative = line.partition("  ")
-        path = PurePosixPath(relative)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise UnsafeArtifactError(f"{address!r} names {relative!r}; a pinned folder holds files below itself only")
+        _check_below(relative, address)
         yield digest, relative
+
+
+def _check_below(relative: str, uri: str) -> None:
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in relative:
+        raise UnsafeArtifactError(f"{uri!r} names {relative!r}; a pinned folder holds files below itself only")
 
 
 def _copy(folder: Path, copy: Path, uri: str, max_bytes: int) -> dict[str, str]:

@@ -22,6 +22,7 @@ from segserve_builder.cluster.shards import CONTENT_KEY, pack
 from segserve_builder.cluster.triton import arguments, environment
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.pipeline import Artifact
+from segserve_builder.sources.access import ACCESS_VARIABLE, Access, Credential
 from segserve_builder.steps import Pipeline
 
 TRITON = {
@@ -94,6 +95,15 @@ def test_an_unknown_target_is_refused_with_what_is_allowed(name: str, value: str
     with pytest.raises(UnknownNameError, match=re.escape(value)) as refused:
         AgentSettings.of(AGENT | {name: value})
     assert allowed in str(refused.value)
+
+
+def test_what_artifacts_may_come_from_is_told_or_only_what_is_public() -> None:
+    told = Access(schemes=("s3",), private=("10.0.0.0/8",), credentials=(Credential(scheme="s3", folder=Path("/s")),))
+
+    assert AgentSettings.of(AGENT).access == Access()
+    assert AgentSettings.of(AGENT | {ACCESS_VARIABLE: told.model_dump_json(exclude_defaults=True)}).access == told
+    with pytest.raises(SettingsError, match=ACCESS_VARIABLE):
+        AgentSettings.of(AGENT | {ACCESS_VARIABLE: '{"schemas": []}'})
 
 
 def test_a_place_to_listen_that_is_none_is_refused() -> None:

@@ -1,0 +1,64 @@
+"""The source `gs`: Google Cloud Storage by `gs://bucket/key`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from segserve_builder.errors import SourceUnauthorizedError
+from segserve_builder.sources.object_store import RETRIES, ObjectStoreSource, client, guarded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from obstore.store import GCSConfig, ObjectStore
+
+    from segserve_builder.sources.access import Access
+
+_KEY: Final = "service-account.json"
+_ENDPOINT: Final = "https://storage.googleapis.com"
+_FOUND_BY_LIBRARY: Final = (
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SERVICE_ACCOUNT_PATH",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "GOOGLE_BEARER_TOKEN",
+    # In a pod that may use its account, Google's metadata server answers for it.
+    "KUBERNETES_SERVICE_HOST",
+)
+
+
+class GsSource(ObjectStoreSource):
+    """Requests carry a token where there are credentials.
+
+    A Secret has `service-account.json`. Of the environment `GOOGLE_*` counts, and what `gcloud auth
+    application-default login` wrote; in a pod, the account of its workload identity.
+    """
+
+    scheme = "gs"
+
+    def connect(self, bucket: str, access: Access) -> ObjectStore:
+        """Return the bucket; see `ObjectStoreSource.connect`."""
+        from obstore.exceptions import BaseError
+        from obstore.store import GCSStore
+
+        secret = access.secret(self.scheme, bucket, (_KEY,))
+        endpoint = guarded(access, self.scheme, _ENDPOINT)
+        # Named always: else a service account's file could name another server.
+        config: GCSConfig = {"base_url": endpoint, "skip_signature": False}
+        if secret:
+            config["service_account_key"] = secret[_KEY]
+        elif not access.ambient or not _has_credentials(os.environ):
+            config["skip_signature"] = True
+        try:
+            return GCSStore(bucket, config=config, client_options=client(endpoint, secret), retry_config=RETRIES)
+        except (BaseError, ValueError) as error:
+            # The library's text may show parts of the key.
+            whose = f"the key {_KEY} of its Secret" if secret else "what the environment names"
+            raise SourceUnauthorizedError(f"gs://{bucket}: {whose} is no service account that can be used") from error
+
+
+def _has_credentials(environment: Mapping[str, str]) -> bool:
+    written = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
+    return any(environment.get(name) for name in _FOUND_BY_LIBRARY) or written.is_file()

@@ -1,0 +1,91 @@
+"""Files within the layers of an image, of which the upper ones hide what is below them."""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from segserve_builder.errors import ArtifactMissingError, UnsafeArtifactError
+from segserve_builder.sources.archives import readable, tar_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+    from segserve_builder.sources.base import Stream
+    from segserve_builder.sources.oci_registry import Layer, Registry
+
+MODELS: Final = "models"
+"""Where KServe's modelcars have their files."""
+
+_SUFFIXES: Final = {"+gzip": ".gz", ".gzip": ".gz"}
+_WHITEOUT: Final = ".wh."
+_OPAQUE: Final = ".wh..wh..opq"
+
+
+@contextmanager
+def opened(registry: Registry, layers: Sequence[Layer], member: str, uri: str) -> Iterator[Stream]:
+    """Open the file at the path `member`, from the topmost layer that has it.
+
+    Raises `ArtifactMissingError` where no layer has it or an upper one removed it, `UnsafeArtifactError` for a link.
+    """
+    for layer in reversed(layers):
+        is_removed = False
+        with readable(uri), closing(_entries(registry, layer, uri)) as entries:
+            for path, found, is_link in entries:
+                if path == member and is_link:
+                    raise UnsafeArtifactError(f"{uri!r}: {member!r} is a link in its image; name the file itself")
+                if path == member and found is not None:
+                    yield found
+                    return
+                is_removed |= _hides(path, member)
+        if is_removed:
+            break
+    raise ArtifactMissingError(f"{uri!r}: the image has no file {member!r}")
+
+
+def only_network(registry: Registry, layers: Sequence[Layer], uri: str) -> str:
+    """Return the path of the only `.onnx` file of a modelcar; reads all its layers for it."""
+    seen: set[str] = set()
+    removed: list[str] = []
+    for layer in reversed(layers):
+        entries = [(path, found is not None) for path, found, _ in _entries(registry, layer, uri)]
+        files = [path for path, is_file in entries if is_file and _is_network(path)]
+        seen.update(path for path in files if not any(_hides(each, path) for each in removed))
+        removed += [path for path, _ in entries if PurePosixPath(path).name.startswith(_WHITEOUT)]
+    if len(seen) != 1:
+        names = ", ".join(sorted(seen)) or f"no .onnx file below /{MODELS}"
+        raise ArtifactMissingError(f"{uri!r} has {names}; name the file: {uri.partition('#')[0]}#path")
+    return seen.pop()
+
+
+def _entries(registry: Registry, layer: Layer, uri: str) -> Generator[tuple[str, Stream | None, bool], None, None]:
+    """Yield each path of a layer, with its bytes where it is a file, and whether it is a link.
+
+    Nothing is written anywhere by these names, so that odd ones are just names.
+    """
+    with registry.blob(layer) as blob, readable(uri):
+        for info, found in tar_entries(blob, _name(layer), registry.max_bytes):
+            yield str(PurePosixPath("/", info.name).relative_to("/")), found, info.issym() or info.islnk()
+
+
+def _hides(path: str, member: str) -> bool:
+    """Return whether the entry `path` of an upper layer removes the file `member` of those below."""
+    entry, file = PurePosixPath(path), PurePosixPath(member)
+    if entry.name == _OPAQUE:
+        return entry.parent in file.parents
+    if not entry.name.startswith(_WHITEOUT):
+        return False
+    gone = entry.with_name(entry.name.removeprefix(_WHITEOUT))
+    return gone == file or gone in file.parents
+
+
+def _is_network(path: str) -> bool:
+    is_whiteout = PurePosixPath(path).name.startswith(_WHITEOUT)
+    return path.startswith(f"{MODELS}/") and path.lower().endswith(".onnx") and not is_whiteout
+
+
+def _name(layer: Layer) -> str:
+    """Return the layer's name as a file's, whose suffix tells its compression."""
+    kind = layer.media_type.rpartition("tar")[2]
+    return f"{layer.digest}.tar{_SUFFIXES.get(kind, kind)}"

@@ -1,0 +1,231 @@
+"""The part of OCI's distribution protocol that reads: tokens, manifests and blobs, over the guard."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import platform
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode, urlsplit
+
+from pydantic import BaseModel, Field, ValidationError
+
+from segserve_builder.errors import (
+    ArtifactMissingError,
+    DigestMismatchError,
+    SourceDeniedError,
+    SourceUnauthorizedError,
+)
+from segserve_builder.sources.asking import Ask, ask, place_of
+from segserve_builder.sources.ranges import authorization, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from segserve_builder.sources.access import Access
+    from segserve_builder.sources.asking import Answer
+    from segserve_builder.sources.ranges import HttpStream
+
+_MANIFESTS: Final = ", ".join(
+    (
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    )
+)
+_TAR: Final = re.compile(r"application/vnd\.(oci\.image\.layer|docker\.image\.rootfs)\..*tar\b.*")
+_TITLE: Final = "org.opencontainers.image.title"
+_UNPACKED: Final = "io.deis.oras.content.unpack"
+_HUB: Final = {"docker.io": "registry-1.docker.io"}
+_HUB_ACCOUNT: Final = "https://index.docker.io/v1/"
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+_DEEPEST_INDEX: Final = 3
+_DOCKER: Final = ".dockerconfigjson"
+_CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
+
+
+class Platform(BaseModel, frozen=True):
+    """What an image runs on."""
+
+    os: str = ""
+    architecture: str = ""
+
+
+class Layer(BaseModel, frozen=True):
+    """A layer of an image, a file of an artifact, or a manifest of an index."""
+
+    media_type: str = Field("", alias="mediaType")
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    platform: Platform | None = None
+    annotations: dict[str, str] | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of a file; empty where it has none."""
+        return (self.annotations or {}).get(_TITLE, "")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether its bytes are a file of an artifact, and not a tar of several."""
+        is_folder = (self.annotations or {}).get(_UNPACKED) == "true"
+        return not is_folder and bool(self.title or not _TAR.fullmatch(self.media_type))
+
+
+class Manifest(BaseModel, frozen=True):
+    """What a reference names: the layers of one image or artifact, or an index of several."""
+
+    layers: tuple[Layer, ...] = ()
+    manifests: tuple[Layer, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What is named in a registry; where there is a digest, the tag does not matter."""
+
+    registry: str
+    repository: str
+    tag: str
+    digest: str | None
+
+
+class Registry:
+    """One repository of a registry, with the token that it gave."""
+
+    def __init__(self, reference: Reference, access: Access) -> None:
+        self._reference = reference
+        self._access = access
+        host = urlsplit(f"//{reference.registry}").hostname or ""
+        self._url = f"{_base(reference.registry, host, access)}/v2/{reference.repository}"
+        self._account, authority = _account(reference.registry, host, access)
+        self._ask = Ask("oci", authority=authority)
+
+    @property
+    def max_bytes(self) -> int:
+        """How much of a layer is read at most, unpacked."""
+        return self._access.max_bytes
+
+    def layers(self) -> Sequence[Layer]:
+        """Return the layers of what is named; of an index, those for this machine."""
+        name = self._reference.digest or self._reference.tag
+        for _ in range(_DEEPEST_INDEX):
+            manifest = self._manifest(name)
+            if manifest.manifests is None:
+                return manifest.layers
+            name = _for_this_machine(manifest.manifests, self._url).digest
+        raise ArtifactMissingError(f"{self._url!r} has an index within an index within an index")
+
+    @contextmanager
+    def blob(self, layer: Layer, start: int = 0) -> Iterator[HttpStream]:
+        """Open a layer; `layers` was called before, so that the token is there."""
+        with opened(f"{self._url}/blobs/{layer.digest}", self._access, self._ask, start) as stream:
+            yield stream
+
+    def _manifest(self, name: str) -> Manifest:
+        with self._asked(f"{self._url}/manifests/{name}") as answer:
+            body = answer.content()
+        actual = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        if name.startswith("sha256:") and actual != name:
+            raise DigestMismatchError(f"the manifest of {self._url}", name, actual)
+        try:
+            return Manifest.model_validate_json(body)
+        except ValidationError as error:
+            raise ArtifactMissingError(f"{answer.place.text!r} is no manifest: {error.errors()[0]['msg']}") from error
+
+    @contextmanager
+    def _asked(self, url: str) -> Iterator[Answer]:
+        """Ask as nobody, and again as whom the registry wants to see."""
+        what = replace(self._ask, headers={"Accept": _MANIFESTS})
+        with ask(url, self._access, replace(what, returned=frozenset({401}))) as answer:
+            if answer.status != 401:
+                yield answer
+                return
+            challenges = answer.headers.get_all("WWW-Authenticate", [])
+        self._ask = replace(self._ask, authorization=self._authorized(challenges))
+        with ask(url, self._access, replace(what, authorization=self._ask.authorization)) as answer:
+            yield answer
+
+    def _authorized(self, challenges: Sequence[str]) -> str | None:
+        for challenge in challenges:
+            if challenge.lower().startswith("bearer "):
+                return f"Bearer {self._token(dict(_CHALLENGE.findall(challenge)))}"
+        return self._account
+
+    def _token(self, wanted: Mapping[str, str]) -> str:
+        """Return the token that the server gives which the registry names, checked as every other host is."""
+        realm, own = place_of(wanted.get("realm", "")), place_of(self._url)
+        if own.scheme == "https" and realm.scheme != "https":
+            raise SourceDeniedError(f"{own.host!r} wants a password to be sent to {realm.text!r}; allowed: https")
+        if realm.host != own.host:
+            self._access.check_uri("oci", realm.host)
+        scope = wanted.get("scope", f"repository:{self._reference.repository}:pull")
+        query = urlencode({"service": wanted.get("service", ""), "scope": scope})
+        url = f"{wanted['realm']}{'&' if '?' in wanted['realm'] else '?'}{query}"
+        with ask(url, self._access, Ask("oci", {}, self._account, self._ask.authority)) as answer:
+            found = answer.json()
+        token = found.get("token") or found.get("access_token") if isinstance(found, dict) else None
+        if not isinstance(token, str) or not token.isprintable():
+            raise SourceUnauthorizedError(f"{realm.text!r} gives no token")
+        return token
+
+
+def _base(registry: str, host: str, access: Access) -> str:
+    """Return a registry's URL: https, but on this machine, or where the endpoint for oci says http."""
+    endpoint = urlsplit(access.endpoints.get("oci", ""))
+    if endpoint.netloc == registry:
+        return f"{endpoint.scheme}://{registry}"
+    return f"{'http' if _is_loopback(host) else 'https'}://{_HUB.get(registry, registry)}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _account(registry: str, host: str, access: Access) -> tuple[str | None, str | None]:
+    """Return the Authorization header of a registry's account, if any, and the authority that is trusted beside."""
+    secret = access.secret("oci", host, ("username", "password"), (_DOCKER,))
+    if not secret and access.ambient:
+        path = Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser() / "config.json"
+        try:
+            secret = {_DOCKER: path.read_text()}
+        except OSError:
+            return None, None
+    if _DOCKER in secret:
+        return authorization(_docker_account(secret[_DOCKER], registry)), secret.get("ca.crt")
+    return authorization(secret), secret.get("ca.crt")
+
+
+def _docker_account(text: str, registry: str) -> dict[str, str]:
+    """Return what a docker config says of a registry; helpers that it names are programs, and not run."""
+    try:
+        accounts: dict[str, Any] = json.loads(text).get("auths", {})
+        wanted = (registry, f"https://{registry}", *([_HUB_ACCOUNT] if registry in _HUB else []))
+        found: dict[str, Any] = next((accounts[name] for name in wanted if name in accounts), {})
+        if "auth" in found:
+            user, _, password = base64.b64decode(found["auth"]).decode().partition(":")
+            return {"username": user, "password": password}
+        return {key: str(found[key]) for key in ("username", "password") if key in found}
+    except (AttributeError, TypeError, ValueError, binascii.Error) as error:
+        raise SourceUnauthorizedError("the docker config of the credential cannot be read") from error
+
+
+def _for_this_machine(manifests: Sequence[Layer], url: str) -> Layer:
+    wanted = ("linux", _ARCHITECTURES.get(platform.machine(), platform.machine()))
+    fitting = [each for each in manifests if each.platform and (each.platform.os, each.platform.architecture) == wanted]
+    if not fitting and len(manifests) == 1:
+        return manifests[0]
+    if not fitting:
+        seen = ", ".join(f"{each.platform.os}/{each.platform.architecture}" for each in manifests if each.platform)
+        raise ArtifactMissingError(f"{url!r} is for {seen or 'no platform'}; needed: {'/'.join(wanted)}")
+    return fitting[0]

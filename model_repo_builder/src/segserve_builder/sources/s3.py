@@ -1,0 +1,103 @@
+"""The source `s3`: Amazon S3, and what speaks its protocol, by `s3://bucket/key`."""
+
+from __future__ import annotations
+
+import os
+import re
+from configparser import ConfigParser, Error
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from segserve_builder.errors import SourceUnauthorizedError
+from segserve_builder.sources.object_store import RETRIES, ObjectStoreSource, client, guarded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from obstore.store import ObjectStore, S3Credential
+
+    from segserve_builder.sources.access import Access
+
+_KEYS: Final = ("access-key-id", "secret-access-key")
+_REGION: Final = re.compile(r"[a-z0-9-]{1,40}")
+_FOUND_BY_LIBRARY: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+
+
+class S3Source(ObjectStoreSource):
+    """Requests are signed where there are credentials, and name the bucket in the path.
+
+    A Secret has `access-key-id` and `secret-access-key`, and may have `session-token` and `region`. Of the environment
+    `AWS_*` counts, and the profile in `~/.aws/credentials`; the machine's own role is not asked for.
+    """
+
+    scheme = "s3"
+
+    def connect(self, bucket: str, access: Access) -> ObjectStore:
+        """Return the bucket; see `ObjectStoreSource.connect`."""
+        from obstore.store import S3Store
+
+        secret = access.secret(self.scheme, bucket, _KEYS)
+        environment = os.environ if access.ambient and not secret else {}
+        if environment and not any(environment.get(name) for name in _FOUND_BY_LIBRARY):
+            secret = _profile(environment)
+        region = _region(secret, environment)
+        named = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+        endpoint = guarded(access, self.scheme, named or _usual_endpoint(region))
+        by_library = not secret and any(environment.get(name) for name in _FOUND_BY_LIBRARY)
+        return S3Store(
+            bucket,
+            config={
+                "region": region,
+                "endpoint": endpoint,
+                # The library reads the environment too, and there this one would win.
+                "aws_endpoint_url_s3": endpoint,
+                "virtual_hosted_style_request": False,
+                "skip_signature": not secret and not by_library,
+            },
+            client_options=client(endpoint, secret),
+            retry_config=RETRIES,
+            credential_provider=_Given(secret) if secret else None,
+        )
+
+
+class _Given:
+    """Credentials as the library asks for them; given so, it does not mix them with the environment's."""
+
+    def __init__(self, secret: Mapping[str, str]) -> None:
+        self._secret = secret
+
+    def __call__(self) -> S3Credential:
+        access_key, secret_key = (self._secret[key] for key in _KEYS)
+        token = self._secret.get("session-token") or None
+        return {"access_key_id": access_key, "secret_access_key": secret_key, "token": token, "expires_at": None}
+
+
+def _region(secret: Mapping[str, str], environment: Mapping[str, str]) -> str:
+    named = secret.get("region") or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+    region = named or "us-east-1"
+    if not _REGION.fullmatch(region):
+        raise SourceUnauthorizedError(f"{region!r} is no region of S3; one is such as 'eu-central-1'")
+    return region
+
+
+def _usual_endpoint(region: str) -> str:
+    return f"https://s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
+
+
+def _profile(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the keys of the profile that `aws` itself would take; nothing where there is none."""
+    path = environment.get("AWS_SHARED_CREDENTIALS_FILE")
+    parser = ConfigParser(interpolation=None)
+    try:
+        parser.read(Path(path) if path else Path.home() / ".aws" / "credentials")
+    except (OSError, Error, UnicodeDecodeError):
+        return {}
+    profile = environment.get("AWS_PROFILE") or "default"
+    values = parser[profile] if parser.has_section(profile) else {}
+    found = {name: values.get(f"aws_{name.replace('-', '_')}", "") for name in (*_KEYS, "session-token")}
+    return found if all(found[key] for key in _KEYS) else {}

@@ -1,0 +1,157 @@
+"""Platforms that a client controls, with what an operator would write into them: in files, and behind an API server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import yaml
+
+from fakes import rollout_records as records
+from fakes.kube_http import FakeServer
+from segserve import AsyncClient, Client, Local
+from segserve.platforms.port import Platform
+from segserve_operator.adapters.local.files import StateFolder, replace_file, write_yaml
+from segserve_operator.adapters.local.rollouts import RolloutFiles
+from segserve_operator.adapters.statuses import to_api
+from segserve_operator.api.segmentation_model import SegmentationModelStatus
+from segserve_operator.core.observed import ModelStatus, Statement
+from segserve_operator.core.record import Record, Standing
+
+Json = dict[str, Any]
+API = "apis/segserve.dev/v1alpha1"
+KINDS = (f"{API}/segmentationmodels", f"{API}/tritonpools", f"{API}/segmentationrollouts", "api/v1/configmaps")
+PATH = f"/{API}/namespaces/lab/segmentationmodels"
+
+SERVES = (
+    Statement("Ready", "True", "Serving", "it gets all requests"),
+    Statement("Progressing", "False", "Done"),
+    Statement("Degraded", "False", "AsWanted"),
+)
+FAILED = (
+    Statement("Ready", "False", "NoRevision"),
+    Statement("Progressing", "False", "Done"),
+    Statement("Degraded", "True", "GoldenFailed", "IoU 0.2, allowed 0.9"),
+)
+LOADING = (Statement("Ready", "False", "Loading", "one of two servers"), Statement("Progressing", "True", "Loading"))
+
+
+def status(
+    statements: tuple[Statement, ...] = SERVES, at: Standing | None = None, handled: tuple[str, ...] = ()
+) -> Json:
+    """Return a model's status of its first generation."""
+    known = ModelStatus(
+        observed_generation=1,
+        roles=records.roles_of(at),
+        statements=statements,
+        weight=100,
+        url="http://gateway/v2/models/coins",
+        rollout=at,
+        handled=handled,
+    )
+    return to_api(known, SegmentationModelStatus(), datetime.now(UTC)).to_dict()
+
+
+class Harness(Protocol):
+    """A platform, and the operator's side of it."""
+
+    def place(self) -> Local | Platform: ...
+    def tell(self, model: str, status: Json) -> None: ...
+    def vanish(self, model: str) -> None: ...
+    def keep(self, record: Record) -> None: ...
+    def annotations(self, model: str) -> Json: ...
+
+
+class LocalHarness:
+    """This machine's platform in a state folder; it counts as up while this process lives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = StateFolder(folder)
+        me = psutil.Process()
+        found = {"pid": os.getpid(), "createTime": me.create_time(), "url": "http://127.0.0.1:1", "observed": True}
+        folder.mkdir(exist_ok=True)
+        replace_file(self.state.platform, json.dumps(found))
+
+    def place(self) -> Local:
+        return Local(self.state.root)
+
+    def tell(self, model: str, status: Json) -> None:
+        write_yaml(self.state.objects / "SegmentationModel" / model / "status.yaml", status)
+
+    def vanish(self, model: str) -> None:
+        shutil.rmtree(self.state.objects / "SegmentationModel" / model)
+
+    def keep(self, record: Record) -> None:
+        RolloutFiles(self.state.objects).write(record)
+
+    def annotations(self, model: str) -> Json:
+        path = self.state.objects / "SegmentationModel" / model / "spec.yaml"
+        return dict(yaml.safe_load(path.read_text())["metadata"].get("annotations") or {})
+
+
+class ClusterHarness:
+    """A namespace behind an API server in memory."""
+
+    def __init__(self) -> None:
+        self.server = FakeServer()
+        for kind in KINDS:
+            self.server.put(kind)
+
+    def place(self) -> Platform:
+        return self.server.platform()
+
+    def tell(self, model: str, status: Json) -> None:
+        found = self.server.objects[f"{PATH}/{model}"]
+        self.server.objects[f"{PATH}/{model}"] = {**found, "status": status}
+
+    def vanish(self, model: str) -> None:
+        self.server.objects.pop(f"{PATH}/{model}", None)
+
+    def keep(self, record: Record) -> None:
+        self.server.put(f"{API}/segmentationrollouts", records.manifest(record))
+
+    def annotations(self, model: str) -> Json:
+        return dict(self.server.objects[f"{PATH}/{model}"]["metadata"].get("annotations") or {})
+
+
+class Caller:
+    """Calls a client by dotted names, `models.get`: one for threads or one for asyncio, with the same answers."""
+
+    def __init__(self, client: Client | AsyncClient) -> None:
+        self.client = client
+
+    def __call__(self, name: str, *given: Any, **named: Any) -> Any:
+        part, _, verb = name.partition(".")
+        called = getattr(getattr(self.client, part), verb)
+        return called(*given, **named) if isinstance(self.client, Client) else asyncio.run(called(*given, **named))
+
+
+@contextmanager
+def answering(harness: Harness, model: str, answer: Callable[[str], Json]) -> Iterator[None]:
+    """Do what an operator does: give the first request that comes its answer, a status; it gets the request's text."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            for key, value in harness.annotations(model).items():
+                harness.tell(model, answer(f"{key.removeprefix('segserve.dev/')}={value}"))
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,182 @@
+"""Object stores whose servers answer what real ones do not when asked to, and what is sent to them."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from fakes.object_servers import S3_KEYS
+from segserve_builder.errors import (
+    ArtifactMissingError,
+    SourceDeniedError,
+    SourceUnauthorizedError,
+    SourceUnavailableError,
+)
+from segserve_builder.sources import connecting
+from segserve_builder.sources.access import Access, Credential
+from segserve_builder.sources.az import AzSource
+from segserve_builder.sources.gs import GsSource
+from segserve_builder.sources.object_store import ObjectStoreSource
+from segserve_builder.sources.s3 import S3Source
+
+
+def read(source: ObjectStoreSource, uri: str, access: Access) -> bytes:
+    with source.open(uri, access) as stream:
+        return b"".join(iter(lambda: stream.read(100_000), b""))
+
+
+@pytest.mark.parametrize("bucket", ["", ".", "a@b", "a:1", "..%2f"])
+@pytest.mark.parametrize("source", [S3Source(), GsSource(), AzSource()], ids=lambda source: source.scheme)
+def test_a_bucket_has_a_buckets_name(source: ObjectStoreSource, bucket: str) -> None:
+    with pytest.raises(ArtifactMissingError, match="names no bucket"):
+        read(source, f"{source.scheme}://{bucket}/x", Access())
+
+
+@pytest.mark.parametrize("source", [S3Source(), GsSource()], ids=lambda source: source.scheme)
+def test_the_usual_host_at_a_private_address_is_denied(
+    source: ObjectStoreSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting.socket, "getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("10.0.0.8", 443))])
+
+    with pytest.raises(SourceDeniedError, match=r"10\.0\.0\.8, which is of a private net"):
+        read(source, f"{source.scheme}://bucket/x", Access())
+
+
+def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    access = Access(endpoints={"s3": f"http://127.0.0.1:{port}"})
+
+    with pytest.raises(SourceUnavailableError, match=r"cannot be fetched now.*ConnectionRefused"):
+        read(S3Source(), "s3://bucket/x", access)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (301, ArtifactMissingError),
+        (400, ArtifactMissingError),
+        (401, SourceUnauthorizedError),
+        (429, SourceUnavailableError),
+        (503, SourceUnavailableError),
+    ],
+)
+def test_what_a_server_answers_is_told_by_kind(status: int, error: type[Exception]) -> None:
+    with answering(status, b"<Error><Code>Why</Code></Error>") as (url, _):
+        for ask in (read, lambda *asked: list(S3Source().files(*asked[1:]))):
+            with pytest.raises(error) as raised:
+                ask(S3Source(), "s3://bucket/x", Access(endpoints={"s3": url}))
+            assert type(raised.value) is error
+
+
+def test_an_object_that_breaks_off_is_an_os_error() -> None:
+    with answering(200, b"half", length=8) as (url, _), pytest.raises(OSError, match="S3"):
+        read(S3Source(), "s3://bucket/x", Access(endpoints={"s3": url}))
+
+
+def test_the_environment_counts_only_where_it_may(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAFROMENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with answering(200, b"x") as (url, seen):
+        for ambient in (False, True):
+            read(S3Source(), "s3://bucket/x", Access(endpoints={"s3": url}, ambient=ambient))
+
+    assert [("AKIAFROMENV" in (headers.get("Authorization") or "")) for headers in seen] == [False, True]
+
+
+def test_the_environments_endpoint_is_not_where_a_pools_requests_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    for name, value in S3_KEYS.items():
+        (folder / name).write_text(value)
+    with answering(200, b"x") as (url, seen), answering(200, b"y") as (other, never):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", other)
+        monkeypatch.setenv("AWS_SESSION_TOKEN", "of the environment")
+        credential = Credential(scheme="s3", folder=folder)
+        access = Access(endpoints={"s3": url}, credentials=(credential,), ambient=True)
+        assert read(S3Source(), "s3://bucket/x", access) == b"x"
+
+    assert not never
+    assert seen[0].get("x-amz-security-token") is None
+
+
+def test_the_profile_that_aws_takes_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written = tmp_path / "credentials"
+    written.write_text("[other]\naws_access_key_id = AKIAPROFILE\naws_secret_access_key = a%b\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(written))
+    with answering(200, b"x") as (url, seen):
+        for profile in ("other", "none"):
+            monkeypatch.setenv("AWS_PROFILE", profile)
+            read(S3Source(), "s3://bucket/x", Access(endpoints={"s3": url}, ambient=True))
+
+    assert ["AKIAPROFILE" in (headers.get("Authorization") or "") for headers in seen] == [True, False]
+
+
+def test_a_servers_own_authority_is_trusted_where_the_secret_names_it(tmp_path: Path) -> None:
+    pair, folder = certified(tmp_path), tmp_path / "keys"
+    folder.mkdir()
+    for name, value in S3_KEYS.items():
+        (folder / name).write_text(value)
+    access = Access(credentials=(Credential(scheme="s3", folder=folder),))
+    with answering(200, b"x", pair=pair) as (url, _):
+        access = access.model_copy(update={"endpoints": {"s3": url}})
+        with pytest.raises(SourceUnavailableError, match="InvalidCertificate"):
+            read(S3Source(), "s3://bucket/x", access)
+
+        (folder / "ca.crt").write_text(pair[0].read_text())
+
+        assert read(S3Source(), "s3://bucket/x", access) == b"x"
+
+
+def certified(folder: Path) -> tuple[Path, Path]:
+    """Return a certificate for this machine's address that nobody else signed, and its key."""
+    certificate, key = folder / "server.crt", folder / "server.key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    told = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+    subprocess.run([*command, *told, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    return certificate, key
+
+
+@contextmanager
+def answering(
+    status: int, body: bytes, length: int | None = None, pair: tuple[Path, Path] | None = None
+) -> Iterator[tuple[str, list[Message]]]:
+    """A server that answers all in one way, and keeps what it was sent: what real ones do not do when asked to."""
+    seen: list[Message] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers)
+            self.send_response(status)
+            self.send_header("Content-Length", str(length or len(body)))
+            self.send_header("ETag", '"1"')
+            self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        if pair is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*pair)
+            httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"{'http' if pair is None else 'https'}://127.0.0.1:{httpd.server_port}", seen
+        finally:
+            httpd.shutdown()
+            thread.join()
