@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from segserve_builder.sources.access import Access
 from segserve_operator.adapters.bundles.cluster import ClusterBundles
 from segserve_operator.adapters.inquiries.gateway import InternalGateway
 from segserve_operator.adapters.inquiries.runner import Inquirer
@@ -14,6 +15,7 @@ from segserve_operator.adapters.inquiries.tools import Tools
 from segserve_operator.adapters.kube.fleet import ClusterFleet, Decoded
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.known_models import KnownModels
+from segserve_operator.adapters.kube.objects import access_without_secrets, base_of
 from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.store import ClusterStore, Parsed
 from segserve_operator.adapters.kube.target import Targets
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from segserve_operator.rollout_metrics import RolloutMetrics
 
 log = logging.getLogger("segserve")
+
+_NOTHING: Final = Access(schemes=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +116,8 @@ class Passes:
             self._outside.cache,
             ClusterResources(self._view, key),
             self._clock,
-            artifacts=self._outside.artifacts,
             base=partial(self._base, key),
+            access=partial(self._access, key),
         )
         announcer = PoolAnnouncer(self._outside.notifier, key.namespace, partial(self._told, key), self._clock)
         return self._kept.setdefault(key, Kept(Inquirer(tools), announcer, plans=plans))
@@ -124,7 +128,11 @@ class Passes:
 
     def _base(self, key: PoolKey) -> str | None:
         target = self._targets.target(key)
-        return (target.spec.artifacts.base or target.defaults.artifact_base) if target is not None else None
+        return base_of(target) if target is not None else None
+
+    def _access(self, key: PoolKey) -> Access:
+        target = self._targets.target(key)
+        return access_without_secrets(target, self._outside.artifacts) if target is not None else _NOTHING
 
     def _told(self, key: PoolKey) -> tuple[Target, ...]:
         target = self._targets.target(key)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
 from segserve_builder.cluster.names import CACHE_FOLDER
+from segserve_builder.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,10 +33,12 @@ class Settings:
     """What holds for every pool that does not say otherwise.
 
     `namespaces` are those to work in, all of them where there is none. `triton_version` is NVIDIA's release of the
-    Triton in `server_image` (26.04). Relative addresses in models are relative to `artifact_base`. Golden sets that
-    rollouts ask are fetched into the folder `cache`. Whoever holds the
-    Lease `lease_name` in `lease_namespace` leads; it is held under `pod_name`, which no two processes may share. What
-    gateways count is asked of them, or of the Prometheus at `samples_prometheus` where there is one.
+    Triton in `server_image` (26.04). Relative addresses in models are relative to `artifact_base`. Artifacts may come
+    from `artifact_schemes` and `artifact_hosts` where a pool lists none (all, where these are empty too), and from
+    `artifact_private_hosts` at addresses that are not public. Golden sets that rollouts ask are fetched into the folder
+    `cache`. Whoever holds the Lease `lease_name` in `lease_namespace` leads; it is held under `pod_name`, which no two
+    processes may share. What gateways count is asked of them, or of the Prometheus at `samples_prometheus` where there
+    is one.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -48,6 +51,9 @@ class Settings:
     lease_name: str = "segserve-operator"
     cluster_domain: str = "cluster.local"
     artifact_base: str = "file:///opt/segserve/examples/coins"
+    artifact_schemes: tuple[str, ...] = ()
+    artifact_hosts: tuple[str, ...] = ()
+    artifact_private_hosts: tuple[str, ...] = ()
     cache: str = CACHE_FOLDER
     health_port: int = 8012
     pod_name: str = _SOMEBODY
@@ -74,6 +80,13 @@ class Settings:
                 _DEFAULT.artifact_base,
                 r"[a-z][a-z0-9+.-]*://.*",
                 "an address such as 'https://example.org/models'",
+            ),
+            artifact_schemes=read.listed("SEGSERVE_ARTIFACT_SCHEMES", "|".join(SCHEMES), ", ".join(SCHEMES)),
+            artifact_hosts=read.listed(
+                "SEGSERVE_ARTIFACT_HOSTS", r"[^\s/@]+", "patterns of hosts and buckets with commas between them"
+            ),
+            artifact_private_hosts=read.listed(
+                "SEGSERVE_ARTIFACT_PRIVATE_HOSTS", r"[^\s@]+", "patterns of hosts or networks with commas between them"
             ),
             cache=read.matching("SEGSERVE_CACHE", _DEFAULT.cache, r"/.+", "a folder such as '/var/cache/segserve'"),
             health_port=read.port("SEGSERVE_HEALTH_PORT", _DEFAULT.health_port),
@@ -114,11 +127,15 @@ class _Reader:
         return self.matching(variable, default, r"[^\s@]+(@sha256:[0-9a-f]{64})?", "an image's reference")
 
     def names(self, variable: str) -> tuple[str, ...]:
-        """Return a list with commas between its names, each once and in order."""
+        """Return a list of names as namespaces have them."""
+        return self.listed(variable, _LABEL, "names of namespaces with commas between them")
+
+    def listed(self, variable: str, pattern: str, allowed: str) -> tuple[str, ...]:
+        """Return a list with commas between its parts of this pattern, each once and in order."""
         found = sorted({part.strip() for part in self._environ.get(variable, "").split(",")} - {""})
-        wrong = [name for name in found if re.fullmatch(_LABEL, name) is None]
+        wrong = [part for part in found if re.fullmatch(pattern, part) is None]
         if wrong:
-            self._complain(variable, ", ".join(wrong), "names of namespaces with commas between them")
+            self._complain(variable, ", ".join(wrong), allowed)
         return tuple(found)
 
     def policy(self, variable: str, default: PullPolicy) -> PullPolicy:

@@ -16,10 +16,10 @@ import pytest
 from fakes.callers import COIN_PIXELS
 from fakes.cluster import Cluster
 from fakes.served_namespace import ServedNamespace
-from segserve import Client
-from segserve.cli.cluster.gateway import forwarded
-from segserve.cli.cluster.platform import ClusterPlatform
-from segserve.cli.where import Where
+from segserve import Client, InvalidResourceError, NotFoundError
+from segserve.platforms import place
+from segserve.platforms.cluster.gateway import forwarded
+from segserve.platforms.cluster.platform import ClusterPlatform
 from segserve_builder.cluster.names import FINALIZER, MANAGED_LABELS, object_name
 from segserve_operator.adapters.kube.api import SERVICES
 
@@ -163,7 +163,7 @@ def test_a_port_is_forwarded_where_the_service_cannot_be_reached(
 ) -> None:
     monkeypatch.setenv("PATH", served_shell.environment["PATH"])
     options = ["--kubeconfig", str(served.cluster.kubeconfig), "--namespace", served.name]
-    here = ClusterPlatform.connect(Where(kubeconfig=served.cluster.kubeconfig, namespace=served.name))
+    here = ClusterPlatform.connect(place.Cluster(kubeconfig=served.cluster.kubeconfig, namespace=served.name))
     with here.calls as calls:
         service = calls.get(SERVICES, object_name("default"))
 
@@ -185,3 +185,18 @@ def test_a_users_mistake_ends_in_one_line(shell: Terminal) -> None:
         assert done.returncode == 1, mistake
         assert re.fullmatch(rf"error: .*{message}.*\n", done.stderr), mistake
         assert done.stdout == "", mistake
+
+
+def test_a_client_reads_and_waits_on_the_cluster_as_the_command_does(served: ServedNamespace) -> None:
+    named = place.Cluster(namespace=served.name, kubeconfig=Path(served.cluster.kubeconfig))
+    with Client(platform=named) as client:
+        model = client.models.wait("coins", timeout_s=10)
+
+        assert model == client.models.get("coins")
+        assert model.status.roles.stable.revision.startswith("coins-")
+        assert {each.metadata.name for each in client.models.list()} >= set(NAMES)
+        assert client.pools.get("default").status.replicas
+        with pytest.raises(NotFoundError, match=f"no SegmentationModel 'nope' in namespace '{served.name}'"):
+            client.models.get("nope")
+        with pytest.raises(InvalidResourceError, match=r"spec\.family: .*known: "):
+            client.models.apply({**model.to_dict(), "spec": {**model.to_dict()["spec"], "family": "nope"}})

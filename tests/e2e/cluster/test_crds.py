@@ -213,6 +213,12 @@ def test_the_family_decides_which_class_ids_are_allowed(api: CrdApi, family: str
         pytest.param(
             model(artifact={"uri": "model.onnx", "sha256": "0" * 63}), 422, "spec.artifact.sha256", id="short digest"
         ),
+        pytest.param(
+            model(artifact={"uri": "gopher://x/y", "sha256": "0" * 64}),
+            422,
+            "unknown scheme; allowed: az:, file:",
+            id="an artifact that no source reads",
+        ),
         pytest.param(model(keepPrevious="soon"), 422, "spec.keepPrevious", id="not a duration"),
         pytest.param(model(slo={"p95Milliseconds": 100, "p50Milliseconds": 200}), 422, "sooner", id="p95 before p50"),
         pytest.param(
@@ -265,6 +271,16 @@ def test_a_model_that_cannot_be_served_is_refused_with_the_field_named(
         pytest.param({"replicas": 0}, 422, "spec.replicas", id="no servers"),
         pytest.param({"gateway": {"port": 65536}}, 422, "spec.gateway.port", id="no such port"),
         pytest.param({"isolation": "none"}, 422, "spec.isolation", id="unknown isolation"),
+        pytest.param({"artifacts": {"schemes": ["s4"]}}, 422, "spec.artifacts.schemes", id="unknown scheme"),
+        pytest.param(
+            {"artifacts": {"endpoints": {"pvc": "http://a"}}}, 422, "for the schemes az, gs", id="a server of no scheme"
+        ),
+        pytest.param(
+            {"artifacts": {"credentials": [{"scheme": "s3", "secretRef": {"name": "a", "namespace": "b"}}]}},
+            400,
+            "namespace",
+            id="a Secret of another namespace",
+        ),
         pytest.param({"notifications": [{}]}, 422, "exactly one must be named", id="nobody to tell"),
     ],
 )

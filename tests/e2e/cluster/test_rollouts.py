@@ -46,6 +46,7 @@ def rolling(cluster: Cluster) -> Iterator[ServedNamespace]:
     pool = default_pool(
         replicas=1,
         gateway={"replicas": 1, "requestTimeoutSeconds": 5},
+        artifacts={"privateHosts": [cluster.host]},
         server={"drainSeconds": 3, "env": [{"name": VARIABLE, "value": plan}]},
     )
     with ExitStack() as stack:

@@ -107,6 +107,15 @@ def test_the_operator_understands_the_environment_that_it_is_given(name: str, re
     assert settings.namespaces == tuple(sorted(SETS[name].get("watchNamespaces", ())))
 
 
+def test_the_operator_gets_what_artifacts_may_come_from(render: Render) -> None:
+    values = {"artifacts": {"schemes": ["s3"], "hosts": ["models-*"], "privateHosts": ["10.0.0.0/8", "*.svc"]}}
+
+    settings = Settings.from_environment(_environment(the(render(values), "Deployment")))
+
+    assert (settings.artifact_schemes, settings.artifact_hosts) == (("s3",), ("models-*",))
+    assert settings.artifact_private_hosts == ("*.svc", "10.0.0.0/8")
+
+
 def test_what_the_chart_says_of_images_and_models_is_what_the_operator_takes_without_it(render: Render) -> None:
     settings = Settings.from_environment(_environment(the(render(), "Deployment")))
     default = Settings()
@@ -184,6 +193,8 @@ def test_a_packaged_chart_renders_the_same(helm: Helm, render: Render, tmp_path:
         pytest.param({"pool": {"name": "a" * 38}}, "pool.name", id="a name whose Service would be called otherwise"),
         pytest.param({"pool": {"name": "a--b"}}, "pool.name", id="a name that the API server refuses"),
         pytest.param({"artifactBase": "models"}, "artifactBase", id="an address that is relative to nothing"),
+        pytest.param({"artifacts": {"schemes": ["gopher"]}}, "artifacts.schemes.0", id="a scheme that no source reads"),
+        pytest.param({"artifacts": {"privateHosts": ["a, b"]}}, "privateHosts.0", id="two hosts in one"),
         pytest.param({"monitoring": {"podMonitor": {"interval": 30}}}, "interval", id="an interval without unit"),
     ],
 )

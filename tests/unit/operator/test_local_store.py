@@ -66,6 +66,18 @@ def test_an_unknown_name_is_answered_with_the_known_ones(store: LocalStore) -> N
         store.get("SegmentationModel", "cells")
 
 
+@pytest.mark.parametrize("name", ["../../other", "/etc", "..", "", "coins/../coins", "x" * 300])
+def test_a_name_never_leads_out_of_the_folder(store: LocalStore, tmp_path: Path, name: str) -> None:
+    apply(store)
+    (tmp_path.parent / "other").mkdir(exist_ok=True)
+    (tmp_path.parent / "other/spec.yaml").write_text("metadata: {name: other}\n")
+
+    for touch in (store.get, store.delete):
+        with pytest.raises(NotFoundError, match="there are: coins"):
+            touch("SegmentationModel", name)
+    assert (tmp_path.parent / "other/spec.yaml").read_text() == "metadata: {name: other}\n"
+
+
 async def test_a_file_that_was_broken_by_hand_is_a_problem_of_that_model_alone(store: LocalStore) -> None:
     apply(store)
     path = store.state.objects / "SegmentationModel/coins/spec.yaml"

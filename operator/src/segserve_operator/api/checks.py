@@ -29,9 +29,13 @@ def located(message: str, *at: str | int) -> PydanticCustomError:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that no `kind` is called `name`, which are, and which one was perhaps meant."""
     allowed = sorted(known)
-    close = difflib.get_close_matches(name, allowed, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"unknown {kind} {name!r}{hint}; known: {', '.join(allowed) or 'none'}"
+    return f"unknown {kind} {name!r}{meant(name, allowed)}; known: {', '.join(allowed) or 'none'}"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return which of the known names was perhaps meant, ` (did you mean 'x'?)`; nothing where none is like it."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check_family(name: str) -> str:

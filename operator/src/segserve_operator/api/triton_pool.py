@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.api.checks import check_distinct, located
 from segserve_operator.api.meta import ApiValue, Condition, ObjectMeta
 from segserve_operator.api.pod_template import (
@@ -77,6 +78,9 @@ class Server(ApiValue):
     )
     pod_labels: Labels = Field({}, description="Labels of the pods; segserve's own win.")
     pod_annotations: Annotations = Field({}, description="Annotations of the pods.")
+    service_account_annotations: Annotations = Field(
+        {}, description="Annotations of the pods' accounts, such as those that name a cloud's role."
+    )
     drain_seconds: int = Field(
         10, ge=0, le=600, description="How long a server that is to end still answers: gateways hear of it meanwhile."
     )
@@ -89,18 +93,6 @@ class Server(ApiValue):
         if self.image is not None and self.version is None:
             raise PydanticCustomError("spec", _VERSION_MESSAGE, {"at": ("image",)})
         return self
-
-
-class Artifacts(ApiValue):
-    """Where artifacts come from."""
-
-    base: str | None = Field(
-        None,
-        min_length=1,
-        max_length=2048,
-        pattern=r"^[a-z][a-z0-9+.-]*://",
-        description="The URI that relative ones of artifacts and golden sets start from.",
-    )
 
 
 class Gateway(ApiValue):
@@ -173,7 +165,7 @@ class TritonPoolSpec(ApiValue):
         "own", description="Whether each candidate gets servers of its own, or all of the pool share one group."
     )
     server: Server = Field(Server(), description="The Triton servers.")
-    artifacts: Artifacts = Field(Artifacts(), description="Where artifacts come from.")
+    artifacts: Artifacts = Field(Artifacts(), description="Where artifacts come from, and whose they are.")
     gateway: Gateway = Field(Gateway(), description="The only entrance to the pool's models.")
     notifications: tuple[Notification, ...] = Field(
         (), max_length=8, description="Who is told of rollouts.", json_schema_extra=_WHOLE

@@ -21,7 +21,19 @@ if TYPE_CHECKING:
     from segserve_operator.core.slo import SloWatch
 
 ARTIFACT_REASONS: Final = frozenset(
-    {"ArtifactMissing", "ArtifactTooLarge", "DigestMismatch", "SignatureMismatch", "UnsafeArtifact", "UnknownName"}
+    {
+        "ArtifactMissing",
+        "ArtifactTooLarge",
+        "DigestMismatch",
+        "MissingPackage",
+        "RelativeUri",
+        "SignatureMismatch",
+        "SignatureRejected",
+        "SourceDenied",
+        "SourceUnauthorized",
+        "UnknownName",
+        "UnsafeArtifact",
+    }
 )
 GOLDEN_REASONS: Final = frozenset({"GoldenFailed", "NonFinite"})
 

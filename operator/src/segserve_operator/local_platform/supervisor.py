@@ -20,6 +20,7 @@ from segserve_operator.adapters.inquiries.gateway import InternalGateway
 from segserve_operator.adapters.inquiries.runner import Inquirer
 from segserve_operator.adapters.inquiries.tools import Tools
 from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.local.access import local_access
 from segserve_operator.adapters.local.files import StateFolder, bound_log, replace_file
 from segserve_operator.adapters.local.fleet import LocalFleet, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
@@ -77,13 +78,21 @@ class Platform:
     def __init__(self, state: StateFolder, cache: Path, pool: TritonPool, runtime: Runtime) -> None:
         self.state = state
         self.gateway = LocalGateway(state, pool.spec.gateway)
+        access = local_access(pool.spec.artifacts)
         self.inquirer = Inquirer(
-            Tools(InternalGateway(self.gateway.internal_url), cache, LocalResources(state), time.time, local=True)
+            Tools(
+                InternalGateway(self.gateway.internal_url),
+                cache,
+                LocalResources(state),
+                time.time,
+                local=True,
+                access=lambda: access,
+            )
         )
         self.notifier = Notifier(loopback=True)
         self.service = Service(
             store=LocalStore(state),
-            fleet=LocalFleet(state, runtime, cache),
+            fleet=LocalFleet(state, runtime, cache, access),
             traffic=self.gateway,
             clock=time.time,
             inquirer=self.inquirer,

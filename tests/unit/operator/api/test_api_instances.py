@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from segserve.cli.files import read_resources
+from segserve.platforms.manifests import read_file
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import load
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -55,9 +55,9 @@ def test_the_path_of_the_second_file_is_relative_to_the_resource(both: dict[str,
     path = tmp_path / "model.yaml"
     path.write_text(yaml.safe_dump(both))
 
-    ((_, manifest),) = read_resources([path])
+    (written,) = read_file(path)
 
-    assert manifest["spec"]["instances"]["artifact"]["uri"] == (tmp_path / "parts.onnx").as_uri()
+    assert written.complete()["spec"]["instances"]["artifact"]["uri"] == (tmp_path / "parts.onnx").as_uri()
 
 
 def problem(value: dict[str, Any]) -> str:

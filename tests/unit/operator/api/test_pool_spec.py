@@ -7,6 +7,9 @@ import yaml
 from pydantic import ValidationError
 
 from fakes.pools import FULL, MINIMAL
+from segserve_builder.pipeline import Artifact
+from segserve_builder.schemes import SCHEMES
+from segserve_builder.sources import SOURCES
 from segserve_operator.api.loading import dump, load
 from segserve_operator.api.triton_pool import TritonPool, TritonPoolSpec
 
@@ -36,6 +39,8 @@ def test_the_full_pool_says_everything() -> None:
         (pool.spec, TritonPoolSpec()),
         (pool.spec.server, TritonPoolSpec().server),
         (pool.spec.gateway, TritonPoolSpec().gateway),
+        (pool.spec.artifacts, TritonPoolSpec().artifacts),
+        (pool.spec.artifacts.signatures, TritonPoolSpec().artifacts.signatures),
     ):
         for name in type(part).model_fields:
             assert getattr(part, name) != getattr(default, name), name
@@ -65,6 +70,29 @@ def test_amounts_need_no_quotes() -> None:
         pytest.param({"server": {"imagePullSecrets": ["No"]}}, "pattern", id="a secret that cannot be"),
         pytest.param({"server": {"version": "latest"}}, "pattern", id="a release that is none"),
         pytest.param({"artifacts": {"base": "models/"}}, "pattern", id="a base that is no URI"),
+        pytest.param({"artifacts": {"base": "gopher://x/"}}, "pattern", id="a base that no source reads"),
+        pytest.param(
+            {"artifacts": {"schemes": ["s4"]}}, "unknown scheme 's4'; known: az, file", id="a scheme that is none"
+        ),
+        pytest.param({"artifacts": {"endpoints": {"pvc": "http://a"}}}, "known: az, gs", id="a server of no scheme"),
+        pytest.param({"artifacts": {"endpoints": {"s3": "minio:9000"}}}, "pattern", id="a server that is no URL"),
+        pytest.param(
+            {"artifacts": {"endpoints": {"s3": "http://key:secret@minio"}}}, "pattern", id="a secret in a server's URL"
+        ),
+        pytest.param(
+            {"artifacts": {"credentials": [{"scheme": "s3", "secretRef": {"name": "a", "namespace": "other"}}]}},
+            "not permitted",
+            id="another namespace's secret",
+        ),
+        pytest.param(
+            {"artifacts": {"credentials": [{"scheme": "pvc", "secretRef": {"name": "a"}}]}},
+            "unknown scheme 'pvc'",
+            id="credentials for files",
+        ),
+        pytest.param({"artifacts": {"claims": ["../x"]}}, "pattern", id="a claim that is a path"),
+        pytest.param({"artifacts": {"claims": ["a", "a"]}}, "listed twice", id="a claim twice"),
+        pytest.param({"artifacts": {"maxSize": "big"}}, "an amount", id="a size in words"),
+        pytest.param({"artifacts": {"signatures": {"keys": ["ssh-rsa AAAA"]}}}, "pattern", id="a key that is no PEM"),
         pytest.param({"replicas": 0}, "greater than or equal to 1", id="no servers"),
         pytest.param({"gateway": {"serviceType": "ExternalName"}}, "ClusterIP", id="a Service of another kind"),
         pytest.param({"notifications": [{}]}, "exactly one.*got none", id="nobody to tell"),
@@ -87,3 +115,18 @@ def test_what_is_wrong_is_said_with_its_place() -> None:
 
     with pytest.raises(Exception, match=r"spec\.server\.resources\.limits\.memory"):
         load(yaml.safe_dump(value), "pool.yaml")
+
+
+def test_the_schemes_that_are_allowed_are_those_that_sources_read() -> None:
+    assert set(SCHEMES) == set(SOURCES)
+
+
+@pytest.mark.parametrize("uri", ["gopher://x/y", "s4://bucket/key", "C:models"])
+def test_a_model_names_only_what_a_source_reads(uri: str) -> None:
+    with pytest.raises(ValidationError, match=r"unknown scheme .*; allowed: az:, file:, .* or a relative path"):
+        Artifact(uri=uri, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("uri", ["a/b:c.onnx", "models:/seg@prod", "S3://b/k", "/x.onnx", "x.onnx#m", "oci://r/a:1#m"])
+def test_paths_and_known_schemes_are_read(uri: str) -> None:
+    assert Artifact(uri=uri, sha256="0" * 64).uri == uri

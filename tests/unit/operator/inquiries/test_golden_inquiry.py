@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from fakes.artifact_server import artifact_server
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, numbers, order, png, semantic, tools_of, truth
 from fakes.internal_gateway import internal_listener
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden import Case, Labels, record
+from segserve_builder.sources.access import Access
 from segserve_operator.adapters.inquiries import golden
 from segserve_operator.adapters.inquiries.golden_images import (
     GoldenImage,
@@ -25,6 +27,7 @@ from segserve_operator.adapters.inquiries.golden_images import (
     regions_of,
 )
 from segserve_operator.adapters.inquiries.problem import InquiryError
+from segserve_operator.adapters.inquiries.tools import Tools
 from segserve_operator.core.inquiries import Finding
 from segserve_operator.core.quality import score_objects
 
@@ -169,10 +172,11 @@ async def test_images_come_in_an_order_that_their_names_do_not_tell(tmp_path: Pa
 @pytest.mark.parametrize(
     ("uri", "why"),
     [
-        ("file:///srv/golden", "own base"),
-        ("/srv/golden", "own base"),
+        ("file:///srv/golden", "not below a folder that is allowed"),
+        ("/srv/golden", "not below a folder that is allowed"),
         ("http://169.254.169.254/latest", "link-local"),
-        ("http://127.0.0.1:1/golden", "operator itself"),
+        ("http://127.0.0.1:1/golden", "this machine"),
+        ("pvc://models/golden", "no claims are mounted here"),
     ],
 )
 async def test_the_operator_reads_nothing_that_only_it_could_read(
@@ -185,11 +189,23 @@ async def test_the_operator_reads_nothing_that_only_it_could_read(
 async def test_files_below_the_operators_own_base_are_for_all(tmp_path: Path, pictures: Pictures) -> None:
     asked = order("golden", revision=pictures.revision("golden"))
     tools = replace(tools_of(tmp_path, local=False), base=tmp_path.as_uri)
-    inside, outside = (replace(tools, artifacts=tmp_path / at) for at in ("", "golden/other"))
+    inside, outside = (below(tools, tmp_path / at) for at in ("", "golden/other"))
 
     assert len((await fetched(asked, inside)).images) == 6
-    with pytest.raises(InquiryError, match="own base"):
+    with pytest.raises(InquiryError, match="not below a folder that is allowed"):
         await fetched(asked, outside)
+
+
+async def test_a_set_that_needs_a_secret_is_a_problem_that_says_so(tmp_path: Path, pictures: Pictures) -> None:
+    with artifact_server("127.0.0.1", tmp_path) as server, server.failing(401):
+        access = Access(private=("127.0.0.1",))
+        tools = replace(tools_of(tmp_path, local=False), access=lambda: access)
+        with pytest.raises(InquiryError, match="the operator reads no Secrets of pools"):
+            await fetched(order("golden", revision=pictures.revision(f"{server.url}/golden/")), tools)
+
+
+def below(tools: Tools, folder: Path) -> Tools:
+    return replace(tools, cache=tools.cache / folder.name, access=lambda: Access(folders=(folder,)))
 
 
 async def test_a_set_that_is_not_the_pinned_one_is_a_problem(tmp_path: Path, pictures: Pictures) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from segserve_builder.sources.access import Access
 from segserve_operator.core.inquiries import Finding
 
 if TYPE_CHECKING:
@@ -32,10 +33,9 @@ def _nowhere() -> None:
 class Tools:
     """The ports of one pool. `clock` returns Unix time in seconds, `cache` is the folder of fetched golden sets.
 
-    `local` says that users are this machine's own: then its files and what listens on loopback may be asked. Else
-    golden sets are read from files only below `artifacts`, the folder that whoever runs the operator gave to all.
-    `base` returns what relative URIs are relative to now; None is nothing. `samples` are those of each group that is
-    looked at, the first and the latest.
+    `local` says that users are this machine's own: then what listens on loopback may be asked. `base` returns what
+    relative URIs are relative to now (None is nothing), `access` where golden sets may be fetched from. `samples` are
+    those of each group that is looked at, the first and the latest.
     """
 
     gateway: InternalGateway
@@ -43,8 +43,8 @@ class Tools:
     resources: ResourceSource
     clock: Callable[[], float]
     local: bool = False
-    artifacts: Path | None = None
     base: Callable[[], str | None] = _nowhere
+    access: Callable[[], Access] = Access
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
 
 

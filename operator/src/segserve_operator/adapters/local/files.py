@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 STATE_VARIABLE: Final = "SEGSERVE_STATE"
 CACHE_VARIABLE: Final = "SEGSERVE_CACHE"
+CONFIG_VARIABLE: Final = "SEGSERVE_CONFIG"
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -31,6 +32,12 @@ def cache_folder() -> Path:
     """Return the folder of what is costly to make again: the runtime environment, artifacts by digest."""
     given = os.environ.get(CACHE_VARIABLE)
     return Path(given).resolve() if given else Path.home() / ".cache/segserve"
+
+
+def config_folder() -> Path:
+    """Return the folder of what the user keeps for all platforms: `secrets/NAME`, `claims/NAME`."""
+    given = os.environ.get(CONFIG_VARIABLE)
+    return Path(given).resolve() if given else Path.home() / ".config/segserve"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import Assignment, Report
+from segserve_builder.sources.access import ACCESS_VARIABLE
 from segserve_builder.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import replace_file
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from segserve_builder.sources.access import Access
     from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.adapters.local.runtime import Runtime
 
@@ -94,6 +96,7 @@ class LocalFleet:
     state: StateFolder
     runtime: Runtime
     cache: Path
+    access: Access
     _restarts: dict[Path, Restarts] = field(default_factory=dict)
     _stopping_since: dict[str, float] = field(default_factory=dict)
 
@@ -127,7 +130,8 @@ class LocalFleet:
         if not folder.ports.exists():
             self._choose_ports(folder)
         self._start_triton(group, folder)
-        self._start_process(folder, "agent", self._agent_argv(folder), runtime_environment(self.runtime))
+        environment = runtime_environment(self.runtime) | {ACCESS_VARIABLE: self.access.model_dump_json()}
+        self._start_process(folder, "agent", self._agent_argv(folder), environment)
 
     def _start_triton(self, group: str, folder: GroupFolder) -> None:
         if processes.alive(processes.recorded(folder.record("triton"))):

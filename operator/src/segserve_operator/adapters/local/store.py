@@ -16,6 +16,7 @@ from segserve_operator.adapters.local.rollouts import KIND as ROLLOUT
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.adapters.specs import annotations_of, wanted_of
 from segserve_operator.adapters.statuses import from_api, to_api
+from segserve_operator.api.checks import meant
 from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import ObjectMeta
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
@@ -36,13 +37,14 @@ if TYPE_CHECKING:
 MODEL: Final = "SegmentationModel"
 POOL: Final = "TritonPool"
 DEFAULT_POOL: Final = "default"
+LONGEST_NAME: Final = 253
 
 
 class NotFoundError(Exception):
     """No resource of that kind and name."""
 
     def __init__(self, kind: str, name: str, known: list[str]) -> None:
-        super().__init__(f"no {kind} {name!r}; there are: {', '.join(known) or 'none'}")
+        super().__init__(f"no {kind} {name!r}{meant(name, known)}; there are: {', '.join(known) or 'none'}")
 
 
 @dataclass(slots=True)
@@ -217,6 +219,9 @@ class LocalStore:
                 self._rollouts.drop_of(model)
 
     def _folder(self, kind: str, name: str) -> Path:
+        if name in ("", ".", "..") or "/" in name or len(name) > LONGEST_NAME:
+            # No resource can be called so, and a path that leaves the folder must not be read, let alone written.
+            raise NotFoundError(kind, name, self.names(kind))
         return self.state.objects / kind / name
 
     def _manifest(self, path: Path) -> dict[str, Any] | None:

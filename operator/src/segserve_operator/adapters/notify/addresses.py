@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Final, TypeAlias
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
-Address: TypeAlias = IPv4Address | IPv6Address
+from segserve_builder.sources.addresses import METADATA, meant
 
-_METADATA: Final = frozenset(map(ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
-"""What clouds answer credentials at, besides link-local addresses."""
-
-_TRANSLATED: Final = ip_network("64:ff9b::/96")
+if TYPE_CHECKING:
+    from segserve_builder.sources.addresses import Address
 
 
 class RefusedAddressError(Exception):
@@ -36,20 +34,11 @@ async def resolved(host: str, port: int, *, loopback: bool) -> str:
 
 
 def refusal(address: Address, *, loopback: bool) -> str:
-    """Return why nothing is sent to an address; empty where it may be."""
-    meant = _meant(address)
+    """Return why nothing is sent to an address; empty where it may be. Services of private nets may be told."""
+    reached = meant(str(address))
     reasons = (
-        (meant.is_link_local or meant in _METADATA, "which is link-local or a cloud's metadata service"),
-        (meant.is_loopback and not loopback, "which is the operator itself"),
-        (meant.is_unspecified or meant.is_multicast, "which is no one server"),
+        (reached.is_link_local or reached in METADATA, "which is link-local or a cloud's metadata service"),
+        (reached.is_loopback and not loopback, "which is the operator itself"),
+        (reached.is_unspecified or reached.is_multicast, "which is no one server"),
     )
     return next((why for holds, why in reasons if holds), "")
-
-
-def _meant(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 one stands for, or the address itself."""
-    if not isinstance(address, IPv6Address):
-        return address
-    if address in _TRANSLATED:
-        return IPv4Address(int(address) & 0xFFFF_FFFF)
-    return address.ipv4_mapped or address.sixtofour or address

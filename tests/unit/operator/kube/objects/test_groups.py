@@ -55,6 +55,8 @@ def test_what_servers_are_not_made_of_leaves_the_main_group(other: PoolTarget) -
         pytest.param(pool_target(MINIMAL, server={"resources": {"limits": {"cpu": 1}}}), id="resources"),
         pytest.param(pool_target(MINIMAL, server={"env": [{"name": "A", "value": "b"}]}), id="the environment"),
         pytest.param(pool_target(MINIMAL, artifacts={"base": "https://m.example.com/"}), id="the artifacts' base"),
+        pytest.param(pool_target(MINIMAL, artifacts={"claims": ["models"]}), id="claims of artifacts"),
+        pytest.param(pool_target(MINIMAL, artifacts={"privateHosts": ["*.svc"]}), id="what artifacts come from"),
         pytest.param(with_defaults(TARGET, server_image="segserve/server:2"), id="the operator's choice of image"),
         pytest.param(with_defaults(TARGET, triton_version="26.05"), id="the release"),
     ],

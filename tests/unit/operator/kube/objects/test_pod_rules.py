@@ -41,7 +41,7 @@ def test_the_restricted_profile_of_pod_security_allows_it(template: dict[str, An
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
-    allowed = {"emptyDir", "projected", "persistentVolumeClaim"}
+    allowed = {"emptyDir", "projected", "persistentVolumeClaim", "secret"}
     assert all(set(volume) - {"name"} <= allowed for volume in spec["volumes"])
     for container in containers(template).values():
         security = container["securityContext"]

@@ -1,5 +1,6 @@
 """What the objects of a pool look like: pure functions from a pool's spec to manifests, as JSON values."""
 
+from segserve_operator.adapters.kube.objects.artifacts import access_without_secrets, base_of
 from segserve_operator.adapters.kube.objects.config_maps import assignment_config_map, plan_config_map
 from segserve_operator.adapters.kube.objects.gateway import gateway_objects
 from segserve_operator.adapters.kube.objects.group import group_objects
@@ -10,7 +11,9 @@ from segserve_operator.adapters.kube.objects.target import Defaults, PoolTarget,
 __all__ = [
     "Defaults",
     "PoolTarget",
+    "access_without_secrets",
     "assignment_config_map",
+    "base_of",
     "gateway_objects",
     "gateway_url",
     "group_objects",

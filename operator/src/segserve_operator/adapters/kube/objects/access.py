@@ -17,13 +17,21 @@ if TYPE_CHECKING:
 
 
 def access_objects(
-    target: PoolTarget, name: str, labels: Mapping[str, str], *, read: Iterable[str], written: str
+    target: PoolTarget,
+    name: str,
+    labels: Mapping[str, str],
+    *,
+    read: Iterable[str],
+    written: str,
+    annotations: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], ...]:
     """Return an account, and its right to read the ConfigMaps `read` and to patch the one called `written`.
 
-    A list or watch is allowed where its field selector names one of them.
+    A list or watch is allowed where its field selector names one of them. The account alone has the annotations.
     """
     own = meta(target, name, labels)
+    account = meta(target, name, labels)
+    account.annotations = dict(annotations) if annotations else None
     rules = [
         PolicyRule(apiGroups=[""], resources=["configmaps"], resourceNames=list(read), verbs=["get", "list", "watch"]),
         PolicyRule(apiGroups=[""], resources=["configmaps"], resourceNames=[written], verbs=["get", "patch"]),
@@ -31,7 +39,7 @@ def access_objects(
     subject = Subject(kind="ServiceAccount", name=name, namespace=target.namespace)
     reference = RoleRef(apiGroup="rbac.authorization.k8s.io", kind="Role", name=name)
     return (
-        ServiceAccount(metadata=own, automountServiceAccountToken=False).to_dict(),
+        ServiceAccount(metadata=account, automountServiceAccountToken=False).to_dict(),
         Role(metadata=own, rules=rules).to_dict(),
         RoleBinding(metadata=own, roleRef=reference, subjects=[subject]).to_dict(),
     )

@@ -39,7 +39,14 @@ def group_objects(target: PoolTarget, group: str, replicas: int) -> tuple[dict[s
     selector = server_selector(target, group)
     read = [assignment_name(target.pool, group, shard) for shard in range(SHARDS)]
     manifests = (
-        *access_objects(target, name, selector, read=read, written=reports_name(target.pool, group)),
+        *access_objects(
+            target,
+            name,
+            selector,
+            read=read,
+            written=reports_name(target.pool, group),
+            annotations=target.spec.server.service_account_annotations,
+        ),
         group_reports(target, group),
         server_policy(target, group),
         disruption_budget(target, name, selector),

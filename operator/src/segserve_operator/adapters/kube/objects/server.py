@@ -32,7 +32,8 @@ from segserve_builder.cluster.names import (
     object_name,
 )
 from segserve_builder.names import canonical_json
-from segserve_operator.adapters.kube.objects import pods
+from segserve_builder.sources.access import ACCESS_VARIABLE
+from segserve_operator.adapters.kube.objects import artifacts, pods
 from segserve_operator.adapters.kube.objects.target import server_selector
 from segserve_operator.api.pod_template import Resources
 
@@ -81,7 +82,7 @@ def server_template(target: PoolTarget, group: str = "") -> dict[str, Any]:
         runtimeClassName=server.runtime_class_name,
         priorityClassName=server.priority_class_name,
         containers=[_triton(target, group), _agent(target, group)],
-        volumes=_volumes(server),
+        volumes=[*_volumes(server), *artifacts.volumes(target.spec.artifacts)],
     )
     annotations = {**server.pod_annotations, "kubectl.kubernetes.io/default-container": TRITON_CONTAINER}
     template = PodTemplateSpec(metadata=ObjectMeta(labels=labels, annotations=annotations), spec=spec)
@@ -137,7 +138,8 @@ def _agent(target: PoolTarget, group: str) -> Container:
         env=pods.variables(
             {
                 **_common(target, group),
-                "SEGSERVE_ARTIFACT_BASE": target.spec.artifacts.base or target.defaults.artifact_base,
+                "SEGSERVE_ARTIFACT_BASE": artifacts.base_of(target),
+                ACCESS_VARIABLE: artifacts.access_of(target).model_dump_json(by_alias=True, exclude_defaults=True),
                 **_own(server),
             }
         ),
@@ -153,6 +155,7 @@ def _agent(target: PoolTarget, group: str) -> Container:
             VolumeMount(name="cache", mountPath=CACHE_FOLDER),
             VolumeMount(name="tmp", mountPath=pods.TMP_FOLDER),
             pods.token_mount(),
+            *artifacts.mounts(target.spec.artifacts),
         ],
     )
 

@@ -35,7 +35,8 @@ class Defaults:
     """What the operator was started with: where a pool's spec says nothing, and where its cluster differs.
 
     `operator_namespace_labels` and `operator_pod_labels` tell network policies who may call a gateway's internal
-    port; `disruption_api` is the version of PodDisruptionBudget that the cluster has.
+    port; `disruption_api` is the version of PodDisruptionBudget that the cluster has. Artifacts may come from
+    `artifact_schemes` and `artifact_hosts` where a pool lists none, and from `artifact_private_hosts` always.
     """
 
     server_image: str
@@ -44,6 +45,9 @@ class Defaults:
     operator_image: str
     image_pull_policy: str | None = None
     artifact_base: str | None = None
+    artifact_schemes: tuple[str, ...] = ()
+    artifact_hosts: tuple[str, ...] = ()
+    artifact_private_hosts: tuple[str, ...] = ()
     cluster_domain: str = "cluster.local"
     operator_namespace_labels: Mapping[str, str] = field(default_factory=dict)
     operator_pod_labels: Mapping[str, str] = field(

@@ -1,0 +1,106 @@
+"""What a group's agents may fetch, and what they have mounted for it: Secrets and claims of the pool's namespace."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from lightkube.models.core_v1 import (
+    PersistentVolumeClaimVolumeSource,
+    SecretVolumeSource,
+    Volume,
+    VolumeMount,
+)
+
+from segserve_builder.cluster.names import CLAIMS_FOLDER, SECRETS_FOLDER
+from segserve_operator.adapters import artifact_access
+from segserve_operator.adapters.kube.quantities import number
+
+if TYPE_CHECKING:
+    from segserve_builder.sources.access import Access
+    from segserve_operator.adapters.kube.objects.target import PoolTarget
+    from segserve_operator.api.artifacts import Artifacts
+
+_KEPT_SHARE: Final = 0.8
+"""Of the cache's own folder: what arrives needs room too, and a pod that fills more than its folder is evicted."""
+
+
+def base_of(target: PoolTarget) -> str | None:
+    """Return what relative URIs of the pool are relative to."""
+    return target.spec.artifacts.base or target.defaults.artifact_base
+
+
+def access_of(target: PoolTarget) -> Access:
+    """Return what the pool's agents may reach, with Secrets and claims where they are mounted.
+
+    Files are read below the pool's base and the operator's, where these are folders: models are written by people who
+    may not read what else a container has.
+    """
+    spec, defaults = target.spec, target.defaults
+    own = artifact_access.access_of(spec.artifacts, Path(SECRETS_FOLDER))
+    bases = [base for base in (spec.artifacts.base, defaults.artifact_base) if base]
+    room = number(spec.server.cache.size)
+    return own.model_copy(
+        update={
+            "schemes": own.schemes or defaults.artifact_schemes or None,
+            "hosts": own.hosts or defaults.artifact_hosts,
+            "private": (*own.private, *defaults.artifact_private_hosts, *_hosts(spec.artifacts, bases)),
+            "folders": tuple(Path(unquote(urlsplit(base).path)) for base in bases if base.startswith("file:")),
+            "claims": Path(CLAIMS_FOLDER) if spec.artifacts.claims else None,
+            "max_cache_bytes": int(float(room) * _KEPT_SHARE) if room is not None else None,
+        }
+    )
+
+
+def access_without_secrets(target: PoolTarget, folder: Path | None) -> Access:
+    """Return what the operator itself may reach for the pool: it reads no Secrets, and files below `folder` alone."""
+    folders = (folder,) if folder is not None else ()
+    update = {"folders": folders, "claims": None, "credentials": (), "ambient": False, "max_cache_bytes": None}
+    return access_of(target).model_copy(update=update)
+
+
+def volumes(artifacts: Artifacts) -> list[Volume]:
+    """Return the Secrets and claims. A pod starts without a Secret, for the models that need none."""
+    secrets = [
+        Volume(
+            name=_volume_name("secret", name),
+            secret=SecretVolumeSource(secretName=name, optional=True, defaultMode=0o440),
+        )
+        for name in _secrets(artifacts)
+    ]
+    claims = [
+        Volume(
+            name=_volume_name("claim", name),
+            persistentVolumeClaim=PersistentVolumeClaimVolumeSource(claimName=name, readOnly=True),
+        )
+        for name in artifacts.claims
+    ]
+    return [*secrets, *claims]
+
+
+def mounts(artifacts: Artifacts) -> list[VolumeMount]:
+    """Return where the agent has them, each in a folder of its name."""
+    secrets = [("secret", name, SECRETS_FOLDER) for name in _secrets(artifacts)]
+    claims = [("claim", name, CLAIMS_FOLDER) for name in artifacts.claims]
+    return [
+        VolumeMount(name=_volume_name(kind, name), mountPath=f"{folder}/{name}", readOnly=True)
+        for kind, name, folder in (*secrets, *claims)
+    ]
+
+
+def _hosts(artifacts: Artifacts, bases: list[str]) -> list[str]:
+    # Of other bases, what follows the scheme is no host: a bucket, an organisation, a claim.
+    urls = [urlsplit(base) for base in bases if base.startswith(("http:", "https:", "oci:"))]
+    places = (url.hostname for url in (*urls, *map(urlsplit, artifacts.endpoints.values())))
+    return list(dict.fromkeys(host for host in places if host))
+
+
+def _secrets(artifacts: Artifacts) -> list[str]:
+    return list(dict.fromkeys(each.secret_ref.name for each in artifacts.credentials))
+
+
+def _volume_name(kind: str, name: str) -> str:
+    """Return a volume's name, which has no dots: what it mounts may be called longer, and with dots."""
+    return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
