@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from segserve.cli.cluster.doctor import OPERATOR
-from segserve.cli.cluster.errors import ForbiddenError, NotInstalledError, UnknownError
+from segserve.platforms.cluster.doctor import OPERATOR
+from segserve.platforms.errors import ForbiddenError, NotFoundError, NotInstalledError
 from segserve_builder.cluster.names import FINALIZER, MANAGED_LABELS
 from segserve_operator.adapters.kube.api import (
     CHILDREN,
@@ -21,8 +21,8 @@ from segserve_operator.adapters.kube.api import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from segserve.cli.cluster.calls import Calls
-    from segserve.cli.platform import Json
+    from segserve.platforms.cluster.calls import Calls
+    from segserve.platforms.port import Json
 
 # Pods go with their Deployments; budgets are of one version or the other.
 KINDS: Final = (*(kind for kind in CHILDREN if kind is not PODS), OLD_DISRUPTION_BUDGETS)
@@ -76,7 +76,7 @@ def remove(calls: Calls, leftover: Leftover) -> None:
             return
         metadata = {"finalizers": [*leftover.finalizers], "resourceVersion": leftover.version}
         calls.merge(leftover.kind, leftover.name, {"metadata": metadata}, namespace=leftover.namespace)
-    except UnknownError:
+    except NotFoundError:
         return
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from segserve.platforms.cluster.logs import short_name
 from segserve_operator.adapters.kube.troubles import trouble
 from segserve_operator.core.failure import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from segserve.cli.platform import Json
+    from segserve.platforms.port import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,3 @@ def is_ready(pod: Mapping[str, Any]) -> bool:
     """Tell whether a pod gets requests."""
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return any(said["type"] == "Ready" and said["status"] == "True" for said in conditions)
-
-
-def short_name(pod: Mapping[str, Any]) -> str:
-    """Return what tells a pod from its siblings: the end of its name, after the Deployment's."""
-    name, template = str(pod["metadata"]["name"]), (pod["metadata"].get("labels") or {}).get("pod-template-hash")
-    return name[name.rindex(template) :] if template and template in name else name

@@ -5,28 +5,31 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from segserve.cli.cluster.errors import ForbiddenError
 from segserve.cli.cluster.pods import pod_state
 from segserve.cli.describing import described
 from segserve.cli.progress import age
+from segserve.platforms.errors import ForbiddenError
 from segserve_builder.cluster.names import GROUP_LABEL, MANAGED_LABELS
 from segserve_operator.adapters.kube.api import EVENTS, PODS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.cli.cluster.calls import Calls
-    from segserve.cli.platform import Json
+    from segserve.platforms.cluster.calls import Calls
+    from segserve.platforms.cluster.platform import ClusterPlatform
+    from segserve.platforms.port import Json
 
 _ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
 
 
-def story(calls: Calls, model: Json, record: Json | None) -> str:
+def story(here: ClusterPlatform, model: Json, record: Json | None) -> str:
     """Return all that is known, with the `record` of the latest rollout; what the user may not see says so."""
     metadata = dict(model["metadata"])
     kept = {key: value for key, value in metadata.pop("annotations", {}).items() if key != _ANNOTATION}
     shown = {**model, "metadata": metadata | ({"annotations": kept} if kept else {})}
-    return "\n".join((described(shown, record), "events:", *_events(calls, model), "pods:", *_pods(calls, model)))
+    return "\n".join(
+        (described(shown, record), "events:", *_events(here.calls, model), "pods:", *_pods(here.calls, model))
+    )
 
 
 def _events(calls: Calls, model: Json) -> Iterator[str]:

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.text import Text
 
 from segserve.cli.cluster.pods import group_state, pod_state
-from segserve.cli.progress import condition
 from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
-from segserve_builder.cluster.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, POOL_LABEL
+from segserve.platforms.cluster.platform import LOOK_S
+from segserve.platforms.cluster.watching import Look, Watching
+from segserve.platforms.progress import condition
+from segserve_builder.cluster.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
+from segserve_operator.adapters.kube.api import DEPLOYMENTS, MODELS, PODS, POOLS
 from segserve_operator.core.failure import Failure
 
 if TYPE_CHECKING:
@@ -19,7 +22,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from segserve.cli.platform import Json
+    from segserve.platforms.cluster.platform import ClusterPlatform
+    from segserve.platforms.port import Json
 
 _ROLES: Final = {"stable": GOOD, "candidate": MOVING, "previous": QUIET}
 _FALSE_IS_WANTED: Final = frozenset({"Degraded", "Progressing"})
@@ -39,6 +43,20 @@ class Snapshot:
     """The one model to show; all where it is None."""
     wide: bool = False
     """Whether pods that are as they should be have a line each, with where they are."""
+
+
+def pictures(here: ClusterPlatform, name: str | None, *, wide: bool) -> Iterator[Picture]:
+    """Follow the server's events of one model or all; the caller's pace is the picture's."""
+    looks = (Look(MODELS), Look(POOLS), Look(PODS, MANAGED_LABELS), Look(DEPLOYMENTS, MANAGED_LABELS))
+    if name is not None:
+        here.model(name)
+    title = f"namespace {here.calls.namespace}, context {here.calls.context}"
+    with Watching(here.calls, looks) as watching:
+        seen = -1
+        while True:
+            seen = watching.wait(seen, LOOK_S)
+            models, pools, pods, deployments = (watching.all(look.kind) for look in looks)
+            yield Picture(Snapshot(title, models, pools, pods, deployments, watching.trouble, name, wide))
 
 
 @dataclass(frozen=True, slots=True)

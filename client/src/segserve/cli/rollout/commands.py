@@ -10,6 +10,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from segserve.cli.completion import model_names
 from segserve.cli.failures import needs
 from segserve.cli.resources import Format, seconds, wide_enough
 from segserve.cli.rollout.bundle import bundle
@@ -26,7 +27,7 @@ rollout = typer.Typer(
     help="How a new revision comes to serve: what decides it, and your word in it.", no_args_is_help=True
 )
 
-Name = Annotated[str, typer.Argument(help="The model's name.")]
+Name = Annotated[str, typer.Argument(help="The model's name.", autocompletion=model_names)]
 Files = Annotated[
     list[Path], typer.Option("--filename", "-f", help="Resource file, - for standard input; may be given again.")
 ]
@@ -217,5 +218,5 @@ def skip_gate(
 
 def _ask(where: Where, name: str, verb: str, timeout: str, *, gate: str = "") -> None:
     with needs("local"):
-        from segserve.cli.rollout.verbs import ask
+        from segserve.platforms.rollouts.verbs import ask
     typer.echo(ask(platform(where), name, verb, gate=gate, timeout_s=seconds(timeout)))

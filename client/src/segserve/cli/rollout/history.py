@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from segserve.cli.rollout.picture import COLOURS, span
-from segserve.cli.rollout.seen import is_written, record_of
+from segserve.platforms.rollouts.seen import is_written, record_of
 from segserve_operator.core.phases import ENDED, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from segserve.cli.platform import Json, Platform
+    from segserve.platforms.port import Json, Platform
     from segserve_operator.core.record import Record
 
 COLUMNS: Final = ("ROLLOUT", "MODEL", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "AGE", "TOOK")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from segserve.cli.rollout.seen import Seen, Side
+    from segserve.platforms.rollouts.seen import Seen, Side
     from segserve_operator.core.gates.base import Verdict
     from segserve_operator.core.record import Decision, Record
 

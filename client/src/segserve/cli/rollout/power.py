@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from segserve.cli.failures import CommandError
-from segserve.cli.files import read_resources
 from segserve.cli.rollout.picture import span
+from segserve.platforms.manifests import read_files
 from segserve_operator.api.rollout_policy import Slo, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.core.statistics.power import preview
@@ -28,7 +28,7 @@ LEAST_RATE: Final = 0.01
 
 def previews(files: Iterable[Path], rps: float, minutes: float) -> list[str]:
     """Return for each model of files what its rollout could see at so many requests a second."""
-    resources = [resource for resource, _ in read_resources(files)]
+    resources = [written.resource for written in read_files(files)]
     models = [each for each in resources if isinstance(each, SegmentationModel)]
     if not models:
         found = ", ".join(resource.kind for resource in resources)

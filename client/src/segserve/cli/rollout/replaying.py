@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from segserve.cli.failures import CommandError
-from segserve.cli.platform import ROLLOUT
-from segserve.cli.rollout.seen import chunked_rows, record_of, standing_of
 from segserve.cli.rollout.status import decision_document, stamp
+from segserve.platforms.port import ROLLOUT
+from segserve.platforms.rollouts.seen import chunked_rows, record_of, standing_of
 from segserve_operator.adapters.packed_evidence import CHUNK_ROWS
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.replay import replay
@@ -21,7 +21,7 @@ from segserve_operator.core.replay import replay
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from segserve.cli.platform import Json, Platform
+    from segserve.platforms.port import Json, Platform
     from segserve_operator.core.record import Record
     from segserve_operator.core.replay import Replayed, WhatIf
 

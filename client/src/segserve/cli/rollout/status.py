@@ -13,15 +13,15 @@ from rich.text import Text
 from segserve.cli.resources import REFRESH_S, wide_enough
 from segserve.cli.rollout.picture import Picture
 from segserve.cli.rollout.power import Outlook
-from segserve.cli.rollout.seen import Seen, looks, no_rollout, seen
+from segserve.platforms.rollouts.seen import Seen, looks, no_rollout, seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from rich.console import Console
 
-    from segserve.cli.platform import Json, Platform
-    from segserve.cli.rollout.seen import Side
+    from segserve.platforms.port import Json, Platform
+    from segserve.platforms.rollouts.seen import Side
     from segserve_operator.core.gates.base import Verdict
     from segserve_operator.core.record import Decision, Record
 

@@ -13,41 +13,41 @@ from lightkube.config.models import NameValue, User, UserExec
 from lightkube.core.exceptions import ConfigError
 from msgspec.structs import replace
 
-from segserve.cli.cluster.errors import NoKubeconfigError
+from segserve.platforms.errors import no_kubeconfig
 
 if TYPE_CHECKING:
     from lightkube.config.kubeconfig import SingleConfig
 
-    from segserve.cli.where import Where
+    from segserve.platforms.place import Cluster
 
 # lightkube speaks the older name of what is the same exchange for a token.
 _EXEC: Final = "client.authentication.k8s.io/v1"
 _EXEC_KNOWN: Final = "client.authentication.k8s.io/v1beta1"
 
 
-def config_of(where: Where) -> SingleConfig:
-    """Return the context that is meant, with the user's own namespace if one is named; raises `NoKubeconfigError`."""
-    files = _files(where)
-    if not files and where.context is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
-        return _prepared(_read(None, None), where)
+def config_of(place: Cluster) -> SingleConfig:
+    """Return the context that is meant, with the user's own namespace if one is named; raises `NoPlatformError`."""
+    files = _files(place)
+    if not files and place.context is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return _prepared(_read(None, None), place)
     if not files:
-        raise NoKubeconfigError("there is no kubeconfig")
+        raise no_kubeconfig("there is no kubeconfig")
     contexts: list[str] = []
     for file in files:
-        found = _read(file, where.context)
+        found = _read(file, place.context)
         if isinstance(found, list):
             contexts += found
             continue
-        return _prepared(found, where)
-    if where.context is not None:
+        return _prepared(found, place)
+    if place.context is not None:
         known = ", ".join(sorted(contexts)) or "none"
-        raise NoKubeconfigError(f"no context {where.context!r} in {', '.join(map(str, files))}; there are: {known}")
-    raise NoKubeconfigError(f"{', '.join(map(str, files))} names no current context")
+        raise no_kubeconfig(f"no context {place.context!r} in {', '.join(map(str, files))}; there are: {known}")
+    raise no_kubeconfig(f"{', '.join(map(str, files))} names no current context")
 
 
-def _files(where: Where) -> list[Path]:
-    if where.kubeconfig is not None:
-        return [where.kubeconfig]
+def _files(place: Cluster) -> list[Path]:
+    if place.kubeconfig is not None:
+        return [place.kubeconfig]
     named = [Path(name) for name in os.environ.get("KUBECONFIG", "").split(os.pathsep) if name]
     usual = Path(DEFAULT_KUBECONFIG).expanduser()
     return named or ([usual] if usual.is_file() else [])
@@ -63,14 +63,14 @@ def _read(file: Path | None, context: str | None) -> SingleConfig | list[str]:
         found = config.get(chosen)
     except (ConfigError, KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
         said = f"has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise NoKubeconfigError(f"{file or 'the service account'} is no kubeconfig: {said}") from error
+        raise no_kubeconfig(f"{file or 'the service account'} is no kubeconfig: {said}") from error
     assert found is not None, "there is no default that could be None"
     return found
 
 
-def _prepared(found: SingleConfig | list[str], where: Where) -> SingleConfig:
+def _prepared(found: SingleConfig | list[str], place: Cluster) -> SingleConfig:
     assert not isinstance(found, list), "a pod's own configuration has one context"
-    namespace = where.namespace or found.namespace
+    namespace = place.namespace or found.namespace
     return found._replace(context=replace(found.context, namespace=namespace), user=_user(found.user))
 
 

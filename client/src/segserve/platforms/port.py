@@ -1,4 +1,4 @@
-"""The port between commands and a platform: what the machine's own one and a cluster both can do."""
+"""The port to a platform: what the machine's own one and a cluster both can do."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
-    from rich.console import RenderableType
+    from segserve.platforms.manifests import Written
 
 Json: TypeAlias = dict[str, Any]
 
@@ -32,34 +31,38 @@ class LogRequest:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that a platform needs: what it is, what was seen, and what to do where it is not good."""
+    """One thing that a platform needs: what it is, what was seen, and what to do where it is not good.
+
+    `fix` is a command that mends it, where there is one.
+    """
 
     what: str
     good: bool
     seen: str
     advice: str = ""
+    fix: str = ""
 
 
 class Platform(Protocol):
-    """Resources and what runs for them. What cannot be done raises a `CommandError` that says what helps."""
+    """Resources and what runs for them. What cannot be done raises a `ControlError` that says what helps."""
 
-    def apply(self, files: Iterable[Path], *, force: bool = False) -> list[tuple[str, str]]:
-        """Create or change the resources of files, all or none; return (`kind/name`, what became of it) of each.
+    def apply(self, resources: Sequence[Written], *, force: bool = False) -> list[str]:
+        """Create or change resources, all or none; return what became of each: created, configured or unchanged.
 
         `force` takes over fields that another tool has set, where platforms keep book of that.
         """
         ...
 
-    def named(self, files: Iterable[Path]) -> list[tuple[str, str]]:
-        """Return (kind, name) of the resources of files, as this platform has them."""
+    def check_place(self, resources: Iterable[Written]) -> None:
+        """Raise where one of them is of another place than this platform's."""
         ...
 
     def delete(self, kind: str, name: str) -> str:
         """Ask for the deletion of a resource, and return what becomes of it; an unknown one is an error."""
         ...
 
-    def deletes(self) -> bool:
-        """Return whether deletions are carried out now, so that waiting for them makes sense."""
+    def runs(self) -> bool:
+        """Return whether something runs that carries out what is asked, so that waiting for it makes sense."""
         ...
 
     def models(self) -> list[Json]:
@@ -70,8 +73,16 @@ class Platform(Protocol):
         """Return one model; an unknown one is an error."""
         ...
 
+    def find(self, kind: str, name: str) -> Json | None:
+        """Return a model or pool; None where there is none (any more)."""
+        ...
+
     def pools(self) -> list[Json]:
         """Return all pools by name."""
+        ...
+
+    def pool(self, name: str) -> Json:
+        """Return one pool; an unknown one is an error."""
         ...
 
     def rollouts(self) -> list[Json]:
@@ -86,6 +97,10 @@ class Platform(Protocol):
         """Return the first `count` chunks of a record's oldest evidence, packed; none where any of them is lost."""
         ...
 
+    def bundle(self, rollout: str) -> bytes | None:
+        """Return what was kept of a rollout that was rolled back, as .tar.gz; None where nothing is kept."""
+        ...
+
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
         """Set annotations of a resource; its others stay. An unknown resource is an error."""
         ...
@@ -94,20 +109,16 @@ class Platform(Protocol):
         """Yield a resource as it is now, and again after each change and at least every second; None is gone."""
         ...
 
-    def pictures(self, name: str | None, *, wide: bool) -> Iterator[RenderableType]:
-        """Yield what `get -w` shows, of one model or all, now and after changes, at most four times a second."""
-        ...
-
-    def description(self, name: str) -> str:
-        """Return all that is known of a model, as text."""
-        ...
-
     def logs(self, request: LogRequest) -> Iterator[str]:
         """Yield lines of logs, each with its origin; without an end where they are followed."""
         ...
 
     def gateway(self, model: str) -> AbstractContextManager[str | None]:
         """Make the gateway of a model reachable for the time of the block; None where it is at the usual address."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
         ...
 
     def checks(self) -> Iterator[Check]:

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from segserve.cli.failures import CommandError
-from segserve.cli.platform import MODEL
+from segserve.platforms.errors import ControlError, NotFoundError, WaitTimeoutError
+from segserve.platforms.port import MODEL
 from segserve_operator.adapters import rollouts
 from segserve_operator.adapters.packed_evidence import UnreadableRecordError, unpack_rows
 from segserve_operator.adapters.statuses import from_api
@@ -19,7 +19,7 @@ from segserve_operator.core.phases import Phase
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from segserve.cli.platform import Json, Platform
+    from segserve.platforms.port import Json, Platform
     from segserve_operator.core.record import Record, Row, Standing
 
 REREAD_S: Final = 1.0
@@ -127,15 +127,15 @@ def _columns(rows: Sequence[Row]) -> tuple[list[tuple[int, int]], list[tuple[int
 def record_of(manifest: Json, packed: Sequence[str] = ()) -> Record:
     """Return what a SegmentationRollout holds; `packed` are the chunks of its oldest rows, where they are wanted.
 
-    Raises `CommandError` where it is of a shape that is not known here.
+    Raises `ControlError` where it is of a shape that is not known here.
     """
     try:
         apart = [row for chunk in packed for row in unpack_rows(chunk)]
         return rollouts.record_of(manifest, tuple(apart[: chunked_rows(manifest)]))
     except ValueError as error:
-        raise CommandError(f"the oldest evidence of {manifest['metadata']['name']} cannot be read: {error}") from error
+        raise ControlError(f"the oldest evidence of {manifest['metadata']['name']} cannot be read: {error}") from error
     except UnreadableRecordError as error:
-        raise CommandError(f"{error}; is it of another version of segserve than this command?") from error
+        raise ControlError(f"{error}; is it of another version of segserve than this command?") from error
 
 
 def chunked_rows(manifest: Json) -> int:
@@ -195,11 +195,35 @@ def looks(here: Platform, name: str) -> Iterator[Seen | None]:
         yield former
 
 
-def no_rollout(model: Json) -> CommandError:
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A model's rollout is over, and no other is about to begin."""
+
+    name: str
+    kind: str = MODEL
+
+    def reached(self, manifest: Json | None) -> bool:
+        """Judge the model's status; raises `NotFoundError` where no rollout is to come."""
+        if manifest is None:
+            raise NotFoundError(f"there is no model {self.name!r} (any more)", model=self.name)
+        standing = standing_of(manifest)
+        behind = is_behind(manifest, standing)
+        if standing is None and not behind:
+            raise no_rollout(manifest)
+        return standing is not None and standing.ended and not behind
+
+    def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
+        """Say where it stands."""
+        standing = None if manifest is None else standing_of(manifest)
+        seen = "it has not begun" if standing is None else f"{standing.revision} is {standing.phase.label}"
+        return WaitTimeoutError(f"the rollout of {self.name} is not over after {timeout}: {seen}", model=self.name)
+
+
+def no_rollout(model: Json) -> NotFoundError:
     """Return the error that says why a model has no rollout."""
     name = model["metadata"]["name"]
     if not (model.get("spec") or {}).get("rollout"):
-        return CommandError(
+        return NotFoundError(
             f"{name} has no rollout: without `spec.rollout` a new revision is promoted as soon as it is proved"
         )
-    return CommandError(f"{name} has had no rollout yet; one begins with the next change of its spec")
+    return NotFoundError(f"{name} has had no rollout yet; one begins with the next change of its spec")

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from segserve.cli.cluster.errors import ClusterError
+from segserve.platforms.errors import ControlError
 from segserve_builder.cluster.names import object_name
 from segserve_operator.adapters.kube.api import SERVICES, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.cli.cluster.calls import Calls
-    from segserve.cli.platform import Json
+    from segserve.platforms.cluster.calls import Calls
+    from segserve.platforms.port import Json
 
 NODES: Final = Kind("", "v1", "Node", "nodes")
 REACH_S: Final = 1.0
@@ -55,7 +55,7 @@ def addresses(calls: Calls, service: Json) -> Iterator[str]:
 def _node_addresses(calls: Calls) -> list[str]:
     try:
         nodes, _ = calls.list(NODES, everywhere=True)
-    except ClusterError:
+    except ControlError:
         return []  # few may look at nodes
     known = [address for node in nodes for address in node.get("status", {}).get("addresses", ())]
     wanted = ("ExternalIP", "InternalIP")
@@ -81,7 +81,7 @@ def forwarded(calls: Calls, service: Json, kubectl_options: list[str]) -> Iterat
     name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
     kubectl = shutil.which("kubectl")
     if kubectl is None:
-        raise ClusterError(
+        raise ControlError(
             f"service {name!r} of namespace {calls.namespace!r} cannot be reached from here, and there is no kubectl "
             f"to forward a port with; where there is one, run `kubectl -n {calls.namespace} port-forward "
             f"service/{name} 8080:{port}`, then SEGSERVE_URL=http://127.0.0.1:8080 names it"
@@ -109,4 +109,4 @@ def _forwarded_port(child: subprocess.Popen[bytes], name: str) -> int:
                 return int(found[1])
             if not part:
                 break
-    raise ClusterError(f"kubectl port-forward service/{name}: {said.decode(errors='replace').strip() or 'no answer'}")
+    raise ControlError(f"kubectl port-forward service/{name}: {said.decode(errors='replace').strip() or 'no answer'}")

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve.cli.cluster.errors import INSTALL, ClusterError, ForbiddenError
-from segserve.cli.platform import ROLLOUT, Check
-from segserve.cli.progress import condition
+from segserve.platforms.errors import INSTALL, ControlError, ForbiddenError
+from segserve.platforms.port import ROLLOUT, Check
+from segserve.platforms.progress import condition
 from segserve_operator.adapters.kube.api import DEPLOYMENTS, LEASES, POOLS, Kind
 from segserve_operator.api.crd import crd
 from segserve_operator.api.meta import API_GROUP
@@ -18,8 +18,8 @@ from segserve_operator.api.resources import KINDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from segserve.cli.cluster.calls import Calls
-    from segserve.cli.platform import Json
+    from segserve.platforms.cluster.calls import Calls
+    from segserve.platforms.port import Json
 
 CRDS: Final = Kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions")
 REVIEWS: Final = Kind("authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
@@ -30,6 +30,11 @@ OLDEST: Final = (1, 20)
 READING: Final = ("get", "list", "watch")
 VERBS: Final = (*READING, "create", "patch", "delete")
 
+DEFINE: Final = "segserve crds | kubectl apply --server-side -f -"
+ADD_POOL: Final = (
+    "printf 'apiVersion: segserve.dev/v1alpha1\\nkind: TritonPool\\nmetadata: {name: default}\\nspec: {}\\n' "
+    "| segserve apply -f -"
+)
 _UPGRADE: Final = "helm upgrade segserve charts/segserve, or `segserve crds | kubectl apply --server-side -f -`"
 
 
@@ -38,7 +43,7 @@ def checks(calls: Calls) -> Iterator[Check]:
     yield Check("context", good=True, seen=f"{calls.context}, namespace {calls.namespace}, {calls.server}")
     try:
         version = json.loads(calls.text("version"))
-    except ClusterError as error:
+    except ControlError as error:
         yield Check("API server", good=False, seen="no answer", advice=str(error))
         return
     yield _version(version)
@@ -54,7 +59,7 @@ def _guarded(what: str, check: Callable[[], Check]) -> Check:
         return check()
     except ForbiddenError as error:
         return Check(what, good=True, seen=f"not for you to see ({str(error).partition(';')[0]})")
-    except ClusterError as error:
+    except ControlError as error:
         return Check(what, good=False, seen="no answer", advice=str(error))
 
 
@@ -70,15 +75,15 @@ def _definition(calls: Calls, kind: str) -> Check:
     name = wanted["metadata"]["name"]
     everywhere, _ = calls.list(CRDS, fields=f"metadata.name={name}", everywhere=True)
     if not everywhere:
-        return Check(name, good=False, seen="not there", advice=INSTALL)
+        return Check(name, good=False, seen="not there", advice=INSTALL, fix=DEFINE)
     missing = sorted(_fields(wanted) - _fields(everywhere[0]))
     if missing:
         seen = f"older than this segserve: it lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}"
-        return Check(name, good=False, seen=seen, advice=_UPGRADE)
+        return Check(name, good=False, seen=seen, advice=_UPGRADE, fix=DEFINE)
     newer = sorted(_fields(everywhere[0]) - _fields(wanted))
     if newer:
         advice = f"pip install --upgrade segserve: it does not know {', '.join(newer[:3])}"
-        return Check(name, good=False, seen="newer than this segserve", advice=advice)
+        return Check(name, good=False, seen="newer than this segserve", advice=advice, fix="pip install -U segserve")
     return Check(name, good=True, seen="current")
 
 
@@ -161,7 +166,7 @@ def _pool(calls: Calls) -> Check:
     if "default" not in pools:
         seen = f"not in {calls.namespace}" + (f"; there are: {', '.join(pools)}" if pools else "")
         advice = "apply a TritonPool named default (spec: {}), or name another in each model's spec.pool"
-        return Check(what, bool(pools), seen, advice)
+        return Check(what, bool(pools), seen, advice, ADD_POOL)
     ready = condition(pools["default"], "Ready")
     seen = ": ".join(filter(None, (ready["reason"], ready.get("message"))))
     return Check(what, ready["status"] == "True", seen, "`segserve get -w` shows what it waits for")

@@ -5,20 +5,18 @@ from __future__ import annotations
 import queue
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from segserve.cli.cluster.errors import REFUSED, ClusterError
-from segserve.cli.cluster.pods import short_name
-from segserve.cli.cluster.watching import Look, Watching
-from segserve.cli.failures import CommandError
+from segserve.platforms.cluster.watching import Look, Watching
+from segserve.platforms.errors import REFUSED, ControlError
 from segserve_builder.cluster.names import GATEWAY, GROUP_LABEL, MANAGED_LABELS
 from segserve_operator.adapters.kube.api import PODS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from segserve.cli.cluster.calls import Calls
-    from segserve.cli.platform import Json, LogRequest
+    from segserve.platforms.cluster.calls import Calls
+    from segserve.platforms.port import Json, LogRequest
 
 POLL_S: Final = 1.0
 
@@ -45,7 +43,7 @@ def sources(pods: Sequence[Json], groups: Sequence[str] | None, container: str |
                 origin = f"{group}/{short_name(pod)}/{each['name']}"
                 found.append(Source(pod["metadata"]["name"], each["name"], origin))
     if not found and known:
-        raise CommandError(f"no container {container!r}; there are: {', '.join(sorted(known))}")
+        raise ControlError(f"no container {container!r}; there are: {', '.join(sorted(known))}")
     return found
 
 
@@ -54,13 +52,13 @@ def printed(calls: Calls, request: LogRequest, groups: Sequence[str] | None) -> 
     pods, _ = calls.list(PODS, labels=MANAGED_LABELS)
     chosen = sources(pods, groups, request.container)
     if not chosen:
-        raise CommandError("no pods that could have logs; `segserve describe NAME` says why")
+        raise ControlError("no pods that could have logs; `segserve describe NAME` says why")
     params = {"tailLines": str(request.lines)} | ({"previous": "true"} if request.previous else {})
     for source in chosen:
         try:
             for line in calls.text(_path(calls, source), {**params, "container": source.container}).splitlines():
                 yield f"{source.origin} | {line}"
-        except ClusterError as error:
+        except ControlError as error:
             yield f"{source.origin} | {_absent(error)}"
 
 
@@ -99,11 +97,17 @@ def _stream(calls: Calls, source: Source, lines: int, told: queue.Queue[str]) ->
         with calls.lines(_path(calls, source), params) as stream:
             for line in stream:
                 told.put(f"{source.origin} | {line}")
-    except ClusterError as error:
+    except ControlError as error:
         told.put(f"{source.origin} | {_absent(error)}")
 
 
-def _absent(error: ClusterError) -> str:
+def short_name(pod: Mapping[str, Any]) -> str:
+    """Return what tells a pod from its siblings: the end of its name, after the Deployment's."""
+    name, template = str(pod["metadata"]["name"]), (pod["metadata"].get("labels") or {}).get("pod-template-hash")
+    return name[name.rindex(template) :] if template and template in name else name
+
+
+def _absent(error: ControlError) -> str:
     return f"(no log: {str(error).removeprefix(REFUSED)})"
 
 

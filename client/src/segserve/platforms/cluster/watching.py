@@ -7,15 +7,15 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
-from segserve.cli.cluster.calls import selectors
-from segserve.cli.cluster.errors import ClusterError
+from segserve.platforms.cluster.calls import selectors
+from segserve.platforms.errors import ControlError
 from segserve_operator.adapters.kube.requests import stripped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from segserve.cli.cluster.calls import Calls
-    from segserve.cli.platform import Json
+    from segserve.platforms.cluster.calls import Calls
+    from segserve.platforms.port import Json
     from segserve_operator.adapters.kube.api import Kind
 
 WATCH_S: Final = 240
@@ -83,7 +83,7 @@ class Watching:
             try:
                 self._stream(look, version or self._list(look))
                 version = ""
-            except ClusterError as error:
+            except ControlError as error:
                 version = ""
                 with self._changed:
                     self._tell(look, str(error))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from segserve.cli.failures import CommandError
-from segserve.cli.platform import MODEL
-from segserve.cli.rollout.seen import is_written, record_of
+from segserve.platforms.errors import ConflictError, NotFoundError, WaitTimeoutError
+from segserve.platforms.port import MODEL
+from segserve.platforms.rollouts.seen import is_written, record_of
+from segserve.platforms.waiting import wait_for
 from segserve_operator.adapters.statuses import from_api
 from segserve_operator.api.rollout_policy import RolloutPolicy, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
@@ -16,7 +18,7 @@ from segserve_operator.core.phases import Phase
 from segserve_operator.core.requests import PREFIX, Request, refusal
 
 if TYPE_CHECKING:
-    from segserve.cli.platform import Json, Platform
+    from segserve.platforms.port import Json, Platform
     from segserve_operator.core.observed import ModelStatus
     from segserve_operator.core.record import Standing
 
@@ -26,14 +28,46 @@ TOKEN_BYTES: Final = 3
 def ask(here: Platform, name: str, verb: str, *, gate: str = "", timeout_s: float) -> str:
     """Ask something of a model's rollout, and return what came of it.
 
-    `CommandError` where it cannot be met, or nobody has dealt with it in time; then it stays asked.
+    Raises `ConflictError` where it cannot be met, and `WaitTimeoutError` where nobody has dealt with it in time; then
+    it stays asked.
     """
-    model = here.model(name)
-    request = _request(model, verb, gate)
-    here.annotate(MODEL, name, {PREFIX + verb: request.value})
+    request = requested(here, name, verb, gate)
     if timeout_s <= 0:
         return f"asked: {PREFIX}{verb}: {request.value}"
-    return _answer(here, name, request, timeout_s)
+    model = wait_for(here, Answered(name, request), time.monotonic() + timeout_s, f"{timeout_s:g} s")
+    assert model is not None, "a model that is gone has answered nothing"
+    return outcome(here, model, request)
+
+
+def requested(here: Platform, name: str, verb: str, gate: str = "") -> Request:
+    """Ask something of a model's rollout, and return the request; raises `ConflictError` where it cannot be met now."""
+    request = _request(here.model(name), verb, gate)
+    here.annotate(MODEL, name, {PREFIX + verb: request.value})
+    return request
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request was dealt with."""
+
+    name: str
+    request: Request
+    kind: str = MODEL
+
+    def reached(self, manifest: Json | None) -> bool:
+        """Look for it among what was dealt with."""
+        if manifest is None:
+            raise NotFoundError(f"{self.name} was deleted", model=self.name)
+        return self.request.text in ((manifest.get("status") or {}).get("handledRequests") or ())
+
+    def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
+        """Say that it stays asked."""
+        asked = f"{PREFIX}{self.request.verb}: {self.request.value}"
+        return WaitTimeoutError(
+            f"{self.name}: asked, and nobody has answered in {timeout} ({asked}); it stays asked: "
+            "`segserve doctor` says whether the platform runs",
+            model=self.name,
+        )
 
 
 def _request(model: Json, verb: str, gate: str) -> Request:
@@ -44,7 +78,7 @@ def _request(model: Json, verb: str, gate: str) -> Request:
     request = Request(verb, f"{about}@{secrets.token_hex(TOKEN_BYTES)}")
     refused = refusal(request, status.rollout, status.roles, _gates(model)) or _pointless(request, status.rollout)
     if refused is not None:
-        raise CommandError(f"{name}: {refused}{'' if revision else _instead(model, status.rollout)}")
+        raise ConflictError(f"{name}: {refused}{'' if revision else _instead(model, status.rollout)}")
     return request
 
 
@@ -90,21 +124,9 @@ def _gates(model: Json) -> tuple[str, ...]:
     return tuple(gate_name(gate) for gate in policy.gates)
 
 
-def _answer(here: Platform, name: str, request: Request, timeout_s: float) -> str:
-    deadline_s = time.monotonic() + timeout_s
-    for manifest in here.states(MODEL, name):
-        model = manifest if manifest is not None else here.model(name)
-        if request.text in ((model.get("status") or {}).get("handledRequests") or ()):
-            return _came_of_it(here, name, _status(model).rollout, request)
-        if time.monotonic() > deadline_s:
-            raise CommandError(
-                f"{name}: asked, and nobody has answered in {timeout_s:g} s ({PREFIX}{request.verb}: {request.value}); "
-                "it stays asked: `segserve doctor` says whether the platform runs"
-            )
-    raise AssertionError("states have no end")
-
-
-def _came_of_it(here: Platform, name: str, standing: Standing | None, request: Request) -> str:
+def outcome(here: Platform, model: Json, request: Request) -> str:
+    """Return what came of a request that was dealt with; raises `ConflictError` where it came too late."""
+    name, standing = model["metadata"]["name"], _status(model).rollout
     if standing is None:
         return f"{name}: {request.verb} of {request.revision} is dealt with"
     said = f"{standing.revision} is {standing.phase.label} at {standing.weight} %"
@@ -116,7 +138,7 @@ def _came_of_it(here: Platform, name: str, standing: Standing | None, request: R
     cause = ": ".join(part for part in (reason, message) if part)
     told = f"{name}: {said}" + (f" ({cause})" if cause else "")
     if not _is_met(request, standing):
-        raise CommandError(f"{told}; {request.verb} came too late, or was refused")
+        raise ConflictError(f"{told}; {request.verb} came too late, or was refused")
     return told
 
 

@@ -6,58 +6,54 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from segserve.cli.describing import described, record_of_latest
-from segserve.cli.failures import CommandError, needs
-from segserve.cli.files import read_resources
-from segserve.cli.platform import MODEL, POOL, ROLLOUT, Check, Json, LogRequest
-from segserve.cli.progress import models_table
+from segserve.platforms.errors import ControlError, NotFoundError
+from segserve.platforms.extras import needs
+from segserve.platforms.port import MODEL, POOL, ROLLOUT, Check, Json, LogRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from rich.console import RenderableType
-
+    from segserve.platforms.manifests import Written
+    from segserve.platforms.place import Local
     from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.adapters.local.store import LocalStore
 
 POLL_S: Final = 0.2
 
 
-def local_store() -> LocalStore:
+def local_store(place: Local | None = None) -> LocalStore:
     """Return the resources of the local platform."""
     with needs("local"):
         from segserve_operator.adapters.local.files import StateFolder, state_folder
         from segserve_operator.adapters.local.store import LocalStore
 
-    return LocalStore(StateFolder(state_folder()))
+    return LocalStore(StateFolder(state_folder() if place is None or place.state is None else place.state))
 
 
 class LocalPlatform:
-    """Implements `Platform` on the state folder that the environment names."""
+    """Implements `Platform` on one state folder: that of `place`, or the one that the environment names."""
 
-    def __init__(self) -> None:
-        self.store = local_store()
+    def __init__(self, place: Local | None = None) -> None:
+        self.store = local_store(place)
 
-    def apply(self, files: Iterable[Path], *, force: bool = False) -> list[tuple[str, str]]:
-        """Read all files before the first resource is stored; nobody else sets fields here."""
-        return [
-            (f"{resource.kind.lower()}/{resource.metadata.name}", self.store.apply(resource, manifest))
-            for resource, manifest in read_resources(files)
-        ]
+    def apply(self, resources: Sequence[Written], *, force: bool = False) -> list[str]:
+        """Store them; nobody else sets fields here."""
+        manifests = [(written.resource, written.complete()) for written in resources]
+        return [self.store.apply(resource, manifest) for resource, manifest in manifests]
 
-    def named(self, files: Iterable[Path]) -> list[tuple[str, str]]:
-        """Return what the files name; here are no namespaces."""
-        return [(resource.kind, resource.metadata.name) for resource, _ in read_resources(files)]
+    def check_place(self, resources: Iterable[Written]) -> None:
+        """Take all: here are no namespaces."""
 
     def delete(self, kind: str, name: str) -> str:
         """Mark a model; this machine's one pool is not deleted, it ends with `segserve down`."""
         if kind == POOL:
             return "kept: `segserve down` ends it"
-        self.store.delete(kind, name)
+        with _known():
+            self.store.delete(kind, name)
         return "deleted"
 
-    def deletes(self) -> bool:
+    def runs(self) -> bool:
         """Return whether a platform is up."""
         return self._url() is not None
 
@@ -67,11 +63,22 @@ class LocalPlatform:
 
     def model(self, name: str) -> Json:
         """Read the file."""
-        return self.store.get(MODEL, name)
+        return self._get(MODEL, name)
+
+    def find(self, kind: str, name: str) -> Json | None:
+        """Read the file."""
+        try:
+            return self._get(kind, name)
+        except NotFoundError:
+            return None
 
     def pools(self) -> list[Json]:
         """Read the files; the default pool has none."""
         return [self.store.get(POOL, name) for name in self.store.names(POOL)]
+
+    def pool(self, name: str) -> Json:
+        """Read the file."""
+        return self._get(POOL, name)
 
     def rollouts(self) -> list[Json]:
         """Read the files."""
@@ -80,12 +87,7 @@ class LocalPlatform:
 
     def rollout(self, name: str) -> Json | None:
         """Read the file."""
-        from segserve_operator.adapters.local.store import NotFoundError
-
-        try:
-            return self.store.get(ROLLOUT, name)
-        except NotFoundError:
-            return None
+        return self.find(ROLLOUT, name)
 
     def chunks(self, rollout: str, count: int) -> list[str]:
         """Read the files beside the record."""
@@ -97,39 +99,31 @@ class LocalPlatform:
         except FileNotFoundError:
             return []
 
+    def bundle(self, rollout: str) -> bytes | None:
+        """Read the file beside the platform's own."""
+        from segserve_operator.adapters.bundles.local import bundle_file
+
+        path = bundle_file(self.store.state, rollout)
+        return path.read_bytes() if path.is_file() else None
+
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
         """Write them into the user's part of the file."""
-        self.store.annotate(kind, name, annotations)
+        with _known():
+            self.store.annotate(kind, name, annotations)
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
         """Look again and again: files tell nobody that they changed."""
-        from segserve_operator.adapters.local.store import NotFoundError
-
         while True:
-            try:
-                found: Json | None = self.store.get(kind, name)
-            except NotFoundError:
-                found = None
-            yield found
+            yield self.find(kind, name)
             time.sleep(POLL_S)
-
-    def pictures(self, name: str | None, *, wide: bool) -> Iterator[RenderableType]:
-        """Show the table of `get` again and again."""
-        while True:
-            yield models_table(self.models() if name is None else [self.model(name)], wide=wide)
-
-    def description(self, name: str) -> str:
-        """Say what the resource says."""
-        model = self.model(name)
-        return described(model, record_of_latest(self, model))
 
     def logs(self, request: LogRequest) -> Iterator[str]:
         """Yield the logs of supervisor, gateway, servers and agents."""
         state = self.store.state
         if request.previous:
-            raise CommandError("--previous is for clusters: here a log goes on where the process before it ended")
+            raise ControlError("--previous is for clusters: here a log goes on where the process before it ended")
         if not state.root.exists():
-            raise CommandError(f"no platform has run in {state.root}")
+            raise ControlError(f"no platform has run in {state.root}")
         offsets: dict[Path, int] = {}
         while True:
             for path in self._log_files(request):
@@ -147,13 +141,20 @@ class LocalPlatform:
             url = None  # without what platforms need, none of this machine is up
         yield url
 
+    def close(self) -> None:
+        """Hold nothing open."""
+
     def checks(self) -> Iterator[Check]:
         """Examine what a platform needs of this machine."""
         with needs("local"):
             from segserve_operator.local_platform.doctor import examine
 
         for finding in examine(self.store):
-            yield Check(finding.what, finding.good, finding.seen, finding.advice)
+            yield Check(finding.what, finding.good, finding.seen, finding.advice, finding.fix)
+
+    def _get(self, kind: str, name: str) -> Json:
+        with _known():
+            return self.store.get(kind, name)
 
     def _url(self) -> str | None:
         from segserve_operator.local_platform.supervisor import read_platform
@@ -168,6 +169,16 @@ class LocalPlatform:
             return groups if wanted else [state.log, *sorted(state.gateway.glob("*.log")), *groups]
         roles = (self.model(request.name).get("status") or {}).get("roles", {})
         return [path for path in groups if path.parent.name in {holder.get("group") for holder in roles.values()}]
+
+
+@contextmanager
+def _known() -> Iterator[None]:
+    from segserve_operator.adapters.local import store
+
+    try:
+        yield
+    except store.NotFoundError as error:
+        raise NotFoundError(str(error)) from None
 
 
 def _new_lines(state: StateFolder, path: Path, offsets: dict[Path, int], lines: int) -> Iterator[str]:

@@ -10,15 +10,15 @@ import httpx2
 from lightkube.config.client_adapter import Client, ConnectionParams
 from lightkube.core.exceptions import ConfigError
 
-from segserve.cli.cluster.errors import (
-    ClusterError,
+from segserve.platforms.errors import (
     ConflictError,
-    ForbiddenError,
-    NoKubeconfigError,
-    NotInstalledError,
-    RefusedError,
-    UnknownError,
-    UnreachableError,
+    ControlError,
+    NotFoundError,
+    forbidden,
+    no_kubeconfig,
+    not_installed,
+    refused,
+    unreachable,
 )
 from segserve_operator.adapters.kube import requests
 from segserve_operator.adapters.kube.requests import stripped
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from lightkube.config.kubeconfig import SingleConfig
 
-    from segserve.cli.platform import Json
+    from segserve.platforms.port import Json
     from segserve_operator.adapters.kube.api import Kind
 
 FIELD_MANAGER: Final = "segserve-cli"
@@ -47,12 +47,16 @@ class Calls:
         try:
             self._client = Client(config, ConnectionParams(timeout=timeout, transport=transport))
         except (ConfigError, OSError, ValueError) as error:
-            raise NoKubeconfigError(f"context {self.context!r} cannot be used: {error}") from error
+            raise no_kubeconfig(f"context {self.context!r} cannot be used: {error}") from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
         self._client.close()
 
     def list(
@@ -74,7 +78,7 @@ class Calls:
         return sorted(found, key=_place), str(page["metadata"].get("resourceVersion", ""))
 
     def get(self, kind: Kind, name: str, *, namespace: str | None = None) -> Json:
-        """Return one object; `UnknownError` where there is none."""
+        """Return one object; `NotFoundError` where there is none."""
         return stripped(self._json(kind, "GET", self.path(kind, name, namespace=namespace)))
 
     def apply(self, kind: Kind, manifest: Json, namespace: str, *, force: bool = False, dry_run: bool = False) -> Json:
@@ -124,7 +128,7 @@ class Calls:
         try:
             found: Json = answer.json()
         except ValueError as error:
-            raise UnreachableError(self.server, self.context, f"it sent {answer.text[:80]!r}, no JSON") from error
+            raise unreachable(self.server, self.context, f"it sent {answer.text[:80]!r}, no JSON") from error
         return found
 
     def _send(self, kind: Kind | None, method: str, path: str, *, params: Mapping[str, str] | None = None,
@@ -138,28 +142,28 @@ class Calls:
             raise self._refusal(kind, answer)
         return answer
 
-    def _unreachable(self, error: Exception) -> ClusterError:
-        return UnreachableError(self.server, self.context, str(error) or type(error).__name__)
+    def _unreachable(self, error: Exception) -> ControlError:
+        return unreachable(self.server, self.context, str(error) or type(error).__name__)
 
-    def _refusal(self, kind: Kind | None, answer: httpx2.Response) -> ClusterError:
+    def _refusal(self, kind: Kind | None, answer: httpx2.Response) -> ControlError:
         """Return the error that fits an answer; its text has the server's words."""
         said = _status(answer)
         message = str(said.get("message") or answer.text[:200])
         match answer.status_code:
             case 401:
-                return ForbiddenError(f"the credentials of context {self.context!r} are not accepted: {message}")
+                return forbidden(f"the credentials of context {self.context!r} are not accepted: {message}")
             case 403:
-                return ForbiddenError(message)
+                return forbidden(message)
             case 404 if kind is not None and not (said.get("details") or {}).get("name"):
-                return NotInstalledError(f"{kind.plural}.{kind.group}" if kind.group else kind.plural, self.context)
+                return not_installed(f"{kind.plural}.{kind.group}" if kind.group else kind.plural, self.context)
             case 404:
-                return UnknownError(message)
+                return NotFoundError(message)
             case 409:
                 return ConflictError(_conflict(said, message))
             case 400 | 413 | 415 | 422:
-                return RefusedError(_refused(said, message))
+                return refused(_refused(said, message))
             case code:
-                return ClusterError(f"{self.server} answered {code}: {message}")
+                return ControlError(f"{self.server} answered {code}: {message}")
 
 
 def selectors(labels: Mapping[str, str] | None, fields: str) -> dict[str, str]:
@@ -197,4 +201,4 @@ def _conflict(said: Json, message: str) -> str:
     if not causes:
         return f"{message}; try again"
     told = "; ".join(f"{cause.get('field', '?')} ({cause.get('message', 'conflict')})" for cause in causes)
-    return f"set by somebody else too: {told}; change them there, or take them over with --force-conflicts"
+    return f"set by somebody else too: {told}; change them there, or take them over with --force-conflicts (force=True)"

@@ -1,0 +1,99 @@
+"""Models and pools, for threads."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, overload
+
+from segserve.control.typed import all_applied, applied, goal_of, typed
+from segserve.platforms.port import MODEL, POOL
+from segserve.platforms.waiting import wait_for
+from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.api.triton_pool import TritonPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from segserve.platforms.manifests import Source
+    from segserve.platforms.port import Platform
+
+ModelList: TypeAlias = list[SegmentationModel]
+PoolList: TypeAlias = list[TritonPool]
+Target: TypeAlias = Literal["Ready", "delete"]
+"""What to wait for of a model: that its newest spec serves, or that nothing of it is left."""
+
+WAIT_S: Final = 120.0
+
+
+class Models:
+    """The SegmentationModels of a platform: `client.models`."""
+
+    def __init__(self, platform: Callable[[], Platform]) -> None:
+        self._platform = platform
+
+    def list(self) -> ModelList:
+        """Return all models by name."""
+        return [typed(manifest, SegmentationModel) for manifest in self._platform().models()]
+
+    def get(self, name: str) -> SegmentationModel:
+        """Return a model with its status; raises `NotFoundError`."""
+        return typed(self._platform().model(name), SegmentationModel)
+
+    def apply(self, source: Source, *, force: bool = False) -> SegmentationModel:
+        """Create or change a model, and return it as it is stored; it serves later (see `wait`).
+
+        `source` is a `SegmentationModel`, its JSON as a mapping, a path, or YAML text (a string of more than one
+        line), with one model in it. A relative address of an artifact is relative to its file (else to the current
+        folder) on this machine, on a cluster to the pool's artifact base. `force` takes over fields that another tool
+        has set on a cluster. Raises `InvalidResourceError`, which names each field that is wrong and what is allowed,
+        and `ConflictError`.
+        """
+        return applied(self._platform(), source, SegmentationModel, force=force)
+
+    def apply_all(self, source: Source, *, force: bool = False) -> ModelList:
+        """Create or change all resources of a file or text, or none where one is wrong, and return the models.
+
+        It may have pools too. Otherwise as `apply`.
+        """
+        return all_applied(self._platform(), source, force=force)
+
+    def delete(self, name: str) -> None:
+        """Ask for a model's deletion: requests to it end first, then it is unloaded. Raises `NotFoundError`."""
+        self._platform().delete(MODEL, name)
+
+    @overload
+    def wait(self, name: str, *, for_: Literal["Ready"] = "Ready", timeout_s: float = WAIT_S) -> SegmentationModel: ...
+    @overload
+    def wait(self, name: str, *, for_: Literal["delete"], timeout_s: float = WAIT_S) -> None: ...
+    def wait(self, name: str, *, for_: Target = "Ready", timeout_s: float = WAIT_S) -> SegmentationModel | None:
+        """Return the model once its newest spec serves all its callers, or None once nothing is left of it.
+
+        Raises `NotServingError` with the cause as soon as it cannot come to serve by itself, `NoPlatformError` where
+        nothing runs that could carry it out, `NotFoundError`, and `WaitTimeoutError`.
+        """
+        here, deadline_s = self._platform(), time.monotonic() + timeout_s
+        manifest = wait_for(here, goal_of(here, name, for_), deadline_s, f"{timeout_s:g} s")
+        return None if manifest is None else typed(manifest, SegmentationModel)
+
+
+class Pools:
+    """The TritonPools of a platform: `client.pools`. This machine's one pool needs no resource."""
+
+    def __init__(self, platform: Callable[[], Platform]) -> None:
+        self._platform = platform
+
+    def list(self) -> PoolList:
+        """Return all pools by name."""
+        return [typed(manifest, TritonPool) for manifest in self._platform().pools()]
+
+    def get(self, name: str) -> TritonPool:
+        """Return a pool with its status; raises `NotFoundError`."""
+        return typed(self._platform().pool(name), TritonPool)
+
+    def apply(self, source: Source, *, force: bool = False) -> TritonPool:
+        """Create or change a pool, as `Models.apply` does a model."""
+        return applied(self._platform(), source, TritonPool, force=force)
+
+    def delete(self, name: str) -> None:
+        """Ask for a pool's deletion; this machine's stays until `segserve down`. Raises `NotFoundError`."""
+        self._platform().delete(POOL, name)

@@ -1,0 +1,126 @@
+"""Rollouts, for threads."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from segserve.control.typed import check_runs, record, typed
+from segserve.platforms.errors import NotFoundError, NotServingError
+from segserve.platforms.rollouts.seen import Ended, is_written, no_rollout
+from segserve.platforms.rollouts.verbs import ask
+from segserve.platforms.waiting import wait_for
+from segserve_operator.api.rollout_status import RolloutPhase, RolloutStatus
+from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.api.segmentation_rollout import SegmentationRollout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from segserve.platforms.port import Json, Platform
+
+RolloutList: TypeAlias = list[SegmentationRollout]
+
+ANSWER_S: Final = 10.0
+WAIT_S: Final = 3600.0
+
+
+class Rollouts:
+    """How new revisions come to serve, and your word in it: `client.rollouts`.
+
+    A verb names the model, and means the rollout that it is at. It returns where the rollout stands once the platform
+    has dealt with it. It raises `ConflictError` where it cannot be met (any more), and `WaitTimeoutError` where nobody
+    has dealt with it within `timeout_s`; then it stays asked. With `timeout_s=0` it asks and does not wait.
+    """
+
+    def __init__(self, platform: Callable[[], Platform]) -> None:
+        self._platform = platform
+
+    def list(self, model: str | None = None) -> RolloutList:
+        """Return the records of rollouts, of one model or all, the newest first."""
+        found = [typed(each, SegmentationRollout) for each in self._platform().rollouts() if is_written(each)]
+        return sorted((each for each in found if model in (None, each.spec.model)), key=_begun, reverse=True)
+
+    def get(self, name: str) -> SegmentationRollout:
+        """Return the record of a rollout; its name is `status(model).name`. Raises `NotFoundError`."""
+        return record(self._platform(), name)
+
+    def status(self, model: str) -> RolloutStatus:
+        """Return where a model's latest rollout stands; raises `NotFoundError` where it has had none."""
+        return standing(self._platform().model(model))
+
+    def promote(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Send all requests to the new revision now, whatever gates still wait for."""
+        return self._ask(model, "promote", timeout_s)
+
+    def abort(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Send no requests to the new revision from now on, and fail it."""
+        return self._ask(model, "abort", timeout_s)
+
+    def pause(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Keep the weight where it is; a breach still rolls back."""
+        return self._ask(model, "pause", timeout_s)
+
+    def resume(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Go on after a pause, or after a step that waits for a person's word."""
+        return self._ask(model, "resume", timeout_s)
+
+    def retry(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Try the revision that failed once more, from the beginning."""
+        return self._ask(model, "retry", timeout_s)
+
+    def rollback(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Leave the stable revision for the one before it, which is still loaded."""
+        return self._ask(model, "rollback", timeout_s)
+
+    def skip_gate(self, model: str, gate: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Put a gate aside for this rollout: it neither holds the candidate nor rolls it back."""
+        return self._ask(model, "skip-gate", timeout_s, gate)
+
+    def wait(self, model: str, *, timeout_s: float = WAIT_S) -> RolloutStatus:
+        """Return where a model's rollout stands once it is over, with its revision in service.
+
+        One that is about to begin is waited for too. Raises `NotServingError` with the cause where it ended otherwise,
+        `NotFoundError` where none is to come, `NoPlatformError` where nothing runs, and `WaitTimeoutError`.
+        """
+        here, deadline_s = self._platform(), time.monotonic() + timeout_s
+        check_runs(here, model)
+        return succeeded(wait_for(here, Ended(model), deadline_s, f"{timeout_s:g} s"))
+
+    def bundle(self, name: str) -> bytes:
+        """Return what was kept of a rollout that was rolled back, as .tar.gz; raises `NotFoundError`."""
+        content = self._platform().bundle(name)
+        if content is None:
+            raise NotFoundError(f"no bundle of rollout {name!r}: only rollbacks leave one, and the newest few are kept")
+        return content
+
+    def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
+        here = self._platform()
+        ask(here, model, verb, gate=gate, timeout_s=timeout_s)
+        return standing(here.model(model))
+
+
+def standing(model: Json) -> RolloutStatus:
+    """Return where a model's latest rollout stands; raises `NotFoundError` where it has had none."""
+    status = typed(model, SegmentationModel).status
+    if status is None or status.rollout is None:
+        raise no_rollout(model)
+    return status.rollout
+
+
+def succeeded(model: Json | None) -> RolloutStatus:
+    """Return where the rollout of a model stands that has ended; raises `NotServingError` for a bad end."""
+    assert model is not None, "a model that is gone has no rollout that ends"
+    found = standing(model)
+    if found.phase is not RolloutPhase.SUCCEEDED:
+        cause = ": ".join(filter(None, (found.reason, found.message)))
+        name = model["metadata"]["name"]
+        raise NotServingError(
+            f"{name}: {found.revision} is {found.phase}: {cause}", model=name, revision=found.revision
+        )
+    return found
+
+
+def _begun(found: SegmentationRollout) -> tuple[float, str]:
+    began = found.status.started_at
+    return 0.0 if began is None else began.timestamp(), found.metadata.name

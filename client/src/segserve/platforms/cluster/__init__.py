@@ -1,0 +1,1 @@
+"""A cluster, seen through its API server."""
