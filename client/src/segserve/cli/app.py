@@ -2,44 +2,79 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from segserve.cli import building, calibrating, exporting, lifecycle, predict, resources
+from segserve.cli import batch, building, calibrating, completion, doctor, exporting, lifecycle, predict, resources
+from segserve.cli.examples import epilog
 from segserve.cli.failures import user_errors
+from segserve.cli.init import command as init
 from segserve.cli.rollout import commands as rollouts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+COMPLETES: Final = "_SEGSERVE_COMPLETE"
+"""What a shell sets where it asks how a line may go on."""
 
 app = typer.Typer(
     name="segserve",
-    help="Serve image segmentation on NVIDIA Triton: one resource file in, masks out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    add_completion=False,  # `segserve completion` prints it without touching anybody's files
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
-app.command()(lifecycle.up)
-app.command()(lifecycle.down)
-app.command()(lifecycle.doctor)
-app.command()(lifecycle.logs)
-app.command()(lifecycle.cleanup)
-app.command()(resources.apply)
-app.command()(resources.delete)
-app.command()(resources.get)
-app.command()(resources.describe)
-app.command()(resources.wait)
-app.command()(predict.predict)
-app.command()(building.build)
-app.command()(building.crds)
-app.command()(exporting.export)
-app.command()(calibrating.calibrate)
-app.add_typer(rollouts.rollout, name="rollout")
-app.add_typer(building.runtime, name="runtime")
-app.add_typer(building.golden, name="golden")
+COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
+    "From a file to masks": (init.init, predict.predict, batch.batch),
+    "Models": (resources.apply, resources.get, resources.describe, resources.wait, resources.delete),
+    "This machine's platform": (lifecycle.up, lifecycle.down, doctor.doctor, lifecycle.logs),
+    "Without a platform": (
+        exporting.export,
+        building.build,
+        calibrating.calibrate,
+        building.crds,
+        lifecycle.cleanup,
+        completion.completion,
+    ),
+}
+
+
+def _print_version(wanted: bool) -> None:
+    from importlib.metadata import version
+
+    if wanted:
+        typer.echo(f"segserve {version('segserve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def segserve(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Serve image segmentation on NVIDIA Triton: one resource file in, masks out."""
+
+
+for _panel, _commands in COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel, epilog=epilog(_command.__name__))(_command)
+app.add_typer(rollouts.rollout, name="rollout", rich_help_panel="Models")
+app.add_typer(building.golden, name="golden", rich_help_panel="Without a platform")
+app.add_typer(building.runtime, name="runtime", rich_help_panel="This machine's platform")
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 1, never with a traceback."""
+    if COMPLETES in os.environ:
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()
     try:
         app()
     except SystemExit:

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from segserve.cli.examples import epilog
 from segserve.cli.failures import CommandError, needs
-from segserve.cli.files import read_resources
+from segserve.cli.recording import record
+from segserve.platforms.manifests import read_files
 
 golden = typer.Typer(help="Golden sets: images with their expected answers.", no_args_is_help=True)
 runtime = typer.Typer(help="The environment that Triton's Python steps run in.", no_args_is_help=True)
@@ -21,16 +23,20 @@ def build(
     """Write the Triton model repository of some models, for those who run Triton themselves."""
     with needs("builder"):
         from segserve_builder.repository import write_repository
+        from segserve_operator.adapters.local.access import local_access
         from segserve_operator.adapters.local.files import cache_folder
         from segserve_operator.api.segmentation_model import SegmentationModel
+        from segserve_operator.api.triton_pool import TritonPool
 
-    read = read_resources(files)
-    models = [resource.kind for resource, _ in read]
+    read = read_files(files)
+    pools = [written.resource for written in read if isinstance(written.resource, TritonPool)]
+    access = local_access(pools[0].spec.artifacts if pools else None)
+    models = [written.resource.kind for written in read]
     if "SegmentationModel" not in models:
         raise CommandError(
             f"no SegmentationModel in {', '.join(map(str, files))}; found: {', '.join(models) or 'nothing'}"
         )
-    for _, manifest in read:
+    for manifest in (written.complete() for written in read):
         if manifest["kind"] == "SegmentationModel":
             assigned = SegmentationModel.model_validate(manifest).assigned
             write_repository(
@@ -40,6 +46,7 @@ def build(
                 output,
                 cache_folder(),
                 assigned.second_artifact,
+                access,
             )
             typer.echo(f"{assigned.revision} written to {output}")
 
@@ -65,6 +72,9 @@ def golden_digest(folder: Annotated[Path, typer.Argument(help="A folder with gol
         from segserve_builder.sources import folder_digest
 
     typer.echo(folder_digest(folder))
+
+
+golden.command("record", epilog=epilog("golden record"))(record)
 
 
 @runtime.command("install")

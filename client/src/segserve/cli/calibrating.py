@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from segserve.cli.failures import CommandError, needs
-from segserve.cli.files import images_in, read_resources
+from segserve.cli.files import images_in
+from segserve.platforms.manifests import read_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +90,7 @@ def _chosen(files: list[Path], name: str | None) -> SegmentationModel:
 
     models = {
         manifest["metadata"]["name"]: SegmentationModel.model_validate(manifest)
-        for _, manifest in read_resources(files)
+        for manifest in (written.complete() for written in read_files(files))
         if manifest["kind"] == "SegmentationModel"
     }
     if name is not None and name not in models:
@@ -123,7 +124,7 @@ def _labelled_pixels(
     from segserve_builder.sampling import axes, logits_at
 
     pipeline = resource.spec.pipeline(resource.metadata.name)
-    model, aligned = _loaded(resource, pipeline), _label_stage(pipeline).align_corners
+    model, aligned = loaded(resource, pipeline), _label_stage(pipeline).align_corners
     for image, label in pairs:
         value, truth = _logits(model, pipeline, image), _read_labels(label)
         place = value.placement
@@ -144,20 +145,22 @@ def _labelled_pixels(
         yield logits_at(value.values, rows, columns, *np.divmod(chosen, place.width)), own, value.temperature
 
 
-def _loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
+def loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
+    """Return a resource's pipeline with its files, ready to answer in this process."""
     from segserve_builder.in_process import InProcessModel
     from segserve_builder.sources import fetch
+    from segserve_operator.adapters.local.access import local_access
     from segserve_operator.adapters.local.files import cache_folder
 
     try:
         import onnxruntime  # noqa: F401
     except ModuleNotFoundError as error:
         raise CommandError("this command runs the network itself: pip install onnxruntime") from error
-    spec, cache = resource.spec, cache_folder()
+    spec, cache, access = resource.spec, cache_folder(), local_access()
     second = None
     if spec.instances is not None:
-        second = fetch(spec.instances.artifact.uri, spec.instances.artifact.sha256, cache)
-    return InProcessModel(pipeline, fetch(spec.artifact.uri, spec.artifact.sha256, cache), second)
+        second = fetch(spec.instances.artifact.uri, spec.instances.artifact.sha256, cache, access)
+    return InProcessModel(pipeline, fetch(spec.artifact.uri, spec.artifact.sha256, cache, access), second)
 
 
 def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:

@@ -11,7 +11,7 @@ from segserve.cli.progress import age
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.cli.platform import Json, Platform
+    from segserve.platforms.port import Json, Platform
 
 DECISIONS: Final = 10
 

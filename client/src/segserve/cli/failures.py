@@ -1,14 +1,11 @@
-"""Which exceptions are a user's to mend, and what to say where an extra is not installed."""
+"""Which exceptions are a user's to mend."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
 from segserve.errors import SegserveError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from segserve.platforms.extras import needs as needs
 
 
 class CommandError(Exception):
@@ -17,7 +14,8 @@ class CommandError(Exception):
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Return the exception types whose text is all that a user needs to see."""
-    found: list[type[Exception]] = [CommandError, SegserveError]
+    # What the machine refuses (a full disk, a folder that is a file, a right that is missing) says itself what it is.
+    found: list[type[Exception]] = [CommandError, SegserveError, OSError]
     with contextlib.suppress(ImportError):
         from segserve_builder.errors import BuilderError
         from segserve_operator.api.errors import SpecError
@@ -31,12 +29,3 @@ def user_errors() -> tuple[type[Exception], ...]:
 
         found += [PlatformError, PortTakenError, RuntimeEnvironmentError, NotFoundError]
     return tuple(found)
-
-
-@contextlib.contextmanager
-def needs(extra: str) -> Iterator[None]:
-    """Turn a missing package into the command that installs it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise CommandError(f"this command needs {error.name}: pip install 'segserve[{extra}]'") from error

@@ -1,4 +1,4 @@
-"""up, down, doctor, logs, cleanup: the platform itself."""
+"""up, down, logs, cleanup: the platform itself."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
+from segserve.cli.completion import model_names
 from segserve.cli.failures import CommandError, needs
-from segserve.cli.local import POLL_S, LocalPlatform, local_store
-from segserve.cli.platform import MODEL, LogRequest
-from segserve.cli.progress import models_table, progress
-from segserve.cli.resources import seconds, wait_ready
+from segserve.cli.progress import models_table
+from segserve.cli.resources import seconds
 from segserve.cli.where import Where, is_local, platform, somewhere
+from segserve.platforms.local import POLL_S, LocalPlatform, local_store
+from segserve.platforms.manifests import read_files
+from segserve.platforms.place import Cluster
+from segserve.platforms.port import MODEL, LogRequest
+from segserve.platforms.progress import progress
+from segserve.platforms.waiting import wait_serving
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder
@@ -76,15 +80,15 @@ def _apply(files: list[Path], port: int | None) -> list[str]:
         check_port(store.state, port or store.pool().spec.gateway.port)
     elif port is not None and not running.url.endswith(f":{port}"):
         raise CommandError(f"the platform runs at {running.url}; `segserve down` ends it, then --port can be another")
-    applied = LocalPlatform().apply(files)
-    for name, outcome in applied:
-        typer.echo(f"{name} {outcome}")
+    resources = read_files(files)
+    for written, outcome in zip(resources, LocalPlatform().apply(resources), strict=True):
+        typer.echo(f"{written.title} {outcome}")
     if port is not None:
         store.set_gateway_port(port)
     if not files:
         kept = [store.get(MODEL, name)["metadata"] for name in store.names(MODEL)]
         return [metadata["name"] for metadata in kept if "deletionTimestamp" not in metadata]
-    return [name.partition("/")[2] for name, _ in applied if name.startswith(f"{MODEL.lower()}/")]
+    return [each.resource.metadata.name for each in resources if each.resource.kind == MODEL]
 
 
 def _launch(state: StateFolder) -> None:
@@ -117,7 +121,7 @@ def _wait_for(names: list[str], timeout_s: float, timeout: str) -> None:
 
     deadline_s = time.monotonic() + timeout_s
     for name in names:
-        typer.echo(f"{name}: {wait_ready(LocalPlatform(), name, deadline_s, timeout)}")
+        typer.echo(f"{name}: {wait_serving(LocalPlatform(), name, deadline_s, timeout)}")
     record = read_platform(local_store().state)
     typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC; `segserve down` ends it)")
 
@@ -156,24 +160,11 @@ def _end(state: StateFolder, *, keep: bool) -> None:
 
 
 @somewhere
-def doctor(where: Where) -> None:
-    """Check what the platform needs (this machine, or a cluster and your rights there), and how to mend it."""
-    good = True
-    for check in platform(where).checks():
-        sign = "[green]ok [/]" if check.good else "[red]bad[/]"
-        console = Console(soft_wrap=True)
-        console.print(f"{sign} {check.what}: {escape(check.seen)}", highlight=False)
-        if not check.good:
-            console.print(f"    {escape(check.advice)}", highlight=False)
-        good = good and check.good
-    if not good:
-        raise typer.Exit(1)
-
-
-@somewhere
 def logs(
     where: Where,
-    name: Annotated[str | None, typer.Argument(help="Only the servers that hold this model.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Only the servers that hold this model.", autocompletion=model_names)
+    ] = None,
     container: Annotated[
         str | None, typer.Option("--container", "-c", help="Only triton's or the agent's; all without it.")
     ] = None,
@@ -204,11 +195,11 @@ def cleanup(
     if is_local(where):
         raise CommandError("cleanup is for clusters (--context, --namespace); here `segserve down` leaves nothing")
     with needs("cluster"):
-        from segserve.cli.cluster.calls import Calls
         from segserve.cli.cluster.cleanup import leftovers, remove, running_operator
-        from segserve.cli.cluster.config import config_of
+        from segserve.platforms.cluster.calls import Calls
+        from segserve.platforms.cluster.config import config_of
 
-    with Calls(config_of(where)) as calls:
+    with Calls(config_of(Cluster(where.context, where.namespace, where.kubeconfig))) as calls:
         found = leftovers(calls, everywhere=everywhere, of_all=everything)
         place = "all namespaces" if everywhere else f"namespace {calls.namespace}"
         if not found:

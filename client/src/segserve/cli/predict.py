@@ -1,49 +1,105 @@
-"""`segserve predict`: images in, a table of what was found out, with overlays or COCO JSON where asked."""
+"""`segserve predict`: images in, what was found out, with overlays, masks or COCO JSON where asked."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from contextlib import AbstractContextManager, nullcontext
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from segserve.cli.asking import HOPELESS, gateway, with_advice
+from segserve.cli.completion import model_names
 from segserve.cli.failures import CommandError
-from segserve.cli.where import Where, is_local, platform, somewhere
-from segserve.errors import BadRequestError
+from segserve.cli.image_files import ImageFile, image_files, overlay_paths
+from segserve.cli.where import Where, somewhere
+from segserve.errors import (
+    BadRequestError,
+    ModelNotFoundError,
+    SegserveError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.table import Table
 
-    from segserve.objects import Detection, Objects
     from segserve.results import Result
-    from segserve.semantic import SemanticResult
-    from segserve.types import Segmentation
 
-    Row = dict[str, str]
+TABLES: Final = 5
+"""Up to so many images have a table each; of more there is a line each."""
 
-STEM = "{stem}"
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be made of each image."""
+
+    overlays: Mapping[ImageFile, Path]
+    masks: Path | None
+    coco: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image: its COCO data set where asked, what to show of it, or its error."""
+
+    image: ImageFile
+    result: Result | None = None
+    document: dict[str, Any] | None = None
+    error: SegserveError | None = None
 
 
 @somewhere
 def predict(
     where: Where,
-    name: Annotated[str, typer.Argument(help="The model.", show_default=False)],
-    images: Annotated[list[Path], typer.Argument(help="JPEG, PNG, WebP or TIFF files.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="The model.", show_default=False, autocompletion=model_names)],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE",
+            help="JPEG, PNG, WebP or TIFF files, globs in quotes, folders, - for standard input.",
+            show_default=False,
+        ),
+    ],
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into folders of folders.")] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
+            metavar="PATH",
             help="Write overlays: a file for one image; for several a folder, or a path with {stem} in it.",
             show_default=False,
+            rich_help_panel="What to write",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a COCO data set instead of a table.")] = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write masks as PNG: label maps, or a file for each object.",
+            show_default=False,
+            rich_help_panel="What to write",
+        ),
+    ] = None,
+    coco: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write all that was found as one COCO data set.",
+            show_default=False,
+            rich_help_panel="What to write",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print that data set instead of tables.", rich_help_panel="What to write")
+    ] = False,
     score_threshold: Annotated[
         float | None, typer.Option(help="Leave out what scores less.", show_default=False)
     ] = None,
@@ -52,145 +108,173 @@ def predict(
         Literal["rle", "polygons", "png", "raw"] | None,
         typer.Option(help="How masks travel; the answer is the same.", show_default=False),
     ] = None,
+    in_flight: Annotated[int, typer.Option(min=1, max=256, help="How many images are asked for at once.")] = 4,
     url: Annotated[
         str | None,
         typer.Option(
             envvar="SEGSERVE_URL",
             help="The gateway; without it the platform's, or http://127.0.0.1:8080 where none is up.",
+            rich_help_panel="Where",
         ),
     ] = None,
-    transport: Annotated[Literal["http", "grpc"], typer.Option(help="How to talk to the gateway.")] = "http",
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for each image.")] = 30.0,
+    transport: Annotated[
+        Literal["http", "grpc"], typer.Option(help="How to talk to the gateway.", rich_help_panel="Where")
+    ] = "http",
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for each image.")] = 30.0,
 ) -> None:
-    """Segment images with a model and print what was found."""
-    from segserve.client import Client
-    from segserve.coco import merge
+    """Segment images with a model, and print what was found.
 
-    targets = overlay_paths(images, output)
-    documents = []
-    with _gateway(where, name, url) as address, Client(address, transport=transport, timeout_s=timeout) as client:
-        for number, image in enumerate(images, 1):
-            data = _read(image)
-            result = client.segment(
-                data,
-                model=name,
-                score_threshold=score_threshold,
-                max_detections=max_detections,
-                encoding=encoding,
-            )
-            if as_json:
-                documents.append(result.to_coco(image_id=number, file_name=image.name))
-            else:
-                _print(result_table(image, result))
-            if image in targets:
-                _write_overlay(result, data, targets[image], tell=not as_json)
-    if as_json:
-        typer.echo(json.dumps(merge(documents), indent=2))
-
-
-def _gateway(where: Where, model: str, url: str | None) -> AbstractContextManager[str | None]:
-    """Make the gateway reachable for the time of the block; one that is named is not looked for."""
-    if url is not None:
-        return nullcontext(url)
-    try:
-        return platform(where).gateway(model)
-    except CommandError:
-        if not is_local(where):
-            raise
-        return nullcontext(None)  # to ask the usual address, nothing of the platform need be installed
-
-
-def overlay_paths(images: list[Path], output: Path | None) -> dict[Path, Path]:
-    """Return where each image's overlay goes, nothing where none is asked for.
-
-    Raises `BadRequestError` where two overlays would share a file, or one would replace an image.
+    Images are asked for several at once and told in their order. One that fails does not hold up the others: it is
+    named at the end, and the exit code is 1.
     """
-    if output is None:
-        return {}
-    if STEM in output.name:
-        targets = {image: output.with_name(output.name.replace(STEM, image.stem)) for image in images}
-    elif output.is_dir() or not output.suffix:
-        targets = {image: output / f"{image.stem}.png" for image in images}
-    else:
-        targets = dict.fromkeys(images, output)
-    if len(set(targets.values())) < len(targets):
-        raise BadRequestError(
-            f"{len(images)} overlays need different files, got {str(output)!r}; "
-            f"allowed: a folder, or a path with {STEM} in it, and images of different names"
-        )
-    replaced = {target.resolve() for target in targets.values()} & {image.resolve() for image in images}
-    if replaced:
-        raise BadRequestError(f"an overlay would replace the image {str(min(replaced))!r}")
-    return targets
+    from segserve.client import Client
+    from segserve.many import SegmentKeywords
+
+    given = image_files(images, recursive=recursive)
+    asked = Asked(overlay_paths(given, output), masks, coco=as_json or coco is not None)
+    _check_targets(given, masks, coco)
+    options = SegmentKeywords(score_threshold=score_threshold, max_detections=max_detections, encoding=encoding)
+    began_s = time.monotonic()
+    try:
+        with gateway(where, name, url) as address, Client(address, transport=transport, timeout_s=timeout) as client:
+            ask = partial(client.segment, model=name, **options)
+            outcomes = list(_shown(_outcomes(ask, given, asked, in_flight), given, asked, quiet=as_json))
+    except ModelNotFoundError as error:
+        raise with_advice(error, where, name) from error
+    if as_json or coco is not None:
+        _write_coco([one.document for one in outcomes if one.document is not None], coco, print_it=as_json)
+    failed = [one for one in outcomes if one.error is not None]
+    if len(given) > 1:
+        typer.echo(_summary(given, failed, time.monotonic() - began_s, (output, masks, coco)), err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _outcomes(
+    ask: Callable[[bytes], Result], images: Sequence[ImageFile], asked: Asked, in_flight: int
+) -> Iterator[Outcome]:
+    """Yield an outcome for each image, in order; raises what makes all fail, where that is seen at the first."""
+    from segserve.many import in_order
+
+    answered = False
+    calls = (partial(_outcome, ask, image, number, asked) for number, image in enumerate(images, 1))
+    for outcome in in_order(calls, in_flight):
+        if outcome.error is not None and not answered and (len(images) == 1 or isinstance(outcome.error, HOPELESS)):
+            raise outcome.error
+        answered = True
+        yield outcome
+
+
+def _outcome(ask: Callable[[bytes], Result], image: ImageFile, number: int, asked: Asked) -> Outcome:
+    try:
+        data = image.read()
+        result = ask(data)
+        if image in asked.overlays:
+            _write_overlay(result, data, asked.overlays[image])
+        if asked.masks is not None:
+            _write_masks(result, asked.masks, image)
+    except SegserveError as error:
+        return Outcome(image, error=error)
+    document = result.to_coco(image_id=number, file_name=image.name) if asked.coco else None
+    return Outcome(image, result, document)
+
+
+def _shown(outcomes: Iterator[Outcome], images: Sequence[ImageFile], asked: Asked, *, quiet: bool) -> Iterator[Outcome]:
+    """Yield the outcomes again, printed; they are let go of what they held."""
+    with _progress(len(images)) as advance:
+        for outcome in outcomes:
+            if outcome.error is not None:
+                typer.echo(f"error: {outcome.image}: {outcome.error}", err=True)
+            elif outcome.result is not None and not quiet:
+                _print(outcome.image, outcome.result, table=len(images) <= TABLES)
+                if outcome.image in asked.overlays and len(images) <= TABLES:
+                    typer.echo(f"overlay: {asked.overlays[outcome.image]}")
+            advance()
+            yield Outcome(outcome.image, document=outcome.document, error=outcome.error)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """Show how far it is, on a terminal's stderr."""
+    if total == 1 or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+        task = bar.add_task("images", total=total)
+        yield lambda: bar.advance(task)
+
+
+def _print(image: ImageFile, result: Result, *, table: bool) -> None:
+    from rich.console import Console
+
+    if table:
+        Console().print(result_table(Path(image.name), result))
+        return
+    from segserve.display import printable, summary
+
+    found = ", ".join(
+        " ".join(row[key] for key in ("count", "class", "share") if key in row) for row in summary(result)
+    )
+    typer.echo(f"{printable(image.name, 200)}: {found or 'nothing'}")
 
 
 def result_table(image: Path, result: Result) -> Table:
     """Return one image's table: a row a class, by number found or by area."""
-    from rich.markup import escape
-    from rich.table import Table
+    from segserve.display import table
 
-    from segserve.semantic import SemanticResult
-
-    height, width = result.size
-    table = Table(
-        title=f"{escape(image.name)}  [dim]{width} x {height}[/]",
-        caption=f"revision {result.revision}",
-        title_justify="left",
-        caption_justify="left",
-    )
-    rows = list(_semantic_rows(result) if isinstance(result, SemanticResult) else _object_rows(result))
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for row in rows:
-        table.add_row(*map(escape, row.values()))
-    return table
+    return table(result, image.name)
 
 
-def _object_rows(result: Objects[Any]) -> Iterator[Row]:
-    """Yield a row for each class that was found; areas only where the answer has masks."""
-    found: defaultdict[str, list[Detection]] = defaultdict(list)
-    for one in result:
-        found[one.class_name].append(one)
-    for name, ones in sorted(found.items(), key=lambda item: -len(item[1])):
-        low, high = (f"{bound(one.score for one in ones):.2f}" for bound in (min, max))
-        scores = low if low == high else f"{low} to {high}"
-        areas = [area for one in ones if (area := getattr(one, "area", None)) is not None]
-        yield {"class": name, "count": str(len(ones)), "score": scores} | (_area(sum(areas), result) if areas else {})
-    if not found:
-        yield {"class": "nothing", "count": "0"}
+def _summary(
+    images: Sequence[ImageFile], failed: Sequence[Outcome], seconds: float, written: Sequence[Path | None]
+) -> str:
+    places = ", ".join(str(path) for path in written if path is not None)
+    parts = [f"{len(images)} images", f"{len(failed)} failed" if failed else "all answered", f"{seconds:.1f} s"]
+    return ", ".join(parts) + (f"; written: {places}" if places else "")
 
 
-def _semantic_rows(result: SemanticResult) -> Iterator[Row]:
-    for name, area in sorted(result.areas.items(), key=lambda item: -item[1]):
-        if area:
-            yield {"class": name} | _area(area, result)
-    if not any(result.areas.values()):
-        yield {"class": "nothing"}
+def _write_coco(documents: list[dict[str, Any]], target: Path | None, *, print_it: bool) -> None:
+    from segserve.coco import merge
 
-
-def _area(area: int, result: Segmentation) -> Row:
-    height, width = result.size
-    return {"area px": f"{area:,}", "share": f"{area / (height * width):.1%}"}
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)
-
-
-def _read(image: Path) -> bytes:
+    text = json.dumps(merge(documents), indent=2)
+    if print_it:
+        typer.echo(text)
+    if target is None:
+        return
     try:
-        return image.read_bytes()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text + "\n")
     except OSError as error:
-        raise BadRequestError(f"cannot read image {str(image)!r}: {error.strerror}") from error
+        raise CommandError(f"cannot write {str(target)!r}: {error.strerror}") from error
 
 
-def _write_overlay(result: Result, image: bytes, target: Path, *, tell: bool) -> None:
+def _check_targets(images: Sequence[ImageFile], masks: Path | None, coco: Path | None) -> None:
+    """Find out before the first request what would only fail after the last."""
+    if masks is not None and masks.exists() and not masks.is_dir():
+        raise CommandError(f"--masks names a folder; {str(masks)!r} is a file")
+    if masks is not None and len({image.within.with_suffix("") for image in images}) < len(images):
+        raise CommandError("--masks: two images have the same name, so their masks would share a file")
+    if coco is not None and coco.is_dir():
+        raise CommandError(f"--coco names a file; {str(coco)!r} is a folder")
+
+
+def _write_overlay(result: Result, image: bytes, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         result.overlay(image).save(target)
     except (OSError, ValueError) as error:
         raise BadRequestError(f"cannot write overlay {str(target)!r}: {error}") from error
-    if tell:
-        typer.echo(f"overlay: {target}")
+
+
+def _write_masks(result: Result, folder: Path, image: ImageFile) -> None:
+    from segserve.cli.mask_files import write_masks
+
+    try:
+        write_masks(result, folder, image.within)
+    except OSError as error:
+        raise BadRequestError(f"cannot write masks of {image} into {str(folder)!r}: {error}") from error

@@ -14,10 +14,14 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.measure import Measurement
 
+from segserve.cli.completion import model_names
 from segserve.cli.failures import CommandError, needs
-from segserve.cli.platform import MODEL, POOL, Json, Platform
-from segserve.cli.progress import models_table, progress
+from segserve.cli.progress import models_table
+from segserve.cli.views import description, pictures
 from segserve.cli.where import Where, platform, somewhere
+from segserve.platforms.manifests import read_files
+from segserve.platforms.port import MODEL, POOL
+from segserve.platforms.waiting import Gone, wait_for, wait_serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +32,7 @@ WIDEST: Final = 1000
 Files = Annotated[
     list[Path], typer.Option("--filename", "-f", help="Resource file, - for standard input; may be given again.")
 ]
-Name = Annotated[str, typer.Argument(help="The model's name.")]
+Name = Annotated[str, typer.Argument(help="The model's name.", autocompletion=model_names)]
 
 
 class Format(StrEnum):
@@ -52,14 +56,15 @@ def apply(
 
     A relative address of an artifact is relative to its file on this machine; on a cluster to the pool's artifact base.
     """
-    for name, outcome in platform(where).apply(files, force=force):
-        typer.echo(f"{name} {outcome}")
+    resources = read_files(files)
+    for written, outcome in zip(resources, platform(where).apply(resources, force=force), strict=True):
+        typer.echo(f"{written.title} {outcome}")
 
 
 @somewhere
 def delete(
     where: Where,
-    names: Annotated[list[str] | None, typer.Argument(help="Models to delete.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Models to delete.", autocompletion=model_names)] = None,
     files: Annotated[
         list[Path] | None, typer.Option("--filename", "-f", help="Or the files that they came from.")
     ] = None,
@@ -68,7 +73,10 @@ def delete(
 ) -> None:
     """Delete models: requests to them end first, then they are unloaded, and nothing of them stays."""
     here = platform(where)
-    chosen = [*((MODEL, name) for name in names or []), *here.named(files or [])]
+    written = read_files(files or [])
+    here.check_place(written)
+    chosen = [(MODEL, name) for name in names or []]
+    chosen += [(each.resource.kind, each.resource.metadata.name) for each in written]
     if not chosen:
         raise CommandError("name the models to delete, or give the file that they came from with -f")
     deadline_s = time.monotonic() + seconds(timeout)
@@ -79,15 +87,15 @@ def delete(
         outcome = here.delete(kind, name)
         going += [(kind, name)] if outcome == "deleted" else []
         typer.echo(f"{kind.lower()}/{name} {outcome}")
-    if wait and here.deletes():
+    if wait and here.runs():
         for kind, name in going:
-            _wait_gone(here, kind, name, deadline_s, timeout)
+            wait_for(here, Gone(kind, name), deadline_s, timeout)
 
 
 @somewhere
 def get(
     where: Where,
-    name: Annotated[str | None, typer.Argument(help="One model; all without it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One model; all without it.", autocompletion=model_names)] = None,
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print.")] = Format.TABLE,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Keep it up to date; of a cluster as a tree down to the pods.")
@@ -99,7 +107,7 @@ def get(
         raise typer.BadParameter(f"-w shows a live view; with it -o is table or wide, not {output}")
     here = platform(where)
     if watch:
-        _show(Console(), here.pictures(name, wide=wide))
+        _show(Console(), pictures(here, name, wide=wide))
     else:
         _print(Console(), [here.model(name)] if name is not None else here.models(), output, one=name is not None)
 
@@ -146,7 +154,7 @@ def wide_enough(console: Console, shown: RenderableType) -> Console:
 @somewhere
 def describe(where: Where, name: Name) -> None:
     """Show all that is known of a model: spec, roles, conditions with their causes; of a cluster events and pods."""
-    typer.echo(platform(where).description(name))
+    typer.echo(description(platform(where), name))
 
 
 class Target(StrEnum):
@@ -159,7 +167,7 @@ class Target(StrEnum):
 @somewhere
 def wait(
     where: Where,
-    names: Annotated[list[str], typer.Argument(help="Models to wait for.")],
+    names: Annotated[list[str], typer.Argument(help="Models to wait for.", autocompletion=model_names)],
     target: Annotated[Target, typer.Option("--for", help="Ready: the newest spec serves. delete: nothing is left.")] = (
         Target.READY
     ),
@@ -169,37 +177,9 @@ def wait(
     here, deadline_s = platform(where), time.monotonic() + seconds(timeout)
     for name in names:
         if target is Target.DELETE:
-            _wait_gone(here, MODEL, name, deadline_s, timeout)
+            wait_for(here, Gone(MODEL, name), deadline_s, timeout)
         else:
-            typer.echo(f"{name}: {wait_ready(here, name, deadline_s, timeout)}")
-
-
-def _wait_gone(here: Platform, kind: str, name: str, deadline_s: float, timeout: str) -> None:
-    for manifest in here.states(kind, name):
-        if manifest is None:
-            return
-        if time.monotonic() > deadline_s:
-            raise CommandError(f"{name} is not gone after {timeout}; {_holds(name, manifest)}")
-
-
-def _holds(name: str, manifest: Json) -> str:
-    finalizers = manifest["metadata"].get("finalizers")
-    if finalizers:
-        return f"it waits for who takes away {', '.join(finalizers)}: `segserve doctor` says whether an operator runs"
-    return f"`segserve describe {name}` says what holds it"
-
-
-def wait_ready(here: Platform, name: str, deadline_s: float, timeout: str) -> str:
-    """Return the message of a model that serves its newest spec; raise where it cannot or not by `deadline_s`."""
-    for manifest in here.states(MODEL, name):
-        state = progress(manifest if manifest is not None else here.model(name))
-        if state.serves:
-            return state.text
-        if state.failed:
-            raise CommandError(f"{name}: {state.text}")
-        if time.monotonic() > deadline_s:
-            raise CommandError(f"{name} is not ready after {timeout}: {state.text}")
-    raise AssertionError("states have no end")
+            typer.echo(f"{name}: {wait_serving(here, name, deadline_s, timeout)}")
 
 
 def seconds(duration: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 
 import typer
 
+from segserve.platforms.place import Cluster, Local, Place, default_place, open_platform
+
 if TYPE_CHECKING:
-    from segserve.cli.platform import Platform
+    from segserve.platforms.port import Platform
 
 PLUGIN: Final = "kubectl-"
 _PANEL: Final = "Where"
@@ -97,16 +98,14 @@ def somewhere(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def platform(where: Where) -> Platform:
     """Return the platform that is meant: the one named, else the local one where it is up, else the context's."""
+    return open_platform(place(where))
+
+
+def place(where: Where) -> Place:
+    """Return the place that is meant."""
     if is_local(where):
-        from segserve.cli.local import LocalPlatform
-
-        return LocalPlatform()
-    from segserve.cli.failures import needs
-
-    with needs("cluster"):
-        from segserve.cli.cluster.platform import ClusterPlatform
-
-    return ClusterPlatform.connect(where)
+        return Local()
+    return Cluster(where.context, where.namespace, where.kubeconfig)
 
 
 def is_local(where: Where) -> bool:
@@ -115,29 +114,4 @@ def is_local(where: Where) -> bool:
         return where.local
     if Path(sys.argv[0]).name.startswith(PLUGIN):
         return False
-    return _is_local_named() or _is_local_up() or not _is_cluster_named()
-
-
-def _is_local_named() -> bool:
-    from segserve_operator.adapters.local.files import STATE_VARIABLE
-
-    return bool(os.environ.get(STATE_VARIABLE))
-
-
-def _is_local_up() -> bool:
-    from segserve_operator.adapters.local.files import StateFolder, state_folder
-
-    state = StateFolder(state_folder())
-    if not state.platform.exists():
-        return False
-    try:
-        from segserve_operator.local_platform.supervisor import read_platform
-    except ModuleNotFoundError:
-        return False
-    return read_platform(state) is not None
-
-
-def _is_cluster_named() -> bool:
-    named = os.environ.get("KUBECONFIG", "").strip(os.pathsep)
-    in_a_pod = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
-    return bool(named) or in_a_pod or Path("~/.kube/config").expanduser().is_file()
+    return isinstance(default_place(), Local)

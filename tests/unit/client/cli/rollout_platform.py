@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from segserve.cli.failures import CommandError
-from segserve.cli.platform import MODEL, Json
+from segserve.platforms.errors import NotFoundError
+from segserve.platforms.port import MODEL, Json
 
 Answer = Callable[[Json, str, str], Json]
 
@@ -27,7 +27,7 @@ class RolloutPlatform:
 
     def model(self, name: str) -> Json:
         if name != "coins":
-            raise CommandError(f"no SegmentationModel {name!r}; there are: coins")
+            raise NotFoundError(f"no SegmentationModel {name!r}; there are: coins")
         return self.scenes.pop(0) if len(self.scenes) > 1 else self.scenes[0]
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:

@@ -9,9 +9,10 @@ import pytest
 
 from fakes.kube_http import FakeServer
 from segserve.cli.failures import CommandError
-from segserve.cli.local import LocalPlatform
-from segserve.cli.platform import Json, Platform
 from segserve.cli.rollout.bundle import fetched
+from segserve.platforms.errors import ControlError
+from segserve.platforms.local import LocalPlatform
+from segserve.platforms.port import Json, Platform
 from segserve_operator.adapters.bundles.cluster import KEY, bundle_name
 from segserve_operator.adapters.bundles.local import bundle_file
 from segserve_operator.adapters.local.files import STATE_VARIABLE, StateFolder
@@ -60,7 +61,7 @@ def test_on_a_cluster_a_bundle_is_found_by_its_rollout_or_as_the_latest_of_a_mod
     ],
 )
 def test_where_there_is_no_bundle_the_error_says_why(name: str, text: str, cluster: Platform) -> None:
-    with pytest.raises(CommandError, match=text):
+    with pytest.raises((CommandError, ControlError), match=text):
         fetched(cluster, name)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from fakes.kube_http import FakeServer
-from segserve.cli.cluster import calls
 from segserve.cli.cluster.cleanup import leftovers, remove, running_operator
-from segserve.cli.cluster.errors import ForbiddenError
+from segserve.platforms.cluster import calls
+from segserve.platforms.errors import ForbiddenError
 
 from .conftest import MODELS, POOLS, Command, deployment, model, pod, pool
 

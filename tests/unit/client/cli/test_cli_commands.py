@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.text import Text
 
-from segserve.cli import lifecycle, predict, resources
-from segserve.cli.failures import CommandError
-from segserve.cli.platform import MODEL, POOL, Check, Json, LogRequest
+from segserve.cli import asking, doctor, lifecycle, resources
+from segserve.platforms.errors import ControlError, NotFoundError
+from segserve.platforms.manifests import Written
+from segserve.platforms.port import MODEL, POOL, Check, Json, LogRequest
 
 from .conftest import Command, conditions, model
 
@@ -27,12 +29,12 @@ class FakePlatform:
     findings: list[Check] = field(default_factory=list)
     deleted: list[tuple[str, str]] = field(default_factory=list)
 
-    def apply(self, files: Iterable[Path], *, force: bool = False) -> list[tuple[str, str]]:
-        self.applied += [(file.name, force) for file in files]
-        return [("segmentationmodel/coins", "created")]
+    def apply(self, resources: Sequence[Written], *, force: bool = False) -> list[str]:
+        self.applied += [(written.title, force) for written in resources]
+        return ["created" for _ in resources]
 
-    def named(self, files: Iterable[Path]) -> list[tuple[str, str]]:
-        return [(POOL, "default"), (MODEL, "coins")] if list(files) else []
+    def check_place(self, resources: Iterable[Written]) -> None:
+        pass
 
     def delete(self, kind: str, name: str) -> str:
         self.deleted.append((kind, name))
@@ -40,7 +42,7 @@ class FakePlatform:
             self.model(name)
         return "deleted"
 
-    def deletes(self) -> bool:
+    def runs(self) -> bool:
         return True
 
     def models(self) -> list[Json]:
@@ -48,7 +50,7 @@ class FakePlatform:
 
     def model(self, name: str) -> Json:
         if name not in self.scenes:
-            raise CommandError(f"no SegmentationModel {name!r}; there are: {', '.join(self.scenes) or 'none'}")
+            raise NotFoundError(f"no SegmentationModel {name!r}; there are: {', '.join(self.scenes) or 'none'}")
         return self.scenes[name].pop(0) if len(self.scenes[name]) > 1 else self.scenes[name][0]
 
     def pools(self) -> list[Json]:
@@ -59,18 +61,12 @@ class FakePlatform:
             yield self.model(name)
         yield None
 
-    def pictures(self, name: str | None, *, wide: bool) -> Iterator[Text]:
-        yield from map(Text, ("one", "one", "two"))
-
-    def description(self, name: str) -> str:
-        return f"all of {self.model(name)['metadata']['name']}"
-
     def logs(self, request: LogRequest) -> Iterator[str]:
         self.asked.append(request)
         yield "main/abc/triton | hello"
 
     def gateway(self, model: str) -> AbstractContextManager[str | None]:
-        raise CommandError(f"no gateway for {model}")
+        raise ControlError(f"no gateway for {model}")
 
     def checks(self) -> Iterator[Check]:
         yield from self.findings
@@ -79,18 +75,25 @@ class FakePlatform:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> FakePlatform:
     fake = FakePlatform({"coins": [model()]})
-    for module in (resources, lifecycle, predict):
+    for module in (resources, lifecycle, doctor, asking):
         monkeypatch.setattr(module, "platform", lambda _: fake)
+    monkeypatch.setattr(resources, "pictures", lambda *_, wide: map(Text, ("one", "one", "two")))
     return fake
 
 
-def test_apply_says_what_became_of_each_and_force_is_passed_on(command: Command, here: FakePlatform) -> None:
-    assert command("apply", "-f", "a.yaml", "-f", "-", "--force-conflicts") == (
-        0,
-        "segmentationmodel/coins created\n",
-        "",
-    )
-    assert here.applied == [("a.yaml", True), ("-", True)]
+DEFAULT_POOL = "apiVersion: segserve.dev/v1alpha1\nkind: TritonPool\nmetadata: {name: default}\nspec: {}\n"
+
+
+def test_apply_says_what_became_of_each_and_force_is_passed_on(
+    command: Command, here: FakePlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pool.yaml").write_text(DEFAULT_POOL)
+    monkeypatch.setattr("sys.stdin", StringIO(DEFAULT_POOL.replace("default", "second")))
+
+    told = command("apply", "-f", tmp_path / "pool.yaml", "-f", "-", "--force-conflicts")
+
+    assert told == (0, "tritonpool/default created\ntritonpool/second created\n", "")
+    assert here.applied == [("tritonpool/default", True), ("tritonpool/second", True)]
 
 
 def test_get_prints_a_table_without_colours_where_nobody_looks(command: Command, here: FakePlatform) -> None:
@@ -143,10 +146,11 @@ def test_wait_fails_with_the_cause(command: Command, here: FakePlatform, waited:
     assert command("wait", "coins", "--timeout", "0s") == (1, "", complaint)
 
 
-def test_delete_takes_models_before_their_pools_and_waits(command: Command, here: FakePlatform) -> None:
+def test_delete_takes_models_before_their_pools_and_waits(command: Command, here: FakePlatform, tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text(DEFAULT_POOL)
     printed = "segmentationmodel/coins deleted\ntritonpool/default deleted\n"
 
-    assert command("delete", "coins", "-f", "all.yaml") == (0, printed, "")
+    assert command("delete", "coins", "-f", tmp_path / "pool.yaml") == (0, printed, "")
     assert here.deleted == [(MODEL, "coins"), (POOL, "default")]
 
 
@@ -156,7 +160,10 @@ def test_doctor_fails_where_something_is_not_good_and_says_how_to_mend_it(comman
         Check("operator", False, "none", "helm install"),
     ]
 
-    assert command("doctor") == (1, "ok  API server: v1.36 [new]\nbad operator: none\n    helm install\n", "")
+    code, printed, complaint = command("doctor")
+
+    assert (code, complaint) == (1, "")
+    assert printed.endswith("ok  API server: v1.36 [new]\nbad operator: none\n    helm install\n")
 
 
 def test_logs_pass_on_what_is_asked_for(command: Command, here: FakePlatform) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from copy import deepcopy
 from typing import Any
 
@@ -9,8 +10,9 @@ import httpx2
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
-from segserve.cli.platform import Check
+from segserve.platforms.port import Check
 from segserve_operator.api.crd import crd
+from segserve_operator.api.loading import load
 from segserve_operator.api.resources import KINDS
 
 from .conftest import POOLS, deployment, pool
@@ -142,3 +144,7 @@ def test_a_missing_default_pool_is_told(healthy: FakeServer) -> None:
 
     assert (check.good, check.seen) == (False, "not in lab")
     assert "TritonPool named default" in check.advice
+    printed = subprocess.run(
+        ["bash", "-c", check.fix.partition(" | ")[0]], capture_output=True, text=True, check=True
+    ).stdout
+    assert [(pool.kind, pool.metadata.name) for pool in load(printed, "fix")] == [("TritonPool", "default")]

@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from fakes.kube_http import FakeServer
-from segserve.cli.cluster.errors import ClusterError
-from segserve.cli.cluster.gateway import addresses, answers, gateway
+from segserve.platforms.cluster.gateway import addresses, answers, gateway
+from segserve.platforms.errors import ControlError
 
 from .conftest import MODELS, POOLS, model, pool
 
@@ -107,7 +107,7 @@ def test_what_kubectl_says_is_passed_on(server: FakeServer, tmp_path: Path, monk
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
     with (
-        pytest.raises(ClusterError, match="service/segserve-default: error: pods is forbidden"),
+        pytest.raises(ControlError, match="service/segserve-default: error: pods is forbidden"),
         gateway(server.calls(), "default", []),
     ):
         pass
@@ -121,7 +121,7 @@ def test_without_kubectl_the_command_is_told(
 
     with (
         pytest.raises(
-            ClusterError, match=r"kubectl -n lab port-forward service/segserve-default 8080:1`.*SEGSERVE_URL"
+            ControlError, match=r"kubectl -n lab port-forward service/segserve-default 8080:1`.*SEGSERVE_URL"
         ),
         gateway(server.calls(), "default", []),
     ):
@@ -133,5 +133,5 @@ def test_a_pool_whose_gateway_is_not_there_yet_is_named(server: FakeServer) -> N
     server.put(MODELS, model())
     server.put(POOLS, pool())
 
-    with pytest.raises(ClusterError, match="pool 'default' has no gateway yet"), server.platform().gateway("coins"):
+    with pytest.raises(ControlError, match="pool 'default' has no gateway yet"), server.platform().gateway("coins"):
         pass

@@ -10,15 +10,16 @@ import httpx2
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
-from segserve.cli.cluster.errors import (
-    ClusterError,
+from segserve.cli.views import description
+from segserve.platforms.errors import (
+    ControlError,
     ForbiddenError,
+    NotFoundError,
     NotInstalledError,
-    UnknownError,
-    UnreachableError,
+    PlatformUnreachableError,
 )
-from segserve.cli.failures import CommandError
-from segserve.cli.platform import MODEL, POOL, LogRequest
+from segserve.platforms.manifests import read_file
+from segserve.platforms.port import MODEL, POOL, LogRequest
 
 from .conftest import MODELS, POOLS, model, pod, pool
 
@@ -27,11 +28,9 @@ PATH = "/apis/segserve.dev/v1alpha1/namespaces/lab/segmentationmodels"
 
 
 def test_models_are_applied_as_they_are_written(server: FakeServer) -> None:
-    outcomes = server.platform().apply([COINS])
+    outcomes = server.platform().apply(read_file(COINS))
 
-    assert outcomes == [
-        (f"segmentationmodel/{name}", "created") for name in ("coins", "coins-instances", "coins-twostage")
-    ]
+    assert outcomes == ["created"] * 3
     path, body = server.sent("PATCH")[-3]
     assert path == f"{PATH}/coins"
     assert body["metadata"] == {"name": "coins", "namespace": "lab"}
@@ -46,8 +45,8 @@ def test_nothing_is_applied_where_the_server_refuses_one(server: FakeServer) -> 
     ]
     server.answers["PATCH", f"{PATH}/coins-twostage"] = lambda _: refusal(422, "is invalid", name="x", causes=causes)
 
-    with pytest.raises(ClusterError) as caught:
-        server.platform().apply([COINS])
+    with pytest.raises(ControlError) as caught:
+        server.platform().apply(read_file(COINS))
 
     assert str(caught.value) == (
         "segmentationmodel/coins-twostage: the API server refuses it: "
@@ -58,14 +57,14 @@ def test_nothing_is_applied_where_the_server_refuses_one(server: FakeServer) -> 
 
 def test_what_is_applied_again_is_unchanged_whatever_the_operator_writes(server: FakeServer, tmp_path: Path) -> None:
     here = server.platform()
-    here.apply([COINS])
+    here.apply(read_file(COINS))
     server.objects[f"{PATH}/coins"]["status"] = {"weight": 100}
     server.objects[f"{PATH}/coins"]["metadata"]["resourceVersion"] = "77"
     edited = tmp_path / "model.yaml"
     edited.write_text(COINS.read_text().replace("minArea: 150", "minArea: 160"))
 
-    assert {outcome for _, outcome in here.apply([COINS])} == {"unchanged"}
-    assert here.apply([edited])[0] == ("segmentationmodel/coins", "configured")
+    assert set(here.apply(read_file(COINS))) == {"unchanged"}
+    assert here.apply(read_file(edited))[0] == "configured"
 
 
 def test_a_conflict_names_who_else_set_the_field_and_force_takes_it_over(server: FakeServer) -> None:
@@ -78,9 +77,9 @@ def test_a_conflict_names_who_else_set_the_field_and_force_takes_it_over(server:
 
     server.answers["PATCH", f"{PATH}/coins"] = answer
 
-    with pytest.raises(ClusterError, match=r'\.spec\.golden \(conflict with "helm"\).*--force-conflicts'):
-        server.platform().apply([COINS])
-    assert server.platform().apply([COINS], force=True)[0] == ("segmentationmodel/coins", "created")
+    with pytest.raises(ControlError, match=r'\.spec\.golden \(conflict with "helm"\).*--force-conflicts'):
+        server.platform().apply(read_file(COINS))
+    assert server.platform().apply(read_file(COINS), force=True)[0] == "created"
 
 
 def test_a_namespace_in_the_file_wins_over_the_contexts_but_not_over_another_that_is_named(
@@ -90,13 +89,13 @@ def test_a_namespace_in_the_file_wins_over_the_contexts_but_not_over_another_tha
     text = "apiVersion: segserve.dev/v1alpha1\nkind: TritonPool\nmetadata: {name: default, namespace: prod}\nspec: {}\n"
     file.write_text(text)
 
-    server.platform().apply([file])
+    server.platform().apply(read_file(file))
 
     assert server.sent("PATCH")[-1][0] == "/apis/segserve.dev/v1alpha1/namespaces/prod/tritonpools/default"
-    with pytest.raises(CommandError, match="says namespace 'prod', --namespace says 'lab'"):
-        server.platform(namespace="lab").apply([file])
-    with pytest.raises(CommandError, match="says namespace 'prod'; add --namespace prod"):
-        server.platform().named([file])
+    with pytest.raises(ControlError, match="says namespace 'prod', --namespace says 'lab'"):
+        server.platform(namespace="lab").apply(read_file(file))
+    with pytest.raises(ControlError, match="says namespace 'prod'; add --namespace prod"):
+        server.platform().check_place(read_file(file))
 
 
 def test_deleting_names_the_kind_and_an_unknown_name_is_told_with_the_known(server: FakeServer) -> None:
@@ -108,16 +107,16 @@ def test_deleting_names_the_kind_and_an_unknown_name_is_told_with_the_known(serv
     assert here.delete(POOL, "default") == "deleted"
     assert (here.models(), here.pools()) == ([], [])
     server.put(MODELS, model("roads"))
-    with pytest.raises(UnknownError, match="no SegmentationModel 'coins' in namespace 'lab'; there are: roads"):
+    with pytest.raises(NotFoundError, match="no SegmentationModel 'coins' in namespace 'lab'; there are: roads"):
         here.delete(MODEL, "coins")
 
 
-REFUSALS: dict[str, tuple[Any, type[ClusterError], str]] = {
+REFUSALS: dict[str, tuple[Any, type[ControlError], str]] = {
     "no definitions": (httpx2.Response(404, text="404 page not found"), NotInstalledError, "helm install segserve"),
     "no rights": (refusal(403, 'User "eve" cannot list'), ForbiddenError, 'User "eve" cannot list; ask .* `edit`'),
     "no credentials": (refusal(401, "Unauthorized"), ForbiddenError, "context 'test' are not accepted"),
-    "no JSON": (httpx2.Response(200, text="<html>"), UnreachableError, "'<html>', no JSON"),
-    "a failure": (refusal(500, "etcd is full"), ClusterError, "answered 500: etcd is full"),
+    "no JSON": (httpx2.Response(200, text="<html>"), PlatformUnreachableError, "'<html>', no JSON"),
+    "a failure": (refusal(500, "etcd is full"), ControlError, "answered 500: etcd is full"),
 }
 
 
@@ -137,7 +136,7 @@ def test_a_server_that_does_not_answer_is_named_with_its_context(server: FakeSer
     server.answers["GET", PATH] = silent
 
     with pytest.raises(
-        UnreachableError, match=r"http://api\.test of context 'test' .*: connection refused; is the cluster up"
+        PlatformUnreachableError, match=r"http://api\.test of context 'test' .*: connection refused; is the cluster up"
     ):
         server.platform().models()
 
@@ -168,7 +167,7 @@ def test_a_description_has_the_models_events_and_pods(server: FakeServer) -> Non
     said = {"reason": "Promoted", "message": "it serves", "type": "Normal", "count": 3}
     server.put("api/v1/events", {"metadata": {"name": "e"}, "lastTimestamp": "2026-01-01T00:00:00Z", **said})
 
-    text = server.platform().description("coins")
+    text = description(server.platform(), "coins")
 
     assert "stable     coins-1111111111 in group main-1" in text
     assert "Promoted" in text
@@ -196,7 +195,7 @@ def test_logs_are_of_the_groups_that_hold_the_model_and_one_without_any_says_so(
         "main-1/abc-a/triton | two",
         'main-1/abc-a/agent | (no log: container "agent" is waiting to start)',
     ]
-    with pytest.raises(CommandError, match="no container 'envoy'; there are: agent, triton"):
+    with pytest.raises(ControlError, match="no container 'envoy'; there are: agent, triton"):
         list(here.logs(LogRequest("coins", "envoy")))
-    with pytest.raises(CommandError, match="cannot be followed"):
+    with pytest.raises(ControlError, match="cannot be followed"):
         list(here.logs(LogRequest("coins", previous=True, follow=True)))

@@ -13,10 +13,10 @@ import yaml
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
-from segserve.cli.local import LocalPlatform
-from segserve.cli.platform import Platform
 from segserve.cli.rollout import commands
 from segserve.cli.rollout.replaying import record_of_name
+from segserve.platforms.local import LocalPlatform
+from segserve.platforms.port import Platform
 from segserve_operator.adapters.kube.objects.rollout import evidence_config_map
 from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.rollouts import RolloutFiles

@@ -11,10 +11,12 @@ import pytest
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
-from segserve.cli.failures import CommandError
-from segserve.cli.local import LocalPlatform
-from segserve.cli.platform import MODEL
 from segserve.cli.rollout import commands
+from segserve.cli.views import description
+from segserve.platforms.errors import NotFoundError
+from segserve.platforms.local import LocalPlatform
+from segserve.platforms.manifests import read_file
+from segserve.platforms.port import MODEL
 from segserve_operator.adapters.local.files import STATE_VARIABLE, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.core.observed import Holder, Roles
@@ -176,7 +178,7 @@ def test_on_a_cluster_an_annotation_is_merged_and_nothing_else_is_touched(server
     assert path.endswith("/namespaces/lab/segmentationmodels/coins")
     assert body == {"metadata": {"annotations": {"segserve.dev/abort": NEW}}}
     assert server.requests[-1].headers["content-type"] == "application/merge-patch+json"
-    with pytest.raises(CommandError, match="no SegmentationModel 'roads' in namespace 'lab'; there are: coins"):
+    with pytest.raises(NotFoundError, match="no SegmentationModel 'roads' in namespace 'lab'; there are: coins"):
         server.platform().annotate(MODEL, "roads", {})
 
 
@@ -193,7 +195,7 @@ def test_a_description_has_the_rollout_its_gates_and_who_decided_what(server: Fa
     server.put(MODELS, records.coins(records.standing(paused=True, skipped=("latency",))))
     server.put(ROLLOUTS, records.manifest(records.record()))
 
-    lines = server.platform().description("coins").splitlines()
+    lines = description(server.platform(), "coins").splitlines()
 
     said = lines[lines.index(f"rollout: {records.NAME}") + 1 :]
     assert said[0].startswith(f"  {NEW} is Progressing at 25 %, paused since ")
@@ -209,7 +211,7 @@ def test_on_this_machine_a_verb_is_written_beside_the_spec_and_records_are_files
 ) -> None:
     monkeypatch.setenv(STATE_VARIABLE, str(tmp_path))
     here = LocalPlatform()
-    here.apply([EXAMPLE])
+    here.apply(read_file(EXAMPLE))
     status = records.coins(records.standing())["status"]
     write_yaml(tmp_path / "objects/SegmentationModel/coins/status.yaml", status)
     RolloutFiles(tmp_path / "objects").write(records.record())
@@ -222,4 +224,4 @@ def test_on_this_machine_a_verb_is_written_beside_the_spec_and_records_are_files
     assert here.model("coins")["metadata"]["annotations"]["segserve.dev/pause"].startswith(f"{NEW}@")
     assert "step 2 of 3" in shown[1]
     assert listed[1].splitlines()[1].startswith(records.NAME)
-    assert f"rollout: {records.NAME}" in here.description("coins")
+    assert f"rollout: {records.NAME}" in description(here, "coins")

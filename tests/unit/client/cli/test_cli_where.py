@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from fakes.kube_http import CONFIG
-from segserve.cli.cluster.config import config_of
-from segserve.cli.cluster.errors import NoKubeconfigError
 from segserve.cli.where import Where, is_local
+from segserve.platforms.cluster.config import config_of
+from segserve.platforms.errors import NoPlatformError
+from segserve.platforms.place import Cluster
 
 from .conftest import Command
 
@@ -67,14 +68,14 @@ def test_the_usual_file_the_named_ones_and_the_option_are_read_in_that_order(
     others = [{"name": "other", "context": {"cluster": "here", "user": "me"}}]
     usual = written(tmp_path / "home/.kube/config")
     first = written(tmp_path / "first", **{"contexts": others, "current-context": None})
-    assert config_of(Where()).context_name == "test"
+    assert config_of(Cluster()).context_name == "test"
 
     monkeypatch.setenv("KUBECONFIG", os.pathsep.join((str(first), str(usual))))
 
-    assert config_of(Where()).context_name == "test"
-    assert config_of(Where(context="other")).namespace == "default"
-    assert config_of(Where(context="other", namespace="lab")).namespace == "lab"
-    assert config_of(Where(kubeconfig=usual)).namespace == "lab"
+    assert config_of(Cluster()).context_name == "test"
+    assert config_of(Cluster(context="other")).namespace == "default"
+    assert config_of(Cluster(context="other", namespace="lab")).namespace == "lab"
+    assert config_of(Cluster(kubeconfig=usual)).namespace == "lab"
 
 
 BROKEN = {
@@ -93,16 +94,16 @@ def test_a_kubeconfig_that_cannot_be_used_is_named_with_what_helps(broken: str, 
     if text is not None:
         file.write_text(text)
 
-    with pytest.raises(NoKubeconfigError, match=said) as caught:
-        config_of(Where(kubeconfig=file))
+    with pytest.raises(NoPlatformError, match=said) as caught:
+        config_of(Cluster(kubeconfig=file))
 
     assert str(file) in str(caught.value)
     assert "--local" in str(caught.value)
 
 
 def test_an_unknown_context_is_told_with_those_that_there_are(kubeconfig: Path) -> None:
-    with pytest.raises(NoKubeconfigError, match=r"no context 'prod' in .*; there are: test"):
-        config_of(Where(kubeconfig=kubeconfig, context="prod"))
+    with pytest.raises(NoPlatformError, match=r"no context 'prod' in .*; there are: test"):
+        config_of(Cluster(kubeconfig=kubeconfig, context="prod"))
 
 
 def test_a_credential_plugin_of_todays_version_is_told_what_it_is_asked_for(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_credential_plugin_of_todays_version_is_told_what_it_is_asked_for(tmp_
     plugin = {"apiVersion": version, "command": "token-tool", "args": ["get"]}
     file = written(tmp_path / "config", users=[{"name": "me", "user": {"exec": plugin}}])
 
-    user = config_of(Where(kubeconfig=file)).user
+    user = config_of(Cluster(kubeconfig=file)).user
 
     assert user is not None
     assert user.exec is not None

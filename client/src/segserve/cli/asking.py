@@ -1,0 +1,40 @@
+"""What commands that ask a model share: the way to its gateway, and what is said of a model that there is not."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Final
+
+from segserve.cli.where import is_local, platform
+from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from segserve.cli.where import Where
+
+HOPELESS: Final = (ModelNotFoundError, GatewayUnreachableError)
+"""What the first image fails of, all do."""
+
+
+def gateway(where: Where, model: str, url: str | None) -> AbstractContextManager[str | None]:
+    """Make the gateway reachable for the time of the block; one that is named is not looked for."""
+    if url is not None:
+        return nullcontext(url)
+    try:
+        return platform(where).gateway(model)
+    except MissingExtraError:
+        if not is_local(where):
+            raise
+        return nullcontext(None)  # to ask the usual address, nothing of the platform need be installed
+
+
+def with_advice(error: ModelNotFoundError, where: Where, name: str) -> ModelNotFoundError:
+    """Return the error with the name that may have been meant."""
+    from segserve.cli.completion import known_models
+
+    known = known_models(where)
+    if not known:
+        return error
+    from segserve_operator.api.checks import meant
+
+    advice = f"{meant(name, known)}; there are: {', '.join(known)}"
+    return ModelNotFoundError(f"{error.message}{advice}", status=error.status, model=error.model)

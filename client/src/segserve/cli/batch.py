@@ -1,0 +1,260 @@
+"""`segserve batch`: images too large for one request, tile by tile, each into a folder of its own."""
+
+from __future__ import annotations
+
+import glob
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+
+import typer
+
+from segserve.cli.asking import HOPELESS, gateway, with_advice
+from segserve.cli.completion import model_names
+from segserve.cli.failures import CommandError
+from segserve.cli.files import IMAGES
+from segserve.cli.where import Where, somewhere
+from segserve.errors import ModelNotFoundError, SegserveError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from segserve.client import Client
+    from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
+
+Format: TypeAlias = Literal["zarr", "tiff", "png", "coco", "geojson"]
+
+LARGE: Final = IMAGES | {".npy", ".svs", ".btf"}
+SUFFIXES: Final[dict[Format, str]] = {
+    "zarr": "", "tiff": ".tif", "png": ".png", "coco": ".coco.json", "geojson": ".geojson",
+}  # fmt: skip
+OF_OBJECTS: Final = frozenset({"coco", "geojson"})
+OF_MAPS: Final = frozenset({"tiff", "png"})
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is written beside each image's folder."""
+
+    form: Format
+    affine: tuple[float, ...] | None
+
+
+@somewhere
+def batch(
+    where: Where,
+    name: Annotated[str, typer.Argument(help="The model.", show_default=False, autocompletion=model_names)],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="TIFF, BigTIFF, PNG, JPEG, WebP, .npy files and zarr arrays, globs in quotes, folders of images.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="Where each image gets a folder of its name.", show_default=False
+        ),
+    ],
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="What to write beside that folder: tiff and png are the map, coco and geojson the objects.",
+            rich_help_panel="What to write",
+        ),
+    ] = "zarr",
+    affine: Annotated[
+        tuple[float, float, float, float, float, float] | None,
+        typer.Option(
+            metavar="A B C D E F",
+            help="For geojson: x = A column + B row + C, y = D column + E row + F.",
+            show_default=False,
+            rich_help_panel="What to write",
+        ),
+    ] = None,
+    id_map: Annotated[
+        bool, typer.Option("--id-map", help="Write the map of the objects' ids.", rich_help_panel="What to write")
+    ] = False,
+    tile: Annotated[int, typer.Option(help="Pixels of a tile's side.", rich_help_panel="Tiles")] = 1024,
+    overlap: Annotated[int, typer.Option(help="Pixels that neighbours share.", rich_help_panel="Tiles")] = 128,
+    score_threshold: Annotated[
+        float | None, typer.Option(help="Leave out what scores less.", show_default=False)
+    ] = None,
+    in_flight: Annotated[int, typer.Option(min=1, max=256, help="How many tiles are asked for at once.")] = 8,
+    start_over: Annotated[
+        bool,
+        typer.Option(
+            "--start-over/--resume", help="Delete what an earlier run has made, or take it up.", show_default="--resume"
+        ),
+    ] = False,
+    on_revision_change: Annotated[
+        Literal["error", "restart", "allow"], typer.Option(help="What to do where the model changes under way.")
+    ] = "error",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Send from the workers of a Dask cluster, as tcp://host:8786; local: of this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SEGSERVE_URL",
+            help="The gateway; without it the platform's, or http://127.0.0.1:8080 where none is up.",
+            rich_help_panel="Where",
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for each tile.")] = 60.0,
+) -> None:
+    """Segment images of any size, tile by tile.
+
+    Each is read by windows and stitched on disk, so that it need not fit into memory. The same command again takes up
+    what was interrupted, and sends only what is missing. An image that fails does not hold up the others: the exit
+    code is then 1.
+    """
+    from segserve.client import Client
+    from segserve.tiled import TiledOptions
+
+    given = large_images(images)
+    folders = result_folders(given, out)
+    if affine is not None and form != "geojson":
+        raise CommandError(f"--affine is for --format geojson, got --format {form}")
+    options = TiledOptions(
+        tile=tile,
+        overlap=overlap,
+        id_map=id_map,
+        score_threshold=score_threshold,
+        in_flight=in_flight,
+        start_over=start_over,
+        on_revision_change=on_revision_change,
+        timeout_s=timeout,
+    )
+    try:
+        with gateway(where, name, url) as address, Client(address) as client:
+            options["id_map"] = _checked(client, name, form, id_map=id_map)
+            failed = sum(
+                not _segment(client, name, image, folders[image], Exported(form, affine), options, scheduler)
+                for image in given
+            )
+    except ModelNotFoundError as error:
+        raise with_advice(error, where, name) from error
+    if failed:
+        typer.echo(f"{failed} of {len(given)} images failed", err=True)
+        raise typer.Exit(1)
+
+
+def large_images(named: Iterable[str]) -> list[Path]:
+    """Return the files and zarr arrays that are named, each once, in their order.
+
+    Raises `CommandError` for what is not there, a glob without matches and a folder without images.
+    """
+    return list(dict.fromkeys(path for text in named for path in _named(text)))
+
+
+def _named(text: str) -> Iterator[Path]:
+    path = Path(text)
+    if _is_zarr(path) or path.is_file():
+        yield path
+    elif path.is_dir():
+        found = sorted(one for one in path.iterdir() if one.suffix.lower() in LARGE or _is_zarr(one))
+        if not found:
+            raise CommandError(f"{path} has no images; looked for *{', *'.join(sorted(LARGE))} and zarr arrays")
+        yield from found
+    elif glob.has_magic(text):
+        matches = sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207  Path.glob takes no absolute pattern
+        found = [match for match in matches if match.is_file() or _is_zarr(match)]
+        if not found:
+            raise CommandError(f"no file matches {text!r}")
+        yield from found
+    else:
+        raise CommandError(f"no such image: {text!r}")
+
+
+def _is_zarr(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("zarr.json", ".zarray"))
+
+
+def result_folders(images: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Return each image's folder; raises `CommandError` where two would share one, or one is the image itself."""
+    folders = {image: out / image.stem for image in images}
+    shared = sorted({image.stem for image in images if [*folders.values()].count(folders[image]) > 1})
+    if shared:
+        raise CommandError(f"several images would share a folder in {str(out)!r}: {', '.join(shared)}")
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"--out names a folder; {str(out)!r} is a file")
+    taken = [image for image, folder in folders.items() if folder.resolve() == image.resolve()]
+    if taken:
+        raise CommandError(f"the result would replace the image {str(taken[0])!r}; give another --out")
+    return folders
+
+
+def _checked(client: Client, model: str, form: Format, *, id_map: bool) -> bool:
+    """Return whether the map of ids is needed; raises `CommandError` for a form that the model's answers lack."""
+    from segserve.tiled.records import kind_of
+
+    kind = kind_of(client.model_info(model))
+    if form in OF_OBJECTS and kind == "semantic":
+        raise CommandError(
+            f"--format {form} is of objects; {model!r} is a semantic model: zarr, tiff and png are to be had"
+        )
+    return id_map or (form in OF_MAPS and kind != "semantic")
+
+
+def _segment(
+    client: Client,
+    model: str,
+    image: Path,
+    folder: Path,
+    exported: Exported,
+    options: TiledOptions,
+    scheduler: str | None,
+) -> bool:
+    """Segment one image and say what came of it; False where it failed, which is said too."""
+    began_s = time.monotonic()
+    try:
+        result = client.segment_tiled(image, model=model, scheduler=scheduler, **(options | {"out": folder}))
+        written = _export(result, image, folder, exported)
+    except HOPELESS:
+        raise
+    except (SegserveError, OSError) as error:
+        typer.echo(f"error: {image}: {error}", err=True)
+        return False
+    height, width = result.size
+    typer.echo(
+        f"{image.name}: {width} x {height}, {_found(result)}, {result.tiles} tiles ({result.sent} sent), "
+        f"{time.monotonic() - began_s:.1f} s: {written}"
+    )
+    return True
+
+
+def _found(result: TiledSemanticResult | TiledObjects) -> str:
+    from segserve.display import printable
+    from segserve.tiled import TiledObjects
+
+    height, width = result.size
+    if isinstance(result, TiledObjects):
+        return f"{len(result):,} object{'' if len(result) == 1 else 's'}"
+    shares = sorted(result.areas.items(), key=lambda item: -item[1])[:4]
+    return ", ".join(f"{printable(name, 40)} {area / (height * width):.1%}" for name, area in shares)
+
+
+def _export(result: Any, image: Path, folder: Path, exported: Exported) -> Path:
+    from segserve.tiled import exports
+
+    path = folder.with_name(f"{folder.name}{SUFFIXES[exported.form]}")
+    match exported.form:
+        case "coco":
+            exports.write_coco(result, path, image.name)
+        case "geojson":
+            exports.write_geojson(result, path, exported.affine)
+        case "tiff":
+            exports.write_tiff(result, path)
+        case "png":
+            exports.write_png(result, path)
+    return path

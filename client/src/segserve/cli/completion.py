@@ -1,0 +1,80 @@
+"""Shell completion: the scripts, and the names of models as the platform has them now."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from segserve.cli.where import Where
+
+PATIENCE_S: Final = 1.0
+"""How long somebody who has pressed a key waits for a cluster."""
+
+
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Whose.", show_default=False)],
+) -> None:
+    """Print the script that completes commands, options and the names of models.
+
+    To have it in every shell: `segserve completion bash > ~/.local/share/bash-completion/completions/segserve`,
+    `segserve completion zsh > "${fpath[1]}/_segserve"`, `segserve completion fish >
+    ~/.config/fish/completions/segserve.fish`.
+    """
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+    typer.echo(get_completion_script(prog_name="segserve", complete_var="_SEGSERVE_COMPLETE", shell=shell))
+
+
+def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the models of the platform that the line so far names; none where it does not answer at once."""
+    from segserve.cli.where import Where
+
+    given = {key: ctx.params.get(key) for key in ("context", "namespace", "kubeconfig")}
+    try:
+        where = Where(local=bool(ctx.params.get("local")), **given)
+    except typer.BadParameter:
+        return []
+    return [name for name in known_models(where) if name.startswith(incomplete)]
+
+
+def known_models(where: Where) -> list[str]:
+    """Return the names of a platform's models; none where it cannot say them, or a cluster does not answer at once."""
+    from segserve.cli.where import is_local
+
+    try:
+        return _names(where) if is_local(where) else _in_time(lambda: _names(where))
+    except Exception:  # a line that is being typed is no place for errors
+        return []
+
+
+def family_names(incomplete: str) -> list[str]:
+    """Return the families."""
+    from segserve_builder.families import FAMILIES
+
+    return [name for name in FAMILIES if name.startswith(incomplete)]
+
+
+def _names(where: Where) -> list[str]:
+    from segserve.cli.where import platform
+
+    return [model["metadata"]["name"] for model in platform(where).models()]
+
+
+def _in_time(find: Callable[[], list[str]]) -> list[str]:
+    """Return what is found within the patience of a user."""
+    found: list[str] = []
+
+    def look() -> None:
+        with contextlib.suppress(Exception):
+            found.extend(find())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    return list(found)

@@ -1,0 +1,50 @@
+"""Examples that end each command's help; tests run their options against the commands."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
+    "init": (
+        "segserve init photos/ best.onnx",
+        "segserve init photos/ best.onnx -o streets --classes background,road,car",
+        "segserve init photos/ best.onnx --family semantic-logits --force",
+    ),
+    "up": ("segserve up -f model.yaml", "segserve up --detach -f model.yaml", "segserve up --port 9000"),
+    "down": ("segserve down", "segserve down --keep"),
+    "doctor": ("segserve doctor", "segserve doctor --context prod", "segserve doctor -o json"),
+    "logs": ("segserve logs", "segserve logs coins -c triton -f"),
+    "cleanup": ("segserve cleanup -n vision", "segserve cleanup -A --yes"),
+    "apply": ("segserve apply -f model.yaml", "segserve apply -n vision -f model.yaml -f pool.yaml"),
+    "delete": ("segserve delete coins", "segserve delete -f model.yaml --no-wait"),
+    "get": ("segserve get -w", "segserve get coins -o yaml", "segserve get -o wide -n vision"),
+    "describe": ("segserve describe coins",),
+    "wait": ("segserve wait coins --timeout 5m", "segserve wait coins --for delete"),
+    "predict": (
+        "segserve predict coins photo.jpg -o overlay.png",
+        "segserve predict coins 'photos/*.jpg' -o overlays/ --in-flight 8",
+        "segserve predict coins photos/ --recursive --coco found.json --masks masks/",
+        "curl -s https://example.org/photo.jpg | segserve predict coins -",
+    ),
+    "batch": (
+        "segserve batch coins slide.tif --out found/",
+        "segserve batch coins 'slides/*.tif' --out found/ --tile 2048 --format tiff",
+        "segserve batch trees ortho.tif --out found/ --format geojson --affine 0.1 0 500000 0 -0.1 5800000",
+        "segserve batch coins slide.zarr --out found/ --scheduler tcp://scheduler:8786",
+    ),
+    "build": ("segserve build -f model.yaml -o repository/",),
+    "crds": ("segserve crds | kubectl apply --server-side -f -", "segserve crds -o crds/"),
+    "export": (
+        "segserve export net.py:make --weights best.pth --family semantic-logits --classes background,road "
+        "--name roads --images photos/ -o roads/",
+    ),
+    "calibrate": ("segserve calibrate photos/ labels/ -f model.yaml",),
+    "golden record": ("segserve golden record photos/ -f model.yaml",),
+    "completion": ("source <(segserve completion bash)", "segserve completion fish | source"),
+}
+
+
+def epilog(command: str) -> str | None:
+    """Return what ends the help of a command."""
+    lines = EXAMPLES.get(command)
+    return None if lines is None else "\n\n".join(["Examples:", *(f"- `{line}`" for line in lines)])

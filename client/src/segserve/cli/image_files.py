@@ -1,0 +1,111 @@
+"""The images that a command line names: files, globs, folders, standard input."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Final
+
+from segserve.cli.failures import CommandError
+from segserve.cli.files import IMAGES
+from segserve.errors import BadRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+STDIN: Final = "-"
+STEM: Final = "{stem}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One image, standard input where `path` is None. `within` is where it lies in the folder that was named."""
+
+    path: Path | None
+    within: PurePath
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and in COCO."""
+        return self.within.as_posix()
+
+    def __str__(self) -> str:
+        return self.name if self.path is None else str(self.path)
+
+    def read(self) -> bytes:
+        """Return the file; raises `BadRequestError` where it cannot be read."""
+        if self.path is None:
+            return sys.stdin.buffer.read()
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise BadRequestError(f"cannot read image {str(self.path)!r}: {error.strerror}") from error
+
+
+def image_files(named: Iterable[str], *, recursive: bool) -> list[ImageFile]:
+    """Return what is named, each image once: `-`, files, globs that the shell has left, and what lies in folders.
+
+    Raises `CommandError` for a glob or a folder without images. A file that is not there is only found out when it is
+    read, so that the others are not held up.
+    """
+    found: dict[Path | None, ImageFile] = {}
+    for text in named:
+        for image in _named(text, recursive=recursive):
+            found.setdefault(None if image.path is None else image.path.resolve(), image)
+    return list(found.values())
+
+
+def _named(text: str, *, recursive: bool) -> Iterator[ImageFile]:
+    path = Path(text)
+    if text == STDIN:
+        yield ImageFile(None, PurePath("stdin"))
+    elif path.is_dir():
+        yield from _within(path, recursive=recursive)
+    elif glob.has_magic(text) and not path.exists():
+        matches = map(Path, glob.glob(text, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
+        matching = sorted(match for match in matches if match.is_file())
+        if not matching:
+            raise CommandError(f"no file matches {text!r}")
+        yield from (ImageFile(match, PurePath(match.name)) for match in matching)
+    else:
+        yield ImageFile(path, PurePath(path.name))
+
+
+def _within(folder: Path, *, recursive: bool) -> Iterator[ImageFile]:
+    paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
+    images = [path for path in paths if path.suffix.lower() in IMAGES and path.is_file()]
+    if not images:
+        deeper = "" if recursive else "; --recursive looks into the folders below"
+        raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(IMAGES))}{deeper}")
+    yield from (ImageFile(path, path.relative_to(folder)) for path in images)
+
+
+def overlay_paths(images: list[ImageFile], output: Path | None) -> dict[ImageFile, Path]:
+    """Return where each image's overlay goes, nothing where none is asked for; folders keep their form.
+
+    Raises `BadRequestError` where two overlays would share a file, or one would replace an image.
+    """
+    if output is None:
+        return {}
+    if STEM in output.name:
+        targets = {
+            image: output.parent / image.within.with_name(output.name.replace(STEM, image.within.stem))
+            for image in images
+        }
+    elif output.is_dir() or not output.suffix:
+        targets = {image: output / image.within.with_suffix(".png") for image in images}
+    else:
+        targets = dict.fromkeys(images, output)
+    if len(set(targets.values())) < len(targets):
+        raise BadRequestError(
+            f"{len(images)} overlays need different files, got {str(output)!r}; "
+            f"allowed: a folder, or a path with {STEM} in it, and images of different names"
+        )
+    replaced = {target.resolve() for target in targets.values()} & {
+        image.path.resolve() for image in images if image.path is not None
+    }
+    if replaced:
+        raise BadRequestError(f"an overlay would replace the image {str(min(replaced))!r}")
+    return targets

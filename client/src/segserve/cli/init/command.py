@@ -1,0 +1,146 @@
+"""`segserve init`: looks at an ONNX file and some images, and writes the resource that serves it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segserve.cli.completion import family_names
+from segserve.cli.failures import CommandError, needs
+from segserve.cli.files import images_in
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from segserve.cli.init.guess import Guess
+    from segserve.cli.init.remarks import Remark
+    from segserve.results import Result
+
+RESOURCE = "model.yaml"
+
+
+def init(
+    images: Annotated[Path, typer.Argument(metavar="IMAGE_FOLDER", help="Some images of the kind to be served.")],
+    network: Annotated[Path, typer.Argument(metavar="MODEL.ONNX", help="The network.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Where to write; a new folder of the model's name without it."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model's name; else that of its file.", show_default=False)
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FAMILY",
+            help="What the outputs mean, instead of a guess.",
+            show_default=False,
+            autocompletion=family_names,
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="The classes' names in order, with commas between.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what an earlier init has written.")] = False,
+) -> None:
+    """Look at an ONNX file, and write the resource that serves it: a first one, with comments, to be checked.
+
+    Family, classes, size and normalisation are read from the file or found out by running it on the images. What
+    nobody can know from a file is listed, here and as CHECK in the resource. The answers to the first images become the
+    golden set; preview/ shows them: look there before you trust it.
+    """
+    from rich.console import Console
+
+    known = images_in(images)
+    title = _name(name, network)
+    folder = output if output is not None else Path(title)
+    _refuse_to_overwrite(folder, force=force)
+    with needs("builder"):
+        from segserve.cli.init.guess import Wish, guess
+        from segserve.cli.init.report import report
+
+        guessed = guess(network, _sha256(network), known, Wish(family, classes))
+        results, remarks = _write(guessed, title, known, folder)
+    Console(highlight=False).print(report(guessed, results, remarks, folder / RESOURCE))
+
+
+def _name(given: str | None, network: Path) -> str:
+    from segserve_builder.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN
+
+    name = given or re.sub("[^a-z0-9]+", "-", network.stem.lower()).strip("-")[:MODEL_NAME_MAX_LENGTH].strip("-")
+    if len(name) > MODEL_NAME_MAX_LENGTH or not re.fullmatch(MODEL_NAME_PATTERN, name):
+        raise CommandError(
+            f"{name!r} is no name for a model: lower-case letters, digits and single dashes, at most "
+            f"{MODEL_NAME_MAX_LENGTH}; give one with --name"
+        )
+    return name
+
+
+def _refuse_to_overwrite(folder: Path, *, force: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CommandError(f"{folder} is a file; -o names a folder")
+    there = [path for path in (folder / RESOURCE, folder / "golden", folder / "preview") if path.exists()]
+    if there and not force:
+        raise CommandError(
+            f"{', '.join(map(str, there))} exists already; --force writes over it, -o names another folder"
+        )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}") from error
+
+
+def _write(
+    guessed: Guess, name: str, images: Sequence[Path], folder: Path
+) -> tuple[Sequence[Result] | None, Sequence[Remark]]:
+    """Write all; return the answers to the golden images, None where there are none, and all remarks."""
+    from segserve.cli.init.golden import write_golden, write_previews
+    from segserve.cli.init.guess import model_of
+    from segserve.cli.init.remarks import Remark
+    from segserve.cli.init.resource import commented, manifest_of
+    from segserve_builder.errors import BuilderError
+    from segserve_operator.api.segmentation_model import SegmentationModel
+
+    spec: dict[str, Any] = {**guessed.spec, "artifact": {**guessed.spec["artifact"], "uri": _relative(guessed, folder)}}
+    manifest = manifest_of(name, spec)  # what would be refused is found out before anything is written
+    for old in (folder / "golden", folder / "preview"):
+        shutil.rmtree(old, ignore_errors=True)  # there with --force alone
+    folder.mkdir(parents=True, exist_ok=True)
+    remarks, results = list(guessed.remarks), None
+    if guessed.runs is None:
+        why = "the network was not run, as onnxruntime is not installed (pip install onnxruntime)"
+    else:
+        try:
+            digest, answers = write_golden(model_of(guessed), images, folder / "golden")
+            results = write_previews(answers, SegmentationModel.model_validate(manifest), folder / "preview")
+            manifest = manifest_of(name, {**spec, "golden": {"uri": "golden", "sha256": digest}})
+        except BuilderError as error:
+            why = f"the pipeline does not answer your images: {error}"
+    if results is None:
+        remarks.append(Remark(("spec",), f"no golden set: {why}", sure=False))
+    else:
+        text = "the golden set is this guess's own answers: look at preview/ before you trust it"
+        remarks.append(Remark(("spec", "golden"), text, sure=False))
+    head = [
+        f"Written by `segserve init` of {guessed.network.path.name}. Lines with CHECK are what it could not know.",
+        f"`segserve up -f {RESOURCE}` serves it.",
+    ]
+    (folder / RESOURCE).write_text(commented(manifest, remarks, head))
+    return results, remarks
+
+
+def _relative(guessed: Guess, folder: Path) -> str:
+    return Path(os.path.relpath(guessed.network.path.resolve(), folder.resolve())).as_posix()

@@ -1,0 +1,76 @@
+"""The golden set of a new model, and pictures of its answers for the user to judge before they are believed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from segserve.results import Result
+    from segserve_builder.in_process import InProcessModel
+    from segserve_operator.api.segmentation_model import SegmentationModel
+
+    Answer = Mapping[str, NDArray[Any]]
+
+IMAGES: Final = 3
+DATATYPES: Final = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
+
+
+def write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) -> tuple[str, list[tuple[Path, Answer]]]:
+    """Write the answers to some images as a golden set; return its digest, and the answers by image.
+
+    Other files of the folder stay.
+    """
+    from segserve_builder.export.writing import GOLDEN_TOLERANCE
+    from segserve_builder.golden import GOLDEN_FILE, record
+    from segserve_builder.public_outputs import has_masks
+    from segserve_builder.sources import folder_digest
+    from segserve_builder.stages.base import Request
+
+    request = Request(encoding="rle" if has_masks(model.task) else None)
+    answers: list[tuple[Path, Answer]] = [
+        (image, model.answer(image.read_bytes(), request)) for image in images[:IMAGES]
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = []
+    for image, answer in answers:
+        shutil.copyfile(image, folder / image.name)
+        cases.append(record(answer, image.name, GOLDEN_TOLERANCE))
+    (folder / GOLDEN_FILE).write_text(json.dumps({"cases": cases}, indent=1) + "\n")
+    return folder_digest(folder), answers
+
+
+def write_previews(answers: Iterable[tuple[Path, Answer]], resource: SegmentationModel, folder: Path) -> list[Result]:
+    """Draw each answer over its image, `folder/<stem>.png`; return the answers as results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    for image, answer in answers:
+        result = result_of(answer, resource)
+        result.overlay(image.read_bytes()).save(folder / f"{image.stem}.png")
+        results.append(result)
+    return results
+
+
+def result_of(answer: Answer, resource: SegmentationModel) -> Result:
+    """Return what the client would make of an answer."""
+    from segserve.answers import read_result
+    from segserve.types import ModelInfo, SegmentClass
+    from segserve.wire import InferAnswer, Tensor, pack_bytes
+
+    revision = resource.assigned.revision
+    tensors = {"REVISION": Tensor("REVISION", "BYTES", (1,), pack_bytes([revision.encode()]))}
+    for name, array in answer.items():
+        if array.dtype.kind == "O":
+            items = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel()]
+            tensors[name] = Tensor(name, "BYTES", array.shape, pack_bytes(items))
+        else:
+            tensors[name] = Tensor(name, DATATYPES[array.dtype.name], array.shape, array.tobytes())
+    classes = tuple(SegmentClass(item.id, item.name, None) for item in resource.spec.classes)
+    info = ModelInfo(resource.metadata.name, frozenset(tensors), revision, classes)
+    return read_result(InferAnswer(info.model, tensors), info)

@@ -1,0 +1,87 @@
+"""What `segserve init` says of a guess: what was seen, what was written, what nobody can know from a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from segserve.display import one_line, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from segserve.cli.init.guess import Guess
+    from segserve.cli.init.remarks import Remark
+    from segserve.results import Result
+
+NAMED: Final = 8
+
+
+def report(
+    guessed: Guess, results: Sequence[Result] | None, remarks: Sequence[Remark], resource: Path
+) -> RenderableType:
+    """Return all of it, as wide as the terminal; `results` are the golden answers, None where none were made."""
+    size = guessed.network.path.stat().st_size / 2**20
+    title = Text.assemble((printable(guessed.network.path.name, 200), "bold"), f"  {size:.1f} MiB")
+    parts: list[RenderableType] = [title, _pairs(_seen(guessed)), "", _pairs(_written(results, resource))]
+    unsure = [remark.text for remark in remarks if not remark.sure]
+    if unsure:
+        parts += ["", Text.assemble(("what it could not know", "yellow"), "; check, and edit the file:"), _list(unsure)]
+    return Group(*parts, "", Text(f"next: segserve up -f {resource}"))
+
+
+def _seen(guessed: Guess) -> Iterator[tuple[str, str]]:
+    from segserve_builder.families.signature import described
+
+    yield "input", described(guessed.network.image)
+    for tensor in guessed.network.signature.outputs:
+        yield "output", described(tensor)
+    yield "family", f"{guessed.family.family}: {guessed.family.because}"
+    names = [printable(entry["name"]) for entry in guessed.spec["classes"]]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    yield "classes", f"{len(names)}: {', '.join(names[:NAMED])}{more}"
+    for key in ("preprocess", "postprocess"):
+        yield key, " > ".join(_stages(guessed.spec[key]))
+
+
+def _written(results: Sequence[Result] | None, resource: Path) -> Iterator[tuple[str, str]]:
+    yield "written", str(resource)
+    if results is None:
+        return
+    yield "", f"{resource.with_name('golden')}: the answers to {len(results)} of your images"
+    yield "", f"{resource.with_name('preview')}: the same drawn; look at them"
+    for result in results:
+        yield "found", one_line(result).partition(": ")[2].rstrip(">")
+
+
+def _stages(listed: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for item in listed:
+        for name, options in item.items():
+            said = ", ".join(f"{key} {_plain(value)}" for key, value in options.items())
+            yield f"{name} ({said})" if said else name
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _pairs(rows: Iterator[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in rows:
+        grid.add_row(Text(f"  {name}", style="dim"), Text(text))
+    return grid
+
+
+def _list(texts: Sequence[str]) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    for text in texts:
+        grid.add_row(Text("  -", style="yellow"), Text(text))
+    return grid

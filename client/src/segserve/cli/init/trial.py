@@ -1,0 +1,113 @@
+"""Tries a pipeline in this process: which normalisation gives sure and steady answers, and what the answers are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.in_process import InProcessModel
+
+    Answer = Mapping[str, NDArray[Any]]
+
+TRIED: Final = 2
+"""Images that each way is tried on, as they are and mirrored."""
+SAME: Final = 0.5
+"""The IoU from which a box is the same as one of the mirrored image."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How one way of preparing images did: 0 (nothing found, or by chance) to 1 (sure, and the same mirrored)."""
+
+    name: str
+    score: float
+
+
+def steadiness(model: InProcessModel, images: Sequence[Path]) -> float:
+    """Return how sure a model is, times how much its answer agrees with that for the mirrored image.
+
+    Sure alone would not do: networks that are given pixels of 0 to 255 instead of 0 to 1 are sure of noise.
+    """
+    from segserve_builder.errors import BuilderError
+
+    scores = []
+    for path in images[:TRIED]:
+        try:
+            scores.append(_compared(model, path))
+        except BuilderError:
+            scores.append(0.0)
+    return sum(scores) / len(scores)
+
+
+def _compared(model: InProcessModel, path: Path) -> float:
+    from segserve_builder.stages.base import Request
+
+    data, mirrored = path.read_bytes(), _mirrored(path)
+    if model.task == "semantic":
+        request = Request(encoding="raw")
+        return _labels_agree(model.answer(data, request), model.answer(mirrored, request))
+    request = Request()
+    return _objects_agree(model.answer(data, request), model.answer(mirrored, request))
+
+
+def _mirrored(path: Path) -> bytes:
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        buffer = BytesIO()
+        ImageOps.mirror(upright if upright.mode in ("L", "RGB") else upright.convert("RGB")).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _labels_agree(answer: Answer, mirrored: Answer) -> float:
+    """Return Cohen's kappa of two label maps, 0 where all pixels are of one class, times the mean confidence."""
+    import numpy as np
+
+    from segserve_builder.export.accuracy import label_map
+
+    labels, other = label_map(answer), label_map(mirrored)[:, ::-1]
+    if labels.shape != other.shape or labels.min() == labels.max():
+        return 0.0
+    top = int(max(labels.max(), other.max())) + 1
+    shares = [np.bincount(one.ravel(), minlength=top) / one.size for one in (labels, other)]
+    chance = float(shares[0] @ shares[1])
+    agreed = float((labels == other).mean())
+    kappa = 0.0 if chance >= 1 else max(0.0, (agreed - chance) / (1 - chance))
+    areas = answer["AREAS"].astype(float)
+    sure = float(areas @ answer["CONFIDENCE"]) / max(float(areas.sum()), 1.0)
+    return kappa * sure
+
+
+def _objects_agree(answer: Answer, mirrored: Answer) -> float:
+    """Return the scores of objects that are found mirrored too, as a part of how many are found in each."""
+    import numpy as np
+
+    from segserve_builder.golden import with_columns
+
+    mine, theirs = with_columns("the image", answer), with_columns("the image", mirrored)
+    width = float(answer["SIZE"][1])
+    boxes, other = mine["BOXES"], theirs["BOXES"].copy()
+    if not len(boxes) or not len(other):
+        return 0.0
+    other[:, [0, 2]] = width - other[:, [2, 0]]
+    same = (_overlaps(boxes, other) > SAME) & (mine["CLASSES"][:, None] == theirs["CLASSES"][None])
+    return float((mine["SCORES"] * same.any(axis=1)).sum() * 2 / (len(boxes) + len(other))) if np.any(same) else 0.0
+
+
+def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others)]
+    overlaps: NDArray[Any] = shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
+    return overlaps

@@ -1,0 +1,49 @@
+"""Masks as PNG files: a label map of a semantic answer, ids of a panoptic one, a file for each object of others."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from segserve.errors import BadRequestError
+from segserve.instances import InstanceResult
+from segserve.panoptic import PanopticResult
+from segserve.semantic import SemanticResult
+
+if TYPE_CHECKING:
+    from pathlib import Path, PurePath
+
+    from numpy.typing import NDArray
+
+    from segserve.results import Result
+
+
+def write_masks(result: Result, folder: Path, within: PurePath) -> None:
+    """Write the masks of one image below `folder`, under the image's own name.
+
+    Semantic: `<name>.png`, a pixel is its class. Panoptic: `<name>.png`, a pixel is its segment's id, 0 is none, and
+    `<name>.json` says what each is. Instances: `<name>-001-<class>.png`, white where the object is. Raises
+    `BadRequestError` for answers without masks.
+    """
+    target = folder / within.with_suffix(".png")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(result, SemanticResult):
+        _write(result.labels, target)
+    elif isinstance(result, PanopticResult):
+        _write(result.ids, target)
+        target.with_suffix(".json").write_text(json.dumps(result.to_rows(), indent=1) + "\n")
+    elif isinstance(result, InstanceResult):
+        for number, found in enumerate(result, 1):
+            name = re.sub(r"[^\w.-]+", "-", found.class_name)[:40]
+            _write(found.mask.astype("uint8") * 255, target.with_name(f"{target.stem}-{number:03}-{name}.png"))
+    else:
+        raise BadRequestError(f"model {result.model!r} gives boxes without masks; --masks has nothing to write")
+
+
+def _write(pixels: NDArray[Any], target: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    small = pixels.astype(np.uint8) if pixels.max(initial=0) < 256 else pixels.astype(np.uint16)
+    Image.fromarray(small).save(target)
