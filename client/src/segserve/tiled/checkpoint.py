@@ -1,0 +1,151 @@
+"""What has been answered so far, in a folder: a manifest that says of what, and a file for each tile."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve.tiled.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+TILES: Final = "tiles"
+SEGMENTS: Final = "segments"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that the answers depend on. `source` is the digest of the image's pixels, None where none was made."""
+
+    model: str
+    revision: str | None
+    kind: str
+    height: int
+    width: int
+    channels: int
+    dtype: str
+    source: str | None
+    tile: int
+    overlap: int
+    blend: str
+    send: str
+    score_threshold: float | None
+    max_detections: int | None
+    same_at_least: float
+    id_map: bool
+    labels: str | None
+    format: int = FORMAT
+
+    def differences(self, other: Manifest) -> list[str]:
+        """Return what differs, as `name was ..., now ...`."""
+        return [
+            f"{one.name} was {mine!r}, now {theirs!r}"
+            for one in fields(self)
+            if (mine := getattr(self, one.name)) != (theirs := getattr(other, one.name))
+        ]
+
+    def check_same(self, other: Manifest, folder: Path, *, any_revision: bool) -> None:
+        """Raise `CheckpointError`, which says what differs, where `folder` is of this run and `other` is asked for."""
+        compared = replace(self, revision=other.revision) if any_revision else self
+        differences = compared.differences(other)
+        if differences:
+            raise CheckpointError(
+                f"{str(folder)!r} is of another run: {'; '.join(differences)}. Give another folder, or start over, "
+                "which deletes that run (start_over=True, --start-over)"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Manifest:
+        """Read what `to_dict` gave; raises `CheckpointError` for anything else."""
+        try:
+            return cls(**value)
+        except TypeError as error:
+            raise CheckpointError(f"a run of another version of segserve: {error}. Start over") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder of answered tiles. Every file in it is written beside its place and moved there."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, *, any_revision: bool = False) -> Checkpoint:
+        """Return the checkpoint of that run, new where the folder has none.
+
+        Raises `CheckpointError`, which says what differs, for the folder of another run. `any_revision` lets the
+        revision differ.
+        """
+        found = cls(folder)
+        known = found.manifest()
+        if known is not None:
+            known.check_same(manifest, folder, any_revision=any_revision)
+            return found
+        (folder / TILES).mkdir(parents=True, exist_ok=True)
+        write_json(folder / MANIFEST, manifest.to_dict())
+        return found
+
+    def manifest(self) -> Manifest | None:
+        """Return what is being answered, None where nothing has begun; raises `CheckpointError` for a damaged one."""
+        value = read_json(self.folder / MANIFEST)
+        return None if value is None else Manifest.of(value)
+
+    def done(self) -> set[int]:
+        """Return the numbers of the tiles that are answered."""
+        return {int(path.stem) for path in (self.folder / TILES).glob("*.json")}
+
+    def write(self, tile: int, record: Mapping[str, Any]) -> None:
+        """Keep a tile's answer."""
+        write_json(self._path(tile), record)
+
+    def read(self, tile: int) -> dict[str, Any]:
+        """Return a tile's answer; raises `CheckpointError` where it is not there."""
+        record = read_json(self._path(tile))
+        if record is None:
+            raise CheckpointError(f"tile {tile} is missing in the checkpoint {str(self.folder)!r}")
+        return record
+
+    def clear(self) -> None:
+        """Delete it, with the map of the tiles' segments; what else lies in the folder stays."""
+        # Without its manifest the rest is nobody's, should this end half-way.
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for name in (TILES, f"{SEGMENTS}.zarr"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / f"{SEGMENTS}.npy").unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _path(self, tile: int) -> Path:
+        return self.folder / TILES / f"{tile:08d}.json"
+
+
+def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = None) -> None:
+    """Write JSON so that the file is whole whenever it is there."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside.write_text(json.dumps(value, indent=indent, allow_nan=False))
+    beside.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None where there is no file; raises `CheckpointError` for anything else."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"{str(path)!r} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{str(path)!r} is damaged: expected a JSON object")
+    return value

@@ -1,0 +1,199 @@
+"""A large image's result in other programs' formats, written piece by piece: COCO, GeoJSON, TIFF, PNG."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from segserve.annotation import Annotation
+from segserve.errors import BadRequestError, MissingExtraError
+from segserve.masks import EncodedMask
+from segserve.tiled.errors import ImageTooLargeError
+from segserve.tiled.files import MAX_DECODED_PIXELS
+from segserve.tiled.pieces import encode_intervals
+from segserve.tiled.results import TiledSemanticResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from typing import TextIO
+
+    from numpy.typing import NDArray
+
+    from segserve.tiled.merging import TiledObject
+    from segserve.tiled.pieces import LocalRle
+    from segserve.tiled.results import TiledObjects
+
+TIFF_TILE: Final = 512
+LARGEST_CLASSIC_TIFF: Final = 4_000_000_000
+# Four bytes a run is what COCO's own tools count in.
+MAX_COCO_PIXELS: Final = (1 << 32) - 1
+
+
+def write_coco(result: TiledObjects, path: Path, file_name: str) -> None:
+    """Write the objects as a COCO data set of one image, masks as RLE of the whole image.
+
+    Raises `ImageTooLargeError` beyond what COCO's RLE can count.
+    """
+    height, width = result.size
+    if height * width > MAX_COCO_PIXELS:
+        raise ImageTooLargeError(f"COCO counts up to {MAX_COCO_PIXELS} pixels an image, got {height} x {width}")
+    image = {"id": 1, "width": width, "height": height, "file_name": file_name}
+    categories = [{"id": known.id, "name": known.name} for known in result.classes]
+    with _written(path) as file:
+        file.write(f'{{"images": [{json.dumps(image)}], "categories": {json.dumps(categories)}, "annotations": [')
+        for number, found in enumerate(result):
+            file.write(("," if number else "") + "\n" + json.dumps(_annotation(found, height, width)))
+        file.write("\n]}\n")
+
+
+def write_geojson(result: TiledObjects, path: Path, affine: Sequence[float] | None = None) -> None:
+    """Write the objects as GeoJSON: outlines with holes, boxes where there are no masks.
+
+    `affine` turns pixels into world coordinates, as in `Segmentation.to_geojson`.
+    """
+    from segserve.exports.geojson import features_of
+
+    with _written(path) as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        first = True
+        for found in result:
+            for feature in features_of(_local(found), _shifted(affine, found.origin or (0, 0))):
+                file.write(("" if first else ",") + "\n" + json.dumps(feature, allow_nan=False))
+                first = False
+        file.write("\n]}\n")
+
+
+def write_tiff(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
+    """Write the map as a tiled TIFF, BigTIFF where it has to be; raises `MissingExtraError` without `batch`."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise MissingExtraError(
+            f"writing TIFF needs a package that is not installed ({error}): pip install 'segserve[batch]'"
+        ) from error
+    labels = _map(result)
+    height, width = result.size
+    beside = path.with_name(f"{path.name}.part")
+    tifffile.imwrite(
+        beside,
+        _tiles(labels, height, width),
+        shape=(height, width),
+        dtype=labels.dtype,
+        tile=(TIFF_TILE, TIFF_TILE),
+        photometric="minisblack",
+        compression="zlib",
+        bigtiff=height * width * labels.dtype.itemsize > LARGEST_CLASSIC_TIFF,
+        metadata=None,
+        software="segserve",
+    )
+    beside.replace(path)
+
+
+def write_png(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
+    """Write the map as a PNG, in the colours of the classes where it has up to 256.
+
+    Raises `ImageTooLargeError` beyond `MAX_DECODED_PIXELS`, and for ids that 16 bits do not hold.
+    """
+    from PIL import Image
+
+    height, width = result.size
+    if height * width > MAX_DECODED_PIXELS:
+        raise ImageTooLargeError(
+            f"a PNG is made as a whole, up to {MAX_DECODED_PIXELS} pixels; the map has {height} x {width}. Write a TIFF"
+        )
+    labels = np.asarray(_map(result)[:])
+    if labels.dtype.itemsize > 1:
+        if labels.max(initial=0) > np.iinfo(np.uint16).max:
+            raise ImageTooLargeError(f"a PNG holds ids up to 65535, the map has {labels.max()}. Write a TIFF")
+        picture = Image.fromarray(labels.astype(np.uint16))
+    else:
+        picture = Image.fromarray(labels).convert("L")
+        if isinstance(result, TiledSemanticResult) and any(known.colour for known in result.classes):
+            picture.putpalette(_palette(result))
+    beside = path.with_name(f"{path.name}.part")
+    picture.save(beside, "PNG")
+    beside.replace(path)
+
+
+def _palette(result: TiledSemanticResult) -> bytes:
+    palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    palette[0] = 0
+    for known in result.classes:
+        if known.colour is not None and known.id < 256:
+            palette[known.id] = known.colour
+    return palette.tobytes()
+
+
+def _map(result: TiledSemanticResult | TiledObjects) -> Any:
+    found = result.labels if isinstance(result, TiledSemanticResult) else result.ids
+    if found is None:
+        raise BadRequestError("the result has no map: ask for the map of ids with id_map=True (--id-map)")
+    return found
+
+
+def _tiles(labels: Any, height: int, width: int) -> Iterator[NDArray[Any]]:
+    for top in range(0, height, TIFF_TILE):
+        band = np.asarray(labels[top : top + TIFF_TILE])
+        for left in range(0, width, TIFF_TILE):
+            part = band[:, left : left + TIFF_TILE]
+            yield np.pad(part, ((0, TIFF_TILE - part.shape[0]), (0, TIFF_TILE - part.shape[1])))
+
+
+def _annotation(found: TiledObject, height: int, width: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = found.box
+    row: dict[str, Any] = {
+        "id": found.id,
+        "image_id": 1,
+        "category_id": found.class_id,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": found.area,
+        "iscrowd": 0,
+        "score": found.score,
+    }
+    if found.rle is not None and found.origin is not None:
+        row["segmentation"] = _in_the_image(found.mask, found.origin, height, width)
+    if found.points is not None:
+        row |= {
+            "keypoints": [number for x, y, _ in found.points for number in (x, y, 2)],
+            "num_keypoints": len(found.points),
+        }
+    return row
+
+
+def _in_the_image(mask: NDArray[np.bool_], origin: tuple[int, int], height: int, width: int) -> LocalRle:
+    """Return the RLE of a mask as one of the whole image, without drawing it."""
+    steps = np.diff(np.pad(mask.astype(np.int8), ((1, 1), (0, 0))), axis=0).T
+    left, top = origin
+    columns, starts = np.nonzero(steps == 1)
+    _, ends = np.nonzero(steps == -1)
+    first = (columns + left) * height + top
+    return encode_intervals(np.column_stack((first + starts, first + ends)), height, width)
+
+
+def _local(found: TiledObject) -> Annotation:
+    """Return an object in the form that exports share, in pixels of its mask's box where it has a mask."""
+    left, top = found.origin or (0, 0)
+    x1, y1, x2, y2 = found.box
+    mask = None if found.rle is None else EncodedMask(found.rle["counts"].encode(), *found.rle["size"])
+    points = None if found.points is None else np.array(found.points, np.float32) - (left, top, 0)
+    box = (x1 - left, y1 - top, x2 - left, y2 - top)
+    return Annotation(found.id, found.class_id, found.class_name, found.score, box, mask, points)
+
+
+def _shifted(affine: Sequence[float] | None, origin: tuple[int, int]) -> tuple[float, ...]:
+    """Return the affine for pixels that are counted from `origin`."""
+    a, b, c, d, e, f, *rest = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) if affine is None else affine
+    x, y = origin
+    return (a, b, c + a * x + b * y, d, e, f + d * x + e * y, *rest)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[TextIO]:
+    beside = path.with_name(f"{path.name}.part")
+    with beside.open("w") as file:
+        yield file
+    beside.replace(path)

@@ -1,0 +1,135 @@
+"""Maps of labels or ids as large as the image, written cell by cell: a zarr array, or a .npy file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from segserve.errors import MissingExtraError
+from segserve.tiled.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from segserve.tiled.grid import Window
+
+ZARR, NPY = ".zarr", ".npy"
+
+
+class PixelMap(Protocol):
+    """A map that many threads, and where it is zarr many processes, write: each cell once, by one of them."""
+
+    def write(self, cell: Window, values: NDArray[Any]) -> None:
+        """Set a cell's pixels."""
+        ...
+
+    def read(self, cell: Window) -> NDArray[Any]:
+        """Return a cell's pixels."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MapFile:
+    """Where a map lies and what it holds; `chunk` is the side of its chunks in zarr."""
+
+    path: str
+    height: int
+    width: int
+    dtype: str
+    chunk: int
+
+    def create(self, attributes: Mapping[str, Any]) -> PixelMap:
+        """Make the map, all 0, in place of one that is there."""
+        if self.path.endswith(ZARR):
+            shape, chunks = (self.height, self.width), (self.chunk, self.chunk)
+            _zarr().create_array(
+                self.path, shape=shape, chunks=chunks, dtype=self.dtype, overwrite=True, attributes=dict(attributes)
+            )
+            return self.open()
+        array = np.lib.format.open_memmap(self.path, "w+", np.dtype(self.dtype), (self.height, self.width))
+        del array
+        return self.open()
+
+    def open(self) -> PixelMap:
+        """Open the map; raises `CheckpointError` where it is not there or another."""
+        try:
+            if self.path.endswith(ZARR):
+                array = _zarr().open_array(self.path, mode="r+")
+                shape, dtype = array.shape, array.dtype
+                found: PixelMap = _ZarrMap(array)
+            else:
+                mapped = np.load(self.path, mmap_mode="r")
+                shape, dtype = mapped.shape, mapped.dtype
+                found = _NpyMap(self.path, mapped.offset, self.width, mapped.dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the map {self.path!r} of a run that was begun cannot be opened: {error}. Start over"
+            ) from error
+        if shape != (self.height, self.width) or dtype != np.dtype(self.dtype):
+            raise CheckpointError(
+                f"the map {self.path!r} is {dtype} {shape}, expected {self.dtype} "
+                f"{(self.height, self.width)}. Start over"
+            )
+        return found
+
+
+def _zarr() -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise MissingExtraError(
+            "a zarr map needs a package that is not installed: pip install 'segserve[batch]', or ask for labels='npy'"
+        ) from error
+    return zarr
+
+
+@dataclass(frozen=True, slots=True)
+class _ZarrMap:
+    # A chunk belongs to one cell, so that no two writers read and write the same one.
+    array: Any
+
+    def write(self, cell: Window, values: NDArray[Any]) -> None:
+        self.array[cell.slices()] = values
+
+    def read(self, cell: Window) -> NDArray[Any]:
+        return np.asarray(self.array[cell.slices()])
+
+
+@dataclass(frozen=True, slots=True)
+class _NpyMap:
+    # Written as a file: the pages of a memory map would count as this process's memory.
+    path: str
+    offset: int
+    width: int
+    dtype: np.dtype[Any]
+
+    def write(self, cell: Window, values: NDArray[Any]) -> None:
+        rows = np.ascontiguousarray(values, self.dtype)
+        handle = os.open(self.path, os.O_WRONLY)
+        try:
+            for number, row in enumerate(rows):
+                os.pwrite(handle, row.tobytes(), self._at(cell.top + number, cell.left))
+        finally:
+            os.close(handle)
+
+    def read(self, cell: Window) -> NDArray[Any]:
+        size = cell.width * self.dtype.itemsize
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            rows = [os.pread(handle, size, self._at(row, cell.left)) for row in range(cell.top, cell.bottom)]
+        finally:
+            os.close(handle)
+        return np.frombuffer(b"".join(rows), self.dtype).reshape(cell.height, cell.width)
+
+    def _at(self, row: int, column: int) -> int:
+        return self.offset + (row * self.width + column) * self.dtype.itemsize
+
+
+def labels_dtype(largest: int) -> str:
+    """Return the smallest type that holds the ids of a model's classes."""
+    return "uint8" if largest < 256 else "uint16"

@@ -1,0 +1,201 @@
+"""One object out of the pieces of it that tiles show. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+
+from segserve.tiled.grid import Window
+from segserve.tiled.pieces import LocalRle, decode, encode_intervals, intervals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from segserve.tiled.grid import Grid
+    from segserve.tiled.pieces import Piece
+
+# So wide a part of an object is drawn at once, whatever the size of the object.
+STRIP_PX: Final = 1024
+
+Box: TypeAlias = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class TiledObject:
+    """One object of a large image.
+
+    `id` counts from 1 and is the object's number in the map of ids. `box` is x1, y1, x2, y2 in pixels of the image.
+    `origin` is x and y of the mask's first pixel and `rle` the mask within its own box, COCO compressed; both
+    are None for models without masks. `area` is in pixels, of the box where there is no mask. `points` are
+    x, y, score of each keypoint. `tiles` are the tiles that showed it.
+    """
+
+    id: int
+    class_id: int
+    class_name: str
+    score: float
+    box: Box
+    area: int
+    origin: tuple[int, int] | None = None
+    rle: LocalRle | None = None
+    points: tuple[tuple[float, float, float], ...] | None = None
+    tiles: tuple[int, ...] = ()
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The mask within its own box, bool (h, w); its first pixel is at `origin`. Raises `ValueError` without one."""
+        if self.rle is None:
+            raise ValueError(f"object {self.id} has no mask: its model answers boxes")
+        return decode(self.rle)
+
+    @property
+    def window(self) -> Window:
+        """The pixels that the mask's box covers, or the box where there is no mask."""
+        if self.origin is None or self.rle is None:
+            x1, y1, x2, y2 = self.box
+            return Window(int(np.floor(y1)), int(np.floor(x1)), int(np.ceil(y2)), int(np.ceil(x2)))
+        (left, top), (height, width) = self.origin, self.rle["size"]
+        return Window(top, left, top + height, left + width)
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """A group's object, yet without number and name, and the pieces that it is made of."""
+
+    piece: Piece
+    pieces: tuple[Piece, ...]
+    score: float
+    box: Box
+    area: int
+    origin: tuple[int, int] | None
+    rle: LocalRle | None
+
+    def numbered(self, number: int, class_name: str) -> TiledObject:
+        """Return the object with its number and the name of its class."""
+        return TiledObject(
+            number,
+            self.piece.class_id,
+            class_name,
+            self.score,
+            self.box,
+            self.area,
+            self.origin,
+            self.rle,
+            self.piece.points,
+            tuple(sorted({piece.tile for piece in self.pieces})),
+        )
+
+
+def merge(group: Sequence[Piece], grid: Grid, *, by_cells: bool = False) -> Merged | None:
+    """Return the object that a group of matching pieces is, or None for what no tile answers for.
+
+    - Where a tile shows it whole, the object is as the tile shows it that has it farthest from its cut edges.
+    - Otherwise every tile gives the part in its own cell, and its other pixels where no tile of the group
+      has its cell; the score is their mean by the pixels that each gives. `by_cells` does so in any case, with the
+      parts in the cells alone.
+    - A lone piece without a pixel in its tile's cell is None: the tile whose cell it is in saw it from
+      farther within and did not find it.
+    """
+    ordered = sorted(group, key=lambda piece: piece.key)
+    shares = [piece.patch.area_within(grid[piece.tile].cell) for piece in ordered]
+    if not any(shares) and (by_cells or len(ordered) == 1):
+        return None
+    wholes = [piece for piece in ordered if piece.is_whole]
+    if wholes and not by_cells:
+        return _as_shown(min(wholes, key=lambda piece: (-_depth(piece, grid), piece.key)), ordered)
+    return _united(ordered, shares, grid, by_cells=by_cells)
+
+
+def _depth(piece: Piece, grid: Grid) -> int:
+    """Return the pixels between the piece and the nearest edge of its tile that is not the image's."""
+    seen, own = grid[piece.tile].window, piece.patch.window
+    far = max(grid.height, grid.width)
+    return min(
+        own.top - seen.top if seen.top > 0 else far,
+        own.left - seen.left if seen.left > 0 else far,
+        seen.bottom - own.bottom if seen.bottom < grid.height else far,
+        seen.right - own.right if seen.right < grid.width else far,
+    )
+
+
+def _as_shown(piece: Piece, ordered: Sequence[Piece]) -> Merged:
+    if not piece.has_mask:
+        return Merged(piece, tuple(ordered), piece.score, piece.box, _box_area(piece.box), None, None)
+    patch = piece.patch
+    height, width = patch.bitmap.shape
+    rle = encode_intervals(intervals(patch.bitmap), height, width)
+    return Merged(piece, tuple(ordered), piece.score, piece.box, piece.area, (patch.left, patch.top), rle)
+
+
+def _united(ordered: Sequence[Piece], shares: Sequence[int], grid: Grid, *, by_cells: bool) -> Merged | None:
+    weights = shares if any(shares) else [piece.area for piece in ordered]
+    score = float(np.average([piece.score for piece in ordered], weights=weights))
+    # Keypoints cannot be joined: they are those of the piece with most of the object.
+    best = min(zip(weights, ordered, strict=True), key=lambda pair: (-pair[0], pair[1].key))[1]
+    boxes = np.array([piece.box for piece in ordered])
+    x1, y1 = boxes[:, :2].min(axis=0).tolist()
+    x2, y2 = boxes[:, 2:].max(axis=0).tolist()
+    if not best.has_mask:
+        return Merged(best, tuple(ordered), score, (x1, y1, x2, y2), _box_area((x1, y1, x2, y2)), None, None)
+    window = _drawn_window(ordered, grid, by_cells=by_cells)
+    if window is None:
+        return None
+    strips = enumerate(_strips(ordered, window, grid, by_cells=by_cells))
+    found = np.concatenate([intervals(strip, number * STRIP_PX * window.height) for number, strip in strips])
+    box = (float(window.left), float(window.top), float(window.right), float(window.bottom))
+    area = int((found[:, 1] - found[:, 0]).sum())
+    rle = encode_intervals(found, window.height, window.width)
+    return Merged(best, tuple(ordered), score, box, area, (window.left, window.top), rle)
+
+
+def _drawn_window(pieces: Sequence[Piece], grid: Grid, *, by_cells: bool) -> Window | None:
+    """Return the smallest window around what is drawn of the pieces, or None where nothing is."""
+    windows = [piece.patch.window for piece in pieces]
+    hull = reduce(Window.hull, windows)
+    in_row, in_column = np.zeros(hull.height, np.bool_), []
+    for strip in _strips(pieces, hull, grid, by_cells=by_cells):
+        in_row |= strip.any(axis=1)
+        in_column.append(strip.any(axis=0))
+    ys, xs = np.flatnonzero(in_row), np.flatnonzero(np.concatenate(in_column))
+    if ys.size == 0:
+        return None
+    top, left = hull.top + int(ys[0]), hull.left + int(xs[0])
+    return Window(top, left, hull.top + int(ys[-1]) + 1, hull.left + int(xs[-1]) + 1)
+
+
+def _strips(pieces: Sequence[Piece], window: Window, grid: Grid, *, by_cells: bool) -> Iterator[NDArray[np.bool_]]:
+    """Yield the object in `window`, drawn strip by strip from left to right."""
+    cells = [grid[piece.tile].cell for piece in pieces]
+    for left in range(window.left, window.right, STRIP_PX):
+        strip = Window(window.top, left, window.bottom, min(left + STRIP_PX, window.right))
+        canvas = np.zeros((strip.height, strip.width), np.bool_)
+        if not by_cells:
+            for piece in pieces:
+                _paint(canvas, strip, piece, strip)
+            for cell in cells:
+                _clear(canvas, strip, cell)
+        for piece, cell in zip(pieces, cells, strict=True):
+            _paint(canvas, strip, piece, cell)
+        yield canvas
+
+
+def _paint(canvas: NDArray[np.bool_], strip: Window, piece: Piece, within: Window) -> None:
+    part = strip.intersection(piece.patch.window).intersection(within)
+    if not part.is_empty:
+        canvas[part.slices((strip.top, strip.left))] |= piece.patch.within(part)
+
+
+def _clear(canvas: NDArray[np.bool_], strip: Window, cell: Window) -> None:
+    part = strip.intersection(cell)
+    if not part.is_empty:
+        canvas[part.slices((strip.top, strip.left))] = False
+
+
+def _box_area(box: Box) -> int:
+    x1, y1, x2, y2 = box
+    return round((x2 - x1) * (y2 - y1))

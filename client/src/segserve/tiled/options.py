@@ -1,0 +1,106 @@
+"""How a large image is segmented: what can be asked for, checked before anything is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unpack
+
+from segserve.errors import BadRequestError
+from segserve.tiled.job import SENDS
+from segserve.tiled.matching import SAME
+
+if TYPE_CHECKING:
+    import os
+
+    from segserve.tiled.job import Send
+
+MapFormat: TypeAlias = Literal["zarr", "npy"]
+Blend: TypeAlias = Literal["centre"]
+OnRevisionChange: TypeAlias = Literal["error", "restart", "allow"]
+
+BLENDS: Final[tuple[Blend, ...]] = ("centre",)
+MAP_FORMATS: Final[tuple[MapFormat, ...]] = ("zarr", "npy")
+ON_REVISION_CHANGE: Final[tuple[OnRevisionChange, ...]] = ("error", "restart", "allow")
+
+
+class TiledOptions(TypedDict, total=False):
+    """What can be asked of `segment_tiled` beside the model.
+
+    - `tile` (1024) and `overlap` (128) are in pixels of the image. Half of the overlap is what a network sees around
+      the part of a tile that counts; an object that fits into the overlap is seen whole by some tile.
+    - `blend`: `centre` gives every pixel the answer of the tile whose cut edges are farthest from it.
+    - `out` is a folder for the result: `labels.zarr` (or `.npy`), `objects.jsonl`, `ids.zarr`, `result.json`. Without
+      it the result is in memory.
+    - `checkpoint` is a folder where answered tiles are kept until all are; by default it is in `out`. The same call
+      again sends only the missing tiles. `start_over` deletes what is there of another run.
+    - `id_map` writes the map of the objects' ids too, for models of instances and boxes.
+    - `labels` is the form of maps in `out`: `zarr` (needs the extra `batch`) or `npy`.
+    - `send` is how tiles travel: `pixels` as they are, `png` for a slow network.
+    - `same_at_least` (0.5) is how much two tiles' objects must agree to be one; see `matching.strength`.
+    - `on_revision_change` is what to do where another revision begins to answer: `error`, `restart` with the new one,
+      or `allow` a result of both.
+    - `in_flight` (8) tiles are on their way at a time; so many are held in memory.
+    - `score_threshold`, `max_detections` and `timeout_s` are for each tile, as in `Client.segment`.
+    """
+
+    tile: int
+    overlap: int
+    blend: Blend
+    out: str | os.PathLike[str] | None
+    checkpoint: str | os.PathLike[str] | None
+    start_over: bool
+    id_map: bool
+    labels: MapFormat
+    send: Send
+    score_threshold: float | None
+    max_detections: int | None
+    timeout_s: float | None
+    same_at_least: float
+    on_revision_change: OnRevisionChange
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an image is segmented by tiles; `TiledOptions` says what each is. Raises `BadRequestError`."""
+
+    model: str
+    tile: int = 1024
+    overlap: int = 128
+    blend: Blend = "centre"
+    out: Path | None = None
+    checkpoint: Path | None = None
+    start_over: bool = False
+    id_map: bool = False
+    labels: MapFormat = "zarr"
+    send: Send = "pixels"
+    score_threshold: float | None = None
+    max_detections: int | None = None
+    timeout_s: float | None = None
+    same_at_least: float = SAME
+    on_revision_change: OnRevisionChange = "error"
+    in_flight: int = 8
+
+    @classmethod
+    def of(cls, model: str, **given: Unpack[TiledOptions]) -> Options:
+        """Return the options of a call; paths may be given as text."""
+        values: dict[str, Any] = {**given}
+        paths = {name: Path(values[name]) for name in ("out", "checkpoint") if values.get(name) is not None}
+        return cls(model, **(values | paths))
+
+    def __post_init__(self) -> None:
+        _check("blend", self.blend, BLENDS)
+        _check("labels", self.labels, MAP_FORMATS)
+        _check("send", self.send, SENDS)
+        _check("on_revision_change", self.on_revision_change, ON_REVISION_CHANGE)
+        if not 1 <= self.in_flight <= 256:
+            raise BadRequestError(f"in_flight is 1 to 256 tiles at a time, got {self.in_flight!r}")
+        if not 0 < self.same_at_least <= 1:
+            raise BadRequestError(f"same_at_least is above 0 and at most 1, got {self.same_at_least!r}")
+
+
+def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        why = "; label maps cannot be averaged, and probabilities do not cross the wire" if name == "blend" else ""
+        raise BadRequestError(f"{name} is one of {', '.join(allowed)}, got {value!r}{why}")

@@ -1,0 +1,192 @@
+"""What a large image's answer is: a map on disk or in memory, or a table of objects that is read as it is used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from segserve.tiled.checkpoint import read_json
+from segserve.tiled.errors import CheckpointError, ImageTooLargeError
+from segserve.tiled.merging import TiledObject
+from segserve.types import SegmentClass
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+RESULT: Final = "result.json"
+OBJECTS: Final = "objects.jsonl"
+MAX_TABLE_IN_MEMORY: Final = 536_870_912
+LABELS, IDS = "labels", "ids"
+
+
+@dataclass(frozen=True, eq=False)
+class TiledResult:
+    """What every large image's answer has.
+
+    `size` is height and width. `revisions` are those that answered, one unless a change was allowed. `areas` is
+    pixels by class name. `tiles` is the number of requests it took, `sent` how many of them this call made: fewer
+    where a checkpoint had some. `folder` is where it lies, None where it is in memory.
+    """
+
+    model: str
+    kind: str
+    revisions: tuple[str, ...]
+    size: tuple[int, int]
+    classes: tuple[SegmentClass, ...]
+    areas: Mapping[str, int]
+    tiles: int
+    sent: int
+    folder: Path | None
+
+    @property
+    def revision(self) -> str:
+        """The revision that answered; the first by name where several did."""
+        return self.revisions[0]
+
+
+@dataclass(frozen=True, eq=False)
+class TiledSemanticResult(TiledResult):
+    """A class for every pixel: `labels` (H, W), uint8 or uint16, a numpy array where it is in memory.
+
+    In a folder it is a zarr array, or a read-only memory map for `labels="npy"`.
+    """
+
+    labels: Any
+
+
+@dataclass(frozen=True, eq=False)
+class TiledObjects(TiledResult):
+    """The objects of a large image, from top to bottom; in a folder they are read from disk as they are iterated.
+
+    `ids` is the map of their ids, uint32 (H, W), 0 where there is none; None where it was not asked for. `held` are
+    the objects where they are in memory.
+    """
+
+    count: int
+    ids: Any
+    held: Sequence[TiledObject] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[TiledObject]:
+        if self.held is not None:
+            return iter(self.held)
+        return read_objects(self._table)
+
+    @property
+    def _table(self) -> Path:
+        if self.folder is None:
+            raise ValueError("the objects are in memory")
+        return self.folder / OBJECTS
+
+
+def row_of(found: TiledObject) -> dict[str, Any]:
+    """Return an object's line of `objects.jsonl`."""
+    row: dict[str, Any] = {
+        "id": found.id,
+        "class_id": found.class_id,
+        "class": found.class_name,
+        "score": round(found.score, 6),
+        "box": [round(side, 3) for side in found.box],
+        "area": found.area,
+    }
+    if found.rle is not None and found.origin is not None:
+        row |= {"origin": list(found.origin), "rle": found.rle}
+    if found.points is not None:
+        row["points"] = [[round(number, 3) for number in point] for point in found.points]
+    return row | {"tiles": list(found.tiles)}
+
+
+def object_of(row: Mapping[str, Any]) -> TiledObject:
+    """Read what `row_of` gave."""
+    x1, y1, x2, y2 = row["box"]
+    origin = row.get("origin")
+    points = row.get("points")
+    return TiledObject(
+        id=row["id"],
+        class_id=row["class_id"],
+        class_name=row["class"],
+        score=row["score"],
+        box=(x1, y1, x2, y2),
+        area=row["area"],
+        origin=None if origin is None else (origin[0], origin[1]),
+        rle=row.get("rle"),
+        points=None if points is None else tuple((x, y, score) for x, y, score in points),
+        tiles=tuple(row["tiles"]),
+    )
+
+
+def read_objects(path: Path) -> Iterator[TiledObject]:
+    """Yield the objects of a table, one line at a time."""
+    with path.open() as lines:
+        for line in lines:
+            yield object_of(json.loads(line))
+
+
+def open_result(folder: str | Path) -> TiledSemanticResult | TiledObjects:
+    """Open the result of `segment_tiled(..., out=folder)`; raises `CheckpointError` where none is complete."""
+    folder = Path(folder)
+    value = read_json(folder / RESULT)
+    if value is None:
+        raise CheckpointError(f"{str(folder)!r} has no {RESULT}: nothing was segmented into it, or not to the end")
+    return from_folder(folder, value, sent=0)
+
+
+def from_folder(folder: Path, value: Mapping[str, Any], *, sent: int) -> TiledSemanticResult | TiledObjects:
+    """Return the result that a folder's `result.json` describes."""
+    common = read_common(value) | {"sent": sent, "folder": folder}
+    if value["kind"] == "semantic":
+        return TiledSemanticResult(**common, labels=_open_map(folder, LABELS))
+    return TiledObjects(**common, count=value["objects"], ids=_open_map(folder, IDS))
+
+
+def in_memory(folder: Path, value: Mapping[str, Any], *, sent: int) -> TiledSemanticResult | TiledObjects:
+    """Return the result in memory, out of a folder that will go.
+
+    Raises `ImageTooLargeError` for a table that is too large for that.
+    """
+    common = read_common(value) | {"sent": sent, "folder": None}
+    if value["kind"] == "semantic":
+        return TiledSemanticResult(**common, labels=np.array(_open_map(folder, LABELS)))
+    size = (folder / OBJECTS).stat().st_size
+    if size > MAX_TABLE_IN_MEMORY:
+        raise ImageTooLargeError(
+            f"the table of {value['objects']} objects has {size} bytes; up to {MAX_TABLE_IN_MEMORY} are held in "
+            "memory. Give a folder with out="
+        )
+    ids = _open_map(folder, IDS)
+    held = tuple(read_objects(folder / OBJECTS))
+    return TiledObjects(**common, count=len(held), ids=None if ids is None else np.array(ids), held=held)
+
+
+def read_common(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `result.json` says of every kind of result."""
+    height, width = value["size"]
+    classes = tuple(
+        SegmentClass(one["id"], one["name"], None if one["colour"] is None else (*one["colour"],))
+        for one in value["classes"]
+    )
+    return {
+        "model": value["model"],
+        "kind": value["kind"],
+        "revisions": tuple(value["revisions"]),
+        "size": (height, width),
+        "classes": classes,
+        "areas": dict(value["areas"]),
+        "tiles": value["tiles"],
+    }
+
+
+def _open_map(folder: Path, name: str) -> Any:
+    if (folder / f"{name}.zarr").is_dir():
+        import zarr
+
+        return zarr.open_array(str(folder / f"{name}.zarr"), mode="r")
+    if (folder / f"{name}.npy").is_file():
+        return np.load(folder / f"{name}.npy", mmap_mode="r")
+    return None

@@ -1,0 +1,203 @@
+"""A run over one large image: what it is of, which tiles are missing, and the result when none is."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve.tiled import finishing, outputs
+from segserve.tiled.checkpoint import SEGMENTS, Checkpoint, Manifest, write_json
+from segserve.tiled.errors import ImageTooLargeError
+from segserve.tiled.grid import Grid
+from segserve.tiled.job import Asked, TileJob
+from segserve.tiled.maps import NPY, ZARR, MapFile, labels_dtype
+from segserve.tiled.records import WITH_MAP, kind_of
+from segserve.tiled.results import IDS, LABELS, OBJECTS, RESULT, from_folder, in_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from segserve.tiled.finishing import Tally
+    from segserve.tiled.grid import Tile
+    from segserve.tiled.maps import PixelMap
+    from segserve.tiled.options import Options
+    from segserve.tiled.progress import Tick
+    from segserve.tiled.records import Record
+    from segserve.tiled.results import TiledObjects, TiledSemanticResult
+    from segserve.tiled.sources import PixelSource
+    from segserve.types import ModelInfo
+
+# A result without a folder is held in memory; beyond this it has to have one.
+MAX_PIXELS_IN_MEMORY: Final = 268_435_456
+
+
+@dataclass
+class Run:
+    """One image, one model, one set of options. `folder` is where maps and tables are made.
+
+    `described` is what `result.json` says of a run that was finished before.
+    """
+
+    options: Options
+    info: ModelInfo
+    manifest: Manifest
+    checkpoint: Checkpoint
+    grid: Grid
+    folder: Path
+    map_format: str
+    described: dict[str, Any] | None = None
+    sent: int = 0
+    tick: Tick = lambda _done, _total: None
+    _done: set[int] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def kind(self) -> str:
+        """What kind of answers the model gives."""
+        return self.manifest.kind
+
+    def job(self) -> TileJob:
+        """Return what answers the tiles; its map exists."""
+        options = self.options
+        asked = Asked(options.model, options.score_threshold, options.max_detections, options.timeout_s)
+        revision = None if options.on_revision_change == "allow" else self.info.revision
+        return TileJob(self.grid, asked, options.send, revision, self._tile_map())
+
+    def missing(self) -> list[Tile]:
+        """Return the tiles that are not answered yet."""
+        if self.described is not None:
+            return []
+        self._done = self.checkpoint.done()
+        self.tick(len(self._done), len(self.grid))
+        return [tile for tile in self.grid if tile.index not in self._done]
+
+    def keep(self, tile: Tile, record: Record) -> None:
+        """Keep a tile's answer; its map was written before. Safe for threads."""
+        self.checkpoint.write(tile.index, record)
+        with self._lock:
+            self.sent += 1
+            self._done.add(tile.index)
+            self.tick(len(self._done), len(self.grid))
+
+    def finish(self) -> TiledSemanticResult | TiledObjects:
+        """Stitch the tiles and return the result; in its folder it is complete when `result.json` is there."""
+        described = self.described or self._describe(self._stitch())
+        if self.options.out is None:
+            return in_memory(self.folder, described, sent=self.sent)
+        write_json(self.folder / RESULT, described, indent=1)
+        self.checkpoint.clear()
+        return from_folder(self.folder, described, sent=self.sent)
+
+    def prepare(self) -> None:
+        """Make the map that tiles are written to, where this run has one and none of its tiles is answered."""
+        tile_map = self._tile_map()
+        if tile_map is not None and not self.checkpoint.done():
+            tile_map.create(self._attributes())
+
+    def _stitch(self) -> Tally:
+        if self.kind == "semantic":
+            return finishing.count_labels(self.grid, self.checkpoint)
+        table, at_least = self.folder / OBJECTS, self.options.same_at_least
+        tile_map = self._tile_map()
+        if tile_map is not None:
+            maps = tile_map.open(), self._ids()
+            return finishing.write_segments(self.grid, self.checkpoint, self.info, table, maps, at_least=at_least)
+        tally = finishing.write_objects(self.grid, self.checkpoint, self.info, table, at_least=at_least)
+        if self.options.id_map:
+            finishing.paint_ids(self.grid, table, self._ids())
+        return tally
+
+    def _tile_map(self) -> MapFile | None:
+        """Return the map that each tile's cell is written to: of classes, or of the tiles' own segment ids."""
+        if self.kind == "semantic":
+            largest = max((known.id for known in self.info.classes), default=1 << 15)
+            return self._map(self.folder / LABELS, labels_dtype(largest))
+        return self._map(self.checkpoint.folder / SEGMENTS, "uint16") if self.kind == "panoptic" else None
+
+    def _ids(self) -> PixelMap:
+        return self._map(self.folder / IDS, "uint32").create(self._attributes())
+
+    def _map(self, path: Path, dtype: str) -> MapFile:
+        name = f"{path}{ZARR if self.map_format == 'zarr' else NPY}"
+        return MapFile(name, self.grid.height, self.grid.width, dtype, self.grid.core)
+
+    def _attributes(self) -> dict[str, Any]:
+        return {"model": self.info.model, "revision": self.info.revision, "classes": self._classes()}
+
+    def _classes(self) -> list[dict[str, Any]]:
+        return [
+            {"id": known.id, "name": known.name, "colour": None if known.colour is None else list(known.colour)}
+            for known in self.info.classes
+        ]
+
+    def _describe(self, tally: Tally) -> dict[str, Any]:
+        areas = {self.info.class_of(class_id).name: area for class_id, area in sorted(tally.areas.items())}
+        return {
+            "model": self.info.model,
+            "kind": self.kind,
+            "revisions": list(tally.revisions),
+            "size": [self.grid.height, self.grid.width],
+            "classes": self._classes(),
+            "areas": areas,
+            "tiles": len(self.grid),
+            "objects": tally.objects,
+            "run": self.manifest.to_dict(),
+        }
+
+
+@contextmanager
+def begun(source: PixelSource, info: ModelInfo, options: Options, *, for_workers: bool) -> Iterator[Run]:
+    """Yield the run, begun or taken up; where nothing has to stay its folder ends with the block.
+
+    Raises `CheckpointError` for a folder of another run, `ImageTooLargeError` for a result without a folder that is
+    too large for memory.
+    """
+    grid = Grid(source.height, source.width, options.tile, options.overlap)
+    kind = kind_of(info)
+    has_map = kind in WITH_MAP or options.id_map
+    if options.out is None and has_map and grid.height * grid.width > MAX_PIXELS_IN_MEMORY:
+        raise ImageTooLargeError(
+            f"the map of {grid.height} x {grid.width} pixels would be held in memory, which is done up to "
+            f"{MAX_PIXELS_IN_MEMORY}; give a folder with out="
+        )
+    with tempfile.TemporaryDirectory(prefix="segserve-tiled-") as passing:
+        folder = options.out or options.checkpoint or Path(passing)
+        manifest = _manifest(source, info, kind, grid, options, is_kept=folder != Path(passing))
+        map_format = "zarr" if for_workers else options.labels if options.out is not None else "npy"
+        described = outputs.finished(folder, manifest, options)
+        if described is not None:
+            yield Run(
+                options, info, manifest, outputs.checkpoint_of(folder, options), grid, folder, map_format, described
+            )
+            return
+        run = Run(options, info, manifest, outputs.opened(folder, options, manifest), grid, folder, map_format)
+        run.prepare()
+        yield run
+
+
+def _manifest(
+    source: PixelSource, info: ModelInfo, kind: str, grid: Grid, options: Options, *, is_kept: bool
+) -> Manifest:
+    return Manifest(
+        model=info.model,
+        revision=info.revision,
+        kind=kind,
+        height=source.height,
+        width=source.width,
+        channels=source.channels,
+        dtype=str(source.dtype),
+        source=source.digest() if is_kept else None,
+        tile=grid.tile,
+        overlap=grid.overlap,
+        blend=options.blend,
+        send=options.send,
+        score_threshold=options.score_threshold,
+        max_detections=options.max_detections,
+        same_at_least=options.same_at_least,
+        id_map=options.id_map,
+        labels=options.labels if options.out is not None else None,
+    )

@@ -1,0 +1,140 @@
+"""`segserve batch`: many large images into folders, taken up where it broke off, and a user's mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+import zarr
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from segserve import GatewayUnreachableError, ModelNotFoundError
+from segserve.cli.batch import batch, large_images
+from segserve.cli.failures import CommandError
+from segserve.tiled import open_result
+
+from .conftest import World, parts
+
+app = typer.Typer()
+app.command()(batch)
+
+
+def run(world: World, *arguments: object) -> Result:
+    words = [str(argument) for argument in (*arguments, "--url", world.url, "--tile", 128, "--overlap", 64)]
+    return CliRunner().invoke(app, words, env={"COLUMNS": "100"})
+
+
+@pytest.fixture
+def images(scene: np.ndarray, tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(scene[:200, :200]).save(folder / "a.png")
+    np.save(folder / "b.npy", scene[:150, :200])
+    zarr.create_array(folder / "c.zarr", data=scene[:140, :140])
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_every_image_of_a_folder_gets_a_folder(world: World, images: Path, tmp_path: Path) -> None:
+    result = run(world, "classes", images, "--out", tmp_path / "out")
+
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b", "c"]
+    assert open_result(tmp_path / "out" / "b").size == (150, 200)
+    assert result.stdout.count("ground ") == 3
+
+
+def test_the_same_command_again_sends_nothing_and_with_start_over_all(
+    world: World, images: Path, tmp_path: Path
+) -> None:
+    words = ("objects", images / "a.png", "--out", tmp_path / "out")
+    run(world, *words)
+    sent = world.sent
+
+    again, over = run(world, *words), run(world, *words, "--start-over")
+
+    assert "(0 sent)" in again.stdout
+    assert f"({sent} sent)" in over.stdout
+
+
+@pytest.mark.parametrize(("form", "name"), [("coco", "a.coco.json"), ("geojson", "a.geojson")])
+def test_objects_are_written_for_other_programs(
+    world: World, images: Path, tmp_path: Path, scene: np.ndarray, form: str, name: str
+) -> None:
+    affine = ["--affine", "1", "0", "5", "0", "1", "7"] if form == "geojson" else []
+
+    result = run(world, "objects", images / "a.png", "--out", tmp_path / "out", "--format", form, *affine)
+
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "out" / name).read_text())
+    found = document["features" if form == "geojson" else "annotations"]
+    assert len(found) == len(parts(scene[:200, :200]))
+
+
+@pytest.mark.parametrize("form", ["tiff", "png"])
+def test_the_map_of_an_object_model_is_that_of_its_ids(world: World, images: Path, tmp_path: Path, form: str) -> None:
+    result = run(world, "objects", images / "a.png", "--out", tmp_path / "out", "--format", form)
+
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "out" / f"a.{'tif' if form == 'tiff' else 'png'}") as picture:
+        assert len(np.unique(np.asarray(picture))) == len(open_result(tmp_path / "out" / "a")) + 1
+
+
+def test_an_image_that_fails_is_named_and_does_not_hold_up_the_others(
+    world: World, images: Path, tmp_path: Path
+) -> None:
+    (images / "a.png").write_bytes(b"broken")
+
+    result = run(world, "classes", images, "--out", tmp_path / "out")
+
+    assert result.exit_code == 1
+    assert "a.png' is not an image" in result.stderr
+    assert "1 of 3 images failed" in result.stderr
+    assert result.stdout.count("tiles (") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("classes", "IMAGES/a.png", "--format", "coco"), "is a semantic model: zarr, tiff and png are to be had"),
+        (("classes", "IMAGES/none.png"), "no such image"),
+        (("classes", "IMAGES/*.bmp"), "no file matches"),
+        (("classes", "IMAGES/a.png", "--affine", "1", "0", "0", "0", "1", "0"), "--affine is for --format geojson"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_sent(
+    world: World, images: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    result = run(world, *(word.replace("IMAGES", str(images)) for word in words), "--out", tmp_path / "out")
+
+    assert isinstance(result.exception, CommandError)
+    assert said in str(result.exception)
+    assert world.sent == 0
+
+
+def test_a_model_that_is_not_there_and_a_gateway_that_is_not_end_it(world: World, images: Path, tmp_path: Path) -> None:
+    missing = run(world, "nothing", images, "--out", tmp_path / "out")
+    silent = CliRunner().invoke(
+        app, ["classes", str(images), "--out", str(tmp_path / "out"), "--url", "http://127.0.0.1:1"]
+    )
+
+    assert isinstance(missing.exception, ModelNotFoundError)
+    assert isinstance(silent.exception, GatewayUnreachableError)
+
+
+def test_images_that_would_share_a_folder_are_refused(world: World, images: Path, tmp_path: Path) -> None:
+    Image.open(images / "a.png").save(images / "a.webp", lossless=True)
+
+    result = run(world, "classes", images, "--out", tmp_path / "out")
+
+    assert "would share a folder" in str(result.exception)
+
+
+def test_a_folder_without_images_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="has no images"):
+        large_images([str(tmp_path)])
