@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
 
 from segserve.detections import DetectionResult, KeypointDetection, KeypointResult
 from segserve.errors import ProtocolError
@@ -12,7 +15,7 @@ from segserve.masks import EncodedMask
 from segserve.objects import Detection
 from segserve.panoptic import PanopticResult, PanopticSegment
 from segserve.semantic import SemanticResult
-from segserve.types import Colour, ModelInfo, SegmentClass
+from segserve.types import Colour, ModelInfo, PixelFormat, SegmentClass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -53,7 +56,9 @@ def wanted_outputs(info: ModelInfo, *, confidence: bool) -> tuple[str, ...]:
     return (*wanted, "CONFIDENCE") if confidence and "CONFIDENCE" in info.outputs else wanted
 
 
-def read_model_info(model: str, outputs: Iterable[str], parameters: Mapping[str, str]) -> ModelInfo:
+def read_model_info(
+    model: str, outputs: Iterable[str], parameters: Mapping[str, str], pixels: PixelFormat | None = None
+) -> ModelInfo:
     """Return a model's info from its configuration: the outputs' names and the builder's parameters.
 
     `revision` is the revision's name, `classes` JSON: a list of objects with id, name and perhaps colour
@@ -66,7 +71,16 @@ def read_model_info(model: str, outputs: Iterable[str], parameters: Mapping[str,
         )
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"model {model!r} has a parameter 'classes' of another form: {error!r}") from error
-    return ModelInfo(model, frozenset(outputs), parameters.get("revision"), classes)
+    return ModelInfo(model, frozenset(outputs), parameters.get("revision"), classes, pixels)
+
+
+def read_pixel_format(datatype: object, dims: Iterable[object]) -> PixelFormat | None:
+    """Return the format that a model's input PIXELS declares, as TYPE_UINT8 and [-1, -1, 3]; None for any other."""
+    match datatype, tuple(dims):
+        case ("TYPE_UINT8" | "TYPE_UINT16") as name, (_, _, 1 | 3 as channels):
+            return PixelFormat(int(channels), name.removeprefix("TYPE_"))
+        case _:
+            return None
 
 
 def read_revision(answer: InferAnswer) -> str:
@@ -127,13 +141,13 @@ def _read_panoptic(answer: InferAnswer, info: ModelInfo, revision: str, size: Si
 
 def _segment(row: Mapping[str, Any], info: ModelInfo) -> PanopticSegment:
     class_id = int(row["class"])
-    x1, y1, x2, y2 = (float(side) for side in row["box"])
+    x1, y1, x2, y2 = (_finite(side) for side in row["box"])
     return PanopticSegment(
         id=int(row["id"]),
         class_id=class_id,
         class_name=info.class_of(class_id).name,
         is_thing=bool(row["isThing"]),
-        score=float(row["score"]),
+        score=_finite(row["score"]),
         area=int(row["area"]),
         box=(x1, y1, x2, y2),
     )
@@ -208,7 +222,17 @@ def _numbers(answer: InferAnswer, name: str, datatype: str, *shape: int | None) 
     if tensor.datatype != datatype or not fits:
         expected = [-1 if side is None else side for side in shape]
         raise ProtocolError(f"{name} is {datatype} {expected}, got {tensor.datatype} {list(tensor.shape)}")
-    return tensor.to_array()
+    numbers = tensor.to_array()
+    # Neither JSON nor a picture has a place for what is not a number.
+    if not np.isfinite(numbers).all():
+        raise ProtocolError(f"{name} has numbers that are not finite")
+    return numbers
+
+
+def _finite(number: Any) -> float:
+    if not math.isfinite(number):
+        raise ValueError(f"{number!r} is not a finite number")
+    return float(number)
 
 
 def _colour(text: str | None) -> Colour | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from segserve import coco
+from segserve.annotation import Annotation
 from segserve.objects import Detection, Found, Objects
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from PIL import Image
+    from supervision import KeyPoints
 
     from segserve.images import ImageLike
 
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 class KeypointDetection(Detection):
     """One object with its points, float32 (K, 3): x, y and score of each; x and y in pixels of the image."""
 
-    points: NDArray[np.float32]
+    points: NDArray[np.float32] = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Boxes(Objects[Found]):
     detections: tuple[Found, ...]
 
@@ -34,26 +35,39 @@ class _Boxes(Objects[Found]):
     def _found(self) -> tuple[Found, ...]:
         return self.detections
 
-    def _coco_objects(self) -> Iterator[coco.Object]:
-        for found in self:
-            yield coco.Object(found.class_id, None, found.score, found.box)
+    def annotations(self) -> Iterator[Annotation]:
+        """Yield the objects in the form that the exports share."""
+        for number, one in enumerate(self, 1):
+            points = one.points if isinstance(one, KeypointDetection) else None
+            yield Annotation(number, one.class_id, one.class_name, one.score, one.box, None, points)
 
-    def overlay(self, image: ImageLike, *, alpha: float = 0.45, labels: bool = True) -> Image.Image:
+    def overlay(
+        self,
+        image: ImageLike,
+        *,
+        alpha: float = 0.45,
+        labels: bool = True,
+        contour: bool = True,
+        legend: bool | None = None,
+        colour_by: Literal["instance", "class"] | None = None,
+    ) -> Image.Image:
         """Return the image with every box, and its points, drawn and labelled; boxes are not filled.
 
-        Raises `BadRequestError` for an image of another size than the one that was sent.
+        `alpha` is not used. Without `contour` only points and labels are drawn. `legend` and `colour_by` are as
+        for instances. Raises `BadRequestError` for an image of another size than the one that was sent.
         """
-        from segserve.drawing import draw_detections
+        from segserve.drawing import Style, draw_detections
 
-        return draw_detections(self.detections, image, self.size, labels=labels)
+        style = Style(alpha, labels, contour, bool(legend))
+        return draw_detections(self, image, style, colour_by or ("class" if legend else "instance"))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DetectionResult(_Boxes[Detection]):
     """The boxes of one image, best score first as the model gives them."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KeypointResult(_Boxes[KeypointDetection]):
     """The objects of one image with their points, best score first as the model gives them."""
 
@@ -63,6 +77,12 @@ class KeypointResult(_Boxes[KeypointDetection]):
         found = [one.points for one in self]
         return np.stack(found) if found else np.zeros((0, 0, 3), np.float32)
 
-    def _coco_objects(self) -> Iterator[coco.Object]:
-        for found in self:
-            yield coco.Object(found.class_id, None, found.score, found.box, found.points)
+    def to_key_points(self) -> KeyPoints:
+        """Return the `supervision.KeyPoints`; raises `MissingExtraError` without the extra `annotations`."""
+        from segserve.exports.supervision import key_points
+
+        return key_points(self)
+
+    def _row(self, index: int, found: KeypointDetection) -> dict[str, Any]:
+        names = (f"point{number}_{part}" for number in range(len(found.points)) for part in ("x", "y", "score"))
+        return super()._row(index, found) | dict(zip(names, found.points.ravel().tolist(), strict=True))

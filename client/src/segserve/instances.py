@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from segserve import coco
+from segserve.annotation import Annotation
 from segserve.objects import Detection, Objects
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Instance(Detection):
     """One object with its mask."""
 
-    encoded: EncodedMask
+    encoded: EncodedMask = field(repr=False)
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -37,7 +37,7 @@ class Instance(Detection):
 
     @property
     def polygons(self) -> list[Polygon]:
-        """The outlines of the mask's parts as [x, y, x, y, ...] in pixels, without holes."""
+        """The outlines of the mask's parts as [x, y, x, y, ...] in pixels, without holes; `to_polygons` has them."""
         return self.encoded.polygons
 
     @property
@@ -46,7 +46,7 @@ class Instance(Detection):
         return self.encoded.area
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InstanceResult(Objects[Instance]):
     """The objects of one image, best score first as the model gives them."""
 
@@ -56,22 +56,31 @@ class InstanceResult(Objects[Instance]):
     def _found(self) -> tuple[Instance, ...]:
         return self.instances
 
+    def annotations(self) -> Iterator[Annotation]:
+        """Yield the instances in the form that the exports share."""
+        for number, one in enumerate(self, 1):
+            yield Annotation(number, one.class_id, one.class_name, one.score, one.box, one.encoded)
+
     def overlay(
         self,
         image: ImageLike,
         *,
         alpha: float = 0.45,
         labels: bool = True,
-        colour_by: Literal["instance", "class"] = "instance",
+        contour: bool = True,
+        legend: bool | None = None,
+        colour_by: Literal["instance", "class"] | None = None,
     ) -> Image.Image:
-        """Return the image with every mask filled (`alpha` of its colour), outlined and labelled.
+        """Return the image with every mask filled (`alpha` of its colour, 0 for none), outlined and labelled.
 
-        Raises `BadRequestError` for an image of another size than the one that was segmented.
+        Labels that find no room are left out. With `legend`, the classes are named in a corner, and colours are
+        theirs unless `colour_by` says otherwise. Raises `BadRequestError` for an image of another size than the
+        one that was segmented.
         """
-        from segserve.drawing import draw_instances
+        from segserve.drawing import Style, draw_instances
 
-        return draw_instances(self, image, alpha=alpha, labels=labels, colour_by=colour_by)
+        style = Style(alpha, labels, contour, bool(legend))
+        return draw_instances(self, image, style, colour_by or ("class" if legend else "instance"))
 
-    def _coco_objects(self) -> Iterator[coco.Object]:
-        for instance in self:
-            yield coco.Object(instance.class_id, instance.rle, instance.score, instance.box)
+    def _row(self, index: int, found: Instance) -> dict[str, Any]:
+        return super()._row(index, found) | {"area": found.area}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections import defaultdict
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
 
 import numpy as np
 
 from segserve.errors import ProtocolError
+from segserve.outlines import Part, outer_rings, trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,28 +31,72 @@ class Rle(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
+class Patch:
+    """The smallest rectangle that has all of a mask: bool (h, w), its top left pixel at `x`, `y` of the image.
+
+    That of an empty mask is (0, 0).
+    """
+
+    x: int
+    y: int
+    pixels: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, bitmap: NDArray[np.bool_], x: int = 0, y: int = 0) -> Patch:
+        """Cut the patch out of a bitmap whose top left pixel is at `x`, `y`."""
+        rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
+        if rows.size == 0:
+            return cls(0, 0, np.zeros((0, 0), np.bool_))
+        top, left = int(rows[0]), int(columns[0])
+        return cls(x + left, y + top, bitmap[top : rows[-1] + 1, left : columns[-1] + 1])
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The rectangle as x1, y1, x2, y2; x2 and y2 are those of the first pixels beyond."""
+        height, width = self.pixels.shape
+        return self.x, self.y, self.x + width, self.y + height
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Where it is in an array of the whole image."""
+        x1, y1, x2, y2 = self.box
+        return slice(y1, y2), slice(x1, x2)
+
+
+@dataclass(frozen=True, eq=False)
 class EncodedMask:
     """One mask of a `height` x `width` image in any encoding; nothing is decoded before it is asked for.
 
     What cannot be decoded raises `ProtocolError` then.
     """
 
-    data: bytes
+    data: bytes = field(repr=False)
     height: int
     width: int
+
+    @classmethod
+    def of(cls, bitmap: NDArray[np.bool_]) -> EncodedMask:
+        """Encode a bitmap, shaped (H, W), as run lengths."""
+        from pycocotools import mask as coco
+
+        height, width = bitmap.shape
+        return cls(coco.encode(np.asfortranarray(bitmap, dtype=np.uint8))["counts"], height, width)
+
+    @classmethod
+    def empty(cls, height: int, width: int) -> EncodedMask:
+        """Return the mask of nothing."""
+        from pycocotools import mask as coco
+
+        (rle,) = coco.frPyObjects([{"size": [height, width], "counts": [height * width]}], height, width)
+        return cls(rle["counts"], height, width)
 
     @cached_property
     def bitmap(self) -> NDArray[np.bool_]:
         """The mask as bool, shaped (H, W), read-only."""
-        if self.data.startswith(PNG_MAGIC):
-            bitmap = read_png(self.data, self.height, self.width) > 0
-        elif self._is_raw:
-            bitmap = np.frombuffer(self.data, np.uint8).reshape(self.height, self.width) > 0
-        else:
+        bitmap = self._pixels()
+        if bitmap is None:
             # pycocotools' own decoding warns on numpy 2 and does not check the runs.
-            runs = run_lengths(self.rle["counts"], self.height, self.width)
-            is_inside = np.arange(runs.size) % 2 == 1
-            bitmap = np.repeat(is_inside, runs).reshape(self.width, self.height).T
+            bitmap = _columns(run_lengths(self.rle["counts"], self.height, self.width), self.height)
         bitmap.flags.writeable = False
         return bitmap
 
@@ -60,25 +105,55 @@ class EncodedMask:
         """The mask as COCO compressed RLE."""
         from pycocotools import mask as coco
 
-        if self.data.startswith(PNG_MAGIC) or self._is_raw:
-            encoded: Rle = coco.encode(np.asfortranarray(self.bitmap.astype(np.uint8)))
-            return encoded
+        bitmap = self._pixels()
+        if bitmap is not None:
+            return EncodedMask.of(bitmap).rle
         if self._is_polygons:
             # A polygon of two corners encloses nothing, and pycocotools does not take it.
             parts = [polygon for polygon in self.polygons if len(polygon) >= 6]
             if not parts:
-                return EncodedMask(bytes(self.height * self.width), self.height, self.width).rle
+                return EncodedMask.empty(self.height, self.width).rle
             return coco.merge(coco.frPyObjects(parts, self.height, self.width))  # type: ignore[no-any-return]
         run_lengths(self.data, self.height, self.width)
         return Rle(size=[self.height, self.width], counts=self.data)
+
+    def patch(self) -> Patch:
+        """Decode no more than the mask's own rectangle, and keep nothing: for many masks of a large image."""
+        bitmap = self.__dict__.get("bitmap", self._pixels())
+        if bitmap is not None:
+            return Patch.of(bitmap)
+        runs = run_lengths(self.rle["counts"], self.height, self.width)
+        filled = np.flatnonzero(runs[1::2]) * 2 + 1
+        if filled.size == 0:
+            return Patch(0, 0, np.zeros((0, 0), np.bool_))
+        first, last, ends = filled[0], filled[-1], np.cumsum(runs)
+        start, stop = int(ends[first - 1]), int(ends[last])
+        left, right = start // self.height, -(-stop // self.height)
+        before, behind = start - left * self.height, right * self.height - stop
+        return Patch.of(_columns(np.concatenate(([before], runs[first : last + 1], [behind])), self.height), left)
 
     @cached_property
     def polygons(self) -> list[Polygon]:
         """The outlines as [x, y, x, y, ...] in pixels: the server's, or traced around the pixels of the mask.
 
-        Polygons have no holes: where they matter, use the bitmap.
+        These have no holes; `parts` has them.
         """
-        return _read_polygons(self.data) if self._is_polygons else trace(self.bitmap)
+        if self._is_polygons:
+            return _read_polygons(self.data, self.height, self.width)
+        patch = self.patch()
+        corner = np.array((patch.x, patch.y))
+        return [(ring + corner).ravel().tolist() for ring in outer_rings(patch.pixels)]
+
+    def parts(self) -> tuple[Part, ...]:
+        """Return the outlines of the 4-connected parts with their holes, traced around their pixels.
+
+        Of a mask that the server sent as polygons these are the polygons, without holes.
+        """
+        if self._is_polygons:
+            rings = (np.array(polygon).reshape(-1, 2) for polygon in self.polygons)
+            return tuple(Part(ring) for ring in rings if len(ring) >= 3)
+        patch = self.patch()
+        return tuple(part.moved(patch.x, patch.y) for part in trace(patch.pixels))
 
     @cached_property
     def area(self) -> int:
@@ -87,10 +162,14 @@ class EncodedMask:
 
         return int(coco.area(self.rle))
 
-    @property
-    def _is_raw(self) -> bool:
+    def _pixels(self) -> NDArray[np.bool_] | None:
+        """Return the bitmap of a mask that came as PNG or raw, else None."""
+        if self.data.startswith(PNG_MAGIC):
+            return read_png(self.data, self.height, self.width) > 0
         # RLE and JSON have no bytes below 0x20, raw masks no others.
-        return len(self.data) == self.height * self.width and self.data[0] <= 1
+        if len(self.data) == self.height * self.width and self.data[0] <= 1:
+            return np.frombuffer(self.data, np.uint8).reshape(self.height, self.width) > 0
+        return None
 
     @property
     def _is_polygons(self) -> bool:
@@ -142,7 +221,14 @@ def run_lengths(counts: bytes, height: int, width: int) -> NDArray[np.int64]:
     return lengths
 
 
-def _read_polygons(data: bytes) -> list[Polygon]:
+def _columns(runs: NDArray[np.int64], height: int) -> NDArray[np.bool_]:
+    """Return whole columns of a mask out of their runs, bool (height, w)."""
+    is_inside = np.arange(runs.size) % 2 == 1
+    return np.repeat(is_inside, runs).reshape(-1, height).T
+
+
+def _read_polygons(data: bytes, height: int, width: int) -> list[Polygon]:
+    bound = max(height, width)
     try:
         polygons = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -150,64 +236,30 @@ def _read_polygons(data: bytes) -> list[Polygon]:
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) % 2 or not all(type(n) in {int, float} for n in polygon):
             raise ProtocolError(f"a polygon is a list of x, y, x, y, ..., got {str(polygon)[:80]}")
+        # pycocotools needs memory for every pixel that an edge passes, in the image or not.
+        if not all(math.isfinite(n) and -bound <= n <= 2 * bound for n in polygon):
+            raise ProtocolError(f"a polygon of an image of {height} x {width} leaves it, got {str(polygon)[:80]}")
     return [[float(number) for number in polygon] for polygon in polygons]
 
 
-def trace(bitmap: NDArray[np.bool_]) -> list[Polygon]:
-    """Return the outer outlines of a mask's 4-connected parts, along the edges of its pixels, clockwise."""
-    following = _directed_edges(bitmap)
-    outlines = []
-    while following:
-        start = next(iter(following))
-        loop = _follow(following, start)
-        # A hole runs the other way round, which makes its signed area negative.
-        x, y = loop[:, 0], loop[:, 1]
-        if (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() > 0:
-            outlines.append(loop[_is_corner(loop)].astype(float).ravel().tolist())
-    return outlines
+def masks_of_labels(labels: NDArray[Any]) -> dict[int, EncodedMask]:
+    """Return the mask of every value of a label map (H, W) but 0, in one pass over the map."""
+    from pycocotools import mask as coco
 
-
-def _directed_edges(bitmap: NDArray[np.bool_]) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    """Return the pixel edges between inside and outside as corner -> next corners, inside on the right."""
-    padded = np.pad(bitmap, 1)
-    inside = padded[1:-1, 1:-1]
-    sides = (
-        (padded[:-2, 1:-1], (0, 0), (1, 0)),
-        (padded[1:-1, 2:], (1, 0), (1, 1)),
-        (padded[2:, 1:-1], (1, 1), (0, 1)),
-        (padded[1:-1, :-2], (0, 1), (0, 0)),
-    )
-    following: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for beyond, (from_x, from_y), (to_x, to_y) in sides:
-        rows, columns = (index.tolist() for index in np.nonzero(inside & ~beyond))
-        for x, y in zip(columns, rows, strict=True):
-            following[x + from_x, y + from_y].append((x + to_x, y + to_y))
-    return following
-
-
-def _follow(following: dict[tuple[int, int], list[tuple[int, int]]], start: tuple[int, int]) -> NDArray[np.int64]:
-    """Take one loop out of `following` and return its points as (N, 2), x before y."""
-    points = [start]
-    heading = (0, 0)
-    while True:
-        x, y = points[-1]
-        choices = following[x, y]
-        # Where two parts touch at a corner the right turn stays with the same part.
-        right = (x - heading[1], y + heading[0])
-        point = right if right in choices else choices[0]
-        choices.remove(point)
-        if not choices:
-            del following[x, y]
-        if point == start:
-            return np.array(points)
-        heading = (point[0] - x, point[1] - y)
-        points.append(point)
-
-
-def _is_corner(loop: NDArray[np.int64]) -> NDArray[np.bool_]:
-    step = np.roll(loop, -1, axis=0) - loop
-    corner: NDArray[np.bool_] = (step != np.roll(step, 1, axis=0)).any(axis=1)
-    return corner
+    height, width = labels.shape
+    values = labels.ravel(order="F")
+    starts = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
+    ends, values = np.append(starts[1:], labels.size), values[starts]
+    order = np.argsort(values, kind="stable")
+    found, firsts = np.unique(values[order], return_index=True)
+    masks = {}
+    for value, own in zip(found.tolist(), np.split(order, firsts[1:]), strict=True):
+        if value != 0:
+            borders = np.stack([starts[own], ends[own]], 1).ravel()
+            runs = np.diff(borders, prepend=0, append=labels.size)
+            (rle,) = coco.frPyObjects([{"size": [height, width], "counts": runs}], height, width)
+            masks[value] = EncodedMask(rle["counts"], height, width)
+    return masks
 
 
 def read_labels(data: bytes, height: int, width: int) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+    from PIL import Image
+
+    from segserve.images import ImageLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Detection:
 Found = TypeVar("Found", bound=Detection)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Objects(Segmentation, Generic[Found]):
     """A sequence of the objects of one image."""
 
@@ -59,3 +62,29 @@ class Objects(Segmentation, Generic[Found]):
     def class_ids(self) -> NDArray[np.int32]:
         """All class ids, int32 (N,)."""
         return np.array([found.class_id for found in self], np.int32)
+
+    @property
+    def areas(self) -> NDArray[Any]:
+        """Pixels of each mask, int64 (N,); without masks those of each box, float64."""
+        areas = [found.area for found in self.annotations()]
+        return np.array(areas) if areas else np.zeros(0, np.int64)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a flat row for each object, for `csv.DictWriter` or a data frame."""
+        return [self._row(index, found) for index, found in enumerate(self)]
+
+    def crop(self, index: int, image: ImageLike, *, margin: int = 0, cut_out: bool = False) -> Image.Image:
+        """Return the part of the image in the box of one object, with `margin` pixels around where there are any.
+
+        `cut_out` makes all but the object's mask transparent. Raises `IndexError` for an object that is not
+        there, `BadRequestError` for an image of another size, an empty box, and `cut_out` without a mask.
+        """
+        from segserve.drawing import crop
+
+        found = tuple(self.annotations())[index]
+        return crop(found, image, self.size, margin=margin, cut_out=cut_out)
+
+    def _row(self, index: int, found: Found) -> dict[str, Any]:
+        x1, y1, x2, y2 = found.box
+        row = {"index": index, "class_id": found.class_id, "class": found.class_name, "score": found.score}
+        return row | {"x1": x1, "y1": y1, "x2": x2, "y2": y2}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segserve import coco
-from segserve.masks import EncodedMask, read_labels
+from segserve.annotation import Annotation
+from segserve.masks import EncodedMask, masks_of_labels, read_labels
 from segserve.objects import Detection, Objects
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class PanopticSegment(Detection):
     area: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PanopticResult(Objects[PanopticSegment]):
     """The segments of one image.
 
@@ -65,16 +65,44 @@ class PanopticResult(Objects[PanopticSegment]):
         mask: NDArray[np.bool_] = self.ids == segment.id
         return mask
 
-    def overlay(self, image: ImageLike, *, alpha: float = 0.45, labels: bool = True) -> Image.Image:
-        """Return the image with every segment filled (`alpha` of its colour) and outlined, things labelled.
+    def annotations(self) -> Iterator[Annotation]:
+        """Yield the segments in the form that the exports share; one without pixels has an empty mask."""
+        empty = EncodedMask.empty(*self.size)
+        for one in self:
+            mask = self._masks.get(one.id, empty)
+            yield Annotation(one.id, one.class_id, one.class_name, one.score, one.box, mask)
 
-        Raises `BadRequestError` for an image of another size than the one that was sent.
+    def to_coco_panoptic(self, *, image_id: int = 1, file_name: str | None = None) -> tuple[dict[str, Any], bytes]:
+        """Return a data set of this one image in COCO's panoptic format: its JSON, and the PNG of segment ids.
+
+        The JSON names the PNG as `file_name` with the suffix `.png`, or by the id where there is none.
         """
-        from segserve.drawing import draw_segments
+        from segserve.exports.coco_panoptic import data_set
 
-        return draw_segments(self, image, alpha=alpha, labels=labels)
+        return data_set(self, image_id=image_id, file_name=file_name)
 
-    def _coco_objects(self) -> Iterator[coco.Object]:
-        for segment in self:
-            rle = EncodedMask(self.mask(segment).tobytes(), *self.size).rle
-            yield coco.Object(segment.class_id, rle, segment.score, segment.box)
+    def overlay(
+        self,
+        image: ImageLike,
+        *,
+        alpha: float = 0.45,
+        labels: bool = True,
+        contour: bool = True,
+        legend: bool | None = None,
+    ) -> Image.Image:
+        """Return the image with every segment filled (`alpha` of its colour, 0 for none) and outlined.
+
+        Things have colours of their own and labels; stuff has those of its classes, which the legend names.
+        `legend` is as `labels` unless given. Raises `BadRequestError` for an image of another size than the one
+        that was sent.
+        """
+        from segserve.drawing import Style, draw_segments
+
+        return draw_segments(self, image, Style(alpha, labels, contour, labels if legend is None else legend))
+
+    @cached_property
+    def _masks(self) -> Mapping[int, EncodedMask]:
+        return self.encoded_masks if self.encoded is None else masks_of_labels(self.ids)
+
+    def _row(self, index: int, found: PanopticSegment) -> dict[str, Any]:
+        return super()._row(index, found) | {"id": found.id, "is_thing": found.is_thing, "area": found.area}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segserve import coco
+from segserve.annotation import Annotation
 from segserve.masks import EncodedMask, read_labels
 from segserve.types import Segmentation
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from segserve.images import ImageLike
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SemanticResult(Segmentation):
     """A class for every pixel of one image, or, of multi-label models, a mask for every class.
 
@@ -62,25 +62,50 @@ class SemanticResult(Segmentation):
         mask: NDArray[np.bool_] = self.labels == class_id
         return mask
 
-    def overlay(self, image: ImageLike, *, alpha: float = 0.45, labels: bool = True) -> Image.Image:
-        """Return the image with every class but `background` filled (`alpha` of its colour) and outlined.
+    def annotations(self) -> Iterator[Annotation]:
+        """Yield the classes that are there, all pixels of each as one mask; `score` is the confidence."""
+        for known in self.classes:
+            if self.areas.get(known.name):
+                score = None if self.confidence is None else self.confidence[known.name]
+                mask = self._encoded_mask(known.id)
+                yield Annotation(known.id, known.id, known.name, score, None, mask)
 
-        `labels` adds a legend of the classes that are there, with their share of the image. Raises
-        `BadRequestError` for an image of another size than the one that was segmented.
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a flat row for each class, for `csv.DictWriter` or a data frame; `share` is of all pixels."""
+        pixels = self.size[0] * self.size[1]
+        rows = []
+        for known in self.classes:
+            if known.name in self.areas:
+                area = self.areas[known.name]
+                row = {"class_id": known.id, "class": known.name, "area": area, "share": area / pixels}
+                rows.append(row if self.confidence is None else row | {"score": self.confidence[known.name]})
+        return rows
+
+    def overlay(
+        self,
+        image: ImageLike,
+        *,
+        alpha: float = 0.45,
+        labels: bool = True,
+        contour: bool = True,
+        legend: bool | None = None,
+    ) -> Image.Image:
+        """Return the image with every class but `background` filled (`alpha` of its colour, 0 for none) and outlined.
+
+        The legend names the classes that are there with their share of the image; it is as `labels` unless
+        given. Raises `BadRequestError` for an image of another size than the one that was segmented.
         """
-        from segserve.drawing import draw_labels
+        from segserve.drawing import Style, draw_labels
 
-        return draw_labels(self, image, alpha=alpha, labels=labels)
+        return draw_labels(self, image, Style(alpha, labels, contour, labels if legend is None else legend))
+
+    def _encoded_mask(self, class_id: int) -> EncodedMask:
+        if self.encoded is None and class_id in self.encoded_masks:
+            return self.encoded_masks[class_id]
+        return EncodedMask.of(self.mask(class_id))
 
     def _class_id(self, class_: int | str) -> int:
         for known in self.classes:
             if class_ in (known.id, known.name):
                 return known.id
         raise KeyError(f"no class {class_!r}; known: {', '.join(f'{c.id} {c.name}' for c in self.classes)}")
-
-    def _coco_objects(self) -> Iterator[coco.Object]:
-        for known in self.classes:
-            if self.areas.get(known.name):
-                mask = EncodedMask(self.mask(known.id).tobytes(), *self.size)
-                score = None if self.confidence is None else self.confidence[known.name]
-                yield coco.Object(known.id, mask.rle, score, None)

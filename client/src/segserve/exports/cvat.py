@@ -1,0 +1,119 @@
+"""CVAT's XML, "CVAT for images 1.1": masks, polygons, boxes and points with their scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from segserve.annotation import foreground
+from segserve.display import printable
+from segserve.errors import BadRequestError
+from segserve.palette import class_colour
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from segserve.annotation import Annotation
+    from segserve.masks import Patch
+    from segserve.types import Segmentation, Shapes
+
+SCORE: Final = "score"
+
+
+def document(result: Segmentation, file_name: str, *, image_id: int, shapes: Shapes) -> str:
+    """Return the document for one image; see `Segmentation.to_cvat`."""
+    root = ET.Element("annotations")
+    ET.SubElement(root, "version").text = "1.1"
+    _add_meta(root, result)
+    height, width = result.size
+    name = printable(file_name, 1000)
+    image = ET.SubElement(root, "image", id=str(image_id), name=name, width=str(width), height=str(height))
+    for found in foreground(result.annotations()):
+        for shape in _shapes(found, shapes):
+            if found.score is not None:
+                ET.SubElement(shape, "attribute", name=SCORE).text = f"{found.score:.6g}"
+            image.append(shape)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+def merge(documents: Sequence[str]) -> str:
+    """Return the documents of several images as one, images numbered anew: a task of CVAT takes one file."""
+    roots = [ET.fromstring(document) for document in documents]
+    if not roots:
+        raise BadRequestError("there is no document to merge")
+    merged = roots[0]
+    labels = merged.find("meta/task/labels")
+    known = {label.findtext("name") for label in merged.iterfind("meta/task/labels/label")}
+    for root in roots[1:]:
+        for label in root.iterfind("meta/task/labels/label"):
+            if labels is not None and label.findtext("name") not in known:
+                known.add(label.findtext("name"))
+                labels.append(label)
+        merged.extend(root.iterfind("image"))
+    for number, image in enumerate(merged.iterfind("image")):
+        image.set("id", str(number))
+    for size in merged.iterfind("meta/task/size"):
+        size.text = str(len(roots))
+    ET.indent(merged)
+    return ET.tostring(merged, encoding="unicode", xml_declaration=True)
+
+
+def _add_meta(root: ET.Element, result: Segmentation) -> None:
+    task = ET.SubElement(ET.SubElement(root, "meta"), "task")
+    ET.SubElement(task, "name").text = printable(result.revision)
+    ET.SubElement(task, "size").text = "1"
+    ET.SubElement(task, "mode").text = "annotation"
+    labels = ET.SubElement(task, "labels")
+    for known in result.classes:
+        label = ET.SubElement(labels, "label")
+        red, green, blue = class_colour(known)
+        ET.SubElement(label, "name").text = _label(known.name)
+        ET.SubElement(label, "color").text = f"#{red:02x}{green:02x}{blue:02x}"
+        ET.SubElement(label, "type").text = "any"
+        attribute = ET.SubElement(ET.SubElement(label, "attributes"), "attribute")
+        fields = {"name": SCORE, "mutable": "False", "input_type": "text", "default_value": "", "values": ""}
+        for field, text in fields.items():
+            ET.SubElement(attribute, field).text = text
+
+
+def _shapes(found: Annotation, shapes: Shapes) -> list[ET.Element]:
+    elements = []
+    if found.mask is None:
+        x1, y1, x2, y2 = (f"{side:.2f}" for side in found.box)
+        elements.append(_shape(found, "box", xtl=x1, ytl=y1, xbr=x2, ybr=y2))
+    elif shapes == "mask":
+        patch = found.mask.patch()
+        if patch.pixels.size:
+            elements.append(_shape(found, "mask", **_mask(patch)))
+    else:
+        rings = (zip(polygon[::2], polygon[1::2], strict=True) for polygon in found.mask.polygons)
+        elements += [_shape(found, "polygon", points=_points(ring)) for ring in rings]
+    if found.points is not None and len(found.points):
+        elements.append(_shape(found, "points", points=_points(found.points[:, :2].tolist())))
+    return elements
+
+
+def _shape(found: Annotation, kind: str, **attributes: str) -> ET.Element:
+    common = {"label": _label(found.class_name), "source": "auto", "occluded": "0", "z_order": "0"}
+    return ET.Element(kind, common | {"group_id": str(found.number)} | attributes)
+
+
+def _mask(patch: Patch) -> dict[str, str]:
+    """Return the runs of a mask's rectangle, row by row, the first of them outside."""
+    values = patch.pixels.ravel()
+    borders = np.flatnonzero(values[1:] != values[:-1]) + 1
+    runs = np.diff(borders, prepend=0, append=values.size).tolist()
+    x1, y1, x2, y2 = patch.box
+    rle = ", ".join(map(str, [0, *runs] if values[0] else runs))
+    return {"rle": rle, "left": str(x1), "top": str(y1), "width": str(x2 - x1), "height": str(y2 - y1)}
+
+
+def _points(points: Iterable[Iterable[float]]) -> str:
+    return ";".join(",".join(f"{number:.2f}" for number in point) for point in points)
+
+
+def _label(name: str) -> str:
+    return printable(name, 200)

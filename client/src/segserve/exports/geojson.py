@@ -1,0 +1,90 @@
+"""GeoJSON (RFC 7946): polygons with holes, in the coordinates of a map."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from segserve.errors import BadRequestError
+from segserve.outlines import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from segserve.annotation import Annotation, Rectangle
+    from segserve.types import Segmentation
+
+Json: TypeAlias = dict[str, Any]
+
+
+def feature_collection(result: Segmentation, affine: Sequence[float] | None, crs: str | None) -> Json:
+    """Return a feature for each thing that was found, and one for its points where it has any.
+
+    The geometry of one whose mask is empty is null. Raises `BadRequestError` for an affine that is not one.
+    """
+    world = _World(affine)
+    features = [feature for found in result.annotations() for feature in _features(found, world)]
+    collection: Json = {"type": "FeatureCollection", "features": features}
+    if crs is not None:
+        authority, _, code = crs.rpartition(":")
+        name = f"urn:ogc:def:crs:{authority or 'EPSG'}::{code}"
+        collection["crs"] = {"type": "name", "properties": {"name": name}}
+    return collection
+
+
+def features_of(found: Annotation, affine: Sequence[float] | None) -> list[Json]:
+    """Return the features of one thing, for what writes them one by one; raises as `feature_collection` does."""
+    return list(_features(found, _World(affine)))
+
+
+class _World:
+    """From corners of pixels to the map."""
+
+    def __init__(self, affine: Sequence[float] | None) -> None:
+        numbers = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) if affine is None else tuple(map(float, affine))
+        # `affine.Affine` has the last row of its matrix too.
+        if numbers[6:] not in ((), (0.0, 0.0, 1.0)) or len(numbers) < 6 or not all(map(math.isfinite, numbers)):
+            raise BadRequestError(f"an affine is six finite numbers a, b, c, d, e, f, got {numbers}")
+        a, b, c, d, e, f = numbers[:6]
+        determinant = a * e - b * d
+        if determinant == 0:
+            raise BadRequestError(f"an affine keeps areas above 0, got {numbers}")
+        self._linear, self._shift = np.array([[a, d], [b, e]]), np.array([c, f])
+        self._mirrors = determinant < 0
+
+    def points(self, pixels: NDArray[Any]) -> list[list[float]]:
+        """Return x, y of each point on the map."""
+        points: list[list[float]] = (pixels @ self._linear + self._shift).tolist()
+        return points
+
+    def ring(self, ring: NDArray[Any]) -> list[list[float]]:
+        """Return a closed ring; outer ones come out counterclockwise on a map whose y goes up."""
+        points = self.points(ring[::-1] if self._mirrors else ring)
+        return [*points, points[0]]
+
+    def polygon(self, part: Part) -> list[list[list[float]]]:
+        """Return the outer ring and those of the holes."""
+        return [self.ring(part.outer), *map(self.ring, part.holes)]
+
+
+def _features(found: Annotation, world: _World) -> Iterator[Json]:
+    properties = {"id": found.number, "class_id": found.class_id, "class": found.class_name, "score": found.score}
+    parts = found.parts if found.mask is not None else (Part(_corners(found.box)),)
+    polygons = [world.polygon(part) for part in parts]
+    geometry: Json | None = {"type": "MultiPolygon", "coordinates": polygons}
+    if len(polygons) == 1:
+        geometry = {"type": "Polygon", "coordinates": polygons[0]}
+    yield {"type": "Feature", "properties": properties, "geometry": geometry if polygons else None}
+    if found.points is not None:
+        points = world.points(found.points[:, :2].astype(np.float64))
+        own = properties | {"point_scores": found.points[:, 2].tolist()}
+        yield {"type": "Feature", "properties": own, "geometry": {"type": "MultiPoint", "coordinates": points}}
+
+
+def _corners(box: Rectangle) -> NDArray[np.float64]:
+    x1, y1, x2, y2 = box
+    return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])

@@ -1,0 +1,126 @@
+"""Label Studio: tasks with predictions, masks in the brush's own run-length encoding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from segserve.annotation import foreground
+from segserve.display import printable
+from segserve.palette import class_colour
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from segserve.annotation import Annotation
+    from segserve.types import Segmentation, Shapes
+
+Json: TypeAlias = dict[str, Any]
+
+# The control tag of each kind of region, and its name in the labelling configuration.
+TAGS: Final = {
+    "brushlabels": ("BrushLabels", "brush"),
+    "polygonlabels": ("PolygonLabels", "polygon"),
+    "rectanglelabels": ("RectangleLabels", "box"),
+    "keypointlabels": ("KeyPointLabels", "point"),
+}
+# Bits that the length of a run may take; each run says which by two bits.
+_LENGTH_BITS: Final = np.array([3, 4, 8, 16])
+_LONGEST_RUN: Final = 1 << 16
+# Whether a run, which length, the length, the value.
+_RUN_BITS: Final = 1 + 2 + 16 + 8
+
+
+def task(result: Segmentation, image: str, *, shapes: Shapes) -> Json:
+    """Return a task of the image at a URL, with one prediction; see `Segmentation.to_label_studio`."""
+    found = list(foreground(result.annotations()))
+    scores = [one.score for one in found if one.score is not None]
+    regions = [region for one in found for region in _regions(one, result.size, shapes)]
+    prediction: Json = {"model_version": result.revision, "result": regions}
+    if scores:
+        prediction["score"] = sum(scores) / len(scores)
+    return {"data": {"image": image}, "predictions": [prediction]}
+
+
+def labelling_config(result: Segmentation) -> str:
+    """Return the labelling configuration (XML) of a project for the results of this model."""
+    view = ET.Element("View")
+    ET.SubElement(view, "Image", name="image", value="$image", zoom="true")
+    for tag, name in TAGS.values():
+        control = ET.SubElement(view, tag, name=name, toName="image")
+        for known in result.classes:
+            red, green, blue = class_colour(known)
+            ET.SubElement(control, "Label", value=_label(known.name), background=f"#{red:02x}{green:02x}{blue:02x}")
+    return ET.tostring(view, encoding="unicode")
+
+
+def brush_rle(mask: NDArray[np.bool_]) -> list[int]:
+    """Return a mask (H, W) as Label Studio's brush has it: runs of RGBA bytes, packed bit by bit."""
+    values = mask.ravel()
+    starts = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
+    lengths = np.diff(starts, append=values.size) * 4
+    pieces = -(-lengths // _LONGEST_RUN)
+    runs = np.full(int(pieces.sum()), _LONGEST_RUN)
+    runs[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * _LONGEST_RUN
+    size = np.searchsorted(1 << _LENGTH_BITS, runs)
+    bits = _LENGTH_BITS[size]
+    colour = np.repeat(values[starts].astype(np.int64) * 255, pieces)
+    codes = (((1 << 2 | size) << bits | (runs - 1)) << 8) | colour
+    columns = np.arange(_RUN_BITS - 1, -1, -1)
+    is_used = columns < (bits + 11)[:, np.newaxis]
+    stream = ((codes[:, np.newaxis] >> columns) & 1).astype(np.uint8)[is_used]
+    packed: list[int] = np.packbits(np.concatenate((_header(values.size * 4), stream))).tolist()
+    return packed
+
+
+def _header(count: int) -> NDArray[np.uint8]:
+    text = f"{count:032b}{8 - 1:05b}" + "".join(f"{bits - 1:04b}" for bits in _LENGTH_BITS)
+    return np.frombuffer(text.encode(), np.uint8) - ord("0")
+
+
+def _regions(found: Annotation, size: tuple[int, int], shapes: Shapes) -> Iterator[Json]:
+    height, width = size
+    percent = np.array([100 / width, 100 / height])
+    name = f"object-{found.number}"
+    if found.mask is None:
+        # Label Studio takes no box that leaves the image.
+        x1, y1, x2, y2 = np.clip(found.box, 0, (width, height, width, height))
+        (x, y), (across, down) = (percent * (x1, y1)).tolist(), (percent * (x2 - x1, y2 - y1)).tolist()
+        value = {"x": x, "y": y, "width": across, "height": down, "rotation": 0}
+        yield _region(name, "rectanglelabels", value, found, size)
+    elif shapes == "mask":
+        patch = found.mask.patch()
+        if patch.pixels.size:
+            mask = np.zeros(size, np.bool_)
+            mask[patch.window] = patch.pixels
+            yield _region(name, "brushlabels", {"format": "rle", "rle": brush_rle(mask)}, found, size)
+    else:
+        for number, polygon in enumerate(found.mask.polygons):
+            value = {"points": (np.array(polygon).reshape(-1, 2) * percent).tolist(), "closed": True}
+            yield _region(f"{name}-part-{number}", "polygonlabels", value, found, size)
+    for number, (x, y, score) in enumerate([] if found.points is None else found.points.tolist()):
+        left, top = (percent * (x, y)).tolist()
+        region = _region(f"{name}-point-{number}", "keypointlabels", {"x": left, "y": top, "width": 0.5}, found, size)
+        yield region | {"score": score, "parentID": name}
+
+
+def _region(name: str, kind: str, value: Json, found: Annotation, size: tuple[int, int]) -> Json:
+    region = {
+        "id": name,
+        "type": kind,
+        "from_name": TAGS[kind][1],
+        "to_name": "image",
+        "original_width": size[1],
+        "original_height": size[0],
+        "image_rotation": 0,
+        "value": value | {kind: [_label(found.class_name)]},
+    }
+    return region if found.score is None else region | {"score": found.score}
+
+
+def _label(name: str) -> str:
+    return printable(name, 200)

@@ -1,0 +1,93 @@
+"""LabelMe's JSON, as labelme 5 and 6 read it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from segserve.annotation import foreground
+from segserve.errors import BadRequestError
+from segserve.images import picture
+from segserve.outlines import through_centres
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from segserve.annotation import Annotation
+    from segserve.images import ImageLike
+    from segserve.masks import Patch
+    from segserve.types import Segmentation, Shapes
+
+Json: TypeAlias = dict[str, Any]
+
+VERSION: Final = "5.5.0"
+
+
+def label_file(result: Segmentation, file_name: str, *, image: ImageLike | None, shapes: Shapes) -> Json:
+    """Return the content of a label file; see `Segmentation.to_labelme`.
+
+    Raises `BadRequestError` for an image of another size than the result's.
+    """
+    height, width = result.size
+    found = [shape for one in foreground(result.annotations()) for shape in _shapes(one, shapes)]
+    return {
+        "version": VERSION,
+        "flags": {},
+        "shapes": found,
+        "imagePath": file_name,
+        "imageData": None if image is None else _embedded(image, result.size),
+        "imageHeight": height,
+        "imageWidth": width,
+    }
+
+
+def _shapes(found: Annotation, shapes: Shapes) -> Iterator[Json]:
+    if found.mask is None:
+        x1, y1, x2, y2 = found.box
+        yield _shape(found, "rectangle", [[x1, y1], [x2, y2]])
+    elif shapes == "mask":
+        patch = found.mask.patch()
+        if patch.pixels.size:
+            x1, y1, x2, y2 = patch.box
+            yield _shape(found, "mask", [[x1, y1], [x2 - 1, y2 - 1]]) | {"mask": _png(patch)}
+    else:
+        # LabelMe draws the pixels of a polygon's points too: along pixels' edges it would be one pixel too large.
+        for polygon in found.mask.polygons:
+            ring = through_centres(np.array(polygon).reshape(-1, 2))
+            yield _shape(found, "polygon", ring.tolist())
+    for number, (x, y, score) in enumerate([] if found.points is None else found.points.tolist()):
+        yield _shape(found, "point", [[x, y]]) | {"label": f"{found.class_name}-{number}", "score": score}
+
+
+def _shape(found: Annotation, kind: str, points: list[list[Any]]) -> Json:
+    return {
+        "label": found.class_name,
+        "points": points,
+        "group_id": found.number,
+        "description": "" if found.score is None else f"score {found.score:.3f}",
+        "shape_type": kind,
+        "flags": {},
+        "score": found.score,
+    }
+
+
+def _png(patch: Patch) -> str:
+    from PIL import Image
+
+    return _base64(Image.fromarray(patch.pixels.astype(np.uint8)))
+
+
+def _embedded(image: ImageLike, size: tuple[int, int]) -> str:
+    opened = picture(image)
+    if (opened.height, opened.width) != size:
+        raise BadRequestError(f"the image is of {opened.height} x {opened.width}, the result of {size[0]} x {size[1]}")
+    return _base64(opened)
+
+
+def _base64(image: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

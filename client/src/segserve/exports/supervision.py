@@ -1,0 +1,71 @@
+"""Roboflow's supervision: `Detections` and `KeyPoints`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segserve.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from supervision import Detections, KeyPoints
+    from supervision.detection.compact_mask import CompactMask
+
+    from segserve.annotation import Annotation
+    from segserve.detections import KeypointResult
+    from segserve.types import Segmentation
+
+
+def detections(result: Segmentation, *, compact: bool) -> Detections:
+    """Return the `Detections` of what was found; see `Segmentation.to_supervision`."""
+    sv = _supervision()
+    found = list(result.annotations())
+    has_masks = bool(found) and all(one.mask is not None for one in found)
+    scored = [one.score for one in found if one.score is not None]
+    return sv.Detections(  # type: ignore[no-any-return]
+        xyxy=np.array([one.box for one in found], np.float32).reshape(-1, 4),
+        mask=(_compact(found, result.size) if compact else _stacked(found, result.size)) if has_masks else None,
+        confidence=np.array(scored, np.float32) if len(scored) == len(found) else None,
+        class_id=np.array([one.class_id for one in found], int),
+        data={"class_name": np.array([one.class_name for one in found], dtype=str)},
+    )
+
+
+def key_points(result: KeypointResult) -> KeyPoints:
+    """Return the `KeyPoints` of the objects; see `KeypointResult.to_key_points`."""
+    sv = _supervision()
+    points = result.points
+    return sv.KeyPoints(  # type: ignore[no-any-return]
+        xy=points[:, :, :2].copy(),
+        keypoint_confidence=points[:, :, 2].copy(),
+        detection_confidence=result.scores,
+        class_id=result.class_ids.astype(int),
+        data={"class_name": np.array([one.class_name for one in result], dtype=str)},
+    )
+
+
+def _stacked(found: list[Annotation], size: tuple[int, int]) -> Any:
+    masks = np.zeros((len(found), *size), np.bool_)
+    for mask, one in zip(masks, found, strict=True):
+        if one.mask is not None:
+            patch = one.mask.patch()
+            mask[patch.window] = patch.pixels
+    return masks
+
+
+def _compact(found: list[Annotation], size: tuple[int, int]) -> CompactMask:
+    from supervision.detection.compact_mask import CompactMask
+
+    masks = [one.mask for one in found if one.mask is not None]
+    # Its boxes include their last pixels.
+    boxes = np.array([mask.patch().box for mask in masks], np.float32).reshape(-1, 4) - (0, 0, 1, 1)
+    return CompactMask.from_coco_rle([mask.rle for mask in masks], boxes, size)
+
+
+def _supervision() -> Any:
+    try:
+        import supervision
+    except ImportError as error:
+        raise MissingExtraError("supervision is not installed: pip install 'segserve[annotations]'") from error
+    return supervision
