@@ -20,6 +20,7 @@ from bench.platform import MODELS, Running
 from segserve_builder import sources
 from segserve_builder.golden import load
 from segserve_builder.pipeline import Golden
+from segserve_builder.sources.access import LOCAL
 from segserve_operator.adapters.inquiries.gateway import InternalGateway
 from segserve_operator.adapters.inquiries.runner import Inquirer
 from segserve_operator.adapters.inquiries.tools import Tools
@@ -56,7 +57,9 @@ async def inquirer(coins: Running, tmp_path: Path) -> AsyncIterator[Inquirer]:
     async def socket() -> str:
         return f"{SOCKET}{state.gateway / 'internal.sock'}"
 
-    found = Inquirer(Tools(InternalGateway(socket), tmp_path / "cache", LocalResources(state), time.time, local=True))
+    resources, cache = LocalResources(state), tmp_path / "cache"
+    tools = Tools(InternalGateway(socket), cache, resources, time.time, local=True, access=lambda: LOCAL)
+    found = Inquirer(tools)
     yield found
     await found.close()
 

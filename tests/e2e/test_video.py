@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from bench.coins import variant, write
 from bench.platform import Running, platform
 from examples.coins.in_process import InProcessModel, resources
 from examples.coins.score import photograph
+from segserve import AsyncClient, Client
 from segserve_builder.preprocess import NetworkInput
 from segserve_builder.values import Placement
 
@@ -190,6 +192,44 @@ def test_streams_that_run_at_the_same_time_never_mix(
         for number, labels in enumerate(found):
             taken[number] = logits_of(frame(scene, number))
             check(labels, definition(taken))
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+@pytest.mark.parametrize("model", ["average", "votes", "admitted"])
+def test_our_clients_stream_frames_as_the_definition_says_also_where_some_are_left_out(
+    video: Running, model: str, transport: Any, logits_of: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    with Client(video.url, transport=transport) as client:
+        results = list(client.segment_stream(((n, frame(2, n)) for n in LOST), model=model, stream_id=2026))
+
+    taken: dict[int, np.ndarray] = {}
+    for number, result in zip(LOST, results, strict=True):
+        taken[number] = logits_of(frame(2, number))
+        check(result.labels, DEFINITIONS.get(model, averages)(taken))
+
+
+@pytest.mark.parametrize("model", ["average", "admitted"])
+async def test_our_streams_run_side_by_side_without_mixing(
+    video: Running, model: str, logits_of: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    async def camera(scene: int) -> AsyncIterator[np.ndarray]:
+        for number in range(5):
+            yield frame(scene, number)
+
+    async with AsyncClient(video.url) as client:
+
+        async def play(scene: int) -> list[Any]:
+            stream = client.segment_stream(camera(scene), model=model, stream_id=f"camera {scene}")
+            return [result.labels async for result in stream]
+
+        answers = await asyncio.gather(*map(play, (0, 1, 2)))
+        answers += [await play(0)]
+
+    for scene, found in zip((0, 1, 2, 0), answers, strict=True):
+        taken: dict[int, np.ndarray] = {}
+        for number, labels in enumerate(found):
+            taken[number] = logits_of(frame(scene, number))
+            check(labels, DEFINITIONS.get(model, averages)(taken))
 
 
 def test_a_scene_cut_starts_anew(caller: Caller, logits_of: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self, TypeVar
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from segserve.endpoint import Endpoint
+from segserve.base_client import BaseClient
 from segserve.errors import SegserveError
+from segserve.frames import Course, course, segment_frame
 from segserve.images import image_tensor
-from segserve.session import Flow, SegmentOptions, Session, Wait
-from segserve.transports import open_async_transport
+from segserve.many import Failure, check_many, each_of, in_order_async, outcome_async, pull
+from segserve.session import Flow, SegmentOptions, Wait
+from segserve.transports import AsyncTransport, open_async_transport
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+    from typing import Unpack
+
+    from segserve.control.async_models import AsyncModels, AsyncPools
+    from segserve.control.async_rollouts import AsyncRollouts
+    from segserve.frames import FrameLike, StreamId, StreamPosition
     from segserve.images import ImageLike
+    from segserve.many import OnError, SegmentKeywords
     from segserve.results import Result
-    from segserve.transports import TransportName
+    from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
+    from segserve.tiled.progress import Progress
+    from segserve.timeouts import Timeouts
+    from segserve.transports import Connection, TransportName
     from segserve.types import Encoding, ModelInfo
+    from segserve.wire import Tensor
 
 T = TypeVar("T")
 
 
-class AsyncClient:
-    """`Client` for the tasks of one event loop; see there."""
+class AsyncClient(BaseClient[AsyncTransport]):
+    """`Client` for the tasks of one event loop; see there.
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        transport: TransportName = "http",
-        timeout_s: float = 30.0,
-        retries: int = 2,
-    ) -> None:
-        self._session = Session(timeout_s, retries)
-        self._transport = open_async_transport(transport, Endpoint.parse(url))
+    The function of a `bearer_token` may be asynchronous. After `os.fork` a child gets a `ForkedClientError`.
+    """
 
     async def segment(
         self,
@@ -43,27 +50,170 @@ class AsyncClient:
         max_detections: int | None = None,
         encoding: Encoding | None = None,
         confidence: bool = False,
-        timeout_s: float | None = None,
+        timeout_s: float | Timeouts | None = None,
+        request_id: str | None = None,
     ) -> Result:
         """Segment one image, as `Client.segment` does."""
-        options = SegmentOptions(model, score_threshold, max_detections, encoding, confidence, timeout_s)
-        # Reading a file or making a PNG would hold up every other task.
-        tensor = await asyncio.to_thread(image_tensor, image)
+        options = SegmentOptions(model, score_threshold, max_detections, encoding, confidence, timeout_s, request_id)
+        # Reading a file or decoding would hold up every other task.
+        tensor = image_tensor(image) if isinstance(image, bytes) else await asyncio.to_thread(image_tensor, image)
         return await self._run(self._session.segment(tensor, options))
+
+    @overload
+    def segment_many(
+        self,
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
+        *,
+        model: str,
+        in_flight: int = ...,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[SegmentKeywords],
+    ) -> AsyncGenerator[Result, None]: ...
+
+    @overload
+    def segment_many(
+        self,
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
+        *,
+        model: str,
+        in_flight: int = ...,
+        on_error: OnError,
+        **options: Unpack[SegmentKeywords],
+    ) -> AsyncGenerator[Result | Failure, None]: ...
+
+    def segment_many(
+        self,
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
+        *,
+        model: str,
+        in_flight: int = 8,
+        on_error: OnError = "raise",
+        **options: Unpack[SegmentKeywords],
+    ) -> AsyncGenerator[Any, None]:
+        """Segment images at once, as `Client.segment_many` does; `images` may be asynchronous.
+
+        Where the iteration is left early, `contextlib.aclosing` ends it at once.
+        """
+        check_many(images, in_flight, on_error)
+        segment = partial(self._segment, SegmentOptions(model, **options))
+        calls = (partial(outcome_async, pulled, segment, on_error) async for pulled in pull(images))
+        return in_order_async(calls, in_flight)
+
+    @overload
+    def segment_stream(
+        self,
+        frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
+        *,
+        model: str,
+        stream_id: StreamId | None = ...,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[SegmentKeywords],
+    ) -> AsyncGenerator[Result, None]: ...
+
+    @overload
+    def segment_stream(
+        self,
+        frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
+        *,
+        model: str,
+        stream_id: StreamId | None = ...,
+        on_error: OnError,
+        **options: Unpack[SegmentKeywords],
+    ) -> AsyncGenerator[Result | Failure, None]: ...
+
+    def segment_stream(
+        self,
+        frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
+        *,
+        model: str,
+        stream_id: StreamId | None = None,
+        on_error: OnError = "raise",
+        **options: Unpack[SegmentKeywords],
+    ) -> AsyncGenerator[Any, None]:
+        """Segment the frames of a video one after the other, as `Client.segment_stream` does.
+
+        `frames` may be asynchronous. Where the iteration is left early, `contextlib.aclosing` ends it at once.
+        """
+        check_many(frames, 1, on_error)
+        return self._stream(frames, course(stream_id, frames), SegmentOptions(model, **options), on_error)
+
+    async def segment_tiled(
+        self, image: object, *, model: str, progress: Progress = True, **options: Unpack[TiledOptions]
+    ) -> TiledSemanticResult | TiledObjects:
+        """Segment an image too large for one request, as `Client.segment_tiled` does, from this event loop.
+
+        Pixels and masks are dealt with in threads. For a Dask cluster use `Client`.
+        """
+        from segserve.tiled import Options, run_tiled_async
+
+        return await run_tiled_async(self, image, Options.of(model, **options), progress=progress)
 
     async def model_info(self, model: str) -> ModelInfo:
         """Return what is served under a name now: revision, classes, outputs."""
         return await self._run(self._session.model_info(model))
 
+    @property
+    def models(self) -> AsyncModels:
+        """The models of the platform, as typed resources: list, get, apply, delete, wait."""
+        from segserve.control.async_models import AsyncModels
+
+        return AsyncModels(self._plane.platform)
+
+    @property
+    def pools(self) -> AsyncPools:
+        """The pools of servers of the platform, as typed resources: list, get, apply, delete."""
+        from segserve.control.async_models import AsyncPools
+
+        return AsyncPools(self._plane.platform)
+
+    @property
+    def rollouts(self) -> AsyncRollouts:
+        """How new revisions come to serve, and your word in it: status, promote, abort and the other verbs, wait."""
+        from segserve.control.async_rollouts import AsyncRollouts
+
+        return AsyncRollouts(self._plane.platform)
+
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
+        await asyncio.to_thread(self._plane.close)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @staticmethod
+    def _open(name: TransportName, connection: Connection) -> AsyncTransport:
+        return open_async_transport(name, connection)
+
+    async def _stream(
+        self,
+        frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
+        course: Course,
+        options: SegmentOptions,
+        on_error: OnError,
+    ) -> AsyncGenerator[Result | Failure, None]:
+        async def segment(position: StreamPosition, image: Tensor) -> Result:
+            return await self._run(segment_frame(self._session, course, position, options, image))
+
+        try:
+            async for frame in each_of(frames):
+                pulled, position = await asyncio.to_thread(course.next, frame)
+                yield await outcome_async(pulled, partial(segment, position), on_error)
+        except GeneratorExit:
+            await self._end(course, options)
+            raise
+        await self._end(course, options)
+
+    async def _end(self, course: Course, options: SegmentOptions) -> None:
+        for position, image in course.ending():
+            with suppress(SegserveError):
+                await self._run(segment_frame(self._session, course, position, options, image))
+
+    async def _segment(self, options: SegmentOptions, image: Tensor) -> Result:
+        return await self._run(self._session.segment(image, options))
 
     async def _run(self, flow: Flow[T]) -> T:
         try:
@@ -74,7 +224,7 @@ class AsyncClient:
                     step = next(flow)
                     continue
                 try:
-                    reply = await self._transport.send(step.request, step.timeout_s)
+                    reply = await self._transport.send(step)
                 except SegserveError as error:
                     step = flow.throw(error)
                 else:
@@ -82,3 +232,5 @@ class AsyncClient:
         except StopIteration as end:
             value: T = end.value
             return value
+        finally:
+            flow.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -33,9 +34,9 @@ class Endpoint:
             parts = urlsplit(text if "://" in text else f"http://{text}")
             port = parts.port
         except ValueError as error:
-            raise BadRequestError(f"not a URL: {text!r}: {error}") from None
-        if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or parts.username:
-            raise BadRequestError(f"a gateway's URL is http(s)://host[:port][/prefix], got {text!r}")
+            raise BadRequestError(f"not a URL: {_shown(text)!r}: {_shown(str(error))}") from None
+        if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
+            raise BadRequestError(f"a gateway's URL is http(s)://host[:port][/prefix], got {_shown(text)!r}")
         return cls(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], parts.path.rstrip("/"))
 
     @property
@@ -53,3 +54,8 @@ class Endpoint:
     def is_loopback(self) -> bool:
         """Whether it is this machine, which no proxy can reach."""
         return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+
+
+def _shown(text: str) -> str:
+    """Return the text without what stands before an @, which may be a password."""
+    return re.sub(r"[^/'\"]*@", "...@", text)

@@ -7,16 +7,22 @@ from typing import Any, ClassVar, Final
 
 TRITON_PREFIXES: Final = re.compile(r"^(?:in ensemble '[^']*', |\[request id: [^\]]*\] )+")
 
+# gRPC has one status for a message that is too large and for a caller that asks too often.
+RATE_WORDS: Final = re.compile(r"rate.?limit|quota|too many requests", re.IGNORECASE)
+
 
 class SegserveError(Exception):
     """A request that was not answered.
 
     `status` is what the server said: an HTTP status as int, a gRPC status name as str, None where it said
-    nothing. `model` and `revision` are None where they are not known; `retry_after_s` is what the server
-    asked for.
+    nothing. `model` and `revision` are None where they are not known, and so is `request_id` where nothing was to be
+    sent; `retry_after_s` is what the server asked for. `message` is the text without the request's id.
     """
 
     retryable: ClassVar[bool] = False
+    """Whether it may pass by itself, so that a client tries again."""
+    untouched: ClassVar[bool] = False
+    """Whether surely no server has worked on the request: a frame of a stream is sent again only then."""
 
     def __init__(
         self,
@@ -25,14 +31,19 @@ class SegserveError(Exception):
         status: int | str | None = None,
         model: str | None = None,
         revision: str | None = None,
+        request_id: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         self.message = TRITON_PREFIXES.sub("", message).strip()
         self.status = status
         self.model = model
         self.revision = revision
+        self.request_id = request_id
         self.retry_after_s = retry_after_s
         super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message if self.request_id is None else f"{self.message} (request {self.request_id})"
 
     def __reduce__(self) -> tuple[type[SegserveError], tuple[str], dict[str, object]]:
         return type(self), (self.message,), self.__dict__.copy()
@@ -40,6 +51,18 @@ class SegserveError(Exception):
 
 class BadRequestError(SegserveError):
     """An image or parameter that cannot be used (400, INVALID_ARGUMENT; None where nothing was sent)."""
+
+
+class AuthenticationError(SegserveError):
+    """No credentials, or ones that are not known (401, UNAUTHENTICATED)."""
+
+
+class PermissionDeniedError(SegserveError):
+    """Credentials that do not allow this (403, PERMISSION_DENIED)."""
+
+
+class PlainHttpCredentialsError(SegserveError):
+    """Credentials that anybody on the way could read: nothing was sent."""
 
 
 class ModelNotFoundError(SegserveError):
@@ -51,9 +74,15 @@ class RequestTooLargeError(SegserveError):
 
 
 class OverloadedError(SegserveError):
-    """No server can take the request now (503, 429, UNAVAILABLE)."""
+    """No server can take the request now (503, UNAVAILABLE)."""
 
     retryable = True
+
+
+class RateLimitError(OverloadedError):
+    """This caller asks more than it may (429; RESOURCE_EXHAUSTED that names a rate or a quota)."""
+
+    untouched = True
 
 
 class ServerError(SegserveError):
@@ -61,13 +90,46 @@ class ServerError(SegserveError):
 
 
 class GatewayUnreachableError(SegserveError):
-    """Nothing listens at the URL, or the connection broke."""
+    """Nothing listens at the URL, or its name is not known."""
 
     retryable = True
+    untouched = True
+
+
+class TlsError(GatewayUnreachableError):
+    """TLS came to no agreement: a certificate that is not trusted, or none where the gateway demands one."""
+
+    retryable = False
+
+
+class ConnectTimeoutError(GatewayUnreachableError):
+    """No connection within the time for it, `Timeouts.connect_s`."""
+
+
+class ConnectionLostError(GatewayUnreachableError):
+    """The connection broke before the answer was whole."""
+
+    untouched = False
 
 
 class RequestTimeoutError(SegserveError):
-    """No answer within the time given (408, 504, DEADLINE_EXCEEDED)."""
+    """No answer in time: the gateway's limit (408, 504, DEADLINE_EXCEEDED), or one of the client's (a subclass)."""
+
+
+class DeadlineExceededError(RequestTimeoutError):
+    """No answer within the time for the whole call, `Timeouts.total_s`."""
+
+
+class ReadTimeoutError(RequestTimeoutError):
+    """Nothing was received for `Timeouts.read_s`."""
+
+
+class WriteTimeoutError(RequestTimeoutError):
+    """Nothing could be sent for `Timeouts.write_s`."""
+
+
+class PoolTimeoutError(RequestTimeoutError):
+    """No connection was free for `Timeouts.pool_s`."""
 
 
 class ProtocolError(SegserveError):
@@ -78,11 +140,17 @@ class MissingExtraError(SegserveError):
     """A part of the client that is not installed."""
 
 
+class ForkedClientError(SegserveError):
+    """A client that was made before `os.fork` and cannot be used in the child: make another there."""
+
+
 HTTP_ERRORS: Final[dict[int, type[SegserveError]]] = {
+    401: AuthenticationError,
+    403: PermissionDeniedError,
     404: ModelNotFoundError,
     408: RequestTimeoutError,
     413: RequestTooLargeError,
-    429: OverloadedError,
+    429: RateLimitError,
     503: OverloadedError,
     504: RequestTimeoutError,
 }
@@ -91,8 +159,8 @@ GRPC_ERRORS: Final[dict[str, type[SegserveError]]] = {
     "INVALID_ARGUMENT": BadRequestError,
     "FAILED_PRECONDITION": BadRequestError,
     "OUT_OF_RANGE": BadRequestError,
-    "UNAUTHENTICATED": BadRequestError,
-    "PERMISSION_DENIED": BadRequestError,
+    "UNAUTHENTICATED": AuthenticationError,
+    "PERMISSION_DENIED": PermissionDeniedError,
     "NOT_FOUND": ModelNotFoundError,
     # What a gRPC library makes of a bare HTTP 404, which is how a gateway refuses a name it does not route.
     "UNIMPLEMENTED": ModelNotFoundError,
@@ -113,4 +181,6 @@ def http_error(status: int, message: str, **known: Any) -> SegserveError:
 def grpc_error(status: str, message: str, **known: Any) -> SegserveError:
     """Return the error that the name of a gRPC status stands for; `known` goes to its constructor."""
     kind = GRPC_ERRORS.get(status, ServerError)
+    if kind is RequestTooLargeError and RATE_WORDS.search(message):
+        kind = RateLimitError
     return kind(message or f"gRPC status {status}", status=status, **known)

@@ -13,6 +13,7 @@ import pytest
 from fakes.kserve import Fault, Model, items
 from segserve import (
     AsyncClient,
+    AuthenticationError,
     BadRequestError,
     Client,
     GatewayUnreachableError,
@@ -20,7 +21,9 @@ from segserve import (
     MissingExtraError,
     ModelNotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     ProtocolError,
+    RateLimitError,
     RequestTimeoutError,
     RequestTooLargeError,
     SegserveError,
@@ -113,10 +116,11 @@ def test_files_arrive_unchanged_and_arrays_as_pixels(served: Served, photo: byte
 
 HTTP_STATUSES = [
     (400, BadRequestError),
-    (401, BadRequestError),
+    (401, AuthenticationError),
+    (403, PermissionDeniedError),
     (404, ModelNotFoundError),
     (413, RequestTooLargeError),
-    (429, OverloadedError),
+    (429, RateLimitError),
     (500, ServerError),
     (502, ServerError),
     (503, OverloadedError),
@@ -124,6 +128,8 @@ HTTP_STATUSES = [
 ]
 GRPC_STATUSES = [
     ("INVALID_ARGUMENT", BadRequestError),
+    ("UNAUTHENTICATED", AuthenticationError),
+    ("PERMISSION_DENIED", PermissionDeniedError),
     ("NOT_FOUND", ModelNotFoundError),
     ("UNIMPLEMENTED", ModelNotFoundError),
     ("RESOURCE_EXHAUSTED", RequestTooLargeError),
@@ -152,9 +158,10 @@ def test_each_status_has_its_error_with_all_that_is_known(
 
     error = caught.value
     assert type(error) is kind
-    assert str(error) == error.message == "decode: not an image"
+    assert error.message == "decode: not an image"
+    assert str(error) == f"decode: not an image (request {error.request_id})"
     assert (error.status, error.model, error.revision) == (status, "coins", "coins-cc")
-    assert gateway.inferences == (3 if kind is OverloadedError else 1)
+    assert gateway.inferences == (3 if issubclass(kind, OverloadedError) else 1)
 
 
 def test_an_unknown_model_is_named(served: Served, photo: bytes, segment: Segment) -> None:

@@ -3,21 +3,62 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
+import httpx
 import numpy as np
 import pytest
+import requests
+import torch
 from PIL import Image
 
 from segserve.errors import BadRequestError
 from segserve.images import image_tensor, picture
+from segserve.pixels import fitted
+from segserve.types import PixelFormat
+from segserve_builder.decoding import decode_image
 
 from .conftest import png
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PIXELS = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+ALPHA = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7, 1) * 7
+FORMATS = [PixelFormat(1, "UINT8"), PixelFormat(3, "UINT8"), PixelFormat(1, "UINT16"), PixelFormat(3, "UINT16")]
+
+
+def sent(image: Any) -> np.ndarray:
+    return image_tensor(image).to_array()
+
+
+@contextmanager
+def site(body: bytes) -> Iterator[str]:
+    """Serve `body` at every path but /none."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404 if self.path == "/none" else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_files_bytes_and_open_files_are_sent_as_they_are(tmp_path: Path) -> None:
@@ -32,27 +73,133 @@ def test_files_bytes_and_open_files_are_sent_as_they_are(tmp_path: Path) -> None
     assert {(tensor.name, tensor.shape, tensor.to_items()) for tensor in tensors} == {("IMAGE", (1,), (data,))}
 
 
+def test_a_response_is_sent_as_the_image_that_it_holds() -> None:
+    data = png(PIXELS)
+    with site(data) as url, urlopen(url) as opened, httpx.Client() as client, client.stream("GET", url) as stream:
+        stream.read()
+        forms = [httpx.get(url), requests.get(url, timeout=5), opened, stream]
+        assert [image_tensor(form).to_items() for form in forms] == [(data,)] * 4
+
+
+def test_a_response_that_holds_no_image_is_refused() -> None:
+    with site(b"") as url, httpx.Client() as client, client.stream("GET", url) as stream:
+        with pytest.raises(BadRequestError, match="HTTP status is 404"):
+            image_tensor(httpx.get(f"{url}/none"))
+        with pytest.raises(BadRequestError, match="HTTP status is 404"):
+            image_tensor(requests.get(f"{url}/none", timeout=5))
+        with pytest.raises(BadRequestError, match="read the response before"):
+            image_tensor(stream)
+
+
 @pytest.mark.parametrize(
-    "view", [PIXELS, PIXELS[:, ::-1], np.asfortranarray(PIXELS), PIXELS[:, :, :1], PIXELS[:, :, 0]]
+    "view",
+    [
+        pytest.param(PIXELS, id="plain"),
+        pytest.param(PIXELS[:, ::-1], id="mirrored"),
+        pytest.param(np.asfortranarray(PIXELS), id="Fortran order"),
+        pytest.param(PIXELS[:, :, :1], id="one channel"),
+        pytest.param(PIXELS[:, :, 0], id="no channel"),
+        pytest.param(PIXELS.astype(np.uint16) * 257, id="16 bit"),
+        pytest.param(PIXELS.astype(">u2") * 257, id="16 bit, big-endian"),
+        pytest.param(np.dstack([PIXELS, ALPHA]), id="alpha"),
+        pytest.param(torch.from_numpy(PIXELS), id="torch"),
+    ],
 )
-def test_arrays_are_sent_as_pixels_whatever_their_layout_in_memory(view: np.ndarray) -> None:
+def test_arrays_are_sent_as_pixels_whatever_their_layout_in_memory(view: Any) -> None:
+    before = np.asarray(view).copy()
+
     tensor = image_tensor(view)
 
     assert tensor.name == "PIXELS"
-    np.testing.assert_array_equal(tensor.to_array(), view.reshape(*view.shape[:2], -1))
+    np.testing.assert_array_equal(tensor.to_array(), before.reshape(*before.shape[:2], -1))
+    np.testing.assert_array_equal(np.asarray(view), before)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
-def test_a_pil_image_is_sent_as_a_png_of_the_same_pixels(mode: str) -> None:
-    image = (
-        Image.fromarray(PIXELS.astype(np.uint16)[:, :, 0]) if mode == "I;16" else Image.fromarray(PIXELS).convert(mode)
+SAMPLES = {
+    "grey": PIXELS[:, :, :1],
+    "grey with alpha": np.dstack([PIXELS[:, :, :1], ALPHA]),
+    "colour": PIXELS,
+    "colour with alpha": np.dstack([PIXELS, ALPHA]),
+}
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """Return the PNG of any array of pixels; Pillow writes no colour of 16 bits, OpenCV no grey with alpha."""
+    if pixels.dtype == np.uint8:
+        return png(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    import cv2
+
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
+    return bytes(cv2.imencode(".png", pixels[:, :, order])[1])
+
+
+@pytest.mark.parametrize("wanted", FORMATS, ids=str)
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        *(pytest.param(pixels, id=name) for name, pixels in SAMPLES.items()),
+        *(
+            pytest.param(SAMPLES[name].astype(np.uint16) * 251 + np.uint16(3), id=f"{name}, 16 bit")
+            for name in ("grey", "colour", "colour with alpha")
+        ),
+    ],
+)
+def test_an_array_is_what_the_server_makes_of_its_file(pixels: np.ndarray, wanted: PixelFormat) -> None:
+
+    found = fitted(image_tensor(pixels), wanted)
+
+    decoded = decode_image(
+        as_png(pixels),
+        colour="GREY" if wanted.channels == 1 else "RGB",
+        dtype=wanted.dtype,  # type: ignore[arg-type]
+        max_pixels=10_000,
     )
+    np.testing.assert_array_equal(found.to_array(), decoded)
+    assert found.datatype == wanted.dtype
 
-    (data,) = image_tensor(image).to_items()
 
-    np.testing.assert_array_equal(
-        np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")), np.asarray(image.convert("RGBA"))
-    )
+def test_grey_of_every_colour_is_that_of_the_server() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    grey = fitted(image_tensor(colours), PixelFormat(1, "UINT8")).to_array()
+    np.testing.assert_array_equal(grey, decode_image(png(colours), colour="GREY", dtype="UINT8", max_pixels=10**6))
+
+
+def test_a_file_and_what_suits_the_model_are_left_as_they_are() -> None:
+    for tensor in (image_tensor(png(PIXELS)), image_tensor(PIXELS)):
+        assert fitted(tensor, PixelFormat(3, "UINT8")) is tensor
+        assert fitted(tensor, None) is tensor
+
+
+MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pil_image_of_any_mode_is_sent_as_the_pixels_that_it_shows(mode: str) -> None:
+    grey = mode in ("1", "L", "LA", "La", "PA")
+    source = Image.fromarray(PIXELS).convert("L" if grey else "RGB")
+    if mode in ("La", "RGBa", "PA"):
+        source = source.convert({"La": "LA", "RGBa": "RGBA", "PA": "P"}[mode])
+    image = source.convert(mode)
+    before = image.tobytes()
+    straight = {"La": "LA", "RGBa": "RGBA"}
+    shown = np.asarray(image.convert(straight.get(mode, mode)).convert("RGB"))
+
+    found = fitted(image_tensor(image), PixelFormat(3, "UINT8")).to_array()
+
+    np.testing.assert_array_equal(found, shown)
+    assert image.tobytes() == before
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_a_pil_image_of_more_than_8_bits_keeps_them(mode: str) -> None:
+    deep = PIXELS[:, :, 0].astype(np.uint16) * 600
+    image = Image.fromarray(deep) if mode == "I;16" else Image.frombytes(mode, (7, 5), _raw(deep, mode))
+
+    np.testing.assert_array_equal(sent(image)[:, :, 0], deep)
+
+
+def _raw(deep: np.ndarray, mode: str) -> bytes:
+    return deep.astype({"I;16B": ">u2", "I": "i4"}[mode]).tobytes()
 
 
 def test_a_pil_image_is_turned_as_its_exif_data_says_and_only_once() -> None:
@@ -62,33 +209,50 @@ def test_a_pil_image_is_turned_as_its_exif_data_says_and_only_once() -> None:
     Image.fromarray(PIXELS).save(buffer, "PNG", exif=exif)
     turned = np.rot90(PIXELS, -1)
 
-    (data,) = image_tensor(Image.open(buffer)).to_items()
-
-    sent = Image.open(io.BytesIO(data))
-    np.testing.assert_array_equal(np.asarray(sent), turned)
-    assert sent.getexif().get(0x0112, 1) == 1
+    np.testing.assert_array_equal(sent(Image.open(buffer)), turned)
     np.testing.assert_array_equal(np.asarray(picture(buffer.getvalue())), turned)
+
+
+class Upload:
+    """What web frameworks give: read() is awaited."""
+
+    async def read(self) -> bytes:
+        return b""
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        pytest.param(PIXELS / 255, "float64", id="floats"),
+        pytest.param(PIXELS / 255, r"float64 \(5, 7, 3\).*array \* 255", id="floats"),
+        pytest.param(PIXELS > 9, r"bool \(5, 7, 3\).*astype\(np.uint8\) \* 255", id="a mask"),
+        pytest.param(PIXELS.astype(int), r"int64.*array.astype\(np.uint8\)", id="integers"),
+        pytest.param(PIXELS.astype(object), "object", id="objects"),
         pytest.param(PIXELS.ravel(), r"\(105,\)", id="one dimension"),
-        pytest.param(PIXELS.transpose(2, 0, 1), r"\(3, 5, 7\)", id="channels first"),
-        pytest.param(PIXELS[:0], r"\(0, 7, 3\)", id="no rows"),
+        pytest.param(PIXELS.transpose(2, 0, 1), r"\(3, 5, 7\).*np.moveaxis", id="channels first"),
+        pytest.param(torch.from_numpy(PIXELS).permute(2, 0, 1), "np.moveaxis", id="torch, channels first"),
+        pytest.param(torch.zeros(5, 7, 3, requires_grad=True), "Tensor.*detach", id="torch with a gradient"),
+        pytest.param(torch.zeros(5, 7, device="meta"), "Tensor.*meta", id="torch, elsewhere"),
+        pytest.param(PIXELS[np.newaxis], r"\(1, 5, 7, 3\).*segment_many", id="a batch"),
+        pytest.param(PIXELS[:0], r"\(0, 7, 3\): it holds no pixel", id="no rows"),
         pytest.param(None, "NoneType", id="nothing"),
+        pytest.param([PIXELS], "list.*segment_many", id="a list"),
+        pytest.param("https://example.org/a.png", "fetches no URL, got 'https://example.org/a.png'", id="a URL"),
+        pytest.param("s3://bucket/a.png", "fetches no URL", id="a bucket's URL"),
+        pytest.param("data:image/png;base64,AAAA", "fetches no URL", id="a data URL"),
         pytest.param(io.StringIO("text"), "binary", id="a text file"),
-        pytest.param(Image.new("F", (4, 4)), "'F'", id="a mode that PNG does not have"),
+        pytest.param(Upload(), r"await the Upload's read\(\)", id="an asynchronous file"),
+        pytest.param(Image.new("F", (4, 4)), "'F'", id="floats of PIL"),
+        pytest.param(Image.new("LAB", (4, 4)), "'LAB'", id="a mode that shows no colours"),
+        pytest.param(Image.new("I", (4, 4), 70_000), "from 70000 to 70000", id="more than 16 bits"),
     ],
 )
-def test_what_cannot_be_sent_is_refused_with_what_was_seen(image: object, message: str) -> None:
+def test_what_cannot_be_sent_is_refused_with_what_was_seen(image: Any, message: str) -> None:
     with pytest.raises(BadRequestError, match=message):
-        image_tensor(image)  # type: ignore[arg-type]
+        image_tensor(image)
 
 
 def test_a_file_that_is_not_there_is_the_usual_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
         image_tensor(tmp_path / "none.png")
 
 
@@ -96,6 +260,14 @@ def test_sixteen_bits_are_drawn_scaled_not_clipped() -> None:
     deep = np.full((3, 4), 0x8000, np.uint16)
     for image in (deep, Image.fromarray(deep), png(deep)):
         assert np.asarray(picture(image)).tolist() == np.full((3, 4, 3), 0x80).tolist()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_what_is_drawn_on_has_no_alpha(name: str) -> None:
+    pixels = SAMPLES[name]
+    shown = np.broadcast_to(pixels[:, :, : 3 if pixels.shape[2] > 2 else 1], (5, 7, 3))
+    np.testing.assert_array_equal(np.asarray(picture(pixels)), shown)
+    np.testing.assert_array_equal(np.asarray(picture(as_png(pixels))), shown)
 
 
 def test_bytes_that_are_no_image_cannot_be_drawn_on() -> None:

@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from scipy import ndimage
 
 from segserve.errors import ProtocolError
-from segserve.masks import EncodedMask, read_png, run_lengths, trace
+from segserve.masks import EncodedMask, read_png, run_lengths
 
 from .conftest import decoded, png, rle_counts
 
@@ -36,17 +36,38 @@ def test_rle_png_and_raw_give_the_same_bitmap_rle_and_area(bitmap: np.ndarray) -
 
 
 @given(bitmaps)
+def test_a_patch_is_the_mask_in_its_own_rectangle_whatever_the_encoding(bitmap: np.ndarray) -> None:
+    for data in (rle_counts(bitmap), png(bitmap.astype(np.uint8)), bitmap.astype(np.uint8).tobytes()):
+        patch = EncodedMask(data, *bitmap.shape).patch()
+        again = np.zeros_like(bitmap)
+        again[patch.window] = patch.pixels
+        np.testing.assert_array_equal(again, bitmap)
+        assert not bitmap.any() or all(side.any() for side in (*patch.pixels[[0, -1]], *patch.pixels.T[[0, -1]]))
+
+
+def test_a_patch_decodes_only_the_masks_own_columns() -> None:
+    side = 30_000
+    mask = EncodedMask(counts_of([side * 100 + 5, 3, side * side - side * 100 - 8]), side, side)
+
+    assert mask.patch().box == (100, 5, 101, 8)
+
+
+def counts_of(runs: list[int]) -> bytes:
+    return bytes(coco.frPyObjects([{"size": [30_000, 30_000], "counts": runs}], 30_000, 30_000)[0]["counts"])
+
+
+@given(bitmaps)
 def test_tracing_and_filling_a_mask_without_holes_gives_it_back(bitmap: np.ndarray) -> None:
     filled = holeless(bitmap)
     again = np.zeros_like(filled)
-    for polygon in trace(filled):
+    for polygon in EncodedMask.of(filled).polygons:
         again |= inside(polygon, filled.shape)
     np.testing.assert_array_equal(again, filled)
 
 
 @given(bitmaps)
 def test_each_outline_is_one_four_connected_part(bitmap: np.ndarray) -> None:
-    assert len(trace(bitmap)) == ndimage.label(bitmap)[1]
+    assert len(EncodedMask.of(bitmap).polygons) == ndimage.label(bitmap)[1]
 
 
 def inside(polygon: list[float], shape: tuple[int, int]) -> np.ndarray:
@@ -61,7 +82,7 @@ def inside(polygon: list[float], shape: tuple[int, int]) -> np.ndarray:
 def test_a_square_is_traced_around_its_pixels_clockwise() -> None:
     bitmap = np.zeros((6, 8), bool)
     bitmap[1:4, 2:5] = True
-    assert trace(bitmap) == [[2, 1, 5, 1, 5, 4, 2, 4]]
+    assert EncodedMask.of(bitmap).polygons == [[2, 1, 5, 1, 5, 4, 2, 4]]
 
 
 def test_polygons_of_the_server_are_kept_and_filled_as_pycocotools_fills_them() -> None:
@@ -115,6 +136,8 @@ def test_counts_that_pass_the_check_are_the_ones_pycocotools_writes(counts: byte
         pytest.param(b"[1]", id="a polygon that is a number"),
         pytest.param(b'[["a",1]]', id="a polygon with a text"),
         pytest.param(b"[[1]]", id="a polygon with half a point"),
+        pytest.param(b"[[0,0,2e9,0,0,2e9]]", id="a polygon whose edge would fill all memory"),
+        pytest.param(b"[[0,0,NaN,0,0,2]]", id="a polygon that is nowhere"),
         pytest.param(b"[" * 9999 + b"]", id="JSON nested too deep"),
     ],
 )
@@ -136,7 +159,8 @@ def test_the_bitmap_cannot_be_written_to() -> None:
         mask.bitmap[0, 0] = False
 
 
-def test_a_ring_has_one_outline() -> None:
+def test_a_ring_is_one_part_with_a_hole() -> None:
     canvas = Image.new("1", (30, 30))
     ImageDraw.Draw(canvas).ellipse((4, 4, 26, 26), outline=1, width=5)
-    assert len(trace(np.asarray(canvas))) == 1
+    (part,) = EncodedMask.of(np.asarray(canvas)).parts()
+    assert len(part.holes) == 1

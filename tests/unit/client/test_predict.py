@@ -13,7 +13,8 @@ from pycocotools import mask as coco
 from typer.testing import CliRunner
 
 from segserve import BadRequestError, ModelNotFoundError
-from segserve.cli.predict import overlay_paths, predict
+from segserve.cli.image_files import image_files, overlay_paths
+from segserve.cli.predict import predict
 
 from .conftest import HEIGHT, WIDTH, coin_masks, decoded
 
@@ -64,7 +65,7 @@ def test_semantic_classes_are_listed_with_their_areas(url: str, images: list[Pat
 
 
 def test_json_is_one_coco_data_set_of_all_images_and_nothing_else(url: str, images: list[Path]) -> None:
-    data = json.loads(run("discs", *images, "--json", "--url", url).output)
+    data = json.loads(run("discs", *images, "--json", "--url", url).stdout)
 
     assert [image["file_name"] for image in data["images"]] == ["one.png", "two.jpg"]
     assert [(a["id"], a["image_id"]) for a in data["annotations"]] == [(1, 1), (2, 1), (3, 2), (4, 2)]
@@ -116,4 +117,4 @@ def test_two_images_cannot_share_an_overlay(tmp_path: Path) -> None:
     twins = [tmp_path / "a/x.png", tmp_path / "b/x.png"]
     for output in (tmp_path / "out.png", tmp_path / "folder"):
         with pytest.raises(BadRequestError, match="2 overlays"):
-            overlay_paths(twins, output)
+            overlay_paths(image_files(map(str, twins), recursive=False), output)

@@ -6,10 +6,22 @@ import numpy as np
 import pytest
 
 from fakes.kserve import Asked
-from segserve.errors import OverloadedError, RequestTimeoutError, SegserveError, ServerError
-from segserve.session import REFETCH_S, ConfigRequest, SegmentOptions, Send, Session, Wait
+from segserve.errors import (
+    BadRequestError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    DeadlineExceededError,
+    GatewayUnreachableError,
+    OverloadedError,
+    RateLimitError,
+    RequestTimeoutError,
+    SegserveError,
+    ServerError,
+)
+from segserve.session import REFETCH_S, ConfigRequest, Policy, SegmentOptions, Send, Session, Wait
+from segserve.timeouts import Timeouts
 from segserve.types import ModelInfo
-from segserve.wire import InferAnswer, Tensor
+from segserve.wire import InferAnswer, InferRequest, Tensor
 
 from .conftest import SEMANTIC, semantic_answer
 
@@ -67,7 +79,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def session(clock: Clock) -> Session:
-    return Session(30.0, 2, clock, lambda: 0.5)
+    return Session(clock=clock, jitter=lambda: 0.5)
 
 
 def waits(steps: list[Send | Wait]) -> list[float]:
@@ -92,10 +104,12 @@ def test_an_error_that_will_not_pass_is_not_tried_again(session: Session, clock:
     assert waits(steps) == []
 
 
-def test_the_server_may_ask_for_a_longer_wait(session: Session, clock: Clock) -> None:
+def test_the_server_may_ask_for_a_wait_and_those_it_asks_do_not_come_back_together(
+    session: Session, clock: Clock
+) -> None:
     _, steps = play(session, clock, [OverloadedError("full", retry_after_s=4.0), an_answer()])
 
-    assert waits(steps) == [4.0]
+    assert waits(steps) == pytest.approx([4.1])
 
 
 def test_each_try_gets_the_time_that_is_left(session: Session, clock: Clock) -> None:
@@ -122,3 +136,77 @@ def test_a_revision_that_stays_unknown_is_asked_about_at_most_once_in_a_while(se
 
     assert asked == [2, 0, 0]
     assert sum(isinstance(send.request, ConfigRequest) for send in sends(steps)) == 1
+
+
+FRAME = InferRequest("coins", (), parameters={"sequence_id": "cam"})
+
+
+def errors_until_the_end(session: Session, request: InferRequest, error: SegserveError) -> list[type]:
+    """Answer each try of one request with the error; return what the flow did."""
+    with session._call("segment", "coins") as call:
+        flow = session._attempts(request, call)
+        done: list[type] = []
+        step = next(flow)
+        while True:
+            done.append(type(step))
+            try:
+                step = next(flow) if isinstance(step, Wait) else flow.throw(error)
+            except SegserveError:
+                return done
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        pytest.param(OverloadedError("full"), 1, id="a server may have begun"),
+        pytest.param(ConnectionLostError("gone"), 1, id="a server may have answered"),
+        pytest.param(RateLimitError("slowly"), 3, id="the gateway turned it away"),
+        pytest.param(GatewayUnreachableError("nobody"), 3, id="nothing was sent"),
+        pytest.param(ConnectTimeoutError("silence"), 3, id="no connection was made"),
+    ],
+)
+def test_a_frame_of_a_stream_is_sent_again_only_where_no_server_can_have_seen_it(
+    session: Session, error: SegserveError, tries: int
+) -> None:
+    assert errors_until_the_end(session, FRAME, error).count(Send) == tries
+    assert errors_until_the_end(session, InferRequest("coins", ()), error).count(Send) == 3
+
+
+def test_a_timeout_of_the_gateways_at_the_deadline_is_the_deadlines(session: Session, clock: Clock) -> None:
+    late, _ = play(session, clock, [RequestTimeoutError("upstream request timeout", status=504)], each_takes_s=14.99)
+    early, _ = play(session, clock, [RequestTimeoutError("upstream request timeout", status=504)], each_takes_s=1.0)
+
+    assert type(late) is DeadlineExceededError
+    assert late.status == 504
+    assert type(early) is RequestTimeoutError
+
+
+def test_a_copy_asks_in_another_way_and_knows_the_same_models(session: Session, clock: Clock) -> None:
+    play(session, clock, [an_answer()])
+    hasty = session.with_policy(Policy(Timeouts(total_s=2.0), retries=0))
+    outcome, steps = play(hasty, clock, [OverloadedError("full")])
+
+    assert isinstance(outcome, OverloadedError)
+    assert [(type(send.request), send.timeout_s) for send in sends(steps)] == [(InferRequest, 2.0)]
+
+
+def test_what_a_caller_knows_of_a_request_is_on_its_result_and_on_its_error(session: Session, clock: Clock) -> None:
+    result, steps = play(session, clock, [an_answer()])
+    error, _ = play(session, clock, [ServerError("broken")])
+
+    assert {send.headers["x-request-id"] for send in sends(steps)} == {result.request_id}  # type: ignore[attr-defined]
+    assert isinstance(error, ServerError)
+    assert str(error) == f"broken (request {error.request_id})"
+    assert error.request_id != result.request_id  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "a\r\nb", "é", "x" * 129])
+def test_a_request_id_that_no_header_can_carry_is_refused(session: Session, request_id: str) -> None:
+    with pytest.raises(BadRequestError, match="printable ASCII"):
+        next(session.segment(IMAGE, SegmentOptions("coins", request_id=request_id)))
+
+
+@pytest.mark.parametrize("wrong", [{"total_s": 0}, {"total_s": float("inf")}, {"read_s": -1.0}, {"connect_s": "5"}])
+def test_timeouts_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(BadRequestError, match="above 0"):
+        Timeouts(**wrong)

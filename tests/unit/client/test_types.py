@@ -155,11 +155,22 @@ def test_an_answer_that_is_not_of_the_contract_is_a_protocol_error(changed: dict
         pytest.param({"BOXES": np.zeros((3, 4), np.float32)}, id="more boxes than masks"),
         pytest.param({"SCORES": np.zeros(1, np.float32)}, id="fewer scores than masks"),
         pytest.param({"BOXES": np.zeros((2, 5), np.float32)}, id="boxes of five numbers"),
+        pytest.param({"BOXES": np.full((2, 4), np.inf, np.float32)}, id="boxes without an end"),
+        pytest.param({"SCORES": np.full(2, np.nan, np.float32)}, id="scores that are no numbers"),
     ],
 )
-def test_instances_of_unequal_numbers_are_a_protocol_error(changed: dict[str, np.ndarray]) -> None:
+def test_instances_that_contradict_themselves_are_a_protocol_error(changed: dict[str, np.ndarray]) -> None:
     with pytest.raises(ProtocolError):
         instances(**changed)
+
+
+@pytest.mark.parametrize("broken", [{"score": float("nan")}, {"box": [0, 0, float("inf"), 1]}, {"id": None}])
+def test_a_segment_that_is_none_is_a_protocol_error(broken: dict[str, object]) -> None:
+    row = {"id": 1, "class": 1, "isThing": True, "score": 0.5, "area": 3, "box": [0, 0, 3, 1]} | broken
+    arrays = semantic_answer(Asked("coins", {}, [], {}))
+    shared = {name: arrays[name] for name in ("REVISION", "SIZE", "LABELS", "MASKS")}
+    with pytest.raises(ProtocolError, match="SEGMENTS"):
+        read_result(answer(shared | {"SEGMENTS": items(json.dumps([row]).encode())}), INFO)
 
 
 def test_labels_of_another_size_are_a_protocol_error_when_looked_at() -> None:

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from segserve.credentials import Credentials
 from segserve.errors import BadRequestError, MissingExtraError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from segserve.credentials import Tls
     from segserve.endpoint import Endpoint
-    from segserve.session import ConfigRequest
+    from segserve.session import Send
     from segserve.types import ModelInfo
-    from segserve.wire import InferAnswer, InferRequest
+    from segserve.wire import InferAnswer
 
 TransportName: TypeAlias = Literal["http", "grpc"]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where a transport connects to, as whom, and how; `http2` and `gzip` are for HTTP alone."""
+
+    endpoint: Endpoint
+    credentials: Credentials = field(default_factory=Credentials)
+    tls: Tls | None = None
+    http2: bool = False
+    gzip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tls is not None and self.endpoint.scheme != "https":
+            raise BadRequestError(f"tls is for an https gateway, got {self.endpoint.url!r}")
 
 
 class Transport(Protocol):
     """Sends requests of many threads over connections that it keeps."""
 
-    def send(self, request: ConfigRequest | InferRequest, timeout_s: float) -> ModelInfo | InferAnswer:
-        """Return the answer within `timeout_s`, or raise a `SegserveError`."""
+    def send(self, step: Send) -> ModelInfo | InferAnswer:
+        """Return the answer within the step's time, or raise a `SegserveError`."""
         ...
 
     def close(self) -> None:
@@ -32,8 +50,8 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """Sends requests of many tasks of one event loop over connections that it keeps."""
 
-    async def send(self, request: ConfigRequest | InferRequest, timeout_s: float) -> ModelInfo | InferAnswer:
-        """Return the answer within `timeout_s`, or raise a `SegserveError`."""
+    async def send(self, step: Send) -> ModelInfo | InferAnswer:
+        """Return the answer within the step's time, or raise a `SegserveError`."""
         ...
 
     async def close(self) -> None:
@@ -41,15 +59,15 @@ class AsyncTransport(Protocol):
         ...
 
 
-def open_transport(name: TransportName, endpoint: Endpoint) -> Transport:
+def open_transport(name: TransportName, connection: Connection) -> Transport:
     """Return the transport of that name; `MissingExtraError` where its packages are not installed."""
-    transport: Transport = _module(name).SyncTransport(endpoint)
+    transport: Transport = _module(name).SyncTransport(connection)
     return transport
 
 
-def open_async_transport(name: TransportName, endpoint: Endpoint) -> AsyncTransport:
+def open_async_transport(name: TransportName, connection: Connection) -> AsyncTransport:
     """Return the asynchronous transport of that name; raises as `open_transport` does."""
-    transport: AsyncTransport = _module(name).AsyncTransport(endpoint)
+    transport: AsyncTransport = _module(name).AsyncTransport(connection)
     return transport
 
 

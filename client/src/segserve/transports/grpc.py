@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from segserve.answers import REVISION_HEADER, read_model_info
-from segserve.errors import BadRequestError, GatewayUnreachableError, ProtocolError, SegserveError, grpc_error
+from segserve.answers import REVISION_HEADER, read_model_info, read_pixel_format
+from segserve.credentials import Tls
+from segserve.errors import (
+    BadRequestError,
+    ConnectionLostError,
+    GatewayUnreachableError,
+    ProtocolError,
+    SegserveError,
+    TlsError,
+    grpc_error,
+)
+from segserve.retry_after import retry_after_s
 from segserve.session import ConfigRequest
+from segserve.transports.deadlines import whole_time
+from segserve.transports.processes import check_open, check_process
 from segserve.wire import decode_raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from segserve.endpoint import Endpoint
+    from segserve.session import Send
+    from segserve.transports import Connection
     from segserve.types import ModelInfo
     from segserve.wire import InferAnswer, InferRequest
 
@@ -26,12 +42,28 @@ OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     # Retries are the session's, which knows the deadline.
     ("grpc.enable_retries", 0),
+    # All addresses of a name take turns, and names are not asked for another configuration.
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+    # A gateway that is back is found within seconds; grpcio would wait up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A network that went away ends no connection. Servers allow no more pings than this by default.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 2),
 )
 
 # grpcio gives its own errors the statuses of servers; only the text tells them apart.
-CONNECTION_ERRORS: Final = re.compile(
-    r"failed to connect|errors resolving|dns resolution"
-    r"|socket closed|connection |recvmsg|sendmsg|broken pipe|goaway|stream removed"
+NOT_CONNECTED: Final = re.compile(
+    r"failed to connect|connections to all backends failing|errors resolving|dns resolution|(?:no|empty) address",
+    re.IGNORECASE,
+)
+REFUSED_BY_TLS: Final = re.compile(r"handshake failed|certificate", re.IGNORECASE)
+LOST: Final = re.compile(
+    r"socket closed|connection |recvmsg|sendmsg|broken pipe|goaway|stream removed"
     r"|endpoint clos|transport clos|end of tcp stream|ping timeout|keepalive|tcp ",
     re.IGNORECASE,
 )
@@ -40,42 +72,56 @@ CONNECTION_ERRORS: Final = re.compile(
 class SyncTransport:
     """One channel for all threads."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._channel = _open(grpc, endpoint)
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._channel = _open(grpc, connection)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._process = os.getpid()
+        self._closed = False
 
-    def send(self, request: ConfigRequest | InferRequest, timeout_s: float) -> ModelInfo | InferAnswer:
+    def send(self, step: Send) -> ModelInfo | InferAnswer:
         """Send it and read the answer."""
-        method, message = to_grpc(self._stub, request)
-        with typed_errors(self._endpoint, request.model):
-            answer = method(message, timeout=timeout_s)
-        return from_grpc(request, answer)
+        check_process(self._process)
+        check_open(self._closed)
+        method, message = to_grpc(self._stub, step.request)
+        metadata = {**step.headers, **self._connection.credentials.headers()}
+        with typed_errors(self._connection.endpoint, step):
+            answer = method(message, timeout=step.timeout_s, metadata=tuple(metadata.items()))
+        return from_grpc(step.request, answer)
 
     def close(self) -> None:
         """Close the channel."""
+        self._closed = True
         self._channel.close()
 
 
 class AsyncTransport:
     """One channel for all tasks of an event loop, opened at the first request: it binds to the loop."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+    def __init__(self, connection: Connection) -> None:
+        _check(connection)
+        self._connection = connection
         self._channel: Any = None
+        self._process = os.getpid()
+        self._closed = False
 
-    async def send(self, request: ConfigRequest | InferRequest, timeout_s: float) -> ModelInfo | InferAnswer:
+    async def send(self, step: Send) -> ModelInfo | InferAnswer:
         """Send it and read the answer."""
+        check_process(self._process)
+        check_open(self._closed)
         if self._channel is None:
-            self._channel = _open(grpc.aio, self._endpoint)
+            self._channel = _open(grpc.aio, self._connection)
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        method, message = to_grpc(self._stub, request)
-        with typed_errors(self._endpoint, request.model):
-            answer = await method(message, timeout=timeout_s)
-        return from_grpc(request, answer)
+        method, message = to_grpc(self._stub, step.request)
+        async with whole_time(self._connection.endpoint, step):
+            metadata = {**step.headers, **await self._connection.credentials.async_headers()}
+            with typed_errors(self._connection.endpoint, step):
+                answer = await method(message, timeout=step.timeout_s, metadata=tuple(metadata.items()))
+        return from_grpc(step.request, answer)
 
     async def close(self) -> None:
         """Close the channel."""
+        self._closed = True
         if self._channel is not None:
             await self._channel.close()
 
@@ -103,7 +149,12 @@ def from_grpc(request: ConfigRequest | InferRequest, answer: Any) -> ModelInfo |
     if isinstance(request, ConfigRequest):
         config = answer.config
         texts = {name: value.string_value for name, value in config.parameters.items()}
-        return read_model_info(request.model, [output.name for output in config.output], texts)
+        taken = (
+            read_pixel_format(model_config_pb2.DataType.Name(each.data_type), each.dims)
+            for each in config.input
+            if each.name == "PIXELS"
+        )
+        return read_model_info(request.model, [output.name for output in config.output], texts, next(taken, None))
     entries = [(output.name, output.datatype, tuple(output.shape)) for output in answer.outputs]
     return decode_raw(entries, answer.raw_output_contents, model=answer.model_name, request_id=answer.id)
 
@@ -117,35 +168,60 @@ _PARAMETER_FIELDS: Final = {
 
 
 @contextmanager
-def typed_errors(endpoint: Endpoint, model: str) -> Iterator[None]:
+def typed_errors(endpoint: Endpoint, step: Send) -> Iterator[None]:
     """Turn grpcio's errors into the client's."""
     try:
         yield
     except grpc.RpcError as error:
-        raise _typed(error, endpoint, model) from error
+        raise _typed(error, endpoint, step.request.model) from error
 
 
 def _typed(error: Any, endpoint: Endpoint, model: str) -> SegserveError:
     status, text = error.code().name, error.details() or ""
-    if status == "UNAVAILABLE" and CONNECTION_ERRORS.match(text):
+    if status == "UNAVAILABLE" and NOT_CONNECTED.match(text):
+        if REFUSED_BY_TLS.search(text):
+            return TlsError(f"no agreement on TLS with {endpoint.authority}: {text}", model=model)
         return GatewayUnreachableError(f"cannot reach {endpoint.authority}: {text}", model=model)
+    if status == "UNAVAILABLE" and LOST.match(text):
+        return ConnectionLostError(f"lost the connection to {endpoint.authority}: {text}", model=model)
     if status == "INTERNAL" and text.startswith("Exception deserializing"):
         return ProtocolError(f"an answer that is no message: {text}", model=model)
-    return grpc_error(status, text, model=model, revision=_revision(error))
+    told = dict(_metadata(error))
+    return grpc_error(
+        status,
+        text,
+        model=model,
+        revision=told.get(REVISION_HEADER),
+        retry_after_s=retry_after_s(told.get("retry-after")),
+    )
 
 
-def _revision(error: Any) -> str | None:
-    for metadata in (error.initial_metadata(), error.trailing_metadata()):
+def _metadata(error: Any) -> Iterator[tuple[str, str]]:
+    for metadata in (error.trailing_metadata(), error.initial_metadata()):
         for key, value in metadata or ():
-            if key == REVISION_HEADER:
-                return str(value)
-    return None
+            yield str(key), str(value)
 
 
-def _open(library: Any, endpoint: Endpoint) -> Any:
-    if endpoint.path:
-        raise BadRequestError(f"gRPC has no path before its own, got {endpoint.url!r}")
+def _check(connection: Connection) -> None:
+    if connection.endpoint.path:
+        raise BadRequestError(f"gRPC has no path before its own, got {connection.endpoint.url!r}")
+    if connection.http2 or connection.gzip:
+        raise BadRequestError("http2 and gzip are options of HTTP: gRPC is HTTP/2, and gateways take it uncompressed")
+
+
+def _open(library: Any, connection: Connection) -> Any:
+    _check(connection)
+    endpoint = connection.endpoint
+    target = f"dns:///{endpoint.authority}"
     options = (*OPTIONS, ("grpc.enable_http_proxy", int(not endpoint.is_loopback)))
     if endpoint.scheme == "https":
-        return library.secure_channel(endpoint.authority, grpc.ssl_channel_credentials(), options)
-    return library.insecure_channel(endpoint.authority, options)
+        return library.secure_channel(target, _tls_credentials(connection.tls or Tls()), options)
+    return library.insecure_channel(target, options)
+
+
+def _tls_credentials(tls: Tls) -> Any:
+    files = (tls.ca_file, tls.key_file, tls.certificate_file)
+    try:
+        return grpc.ssl_channel_credentials(*(Path(file).read_bytes() if file is not None else None for file in files))
+    except OSError as error:
+        raise BadRequestError(f"{tls!r} cannot be used: {error}") from error

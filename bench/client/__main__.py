@@ -1,0 +1,75 @@
+"""`make bench-client`: what the client costs beside raw libraries that do the same.
+
+    python -m bench.client [--calls 400] [--rounds 5]
+
+Each library asks the example's instance model, once through a real gateway, and once a server that answers at once with
+what the model said: there all the time is the client's. Libraries take turns in one run, all must get the same masks.
+Writes bench/out/client.json and the tables of docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from bench.client import memory
+from bench.client.canned import Recording, serve
+from bench.client.decoding import decoding
+from bench.client.importing import importing
+from bench.client.peers import REQUEST, Address
+from bench.client.report import lines, write_tables
+from bench.client.timing import many_at_once, one_by_one
+from bench.platform import MODELS, ROOT, platform
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+AT_GATEWAY: Mapping[int, int] = {1: 24, 8: 64, 64: 128}
+AT_ONCE: Mapping[int, int] = {1: 320, 8: 640, 64: 640}
+
+
+def run(calls: int, rounds: int) -> dict[str, Any]:
+    """Return everything that was measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        recording = Recording(Path(folder))
+        with platform(MODELS) as running:
+            gateway = Address(running.url, running.url)
+            recording.record(running.url, REQUEST)
+            calls_at_gateway = one_by_one(gateway, calls)
+            rates_at_gateway = many_at_once(gateway, AT_GATEWAY, rounds)
+        with serve(recording) as urls:
+            canned = Address(*urls)
+            return {
+                "machine": {"cpus": os.cpu_count(), "load": [round(each, 1) for each in psutil.getloadavg()]},
+                "calls": {"gateway": calls_at_gateway, "at once": one_by_one(canned, 2 * calls)},
+                "images_per_s": {
+                    "at the gateway": rates_at_gateway,
+                    "answered at once": many_at_once(canned, AT_ONCE, rounds),
+                },
+                "memory": memory.measure(canned.http),
+                "decoding": decoding(rounds),
+                "importing_ms": importing(rounds),
+            }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=400, help="calls of each library at the gateway")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of everything that is not a single call")
+    given = parser.parse_args()
+    found = run(given.calls, given.rounds)
+    print("\n".join(lines(found)))
+    out = ROOT / "bench/out"
+    out.mkdir(exist_ok=True)
+    (out / "client.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_tables(found)
+
+
+if __name__ == "__main__":
+    main()

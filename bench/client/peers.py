@@ -1,0 +1,168 @@
+"""The same inference by our client and by raw libraries that send the same request and take the answer's bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import numpy as np
+import tritonclient.grpc as by_grpc
+import tritonclient.http as by_http
+import tritonclient.http.aio as by_http_aio
+
+from bench.platform import MODELS
+from segserve import AsyncClient, Client
+from segserve.wire import HEADER_LENGTH, InferRequest, Tensor, decode_http, encode_http
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+MODEL: Final = "coins-instances"
+PHOTO: Final = (MODELS.parent / "coins.png").read_bytes()
+OUTPUTS: Final = ("REVISION", "SIZE", "BOXES", "SCORES", "CLASSES", "MASKS")
+PARAMETERS: Final = {"outputs": ",".join(OUTPUTS)}
+REQUEST: Final = InferRequest(MODEL, (Tensor.of_items("IMAGE", [PHOTO]),), OUTPUTS, PARAMETERS)
+
+OURS, OURS_GRPC = "segserve, HTTP", "segserve, gRPC"
+HTTPX, TRITON, TRITON_GRPC = "httpx", "tritonclient, HTTP", "tritonclient, gRPC"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server is: the gateway has one URL for both protocols."""
+
+    http: str
+    grpc: str
+
+
+def httpx_call(address: Address) -> Callable[[], httpx.Response]:
+    """Return a call that makes the request from the file's bytes and takes the answer's, unread."""
+    client = httpx.Client(base_url=address.http, trust_env=False, timeout=60)
+
+    def call() -> httpx.Response:
+        headers, body = encode_http(REQUEST)
+        answer = client.post(f"/v2/models/{MODEL}/infer", headers=headers, content=body)
+        return answer.raise_for_status()
+
+    return call
+
+
+def tritonclient_call(library: Any, url: str) -> Callable[[], dict[str, Any]]:
+    """Return a call that makes the request from the file's bytes and takes the outputs as arrays."""
+    own = threading.local()  # the one for HTTP belongs to the thread that made it
+
+    def call() -> dict[str, Any]:
+        if not hasattr(own, "client"):
+            own.client = library.InferenceServerClient(url.removeprefix("http://"))
+        answer = own.client.infer(MODEL, [image(library)], outputs=wanted(library), parameters=PARAMETERS)
+        return {name: answer.as_numpy(name) for name in OUTPUTS}
+
+    return call
+
+
+def image(library: Any) -> Any:
+    made = library.InferInput("IMAGE", [1], "BYTES")
+    made.set_data_from_numpy(np.array([PHOTO], np.object_))
+    return made
+
+
+def wanted(library: Any) -> list[Any]:
+    return [library.InferRequestedOutput(name) for name in OUTPUTS]
+
+
+def one_call(address: Address) -> dict[str, Callable[[], Any]]:
+    """Return a call of each library."""
+    ours = Client(address.http)
+    ours_grpc = Client(address.grpc, transport="grpc")
+    return {
+        OURS: partial(ours.segment, PHOTO, model=MODEL),
+        HTTPX: httpx_call(address),
+        TRITON: tritonclient_call(by_http, address.http),
+        OURS_GRPC: partial(ours_grpc.segment, PHOTO, model=MODEL),
+        TRITON_GRPC: tritonclient_call(by_grpc, address.grpc),
+    }
+
+
+def check(calls: Mapping[str, Callable[[], Any]]) -> None:
+    """Stop where one library does not get the masks that the others get: it would not do the same work."""
+    answer = calls[HTTPX]()
+    masks = {HTTPX: decode_http(answer.content, answer.headers[HEADER_LENGTH])["MASKS"].to_items()}
+    for name in (TRITON, TRITON_GRPC):
+        masks[name] = tuple(calls[name]()["MASKS"].tolist())
+    for name in (OURS, OURS_GRPC):
+        masks[name] = tuple(found.encoded.data for found in calls[name]().instances)
+    if len(set(masks.values())) != 1 or not masks[HTTPX]:
+        raise SystemExit(f"the libraries got different masks: { {name: len(each) for name, each in masks.items()} }")
+
+
+def threads_call(address: Address) -> Callable[[int, int], int]:
+    """Return a run of `segment_many`."""
+    client = Client(address.http)
+    return lambda count, in_flight: sum(
+        len(found.instances) for found in client.segment_many([PHOTO] * count, model=MODEL, in_flight=in_flight)
+    )
+
+
+def tasks_call(address: Address) -> Callable[[int, int], int]:
+    """Return a run of the asynchronous `segment_many`."""
+
+    async def run(count: int, in_flight: int) -> int:
+        async with AsyncClient(address.http) as client:
+            found = client.segment_many([PHOTO] * count, model=MODEL, in_flight=in_flight)
+            return sum([len(each.instances) async for each in found])
+
+    return lambda count, in_flight: asyncio.run(run(count, in_flight))
+
+
+def tritonclient_tasks_call(address: Address) -> Callable[[int, int], int]:
+    """Return a run of tritonclient's aiohttp client, as many tasks as are to be in flight."""
+
+    async def run(count: int, in_flight: int) -> int:
+        async with by_http_aio.InferenceServerClient(address.http.removeprefix("http://")) as client:
+
+            async def one() -> int:
+                answer = await client.infer(MODEL, [image(by_http_aio)], outputs=wanted(by_http), parameters=PARAMETERS)
+                return len([answer.as_numpy(name) for name in OUTPUTS][-1])
+
+            return sum(await shared(one, count, in_flight))
+
+    return lambda count, in_flight: asyncio.run(run(count, in_flight))
+
+
+def httpx_tasks_call(address: Address) -> Callable[[int, int], int]:
+    """Return a run of httpx's asynchronous client, as many tasks as are to be in flight."""
+
+    async def run(count: int, in_flight: int) -> int:
+        async with httpx.AsyncClient(base_url=address.http, trust_env=False, timeout=60) as client:
+
+            async def one() -> int:
+                headers, body = encode_http(REQUEST)
+                answer = await client.post(f"/v2/models/{MODEL}/infer", headers=headers, content=body)
+                return len(answer.raise_for_status().content) and 1
+
+            return sum(await shared(one, count, in_flight))
+
+    return lambda count, in_flight: asyncio.run(run(count, in_flight))
+
+
+async def shared(one: Callable[[], Awaitable[int]], count: int, in_flight: int) -> list[int]:
+    """Await `one` so many times, by `in_flight` tasks."""
+
+    async def some(times: int) -> int:
+        return sum([await one() for _ in range(times)])
+
+    return await asyncio.gather(*(some(count // in_flight) for _ in range(in_flight)))
+
+
+def many_calls(address: Address) -> dict[str, Callable[[int, int], int]]:
+    """Return a run of many images by each library, which takes how many and how many in flight."""
+    return {
+        "segserve, threads": threads_call(address),
+        "segserve, asyncio": tasks_call(address),
+        "httpx, asyncio": httpx_tasks_call(address),
+        "tritonclient HTTP, asyncio": tritonclient_tasks_call(address),
+    }

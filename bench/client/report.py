@@ -1,0 +1,63 @@
+"""The table of docs/performance.md; what missed its goal is bold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from bench.platform import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DOCUMENT: Final = ROOT / "docs/performance.md"
+BEGIN: Final = "<!-- client: written by make bench-client -->"
+END: Final = "<!-- end of client -->"
+RATIO_GOAL: Final = 1.1
+IMPORT_GOAL_MS: Final = 150
+
+
+def write_tables(found: Mapping[str, Any]) -> None:
+    """Put what was measured between the marks."""
+    text = DOCUMENT.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    DOCUMENT.write_text(before + BEGIN + "\n" + "\n".join(lines(found)) + "\n" + END + after)
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tables' lines."""
+    at_gateway, at_once = found["calls"]["gateway"], found["calls"]["at once"]
+    yield from ("| ms a call, one after the other | at the gateway | answered at once |", "|---|---|---|")
+    for name, ms in at_gateway["ms"].items():
+        yield f"| {name} | {ms:.2f} | {at_once['ms'][name]:.2f} |"
+    for name, ratio in at_gateway["ratios"].items():
+        yield f"| {name} | {_limited(ratio, RATIO_GOAL, 'x')} | {at_once['ratios'][name]:.2f}x |"
+    yield ""
+    for title, rates in found["images_per_s"].items():
+        counts = next(iter(rates.values()))
+        yield f"| images a second, {title} | {' | '.join(f'{count} in flight' for count in counts)} |"
+        yield f"|---|{'---|' * len(counts)}"
+        for name, rate in rates.items():
+            yield f"| {name} | {' | '.join(f'{each:.0f}' for each in rate.values())} |"
+        yield ""
+    yield from ("| reading 100 masks of 1080 x 1920 | ms |", "|---|---|")
+    yield from (f"| {name} | {ms:.3g} |" for name, ms in found["decoding"]["ms"].items())
+    yield ""
+    yield from ("| what else | measured |", "|---|---|")
+    yield from _memory(found["memory"])
+    for name, ms in found["importing_ms"].items():
+        goal = IMPORT_GOAL_MS if name == "import segserve" else None
+        yield f"| `{name}`, beyond Python's own start | {_limited(ms, goal, ' ms')} |"
+
+
+def _memory(memory: Mapping[str, Any]) -> Iterator[str]:
+    grown = memory["grown_mib"]
+    yield f"| memory after {memory['calls']} more calls | {grown['calls']:+.1f} MiB |"
+    images = f"{memory['images']} images of {memory['image_mib']} MiB, {memory['in_flight']} in flight"
+    for name in ("threads", "tasks"):
+        yield f"| most memory of `segment_many` over {images}, {name} | {grown[name]:+.1f} MiB |"
+
+
+def _limited(value: float, most: float | None, unit: str) -> str:
+    shown = f"{value:.2f}{unit}" if unit == "x" else f"{value:.0f}{unit}"
+    return f"**{shown}** (goal {most:g}{unit})" if most is not None and value > most else shown

@@ -1,0 +1,98 @@
+"""What both clients are made of: who is called, as whom, and how; all but the sending."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+from segserve.control.plane import Plane
+from segserve.credentials import Credentials, check_readers
+from segserve.endpoint import Endpoint
+from segserve.headers import checked_headers
+from segserve.hooks import SILENT, set_up_log
+from segserve.session import Policy, Session
+from segserve.telemetry import telemetry_of
+from segserve.timeouts import DEFAULT
+from segserve.transports import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from segserve.control.plane import PlatformLike
+    from segserve.credentials import BearerToken, Tls
+    from segserve.hooks import Hooks
+    from segserve.timeouts import Timeouts
+    from segserve.transports import TransportName
+
+OpenT = TypeVar("OpenT")
+
+
+class BaseClient(Generic[OpenT]):
+    """The part of `Client` and `AsyncClient` that they share."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        transport: TransportName = "http",
+        timeout_s: float | Timeouts = DEFAULT,
+        retries: int = 2,
+        api_key: str | None = None,
+        bearer_token: BearerToken | None = None,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+        hooks: Hooks | None = None,
+        telemetry: bool | None = None,
+        http2: bool = False,
+        gzip: bool = False,
+        allow_plain_http_credentials: bool = False,
+        platform: PlatformLike = None,
+    ) -> None:
+        set_up_log()
+        endpoint = Endpoint.parse(url)
+        credentials = Credentials(api_key or os.environ.get("SEGSERVE_API_KEY") or None, bearer_token)
+        policy = Policy(DEFAULT.changed(timeout_s), retries, checked_headers(headers or {}), hooks or SILENT)
+        self._allow_plain_http = allow_plain_http_credentials
+        self._connection = Connection(endpoint, credentials, tls, http2, gzip)
+        self._check_readers([*credentials.names, *policy.headers])
+        self._transport = self._open(transport, self._connection)
+        self._session = Session(policy, telemetry_of(telemetry, endpoint, transport))
+        self._plane = Plane(platform)
+
+    def with_options(
+        self,
+        *,
+        timeout_s: float | Timeouts | None = None,
+        retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        hooks: Hooks | None = None,
+    ) -> Self:
+        """Return a client that asks in another way over the same connections, and knows the same models.
+
+        `headers` are sent beside those that the client has. What is None stays. Closing either closes both.
+        """
+        old = self._session.policy
+        added = checked_headers(headers or {})
+        self._check_readers([*added])
+        policy = replace(
+            old,
+            timeouts=old.timeouts.changed(timeout_s),
+            retries=old.retries if retries is None else retries,
+            headers={**old.headers, **added},
+            hooks=old.hooks if hooks is None else hooks,
+        )
+        other = copy.copy(self)
+        other._session = self._session.with_policy(policy)
+        return other
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._connection.endpoint.url!r})"
+
+    @staticmethod
+    def _open(name: TransportName, connection: Connection) -> OpenT:
+        raise NotImplementedError
+
+    def _check_readers(self, names: list[str]) -> None:
+        check_readers(self._connection.endpoint, names, allowed=self._allow_plain_http)

@@ -1,0 +1,353 @@
+"""Connections: how long each part may take, which are kept, shared, lost, found again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from fakes.kserve import Fault, Gateway
+from fakes.tcp_relay import TcpRelay
+from segserve import (
+    AsyncClient,
+    BadRequestError,
+    Client,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    DeadlineExceededError,
+    ForkedClientError,
+    MissingExtraError,
+    PoolTimeoutError,
+    ReadTimeoutError,
+    RetryEvent,
+    SegserveError,
+    Timeouts,
+    WriteTimeoutError,
+)
+from segserve.hooks import Hooks
+from segserve.transports import lanes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .conftest import Served
+
+
+def segment_in_tasks(url: str, image: Any, **options: Any) -> Any:
+    async def main() -> Any:
+        async with AsyncClient(url, **options) as client:
+            return await client.segment(image, model="coins")
+
+    return asyncio.run(main())
+
+
+def segment_in_threads(url: str, image: Any, **options: Any) -> Any:
+    with Client(url, **options) as client:
+        return client.segment(image, model="coins")
+
+
+BOTH = pytest.mark.parametrize("segment", [segment_in_threads, segment_in_tasks], ids=["sync", "async"])
+
+
+@contextmanager
+def a_port_that_takes_no_connection() -> Iterator[int]:
+    """Fill a listener's queue, so that the next connection waits for its first answer."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = []
+        for _ in range(8):
+            waiting.append(socket.socket())
+            waiting[-1].setblocking(False)
+            waiting[-1].connect_ex(listener.getsockname())
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            for one in waiting:
+                one.close()
+
+
+@BOTH
+def test_a_gateway_that_takes_no_connection_is_told_from_one_that_does_not_answer(segment: Any, photo: bytes) -> None:
+    with a_port_that_takes_no_connection() as port:
+        url = f"http://127.0.0.1:{port}"
+        with pytest.raises(ConnectTimeoutError, match=r"connect_s=0\.2"):
+            segment(url, photo, timeout_s=Timeouts(total_s=20, connect_s=0.2), retries=1)
+        with pytest.raises(DeadlineExceededError):
+            segment(url, photo, timeout_s=Timeouts(total_s=0.3, connect_s=10.0))
+
+
+@BOTH
+def test_each_phase_has_its_time_and_its_error(gateway: Gateway, photo: bytes, segment: Any) -> None:
+    gateway.faults.extend([Fault(delay_s=1.0)] * 2)
+    with gateway.http() as url:
+        with pytest.raises(ReadTimeoutError, match=r"read_s=0\.2"):
+            segment(url, photo, timeout_s=Timeouts(read_s=0.2))
+        with pytest.raises(DeadlineExceededError):
+            segment(url, photo, timeout_s=Timeouts(total_s=0.3, read_s=10.0))
+
+
+@BOTH
+def test_a_gateway_that_takes_no_more_of_a_request_is_a_write_timeout(
+    gateway: Gateway, segment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gateway.http() as url:
+        relay = TcpRelay(("127.0.0.1", int(url.rpartition(":")[2])))
+        try:
+            pause = Hooks(on_request=lambda event: relay.pause() if event.kind == "infer" else None)
+            image = np.zeros((4000, 4000, 3), np.uint8)
+            with pytest.raises(WriteTimeoutError, match=r"write_s=0\.3"):
+                segment(f"http://127.0.0.1:{relay.port}", image, timeout_s=Timeouts(write_s=0.3), hooks=pause)
+        finally:
+            relay.close()
+
+
+def test_requests_beyond_all_connections_wait_for_one(
+    gateway: Gateway, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "LANES", 1)
+    gateway.faults.append(Fault(delay_s=1.0))
+    busy = threading.Event()
+    with gateway.http() as url, Client(url) as client, ThreadPoolExecutor(1) as threads:
+        client.model_info("coins")
+        occupied = client.with_options(hooks=Hooks(on_request=lambda _: busy.set()))
+        first = threads.submit(occupied.segment, photo, model="coins")
+        busy.wait(5)
+        while client._transport._lanes._free._value:  # type: ignore[attr-defined]
+            pass
+        with pytest.raises(PoolTimeoutError):
+            client.segment(photo, model="coins", timeout_s=Timeouts(pool_s=0.1))
+        assert client.segment(photo, model="coins").model == first.result().model
+
+
+async def test_tasks_beyond_all_connections_wait_for_one(
+    gateway: Gateway, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "LANES", 1)
+    gateway.faults.append(Fault(delay_s=1.0))
+    with gateway.http() as url:
+        async with AsyncClient(url) as client:
+            await client.model_info("coins")
+            first = asyncio.create_task(client.segment(photo, model="coins", request_id="first"))
+            await asyncio.sleep(0.3)
+            with pytest.raises(PoolTimeoutError):
+                await client.segment(photo, model="coins", timeout_s=Timeouts(pool_s=0.1))
+            assert (await client.segment(photo, model="coins")).model == (await first).model
+
+
+async def test_a_task_that_is_cancelled_gives_its_connection_back(
+    gateway: Gateway, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "LANES", 1)
+    gateway.faults.extend([Fault(delay_s=0.5)] * 3)
+    with gateway.http() as url:
+        async with AsyncClient(url) as client:
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(client.segment(photo, model="coins"), 0.2)
+            assert (await client.segment(photo, model="coins")).model == "coins"
+
+
+def test_thirty_two_threads_share_a_client_and_keep_what_is_theirs(served: Served, photo: bytes) -> None:
+    with Client(served.url, transport=served.transport) as client, ThreadPoolExecutor(32) as threads:
+
+        def ask(number: int) -> tuple[str, str | None]:
+            own = client.with_options(headers={"x-number": str(number)})
+            result = own.segment(photo, model=("coins", "discs")[number % 2], request_id=str(number))
+            return result.model, result.request_id
+
+        answers = list(threads.map(ask, range(256)))
+
+    assert answers == [(("coins", "discs")[number % 2], str(number)) for number in range(256)]
+    assert {asked.headers["x-number"] for asked in served.gateway.asked} == {str(number) for number in range(256)}
+    assert all(asked.headers["x-number"] == asked.headers["x-request-id"] for asked in served.gateway.asked)
+
+
+@BOTH
+def test_a_connection_that_the_gateway_closed_while_it_was_idle_is_no_error(
+    gateway: Gateway, photo: bytes, segment: Any
+) -> None:
+    async def in_tasks(url: str) -> None:
+        async with AsyncClient(url, retries=0) as client:
+            for _ in range(4):
+                await client.segment(photo, model="coins")
+                await asyncio.sleep(0.05)
+
+    gateway.faults.extend([Fault(hang_up=True)] * 4)
+    with gateway.http() as url:
+        if segment is segment_in_tasks:
+            asyncio.run(in_tasks(url))
+            return
+        closed = threading.Event()
+        with Client(url, retries=0) as client:
+            for _ in range(4):
+                client.segment(photo, model="coins")
+                closed.wait(0.05)
+
+
+def test_connections_are_kept_and_close_with_the_client(gateway: Gateway, photo: bytes) -> None:
+    with gateway.http() as url:
+        with Client(url) as client, ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: client.segment(photo, model="coins"), range(64)))
+            kept = len(sockets_to(url))
+        left = sockets_to(url)
+
+    assert 1 <= kept <= 8
+    assert not left
+
+
+def sockets_to(url: str) -> list[Any]:
+    import psutil
+
+    port = int(url.rpartition(":")[2])
+    connections = psutil.Process().net_connections("tcp")
+    return [one for one in connections if one.raddr and one.raddr.port == port and one.status == "ESTABLISHED"]
+
+
+def test_a_client_that_is_closed_says_so(served: Served, photo: bytes) -> None:
+    client = Client(served.url, transport=served.transport)
+    client.close()
+    with pytest.raises(BadRequestError, match="client is closed"):
+        client.segment(photo, model="coins")
+
+
+async def test_a_client_for_tasks_that_is_closed_says_so(served: Served, photo: bytes) -> None:
+    async with AsyncClient(served.url, transport=served.transport) as client:
+        await client.segment(photo, model="coins")
+    with pytest.raises(BadRequestError, match="client is closed"):
+        await client.segment(photo, model="coins")
+
+
+def test_an_answer_that_breaks_off_says_that_the_connection_was_lost(gateway: Gateway, photo: bytes) -> None:
+    gateway.faults.append(Fault(truncate_to=40))
+    with gateway.http() as url, Client(url, retries=0) as client, pytest.raises(ConnectionLostError, match="lost the"):
+        client.segment(photo, model="coins")
+
+
+def child(work: Any) -> str:
+    """Run it in a fork and return what it returned, or the name of its error."""
+
+    def run(pipe: Any) -> None:
+        try:
+            pipe.send(work())
+        except SegserveError as error:
+            pipe.send(type(error).__name__)
+        finally:
+            pipe.close()
+            os._exit(0)
+
+    fork = get_context("fork")
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=run, args=(theirs,))
+    process.start()
+    try:
+        assert ours.poll(20)
+        said: str = ours.recv()
+        return said
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_a_forked_child_has_connections_of_its_own(gateway: Gateway, photo: bytes) -> None:
+    with gateway.http() as url, Client(url) as client:
+        client.segment(photo, model="coins")
+        said = child(lambda: client.segment(photo, model="discs").model)
+        assert client.segment(photo, model="coins").model == "coins"
+
+    assert said == "discs"
+
+
+def test_a_client_that_cannot_cross_a_fork_says_so(photo: bytes) -> None:
+    """Without a channel in use: grpcio's own threads do not survive a fork."""
+    clients = [Client("127.0.0.1:1", transport="grpc"), AsyncClient("127.0.0.1:1"), AsyncClient(transport="grpc")]
+
+    def use(client: Any) -> Any:
+        answer = client.segment(photo, model="coins")
+        return asyncio.run(answer) if asyncio.iscoroutine(answer) else answer
+
+    for client in clients:
+        assert child(lambda client=client: use(client)) == ForkedClientError.__name__
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@BOTH
+def test_a_gateway_that_comes_back_is_found_again(photo: bytes, gateway: Gateway, segment: Any) -> None:
+    address = f"127.0.0.1:{free_port()}"
+
+    async def in_tasks() -> None:
+        async with AsyncClient(address, transport="grpc", retries=8) as client:
+            for _ in range(3):
+                with gateway.grpc(address=address):
+                    assert (await client.segment(photo, model="coins")).model == "coins"
+
+    if segment is segment_in_tasks:
+        asyncio.run(in_tasks())
+        return
+    with Client(address, transport="grpc", retries=8) as client:
+        for _ in range(3):
+            with gateway.grpc(address=address):
+                assert client.segment(photo, model="coins").model == "coins"
+
+
+def test_all_addresses_of_a_name_take_turns_over_grpc_and_a_dead_one_is_left_out(photo: bytes) -> None:
+    """The name localhost has two addresses, of IPv4 and IPv6."""
+    port, options = free_port(), {"transport": "grpc", "retries": 0}
+    first, second = (Gateway(models=dict(_coins().models)) for _ in range(2))
+    with first.grpc(address=f"127.0.0.1:{port}"), Client(f"localhost:{port}", **options) as client:  # type: ignore[arg-type]
+        with second.grpc(address=f"[::1]:{port}"):
+            client.segment(photo, model="coins")
+            for _ in range(200):
+                client.segment(photo, model="coins")
+                if first.inferences > 5 and second.inferences > 5:
+                    break
+            assert min(first.inferences, second.inferences) > 5
+        patient = client.with_options(retries=2)
+        assert [patient.segment(photo, model="coins").model for _ in range(10)] == ["coins"] * 10
+
+
+def _coins() -> Gateway:
+    from .conftest import SEMANTIC, Model, parameters, semantic_answer
+
+    return Gateway(models={"coins": Model(SEMANTIC, parameters("coins-aaaaaaaaaa"), semantic_answer)})
+
+
+def test_http2_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segserve.transports.http.find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'segserve\[http2\]'"):
+        Client(http2=True)
+
+
+@pytest.mark.parametrize("option", ["http2", "gzip"])
+def test_options_of_http_are_refused_by_grpc(option: str) -> None:
+    with pytest.raises(BadRequestError, match="options of HTTP"):
+        Client(transport="grpc", **{option: True})  # type: ignore[arg-type]
+
+
+def test_copies_share_connections_and_what_is_known_of_models(gateway: Gateway, photo: bytes) -> None:
+    seen: list[RetryEvent] = []
+    gateway.faults.append(Fault(http=503))
+    with gateway.http() as url, Client(url, retries=0) as client:
+        other = client.with_options(retries=1, timeout_s=10, hooks=Hooks(on_retry=seen.append))
+        other.segment(photo, model="coins")
+        client.segment(photo, model="coins")
+        assert len(sockets_to(url)) == 1
+
+    assert type(other) is Client
+    assert len(seen) == 1
+    assert gateway.config_requests == 1
+    assert sys.getsizeof(other) < 200

@@ -1,0 +1,33 @@
+"""`Retry-After` as servers write it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from segserve.retry_after import retry_after_s
+
+NOON = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        pytest.param("7", 7.0, id="seconds"),
+        pytest.param("0.5", 0.5, id="half a second"),
+        pytest.param("Fri, 20 Nov 2026 12:00:09 GMT", 9.0, id="a date"),
+        pytest.param("Fri, 20 Nov 2026 14:00:09 +0200", 9.0, id="a date elsewhere"),
+        pytest.param("Friday, 20-Nov-26 12:00:09 GMT", 9.0, id="a date of RFC 850"),
+        pytest.param("Fri Nov 20 12:00:09 2026", 9.0, id="a date of C"),
+        pytest.param("Fri, 20 Nov 2026 11:00:00 GMT", 0.0, id="a date that has passed"),
+        pytest.param(None, None, id="nothing"),
+        pytest.param("soon", None, id="a word"),
+        pytest.param("-1", None, id="a negative number"),
+        pytest.param("inf", None, id="for ever"),
+        pytest.param("nan", None, id="no number"),
+        pytest.param("Fri, 99 Nov 2026 12:00:00 GMT", None, id="no date"),
+    ],
+)
+def test_both_forms_are_read_and_nothing_else(text: str | None, seconds: float | None) -> None:
+    assert retry_after_s(text, NOON) == seconds
