@@ -1,0 +1,90 @@
+# %% [markdown]
+# # Segment from asyncio code
+#
+# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
+#
+# `AsyncClient` has the methods of `Client`, with `await`. Here a small web service counts the coins of the images that
+# are posted to it: one client for all requests, made when the service starts.
+
+# %%
+import asyncio
+import json
+from pathlib import Path
+
+import httpx
+
+from segserve import AsyncClient, BadRequestError, OverloadedError
+
+photo = Path(__file__).resolve().parents[2] / "examples/coins/coins.png"
+
+
+async def count_coins(client: AsyncClient, body: bytes) -> tuple[int, dict[str, object]]:
+    """Return the status and the JSON of an answer; a handler of FastAPI, aiohttp or Starlette looks the same."""
+    try:
+        result = await client.segment(body, model="coins-instances", timeout_s=20)
+    except BadRequestError as error:
+        return 400, {"error": error.message}
+    except OverloadedError:
+        return 503, {"error": "try again later"}
+    return 200, {"coins": len(result.instances)}
+
+
+# %% [markdown]
+# The rest is the smallest HTTP server that the standard library allows.
+
+
+# %%
+async def handle(client: AsyncClient, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length:")[1].split()[0])
+    status, answer = await count_coins(client, await reader.readexactly(length))
+    body = json.dumps(answer).encode()
+    writer.write(b"HTTP/1.1 %d -\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body))
+    await writer.drain()
+    writer.close()
+
+
+async def main() -> None:
+    async with AsyncClient() as client:
+        server = await asyncio.start_server(lambda *streams: handle(client, *streams), "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, httpx.AsyncClient(timeout=30) as browser:
+            bodies = [photo.read_bytes()] * 4 + [b"no image"]
+            answers = await asyncio.gather(*(browser.post(url, content=body) for body in bodies))
+        for answer in answers:
+            print(answer.status_code, sorted(answer.json()))
+
+
+asyncio.run(main())
+# > 200 ['coins']
+# > 200 ['coins']
+# > 200 ['coins']
+# > 200 ['coins']
+# > 400 ['error']
+
+# %% [markdown]
+# Many images, or the frames of a camera, may come from an asynchronous iterator. `aclosing` ends the requests at once
+# where the loop is left early.
+
+
+# %%
+async def first_three() -> None:
+    from contextlib import aclosing
+
+    async def images():
+        while True:
+            yield photo
+
+    async with AsyncClient() as client, aclosing(client.segment_many(images(), model="coins", in_flight=2)) as results:
+        number = 0
+        async for result in results:
+            print(result.size)
+            number += 1
+            if number == 3:
+                break
+
+
+asyncio.run(first_three())
+# > (303, 384)
+# > (303, 384)
+# > (303, 384)

@@ -1,0 +1,57 @@
+# writes: coins.coco.json coins.geojson coins.xml coins.labelme.json task.json project.xml
+
+# %% [markdown]
+# # Export results to other tools
+#
+# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
+#
+# What each format keeps is in the table of [Results](../results.md#conversions).
+
+# %%
+import json
+from pathlib import Path
+
+from segserve import Client
+from segserve.exports.label_studio import labelling_config
+
+photo = Path(__file__).resolve().parents[2] / "examples/coins/coins.png"
+with Client() as client:
+    result = client.segment(photo, model="coins-instances")
+
+# %% [markdown]
+# COCO, which pycocotools, supervision, FiftyOne and most trainers read.
+
+# %%
+Path("coins.coco.json").write_text(json.dumps(result.to_coco(file_name=photo.name)))
+
+# %% [markdown]
+# GeoJSON. The affine is that of the raster (rasterio: `dataset.transform`): here 0.5 m a pixel, north up, in UTM zone
+# 33.
+
+# %%
+affine = (0.5, 0.0, 400_000.0, 0.0, -0.5, 5_600_000.0)
+places = result.to_geojson(affine, crs="EPSG:32633")
+Path("coins.geojson").write_text(json.dumps(places))
+print(len(places["features"]), places["features"][0]["geometry"]["type"])
+# > 24 Polygon
+
+# %% [markdown]
+# Annotation tools: CVAT and Label Studio take masks, LabelMe polygons unless you ask for masks. The background is left
+# out. Label Studio shows predictions where the project's configuration names the same classes.
+
+# %%
+Path("coins.xml").write_text(result.to_cvat(photo.name), encoding="utf-8")
+Path("coins.labelme.json").write_text(json.dumps(result.to_labelme(photo.name, image=photo)))
+task = result.to_label_studio("https://images.example.com/coins.png")
+Path("task.json").write_text(json.dumps([task]))
+Path("project.xml").write_text(labelling_config(result), encoding="utf-8")
+print([len(one["result"]) for one in task["predictions"]])
+# > [24]
+
+# %% [markdown]
+# supervision needs `pip install 'segserve[annotations]'`. Its annotators, trackers and metrics work on this.
+
+# %%
+detections = result.to_supervision()
+print(detections.mask.shape, detections.data["class_name"][0])
+# > (24, 303, 384) coin

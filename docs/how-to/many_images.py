@@ -1,0 +1,56 @@
+# writes: images coins.csv
+
+# %% [markdown]
+# # Segment many images
+#
+# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
+#
+# First some images: the photograph cut into twelve.
+
+# %%
+import csv
+from pathlib import Path
+
+from PIL import Image
+
+from segserve import Client, Failure
+
+photo = Image.open(Path(__file__).resolve().parents[2] / "examples/coins/coins.png")
+folder = Path("images")
+folder.mkdir(exist_ok=True)
+for row in range(3):
+    for column in range(4):
+        left, top = 96 * column, 101 * row
+        photo.crop((left, top, left + 96, top + 101)).save(folder / f"{row}-{column}.png")
+paths = sorted(folder.glob("*.png"))
+
+# %% [markdown]
+# `segment_many` sends eight at once and gives the results in the order of the images. It takes any iterable, also one
+# that never ends: images are pulled only as their turn comes, so that memory stays small.
+
+# %%
+with Client() as client:
+    results = client.segment_many(paths, model="coins", in_flight=8)
+    with Path("coins.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "pixels of coins"])
+        for path, result in zip(paths, results, strict=True):
+            table.writerow([path.name, result.areas["coin"]])
+
+print(len(Path("coins.csv").read_text().splitlines()), "lines")
+# > 13 lines
+
+# %% [markdown]
+# An error ends the iteration, with a note that names the image. With `on_error="return"` a `Failure` takes the place of
+# the result, and the others go on.
+
+# %%
+with Client() as client:
+    for found in client.segment_many([paths[0], "images/none.png", b"no image"], model="coins", on_error="return"):
+        if isinstance(found, Failure):
+            print(found.index, found.source, type(found.error).__name__)
+        else:
+            print("segmented", found.size)
+# > segmented (101, 96)
+# > 1 images/none.png FileNotFoundError
+# > 2 None BadRequestError
