@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
+import typer
+
+from segserve.cli.completion import known_models, model_names
 from segserve.cli.where import is_local, platform
 from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from segserve.cli.where import Where
+
+ModelName = Annotated[str, typer.Argument(help="The model.", show_default=False, autocompletion=model_names)]
+ScoreThreshold = Annotated[float | None, typer.Option(help="Leave out what scores less.", show_default=False)]
+GatewayUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SEGSERVE_URL",
+        help="The gateway; without it the platform's, or http://127.0.0.1:8080 where none is up.",
+        rich_help_panel="Where",
+    ),
+]
 
 HOPELESS: Final = (ModelNotFoundError, GatewayUnreachableError)
 """What the first image fails of, all do."""
@@ -29,8 +43,6 @@ def gateway(where: Where, model: str, url: str | None) -> AbstractContextManager
 
 def with_advice(error: ModelNotFoundError, where: Where, name: str) -> ModelNotFoundError:
     """Return the error with the name that may have been meant."""
-    from segserve.cli.completion import known_models
-
     known = known_models(where)
     if not known:
         return error

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
-from segserve.cli.asking import HOPELESS, gateway, with_advice
-from segserve.cli.completion import model_names
+from segserve.cli.asking import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
 from segserve.cli.failures import CommandError
 from segserve.cli.files import IMAGES
 from segserve.cli.where import Where, somewhere
@@ -44,7 +43,7 @@ class Exported:
 @somewhere
 def batch(
     where: Where,
-    name: Annotated[str, typer.Argument(help="The model.", show_default=False, autocompletion=model_names)],
+    name: ModelName,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -81,9 +80,7 @@ def batch(
     ] = False,
     tile: Annotated[int, typer.Option(help="Pixels of a tile's side.", rich_help_panel="Tiles")] = 1024,
     overlap: Annotated[int, typer.Option(help="Pixels that neighbours share.", rich_help_panel="Tiles")] = 128,
-    score_threshold: Annotated[
-        float | None, typer.Option(help="Leave out what scores less.", show_default=False)
-    ] = None,
+    score_threshold: ScoreThreshold = None,
     in_flight: Annotated[int, typer.Option(min=1, max=256, help="How many tiles are asked for at once.")] = 8,
     start_over: Annotated[
         bool,
@@ -102,14 +99,7 @@ def batch(
             show_default=False,
         ),
     ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            envvar="SEGSERVE_URL",
-            help="The gateway; without it the platform's, or http://127.0.0.1:8080 where none is up.",
-            rich_help_panel="Where",
-        ),
-    ] = None,
+    url: GatewayUrl = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for each tile.")] = 60.0,
 ) -> None:
     """Segment images of any size, tile by tile.

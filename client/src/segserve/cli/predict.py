@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from segserve.cli.asking import HOPELESS, gateway, with_advice
-from segserve.cli.completion import model_names
+from segserve.cli.asking import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
 from segserve.cli.failures import CommandError
 from segserve.cli.image_files import ImageFile, image_files, overlay_paths
 from segserve.cli.where import Where, somewhere
@@ -58,7 +57,7 @@ class Outcome:
 @somewhere
 def predict(
     where: Where,
-    name: Annotated[str, typer.Argument(help="The model.", show_default=False, autocompletion=model_names)],
+    name: ModelName,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -100,23 +99,14 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print that data set instead of tables.", rich_help_panel="What to write")
     ] = False,
-    score_threshold: Annotated[
-        float | None, typer.Option(help="Leave out what scores less.", show_default=False)
-    ] = None,
+    score_threshold: ScoreThreshold = None,
     max_detections: Annotated[int | None, typer.Option(help="Keep so many of the best.", show_default=False)] = None,
     encoding: Annotated[
         Literal["rle", "polygons", "png", "raw"] | None,
         typer.Option(help="How masks travel; the answer is the same.", show_default=False),
     ] = None,
     in_flight: Annotated[int, typer.Option(min=1, max=256, help="How many images are asked for at once.")] = 4,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            envvar="SEGSERVE_URL",
-            help="The gateway; without it the platform's, or http://127.0.0.1:8080 where none is up.",
-            rich_help_panel="Where",
-        ),
-    ] = None,
+    url: GatewayUrl = None,
     transport: Annotated[
         Literal["http", "grpc"], typer.Option(help="How to talk to the gateway.", rich_help_panel="Where")
     ] = "http",

@@ -28,8 +28,8 @@ class FileStream:
         self.read = file.read
 
 
-class FileSource:
-    """Regular files; a symbolic link is followed, as the digest pins what is read through it."""
+class LocalFiles:
+    """Regular files of this machine, which `allowed` finds."""
 
     @contextmanager
     def open(self, uri: str, access: Access, start: int = 0) -> Iterator[Stream]:
@@ -57,8 +57,16 @@ class FileSource:
     def allowed(self, uri: str, access: Access) -> Path:
         """Return the path that `uri` names, its links followed, before anything is read or looked for there.
 
-        Raises `SourceDeniedError` outside the folders that `access` allows: what is there, and whether, stays unsaid.
+        Raises `SourceDeniedError` where `access` does not allow it: what is there, and whether, stays unsaid.
         """
+        raise NotImplementedError
+
+
+class FileSource(LocalFiles):
+    """Files by their path; a symbolic link is followed, as the digest pins what is read through it."""
+
+    def allowed(self, uri: str, access: Access) -> Path:
+        """Return the path where it is below a folder that `access` allows."""
         access.check_uri("file", "")
         path = self.path(uri)
         if access.folders is None:

@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from segserve_builder.errors import ArtifactMissingError, SourceDeniedError
-from segserve_builder.sources.file import FileStream
+from segserve_builder.errors import SourceDeniedError
+from segserve_builder.sources.file import LocalFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from segserve_builder.sources.access import Access
-    from segserve_builder.sources.base import Stream
 
 _CLAIM: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
-class PvcSource:
-    """Regular files; symbolic links are followed within their claim, and refused where they lead out of it."""
+class PvcSource(LocalFiles):
+    """Files of claims; symbolic links are followed within their claim, and refused where they lead out of it."""
 
-    @contextmanager
-    def open(self, uri: str, access: Access, start: int = 0) -> Iterator[Stream]:
-        """Open the file; raises `ArtifactMissingError`, and `SourceDeniedError` for what is no claim of the pool."""
-        path = self._path(uri, access)
-        if not path.is_file():
-            seen = "a folder" if path.is_dir() else "nothing" if not path.exists() else "a special file"
-            raise ArtifactMissingError(f"{uri!r} names {seen}; an artifact is a regular file")
-        try:
-            file = path.open("rb")
-        except OSError as error:
-            raise ArtifactMissingError(f"{uri!r} cannot be read: {error.strerror}") from error
-        with file:
-            yield FileStream(file, start)
-
-    def files(self, uri: str, access: Access) -> Iterator[str]:
-        """Yield the paths of all that is no folder below `uri`, relative to it."""
-        folder = self._path(uri, access)
-        if not folder.is_dir():
-            raise ArtifactMissingError(f"{uri!r} is no folder")
-        for path in sorted(folder.rglob("*")):
-            if path.is_symlink() or not path.is_dir():
-                yield path.relative_to(folder).as_posix()
-
-    def _path(self, uri: str, access: Access) -> Path:
+    def allowed(self, uri: str, access: Access) -> Path:
+        """Return the path where it is in a claim of the pool."""
         claim, _, rest = uri.partition("://")[2].partition("/")
         access.check_uri("pvc", claim)
         root = _root(claim, access)
