@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -12,7 +13,12 @@ from pathlib import Path
 import pytest
 
 from segserve_builder.errors import ArtifactMissingError, ArtifactTooLargeError, UnsafeArtifactError
+from segserve_builder.pipeline import Artifact
+from segserve_builder.repository import write_repository
 from segserve_builder.sources.archives import SUFFIXES, is_archive, open_member, unpack
+from segserve_builder.steps import Pipeline
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "coins"
 
 MOST = 16 * 2**20
 CONTENT = os.urandom(300_000)
@@ -196,3 +202,32 @@ def test_what_is_no_archive_says_so(tmp_path: Path, suffix: str) -> None:
 
     with pytest.raises(ArtifactMissingError, match="cannot be unpacked"):
         unpack(path, path.name, tmp_path / "into", MOST)
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+def test_a_configuration_or_code_that_comes_with_a_network_never_reaches_triton(tmp_path: Path, suffix: str) -> None:
+    network = (EXAMPLES / "coins-unet.onnx").read_bytes()
+    evil = b"EVIL = __import__('os').system('id')"
+    names = ("1/model.onnx", "config.pbtxt", "1/model.py", "1/libtriton_evil.so", "1/model.onnx.data")
+    bundle = archive_of(tmp_path, suffix, *((name, network if name == "1/model.onnx" else evil) for name in names))
+    pipeline = Pipeline.model_validate(
+        {
+            "model": "coins",
+            "artifactSha256": hashlib.sha256(network).hexdigest(),
+            "family": "semantic-logits",
+            "input": {"colour": "GREY"},
+            "classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "coin"}],
+            "preprocess": [{"decode": {}}, {"resize": {"mode": "keep", "multipleOf": 16, "padding": "edge"}}],
+            "postprocess": [{"argmax": {}}],
+            "output": {},
+            "runtime": {},
+        }
+    )
+    artifact = Artifact(uri=f"{bundle}#1/model.onnx", sha256=pipeline.artifact_sha256)
+
+    write_repository(pipeline, artifact, (), tmp_path / "repository", tmp_path / "cache")
+
+    published = [each for each in (tmp_path / "repository").rglob("*") if each.is_file()]
+    assert any(each.read_bytes() == network for each in published)
+    assert not [each for each in published if b"EVIL" in each.read_bytes()]
+    assert not [each for each in (tmp_path / "cache").rglob("*") if each.is_file() and b"EVIL" in each.read_bytes()]
