@@ -17,8 +17,10 @@ if [ ! -x "$azurite/node_modules/.bin/azurite-blob" ]; then
   command -v npm >/dev/null || missing="$missing npm"
 fi
 install_azurite() {
+  # Node brings certificate authorities of its own; the machine's may know a mirror's too.
   [ -x "$azurite/node_modules/.bin/azurite-blob" ] \
-    || npm install --silent --no-audit --no-fund --prefix "$azurite" azurite@3.37.0 >/dev/null
+    || NODE_EXTRA_CA_CERTS="${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt}" \
+      npm install --loglevel=error --no-audit --no-fund --prefix "$azurite" azurite@3.37.0 >/dev/null
 }
 [ -n "$missing" ] || { install_azurite; exit; }
 
