@@ -24,7 +24,8 @@ from segserve_builder.errors import (
 )
 from segserve_builder.sources import Retrying, fetch, fetch_folder, folder_digest, object_store, resolved
 from segserve_builder.sources.access import Access
-from segserve_builder.sources.object_store import ObjectStoreSource, ObjectStream
+from segserve_builder.sources.asking import Answer
+from segserve_builder.sources.object_store import ObjectStoreSource
 
 CONTENT = bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -80,22 +81,22 @@ def test_what_lies_past_the_end_starts_anew(server: ObjectServer, access: Access
 def test_a_download_goes_on_from_where_it_broke_off(
     server: ObjectServer, access: Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    streams: list[ObjectStream] = []
-    read = ObjectStream.read
+    answers: list[Answer] = []
+    read = Answer.read
 
-    def breaking(stream: ObjectStream, size: int) -> bytes:
-        if stream not in streams:
-            streams.append(stream)
-        elif len(streams) == 1:
+    def breaking(answer: Answer, size: int) -> bytes:
+        if answer not in answers:
+            answers.append(answer)
+        elif len(answers) == 1:
             raise OSError("the line broke")
-        return read(stream, size)
+        return read(answer, size)
 
-    monkeypatch.setattr(ObjectStream, "read", breaking)
+    monkeypatch.setattr(Answer, "read", breaking)
 
     found = fetch(uri(server, "folder/model.onnx"), SHA256, tmp_path / "cache", access, retrying=Retrying(first_s=0.01))
 
     assert found.read_bytes() == CONTENT
-    assert [stream.start > 0 for stream in streams] == [False, True]
+    assert [answer.status for answer in answers] == [200, 206]
 
 
 def test_a_folder_of_a_bucket_is_pinned_by_its_digest(server: ObjectServer, access: Access, tmp_path: Path) -> None:

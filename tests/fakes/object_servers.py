@@ -65,7 +65,7 @@ class ObjectServer:
 
     def store(self, secret: Path) -> ObjectStore:
         """Return the bucket, with all rights."""
-        return self.source.connect(BUCKET, self.access(secret))
+        return self.source.connect(BUCKET, self.access(secret)).store
 
 
 @contextmanager
@@ -75,9 +75,8 @@ def s3_server(advertised: str = "127.0.0.1") -> Iterator[ObjectServer]:
         yield ObjectServer(S3Source(), endpoint, S3_KEYS)
 
 
-@contextmanager
-def gs_server() -> Iterator[ObjectServer]:
-    """Start moto, which answers as Google's XML API does; tokens are made from a service account's key as ever."""
+def service_account() -> str:
+    """Return what Google gives for a service account, with a key that is made now."""
     private_key = subprocess.run(["openssl", "genrsa", "2048"], capture_output=True, check=True, text=True).stdout
     account = {
         "type": "service_account",
@@ -86,8 +85,14 @@ def gs_server() -> Iterator[ObjectServer]:
         "private_key_id": "1",
         "token_uri": "https://oauth2.googleapis.com/token",
     }
+    return json.dumps(account)
+
+
+@contextmanager
+def gs_server() -> Iterator[ObjectServer]:
+    """Start moto, which answers as Google's XML API does; tokens are made from a service account's key as ever."""
     with _moto() as endpoint:
-        yield ObjectServer(GsSource(), endpoint, {"service-account.json": json.dumps(account)})
+        yield ObjectServer(GsSource(), endpoint, {"service-account.json": service_account()})
 
 
 @contextmanager

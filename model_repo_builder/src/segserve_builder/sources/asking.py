@@ -21,7 +21,7 @@ from segserve_builder.errors import (
 from segserve_builder.sources.connecting import PlainConnection, TlsConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from segserve_builder.sources.access import Access
 
@@ -49,6 +49,9 @@ class Ask:
 
     returned: frozenset[int] = frozenset()
     """Statuses that the caller reads itself, beside 200 to 299."""
+
+    refusal: Callable[[Answer], str] | None = None
+    """Says what a message tells of an answer that refuses, after its status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ def place_of(url: str) -> Place:
     if parts.scheme not in _PORTS:
         raise SourceDeniedError(f"the scheme {parts.scheme!r} is not allowed here; allowed: http, https")
     if not parts.hostname:
-        raise ArtifactMissingError(f"{url!r} has no host; an http(s) URL with a host is needed")
+        raise ArtifactMissingError(f"{url.partition('?')[0]!r} has no host; an http(s) URL with a host is needed")
     target = (quote(parts.path, safe="/%:@!$&'()*+,;=~-._") or "/") + (f"?{parts.query}" if parts.query else "")
     return Place(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], target)
 
@@ -139,7 +142,7 @@ def ask(url: str, access: Access, what: Ask) -> Iterator[Answer]:
     with ExitStack() as stack:
         for _ in range(MAX_REDIRECTS + 1):
             answer = _sent(stack, place, access, what, authorized=place.origin == first.origin)
-            if answer.status not in _REDIRECTS:
+            if answer.status not in _REDIRECTS or not answer.headers["Location"]:
                 _check_status(answer, what)
                 yield answer
                 return
@@ -169,13 +172,10 @@ def _sent(stack: ExitStack, place: Place, access: Access, what: Ask, *, authoriz
 
 def _redirected(answer: Answer, first: Place, access: Access, what: Ask) -> Place:
     """Return where a redirect leads, checked as the first URL was; its address is checked when it is connected to."""
-    location = answer.headers["Location"]
-    if not location:
-        raise ArtifactMissingError(f"{answer.place.text!r}: the server answers {answer.status} without a Location")
     scheme, host, port = answer.place.origin
     base = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{answer.place.target}"
     try:
-        place = place_of(urljoin(base, location))
+        place = place_of(urljoin(base, answer.headers["Location"]))
         if place.origin != first.origin:
             access.check_uri(place.scheme if what.scheme in _PORTS else what.scheme, place.host)
     except SourceDeniedError as error:
@@ -190,11 +190,14 @@ def _check_status(answer: Answer, what: Ask) -> None:
     if 200 <= status < 300 or status in what.returned:
         return
     seen = f"{answer.place.text!r}: the server answers {status} {http.client.responses.get(status, '')}".rstrip()
+    if what.refusal is not None:
+        seen += what.refusal(answer)
+    elif status in (401, 403):
+        seen += "; the credential is not enough" if what.authorization else "; no credential fits it"
     if status in _PASSING:
         raise SourceUnavailableError(seen, _retry_after_s(answer))
     if status in (401, 403):
-        there = "the credential is not enough" if what.authorization else "no credential fits it"
-        raise SourceUnauthorizedError(f"{seen}; {there}")
+        raise SourceUnauthorizedError(seen)
     raise ArtifactMissingError(seen)
 
 

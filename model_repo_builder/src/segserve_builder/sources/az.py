@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import os
 import re
-from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, ClassVar, Final
+from urllib.parse import urlencode, urlsplit
 
 from segserve_builder.errors import SourceUnauthorizedError
-from segserve_builder.sources.object_store import RETRIES, ObjectStoreSource, client, guarded
+from segserve_builder.sources.object_store import (
+    RETRIES,
+    SIGNED_FOR,
+    Bucket,
+    ObjectStoreSource,
+    client,
+    guarded,
+    quoted,
+    unsigned,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from obstore.store import AzureConfig, ObjectStore
+    from obstore.store import AzureConfig
 
     from segserve_builder.sources.access import Access
+    from segserve_builder.sources.object_store import Located
 
 _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
 _FORMS: Final = (("account-key",), ("sas-token",), ("client-id", "client-secret", "tenant-id"))
-_FOUND_BY_LIBRARY: Final = (
-    "AZURE_STORAGE_ACCOUNT_KEY",
-    "AZURE_STORAGE_ACCESS_KEY",
-    "AZURE_STORAGE_SAS_KEY",
-    "AZURE_STORAGE_SAS_TOKEN",
+_VERSION: Final = "2023-11-03"
+_KEYS: Final = {
+    "AZURE_STORAGE_ACCOUNT_KEY": "account-key",
+    "AZURE_STORAGE_ACCESS_KEY": "account-key",
+    "AZURE_STORAGE_SAS_KEY": "sas-token",
+    "AZURE_STORAGE_SAS_TOKEN": "sas-token",
+}
+_TOKENS: Final = (
     "AZURE_STORAGE_TOKEN",
     "AZURE_CLIENT_SECRET",
     "AZURE_STORAGE_CLIENT_SECRET",
@@ -32,15 +48,16 @@ _FOUND_BY_LIBRARY: Final = (
 
 
 class AzSource(ObjectStoreSource):
-    """Requests are signed where there are credentials.
+    """Requests are signed where there is a key, and carry a token where there are other credentials.
 
     A Secret has `account-key`, or `sas-token`, or `client-id`, `client-secret` and `tenant-id`; and `account-name`
     where the endpoint does not name the account. Of the environment `AZURE_*` counts, with its workload identity.
     """
 
     scheme = "az"
+    headers: ClassVar[Mapping[str, str]] = {"x-ms-version": _VERSION}
 
-    def connect(self, bucket: str, access: Access) -> ObjectStore:
+    def connect(self, bucket: str, access: Access) -> Bucket:
         """Return the container; see `ObjectStoreSource.connect`."""
         from obstore.exceptions import BaseError
         from obstore.store import AzureStore
@@ -51,12 +68,16 @@ class AzSource(ObjectStoreSource):
         named = environment.get("AZURE_STORAGE_ENDPOINT") or environment.get("AZURE_ENDPOINT")
         endpoint = guarded(access, self.scheme, named or f"https://{account}.blob.core.windows.net")
         config: AzureConfig = {"account_name": account, "endpoint": endpoint, "skip_signature": False}
+        by_token = any(environment.get(name) for name in _TOKENS)
+        if not secret and not by_token:
+            secret = {key: environment[name] for name, key in _KEYS.items() if environment.get(name)}
         if secret:
             config |= _credentials(secret)
-        elif not any(environment.get(name) for name in _FOUND_BY_LIBRARY):
+        elif not by_token:
             config["skip_signature"] = True
         try:
-            return AzureStore(bucket, config=config, client_options=client(endpoint, secret), retry_config=RETRIES)
+            store = AzureStore(bucket, config=config, client_options=client(endpoint, secret), retry_config=RETRIES)
+            return Bucket(store, None if by_token else _located(f"{endpoint}/{bucket}", account, secret))
         except (BaseError, ValueError) as error:
             # The library's text may show parts of the key.
             raise SourceUnauthorizedError(f"az://{bucket}: the account's key or token cannot be used") from error
@@ -74,6 +95,29 @@ def _account(secret: Mapping[str, str], environment: Mapping[str, str], endpoint
             "Secret for az:, or in the endpoint for az:, such as https://ACCOUNT.blob.core.windows.net"
         )
     return named
+
+
+def _located(bucket_url: str, account: str, secret: Mapping[str, str]) -> Located | None:
+    """Return how objects are asked for; None where a token is needed."""
+    if secret.get("account-key"):
+        key = base64.b64decode(secret["account-key"])
+        resource = f"/blob/{account}/{bucket_url.rpartition('/')[2]}"
+        return lambda name: f"{bucket_url}/{quoted(name)}?{_signature(key, f'{resource}/{name}')}"
+    if not secret or secret.get("sas-token"):
+        return unsigned(bucket_url, secret.get("sas-token", "").removeprefix("?"))
+    return None
+
+
+def _signature(key: bytes, resource: str) -> str:
+    """Return the query that lets a blob be read for a while from now on.
+
+    The library's own begins at this machine's time, and Azure refuses what begins later than its own.
+    """
+    until = f"{datetime.now(UTC) + SIGNED_FOR:%Y-%m-%dT%H:%M:%SZ}"
+    # Rights, start, end, resource, policy, address, protocol, version, kind, snapshot, encryption, five headers.
+    text = "\n".join(("r", "", until, resource, "", "", "", _VERSION, "b", "", "", "", "", "", "", ""))
+    signature = base64.b64encode(hmac.digest(key, text.encode(), "sha256")).decode()
+    return urlencode({"sv": _VERSION, "sr": "b", "sp": "r", "se": until, "sig": signature})
 
 
 def _credentials(secret: Mapping[str, str]) -> AzureConfig:

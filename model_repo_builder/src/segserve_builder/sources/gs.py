@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.errors import SourceUnauthorizedError
-from segserve_builder.sources.object_store import RETRIES, ObjectStoreSource, client, guarded
+from segserve_builder.sources.object_store import (
+    RETRIES,
+    Bucket,
+    ObjectStoreSource,
+    client,
+    guarded,
+    quoted,
+    signed,
+    unsigned,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from obstore.store import GCSConfig, ObjectStore
+    from obstore.store import GCSConfig
 
     from segserve_builder.sources.access import Access
 
@@ -30,7 +39,7 @@ _FOUND_BY_LIBRARY: Final = (
 
 
 class GsSource(ObjectStoreSource):
-    """Requests carry a token where there are credentials.
+    """Requests are signed by a Secret's service account, and carry a token where the environment has credentials.
 
     A Secret has `service-account.json`. Of the environment `GOOGLE_*` counts, and what `gcloud auth
     application-default login` wrote; in a pod, the account of its workload identity.
@@ -38,7 +47,7 @@ class GsSource(ObjectStoreSource):
 
     scheme = "gs"
 
-    def connect(self, bucket: str, access: Access) -> ObjectStore:
+    def connect(self, bucket: str, access: Access) -> Bucket:
         """Return the bucket; see `ObjectStoreSource.connect`."""
         from obstore.exceptions import BaseError
         from obstore.store import GCSStore
@@ -52,11 +61,14 @@ class GsSource(ObjectStoreSource):
         elif not access.ambient or not _has_credentials(os.environ):
             config["skip_signature"] = True
         try:
-            return GCSStore(bucket, config=config, client_options=client(endpoint, secret), retry_config=RETRIES)
+            store = GCSStore(bucket, config=config, client_options=client(endpoint, secret), retry_config=RETRIES)
         except (BaseError, ValueError) as error:
             # The library's text may show parts of the key.
             whose = f"the key {_KEY} of its Secret" if secret else "what the environment names"
             raise SourceUnauthorizedError(f"gs://{bucket}: {whose} is no service account that can be used") from error
+        if secret:
+            return Bucket(store, signed(store, encode=quoted))
+        return Bucket(store, unsigned(f"{endpoint}/{bucket}") if config["skip_signature"] else None)
 
 
 def _has_credentials(environment: Mapping[str, str]) -> bool:

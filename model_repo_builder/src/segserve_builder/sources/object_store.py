@@ -1,15 +1,19 @@
-"""What object stores have in common: buckets, keys, ranges, listings and errors; `obstore` does the talking."""
+"""What object stores have in common: buckets, keys, ranges, listings and errors.
+
+Objects are read over the guard, by URLs that are signed; `obstore` lists, and reads where it alone has the token.
+"""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Final
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+from urllib.parse import quote, unquote, urlsplit
 
 from segserve_builder.errors import (
     ArtifactMissingError,
@@ -18,15 +22,18 @@ from segserve_builder.errors import (
     SourceUnauthorizedError,
     SourceUnavailableError,
 )
+from segserve_builder.sources.asking import Ask
 from segserve_builder.sources.connecting import checked_addresses
+from segserve_builder.sources.ranges import opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from obstore import GetResult
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+    from obstore.store import ClientConfig, GCSStore, ObjectStore, RetryConfig, S3Store
 
     from segserve_builder.sources.access import Access
+    from segserve_builder.sources.asking import Answer
     from segserve_builder.sources.base import Stream
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{0,221}")
@@ -38,11 +45,25 @@ _CHUNK_BYTES: Final = 2**20
 MOST_FILES: Final = 100_000
 
 RETRIES: Final[RetryConfig] = {"max_retries": 2, "retry_timeout": timedelta(seconds=60)}
-"""Of one request; whoever fetches tries again, from where it broke off."""
+"""Of one request of the library; whoever fetches tries again, from where it broke off."""
+
+SIGNED_FOR: Final = timedelta(hours=1)
+"""How long a signed URL opens its object: it is used at once, but clocks differ."""
+
+Located: TypeAlias = "Callable[[str], str]"
+"""Returns the URL of the object with a key, as it may be asked for: signed where that is needed."""
 
 
-class ObjectStream:
-    """An object's bytes from `start` on."""
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket as the library has it, and its objects' URLs; None where only the library can ask for them."""
+
+    store: ObjectStore
+    located: Located | None
+
+
+class TokenStream:
+    """An object's bytes from `start` on, as the library reads them."""
 
     def __init__(self, result: GetResult) -> None:
         self._chunks = iter(result.stream(_CHUNK_BYTES))
@@ -70,14 +91,15 @@ class ObjectStream:
 class ObjectStoreSource(ABC):
     """Objects by `<scheme>://<bucket>/<key>`; in a key `%`, `?` and `#` are written percent-encoded.
 
-    The server's usual host is looked up and checked before anything is sent to it. The library connects by itself, and
-    can neither be told the address nor to follow no redirect: a store's own server is trusted not to lead elsewhere.
+    The server's usual host is looked up and checked before anything is sent to it. Where the library connects, for
+    listings and with tokens, it can neither be told the address nor to follow no redirect.
     """
 
     scheme: ClassVar[str]
+    headers: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
-    def connect(self, bucket: str, access: Access) -> ObjectStore:
+    def connect(self, bucket: str, access: Access) -> Bucket:
         """Return the bucket, with the credentials that `access` has for it; nothing is sent yet.
 
         Raises `SourceUnauthorizedError` where a Secret lacks what is needed, `SourceDeniedError` as `guarded` does.
@@ -92,16 +114,23 @@ class ObjectStoreSource(ABC):
         bucket, key = self._place(uri, access)
         if not key or key.endswith("/"):
             raise ArtifactMissingError(f"{uri!r} names a folder; an artifact is one object")
+        if not {"", ".", ".."}.isdisjoint(key.split("/")):
+            raise ArtifactMissingError(f"{uri!r} is no object's name: none of its parts may be empty, '.' or '..'")
         with self._telling(uri, bucket, access):
-            result = _get(self.connect(bucket, access), key, start)
-        yield ObjectStream(result)
+            found = self.connect(bucket, access)
+            asked = found.located(key) if found.located else _get(found.store, key, start)
+        if not isinstance(asked, str):
+            yield TokenStream(asked)
+            return
+        with opened(asked, access, self._ask(bucket, access), start, as_stored=True) as stream:
+            yield stream
 
     def files(self, uri: str, access: Access) -> Iterator[str]:
         """Yield the keys of the objects below `uri`, relative to it; those that only mark a folder are left out."""
         bucket, key = self._place(uri, access)
         prefix = key.rstrip("/") + "/" if key else ""
         with self._telling(uri, bucket, access):
-            found = dict(islice(_listed(self.connect(bucket, access), prefix), MOST_FILES + 1))
+            found = dict(islice(_listed(self.connect(bucket, access).store, prefix), MOST_FILES + 1))
         if len(found) > MOST_FILES:
             raise ArtifactTooLargeError(f"below {uri!r} are more than the {MOST_FILES} objects that are allowed")
         parents = {"/".join(parts[:n]) for parts in (name.split("/") for name in found) for n in range(len(parts))}
@@ -116,6 +145,11 @@ class ObjectStoreSource(ABC):
             raise ArtifactMissingError(f"{uri!r} names no bucket; it has the form {self.scheme}://bucket/key")
         access.check_uri(self.scheme, bucket)
         return bucket, unquote(key)
+
+    def _ask(self, bucket: str, access: Access) -> Ask:
+        authority = _authorities(access.secret(self.scheme, bucket))
+        who = self._who(bucket, access)
+        return Ask(self.scheme, self.headers, authority=authority, refusal=lambda answer: _refusal(answer, who))
 
     @contextmanager
     def _telling(self, uri: str, bucket: str, access: Access) -> Iterator[None]:
@@ -145,7 +179,7 @@ def guarded(access: Access, scheme: str, usual: str) -> str:
         return named.rstrip("/")
     place = urlsplit(usual)
     checked_addresses(place.hostname or "", place.port or 443, access)
-    return usual
+    return usual.rstrip("/")
 
 
 def client(endpoint: str, secret: Mapping[str, str]) -> ClientConfig:
@@ -160,9 +194,30 @@ def client(endpoint: str, secret: Mapping[str, str]) -> ClientConfig:
         "timeout": "1d",
         "user_agent": "segserve",
     }
-    if authorities := secret.get("ca.crt", "") + ("" if _has_authorities() else _usual_authorities()):
+    if authorities := _authorities(secret):
         options["root_certificate"] = authorities
     return options
+
+
+def unsigned(bucket_url: str, query: str = "") -> Located:
+    """Return how objects are asked for by their URLs alone, with a `query` that opens all of them."""
+    return lambda key: f"{bucket_url}/{quoted(key)}" + (f"?{query}" if query else "")
+
+
+def signed(store: S3Store | GCSStore, *, encode: Callable[[str], str] = str) -> Located:
+    """Return how objects are asked for by URLs that the library signs; `encode` does what it leaves out of that."""
+    import obstore
+
+    return lambda key: obstore.sign(store, "GET", encode(key), SIGNED_FOR)
+
+
+def quoted(key: str) -> str:
+    """Return a key as it stands in a URL."""
+    return quote(key, safe="/~")
+
+
+def _authorities(secret: Mapping[str, str]) -> str:
+    return secret.get("ca.crt", "") + ("" if _has_authorities() else _usual_authorities())
 
 
 @cache
@@ -195,6 +250,18 @@ def said(error: Exception) -> str:
     # Why there is no connection stands in the details alone.
     why = _WHY.search(details)
     return text.rpartition(" - ")[2].strip() + (f" ({why[0]})" if why else "")
+
+
+def _refusal(answer: Answer, who: str) -> str:
+    """Return what a store says in its refusal, and to whom."""
+    try:
+        code = _CODE.search(answer.content().decode(errors="replace"))
+    except (ArtifactMissingError, SourceUnavailableError):
+        code = None
+    text = (f" ({code[1]})" if code else "") + f" to {who}"
+    if region := answer.headers["x-amz-bucket-region"]:
+        text += f"; the bucket is in the region {region!r}, which is named by the key region of its Secret"
+    return text
 
 
 def _translated(error: Exception, uri: str, who: str) -> Exception:

@@ -31,10 +31,11 @@ class HttpStream:
 
 
 @contextmanager
-def opened(url: str, access: Access, what: Ask, start: int = 0) -> Iterator[HttpStream]:
+def opened(url: str, access: Access, what: Ask, start: int = 0, *, as_stored: bool = False) -> Iterator[HttpStream]:
     """Open a file from the byte `start` on, or from its own start where the server does not do that; raises as `ask`.
 
-    An encoded body is refused: its digest would not be the file's, and it could be a thousand times as long.
+    An encoded body is refused: its digest would not be the file's, and it could be a thousand times as long. Where the
+    server gives files `as_stored`, their encoding is a label of the file.
     """
     ranged = what
     if start:
@@ -46,11 +47,14 @@ def opened(url: str, access: Access, what: Ask, start: int = 0) -> Iterator[Http
     with ask(url, access, ranged) as answer:
         if answer.status != _BEYOND_THE_END:
             encoding = answer.headers.get("Content-Encoding", "identity")
-            if encoding != "identity":
+            if encoding != "identity" and not as_stored:
                 raise ArtifactMissingError(f"{answer.place.text!r} is sent as {encoding!r}; asked for is identity")
-            yield HttpStream(answer)
-            return
-    with opened(url, access, what) as stream:
+            stream = HttpStream(answer)
+            # Some servers give nothing where others answer 416.
+            if not start or stream.start != stream.size:
+                yield stream
+                return
+    with opened(url, access, what, as_stored=as_stored) as stream:
         yield stream
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.errors import SourceUnauthorizedError
-from segserve_builder.sources.object_store import RETRIES, ObjectStoreSource, client, guarded
+from segserve_builder.sources.object_store import RETRIES, Bucket, ObjectStoreSource, client, guarded, signed, unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from obstore.store import ObjectStore, S3Credential
+    from obstore.store import S3Credential
 
     from segserve_builder.sources.access import Access
 
@@ -37,7 +37,7 @@ class S3Source(ObjectStoreSource):
 
     scheme = "s3"
 
-    def connect(self, bucket: str, access: Access) -> ObjectStore:
+    def connect(self, bucket: str, access: Access) -> Bucket:
         """Return the bucket; see `ObjectStoreSource.connect`."""
         from obstore.store import S3Store
 
@@ -49,7 +49,7 @@ class S3Source(ObjectStoreSource):
         named = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
         endpoint = guarded(access, self.scheme, named or _usual_endpoint(region))
         by_library = not secret and any(environment.get(name) for name in _FOUND_BY_LIBRARY)
-        return S3Store(
+        store = S3Store(
             bucket,
             config={
                 "region": region,
@@ -63,6 +63,7 @@ class S3Source(ObjectStoreSource):
             retry_config=RETRIES,
             credential_provider=_Given(secret) if secret else None,
         )
+        return Bucket(store, signed(store) if secret or by_library else unsigned(f"{endpoint}/{bucket}"))
 
 
 class _Given:
