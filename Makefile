@@ -34,7 +34,7 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)-numpy1/stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)-numpy1
 	$(VENV)-numpy1/bin/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[builder,cluster,sources]' \
-	  torch==2.13.0 onnxruntime scipy scikit-image pytest pytest-asyncio pytest-timeout hypothesis trustme
+	  torch==2.13.0 onnxruntime scipy scikit-image pytest pytest-asyncio pytest-timeout hypothesis huggingface_hub trustme
 	touch $@
 
 # Debian's Python is the only one with a torchvision for the CPU: an oracle and a peer, in an environment of its own.
