@@ -8,6 +8,7 @@ import csv
 import json
 import queue
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -180,19 +181,19 @@ def test_command_and_python_of_the_readme_do_what_they_say(
     python = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
     assert command is not None
     assert python is not None
-    overlay = tmp_path / "overlay.png"
-    (tmp_path / "photo.jpg").write_bytes(photo)
+    (tmp_path / "photos").mkdir()
+    for path in ("photo.jpg", "photos/photo.jpg"):
+        (tmp_path / path).write_bytes(photo)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEGSERVE_URL", coins.url)
 
-    table = coins.segserve(*command[1].split())
-    drawn = overlay.read_bytes()
-    overlay.unlink()
+    table = coins.segserve(*shlex.split(command[1]))
     exec(compile(python[1], "README.md", "exec"), {})
 
+    drawn = (tmp_path / "overlays" / "photo.png").read_bytes()
     assert "coin" in table
     assert len(drawn) > 10_000
-    assert overlay.read_bytes() == drawn
+    assert (tmp_path / "overlay.png").read_bytes() == drawn
 
 
 @pytest.fixture(scope="module")
