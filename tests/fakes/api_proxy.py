@@ -113,6 +113,7 @@ class ApiProxy:
                 yield self
             finally:
                 await runner.cleanup()
+        await asyncio.sleep(0.05)  # a TLS connection takes a few turns of the loop to be closed, which may end now
 
     @contextmanager
     def in_thread(self) -> Iterator[ApiProxy]:

@@ -43,7 +43,7 @@ SERVED: Final = {
 
 def default_pool(*, server: Json | None = None, **spec: Any) -> Json:
     """Return the pool of the coins: two servers, which answer on for as long as others take to start; two gateways."""
-    return pool(**{"replicas": 2, "server": {"drainSeconds": 25, **(server or {})}, **spec})
+    return pool(**{"replicas": 2, "server": {"drainSeconds": 35, **(server or {})}, **spec})
 
 
 def second_pool(base: str, **spec: Any) -> Json:
