@@ -167,6 +167,7 @@ def test_what_is_made_somebody_elses_becomes_ours_again_and_no_request_fails(ser
 
 def test_at_rest_nothing_is_written(served: ServedNamespace) -> None:
     served.wait_ready("coins", "zoo-unet")
+    served.cluster.wait("no pod is ending any more", lambda: not ending(served))
     served.cluster.wait("servers have reported on what was repaired before", lambda: is_calm(served))
     writes, versions = served.operator.writes(), served.versions()
 
@@ -174,6 +175,12 @@ def test_at_rest_nothing_is_written(served: ServedNamespace) -> None:
 
     assert served.operator.writes() == writes
     assert served.versions() == versions
+
+
+def ending(served: ServedNamespace) -> list[str]:
+    """Return the pods that still drain: their budgets' status changes when they are gone."""
+    pods = served.cluster.get(served.name, "pods")
+    return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" in pod["metadata"]]
 
 
 def is_calm(served: ServedNamespace) -> bool:
