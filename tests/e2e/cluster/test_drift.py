@@ -23,6 +23,7 @@ Json = dict[str, Any]
 
 REPAIRED_S = 60.0
 REST_S = 30.0
+DRAINED_S = 120.0
 CALM_S = 5.0
 NAMES = ("coins", "coins-instances", "coins-twostage")
 GARBAGE = base64.b64encode(b"garbage").decode()
@@ -167,7 +168,7 @@ def test_what_is_made_somebody_elses_becomes_ours_again_and_no_request_fails(ser
 
 def test_at_rest_nothing_is_written(served: ServedNamespace) -> None:
     served.wait_ready("coins", "zoo-unet")
-    served.cluster.wait("no pod is ending any more", lambda: not ending(served))
+    served.cluster.wait("no pod is ending any more", lambda: not ending(served), DRAINED_S)
     served.cluster.wait("servers have reported on what was repaired before", lambda: is_calm(served))
     writes, versions = served.operator.writes(), served.versions()
 
