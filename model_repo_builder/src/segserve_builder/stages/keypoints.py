@@ -23,6 +23,7 @@ class Keypoints(Stage):
     point's score is the logit there. Boxes are clipped to the image, points are not.
     """
 
+    version: ClassVar[int] = 2
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.HEATMAPS})
     gives: ClassVar[Kind | None] = Kind.KEYPOINTS
 
@@ -49,8 +50,11 @@ def _in_network_pixels(boxes: Float32, placement: Placement) -> Float32:
 
     p = placement
     scale, start = np.array([p.inner_width / p.width, p.inner_height / p.height] * 2), np.array([p.left, p.top] * 2)
-    exact = boxes * scale + start
+    scaled = boxes * scale
+    exact = scaled + start
     whole = np.rint(exact)
-    near = np.abs(exact - whole) <= ROUNDINGS * np.finfo(np.float32).eps * np.maximum(np.abs(exact), 1)
+    # Roundings are as large as what was rounded: beside a wide border the sum may be far smaller than its parts.
+    rounded = np.maximum(np.maximum(np.abs(scaled), np.abs(start)), 1)
+    near = np.abs(exact - whole) <= ROUNDINGS * np.finfo(np.float32).eps * rounded
     given: Float32 = np.where(near, whole, exact).astype(np.float32)
     return given
