@@ -22,11 +22,13 @@ COMMIT=faecb196815e248d3ecfb03c680a4507229c2a56
 missing=$(for p in $PACKAGES; do dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || echo "$p"; done)
 if [ -n "$missing" ]; then
   # packages must not start their services (containerd, etcd): policy-rc.d says no
-  policy=
-  [ -e /usr/sbin/policy-rc.d ] || { policy=1; printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d
+  fi
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends $missing
-  [ -z "$policy" ] || rm /usr/sbin/policy-rc.d
+  if [ -n "$(trap -p EXIT)" ]; then rm /usr/sbin/policy-rc.d; trap - EXIT; fi
 fi
 mkdir -p "$KT_BIN" "$KT_IMAGES" "$KT_CACHE/gocache"
 
@@ -80,7 +82,7 @@ fi
 [ -e "$KT_IMAGES/pause.tar" ] ||
   "$KT_HERE/make_image.py" -t localhost/pause:1 -o "$KT_IMAGES/pause.tar" --copy "$KT_BIN/kt-init:/pause" --entrypoint /pause
 if [ ! -e "$KT_IMAGES/busybox.tar" ]; then
-  root=$(mktemp -d); mkdir -p "$root"/{bin,etc,root,tmp,var}; chmod 1777 "$root/tmp"
+  root=$KT_CACHE/busybox-root; rm -rf "$root"; mkdir -p "$root"/{bin,etc,root,tmp,var}; chmod 1777 "$root/tmp"
   cp /bin/busybox "$root/bin/"
   printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n' >"$root/etc/passwd"
   links=$(/bin/busybox --list-full | grep -v '^bin/busybox$' | sed 's,.*,--symlink=&=/bin/busybox,')

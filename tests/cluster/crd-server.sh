@@ -49,11 +49,17 @@ A
   cp "$work/root/usr/bin/etcd" "$CRD_CACHE/bin/"; mv "$server.new" "$server"; rm -rf "$work"
 }
 
+# Whether a process still runs what its pid was written down for: an id may have gone to somebody else's process.
+runs() { [ "$(readlink "/proc/$1/exe" 2>/dev/null)" = "$(readlink -f "$2")" ]; } # PID EXECUTABLE
+
 stop() {
+  local p pid binary
   for p in server etcd; do
     [ -s "$CRD_RUN/$p.pid" ] || continue
-    kill "$(cat "$CRD_RUN/$p.pid")" 2>/dev/null || true
-    for _ in $(seq 50); do kill -0 "$(cat "$CRD_RUN/$p.pid")" 2>/dev/null || break; sleep 0.1; done
+    pid=$(cat "$CRD_RUN/$p.pid") binary=$server; [ $p = server ] || binary=$CRD_CACHE/bin/etcd
+    if runs "$pid" "$binary"; then kill "$pid" || true; fi
+    for _ in $(seq 50); do runs "$pid" "$binary" || break; sleep 0.1; done
+    if runs "$pid" "$binary"; then kill -KILL "$pid" || true; fi
     rm -f "$CRD_RUN/$p.pid"
   done
 }

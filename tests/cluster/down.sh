@@ -4,6 +4,7 @@
 # with the last one go its mounts, its network and the veth.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
+[ ! -d "$KT_RUN/crd-server" ] || "$KT_HERE/crd-server.sh" stop
 if alive; then
   pid=$(cat "$KT_RUN/node.pid")
   kill -KILL "$pid"
@@ -17,6 +18,8 @@ for _ in $(seq 50); do
 done
 if [ -d "$KT_RUN" ]; then
   grep -q " $KT_RUN/" /proc/self/mounts && { echo "still mounted below $KT_RUN:" >&2; grep " $KT_RUN/" /proc/self/mounts >&2; exit 1; }
+  # folders that up.sh made as mount points; whatever else may have come into them keeps them
+  [ ! -e "$KT_RUN/made" ] || while read -r folder; do rmdir "$folder" 2>/dev/null || true; done <"$KT_RUN/made"
   rm -rf --one-file-system "$KT_RUN"
 fi
 [ "${1-}" = --quiet ] || echo down

@@ -15,8 +15,8 @@ KT_POD_GATEWAY=${KT_POD_GATEWAY:-10.244.0.1}
 KT_SERVICE_CIDR=${KT_SERVICE_CIDR:-10.96.0.0/16}
 KT_SERVICE_IP=${KT_SERVICE_IP:-10.96.0.1} # first of the above: the API's own Service
 
-# Run a command in the node's mount, network and process namespaces.
-node() { nsenter -t "$(cat "$KT_RUN/node.pid")" -m -n -p -- "$@"; }
+# Run a command in all of the node's namespaces: without -u its host name would be set on the host.
+node() { nsenter -t "$(cat "$KT_RUN/node.pid")" -m -n -u -i -p -- "$@"; }
 ctr_() { node ctr -a "$KT_RUN/containerd.sock" -n k8s.io "$@"; }
 load_image() { ctr_ images import - <"$1"; }
 kctl() { "$KT_BIN/kubectl" --kubeconfig "$KT_RUN/admin.conf" "$@"; }

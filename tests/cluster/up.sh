@@ -6,7 +6,7 @@
 #   pid    down.sh ends one process, and the kernel ends all the others
 # Nothing on the host changes but: one veth, two routes, cgroups named $KT_CGROUP,
 # $KT_RUN, and two empty folders (/var/lib/cni, /var/lib/kubelet) that are mount
-# points inside the node. Ends when the node is Ready. Needs root.
+# points inside the node; down.sh removes them all. Ends when the node is Ready. Needs root.
 set -eEuo pipefail
 . "$(dirname "$0")/env.sh"
 alive && [ -e "$KT_RUN/ready" ] && { echo "already up: KUBECONFIG=$KT_RUN/admin.conf"; exit 0; }
@@ -18,7 +18,11 @@ for b in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-prox
   [ -x "$KT_BIN/$b" ] || { echo "no $KT_BIN/$b: run build.sh first" >&2; exit 1; }; done
 began=$(date +%s%N); lap() { [ -z "${KT_VERBOSE-}" ] || printf '[%5d ms] %s\n' $((($(date +%s%N)-began)/1000000)) "$*"; }
 trap 'echo "cluster-up failed; logs are in $KT_RUN/log" >&2' ERR
-mkdir -p "$KT_RUN"/{log,pid,command,pki,cni,sysctl,etcd,kubelet,containerd,private/log,private/cni,private/kubelet} /var/lib/cni /var/lib/kubelet
+mkdir -p "$KT_RUN"/{log,pid,command,pki,cni,sysctl,etcd,kubelet,containerd,private/log,private/cni,private/kubelet}
+for folder in /var/lib/cni /var/lib/kubelet; do
+  [ -d "$folder" ] || { echo "$folder" >>"$KT_RUN/made"; mkdir "$folder"; }
+done
+[ -z "${SEGSERVE_TEST_RUN-}" ] || echo "$SEGSERVE_TEST_RUN" >"$KT_RUN/test-run"  # who has to end it
 mkdir -p "$KT_STORE"
 cd "$KT_RUN"
 
