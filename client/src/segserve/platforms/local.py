@@ -13,13 +13,15 @@ from segserve.platforms.port import MODEL, POOL, ROLLOUT, Check, Json, LogReques
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from segserve.platforms.manifests import Written
     from segserve.platforms.place import Local
-    from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.adapters.local.store import LocalStore
 
 POLL_S: Final = 0.2
+MARK_BYTES: Final = 4096
+"""By how much of what was read last a log that was cut is recognised: lines repeat, that many rarely do."""
 
 
 def local_store(place: Local | None = None) -> LocalStore:
@@ -124,10 +126,14 @@ class LocalPlatform:
             raise ControlError("--previous is for clusters: here a log goes on where the process before it ended")
         if not state.root.exists():
             raise ControlError(f"no platform has run in {state.root}")
-        offsets: dict[Path, int] = {}
+        known: dict[Path, _LogFile] = {}
         while True:
             for path in self._log_files(request):
-                yield from _new_lines(state, path, offsets, request.lines)
+                origin = path.relative_to(state.root).with_suffix("").as_posix()
+                is_first_look = path not in known
+                lines = known.setdefault(path, _LogFile(path)).new_lines(to_the_end=not request.follow)
+                skipped = max(0, len(lines) - request.lines) if is_first_look else 0
+                yield from (f"{origin} | {line}" for line in lines[skipped:])
             if not request.follow:
                 return
             time.sleep(POLL_S)
@@ -181,14 +187,37 @@ def _known() -> Iterator[None]:
         raise NotFoundError(str(error)) from None
 
 
-def _new_lines(state: StateFolder, path: Path, offsets: dict[Path, int], lines: int) -> Iterator[str]:
-    if not path.exists():
-        return
-    origin = path.relative_to(state.root).with_suffix("").as_posix()
-    with path.open("rb") as file:
-        file.seek(offsets.get(path, 0))
-        text = file.read().decode(errors="replace").splitlines()
-        first = path not in offsets
-        offsets[path] = file.tell()
-    for line in text[-lines:] if first else text:
-        yield f"{origin} | {line}"
+class _LogFile:
+    """The lines of a log that others append to, and may cut or replace; each of them is given once, and whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._mark = b""  # what stood before the offset
+
+    def new_lines(self, *, to_the_end: bool) -> list[str]:
+        """Return the lines since the last call; `to_the_end`: what has no line end yet is a line too."""
+        try:
+            with self._path.open("rb") as file:
+                data = self._unread(file)
+        except FileNotFoundError:
+            return []
+        read = data if to_the_end else data[: data.rfind(b"\n") + 1]
+        self._offset += len(read)
+        self._mark = (self._mark + read)[-MARK_BYTES:]
+        return read.decode(errors="replace").splitlines()
+
+    def _unread(self, file: BinaryIO) -> bytes:
+        file.seek(self._offset - len(self._mark))
+        data = file.read()
+        if data.startswith(self._mark):
+            return data[len(self._mark) :]
+        # It was cut: what was read last stands nearer to its beginning now, or nowhere if all of it is new.
+        file.seek(0)
+        data = file.read()
+        found = data.find(self._mark)
+        if found < 0:
+            self._offset, self._mark = 0, b""
+        else:
+            self._offset = found + len(self._mark)
+        return data[self._offset :]
