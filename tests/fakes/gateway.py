@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fakes.agent_group import free_ports
+from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import Gateway
 
@@ -51,21 +51,49 @@ class RunningGateway:
 
     async def resume(self) -> None:
         """Start Envoy again, as a container is: with the same files, that nobody writes anew."""
-        self.process = subprocess.Popen(self._arguments, stderr=subprocess.DEVNULL)
-        with suppress(TimeoutError):
-            await self._wait(5)
+        self.process = process = subprocess.Popen(self._arguments, stderr=subprocess.DEVNULL)
 
-    async def _wait(self, seconds: float) -> None:
-        async with asyncio.timeout(seconds):
-            while (await self.traffic.observe()).plan is None:
-                assert self.process.poll() is None, self.traffic.log.read_text()
-                await asyncio.sleep(0.02)
+        async def follows() -> bool:
+            assert process.poll() is None, self.traffic.log.read_text()
+            return (await self.traffic.observe()).plan is not None
+
+        await eventually(follows, "Envoy follows a plan")
+
+    async def in_flight(self, wanted: dict[tuple[str, str], int]) -> None:
+        """Return once so many requests are under way, by model and group."""
+
+        async def reached() -> bool:
+            return (await self.traffic.observe()).active == wanted
+
+        await eventually(reached, f"in flight are {wanted}")
+
+    async def latencies_are_merged(self) -> None:
+        """Return once Envoy's threads have put together the latencies of all that has ended before this call.
+
+        They do so at every flush of statistics, and the uptime is written after it. The first flush that is seen may
+        have begun before this call, the second has not.
+        """
+        for _ in range(2):
+            former = await self._uptime()
+
+            async def flushed(former: str = former) -> bool:
+                return await self._uptime() != former
+
+            await eventually(flushed, "a flush of Envoy's statistics")
+
+    async def metrics(self) -> list[str]:
+        """Return the lines of Envoy's metrics."""
+        return (await self.traffic.metrics()).decode().splitlines()
+
+    async def _uptime(self) -> str:
+        """Return the line of Envoy's uptime at its last flush."""
+        return next(line for line in await self.metrics() if line.startswith("envoy_server_uptime"))
 
     def kill(self) -> None:
         """End Envoy without notice."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(HANG_S)
 
 
 @asynccontextmanager

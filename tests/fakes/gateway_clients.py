@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from fakes.gateway import RunningGateway
 from fakes.triton import StubTriton
+from fakes.waiting import HANG_S, eventually
 from segserve_operator.core.traffic import Route, Share, TrafficPlan
 
 LIMIT = 2**21
@@ -54,7 +55,7 @@ def by_stream(authority: str, model: str = "coins") -> str:
     with tritonclient.grpc.InferenceServerClient(authority) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
         client.async_stream_infer(model, image(tritonclient.grpc))
-        result, error = answers.get(timeout=10)
+        result, error = answers.get(timeout=HANG_S)
         client.stop_stream()
     if error is not None:
         raise error
@@ -63,7 +64,7 @@ def by_stream(authority: str, model: str = "coins") -> str:
 
 
 async def ask(gateway: RunningGateway, path: str, **options: Any) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=gateway.traffic.url, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=gateway.traffic.url, timeout=HANG_S) as client:
         return await client.request(options.pop("method", "POST"), path, **options)
 
 
@@ -77,16 +78,40 @@ class Load:
         self._calls = (self._http, self._grpc) * (clients // 2)
         self._ended = False
 
+    def __len__(self) -> int:
+        """Return how many clients there are."""
+        return len(self._calls)
+
     async def __aenter__(self) -> None:
         self._clients = [asyncio.create_task(client()) for client in self._calls]
-        await asyncio.sleep(0.1)
+        await self.goes_on()
 
     async def __aexit__(self, *_: object) -> None:
         self._ended = True
         await asyncio.gather(*self._clients)
 
+    async def goes_on(self, answers: int = 20) -> None:
+        """Return after so many more calls, answered or not."""
+        wanted = self._ended_calls() + answers
+
+        async def reached() -> bool:
+            return self._ended_calls() >= wanted
+
+        await eventually(reached, f"{answers} more calls have ended")
+
+    async def hears(self, *names: str, answers: int = 20) -> None:
+        """Return once each of these servers has given so many answers."""
+
+        async def reached() -> bool:
+            return all(self.answers[name] >= answers for name in names)
+
+        await eventually(reached, f"{answers} answers of each of {names}")
+
+    def _ended_calls(self) -> int:
+        return self.answers.total() + len(self.failures)
+
     async def _http(self) -> None:
-        async with httpx.AsyncClient(base_url=f"http://{self._authority}", timeout=20) as client:
+        async with httpx.AsyncClient(base_url=f"http://{self._authority}", timeout=HANG_S) as client:
             while not self._ended:
                 try:
                     answer = await client.post("/v2/models/coins/infer", content=b"image")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import grpc
@@ -11,6 +9,7 @@ import httpx
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from fakes.waiting import HANG_S
 from segserve_operator.core.counters import Count, Series, Tally
 
 if TYPE_CHECKING:
@@ -20,19 +19,17 @@ INFER = "/v2/models/coins/infer"
 HTTP, GRPC = Series("main", "http"), Series("main", "grpc")
 
 
-async def by_http_status(gateway: RunningGateway, timeout_s: float = 20.0) -> int | None:
-    """Ask for an inference; None where we gave up first."""
-    with suppress(httpx.TimeoutException):
-        async with httpx.AsyncClient(base_url=gateway.traffic.url, timeout=timeout_s) as client:
-            return (await client.post(INFER, content=b"image")).status_code
-    return None
+async def by_http_status(gateway: RunningGateway) -> int:
+    """Ask for an inference."""
+    async with httpx.AsyncClient(base_url=gateway.traffic.url, timeout=HANG_S) as client:
+        return (await client.post(INFER, content=b"image")).status_code
 
 
-async def by_grpc_status(gateway: RunningGateway, timeout_s: float = 20.0) -> grpc.StatusCode:
+async def by_grpc_status(gateway: RunningGateway) -> grpc.StatusCode:
     async with grpc.aio.insecure_channel(gateway.authority) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:
-            await stub.ModelInfer(pb.ModelInferRequest(model_name="coins"), timeout=timeout_s)
+            await stub.ModelInfer(pb.ModelInferRequest(model_name="coins"), timeout=HANG_S)
         except grpc.aio.AioRpcError as error:
             return error.code()
     return grpc.StatusCode.OK
@@ -40,7 +37,7 @@ async def by_grpc_status(gateway: RunningGateway, timeout_s: float = 20.0) -> gr
 
 async def counted(gateway: RunningGateway) -> Count:
     """Return what is counted, once Envoy's threads have put their latencies together."""
-    await asyncio.sleep(1.2)
+    await gateway.latencies_are_merged()
     return (await gateway.traffic.count(["coins"])).get("coins", Count("", 0.0))
 
 

@@ -13,6 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from fakes.waiting import HANG_S
 from segserve_operator.core.traffic import Endpoint
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ class Asked:
 class StubTriton:
     """Runs in a thread of its own while it is entered.
 
-    `delay_s` is how long an inference takes; the next `resets` HTTP requests are cut off without an answer; `status`
-    is what HTTP answers have, `grpc_status` what inferences by gRPC end with: `late`, once an answer has begun.
+    `delay_s` is the least time that an inference takes, and between `hold` and `release` none ends. The next `resets`
+    HTTP requests are cut off without an answer; `status` is what HTTP answers have, `grpc_status` what inferences by
+    gRPC end with: `late`, once an answer has begun. `in_flight` inferences have arrived and have not ended.
     """
 
     name: str
@@ -44,19 +46,39 @@ class StubTriton:
     late: bool = False
     asked: list[Asked] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
+    in_flight: int = field(default=0, init=False)
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
+        self._may_answer = asyncio.Event()
+        self._may_answer.set()
         self._thread = threading.Thread(target=self._loop.run_forever, name=self.name)
         self._thread.start()
-        self.endpoint = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        self.endpoint = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(HANG_S)
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(HANG_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(HANG_S)
         self._loop.close()
+
+    def hold(self) -> None:
+        """Answer no inference that arrives from now on until `release`."""
+        self._loop.call_soon_threadsafe(self._may_answer.clear)
+
+    def release(self) -> None:
+        """Answer all that are held, and those that come."""
+        self._loop.call_soon_threadsafe(self._may_answer.set)
+
+    async def work(self) -> None:
+        """Take the time of one inference."""
+        self.in_flight += 1
+        try:
+            await asyncio.sleep(self.delay_s)
+            await self._may_answer.wait()
+        finally:
+            self.in_flight -= 1
 
     async def _start(self) -> Endpoint:
         self._grpc = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
@@ -92,7 +114,7 @@ class StubTriton:
             writer.transport.abort()
             raise ConnectionResetError
         if asked.path.partition("?")[0].endswith("/infer"):
-            await asyncio.sleep(self.delay_s)
+            await self.work()
         answer = {"model_name": "any", "model_version": self.name, "outputs": []}
         body = json.dumps(answer).encode()
         head = f"HTTP/1.1 {self.status} Said\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -114,7 +136,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:  # noqa: N802
         self._triton.methods.append("ModelInfer")
-        await asyncio.sleep(self._triton.delay_s)
+        await self._triton.work()
         if self._triton.grpc_status is not grpc.StatusCode.OK:
             if self._triton.late:
                 await context.send_initial_metadata(())

@@ -26,7 +26,15 @@ def new() -> Iterator[StubTriton]:
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(tmp_path, timeout_s=1.0, max_request_bytes=LIMIT) as running:
+    async with running_gateway(tmp_path, max_request_bytes=LIMIT) as running:
+        yield running
+
+
+@pytest.fixture
+async def impatient(tmp_path: Path, old: StubTriton) -> AsyncIterator[RunningGateway]:
+    """A gateway that waits a second for an answer, with the server `old`."""
+    async with running_gateway(tmp_path, timeout_s=1.0) as running:
+        await running.traffic.apply(served(old))
         yield running
 
 

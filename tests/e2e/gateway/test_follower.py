@@ -11,6 +11,7 @@ import pytest
 from fakes.gateway import RunningGateway
 from fakes.gateway_clients import Load, ask, served
 from fakes.triton import StubTriton
+from fakes.waiting import eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.gateway_sync.follower import Follower
@@ -28,7 +29,7 @@ class Following:
 
     def __init__(self, gateway: RunningGateway) -> None:
         self.reports: list[dict[str, Any]] = []
-        traffic = EnvoyTraffic(gateway.folder, gateway.gateway, timeout_s=1.0)
+        traffic = EnvoyTraffic(gateway.folder, gateway.gateway)
         self.follower = Follower(traffic, "uid-1", self.reports.append)
         self._task = asyncio.create_task(self.follower.run())
 
@@ -40,10 +41,21 @@ class Following:
         return self.reports[-1]["shards"].get("0") if self.reports else None
 
     async def until(self, look: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        async with asyncio.timeout(20):
-            while not self.reports or not look(self.reports[-1]):
-                await asyncio.sleep(0.02)
-        return self.reports[-1]
+        async def reported() -> dict[str, Any] | None:
+            return self.reports[-1] if self.reports and look(self.reports[-1]) else None
+
+        report = await eventually(reported, f"a report; the last one: {self.reports[-1:]}")
+        return dict(report or {})
+
+    async def passes(self, count: int) -> None:
+        """Return after so many more rounds, whatever came of them."""
+        for _ in range(count):
+            former_s = self.follower.pulse.passed_s
+
+            async def passed(former_s: float = former_s) -> bool:
+                return self.follower.pulse.passed_s != former_s
+
+            await eventually(passed, "a round of the follower")
 
     async def tell(self, news: Told) -> dict[str, Any]:
         self.follower.tell(news)
@@ -83,12 +95,12 @@ async def test_what_has_no_weight_any_more_drains_and_its_end_is_said(
     gateway: RunningGateway, following: Following, old: StubTriton, new: StubTriton
 ) -> None:
     await following.tell(told(served(old, new, 0), "v1"))
-    old.delay_s = 0.9
+    old.hold()
     slow = asyncio.create_task(ask(gateway, "/v2/models/coins/infer"))
-    while not (await gateway.traffic.observe()).active:
-        await asyncio.sleep(0.01)
+    await gateway.in_flight({("coins", "main"): 1})
 
     report = await following.tell(told(served(old, new, 100), "v2"))
+    old.release()
     answer = await slow
     await following.until(lambda said: said["draining"] == [])
 
@@ -141,7 +153,7 @@ async def test_an_envoy_that_starts_again_serves_at_once_and_follows_what_was_to
     await following.tell(told(served(old), "v1"))
     gateway.kill()
     following.follower.tell(told(served(old, new, 100), "v2"))
-    await asyncio.sleep(0.5)
+    await following.passes(2)  # the first may have begun before the plan was told
     assert following.version() == "v1"
 
     await gateway.resume()

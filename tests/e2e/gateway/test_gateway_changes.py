@@ -10,6 +10,7 @@ import pytest
 from fakes.gateway import RunningGateway
 from fakes.gateway_clients import Load, ask, by_grpc, served
 from fakes.triton import StubTriton
+from fakes.waiting import eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
 from segserve_operator.adapters.traffic.envoy_files import GatewayRefusedError
@@ -110,8 +111,9 @@ async def test_weights_outlive_an_envoy_that_is_killed_and_a_supervisor_that_sta
     load = Load(gateway)
     async with load:
         await successor.apply(served(old, new, 100))
+        await load.goes_on(len(load))  # what was on its way
         load.answers.clear()
-        await asyncio.sleep(0.2)
+        await load.goes_on()
 
     assert observed.plan == served(old, new, 99)
     assert "new" in answers
@@ -139,49 +141,51 @@ async def test_callers_that_are_told_to_go_are_answered_until_they_do(serving: R
 
     async with load:
         await serving.traffic.drain()
-        await asyncio.sleep(1.5)
-        late = await ask(serving, "/v2/models/coins/infer")
+
+        async def told_to_go() -> bool:
+            return (await ask(serving, "/v2/models/coins/infer")).headers.get("connection") == "close"
+
+        await eventually(told_to_go, "a caller is told to go")
+        await load.goes_on(200)
 
     assert load.failures == []
-    assert late.headers["connection"] == "close"
 
 
 async def test_a_request_in_flight_is_counted_and_ends_well_after_its_group_has_left_the_plan(
     gateway: RunningGateway, old: StubTriton, new: StubTriton
 ) -> None:
     await gateway.traffic.apply(served(old))
-    old.delay_s = 0.8
+    old.hold()
     slow = [
         asyncio.create_task(ask(gateway, "/v2/models/coins/infer")),
         asyncio.create_task(asyncio.to_thread(by_grpc, gateway.authority)),
     ]
-    while (await gateway.traffic.observe()).active != {("coins", "main"): 2}:
-        await asyncio.sleep(0.01)
+    await gateway.in_flight({("coins", "main"): 2})
 
     share = Share("coins-new", "coins-new", 100, (new.endpoint,))
     await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),), (new.endpoint,)))
     meanwhile = await ask(gateway, "/v2/models/coins/infer")
-    active = (await gateway.traffic.observe()).active
+    await gateway.in_flight({("coins", "main"): 2})
+    old.release()
     answer, answer_by_grpc = await asyncio.gather(*slow)
 
     assert meanwhile.json()["model_version"] == "new"
-    assert active == {("coins", "main"): 2}
     assert (answer.json()["model_version"], answer_by_grpc) == ("old", "old")
-    assert (await gateway.traffic.observe()).active == {}
+    await gateway.in_flight({})
 
 
 async def test_a_request_in_flight_ends_well_after_its_server_has_left_the_group(
     gateway: RunningGateway, old: StubTriton, new: StubTriton
 ) -> None:
     await gateway.traffic.apply(served(old))
-    old.delay_s = 0.8
+    old.hold()
     slow = asyncio.create_task(ask(gateway, "/v2/models/coins/infer"))
-    while not (await gateway.traffic.observe()).active:
-        await asyncio.sleep(0.01)
+    await gateway.in_flight({("coins", "main"): 1})
 
     await gateway.traffic.apply(served(new))
 
     assert (await ask(gateway, "/v2/models/coins/infer")).json()["model_version"] == "new"
+    old.release()
     assert (await slow).json()["model_version"] == "old"
 
 
@@ -198,7 +202,7 @@ async def test_an_envoy_that_was_killed_serves_the_last_plan_again(serving: Runn
 async def test_a_supervisor_that_starts_again_finds_the_plan_in_force(
     serving: RunningGateway, old: StubTriton, new: StubTriton, tmp_path: Path
 ) -> None:
-    successor = EnvoyTraffic(tmp_path, serving.gateway, timeout_s=1.0)
+    successor = EnvoyTraffic(tmp_path, serving.gateway)
     assert (await successor.observe()).plan == served(old)
 
     await successor.apply(served(old, new, 100))

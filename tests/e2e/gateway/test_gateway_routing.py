@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 from fakes.gateway import RunningGateway
 from fakes.gateway_clients import STEP, ask, by_grpc, by_http, by_stream, image, served
 from fakes.triton import StubTriton
+from fakes.waiting import HANG_S
 
 pytestmark = pytest.mark.platform
 
@@ -163,7 +164,7 @@ async def test_every_other_path_is_404_and_reaches_no_server(serving: RunningGat
 
 def _raw(port: int, path: str) -> tuple[int, bytes]:
     """Ask for a path as it is: clients' libraries would tidy it."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as connection:
         connection.sendall(f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n".encode())
         with HTTPResponse(connection, method="POST") as answer:
             answer.begin()

@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 from fakes.gateway import RunningGateway
 from fakes.gateway_clients import ask, by_grpc, image, served
 from fakes.triton import StubTriton
+from fakes.waiting import HANG_S
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
@@ -44,7 +45,7 @@ def by_grpc_of(authority: str, group: str, model: str = "coins") -> str:
 
 
 async def post(gateway: RunningGateway, path: str, **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=HANG_S) as client:
         return await client.post(f"http://{gateway.internal}{path}", headers=headers)
 
 
@@ -113,7 +114,7 @@ async def test_what_comes_through_it_is_no_evidence(waiting: RunningGateway) -> 
     await asyncio.to_thread(by_http_of, waiting.internal, "coins-new")
     await asyncio.to_thread(by_grpc_of, waiting.internal, "main")
 
-    async with EnvoyAdmin(waiting.folder / "admin.sock", timeout_s=5) as admin:
+    async with EnvoyAdmin(waiting.folder / "admin.sock", timeout_s=HANG_S) as admin:
         metrics = (await admin.metrics()).decode()
 
     counted = [line for line in metrics.splitlines() if line.startswith("envoy_cluster_upstream_rq_total{")]

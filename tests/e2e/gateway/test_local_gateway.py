@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from fakes.agent_group import free_ports
 from fakes.gateway_clients import by_http, served
+from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.gateway import LocalGateway
@@ -38,9 +39,11 @@ async def local(tmp_path: Path) -> AsyncIterator[LocalGateway]:
     gateway = LocalGateway(state, Gateway(port=free_ports(1)[0]))
     assert await gateway.internal_url() is None
     assert await gateway.samples(GROUPS) == {"coins": {}, "cells": {}}
-    async with asyncio.timeout(20):
-        while (await gateway.observe()).plan is None:
-            await asyncio.sleep(0.05)
+
+    async def follows() -> bool:
+        return (await gateway.observe()).plan is not None
+
+    await eventually(follows, "the gateway follows a plan")
     yield gateway
     processes.end_all_of(state.root, grace_s=5)
 
@@ -63,7 +66,7 @@ async def test_segserve_itself_reaches_a_group_without_weight(
     url = await local.internal_url()
     assert url is not None
 
-    async with internal_client(url, timeout_s=5) as client:
+    async with internal_client(url, timeout_s=HANG_S) as client:
         answer = await client.post("/v2/models/coins/infer", headers={"x-segserve-group": "coins-new"})
     async with grpc.aio.insecure_channel(url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ import pytest
 
 from fakes.gateway_clients import Load, ask, by_grpc, by_http, served
 from fakes.gateway_counts import GRPC, HTTP, INFER, by_grpc_status, by_http_status, counted, tally, timed
-from segserve_operator.core.counters import Tally
+from fakes.waiting import eventually
+from segserve_operator.core.counters import Series, Tally
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
@@ -160,9 +162,15 @@ async def test_a_group_without_servers_fails(
 async def test_requests_over_the_limit_fail(gateway: RunningGateway, old: StubTriton) -> None:
     share = Share("main", "coins-old", 100, (old.endpoint,), max_requests=1)
     await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
-    old.delay_s = 0.5
-    statuses = await asyncio.gather(*(by_http_status(gateway) for _ in range(5)))
-    assert sorted(filter(None, statuses)) == [200, 503, 503, 503, 503]
+    old.hold()
+    asked = [asyncio.create_task(by_http_status(gateway)) for _ in range(5)]
+
+    async def all_but_one_ended() -> bool:
+        return sum(task.done() for task in asked) == 4
+
+    await eventually(all_but_one_ended, "four are refused")
+    old.release()
+    assert sorted(await asyncio.gather(*asked)) == [200, 503, 503, 503, 503]
 
     found = await tally(gateway, HTTP)
 
@@ -170,13 +178,13 @@ async def test_requests_over_the_limit_fail(gateway: RunningGateway, old: StubTr
 
 
 async def test_a_request_that_takes_too_long_has_failed_and_is_given_up(
-    serving: RunningGateway, old: StubTriton
+    impatient: RunningGateway, old: StubTriton
 ) -> None:
-    old.delay_s = 30
-    assert await by_http_status(serving) == 504
-    assert await by_grpc_status(serving) is grpc.StatusCode.DEADLINE_EXCEEDED
+    old.hold()
+    assert await by_http_status(impatient) == 504
+    assert await by_grpc_status(impatient) is grpc.StatusCode.DEADLINE_EXCEEDED
 
-    found = (await counted(serving)).tallies
+    found = (await counted(impatient)).tallies
 
     assert {series: replace(each, latencies=()) for series, each in found.items()} == {
         HTTP: Tally(1, 1, 1, 0),
@@ -188,9 +196,12 @@ async def test_a_request_that_takes_too_long_has_failed_and_is_given_up(
 async def test_a_caller_that_goes_away_has_given_up_and_nothing_has_failed(
     serving: RunningGateway, old: StubTriton
 ) -> None:
-    old.delay_s = 30
-    assert await by_http_status(serving, 0.2) is None
-    await by_grpc_status(serving, 0.2)
+    old.hold()
+    for asks in (by_http_status, by_grpc_status):
+        asked = asyncio.create_task(asks(serving))
+        await serving.in_flight({("coins", "main"): 1})
+        asked.cancel()
+        await serving.in_flight({})
 
     found = (await counted(serving)).tallies
 
@@ -198,16 +209,20 @@ async def test_a_caller_that_goes_away_has_given_up_and_nothing_has_failed(
 
 
 async def test_latencies_are_in_the_right_bins(serving: RunningGateway, old: StubTriton) -> None:
+    """Each is at least what the server took and at most what the caller waited."""
+    waited_ms: dict[Series, list[float]] = {HTTP: [], GRPC: []}
     for delay_s in (0.05, 0.2, 0.2):
         old.delay_s = delay_s
-        await by_http_status(serving)
-        await by_grpc_status(serving)
+        for series, asks in ((HTTP, by_http_status), (GRPC, by_grpc_status)):
+            began_s = time.monotonic()
+            await asks(serving)
+            waited_ms[series].append(1000 * (time.monotonic() - began_s))
 
-    for each in (await counted(serving)).tallies.values():
-        quick, *slow = [lower for lower, count in each.latencies for _ in range(count)]
-        assert 50 <= quick < 150
-        assert len(slow) == 2
-        assert all(200 <= lower < 400 for lower in slow)
+    for series, each in (await counted(serving)).tallies.items():
+        lower_ms = [lower for lower, count in each.latencies for _ in range(count)]
+        assert len(lower_ms) == 3
+        for took_ms, lower, waited in zip((50, 200, 200), lower_ms, sorted(waited_ms[series]), strict=True):
+            assert took_ms <= lower <= waited
 
 
 async def test_the_groups_of_a_split_are_counted_apart(
@@ -216,7 +231,7 @@ async def test_the_groups_of_a_split_are_counted_apart(
     await gateway.traffic.apply(served(old, new, 30))
     load = Load(gateway, clients=4)
     async with load:
-        await asyncio.sleep(1)
+        await load.hears("old", "new")
 
     found = (await counted(gateway)).tallies
 

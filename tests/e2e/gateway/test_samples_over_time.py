@@ -11,8 +11,9 @@ import pytest
 from fakes.gateway import RunningGateway, running_gateway
 from fakes.gateway_clients import served
 from fakes.gateway_counts import GRPC, HTTP, by_grpc_status, by_http_status, counted, timed
+from fakes.waiting import eventually
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
-from segserve_operator.core.counters import Count, Hung, Sample
+from segserve_operator.core.counters import Hung, Sample
 from segserve_operator.core.evidence import CANDIDATE, STABLE
 from segserve_operator.core.looks import look_between
 from segserve_operator.core.traffic import Route, Share, TrafficPlan
@@ -91,29 +92,31 @@ async def test_an_envoy_that_starts_again_adds_nothing_and_loses_nothing_that_wa
     assert look.latencies[STABLE].sum() == 2
 
 
-async def follow(gateway: RunningGateway, until: Callable[[Looked], bool], *, slow_after_s: float) -> list[Looked]:
-    """Take looks every 0.2 s until one is as wanted."""
-    seen: Sample = {"local": Count("", 0.0)}
+async def follow(gateway: RunningGateway, slow: int, *, slow_after_s: float) -> list[Looked]:
+    """Take looks until so many requests are in the last bin of latencies."""
+    seen: Sample = {"local": (await gateway.traffic.count(["coins"]))["coins"]}
     hung = Hung()
     looks: list[Looked] = []
-    while not looks or not until(looks[-1]):
-        counts = await gateway.traffic.count(["coins"])
-        if "coins" in counts:
-            seen = {"local": counts["coins"]} if not looks else seen
-            looks.append(
-                look_between(
-                    seen, {"local": counts["coins"]}, "coins-new", "main", hung=hung, slow_after_s=slow_after_s
-                )
-            )
-            seen, hung = looks[-1].seen, looks[-1].hung
-        await asyncio.sleep(0.2)
+
+    async def look() -> bool:
+        nonlocal seen, hung
+        now = {"local": (await gateway.traffic.count(["coins"]))["coins"]}
+        looks.append(look_between(seen, now, "coins-new", "main", hung=hung, slow_after_s=slow_after_s))
+        seen, hung = looks[-1].seen, looks[-1].hung
+        return in_last_bin(looks) >= slow
+
+    await eventually(look, f"{slow} slow requests")
     return looks
+
+
+def in_last_bin(looks: list[Looked]) -> float:
+    return sum(looked.look.latencies[CANDIDATE, -1] for looked in looks)
 
 
 @pytest.fixture
 async def patient(tmp_path: Path, old: StubTriton) -> AsyncIterator[RunningGateway]:
-    """A gateway that waits four seconds for an answer."""
-    async with running_gateway(tmp_path / "patient", timeout_s=4.0) as running:
+    """A gateway that waits much longer for an answer than a look takes to find that it is slow."""
+    async with running_gateway(tmp_path / "patient", timeout_s=10.0) as running:
         await running.traffic.apply(served(old))
         yield running
 
@@ -123,12 +126,13 @@ async def test_requests_that_hang_are_seen_as_slow_before_they_end(
     patient: RunningGateway, old: StubTriton, ask: Callable[[RunningGateway], Coroutine[None, None, object]]
 ) -> None:
     """They count as slow after 0.4 s; the last bin has each of them once."""
-    old.delay_s = 30
+    old.hold()
     asked = [asyncio.create_task(ask(patient)) for _ in range(3)]
+    await patient.in_flight({("coins", "main"): 3})
 
-    early = await follow(patient, lambda looked: bool(looked.look.latencies[CANDIDATE, -1]), slow_after_s=0.4)
+    early = await follow(patient, 3, slow_after_s=0.4)
 
-    assert early[-1].look.latencies[CANDIDATE, -1] == 3
+    assert in_last_bin(early) == 3
     assert not any(task.done() for task in asked)
     assert set(await asyncio.gather(*asked)) <= {504, grpc.StatusCode.DEADLINE_EXCEEDED}
     later = look_between(

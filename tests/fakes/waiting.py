@@ -1,0 +1,34 @@
+"""Waits for states. A deadline here ends only what hangs: no test's claim depends on how long it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+HANG_S: Final = 120.0
+"""Longer than anything takes on a machine whose cores are busy with something else."""
+_POLL_S: Final = 0.03
+
+
+def until(look: Callable[[], T], what: str, *, within_s: float = HANG_S) -> T:
+    """Return what `look` gives once that is true."""
+    deadline_s = time.monotonic() + within_s
+    while not (found := look()):
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {within_s:g} s: {what}; last seen: {found!r}")
+        time.sleep(_POLL_S)
+    return found
+
+
+async def eventually(look: Callable[[], Awaitable[T]], what: str, *, within_s: float = HANG_S) -> T:
+    """Return what `look` gives once that is true, in an event loop."""
+    deadline_s = time.monotonic() + within_s
+    while not (found := await look()):
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {within_s:g} s: {what}; last seen: {found!r}")
+        await asyncio.sleep(_POLL_S)
+    return found
