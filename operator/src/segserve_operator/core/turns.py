@@ -13,13 +13,21 @@ GROUPS_AT_ONCE: Final = 8
 
 
 def turns(world: Observed) -> frozenset[str]:
-    """Return the models whose candidate may have a group of its own now, those first that have waited longest."""
+    """Return the models whose candidate may have a group of its own now, those first that have waited longest.
+
+    One whose candidate has failed comes last: it may be tried again, but most stay as they are and must not keep others
+    out.
+    """
     running = sum(_holds_own_group(model, world) for model in world.models)
-    waiting = sorted(
-        (model for model in world.models if _waits(model)),
-        key=lambda model: (model.roles.candidate.since_s if model.roles.candidate else math.inf, model.name),
-    )
+    waiting = sorted((model for model in world.models if _waits(model)), key=_place)
     return frozenset(model.name for model in waiting[: max(GROUPS_AT_ONCE - running, 0)])
+
+
+def _place(model: ModelObserved) -> tuple[bool, float, str]:
+    candidate = model.roles.candidate
+    if candidate is None:
+        return False, math.inf, model.name
+    return candidate.failure is not None, candidate.since_s, model.name
 
 
 def _holds_own_group(model: ModelObserved, world: Observed) -> bool:
