@@ -60,7 +60,8 @@ def _weight(roles: Roles, standing: Standing | None) -> int:
         return standing.weight
     if roles.candidate is None:
         return 100 if roles.stable is not None else 0
-    return standing.weight if standing is not None and standing.revision == roles.candidate.revision else 0
+    rolls = standing is not None and not standing.ended and standing.revision == roles.candidate.revision
+    return standing.weight if standing is not None and rolls else 0
 
 
 def _statements(

@@ -266,7 +266,7 @@ def _route(model: ModelObserved, roles: Roles, standing: Standing | None, world:
 
 def _other_weight(roles: Roles, standing: Standing | None, world: Observed) -> tuple[Candidate | Holder | None, int]:
     """Return who beside stable gets requests, and the percentage: nobody where no server of it answers."""
-    if standing is None:
+    if standing is None or standing.ended:
         return None, 0
     other: Candidate | Holder | None = None
     weight = 0

@@ -194,7 +194,8 @@ def _follow_rollout(roles: Roles, rolled: Rolled, scope: Scope) -> Roles:
         return _returned(roles, Failure("RolledBack", "a person left it for the former revision"), now_s)
     if rolled.retried and candidate is not None:
         return replace(roles, candidate=_new_candidate(roles, scope, candidate.revision))
-    if standing is None:
+    if standing is None or (standing.ended and standing == scope.model.status.rollout):
+        # What one that ended earlier asked for was written with its end; its revision may be wanted anew since.
         return roles
     if candidate is not None and candidate.revision == standing.revision:
         if standing.phase in (Phase.BAKING, Phase.SUCCEEDED) and candidate.group is not None:
@@ -255,7 +256,9 @@ def assigned_model(revision: str, model: ModelObserved, world: Observed) -> Assi
         return record
     if record is model.wanted.assigned:
         return record
-    if record is None or (model.roles.candidate is not None and model.roles.candidate.failure is not None):
+    candidate = model.roles.candidate
+    has_failed = candidate is not None and candidate.revision == revision and candidate.failure is not None
+    if record is None or has_failed:
         return model.wanted.assigned
     wanted = model.wanted.assigned
     addresses = {"artifact": wanted.artifact, "second_artifact": wanted.second_artifact}
