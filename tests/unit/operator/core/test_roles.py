@@ -1,0 +1,838 @@
+"""How a model's roles move: each row is a world, and the roles that follow from one pass over it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from fakes.observed_models import (
+    CELLS,
+    FAILURE,
+    FIRST,
+    NOW_S,
+    SECOND,
+    THIRD,
+    candidate,
+    failed,
+    group,
+    holder,
+    lost,
+    model,
+    standing,
+    world,
+)
+from fakes.platform import assigned
+from segserve_builder.agent.protocol import AssignedModel, ModelState
+from segserve_builder.pipeline import Artifact, Golden
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.observed import ModelObserved, Observed, PoolObserved, Roles
+from segserve_operator.core.phases import Phase
+from segserve_operator.core.roles import CLASSES_CHANGED, assigned_model, next_due_s, next_roles, settling
+from segserve_operator.core.traffic import TrafficState
+from segserve_operator.core.turns import GROUPS_AT_ONCE, turns
+
+POLICY = RolloutPolicy(gates=())
+AT_ONCE = RolloutPolicy(strategy="immediate", gates=())
+OTHER_MAIN = holder(CELLS, "main")
+CELLS_SERVED = model(CELLS, Roles(OTHER_MAIN))
+MAIN = group("main", FIRST)
+OWN = group(SECOND.revision, SECOND)
+SERVED = Roles(holder(FIRST, "main"))
+CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
+CHANGED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
+GIVEN_UP = Roles(holder(FIRST, "main"), candidate(SECOND, failure=FAILURE))
+QUEUED = Roles(holder(FIRST, "main"), candidate(SECOND, None))
+THIRD_PROMOTED = Roles(holder(THIRD), previous=holder(SECOND))
+RENAMED = assigned("coins", "2", classes=("background", "medal"))
+RENUMBERED = assigned("coins", "2", classes=("coin", "background"))
+FEWER = assigned("coins", "2", classes=("background",))
+REFUSED = Roles(holder(FIRST, "main"), candidate(FEWER, failure=Failure(CLASSES_CHANGED, "refused before")))
+ABORTED = Failure("Aborted", "a person ended it")
+LEFT = Failure("RolledBack", "a person left it for the former revision")
+OTHERS = tuple(assigned(f"other-{number}", "2") for number in range(GROUPS_AT_ONCE))
+MEANT = "callers of the stable revision rely on these; set spec.allowClassChanges: true if it is meant"
+
+
+def moved_artifact(told: AssignedModel, uri: str = "file:///elsewhere.onnx") -> AssignedModel:
+    """Return the same revision, whose file lies elsewhere."""
+    return told.model_copy(update={"artifact": Artifact(uri=uri, sha256=told.artifact.sha256)})
+
+
+def with_golden(told: AssignedModel, digit: str) -> AssignedModel:
+    """Return the same revision, proved by another golden set."""
+    return told.model_copy(update={"golden": Golden(uri="file:///golden", sha256=digit * 64)})
+
+
+def of_template(name: str, *, shared: bool = False) -> PoolObserved:
+    return PoolObserved("default", template=name, shared=shared)
+
+
+def roles_after(seen: Observed) -> Roles:
+    """Return the roles of coins after one pass."""
+    coins = next(each for each in seen.models if each.name == "coins")
+    return next_roles(coins, seen, turns(seen))[0]
+
+
+def others(count: int) -> list[ModelObserved]:
+    """Return so many other models, whose candidates have a group of their own each."""
+    names = [f"other-{number}" for number in range(count)]
+    return [model(assigned(name, "2"), Roles(candidate=candidate(assigned(name, "2")))) for name in names]
+
+
+def asks(verb: str) -> dict[str, str]:
+    """Return the annotation by which a person asks something of the second revision."""
+    return {f"segserve.dev/{verb}": SECOND.revision}
+
+
+def under_way(seen: Observed, group_name: str) -> TrafficState:
+    """Return the traffic of a world, with one request of coins that a group still answers."""
+    return replace(seen.traffic, active={("coins", group_name): 1})
+
+
+def with_roles(seen: Observed, roles: Roles) -> Observed:
+    """Return the world after the roles of coins were written down, and nothing else."""
+    models = [
+        replace(each, status=replace(each.status, roles=roles)) if each.name == "coins" else each
+        for each in seen.models
+    ]
+    return replace(seen, models=tuple(models))
+
+
+FOLLOWS_THE_SPEC = [
+    pytest.param(
+        world(model(FIRST)),
+        Roles(candidate=candidate(FIRST, "main", since_s=NOW_S)),
+        id="the first revision is proved in main where main serves nobody",
+    ),
+    pytest.param(
+        world(model(FIRST), CELLS_SERVED),
+        Roles(candidate=candidate(FIRST, since_s=NOW_S)),
+        id="the first revision is proved in a group of its own where main serves another model",
+    ),
+    pytest.param(
+        world(model(FIRST), model(CELLS, Roles(holder(CELLS)))),
+        Roles(candidate=candidate(FIRST, since_s=NOW_S)),
+        id="main is not free while another model's stable revision is still on its way into it",
+    ),
+    pytest.param(
+        world(model(SECOND, SERVED), groups=[MAIN]),
+        replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
+        id="an edit makes a candidate with a group of its own",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN]),
+        SERVED,
+        id="nothing changes where the stable revision is the one that the spec asks for",
+    ),
+    pytest.param(
+        world(model(FIRST, CHANGING), groups=[MAIN]),
+        SERVED,
+        id="a candidate is dropped where the spec asks for the stable revision again",
+    ),
+    pytest.param(
+        world(model(THIRD, CHANGING), groups=[MAIN]),
+        replace(SERVED, candidate=candidate(THIRD, since_s=NOW_S)),
+        id="another edit replaces a candidate on its way",
+    ),
+    pytest.param(
+        world(model(None, CHANGING, problem=FAILURE), groups=[MAIN]),
+        CHANGING,
+        id="a spec that cannot be read changes no role",
+    ),
+    pytest.param(
+        world(model(None, CHANGED, problem=FAILURE), groups=[MAIN, OWN], now_s=NOW_S + 7200),
+        CHANGED,
+        id="a spec that cannot be read lets the former revision be kept for longer",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, deleting=True), groups=[MAIN]),
+        Roles(),
+        id="a model that is being deleted has no roles",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN], pool=None),
+        Roles(),
+        id="a model without a pool has no roles",
+    ),
+    pytest.param(
+        world(model(FIRST, CHANGED), groups=[MAIN, OWN]),
+        Roles(holder(FIRST, "main", since_s=NOW_S), previous=holder(SECOND, since_s=NOW_S)),
+        id="the former revision is stable again at once while all its servers answer",
+    ),
+    pytest.param(
+        world(model(FIRST, replace(CHANGED, candidate=candidate(THIRD))), groups=[MAIN, OWN]),
+        Roles(holder(FIRST, "main", since_s=NOW_S), previous=holder(SECOND, since_s=NOW_S)),
+        id="a return to the former revision drops the candidate",
+    ),
+]
+
+TURNS = [
+    pytest.param(
+        world(model(SECOND, SERVED), *others(GROUPS_AT_ONCE), groups=[MAIN]),
+        replace(SERVED, candidate=candidate(SECOND, None, since_s=NOW_S)),
+        id="a candidate waits while as many as may be proved at once hold groups of their own",
+    ),
+    pytest.param(
+        world(model(SECOND, QUEUED), *others(GROUPS_AT_ONCE)),
+        QUEUED,
+        id="a candidate that waits keeps its place in the queue",
+    ),
+    pytest.param(
+        world(model(SECOND, QUEUED), *others(GROUPS_AT_ONCE - 1)),
+        CHANGING,
+        id="a candidate that waited gets its group once there is room",
+    ),
+    pytest.param(
+        world(model(SECOND, SERVED), groups=[MAIN], pool=PoolObserved("default", shared=True)),
+        replace(SERVED, candidate=candidate(SECOND, "canary", since_s=NOW_S)),
+        id="with shared isolation a candidate is proved in the group that all candidates share",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, SERVED),
+            *others(GROUPS_AT_ONCE),
+            groups=[MAIN],
+            pool=PoolObserved("default", shared=True),
+        ),
+        replace(SERVED, candidate=candidate(SECOND, "canary", since_s=NOW_S)),
+        id="with shared isolation nobody waits for a turn",
+    ),
+    pytest.param(
+        world(
+            model(THIRD, Roles(holder(SECOND, "canary"), previous=holder(FIRST, "main"))),
+            groups=[MAIN, group("canary", SECOND)],
+            pool=PoolObserved("default", shared=True),
+        ),
+        Roles(holder(SECOND, "canary"), candidate(THIRD, since_s=NOW_S), holder(FIRST, "main")),
+        id="with shared isolation a candidate gets its own group where the shared one holds the model's stable",
+    ),
+]
+
+FAILURES = [
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, group(SECOND.revision, SECOND, reports=[failed(SECOND, "Bad")])]),
+        replace(SERVED, candidate=candidate(SECOND, None, failure=Failure("Bad", "it failed"))),
+        id="a candidate that fails for good gives its group back",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGING),
+            groups=[MAIN, group(SECOND.revision, SECOND, reports=[failed(SECOND, "ArtifactMissing", retryable=True)])],
+        ),
+        CHANGING,
+        id="a candidate whose failure may pass keeps its group",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, group(SECOND.revision, SECOND, state=ModelState.LOADING)]),
+        CHANGING,
+        id="a candidate that is still loaded goes on",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN]),
+        CHANGING,
+        id="a candidate whose group is not there yet goes on",
+    ),
+    pytest.param(
+        world(model(SECOND, GIVEN_UP)),
+        GIVEN_UP,
+        id="a candidate that has failed is not tried again by itself",
+    ),
+    pytest.param(
+        world(
+            model(moved_artifact(SECOND), GIVEN_UP),
+            records=[FIRST, SECOND],
+        ),
+        replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
+        id="a candidate that has failed is tried again where its artifact lies elsewhere now",
+    ),
+    pytest.param(
+        world(
+            model(with_golden(SECOND, "2"), GIVEN_UP),
+            records=[FIRST, with_golden(SECOND, "1")],
+        ),
+        replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
+        id="a candidate that has failed is tried again where its golden set was corrected",
+    ),
+    pytest.param(
+        world(model(None, GIVEN_UP, problem=FAILURE)),
+        GIVEN_UP,
+        id="a candidate that has failed is not tried again while the spec cannot be read",
+    ),
+    pytest.param(
+        world(model(SECOND, GIVEN_UP, annotations={"segserve.dev/retry": SECOND.revision})),
+        replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
+        id="a candidate that has failed is tried again where a person asks for it",
+    ),
+]
+
+CLASSES = [
+    pytest.param(
+        world(model(RENAMED, SERVED), groups=[MAIN]),
+        f"class 'coin' is dropped; its id 1 now means 'medal': {MEANT}",
+        id="a revision that gives a class's number to another class is refused",
+    ),
+    pytest.param(
+        world(model(RENUMBERED, SERVED), groups=[MAIN]),
+        f"class 'background' is renumbered from 0 to 1; class 'coin' is renumbered from 1 to 0: {MEANT}",
+        id="a revision that gives classes other numbers is refused",
+    ),
+    pytest.param(
+        world(model(FEWER, SERVED), groups=[MAIN]),
+        f"class 'coin' (id 1) is dropped: {MEANT}",
+        id="a revision that drops a class is refused",
+    ),
+    pytest.param(
+        world(model(FEWER, SERVED, allow_class_changes=True), groups=[MAIN]),
+        None,
+        id="a revision that drops a class is proved where that is meant",
+    ),
+    pytest.param(
+        world(model(FEWER, REFUSED), records=[FIRST, FEWER]),
+        "refused before",
+        id="a refused revision stays refused",
+    ),
+    pytest.param(
+        world(model(FEWER, REFUSED, allow_class_changes=True), records=[FIRST, FEWER]),
+        None,
+        id="a refused revision is proved once the change of classes is meant",
+    ),
+    pytest.param(
+        world(model(FEWER, SERVED), records=[], groups=[MAIN]),
+        None,
+        id="a revision is not refused where nothing is written down of the stable one's classes",
+    ),
+]
+
+PROMOTIONS = [
+    pytest.param(
+        world(model(FIRST, Roles(candidate=candidate(FIRST, "main"))), groups=[MAIN]),
+        Roles(holder(FIRST, "main", since_s=NOW_S)),
+        id="the first revision is stable as soon as it is proved",
+    ),
+    pytest.param(
+        world(model(FIRST, Roles(candidate=candidate(FIRST, "main")), policy=POLICY), groups=[MAIN]),
+        Roles(holder(FIRST, "main", since_s=NOW_S)),
+        id="the first revision needs no rollout, policy or not",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, OWN]),
+        Roles(holder(SECOND, since_s=NOW_S), previous=holder(FIRST, "main", since_s=NOW_S)),
+        id="a proved candidate that the gateway knows is promoted where there is no policy",
+    ),
+    pytest.param(
+        world(
+            model(THIRD, replace(CHANGED, candidate=candidate(THIRD))), groups=[MAIN, OWN, group(THIRD.revision, THIRD)]
+        ),
+        Roles(holder(THIRD, since_s=NOW_S), previous=holder(SECOND, since_s=NOW_S)),
+        id="of two former revisions the later one is kept",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, OWN], traffic=world(model(FIRST, SERVED), groups=[MAIN]).traffic),
+        CHANGING,
+        id="a proved candidate waits until the gateway knows its group",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGING),
+            groups=[MAIN, OWN],
+            traffic=world(
+                model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision)], weights={"main": 99, SECOND.revision: 1}
+            ).traffic,
+        ),
+        CHANGING,
+        id="a proved candidate waits until the gateway knows its servers",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGING),
+            groups=[MAIN, OWN],
+            traffic=replace(world(model(SECOND, CHANGING), groups=[MAIN, OWN]).traffic, pending=frozenset({"coins"})),
+        ),
+        CHANGING,
+        id="a proved candidate waits until every gateway knows it",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, Roles(holder(FIRST, "main"), candidate(SECOND, "canary"))),
+            groups=[MAIN, group("canary", SECOND)],
+            traffic=world(
+                model(THIRD, Roles(holder(FIRST, "main"), candidate(THIRD, "canary"))),
+                groups=[MAIN, group("canary", THIRD)],
+            ).traffic,
+        ),
+        Roles(holder(FIRST, "main"), candidate(SECOND, "canary")),
+        id="a proved candidate waits while the gateway takes its group for another revision's",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGING),
+            groups=[
+                MAIN,
+                group(SECOND.revision, SECOND, wanted=2, servers=1),
+            ],
+        ),
+        CHANGING,
+        id="a candidate that one of two servers has proved is not promoted yet",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, policy=POLICY), groups=[MAIN, OWN]),
+        CHANGING,
+        id="a proved candidate with a policy waits for its rollout",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
+        CHANGING,
+        id="a rollout under way decides also where its policy was removed",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, rollout=standing(THIRD, Phase.PROGRESSING)), groups=[MAIN, OWN]),
+        Roles(holder(SECOND, since_s=NOW_S), previous=holder(FIRST, "main", since_s=NOW_S)),
+        id="a rollout of another revision does not hold a candidate up",
+    ),
+]
+
+ROLLOUTS = [
+    pytest.param(
+        world(model(SECOND, CHANGING, policy=AT_ONCE, rollout=standing(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
+        Roles(holder(SECOND, since_s=NOW_S), previous=holder(FIRST, "main", since_s=NOW_S)),
+        id="a rollout that has done its last step makes its candidate stable",
+    ),
+    pytest.param(
+        world(
+            model(
+                SECOND,
+                CHANGING,
+                policy=POLICY,
+                rollout=standing(SECOND, Phase.PROGRESSING),
+                annotations=asks("promote"),
+            ),
+            groups=[MAIN, OWN],
+        ),
+        Roles(holder(SECOND, since_s=NOW_S), previous=holder(FIRST, "main", since_s=NOW_S)),
+        id="a candidate that a person promotes is stable",
+    ),
+    pytest.param(
+        world(
+            model(
+                SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PROGRESSING), annotations=asks("abort")
+            ),
+            groups=[MAIN, OWN],
+        ),
+        replace(SERVED, candidate=candidate(SECOND, failure=ABORTED)),
+        id="a rollout that a person aborts fails its candidate and takes its group",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PENDING)),
+            groups=[MAIN, group(SECOND.revision, SECOND, reports=[failed(SECOND, "Bad")])],
+        ),
+        replace(SERVED, candidate=candidate(SECOND, None, failure=Failure("Bad", "it failed"))),
+        id="a candidate that cannot be loaded fails with its server's words, rollout or not",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PROGRESSING)),
+            groups=[MAIN, lost(SECOND.revision, SECOND)],
+            weights={"main": 75, SECOND.revision: 25},
+        ),
+        CHANGING,
+        id="a candidate whose server is lost keeps the stable serving",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGED, policy=POLICY, rollout=standing(SECOND, Phase.BAKING), annotations=asks("abort")),
+            groups=[MAIN, OWN],
+        ),
+        Roles(holder(FIRST, "main", since_s=NOW_S), candidate(SECOND, since_s=NOW_S, failure=ABORTED)),
+        id="a bake that a person aborts returns to the former revision",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGED, policy=POLICY, rollout=standing(SECOND, Phase.BAKING)),
+            groups=[MAIN, lost(SECOND.revision, SECOND)],
+        ),
+        Roles(holder(FIRST, "main", since_s=NOW_S), candidate(SECOND, since_s=NOW_S)),
+        id="a promoted revision whose servers are lost while it is watched is the candidate again and keeps its group",
+    ),
+    pytest.param(
+        world(
+            model(
+                SECOND,
+                Roles(holder(SECOND)),
+                policy=POLICY,
+                rollout=standing(SECOND, Phase.BAKING),
+                annotations=asks("abort"),
+            ),
+            groups=[OWN],
+        ),
+        Roles(holder(SECOND)),
+        id="a revision stays stable where no former one is left to return to",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGED, annotations=asks("rollback")), groups=[MAIN, OWN]),
+        Roles(holder(FIRST, "main", since_s=NOW_S), candidate(SECOND, since_s=NOW_S, failure=LEFT)),
+        id="a stable revision that a person leaves has failed and the former one is stable",
+    ),
+    pytest.param(
+        world(model(SECOND, replace(SERVED, candidate=candidate(SECOND)), policy=POLICY), groups=[MAIN]),
+        CHANGING,
+        id="a rollout that begins changes no role",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.SUCCEEDED)), groups=[MAIN]),
+        CHANGING,
+        id="a revision that once succeeded is proved anew before it is stable again",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.ROLLED_BACK)), groups=[MAIN]),
+        CHANGING,
+        id="a revision that was once rolled back is proved anew where the spec asks for it anew",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, QUEUED, policy=POLICY, rollout=standing(SECOND, Phase.ROLLED_BACK)), *others(GROUPS_AT_ONCE)
+        ),
+        QUEUED,
+        id="a revision that is tried again after a rollback may wait for its turn",
+    ),
+    pytest.param(
+        world(model(SECOND, GIVEN_UP, policy=POLICY, rollout=standing(SECOND, Phase.ROLLED_BACK))),
+        GIVEN_UP,
+        id="a revision that was rolled back is not tried again by itself",
+    ),
+]
+
+IN_TIME = [
+    pytest.param(
+        world(model(SECOND, CHANGED), groups=[MAIN, OWN], weights={SECOND.revision: 100}),
+        CHANGED,
+        id="the former revision is kept for as long as the spec says",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGED, keep_previous_s=60), groups=[MAIN, OWN], weights={SECOND.revision: 100}),
+        Roles(holder(SECOND)),
+        id="the former revision is let go when its time is over",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGED, keep_previous_s=60), groups=[MAIN, OWN], weights={SECOND.revision: 95, "main": 5}),
+        CHANGED,
+        id="the former revision is kept while it gets requests",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGED, keep_previous_s=60),
+            groups=[MAIN, OWN],
+            traffic=under_way(
+                world(model(SECOND, CHANGED), groups=[MAIN, OWN], weights={SECOND.revision: 100}), "main"
+            ),
+        ),
+        CHANGED,
+        id="the former revision is kept while it still answers requests",
+    ),
+    pytest.param(
+        world(
+            model(
+                SECOND, CHANGED, keep_previous_s=60, policy=POLICY, rollout=standing(SECOND, Phase.BAKING, paused=True)
+            ),
+            groups=[MAIN, OWN],
+            weights={SECOND.revision: 100},
+        ),
+        CHANGED,
+        id="the former revision is kept while the new one is watched",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGED, keep_previous_s=60, policy=POLICY, rollout=standing(SECOND, Phase.SUCCEEDED)),
+            groups=[MAIN, OWN],
+            weights={SECOND.revision: 100},
+        ),
+        Roles(holder(SECOND)),
+        id="the former revision is let go after the rollout",
+    ),
+    pytest.param(
+        world(model(SECOND, Roles(holder(SECOND))), groups=[group("main", SECOND), OWN]),
+        Roles(holder(SECOND, "main")),
+        id="a stable revision is in main once main has proved it",
+    ),
+    pytest.param(
+        world(model(SECOND, Roles(holder(SECOND))), groups=[group("main", SECOND, state=ModelState.PROVING), OWN]),
+        Roles(holder(SECOND)),
+        id="a stable revision stays in its group until main has proved it",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGED), groups=[group("main", SECOND), OWN]),
+        CHANGED,
+        id="a stable revision stays in its group while the former one is in main",
+    ),
+    pytest.param(
+        world(
+            model(FIRST, SERVED),
+            groups=[MAIN, group("main-new", FIRST)],
+            pool=of_template("new"),
+        ),
+        Roles(holder(FIRST, "main-new")),
+        id="a stable revision moves into the main group of the pool's new template",
+    ),
+]
+
+TEMPLATES = [
+    pytest.param(
+        world(
+            model(SECOND, Roles(holder(FIRST, "main-old"), candidate(SECOND, "coins-old"))),
+            groups=[group("main-old", FIRST), group("coins-old", SECOND, state=ModelState.LOADING)],
+            pool=of_template("new"),
+        ),
+        Roles(holder(FIRST, "main-old"), candidate(SECOND, None)),
+        id="a candidate whose servers do not come up leaves a group of the former template and waits for its turn",
+    ),
+    pytest.param(
+        world(
+            model(FIRST, Roles(candidate=candidate(FIRST, "main-old"))),
+            groups=[group("main-old", FIRST, state=ModelState.LOADING)],
+            pool=of_template("new"),
+        ),
+        Roles(candidate=candidate(FIRST, "main-new")),
+        id="a first revision that main has not proved goes into the main group of the new template",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, Roles(holder(FIRST, "main-old"), candidate(SECOND, "canary-old"))),
+            groups=[group("main-old", FIRST), group("canary-old", SECOND, state=ModelState.LOADING)],
+            pool=of_template("new", shared=True),
+        ),
+        Roles(holder(FIRST, "main-old"), candidate(SECOND, "canary-new")),
+        id="with shared isolation a candidate goes into the shared group of the new template",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, Roles(holder(FIRST, "main-old"), candidate(SECOND, "coins-old")), policy=POLICY),
+            groups=[group("main-old", FIRST), group("coins-old", SECOND)],
+            pool=of_template("new"),
+        ),
+        Roles(holder(FIRST, "main-old"), candidate(SECOND, "coins-old")),
+        id="a proved candidate stays in its group whatever the template",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, Roles(holder(FIRST, "main-new"), candidate(SECOND, "coins-new"))),
+            groups=[group("main-new", FIRST)],
+            pool=of_template("new"),
+        ),
+        Roles(holder(FIRST, "main-new"), candidate(SECOND, "coins-new")),
+        id="a candidate stays in a group of the present template",
+    ),
+    pytest.param(
+        world(model(SECOND, SERVED), groups=[MAIN], pool=of_template("new")),
+        replace(SERVED, candidate=candidate(SECOND, f"{SECOND.revision}-new", since_s=NOW_S)),
+        id="a new candidate's group bears the name of the template",
+    ),
+]
+
+
+@pytest.mark.parametrize(("seen", "expected"), FOLLOWS_THE_SPEC)
+def test_roles_follow_the_spec(seen: Observed, expected: Roles) -> None:
+    assert roles_after(seen) == expected
+
+
+@pytest.mark.parametrize(("seen", "expected"), TURNS)
+def test_a_candidate_has_a_group_when_it_is_its_turn(seen: Observed, expected: Roles) -> None:
+    assert roles_after(seen) == expected
+
+
+@pytest.mark.parametrize(("seen", "expected"), FAILURES)
+def test_a_candidate_fails_once_and_is_tried_again_where_something_has_changed(seen: Observed, expected: Roles) -> None:
+    assert roles_after(seen) == expected
+
+
+@pytest.mark.parametrize(("seen", "refusal"), CLASSES)
+def test_classes_that_callers_know_stay_unless_it_is_meant(seen: Observed, refusal: str | None) -> None:
+    found = roles_after(seen).candidate
+
+    assert found is not None
+    assert found.failure == (Failure(CLASSES_CHANGED, refusal) if refusal is not None else None)
+    assert found.group == (None if refusal is not None else found.revision)
+
+
+@pytest.mark.parametrize(("seen", "expected"), PROMOTIONS)
+def test_a_candidate_is_stable_once_it_is_proved_and_known(seen: Observed, expected: Roles) -> None:
+    assert roles_after(seen) == expected
+
+
+@pytest.mark.parametrize(("seen", "expected"), ROLLOUTS)
+def test_roles_follow_the_rollout(seen: Observed, expected: Roles) -> None:
+    assert roles_after(seen) == expected
+
+
+@pytest.mark.parametrize(("seen", "expected"), IN_TIME)
+def test_former_revisions_leave_and_stable_ones_settle_in_time(seen: Observed, expected: Roles) -> None:
+    assert roles_after(seen) == expected
+
+
+@pytest.mark.parametrize(("seen", "expected"), TEMPLATES)
+def test_groups_follow_the_template_of_the_pool(seen: Observed, expected: Roles) -> None:
+    assert roles_after(seen) == expected
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        pytest.param(row.values[0], id=row.id)
+        for table in (FOLLOWS_THE_SPEC, TURNS, FAILURES, PROMOTIONS, IN_TIME, TEMPLATES)
+        for row in table
+    ],
+)
+def test_roles_that_were_decided_hold_while_the_world_stays(seen: Observed) -> None:
+    """A pass over the same world must not take back what the pass before it wrote down."""
+    once = with_roles(seen, roles_after(seen))
+    twice = with_roles(once, roles_after(once))
+
+    assert roles_after(twice) == roles_after(once)
+
+
+@pytest.mark.parametrize(
+    ("roles", "expected"),
+    [
+        pytest.param(Roles(), False, id="nothing settles where nothing is stable"),
+        pytest.param(SERVED, False, id="what is in main has settled"),
+        pytest.param(Roles(holder(SECOND)), True, id="what is elsewhere is on its way"),
+        pytest.param(CHANGED, False, id="what is elsewhere waits while the former revision is in main"),
+        pytest.param(
+            THIRD_PROMOTED, True, id="what is elsewhere is on its way where the former revision is elsewhere too"
+        ),
+    ],
+)
+def test_a_stable_revision_settles_into_main(roles: Roles, expected: bool) -> None:
+    assert settling(roles, "main") is expected
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        pytest.param([model(SECOND, SERVED)], {"coins"}, id="who asks for a new revision has a turn"),
+        pytest.param([model(SECOND, QUEUED)], {"coins"}, id="who waits has a turn when there is room"),
+        pytest.param([model(THIRD, CHANGING)], {"coins"}, id="who asks for a third revision has a turn"),
+        pytest.param([model(SECOND, CHANGING)], set(), id="who has a group needs no turn"),
+        pytest.param([model(FIRST, SERVED)], set(), id="who asks for the stable revision needs no turn"),
+        pytest.param([model(FIRST, CHANGED)], set(), id="who asks for the former revision needs no turn"),
+        pytest.param([model(SECOND, SERVED, deleting=True)], set(), id="who is being deleted has no turn"),
+        pytest.param([model(None, SERVED)], set(), id="whose spec cannot be read has no turn"),
+        pytest.param(
+            [model(CELLS), model(FIRST, Roles(candidate=candidate(FIRST, None))), *others(GROUPS_AT_ONCE - 1)],
+            {"coins"},
+            id="who has waited longest comes first",
+        ),
+        pytest.param(
+            [model(FIRST), model(CELLS), *others(GROUPS_AT_ONCE - 1)],
+            {"cells"},
+            id="of equals the first name comes first",
+        ),
+        pytest.param(
+            [model(SECOND, SERVED), *others(GROUPS_AT_ONCE)], set(), id="nobody has a turn while there is no room"
+        ),
+        pytest.param(
+            [model(SECOND, SERVED), *others(GROUPS_AT_ONCE + 1)], set(), id="nobody has a turn while there are too many"
+        ),
+        pytest.param(
+            [model(SECOND, SERVED)] + [model(told, Roles(holder(told))) for told in OTHERS],
+            set(),
+            id="a stable revision that is not in main yet takes up room",
+        ),
+        pytest.param(
+            [model(SECOND, SERVED)]
+            + [model(told, Roles(holder(told), previous=holder(FIRST, "main"))) for told in OTHERS],
+            {"coins"},
+            id="a stable revision that stays outside main for the sake of the former one takes up no room",
+        ),
+        pytest.param(
+            [model(SECOND, SERVED)]
+            + [model(told, Roles(candidate=candidate(told, failure=FAILURE))) for told in OTHERS],
+            {"coins"} | {told.model for told in OTHERS[:-1]},
+            id="candidates that have failed keep nobody out",
+        ),
+    ],
+)
+def test_so_many_have_a_turn_at_once(models: list[ModelObserved], expected: set[str]) -> None:
+    assert turns(world(*models)) == expected
+
+
+ELSEWHERE = moved_artifact(SECOND)
+PROVED_ANEW = with_golden(SECOND, "2")
+EXPOSED = SECOND.model_copy(update={"expose": ("network",)})
+
+
+@pytest.mark.parametrize(
+    ("coins", "record", "expected"),
+    [
+        pytest.param(model(SECOND, CHANGING), SECOND, SECOND, id="a server is told what is written down"),
+        pytest.param(model(SECOND, CHANGING), None, SECOND, id="what is not written down yet is told as the spec says"),
+        pytest.param(
+            model(FIRST, SERVED), SECOND, SECOND, id="a revision that the spec asks for no more is told as written"
+        ),
+        pytest.param(
+            model(FIRST, SERVED), None, None, id="nothing is known of a revision that is written down nowhere"
+        ),
+        pytest.param(
+            model(None, CHANGING), SECOND, SECOND, id="what is written down holds while the spec cannot be read"
+        ),
+        pytest.param(
+            model(ELSEWHERE, CHANGING), SECOND, ELSEWHERE, id="the artifact is fetched from where the spec says"
+        ),
+        pytest.param(model(EXPOSED, CHANGING), SECOND, EXPOSED, id="the network is public where the spec says so"),
+        pytest.param(
+            model(PROVED_ANEW, CHANGING),
+            with_golden(SECOND, "1"),
+            with_golden(SECOND, "1"),
+            id="the golden set stays the one of the proof",
+        ),
+        pytest.param(
+            model(PROVED_ANEW, GIVEN_UP),
+            with_golden(SECOND, "1"),
+            PROVED_ANEW,
+            id="a candidate that has failed is proved by the golden set of the spec",
+        ),
+        pytest.param(
+            model(PROVED_ANEW, Roles(holder(SECOND, "main"), candidate(THIRD, failure=FAILURE))),
+            with_golden(SECOND, "1"),
+            with_golden(SECOND, "1"),
+            id="the stable revision keeps its golden set when the spec returns to it from one that has failed",
+        ),
+    ],
+)
+def test_a_server_is_told_of_a_revision(
+    coins: ModelObserved, record: AssignedModel | None, expected: AssignedModel | None
+) -> None:
+    seen = world(coins, records=[record] if record is not None else [])
+
+    assert assigned_model(SECOND.revision, coins, seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("coins", "expected"),
+    [
+        pytest.param(model(FIRST, SERVED), math.inf, id="nothing is due where nothing changes"),
+        pytest.param(
+            model(SECOND, CHANGED, keep_previous_s=100), 41.0, id="a look is due when the former revision may go"
+        ),
+        pytest.param(
+            model(SECOND, CHANGED, keep_previous_s=60), math.inf, id="what is overdue waits for something else"
+        ),
+        pytest.param(model(None, CHANGED), math.inf, id="nothing is due while the spec cannot be read"),
+        pytest.param(model(FIRST, SERVED, slo=Slo()), 15.0, id="an SLO is looked after now and then"),
+        pytest.param(model(SECOND, CHANGED, keep_previous_s=62, slo=Slo()), 3.0, id="the earlier of two looks is due"),
+        pytest.param(
+            model(SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PROGRESSING)),
+            1.0,
+            id="a rollout looks every second",
+        ),
+        pytest.param(
+            model(SECOND, Roles(holder(SECOND)), policy=POLICY, rollout=standing(SECOND, Phase.SUCCEEDED)),
+            math.inf,
+            id="a rollout that has ended looks no more",
+        ),
+    ],
+)
+def test_the_next_look_is_due(coins: ModelObserved, expected: float) -> None:
+    assert next_due_s([model(CELLS, Roles(OTHER_MAIN)), coins], NOW_S) == expected
