@@ -312,6 +312,33 @@ async def test_pause_holds_and_resume_lets_go_on_and_the_same_text_again_does_no
     assert (await rollout.end()).phase is Phase.SUCCEEDED
 
 
+@pytest.mark.parametrize("choice", ["Hold", "Rollback", "Promote"])
+async def test_a_rollout_on_hold_outlasts_its_deadline_and_has_it_anew_after_resume(choice: str) -> None:
+    rollout = Rollout(requests_per_s=0)
+    await rollout.begin(POLICY.model_copy(update={"on_undecided": choice, "deadline": timedelta(minutes=2)}))
+    await rollout.until(lambda standing: standing.weight == 5)
+    rollout.ask("pause", f"{SECOND.revision}@1")
+    for _ in range(180):
+        await rollout.second()
+    held = rollout.standing
+    rollout.ask("resume", f"{SECOND.revision}@1")
+    for _ in range(60):
+        await rollout.second()
+    rollout.world.restart()
+    await rollout.second()
+    resumed = rollout.standing
+
+    assert held is not None
+    assert resumed is not None
+    assert (held.phase, held.weight, held.reason) == (Phase.PROGRESSING, 5, "Paused")
+    assert (resumed.phase, resumed.weight, resumed.reason) == (Phase.PROGRESSING, 5, "TooFewRequests")
+    for _ in range(60):
+        await rollout.second()
+    ends = {"Hold": Phase.PROGRESSING, "Rollback": Phase.ROLLED_BACK, "Promote": Phase.BAKING}
+    assert rollout.standing is not None
+    assert (rollout.standing.phase, "DeadlinePassed" in rollout.standing.reason) == (ends[choice], choice != "Promote")
+
+
 async def test_a_word_about_another_revision_is_refused_and_told() -> None:
     rollout = Rollout()
     await rollout.begin()

@@ -123,6 +123,7 @@ def standing(found: Record, **changes: Any) -> Standing:
         started_s=STARTED_S,
         since_s=STARTED_S + 40,
         step_since_s=STARTED_S + 60,
+        resumed_s=STARTED_S + 70,
         weight=25,
         skipped=("latency",),
         reason="HarmNotBounded",

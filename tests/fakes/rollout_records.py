@@ -124,6 +124,7 @@ def standing(found: Record | None = None, **changes: Any) -> Standing:
         started_s=float(progress.started_s),
         since_s=float(progress.since_s),
         step_since_s=float(progress.step_since_s),
+        resumed_s=float(progress.resumed_s),
         weight=25,
         reason=REASON,
         message=MESSAGE,

@@ -38,6 +38,9 @@ class RolloutStatus(ApiValue):
     started_at: Timestamp = Field(description="When it began.")
     since: Timestamp = Field(description="When its phase began.")
     step_since: Timestamp = Field(description="When its step began, or it was last let on.")
+    resumed_at: Timestamp | None = Field(
+        None, description="When a person last ended a pause: deadline and maximum count from then."
+    )
     weight: int = Field(0, ge=0, le=100, description="Percent of requests that the revision gets.")
     skipped_gates: tuple[str, ...] = Field(
         (),

@@ -16,7 +16,7 @@ from segserve_operator.core.phases import Phase, Signal
 from segserve_operator.core.plain import canonical, from_plain
 from segserve_operator.core.policy import engine_policy
 from segserve_operator.core.record import Decision, Record, Standing
-from segserve_operator.core.rollout import WAITS, Heard, Progress, Wait, decide, watch
+from segserve_operator.core.rollout import WAITS, Heard, Progress, Wait, decide, watch, with_pause
 from segserve_operator.core.rows import kept, row_of
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def make(record: Record, news: News) -> Made:
     """Take in what is new, and decide."""
     rules = Rules.of(record.policy, record.slo, news.skipped)
     before = {name: record.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
-    progress = replace(record.progress, paused=np.array(news.paused))
+    progress = with_pause(record.progress, np.array(news.paused), news.now_s)
     states, decided = _engine(rules, before, progress, news.look, news.heard, news.now_s)
     signal = Signal(int(decided.signal))
     changed = signal is not Signal.NONE or bool(record.progress.paused) != news.paused
@@ -217,6 +217,7 @@ def standing_of(record: Record, revision: str) -> Standing:
         started_s=float(progress.started_s),
         since_s=float(progress.since_s),
         step_since_s=float(progress.step_since_s),
+        resumed_s=float(progress.resumed_s),
         weight=_weight(record),
     )
 
@@ -235,6 +236,7 @@ def caught_up(record: Record, standing: Standing) -> Record:
         started_s=np.array(standing.started_s),
         since_s=np.array(standing.since_s),
         step_since_s=np.array(standing.step_since_s),
+        resumed_s=np.array(standing.resumed_s),
     )
     if record.sequence >= standing.sequence:
         return replace(record, progress=progress)

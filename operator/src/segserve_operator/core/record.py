@@ -23,8 +23,8 @@ class Standing:
     """Where a rollout stands, as its model's status says it, in one write with the roles: traffic follows from it.
 
     `sequence` counts the decisions that changed something, so that a record that is behind is noticed. Times are Unix
-    seconds, `weight` is the percentage of requests that the candidate gets, `skipped` names the gates that a person has
-    put aside.
+    seconds, `resumed_s` that of the last end of a pause (0 is never); `weight` is the percentage of requests that the
+    candidate gets, `skipped` names the gates that a person has put aside.
     """
 
     rollout: str
@@ -37,6 +37,7 @@ class Standing:
     started_s: float = 0.0
     since_s: float = 0.0
     step_since_s: float = 0.0
+    resumed_s: float = 0.0
     weight: int = 0
     skipped: tuple[str, ...] = ()
     reason: str = ""
@@ -46,6 +47,11 @@ class Standing:
     def ended(self) -> bool:
         """Whether nothing more will come of it."""
         return self.phase in ENDED
+
+    @property
+    def undecided_since_s(self) -> float:
+        """Since when the deadline counts: the start, or the last end of a pause."""
+        return max(self.started_s, self.resumed_s)
 
     def matters(self, now_s: float) -> bool:
         """Tell whether its record may still change: until a while after its end, lest a last decision is lost."""

@@ -75,9 +75,10 @@ class Policy:
 class Progress:
     """Where rollouts stand; every field has the leading axes of the simulation, or none.
 
-    `step` is -1 before the first; `since_s`, `step_since_s`, `started_s` Unix time. `failures` counts the candidate's
-    failures in a row, `stable_answered_s` when stable last answered. `seen` are the candidate's requests in this step,
-    `bad` its excess bad requests before the last quarantine, `rate` all requests a second.
+    `step` is -1 before the first; `since_s`, `step_since_s`, `started_s` Unix time, and `resumed_s` too: when a person
+    last ended a pause (0 is never). `failures` counts the candidate's failures in a row, `stable_answered_s` is when
+    stable last answered. `seen` are the candidate's requests in this step, `bad` its excess bad requests before the
+    last quarantine, `rate` all requests a second.
     """
 
     phase: Ints
@@ -87,6 +88,7 @@ class Progress:
     started_s: Floats
     since_s: Floats
     step_since_s: Floats
+    resumed_s: Floats
     failures: Floats
     stable_answered_s: Floats
     seen: Floats
@@ -105,6 +107,7 @@ class Progress:
             started_s=now,
             since_s=now,
             step_since_s=now,
+            resumed_s=zero,
             failures=zero,
             stable_answered_s=np.full(shape, -np.inf),
             seen=zero,
@@ -168,6 +171,12 @@ def weights(policy: Policy, phase: Ints, step: Ints) -> Floats:
     return np.where(phase == Phase.SUCCEEDED, 100.0, promoted)
 
 
+def with_pause(progress: Progress, paused: Bools, now_s: float) -> Progress:
+    """Return rollouts that people hold, or let go on; a resume is remembered, for deadlines count from then."""
+    resumed_s = np.where(progress.paused & ~paused, now_s, progress.resumed_s)
+    return replace(progress, paused=paused, resumed_s=resumed_s)
+
+
 def watch(progress: Progress, look: Look, now_s: float) -> Progress:
     """Take a look in: failures in a row, the rate, and the requests of this step."""
     requests, errors = look.requests[..., CANDIDATE], look.errors[..., CANDIDATE]
@@ -213,7 +222,7 @@ def decide(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
 
 def _not_ahead(progress: Progress, now_s: float) -> Progress:
     """Return it with no time that is still to come: where the clock was put back, times begin anew."""
-    times = ("started_s", "since_s", "step_since_s", "stable_answered_s")
+    times = ("started_s", "since_s", "step_since_s", "resumed_s", "stable_answered_s")
     return replace(progress, **{name: np.minimum(getattr(progress, name), now_s) for name in times})
 
 
@@ -230,7 +239,8 @@ def _signal(
     released = (wait == WAITS.index(Wait.PERSON)) & (np.asarray(heard.asked) == Signal.ADVANCE)
     goes_on = (wait == WAITS.index(Wait.NOTHING)) | released
     last = progress.step + 1 >= len(policy.steps)
-    late = _late(policy, progress, now_s) & ~goes_on
+    # A person who holds a rollout has decided: it is not the undecided that deadlines are for.
+    late = _late(policy, progress, now_s) & ~goes_on & ~progress.paused
     given = {
         Signal.CANCEL: np.asarray(heard.superseded),
         Signal.ABORT: np.asarray(heard.asked) == Signal.ABORT,
@@ -286,10 +296,12 @@ def _suspect(progress: Progress, judged: Sequence[Judgement]) -> Bools:
 
 
 def _late(policy: Policy, progress: Progress, now_s: float) -> Bools:
+    """Tell whether the deadline or the step's maximum has passed; both begin anew where a person ends a pause."""
     longest = np.array([np.inf, *(step.maximum_s for step in policy.steps)])
     at = np.clip(progress.step + 1, 0, len(policy.steps))
-    step_over = (progress.phase == Phase.PROGRESSING) & (now_s - progress.step_since_s >= longest[at])
-    late: Bools = step_over | (now_s - progress.started_s >= policy.deadline_s)
+    step_s = now_s - np.maximum(progress.step_since_s, progress.resumed_s)
+    step_over = (progress.phase == Phase.PROGRESSING) & (step_s >= longest[at])
+    late: Bools = step_over | (now_s - np.maximum(progress.started_s, progress.resumed_s) >= policy.deadline_s)
     return late
 
 

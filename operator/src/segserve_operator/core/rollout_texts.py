@@ -71,8 +71,9 @@ def story(before: Standing, made: Made, roles: Roles) -> tuple[str, str]:
 
 
 def _is_late(made: Made) -> bool:
-    age_s = made.at_s - float(made.record.progress.started_s)
-    return age_s >= made.record.policy.deadline.total_seconds()
+    progress = made.record.progress
+    undecided_s = made.at_s - float(max(progress.started_s, progress.resumed_s))
+    return made.wait is not Wait.PAUSED and undecided_s >= made.record.policy.deadline.total_seconds()
 
 
 def _breach(made: Made, roles: Roles) -> tuple[str, str]:

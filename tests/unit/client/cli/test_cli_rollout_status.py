@@ -99,6 +99,14 @@ def test_it_says_what_it_waits_for_how_long_it_has_and_what_came_last() -> None:
     assert "2m17s ago ◐ Progressing 25 % segserve StepDone the evidence allows the next weight" in said
 
 
+def test_the_deadline_is_told_from_the_last_resume_and_not_while_a_person_holds_it() -> None:
+    resumed = records.seen(standing=records.standing(resumed_s=records.STARTED_S + 133))
+    paused = records.seen(standing=records.standing(paused=True))
+
+    assert "time left ○ 5h57m to the deadline, then: Hold" in " | ".join(map(words, drawn(resumed)))
+    assert "time left ○ a person holds it; after resume, 6h to the deadline" in " | ".join(map(words, drawn(paused)))
+
+
 def test_wide_adds_the_numbers_and_all_decisions() -> None:
     many = records.record().decisions * 3
     seen = records.seen(record=records.record(decisions=many))

@@ -175,7 +175,8 @@ def test_many_rollouts_are_decided_as_each_is_alone() -> None:
         paused=rng.random(runs) < 0.2,
         quarantines=rng.integers(0, 5, runs).astype(float),
         **{
-            name: rng.uniform(900, 1000, runs) for name in ("started_s", "since_s", "step_since_s", "stable_answered_s")
+            name: rng.uniform(900, 1000, runs)
+            for name in ("started_s", "since_s", "step_since_s", "resumed_s", "stable_answered_s")
         },
         failures=rng.integers(0, 5, runs).astype(float),
         seen=rng.integers(0, 30, runs).astype(float),

@@ -146,7 +146,9 @@ def _time_left(seen: Seen, record: Record) -> str:
     if standing.phase is Phase.BAKING:
         left = standing.since_s + policy.bake.total_seconds() - seen.now_s
         return f"{span(left)} of {span(policy.bake.total_seconds())} to watch it"
-    left = standing.started_s + policy.deadline.total_seconds() - seen.now_s
+    if standing.paused:
+        return f"a person holds it; after resume, {span(policy.deadline.total_seconds())} to the deadline"
+    left = standing.undecided_since_s + policy.deadline.total_seconds() - seen.now_s
     if left <= 0:
         return f"none: undecided for {span(policy.deadline.total_seconds())}, so: {policy.on_undecided}"
     return f"{span(left)} to the deadline, then: {policy.on_undecided}"

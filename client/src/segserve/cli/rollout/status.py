@@ -109,13 +109,13 @@ def document(found: Seen) -> Json:
         "behindTheSpec": found.behind,
         "revisions": [_side(side) for side in found.sides()],
     }
-    return said if record is None else said | _recorded(record, at.started_s)
+    return said if record is None else said | _recorded(record, at.undecided_since_s)
 
 
-def _recorded(record: Record, started_s: float) -> Json:
+def _recorded(record: Record, undecided_since_s: float) -> Json:
     return {
         "steps": len(record.policy.steps),
-        "deadlineAt": stamp(started_s + record.policy.deadline.total_seconds()),
+        "deadlineAt": stamp(undecided_since_s + record.policy.deadline.total_seconds()),
         "gates": [_verdict(verdict) for verdict in record.verdicts],
         "decisions": [decision_document(decision) for decision in record.decisions],
     }
