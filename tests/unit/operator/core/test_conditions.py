@@ -1,0 +1,587 @@
+"""What a model's conditions say: each row is a world, and the condition that people read of it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import replace
+
+import pytest
+
+from fakes.observed_models import (
+    CELLS,
+    FAILURE,
+    FIRST,
+    NOW_S,
+    SECOND,
+    THIRD,
+    candidate,
+    failed,
+    group,
+    holder,
+    lost,
+    model,
+    report,
+    server,
+    standing,
+    world,
+)
+from segserve_builder.agent.protocol import ModelState
+from segserve_operator.api.rollout_policy import Slo
+from segserve_operator.core import conditions
+from segserve_operator.core.conditions import ARTIFACT_REASONS, GOLDEN_REASONS, status_of
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.observed import ModelObserved, ModelStatus, Observed, Roles, Statement
+from segserve_operator.core.phases import ENDED, Phase
+from segserve_operator.core.record import Standing
+from segserve_operator.core.rolling import Rolled
+from segserve_operator.core.slo import Minute, SloWatch
+from segserve_operator.core.traffic import TrafficState
+from segserve_operator.core.turns import GROUPS_AT_ONCE
+
+MAIN = group("main", FIRST)
+OWN = group(SECOND.revision, SECOND)
+SERVED = Roles(holder(FIRST, "main"))
+CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
+CHANGED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
+PROVING_FIRST = Roles(candidate=candidate(FIRST, "main"))
+NO_NODE = Failure("Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu")
+WAS_READY = Statement("TrafficReady", "True", "Serving")
+NO_WAY = TrafficState(None)
+ON_ITS_WAY = [phase for phase in Phase if phase not in {*ENDED, Phase.PENDING}]
+
+
+def status(seen: Observed) -> ModelStatus:
+    """Return the status of coins, whose roles and rollout stay as they are."""
+    coins = next(each for each in seen.models if each.name == "coins")
+    return status_of(coins, coins.roles, Rolled(coins.status.rollout), seen.watches, seen)
+
+
+def with_candidate_said(said: str = "", *, state: ModelState, **changes: object) -> Observed:
+    """Return a world in which the candidate's only server says that it is so far, with this message."""
+    reason = "LoadFailed" if state is ModelState.FAILED else ""
+    told = report(SECOND, state, message=said, reason=reason, **changes)
+    return world(model(SECOND, CHANGING), groups=[MAIN, group(SECOND.revision, SECOND, reports=[told])])
+
+
+def with_candidate_failed(reason: str, *, retryable: bool = True) -> Observed:
+    told = failed(SECOND, reason, "what was seen", retryable=retryable)
+    return world(model(SECOND, CHANGING), groups=[MAIN, group(SECOND.revision, SECOND, reports=[told])])
+
+
+def given_up(reason: str) -> Observed:
+    """Return a world in which the candidate has failed for good, and holds no group any more."""
+    roles = replace(SERVED, candidate=candidate(SECOND, failure=Failure(reason, "what was seen")))
+    return world(model(SECOND, roles), groups=[MAIN])
+
+
+ARTIFACT_VERIFIED = [
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN]),
+        Statement("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names"),
+        id="the stable revision's artifact is the one that was asked for",
+    ),
+    pytest.param(
+        with_candidate_said(state=ModelState.LOADING),
+        Statement("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names"),
+        id="the candidate's artifact is the one that was asked for as soon as it is fetched",
+    ),
+    pytest.param(
+        world(model(FIRST)),
+        Statement("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
+        id="nothing is known of an artifact before any server was asked for it",
+    ),
+    pytest.param(
+        with_candidate_said(state=ModelState.FETCHING),
+        Statement("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
+        id="nothing is known of an artifact that is being fetched",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision, SECOND)]),
+        Statement("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
+        id="nothing is known of an artifact where the candidate's servers are lost",
+    ),
+    *(
+        pytest.param(
+            with_candidate_failed(reason),
+            Statement("ArtifactVerified", "False", reason, "what was seen"),
+            id=f"an artifact that a server refuses as {reason} is not verified",
+        )
+        for reason in sorted(ARTIFACT_REASONS)
+    ),
+    *(
+        pytest.param(
+            given_up(reason),
+            Statement("ArtifactVerified", "False", reason, "what was seen"),
+            id=f"an artifact stays refused as {reason} when the candidate has given its group back",
+        )
+        for reason in sorted(ARTIFACT_REASONS)
+    ),
+]
+
+REVISION_LOADED = [
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN]),
+        Statement("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
+        id="the stable revision is loaded where it is served",
+    ),
+    pytest.param(
+        with_candidate_said(state=ModelState.PROVING),
+        Statement("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
+        id="the candidate is loaded before it is proved",
+    ),
+    pytest.param(
+        with_candidate_said(state=ModelState.LOADING),
+        Statement("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
+        id="nothing is known of a candidate that is being loaded",
+    ),
+    pytest.param(
+        world(model(FIRST)),
+        Statement("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
+        id="nothing is known of a revision that no server was told of",
+    ),
+    pytest.param(
+        with_candidate_failed("LoadFailed"),
+        Statement("RevisionLoaded", "False", "LoadFailed", "what was seen"),
+        id="a revision that Triton refuses is not loaded",
+    ),
+    pytest.param(
+        given_up("LoadFailed"),
+        Statement("RevisionLoaded", "False", "LoadFailed", "what was seen"),
+        id="a revision that Triton refused for good is not loaded",
+    ),
+    pytest.param(
+        given_up("ClassesChanged"),
+        Statement("RevisionLoaded", "False", "ClassesChanged", "what was seen"),
+        id="a revision that drops classes is not loaded",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision, SECOND, problem=NO_NODE)]),
+        Statement("RevisionLoaded", "False", "Unschedulable", NO_NODE.message),
+        id="a revision whose servers find no node is not loaded, and the scheduler says why",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, replace(OWN, problem=NO_NODE)]),
+        Statement("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
+        id="a trouble of a group that is complete is none of the revision's",
+    ),
+    *(
+        pytest.param(
+            with_candidate_failed(reason),
+            Statement("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
+            id=f"what is wrong as {reason} does not count as refused by Triton",
+        )
+        for reason in sorted(ARTIFACT_REASONS | GOLDEN_REASONS)
+    ),
+]
+
+GOLDEN_PASSED = [
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN]),
+        Statement("GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance"),
+        id="the golden set was answered",
+    ),
+    pytest.param(
+        with_candidate_said(state=ModelState.READY, proof="builtin"),
+        Statement(
+            "GoldenPassed",
+            "True",
+            "BuiltinOnly",
+            "no golden set: a built-in image proved that the pipeline runs, "
+            "and that its answer is finite and repeatable",
+        ),
+        id="a model without a golden set says that only the built-in image was answered",
+    ),
+    pytest.param(
+        with_candidate_said(state=ModelState.PROVING),
+        Statement("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
+        id="nothing is known of golden answers while they are asked for",
+    ),
+    pytest.param(
+        world(model(FIRST)),
+        Statement("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
+        id="nothing is known of golden answers before any server was told of the revision",
+    ),
+    pytest.param(
+        with_candidate_failed("LoadFailed"),
+        Statement("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
+        id="a revision that cannot be loaded was not asked for golden answers",
+    ),
+    *(
+        pytest.param(
+            given_up(reason),
+            Statement("GoldenPassed", "False", reason, "what was seen"),
+            id=f"a revision with wrong answers has not passed: {reason}",
+        )
+        for reason in sorted(GOLDEN_REASONS)
+    ),
+]
+
+TRAFFIC_READY = [
+    pytest.param(
+        world(model(FIRST, PROVING_FIRST), groups=[group("main", FIRST, state=ModelState.LOADING)]),
+        Statement("TrafficReady", "False", "NoStable", "no revision has answered its golden images yet"),
+        id="a model without a stable revision serves nobody",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED)),
+        Statement("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        id="a stable revision whose group is gone serves nobody",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[lost("main", FIRST)]),
+        Statement("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        id="a stable revision whose servers are lost serves nobody",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[group("main", FIRST, reports=[failed(FIRST, "LoadFailed", "no memory")])]),
+        Statement("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}: no memory"),
+        id="a stable revision that its server lost serves nobody, and the server says why",
+    ),
+    pytest.param(
+        world(
+            model(FIRST, SERVED),
+            groups=[replace(MAIN, servers=(server("silent", report(FIRST), ready=False),))],
+        ),
+        Statement("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        id="what a silent agent once said does not count",
+    ),
+    pytest.param(
+        world(
+            model(FIRST, SERVED),
+            groups=[replace(MAIN, servers=(), leaving=MAIN.servers)],
+        ),
+        Statement("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets all requests"),
+        id="a server that is about to end serves where no other does",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN], traffic=TrafficState(None, answering=False)),
+        Statement("TrafficReady", "False", "NoGateway", "no gateway takes requests"),
+        id="nobody is served without a gateway",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN]),
+        Statement("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets all requests"),
+        id="a stable revision gets all requests",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, OWN], weights={"main": 75, SECOND.revision: 25}),
+        Statement("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets 75 % of requests"),
+        id="a stable revision shares requests with the candidate",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGED, said=[WAS_READY]), groups=[MAIN, OWN], weights={"main": 100}),
+        Statement("TrafficReady", "True", "Switching", f"the gateway does not send requests to {SECOND.revision} yet"),
+        id="callers are served by the former revision until the gateway follows",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED, said=[WAS_READY]), groups=[MAIN], traffic=NO_WAY),
+        Statement("TrafficReady", "True", "Switching", f"the gateway does not send requests to {FIRST.revision} yet"),
+        id="a gateway that has not told its plan yet ends nothing",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
+        Statement("TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"),
+        id="a first revision waits for the gateway",
+    ),
+    pytest.param(
+        world(
+            model(FIRST, SERVED, said=[Statement("TrafficReady", "False", "NoServer")]),
+            groups=[MAIN],
+            traffic=world(model(FIRST, SERVED), groups=[lost("main", FIRST)]).traffic,
+        ),
+        Statement("TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"),
+        id="a server that has come back waits for the gateway",
+    ),
+]
+
+READY = [
+    *(
+        pytest.param(row.values[0], replace(row.values[1], type="Ready"), id=f"ready as its traffic: {row.id}")
+        for row in TRAFFIC_READY
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED, deleting=True), groups=[MAIN]),
+        Statement("Ready", "False", "Deleting", "the model is being deleted"),
+        id="a model that is being deleted is not ready, though it still answers",
+    ),
+]
+
+PROGRESSING = [
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN]),
+        Statement("Progressing", "False", "Idle", "nothing is under way"),
+        id="nothing is under way where the spec's revision is stable in main",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED)),
+        Statement("Progressing", "False", "Idle", "nothing is under way"),
+        id="a stable revision without servers makes no progress of its own",
+    ),
+    pytest.param(
+        given_up("LoadFailed"),
+        Statement("Progressing", "False", "Idle", "nothing is under way"),
+        id="nothing is under way where the candidate has failed for good",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGED), groups=[MAIN, OWN]),
+        Statement("Progressing", "False", "Idle", "nothing is under way"),
+        id="nothing is under way while the former revision is kept",
+    ),
+    pytest.param(
+        world(model(FIRST, Roles(), deleting=True), groups=[MAIN]),
+        Statement("Progressing", "True", "Deleting", "requests end first, then servers let the model go"),
+        id="a model that is being deleted goes step by step",
+    ),
+    pytest.param(
+        world(model(SECOND, replace(SERVED, candidate=candidate(SECOND, None))), groups=[MAIN]),
+        Statement(
+            "Progressing",
+            "True",
+            "Queued",
+            f"{SECOND.revision} waits for its turn: {GROUPS_AT_ONCE} candidates are proved at a time",
+        ),
+        id="a candidate waits for its turn",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN]),
+        Statement("Progressing", "True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
+        id="a candidate's group is started",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.PENDING)), groups=[MAIN]),
+        Statement("Progressing", "True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
+        id="a rollout that waits for its servers tells how these come on",
+    ),
+    *(
+        pytest.param(
+            with_candidate_said("half done", state=state),
+            Statement("Progressing", "True", state.value, f"{SECOND.revision} in group {SECOND.revision}: half done"),
+            id=f"a candidate's server tells how far it is: {state.value}",
+        )
+        for state in ModelState
+        if state is not ModelState.READY
+    ),
+    pytest.param(
+        with_candidate_said(state=ModelState.LOADING),
+        Statement("Progressing", "True", "Loading", f"{SECOND.revision} in group {SECOND.revision}"),
+        id="a candidate's server has nothing to add",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, replace(OWN, wanted=3)]),
+        Statement(
+            "Progressing", "True", "Ready", f"{SECOND.revision} in group {SECOND.revision}: 1 of 3 servers answer"
+        ),
+        id="servers that answer are counted while others are missing",
+    ),
+    *(
+        pytest.param(
+            world(
+                model(SECOND, CHANGING, rollout=standing(SECOND, phase, weight=25, message="because")),
+                groups=[MAIN, OWN],
+            ),
+            Statement("Progressing", "True", phase.label, f"{SECOND.revision} gets 25 % of requests: because"),
+            id=f"a rollout tells its phase, the weight and why: {phase.label}",
+        )
+        for phase in ON_ITS_WAY
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
+        Statement("Progressing", "True", "Progressing", f"{SECOND.revision} gets 25 % of requests: all is well"),
+        id="a rollout that nothing holds up says so",
+    ),
+    pytest.param(
+        world(model(SECOND, Roles(holder(SECOND))), groups=[group("main"), OWN]),
+        Statement("Progressing", "True", "Settling", f"{SECOND.revision} moves into main"),
+        id="a stable revision moves into main",
+    ),
+]
+
+DEGRADED = [
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN]),
+        Statement("Degraded", "False", "AsWanted", "nothing is wrong"),
+        id="nothing is wrong where the stable revision is served",
+    ),
+    pytest.param(
+        with_candidate_said(state=ModelState.LOADING),
+        Statement("Degraded", "False", "AsWanted", "nothing is wrong"),
+        id="nothing is wrong while a candidate is loaded",
+    ),
+    pytest.param(
+        world(model(FIRST, PROVING_FIRST), groups=[group("main", FIRST, state=ModelState.LOADING)]),
+        Statement("Degraded", "False", "AsWanted", "nothing is wrong"),
+        id="nothing is wrong before the first revision was proved",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
+        Statement("Degraded", "False", "AsWanted", "nothing is wrong"),
+        id="nothing is wrong while the gateway is told",
+    ),
+    pytest.param(
+        world(model(None, SERVED, problem=Failure("PoolNotFound", "there is no pool 'lab'")), groups=[MAIN]),
+        Statement("Degraded", "True", "PoolNotFound", "there is no pool 'lab'"),
+        id="a spec that cannot be followed is named first",
+    ),
+    pytest.param(
+        replace(given_up("LoadFailed"), models=(model(None, SERVED, problem=FAILURE),)),
+        Statement("Degraded", "True", FAILURE.reason, FAILURE.message),
+        id="a spec that cannot be read comes before what its last revision lacks",
+    ),
+    *(
+        pytest.param(
+            given_up(reason),
+            Statement("Degraded", "True", reason, "what was seen"),
+            id=f"a candidate that has failed for good is named: {reason}",
+        )
+        for reason in ("ClassesChanged", "DigestMismatch", "GoldenFailed", "LoadFailed", "RolledBack")
+    ),
+    pytest.param(
+        with_candidate_failed("ArtifactMissing"),
+        Statement("Degraded", "True", "ArtifactMissing", "what was seen"),
+        id="a candidate that is tried again is named",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision, SECOND, problem=NO_NODE)]),
+        Statement("Degraded", "True", "Unschedulable", NO_NODE.message),
+        id="servers of a candidate that find no node are named",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[replace(MAIN, wanted=2, problem=NO_NODE)]),
+        Statement("Degraded", "True", "Unschedulable", NO_NODE.message),
+        id="a server of the stable revision that finds no node is named while the others serve",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[replace(MAIN, problem=NO_NODE)]),
+        Statement("Degraded", "False", "AsWanted", "nothing is wrong"),
+        id="a trouble of a group whose servers all answer is none of the model's",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[lost("main", FIRST)]),
+        Statement("Degraded", "True", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        id="a stable revision without servers is named",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN], traffic=TrafficState(None, answering=False)),
+        Statement("Degraded", "True", "NoGateway", "no gateway takes requests"),
+        id="a missing gateway is named",
+    ),
+]
+
+TABLES = (ARTIFACT_VERIFIED, REVISION_LOADED, GOLDEN_PASSED, TRAFFIC_READY, READY, PROGRESSING, DEGRADED)
+
+
+@pytest.mark.parametrize(("seen", "expected"), [row for table in TABLES for row in table])
+def test_a_condition_says_what_is(seen: Observed, expected: Statement) -> None:
+    said = {each.type: each for each in status(seen).statements}
+
+    assert said[expected.type] == expected
+
+
+@pytest.mark.parametrize("seen", [pytest.param(row.values[0], id=row.id) for table in TABLES for row in table])
+def test_every_status_has_each_condition_once_and_each_reason_is_one_word(seen: Observed) -> None:
+    statements = status(seen).statements
+
+    assert [each.type for each in statements] == [
+        "ArtifactVerified",
+        "RevisionLoaded",
+        "GoldenPassed",
+        "TrafficReady",
+        "Ready",
+        "Progressing",
+        "Degraded",
+    ]
+    assert all(each.reason.isalnum() and each.reason[0].isupper() for each in statements)
+
+
+def test_every_reason_that_conditions_name_has_a_row() -> None:
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(conditions))) if isinstance(node, ast.Call)]
+    named = {
+        (kind.value, reason.value)
+        for kind, _, reason, *_ in (
+            call.args for call in calls if ast.unparse(call.func) == "Statement" and len(call.args) > 2
+        )
+        if isinstance(kind, ast.Constant) and isinstance(reason, ast.Constant)
+    }
+    rows = {(row.values[1].type, row.values[1].reason) for table in TABLES for row in table}
+
+    assert ("Degraded", "AsWanted") in named
+    assert named <= rows
+
+
+@pytest.mark.parametrize(
+    ("roles", "rollout", "expected"),
+    [
+        pytest.param(Roles(), None, 0, id="a model without a revision gives it no requests"),
+        pytest.param(PROVING_FIRST, None, 0, id="a first revision gets no requests before it is proved"),
+        pytest.param(SERVED, None, 100, id="a stable revision is the newest one and gets all requests"),
+        pytest.param(CHANGING, None, 0, id="a candidate without a rollout gets no requests"),
+        pytest.param(CHANGING, standing(SECOND, Phase.PROGRESSING), 25, id="a candidate gets what its rollout says"),
+        pytest.param(CHANGING, standing(SECOND, Phase.QUARANTINED), 0, id="a candidate in quarantine gets no requests"),
+        pytest.param(CHANGING, standing(THIRD, Phase.PROGRESSING), 0, id="another revision's rollout gives it nothing"),
+        pytest.param(
+            CHANGED, standing(SECOND, Phase.BAKING), 95, id="a promoted revision gets what its bake leaves it"
+        ),
+        pytest.param(CHANGED, standing(SECOND, Phase.SUCCEEDED), 100, id="a revision that succeeded gets all requests"),
+        pytest.param(
+            replace(SERVED, candidate=candidate(SECOND, failure=FAILURE)),
+            standing(SECOND, Phase.SUCCEEDED),
+            0,
+            id="a revision that succeeded and was left later gets no requests",
+        ),
+        pytest.param(
+            CHANGING,
+            standing(SECOND, Phase.SUCCEEDED),
+            0,
+            id="a revision that once succeeded and is proved anew gets no requests",
+        ),
+        pytest.param(
+            replace(SERVED, candidate=candidate(SECOND, failure=FAILURE)),
+            standing(SECOND, Phase.ROLLED_BACK),
+            0,
+            id="a revision that was rolled back gets no requests",
+        ),
+    ],
+)
+def test_the_weight_is_the_newest_revisions(roles: Roles, rollout: Standing | None, expected: int) -> None:
+    assert status(world(model(SECOND, roles, rollout=rollout), groups=[MAIN, OWN])).weight == expected
+
+
+@pytest.mark.parametrize(
+    ("coins", "url"),
+    [
+        pytest.param(model(FIRST, SERVED), "http://gateway/v2/models/coins", id="a stable revision has an address"),
+        pytest.param(model(FIRST, PROVING_FIRST), "", id="a model that was never proved has no address"),
+    ],
+)
+def test_a_model_has_an_address_once_it_has_a_stable_revision(coins: ModelObserved, url: str) -> None:
+    assert status(world(coins, groups=[MAIN])).url == url
+
+
+GOOD_MINUTE = SloWatch("main", minutes=(Minute(int(NOW_S // 60), 100, {}),))
+
+
+@pytest.mark.parametrize(
+    ("slo", "watch", "expected"),
+    [
+        pytest.param(Slo(), GOOD_MINUTE, "Met", id="a model that keeps its SLO says so"),
+        pytest.param(Slo(), SloWatch(), "Unknown", id="a model that nobody asked anything keeps its SLO unknown"),
+        pytest.param(Slo(), None, "", id="a model whose requests are not counted says nothing"),
+        pytest.param(None, GOOD_MINUTE, "", id="a model without an SLO says nothing"),
+    ],
+)
+def test_a_status_says_whether_the_slo_is_kept(slo: Slo | None, watch: SloWatch | None, expected: str) -> None:
+    watches = {"coins": watch} if watch is not None else {}
+
+    assert status(world(model(FIRST, SERVED, slo=slo), groups=[MAIN], watches=watches)).slo == expected
+
+
+def test_a_status_keeps_what_was_decided_and_the_generation_that_was_read() -> None:
+    coins = replace(model(SECOND, CHANGING), generation=7)
+    rolled = Rolled(standing(SECOND, Phase.PROGRESSING), handled=("pause=coins@1",))
+    found = status_of(coins, CHANGED, rolled, {}, world(coins, model(CELLS), groups=[MAIN, OWN]))
+
+    assert found.observed_generation == 7
+    assert found.roles == CHANGED
+    assert found.rollout == rolled.standing
+    assert found.handled == rolled.handled
