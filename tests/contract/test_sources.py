@@ -16,7 +16,7 @@ from fakes.artifact_server import artifact_server
 from fakes.cutting_relay import CuttingRelay, cutting_relay
 from fakes.hub import Hub, hub
 from fakes.mlflow_server import MlflowServer
-from fakes.object_servers import SERVERS
+from fakes.object_servers import SERVERS, needed
 from fakes.registry import registry
 from segserve_builder.errors import ArtifactMissingError, ArtifactTooLargeError, SourceDeniedError
 from segserve_builder.sources import Access, Retrying, fetch, fetch_folder, folder_digest, source_of
@@ -121,7 +121,14 @@ PLACES: Mapping[str, Callable[[Path], AbstractContextManager[Place]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=[*PLACES, pytest.param("models", marks=pytest.mark.platform)])
+NEEDS = {
+    **{name: needed(name) for name in SERVERS},
+    "oci": pytest.mark.needs("docker-registry"),
+    "models": pytest.mark.needs("peers"),
+}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=NEEDS.get(name, ())) for name in (*PLACES, "models")])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     if request.param == "models":
         opened = registered(request.getfixturevalue("mlflow"))

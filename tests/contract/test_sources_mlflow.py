@@ -11,7 +11,7 @@ from fakes.mlflow_server import MlflowServer
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError
 from segserve_builder.sources import Access, Retrying, fetch, fetch_folder, folder_digest
 
-pytestmark = pytest.mark.platform
+pytestmark = pytest.mark.needs("peers")
 
 NETWORK = bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(NETWORK).hexdigest()

@@ -15,7 +15,7 @@ from pathlib import Path
 import obstore
 import pytest
 
-from fakes.object_servers import BUCKET, SERVERS, ObjectServer, s3_server
+from fakes.object_servers import BUCKET, SERVERS, ObjectServer, needed, s3_server
 from segserve_builder.errors import (
     ArtifactMissingError,
     ArtifactTooLargeError,
@@ -35,7 +35,7 @@ WRONG_KEYS = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(SERVERS))
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=needed(name)) for name in sorted(SERVERS)])
 def server(request: pytest.FixtureRequest) -> Iterator[ObjectServer]:
     with SERVERS[request.param]() as found:
         found.put("folder/model.onnx", CONTENT)
@@ -234,6 +234,7 @@ def test_a_machine_without_authorities_reads_buckets_too(server: ObjectServer, t
     assert int(done.stdout) == len(CONTENT)
 
 
+@needed("s3")
 def test_marks_of_folders_are_no_files(tmp_path: Path) -> None:
     with s3_server() as server:
         for key in ("folder/", "folder/sub/", "folder/empty.txt", "folder/sub/a"):

@@ -39,6 +39,7 @@ NET = bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(NET).hexdigest()
 ONCE = Retrying(tries=1)
 REACHING = LOCAL.model_copy(update={"ambient": False})
+pytestmark = pytest.mark.needs("docker-registry")
 
 
 @pytest.fixture(scope="module")

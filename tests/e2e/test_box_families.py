@@ -21,7 +21,7 @@ from networks.yolo import CLASSES, SIDE
 from oracles.debian import Debian
 from segserve import Client, DetectionResult, InstanceResult
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.needs("torchvision")]
 
 YOLO: dict[str, tuple[yolo.Layout, bool]] = {
     "yolo-seg": ("v8", True),

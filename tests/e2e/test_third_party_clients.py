@@ -142,6 +142,7 @@ def test_tritonclient_is_told_of_server_models_and_statistics(coins: Running, pr
     assert set(MODELS) <= {one["name"] for one in every}
 
 
+@pytest.mark.needs("curl")
 def test_curl_as_documented_gets_an_answer(coins: Running, photo: bytes, tmp_path: Path) -> None:
     """The recipe of docs/wire.md, as it stands there but for the port."""
     guide = (ROOT / "docs/wire.md").read_text()
@@ -163,6 +164,7 @@ def test_curl_as_documented_gets_an_answer(coins: Running, photo: bytes, tmp_pat
     assert mask.area in COIN_PIXELS
 
 
+@pytest.mark.needs("curl")
 def test_curl_sees_what_is_served(coins: Running) -> None:
     def curl(path: str) -> str:
         url = f"{coins.url}{path}"
@@ -208,6 +210,7 @@ ANALYZED = {
 }
 
 
+@pytest.mark.needs("libb64")
 @pytest.mark.parametrize("options", ANALYZED.values(), ids=ANALYZED)
 def test_perf_analyzer_measures_one_and_two_callers(
     coins: Running, photo: bytes, analyzer: PerfAnalyzer, tmp_path: Path, options: list[str]

@@ -18,7 +18,7 @@ from networks.served import model
 from oracles.debian import PYTHON, Debian
 from segserve import Client, DetectionResult, InstanceResult, KeypointResult
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.needs("torchvision")]
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 SEED = 7  # that of the exported networks

@@ -16,7 +16,9 @@ from urllib.parse import quote
 
 import httpx
 
-MLFLOW = Path(__file__).parents[2] / ".venv-peers/bin/mlflow"
+from tools import PEERS
+
+MLFLOW = PEERS / "mlflow"
 _PATIENCE_S = 240.0
 
 

@@ -25,10 +25,9 @@ from segserve_builder.sources.az import AzSource
 from segserve_builder.sources.gs import GsSource
 from segserve_builder.sources.object_store import ObjectStoreSource
 from segserve_builder.sources.s3 import S3Source
+from tools import AZURITE, PEERS
 
-ROOT = Path(__file__).parents[2]
-MOTO = ROOT / ".venv-peers" / "bin" / "moto_server"
-AZURITE = Path.home() / ".cache" / "segserve" / "azurite-3.37.0" / "node_modules" / ".bin" / "azurite-blob"
+MOTO = PEERS / "moto_server"
 BUCKET = "models"
 AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -98,13 +97,16 @@ def gs_server() -> Iterator[ObjectServer]:
 @contextmanager
 def az_server() -> Iterator[ObjectServer]:
     """Start Azurite, with an empty container."""
-    if not AZURITE.exists():
-        pytest.skip(f"{AZURITE} is not there: npm install --prefix {AZURITE.parents[2]} azurite@3.37.0")
     options = ["--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence", "--skipApiVersionCheck"]
     with _running([str(AZURITE), *options, "--disableTelemetry"], r"listens on (http://127\.0\.0\.1:\d+)") as url:
         server = ObjectServer(AzSource(), f"{url}/{AZURE_ACCOUNT}", {"account-key": AZURE_KEY})
         _create_container(server)
         yield server
+
+
+def needed(scheme: str) -> pytest.MarkDecorator:
+    """Return the mark of tests that start the server of a scheme."""
+    return pytest.mark.needs("azurite" if scheme == "az" else "peers")
 
 
 SERVERS: dict[str, Callable[[], AbstractContextManager[ObjectServer]]] = {
@@ -116,8 +118,6 @@ SERVERS: dict[str, Callable[[], AbstractContextManager[ObjectServer]]] = {
 
 @contextmanager
 def _moto(host: str = "127.0.0.1") -> Iterator[str]:
-    if not MOTO.exists():
-        pytest.skip(f"{MOTO} is not there")
     with _running([str(MOTO), "-H", host, "-p", "0"], rf"Running on (http://{re.escape(host)}:\d+)") as url:
         request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
         urllib.request.urlopen(request, timeout=10).close()

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from oracles.worker import receive, send
+from tools import DEBIAN_PYTHON as PYTHON
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-debian/bin/python"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 

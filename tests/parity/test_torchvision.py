@@ -25,7 +25,10 @@ from segserve_builder.values import Candidates, Instances, Keypoints, Placement
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 IDS = {"faster": (1, 2, 3), "mask": (1, 2, 3), "keypoint": (1,)}
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
+pytestmark = [
+    pytest.mark.needs("torchvision"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # pycocotools, numpy 2
+]
 
 
 @pytest.fixture(scope="module")

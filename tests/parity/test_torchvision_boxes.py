@@ -24,6 +24,7 @@ ORACLES = Path(__file__).parents[1] / "oracles"
 SEEDS = st.integers(0, 2**32 - 1)
 PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CLASSES = {"retinanet": range(7), "ssd": range(1, 7)}
+pytestmark = pytest.mark.needs("torchvision")
 
 
 @pytest.fixture(scope="module")

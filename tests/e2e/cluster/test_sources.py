@@ -14,7 +14,7 @@ from fakes.object_servers import BUCKET, ObjectServer, s3_server
 from fakes.served_namespace import ServedNamespace
 from segserve import Client
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.needs("peers")]
 
 COINS = EXAMPLES / "coins"
 SECRET = "bucket-reader"

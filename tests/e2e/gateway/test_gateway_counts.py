@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fakes.agent_group import free_ports
+from bench.ports import free_ports
 from fakes.gateway_clients import Load, ask, by_grpc, by_http, served
 from fakes.waiting import HANG_S
 from segserve_operator.adapters.samples import wire

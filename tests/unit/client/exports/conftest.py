@@ -14,11 +14,11 @@ from segserve import PanopticResult
 from segserve.exports.cvat import merge
 from segserve.exports.label_studio import labelling_config
 from segserve.results import Result
+from tools import PEERS
 
 from .results import cases
 
 ROOT = Path(__file__).parents[4]
-PEERS = ROOT / ".venv-peers/bin/python"
 READER = ROOT / "tests/oracles/read_exports.py"
 
 
@@ -47,11 +47,9 @@ def write(folder: Path, result: Result) -> None:
 @pytest.fixture(scope="session")
 def read_back(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each result, with what each tool read in `<export>.npz`."""
-    if not PEERS.exists():
-        pytest.skip(f"{PEERS} is made by `make test`")
     folder = tmp_path_factory.mktemp("exports")
     for name, result in cases().items():
         write(folder / name, result)
-    done = subprocess.run([PEERS, READER, folder], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([PEERS / "python", READER, folder], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return folder

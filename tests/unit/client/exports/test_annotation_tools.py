@@ -14,6 +14,7 @@ from segserve.annotation import Annotation, foreground
 from .results import MASKED, cases
 
 EXPORTS = ("labelme", "label-studio", "cvat")
+pytestmark = pytest.mark.needs("peers")
 
 
 def read(folder: Path, case: str, export: str) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""What some tests need of a machine beyond the packages of `.venv`: how it is looked for, and how to get it."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parent.parent
+DEBIAN_PYTHON: Final = ROOT / ".venv-debian/bin/python"
+PEERS: Final = ROOT / ".venv-peers/bin"
+AZURITE: Final = Path.home() / ".cache/segserve/azurite-3.37.0/node_modules/.bin/azurite-blob"
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A program, library or environment that tests name by `@pytest.mark.needs(...)`."""
+
+    title: str
+    is_there: Callable[[], bool]
+    remedy: str
+
+
+def _library(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def _program(name: str) -> Tool:
+    return Tool(name, lambda: shutil.which(name) is not None, f"Debian: apt-get install {name}")
+
+
+TOOLS: Final[Mapping[str, Tool]] = {
+    "torchvision": Tool("Debian's torchvision", DEBIAN_PYTHON.is_file, "make oracles"),
+    "peers": Tool("the environment of peers", (PEERS / "python").is_file, "make peers"),
+    "azurite": Tool("Azurite", AZURITE.is_file, "make system"),
+    "curl": _program("curl"),
+    "docker-registry": _program("docker-registry"),
+    "prometheus": _program("prometheus"),
+    "libb64": Tool("perf_analyzer's libb64", lambda: _library("libb64.so.0d"), "Debian: apt-get install libb64-0d"),
+}
