@@ -121,6 +121,12 @@ def test_kernels_that_did_not_change_are_not_compiled_again(root: Path, package:
     assert _compiled(root, package) == {"base", "user", "other"}
 
 
+def test_kernels_that_are_compiled_beside_the_source_are_not_compiled_again(root: Path, package: Path) -> None:
+    _write_kernels(package, KERNELS)
+    _compile(package.parent)
+    assert _compiled(root, package) == {"base", "user", "other"}
+
+
 def test_a_changed_kernel_module_and_those_that_import_it_are_compiled_again(root: Path, package: Path) -> None:
     _write_kernels(package, KERNELS)
     code_folder.install_code(root, package, _compile)

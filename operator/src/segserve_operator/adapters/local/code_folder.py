@@ -34,7 +34,7 @@ def install_code(root: Path, package: Path, prepare: Callable[[Path], None] = la
             shutil.rmtree(half_made)
         staging = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
         shutil.copytree(package, staging / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-        _reuse_kernels(staging / package.name)
+        _reuse_kernels(staging / package.name, package)
         staging.chmod(0o755)
         prepare(staging)
         staging.rename(target)
@@ -58,11 +58,11 @@ def site_packages(root: Path) -> Path:
     return root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 
 
-def _reuse_kernels(package: Path) -> None:
-    """Take over what other code folders have compiled of modules that are made of the same here."""
+def _reuse_kernels(package: Path, source: Path) -> None:
+    """Take over what the source and other code folders have compiled of modules that are made of the same here."""
     fresh = package / "kernels"
     wanted = compiled_digests(fresh)
-    for other in package.parent.parent.glob(f"[!.]*/{package.name}/kernels"):
+    for other in [*package.parent.parent.glob(f"[!.]*/{package.name}/kernels"), source / "kernels"]:
         for name in [name for name, digest in compiled_digests(other).items() if wanted.get(name) == digest]:
             (fresh / "__pycache__").mkdir(exist_ok=True)
             for compiled in (other / "__pycache__").glob(f"{name}.*.nb[ci]"):
