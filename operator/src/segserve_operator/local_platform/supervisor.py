@@ -26,6 +26,7 @@ from segserve_operator.adapters.local.fleet import LocalFleet, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
 from segserve_operator.adapters.local.resources import LocalResources
 from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
+from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.announcer import PoolAnnouncer
 from segserve_operator.adapters.notify.notifier import Notifier
@@ -198,6 +199,7 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
     ended = processes.end_all_of(state.root, grace_s=STOP_GRACE_S)
     for group in state.groups.glob("*"):
         sweep_shm(shm_prefix(state, group.name))
+    sweep_step_environments()
     # Only what is ours by name: the state folder may be one that people keep other things in.
     folders = [state.groups, state.gateway, *(() if keep_models else (state.objects, state.revisions))]
     for folder in folders:

@@ -15,6 +15,7 @@ from segserve_builder.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.local.ports import is_free
+from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.triton import LOOPBACK, runtime_environment, triton_command
 from segserve_operator.core.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
@@ -146,6 +147,7 @@ class LocalFleet:
             # Python steps outlive a Triton that crashed, and would keep their memory for ever.
             processes.kill_by_argument(self.state.root, str(folder.repository))
             sweep_shm(prefix)
+            sweep_step_environments()
             command = triton_command(self.runtime, folder.repository, ports=ports, shm_prefix=prefix)
             folder.report.unlink(missing_ok=True)  # it speaks of the server that has ended
             self._start_process(folder, "triton", command.argv, command.environment)
@@ -201,6 +203,7 @@ class LocalFleet:
         for process in ("agent", "triton"):
             self._restarts.pop(folder.record(process), None)
         sweep_shm(shm_prefix(self.state, group))
+        sweep_step_environments()
         shutil.rmtree(folder.root, ignore_errors=True)
 
     def _folder(self, group: str) -> GroupFolder:

@@ -1,0 +1,114 @@
+"""Triton's folders in /tmp are removed once no living server can have made them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from segserve_operator.adapters.local.step_environments import sweep_step_environments
+
+SERVER = """
+import mmap, subprocess, sys
+with open(sys.argv[1], "rb") as library:
+    held = mmap.mmap(library.fileno(), 0, prot=mmap.PROT_READ)
+step = subprocess.Popen(sys.argv[2:]) if sys.argv[2:] else None
+print("ready", flush=True)
+sys.stdin.read()
+if step is not None:
+    step.kill()
+    step.wait()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the place of /tmp, on a machine where nothing runs but what the test starts."""
+    own = psutil.Process()
+    monkeypatch.setattr(psutil, "process_iter", lambda: iter(own.children(recursive=True)))
+    made = tmp_path / "tmp"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Callable[..., psutil.Process]]:
+    """Start processes that have Triton's Python backend loaded, or so it looks, with a step or none."""
+    library = tmp_path / "libtriton_python.so"
+    library.write_bytes(bytes(mmap.PAGESIZE))
+    stub = tmp_path / "triton_python_backend_stub"
+    shutil.copy2("/bin/sleep", stub)
+    with ExitStack() as stack:
+
+        def start(*, with_step: bool) -> psutil.Process:
+            step = [str(stub), "1000"] if with_step else []
+            command = [sys.executable, "-c", SERVER, str(library), *step]
+            made = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert made.stdin is not None
+            assert made.stdout is not None
+            stack.callback(made.stdin.close)
+            assert made.stdout.readline() == b"ready\n"
+            return psutil.Process(made.pid)
+
+        yield start
+
+
+def made(folder: Path, *, ago_s: float, name: str = "python_env_abcdef") -> Path:
+    path = folder / name
+    path.mkdir()
+    at_s = time.time() - ago_s
+    os.utime(path, (at_s, at_s))
+    return path
+
+
+def test_a_folder_older_than_every_living_server_is_removed(
+    folder: Path, server: Callable[..., psutil.Process]
+) -> None:
+    server(with_step=False)
+    path = made(folder, ago_s=3600)
+
+    assert path in sweep_step_environments(folder)
+    assert not path.exists()
+
+
+def test_a_folder_that_a_living_server_may_have_made_stays_until_that_ends(
+    folder: Path, server: Callable[..., psutil.Process]
+) -> None:
+    living = server(with_step=False)
+    path = made(folder, ago_s=-3600)
+
+    assert sweep_step_environments(folder) == ()
+    living.kill()
+    psutil.wait_procs([living])
+
+    assert sweep_step_environments(folder) == (path,)
+
+
+def test_a_server_whose_steps_are_older_has_its_folder_already(
+    folder: Path, server: Callable[..., psutil.Process]
+) -> None:
+    server(with_step=True)
+    path = made(folder, ago_s=-3600)
+
+    assert sweep_step_environments(folder) == (path,)
+
+
+def test_what_is_in_use_or_has_another_name_stays(folder: Path) -> None:
+    used = made(folder, ago_s=3600)
+    (used / "0").mkdir()
+    os.utime(used, (0, 0))
+    made(folder, ago_s=3600, name="python_environment")
+    (folder / "python_env_linked").symlink_to(folder)
+    (folder / "python_env_012345").touch()
+
+    assert sweep_step_environments(folder) == ()
+    assert len(list(folder.iterdir())) == 4
