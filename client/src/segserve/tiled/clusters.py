@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -121,8 +122,15 @@ def _cluster(scheduler: Any, in_flight: int) -> Iterator[Any]:
     elif scheduler == LOCAL:
         threads = -(-in_flight // LOCAL_WORKERS)
         with (
+            # Dask removes its workers' and its scheduler's own folders and leaves the one around them.
+            tempfile.TemporaryDirectory(prefix="segserve-dask-", ignore_cleanup_errors=True) as scratch,
             distributed.LocalCluster(
-                n_workers=LOCAL_WORKERS, threads_per_worker=threads, processes=True, dashboard_address=None
+                n_workers=LOCAL_WORKERS,
+                threads_per_worker=threads,
+                processes=True,
+                dashboard_address=None,
+                local_directory=scratch,
+                scheduler_kwargs={"local_directory": scratch},
             ) as cluster,
             distributed.Client(cluster) as client,
         ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -164,9 +164,11 @@ def begun(source: PixelSource, info: ModelInfo, options: Options, *, for_workers
             f"the map of {grid.height} x {grid.width} pixels would be held in memory, which is done up to "
             f"{MAX_PIXELS_IN_MEMORY}; give a folder with out="
         )
-    with tempfile.TemporaryDirectory(prefix="segserve-tiled-") as passing:
-        folder = options.out or options.checkpoint or Path(passing)
-        manifest = _manifest(source, info, kind, grid, options, is_kept=folder != Path(passing))
+    with ExitStack() as stack:
+        kept = options.out or options.checkpoint
+        # Only where it is needed: a killed run leaves it.
+        folder = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segserve-tiled-")))
+        manifest = _manifest(source, info, kind, grid, options, is_kept=kept is not None)
         map_format = "zarr" if for_workers else options.labels if options.out is not None else "npy"
         described = outputs.finished(folder, manifest, options)
         if described is not None:

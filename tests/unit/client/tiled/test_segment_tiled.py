@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -358,6 +359,40 @@ def test_the_workers_of_a_dask_cluster_write_the_same_files(client: Client, scen
 
     assert found.sent == found.tiles
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
+
+
+def test_a_run_with_a_folder_of_its_own_has_nothing_to_leave_elsewhere_where_it_is_killed(
+    client: Client, scene: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    seen: list[Path] = []
+
+    def look(done: int, total: int) -> None:
+        seen.extend(temporary.iterdir())
+
+    for name in ("out", "checkpoint"):
+        folder = {name: tmp_path / name}
+        client.segment_tiled(scene, model="segments", **folder, **(TILES | {"progress": look}))
+
+    assert seen == []
+
+
+def test_dasks_own_workers_leave_nothing_in_the_temporary_folder(
+    client: Client, scene: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    np.save(tmp_path / "scene.npy", scene)
+
+    client.segment_tiled(
+        tmp_path / "scene.npy", model="segments", out=tmp_path / "out", scheduler="local", **(TILES | {"in_flight": 4})
+    )
+
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_scheduler_that_does_not_answer_is_said(client: Client, scene: np.ndarray, tmp_path: Path) -> None:
