@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import urllib.request
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,11 +100,11 @@ def _image(part: str, reference: str) -> tuple[str, str]:
 
 
 def _helm(cluster: Cluster, namespace: str, *arguments: str) -> None:
-    home = f"/tmp/segserve-helm-{uuid.uuid4().hex[:8]}"
     command = [str(HELM), "--kubeconfig", str(cluster.kubeconfig), "--namespace", namespace, *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={"HOME": home, "PATH": "/usr/bin:/bin"}
-    )
+    with tempfile.TemporaryDirectory(prefix="segserve-helm-") as home:  # where it keeps its caches
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={"HOME": home, "PATH": "/usr/bin:/bin"}
+        )
     if done.returncode:
         raise AssertionError(f"helm {arguments[0]}: {done.stderr.strip()}\n{cluster.story(namespace)}")
 
