@@ -9,7 +9,14 @@ from datetime import timedelta
 import pytest
 
 from fakes.platform import CountedWrites, Crash, World, assigned
-from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, RolloutStep, Slo
+from segserve_operator.api.rollout_policy import (
+    ErrorRateGate,
+    LatencyGate,
+    RolloutPolicy,
+    RolloutStep,
+    Slo,
+    WebhookGate,
+)
 from segserve_operator.core.inquiries import Finding, Inquiry
 from segserve_operator.core.phases import ENDED, Phase
 from segserve_operator.core.record import Record, Standing
@@ -410,6 +417,20 @@ async def test_a_step_that_waits_for_a_person_ends_with_resume() -> None:
     rollout.ask("resume", SECOND.revision)
 
     assert (await rollout.until(lambda standing: standing.weight == 50, 5)).step == 1
+
+
+@pytest.mark.parametrize(("passes", "phase"), [(True, Phase.SUCCEEDED), (False, Phase.ROLLED_BACK)])
+async def test_a_service_that_takes_longer_than_its_interval_is_heard(passes: bool, phase: Phase) -> None:
+    rollout = Rollout()
+    gate = WebhookGate(name="budget", url="http://budget.example/", every=timedelta(seconds=5))
+    rollout.world.found.takes_s["check"] = 6
+    rollout.world.found.answers["check"] = lambda asked: Finding(asked.key, 0.0, passes=passes, breaches=not passes)
+    await rollout.begin(POLICY.model_copy(update={"gates": (*POLICY.gates, gate)}))
+    ended = await rollout.end()
+    await rollout.second()
+
+    assert ended.phase is phase
+    assert rollout.world.found.findings() == {}
 
 
 async def test_a_candidate_whose_servers_are_gone_gets_no_requests() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -242,17 +243,42 @@ class RecordedTraffic:
 
 @dataclass
 class Found:
-    """What is found out when it is asked for: by purpose, a function of the inquiry."""
+    """What is found out when it is asked for: by purpose, a function of the inquiry, and how long an answer takes.
+
+    Without a function nothing is answered: what was asked stays under way.
+    """
 
     answers: dict[str, Callable[[Inquiry], Finding]] = field(default_factory=dict)
-    asked: dict[str, Inquiry] = field(default_factory=dict)
+    takes_s: dict[str, float] = field(default_factory=dict)
+    clock: Callable[[], float] = field(default=lambda: 0.0)
+    begun: list[Inquiry] = field(default_factory=list)
+    _under_way: dict[str, Inquiry] = field(default_factory=dict)
+    _begun_s: dict[str, float] = field(default_factory=dict)
+    _known: dict[str, Finding] = field(default_factory=dict)
 
     def ask(self, inquiries: Collection[Inquiry]) -> None:
-        self.asked = {inquiry.key: inquiry for inquiry in inquiries}
+        self._answer()
+        wanted = {inquiry.key: inquiry for inquiry in inquiries}
+        for key in self._begun_s.keys() - wanted.keys():
+            for kept in (self._under_way, self._begun_s, self._known):
+                kept.pop(key, None)
+        for key, inquiry in wanted.items():
+            due_s = self._begun_s.get(key, -math.inf) + inquiry.every_s
+            if key not in self._begun_s or (key not in self._under_way and self.clock() >= due_s):
+                self._under_way[key], self._begun_s[key] = inquiry, self.clock()
+                self.begun.append(inquiry)
 
     def findings(self) -> Mapping[str, Finding]:
-        known = {key: inquiry for key, inquiry in self.asked.items() if inquiry.purpose in self.answers}
-        return {key: self.answers[inquiry.purpose](inquiry) for key, inquiry in known.items()}
+        self._answer()
+        return dict(self._known)
+
+    def _answer(self) -> None:
+        for key, inquiry in [*self._under_way.items()]:
+            over = self.clock() >= self._begun_s[key] + self.takes_s.get(inquiry.purpose, 0.0)
+            if over and inquiry.purpose in self.answers:
+                self._known[key] = self.answers[inquiry.purpose](inquiry)
+                if self._known[key].done:
+                    del self._under_way[key]
 
 
 @dataclass
@@ -289,7 +315,7 @@ class World:
     now_s: float = 1_000_000
 
     def __post_init__(self) -> None:
-        self.traffic.clock = lambda: self.now_s
+        self.traffic.clock = self.found.clock = lambda: self.now_s
 
     @property
     def service(self) -> Service:

@@ -138,7 +138,7 @@ class Inquirer(Protocol):
     """Finds things out in the background."""
 
     def ask(self, inquiries: Collection[Inquiry]) -> None:
-        """Find out these things, and nothing else any more; what is on its way already goes on."""
+        """Find out these things, and nothing else any more; what is on its way already goes on to its answer."""
         ...
 
     def findings(self) -> Mapping[str, Finding]:

@@ -87,7 +87,7 @@ def hear(record: Record, standing: Standing, roles: Roles, model: ModelObserved,
 def inquiries(
     standing: Standing, record: Record, roles: Roles, model: ModelObserved, world: Observed
 ) -> tuple[Inquiry, ...]:
-    """Return what is to be found out now; the same order until its answer is due anew."""
+    """Return what is to be found out now. An order keeps its key for as long as the rollout wants its answer."""
     return tuple(_orders(standing, record, roles, model, world))
 
 
@@ -96,7 +96,7 @@ def verdicts_with(record: Record, standing: Standing, model: ModelObserved, worl
     found = {verdict.gate: verdict for verdict in record.verdicts}
     for gate in _asked_gates(record, standing, model):
         name = gate_name(gate)
-        finding = world.findings.get(_key(standing, gate, world.now_s))
+        finding = world.findings.get(_key(standing, gate))
         if finding is not None and finding.done:
             found[name] = ASKED[gate.gate](gate, finding, record.policy, golden_level(record.policy))
     return tuple(found.values())
@@ -138,9 +138,8 @@ def _probe_key(standing: Standing) -> str:
     return f"{standing.rollout}/probe/{standing.quarantines}"
 
 
-def _key(standing: Standing, gate: Gate, now_s: float) -> str:
-    every_s = gate.every.total_seconds() if hasattr(gate, "every") else np.inf
-    return f"{standing.rollout}/{gate_name(gate)}/{int((now_s - standing.started_s) // every_s)}"
+def _key(standing: Standing, gate: Gate) -> str:
+    return f"{standing.rollout}/{gate_name(gate)}"
 
 
 def _orders(
@@ -165,4 +164,7 @@ def _orders(
         yield replace(order, key=_probe_key(standing), purpose="probe", seconds=LONGEST_S)
     for gate in _asked_gates(record, standing, model):
         purpose: Purpose = "golden" if gate.gate == GOLDEN else "check"
-        yield replace(order, key=_key(standing, gate, world.now_s), purpose=purpose, gate=gate_name(gate), spec=gate)
+        every_s = gate.every.total_seconds() if hasattr(gate, "every") else np.inf
+        yield replace(
+            order, key=_key(standing, gate), purpose=purpose, gate=gate_name(gate), spec=gate, every_s=every_s
+        )

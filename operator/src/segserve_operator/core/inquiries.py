@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -17,7 +18,9 @@ Pair: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """One thing to find out; the same key is asked once and answered once.
+    """One thing to find out, known by its key: asked once, or anew every `every_s` after it was begun.
+
+    What is due while it is still under way is not begun twice: its answer counts, and the next time is waited for.
 
     golden: replay the labelled images through the internal listener to both groups, and score the answers.
     probe: ask both groups the golden images (or the built-in one), over and over for `seconds`, while quarantined.
@@ -36,6 +39,7 @@ class Inquiry:
     candidate: str
     gate: str = ""
     seconds: float = 0.0
+    every_s: float = math.inf
     revision: AssignedModel | None = None
     spec: Gate | None = None
     phase: str = ""
@@ -79,7 +83,7 @@ class ResourceSample:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came of an inquiry, at `at_s` (Unix time); `done` when no more will come.
+    """What came of an inquiry, at `at_s` (Unix time); `done` when no more will come, but for what is asked anew.
 
     `asked` and `failed` count our own requests to (stable, candidate). `samples` are of the candidate's servers: the
     first since they are looked at, and then the latest, oldest first. `passes` and `breaches` are what a gate's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from segserve_operator.core.inquiries import Inquiry
 
 PAUSES_S: Final = (2.0, 5.0, 15.0, 60.0)
-"""Before what had a problem is asked again; the last goes on."""
+"""Before what had a problem is asked again; the last goes on. It is never later than it is due anyway."""
 
 log = logging.getLogger("segserve")
 
@@ -26,11 +27,13 @@ log = logging.getLogger("segserve")
 class Inquirer:
     """Holds one task an order. Passes only leave orders and read findings: nothing here waits, and nothing raises.
 
-    What had a problem is asked again for as long as it is ordered, and an answer then takes the problem's place.
+    What had a problem is asked again for as long as it is ordered, and an answer then takes the problem's place. What
+    is to be asked at intervals is begun at multiples of them, but never while it is under way.
     """
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
+        self._orders: dict[str, Inquiry] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._findings: dict[str, Finding] = {}
@@ -38,9 +41,10 @@ class Inquirer:
     def ask(self, orders: Collection[Inquiry]) -> None:
         """Begin with what is new of these, and give up and forget what is no longer among them.
 
-        An order is known by its key. Must be called within a running event loop.
+        An order is known by its key; what else it says counts from the next time it is asked. Must be called within a
+        running event loop.
         """
-        wanted = {order.key: order for order in orders}
+        wanted = self._orders = {order.key: order for order in orders}
         for key in self._tasks.keys() - wanted.keys():
             self._end(self._tasks.pop(key))
             self._findings.pop(key, None)
@@ -48,7 +52,7 @@ class Inquirer:
         for group in self._tools.samples.keys() - groups:
             del self._tools.samples[group]
         for key in wanted.keys() - self._tasks.keys():
-            self._tasks[key] = asyncio.create_task(self._find_out(wanted[key]), name=f"inquiry {key}")
+            self._tasks[key] = asyncio.create_task(self._find_out(key), name=f"inquiry {key}")
 
     def findings(self) -> Mapping[str, Finding]:
         """Return what is known now, by key; of what is still asked it may be part."""
@@ -65,15 +69,20 @@ class Inquirer:
         task.add_done_callback(self._ending.discard)
         task.cancel()
 
-    async def _find_out(self, order: Inquiry) -> None:
-        attempts = 0
+    async def _find_out(self, key: str) -> None:
+        clock, problems = asyncio.get_running_loop().time, 0
         while True:
+            order, began_s = self._orders[key], clock()
             finding = await self._attempt(order)
             self._keep(finding)
-            if not finding.problem:
+            if finding.problem:
+                pause_s = min(PAUSES_S[min(problems, len(PAUSES_S) - 1)], order.every_s)
+                problems += 1
+            elif math.isinf(order.every_s):
                 return
-            await asyncio.sleep(PAUSES_S[min(attempts, len(PAUSES_S) - 1)])
-            attempts += 1
+            else:
+                pause_s, problems = order.every_s - (clock() - began_s) % order.every_s, 0
+            await asyncio.sleep(pause_s)
 
     async def _attempt(self, order: Inquiry) -> Finding:
         kind = kind_of(order)

@@ -1,0 +1,176 @@
+"""What whoever finds things out promises to the reconcile loop, the fake of the convergence tests included."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from fakes.golden_pictures import order, tools_of
+from fakes.platform import Found
+from segserve_operator import service
+from segserve_operator.adapters.inquiries.kinds import KINDS
+from segserve_operator.adapters.inquiries.runner import Inquirer
+from segserve_operator.api.rollout_policy import WebhookGate
+from segserve_operator.core.inquiries import Finding, Inquiry
+
+EVERY_S = 0.02
+GATE = WebhookGate(name="latency-budget", url="http://service.example/")
+CHECK = order("check", "coins-1/latency-budget", gate="latency-budget", spec=GATE, every_s=EVERY_S)
+OTHER = replace(CHECK, key="coins-2/latency-budget", candidate="coins-cccccccccc")
+
+
+class Asked(Protocol):
+    """An inquirer whose questions are answered when the test says so."""
+
+    inquirer: service.Inquirer
+
+    @property
+    def begun(self) -> list[Inquiry]: ...
+
+    async def pass_time(self, seconds: float) -> None: ...
+
+    async def answer(self, *, passes: bool) -> None:
+        """Answer what is under way."""
+        ...
+
+
+@dataclass
+class InMemory:
+    """The fake, with a clock of its own."""
+
+    inquirer: Found
+    now_s: float = 1000.0
+
+    @property
+    def begun(self) -> list[Inquiry]:
+        return self.inquirer.begun
+
+    async def pass_time(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    async def answer(self, *, passes: bool) -> None:
+        self.inquirer.answers["check"] = lambda inquiry: Finding(inquiry.key, self.now_s, passes=passes)
+        self.inquirer.findings()
+        del self.inquirer.answers["check"]
+
+
+@dataclass
+class InBackground:
+    """The real one, which asks a service that takes its time."""
+
+    inquirer: Inquirer
+    begun: list[Inquiry] = field(default_factory=list)
+    under_way: list[asyncio.Future[bool]] = field(default_factory=list)
+
+    async def ask(self, asked: Inquiry, tools: Any, tell: Any) -> Finding:
+        self.begun.append(asked)
+        self.under_way.append(asyncio.get_running_loop().create_future())
+        return Finding(asked.key, 1000.0, passes=await self.under_way[-1])
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def answer(self, *, passes: bool) -> None:
+        waiting = [future for future in self.under_way if not future.done()]
+        for future in waiting:
+            future.set_result(passes)
+        await asyncio.sleep(0)
+
+
+@pytest.fixture(params=["memory", "background"])
+async def asked(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Asked]:
+    if request.param == "memory":
+        found = InMemory(Found())
+        found.inquirer.clock = lambda: found.now_s
+        yield found
+        return
+    real = InBackground(Inquirer(tools_of(tmp_path)))
+    monkeypatch.setitem(KINDS, "webhook", real.ask)
+    yield real
+    await real.inquirer.close()
+
+
+async def pass_until(asked: Asked, holds: Any, *orders: Inquiry) -> None:
+    """Make passes that order these things until it holds."""
+    async with asyncio.timeout(20):
+        while not holds():
+            asked.inquirer.ask(orders)
+            await asked.pass_time(EVERY_S / 4)
+
+
+def finding_of(asked: Asked, key: str = CHECK.key) -> Finding | None:
+    return asked.inquirer.findings().get(key)
+
+
+async def test_nothing_is_known_before_it_is_answered(asked: Asked) -> None:
+    await pass_until(asked, lambda: asked.begun, CHECK)
+
+    assert finding_of(asked) is None
+
+
+async def test_an_answer_is_known_for_as_long_as_it_is_ordered(asked: Asked) -> None:
+    once = replace(CHECK, every_s=float("inf"))
+    await pass_until(asked, lambda: asked.begun, once)
+    await asked.answer(passes=True)
+    for _ in range(8):
+        await pass_until(asked, lambda: finding_of(asked) is not None, once)
+        await asked.pass_time(EVERY_S)
+
+    assert asked.begun == [once]
+    asked.inquirer.ask(())
+    assert finding_of(asked) is None
+
+
+async def test_what_takes_longer_than_its_interval_is_begun_once_and_its_answer_counts(asked: Asked) -> None:
+    for _ in range(8):
+        asked.inquirer.ask([CHECK])
+        await asked.pass_time(EVERY_S)
+    begun = list(asked.begun)
+    await asked.answer(passes=True)
+    await pass_until(asked, lambda: finding_of(asked) is not None, CHECK)
+
+    assert begun == [CHECK]
+    found = finding_of(asked)
+    assert found is not None
+    assert (found.done, found.passes) == (True, True)
+
+
+async def test_it_is_asked_anew_when_it_is_due_with_what_is_true_by_then(asked: Asked) -> None:
+    later = replace(CHECK, phase="Progressing", weight=25)
+    await pass_until(asked, lambda: asked.begun, CHECK)
+    await asked.answer(passes=True)
+    await pass_until(asked, lambda: len(asked.begun) == 2, later)
+
+    assert asked.begun == [CHECK, later]
+    known = finding_of(asked)
+    assert known is not None
+    assert known.passes is True
+    await asked.answer(passes=False)
+    await pass_until(asked, lambda: (found := finding_of(asked)) is not None and found.passes is False, later)
+
+
+async def test_what_is_no_longer_ordered_is_given_up_and_its_answer_is_nobodys(asked: Asked) -> None:
+    await pass_until(asked, lambda: asked.begun, CHECK)
+    asked.inquirer.ask([OTHER])
+    await pass_until(asked, lambda: OTHER in asked.begun, OTHER)
+    await asked.answer(passes=True)
+    await pass_until(asked, lambda: finding_of(asked, OTHER.key) is not None, OTHER)
+
+    assert set(asked.inquirer.findings()) == {OTHER.key}
+
+
+async def test_what_is_ordered_again_after_it_was_not_is_asked_anew(asked: Asked) -> None:
+    await pass_until(asked, lambda: asked.begun, CHECK)
+    asked.inquirer.ask(())
+    await pass_until(asked, lambda: len(asked.begun) == 2, CHECK)
+    await asked.answer(passes=True)
+    await pass_until(asked, lambda: finding_of(asked) is not None, CHECK)
+
+    assert asked.begun == [CHECK, CHECK]
