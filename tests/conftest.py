@@ -16,6 +16,8 @@ from hypothesis import settings
 
 from tools import TOOLS
 
+pytest_plugins = ["suite_run"]
+
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("fuzz", derandomize=False, deadline=None, print_blob=True)
 settings.load_profile("repeatable")

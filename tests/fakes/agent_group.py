@@ -6,10 +6,8 @@ import contextlib
 import hashlib
 import io
 import json
-import socket
 import subprocess
 import time
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,17 +19,19 @@ import pycocotools.mask
 from onnx import TensorProto, helper
 from PIL import Image
 
+from bench.ports import free_ports
+from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, Report
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.sources import folder_digest
 from segserve_builder.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.runtime import Runtime
 from segserve_operator.adapters.local.triton import runtime_environment, triton_command
+from suite_run import shm_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE_S = 60.0
 T = TypeVar("T")
 
 
@@ -86,7 +86,7 @@ class Group:
 
     folder: Path
     runtime: Runtime
-    prefix: str = field(default_factory=lambda: f"segtest-{uuid.uuid4().hex[:8]}-")
+    prefix: str = field(default_factory=shm_prefix)
     ports: list[int] = field(default_factory=lambda: free_ports(3))
     triton: subprocess.Popen[bytes] | None = None
     agent: subprocess.Popen[bytes] | None = None
@@ -182,19 +182,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
-    process.wait(10)
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    process.wait(HANG_S)
 
 
 def wait_for(probe: Callable[[], T | None], told: Callable[[], str]) -> T:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         found = probe()
         if found:

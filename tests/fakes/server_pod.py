@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import urllib.request
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ from urllib.error import HTTPError
 
 import psutil
 
-from fakes.agent_group import end, free_ports
+from bench.ports import free_ports
+from fakes.agent_group import end
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.cluster import secret
 from segserve_builder.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.runtime import Runtime
 from segserve_operator.adapters.local.triton import triton_command
+from suite_run import shm_prefix
 
 
 @dataclass
@@ -29,7 +30,7 @@ class ServerPod:
     runtime: Runtime
     more: dict[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(4))
-    prefix: str = field(default_factory=lambda: f"segtest-{uuid.uuid4().hex[:8]}-")
+    prefix: str = field(default_factory=shm_prefix)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, container: str) -> subprocess.Popen[bytes]:
