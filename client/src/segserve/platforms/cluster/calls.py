@@ -107,14 +107,17 @@ class Calls:
 
     @contextmanager
     def lines(self, path: str, params: Mapping[str, str], kind: Kind | None = None) -> Iterator[Iterator[str]]:
-        """Open a stream of lines that has no time limit between them."""
+        """Open a stream of lines, each with its end, that has no time limit between them.
+
+        A last one without its end is what was there of a line where the stream was cut.
+        """
         timeout = httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S, read=None)
         try:
             with self._client.stream("GET", path, params=dict(params), timeout=timeout) as answer:
                 if not answer.is_success:
                     answer.read()
                     raise self._refusal(kind, answer)
-                yield answer.iter_lines()
+                yield _lines(answer.iter_text())
         except (httpx2.HTTPError, httpx2.StreamError, ConfigError, OSError) as error:
             raise self._unreachable(error) from error
 
@@ -170,6 +173,15 @@ def selectors(labels: Mapping[str, str] | None, fields: str) -> dict[str, str]:
     """Return the parameters of a request that chooses by labels and fields."""
     text = requests.label_selector(labels or {})
     return ({"labelSelector": text} if text else {}) | ({"fieldSelector": fields} if fields else {})
+
+
+def _lines(texts: Iterator[str]) -> Iterator[str]:
+    rest = ""
+    for text in texts:
+        *whole, rest = (rest + text).split("\n")
+        yield from (f"{line}\n" for line in whole)
+    if rest:
+        yield rest
 
 
 def _place(item: Json) -> tuple[str, str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
+from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve.platforms.cluster.watching import Look, Watching
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from segserve.platforms.port import Json, LogRequest
 
 POLL_S: Final = 1.0
+REOPEN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +68,106 @@ def printed(calls: Calls, request: LogRequest, groups: Sequence[str] | None) -> 
 
 
 def followed(calls: Calls, request: LogRequest, groups: Sequence[str] | None) -> Iterator[str]:
-    """Yield lines as they come, also of pods and containers that come later."""
+    """Yield lines as they come, also of pods and containers that come later.
+
+    A stream may end at any time (API servers and balancers end them): it is opened again while its container runs.
+    """
     lines: queue.Queue[str] = queue.Queue()
-    begun: set[tuple[str, str, int]] = set()
+    readers: dict[Source, _Reader] = {}
     with Watching(calls, [Look(PODS, MANAGED_LABELS)]) as watching:
         while True:
             pods = watching.all(PODS)
             for source in sources(pods, groups, request.container):
-                started = _started(pods, source)
-                if started is not None and (source.pod, source.container, started) not in begun:
-                    begun.add((source.pod, source.container, started))
-                    given = (calls, source, request.lines, lines)
-                    threading.Thread(target=_stream, args=given, daemon=True).start()
+                if source not in readers and _started(pods, source) is not None:
+                    readers[source] = _Reader(calls, source, request.lines, lines)
+            for source, reader in readers.items():
+                reader.go_on(_started(pods, source))
             try:
                 yield lines.get(timeout=POLL_S)
             except queue.Empty:
                 continue
+
+
+class _Reader:
+    """Follows one container's log, stream after stream and start after start; every line is told once."""
+
+    def __init__(self, calls: Calls, source: Source, tail: int, told: queue.Queue[str]) -> None:
+        self._calls, self._source, self._tail, self._told = calls, source, tail, told
+        self._thread: threading.Thread | None = None
+        self._started: int | None = None
+        self._trouble = self._cut = ""
+        self._began: float | None = None  # when the first stream was opened
+        # The server begins a log at a whole second: which of that second's lines were told is remembered.
+        self._second: datetime | None = None
+        self._of_second: Counter[str] = Counter()
+
+    def go_on(self, started: int | None) -> None:
+        """Open a stream where none is open and the container runs: `started` says how often it was started again."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        if self._cut and started != self._started:
+            self._tell(_timed(self._cut)[1])
+        # Where the container still runs, the next stream has the line again, and whole.
+        self._cut, self._started = "", started
+        if started is not None:
+            self._thread = threading.Thread(target=self._read, daemon=True)
+            self._thread.start()
+
+    def _read(self) -> None:
+        begin, is_open = time.monotonic(), False
+        try:
+            with self._calls.lines(_path(self._calls, self._source), self._params()) as stream:
+                is_open, self._trouble = True, ""
+                self._began = begin if self._began is None else self._began
+                self._tell_new(stream)
+        except ControlError as error:
+            # That a stream was cut is nothing to tell: the next one goes on where it was.
+            if not is_open and str(error) != self._trouble:
+                self._trouble = str(error)
+                self._tell(_absent(error))
+        time.sleep(REOPEN_S)
+
+    def _params(self) -> dict[str, str]:
+        params = {"container": self._source.container, "follow": "true", "timestamps": "true"}
+        if self._second is not None:
+            return params | {"sinceTime": f"{self._second:%Y-%m-%dT%H:%M:%SZ}"}
+        if self._began is not None:
+            return params | {"sinceSeconds": str(math.ceil(time.monotonic() - self._began) + 1)}
+        return params | {"tailLines": str(self._tail)}
+
+    def _tell_new(self, stream: Iterator[str]) -> None:
+        told_before, is_new = self._of_second.copy(), True
+        for line in stream:
+            if not line.endswith("\n"):
+                self._cut = line
+                return
+            second, text = _timed(line)
+            if second is not None:
+                is_new = not told_before[line]
+                told_before[line] -= not is_new
+            # A line without a time goes on where the one before it stopped.
+            if is_new:
+                self._remember(second, line)
+                self._tell(text)
+
+    def _remember(self, second: datetime | None, line: str) -> None:
+        if second is None or (self._second is not None and second < self._second):
+            return
+        if second != self._second:
+            self._second, self._of_second = second, Counter()
+        self._of_second[line] += 1
+
+    def _tell(self, text: str) -> None:
+        self._told.put(f"{self._source.origin} | {text}")
+
+
+def _timed(line: str) -> tuple[datetime | None, str]:
+    """Return the second (UTC) and the text of a line as a server sends it with times; None where it has no time."""
+    stamp, _, text = line.rstrip("\r\n").partition(" ")
+    try:
+        return datetime.fromisoformat(stamp).astimezone(UTC).replace(microsecond=0), text
+    except ValueError:
+        return None, line.rstrip("\r\n")
 
 
 def _started(pods: Sequence[Json], source: Source) -> int | None:
@@ -89,16 +178,6 @@ def _started(pods: Sequence[Json], source: Source) -> int | None:
                 if each["name"] == source.container and "running" in (each.get("state") or {}):
                     return int(each.get("restartCount", 0))
     return None
-
-
-def _stream(calls: Calls, source: Source, lines: int, told: queue.Queue[str]) -> None:
-    params = {"container": source.container, "follow": "true", "tailLines": str(lines)}
-    try:
-        with calls.lines(_path(calls, source), params) as stream:
-            for line in stream:
-                told.put(f"{source.origin} | {line}")
-    except ControlError as error:
-        told.put(f"{source.origin} | {_absent(error)}")
 
 
 def short_name(pod: Mapping[str, Any]) -> str:
