@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
-from segserve_operator.api.rollout_policy import ErrorRateGate, GoldenQualityGate, LatencyGate
-from segserve_operator.core.gates import measured_gates
+from segserve_operator.core.gates import MEASURED, measured_gates
 from segserve_operator.core.rollout import OnUndecided, Policy, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 
 STEP_S: Final = 60.0
 """Without a minimum of its own a step lasts so long, where evidence does not set the pace."""
 RULE_LEVEL: Final = 1e-12
 """The level of a gate that is a rule: its evidence is infinite or none, and takes nothing of alpha."""
-_TOLERATED: Final[Mapping[str, Callable[[RolloutPolicy], float]]] = {
-    "errorRate": lambda policy: policy.tolerance.error_percent / 100.0,
-    "latency": lambda policy: policy.tolerance.slow_percent / 100.0,
-    "burnRate": lambda policy: 1.0,
-}
-"""By measured gate, which harm is next to nothing: a share of the candidate's requests."""
+
+
+@runtime_checkable
+class _TestingGate(Protocol):
+    """The spec of a gate that takes a part of alpha."""
+
+    @property
+    def share(self) -> float: ...
 
 
 def engine_policy(policy: RolloutPolicy, slo: Slo) -> Policy:
@@ -40,8 +39,8 @@ def engine_policy(policy: RolloutPolicy, slo: Slo) -> Policy:
     )
     return Policy(
         steps=steps if policy.strategy == "canary" else (),
-        levels=tuple(shares.get(gate, RULE_LEVEL) for gate in gates),
-        tolerances=tuple(_TOLERATED[gate](policy) for gate in gates),
+        levels=tuple(RULE_LEVEL if MEASURED[gate].is_rule else shares[gate] for gate in gates),
+        tolerances=tuple(MEASURED[gate].tolerated(policy) for gate in gates),
         max_bad_requests=float(policy.max_bad_requests),
         min_requests=float(policy.min_requests),
         deadline_s=policy.deadline.total_seconds(),
@@ -59,6 +58,6 @@ def golden_level(policy: RolloutPolicy) -> float:
 
 def _shares(policy: RolloutPolicy) -> dict[str, float]:
     """Return each testing gate's part of alpha; together they are alpha."""
-    testing = [gate for gate in policy.gates if isinstance(gate, ErrorRateGate | LatencyGate | GoldenQualityGate)]
+    testing = [gate for gate in policy.gates if isinstance(gate, _TestingGate)]
     whole = sum(gate.share for gate in testing)
     return {gate.gate: policy.alpha * gate.share / whole for gate in testing}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_operator.core.evidence import EDGES_MS
@@ -32,14 +33,28 @@ def _burn_rate(spec: BurnRateGate, slo: Slo, policy: RolloutPolicy, edges: Edges
     return BurnRate(slo.error_percent / 100, spec.factor, spec.long.total_seconds(), strict, edges)
 
 
-MEASURED: Final[Mapping[str, Callable[[Any, Slo, RolloutPolicy, Edges], MeasuredGate[Any]]]] = {
-    "errorRate": _error_rate,
-    "latency": _latency,
-    "burnRate": _burn_rate,
+@dataclass(frozen=True, slots=True)
+class MeasuredKind:
+    """All that a rollout has to know of one kind of measured gate.
+
+    `gate_of` takes the gate's spec, the SLO, the rollout's policy and the edges of latency bins in ms. `tolerated` is
+    which harm is next to nothing: a share of the candidate's requests. What `is_rule` judges by a plain rule: its
+    evidence is infinite or none, and takes nothing of alpha. The others test, and their spec has a `share` of alpha.
+    """
+
+    gate_of: Callable[[Any, Slo, RolloutPolicy, Edges], MeasuredGate[Any]]
+    tolerated: Callable[[RolloutPolicy], float]
+    is_rule: bool
+
+
+MEASURED: Final[Mapping[str, MeasuredKind]] = {
+    "errorRate": MeasuredKind(_error_rate, lambda policy: policy.tolerance.error_percent / 100.0, is_rule=False),
+    "latency": MeasuredKind(_latency, lambda policy: policy.tolerance.slow_percent / 100.0, is_rule=False),
+    "burnRate": MeasuredKind(_burn_rate, lambda policy: 1.0, is_rule=True),
 }
-"""Each takes the gate's spec, the SLO, the rollout's policy and the edges of latency bins in ms."""
 
 
 def measured_gates(policy: RolloutPolicy, slo: Slo, edges: Edges = EDGES_MS) -> dict[str, MeasuredGate[Any]]:
     """Return the measured gates of a policy by name, in its order."""
-    return {gate.gate: MEASURED[gate.gate](gate, slo, policy, edges) for gate in policy.gates if gate.gate in MEASURED}
+    measured = (gate for gate in policy.gates if gate.gate in MEASURED)
+    return {gate.gate: MEASURED[gate.gate].gate_of(gate, slo, policy, edges) for gate in measured}
