@@ -32,6 +32,7 @@ RUN_VARIABLE: Final = "SEGSERVE_TEST_RUN"
 _SHM: Final = Path("/dev/shm")
 # How long what was asked to end in the last moment may take for it.
 _ENDING_S: Final = 10.0
+_ROUNDS: Final = 250
 # They belong to the process that runs the tests, and end when that does.
 _OF_THE_INTERPRETER: Final = ("resource_tracker", "multiprocessing.forkserver")
 _OWN: Final = pytest.StashKey["_Started"]()
@@ -108,7 +109,7 @@ def remove(run: Run, *, ending_s: float = 0.0) -> list[str]:
     left += [f"process {process.pid}: {_words(process)}" for process in processes]
     _kill_all(run.name)
     # What platforms have left in shared memory is found by their state folders' names, also where no process is left.
-    for groups in Path(run.folder).rglob("groups"):
+    for groups in list(Path(run.folder).rglob("groups")):
         # Not imported above: where only the builder is installed there is no platform either.
         from segserve_operator.local_platform import supervisor
 
@@ -212,8 +213,10 @@ def _outlasting(name: str, ending_s: float) -> list[psutil.Process]:
 
 
 def _kill_all(name: str) -> None:
-    # Again and again: what was listed may have started another meanwhile.
-    while found := _processes_of(name):
+    # Again and again: what was listed may have started another meanwhile. Not for ever: some may not be ours to kill.
+    for _ in range(_ROUNDS):
+        if not (found := _processes_of(name)):
+            return
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
