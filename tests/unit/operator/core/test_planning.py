@@ -1,0 +1,727 @@
+"""From one world to the next: what is routed, loaded and written down, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from fakes.observed_models import (
+    CELLS,
+    FAILURE,
+    FIRST,
+    NOW_S,
+    SECOND,
+    THEN_S,
+    THIRD,
+    candidate,
+    group,
+    holder,
+    lost,
+    model,
+    report,
+    server,
+    standing,
+    world,
+)
+from segserve_builder.agent.protocol import AssignedModel, ModelState
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.actions import (
+    Action,
+    Announce,
+    Assign,
+    DropRevision,
+    Forget,
+    SaveBundle,
+    SavePoolStatus,
+    SaveRevision,
+    SaveRollout,
+    SaveStatus,
+    SetTraffic,
+    StartGroup,
+    StopGroup,
+    Tell,
+    TellOfPool,
+)
+from segserve_operator.core.observed import GroupObserved, ModelObserved, Observed, PoolObserved, PoolStatus, Roles
+from segserve_operator.core.phases import Phase
+from segserve_operator.core.planning import Desired, decide, effects, intents
+from segserve_operator.core.record import Record
+from segserve_operator.core.rollout import Progress
+from segserve_operator.core.traffic import Route, TrafficPlan, TrafficState
+
+POLICY = RolloutPolicy(gates=())
+MAIN = group("main", FIRST)
+OWN = group(SECOND.revision, SECOND)
+LOADING = group(SECOND.revision, SECOND, state=ModelState.LOADING)
+SERVED = Roles(holder(FIRST, "main"))
+CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
+CHANGED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
+ELSEWHERE = Roles(holder(SECOND))
+SETTLED = Roles(holder(SECOND, "main"))
+NAMES = {FIRST.revision: "first", SECOND.revision: "second", THIRD.revision: "third", CELLS.revision: "cells"}
+
+
+def as_it_is(seen: Observed) -> Desired:
+    """Return what follows from the roles and rollouts as they are: none of them moves."""
+    return decide(seen, frozenset(each.name for each in seen.models))
+
+
+def at_rest(seen: Observed) -> Observed:
+    """Return the world once all that was decided of statuses is written down."""
+    desired = decide(seen)
+    pool = replace(seen.pool, status=desired.pool) if seen.pool is not None else None
+    models = tuple(replace(each, status=desired.statuses[each.name]) for each in seen.models)
+    return replace(seen, models=models, pool=pool)
+
+
+def actions(seen: Observed) -> list[Action]:
+    """Return all that one pass does, in its order."""
+    desired = decide(seen)
+    return [*chain.from_iterable(intents(desired, seen).values()), *effects(desired, seen)]
+
+
+def lines(seen: Observed) -> list[str]:
+    return [line(each) for each in actions(seen)]
+
+
+def line(action: Action) -> str:
+    """Return what an action does, with the revisions by their order."""
+    text = LINES[type(action)](action)
+    for revision, name in NAMES.items():
+        text = text.replace(revision, name)
+    return text
+
+
+def shown(route: Route) -> str:
+    return f"{route.model} " + ", ".join(f"{share.group} {share.weight} %" for share in route.shares)
+
+
+LINES: dict[type[Action], Callable[[Any], str]] = {
+    SaveRevision: lambda it: f"record {it.revision}",
+    Tell: lambda it: f"tell of {it.model}: {it.notice.reason}",
+    SaveStatus: lambda it: f"status of {it.model}",
+    StartGroup: lambda it: f"start {it.group}",
+    Assign: lambda it: f"assign {it.group}: {', '.join(told.revision for told in it.assignment.models) or 'nothing'}",
+    SetTraffic: lambda it: f"route {'; '.join(map(shown, it.plan.routes)) or 'nothing'}",
+    SaveRollout: lambda it: f"record the rollout of {it.record.candidate}",
+    SaveBundle: lambda it: f"bundle the rollout of {it.record.candidate} from {it.group}",
+    Announce: lambda it: f"announce {it.model}: {', '.join(notice.reason for notice in it.notices)}",
+    StopGroup: lambda it: f"stop {it.group}",
+    Forget: lambda it: f"forget {it.model}",
+    DropRevision: lambda it: f"drop {it.revision}",
+    TellOfPool: lambda it: f"tell of the pool: {it.notice.reason}",
+    SavePoolStatus: lambda _: "status of the pool",
+}
+
+
+def asks_for(seen: Observed, wanted: AssignedModel) -> Observed:
+    """Return the world after the spec of coins was edited."""
+    return replace(seen, models=tuple(replace(each, wanted=model(wanted).wanted) for each in seen.models))
+
+
+def routed_as(seen: Observed, other: Observed) -> Observed:
+    """Return a world whose gateways still follow what another world told them."""
+    return replace(seen, traffic=other.traffic)
+
+
+def rollout_record(told: AssignedModel, phase: Phase, sequence: int) -> Record:
+    progress = replace(Progress.begun(THEN_S), phase=np.array(phase, np.int8))
+    name = standing(told, phase).rollout
+    return Record(name, told.model, FIRST.revision, told.revision, POLICY, Slo(), progress, sequence)
+
+
+AT_REST = at_rest(world(model(FIRST, SERVED), groups=[MAIN]))
+PROMOTING = world(model(SECOND, CHANGING), groups=[MAIN, OWN])
+ROLLING = model(SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PROGRESSING))
+ROLLED = world(ROLLING, groups=[MAIN, OWN], weights={"main": 75, SECOND.revision: 25})
+BAKING = model(SECOND, CHANGED, policy=POLICY, rollout=standing(SECOND, Phase.BAKING))
+SUCCEEDED = model(SECOND, CHANGED, policy=POLICY, rollout=standing(SECOND, Phase.SUCCEEDED))
+ABORT = {"segserve.dev/abort": SECOND.revision}
+
+PASSES = [
+    pytest.param(AT_REST, [], id="nothing is written where nothing differs"),
+    pytest.param(
+        world(model(FIRST)),
+        ["record first", "tell of coins: CandidateStarted", "status of coins", "start main", "assign main: first"],
+        id="a first revision is written down before servers are started for it",
+    ),
+    pytest.param(
+        asks_for(AT_REST, SECOND),
+        [
+            "record second",
+            "tell of coins: CandidateStarted",
+            "status of coins",
+            "start second",
+            "assign second: second",
+        ],
+        id="an edit is written down before a group is started for it",
+    ),
+    pytest.param(
+        at_rest(world(model(SECOND, CHANGING), groups=[MAIN, LOADING])),
+        [],
+        id="nothing is written while a candidate is loaded",
+    ),
+    pytest.param(
+        at_rest(routed_as(PROMOTING, AT_REST)),
+        ["route coins main 100 %, second 0 %"],
+        id="a proved candidate is made known to the gateway at weight 0",
+    ),
+    pytest.param(
+        PROMOTING,
+        ["tell of coins: Promoted", "status of coins", "route coins second 100 %, main 0 %"],
+        id="a promotion is one write of the status and one of the weights",
+    ),
+    pytest.param(
+        asks_for(at_rest(world(model(SECOND, CHANGED), groups=[MAIN, OWN], weights={SECOND.revision: 100})), FIRST),
+        ["tell of coins: RolledBack", "status of coins", "route coins main 100 %, second 0 %"],
+        id="a return to the former revision is one write of the status and one of the weights",
+    ),
+    pytest.param(
+        asks_for(at_rest(world(model(SECOND, CHANGING), groups=[MAIN, OWN], traffic=AT_REST.traffic)), FIRST),
+        ["status of coins", "stop second"],
+        id="a candidate that is dropped before the gateway knew it gives its group back at once",
+    ),
+    pytest.param(
+        asks_for(at_rest(replace(ROLLED, traffic=PROMOTING.traffic)), FIRST),
+        [
+            "tell of coins: Cancelled",
+            "status of coins",
+            "route coins main 100 %",
+            "record the rollout of second",
+            "announce coins: Cancelled",
+        ],
+        id="a candidate that the gateway knows keeps its group until the gateway has forgotten it",
+    ),
+    pytest.param(
+        at_rest(world(model(SECOND, ELSEWHERE), groups=[MAIN, OWN])),
+        ["assign main: second"],
+        id="a stable revision is loaded in main once the former one has left",
+    ),
+    pytest.param(
+        at_rest(world(model(SECOND, SETTLED), groups=[group("main", SECOND), OWN])),
+        ["stop second"],
+        id="the group of a candidate ends once its revision serves from main",
+    ),
+    pytest.param(
+        at_rest(world(model(FIRST, SERVED), groups=[MAIN], records=[FIRST, THIRD])),
+        ["drop third"],
+        id="the record of a revision without a role is dropped",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED, deleting=True), groups=[MAIN]),
+        ["status of coins", "route nothing"],
+        id="requests end before servers let a deleted model go",
+    ),
+    pytest.param(
+        at_rest(world(model(FIRST, deleting=True), groups=[MAIN], records=[FIRST])),
+        ["assign main: nothing"],
+        id="servers let a deleted model go once no request can come",
+    ),
+    pytest.param(
+        at_rest(world(model(FIRST, deleting=True), groups=[group("main")], records=[FIRST])),
+        ["forget coins", "drop first"],
+        id="a deleted model is forgotten once no server holds it",
+    ),
+    pytest.param(
+        at_rest(world(model(FIRST, SERVED), groups=[MAIN], pool=None)),
+        ["stop main"],
+        id="all servers end with their pool",
+    ),
+    pytest.param(
+        at_rest(routed_as(world(model(FIRST, SERVED), groups=[lost("main", FIRST)]), AT_REST)),
+        ["route coins main 100 %", "start main"],
+        id="the gateway forgets a lost server before it is started again",
+    ),
+    pytest.param(
+        at_rest(world(model(FIRST, SERVED), groups=[lost("main", FIRST)], traffic=TrafficState(None))),
+        ["start main", "route coins main 100 %"],
+        id="a gateway that was never told anything is told once the servers are started",
+    ),
+    pytest.param(
+        at_rest(world(model(FIRST, SERVED), groups=[replace(MAIN, intact=False)])),
+        ["start main"],
+        id="a group that differs from what it should be is put right",
+    ),
+    pytest.param(
+        at_rest(world(model(FIRST, SERVED), groups=[replace(MAIN, written=False)])),
+        ["assign main: first"],
+        id="an assignment that agents cannot read is written again",
+    ),
+    pytest.param(
+        at_rest(replace(AT_REST, traffic=replace(AT_REST.traffic, intact=False))),
+        ["route coins main 100 %"],
+        id="gateways that differ from what they should be are put right",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN], pool=PoolObserved("default", status=PoolStatus())),
+        ["tell of coins: Ready", "status of coins", "tell of the pool: Ready", "status of the pool"],
+        id="the pool's status comes last",
+    ),
+    pytest.param(
+        at_rest(world(model(FIRST, SERVED), groups=[MAIN], pool=PoolObserved("default", status=PoolStatus()))),
+        [],
+        id="a pool's status is written once",
+    ),
+    pytest.param(
+        replace(ROLLED, models=(replace(ROLLING, annotations=ABORT),)),
+        [
+            "tell of coins: RequestTaken",
+            "tell of coins: Ready",
+            "tell of coins: Aborted",
+            "tell of coins: RolledBack",
+            "status of coins",
+            "route coins main 100 %",
+            "record the rollout of second",
+            "bundle the rollout of second from second",
+            "announce coins: RolledBack",
+        ],
+        id="a rollback is written down and announced and its evidence kept before the candidate's group ends",
+    ),
+    pytest.param(
+        world(replace(BAKING, annotations=ABORT), groups=[MAIN, OWN], weights={SECOND.revision: 95, "main": 5}),
+        [
+            "tell of coins: RequestTaken",
+            "tell of coins: Ready",
+            "tell of coins: Aborted",
+            "tell of coins: RolledBack",
+            "status of coins",
+            "route coins main 100 %",
+            "record the rollout of second",
+            "bundle the rollout of second from second",
+            "announce coins: RolledBack",
+        ],
+        id="a promoted revision's evidence is kept before its group ends",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PENDING), annotations=ABORT),
+            groups=[MAIN],
+        ),
+        [
+            "tell of coins: RequestTaken",
+            "tell of coins: Ready",
+            "tell of coins: Aborted",
+            "tell of coins: RolledBack",
+            "status of coins",
+            "record the rollout of second",
+            "bundle the rollout of second from second",
+            "announce coins: RolledBack",
+        ],
+        id="a rollout ends where its servers never came",
+    ),
+]
+
+
+@pytest.mark.parametrize(("seen", "expected"), PASSES)
+def test_one_pass_writes(seen: Observed, expected: list[str]) -> None:
+    assert lines(seen) == expected
+
+
+def shares(seen: Observed, desired: Desired) -> list[tuple[str, int, int]]:
+    """Return the shares of coins: the group, the weight, and how many of its servers answer."""
+    assert desired.traffic is not None
+    found = [share for route in desired.traffic.routes if route.model == "coins" for share in route.shares]
+    return [(line(StopGroup(share.group)).removeprefix("stop "), share.weight, len(share.endpoints)) for share in found]
+
+
+LOST = lost(SECOND.revision, SECOND)
+HALF = replace(OWN, wanted=2)
+
+ROUTES = [
+    pytest.param(world(model(FIRST)), [], id="a model without a stable revision has no route"),
+    pytest.param(world(model(FIRST, SERVED), groups=[MAIN]), [("main", 100, 1)], id="stable gets all requests"),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[group("main", FIRST, servers=3)]),
+        [("main", 100, 3)],
+        id="all servers of a group get requests",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[replace(MAIN, servers=(), leaving=MAIN.servers)]),
+        [("main", 100, 1)],
+        id="a server that is about to end gets requests where no other answers",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED)), [("main", 100, 0)], id="a stable revision whose group is gone keeps its route"
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN], records=[SECOND]),
+        [("main", 100, 1)],
+        id="a stable revision that the spec asks for is known from there",
+    ),
+    pytest.param(
+        world(model(SECOND, SERVED), groups=[MAIN], records=[]),
+        [],
+        id="a stable revision that is written down nowhere has no route",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, OWN]),
+        [("main", 100, 1), ("second", 0, 1)],
+        id="a candidate is known before it gets requests",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, HALF]),
+        [("main", 100, 1)],
+        id="a candidate is not known before all its servers have proved it",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, OWN], records=[FIRST]),
+        [("main", 100, 1), ("second", 0, 1)],
+        id="a candidate that is not written down yet is known from the spec",
+    ),
+    pytest.param(
+        world(model(THIRD, CHANGING), groups=[MAIN, OWN], records=[FIRST]),
+        [("main", 100, 1)],
+        id="a candidate that is written down nowhere is not known",
+    ),
+    pytest.param(
+        world(model(SECOND, replace(CHANGING, candidate=candidate(SECOND, None))), groups=[MAIN]),
+        [("main", 100, 1)],
+        id="a candidate that waits for its turn is not known",
+    ),
+    pytest.param(
+        world(ROLLING, groups=[MAIN, OWN]),
+        [("main", 75, 1), ("second", 25, 1)],
+        id="a candidate gets the weight of its rollout",
+    ),
+    pytest.param(
+        world(ROLLING, groups=[MAIN, HALF]),
+        [("main", 75, 1), ("second", 25, 1)],
+        id="a candidate keeps its weight while one of its servers answers",
+    ),
+    pytest.param(
+        world(ROLLING, groups=[MAIN, LOST]),
+        [("main", 100, 1)],
+        id="a candidate whose server is lost keeps the stable serving",
+    ),
+    pytest.param(
+        world(ROLLING, groups=[MAIN]), [("main", 100, 1)], id="a candidate whose group is gone keeps the stable serving"
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, policy=POLICY, rollout=standing(THIRD, Phase.PROGRESSING)), groups=[MAIN, OWN]),
+        [("main", 100, 1), ("second", 0, 1)],
+        id="a candidate gets nothing of another revision's rollout",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.SUCCEEDED)), groups=[MAIN, OWN]),
+        [("main", 100, 1), ("second", 0, 1)],
+        id="a candidate gets nothing of a rollout that ended before it was wanted anew",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.QUARANTINED)), groups=[MAIN, OWN]),
+        [("main", 100, 1), ("second", 0, 1)],
+        id="a candidate in quarantine gets our own requests alone",
+    ),
+    pytest.param(
+        world(BAKING, groups=[MAIN, OWN]),
+        [("second", 95, 1), ("main", 5, 1)],
+        id="the former revision keeps a few requests while the new one is watched",
+    ),
+    pytest.param(
+        world(BAKING, groups=[OWN, lost("main", FIRST)]),
+        [("second", 100, 1)],
+        id="a former revision whose server is lost keeps no requests",
+    ),
+    pytest.param(
+        world(model(SECOND, ELSEWHERE, policy=POLICY, rollout=standing(SECOND, Phase.BAKING)), groups=[OWN]),
+        [("second", 100, 1)],
+        id="a watched revision without a former one gets all requests",
+    ),
+    pytest.param(
+        world(
+            model(THIRD, CHANGED, policy=POLICY, rollout=standing(THIRD, Phase.BAKING)),
+            groups=[MAIN, OWN],
+        ),
+        [("second", 100, 1), ("main", 0, 1)],
+        id="a bake of another revision leaves the former one nothing",
+    ),
+    pytest.param(
+        world(SUCCEEDED, groups=[MAIN, OWN]),
+        [("second", 100, 1), ("main", 0, 1)],
+        id="the former revision is known for as long as it is kept",
+    ),
+    pytest.param(
+        world(
+            model(THIRD, replace(CHANGED, candidate=candidate(THIRD))), groups=[MAIN, OWN, group(THIRD.revision, THIRD)]
+        ),
+        [("second", 100, 1), ("third", 0, 1), ("main", 0, 1)],
+        id="candidate and former revision are both known",
+    ),
+]
+
+
+@pytest.mark.parametrize(("seen", "expected"), ROUTES)
+def test_requests_go_where_they_are_answered(seen: Observed, expected: list[tuple[str, int, int]]) -> None:
+    assert shares(seen, as_it_is(seen)) == expected
+
+
+def plan_of(seen: Observed) -> TrafficPlan:
+    plan = as_it_is(seen).traffic
+    assert plan is not None
+    return plan
+
+
+def test_nothing_is_said_of_requests_without_a_pool() -> None:
+    assert as_it_is(world(model(FIRST, SERVED), groups=[MAIN], pool=None)).traffic is None
+
+
+def test_routes_are_in_the_order_of_their_models_names() -> None:
+    both = world(model(FIRST, SERVED), model(CELLS, Roles(holder(CELLS, "main"))), groups=[group("main", FIRST, CELLS)])
+
+    assert [route.model for route in plan_of(both).routes] == ["cells", "coins"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        pytest.param([group("main", FIRST, servers=2), OWN], ["main-0", "main-1"], id="the servers of main answer"),
+        pytest.param(
+            [replace(MAIN, servers=(), leaving=(server("leaving"),))],
+            ["leaving"],
+            id="servers that are about to end answer where there are no others",
+        ),
+        pytest.param([OWN], [], id="nobody answers while there is no main group"),
+    ],
+)
+def test_questions_about_no_model_are_answered(groups: list[GroupObserved], expected: list[str]) -> None:
+    assert [each.host for each in plan_of(world(model(FIRST, SERVED), groups=groups)).servers] == expected
+
+
+def test_a_route_tells_what_stands_in_a_servers_report_and_in_the_spec() -> None:
+    told = FIRST.model_copy(update={"expose": ("network",)})
+    main = group("main", FIRST, reports=[report(FIRST, steps=("coins.network", "coins.post"))])
+    route = plan_of(world(model(told, SERVED), groups=[main])).routes[0]
+
+    assert route.steps == ("coins.network", "coins.post")
+    assert route.exposed == ("coins.network",)
+    assert route.shares[0].max_requests == FIRST.pipeline.runtime.max_requests
+
+
+def test_a_route_tells_no_steps_where_no_server_reports() -> None:
+    route = plan_of(world(model(FIRST, SERVED), groups=[lost("main", FIRST)])).routes[0]
+
+    assert (route.steps, route.exposed) == ((), ())
+
+
+SELF_TEST = RolloutPolicy(gates=(), self_test=True)
+
+
+@pytest.mark.parametrize(
+    ("coins", "twins"),
+    [
+        pytest.param(model(FIRST, SERVED, policy=SELF_TEST), [True], id="what is compared with itself has a twin"),
+        pytest.param(model(FIRST, SERVED, policy=POLICY), [False], id="what is not compared has no twin"),
+        pytest.param(
+            model(SECOND, CHANGING, policy=SELF_TEST, rollout=standing(SECOND, Phase.PROGRESSING)),
+            [False, False],
+            id="a rollout needs all requests and leaves none to a twin",
+        ),
+        pytest.param(
+            model(SECOND, CHANGED, policy=SELF_TEST, rollout=standing(SECOND, Phase.SUCCEEDED)),
+            [True, False],
+            id="after a rollout the stable revision alone has a twin",
+        ),
+    ],
+)
+def test_twins_are_counted_apart(coins: ModelObserved, twins: list[bool]) -> None:
+    route = plan_of(world(coins, groups=[MAIN, OWN])).routes[0]
+
+    assert [share.twin for share in route.shares] == twins
+
+
+ASSIGNMENTS = [
+    pytest.param(world(model(FIRST)), {"main": []}, id="there is always a main group"),
+    pytest.param(
+        world(model(FIRST, SERVED), model(CELLS, Roles(holder(CELLS, "main")))),
+        {"main": ["cells", "first"]},
+        id="main holds the stable revisions of all models",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING)), {"main": ["first"], "second": ["second"]}, id="a candidate is held in its group"
+    ),
+    pytest.param(
+        world(model(SECOND, replace(SERVED, candidate=candidate(SECOND, None)))),
+        {"main": ["first"]},
+        id="a candidate without a group is held nowhere",
+    ),
+    pytest.param(
+        world(model(SECOND, replace(SERVED, candidate=candidate(SECOND, failure=FAILURE)))),
+        {"main": ["first"]},
+        id="a candidate that has failed is held nowhere",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGED)), {"main": ["first"], "second": ["second"]}, id="the former revision is still held"
+    ),
+    pytest.param(
+        world(model(SECOND, ELSEWHERE)),
+        {"main": ["second"], "second": ["second"]},
+        id="a stable revision is loaded in main while it serves elsewhere",
+    ),
+    pytest.param(
+        world(model(SECOND, ELSEWHERE), groups=[MAIN, OWN], weights={SECOND.revision: 100}),
+        {"main": ["second"], "second": ["second"]},
+        id="a former revision leaves main once the gateway has forgotten it",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, ELSEWHERE),
+            groups=[MAIN, OWN],
+            traffic=world(model(SECOND, CHANGED), groups=[MAIN, OWN], weights={SECOND.revision: 100}).traffic,
+        ),
+        {"main": ["first"], "second": ["second"]},
+        id="a former revision stays in main until the gateway has forgotten it",
+    ),
+    pytest.param(
+        world(
+            model(SECOND, ELSEWHERE),
+            groups=[MAIN, OWN],
+            traffic=TrafficState(None, active={("coins", "main"): 1}),
+        ),
+        {"main": ["first"], "second": ["second"]},
+        id="a former revision stays in main while a request is on its way to it",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN, OWN], traffic=PROMOTING.traffic),
+        {"main": ["first"], "second": ["second"]},
+        id="a dropped candidate stays in its group until the gateway has forgotten it",
+    ),
+    pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN, OWN]),
+        {"main": ["first"]},
+        id="the group of a dropped candidate ends once the gateway has forgotten it",
+    ),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN, OWN], pool=None), {}, id="without a pool there is no group"
+    ),
+    pytest.param(
+        world(model(SECOND, SERVED), records=[]),
+        {"main": []},
+        id="a revision that is written down nowhere is held nowhere",
+    ),
+]
+
+
+@pytest.mark.parametrize(("seen", "expected"), ASSIGNMENTS)
+def test_groups_hold_revisions(seen: Observed, expected: dict[str, list[str]]) -> None:
+    found = as_it_is(seen).groups.items()
+
+    assert {NAMES.get(name, name): [NAMES[told.revision] for told in each.models] for name, each in found} == expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        pytest.param(world(model(SECOND, CHANGING)), {"first", "second"}, id="revisions with a role are written down"),
+        pytest.param(
+            world(model(SECOND, CHANGING), records=[FIRST]),
+            {"first", "second"},
+            id="what the spec asks for is written down",
+        ),
+        pytest.param(
+            world(model(FIRST, SERVED), groups=[MAIN, OWN], records=[FIRST, SECOND, THIRD]),
+            {"first", "second"},
+            id="what a server still holds stays written down and nothing else does",
+        ),
+        pytest.param(
+            world(model(FIRST, SERVED), groups=[MAIN, OWN], records=[FIRST]),
+            {"first"},
+            id="what a server holds and nothing tells of is not written down",
+        ),
+        pytest.param(
+            world(model(THIRD, CHANGING), records=[FIRST]),
+            {"first"},
+            id="a role of what nothing tells of is not written down",
+        ),
+    ],
+)
+def test_revisions_are_written_down(seen: Observed, expected: set[str]) -> None:
+    assert {NAMES[revision] for revision in as_it_is(seen).revisions} == expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        pytest.param(
+            world(model(FIRST, deleting=True)), ("coins",), id="a deleted model that nobody holds is forgotten"
+        ),
+        pytest.param(
+            world(model(FIRST, deleting=True), groups=[MAIN]),
+            (),
+            id="a deleted model that a group was told to hold is not forgotten",
+        ),
+        pytest.param(
+            world(model(FIRST, deleting=True), groups=[group("main", reports=[report(FIRST, ModelState.UNLOADING)])]),
+            (),
+            id="a deleted model that a server still has is not forgotten",
+        ),
+        pytest.param(world(model(FIRST)), (), id="a model that is not deleted is not forgotten"),
+    ],
+)
+def test_models_are_forgotten(seen: Observed, expected: tuple[str, ...]) -> None:
+    assert decide(seen).forgotten == expected
+
+
+def test_a_model_that_cannot_be_written_down_stays_as_it_is_and_others_go_on() -> None:
+    both = world(
+        model(SECOND, SERVED),
+        model(CELLS),
+        groups=[MAIN],
+    )
+    desired = decide(both, frozenset({"coins"}))
+
+    assert desired.statuses["coins"].roles == SERVED
+    assert desired.statuses["cells"].roles.candidate is not None
+
+
+RECORD = rollout_record(SECOND, Phase.SUCCEEDED, sequence=1)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        pytest.param({}, ["record the rollout of second"], id="a record that was never written is written"),
+        pytest.param(
+            {RECORD.name: (0, NOW_S)}, ["record the rollout of second"], id="a new decision is written at once"
+        ),
+        pytest.param(
+            {RECORD.name: (1, NOW_S - 3600)}, [], id="what is written of an ended rollout is not written again"
+        ),
+    ],
+)
+def test_a_record_of_an_ended_rollout_is_written(written: dict[str, tuple[int, float]], expected: list[str]) -> None:
+    seen = at_rest(world(SUCCEEDED, groups=[MAIN, OWN], weights={SECOND.revision: 100}))
+
+    assert lines(replace(seen, records={RECORD.name: RECORD}, written=written)) == expected
+
+
+def test_what_a_process_did_not_write_of_an_ended_rollout_is_written_by_the_next() -> None:
+    behind = rollout_record(SECOND, Phase.BAKING, sequence=0)
+    seen = at_rest(world(SUCCEEDED, groups=[MAIN, OWN], weights={SECOND.revision: 100}))
+    seen = replace(seen, records={behind.name: behind}, written={behind.name: (0, NOW_S)})
+
+    assert lines(seen) == ["record the rollout of second"]
+    assert decide(seen).records[behind.name].decisions[-1].signal == "LOST"
+
+
+@pytest.mark.parametrize(
+    ("written_s", "expected"),
+    [
+        pytest.param(NOW_S - 1, [], id="what was written just now is not written again"),
+        pytest.param(NOW_S - 10, ["record the rollout of second"], id="what was written a while ago is written again"),
+    ],
+)
+def test_what_a_rollout_under_way_has_seen_is_written_now_and_then(written_s: float, expected: list[str]) -> None:
+    paused = standing(SECOND, Phase.PROGRESSING, paused=True)
+    coins = model(SECOND, CHANGING, policy=POLICY, rollout=paused)
+    seen = at_rest(world(coins, groups=[MAIN, OWN], weights={"main": 75, SECOND.revision: 25}))
+
+    assert lines(replace(seen, written={paused.rollout: (1, written_s)})) == expected
+
+
+def test_every_action_has_a_row() -> None:
+    """An action that no pass of the table takes has an order that nobody has thought of."""
+    assert {type(each) for row in PASSES for each in actions(row.values[0])} == set(get_args(Action))
