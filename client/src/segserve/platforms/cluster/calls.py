@@ -67,6 +67,8 @@ class Calls:
         found: list[Json] = []
         while True:
             page = self._json(kind, "GET", self.path(kind, everywhere=everywhere), params=params)
+            if not {"items", "metadata"} <= page.keys():
+                raise self.unreadable(json.dumps(page), "list")
             found += page["items"] or ()
             rest = page["metadata"].get("continue")
             if not rest:
@@ -125,13 +127,19 @@ class Calls:
         """Return the path of a kind's objects in a namespace, the command's own where none is named."""
         return requests.path(kind, None if everywhere else namespace or self.namespace, *names)
 
+    def unreadable(self, sent: str, expected: str) -> ControlError:
+        """Return the error of an answer that no API server gives."""
+        return unreachable(self.server, self.context, f"it sent {sent[:80]!r}, no {expected}")
+
     def _json(self, kind: Kind, method: str, path: str, *, params: Mapping[str, str] | None = None,
               body: Json | None = None, sent: str = "application/json") -> Json:  # fmt: skip
         answer = self._send(kind, method, path, params=params, body=body, sent=sent)
         try:
-            found: Json = answer.json()
+            found = answer.json()
         except ValueError as error:
-            raise unreachable(self.server, self.context, f"it sent {answer.text[:80]!r}, no JSON") from error
+            raise self.unreadable(answer.text, "JSON") from error
+        if not isinstance(found, dict):
+            raise self.unreadable(answer.text, "object")
         return found
 
     def _send(self, kind: Kind | None, method: str, path: str, *, params: Mapping[str, str] | None = None,

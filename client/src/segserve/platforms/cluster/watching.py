@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WATCH_S: Final = 240
 RETRY_S: Final = 1.0
+GONE: Final = 410
+"""The code of a version that is too old to go on from: the objects are listed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,22 @@ class Watching:
         params |= selectors(look.labels, look.fields)
         with self._calls.lines(self._calls.path(look.kind), params, look.kind) as lines:
             for line in lines:
-                event = json.loads(line)
-                if self._ended.is_set() or event["type"] == "ERROR":
+                what, item = self._event(line)
+                if self._ended.is_set() or what == "ERROR":
                     return
-                self._keep(look, event["type"], event["object"])
+                self._keep(look, what, item)
+
+    def _event(self, line: str) -> tuple[str, Json]:
+        """Return an event's type and object; raises where it cannot be read, or is an error but that of old age."""
+        try:
+            event = json.loads(line)
+            what, item = event["type"], event["object"]
+            named = item["code"] if what == "ERROR" else item["metadata"]["name"]
+        except (ValueError, TypeError, LookupError) as error:
+            raise self._calls.unreadable(line, "event of a watch") from error
+        if what == "ERROR" and named != GONE:
+            raise ControlError(f"{self._calls.server} ended the watch: {item.get('message', named)}")
+        return what, item
 
     def _keep(self, look: Look, what: str, item: Json) -> None:
         name = item["metadata"]["name"]
