@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -27,6 +29,9 @@ from segserve.platforms.progress import progress
 from segserve.platforms.waiting import wait_serving
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
     from segserve_operator.adapters.local.files import StateFolder
 
 START_S: Final = 30.0
@@ -41,21 +46,54 @@ def up(
 ) -> None:
     """Start the local platform: a real Triton and a real Envoy as processes, on loopback.
 
-    In front of a terminal it shows a live table, and Ctrl-C ends everything. What an earlier `up` left running is
-    taken over as it is.
+    In front of a terminal it shows a live table, and Ctrl-C ends everything; so do SIGTERM and the terminal's end, also
+    for a job in the background. What an earlier `up` left running is taken over as it is.
     """
     # First what may be mistaken, for to install may take minutes.
     names = _apply(files or [], port)
     state = _install()
     _launch(state)
-    try:
-        if detach:
-            _wait_for(names, seconds(timeout), timeout)
-        else:
+    if detach:
+        _wait_for(names, seconds(timeout), timeout)
+        return
+    with _ends_on_signals():
+        try:
             _show(state)
-    finally:
-        if not detach:
+        finally:
             _end(state, keep=False)
+
+
+@contextmanager
+def _ends_on_signals() -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and a terminal's Ctrl-C raise in the block.
+
+    What whoever started this ignores stays ignored, as `nohup` wants it: but for a Ctrl-C that is meant for this
+    process alone. A shell without job control ignores it for all that it starts in the background, with the input
+    closed, and what those start inherits that.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    ours: dict[int, Callable[[int, FrameType | None], object]] = {
+        number: end for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL
+    }
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and _has_the_terminal():
+        ours[signal.SIGINT] = signal.default_int_handler
+    former = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _has_the_terminal() -> bool:
+    """Tell whether what is typed at a terminal is for this process."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # the input is no terminal
+        return False
 
 
 def _install() -> StateFolder:
