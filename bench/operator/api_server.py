@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from bench.platform import ROOT, free_port
+from bench.platform import ROOT
+from bench.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 from bench.operator.api_server import OPERATOR, OTHERS, ApiServer, call
-from bench.platform import ROOT, free_port
+from bench.platform import ROOT
+from bench.ports import free_port
 from segserve_operator.adapters.kube.api import MODELS, POOLS, Json
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 

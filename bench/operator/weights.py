@@ -36,7 +36,7 @@ from bench.operator.running import (
     wait_until,
 )
 from bench.operator.watching import watched
-from bench.platform import free_port
+from bench.ports import free_port
 from segserve_builder.cluster.names import GATEWAY, object_name, plan_name
 from segserve_builder.cluster.shards import shard_of
 from segserve_operator.adapters.kube.api import MODELS, PODS, NotFoundError

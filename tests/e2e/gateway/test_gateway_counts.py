@@ -30,7 +30,7 @@ pytestmark = pytest.mark.platform
 
 MODELS = {"coins": ("main", "coins-new")}
 SCRAPED = """
-global: {scrape_interval: 200ms, scrape_timeout: 200ms}
+global: {scrape_interval: 2s, scrape_timeout: 2s}
 scrape_configs:
   - job_name: gateways
     static_configs:
@@ -137,7 +137,7 @@ async def test_a_prometheus_says_the_same_but_for_the_edges_of_latencies(
     assert found.began_s == pytest.approx(said.began_s, abs=0.01)
     for series, tally in found.tallies.items():
         assert sum(count for _, count in tally.latencies) == sum(c for _, c in said.tallies[series].latencies)
-        assert (100.0, tally.attempts - tally.failed) in tally.latencies
+        assert all(lower_ms >= 100.0 for lower_ms, _ in tally.latencies)
 
 
 async def test_a_prometheus_that_is_away_is_an_error() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from fakes.agent_group import free_ports
+from bench.ports import free_ports
 from fakes.gateway_clients import by_http, served
 from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.local import processes

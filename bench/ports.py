@@ -1,0 +1,60 @@
+"""Ports of loopback for servers of tests and measurements: what one caller gets, no other takes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CHOICE: Final = range(20_000, 30_000)
+"""Below the ports that the kernel gives to outgoing connections: those come and go while a server starts again."""
+_KEPT: Final = 200
+_claims: deque[int] = deque()
+_last = _CHOICE.start - 1
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, and that no other process gets from here while this one uses them."""
+    return list(islice(_ports(), count))
+
+
+def free_port() -> int:
+    """Return one such port."""
+    return next(_ports())
+
+
+def _ports() -> Iterator[int]:
+    global _last
+    for _ in _CHOICE:
+        _last = _last + 1 if _last + 1 in _CHOICE else _CHOICE.start
+        if _is_claimed(_last) and _is_free(_last):
+            yield _last
+    raise RuntimeError(f"no port of {_CHOICE.start}..{_CHOICE.stop - 1} is free")
+
+
+def _is_claimed(port: int) -> bool:
+    """Claim a port among all processes that ask here, by a name that only one of them can have."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0segserve-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim.detach())
+    if len(_claims) > _KEPT:
+        os.close(_claims.popleft())
+    return True
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
