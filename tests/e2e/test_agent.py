@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes.agent_group import Group, assigned, wait_for, with_golden, write_network
+from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
 from segserve_builder.tritonserver import shm_regions, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
@@ -214,5 +215,5 @@ def test_sigterm_ends_an_agent_at_once_and_leaves_the_server_as_it_is(group: Gro
     group.wait(coins, ModelState.READY)
     assert group.agent is not None
     group.agent.terminate()
-    assert group.agent.wait(5) == 0
+    assert group.agent.wait(HANG_S) == 0
     assert group.bright_share("coins") == 0.5

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from bench.platform import MODELS, Running, platform
+from fakes.waiting import until
 from raw_inference import (
     GOOD,
     PRIVATE,
@@ -286,7 +286,7 @@ def test_a_shape_that_triton_lets_pass_is_an_error_and_harms_for_a_moment_only(
     assert reply.status not in GOOD.values()
     assert not [text for text in PRIVATE if text in reply.message and text != "segserve--"]
     check_serves(small.url, protocol, PNG, INSTANCES)
-    eventually(lambda: send(small.url, protocol, sent_image(PNG)).status == GOOD[protocol], within_s=20)
+    until(lambda: send(small.url, protocol, sent_image(PNG)).status == GOOD[protocol], "the step is repaired")
 
 
 def test_an_output_asked_for_as_classes_that_ends_triton_is_an_error_and_triton_is_started_again(
@@ -300,11 +300,4 @@ def test_an_output_asked_for_as_classes_that_ends_triton_is_an_error_and_triton_
     reply = post(small.url, "coins", text + TENSORS, {HEADER_LENGTH: str(len(text))})
 
     check_refused(reply, 503, "")
-    eventually(lambda: send(small.url, "http", sent_image(PNG)).status == 200, within_s=60)
-
-
-def eventually(condition: Callable[[], bool], *, within_s: float) -> None:
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {within_s} s"
-        time.sleep(0.1)
+    until(lambda: send(small.url, "http", sent_image(PNG)).status == 200, "Triton is started again")

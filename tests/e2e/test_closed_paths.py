@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from bench.platform import Running
+from fakes.waiting import HANG_S
 from raw_inference import GOOD, PROTOCOLS, Protocol, RawRequest, Reply, check_refused, check_serves, image, post, send
 
 pytestmark = pytest.mark.platform
@@ -60,7 +61,7 @@ def test_what_administers_the_server_is_closed_over_http(coins: Running, photo: 
 def raw_http(url: str, method: str, path: str) -> tuple[int, bytes]:
     """Ask for a path as it is: clients' libraries would tidy it."""
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=HANG_S) as connection:
         connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{{}}".encode())
         with HTTPResponse(connection, method=method) as answer:
             answer.begin()
@@ -88,7 +89,7 @@ def test_what_administers_the_server_is_closed_over_grpc(
     with grpc.insecure_channel(coins.url.removeprefix("http://")) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.RpcError, match="no such method") as caught:
-            getattr(stub, method)(message, timeout=10)
+            getattr(stub, method)(message, timeout=HANG_S)
 
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     check_serves(coins.url, "grpc", photo)

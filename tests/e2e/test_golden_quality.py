@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from PIL import Image
 
 from bench.coins import variant
 from bench.platform import MODELS, Running
+from fakes.waiting import eventually
 from segserve_builder import sources
 from segserve_builder.golden import load
 from segserve_builder.pipeline import Golden
@@ -76,9 +76,13 @@ def order(coins: Running, tmp_path: Path) -> Inquiry:
 
 async def found_out(inquirer: Inquirer, order: Inquiry) -> Finding:
     inquirer.ask([order])
-    async with asyncio.timeout(60):
-        while (finding := inquirer.findings().get(order.key)) is None or not finding.done:
-            await asyncio.sleep(0.05)
+
+    async def answered() -> Finding | None:
+        finding = inquirer.findings().get(order.key)
+        return finding if finding is not None and finding.done else None
+
+    finding = await eventually(answered, f"an answer to {order.key}")
+    assert finding is not None
     assert not finding.problem
     return finding
 

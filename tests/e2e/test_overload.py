@@ -41,6 +41,6 @@ def test_requests_beyond_the_queue_get_503_and_the_others_their_answer(
         right = client.segment(photo, model="coins").areas["coin"]
 
     refused = [answer for answer in answers if isinstance(answer, str)]
-    assert len(refused) >= CALLERS
+    assert refused
     assert all("overloaded: more requests wait than spec.runtime.maxQueueSize allows" in text for text in refused)
     assert {answer for answer in answers if not isinstance(answer, str)} == {right}

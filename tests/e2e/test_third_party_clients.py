@@ -21,6 +21,7 @@ import tritonclient.http
 import tritonclient.http.aio
 
 from bench.platform import ROOT, Running
+from fakes.waiting import HANG_S
 from perf_analyzer import PerfAnalyzer, perf_analyzer
 from segserve.masks import EncodedMask
 from segserve.wire import pack_bytes
@@ -80,7 +81,7 @@ def test_tritonclient_gets_answers_by_callback_over_grpc(coins: Running, photo: 
     with tritonclient.grpc.InferenceServerClient(authority(coins)) as client:
         for _ in range(4):
             client.async_infer("coins", encoded_image(tritonclient.grpc, photo), keep)
-        received = [answers.get(timeout=30) for _ in range(4)]
+        received = [answers.get(timeout=HANG_S) for _ in range(4)]
 
     for result, error in received:
         assert error is None
@@ -100,7 +101,7 @@ def test_tritonclient_gets_answers_by_a_stream(coins: Running, photo: bytes) -> 
         client.start_stream(lambda result, error: answers.put((result, error)))
         for number in range(3):
             client.async_stream_infer("coins", encoded_image(tritonclient.grpc, photo), request_id=str(number))
-        received = [answers.get(timeout=30) for _ in range(3)]
+        received = [answers.get(timeout=HANG_S) for _ in range(3)]
         client.stop_stream()
 
     assert {result.get_response().id for result, _ in received} == {"0", "1", "2"}
@@ -155,7 +156,7 @@ def test_curl_as_documented_gets_an_answer(coins: Running, photo: bytes, tmp_pat
         cwd=tmp_path,
         capture_output=True,
         check=True,
-        timeout=30,
+        timeout=HANG_S,
     )
 
     answer = {output["name"]: output["data"] for output in json.loads(done.stdout)["outputs"]}

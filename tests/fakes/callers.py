@@ -14,6 +14,7 @@ import numpy as np
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from fakes.waiting import HANG_S, until
 from segserve import Client, SegserveError
 
 PHOTO = (Path(__file__).parents[2] / "examples/coins/coins.png").read_bytes()
@@ -50,18 +51,18 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def wait_for(self, revision: str, count: int = 3, within_s: float = 20.0) -> None:
+    def wait_for(self, revision: str, count: int = 3) -> None:
         """Return once so many more answers came from a revision, and none but from it since."""
-        deadline_s = time.monotonic() + within_s
         before = self.answers.copy()
-        while time.monotonic() < deadline_s:
+
+        def answers_alone() -> bool:
+            nonlocal before
             new = self.answers - before
-            if set(new) == {revision} and new[revision] >= count:
-                return
             if set(new) - {revision}:
                 before = self.answers.copy()
-            time.sleep(0.02)
-        raise AssertionError(f"never only {revision}; answers {self.answers}, failures {self.failures[-3:]}")
+            return set(new) == {revision} and new[revision] >= count
+
+        until(answers_alone, f"only {revision} answers; answers {self.answers}, failures {self.failures[-3:]}")
 
     def _client(self, transport: str) -> None:
         with Client(self.url, transport=transport, retries=0) as client:
@@ -79,7 +80,7 @@ class Load:
         image.set_data_from_numpy(np.array([PHOTO], dtype=object))
         while not self._ended.wait(self.pause_s):
             try:
-                answer = client.infer(self.model, [image], client_timeout=30)
+                answer = client.infer(self.model, [image], client_timeout=HANG_S)
             except InferenceServerException as error:
                 self._failed(transport, error)
             else:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import environ
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
 from bench.platform import Running
+from fakes.waiting import until
 from segserve_builder.tritonserver import shm_regions
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import shm_prefix
 from segserve_operator.adapters.local.store import LocalStore, NotFoundError
-
-T = TypeVar("T")
 
 
 def segserve(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,16 +30,6 @@ def segserve(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
-
-
-def until(probe: Callable[[], T], what: str, *, within_s: float = 20.0) -> T:
-    """Return what `probe` gives once that is true."""
-    deadline_s = time.monotonic() + within_s
-    while not (found := probe()):
-        if time.monotonic() > deadline_s:
-            raise AssertionError(f"not within {within_s} s: {what}")
-        time.sleep(0.03)
-    return found
 
 
 @dataclass(frozen=True)
@@ -72,7 +59,7 @@ class Watched:
             return {}
         return next((found for found in status["conditions"] if found["type"] == kind), {})
 
-    def becomes(self, model: str, kind: str, status: str, reason: str, *, within_s: float = 15.0) -> dict[str, Any]:
+    def becomes(self, model: str, kind: str, status: str, reason: str) -> dict[str, Any]:
         """Return a condition once it has that status and reason."""
 
         def reached() -> dict[str, Any] | None:
@@ -80,7 +67,7 @@ class Watched:
             return found if (found.get("status"), found.get("reason")) == (status, reason) else None
 
         try:
-            return until(reached, f"{kind} {status} {reason}", within_s=within_s)
+            return until(reached, f"{kind} {status} {reason}")
         except AssertionError as error:
             raise AssertionError(f"{error}; seen: {self.manifest(model).get('status')}") from None
 
