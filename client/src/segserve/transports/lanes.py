@@ -29,33 +29,37 @@ LIMITS: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, kee
 
 
 class _Idle(Generic[ClientT]):
-    """Clients that wait for a request, the oldest first. Safe for threads: a deque's steps are."""
+    """Clients that wait for a request, the oldest first. Safe for threads."""
 
     def __init__(self, make: Callable[[], ClientT]) -> None:
         self._make = make
+        self._lock = threading.Lock()
         self._clients: deque[tuple[float, ClientT]] = deque()
 
     def take(self) -> ClientT:
         """Return the client that was used last, or a new one."""
-        try:
-            return self._clients.pop()[1]
-        except IndexError:
-            return self._make()
+        with self._lock:
+            if self._clients:
+                return self._clients.pop()[1]
+        return self._make()
 
     def give(self, client: ClientT) -> ClientT | None:
         """Keep a client; return one that has waited for too long, to be closed."""
         now = time.monotonic()
-        self._clients.append((now, client))
-        oldest = self._clients.popleft()
-        if now - oldest[0] > KEEP_S:
-            return oldest[1]
-        self._clients.appendleft(oldest)
-        return None
+        with self._lock:
+            self._clients.append((now, client))
+            since, oldest = self._clients[0]
+            if now - since <= KEEP_S:
+                return None
+            self._clients.popleft()
+            return oldest
 
     def all(self) -> Iterator[ClientT]:
         """Yield every client, and keep none."""
-        while self._clients:
-            yield self._clients.pop()[1]
+        with self._lock:
+            clients = [client for _, client in self._clients]
+            self._clients.clear()
+        yield from clients
 
 
 class _Shared(Generic[ClientT]):
