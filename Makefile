@@ -2,7 +2,9 @@ PYTHON ?= python3.11
 PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Python compiles what it imports; pip would compile all of torch and transformers.
+PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/pip $(PIP_INSTALL) --constraint constraints.txt
 LOCK := model_repo_builder/src/segserve_builder/runtime.lock
 OUT := $(CURDIR)/out
 # The demo's platform keeps to itself: a platform of the user's, in its usual folder, is not touched.
@@ -13,8 +15,16 @@ export ORT_DISABLE_TELEMETRY := 1
 
 CLUSTER := tests/cluster
 
+# Tests are spread over processes by file; those of the cluster share one. What runs inside Triton meets numpy 1.26 there.
+SPREAD := --numprocesses logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest $(SPREAD) --durations 25
+FOR_ANYBODY := not needs and not cluster and (core or not platform)
+OUTSIDE_TRITON := agent cluster test_sources* test_object_store_faults.py test_pvc.py test_eviction.py test_archives.py
+BASE ?= HEAD
+MINUTES ?= 10
+
 .PHONY: cluster-build cluster-up cluster-down cluster-images e2e-kind
-.PHONY: help demo docs test test-quick lint bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean zoo zoo-report
+.PHONY: help demo docs test test-all test-busy check fuzz lint kernels peers bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -33,22 +43,22 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 # What runs inside Triton meets numpy 1.26 there: its tests run with the runtime's own versions too.
 $(VENV)-numpy1/stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)-numpy1
-	$(VENV)-numpy1/bin/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[builder,cluster,sources]' \
-	  torch==2.13.0 onnxruntime scipy scikit-image pytest pytest-asyncio pytest-timeout hypothesis huggingface_hub trustme
+	$(VENV)-numpy1/bin/pip $(PIP_INSTALL) --constraint $(LOCK) --editable '.[builder,cluster,sources]' \
+	  torch==2.13.0 onnxruntime scipy scikit-image pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 # Debian's Python is the only one with a torchvision for the CPU: an oracle and a peer, in an environment of its own.
 $(VENV)-debian/stamp: | $(VENV)/dev.stamp system
-	/usr/bin/python3 -m venv --without-pip --system-site-packages $(VENV)-debian
-	$(BIN)/pip --python $(VENV)-debian/bin/python install --quiet --disable-pip-version-check \
-	  numpy==1.26.4 pycocotools==2.0.11 onnx==1.16.2
-	touch $@
+	! /usr/bin/python3 -c 'import torchvision' 2>/dev/null || { \
+	  /usr/bin/python3 -m venv --without-pip --system-site-packages $(VENV)-debian && \
+	  $(BIN)/pip --python $(VENV)-debian/bin/python $(PIP_INSTALL) numpy==1.26.4 pycocotools==2.0.11 onnx==1.16.2 && \
+	  touch $@; }
 
 # Servers that artifacts come from, and the annotation tools that read exports: each in its own process, in versions of
 # its own, so that nothing of them decides what segserve runs with.
 $(VENV)-peers/stamp: tests/peers.lock
 	$(PYTHON) -m venv $(VENV)-peers
-	$(VENV)-peers/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/peers.lock
+	$(VENV)-peers/bin/pip $(PIP_INSTALL) --no-deps --requirement tests/peers.lock
 	touch $@
 
 oracles: $(VENV)-debian/stamp  ## What answers are compared with: Debian's torchvision beside what .venv has
@@ -58,19 +68,32 @@ demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they f
 	@$(DEMO) SEGSERVE_URL=http://127.0.0.1:$(PORT) $(BIN)/python examples/coins/demo.py $(OUT); \
 	  status=$$?; $(DEMO) $(BIN)/segserve down; exit $$status
 
-test: lint test-quick system cluster-build  ## Everything: lint, types, layers, units, then the real Triton, Envoy and Kubernetes
-	$(BIN)/pytest -m platform
-	$(BIN)/pytest -m cluster
+test: lint kernels  ## Lint, types, layers, quick tests, the core of those on the real Triton and Envoy (12 minutes from nothing; no root)
+	$(PYTEST) -m '$(FOR_ANYBODY)' --rest-by 'make test-all'
 
-test-quick: $(VENV)/dev.stamp $(VENV)-numpy1/stamp $(VENV)-peers/stamp oracles  ## Only what needs no servers of ours
-	$(BIN)/pytest -m 'not platform and not cluster' --numprocesses auto --dist loadfile
-	$(VENV)-numpy1/bin/pytest tests/unit/builder
+test-all: test oracles peers $(VENV)-numpy1/stamp cluster-build  ## Everything: oracles, all of the platform, Kubernetes too (Debian and root; 45 minutes from nothing)
+	$(VENV)-numpy1/bin/pytest $(SPREAD) tests/unit/builder $(OUTSIDE_TRITON:%=--ignore-glob='*/builder/%')
+	$(PYTEST) --numprocesses 3 -m 'not ($(FOR_ANYBODY))'
+
+check: lint kernels  ## Lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (2 minutes)
+	$(PYTEST) -m '($(FOR_ANYBODY)) and not platform' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]
+
+fuzz: kernels  ## Look for counterexamples of the property tests with fresh seeds, for MINUTES=10
+	$(BIN)/python tests/fuzz.py $(MINUTES)
+
+test-busy: oracles peers cluster-build  ## The tests on the real servers and Kubernetes while every core is busy with something else
+	$(BIN)/python tests/busy.py $(PYTEST) --numprocesses 2 -m 'platform or cluster'
 
 lint: $(VENV)/dev.stamp  ## Style, types, layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+kernels: $(VENV)/dev.stamp  ## Compile the kernels, once for all processes and for Triton
+	$(BIN)/python -m segserve_builder.kernels
+
+peers: $(VENV)-peers/stamp  ## Servers that artifacts come from, and the tools that read exports
 
 system:  ## What tests need of the system, where it is missing
 	sh tests/system.sh

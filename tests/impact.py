@@ -6,6 +6,7 @@ import ast
 import subprocess
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +65,7 @@ def distances(root: Path, changed: Iterable[str]) -> dict[str, int]:
     return {test: found[test] for test in tests if test in found}
 
 
+@cache
 def _importers(root: Path) -> dict[str, set[str]]:
     """Return, by path, the files that import a file."""
     graph = grimp.build_graph(*PACKAGES, include_external_packages=False)

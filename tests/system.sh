@@ -25,8 +25,8 @@ install_azurite() {
 [ -n "$missing" ] || { install_azurite; exit; }
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-  echo "the tests need these Debian packages:$missing (as root: apt-get install$missing)" >&2
-  exit 1
+  echo "tests that need these Debian packages are left out:$missing (as root: apt-get install$missing)" >&2
+  exit
 fi
 
 install() {
