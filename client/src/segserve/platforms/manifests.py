@@ -79,19 +79,14 @@ def read_file(path: Path) -> list[Written]:
 
 
 def _read_text(text: str, source: str, folder: Path) -> list[Written]:
-    from segserve_operator.api.documents import read_documents
     from segserve_operator.api.errors import SpecError
-    from segserve_operator.api.loading import load
+    from segserve_operator.api.loading import load_with_documents
 
     try:
-        resources = load(text, source)
-        documents = read_documents(text, source)
+        loaded = load_with_documents(text, source)
     except SpecError as error:
         raise InvalidResourceError(str(error)) from error
-    return [
-        Written(resource, document.value, source, folder)
-        for resource, document in zip(resources, documents, strict=True)
-    ]
+    return [Written(resource, document.value, source, folder) for resource, document in loaded]
 
 
 def _read_mapping(value: Mapping[str, Any]) -> Written:

@@ -36,10 +36,15 @@ def load(text: str, source: str) -> list[Resource]:
 
     Raises `SpecError` with every problem found. A text without any resource is one.
     """
+    return [resource for resource, _ in load_with_documents(text, source)]
+
+
+def load_with_documents(text: str, source: str) -> list[tuple[Resource, Document]]:
+    """Return what `load` does, each resource with the document that it was written as."""
     documents = read_documents(text, source)
     if not documents:
         raise SpecError([Problem(source, "", f"no resource found; a resource starts with apiVersion: {GROUP_VERSION}")])
-    resources: list[Resource] = []
+    loaded: list[tuple[Resource, Document]] = []
     problems: list[Problem] = []
     seen: dict[tuple[str, str, str], int] = {}
     for number, document in enumerate(documents, start=1):
@@ -48,7 +53,7 @@ def load(text: str, source: str) -> list[Resource]:
         except SpecError as error:
             problems.extend(error.problems)
             continue
-        resources.append(resource)
+        loaded.append((resource, document))
         key = (resource.kind, resource.metadata.namespace, resource.metadata.name)
         if key in seen:
             message = f"{resource.kind} {resource.metadata.name!r} is given twice, first in document {seen[key]}"
@@ -56,7 +61,7 @@ def load(text: str, source: str) -> list[Resource]:
         seen.setdefault(key, number)
     if problems:
         raise SpecError(problems)
-    return resources
+    return loaded
 
 
 def dump(resources: Iterable[Resource]) -> str:
