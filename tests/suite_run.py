@@ -80,6 +80,11 @@ def marked(process: psutil.Process) -> str | None:
     return None
 
 
+def held_regions() -> set[Path]:
+    """Return the files of shared memory that a process which can be looked at has in its memory."""
+    return {path for pid in psutil.pids() for path in _regions_of(pid)}
+
+
 def begin() -> Run:
     """Remove what dead runs have left, and begin one."""
     with _one_at_a_time():
@@ -105,7 +110,7 @@ def remove(run: Run, *, ending_s: float = 0.0) -> list[str]:
             left.append(f"the cluster in {node.state}")
             node.stop()
     processes = _outlasting(run.name, ending_s)
-    regions = {path for process in processes for path in _regions_of(process)} | _regions_named(run.name)
+    regions = {path for process in processes for path in _regions_of(process.pid)} | _regions_named(run.name)
     left += [f"process {process.pid}: {_words(process)}" for process in processes]
     _kill_all(run.name)
     # What platforms have left in shared memory is found by their state folders' names, also where no process is left.
@@ -114,8 +119,8 @@ def remove(run: Run, *, ending_s: float = 0.0) -> list[str]:
         from segserve_operator.local_platform import supervisor
 
         supervisor.end(StateFolder(groups.parent))
-    for path in sorted(regions | _regions_named(run.name)):
-        if path.exists() and not _is_held(path):
+    for path in sorted((regions | _regions_named(run.name)) - held_regions()):
+        if path.exists():
             left.append(f"shared memory {path}")
             path.unlink(missing_ok=True)
     shutil.rmtree(run.folder, ignore_errors=True)
@@ -233,15 +238,8 @@ def _regions_named(name: str) -> set[Path]:
     return set(_SHM.glob(f"segtest-{name}-*"))
 
 
-def _regions_of(process: psutil.Process) -> set[Path]:
-    return {Path(line.split(None, 5)[5].strip()) for line in _maps(process.pid) if f" {_SHM}/" in line}
-
-
-def _is_held(path: Path) -> bool:
-    return any(str(path) in line for pid in psutil.pids() for line in _maps(pid))
-
-
-def _maps(pid: int) -> list[str]:
+def _regions_of(pid: int) -> set[Path]:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
-    return []
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+        return {Path(line.split(None, 5)[5]) for line in lines if f" {_SHM}/" in line}
+    return set()

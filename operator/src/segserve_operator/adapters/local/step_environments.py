@@ -13,30 +13,33 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TMP: Final = Path("/tmp")
-PATTERN: Final = "python_env_??????"
+_PATTERN: Final = "python_env_??????"
 _BACKEND: Final = "libtriton_python.so"
 _STUB: Final = "triton_python_backend_stub"
 # The clock of process starts ticks every 10 ms and is counted from a boot time in whole seconds.
 _CLOCK_S: Final = 2.0
 
 
-def sweep_step_environments(folder: Path = TMP) -> tuple[Path, ...]:
-    """Remove this user's empty folders that no living Triton can have made, and return them.
+def orphaned_step_environments(folder: Path = TMP) -> tuple[Path, ...]:
+    """Return this user's empty folders that no living Triton can have made.
 
     Nothing in such a folder names its server. A server makes one, after its own start and before its first step: a
     folder that is older than every living server, or younger than the steps of those that are older, is nobody's.
-    What cannot be told, as where a server of somebody else has no step yet, stays for a later call.
+    What cannot be told, as where a server of somebody else has no step yet, is left out.
     """
-    found = [path for path in folder.glob(PATTERN) if _is_ours_and_empty(path)]
+    found = [path for path in folder.glob(_PATTERN) if _is_ours_and_empty(path)]
     # After the folders were listed: who made one of them has loaded the backend by now.
     servers = _living_servers() if found else ()
+    return tuple(path for path in found if not any(_may_have_made(server, path) for server in servers))
+
+
+def sweep_step_environments(folder: Path = TMP) -> tuple[Path, ...]:
+    """Remove `orphaned_step_environments`, and return them."""
     swept = []
-    for path in found:
+    for path in orphaned_step_environments(folder):
         with contextlib.suppress(OSError):  # another call was first
-            made_s = path.stat().st_mtime
-            if not any(_may_have_made(server, made_s) for server in servers):
-                path.rmdir()
-                swept.append(path)
+            path.rmdir()
+            swept.append(path)
     return tuple(swept)
 
 
@@ -56,8 +59,9 @@ def _has_backend(process: psutil.Process) -> bool:
     return False
 
 
-def _may_have_made(server: psutil.Process, made_s: float) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
+def _may_have_made(server: psutil.Process, path: Path) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+        made_s = path.stat().st_mtime
         if server.create_time() > made_s + _CLOCK_S:
             return False
         steps = [child for child in server.children() if _is_step(child)]
