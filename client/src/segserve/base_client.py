@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from segserve.control.plane import Plane
 from segserve.credentials import Credentials, check_readers
@@ -55,6 +55,7 @@ class BaseClient(Generic[OpenT]):
         credentials = Credentials(api_key or os.environ.get("SEGSERVE_API_KEY") or None, bearer_token)
         policy = Policy(DEFAULT.changed(timeout_s), retries, checked_headers(headers or {}), hooks or SILENT)
         self._allow_plain_http = allow_plain_http_credentials
+        self._transport_name, self._wants_telemetry = transport, telemetry
         self._connection = Connection(endpoint, credentials, tls, http2, gzip)
         self._check_readers([*credentials.names, *policy.headers])
         self._transport = self._open(transport, self._connection)
@@ -86,6 +87,25 @@ class BaseClient(Generic[OpenT]):
         other = copy.copy(self)
         other._session = self._session.with_policy(policy)
         return other
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return what makes a client that asks as this one does, of any platform."""
+        connection, policy = self._connection, self._session.policy
+        return {
+            "url": connection.endpoint.url,
+            "transport": self._transport_name,
+            "timeout_s": policy.timeouts,
+            "retries": policy.retries,
+            "api_key": connection.credentials.api_key,
+            "bearer_token": connection.credentials.bearer_token,
+            "tls": connection.tls,
+            "headers": policy.headers,
+            "hooks": None if policy.hooks is SILENT else policy.hooks,
+            "telemetry": self._wants_telemetry,
+            "http2": connection.http2,
+            "gzip": connection.gzip,
+            "allow_plain_http_credentials": self._allow_plain_http,
+        }
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._connection.endpoint.url!r})"

@@ -53,7 +53,12 @@ class Endpoint:
     @property
     def is_loopback(self) -> bool:
         """Whether it is this machine, which no proxy can reach."""
-        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is this machine."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _shown(text: str) -> str:

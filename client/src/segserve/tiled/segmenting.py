@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve.tiled.clusters import WorkerJob, send_all_on
+from segserve.tiled.clusters import WorkerJob, send_all_on, worker_client
 from segserve.tiled.errors import RevisionChangedError
 from segserve.tiled.progress import shown
 from segserve.tiled.runs import begun
@@ -60,8 +60,7 @@ def _send(client: Client, source: PixelSource, run: Run, workers: tuple[Any, Any
     job, in_flight = run.job(), run.options.in_flight
     if workers is not None:
         image, scheduler = workers
-        url = client._connection.endpoint.url
-        send_all_on(scheduler, todo, WorkerJob(job, image, url), run.keep, in_flight)
+        send_all_on(scheduler, todo, WorkerJob(job, image, worker_client(client._arguments())), run.keep, in_flight)
         return
     pixel_map = None if job.map_file is None else job.map_file.open()
     send_all(todo, lambda tile: run.keep(tile, job.answer(client, source, pixel_map, tile)), in_flight)
