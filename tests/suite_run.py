@@ -103,16 +103,16 @@ def begin() -> Run:
 
 def remove(run: Run, *, ending_s: float = 0.0) -> list[str]:
     """End and remove all that is left of a run, and say what did not end by itself within `ending_s`."""
-    left = []
+    processes = _outlasting(run.name, ending_s)
+    regions = {path for process in processes for path in _regions_of(process.pid)} | _regions_named(run.name)
+    left = [f"process {process.pid}: {_words(process)}" for process in processes]
+    _kill_all(run.name)
+    # After that: a script that starts the cluster would go on with it.
     node = default_node()
     with contextlib.suppress(OSError):
         if (node.state / "test-run").read_text().strip() == run.name:
             left.append(f"the cluster in {node.state}")
             node.stop()
-    processes = _outlasting(run.name, ending_s)
-    regions = {path for process in processes for path in _regions_of(process.pid)} | _regions_named(run.name)
-    left += [f"process {process.pid}: {_words(process)}" for process in processes]
-    _kill_all(run.name)
     # What platforms have left in shared memory is found by their state folders' names, also where no process is left.
     for groups in list(Path(run.folder).rglob("groups")):
         # Not imported above: where only the builder is installed there is no platform either.
