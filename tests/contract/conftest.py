@@ -6,6 +6,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from lightkube.resources.core_v1 import Namespace
 from cluster.node import default_node, unfit
 from fakes.kube_servers import THINGS, FakeServer, RealServer, Server, things_crd
 from fakes.mlflow_server import MlflowServer, mlflow_server
+from fakes.waiting import eventually
+from segserve_operator.adapters.kube.api import UnavailableError
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 
@@ -58,8 +61,13 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
         return
     namespace, kubeconfig = request.getfixturevalue("own_namespace"), request.getfixturevalue("kubeconfig")
     async with LightkubeApi.connect(kubeconfig) as api:
-        while not await api.has(THINGS):
-            await asyncio.sleep(0.1)
+
+        async def is_served() -> bool:
+            with suppress(UnavailableError):
+                return await api.has(THINGS)
+            return False
+
+        await eventually(is_served, "our kind is served")
         client = AsyncClient(KubeConfig.from_file(kubeconfig))
         yield RealServer(api, client, namespace)
         await client.close()

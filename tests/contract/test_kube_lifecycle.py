@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fakes.kube_servers import THINGS, Server, config, deployment, eventually, gone, thing
+from fakes.kube_servers import THINGS, Server, config, deployment, gone, thing
+from fakes.waiting import eventually
 from segserve_operator.adapters.kube.api import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -117,11 +118,11 @@ async def test_what_is_owned_goes_with_its_last_owner(server: Server, name: str)
 
     await server.api.delete(CONFIG_MAPS, server.namespace, f"{name}-a")
     server.collect()
-    await eventually(lambda: gone(server, CONFIG_MAPS, f"{name}-x"))
+    await eventually(lambda: gone(server, CONFIG_MAPS, f"{name}-x"), "it is gone")
     assert not await gone(server, CONFIG_MAPS, f"{name}-y")
     await server.api.delete(CONFIG_MAPS, server.namespace, f"{name}-b")
     server.collect()
-    await eventually(lambda: gone(server, CONFIG_MAPS, f"{name}-y"))
+    await eventually(lambda: gone(server, CONFIG_MAPS, f"{name}-y"), "it is gone")
 
 
 async def test_a_lease_is_held_by_one_and_handed_over(server: Server, name: str) -> None:

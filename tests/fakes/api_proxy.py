@@ -18,6 +18,7 @@ from lightkube.config.client_adapter import verify_cluster
 from lightkube.config.kubeconfig import KubeConfig
 
 from fakes.api_proxy_rules import Answer, Call, Hang, Kill, Rule
+from fakes.waiting import HANG_S
 
 _HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade", "authorization"}
 _REASONS = {409: "Conflict", 410: "Expired", 422: "Invalid", 429: "TooManyRequests", 500: "InternalError"}
@@ -60,6 +61,11 @@ class ApiProxy:
     def writes(self) -> list[Call]:
         """The writes that came, whatever became of them."""
         return [call for call in self.calls if call.writes]
+
+    @property
+    def lost_watches(self) -> int:
+        """How many of the watches under way have lost an event."""
+        return sum(watcher.lost for watcher in list(self._watchers))
 
     def add(self, *rules: Rule) -> None:
         """Have more go wrong; calls are counted for each from now on."""
@@ -127,12 +133,12 @@ class ApiProxy:
 
         thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="api-proxy", daemon=True)
         thread.start()
-        assert started.wait(10), "the proxy did not start within 10 s"
+        assert started.wait(HANG_S), "the proxy does not start"
         try:
             yield self
         finally:
             loop.call_soon_threadsafe(stop.set)
-            thread.join(10)
+            thread.join(HANG_S)
             loop.close()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:

@@ -17,6 +17,8 @@ import pytest
 from lightkube.config.kubeconfig import KubeConfig
 
 from cluster.node import API_SERVER, KUBELET, Node, Process
+from fakes.starting_servers import is_starting
+from fakes.waiting import HANG_S, until
 from segserve_operator.api.resources import KINDS
 
 T = TypeVar("T")
@@ -74,13 +76,26 @@ class Cluster:
 
     def get(self, namespace: str, kind: str, name: str = "", *, labels: str = "") -> Any:
         """Return an object as JSON, None where it is missing; without a name the list of all with the labels."""
-        selector = ["-l", labels] if labels else []
-        text = self.kubectl(
-            "-n", namespace, "get", kind, *([name] if name else []), *selector, "--ignore-not-found", "-o", "json"
-        )
+        chosen = [*([name] if name else []), *(["-l", labels] if labels else [])]
+        text = self._read("-n", namespace, "get", kind, *chosen, "--ignore-not-found", "-o", "json")
         if name:
             return json.loads(text) if text.strip() else None
         return json.loads(text)["items"] if text.strip() else []
+
+    def _read(self, *arguments: str) -> str:
+        """Run kubectl for something to read, again while the API server starts."""
+        printed: list[str] = []
+
+        def is_read() -> bool:
+            try:
+                printed.append(self.kubectl(*arguments))
+            except AssertionError as error:
+                if not is_starting(str(error)):
+                    raise
+            return bool(printed)
+
+        until(is_read, f"an answer to kubectl {' '.join(arguments)}")
+        return printed[0]
 
     def apply(self, namespace: str, *manifests: Json | Path) -> None:
         """Apply objects, given as JSON or as files of YAML, as a user does."""
@@ -114,7 +129,7 @@ class Cluster:
                 self.kubectl("-n", name, "patch", found, "--type=merge", "-p", patch, check=False)
         self.kubectl("-n", name, "delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false", check=False)
 
-    def wait(self, what: str, look: Callable[[], T | None], timeout_s: float = 60.0) -> T:
+    def wait(self, what: str, look: Callable[[], T | None], timeout_s: float = HANG_S) -> T:
         """Return the first true value of `look`; AssertionError says what was waited for and what was seen last.
 
         An AssertionError of `look` means not yet.
@@ -132,7 +147,7 @@ class Cluster:
             time.sleep(_POLL_S)
 
     def wait_condition(self, namespace: str, kind: str, name: str, condition: str, status: str = "True",
-                       timeout_s: float = 60.0) -> Json:  # fmt: skip
+                       timeout_s: float = HANG_S) -> Json:  # fmt: skip
         """Wait until a condition of an object has a status, and return the condition."""
 
         def look() -> Json | None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from fakes.cluster import Cluster
+from fakes.waiting import HANG_S
 from segserve_builder.cluster.names import (
     COMPONENT_LABEL,
     GATEWAY,
@@ -75,7 +76,7 @@ class ClusterPool:
     told: Callable[[], str] = lambda: ""
     pool: str = "default"
 
-    def wait(self, what: str, look: Callable[[], T | None], timeout_s: float = 60.0) -> T:
+    def wait(self, what: str, look: Callable[[], T | None], timeout_s: float = HANG_S) -> T:
         """Return the first true value of `look`; what fails tells the whole story."""
         try:
             return self.cluster.wait(what, look, timeout_s)

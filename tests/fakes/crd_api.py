@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,11 +12,13 @@ import yaml
 from lightkube.config.client_adapter import Client, ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig
 
+from fakes.starting_servers import read_again
+from fakes.waiting import until
+
 Json = dict[str, Any]
 
 _DEFINITIONS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _RESOURCES: Final = "/apis/segserve.dev/v1alpha1/namespaces/default"
-_PATIENCE_S: Final = 60.0
 _MERGE: Final = {"content-type": "application/merge-patch+json"}
 _TABLE: Final = {"accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
 
@@ -44,16 +46,17 @@ class CrdApi:
 
     def uninstall(self, name: str) -> None:
         """Remove a custom resource, where it is installed, with all its objects."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while self._http.delete(f"{_DEFINITIONS}/{name}").status_code != httpx2.codes.NOT_FOUND:
-            if time.monotonic() > deadline:
-                raise AssertionError(f"{name} does not go: {self.definition(name)['status']}")
-            time.sleep(0.1)
+
+        def gone() -> bool:
+            answer = read_again(lambda: self._http.delete(f"{_DEFINITIONS}/{name}"))
+            return answer.status_code == httpx2.codes.NOT_FOUND
+
+        until(gone, f"{name} is gone")
 
     def install(self, definition: Json) -> None:
         """Install a custom resource, or put this in the place of another, which may answer for a moment yet."""
         name = definition["metadata"]["name"]
-        found = self._http.get(f"{_DEFINITIONS}/{name}")
+        found = self._get(f"{_DEFINITIONS}/{name}")
         if found.status_code == httpx2.codes.NOT_FOUND:
             self._json(self._http.post(_DEFINITIONS, json=definition))
         else:
@@ -64,7 +67,7 @@ class CrdApi:
 
     def definition(self, name: str) -> Json:
         """Return an installed custom resource."""
-        return self._json(self._http.get(f"{_DEFINITIONS}/{name}"))
+        return self._json(self._get(f"{_DEFINITIONS}/{name}"))
 
     def create(self, plural: str, manifest: Json, *, dry_run: bool = False) -> Json:
         """Create an object with strict validation and return it as stored."""
@@ -81,11 +84,11 @@ class CrdApi:
 
     def get(self, plural: str, name: str, *, subresource: str = "") -> Json:
         """Return an object, or a subresource of it."""
-        return self._json(self._http.get(_path(plural, name, subresource)))
+        return self._json(self._get(_path(plural, name, subresource)))
 
     def table(self, plural: str) -> Json:
         """Return what `kubectl get` shows: `columnDefinitions` and `rows`."""
-        return self._json(self._http.get(f"{_RESOURCES}/{plural}", headers=_TABLE))
+        return self._json(self._get(f"{_RESOURCES}/{plural}", headers=_TABLE))
 
     def delete_all(self, plural: str) -> None:
         """Delete all objects."""
@@ -93,14 +96,16 @@ class CrdApi:
 
     def _wait_until_served(self, definition: Json) -> None:
         plural, name = definition["spec"]["names"]["plural"], definition["metadata"]["name"]
-        deadline = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < deadline:
+
+        def served() -> bool:
             conditions = self.definition(name).get("status", {}).get("conditions") or []
             established = any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
-            if established and self._http.get(f"{_RESOURCES}/{plural}").is_success:
-                return
-            time.sleep(0.1)
-        raise AssertionError(f"{name} is not served: {self.definition(name).get('status')}")
+            return established and self._get(f"{_RESOURCES}/{plural}").is_success
+
+        until(served, f"{name} is served")
+
+    def _get(self, path: str, headers: Mapping[str, str] | None = None) -> httpx2.Response:
+        return read_again(lambda: self._http.get(path, headers=headers))
 
     @staticmethod
     def _json(answer: httpx2.Response) -> Json:

@@ -19,6 +19,7 @@ from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import ConfigMap
 
 from bench.ports import free_ports
+from fakes.waiting import HANG_S
 from segserve_builder.cluster.names import GATEWAY, SHARDS, plan_name, reports_name
 from segserve_builder.cluster.shards import pack, shard_of, unpack, version_of
 from segserve_operator.adapters.traffic.envoy_config import command
@@ -80,7 +81,7 @@ class GatewayPod:
             "internalPort": self.internal_port,
             "syncPort": self.sync_port,
             "maxRequestBytes": 2**21,
-            "requestTimeoutSeconds": 5,
+            "requestTimeoutSeconds": 60,
             "workers": 1,
         }
         config = yaml.safe_load(kubeconfig.read_text())
@@ -114,7 +115,7 @@ class GatewayPod:
         """End a container and return its exit code."""
         process = self._processes.pop(container)
         process.send_signal(how)
-        return process.wait(20)
+        return process.wait(HANG_S)
 
     def signal(self, container: str, what: signal.Signals) -> None:
         """Send a signal to a container."""
@@ -124,10 +125,14 @@ class GatewayPod:
         for container in tuple(self._processes):
             self.end(container)
 
+    def log(self, container: str) -> str:
+        """Return what a container has said."""
+        return (self._folder / f"{container}.out.log").read_text()
+
     def ask(self, path: str) -> httpx.Response | None:
         """Ask the sidecar; None where it does not answer."""
         try:
-            return httpx.get(f"http://127.0.0.1:{self.sync_port}{path}", timeout=5)
+            return httpx.get(f"http://127.0.0.1:{self.sync_port}{path}", timeout=HANG_S)
         except httpx.HTTPError:
             return None
 
@@ -138,7 +143,7 @@ class GatewayPod:
     def infer(self) -> str:
         """Return who answers, or the status."""
         try:
-            answer = httpx.post(f"http://127.0.0.1:{self.port}/v2/models/coins/infer", content=b"image", timeout=10)
+            answer = httpx.post(f"http://127.0.0.1:{self.port}/v2/models/coins/infer", content=b"image", timeout=HANG_S)
         except httpx.HTTPError as error:
             return type(error).__name__
         return str(answer.json()["model_version"]) if answer.status_code == 200 else str(answer.status_code)

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from fakes.cluster import Cluster, Json
+from fakes.waiting import HANG_S
 
 CHART: Final = Path(__file__).parents[2] / "charts/segserve"
 HELM: Final = Path(sys.prefix) / "bin/helm"
@@ -56,16 +58,24 @@ class InstalledOperator:
 
     def writes(self) -> Counter[tuple[str, str]]:
         """Return how often it wrote, by verb and kind, since it started; the renewal of its Lease is left out."""
-        (pod,) = self.pods()
-        with urllib.request.urlopen(f"http://{pod['status']['podIP']}:{_PORT}/metrics", timeout=10) as answer:
-            families = list(text_string_to_metric_families(answer.read().decode()))
-        (requests,) = (family for family in families if family.name == "segserve_api_requests")
         found: Counter[tuple[str, str]] = Counter()
-        for sample in requests.samples:
+        for sample in self._metric("segserve_api_requests"):
             verb, kind = sample.labels["verb"], sample.labels["kind"]
-            if sample.name.endswith("_total") and verb in _WRITES and kind != "Lease":
+            if verb in _WRITES and kind != "Lease":
                 found[verb, kind] += int(sample.value)
         return found
+
+    def passes(self) -> int:
+        """Return how many passes over pools it has made since it started; at rest each pool has one in 30 s."""
+        return sum(int(sample.value) for sample in self._metric("segserve_reconcile_passes"))
+
+    def _metric(self, name: str) -> list[Sample]:
+        """Return a counter's samples."""
+        (pod,) = self.pods()
+        with urllib.request.urlopen(f"http://{pod['status']['podIP']}:{_PORT}/metrics", timeout=HANG_S) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            (found,) = (family for family in families if family.name == name)
+        return [sample for sample in found.samples if sample.name.endswith("_total")]
 
 
 @contextmanager
@@ -83,7 +93,8 @@ def installed(cluster: Cluster, watched: Sequence[str], replicas: int = 1) -> It
             *_image("envoy", cluster.images.envoy),
         ]
         version = ("--set-string", f"images.server.tritonVersion={TRITON_VERSION}")
-        _helm(cluster, namespace, "install", _RELEASE, str(CHART), "--wait", "--timeout=120s", *version, *_set(values))
+        waiting = ("--wait", f"--timeout={HANG_S:g}s")
+        _helm(cluster, namespace, "install", _RELEASE, str(CHART), *waiting, *version, *_set(values))
         try:
             yield InstalledOperator(cluster, namespace)
         finally:

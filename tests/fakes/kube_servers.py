@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from lightkube import AsyncClient
@@ -103,12 +101,6 @@ def things_crd() -> CustomResourceDefinition:
         metadata=ObjectMeta(name=f"{THINGS.plural}.{THINGS.group}"),
         spec=CustomResourceDefinitionSpec(group=THINGS.group, names=names, scope="Namespaced", versions=[version]),
     )
-
-
-async def eventually(is_so: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
-        while not await is_so():
-            await asyncio.sleep(0.1)
 
 
 def config(name: str, metadata: Json | None = None, **data: str) -> Json:

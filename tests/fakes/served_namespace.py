@@ -12,6 +12,7 @@ from typing import Any, Final
 from fakes.callers import EIGHT, Load
 from fakes.cluster import Cluster, Json
 from fakes.installed_operator import InstalledOperator
+from fakes.waiting import HANG_S
 from segserve_builder.cluster.names import (
     COMPONENT_LABEL,
     GATEWAY,
@@ -55,7 +56,8 @@ class ServedNamespace:
 
     def delete(self, kind: str, *names: str, wait: bool = True) -> None:
         """Delete objects, and wait for their end unless told not to."""
-        self.cluster.kubectl("-n", self.name, "delete", kind, *names, f"--wait={str(wait).lower()}", "--timeout=60s")
+        options = (f"--wait={str(wait).lower()}", f"--timeout={HANG_S:g}s")
+        self.cluster.kubectl("-n", self.name, "delete", kind, *names, *options)
 
     def get(self, kind: str, name: str) -> Json | None:
         found: Json | None = self.cluster.get(self.name, kind, name)
@@ -96,7 +98,7 @@ class ServedNamespace:
         said = self.status(model).get("conditions", [])
         return next((condition for condition in said if condition["type"] == kind), None)
 
-    def becomes(self, model: str, kind: str, status: str, reason: str = "", timeout_s: float = 60.0) -> Json:
+    def becomes(self, model: str, kind: str, status: str, reason: str = "", timeout_s: float = HANG_S) -> Json:
         """Wait until a condition of the present spec has a status, and a reason where one is named; return it."""
 
         def look() -> Json | None:
@@ -112,7 +114,7 @@ class ServedNamespace:
 
         return self.cluster.wait(f"{kind}={status} {reason} of {model}", look, timeout_s)
 
-    def wait_ready(self, *models: str, timeout_s: float = 90.0) -> None:
+    def wait_ready(self, *models: str, timeout_s: float = HANG_S) -> None:
         """Wait until the models serve what their specs ask for, in the main group, and nothing is under way."""
         for model in models:
             self.becomes(model, "Ready", "True", timeout_s=timeout_s)

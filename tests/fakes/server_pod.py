@@ -14,6 +14,7 @@ import psutil
 
 from bench.ports import free_ports
 from fakes.agent_group import end
+from fakes.waiting import HANG_S
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.cluster import secret
 from segserve_builder.tritonserver import Ports, sweep_shm
@@ -73,7 +74,7 @@ class ServerPod:
         url = f"http://127.0.0.1:{self.ports[0]}{path}"
         request = urllib.request.Request(url, data=body, method=method, headers=headers or {})
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=HANG_S) as answer:
                 return int(answer.status)
         except HTTPError as error:
             error.close()
@@ -82,7 +83,7 @@ class ServerPod:
     def probe(self, path: str) -> tuple[int, str]:
         """Return the status and the text of the agent's answer; (0, why) where there is none."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[3]}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[3]}{path}", timeout=HANG_S) as answer:
                 return int(answer.status), answer.read().decode()
         except HTTPError as error:
             with error:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from fakes.cluster import Cluster
+from fakes.waiting import HANG_S
 
 pytestmark = pytest.mark.cluster
 
@@ -81,7 +82,7 @@ def test_what_serves_outlives_an_uninstalled_operator_and_is_found_by_the_next(
     install()
     cluster.apply(namespace, EXAMPLE)
     for name in MODELS:
-        cluster.wait_condition(namespace, "segm", name, "Ready", timeout_s=120)
+        cluster.wait_condition(namespace, "segm", name, "Ready")
     told = helm("test", "segserve", "-n", namespace, "--logs")
     assert f"http://segserve-default.{namespace}.svc:8080/v2/health/ready: ok" in told
     serving = servers()
@@ -91,12 +92,12 @@ def test_what_serves_outlives_an_uninstalled_operator_and_is_found_by_the_next(
     assert servers() == serving
 
     install()
-    cluster.kubectl("-n", namespace, "delete", "segm", MODELS[-1], "--timeout=60s")
+    cluster.kubectl("-n", namespace, "delete", "segm", MODELS[-1], f"--timeout={HANG_S:g}s")
     assert servers() == serving
 
-    cluster.kubectl("-n", namespace, "delete", "segm,tpool", "--all", "--timeout=60s")
+    cluster.kubectl("-n", namespace, "delete", "segm,tpool", "--all", f"--timeout={HANG_S:g}s")
     made = ("-n", namespace, "get", MADE, "-l", "app.kubernetes.io/managed-by=segserve", "-o", "name")
-    cluster.wait("nothing of the pool is left", lambda: not cluster.kubectl(*made).strip(), timeout_s=90)
+    cluster.wait("nothing of the pool is left", lambda: not cluster.kubectl(*made).strip())
     helm("uninstall", "segserve", "-n", namespace)
 
 

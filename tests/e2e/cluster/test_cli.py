@@ -16,6 +16,7 @@ import pytest
 from fakes.callers import COIN_PIXELS
 from fakes.cluster import Cluster
 from fakes.served_namespace import ServedNamespace
+from fakes.waiting import HANG_S
 from segserve import Client, InvalidResourceError, NotFoundError
 from segserve.platforms import place
 from segserve.platforms.cluster.gateway import forwarded
@@ -117,7 +118,7 @@ def test_what_is_left_without_an_operator_is_listed_and_removed(shell: Terminal)
     assert f"finalizer {FINALIZER} of segmentationmodel/coins (it waits to be deleted)" in cleaned.stdout
     assert "configmap/orphan (nobody owns it)" in cleaned.stdout
     assert (again.returncode, again.stdout) == (0, f"nothing is left in namespace {shell.namespace}\n")
-    assert shell("wait", "coins", "--for", "delete", "--timeout", "10s").returncode == 0
+    assert shell("wait", "coins", "--for", "delete", "--timeout", f"{HANG_S:g}s").returncode == 0
     assert [one["metadata"]["name"] for one in shell.cluster.get(shell.namespace, "segm")] == NAMES[1:]
 
 
@@ -190,7 +191,7 @@ def test_a_users_mistake_ends_in_one_line(shell: Terminal) -> None:
 def test_a_client_reads_and_waits_on_the_cluster_as_the_command_does(served: ServedNamespace) -> None:
     named = place.Cluster(namespace=served.name, kubeconfig=Path(served.cluster.kubeconfig))
     with Client(platform=named) as client:
-        model = client.models.wait("coins", timeout_s=10)
+        model = client.models.wait("coins", timeout_s=HANG_S)
 
         assert model == client.models.get("coins")
         assert model.status.roles.stable.revision.startswith("coins-")

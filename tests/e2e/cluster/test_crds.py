@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from fakes.crd_api import CrdApi, Json, RefusedError, load
 from fakes.rollout_evidence import record, same
+from fakes.waiting import until
 from segserve_operator.adapters.rollouts import manifest_of, record_of, status_of
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.api.segmentation_model import SegmentationModelSpec
@@ -81,11 +81,12 @@ def rollout(name: str = "seg-2f6c1f0a00-6553f100", **spec: object) -> Json:
 
 def read_once_it_has(api: CrdApi, plural: str, name: str, field: str) -> Json:
     """Read an object with the schema that knows a field: a server takes up a new one within a moment."""
-    deadline = time.monotonic() + 30
-    while field not in (found := api.get(plural, name))["spec"]:
-        assert time.monotonic() < deadline, f"{plural} {name} never had {field}: {found['spec']}"
-        time.sleep(0.1)
-    return found
+
+    def look() -> Json | None:
+        found = api.get(plural, name)
+        return found if field in found["spec"] else None
+
+    return until(look, f"{plural} {name} has {field}") or {}
 
 
 @pytest.fixture(scope="module")

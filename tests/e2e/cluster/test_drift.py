@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,10 +20,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 Json = dict[str, Any]
 
-REPAIRED_S = 60.0
-REST_S = 30.0
-DRAINED_S = 120.0
-CALM_S = 5.0
+CALM_PASSES = 4
+"""Of two pools: each has had one, from its beginning to its end."""
 NAMES = ("coins", "coins-instances", "coins-twostage")
 GARBAGE = base64.b64encode(b"garbage").decode()
 SOMEBODY: Json = {"metadata": {"labels": {"app.kubernetes.io/managed-by": "somebody"}, "ownerReferences": None}}
@@ -105,8 +102,8 @@ def check_repaired(served: ServedNamespace, kind: str, change: Callable[[Json], 
                 raise AssertionError(f"not as before: {changed}: {[now.get(name) for name in changed]}")
             return True
 
-        served.cluster.wait(f"{kind} are repaired", repaired, REPAIRED_S)
-        served.cluster.wait("all pods are ready", lambda: is_whole_again(served), REPAIRED_S)
+        served.cluster.wait(f"{kind} are repaired", repaired)
+        served.cluster.wait("all pods are ready", lambda: is_whole_again(served))
 
 
 def essences(served: ServedNamespace, found: dict[str, Json]) -> dict[str, Json]:
@@ -130,7 +127,7 @@ def is_whole_again(served: ServedNamespace) -> bool:
         if ready != [True, True]:
             raise AssertionError(f"{component}: {ready}")
     said = (served.get(POOL, "default") or {})["status"]["conditions"]
-    served.wait_ready(*NAMES, timeout_s=REPAIRED_S)
+    served.wait_ready(*NAMES)
     return all(each["status"] == ("True" if each["type"] == "Ready" else "False") for each in said)
 
 
@@ -145,7 +142,7 @@ def test_a_deleted_gateway_is_back_soon(served: ServedNamespace) -> None:
     former = served.get("deployment", name)
     served.delete("deployment", name, wait=False)
 
-    served.cluster.wait("two other gateways and all models answer", lambda: is_whole_again(served), REPAIRED_S)
+    served.cluster.wait("two other gateways and all models answer", lambda: is_whole_again(served))
 
     assert former is not None
     assert (served.get("deployment", name) or former)["metadata"]["uid"] != former["metadata"]["uid"]
@@ -168,11 +165,11 @@ def test_what_is_made_somebody_elses_becomes_ours_again_and_no_request_fails(ser
 
 def test_at_rest_nothing_is_written(served: ServedNamespace) -> None:
     served.wait_ready("coins", "zoo-unet")
-    served.cluster.wait("no pod is ending any more", lambda: not ending(served), DRAINED_S)
+    served.cluster.wait("no pod is ending any more", lambda: not ending(served))
     served.cluster.wait("servers have reported on what was repaired before", lambda: is_calm(served))
     writes, versions = served.operator.writes(), served.versions()
 
-    time.sleep(REST_S)
+    passes_go_by(served)
 
     assert served.operator.writes() == writes
     assert served.versions() == versions
@@ -186,8 +183,14 @@ def ending(served: ServedNamespace) -> list[str]:
 
 def is_calm(served: ServedNamespace) -> bool:
     before = served.versions()
-    time.sleep(CALM_S)
+    passes_go_by(served)
     return served.versions() == before
+
+
+def passes_go_by(served: ServedNamespace) -> None:
+    """Return after so many passes of the operator that it has looked at every pool."""
+    former = served.operator.passes()
+    served.cluster.wait("passes of the operator", lambda: served.operator.passes() >= former + CALM_PASSES)
 
 
 @pytest.fixture

@@ -19,8 +19,6 @@ from fakes.served_namespace import POOL, ServedNamespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-SOON_S: Final = 15.0
-"""How long after its cause a condition may take to say it."""
 _WRONG: Final = "0" * 64
 
 
@@ -100,10 +98,10 @@ def test_a_change_that_cannot_be_served_says_why_and_what_was_served_goes_on(
     name, _, (kind, reason), message = NETWORKS[case]
     served.cluster.wait(f"a server was told of {name}", lambda: is_proved_somewhere(served, name))
 
-    said = served.becomes(name, kind, "False", reason, SOON_S)
+    said = served.becomes(name, kind, "False", reason)
 
     assert re.search(message, said["message"]), said
-    degraded = served.becomes(name, "Degraded", "True", reason, SOON_S)
+    degraded = served.becomes(name, "Degraded", "True", reason)
     assert degraded["message"] == said["message"]
     assert served.becomes(name, "Ready", "True")["reason"] == "Serving"
     assert served.stable(name) == broken[name]
@@ -153,7 +151,7 @@ def test_an_image_that_cannot_be_pulled_is_said_of_the_pool_and_the_former_serve
         stack.callback(served.patch, POOL, "second", {"spec": {"server": {"image": None, "version": None}}})
         served.patch(POOL, "second", {"spec": {"server": absent}})
         served.cluster.wait("another main group", lambda: served.main("second") != main)
-        said = served.cluster.wait_condition(served.name, POOL, "second", "Degraded", timeout_s=SOON_S)
+        said = served.cluster.wait_condition(served.name, POOL, "second", "Degraded")
         assert said["reason"] in ("ErrImagePull", "ImagePullBackOff")
         assert "localhost:1/absent:1" in said["message"]
         assert served.becomes("zoo-unet", "Ready", "True")["reason"] == "Serving"
@@ -172,7 +170,7 @@ def test_a_quota_that_is_exceeded_is_said_of_the_model_and_its_end_heals_it(serv
         served.apply(quota)
         served.cluster.wait("the quota counts", lambda: (served.get("resourcequota", "few") or {})["status"]["used"])
         served.apply(edited("zoo-unet", postprocess=[{"argmax": {}}, {"removeSmallRegions": {"minArea": 3}}]))
-        said = served.becomes("zoo-unet", "Degraded", "True", "QuotaExceeded", SOON_S)
+        said = served.becomes("zoo-unet", "Degraded", "True", "QuotaExceeded")
         assert "exceeded quota: few" in said["message"]
         assert served.becomes("zoo-unet", "Ready", "True")["reason"] == "Serving"
         assert served.stable("zoo-unet") == stable

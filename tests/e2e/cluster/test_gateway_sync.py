@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from fakes.gateway_clients import served
 from fakes.gateway_pod import POOL, GatewayPod, PlanObjects, versions_of
 from fakes.tcp_relay import TcpRelay
 from fakes.triton import StubTriton
+from fakes.waiting import HANG_S
 from segserve_builder.cluster.names import plan_name
 from segserve_builder.cluster.shards import shard_of
 
@@ -61,7 +61,7 @@ def pod(tmp_path: Path, cluster: Cluster, namespace: str, relay: TcpRelay) -> It
 def serving(cluster: Cluster, plans: PlanObjects, pod: GatewayPod, old: StubTriton) -> GatewayPod:
     """A pod that is ready; `old` answers."""
     plans.write(served(old))
-    assert pod.prepare().wait(30) == 0
+    assert pod.prepare().wait(HANG_S) == 0
     pod.envoy()
     pod.sync()
     cluster.wait("the pod is ready", pod.is_ready)
@@ -111,12 +111,22 @@ def test_a_shard_that_cannot_be_read_keeps_what_it_said_and_is_reported(
 
 
 def test_a_plan_that_is_deleted_changes_nothing(
-    cluster: Cluster, plans: PlanObjects, serving: GatewayPod, old: StubTriton
+    cluster: Cluster, plans: PlanObjects, serving: GatewayPod, old: StubTriton, new: StubTriton
 ) -> None:
+    """The plan that is made anew is told after the deletion, and answers before it are those of the plan before."""
+    later, answers = versions_of(served(old, new, 100)), set()
     cluster.kubectl("-n", plans.namespace, "delete", "configmap", plan_name(POOL, shard_of("coins")))
-    time.sleep(1)
+    answers.add(serving.infer())
 
-    assert serving.infer() == "old"
+    plans.write(served(old, new, 100))
+
+    def followed() -> bool:
+        answers.add(serving.infer())
+        return plans.report(serving.name).get("shards") == later
+
+    cluster.wait("the plan that is made anew is followed", followed)
+    assert answers <= {"old", "new"}
+    assert serving.infer() == "new"
 
 
 def test_envoy_and_sidecar_start_again_without_the_api_and_follow_it_once_it_is_back(
@@ -143,20 +153,20 @@ def test_a_pod_that_starts_again_without_the_api_serves_the_last_plan(
     serving.end("envoy")
     serving.end("sync")
 
-    assert serving.prepare().wait(120) == 0
+    assert serving.prepare().wait(HANG_S) == 0
     serving.envoy()
 
     cluster.wait("the last plan is served", lambda: serving.infer() == "old")
 
 
-def test_a_pod_waits_for_the_first_plan(pod: GatewayPod, plans: PlanObjects, old: StubTriton) -> None:
+def test_a_pod_waits_for_the_first_plan(cluster: Cluster, pod: GatewayPod, plans: PlanObjects, old: StubTriton) -> None:
     preparing = pod.prepare()
-    time.sleep(3)
+    cluster.wait("it has looked twice", lambda: pod.log("prepare").count("cannot be read") >= 2)
     assert preparing.poll() is None
 
     plans.write(served(old))
 
-    assert preparing.wait(30) == 0
+    assert preparing.wait(HANG_S) == 0
 
 
 def test_a_sidecar_ends_when_it_is_told_to(serving: GatewayPod) -> None:

@@ -15,6 +15,7 @@ from fakes.cluster_models import default_pool, model, smallest
 from fakes.installed_operator import installed
 from fakes.rollout_load import RolloutLoad
 from fakes.served_namespace import ServedNamespace
+from fakes.waiting import HANG_S
 from faults.golden_sets import recorded
 from faults.networks import artifact, with_other_weights
 from faults.plan import VARIABLE, Fault, text
@@ -25,7 +26,6 @@ from faults.story import ENDED
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 RATE: Final = 20.0
-END_S: Final = 240.0
 ROLLOUT: Final = {**POLICY, "steps": [{"weight": 50, "minimum": "3m"}]}
 FAULTS: Final = {
     151: Fault(after=AT_FIRST, errors=0.05),
@@ -79,7 +79,7 @@ def rolled_out(rolling: ServedNamespace, candidate: Json) -> Ended:
 
     with RolloutLoad(rolling.url(), "coins", RATE) as load:
         rolling.apply(candidate)
-        phase = rolling.cluster.wait(f"the rollout of {revision} ends", end, END_S)
+        phase = rolling.cluster.wait(f"the rollout of {revision} ends", end, 2 * HANG_S)
         load.answered(40)
     return Ended(revision, phase, load)
 

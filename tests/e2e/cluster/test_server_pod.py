@@ -14,6 +14,7 @@ from lightkube.resources.core_v1 import ConfigMap
 from fakes.agent_group import assigned, picture, wait_for, with_golden, write_network
 from fakes.cluster import Cluster
 from fakes.server_pod import ServerPod
+from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
 from segserve_builder.cluster.names import SHARDS, assignment_name, reports_name
 from segserve_builder.cluster.shards import CONTENT_KEY, pack, shard_of, unpack
@@ -122,7 +123,7 @@ def test_a_killed_agent_and_a_killed_server_come_back_to_what_was_assigned(world
     assert world.pod.triton.pid == before
 
     world.pod.triton.kill()
-    assert world.pod.processes["triton"].wait(20) == 128 + signal.SIGKILL
+    assert world.pod.processes["triton"].wait(HANG_S) == 128 + signal.SIGKILL
     wait_for(lambda: world.report()["serverReady"] is False, world.pod.describe)
     assert world.pod.probe("/ready")[0] == 503
     world.pod.start("triton")
@@ -134,4 +135,4 @@ def test_sigterm_ends_the_agent_at_once(world: World, coins: AssignedModel) -> N
     world.assign(coins)
     world.wait(coins, ModelState.READY)
     world.pod.processes["agent"].terminate()
-    assert world.pod.processes["agent"].wait(5) == 0
+    assert world.pod.processes["agent"].wait(HANG_S) == 0

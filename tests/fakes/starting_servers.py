@@ -1,0 +1,50 @@
+"""Reads of servers that may be starting, which are made again until they are answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import httpx2
+
+from fakes.waiting import until
+
+T = TypeVar("T")
+
+BROKEN_OFF: Final = (httpx2.TransportError, OSError)
+"""What a connection ends with whose server is not there yet, or gives up before it has answered; also in the middle of
+a TLS record."""
+NOT_YET: Final = frozenset({429, 502, 503, 504})
+"""What an API server answers that does not serve everything yet."""
+NOT_YET_BY_KUBECTL: Final = (
+    "connection refused",
+    "connection reset",
+    "EOF",
+    "TLS handshake timeout",
+    "tls: ",
+    "http2: client connection lost",
+    "Unable to connect to the server",
+    "the server is currently unable to handle the request",
+    "etcdserver: ",
+)
+
+
+def read_again(read: Callable[[], httpx2.Response]) -> httpx2.Response:
+    """Return the first answer to a read that its server means. Only for what may be asked as often as one likes."""
+    answers: list[httpx2.Response | Exception] = []
+
+    def is_answered() -> bool:
+        try:
+            answers[:] = [read()]
+        except BROKEN_OFF as error:
+            answers[:] = [error]
+        return isinstance(answers[0], httpx2.Response) and answers[0].status_code not in NOT_YET
+
+    until(is_answered, "an answer")
+    assert isinstance(answers[0], httpx2.Response)
+    return answers[0]
+
+
+def is_starting(said: str) -> bool:
+    """Tell whether kubectl failed because the API server does not answer yet."""
+    return any(words in said for words in NOT_YET_BY_KUBECTL)
