@@ -30,7 +30,7 @@ from segserve_operator.core.notices import notices
 from segserve_operator.core.phases import Phase
 from segserve_operator.core.pool import pool_notices, pool_status
 from segserve_operator.core.roles import assigned_model, next_roles, settling
-from segserve_operator.core.rolling import Rolled, is_due
+from segserve_operator.core.rolling import Rolled, is_due, unchanged
 from segserve_operator.core.rollout_notices import rollout_notices
 from segserve_operator.core.self_test import self_tests, tests_itself
 from segserve_operator.core.slo import watches
@@ -86,7 +86,9 @@ def decide(world: Observed, unrecorded: frozenset[str] = frozenset()) -> Desired
     """
     turn = turns(world)
     decided = {
-        model.name: _as_it_is(model) if model.name in unrecorded else next_roles(model, world, turn)
+        model.name: (model.roles, unchanged(model, world))
+        if model.name in unrecorded
+        else next_roles(model, world, turn)
         for model in world.models
     }
     roles = {name: found for name, (found, _) in decided.items()}
@@ -107,10 +109,6 @@ def decide(world: Observed, unrecorded: frozenset[str] = frozenset()) -> Desired
         watches=seen,
         self_tests=self_tests(world.models, world),
     )
-
-
-def _as_it_is(model: ModelObserved) -> tuple[Roles, Rolled]:
-    return model.roles, Rolled(standing=model.status.rollout, handled=model.status.handled)
 
 
 def intents(desired: Desired, world: Observed) -> dict[str, list[Intent]]:

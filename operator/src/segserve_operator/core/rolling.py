@@ -113,6 +113,16 @@ def with_inquiries(rolled: Rolled, roles: Roles, model: ModelObserved, world: Ob
     return replace(rolled, inquiries=inquiries(standing, record, roles, model, world))
 
 
+def unchanged(model: ModelObserved, world: Observed) -> Rolled:
+    """Return a rollout as it is, of a model that could not be written down; what it has found out goes on meanwhile."""
+    standing = model.status.rollout
+    rolled = Rolled(standing=standing, handled=model.status.handled)
+    record = world.records.get(standing.rollout) if standing is not None else None
+    if standing is None or record is None:
+        return rolled
+    return replace(rolled, inquiries=inquiries(standing, record, model.roles, model, world))
+
+
 def _behind(standing: Standing | None, world: Observed) -> tuple[Record, ...]:
     """Return the record of a rollout that has ended where that is not in it yet: a process ended at that moment."""
     record = world.records.get(standing.rollout) if standing is not None else None

@@ -33,7 +33,7 @@ from segserve_operator.core.inquiries import Finding
 from segserve_operator.core.observed import GroupObserved, ModelObserved, Observed, Roles
 from segserve_operator.core.phases import ENDED, Phase
 from segserve_operator.core.record import Record, Standing
-from segserve_operator.core.rolling import SETTLED_S, WRITE_S, Rolled, is_due, roll, with_inquiries
+from segserve_operator.core.rolling import SETTLED_S, WRITE_S, Rolled, is_due, roll, unchanged, with_inquiries
 
 BUDGET = WebhookGate(name="budget", url="http://budget.example/")
 POLICY = RolloutPolicy(gates=(ErrorRateGate(),))
@@ -585,6 +585,27 @@ def test_is_to_be_found_out(observed: ModelObserved, keys: list[str]) -> None:
     asks = replace(observed, wanted=replace(wanted, policy=policy))
     found = with_inquiries(rolled(asks), asks.roles, asks, seen(asks))
 
+    assert [inquiry.key for inquiry in found.inquiries] == keys
+
+
+@pytest.mark.parametrize(
+    ("at", "roles", "known", "keys"),
+    [
+        pytest.param(PROGRESSING, CHANGING, True, [f"{NAME}/budget"], id="keeps what it has found out under way"),
+        pytest.param(PROGRESSING, CHANGING, False, [], id="without a record has nothing found out"),
+        pytest.param(AT[Phase.SUCCEEDED], CHANGED, True, [], id="that has ended has nothing found out"),
+        pytest.param(None, CHANGING, True, [], id="that has not begun has nothing found out"),
+    ],
+)
+def test_a_rollout_that_could_not_be_written_down_stays_and(
+    at: Standing | None, roles: Roles, known: bool, keys: list[str]
+) -> None:
+    asks = POLICY.model_copy(update={"gates": (BUDGET,)})
+    observed = coins(at, roles, policy=asks, asked={"abort": ASKED})
+    records = {NAME: record_of(rolled(coins(PROGRESSING, policy=asks)))} if known else {}
+    found = unchanged(observed, seen(observed, records=records))
+
+    assert (found.standing, found.records, found.handled) == (at, (), ())
     assert [inquiry.key for inquiry in found.inquiries] == keys
 
 

@@ -83,6 +83,21 @@ async def test_a_problem_is_a_finding_and_is_asked_again_until_it_is_over(
     assert found.scores is not None
 
 
+async def test_what_had_a_problem_is_asked_again_when_it_is_due_however_long_the_pause(
+    inquirer_of: Callable[..., Inquirer], pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "PAUSES_S", (3600.0,))
+    async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
+        url, listener.url = listener.url, None
+        inquirer = inquirer_of(listener)
+        wanted = order("golden", revision=pictures.revision(), every_s=0.01)
+        inquirer.ask([wanted])
+        await until(inquirer, wanted.key, lambda found: bool(found.problem))
+        listener.url = url
+
+        assert (await until(inquirer, wanted.key, lambda found: found.done and not found.problem)).scores
+
+
 async def test_a_fault_of_our_own_is_a_problem_and_no_error_of_the_pass(inquirer_of: Callable[..., Inquirer]) -> None:
     inquirer = inquirer_of()  # its source of samples is empty, and raises IndexError
     inquirer.ask([order("check", **CHECK)])
