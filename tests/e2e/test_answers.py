@@ -22,7 +22,7 @@ from segserve.types import ENCODINGS, Encoding
 from segserve_builder.in_process import InProcessModel
 from segserve_builder.stages.base import Request
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 SEMANTIC, INSTANCES = MODELS = ("coins", "coins-instances")
 GREY = photograph()

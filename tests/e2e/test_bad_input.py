@@ -34,7 +34,7 @@ from raw_inference import (
 from segserve import AsyncClient, BadRequestError, Client, ModelNotFoundError, RequestTooLargeError
 from segserve.wire import HEADER_LENGTH, pack_bytes
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 BAD = {"http": 400, "grpc": "INVALID_ARGUMENT"}
 UNKNOWN = {"http": 404, "grpc": "NOT_FOUND"}

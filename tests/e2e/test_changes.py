@@ -22,7 +22,7 @@ from fakes.watching import Watched, segserve
 from segserve import Client, ModelNotFoundError
 from segserve_builder.sources import folder_digest
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 EXAMPLE = MODELS.parent
 Edit = Callable[..., Path]

@@ -16,7 +16,7 @@ from bench.platform import Running
 from fakes.waiting import HANG_S
 from raw_inference import GOOD, PROTOCOLS, Protocol, RawRequest, Reply, check_refused, check_serves, image, post, send
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 CLOSED = [
     "/v2/repository/index",

@@ -17,7 +17,7 @@ from segserve_builder.cluster import secret
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from bench.platform import Running
 from segserve import Client
 from segserve.masks import EncodedMask
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from perf_analyzer import PerfAnalyzer, perf_analyzer
 from segserve.masks import EncodedMask
 from segserve.wire import pack_bytes
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 MODELS = ("coins", "coins-instances")
 LIBRARIES = {"http": tritonclient.http, "grpc": tritonclient.grpc}

@@ -17,7 +17,7 @@ from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.gateway_sync.follower import Follower
 from segserve_operator.gateway_sync.plan_shards import Told
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 
 def told(plan: TrafficPlan, version: str, refused: dict[str, str] | None = None) -> Told:

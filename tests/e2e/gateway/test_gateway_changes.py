@@ -16,7 +16,7 @@ from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableErr
 from segserve_operator.adapters.traffic.envoy_files import GatewayRefusedError
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 
 def at(*servers: StubTriton) -> TrafficPlan:

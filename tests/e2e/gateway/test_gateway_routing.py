@@ -22,7 +22,7 @@ from fakes.gateway_clients import STEP, ask, by_grpc, by_http, by_stream, image,
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 CALLS = [by_http, by_grpc, by_stream]
 

@@ -21,7 +21,7 @@ from fakes.waiting import HANG_S
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 GROUP = "x-segserve-group"
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fakes.gateway import RunningGateway
     from fakes.triton import StubTriton
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 NOWHERE = Endpoint("127.0.0.1", 1, 1)
 CLIENTS_FAULTS = (
