@@ -68,16 +68,34 @@ def queries() -> Iterator[str]:
         yield from (variable["query"]["query"] for variable in variables if variable["type"] == "query")
 
 
-@pytest.mark.parametrize("query", tuple(queries()))
-def test_a_query_asks_for_metrics_that_somebody_has(query: str) -> None:
-    asked = set(re.findall(r"\b(?:segserve|envoy|nv)_[a-z_]+(?=[\s{\[,)]|$)(?!\s*=)", query))
+def metrics_of(query: str) -> set[str]:
     labels = {"envoy_cluster_name", "envoy_http_conn_manager_prefix", "envoy_response_code_class"}
-    own = set(re.findall(r"\bsegserve:\w+:\w+", query))
-    assert (asked | own) - labels
-    assert asked - labels <= of_the_operator() | OF_OTHERS
-    assert own <= recorded().keys()
-    for opening, closing in ("()", "[]", "{}"):
-        assert query.count(opening) == query.count(closing)
+    return set(re.findall(r"\b(?:segserve|envoy|nv)_[a-z_]+(?=[\s{\[,)]|$)(?!\s*=)", query)) - labels
+
+
+def recorded_of(query: str) -> set[str]:
+    return set(re.findall(r"\bsegserve:\w+:\w+", query))
+
+
+def test_every_query_asks_for_a_metric() -> None:
+    assert [*queries()]
+    assert [query for query in queries() if not metrics_of(query) | recorded_of(query)] == []
+
+
+def test_a_query_asks_for_metrics_that_somebody_has() -> None:
+    known = of_the_operator() | OF_OTHERS
+
+    assert {query: metrics_of(query) - known for query in queries() if not metrics_of(query) <= known} == {}
+
+
+def test_a_query_asks_for_recorded_series_that_a_rule_records() -> None:
+    known = recorded().keys()
+
+    assert {query: recorded_of(query) - known for query in queries() if not recorded_of(query) <= known} == {}
+
+
+def test_every_bracket_of_a_query_is_closed() -> None:
+    assert [q for q in queries() if any(q.count(left) != q.count(right) for left, right in ("()", "[]", "{}"))] == []
 
 
 def test_failures_of_grpc_are_those_that_a_rollout_counts() -> None:

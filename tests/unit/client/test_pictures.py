@@ -60,9 +60,10 @@ def test_a_contour_stands_out_from_any_background(ground: object, index: int) ->
     assert max(contrast(line, image[0, 0]) for line in lines) > 4.5
 
 
-@pytest.mark.parametrize("index", range(60))
-def test_text_on_a_colour_has_the_contrast_that_wcag_asks_for(index: int) -> None:
-    assert contrast(np.array(palette(index)), np.array(readable_on(palette(index)))) > 4.5
+def test_text_on_a_colour_has_the_contrast_that_wcag_asks_for() -> None:
+    colours = [palette(index) for index in range(60)]
+
+    assert [each for each in colours if contrast(np.array(each), np.array(readable_on(each))) <= 4.5] == []
 
 
 def test_without_filling_only_the_contour_is_drawn_and_without_contour_only_the_filling() -> None:

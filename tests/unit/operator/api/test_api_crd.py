@@ -17,7 +17,7 @@ from segserve_operator.api.resources import KINDS
 from segserve_operator.api.schema import NotStructuralError, structural_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 COMMITTED = Path(__file__).parents[4] / "crds"
 KEYWORDS = {
@@ -46,18 +46,21 @@ def nodes(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapp
             yield from nodes(schema[name], f"{path}[]")
 
 
-NODES = [pytest.param(node, id=f"{kind}{path}") for kind in KINDS for path, node in nodes(schema_of(kind))]
-PROPERTIES = [
-    pytest.param(node, id=f"{kind}{path}")
-    for kind in KINDS
-    for path, node in nodes(schema_of(kind))
-    if path.startswith((".spec", ".status")) and not path.endswith("[]")
-]
+NODES = {f"{kind}{path}": node for kind in KINDS for path, node in nodes(schema_of(kind))}
+DEFAULTED = {name: node for name, node in NODES.items() if "default" in node}
+FIELDS = {name: node for name, node in NODES.items() if re.search(r"^\w+\.(spec|status)\b.*(?<!\[\])$", name)}
+INT_OR_STRING = "x-kubernetes-int-or-string"
+MAP_KEYS = "x-kubernetes-list-map-keys"
+
+
+def failing(found: Mapping[str, Mapping[str, Any]], holds: Callable[[Mapping[str, Any]], bool]) -> list[str]:
+    """Return the names of the nodes for which something does not hold."""
+    return [name for name, node in found.items() if not holds(node)]
 
 
 def fits(value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a default is one that an API server would take."""
-    if "x-kubernetes-int-or-string" in schema:
+    if INT_OR_STRING in schema:
         return isinstance(value, str) and re.search(schema["pattern"], value) is not None
     if value is None:
         return False
@@ -94,40 +97,67 @@ def test_any_yaml_reader_reads_the_files_as_they_were_meant() -> None:
         assert "*id" not in text
 
 
-@pytest.mark.parametrize("node", NODES)
-def test_every_node_is_structural(node: Mapping[str, Any]) -> None:
-    """Kubernetes' rules: one type each, no references or unions, items for lists, and no map that has fields too."""
-    assert set(node) <= KEYWORDS
-    if "x-kubernetes-int-or-string" in node:
-        assert "type" not in node
-        return
-    assert node["type"] in PYTHON_TYPES
-    assert ("items" in node) == (node["type"] == "array")
-    assert not ("properties" in node and "additionalProperties" in node)
-    assert set(node.get("required", ())) <= set(node.get("properties", ()))
-    if "x-kubernetes-list-map-keys" in node:
-        assert node["x-kubernetes-list-type"] == "map"
-        assert set(node["x-kubernetes-list-map-keys"]) <= set(node["items"]["required"])
+def test_no_node_says_what_structural_schemas_cannot() -> None:
+    """No references and no unions, above all."""
+    assert {name: sorted(set(node) - KEYWORDS) for name, node in NODES.items() if not set(node) <= KEYWORDS} == {}
 
 
-@pytest.mark.parametrize("node", NODES)
-def test_every_default_is_valid(node: Mapping[str, Any]) -> None:
-    if "default" in node:
-        assert isinstance(node["default"], PYTHON_TYPES[node.get("type", "string")])
-        assert fits(node["default"], node)
+def test_every_node_has_one_type() -> None:
+    assert failing(NODES, lambda node: INT_OR_STRING in node or node.get("type") in PYTHON_TYPES) == []
 
 
-@pytest.mark.parametrize("node", PROPERTIES)
-def test_every_field_is_described_in_one_line(node: Mapping[str, Any]) -> None:
-    assert len(node["description"]) > 3
-    assert "\n" not in node["description"]
+def test_a_number_or_text_names_no_type() -> None:
+    assert failing(NODES, lambda node: INT_OR_STRING not in node or "type" not in node) == []
+
+
+def test_lists_alone_have_items() -> None:
+    assert failing(NODES, lambda node: ("items" in node) == (node.get("type") == "array")) == []
+
+
+def test_no_map_has_fields_too() -> None:
+    assert failing(NODES, lambda node: not {"properties", "additionalProperties"} <= set(node)) == []
+
+
+def test_what_is_required_is_a_field() -> None:
+    assert failing(NODES, lambda node: set(node.get("required", ())) <= set(node.get("properties", ()))) == []
+
+
+def test_a_list_with_keys_is_a_map_of_items_that_require_them() -> None:
+    keyed = {name: node for name, node in NODES.items() if MAP_KEYS in node}
+
+    assert keyed
+    assert failing(keyed, lambda node: node["x-kubernetes-list-type"] == "map") == []
+    assert failing(keyed, lambda node: set(node[MAP_KEYS]) <= set(node["items"]["required"])) == []
+
+
+def test_every_default_is_of_its_node_s_type() -> None:
+    assert DEFAULTED
+    assert failing(DEFAULTED, lambda node: isinstance(node["default"], PYTHON_TYPES[node.get("type", "string")])) == []
+
+
+def test_every_default_is_one_that_an_api_server_takes() -> None:
+    assert DEFAULTED
+    assert failing(DEFAULTED, lambda node: fits(node["default"], node)) == []
+
+
+def test_every_field_is_described() -> None:
+    assert FIELDS
+    assert failing(FIELDS, lambda node: len(node.get("description", "")) > 3) == []
+
+
+def test_every_description_is_one_line() -> None:
+    assert failing(NODES, lambda node: "\n" not in node.get("description", "")) == []
 
 
 def test_a_required_field_has_no_default() -> None:
-    for kind in KINDS:
-        for path, node in nodes(schema_of(kind)):
-            for name in node.get("required", ()):
-                assert "default" not in node["properties"][name], f"{path}.{name}"
+    required = {
+        f"{name}.{field}": node["properties"][field]
+        for name, node in NODES.items()
+        for field in node.get("required", ())
+    }
+
+    assert required
+    assert failing(required, lambda node: "default" not in node) == []
 
 
 def test_enums_are_the_registries_keys() -> None:

@@ -10,27 +10,38 @@ from segserve_operator.adapters.kube.drift import covers
 from segserve_operator.adapters.kube.objects import gateway_objects, group_objects
 
 MANIFESTS = [
-    pytest.param(manifest, id=f"{manifest['kind']} {manifest['metadata']['name']}")
+    manifest
     for text in (MINIMAL, FULL)
     for manifest in (*group_objects(pool_target(text), "main-0", 2), *gateway_objects(pool_target(text)))
 ]
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS)
-def test_what_was_written_is_there(manifest: dict[str, Any]) -> None:
-    assert covers(copy.deepcopy(manifest), manifest)
-    assert not covers({}, manifest)
+def title(manifest: dict[str, Any]) -> str:
+    return f"{manifest['kind']} {manifest['metadata']['name']}"
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS)
-def test_any_value_that_is_changed_is_seen(manifest: dict[str, Any]) -> None:
-    for path in leaves(manifest):
-        live = copy.deepcopy(manifest)
-        at: Any = live
-        for part in path[:-1]:
-            at = at[part]
-        at[path[-1]] = "changed by hand"
-        assert not covers(live, manifest), path
+def changed(manifest: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
+    live = copy.deepcopy(manifest)
+    at: Any = live
+    for part in path[:-1]:
+        at = at[part]
+    at[path[-1]] = "changed by hand"
+    return live
+
+
+def test_what_was_written_is_there() -> None:
+    assert MANIFESTS
+    assert [title(each) for each in MANIFESTS if not covers(copy.deepcopy(each), each)] == []
+
+
+def test_what_was_not_written_is_not_there() -> None:
+    assert [title(each) for each in MANIFESTS if covers({}, each)] == []
+
+
+def test_any_value_that_is_changed_is_seen() -> None:
+    unseen = [(title(each), path) for each in MANIFESTS for path in leaves(each) if covers(changed(each, path), each)]
+
+    assert unseen == []
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
