@@ -17,6 +17,8 @@ Others use the machine at the same time. So what is looked at is what nobody cha
   by the names that we and the tools of our tests give them. pytest's own folders stay on purpose, as does what package
   managers install. A platform that runs, and is no dead run's, may keep its folder; so may a living Triton.
 
+What a run of the tests that goes on has is not left: folder, processes, memory, the cluster that it started.
+
 It needs neither root nor any tool; what cannot be read is said, and not compared. Processes of other users' are not
 looked at.
 """
@@ -70,6 +72,8 @@ _SYSTEM: Final = (
     *("/var/lib/kt*", "/var/lib/cni", "/var/lib/kubelet", "/var/lib/etcd/*", "/etc/cni/net.d/*", "/run/netns/*"),
     *("/run/containerd/*", "/run/flannel", "/var/log/pods", "/var/log/containers", "/usr/sbin/policy-rc.d"),
 )
+_CLUSTER: Final = Path(os.environ.get("KT_RUN", "/var/lib/kt"))
+_MOUNT_POINTS: Final = (Path("/var/lib/cni"), Path("/var/lib/kubelet"))
 _KUBELETS: Final = (os.environ.get("KT_CGROUP", "kt"), "kubepods")
 _ENDING_S: Final = 10.0
 _SHM: Final = Path("/dev/shm")
@@ -91,9 +95,11 @@ def snapshot(*kinds: str) -> MachineState:
     """Look at the machine as it is now; without `kinds` at all that the module's text names."""
     seen: dict[str, Entries] = {}
     unread: dict[str, str] = {}
+    used = _names_of_a_cluster_in_use()
     for kind in kinds or _KINDS:
         try:
-            seen[kind] = _KINDS[kind]()
+            entries = _KINDS[kind]()
+            seen[kind] = {name: value for name, value in entries.items() if not any(part in name for part in used)}
         except (UnreadableError, OSError) as error:
             unread[kind] = str(error)
     return MachineState(seen, unread)
@@ -207,6 +213,15 @@ def _rule_lines(text: str) -> Iterator[str]:
             yield f"{table}: {re.sub(r' *[[][0-9]+:[0-9]+[]]', '', line)}"
 
 
+def _names_of_a_cluster_in_use() -> tuple[str, ...]:
+    """Return what names the parts of the tests' cluster where a run that goes on has started it."""
+    with contextlib.suppress(OSError):
+        if (_CLUSTER / "test-run").read_text().strip() in living_runs():
+            link = os.environ.get("KT_LINK", "kt0")
+            return (str(_CLUSTER), link, *(f"/{name}" for name in _KUBELETS), *map(str, _MOUNT_POINTS))
+    return ()
+
+
 def _mounts() -> Entries:
     fields = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     own = tuple(str(folder) for folder in _own_folders())
@@ -214,16 +229,8 @@ def _mounts() -> Entries:
 
 
 def _own_folders() -> Iterable[Path]:
-    state = Path(os.environ.get("KT_RUN", "/var/lib/kt"))
     cache = Path(os.environ.get("SEGSERVE_CACHE", Path.home() / ".cache/segserve"))
-    return (
-        Path(__file__).parents[1],
-        cache,
-        state,
-        Path("/var/lib/cni"),
-        Path("/var/lib/kubelet"),
-        *_temporary_folders(),
-    )
+    return (Path(__file__).parents[1], cache, _CLUSTER, *_MOUNT_POINTS, *_temporary_folders())
 
 
 def _temporary_folders() -> frozenset[Path]:
@@ -259,17 +266,19 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _shared_memory() -> Entries:
-    alive = living_runs()
-    left = [path for path in _ours(_SHM.iterdir()) if not any(f"-{run}-" in path.name for run in alive)]
-    # After the listing: a process that made one has it by now.
-    held = held_regions()
-    return {path.name: "" for path in left if path not in held}
+    listed = list(_ours(_SHM.iterdir()))
+    # After the listing: a process that made one has it by now, and a run that had begun has its record.
+    alive, held = living_runs(), held_regions()
+    left = [path for path in listed if path not in held and not any(f"-{run}-" in path.name for run in alive)]
+    return {path.name: "" for path in left if path.exists()}
 
 
 def _temporary_files() -> Entries:
-    used = [f"segserve-tests-{run}" for run in living_runs()] + _folders_of_platforms()
-    found = (path for folder in _temporary_folders() for pattern in _TEMPORARY for path in _ours(folder.glob(pattern)))
-    left = [path for path in found if not any(path.name in Path(folder).parts for folder in used)]
+    listed = [path for folder in _temporary_folders() for name in _TEMPORARY for path in _ours(folder.glob(name))]
+    # After the listing, as above.
+    used = {part for folder in _folders_of_platforms() for part in Path(folder).parts}
+    used |= {f"segserve-tests-{run}" for run in living_runs()}
+    left = [path for path in listed if path.name not in used and os.path.lexists(path)]
     return {str(path): "" for path in (*left, *orphaned_step_environments())}
 
 

@@ -19,7 +19,8 @@ KT_SERVICE_IP=${KT_SERVICE_IP:-10.96.0.1} # first of the above: the API's own Se
 node() { nsenter -t "$(cat "$KT_RUN/node.pid")" -m -n -u -i -p -- "$@"; }
 ctr_() { node ctr -a "$KT_RUN/containerd.sock" -n k8s.io "$@"; }
 load_image() { ctr_ images import - <"$1"; }
-kctl() { "$KT_BIN/kubectl" --kubeconfig "$KT_RUN/admin.conf" "$@"; }
+# The cache goes with the cluster; kubectl's own place is the home of whoever calls.
+kctl() { "$KT_BIN/kubectl" --kubeconfig "$KT_RUN/admin.conf" --cache-dir "$KT_RUN/kubectl" "$@"; }
 alive() { [ -s "$KT_RUN/node.pid" ] && [ -e "/proc/$(cat "$KT_RUN/node.pid")/ns/net" ] &&
   [ "$(cat "/proc/$(cat "$KT_RUN/node.pid")/comm" 2>/dev/null)" = kt-init ]; }
 

@@ -174,7 +174,7 @@ wait_for "default service account" kctl get serviceaccount default
 wait_for "node registered" kctl get node "$KT_NODE"   # kube-proxy started earlier backs off for up to half a minute
 start kube-proxy "$KT_BIN/kube-proxy" --kubeconfig kube-proxy.conf --hostname-override "$KT_NODE" --proxy-mode iptables --cluster-cidr "$KT_POD_CIDR" \
   --conntrack-max-per-core 0 --conntrack-tcp-timeout-established 0s --conntrack-tcp-timeout-close-wait 0s --oom-score-adj 0
-wait_for "node Ready" sh -c "'$KT_BIN/kubectl' --kubeconfig admin.conf get node $KT_NODE -o jsonpath='{.status.conditions[?(@.type==\"Ready\")].status}' | grep -q True"
+wait_for "node Ready" sh -c "'$KT_BIN/kubectl' --kubeconfig admin.conf --cache-dir kubectl get node $KT_NODE -o jsonpath='{.status.conditions[?(@.type==\"Ready\")].status}' | grep -q True"
 wait $import
 touch ready
 echo "up in $((($(date +%s%N)-began)/1000000)) ms: KUBECONFIG=$KT_RUN/admin.conf"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -63,8 +64,9 @@ class Cluster:
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """Run kubectl and return what it printed; AssertionError with its words where it fails."""
+        cache = Path(tempfile.gettempdir()) / "kubectl"  # else it is in the home of whoever runs the tests
         done = subprocess.run(
-            [self.kubectl_path, "--kubeconfig", str(self.kubeconfig), *arguments],
+            [self.kubectl_path, "--kubeconfig", str(self.kubeconfig), "--cache-dir", str(cache), *arguments],
             input=stdin,
             capture_output=True,
             text=True,
