@@ -45,6 +45,7 @@ def build(model: type[Frozen], **fields: st.SearchStrategy[Any]) -> st.SearchStr
 
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Co")), min_size=1, max_size=8)
+PATHS = WORDS.filter(lambda word: ":" not in word)  # a word before a colon is a scheme, and few of those are known
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9]|-[a-z0-9]){0,6}", fullmatch=True)
 DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True) | st.from_regex(r"[0-9]{31}e[0-9]{32}", fullmatch=True)
 COLOURS = st.none() | st.from_regex(r"#[0-9a-f]{6}", fullmatch=True)
@@ -93,7 +94,7 @@ SPECS = build(
     SegmentationModelSpec,
     artifact=build(
         Artifact,
-        uri=WORDS,
+        uri=PATHS,
         sha256=DIGESTS,
         provenance=st.none() | build(Provenance, source=WORDS, dataset_sha256=st.none() | DIGESTS),
     ),
@@ -105,7 +106,7 @@ SPECS = build(
     output=build(Output),
     runtime=build(Runtime),
     pool=NAMES,
-    golden=st.none() | build(Golden, uri=WORDS, sha256=DIGESTS),
+    golden=st.none() | build(Golden, uri=PATHS, sha256=DIGESTS),
     expose=st.sampled_from([(), ("network",)]),
     keep_previous=st.integers(0, 10**6).map(lambda seconds: timedelta(seconds=seconds)),
     allow_class_changes=st.booleans(),
@@ -148,6 +149,7 @@ STATUSES = build(
         started_at=TIMES,
         since=TIMES,
         step_since=TIMES,
+        resumed_at=st.none() | TIMES,
         skipped_gates=st.sampled_from([(), ("latency",)]),
     ),
     handled_requests=st.lists(WORDS, max_size=3, unique=True).map(tuple),
