@@ -20,6 +20,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from fakes.cluster_pool import EXAMPLE
+from fakes.waiting import HANG_S, until
 from segserve import Client, SegserveError, SemanticResult
 
 C = TypeVar("C")
@@ -95,7 +96,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(HANG_S)
         assert not any(thread.is_alive() for thread in self._threads), "a client waits for ever"
 
     @property
@@ -116,12 +117,10 @@ class Load:
         """Return how many requests were on their way at a strike."""
         return sum(map(strike.caught, self.requests))
 
-    def answers_go_on(self, count: int = 40, within_s: float = 20.0) -> None:
+    def answers_go_on(self, count: int = 40) -> None:
         """Return once so many more requests were answered right."""
-        wanted, deadline_s = self._answered() + count, time.monotonic() + within_s
-        while self._answered() < wanted:
-            assert time.monotonic() < deadline_s, f"no {count} answers within {within_s} s: {self.failures[-3:]}"
-            time.sleep(0.02)
+        wanted = self._answered() + count
+        until(lambda: self._answered() >= wanted, f"{count} answers; the last failures were {self.failures[-3:]}")
 
     def summary(self, *strikes: Strike) -> dict[str, object]:
         """Return what was seen as JSON."""
@@ -150,7 +149,7 @@ class Load:
 
     def _segserve(self, transport: Literal["http", "grpc"]) -> None:
         def connect() -> Client:
-            return Client(self.url, transport=transport, retries=0, timeout_s=30)
+            return Client(self.url, transport=transport, retries=0, timeout_s=HANG_S)
 
         def ask(client: Client) -> int:
             answer = client.segment(self._picture, model=self.model, encoding="rle")
@@ -167,7 +166,7 @@ class Load:
         length = {"Inference-Header-Content-Length": str(len(header))}
 
         def connect() -> httpx.Client:
-            return httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+            return httpx.Client(base_url=self.url, timeout=HANG_S, trust_env=False)
 
         def ask(client: httpx.Client) -> int:
             body = header + size + self._picture
@@ -182,7 +181,7 @@ class Load:
         plain = tritonclient.grpc.InferenceServerClient
 
         def ask(client: tritonclient.grpc.InferenceServerClient) -> int:
-            return int(client.infer(self.model, [image], client_timeout=30).as_numpy("AREAS")[1])
+            return int(client.infer(self.model, [image], client_timeout=HANG_S).as_numpy("AREAS")[1])
 
         self._call("plain grpc", lambda: plain(self.url.removeprefix("http://")), ask, plain.close)
 

@@ -19,7 +19,6 @@ from fakes.operator_process import OperatorProcess
 Json = dict[str, Any]
 
 STAGES = ("apply", "edit", "delete")
-CALM_S = 1.5
 WITHIN_S = 150.0
 AREAS = (150, 151)
 
@@ -49,12 +48,13 @@ class Story:
     """One pool that stays, and a model that comes, changes and goes again. The operator sees the API by a proxy.
 
     `area` is what the model says at present (its smallest region), None where there is no model. An edit goes to the
-    other of two such areas.
+    other of two such areas. `leader` makes the passes where that is not `operator`.
     """
 
     pool: ClusterPool
     proxy: ApiProxy
     operator: OperatorProcess
+    leader: OperatorProcess | None = None
     area: int | None = None
     undisturbed: dict[int | None, Json] = field(default_factory=dict)
     writes: dict[str, int] = field(default_factory=dict)
@@ -131,14 +131,21 @@ class Story:
         return True
 
     def _calm(self, first: int) -> None:
-        """Return once nothing has been written for a while."""
-        seen, since_s = len(self.proxy.writes), time.monotonic()
-        deadline_s = since_s + 60
-        while time.monotonic() < since_s + CALM_S:
-            time.sleep(0.1)
-            if len(self.proxy.writes) != seen:
-                seen, since_s = len(self.proxy.writes), time.monotonic()
-            assert time.monotonic() < deadline_s, f"it never rests: {self.proxy.writes[first:][-5:]}"
+        """Return once the operator has been woken, has looked at everything, and has written nothing."""
+
+        leader = self.leader or self.operator
+
+        def rests() -> bool:
+            seen = len(self.proxy.writes)
+            for _ in range(2):  # the first pass that is seen may have begun before
+                passes = leader.passes()
+                self.pool.touch()
+                self.pool.wait("a pass of the operator", lambda former=passes: leader.passes() > former)
+            last = self.proxy.writes[first:][-5:]
+            assert len(self.proxy.writes) == seen, f"it never rests: {last}"
+            return True
+
+        self.pool.wait("the operator rests", rests)
 
 
 def _revisions(found: Json) -> list[str]:

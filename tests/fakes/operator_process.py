@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from bench.ports import free_ports
+from bench.ports import free_port
 from fakes.cluster import ImageNames
+from fakes.waiting import HANG_S
 
 TRITON_VERSION = "24.10"
 """The release that the tests' embedded Triton comes closest to."""
@@ -32,6 +34,7 @@ class OperatorProcess:
     log: Path
     name: str = "operator"
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _port: int = field(default_factory=free_port, init=False)
 
     def start(self) -> Self:
         """Start it; it works some seconds later."""
@@ -47,6 +50,16 @@ class OperatorProcess:
         """The process's id."""
         assert self._process is not None
         return self._process.pid
+
+    def passes(self) -> int:
+        """Return how many passes it has made since it started; none while it does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=HANG_S) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return 0
+        lines = [line for line in text.splitlines() if line.startswith("segserve_reconcile_passes_total{")]
+        return sum(int(float(line.rpartition(" ")[2])) for line in lines)
 
     @property
     def is_alive(self) -> bool:
@@ -90,7 +103,7 @@ class OperatorProcess:
             return
         self.send(number)
         try:
-            self._process.wait(30)
+            self._process.wait(HANG_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -107,5 +120,5 @@ class OperatorProcess:
             "SEGSERVE_ENVOY_IMAGE": self.images.envoy,
             "SEGSERVE_TRITON_VERSION": TRITON_VERSION,
             "SEGSERVE_CACHE": str(self.log.parent / "cache"),
-            "SEGSERVE_HEALTH_PORT": str(free_ports(1)[0]),
+            "SEGSERVE_HEALTH_PORT": str(self._port),
         }

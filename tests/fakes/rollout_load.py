@@ -21,6 +21,8 @@ import numpy as np
 from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from fakes.waiting import until
+
 EXAMPLE: Final = Path(__file__).parents[2] / "examples/coins/coins.png"
 HEADER: Final = "x-segserve-revision"
 OUTPUTS: Final = ("AREAS", "LABELS")
@@ -153,12 +155,19 @@ class RolloutLoad:
                 return call.ended_s
         return None
 
-    def answered(self, count: int, within_s: float = 30.0) -> None:
+    def answered(self, count: int) -> None:
         """Return once so many more calls were answered right."""
-        wanted, deadline_s = count + self._right(), time.monotonic() + within_s
-        while self._right() < wanted:
-            assert time.monotonic() < deadline_s, f"no {count} answers within {within_s} s: {self.calls[-3:]}"
-            time.sleep(0.02)
+        wanted = count + self._right()
+        until(lambda: self._right() >= wanted, f"{count} right answers; the last were {self.calls[-3:]}")
+
+    def settles_on(self, revision: str, count: int = 40) -> None:
+        """Return once the calls that began last, so many of them, all went to this revision."""
+
+        def has_settled() -> bool:
+            last = sorted(self.calls, key=lambda call: call.began_s)[-count:]
+            return len(last) == count and all(call.revision == revision for call in last)
+
+        until(has_settled, f"only {revision} is called")
 
     def _right(self) -> int:
         return sum(call.right for call in list(self.calls))

@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 import yaml
 
 from fakes.rollout_load import Call, RolloutLoad, p95_ms, pictures
+from fakes.waiting import HANG_S
 from faults.plan import Fault
 from faults.platform import FaultyPlatform, faulty_platform, revision_of
 
@@ -117,7 +118,7 @@ class Story:
             ended.set()
             thread.join()
 
-    def reaches(self, *phases: str, within_s: float) -> Stage | None:
+    def reaches(self, *phases: str, within_s: float = HANG_S) -> Stage | None:
         """Return the first stage of one of these phases, once there is one; None after the time."""
         deadline_s = time.monotonic() + within_s
         while (found := self.first_of(*phases)) is None and time.monotonic() < deadline_s:

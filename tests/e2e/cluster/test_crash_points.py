@@ -69,7 +69,7 @@ def test_what_the_api_does_to_calls_alters_nothing_about_the_end(learnt: Story, 
 
 
 def test_a_leader_that_sleeps_is_succeeded_and_writes_nothing_when_it_wakes(
-    cluster: Cluster, learnt: Story, tmp_path: Path
+    cluster: Cluster, learnt: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt.reach("apply")
     namespace, sleeper = learnt.pool.namespace, learnt.operator
@@ -81,6 +81,7 @@ def test_a_leader_that_sleeps_is_succeeded_and_writes_nothing_when_it_wakes(
             assert proxy.writes == []
 
             sleeper.send(signal.SIGSTOP)
+            monkeypatch.setattr(learnt, "leader", other)
             before = len(learnt.proxy.writes)
             learnt.run("apply")
             assert holder(cluster, namespace) == "other"

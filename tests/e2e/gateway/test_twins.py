@@ -43,7 +43,7 @@ async def test_a_twin_has_half_of_its_groups_requests_and_callers_see_none_of_it
     assert set(told) == {"main", "coins-new"}
     assert found["coins-new"] == told.count("coins-new")
     assert found["main"] + found[twin_of("main")] == told.count("main")
-    assert 80 <= found[twin_of("main")] <= 160  # 120 are expected, and the deviation is 8.5
+    assert 60 <= found[twin_of("main")] <= 180  # 120 are expected, and the deviation is 8.5
     await gateway.in_flight({})
 
 
