@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
+from bench.ports import free_port
 from tools import PEERS
 
 MLFLOW = PEERS / "mlflow"
@@ -64,8 +64,7 @@ class MlflowServer:
 def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
     """Run a server whose records and files are below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         *(str(MLFLOW), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--serve-artifacts"),
         *("--backend-store-uri", f"sqlite:///{folder}/db.sqlite", "--artifacts-destination", str(folder / "artifacts")),

@@ -20,6 +20,7 @@ import obstore
 import pytest
 from obstore.store import ObjectStore
 
+from fakes.waiting import HANG_S
 from segserve_builder.sources.access import Access, Credential
 from segserve_builder.sources.az import AzSource
 from segserve_builder.sources.gs import GsSource
@@ -33,7 +34,6 @@ AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Azurite's own, which everybody knows."""
 S3_KEYS = {"access-key-id": "AKIAEXAMPLE", "secret-access-key": "well-known-secret"}
-_START_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ SERVERS: dict[str, Callable[[], AbstractContextManager[ObjectServer]]] = {
 def _moto(host: str = "127.0.0.1") -> Iterator[str]:
     with _running([str(MOTO), "-H", host, "-p", "0"], rf"Running on (http://{re.escape(host)}:\d+)") as url:
         request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=HANG_S).close()
         yield url
 
 
@@ -135,11 +135,11 @@ def _running(command: list[str], announced: str) -> Iterator[str]:
                 yield _announced(process, log, announced)
             finally:
                 process.terminate()
-                process.wait(timeout=10)
+                process.wait(timeout=HANG_S)
 
 
 def _announced(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
-    until_s = time.monotonic() + _START_S
+    until_s = time.monotonic() + HANG_S
     while time.monotonic() < until_s and process.poll() is None:
         if found := re.search(pattern, log.read_text()):
             return found[1]
@@ -155,4 +155,4 @@ def _create_container(server: ObjectServer) -> None:
     digest = hmac.digest(base64.b64decode(AZURE_KEY), text.encode(), "sha256")
     headers["Authorization"] = f"SharedKey {AZURE_ACCOUNT}:{base64.b64encode(digest).decode()}"
     url = f"{server.endpoint}/{BUCKET}?restype=container"
-    urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=headers), timeout=10).close()
+    urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=headers), timeout=HANG_S).close()

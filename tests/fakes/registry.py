@@ -27,6 +27,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from fakes.waiting import HANG_S
+
 USER, PASSWORD = "reader", "open sesame"
 _HTPASSWD = "reader:$2y$05$rX1SRx7N4tZ.8ufZLXM7COTdzGI6MzLHULpJSWvvu2t0E1QXw03Dm\n"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -34,7 +36,6 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 TAR = "application/vnd.oci.image.layer.v1.tar"
 TITLE = "org.opencontainers.image.title"
 _LISTENS = re.compile(r"listening on (127\.0\.0\.1:\d+)")
-_PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _certificate(key: rsa.RSAPrivateKey) -> x509.Certificate:
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline_s = time.monotonic() + _PATIENCE_S
+    deadline_s = time.monotonic() + HANG_S
     while (found := _LISTENS.search(log.read_text())) is None:
         if process.poll() is not None or time.monotonic() > deadline_s:
             raise RuntimeError(f"docker-registry does not start: {log.read_text()[-500:]}")
