@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_CHOICE: Final = range(20_000, 30_000)
-"""Below the ports that the kernel gives to outgoing connections: those come and go while a server starts again."""
+_CHOICE: Final = range(12_000, 20_000)
+"""Below the ports that the local platform gives to its servers, and those that the kernel gives to outgoing
+connections: they come and go while a server of ours starts again."""
 _KEPT: Final = 200
 _claims: deque[int] = deque()
 _last = _CHOICE.start - 1
