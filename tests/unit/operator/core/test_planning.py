@@ -238,6 +238,11 @@ PASSES = [
         id="the gateway forgets a lost server before it is started again",
     ),
     pytest.param(
+        at_rest(world(model(SECOND, CHANGING), model(CELLS), groups=[MAIN, OWN])),
+        ["record cells", "start cells", "assign cells: cells", "route coins second 100 %, main 0 %"],
+        id="servers are told what to hold before requests are sent elsewhere",
+    ),
+    pytest.param(
         at_rest(world(model(FIRST, SERVED), groups=[lost("main", FIRST)], traffic=TrafficState(None))),
         ["start main", "route coins main 100 %"],
         id="a gateway that was never told anything is told once the servers are started",
