@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +17,7 @@ from lightkube.resources.core_v1 import Namespace
 from cluster.node import default_node, unfit
 from fakes.kube_servers import THINGS, FakeServer, RealServer, Server, things_crd
 from fakes.mlflow_server import MlflowServer, mlflow_server
-from fakes.waiting import eventually
+from fakes.waiting import connections_are_closed, eventually
 from segserve_operator.adapters.kube.api import UnavailableError
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
@@ -71,7 +70,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
         client = AsyncClient(KubeConfig.from_file(kubeconfig))
         yield RealServer(api, client, namespace)
         await client.close()
-    await asyncio.sleep(0.05)  # a TLS connection takes a few turns of the loop to be closed, which ends with the test
+    await connections_are_closed()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from lightkube.config.client_adapter import verify_cluster
 from lightkube.config.kubeconfig import KubeConfig
 
 from fakes.api_proxy_rules import Answer, Call, Hang, Kill, Rule
-from fakes.waiting import HANG_S
+from fakes.waiting import HANG_S, connections_are_closed
 
 _HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade", "authorization"}
 _REASONS = {409: "Conflict", 410: "Expired", 422: "Invalid", 429: "TooManyRequests", 500: "InternalError"}
@@ -119,7 +119,7 @@ class ApiProxy:
                 yield self
             finally:
                 await runner.cleanup()
-        await asyncio.sleep(0.05)  # a TLS connection takes a few turns of the loop to be closed, which may end now
+        await connections_are_closed()
 
     @contextmanager
     def in_thread(self) -> Iterator[ApiProxy]:

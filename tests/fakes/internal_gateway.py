@@ -13,6 +13,8 @@ import numpy as np
 from aiohttp import web
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
+from fakes.waiting import eventually
+
 Arrays = Mapping[str, np.ndarray]
 Reply = Arrays | int
 """An answer's tensors, or the status of an error."""
@@ -35,6 +37,7 @@ class InternalListener:
     hangs: set[str] = field(default_factory=set)
     asked: list[Asked] = field(default_factory=list)
     url: str | None = None
+    in_flight: int = 0
     ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def address(self) -> str | None:
@@ -48,7 +51,9 @@ class InternalListener:
         asked = Asked(request.headers["x-segserve-group"], body[-size + 4 :], header["parameters"])
         self.asked.append(asked)
         if asked.group in self.hangs:
+            self.in_flight += 1
             await self.ending.wait()
+            self.in_flight -= 1
         if asked.group not in self.answers:
             return web.json_response({"error": f"no model 'coins' in a group '{asked.group}'"}, status=404)
         reply = self.answers[asked.group](asked.image)
@@ -94,5 +99,9 @@ async def internal_listener(**answers: Callable[[bytes], Reply]) -> AsyncIterato
         yield found
     finally:
         found.ending.set()
-        await asyncio.sleep(0.05)  # a handler that is cut off leaves its connection open
+
+        async def answered() -> bool:
+            return found.in_flight == 0
+
+        await eventually(answered, "what hung has ended")  # a handler that is cut off leaves its connection open
         await runner.cleanup()

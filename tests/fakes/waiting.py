@@ -24,6 +24,16 @@ def until(look: Callable[[], T], what: str, *, within_s: float = HANG_S) -> T:
     return found
 
 
+async def connections_are_closed() -> None:
+    """Return once the loop that runs this has no connection open: one that ends takes some of its turns to do so."""
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]  # nothing public tells
+
+    async def only_its_own_pipe() -> bool:
+        return len(selector.get_map()) <= 1
+
+    await eventually(only_its_own_pipe, "no connection is open any more")
+
+
 async def eventually(look: Callable[[], Awaitable[T]], what: str, *, within_s: float = HANG_S) -> T:
     """Return what `look` gives once that is true, in an event loop."""
     deadline_s = time.monotonic() + within_s

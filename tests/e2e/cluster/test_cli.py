@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from fakes.callers import COIN_PIXELS
 from fakes.cluster import Cluster
 from fakes.served_namespace import ServedNamespace
-from fakes.waiting import HANG_S
+from fakes.waiting import HANG_S, until
 from segserve import Client, InvalidResourceError, NotFoundError
 from segserve.platforms import place
 from segserve.platforms.cluster.gateway import forwarded
@@ -42,14 +41,16 @@ class Terminal:
         command = [*program, *map(str, arguments), "--namespace", self.namespace]
         return subprocess.run(command, env=self.environment, input=stdin, capture_output=True, text=True, check=False)
 
-    def watch(self, *arguments: str, seconds: float) -> str:
-        """Return what a command that has no end printed within some seconds."""
+    def watch(self, *arguments: str, pattern: str, folder: Path) -> str:
+        """Return what a command that has no end has printed, once that matches; `folder` keeps it."""
         command = [sys.executable, "-m", "segserve.cli", *arguments, "--namespace", self.namespace]
-        with subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True) as child:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(seconds)
-            child.terminate()
-            return child.communicate()[0]
+        printed = folder / "printed"
+        with printed.open("w") as output, subprocess.Popen(command, env=self.environment, stdout=output) as child:
+            try:
+                until(lambda: re.search(pattern, printed.read_text(), re.MULTILINE), f"{pattern!r} is printed")
+            finally:
+                child.terminate()
+        return printed.read_text()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -140,8 +141,8 @@ def test_a_model_that_serves_is_shown_described_waited_for_and_asked(served_shel
     assert re.search(r"coin +│ +39,\d{3} ", predicted.stdout)
 
 
-def test_the_tree_shows_pools_groups_and_models_and_says_it_once(served_shell: Terminal) -> None:
-    printed = served_shell.watch("get", "-w", seconds=8)
+def test_the_tree_shows_pools_groups_and_models_and_says_it_once(served_shell: Terminal, tmp_path: Path) -> None:
+    printed = served_shell.watch("get", "-w", pattern=r"─ coins +● ready +coins-[0-9a-f]{10} .*$", folder=tmp_path)
 
     first = printed.split("\n\n")[0]
     assert re.search(r"^default +● ready +\d/\d servers?  http://segserve-default\.", first, re.MULTILINE)
