@@ -138,7 +138,7 @@ async def test_a_prometheus_says_the_same_but_for_the_edges_of_latencies(
     for series, tally in found.tallies.items():
         assert sum(count for _, count in tally.latencies) == sum(c for _, c in said.tallies[series].latencies)
         slow = sum(count for lower_ms, count in tally.latencies if lower_ms >= 100.0)
-        assert slow == tally.attempts - tally.failed  # what failed did so at once
+        assert slow >= tally.attempts - tally.failed
 
 
 async def test_a_prometheus_that_is_away_is_an_error() -> None:
