@@ -45,7 +45,7 @@ import psutil
 from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.processes import MARK
 from segserve_operator.adapters.local.step_environments import orphaned_step_environments
-from suite_run import held_regions, living_runs, marked
+from suite_run import goes_on, held_regions, marked, read_run, recorded
 
 Entries = Mapping[str, str]
 
@@ -54,7 +54,7 @@ _OTHERS_LINKS: Final = re.compile(
 )
 _MOVING: Final = re.compile(
     r"random/|kernel/hostname|dentry-state|inode-nr|inode-state|file-nr|ns_last_pid|pty/nr|conntrack_count|aio-nr"
-    r"|dquot|sched_domain|perf_event_max_sample_rate|perf_cpu_time_max|/net/(ipv4|ipv6)/(conf|neigh)/(?!all/|default/|lo/)|stat_refresh"
+    r"|quota|sched_domain|perf_event_max_sample_rate|perf_cpu_time_max|/net/(ipv4|ipv6)/(conf|neigh)/(?!all/|default/|lo/)|stat_refresh"
     r"|/net/ipv4/route/flush|/net/ipv6/route/flush|keys/gc_delay|usermodehelper|sysrq_always|/vm/compact|/vm/drop"
 )
 _TEMPORARY: Final = (
@@ -216,7 +216,7 @@ def _rule_lines(text: str) -> Iterator[str]:
 def _names_of_a_cluster_in_use() -> tuple[str, ...]:
     """Return what names the parts of the tests' cluster where a run that goes on has started it."""
     with contextlib.suppress(OSError):
-        if (_CLUSTER / "test-run").read_text().strip() in living_runs():
+        if goes_on((_CLUSTER / "test-run").read_text().strip()):
             link = os.environ.get("KT_LINK", "kt0")
             return (str(_CLUSTER), link, *(f"/{name}" for name in _KUBELETS), *map(str, _MOUNT_POINTS))
     return ()
@@ -234,7 +234,9 @@ def _own_folders() -> Iterable[Path]:
 
 
 def _temporary_folders() -> frozenset[Path]:
-    return frozenset({Path(tempfile.gettempdir()), Path("/tmp")})
+    given = Path(tempfile.gettempdir()).resolve()
+    # Within a run that is its own folder: other runs' are beside it.
+    return frozenset({given, given.parent, Path("/tmp")} if _is_of_a_run(given) else {given, Path("/tmp")})
 
 
 def _cgroups() -> Entries:
@@ -254,9 +256,9 @@ def _processes() -> Entries:
 
 
 def _leftovers() -> list[psutil.Process]:
-    alive = living_runs()
-    marks = ((process, marked(process)) for process in psutil.process_iter() if process.pid != os.getpid())
-    return [process for process, run in marks if run is not None and run not in alive and _runs(process)]
+    marks = {process: marked(process) for process in psutil.process_iter() if process.pid != os.getpid()}
+    ended = {mark for mark in set(marks.values()) if mark is not None and not goes_on(mark)}
+    return [process for process, mark in marks.items() if mark in ended and _runs(process)]
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -268,7 +270,8 @@ def _runs(process: psutil.Process) -> bool:
 def _shared_memory() -> Entries:
     listed = list(_ours(_SHM.iterdir()))
     # After the listing: a process that made one has it by now, and a run that had begun has its record.
-    alive, held = living_runs(), held_regions()
+    held = held_regions()
+    alive = [run.name for folder in _temporary_folders() for run in recorded(folder) if run.is_alive]
     left = [path for path in listed if path not in held and not any(f"-{run}-" in path.name for run in alive)]
     return {path.name: "" for path in left if path.exists()}
 
@@ -277,9 +280,13 @@ def _temporary_files() -> Entries:
     listed = [path for folder in _temporary_folders() for name in _TEMPORARY for path in _ours(folder.glob(name))]
     # After the listing, as above.
     used = {part for folder in _folders_of_platforms() for part in Path(folder).parts}
-    used |= {f"segserve-tests-{run}" for run in living_runs()}
-    left = [path for path in listed if path.name not in used and os.path.lexists(path)]
+    left = [path for path in listed if path.name not in used and not _is_of_a_run(path) and os.path.lexists(path)]
     return {str(path): "" for path in (*left, *orphaned_step_environments())}
+
+
+def _is_of_a_run(path: Path) -> bool:
+    run = read_run(path.with_suffix(".json"))
+    return run is not None and run.is_alive
 
 
 def _folders_of_platforms() -> list[str]:

@@ -1,8 +1,8 @@
 """One run of the tests: a mark on all that it starts, a folder for its temporary files, and an end to both.
 
-A plugin of pytest. A run's name is in the environment of each of its processes and so of all that they start, whatever
-session or group those put themselves into. What ends a run is its owner's end: a run that was killed is found by the
-next one, which removes what carries its name, and nothing else.
+A plugin of pytest. The path of a run's record is in the environment of all that its tests start, whatever session or
+group that puts itself into. What ends a run is its owner's end: a run that was killed is found by the next one, which
+removes what carries its mark, and nothing else.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ import psutil
 import pytest
 
 from cluster.node import default_node
-from segserve_operator.adapters.local.files import StateFolder, cache_folder, replace_file
+from segserve_operator.adapters.local.files import StateFolder, replace_file
 from segserve_operator.adapters.local.processes import ProcessRecord, alive
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 
 RUN_VARIABLE: Final = "SEGSERVE_TEST_RUN"
+_PREFIX: Final = "segserve-tests-"
 _SHM: Final = Path("/dev/shm")
 # How long what was asked to end in the last moment may take for it.
 _ENDING_S: Final = 10.0
@@ -40,14 +41,23 @@ _OWN: Final = pytest.StashKey["_Started"]()
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run by its name, the process that it ends with, the machine that knows that process, and its folder."""
+    """A run by the process that it ends with, the machine that knows that process, and its folder."""
 
-    name: str
     pid: int
     create_time: float
     boot: str
     namespace: str
     folder: str
+
+    @property
+    def name(self) -> str:
+        """What tells it from others."""
+        return Path(self.folder).name.removeprefix(_PREFIX)
+
+    @property
+    def record(self) -> Path:
+        """The file that tells of it, beside its folder; the path marks its processes."""
+        return Path(f"{self.folder}.json")
 
     @property
     def is_alive(self) -> bool:
@@ -65,16 +75,30 @@ class _Started:
 
 def shm_prefix() -> str:
     """Return what the names of a test server's shared memory begin with: they tell which run has to remove it."""
-    return f"segtest-{os.environ.get(RUN_VARIABLE, 'none')}-{uuid.uuid4().hex[:8]}-"
+    return f"{_shm_beginning(os.environ.get(RUN_VARIABLE, 'none'))}{uuid.uuid4().hex[:8]}-"
 
 
-def living_runs() -> frozenset[str]:
-    """Return the names of the runs whose owner is alive."""
-    return frozenset(run.name for run in _recorded() if run.is_alive)
+def recorded(folder: Path) -> list[Run]:
+    """Return the runs whose folders are, or were, in a folder for temporary files."""
+    return [run for path in sorted(folder.glob(f"{_PREFIX}*.json")) if (run := read_run(path)) is not None]
+
+
+def read_run(record: Path) -> Run | None:
+    """Return the run of a record of this user's; None where there is none."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if record.stat().st_uid == os.geteuid():
+            return Run(**json.loads(record.read_text()))
+    return None
+
+
+def goes_on(mark: str | None) -> bool:
+    """Tell whether the run that a mark speaks of is alive."""
+    run = read_run(Path(mark)) if mark else None
+    return run is not None and run.is_alive
 
 
 def marked(process: psutil.Process) -> str | None:
-    """Return the run that a process belongs to; None where it is none's, or its environment cannot be read."""
+    """Return the mark of the run that a process belongs to; None where it is none's, or cannot be looked at."""
     with contextlib.suppress(psutil.Error, OSError):
         return process.environ().get(RUN_VARIABLE) or None
     return None
@@ -87,30 +111,32 @@ def held_regions() -> set[Path]:
 
 def begin() -> Run:
     """Remove what dead runs have left, and begin one."""
-    with _one_at_a_time():
-        for run in _recorded():
-            if not run.is_alive:
-                remove(run)
-        name = uuid.uuid4().hex[:8]
-        own = psutil.Process()
-        # Short: the paths of Unix sockets lie below it.
-        folder = Path(tempfile.gettempdir()).resolve() / f"segserve-tests-{name}"
-        run = Run(name, own.pid, own.create_time(), _boot(), _namespace(), str(folder))
-        replace_file(_record(name), json.dumps(asdict(run)))
-        folder.mkdir(mode=0o700)
+    temporary = Path(tempfile.gettempdir()).resolve()
+    for run in recorded(temporary):
+        if not run.is_alive:
+            with _claimed(run) as is_there:
+                if is_there:
+                    remove(run)
+    own = psutil.Process()
+    # Short: the paths of Unix sockets lie below it.
+    folder = temporary / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
+    run = Run(own.pid, own.create_time(), _boot(), _namespace(), str(folder))
+    replace_file(run.record, json.dumps(asdict(run)))
+    folder.mkdir(mode=0o700)
     return run
 
 
 def remove(run: Run, *, ending_s: float = 0.0) -> list[str]:
     """End and remove all that is left of a run, and say what did not end by itself within `ending_s`."""
-    processes = _outlasting(run.name, ending_s)
-    regions = {path for process in processes for path in _regions_of(process.pid)} | _regions_named(run.name)
+    mark = str(run.record)
+    processes = _outlasting(mark, ending_s)
+    regions = {path for process in processes for path in _regions_of(process.pid)} | _regions_named(mark)
     left = [f"process {process.pid}: {_words(process)}" for process in processes]
-    _kill_all(run.name)
+    _kill_all(mark)
     # After that: a script that starts the cluster would go on with it.
     node = default_node()
     with contextlib.suppress(OSError):
-        if (node.state / "test-run").read_text().strip() == run.name:
+        if (node.state / "test-run").read_text().strip() == mark:
             left.append(f"the cluster in {node.state}")
             node.stop()
     # What platforms have left in shared memory is found by their state folders' names, also where no process is left.
@@ -119,25 +145,25 @@ def remove(run: Run, *, ending_s: float = 0.0) -> list[str]:
         from segserve_operator.local_platform import supervisor
 
         supervisor.end(StateFolder(groups.parent))
-    for path in sorted((regions | _regions_named(run.name)) - held_regions()):
+    for path in sorted((regions | _regions_named(mark)) - held_regions()):
         if path.exists():
             left.append(f"shared memory {path}")
             path.unlink(missing_ok=True)
     shutil.rmtree(run.folder, ignore_errors=True)
     sweep_step_environments()
-    _record(run.name).unlink(missing_ok=True)
+    run.record.unlink(missing_ok=True)
     return left
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Begin a run, unless this is a process of one."""
-    if hasattr(config, "workerinput") or os.environ.get(RUN_VARIABLE) in living_runs():
+    if hasattr(config, "workerinput") or goes_on(os.environ.get(RUN_VARIABLE)):
         return
     former = tempfile.gettempdir()
     run = begin()
     # Tests' own folders are where they always are: those of tests that failed are kept.
-    settings = {RUN_VARIABLE: run.name, "TMPDIR": run.folder}
+    settings = {RUN_VARIABLE: str(run.record), "TMPDIR": run.folder}
     settings["PYTEST_DEBUG_TEMPROOT"] = os.environ.get("PYTEST_DEBUG_TEMPROOT", former)
     config.stash[_OWN] = _Started(run, {name: os.environ.get(name) for name in settings})
     os.environ.update(settings)
@@ -163,28 +189,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             reporter.write_line(line)
 
 
-def _folder() -> Path:
-    return cache_folder() / "test-runs"
-
-
-def _record(name: str) -> Path:
-    return _folder() / f"{name}.json"
-
-
-def _recorded() -> list[Run]:
-    found = []
-    for path in sorted(_folder().glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            found.append(Run(**json.loads(path.read_text())))
-    return found
-
-
 @contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    _folder().mkdir(parents=True, exist_ok=True)
-    with (_folder() / "lock").open("w") as file:
+def _claimed(run: Run) -> Iterator[bool]:
+    """Wait for whoever removes a run, and tell whether it is still to be done."""
+    try:
+        file = run.record.open()
+    except FileNotFoundError:
+        yield False
+        return
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield run.record.exists()
 
 
 def _boot() -> str:
@@ -195,12 +210,12 @@ def _namespace() -> str:
     return str(Path("/proc/self/ns/pid").readlink())
 
 
-def _processes_of(name: str) -> list[psutil.Process]:
+def _processes_of(mark: str) -> list[psutil.Process]:
     own = psutil.Process()
     spared = {own.pid, *(parent.pid for parent in own.parents())}
     found = []
     for process in psutil.process_iter():
-        if process.pid in spared or marked(process) != name:
+        if process.pid in spared or marked(process) != mark:
             continue
         with contextlib.suppress(psutil.Error):
             helps = process.ppid() == own.pid and any(word in _words(process) for word in _OF_THE_INTERPRETER)
@@ -209,18 +224,18 @@ def _processes_of(name: str) -> list[psutil.Process]:
     return found
 
 
-def _outlasting(name: str, ending_s: float) -> list[psutil.Process]:
+def _outlasting(mark: str, ending_s: float) -> list[psutil.Process]:
     """Return a run's processes that do not end by themselves."""
     deadline_s = time.monotonic() + ending_s
-    while (found := _processes_of(name)) and time.monotonic() < deadline_s:
+    while (found := _processes_of(mark)) and time.monotonic() < deadline_s:
         time.sleep(0.1)
     return found
 
 
-def _kill_all(name: str) -> None:
+def _kill_all(mark: str) -> None:
     # Again and again: what was listed may have started another meanwhile. Not for ever: some may not be ours to kill.
     for _ in range(_ROUNDS):
-        if not (found := _processes_of(name)):
+        if not (found := _processes_of(mark)):
             return
         for process in found:
             with contextlib.suppress(psutil.Error):
@@ -234,8 +249,12 @@ def _words(process: psutil.Process) -> str:
     return ""
 
 
-def _regions_named(name: str) -> set[Path]:
-    return set(_SHM.glob(f"segtest-{name}-*"))
+def _shm_beginning(mark: str) -> str:
+    return f"segtest-{Path(mark).stem.removeprefix(_PREFIX)}-"
+
+
+def _regions_named(mark: str) -> set[Path]:
+    return set(_SHM.glob(f"{_shm_beginning(mark)}*"))
 
 
 def _regions_of(pid: int) -> set[Path]:

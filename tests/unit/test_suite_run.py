@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from suite_run import RUN_VARIABLE, Run, begin, living_runs, remove
+from suite_run import RUN_VARIABLE, Run, begin, goes_on, remove
 
 TESTS = Path(__file__).parents[1]
 OWNER = """
@@ -27,11 +27,14 @@ from suite_run import RUN_VARIABLE, begin
 run = begin()
 child = subprocess.Popen(
     [sys.executable, "-c", sys.argv[1], sys.argv[2]],
-    env=os.environ | {RUN_VARIABLE: run.name}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    env=os.environ | {RUN_VARIABLE: str(run.record)},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    start_new_session=True,
 )
 child.stdout.readline()
 Path(run.folder, "left").touch()
-print(json.dumps({"name": run.name, "folder": run.folder, "child": child.pid}), flush=True)
+print(json.dumps({"folder": run.folder, "mark": str(run.record), "child": child.pid}), flush=True)
 sys.stdin.read()
 """
 # Deaf to the end of its input, as servers are.
@@ -49,7 +52,7 @@ class Started:
     """A run of another process, with a child in a session of its own, a file and a region of shared memory."""
 
     owner: subprocess.Popen[bytes]
-    name: str
+    mark: str
     folder: Path
     child: psutil.Process
     region: Path
@@ -70,7 +73,6 @@ class Started:
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Started]]:
     """Start runs that have records of their own: those of the machine's other runs are not touched."""
-    monkeypatch.setenv("SEGSERVE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     environment = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}
@@ -93,7 +95,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             told = json.loads(owner.stdout.readline())
             child = psutil.Process(told["child"])
             stack.callback(kill, child)
-            return Started(owner, told["name"], Path(told["folder"]), child, region)
+            return Started(owner, told["mark"], Path(told["folder"]), child, region)
 
         yield run
 
@@ -105,10 +107,10 @@ def kill(process: psutil.Process) -> None:
 
 def test_the_next_run_removes_what_a_killed_one_left(start: Callable[[], Started]) -> None:
     killed = start()
-    assert killed.name in living_runs()
+    assert goes_on(killed.mark)
     killed.kill()
     assert killed.left() == ["process", "folder", "region"]
-    assert killed.name not in living_runs()
+    assert not goes_on(killed.mark)
 
     remove(begin())
 
@@ -128,7 +130,7 @@ def test_a_run_that_goes_on_keeps_what_it_has(start: Callable[[], Started]) -> N
 def test_a_run_says_what_it_left(start: Callable[[], Started]) -> None:
     killed = start()
     killed.kill()
-    record = Run(killed.name, killed.owner.pid, 0.0, "", "", str(killed.folder))
+    record = Run(killed.owner.pid, 0.0, "", "", str(killed.folder))
 
     left = remove(record)
 
@@ -138,7 +140,7 @@ def test_a_run_says_what_it_left(start: Callable[[], Started]) -> None:
 
 
 def test_the_tests_have_a_folder_for_temporary_files_that_goes_with_their_run() -> None:
-    name = os.environ[RUN_VARIABLE]
+    mark = os.environ[RUN_VARIABLE]
 
-    assert name in living_runs()
-    assert Path(tempfile.gettempdir()).name == f"segserve-tests-{name}"
+    assert goes_on(mark)
+    assert f"{tempfile.gettempdir()}.json" == mark
