@@ -19,6 +19,8 @@ CLUSTER := tests/cluster
 SPREAD := --numprocesses logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 PYTEST := $(BIN)/pytest $(SPREAD) --durations 25
 FOR_ANYBODY := not needs and not cluster and (core or not platform)
+# Tests leave the machine as it was: host name, routes, mounts, processes, files; see tests/machine_state.py.
+MACHINE := cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 OUTSIDE_TRITON := agent cluster test_sources* test_object_store_faults.py test_pvc.py test_eviction.py test_archives.py
 BASE ?= HEAD
 MINUTES ?= 10
@@ -71,9 +73,16 @@ demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they f
 test: lint kernels  ## Lint, types, layers, quick tests, the core of those on the real Triton and Envoy (12 minutes from nothing; no root)
 	$(PYTEST) -m '$(FOR_ANYBODY)' --rest-by 'make test-all'
 
-test-all: test oracles peers $(VENV)-numpy1/stamp cluster-build  ## Everything: oracles, all of the platform, Kubernetes too (Debian and root; 45 minutes from nothing)
+test-all: $(VENV)/dev.stamp  ## Everything: oracles, numpy 1.26, all of the platform, Kubernetes (Debian and root; 45 minutes from nothing)
+	mkdir -p $(OUT)
+	$(MACHINE) save $(OUT)/machine.json
+	$(MAKE) test
+	$(MACHINE) compare $(OUT)/machine.json
+	$(MAKE) oracles peers $(VENV)-numpy1/stamp cluster-build
+	$(MACHINE) save $(OUT)/machine.json
 	$(VENV)-numpy1/bin/pytest $(SPREAD) tests/unit/builder $(OUTSIDE_TRITON:%=--ignore-glob='*/builder/%')
 	$(PYTEST) --numprocesses 3 -m 'not ($(FOR_ANYBODY))'
+	$(MACHINE) compare $(OUT)/machine.json
 
 check: lint kernels  ## Lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (2 minutes)
 	$(PYTEST) -m '($(FOR_ANYBODY)) and not platform' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]
