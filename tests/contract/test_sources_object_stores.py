@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
@@ -35,7 +36,12 @@ WRONG_KEYS = {
 }
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=needed(name)) for name in sorted(SERVERS)])
+def started(*schemes: str) -> list[Any]:
+    """Return schemes as parameters, each with the mark of what its server needs."""
+    return [pytest.param(scheme, marks=needed(scheme)) for scheme in schemes]
+
+
+@pytest.fixture(scope="module", params=started(*sorted(SERVERS)))
 def server(request: pytest.FixtureRequest) -> Iterator[ObjectServer]:
     with SERVERS[request.param]() as found:
         found.put("folder/model.onnx", CONTENT)
@@ -184,7 +190,7 @@ def test_a_secret_without_the_needed_keys_says_which(server: ObjectServer, tmp_p
     assert "hidden" not in str(raised.value)
 
 
-@pytest.mark.parametrize("server", sorted(WRONG_KEYS), indirect=True)
+@pytest.mark.parametrize("server", started(*sorted(WRONG_KEYS)), indirect=True)
 def test_a_wrong_key_is_refused_and_told_without_it(server: ObjectServer, tmp_path: Path) -> None:
     wrong = WRONG_KEYS[server.source.scheme]
     with pytest.raises(SourceUnauthorizedError) as raised:
@@ -193,7 +199,7 @@ def test_a_wrong_key_is_refused_and_told_without_it(server: ObjectServer, tmp_pa
     assert not any(value in str(raised.value) for value in wrong.values())
 
 
-@pytest.mark.parametrize("server", ["az"], indirect=True)
+@pytest.mark.parametrize("server", started("az"), indirect=True)
 def test_a_shared_access_signature_opens_a_container_and_is_never_told(server: ObjectServer, tmp_path: Path) -> None:
     store = server.store(tmp_path / "owner")
     token = obstore.sign(store, "GET", "folder/model.onnx", timedelta(hours=1)).partition("?")[2]

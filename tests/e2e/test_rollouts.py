@@ -17,7 +17,7 @@ from faults.story import ENDED, Story
 
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(600)]
 
-# Latencies are no evidence here: they are those of the machine, which may be busy with something else.
+# A few milliseconds are no evidence here: they are those of the machine, which may be busy with something else.
 GATES = [{"gate": "errorRate"}, {"gate": "goldenQuality", "every": "1m"}]
 HALF = {"steps": [{"weight": 50}], "bake": "5s", "gates": GATES}
 FOR_EVER = {"steps": [{"weight": 50, "pause": True}], "bake": "5m", "gates": GATES}
@@ -64,6 +64,19 @@ def test_what_fails_for_one_picture_in_twenty_is_rolled_back(tell: Callable[...,
         assert story.reaches("RolledBack"), story.stages
 
     assert story.platform.watched.role("coins", "stable") == (story.stable, "main")
+
+
+def test_a_candidate_whose_callers_wait_for_seconds_is_rolled_back_by_its_latency(tell: Callable[..., Told]) -> None:
+    story, change = tell({**HALF, "steps": [{"weight": 50, "minimum": "2m"}], "gates": [{"gate": "latency"}]}, 10)
+    change.second["spec"]["slo"]["p95Milliseconds"] = 4000
+    story.apply(change.second)
+    with story.watching():
+        assert story.reaches("Progressing")
+        story.platform.plan.set(**{story.candidate: Fault(delay_ms=8000)})
+        assert story.reaches("RolledBack"), story.stages
+
+    assert story.platform.watched.role("coins", "stable") == (story.stable, "main")
+    assert [call for call in story.load.of(story.stable) if call.bad] == []
 
 
 def test_wrong_masks_with_status_200_never_reach_a_caller(tell: Callable[..., Told]) -> None:
