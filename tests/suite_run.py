@@ -27,6 +27,7 @@ from cluster.node import default_node
 from segserve_operator.adapters.local.files import StateFolder, replace_file
 from segserve_operator.adapters.local.processes import ProcessRecord, alive
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
+from tools import CACHE
 
 RUN_VARIABLE: Final = "SEGSERVE_TEST_RUN"
 _PREFIX: Final = "segserve-tests-"
@@ -164,6 +165,8 @@ def pytest_configure(config: pytest.Config) -> None:
     run = begin()
     # Tests' own folders are where they always are: those of tests that failed are kept.
     settings = {RUN_VARIABLE: str(run.record), "TMPDIR": run.folder}
+    # Otherwise in the home, and made anew in each process where there is none.
+    settings["MPLCONFIGDIR"] = str(CACHE / "matplotlib")
     settings["PYTEST_DEBUG_TEMPROOT"] = os.environ.get("PYTEST_DEBUG_TEMPROOT", former)
     config.stash[_OWN] = _Started(run, {name: os.environ.get(name) for name in settings})
     os.environ.update(settings)

@@ -12,7 +12,8 @@ from typing import Final
 ROOT: Final = Path(__file__).parent.parent
 DEBIAN_PYTHON: Final = ROOT / ".venv-debian/bin/python"
 PEERS: Final = ROOT / ".venv-peers/bin"
-AZURITE: Final = Path.home() / ".cache/segserve/azurite-3.37.0/node_modules/.bin/azurite-blob"
+CACHE: Final = Path.home() / ".cache/segserve"
+AZURITE: Final = CACHE / "azurite-3.37.0/node_modules/.bin/azurite-blob"
 
 
 @dataclass(frozen=True, slots=True)
