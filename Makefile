@@ -15,10 +15,12 @@ export ORT_DISABLE_TELEMETRY := 1
 
 CLUSTER := tests/cluster
 
-# Tests are spread over processes by file; those of the cluster share one. What runs inside Triton meets numpy 1.26 there.
-SPREAD := --numprocesses logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+# Tests are spread over processes by file; those of the cluster share it, and run in one.
+SPREAD := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/pytest $(SPREAD) --durations 25
 FOR_ANYBODY := not needs and not cluster and (core or not platform)
+ON_CLUSTER := --durations 25 -m cluster
+NOT_RUN := $(OUT)/not-run.txt
 # Tests leave the machine as it was: host name, routes, mounts, processes, files; see tests/machine_state.py.
 MACHINE := cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 OUTSIDE_TRITON := agent cluster test_sources* test_object_store_faults.py test_pvc.py test_eviction.py test_archives.py
@@ -75,14 +77,17 @@ test: lint kernels  ## Lint, types, layers, quick tests, the core of those on th
 
 test-all: $(VENV)/dev.stamp  ## Everything: oracles, numpy 1.26, all of the platform, Kubernetes (Debian and root; 45 minutes from nothing)
 	mkdir -p $(OUT)
+	rm -f $(NOT_RUN)
 	$(MACHINE) save $(OUT)/machine.json
 	$(MAKE) test
 	$(MACHINE) compare $(OUT)/machine.json
 	$(MAKE) oracles peers $(VENV)-numpy1/stamp cluster-build
 	$(MACHINE) save $(OUT)/machine.json
-	$(VENV)-numpy1/bin/pytest $(SPREAD) tests/unit/builder $(OUTSIDE_TRITON:%=--ignore-glob='*/builder/%')
-	$(PYTEST) --numprocesses 3 -m 'not ($(FOR_ANYBODY))'
+	$(VENV)-numpy1/bin/pytest $(SPREAD) --not-run $(NOT_RUN) tests/unit/builder $(OUTSIDE_TRITON:%=--ignore-glob='*/builder/%')
+	$(PYTEST) --not-run $(NOT_RUN) -m 'not cluster and not ($(FOR_ANYBODY))'
+	$(BIN)/pytest --not-run $(NOT_RUN) $(ON_CLUSTER)
 	$(MACHINE) compare $(OUT)/machine.json
+	@[ ! -s $(NOT_RUN) ] || { echo "==== NOT RUN HERE ===="; cat $(NOT_RUN); }
 
 check: lint kernels  ## Lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (2 minutes)
 	$(PYTEST) -m '($(FOR_ANYBODY)) and not platform' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]
@@ -91,7 +96,8 @@ fuzz: kernels  ## Look for counterexamples of the property tests with fresh seed
 	$(BIN)/python tests/fuzz.py $(MINUTES)
 
 test-busy: oracles peers cluster-build  ## The tests on the real servers and Kubernetes while every core is busy with something else
-	$(BIN)/python tests/busy.py $(PYTEST) --numprocesses 2 -m 'platform or cluster'
+	$(BIN)/python tests/busy.py $(PYTEST) -m platform tests/e2e tests/contract
+	$(BIN)/python tests/busy.py $(BIN)/pytest $(ON_CLUSTER)
 
 lint: $(VENV)/dev.stamp  ## Style, types, layers
 	$(BIN)/ruff check

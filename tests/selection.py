@@ -31,6 +31,9 @@ _DISTANCES: Final = pytest.StashKey[dict[str, int]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the command that runs what this one leaves out."""
     parser.addoption("--rest-by", metavar="COMMAND", help="say at the end which tests are left to this command")
+    parser.addoption(
+        "--not-run", metavar="FILE", type=Path, help="append what did not run, for several runs to end with"
+    )
     parser.addoption("--changed", metavar="COMMIT", help="run what meets the changes since a commit, nearest first")
     parser.addoption("--within-s", metavar="SECONDS", type=float, help="begin no test later than this")
 
@@ -55,16 +58,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs a tool that is missing; several processes share one cluster and begin with the longest tests."""
+    """Skip what needs a tool that is missing; several processes begin with the longest tests."""
     for item in items:
         for name in needs(item):
             if not TOOLS[name].is_there():
                 item.add_marker(pytest.mark.skip(reason=f"needs {TOOLS[name].title} ({TOOLS[name].remedy})"))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        for item in items:
-            if item.get_closest_marker("cluster"):
-                item.add_marker(pytest.mark.xdist_group("cluster"))
-        items.sort(key=_turn)
+        items.sort(key=lambda item: item.get_closest_marker("platform") is None)
     if distances := config.stash.get(_DISTANCES, None):
         items.sort(key=lambda item: distances[str(item.path.relative_to(config.rootpath))])
 
@@ -79,24 +79,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def needs(item: pytest.Item) -> list[str]:
     """Return the names of the tools that a test needs."""
     return [name for marker in item.iter_markers("needs") for name in marker.args]
-
-
-def _turn(item: pytest.Item) -> int:
-    return next((turn for turn, name in enumerate(("cluster", "platform")) if item.get_closest_marker(name)), 2)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Spread files over processes; the tests of one group stay together."""
-    if config.getvalue("dist") != "loadgroup":
-        return None
-    from xdist.scheduler import LoadGroupScheduling
-
-    class FilesAndGroups(LoadGroupScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return super()._split_scope(nodeid).partition("::")[0]
-
-    return FilesAndGroups(config, log)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -141,6 +123,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if command := config.getoption("rest_by"):
         left_out = config.stash[_LEFT_OUT].most_common()
         lines += [f"{count} left to `{command}`: they need {what}" for what, count in left_out]
+    if lines and (file := config.getoption("not_run")):
+        with file.open("a", encoding="utf-8") as report:
+            report.writelines(f"{line}\n" for line in lines)
     if lines:
         terminalreporter.section("NOT RUN HERE", sep="=", red=True, bold=True)
         for line in lines:

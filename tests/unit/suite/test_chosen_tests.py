@@ -21,7 +21,6 @@ markers =
     needs: tools
 """
 TESTS = """
-import os
 import pytest
 
 def test_that_needs_nothing(): pass
@@ -38,7 +37,7 @@ def test_at_the_core(): pass
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("number", range(4))
-def test_on_kubernetes(number): open(f"worker-{os.environ.get('PYTEST_XDIST_WORKER')}", "a").close()
+def test_on_kubernetes(number): pass
 """
 PROPERTY = """
 from pathlib import Path
@@ -76,7 +75,7 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-@pytest.mark.parametrize("spread", [(), ("-n2", "--dist=loadgroup")], ids=["one process", "two processes"])
+@pytest.mark.parametrize("spread", [(), ("-n2", "--dist=loadfile")], ids=["one process", "two processes"])
 def test_what_is_left_to_another_command_is_counted_by_what_it_needs(run: Run, spread: tuple[str, ...]) -> None:
     chosen = "not needs and not cluster and (core or not platform)"
 
@@ -97,6 +96,13 @@ def test_a_tool_that_is_missing_is_said_with_what_brings_it(run: Run) -> None:
     assert "1 skipped: needs Debian (make it)" in done.stdout
 
 
+def test_what_several_runs_left_out_comes_together_in_a_file(run: Run, tmp_path: Path) -> None:
+    for _ in range(2):
+        run(TESTS, "-m", "needs", "--not-run", "not-run.txt")
+
+    assert (tmp_path / "not-run.txt").read_text() == "1 skipped: needs Debian (make it)\n" * 2
+
+
 def test_where_everything_must_run_a_skipped_test_is_a_failure(run: Run) -> None:
     done = run(TESTS, "-m", "needs", SEGSERVE_TEST_ALL="1")
 
@@ -106,13 +112,6 @@ def test_where_everything_must_run_a_skipped_test_is_a_failure(run: Run) -> None
 
 def test_a_run_that_left_nothing_out_says_nothing_of_it(run: Run) -> None:
     assert "NOT RUN" not in run(TESTS, "-m", "platform").stdout
-
-
-def test_the_tests_of_the_cluster_share_one_process(run: Run, tmp_path: Path) -> None:
-    done = run(TESTS, "-m", "cluster", "-n3", "--dist=loadgroup", "--no-loadscope-reorder")
-
-    assert "4 passed" in done.stdout, done.stdout
-    assert len(list(tmp_path.glob("worker-*"))) == 1
 
 
 def test_a_property_test_tries_the_same_examples_each_time_and_others_when_it_is_to_explore(
