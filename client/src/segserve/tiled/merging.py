@@ -94,7 +94,8 @@ class Merged:
 def merge(group: Sequence[Piece], grid: Grid, *, by_cells: bool = False) -> Merged | None:
     """Return the object that a group of matching pieces is, or None for what no tile answers for.
 
-    - Where a tile shows it whole, the object is as the tile shows it that has it farthest from its cut edges.
+    - Where a tile shows it whole, the object is as the tile shows it that has it farthest from its cut edges. Of an
+      object in several parts a tile may show one alone, which no edge cuts: then the others' cells say so.
     - Otherwise every tile gives the part in its own cell, and its other pixels where no tile of the group
       has its cell; the score is their mean by the pixels that each gives. `by_cells` does so in any case, with the
       parts in the cells alone.
@@ -105,10 +106,20 @@ def merge(group: Sequence[Piece], grid: Grid, *, by_cells: bool = False) -> Merg
     shares = [piece.patch.area_within(grid[piece.tile].cell) for piece in ordered]
     if not any(shares) and (by_cells or len(ordered) == 1):
         return None
-    wholes = [piece for piece in ordered if piece.is_whole]
+    wholes = [piece for piece in ordered if piece.is_whole and not _goes_on_beyond(piece, ordered, grid)]
     if wholes and not by_cells:
         return _as_shown(min(wholes, key=lambda piece: (-_depth(piece, grid), piece.key)), ordered)
     return _united(ordered, shares, grid, by_cells=by_cells)
+
+
+def _goes_on_beyond(piece: Piece, others: Sequence[Piece], grid: Grid) -> bool:
+    """Return whether another tile's cell has pixels of the object that the piece's tile cannot see."""
+    seen = grid[piece.tile].window
+    cells = [grid[other.tile].cell for other in others]
+    return any(
+        other.patch.area_within(cell) > other.patch.area_within(cell.intersection(seen))
+        for other, cell in zip(others, cells, strict=True)
+    )
 
 
 def _depth(piece: Piece, grid: Grid) -> int:

@@ -115,6 +115,19 @@ def test_an_object_larger_than_any_tile_is_one_with_all_its_pixels() -> None:
     assert one.box == (10, 90, 310, 100)
 
 
+def test_an_object_whose_parts_lie_on_both_sides_of_a_tile_s_edge_keeps_both() -> None:
+    """As one behind a post: the tile whose edge lies behind the post shows one part, and nothing that cuts it."""
+    parts = np.zeros((GRID.height, GRID.width), bool)
+    parts[10:30, 150:188] = parts[10:30, 200:250] = True
+    right_of_the_gap = seen(parts, 4)
+    assert right_of_the_gap is not None
+    assert right_of_the_gap.is_whole
+
+    (one,) = merged(everywhere(parts))
+
+    assert one.area == parts.sum()
+
+
 def test_two_objects_that_touch_stay_two_where_another_tile_runs_them_together() -> None:
     left, right = disc(40, 40, 15), disc(40, 71, 15)
     apart = [seen(left, 0), seen(right, 0, number=1)]
