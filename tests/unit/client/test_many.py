@@ -156,8 +156,14 @@ def test_results_come_in_the_order_of_the_images_whoever_is_done_first(caller: A
 
 @pytest.mark.parametrize("in_flight", [1, 4])
 def test_no_more_than_in_flight_run_at_once_and_all_of_them_do(caller: Any, echo: Echo, in_flight: int) -> None:
-    echo.slow = lambda _: 0.02
-    list(caller.run("segment_many", [image(number) for number in range(12)], in_flight=in_flight))
+    together = threading.Barrier(in_flight)
+
+    def until_all_are_there(_: int) -> float:
+        together.wait(60)
+        return 0.0
+
+    echo.slow = until_all_are_there
+    list(caller.run("segment_many", [image(number) for number in range(12)], in_flight=in_flight, timeout_s=60))
     assert echo.most == in_flight
 
 
@@ -171,14 +177,14 @@ def test_images_are_pulled_no_further_ahead_than_in_flight_of_what_was_consumed(
 
 def test_a_result_that_is_there_is_given_before_more_images_are_pulled(caller: Any, gateway: Gateway) -> None:
     def camera() -> Iterator[np.ndarray]:
-        yield image(1)
-        while not gateway.inferences:
-            time.sleep(0.001)
-        time.sleep(0.05)
-        yield image(2)
-        raise AssertionError("the first result was there before the third image was asked for")
+        """Give the next image when the gateway has been asked for the one before."""
+        for number in range(1, 64):
+            yield image(number)
+            while gateway.inferences < number:
+                time.sleep(0.001)
+        raise AssertionError("the first result was there long before as many images as may be in flight")
 
-    results = caller.run("segment_many", slowly(camera()) if isinstance(caller, Tasks) else camera(), in_flight=8)
+    results = caller.run("segment_many", slowly(camera()) if isinstance(caller, Tasks) else camera(), in_flight=64)
 
     assert value(next(results)) == 1
     results.close()
@@ -228,10 +234,9 @@ def test_leaving_early_pulls_and_sends_no_more(caller: Any, gateway: Gateway) ->
     next(results)
     results.close()
 
-    seen = len(pulled), gateway.inferences
+    pulled_by_then = len(pulled)
     time.sleep(0.05)
-    assert seen == (len(pulled), gateway.inferences)
-    assert len(pulled) <= 5
+    assert gateway.inferences <= len(pulled) == pulled_by_then <= 5
 
 
 def test_an_error_comes_in_its_place_and_names_the_image(caller: Any, tmp_path: Path) -> None:
