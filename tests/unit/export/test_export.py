@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from networks import hugging_face
@@ -164,6 +166,24 @@ def test_weights_are_read_in_a_process_without_network(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
 
     assert "Network is unreachable" in done.stderr
+
+
+def test_who_is_not_root_reads_weights_without_a_network_too(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "w.pth")
+    somebody = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
+    command = [
+        *somebody,
+        sys.executable,
+        "-m",
+        "segserve_builder.export.isolated",
+        tmp_path / "w.pth",
+        tmp_path / "w.st",
+    ]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert load_file(tmp_path / "w.st").keys() == {"weight", "bias"}
 
 
 def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path) -> None:

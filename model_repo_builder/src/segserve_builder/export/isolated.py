@@ -70,10 +70,11 @@ def _leave_the_network() -> None:
 
 
 def _main(source: Path, target: Path) -> None:
+    # First: a process that has threads, as torch starts them, may not leave it unless it is root.
+    _leave_the_network()
     import torch
     from safetensors.torch import save_file
 
-    _leave_the_network()
     loaded = torch.load(source, map_location="cpu", weights_only=True)
     # Tied weights share memory, which safetensors refuses.
     save_file({name: value.detach().clone().contiguous() for name, value in tensors_of(loaded).items()}, target)
