@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,9 @@ class Terminal:
         kept = {name: text for name, text in os.environ.items() if not name.startswith("SEGSERVE_")}
         tools = (str(Path(self.cluster.kubectl_path).parent), str(Path(sys.executable).parent), os.environ["PATH"])
         paths = os.pathsep.join(tools)
-        return kept | {"KUBECONFIG": str(self.cluster.kubeconfig), "PATH": paths, "COLUMNS": "200"}
+        # kubectl keeps a cache in the home.
+        home = tempfile.gettempdir()
+        return kept | {"KUBECONFIG": str(self.cluster.kubeconfig), "PATH": paths, "COLUMNS": "200", "HOME": home}
 
 
 @pytest.fixture
@@ -163,7 +166,8 @@ def test_doctor_finds_nothing_and_the_kubectl_plugin_is_the_same_command(served_
 def test_a_port_is_forwarded_where_the_service_cannot_be_reached(
     served: ServedNamespace, served_shell: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", served_shell.environment["PATH"])
+    for name in ("PATH", "HOME"):
+        monkeypatch.setenv(name, served_shell.environment[name])
     options = ["--kubeconfig", str(served.cluster.kubeconfig), "--namespace", served.name]
     here = ClusterPlatform.connect(place.Cluster(kubeconfig=served.cluster.kubeconfig, namespace=served.name))
     with here.calls as calls:
