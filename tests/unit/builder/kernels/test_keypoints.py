@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -16,7 +16,9 @@ TIE = 1e-5
 
 
 def upsampled(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return functional.interpolate(torch.from_numpy(heat)[None, None], size, mode="bicubic")[0, 0].numpy()
+    # In float32 torch's own rounding is ten times that of the kernel.
+    exact = torch.from_numpy(heat.astype(np.float64))[None, None]
+    return functional.interpolate(exact, size, mode="bicubic")[0, 0].numpy()
 
 
 def heads(n: int, k: int, h: int, w: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +37,7 @@ def heads(n: int, k: int, h: int, w: int, seed: int) -> tuple[np.ndarray, np.nda
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 3), st.integers(1, 4), st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**32 - 1))
+@example(n=2, k=4, h=56, w=6, seed=3_614_105_102)
 def test_points_are_the_first_peaks_of_the_upsampled_maps(n: int, k: int, h: int, w: int, seed: int) -> None:
     heatmaps, boxes = heads(n, k, h, w, seed)
 
