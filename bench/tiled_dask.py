@@ -42,7 +42,7 @@ def run(url: str, image: Path, out: Path, *, kill: bool) -> dict[str, Any]:
     answered: list[float] = []
     killed: list[float] = []
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster,
         distributed.Client(cluster) as workers,
         Client(url) as client,
     ):

@@ -186,7 +186,7 @@ def _cluster(scheduler: Any, in_flight: int) -> Iterator[Any]:
                 n_workers=LOCAL_WORKERS,
                 threads_per_worker=threads,
                 processes=True,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 local_directory=scratch,
                 scheduler_kwargs={"local_directory": scratch},
             ) as cluster,
