@@ -112,7 +112,9 @@ def test_a_dask_cluster_that_loses_a_worker_loses_no_tile(coins: Running, table_
     options = {"model": "coins", "tile": 256, "overlap": 128}
     half_way = threading.Event()
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0") as cluster,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0"
+        ) as cluster,
         distributed.Client(cluster) as workers,
         Client(coins.url) as client,
     ):

@@ -349,7 +349,9 @@ def test_the_workers_of_a_dask_cluster_write_the_same_files(client: Client, scen
     client.segment_tiled(tmp_path / "scene.npy", model="segments", out=tmp_path / "alone", **TILES)
 
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
+        ) as cluster,
         distributed.Client(cluster) as workers,
     ):
         options = TILES | {"in_flight": 4}
