@@ -69,9 +69,9 @@ def _postprocess(case: dict[str, Any]) -> Callable[[], object]:
     import numpy as np
 
     from segserve_builder.families.base import NetworkIO, TensorSpec
-    from segserve_builder.postprocess import Postprocess
     from segserve_builder.stages.base import Request
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
+    from segserve_builder.steps.postprocess import Postprocess
     from segserve_builder.values import Placement
 
     pipeline = Pipeline.model_validate(

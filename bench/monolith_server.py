@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from segserve_builder.tritonserver import Ports, sweep_shm
+from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
 from segserve_operator.adapters.local.triton import LOOPBACK, triton_command

@@ -15,6 +15,7 @@ import grimp
 PACKAGES: Final[Mapping[str, str]] = {
     "segserve": "client/src",
     "segserve_builder": "model_repo_builder/src",
+    "segserve_common": "model_repo_builder/src",
     "segserve_operator": "operator/src",
 }
 SCRIPT_ROOTS: Final = ("tests", ".")

@@ -15,7 +15,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from segserve.wire import BYTES, HEADER_LENGTH, InferAnswer, decode_http, decode_raw, pack_bytes
+from segserve_common.kserve import BYTES, HEADER_LENGTH, InferAnswer, decode_http, decode_raw, pack_bytes
 
 Protocol = Literal["http", "grpc"]
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("http", "grpc")

@@ -17,12 +17,12 @@ import httpx
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from segserve.transports.grpc import to_grpc
-from segserve.wire import encode_http
+from segserve_common.kserve import encode_http
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.wire import InferRequest
+    from segserve_common.kserve import InferRequest
 
 SERVICE = "inference.GRPCInferenceService"
 HEADER_LENGTH = "Inference-Header-Content-Length"

@@ -11,9 +11,9 @@ import supervision as sv
 from pycocotools import mask as coco
 
 from bench.closed_loop import measure
-from segserve.answers import read_result
-from segserve.types import ModelInfo
-from segserve.wire import InferAnswer, Tensor
+from segserve.calls.answers import read_result
+from segserve.results.base import ModelInfo
+from segserve_common.kserve import InferAnswer, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

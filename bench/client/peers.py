@@ -16,7 +16,7 @@ import tritonclient.http.aio as by_http_aio
 
 from bench.platform import MODELS
 from segserve import AsyncClient, Client
-from segserve.wire import HEADER_LENGTH, InferRequest, Tensor, decode_http, encode_http
+from segserve_common.kserve import HEADER_LENGTH, InferRequest, Tensor, decode_http, encode_http
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

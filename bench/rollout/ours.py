@@ -12,13 +12,13 @@ from bench.rollout.outcomes import Outcomes
 from bench.rollout.series import WEIGHTS
 from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
-from segserve_operator.core.evidence import Look
 from segserve_operator.core.gates import measured_gates
+from segserve_operator.core.gates.checks import Finding
+from segserve_operator.core.gates.evidence import Look
 from segserve_operator.core.gates.probe import probe_outcome
-from segserve_operator.core.inquiries import Finding
-from segserve_operator.core.phases import ENDED, Phase
-from segserve_operator.core.policy import engine_policy
-from segserve_operator.core.rollout import Heard, Progress, decide, watch, weights
+from segserve_operator.core.rollout.engine import Heard, Progress, decide, watch, weights
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_operator.core.rollout.policy import engine_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from bench.rollout.world import Counted, Floats, World
     from segserve_operator.core.gates.base import MeasuredGate
-    from segserve_operator.core.rollout import Policy
+    from segserve_operator.core.rollout.engine import Policy
 
 ALPHA: Final = 0.01
 PROBES_A_SECOND: Final = 4.0

@@ -8,9 +8,9 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import GoldenQualityGate
 from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.gates.checks import Finding, Scores
 from segserve_operator.core.gates.golden_quality import judge
-from segserve_operator.core.inquiries import Finding, Scores
-from segserve_operator.core.policy import golden_level
+from segserve_operator.core.rollout.policy import golden_level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

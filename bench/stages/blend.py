@@ -17,7 +17,7 @@ import numpy as np
 from bench.stages.case import Case, Peer
 from oracles.sliding_window import Monai, labels_row_by_row, weighted_sums
 from segserve_builder.stages.tile import Tile
-from segserve_builder.tiling import Plan, merged, stream
+from segserve_builder.steps.tiling import Plan, merged, stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -13,9 +13,9 @@ from scipy import ndimage
 
 from bench.stages.case import Case, Peer
 from bench.stages.paste import blobs, boxes
+from segserve_builder.imaging.polygons import polygons_json
 from segserve_builder.kernels.paste import paste_rles
 from segserve_builder.kernels.rle_reader import decode, decode_bitmap
-from segserve_builder.polygons import polygons_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

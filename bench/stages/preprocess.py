@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from bench.stages.case import Case, Peer
 from segserve_builder.families.base import TensorSpec
-from segserve_builder.pipeline import Input
-from segserve_builder.preprocess import Preprocess
-from segserve_builder.steps import PreprocessStep
+from segserve_builder.spec.model_spec import Input
+from segserve_builder.steps.pipeline import PreprocessStep
+from segserve_builder.steps.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,7 +20,7 @@ from score import HERE, InstanceScore, SemanticScore, score_instances, score_sem
 from step_times import Counters, StepTimes
 
 from segserve import Client, InstanceResult, SemanticResult
-from segserve.endpoint import Endpoint
+from segserve.calls.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from segserve_builder.in_process import InProcessModel
+from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.loading import load
 from segserve_operator.api.segmentation_model import SegmentationModel
 

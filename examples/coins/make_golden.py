@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from in_process import in_process, resources
 from score import InstanceScore, SemanticScore, score_instances, score_semantic, truth
 
-from segserve.masks import EncodedMask
-from segserve_builder.golden import GOLDEN_FILE, Tolerance, record
+from segserve.results.masks import EncodedMask
+from segserve_builder.golden.judging import GOLDEN_FILE, Tolerance, record
 from segserve_builder.stages.base import Request
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from in_process import RESOURCES, in_process, resources
 from PIL import Image
 
 from segserve import Detection, DetectionResult, InstanceResult, KeypointDetection, KeypointResult
-from segserve.answers import read_model_info, read_result
-from segserve.wire import InferAnswer, Tensor
-from segserve_builder.in_process import InProcessModel
+from segserve.calls.answers import read_model_info, read_result
 from segserve_builder.stages.base import Request
+from segserve_builder.steps.in_process import InProcessModel
+from segserve_common.kserve import InferAnswer, Tensor
 from segserve_operator.api.segmentation_model import SegmentationModel
 
 if TYPE_CHECKING:

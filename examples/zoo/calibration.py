@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from examples.zoo.offline import resampled
 from examples.zoo.world import draw_scenes
-from segserve_builder.calibration import fit_temperature
+from segserve_builder.golden.calibration import fit_temperature
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,7 @@ from examples.zoo.evaluate import Found, instance_figures, semantic_figures
 from examples.zoo.offline import Network
 from examples.zoo.variants import AS_IT_IS
 from segserve import Client, InstanceResult, SemanticResult
-from segserve_builder.calibration import confidence_and_correct, expected_calibration_error
+from segserve_builder.golden.calibration import confidence_and_correct, expected_calibration_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
 from examples.zoo.world import CLASSES
-from segserve.masks import EncodedMask
+from segserve.results.masks import EncodedMask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

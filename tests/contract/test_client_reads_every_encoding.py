@@ -9,17 +9,16 @@ import pytest
 from pycocotools import mask as coco
 from skimage import data, measure
 
-from segserve.answers import OUTPUTS, read_model_info, read_result
-from segserve.detections import DetectionResult, KeypointResult
-from segserve.instances import InstanceResult
-from segserve.panoptic import PanopticResult
-from segserve.semantic import SemanticResult
-from segserve.types import ENCODINGS
-from segserve.wire import InferAnswer, Tensor
-from segserve_builder.encode import encode
-from segserve_builder.pipeline import Input, ModelClass, Output, Runtime
+from segserve.calls.answers import OUTPUTS, read_model_info, read_result
+from segserve.results.base import ENCODINGS
+from segserve.results.detections import DetectionResult, KeypointResult
+from segserve.results.instances import InstanceResult
+from segserve.results.panoptic import PanopticResult
+from segserve.results.semantic import SemanticResult
+from segserve_builder.spec.model_spec import Input, ModelClass, Output, Runtime
 from segserve_builder.stages.base import Request
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.encode import encode
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import (
     Candidates,
     ClassMasks,
@@ -33,6 +32,7 @@ from segserve_builder.values import (
     Segment,
     Value,
 )
+from segserve_common.kserve import InferAnswer, Tensor
 
 if TYPE_CHECKING:
     from segserve.results import Result

@@ -31,7 +31,7 @@ from segserve import (
     WaitTimeoutError,
 )
 from segserve.resources import RolloutPhase, SegmentationModel, SegmentationRollout, TritonPool
-from segserve_operator.core.phases import Phase
+from segserve_operator.core.rollout.phases import Phase
 
 EXAMPLE = Path(__file__).parents[2] / "examples/coins/model.yaml"
 COINS: dict[str, Any] = next(yaml.safe_load_all(EXAMPLE.read_text()))

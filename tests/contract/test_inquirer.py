@@ -13,10 +13,10 @@ import pytest
 from fakes.golden_pictures import order, tools_of
 from fakes.platform import Found
 from segserve_operator import service
-from segserve_operator.adapters.inquiries.kinds import KINDS
-from segserve_operator.adapters.inquiries.runner import Inquirer
+from segserve_operator.adapters.checks.kinds import KINDS
+from segserve_operator.adapters.checks.runner import Inquirer
 from segserve_operator.api.rollout_policy import WebhookGate
-from segserve_operator.core.inquiries import Finding, Inquiry
+from segserve_operator.core.gates.checks import Finding, Inquiry
 
 EVERY_S = 0.02
 GATE = WebhookGate(name="latency-budget", url="http://service.example/")

@@ -12,12 +12,12 @@ import pytest
 from fakes.kube_faults import Crash
 from fakes.rollout_evidence import STARTED_S, record, row, same, standing
 from fakes.stores import ClusterHarness, FileHarness, MemoryHarness
-from segserve_builder.names import canonical_json
+from segserve_builder.spec.names import canonical_json
 from segserve_operator.adapters.kube.api import ConflictError
-from segserve_operator.adapters.rollouts import OBJECT_BYTES
-from segserve_operator.core.observed import ModelStatus
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.record import Record
+from segserve_operator.core.models.observed import ModelStatus
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Record
+from segserve_operator.mapping.rollouts import OBJECT_BYTES
 
 Harness: TypeAlias = MemoryHarness | FileHarness | ClusterHarness
 Kept: TypeAlias = FileHarness | ClusterHarness

@@ -9,7 +9,7 @@ import pytest
 from fakes.platform import assigned
 from fakes.stores import FileHarness, MemoryHarness
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.observed import Candidate, Holder, ModelStatus, Roles, Statement
+from segserve_operator.core.models.observed import Candidate, Holder, ModelStatus, Roles, Statement
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ import pytest
 
 from fakes.gateway import running_gateway
 from fakes.platform import RecordedTraffic
-from segserve_operator.core.looks import look_between
+from segserve_operator.core.rollout.windows import look_between
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from segserve_operator.api.rollout_policy import (
     Slo,
     WebhookGate,
 )
-from segserve_operator.core.inquiries import Finding, Inquiry
-from segserve_operator.core.phases import ENDED, Phase
-from segserve_operator.core.record import Record, Standing
-from segserve_operator.core.replay import replay
+from segserve_operator.core.gates.checks import Finding, Inquiry
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_operator.core.rollout.record import Record, Standing
+from segserve_operator.core.rollout.replay import replay
 from segserve_operator.core.traffic import twin_of
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")

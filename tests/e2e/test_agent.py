@@ -12,7 +12,7 @@ import pytest
 from fakes.agent_group import Group, assigned, wait_for, with_golden, write_network
 from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
-from segserve_builder.tritonserver import shm_regions, sweep_shm
+from segserve_builder.render.tritonserver import shm_regions, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
 

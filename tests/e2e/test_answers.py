@@ -18,9 +18,9 @@ from examples.coins.in_process import in_process, resources
 from examples.coins.score import photograph, score_instances, score_semantic, truth
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, pixels, send
 from segserve import AsyncClient, Client, InstanceResult, SemanticResult
-from segserve.types import ENCODINGS, Encoding
-from segserve_builder.in_process import InProcessModel
+from segserve.results.base import ENCODINGS, Encoding
 from segserve_builder.stages.base import Request
+from segserve_builder.steps.in_process import InProcessModel
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 

@@ -32,7 +32,7 @@ from raw_inference import (
     send,
 )
 from segserve import AsyncClient, BadRequestError, Client, ModelNotFoundError, RequestTooLargeError
-from segserve.wire import HEADER_LENGTH, pack_bytes
+from segserve_common.kserve import HEADER_LENGTH, pack_bytes
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 

@@ -18,12 +18,12 @@ from bench.coins import variant
 from bench.platform import MODELS, Running
 from fakes.waiting import eventually
 from segserve_builder import sources
-from segserve_builder.golden import load
-from segserve_builder.pipeline import Golden
+from segserve_builder.golden.judging import load
 from segserve_builder.sources.access import LOCAL
-from segserve_operator.adapters.inquiries.gateway import InternalGateway
-from segserve_operator.adapters.inquiries.runner import Inquirer
-from segserve_operator.adapters.inquiries.tools import Tools
+from segserve_builder.spec.model_spec import Golden
+from segserve_operator.adapters.checks.context import Tools
+from segserve_operator.adapters.checks.gateway import InternalGateway
+from segserve_operator.adapters.checks.runner import Inquirer
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.resources import LocalResources
 from segserve_operator.adapters.traffic.internal import SOCKET
@@ -31,8 +31,8 @@ from segserve_operator.api.rollout_policy import GoldenQualityGate, ResourceGate
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.core.gates.asked import ASKED
 from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.gates.checks import Finding, Inquiry
 from segserve_operator.core.gates.probe import probe_outcome
-from segserve_operator.core.inquiries import Finding, Inquiry
 
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(180)]
 

@@ -31,7 +31,7 @@ from fakes.callers import COIN_PIXELS, PHOTO
 from fakes.waiting import HANG_S, until
 from fakes.watching import Watched, segserve
 from segserve import Client, SegserveError
-from segserve_builder.tritonserver import Ports, shm_regions, sweep_shm
+from segserve_builder.render.tritonserver import Ports, shm_regions, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
 from segserve_operator.adapters.local.step_environments import sweep_step_environments

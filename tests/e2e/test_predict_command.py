@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench.platform import Running
 from segserve import Client
-from segserve.masks import EncodedMask
+from segserve.results.masks import EncodedMask
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 

@@ -23,8 +23,8 @@ import tritonclient.http.aio
 from bench.platform import ROOT, Running
 from fakes.waiting import HANG_S
 from perf_analyzer import PerfAnalyzer, perf_analyzer
-from segserve.masks import EncodedMask
-from segserve.wire import pack_bytes
+from segserve.results.masks import EncodedMask
+from segserve_common.kserve import pack_bytes
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 

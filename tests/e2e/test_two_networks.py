@@ -12,8 +12,8 @@ from bench.coins import variant, write
 from bench.platform import MODELS, Running, platform
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
 from segserve import Client, PanopticResult
-from segserve_builder.in_process import InProcessModel
 from segserve_builder.stages.base import Request
+from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.segmentation_model import SegmentationModel
 
 pytestmark = pytest.mark.platform

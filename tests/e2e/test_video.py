@@ -20,7 +20,7 @@ from bench.platform import Running, platform
 from examples.coins.in_process import InProcessModel, resources
 from examples.coins.score import photograph
 from segserve import AsyncClient, Client
-from segserve_builder.preprocess import NetworkInput
+from segserve_builder.steps.preprocess import NetworkInput
 from segserve_builder.values import Placement
 
 pytestmark = pytest.mark.platform

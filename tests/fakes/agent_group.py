@@ -23,8 +23,8 @@ from bench.ports import free_ports
 from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, Report
 from segserve_builder.agent.server import TritonServer
+from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources import folder_digest
-from segserve_builder.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.runtime import Runtime
 from segserve_operator.adapters.local.triton import runtime_environment, triton_command
 from suite_run import shm_prefix

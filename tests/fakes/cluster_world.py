@@ -39,7 +39,7 @@ from segserve_operator.adapters.kube.known_writes import KnownWrites
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.view import PoolKey, View, fill
 from segserve_operator.adapters.notify.notifier import Notifier
-from segserve_operator.passes import Outside, Passes
+from segserve_operator.reconciler import Outside, Passes
 from segserve_operator.rollout_metrics import RolloutMetrics
 
 NAMESPACE = "tests"

@@ -23,10 +23,10 @@ from segserve import AsyncClient, Client, Local
 from segserve.platforms.port import Platform
 from segserve_operator.adapters.local.files import StateFolder, replace_file, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.adapters.statuses import to_api
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
-from segserve_operator.core.observed import ModelStatus, Statement
-from segserve_operator.core.record import Record, Standing
+from segserve_operator.core.models.observed import ModelStatus, Statement
+from segserve_operator.core.rollout.record import Record, Standing
+from segserve_operator.mapping.statuses import to_api
 
 Json = dict[str, Any]
 API = "apis/segserve.dev/v1alpha1"

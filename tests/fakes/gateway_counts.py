@@ -10,7 +10,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from fakes.waiting import HANG_S
-from segserve_operator.core.counters import Count, Series, Tally
+from segserve_operator.core.rollout.counters import Count, Series, Tally
 
 if TYPE_CHECKING:
     from fakes.gateway import RunningGateway

@@ -16,13 +16,13 @@ from pycocotools import mask as coco
 
 from fakes.internal_gateway import InternalListener
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_builder.pipeline import Golden
 from segserve_builder.sources import folder_digest
 from segserve_builder.sources.access import LOCAL, Access
-from segserve_operator.adapters.inquiries.gateway import InternalGateway
-from segserve_operator.adapters.inquiries.tools import Tools
+from segserve_builder.spec.model_spec import Golden
+from segserve_operator.adapters.checks.context import Tools
+from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.core.inquiries import Inquiry, ResourceSample
+from segserve_operator.core.gates.checks import Inquiry, ResourceSample
 
 SIZE = (24, 32)
 STABLE, CANDIDATE = "coins-0000000001", "coins-0000000002"

@@ -9,7 +9,7 @@ from fakes.platform import assigned
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.observed import (
+from segserve_operator.core.models.observed import (
     Candidate,
     GroupObserved,
     Holder,
@@ -21,8 +21,8 @@ from segserve_operator.core.observed import (
     Statement,
     Wanted,
 )
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.record import Standing
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Standing
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan, TrafficState
 
 NOW_S = 1_000_020.0

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
-from segserve_builder.pipeline import Artifact, Input, ModelClass, Output, Runtime
-from segserve_builder.steps import Pipeline
-from segserve_operator.adapters.rollouts import HISTORY
+from segserve_builder.spec.model_spec import Artifact, Input, ModelClass, Output, Runtime
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.counters import Count, Sample, Series, Tally
-from segserve_operator.core.inquiries import Finding, Inquiry
-from segserve_operator.core.notices import Notice
-from segserve_operator.core.observed import (
+from segserve_operator.caches import Ledger
+from segserve_operator.core.gates.checks import Finding, Inquiry
+from segserve_operator.core.models.events import Notice
+from segserve_operator.core.models.observed import (
     GroupObserved,
     ModelObserved,
     ModelStatus,
@@ -24,9 +23,10 @@ from segserve_operator.core.observed import (
     ServerObserved,
     Wanted,
 )
-from segserve_operator.core.record import Record, Standing
+from segserve_operator.core.rollout.counters import Count, Sample, Series, Tally
+from segserve_operator.core.rollout.record import Record, Standing
 from segserve_operator.core.traffic import Endpoint, TrafficPlan, TrafficState
-from segserve_operator.ledger import Ledger
+from segserve_operator.mapping.rollouts import HISTORY
 from segserve_operator.service import Service
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.counters import Count, Hung, Moment, Series, Tally, Waiting
-from segserve_operator.core.evidence import EDGES_MS, Look
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.plain import canonical
-from segserve_operator.core.record import Decision, Record, Row, Standing
-from segserve_operator.core.rollout import Progress
+from segserve_operator.core.gates.evidence import EDGES_MS, Look
+from segserve_operator.core.rollout.counters import Count, Hung, Moment, Series, Tally, Waiting
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.plain import canonical
+from segserve_operator.core.rollout.record import Decision, Record, Row, Standing
 from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 STARTED_S = 1_790_000_000.0

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from segserve.cli.rollout.picture import Picture
-from segserve.platforms.rollouts.seen import Seen
-from segserve_operator.adapters.rollouts import manifest_of, status_of
-from segserve_operator.adapters.statuses import to_api
+from segserve.cli.rollout.render import Picture
+from segserve.platforms.rollouts.rollout_view import Seen
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.failure import Failure
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.observed import Candidate, Holder, ModelStatus, Roles
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.record import Decision, Record, Row, Standing
-from segserve_operator.core.rollout import Progress
+from segserve_operator.core.models.observed import Candidate, Holder, ModelStatus, Roles
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Decision, Record, Row, Standing
+from segserve_operator.mapping.rollouts import manifest_of, status_of
+from segserve_operator.mapping.statuses import to_api
 
 STABLE, CANDIDATE = "coins-f3ce7142e5", "coins-8d6f11d641"
 NAME = "coins-8d6f11d641-1"

@@ -17,7 +17,7 @@ from fakes.agent_group import end
 from fakes.waiting import HANG_S
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.cluster import secret
-from segserve_builder.tritonserver import Ports, sweep_shm
+from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.runtime import Runtime
 from segserve_operator.adapters.local.triton import triton_command
 from suite_run import shm_prefix

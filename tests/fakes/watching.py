@@ -14,7 +14,7 @@ import psutil
 
 from bench.platform import Running
 from fakes.waiting import until
-from segserve_builder.tritonserver import shm_regions
+from segserve_builder.render.tritonserver import shm_regions
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import shm_prefix

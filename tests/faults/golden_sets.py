@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segserve_builder.golden import GOLDEN_FILE, Tolerance, record
-from segserve_builder.in_process import InProcessModel
+from segserve_builder.golden.judging import GOLDEN_FILE, Tolerance, record
 from segserve_builder.sources.folder import LIST_SUFFIX, folder_digest
 from segserve_builder.stages.base import Request
+from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.loading import parse
 from segserve_operator.api.segmentation_model import SegmentationModel
 

@@ -23,9 +23,9 @@ from faults.plan import VARIABLE, Plan
 from faults.supervisor import CLOCK_STEP
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder, replace_file
-from segserve_operator.adapters.specs import wanted_of
-from segserve_operator.core.observed import Wanted
+from segserve_operator.core.models.observed import Wanted
 from segserve_operator.local_platform.supervisor import read_platform
+from segserve_operator.mapping.specs import wanted_of
 
 TIMEOUT_S: Final = 5
 """A request that is not answered by then fails: what hangs is known by that."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segserve_builder.tiling import Window
+from segserve_builder.steps.tiling import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch
 
-    from segserve_builder.tiling import Plan
+    from segserve_builder.steps.tiling import Plan
 
 PADDINGS = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
 

@@ -23,7 +23,7 @@ from segserve_builder.stages.detection_queries import DetectionQueries
 from segserve_builder.stages.instance_queries import InstanceQueries
 from segserve_builder.stages.panoptic_queries import PanopticQueries
 from segserve_builder.stages.semantic_queries import SemanticQueries
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Instances, Panoptic, Placement, Queries
 
 QUERIES, CLASSES = 14, 5

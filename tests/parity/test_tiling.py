@@ -14,9 +14,9 @@ from monai.inferers import sliding_window_inference
 from monai.inferers.utils import _get_scan_interval
 
 from oracles.sliding_window import PADDINGS, Monai
-from segserve_builder.inference import run
 from segserve_builder.stages.tile import Tile
-from segserve_builder.tiling import Plan, Window, merged, stream
+from segserve_builder.steps.inference import run
+from segserve_builder.steps.tiling import Plan, Window, merged, stream
 
 SIDES = st.integers(1, 60)
 TILES = st.integers(2, 40)

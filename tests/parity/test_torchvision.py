@@ -15,12 +15,12 @@ from pycocotools import mask as coco
 
 from oracles.debian import PYTHON, Debian
 from segserve_builder.families import FAMILIES
-from segserve_builder.in_process import InProcessModel
 from segserve_builder.kernels.keypoints import keypoints
 from segserve_builder.kernels.paste import paste_rles
-from segserve_builder.postprocess import postprocess_stages
 from segserve_builder.stages.base import Request
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.in_process import InProcessModel
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.postprocess import postprocess_stages
 from segserve_builder.values import Candidates, Instances, Keypoints, Placement
 
 ORACLES = Path(__file__).parents[1] / "oracles"

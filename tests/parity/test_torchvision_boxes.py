@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from oracles.debian import Debian
 from segserve_builder.families import FAMILIES
 from segserve_builder.kernels.nms import nms
-from segserve_builder.onnx_signature import read_signature
 from segserve_builder.stages.base import Request
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.onnx_signature import read_signature
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Placement
 
 ORACLES = Path(__file__).parents[1] / "oracles"

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from segserve.async_client import AsyncClient
+    from segserve.calls.credentials import Tls
+    from segserve.calls.hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent, RetryEvent
+    from segserve.calls.many import Failure
+    from segserve.calls.timeouts import Timeouts
     from segserve.client import Client
-    from segserve.credentials import Tls
-    from segserve.detections import DetectionResult, KeypointDetection, KeypointResult
     from segserve.errors import (
         AuthenticationError,
-        BadRequestError,
         ConnectionLostError,
         ConnectTimeoutError,
         DeadlineExceededError,
@@ -24,21 +25,14 @@ if TYPE_CHECKING:
         PermissionDeniedError,
         PlainHttpCredentialsError,
         PoolTimeoutError,
-        ProtocolError,
         RateLimitError,
         ReadTimeoutError,
         RequestTimeoutError,
         RequestTooLargeError,
-        SegserveError,
         ServerError,
         TlsError,
         WriteTimeoutError,
     )
-    from segserve.hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent, RetryEvent
-    from segserve.instances import Instance, InstanceResult
-    from segserve.many import Failure
-    from segserve.objects import Detection
-    from segserve.panoptic import PanopticResult, PanopticSegment
     from segserve.platforms.errors import (
         ConflictError,
         ControlError,
@@ -51,11 +45,15 @@ if TYPE_CHECKING:
         PlatformUnreachableError,
         WaitTimeoutError,
     )
-    from segserve.platforms.place import Cluster, Local
+    from segserve.platforms.platform_ref import Cluster, Local
     from segserve.results import Result
-    from segserve.semantic import SemanticResult
-    from segserve.timeouts import Timeouts
-    from segserve.types import ModelInfo, SegmentClass
+    from segserve.results.base import ModelInfo, SegmentClass
+    from segserve.results.detections import DetectionResult, KeypointDetection, KeypointResult
+    from segserve.results.instances import Instance, InstanceResult
+    from segserve.results.objects import Detection
+    from segserve.results.panoptic import PanopticResult, PanopticSegment
+    from segserve.results.semantic import SemanticResult
+    from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 
 __all__ = [
     "AsyncClient",

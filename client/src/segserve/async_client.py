@@ -8,29 +8,29 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from segserve.base_client import BaseClient
-from segserve.errors import SegserveError
-from segserve.frames import Course, course, segment_frame
-from segserve.images import image_tensor
-from segserve.many import Failure, check_many, each_of, in_order_async, outcome_async, pull
-from segserve.session import Flow, SegmentOptions, Wait
+from segserve.calls.frames import Course, course, segment_frame
+from segserve.calls.many import Failure, check_many, each_of, in_order_async, outcome_async, pull
+from segserve.calls.session import Flow, SegmentOptions, Wait
+from segserve.results.images import image_tensor
 from segserve.transports import AsyncTransport, open_async_transport
+from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterable
     from typing import Unpack
 
+    from segserve.calls.frames import FrameLike, StreamId, StreamPosition
+    from segserve.calls.many import OnError, SegmentKeywords
+    from segserve.calls.timeouts import Timeouts
     from segserve.control.async_models import AsyncModels, AsyncPools
     from segserve.control.async_rollouts import AsyncRollouts
-    from segserve.frames import FrameLike, StreamId, StreamPosition
-    from segserve.images import ImageLike
-    from segserve.many import OnError, SegmentKeywords
     from segserve.results import Result
+    from segserve.results.base import Encoding, ModelInfo
+    from segserve.results.images import ImageLike
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
     from segserve.tiled.progress import Progress
-    from segserve.timeouts import Timeouts
     from segserve.transports import Connection, TransportName
-    from segserve.types import Encoding, ModelInfo
-    from segserve.wire import Tensor
+    from segserve_common.kserve import Tensor
 
 T = TypeVar("T")
 

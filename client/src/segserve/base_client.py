@@ -7,23 +7,23 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from segserve.control.plane import Plane
-from segserve.credentials import Credentials, check_readers
-from segserve.endpoint import Endpoint
-from segserve.headers import checked_headers
-from segserve.hooks import SILENT, set_up_log
-from segserve.session import Policy, Session
-from segserve.telemetry import telemetry_of
-from segserve.timeouts import DEFAULT
+from segserve.calls.credentials import Credentials, check_readers
+from segserve.calls.endpoint import Endpoint
+from segserve.calls.headers import checked_headers
+from segserve.calls.hooks import SILENT, set_up_log
+from segserve.calls.session import Policy, Session
+from segserve.calls.telemetry import telemetry_of
+from segserve.calls.timeouts import DEFAULT
+from segserve.control.lazy_platform import Plane
 from segserve.transports import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve.control.plane import PlatformLike
-    from segserve.credentials import BearerToken, Tls
-    from segserve.hooks import Hooks
-    from segserve.timeouts import Timeouts
+    from segserve.calls.credentials import BearerToken, Tls
+    from segserve.calls.hooks import Hooks
+    from segserve.calls.timeouts import Timeouts
+    from segserve.control.lazy_platform import PlatformLike
     from segserve.transports import TransportName
 
 OpenT = TypeVar("OpenT")

@@ -33,7 +33,7 @@ from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.handlers import registry_of, settings_of
 from segserve_operator.health import health_server
 from segserve_operator.metrics import Metrics
-from segserve_operator.passes import Outside, Passes
+from segserve_operator.reconciler import Outside, Passes
 from segserve_operator.settings import Settings, SettingsError
 from segserve_operator.worker import Worker
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from segserve_operator.core.phases import ENDED, Phase
-from segserve_operator.core.rollout_notices import hold_of
+from segserve_operator.core.models.rollout_events import hold_of
+from segserve_operator.core.rollout.phases import ENDED, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from segserve_operator.core.record import Record, Standing
+    from segserve_operator.core.rollout.record import Record, Standing
 
 EXCESS: Final = "excess"
 """The number of a verdict that counts requests which went wrong because of the candidate."""

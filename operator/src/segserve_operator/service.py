@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Protocol
 
-from segserve_operator.core.actions import (
+from segserve_operator.caches import Ledger
+from segserve_operator.core.models.actions import (
     Action,
     Announce,
     Assign,
@@ -24,22 +25,27 @@ from segserve_operator.core.actions import (
     Tell,
     TellOfPool,
 )
-from segserve_operator.core.hearing import sampled_groups
-from segserve_operator.core.observed import Observed
-from segserve_operator.core.planning import decide, effects, intents
-from segserve_operator.ledger import Ledger
+from segserve_operator.core.models.inputs import sampled_groups
+from segserve_operator.core.models.observed import Observed
+from segserve_operator.core.models.planning import decide, effects, intents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from segserve_builder.agent.protocol import AssignedModel, Assignment
-    from segserve_operator.core.actions import Effect, Intent
-    from segserve_operator.core.counters import Sample
-    from segserve_operator.core.inquiries import Finding, Inquiry
-    from segserve_operator.core.notices import Notice
-    from segserve_operator.core.observed import GroupObserved, ModelObserved, ModelStatus, PoolObserved, PoolStatus
-    from segserve_operator.core.planning import Desired
-    from segserve_operator.core.record import Record, Standing
+    from segserve_operator.core.gates.checks import Finding, Inquiry
+    from segserve_operator.core.models.actions import Effect, Intent
+    from segserve_operator.core.models.events import Notice
+    from segserve_operator.core.models.observed import (
+        GroupObserved,
+        ModelObserved,
+        ModelStatus,
+        PoolObserved,
+        PoolStatus,
+    )
+    from segserve_operator.core.models.planning import Desired
+    from segserve_operator.core.rollout.counters import Sample
+    from segserve_operator.core.rollout.record import Record, Standing
     from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 WRITES_AT_ONCE: Final = 16

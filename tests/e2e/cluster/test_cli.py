@@ -18,7 +18,7 @@ from fakes.cluster import Cluster
 from fakes.served_namespace import ServedNamespace
 from fakes.waiting import HANG_S, until
 from segserve import Client, InvalidResourceError, NotFoundError
-from segserve.platforms import place
+from segserve.platforms import platform_ref as place
 from segserve.platforms.cluster.gateway import forwarded
 from segserve.platforms.cluster.platform import ClusterPlatform
 from segserve_builder.cluster.names import FINALIZER, MANAGED_LABELS, object_name

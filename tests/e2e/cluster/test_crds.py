@@ -12,9 +12,9 @@ import pytest
 from fakes.crd_api import CrdApi, Json, RefusedError, load
 from fakes.rollout_evidence import record, same
 from fakes.waiting import until
-from segserve_operator.adapters.rollouts import manifest_of, record_of, status_of
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.api.segmentation_model import SegmentationModelSpec
+from segserve_operator.mapping.rollouts import manifest_of, record_of, status_of
 
 pytestmark = pytest.mark.cluster
 

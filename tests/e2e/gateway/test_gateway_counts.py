@@ -15,7 +15,7 @@ from fakes.gateway_clients import Load, ask, by_grpc, by_http, served
 from fakes.waiting import HANG_S
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
-from segserve_operator.core.counters import Series
+from segserve_operator.core.rollout.counters import Series
 from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
 from segserve_operator.gateway_sync.sidecar import Sidecar
 

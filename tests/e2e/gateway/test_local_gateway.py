@@ -19,7 +19,7 @@ from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.gateway import LocalGateway
 from segserve_operator.adapters.traffic.internal import internal_client
 from segserve_operator.api.triton_pool import Gateway
-from segserve_operator.core.counters import Series
+from segserve_operator.core.rollout.counters import Series
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

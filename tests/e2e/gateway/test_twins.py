@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes.gateway_clients import Load, ask, served
-from segserve_operator.core.counters import Series
-from segserve_operator.core.looks import look_between
+from segserve_operator.core.rollout.counters import Series
+from segserve_operator.core.rollout.windows import look_between
 from segserve_operator.core.traffic import TrafficPlan, twin_of
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, Signature, TensorSpec
-from segserve_builder.postprocess import check_postprocess
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.decode_anchors import DecodeAnchors
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.values import Anchors, Placement
 
 IMAGE = TensorSpec("image", "FP32", (None, 3, None, None))

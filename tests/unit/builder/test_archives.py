@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from segserve_builder.errors import ArtifactMissingError, ArtifactTooLargeError, UnsafeArtifactError
-from segserve_builder.pipeline import Artifact
-from segserve_builder.repository import write_repository
+from segserve_builder.render.repository import write_repository
 from segserve_builder.sources.archives import SUFFIXES, is_archive, open_member, unpack
-from segserve_builder.steps import Pipeline
+from segserve_builder.spec.model_spec import Artifact
+from segserve_builder.steps.pipeline import Pipeline
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "coins"
 

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 from segserve_builder.errors import BadImageError
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.stages.base import Request
-from segserve_builder.step_options import NetOptions, PostOptions, PreOptions
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.step_options import NetOptions, PostOptions, PreOptions
 from segserve_builder.values import Placement
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve_builder.pipeline import Output
+    from segserve_builder.spec.model_spec import Output
 
 SHIMS = ("pre", "net", "post")
 IO = NetworkIO(
@@ -255,7 +255,7 @@ def fake_request(parameters: dict[str, Any], output: Output) -> Request:
 
 @pytest.fixture
 def post(log: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    fake = ModuleType("segserve_builder.postprocess")
+    fake = ModuleType("segserve_builder.steps.postprocess")
     fake.Postprocess, fake.request_from_parameters = FakePostprocess, fake_request
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     options = PostOptions(revision=PIPELINE.revision, pipeline=PIPELINE, stage_versions=(), family_version=1, io=IO)

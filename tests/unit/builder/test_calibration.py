@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special
 
-from segserve_builder.calibration import (
+from segserve_builder.golden.calibration import (
     confidence_and_correct,
     expected_calibration_error,
     fit_temperature,

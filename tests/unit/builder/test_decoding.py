@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import ImageOps
 
-from segserve_builder.decoding import decode_image
 from segserve_builder.errors import BadImageError
+from segserve_builder.imaging.decoding import decode_image
 
 RNG = np.random.default_rng(7)
 RGB = cv2.GaussianBlur(RNG.integers(0, 256, (23, 37, 3)).astype(np.uint8), (0, 0), 1.5)

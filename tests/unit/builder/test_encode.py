@@ -16,14 +16,14 @@ from scipy import ndimage, special
 from torch import from_numpy
 from torch.nn.functional import interpolate
 
-from segserve_builder.confidence import mean_confidence
-from segserve_builder.encode import encode
+from segserve_builder.imaging.confidence import mean_confidence
+from segserve_builder.imaging.png import default_colour, label_png
+from segserve_builder.imaging.polygons import outlines, polygons_json
 from segserve_builder.kernels.rle import Window, encode_bitmap
-from segserve_builder.png import default_colour, label_png
-from segserve_builder.polygons import outlines, polygons_json
-from segserve_builder.public_outputs import PUBLIC_OUTPUTS
 from segserve_builder.stages.base import Request
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.encode import encode
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS
 from segserve_builder.values import Instances, LabelMap, Logits, Placement
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2

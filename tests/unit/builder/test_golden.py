@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco
 
 from segserve_builder.errors import GoldenError
-from segserve_builder.golden import (
+from segserve_builder.golden.judging import (
     Case,
     Tolerance,
     builtin_image,

@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from segserve_builder.errors import PipelineError
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.inference import run, with_inference
 from segserve_builder.stages.tile import Tile
 from segserve_builder.stages.tta import Tta
-from segserve_builder.steps import Pipeline
-from segserve_builder.tiling import Plan, answers, merged, tiles
-from segserve_builder.views import views
+from segserve_builder.steps.inference import run, with_inference
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.tiling import Plan, answers, merged, tiles
+from segserve_builder.steps.views import views
 
 FLIPS: dict[str, tuple[int, ...]] = {"horizontal": (3,), "vertical": (2,), "both": (2, 3)}
 

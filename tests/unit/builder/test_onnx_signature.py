@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from segserve_builder.errors import ArtifactTooLargeError, SignatureError, UnsafeArtifactError
 from segserve_builder.families.base import TensorSpec
-from segserve_builder.onnx_signature import read_signature
+from segserve_builder.steps.onnx_signature import read_signature
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -196,7 +196,7 @@ def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_graph_of_more_nodes_than_a_network_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segserve_builder.onnx_signature.MAX_NODES", 3)
+    monkeypatch.setattr("segserve_builder.steps.onnx_signature.MAX_NODES", 3)
     nodes = [helper.make_node("Relu", ["x"], [f"y{number}"]) for number in range(3)]
     inner = helper.make_node("If", ["x"], ["y"], then_branch=branch_with(numpy_helper.from_array(np.zeros(1))))
 

@@ -11,16 +11,16 @@ from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.kernels.rle_reader import decode_bitmap
-from segserve_builder.pipeline import Output
-from segserve_builder.postprocess import (
+from segserve_builder.spec.model_spec import Output
+from segserve_builder.stages.base import Request
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.postprocess import (
     TASKS,
     Postprocess,
     check_postprocess,
     postprocess_stages,
     request_from_parameters,
 )
-from segserve_builder.stages.base import Request
-from segserve_builder.steps import Pipeline
 from segserve_builder.values import Placement
 
 INSTANCE = frozenset({"REVISION", "SIZE", "BOXES", "SCORES", "CLASSES", "MASKS"})

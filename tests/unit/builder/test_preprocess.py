@@ -9,11 +9,11 @@ import pytest
 
 from segserve_builder.errors import BadImageError, PipelineError
 from segserve_builder.families.base import TensorSpec
-from segserve_builder.pipeline import Input
-from segserve_builder.preprocess import Preprocess
-from segserve_builder.preprocess_rules import check_preprocess
+from segserve_builder.spec.model_spec import Input
 from segserve_builder.stages.base import Request
-from segserve_builder.steps import PreprocessStep, Step
+from segserve_builder.steps.pipeline import PreprocessStep, Step
+from segserve_builder.steps.preprocess import Preprocess
+from segserve_builder.steps.preprocess_rules import check_preprocess
 from segserve_builder.values import Image, Placement
 
 RNG = np.random.default_rng(11)
@@ -236,6 +236,6 @@ def test_options_are_read_without_numpy_or_opencv() -> None:
     import subprocess
     import sys
 
-    code = "import sys, segserve_builder.preprocess_rules; print({'numpy', 'cv2', 'PIL'} & set(sys.modules))"
+    code = "import sys, segserve_builder.steps.preprocess_rules; print({'numpy', 'cv2', 'PIL'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from segserve_builder.errors import PublishError, StepConflictError
-from segserve_builder.publish import publish, publish_tree, remove, replace, sweep
-from segserve_builder.tree import Tree
+from segserve_builder.render.publish import publish, publish_tree, remove, replace, sweep
+from segserve_builder.render.tree import Tree
 
 
 class Crash(BaseException):

@@ -10,7 +10,7 @@ import pytest
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, Signature, TensorSpec
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Candidates, HeatmapHeads, MaskHeads, NoHeads, Placement
 
 IMAGE = TensorSpec("image", "UINT8", (1, 3, None, None))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from segserve_builder import refinement
 from segserve_builder.errors import BadImageError
+from segserve_builder.imaging import refinement
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import Request, Stage
 from segserve_builder.stages.crf import Crf

@@ -15,11 +15,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from segserve_builder.errors import PipelineError, UnknownNameError
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.postprocess import Postprocess, check_postprocess
+from segserve_builder.render.tree import Network, Tree, render, with_network_alias
 from segserve_builder.stages.base import Request
-from segserve_builder.step_options import PARAMETER, PostOptions, PreOptions
-from segserve_builder.steps import Pipeline
-from segserve_builder.tree import Network, Tree, render, with_network_alias
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.postprocess import Postprocess, check_postprocess
+from segserve_builder.steps.step_options import PARAMETER, PostOptions, PreOptions
 from segserve_builder.values import Placement
 
 SEMANTIC_IO = NetworkIO(

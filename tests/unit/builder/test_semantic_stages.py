@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn import functional
 
-from segserve_builder.confidence import class_statistics, mean_confidence
 from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Signature, TensorSpec
+from segserve_builder.imaging.confidence import class_statistics, mean_confidence
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.calibrate import Calibrate
 from segserve_builder.stages.multi_label import MultiLabel
 from segserve_builder.stages.remove_small_regions import RemoveSmallRegions
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Candidates, LabelMap, Logits, NoHeads, Placement
 
 torch.set_num_threads(1)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from segserve_builder.errors import ArtifactMissingError, SignatureRejectedError
-from segserve_builder.pipeline import Artifact, Signature
-from segserve_builder.signatures import verify
 from segserve_builder.sources.access import LOCAL, Signatures
+from segserve_builder.sources.signatures import verify
+from segserve_builder.spec.model_spec import Artifact, Signature
 
 CONTENT = b"a network" * 1000
 

@@ -11,13 +11,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from segserve_builder.config import VERSION
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.step_options import MODEL_FILE
-from segserve_builder.steps import Pipeline
-from segserve_builder.target import EMBEDDED, Target
-from segserve_builder.tree import CONFIG_FILE, Tree, render, with_network_alias
+from segserve_builder.render.config import VERSION
+from segserve_builder.render.target import EMBEDDED, Target
+from segserve_builder.render.tree import CONFIG_FILE, Tree, render, with_network_alias
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.step_options import MODEL_FILE
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pbtxt-26.04-onnxruntime"
 ARTIFACT = Path("/cache/sha256/artifact")

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segserve_builder.config import postprocess_config
 from segserve_builder.errors import BadImageError, PipelineError
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.postprocess import Postprocess, check_postprocess
+from segserve_builder.render.config import postprocess_config
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.temporal_smoothing import History, TemporalSmoothing
-from segserve_builder.step_options import PostOptions
-from segserve_builder.steps import Pipeline
-from segserve_builder.streams import ENDS, STARTS, Frame, Streams, frame_number, smoothing_of
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.postprocess import Postprocess, check_postprocess
+from segserve_builder.steps.step_options import PostOptions
+from segserve_builder.steps.streams import ENDS, STARTS, Frame, Streams, frame_number, smoothing_of
 from segserve_builder.values import LabelMap, Logits, Placement
 
 HEIGHT, WIDTH = 5, 7

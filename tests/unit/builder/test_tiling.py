@@ -17,7 +17,7 @@ from oracles.sliding_window import weighted_sums
 from segserve_builder.errors import PipelineError
 from segserve_builder.kernels.blend import add_tile, divide_rows
 from segserve_builder.stages.tile import Tile
-from segserve_builder.tiling import Grid, Plan, Span, Window, answers, merged, stream, tiles
+from segserve_builder.steps.tiling import Grid, Plan, Span, Window, answers, merged, stream, tiles
 
 BLENDS = ("gaussian", "hann", "linear", "constant")
 PADDINGS: dict[str, dict[str, Any]] = {

@@ -14,9 +14,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from segserve_builder.errors import PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.step_options import PARAMETER, NetOptions, PostOptions, PreOptions
-from segserve_builder.steps import Pipeline
-from segserve_builder.tree import Tree, render, with_network_alias
+from segserve_builder.render.tree import Tree, render, with_network_alias
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.step_options import PARAMETER, NetOptions, PostOptions, PreOptions
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pbtxt"
 ARTIFACT = Path("/cache/sha256/artifact")

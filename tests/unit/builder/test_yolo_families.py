@@ -17,7 +17,7 @@ from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, Signature, TensorSpec
 from segserve_builder.stages.base import Request
 from segserve_builder.stages.crop_masks import CropMasks
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Candidates, Kind, Placement, PrototypeHeads
 
 IMAGE = TensorSpec("image", "FP32", (None, 3, 640, 640))

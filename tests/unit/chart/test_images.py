@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from segserve_builder.names import MODEL_NAME_PATTERN
+from segserve_builder.spec.names import MODEL_NAME_PATTERN
 from segserve_operator.settings import Settings
 
 REPOSITORY: Final = Path(__file__).parents[3]

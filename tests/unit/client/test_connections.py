@@ -33,8 +33,8 @@ from segserve import (
     Timeouts,
     WriteTimeoutError,
 )
-from segserve.hooks import Hooks
-from segserve.transports import lanes
+from segserve.calls.hooks import Hooks
+from segserve.transports import pool as lanes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,11 +16,11 @@ import requests
 import torch
 from PIL import Image
 
-from segserve.errors import BadRequestError
-from segserve.images import image_tensor, picture
-from segserve.pixels import fitted
-from segserve.types import PixelFormat
-from segserve_builder.decoding import decode_image
+from segserve.results.base import PixelFormat
+from segserve.results.images import image_tensor, picture
+from segserve.results.pixels import fitted
+from segserve_builder.imaging.decoding import decode_image
+from segserve_common.errors import BadRequestError
 
 from .conftest import png
 

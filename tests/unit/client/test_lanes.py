@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from segserve.transports import lanes
-from segserve.transports.lanes import _Idle
+from segserve.transports import pool as lanes
+from segserve.transports.pool import _Idle
 
 
 def kept(monkeypatch: pytest.MonkeyPatch) -> tuple[_Idle[str], list[float]]:

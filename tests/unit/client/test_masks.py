@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 from scipy import ndimage
 
-from segserve.errors import ProtocolError
-from segserve.masks import EncodedMask, read_png, run_lengths
+from segserve.results.masks import EncodedMask, read_png, run_lengths
+from segserve_common.errors import ProtocolError
 
 from .conftest import decoded, png, rle_counts
 

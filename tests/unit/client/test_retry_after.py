@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from segserve.retry_after import retry_after_s
+from segserve.calls.retry_after import retry_after_s
 
 NOON = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fakes.kserve import Asked
+from segserve.calls.session import REFETCH_S, ConfigRequest, Policy, SegmentOptions, Send, Session, Wait
+from segserve.calls.timeouts import Timeouts
 from segserve.errors import (
-    BadRequestError,
     ConnectionLostError,
     ConnectTimeoutError,
     DeadlineExceededError,
@@ -15,13 +16,11 @@ from segserve.errors import (
     OverloadedError,
     RateLimitError,
     RequestTimeoutError,
-    SegserveError,
     ServerError,
 )
-from segserve.session import REFETCH_S, ConfigRequest, Policy, SegmentOptions, Send, Session, Wait
-from segserve.timeouts import Timeouts
-from segserve.types import ModelInfo
-from segserve.wire import InferAnswer, InferRequest, Tensor
+from segserve.results.base import ModelInfo
+from segserve_common.errors import BadRequestError, SegserveError
+from segserve_common.kserve import InferAnswer, InferRequest, Tensor
 
 from .conftest import SEMANTIC, semantic_answer
 

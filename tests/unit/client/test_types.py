@@ -12,9 +12,9 @@ from pycocotools.coco import COCO
 
 from fakes.kserve import Asked, items
 from segserve import BadRequestError, InstanceResult, ModelInfo, ProtocolError, SegmentClass, SemanticResult
-from segserve.answers import read_model_info, read_result, wanted_outputs
-from segserve.drawing import palette
-from segserve.wire import InferAnswer, Tensor
+from segserve.calls.answers import read_model_info, read_result, wanted_outputs
+from segserve.rendering.drawing import palette
+from segserve_common.kserve import InferAnswer, Tensor
 
 from .conftest import (
     CLASSES,

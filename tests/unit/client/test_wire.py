@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-from segserve.errors import BadRequestError, ProtocolError
-from segserve.session import ConfigRequest
+from segserve.calls.session import ConfigRequest
 from segserve.transports.grpc import to_grpc
 from segserve.transports.http import to_http
-from segserve.wire import (
+from segserve_common.errors import BadRequestError, ProtocolError
+from segserve_common.kserve import (
     DTYPES,
     HEADER_LENGTH,
     InferRequest,

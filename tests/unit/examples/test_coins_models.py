@@ -9,7 +9,7 @@ from in_process import RESOURCES, in_process, resources
 from make_golden import PHOTOGRAPH, score_of
 from refresh import with_digests
 
-from segserve_builder.golden import compare, load
+from segserve_builder.golden.judging import compare, load
 from segserve_builder.stages.base import Request
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from examples.zoo.evaluate import (
     semantic_figures,
 )
 from examples.zoo.world import Scene, draw_scenes
-from segserve.masks import EncodedMask
-from segserve_builder.calibration import expected_calibration_error, rescaled
+from segserve.results.masks import EncodedMask
+from segserve_builder.golden.calibration import expected_calibration_error, rescaled
 
 SCENES = draw_scenes(6, 5)
 

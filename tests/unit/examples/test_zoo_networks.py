@@ -16,9 +16,9 @@ from examples.zoo.train import RECIPES
 from examples.zoo.training import HERE, WEIGHTS, Run
 from examples.zoo.variants import LEAST_SCORE, NMS_IOU, SEMANTIC, documents
 from examples.zoo.world import draw_scenes
-from segserve.masks import EncodedMask
-from segserve_builder.in_process import InProcessModel
+from segserve.results.masks import EncodedMask
 from segserve_builder.stages.base import Request
+from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.segmentation_model import SegmentationModel
 
 NAMES = pytest.mark.parametrize("name", NETWORKS)

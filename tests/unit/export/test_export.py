@@ -24,11 +24,11 @@ from segserve_builder.errors import ExportError
 from segserve_builder.export.graph import Shape, folded, largest_difference, write
 from segserve_builder.export.isolated import load_weights
 from segserve_builder.export.networks import Preparation, family_of, load
-from segserve_builder.golden import compare
-from segserve_builder.golden import load as load_golden
-from segserve_builder.in_process import InProcessModel
-from segserve_builder.onnx_signature import read_signature
+from segserve_builder.golden.judging import compare
+from segserve_builder.golden.judging import load as load_golden
 from segserve_builder.stages.base import Request
+from segserve_builder.steps.in_process import InProcessModel
+from segserve_builder.steps.onnx_signature import read_signature
 from segserve_operator.api.loading import load as load_resources
 
 PLAIN = Preparation(1 / 255, (0.0,), (1.0,))

@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.record import Decision, Record, Row, Standing
-from segserve_operator.core.rollout import Progress
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Decision, Record, Row, Standing
 from segserve_operator.rollout_metrics import RolloutMetrics
 
 NOW_S = 1000.0

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from segserve.cli.completion import known_models, model_names
-from segserve.cli.where import is_local, platform
+from segserve.cli.platform_options import is_local, platform
 from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError
 
 if TYPE_CHECKING:
-    from segserve.cli.where import Where
+    from segserve.cli.platform_options import Where
 
 ModelName = Annotated[str, typer.Argument(help="The model.", show_default=False, autocompletion=model_names)]
 ScoreThreshold = Annotated[float | None, typer.Option(help="Leave out what scores less.", show_default=False)]

@@ -13,8 +13,9 @@ import typer
 from segserve.cli.asking import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
 from segserve.cli.failures import CommandError
 from segserve.cli.files import IMAGES
-from segserve.cli.where import Where, somewhere
-from segserve.errors import ModelNotFoundError, SegserveError
+from segserve.cli.platform_options import Where, somewhere
+from segserve.errors import ModelNotFoundError
+from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -186,7 +187,7 @@ def result_folders(images: Sequence[Path], out: Path) -> dict[Path, Path]:
 
 def _checked(client: Client, model: str, form: Format, *, id_map: bool) -> bool:
     """Return whether the map of ids is needed; raises `CommandError` for a form that the model's answers lack."""
-    from segserve.tiled.records import kind_of
+    from segserve.tiled.tile_results import kind_of
 
     kind = kind_of(client.model_info(model))
     if form in OF_OBJECTS and kind == "semantic":
@@ -224,7 +225,7 @@ def _segment(
 
 
 def _found(result: TiledSemanticResult | TiledObjects) -> str:
-    from segserve.display import printable
+    from segserve.rendering.display import printable
     from segserve.tiled import TiledObjects
 
     height, width = result.size

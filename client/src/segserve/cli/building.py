@@ -22,7 +22,7 @@ def build(
 ) -> None:
     """Write the Triton model repository of some models, for those who run Triton themselves."""
     with needs("builder"):
-        from segserve_builder.repository import write_repository
+        from segserve_builder.render.repository import write_repository
         from segserve_operator.adapters.local.access import local_access
         from segserve_operator.adapters.local.files import cache_folder
         from segserve_operator.api.segmentation_model import SegmentationModel

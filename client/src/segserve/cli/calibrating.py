@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve_builder.in_process import InProcessModel
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.in_process import InProcessModel
+    from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.values import Logits
     from segserve_operator.api.segmentation_model import SegmentationModel
 
@@ -50,7 +50,7 @@ def calibrate(
 
     pairs = _pairs(images, labels)
     with needs("builder"):
-        from segserve_builder.calibration import (
+        from segserve_builder.golden.calibration import (
             confidence_and_correct,
             expected_calibration_error,
             fit_temperature,
@@ -110,7 +110,7 @@ def _chosen(files: list[Path], name: str | None) -> SegmentationModel:
 def _label_stage(pipeline: Pipeline) -> Any:
     """Return the stage that makes labels of logits, or None where the pipeline has none."""
     from segserve_builder.stages.argmax import Argmax
-    from segserve_builder.steps import named_postprocess
+    from segserve_builder.steps.pipeline import named_postprocess
 
     return next((stage for _, stage in named_postprocess(pipeline) if isinstance(stage, Argmax)), None)
 
@@ -121,7 +121,7 @@ def _labelled_pixels(
     """Yield the logits (N, C), the labels (N,) and the temperature, as it is now, of some pixels of each image."""
     import numpy as np
 
-    from segserve_builder.sampling import axes, logits_at
+    from segserve_builder.imaging.sampling import axes, logits_at
 
     pipeline = resource.spec.pipeline(resource.metadata.name)
     model, aligned = loaded(resource, pipeline), _label_stage(pipeline).align_corners
@@ -147,8 +147,8 @@ def _labelled_pixels(
 
 def loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
     """Return a resource's pipeline with its files, ready to answer in this process."""
-    from segserve_builder.in_process import InProcessModel
     from segserve_builder.sources import fetch
+    from segserve_builder.steps.in_process import InProcessModel
     from segserve_operator.adapters.local.access import local_access
     from segserve_operator.adapters.local.files import cache_folder
 
@@ -172,7 +172,7 @@ def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:
     from segserve_builder.families import FAMILIES
     from segserve_builder.stages.argmax import Argmax
     from segserve_builder.stages.base import Request
-    from segserve_builder.steps import named_postprocess
+    from segserve_builder.steps.pipeline import named_postprocess
 
     given = model.network_input(image.read_bytes())
     value: Any = FAMILIES[pipeline.family].read(model.raw(given), given.placement, pipeline)

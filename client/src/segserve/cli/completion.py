@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from segserve.cli.where import Where
+    from segserve.cli.platform_options import Where
 
 PATIENCE_S: Final = 1.0
 """How long somebody who has pressed a key waits for a cluster."""
@@ -33,7 +33,7 @@ def completion(
 
 def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the models of the platform that the line so far names; none where it does not answer at once."""
-    from segserve.cli.where import Where
+    from segserve.cli.platform_options import Where
 
     given = {key: ctx.params.get(key) for key in ("context", "namespace", "kubeconfig")}
     try:
@@ -45,7 +45,7 @@ def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def known_models(where: Where) -> list[str]:
     """Return the names of a platform's models; none where it cannot say them, or a cluster does not answer at once."""
-    from segserve.cli.where import is_local
+    from segserve.cli.platform_options import is_local
 
     try:
         return _names(where) if is_local(where) else _in_time(lambda: _names(where))
@@ -61,7 +61,7 @@ def family_names(incomplete: str) -> list[str]:
 
 
 def _names(where: Where) -> list[str]:
-    from segserve.cli.where import platform
+    from segserve.cli.platform_options import platform
 
     return [model["metadata"]["name"] for model in platform(where).models()]
 

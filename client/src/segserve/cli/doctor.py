@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from segserve.cli.environment import checks as own_checks
-from segserve.cli.where import Where, is_local, platform, somewhere
+from segserve.cli.platform_options import Where, is_local, platform, somewhere
 from segserve.errors import MissingExtraError
 
 if TYPE_CHECKING:

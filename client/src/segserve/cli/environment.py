@@ -100,8 +100,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _gateway(url: str) -> Check:
-    from segserve.endpoint import Endpoint
-    from segserve.errors import SegserveError
+    from segserve.calls.endpoint import Endpoint
+    from segserve_common.errors import SegserveError
 
     unset = f"unset {URL_VARIABLE}"
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from segserve.errors import SegserveError
 from segserve.platforms.extras import needs as needs
+from segserve_common.errors import SegserveError
 
 
 class CommandError(Exception):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve.cli.failures import CommandError
 from segserve.cli.files import IMAGES
-from segserve.errors import BadRequestError
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -18,12 +18,12 @@ from rich.text import Text
 
 from segserve.cli.completion import model_names
 from segserve.cli.failures import CommandError, needs
+from segserve.cli.platform_options import Where, is_local, platform, somewhere
 from segserve.cli.progress import models_table
 from segserve.cli.resources import seconds
-from segserve.cli.where import Where, is_local, platform, somewhere
 from segserve.platforms.local import POLL_S, LocalPlatform, local_store
 from segserve.platforms.manifests import read_files
-from segserve.platforms.place import Cluster
+from segserve.platforms.platform_ref import Cluster
 from segserve.platforms.port import MODEL, LogRequest
 from segserve.platforms.progress import progress
 from segserve.platforms.waiting import wait_serving

@@ -6,10 +6,10 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from segserve.errors import BadRequestError
-from segserve.instances import InstanceResult
-from segserve.panoptic import PanopticResult
-from segserve.semantic import SemanticResult
+from segserve.results.instances import InstanceResult
+from segserve.results.panoptic import PanopticResult
+from segserve.results.semantic import SemanticResult
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from pathlib import Path, PurePath

@@ -17,12 +17,9 @@ import typer
 from segserve.cli.asking import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
 from segserve.cli.failures import CommandError
 from segserve.cli.image_files import ImageFile, image_files, overlay_paths
-from segserve.cli.where import Where, somewhere
-from segserve.errors import (
-    BadRequestError,
-    ModelNotFoundError,
-    SegserveError,
-)
+from segserve.cli.platform_options import Where, somewhere
+from segserve.errors import ModelNotFoundError
+from segserve_common.errors import BadRequestError, SegserveError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -117,8 +114,8 @@ def predict(
     Images are asked for several at once and told in their order. One that fails does not hold up the others: it is
     named at the end, and the exit code is 1.
     """
+    from segserve.calls.many import SegmentKeywords
     from segserve.client import Client
-    from segserve.many import SegmentKeywords
 
     given = image_files(images, recursive=recursive)
     asked = Asked(overlay_paths(given, output), masks, coco=as_json or coco is not None)
@@ -144,7 +141,7 @@ def _outcomes(
     ask: Callable[[bytes], Result], images: Sequence[ImageFile], asked: Asked, in_flight: int
 ) -> Iterator[Outcome]:
     """Yield an outcome for each image, in order; raises what makes all fail, where that is seen at the first."""
-    from segserve.many import in_order
+    from segserve.calls.many import in_order
 
     answered = False
     calls = (partial(_outcome, ask, image, number, asked) for number, image in enumerate(images, 1))
@@ -205,7 +202,7 @@ def _print(image: ImageFile, result: Result, *, table: bool) -> None:
     if table:
         Console().print(result_table(Path(image.name), result))
         return
-    from segserve.display import printable, summary
+    from segserve.rendering.display import printable, summary
 
     found = ", ".join(
         " ".join(row[key] for key in ("count", "class", "share") if key in row) for row in summary(result)
@@ -215,7 +212,7 @@ def _print(image: ImageFile, result: Result, *, table: bool) -> None:
 
 def result_table(image: Path, result: Result) -> Table:
     """Return one image's table: a row a class, by number found or by area."""
-    from segserve.display import table
+    from segserve.rendering.display import table
 
     return table(result, image.name)
 
@@ -229,7 +226,7 @@ def _summary(
 
 
 def _write_coco(documents: list[dict[str, Any]], target: Path | None, *, print_it: bool) -> None:
-    from segserve.coco import merge
+    from segserve.exports.coco import merge
 
     text = json.dumps(merge(documents), indent=2)
     if print_it:

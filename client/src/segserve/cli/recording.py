@@ -79,7 +79,7 @@ def _folder(resource: SegmentationModel, output: Path | None) -> Path:
 
 def _clear(folder: Path) -> None:
     """Take away the images of the set before, and nothing else; one with labels is people's work, and stays."""
-    from segserve_builder.golden import GOLDEN_FILE, load
+    from segserve_builder.golden.judging import GOLDEN_FILE, load
 
     if not (folder / GOLDEN_FILE).exists():
         return

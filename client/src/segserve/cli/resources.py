@@ -16,9 +16,9 @@ from rich.measure import Measurement
 
 from segserve.cli.completion import model_names
 from segserve.cli.failures import CommandError, needs
+from segserve.cli.platform_options import Where, platform, somewhere
 from segserve.cli.progress import models_table
 from segserve.cli.views import description, pictures
-from segserve.cli.where import Where, platform, somewhere
 from segserve.platforms.manifests import read_files
 from segserve.platforms.port import MODEL, POOL
 from segserve.platforms.waiting import Gone, wait_for, wait_serving

@@ -33,7 +33,7 @@ def description(here: Platform, name: str) -> str:
     record = record_of_latest(here, model)
     if isinstance(here, LocalPlatform):
         return described(model, record)
-    from segserve.cli.cluster.story import story
+    from segserve.cli.cluster.describe import story
 
     return story(_cluster(here), model, record)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from segserve.control.rollouts import ANSWER_S, WAIT_S, RolloutList, Rollouts, standing, succeeded
 from segserve.control.typed import check_runs
 from segserve.control.waiting import wait_for
-from segserve.platforms.rollouts.seen import Ended
-from segserve.platforms.rollouts.verbs import Answered, outcome, requested
+from segserve.platforms.rollouts.actions import Answered, outcome, requested
+from segserve.platforms.rollouts.rollout_view import Ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from segserve.control.typed import check_runs, record, typed
 from segserve.platforms.errors import NotFoundError, NotServingError
-from segserve.platforms.rollouts.seen import Ended, is_written, no_rollout
-from segserve.platforms.rollouts.verbs import ask
+from segserve.platforms.rollouts.actions import ask
+from segserve.platforms.rollouts.rollout_view import Ended, is_written, no_rollout
 from segserve.platforms.waiting import wait_for
 from segserve_operator.api.rollout_status import RolloutPhase, RolloutStatus
 from segserve_operator.api.segmentation_model import SegmentationModel

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from segserve.errors import BadRequestError
 from segserve.platforms.errors import ControlError, InvalidResourceError, NoPlatformError, NotFoundError
 from segserve.platforms.manifests import read
 from segserve.platforms.port import MODEL
 from segserve.platforms.waiting import Gone, Serving
+from segserve_common.errors import BadRequestError
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.segmentation_model import SegmentationModel

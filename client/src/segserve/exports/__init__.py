@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve.errors import BadRequestError
-from segserve.panoptic import PanopticResult
+from segserve.results.panoptic import PanopticResult
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from segserve.types import Segmentation
+    from segserve.results.base import Segmentation
 
 
 @dataclass(frozen=True, slots=True)

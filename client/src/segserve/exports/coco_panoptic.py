@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segserve.coco import image_entry
-from segserve.palette import class_colour
+from segserve.exports.coco import image_entry
+from segserve.rendering.palette import class_colour
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve.panoptic import PanopticResult
+    from segserve.results.panoptic import PanopticResult
 
 
 def data_set(result: PanopticResult, *, image_id: int, file_name: str | None) -> tuple[dict[str, Any], bytes]:

@@ -7,17 +7,17 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from segserve.annotation import foreground
-from segserve.display import printable
-from segserve.errors import BadRequestError
-from segserve.palette import class_colour
+from segserve.rendering.display import printable
+from segserve.rendering.palette import class_colour
+from segserve.results.annotation import foreground
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from segserve.annotation import Annotation
-    from segserve.masks import Patch
-    from segserve.types import Segmentation, Shapes
+    from segserve.results.annotation import Annotation
+    from segserve.results.base import Segmentation, Shapes
+    from segserve.results.masks import Patch
 
 SCORE: Final = "score"
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from segserve.errors import BadRequestError
-from segserve.outlines import Part
+from segserve.results.outlines import Part
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from segserve.annotation import Annotation, Rectangle
-    from segserve.types import Segmentation
+    from segserve.results.annotation import Annotation, Rectangle
+    from segserve.results.base import Segmentation
 
 Json: TypeAlias = dict[str, Any]
 

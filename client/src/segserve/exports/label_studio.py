@@ -7,17 +7,17 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from segserve.annotation import foreground
-from segserve.display import printable
-from segserve.palette import class_colour
+from segserve.rendering.display import printable
+from segserve.rendering.palette import class_colour
+from segserve.results.annotation import foreground
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from segserve.annotation import Annotation
-    from segserve.types import Segmentation, Shapes
+    from segserve.results.annotation import Annotation
+    from segserve.results.base import Segmentation, Shapes
 
 Json: TypeAlias = dict[str, Any]
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from segserve.annotation import foreground
-from segserve.errors import BadRequestError
-from segserve.images import picture
-from segserve.outlines import through_centres
+from segserve.results.annotation import foreground
+from segserve.results.images import picture
+from segserve.results.outlines import through_centres
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.annotation import Annotation
-    from segserve.images import ImageLike
-    from segserve.masks import Patch
-    from segserve.types import Segmentation, Shapes
+    from segserve.results.annotation import Annotation
+    from segserve.results.base import Segmentation, Shapes
+    from segserve.results.images import ImageLike
+    from segserve.results.masks import Patch
 
 Json: TypeAlias = dict[str, Any]
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from supervision import Detections, KeyPoints
     from supervision.detection.compact_mask import CompactMask
 
-    from segserve.annotation import Annotation
-    from segserve.detections import KeypointResult
-    from segserve.types import Segmentation
+    from segserve.results.annotation import Annotation
+    from segserve.results.base import Segmentation
+    from segserve.results.detections import KeypointResult
 
 
 def detections(result: Segmentation, *, compact: bool) -> Detections:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from segserve.errors import SegserveError
+from segserve_common.errors import SegserveError
 
 INSTALL: Final = "helm install segserve charts/segserve --namespace segserve --create-namespace"
 REFUSED: Final = "the API server refuses it: "

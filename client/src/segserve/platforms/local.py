@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from segserve.platforms.manifests import Written
-    from segserve.platforms.place import Local
+    from segserve.platforms.platform_ref import Local
     from segserve_operator.adapters.local.store import LocalStore
 
 POLL_S: Final = 0.2

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from segserve.credentials import Tls
-from segserve.endpoint import is_loopback
-from segserve.errors import BadRequestError, MissingExtraError, PlainHttpCredentialsError
-from segserve.headers import API_KEY, AUTHORIZATION, secrets_among
+from segserve.calls.credentials import Tls
+from segserve.calls.endpoint import is_loopback
+from segserve.calls.headers import API_KEY, AUTHORIZATION, secrets_among
+from segserve.errors import MissingExtraError, PlainHttpCredentialsError
 from segserve.tiled.errors import WorkersLostError
 from segserve.tiled.maps import ZARR
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from segserve.tiled.grid import Tile
     from segserve.tiled.job import TileJob
     from segserve.tiled.maps import PixelMap
-    from segserve.tiled.records import Record
     from segserve.tiled.sources import PixelSource, SourcePath
+    from segserve.tiled.tile_results import Record
 
 LOCAL: Final = "local"
 LOCAL_WORKERS: Final = 2

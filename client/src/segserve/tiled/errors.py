@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segserve.errors import SegserveError
+from segserve_common.errors import SegserveError
 
 
 class ImageTooLargeError(SegserveError):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from segserve.annotation import Annotation
-from segserve.errors import BadRequestError, MissingExtraError
-from segserve.masks import EncodedMask
+from segserve.errors import MissingExtraError
+from segserve.results.annotation import Annotation
+from segserve.results.masks import EncodedMask
 from segserve.tiled.errors import ImageTooLargeError
 from segserve.tiled.files import MAX_DECODED_PIXELS
-from segserve.tiled.pieces import encode_intervals
 from segserve.tiled.results import TiledSemanticResult
+from segserve.tiled.tile_masks import encode_intervals
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve.tiled.merging import TiledObject
-    from segserve.tiled.pieces import LocalRle
     from segserve.tiled.results import TiledObjects
+    from segserve.tiled.tile_masks import LocalRle
 
 TIFF_TILE: Final = 512
 LARGEST_CLASSIC_TIFF: Final = 4_000_000_000

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from segserve.errors import BadRequestError, MissingExtraError
+from segserve.errors import MissingExtraError
 from segserve.tiled.errors import ImageTooLargeError
 from segserve.tiled.sources import ArraySource
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from pathlib import Path

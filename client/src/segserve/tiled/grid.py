@@ -7,7 +7,7 @@ from functools import cached_property
 from math import gcd
 from typing import TYPE_CHECKING, Final
 
-from segserve.errors import BadRequestError
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

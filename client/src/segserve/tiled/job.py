@@ -6,9 +6,9 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from segserve.errors import BadRequestError, ProtocolError
 from segserve.tiled.errors import RevisionChangedError
-from segserve.tiled.records import map_of, record_of
+from segserve.tiled.tile_results import map_of, record_of
+from segserve_common.errors import BadRequestError, ProtocolError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from segserve.results import Result
     from segserve.tiled.grid import Grid, Tile
     from segserve.tiled.maps import MapFile, PixelMap
-    from segserve.tiled.records import Record
     from segserve.tiled.sources import PixelSource
+    from segserve.tiled.tile_results import Record
 
 Send: TypeAlias = Literal["pixels", "png"]
 SENDS: Final[tuple[Send, ...]] = ("pixels", "png")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from segserve.tiled.grid import Window
-    from segserve.tiled.pieces import Piece
+    from segserve.tiled.tile_masks import Piece
 
 Id: TypeAlias = tuple[int, int]
 SAME: Final = 0.5

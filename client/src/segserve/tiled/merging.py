@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from segserve.tiled.grid import Window
-from segserve.tiled.pieces import LocalRle, decode, encode_intervals, intervals
+from segserve.tiled.tile_masks import LocalRle, decode, encode_intervals, intervals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve.tiled.grid import Grid
-    from segserve.tiled.pieces import Piece
+    from segserve.tiled.tile_masks import Piece
 
 # So wide a part of an object is drawn at once, whatever the size of the object.
 STRIP_PX: Final = 1024

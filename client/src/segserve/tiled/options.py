@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
-from segserve.errors import BadRequestError
 from segserve.tiled.job import SENDS
 from segserve.tiled.matching import SAME
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     import os

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from segserve.results.base import SegmentClass
 from segserve.tiled.checkpoint import read_json
 from segserve.tiled.errors import CheckpointError, ImageTooLargeError
 from segserve.tiled.merging import TiledObject
-from segserve.types import SegmentClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -9,27 +9,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve.tiled import finishing, outputs
+from segserve.tiled import outputs
+from segserve.tiled import stitching as finishing
 from segserve.tiled.checkpoint import SEGMENTS, Checkpoint, Manifest, write_json
 from segserve.tiled.errors import ImageTooLargeError
 from segserve.tiled.grid import Grid
 from segserve.tiled.job import Asked, TileJob
 from segserve.tiled.maps import NPY, ZARR, MapFile, labels_dtype
-from segserve.tiled.records import WITH_MAP, kind_of
 from segserve.tiled.results import IDS, LABELS, OBJECTS, RESULT, from_folder, in_memory
+from segserve.tiled.tile_results import WITH_MAP, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.tiled.finishing import Tally
+    from segserve.results.base import ModelInfo
     from segserve.tiled.grid import Tile
     from segserve.tiled.maps import PixelMap
     from segserve.tiled.options import Options
     from segserve.tiled.progress import Tick
-    from segserve.tiled.records import Record
     from segserve.tiled.results import TiledObjects, TiledSemanticResult
     from segserve.tiled.sources import PixelSource
-    from segserve.types import ModelInfo
+    from segserve.tiled.stitching import Tally
+    from segserve.tiled.tile_results import Record
 
 # A result without a folder is held in memory; beyond this it has to have one.
 MAX_PIXELS_IN_MEMORY: Final = 268_435_456

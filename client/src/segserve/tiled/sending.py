@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from segserve.tiled.grid import Tile
     from segserve.tiled.job import TileJob
     from segserve.tiled.maps import PixelMap
-    from segserve.tiled.records import Record
     from segserve.tiled.sources import PixelSource
+    from segserve.tiled.tile_results import Record
 
 
 def send_all(todo: Iterable[Tile], answer: Callable[[Tile], None], in_flight: int) -> None:

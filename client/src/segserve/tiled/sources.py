@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, runtime_check
 
 import numpy as np
 
-from segserve.errors import BadRequestError, MissingExtraError
+from segserve.errors import MissingExtraError
 from segserve.tiled.grid import Window
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

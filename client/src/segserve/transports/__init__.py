@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-from segserve.credentials import Credentials
-from segserve.errors import BadRequestError, MissingExtraError
+from segserve.calls.credentials import Credentials
+from segserve.errors import MissingExtraError
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from segserve.credentials import Tls
-    from segserve.endpoint import Endpoint
-    from segserve.session import Send
-    from segserve.types import ModelInfo
-    from segserve.wire import InferAnswer
+    from segserve.calls.credentials import Tls
+    from segserve.calls.endpoint import Endpoint
+    from segserve.calls.session import Send
+    from segserve.results.base import ModelInfo
+    from segserve_common.kserve import InferAnswer
 
 TransportName: TypeAlias = Literal["http", "grpc"]
 

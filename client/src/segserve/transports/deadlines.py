@@ -11,8 +11,8 @@ from segserve.errors import DeadlineExceededError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from segserve.endpoint import Endpoint
-    from segserve.session import Send
+    from segserve.calls.endpoint import Endpoint
+    from segserve.calls.session import Send
 
 
 @asynccontextmanager

@@ -11,31 +11,24 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from segserve.answers import REVISION_HEADER, read_model_info, read_pixel_format
-from segserve.credentials import Tls
-from segserve.errors import (
-    BadRequestError,
-    ConnectionLostError,
-    GatewayUnreachableError,
-    ProtocolError,
-    SegserveError,
-    TlsError,
-    grpc_error,
-)
-from segserve.retry_after import retry_after_s
-from segserve.session import ConfigRequest
+from segserve.calls.answers import REVISION_HEADER, read_model_info, read_pixel_format
+from segserve.calls.credentials import Tls
+from segserve.calls.retry_after import retry_after_s
+from segserve.calls.session import ConfigRequest
+from segserve.errors import ConnectionLostError, GatewayUnreachableError, TlsError, grpc_error
 from segserve.transports.deadlines import whole_time
 from segserve.transports.processes import check_open, check_process
-from segserve.wire import decode_raw
+from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
+from segserve_common.kserve import decode_raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.endpoint import Endpoint
-    from segserve.session import Send
+    from segserve.calls.endpoint import Endpoint
+    from segserve.calls.session import Send
+    from segserve.results.base import ModelInfo
     from segserve.transports import Connection
-    from segserve.types import ModelInfo
-    from segserve.wire import InferAnswer, InferRequest
+    from segserve_common.kserve import InferAnswer, InferRequest
 
 OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),

@@ -13,25 +13,26 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import httpx
 
-from segserve.answers import REVISION_HEADER, read_model_info, read_pixel_format
-from segserve.errors import BadRequestError, MissingExtraError, ProtocolError, http_error
-from segserve.pixels import PIXELS
-from segserve.retry_after import retry_after_s
-from segserve.session import ConfigRequest
+from segserve.calls.answers import REVISION_HEADER, read_model_info, read_pixel_format
+from segserve.calls.retry_after import retry_after_s
+from segserve.calls.session import ConfigRequest
+from segserve.errors import MissingExtraError, http_error
+from segserve.results.pixels import PIXELS
 from segserve.transports.deadlines import late, whole_time
 from segserve.transports.http_errors import phase_timeouts, typed_errors
-from segserve.transports.lanes import LIMITS, AsyncLanes, Lanes
+from segserve.transports.pool import LIMITS, AsyncLanes, Lanes
 from segserve.transports.processes import check_process
-from segserve.wire import HEADER_LENGTH, decode_http, encode_http, json_object, model_path
+from segserve_common.errors import BadRequestError, ProtocolError
+from segserve_common.kserve import HEADER_LENGTH, decode_http, encode_http, json_object, model_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from segserve.endpoint import Endpoint
-    from segserve.session import Send
+    from segserve.calls.endpoint import Endpoint
+    from segserve.calls.session import Send
+    from segserve.results.base import ModelInfo, PixelFormat
     from segserve.transports import Connection
-    from segserve.types import ModelInfo, PixelFormat
-    from segserve.wire import InferAnswer, InferRequest
+    from segserve_common.kserve import InferAnswer, InferRequest
 
 Arguments: TypeAlias = dict[str, Any]
 

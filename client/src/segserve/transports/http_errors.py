@@ -13,19 +13,18 @@ from segserve.errors import (
     ConnectTimeoutError,
     GatewayUnreachableError,
     PoolTimeoutError,
-    ProtocolError,
     ReadTimeoutError,
-    SegserveError,
     TlsError,
     WriteTimeoutError,
 )
 from segserve.transports.deadlines import late
+from segserve_common.errors import ProtocolError, SegserveError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.endpoint import Endpoint
-    from segserve.session import Send
+    from segserve.calls.endpoint import Endpoint
+    from segserve.calls.session import Send
 
 # Each phase's error, and the time that it keeps to.
 _PHASES: Final[dict[type[httpx.TimeoutException], tuple[type[SegserveError], str]]] = {

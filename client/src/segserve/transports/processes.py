@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from segserve.errors import BadRequestError, ForkedClientError
+from segserve.errors import ForkedClientError
+from segserve_common.errors import BadRequestError
 
 
 def check_process(made_in: int) -> None:

@@ -16,7 +16,7 @@ from segserve_builder.agent.state import (
     Serve,
     Unload,
 )
-from segserve_builder.names import STEP_PREFIX, network_alias
+from segserve_builder.spec.names import STEP_PREFIX, network_alias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,7 +17,7 @@ from segserve_builder.agent import decide
 from segserve_builder.agent.memory import CRASHES_ALLOWED, Memory
 from segserve_builder.agent.protocol import Assignment, ModelState, Report
 from segserve_builder.agent.state import LoadStep, Prepare, Probe, Prove, RepairStep, Serve, Told
-from segserve_builder.publish import sweep
+from segserve_builder.render.publish import sweep
 from segserve_builder.sources.eviction import Leases
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from segserve_builder.pipeline import Artifact, Frozen, Golden
-from segserve_builder.steps import Pipeline
+from segserve_builder.spec.model_spec import Artifact, Frozen, Golden
+from segserve_builder.steps.pipeline import Pipeline
 
 
 def _own_name(fields: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from segserve_builder.agent.server import ensemble_of
-from segserve_builder.names import STEP_PREFIX
-from segserve_builder.publish import CONFIG
+from segserve_builder.render.publish import CONFIG
+from segserve_builder.spec.names import STEP_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from segserve_builder.agent.state import Ensemble
-from segserve_builder.config import VERSION
+from segserve_builder.render.config import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segserve_builder.agent.protocol import AssignedModel
-    from segserve_builder.tree import Tree
+    from segserve_builder.render.tree import Tree
 
 READY = "READY"
 LOADING = "LOADING"

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from segserve_builder import golden, sources
+from segserve_builder import sources
 from segserve_builder.agent import triton_log
 from segserve_builder.agent.arrival import Arrival
 from segserve_builder.agent.server import ServerError, ServerLostError, ServerRefusedError, ServerSlowError
@@ -24,15 +24,16 @@ from segserve_builder.agent.state import (
     Unload,
 )
 from segserve_builder.errors import BuilderError, GoldenError, OtherVersionError
-from segserve_builder.pipeline import Signature
-from segserve_builder.postprocess import check_postprocess
-from segserve_builder.public_outputs import has_masks
-from segserve_builder.publish import publish, remove, replace
-from segserve_builder.repository import build_tree
+from segserve_builder.golden import judging as golden
+from segserve_builder.render.publish import publish, remove, replace
+from segserve_builder.render.repository import build_tree
+from segserve_builder.render.target import EMBEDDED
 from segserve_builder.sources.access import LOCAL
 from segserve_builder.sources.cache import folder_path, object_path
 from segserve_builder.sources.eviction import evict
-from segserve_builder.target import EMBEDDED
+from segserve_builder.spec.model_spec import Signature
+from segserve_builder.steps.postprocess import check_postprocess
+from segserve_builder.steps.public_outputs import has_masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
     from segserve_builder.agent.repository import Repository
     from segserve_builder.agent.server import Answer, TritonServer
     from segserve_builder.agent.state import Action, Ensemble, Told
-    from segserve_builder.pipeline import Artifact
+    from segserve_builder.render.target import Target
     from segserve_builder.sources.access import Access
-    from segserve_builder.steps import Pipeline
-    from segserve_builder.target import Target
+    from segserve_builder.spec.model_spec import Artifact
+    from segserve_builder.steps.pipeline import Pipeline
 
 Say: TypeAlias = "Callable[[str], None]"
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from segserve_builder.backend.responses import error_response, input_array, response
 from segserve_builder.errors import BadImageError
-from segserve_builder.session import NetworkSession
-from segserve_builder.step_options import MODEL_FILE, NetOptions
+from segserve_builder.steps.session import NetworkSession
+from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ class TritonPythonModel:
         self._session = NetworkSession(folder / MODEL_FILE, self._options)
         if self._options.inference:
             # With its kernels. A proof reaches one instance of several; another's first request is a caller's.
-            import_module("segserve_builder.tiling")
+            import_module("segserve_builder.steps.tiling")
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response a request, in order."""

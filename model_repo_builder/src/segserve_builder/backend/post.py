@@ -11,16 +11,16 @@ import numpy as np
 
 from segserve_builder.backend.responses import input_array, respond
 from segserve_builder.errors import BadImageError
-from segserve_builder.postprocess import Postprocess, request_from_parameters
-from segserve_builder.public_outputs import GEOMETRY, GUIDE, REVISION, network_output, second_output
-from segserve_builder.step_options import PostOptions
-from segserve_builder.streams import FRAME, Streams, frame_number, smoothing_of
+from segserve_builder.steps.postprocess import Postprocess, request_from_parameters
+from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, REVISION, network_output, second_output
+from segserve_builder.steps.step_options import PostOptions
+from segserve_builder.steps.streams import FRAME, Streams, frame_number, smoothing_of
 from segserve_builder.values import Placement
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.streams import Frame
+    from segserve_builder.steps.streams import Frame
 
 
 class TritonPythonModel:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segserve_builder.backend.responses import input_array, respond
-from segserve_builder.preprocess import Preprocess
-from segserve_builder.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
-from segserve_builder.step_options import PreOptions
+from segserve_builder.steps.preprocess import Preprocess
+from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
+from segserve_builder.steps.step_options import PreOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

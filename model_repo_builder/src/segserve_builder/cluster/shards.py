@@ -10,7 +10,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.cluster.names import SHARDS
-from segserve_builder.names import canonical_json
+from segserve_builder.spec.names import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,7 +16,7 @@ import psutil
 from segserve_builder.cluster import secret
 from segserve_builder.cluster.bounded_log import BoundedLog
 from segserve_builder.cluster.settings import TritonSettings
-from segserve_builder.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments, sweep_shm
+from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments, sweep_shm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import ExportError
-from segserve_builder.session import open_session
+from segserve_builder.steps.session import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,12 +12,12 @@ from segserve_builder.errors import ExportError
 from segserve_builder.export.accuracy import class_iou, label_map, object_iou
 from segserve_builder.export.graph import TOLERANCE, UNBATCHED, Shape, folded, largest_difference, write
 from segserve_builder.export.reduced import to_fp16, to_int8
-from segserve_builder.golden import GOLDEN_FILE, Tolerance, record
-from segserve_builder.in_process import InProcessModel
-from segserve_builder.public_outputs import has_masks
+from segserve_builder.golden.judging import GOLDEN_FILE, Tolerance, record
 from segserve_builder.sources import folder_digest
 from segserve_builder.stages.base import Request
-from segserve_builder.steps import Pipeline
+from segserve_builder.steps.in_process import InProcessModel
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.public_outputs import has_masks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

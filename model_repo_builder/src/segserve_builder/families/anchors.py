@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve_builder.families.base import Signature, TensorSpec
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.values import Placement
 
 LOGITS: Final = "cls_logits"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve_builder.stages.base import Stage
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.values import Kind, Placement, Value
 
 

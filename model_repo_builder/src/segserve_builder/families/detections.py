@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_builder.boxes import on_image
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
 from segserve_builder.families.signature import check_batch, described, described_all, image_input
+from segserve_builder.imaging.boxes import on_image
 from segserve_builder.values import Candidates, NoHeads, Placement
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve_builder.families.base import Signature, TensorSpec
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.values import Float32, Int32
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from segserve_builder.families.base import NetworkIO, Signature
     from segserve_builder.stages.base import Stage
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.values import Float32
 
 NAME: Final = "mask-rcnn"

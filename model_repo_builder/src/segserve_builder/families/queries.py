@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from segserve_builder.families.base import Signature, TensorSpec
     from segserve_builder.stages.base import Stage
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.values import Placement
 
 CLASSES: Final = "[batch, queries, classes + 1]"

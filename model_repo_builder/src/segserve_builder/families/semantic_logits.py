@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from segserve_builder.families.base import Signature
     from segserve_builder.stages.base import Stage
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
 
 SHAPE: Final = "[batch, classes, height, width]"
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from segserve_builder.families.base import Signature, TensorSpec
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
 
 IMAGE_DTYPES: Final = ("UINT8", "UINT16", "FP16", "FP32")
 CHANNELS: Final = {"RGB": 3, "GREY": 1}

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
-from segserve_builder.boxes import on_image
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
 from segserve_builder.families.signature import described, float_output, image_input
+from segserve_builder.imaging.boxes import on_image
 from segserve_builder.values import Candidates, NoHeads, PrototypeHeads
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve_builder.families.base import Signature, TensorSpec
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.values import Float32, Heads, Int32, Placement
 
 PROTOTYPES: Final = "[batch, coefficients, height, width]"

@@ -12,7 +12,7 @@ from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.tiling import Span, Window
+    from segserve_builder.steps.tiling import Span, Window
 
 _SUMS: Final = target(types.float32, 3)
 _CURVE: Final = source(types.float32, 1)

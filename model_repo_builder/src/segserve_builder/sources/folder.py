@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from segserve_builder.durable import sync_folder, writing
 from segserve_builder.errors import (
     ArtifactMissingError,
     ArtifactTooLargeError,
@@ -22,6 +21,7 @@ from segserve_builder.errors import (
 )
 from segserve_builder.sources import archives
 from segserve_builder.sources.cache import Arriving, copy_hashed, folder_path, partial_path
+from segserve_common.files import sync_folder, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -29,7 +29,7 @@ class Calibrate(Stage):
 
     def __call__(self, value: Logits | Candidates, request: Request) -> Logits | Candidates:
         """Return the value with another temperature or other scores."""
-        from segserve_builder.calibration import rescaled
+        from segserve_builder.golden.calibration import rescaled
 
         if isinstance(value, Logits):
             return replace(value, temperature=value.temperature * self.temperature)

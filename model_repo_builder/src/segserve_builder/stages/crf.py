@@ -63,8 +63,8 @@ class Crf(Stage):
     def __call__(self, value: Logits, request: Request) -> Logits:
         """Return the refined logits; raises `BadImageError` where the image is too large for it."""
         from segserve_builder.errors import BadImageError
+        from segserve_builder.imaging.refinement import checked_guide
         from segserve_builder.kernels.crf_lattice import LatticeTooLargeError
-        from segserve_builder.refinement import checked_guide
 
         guide = checked_guide(value)
         try:
@@ -73,8 +73,8 @@ class Crf(Stage):
             raise BadImageError(f"the CRF cannot take this image: {error}") from error
 
     def _exact(self, value: Logits, guide: UInt8) -> Logits:
+        from segserve_builder.imaging.refinement import Labels
         from segserve_builder.kernels.crf import refine
-        from segserve_builder.refinement import Labels
 
         height, width = guide.shape[:2]
         labels = Labels.of(value, height, width, self._least)
@@ -87,10 +87,10 @@ class Crf(Stage):
         import cv2
         import numpy as np
 
+        from segserve_builder.imaging.refinement import Labels
+        from segserve_builder.imaging.sampling import Axis
         from segserve_builder.kernels.crf import refine
         from segserve_builder.kernels.guided import guided_filter
-        from segserve_builder.refinement import Labels
-        from segserve_builder.sampling import Axis
 
         height, width = guide.shape[:2]
         low_height, low_width = (height + 1) // 2, (width + 1) // 2

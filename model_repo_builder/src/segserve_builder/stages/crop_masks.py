@@ -30,9 +30,9 @@ class CropMasks(Stage):
         """Return an instance for every candidate, in their order."""
         import numpy as np
 
+        from segserve_builder.imaging.probabilities import logit
+        from segserve_builder.imaging.sampling import axes
         from segserve_builder.kernels.masks import mask_rles
-        from segserve_builder.probabilities import logit
-        from segserve_builder.sampling import axes
 
         height, width = value.placement.height, value.placement.width
         heads = cast("PrototypeHeads", value.heads)

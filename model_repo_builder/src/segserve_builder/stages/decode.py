@@ -17,7 +17,7 @@ class Decode(Stage):
     """Decode JPEG, PNG, WebP or TIFF; images sent as PIXELS skip it.
 
     It happens with its defaults where a pipeline does not list it. Alpha is dropped;
-    `segserve_builder.decoding` says how grey and 16 bit are made. Raises `BadImageError`.
+    `segserve_builder.imaging.decoding` says how grey and 16 bit are made. Raises `BadImageError`.
     """
 
     takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ENCODED})
@@ -29,7 +29,7 @@ class Decode(Stage):
 
     def __call__(self, value: Encoded, request: Request) -> Image:
         """Return the pixels, of the colour and dtype that `value` asks for."""
-        from segserve_builder.decoding import decode_image
+        from segserve_builder.imaging.decoding import decode_image
 
         pixels = decode_image(
             value.data,

@@ -55,8 +55,8 @@ class DecodeAnchors(Stage):
         """Return the candidates, level by level or class by class, each best first."""
         import numpy as np
 
+        from segserve_builder.imaging.probabilities import logit, sigmoid, softmax
         from segserve_builder.kernels.top_scores import top_scores
-        from segserve_builder.probabilities import logit, sigmoid, softmax
 
         least = request.least_score(self.score_threshold)
         exclusive, classes = self.activation == "softmax", value.logits.shape[1]
@@ -80,7 +80,7 @@ class DecodeAnchors(Stage):
         """Return the boxes of some anchors, within the image, in pixels of the original image, float32 (N, 4)."""
         import numpy as np
 
-        from segserve_builder.boxes import on_image
+        from segserve_builder.imaging.boxes import on_image
 
         anchors, deltas = value.anchors[which], value.deltas[which] / np.array(self.weights, np.float32)
         sizes = anchors[:, 2:] - anchors[:, :2]

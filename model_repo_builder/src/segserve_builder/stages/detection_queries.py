@@ -30,7 +30,7 @@ class DetectionQueries(Stage):
         """Return the detections, best score first; boxes are not clipped to the image."""
         import numpy as np
 
-        from segserve_builder.probabilities import softmax
+        from segserve_builder.imaging.probabilities import softmax
 
         if value.boxes is None:
             raise SignatureError("the network's queries have masks and no boxes; take panopticQueries")

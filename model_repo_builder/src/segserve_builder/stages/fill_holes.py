@@ -42,7 +42,7 @@ class FillHoles(Stage):
 
     def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
         """Return the value with its holes filled."""
-        from segserve_builder.instance_masks import map_masks
+        from segserve_builder.imaging.instance_masks import map_masks
         from segserve_builder.kernels.holes import fill_holes
 
         if isinstance(value, LabelMap):

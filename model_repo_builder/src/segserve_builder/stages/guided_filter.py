@@ -41,10 +41,10 @@ class GuidedFilter(Stage):
         """Return the filtered logits; raises `BadImageError` where the image is too large for it."""
         from dataclasses import replace
 
+        from segserve_builder.imaging.refinement import Labels, checked_guide
+        from segserve_builder.imaging.sampling import Axis
         from segserve_builder.kernels.crf import softmax
         from segserve_builder.kernels.guided import guided_filter
-        from segserve_builder.refinement import Labels, checked_guide
-        from segserve_builder.sampling import Axis
 
         guide = checked_guide(value)
         height, width = guide.shape[:2]

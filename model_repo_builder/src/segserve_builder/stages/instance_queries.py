@@ -47,8 +47,8 @@ class InstanceQueries(Stage):
     def _exclusive(self, value: Queries, least: float) -> Instances:
         import numpy as np
 
+        from segserve_builder.imaging.query_masks import exclusive_segments
         from segserve_builder.kernels.rle import encode_bitmap
-        from segserve_builder.query_masks import exclusive_segments
 
         found = exclusive_segments(value, least, self.mask_threshold, self.overlap_threshold, (), self.mask_size)
         masks = tuple(encode_bitmap((found.ids == number).view(np.uint8)) for number in range(1, len(found.scores) + 1))
@@ -57,9 +57,9 @@ class InstanceQueries(Stage):
     def _overlapping(self, value: Queries, least: float) -> Instances:
         import numpy as np
 
+        from segserve_builder.imaging.probabilities import logit, sigmoid, softmax
+        from segserve_builder.imaging.query_masks import content, mask_logits, nearest_first
         from segserve_builder.kernels.blocks import nearest_rles
-        from segserve_builder.probabilities import logit, sigmoid, softmax
-        from segserve_builder.query_masks import content, mask_logits, nearest_first
 
         classes = softmax(value.logits)[:, :-1]
         pairs = np.argsort(-classes, axis=None, kind="stable")[: len(classes)]

@@ -31,7 +31,7 @@ class KeepLargest(Stage):
 
     def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
         """Return the value with one region a class or instance."""
-        from segserve_builder.instance_masks import map_masks
+        from segserve_builder.imaging.instance_masks import map_masks
         from segserve_builder.kernels.regions import keep_largest
 
         if isinstance(value, LabelMap):

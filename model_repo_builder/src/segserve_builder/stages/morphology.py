@@ -35,7 +35,7 @@ class Morphology(Stage):
 
     def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
         """Return the value with every mask changed."""
-        from segserve_builder.instance_masks import map_masks
+        from segserve_builder.imaging.instance_masks import map_masks
 
         change = self._on_bitmaps()
         if isinstance(value, LabelMap):

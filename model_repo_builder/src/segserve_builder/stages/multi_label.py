@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from segserve_builder.probabilities import logit
+from segserve_builder.imaging.probabilities import logit
 from segserve_builder.stages.base import Stage
 from segserve_builder.values import ClassMasks, Kind, Logits
 
@@ -38,8 +38,8 @@ class MultiLabel(Stage):
         """Return a mask for every channel; raises `PipelineError` where there are not as many thresholds."""
         import numpy as np
 
+        from segserve_builder.imaging.sampling import axes
         from segserve_builder.kernels.class_masks import class_masks
-        from segserve_builder.sampling import axes
 
         channels = len(value.values)
         limits = np.array(self.limits(channels), np.float32) * np.float32(value.temperature)

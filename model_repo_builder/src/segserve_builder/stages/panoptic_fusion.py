@@ -73,7 +73,7 @@ class PanopticFusion(Stage):
         """Write the label map's classes into what is left of `ids`, whose segments so far are `number`."""
         import numpy as np
 
-        from segserve_builder.confidence import mean_confidence
+        from segserve_builder.imaging.confidence import mean_confidence
         from segserve_builder.kernels.fusion import fill_free, free_areas
 
         classes = max(len(value.logits.values), 2)

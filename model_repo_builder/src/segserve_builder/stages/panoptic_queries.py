@@ -42,7 +42,7 @@ class PanopticQueries(Stage):
 
     def __call__(self, value: Queries, request: Request) -> Panoptic:
         """Return the segments of one image."""
-        from segserve_builder.query_masks import exclusive_segments
+        from segserve_builder.imaging.query_masks import exclusive_segments
 
         classes = range(value.logits.shape[1] - 1)
         stuff = [class_id for class_id in classes if class_id not in value.things] if value.things else []

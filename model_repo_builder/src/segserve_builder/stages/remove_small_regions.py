@@ -33,7 +33,7 @@ class RemoveSmallRegions(Stage):
 
     def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
         """Return the value without its small regions."""
-        from segserve_builder.instance_masks import map_masks
+        from segserve_builder.imaging.instance_masks import map_masks
         from segserve_builder.kernels.regions import drop_small
 
         if isinstance(value, LabelMap):

@@ -35,8 +35,8 @@ class SemanticQueries(Stage):
         """Return the scores, float32 (C, h, w), of the network's classes."""
         import numpy as np
 
-        from segserve_builder.probabilities import sigmoid, softmax
-        from segserve_builder.query_masks import mask_logits
+        from segserve_builder.imaging.probabilities import sigmoid, softmax
+        from segserve_builder.imaging.query_masks import mask_logits
 
         weights = np.ascontiguousarray(softmax(value.logits)[:, :-1].T)
         height, width = mask_logits(value, slice(0), self.mask_size)[0].shape[1:]

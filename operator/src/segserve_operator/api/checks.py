@@ -9,14 +9,14 @@ from pydantic_core import PydanticCustomError
 
 from segserve_builder.errors import PipelineError
 from segserve_builder.families import FAMILIES
-from segserve_builder.postprocess import check_postprocess, check_second
-from segserve_builder.preprocess_rules import check_preprocess
+from segserve_builder.steps.postprocess import check_postprocess, check_second
+from segserve_builder.steps.preprocess_rules import check_preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from segserve_builder.pipeline import ModelClass
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.spec.model_spec import ModelClass
+    from segserve_builder.steps.pipeline import Pipeline
 
 Item = TypeVar("Item")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from segserve_builder.pipeline import ModelClass
+    from segserve_builder.spec.model_spec import ModelClass
 
 
 def class_changes(stable: Sequence[ModelClass], new: Sequence[ModelClass]) -> list[str]:

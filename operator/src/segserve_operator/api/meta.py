@@ -18,8 +18,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from segserve_builder.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN
-from segserve_builder.pipeline import Frozen
+from segserve_builder.spec.model_spec import Frozen
+from segserve_builder.spec.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN
 
 API_GROUP: Final = "segserve.dev"
 API_VERSION: Final = "v1alpha1"

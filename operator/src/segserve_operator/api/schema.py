@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from segserve_builder.steps import PostprocessStep, PreprocessStep
+from segserve_builder.steps.pipeline import PostprocessStep, PreprocessStep
 from segserve_operator.api.meta import format_duration
 from segserve_operator.api.tagged_unions import merged
 

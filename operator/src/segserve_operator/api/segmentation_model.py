@@ -10,8 +10,8 @@ from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_va
 
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.families import FAMILIES
-from segserve_builder.pipeline import Artifact, Golden, Input, ModelClass, Output, Runtime
-from segserve_builder.steps import InferenceStep, Pipeline, PostprocessStep, PreprocessStep, SecondNetwork
+from segserve_builder.spec.model_spec import Artifact, Golden, Input, ModelClass, Output, Runtime
+from segserve_builder.steps.pipeline import InferenceStep, Pipeline, PostprocessStep, PreprocessStep, SecondNetwork
 from segserve_operator.api.checks import (
     check_class_ids,
     check_distinct,

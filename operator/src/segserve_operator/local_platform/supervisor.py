@@ -14,11 +14,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.tritonserver import sweep_shm
+from segserve_builder.render.tritonserver import sweep_shm
 from segserve_operator.adapters.bundles.local import LocalBundles
-from segserve_operator.adapters.inquiries.gateway import InternalGateway
-from segserve_operator.adapters.inquiries.runner import Inquirer
-from segserve_operator.adapters.inquiries.tools import Tools
+from segserve_operator.adapters.checks.context import Tools
+from segserve_operator.adapters.checks.gateway import InternalGateway
+from segserve_operator.adapters.checks.runner import Inquirer
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.access import local_access
 from segserve_operator.adapters.local.files import StateFolder, bound_log, replace_file
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segserve_operator.api.triton_pool import TritonPool
-    from segserve_operator.core.actions import Action
+    from segserve_operator.core.models.actions import Action
 
 POLL_S: Final = 0.1
 IDLE_PASS_S: Final = 1.0

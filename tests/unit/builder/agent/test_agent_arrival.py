@@ -16,8 +16,8 @@ from segserve_builder.agent.repository import Repository
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.agent.state import Look, Prepare, Told
 from segserve_builder.agent.work import Work
-from segserve_builder.pipeline import Artifact, Input, Output, Runtime
-from segserve_builder.steps import Pipeline
+from segserve_builder.spec.model_spec import Artifact, Input, Output, Runtime
+from segserve_builder.steps.pipeline import Pipeline
 
 MEGABYTE = 10**6
 

@@ -24,10 +24,10 @@ from segserve_builder.agent.state import (
     Told,
     Unload,
 )
-from segserve_builder.names import STEP_PREFIX, network_alias
-from segserve_builder.pipeline import Artifact, Golden, Input, Output, Runtime
-from segserve_builder.steps import Pipeline
-from segserve_builder.tree import Tree
+from segserve_builder.render.tree import Tree
+from segserve_builder.spec.model_spec import Artifact, Golden, Input, Output, Runtime
+from segserve_builder.spec.names import STEP_PREFIX, network_alias
+from segserve_builder.steps.pipeline import Pipeline
 
 
 def assigned(model: str, network: str = "1", *, expose: bool = False, golden: str | None = None) -> Told:

@@ -21,9 +21,9 @@ from segserve_builder.cluster.settings import AgentSettings, SettingsError, Trit
 from segserve_builder.cluster.shards import CONTENT_KEY, pack
 from segserve_builder.cluster.triton import arguments, environment
 from segserve_builder.errors import UnknownNameError
-from segserve_builder.pipeline import Artifact
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access, Credential
-from segserve_builder.steps import Pipeline
+from segserve_builder.spec.model_spec import Artifact
+from segserve_builder.steps.pipeline import Pipeline
 
 TRITON = {
     "SEGSERVE_TRITONSERVER": "/opt/tritonserver/bin/tritonserver",

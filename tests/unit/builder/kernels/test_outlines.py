@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from segserve_builder.imaging.polygons import outlines, polygons_json
 from segserve_builder.kernels.outlines import ring_json, simplified
 from segserve_builder.kernels.rle import Window
-from segserve_builder.polygons import outlines, polygons_json
 
 SEEDS = st.integers(0, 2**32 - 1)
 TOLERANCES = st.sampled_from([0.1, 0.5, 1.0, 2.5, 10.0, 100.0])

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from torch.nn import functional
 
+from segserve_builder.imaging.query_masks import nearest_first
+from segserve_builder.imaging.sampling import Axis, axes
 from segserve_builder.kernels.blocks import nearest_rles
 from segserve_builder.kernels.queries import rename, resample, winners
-from segserve_builder.query_masks import nearest_first
-from segserve_builder.sampling import Axis, axes
 from segserve_builder.values import Placement
 
 torch.set_num_threads(1)

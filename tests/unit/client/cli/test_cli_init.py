@@ -20,10 +20,10 @@ from segserve.cli.init.families import candidates
 from segserve.cli.init.guess import Wish, guess
 from segserve.cli.init.image_input import image_input
 from segserve.cli.init.network import read_network
-from segserve_builder.golden import GOLDEN_FILE, compare, load
-from segserve_builder.in_process import InProcessModel
+from segserve_builder.golden.judging import GOLDEN_FILE, compare, load
 from segserve_builder.sources import folder_digest
 from segserve_builder.stages.base import Request
+from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.loading import load as load_resources
 from segserve_operator.api.segmentation_model import SegmentationModel
 

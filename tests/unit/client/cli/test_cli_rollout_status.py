@@ -20,13 +20,13 @@ from rich.console import Console
 from fakes import rollout_records as records
 from segserve.cli.progress import models_table
 from segserve.cli.rollout import commands
-from segserve.cli.rollout.picture import Picture, bar, latency, span
 from segserve.cli.rollout.power import Outlook
+from segserve.cli.rollout.render import Picture, bar, latency, span
 from segserve.cli.rollout.status import follow
-from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.record import Row
+from segserve_operator.core.gates.evidence import EDGES_MS
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Row
 from segserve_operator.core.statistics.power import Preview
 from segserve_operator.core.statistics.power import Seen as Power
 

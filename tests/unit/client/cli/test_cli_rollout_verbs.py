@@ -19,8 +19,8 @@ from segserve.platforms.manifests import read_file
 from segserve.platforms.port import MODEL
 from segserve_operator.adapters.local.files import STATE_VARIABLE, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.core.observed import Holder, Roles
-from segserve_operator.core.phases import Phase
+from segserve_operator.core.models.observed import Holder, Roles
+from segserve_operator.core.rollout.phases import Phase
 
 from .conftest import MODELS, Command
 from .rollout_platform import RolloutPlatform

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from fakes.kube_http import CONFIG
-from segserve.cli.where import Where, is_local
+from segserve.cli.platform_options import Where, is_local
 from segserve.platforms.cluster.config import config_of
 from segserve.platforms.errors import NoPlatformError
-from segserve.platforms.place import Cluster
+from segserve.platforms.platform_ref import Cluster
 
 from .conftest import Command
 

@@ -20,8 +20,8 @@ from segserve import (
     SegmentClass,
     SemanticResult,
 )
-from segserve.masks import EncodedMask
 from segserve.results import Result
+from segserve.results.masks import EncodedMask
 
 GOLDEN = Path(__file__).parents[4] / "examples/coins/golden"
 HOSTILE = '<b>&"\u202e\x00\ud800[red]'

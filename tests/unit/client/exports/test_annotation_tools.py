@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from segserve.annotation import Annotation, foreground
+from segserve.results.annotation import Annotation, foreground
 
 from .results import MASKED, cases
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from segserve import KeypointResult, MissingExtraError, PanopticResult
-from segserve.masks import masks_of_labels
+from segserve.results.masks import masks_of_labels
 
 from ..conftest import decoded
 from .results import MASKED, cases

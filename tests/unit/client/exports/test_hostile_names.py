@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from segserve import Instance, InstanceResult, ProtocolError, SegmentClass, SemanticResult
-from segserve.display import printable
 from segserve.exports import FORMATS
 from segserve.exports.label_studio import labelling_config
-from segserve.masks import EncodedMask
+from segserve.rendering.display import printable
 from segserve.results import Result
+from segserve.results.masks import EncodedMask
 
 NAMES = (
     "<script>alert(1)</script>",

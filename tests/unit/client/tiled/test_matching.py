@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from segserve.masks import EncodedMask
+from segserve.results.masks import EncodedMask
 from segserve.tiled.grid import Grid
 from segserve.tiled.matching import Groups, matches
 from segserve.tiled.merging import Merged, merge
-from segserve.tiled.pieces import Patch, Piece, crop, encode, encode_intervals, intervals, is_whole, of_bitmap
-from segserve.tiled.sweeping import merged_objects
+from segserve.tiled.streaming_merge import merged_objects
+from segserve.tiled.tile_masks import Patch, Piece, crop, encode, encode_intervals, intervals, is_whole, of_bitmap
 
 GRID = Grid(192, 320, 128, 64)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.traffic.envoy_counts import Totals, parsed, pattern, tallies, tally
-from segserve_operator.core.counters import Count, Series, Tally
+from segserve_operator.core.rollout.counters import Count, Series, Tally
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
-from segserve_operator.core.counters import Count, Series, Tally
+from segserve_operator.core.rollout.counters import Count, Series, Tally
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

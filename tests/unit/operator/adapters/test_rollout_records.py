@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 
 from fakes.rollout_evidence import STARTED_S, decision, record, row, same, standing
-from segserve_builder.names import canonical_json
-from segserve_operator.adapters.packed_evidence import (
+from segserve_builder.spec.names import canonical_json
+from segserve_operator.api.segmentation_rollout import MAX_DECISIONS, MESSAGE_MAX_LENGTH
+from segserve_operator.core.gates.evidence import EDGES_MS
+from segserve_operator.core.rollout import decisions as core_decisions
+from segserve_operator.core.rollout.plain import canonical
+from segserve_operator.core.rollout.record import Record, Row
+from segserve_operator.mapping.packed_evidence import (
     CHUNK_ROWS,
     UnreadableRecordError,
     chunked_rows,
@@ -19,12 +24,7 @@ from segserve_operator.adapters.packed_evidence import (
     pack_rows,
     unpack_rows,
 )
-from segserve_operator.adapters.rollouts import OBJECT_BYTES, manifest_of, record_of, status_of
-from segserve_operator.api.segmentation_rollout import MAX_DECISIONS, MESSAGE_MAX_LENGTH
-from segserve_operator.core import decisions as core_decisions
-from segserve_operator.core.evidence import EDGES_MS
-from segserve_operator.core.plain import canonical
-from segserve_operator.core.record import Record, Row
+from segserve_operator.mapping.rollouts import OBJECT_BYTES, manifest_of, record_of, status_of
 
 NOW = datetime(2026, 9, 1, tzinfo=UTC)
 

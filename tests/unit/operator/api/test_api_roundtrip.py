@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_builder.pipeline import Artifact, Frozen, Golden, Input, ModelClass, Output, Provenance, Runtime
+from segserve_builder.spec.model_spec import Artifact, Frozen, Golden, Input, ModelClass, Output, Provenance, Runtime
 from segserve_operator.api.loading import dump, load
 from segserve_operator.api.meta import Condition, ConditionStatus, ObjectMeta
 from segserve_operator.api.rollout_policy import (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from segserve_operator.adapters.inquiries.cel_process import answer
+from segserve_operator.adapters.checks.cel_process import answer
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModelSpec

@@ -25,9 +25,9 @@ from segserve_operator.adapters.kube.view import PoolKey, selector
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.record import Decision, Record, Row
-from segserve_operator.core.rollout import Progress
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Decision, Record, Row
 
 VERDICT = Verdict("errorRate", Outcome.BREACH, "Worse", "9 of 60 failed", 1.0, {"candidate": 0.15})
 RECORD = Record(

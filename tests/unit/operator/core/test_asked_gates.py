@@ -19,8 +19,8 @@ from segserve_operator.api.rollout_policy import (
 from segserve_operator.core import gates
 from segserve_operator.core.gates.asked import ASKED
 from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.gates.checks import Finding, ResourceSample, Scores
 from segserve_operator.core.gates.probe import probe_outcome
-from segserve_operator.core.inquiries import Finding, ResourceSample, Scores
 
 POLICY = RolloutPolicy()
 LEVEL = 0.0025

@@ -28,16 +28,16 @@ from fakes.observed_models import (
 )
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.rollout_policy import Slo
-from segserve_operator.core import conditions
-from segserve_operator.core.conditions import ARTIFACT_REASONS, GOLDEN_REASONS, status_of
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.observed import ModelObserved, ModelStatus, Observed, Roles, Statement
-from segserve_operator.core.phases import ENDED, Phase
-from segserve_operator.core.record import Standing
-from segserve_operator.core.rolling import Rolled
-from segserve_operator.core.slo import Minute, SloWatch
+from segserve_operator.core.models import conditions
+from segserve_operator.core.models.advance import Rolled
+from segserve_operator.core.models.conditions import ARTIFACT_REASONS, GOLDEN_REASONS, status_of
+from segserve_operator.core.models.observed import ModelObserved, ModelStatus, Observed, Roles, Statement
+from segserve_operator.core.models.slo import Minute, SloWatch
+from segserve_operator.core.models.slots import GROUPS_AT_ONCE
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_operator.core.rollout.record import Standing
 from segserve_operator.core.traffic import TrafficState
-from segserve_operator.core.turns import GROUPS_AT_ONCE
 
 MAIN = group("main", FIRST)
 OWN = group(SECOND.revision, SECOND)

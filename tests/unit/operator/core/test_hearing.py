@@ -27,7 +27,7 @@ from fakes.observed_models import (
     world,
 )
 from segserve_builder.agent.protocol import ModelState
-from segserve_builder.pipeline import Golden
+from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import (
     ErrorRateGate,
     GoldenQualityGate,
@@ -38,14 +38,14 @@ from segserve_operator.api.rollout_policy import (
     WebhookGate,
 )
 from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.gates.checks import Finding, Scores
 from segserve_operator.core.gates.probe import LONGEST_S
-from segserve_operator.core.hearing import groups_of, hear, inquiries, is_about, sampled_groups, verdicts_with
-from segserve_operator.core.inquiries import Finding, Scores
-from segserve_operator.core.observed import ModelObserved, Observed, Roles
-from segserve_operator.core.phases import ENDED, Phase
-from segserve_operator.core.record import Record, Standing
-from segserve_operator.core.rollout import Progress
-from segserve_operator.core.slo import LOOK_S, SloWatch
+from segserve_operator.core.models.inputs import groups_of, hear, inquiries, is_about, sampled_groups, verdicts_with
+from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.models.slo import LOOK_S, SloWatch
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_operator.core.rollout.record import Record, Standing
 from segserve_operator.core.traffic import TrafficState, twin_of
 
 LABELLED = SECOND.model_copy(update={"golden": Golden(uri="file:///golden", sha256="a" * 64)})

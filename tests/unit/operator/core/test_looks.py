@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve_operator.core.counters import Count, Hung, Sample, Series, Tally
-from segserve_operator.core.evidence import EDGES_MS
-from segserve_operator.core.looks import Looked, look_between
-from segserve_operator.core.plain import from_plain, to_plain
+from segserve_operator.core.gates.evidence import EDGES_MS
+from segserve_operator.core.rollout.counters import Count, Hung, Sample, Series, Tally
+from segserve_operator.core.rollout.plain import from_plain, to_plain
+from segserve_operator.core.rollout.windows import Looked, look_between
 
 STABLE, CANDIDATE = Series("main", "http"), Series("coins-new", "http")
 T = 1_000_000.0

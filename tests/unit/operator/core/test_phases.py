@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segserve_operator.core.phases import ENDED, MOVES, Phase, Signal, legal, moved
+from segserve_operator.core.rollout.phases import ENDED, MOVES, Phase, Signal, legal, moved
 
 PROTECTIVE = (Signal.ABORT, Signal.BREACH)
 

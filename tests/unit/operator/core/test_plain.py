@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve_operator.core.plain import canonical, from_plain, to_plain
-from segserve_operator.core.rollout import Progress
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.plain import canonical, from_plain, to_plain
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from fakes.observed_models import (
 )
 from segserve_builder.agent.protocol import AssignedModel, ModelState
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.actions import (
+from segserve_operator.core.models.actions import (
     Action,
     Announce,
     Assign,
@@ -47,11 +47,18 @@ from segserve_operator.core.actions import (
     Tell,
     TellOfPool,
 )
-from segserve_operator.core.observed import GroupObserved, ModelObserved, Observed, PoolObserved, PoolStatus, Roles
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.planning import Desired, decide, effects, intents
-from segserve_operator.core.record import Record
-from segserve_operator.core.rollout import Progress
+from segserve_operator.core.models.observed import (
+    GroupObserved,
+    ModelObserved,
+    Observed,
+    PoolObserved,
+    PoolStatus,
+    Roles,
+)
+from segserve_operator.core.models.planning import Desired, decide, effects, intents
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.traffic import Route, TrafficPlan, TrafficState
 
 POLICY = RolloutPolicy(gates=())

@@ -9,7 +9,7 @@ import pytest
 
 from segserve_operator.api.rollout_policy import DEFAULT_GATES, GATES, BurnRateGate, ErrorRateGate, RolloutPolicy, Slo
 from segserve_operator.core.gates import MEASURED, measured
-from segserve_operator.core.policy import RULE_LEVEL, engine_policy, golden_level
+from segserve_operator.core.rollout.policy import RULE_LEVEL, engine_policy, golden_level
 
 TESTING = [kind for kind, entry in MEASURED.items() if not entry.is_rule]
 RULES = [kind for kind, entry in MEASURED.items() if entry.is_rule]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.observed import Candidate, Holder, Roles
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.record import Standing
-from segserve_operator.core.requests import (
+from segserve_operator.core.models.observed import Candidate, Holder, Roles
+from segserve_operator.core.models.requests import (
     MAX_HANDLED,
     PHASES,
     VERBS,
@@ -17,6 +15,8 @@ from segserve_operator.core.requests import (
     refusal,
     with_handled,
 )
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Standing
 
 OLD, NEW = "coins-1", "coins-2"
 ROLLING = Roles(Holder(OLD, "main", 0.0), Candidate(NEW, NEW, 0.0))

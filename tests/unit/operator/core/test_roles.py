@@ -25,14 +25,14 @@ from fakes.observed_models import (
 )
 from fakes.platform import assigned
 from segserve_builder.agent.protocol import AssignedModel, ModelState
-from segserve_builder.pipeline import Artifact, Golden
+from segserve_builder.spec.model_spec import Artifact, Golden
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.observed import ModelObserved, Observed, PoolObserved, Roles
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.roles import CLASSES_CHANGED, assigned_model, next_due_s, next_roles, settling
+from segserve_operator.core.models.observed import ModelObserved, Observed, PoolObserved, Roles
+from segserve_operator.core.models.roles import CLASSES_CHANGED, assigned_model, next_due_s, next_roles, settling
+from segserve_operator.core.models.slots import GROUPS_AT_ONCE, turns
+from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import TrafficState
-from segserve_operator.core.turns import GROUPS_AT_ONCE, turns
 
 POLICY = RolloutPolicy(gates=())
 AT_ONCE = RolloutPolicy(strategy="immediate", gates=())

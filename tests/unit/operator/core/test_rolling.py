@@ -26,14 +26,14 @@ from fakes.observed_models import (
 )
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, RolloutStep, Slo, WebhookGate
-from segserve_operator.core.counters import Count, Sample, Series, Tally
-from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.inquiries import Finding
-from segserve_operator.core.observed import GroupObserved, ModelObserved, Observed, Roles
-from segserve_operator.core.phases import ENDED, Phase
-from segserve_operator.core.record import Record, Standing
-from segserve_operator.core.rolling import SETTLED_S, WRITE_S, Rolled, is_due, roll, unchanged, with_inquiries
+from segserve_operator.core.gates.checks import Finding
+from segserve_operator.core.gates.evidence import EDGES_MS
+from segserve_operator.core.models.advance import SETTLED_S, WRITE_S, Rolled, is_due, roll, unchanged, with_inquiries
+from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, Roles
+from segserve_operator.core.rollout.counters import Count, Sample, Series, Tally
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_operator.core.rollout.record import Record, Standing
 
 BUDGET = WebhookGate(name="budget", url="http://budget.example/")
 POLICY = RolloutPolicy(gates=(ErrorRateGate(),))

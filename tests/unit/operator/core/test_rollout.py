@@ -7,9 +7,19 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from segserve_operator.core.evidence import Judgement, Look
-from segserve_operator.core.phases import Phase, Signal
-from segserve_operator.core.rollout import WAITS, Heard, OnUndecided, Policy, Progress, Step, decide, watch, weights
+from segserve_operator.core.gates.evidence import Judgement, Look
+from segserve_operator.core.rollout.engine import (
+    WAITS,
+    Heard,
+    OnUndecided,
+    Policy,
+    Progress,
+    Step,
+    decide,
+    watch,
+    weights,
+)
+from segserve_operator.core.rollout.phases import Phase, Signal
 
 POLICY = Policy(levels=(0.01,), tolerances=(0.005,), bake_s=60.0)
 FINE = Judgement(np.array(-3.0), np.array(False), np.array(False), np.array(True), np.array(1e-4), np.array(0.0))

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.record import Standing
-from segserve_operator.core.rollout_notices import hold_of, rollout_notices
+from segserve_operator.core.models.rollout_events import hold_of, rollout_notices
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Standing
 
 PENDING = Standing("coins-7f", "coins-r2", started_s=1000.0, since_s=1000.0)
 STEP = replace(PENDING, phase=Phase.PROGRESSING, step=0, weight=5, since_s=1010.0)

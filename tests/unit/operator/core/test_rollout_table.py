@@ -8,9 +8,19 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from segserve_operator.core.evidence import Judgement
-from segserve_operator.core.phases import ENDED, Phase, Signal
-from segserve_operator.core.rollout import WAITS, Heard, OnUndecided, Policy, Progress, Step, Wait, decide, with_pause
+from segserve_operator.core.gates.evidence import Judgement
+from segserve_operator.core.rollout.engine import (
+    WAITS,
+    Heard,
+    OnUndecided,
+    Policy,
+    Progress,
+    Step,
+    Wait,
+    decide,
+    with_pause,
+)
+from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
 
 NOW_S: Final = 1_000_000.0
 HOUR_S: Final = 3600.0

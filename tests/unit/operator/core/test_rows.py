@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve_operator.core.evidence import Look
-from segserve_operator.core.record import Row
-from segserve_operator.core.rows import kept, look_of, row_of
+from segserve_operator.core.gates.evidence import Look
+from segserve_operator.core.rollout.record import Row
+from segserve_operator.core.rollout.rows import kept, look_of, row_of
 
 
 def look(requests: tuple[int, int] = (9, 1), errors: tuple[int, int] = (1, 0)) -> Look:

@@ -8,12 +8,12 @@ import pytest
 
 from fakes.observed_models import FAILURE, FIRST, NOW_S, SECOND, candidate, group, holder, model, standing, world
 from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Slo
-from segserve_operator.core import self_test
-from segserve_operator.core.counters import Count, Sample, Series, Tally
-from segserve_operator.core.observed import ModelObserved, Roles
-from segserve_operator.core.phases import ENDED, Phase
-from segserve_operator.core.self_test import ROUND_S, SelfTest, self_tests
-from segserve_operator.core.slo import LOOK_S
+from segserve_operator.core.models import self_test
+from segserve_operator.core.models.observed import ModelObserved, Roles
+from segserve_operator.core.models.self_test import ROUND_S, SelfTest, self_tests
+from segserve_operator.core.models.slo import LOOK_S
+from segserve_operator.core.rollout.counters import Count, Sample, Series, Tally
+from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.traffic import twin_of
 
 POLICY = RolloutPolicy(self_test=True, gates=(ErrorRateGate(),))

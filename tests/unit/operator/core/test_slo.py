@@ -8,9 +8,8 @@ import pytest
 
 from fakes.observed_models import FIRST, NOW_S, SECOND, candidate, group, holder, model, world
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.counters import Count, Sample, Series, Tally
-from segserve_operator.core.observed import ModelObserved, Roles
-from segserve_operator.core.slo import (
+from segserve_operator.core.models.observed import ModelObserved, Roles
+from segserve_operator.core.models.slo import (
     BREACHED,
     LOOK_S,
     MET,
@@ -25,6 +24,7 @@ from segserve_operator.core.slo import (
     watches,
     word,
 )
+from segserve_operator.core.rollout.counters import Count, Sample, Series, Tally
 
 NOW = int(NOW_S // 60)
 SLO = Slo(p95_milliseconds=200.0)

@@ -10,7 +10,7 @@ import pytest
 
 from fakes.golden_pictures import Pictures, tools_of
 from fakes.internal_gateway import InternalListener
-from segserve_operator.adapters.inquiries.runner import Inquirer
+from segserve_operator.adapters.checks.runner import Inquirer
 
 
 @pytest.fixture

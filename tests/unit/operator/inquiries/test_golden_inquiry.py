@@ -16,19 +16,19 @@ from fakes.artifact_server import artifact_server
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, numbers, order, png, semantic, tools_of, truth
 from fakes.internal_gateway import internal_listener
 from segserve_builder.errors import GoldenError
-from segserve_builder.golden import Case, Labels, record
+from segserve_builder.golden.judging import Case, Labels, record
 from segserve_builder.sources.access import Access
-from segserve_operator.adapters.inquiries import golden
-from segserve_operator.adapters.inquiries.golden_images import (
+from segserve_operator.adapters.checks import golden
+from segserve_operator.adapters.checks.context import Tools
+from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.golden_images import (
     GoldenImage,
     fetched,
     labels_of_marks,
     nothing_of,
     regions_of,
 )
-from segserve_operator.adapters.inquiries.problem import InquiryError
-from segserve_operator.adapters.inquiries.tools import Tools
-from segserve_operator.core.inquiries import Finding
+from segserve_operator.core.gates.checks import Finding
 from segserve_operator.core.quality import score_objects
 
 Answering = Callable[[bytes], Any]

@@ -12,12 +12,12 @@ import pytest
 
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, order, tools_of
 from fakes.internal_gateway import internal_listener
-from segserve_operator.adapters.inquiries import golden, runner
-from segserve_operator.adapters.inquiries.kinds import KINDS
-from segserve_operator.adapters.inquiries.runner import Inquirer
+from segserve_operator.adapters.checks import golden, runner
+from segserve_operator.adapters.checks.kinds import KINDS
+from segserve_operator.adapters.checks.runner import Inquirer
 from segserve_operator.api.rollout_policy import ResourceGate
 from segserve_operator.core.gates.asked import ASKED
-from segserve_operator.core.inquiries import Finding
+from segserve_operator.core.gates.checks import Finding
 
 CHECK: dict[str, Any] = {"spec": ResourceGate(), "gate": "resource"}
 

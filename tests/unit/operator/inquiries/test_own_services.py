@@ -13,13 +13,13 @@ import pytest
 from aiohttp import web
 
 from fakes.golden_pictures import order, tools_of
-from segserve_operator.adapters.inquiries import promql, webhook
-from segserve_operator.adapters.inquiries.expressions import truth_of
-from segserve_operator.adapters.inquiries.problem import InquiryError
-from segserve_operator.adapters.inquiries.promql import filled, numbers_of
-from segserve_operator.adapters.inquiries.triton_queue import Queue, read_queue
+from segserve_operator.adapters.checks import promql, webhook
+from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.expressions import truth_of
+from segserve_operator.adapters.checks.promql import filled, numbers_of
+from segserve_operator.adapters.checks.triton_queue import Queue, read_queue
 from segserve_operator.api.rollout_policy import PromqlGate, WebhookGate
-from segserve_operator.core.inquiries import Finding
+from segserve_operator.core.gates.checks import Finding
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -10,11 +10,11 @@ import pytest
 
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, order, semantic, tools_of, truth
 from fakes.internal_gateway import InternalListener, internal_listener
-from segserve_builder.golden import builtin_image
-from segserve_operator.adapters.inquiries import probe
-from segserve_operator.adapters.inquiries.problem import InquiryError
+from segserve_builder.golden.judging import builtin_image
+from segserve_operator.adapters.checks import probe
+from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.core.gates.checks import Finding
 from segserve_operator.core.gates.probe import probe_outcome
-from segserve_operator.core.inquiries import Finding
 
 ROUNDS = 24
 

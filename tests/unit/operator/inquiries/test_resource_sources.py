@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from segserve_builder.cluster.names import GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
-from segserve_builder.tritonserver import Ports
+from segserve_builder.render.tritonserver import Ports
 from segserve_operator.adapters.kube import resources as cluster
 from segserve_operator.adapters.kube.api import PODS, Json
 from segserve_operator.adapters.kube.resources import ClusterResources
@@ -23,7 +23,7 @@ from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import GroupFolder
 from segserve_operator.adapters.local.resources import LocalResources
-from segserve_operator.core.inquiries import ResourceSample
+from segserve_operator.core.gates.checks import ResourceSample
 
 MIB = 2**20
 # Its child holds 64 MiB, as a step of Triton does.

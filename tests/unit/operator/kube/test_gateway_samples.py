@@ -13,7 +13,7 @@ from segserve_operator.adapters.kube.api import PODS
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.view import PoolKey
 from segserve_operator.adapters.samples import wire
-from segserve_operator.core.counters import Count, Series, Tally
+from segserve_operator.core.rollout.counters import Count, Series, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from segserve_operator.adapters.kube.troubles import trouble
+from segserve_operator.adapters.kube.pod_failures import trouble
 
 QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=4, limited: pods=4'
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from segserve_builder import tritonserver
-from segserve_builder.tritonserver import Ports
+from segserve_builder.render import tritonserver
+from segserve_builder.render.tritonserver import Ports
 from segserve_operator.adapters.local import triton
 from segserve_operator.adapters.local.runtime import Runtime
 

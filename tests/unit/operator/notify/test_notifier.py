@@ -20,9 +20,9 @@ from segserve_operator.adapters.notify.messages import Message, Secret, Target
 from segserve_operator.adapters.notify.notifier import WAITING, Notifier
 from segserve_operator.adapters.notify.targets import targets
 from segserve_operator.api.triton_pool import TritonPoolSpec
-from segserve_operator.core.notices import Notice
-from segserve_operator.core.phases import Phase
-from segserve_operator.core.record import Standing
+from segserve_operator.core.models.events import Notice
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Standing
 
 MESSAGE = Message(
     model="coins",

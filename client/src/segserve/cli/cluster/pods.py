@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from segserve.platforms.cluster.logs import short_name
-from segserve_operator.adapters.kube.troubles import trouble
+from segserve_operator.adapters.kube.pod_failures import trouble
 from segserve_operator.core.failure import Failure
 
 if TYPE_CHECKING:

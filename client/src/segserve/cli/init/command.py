@@ -74,7 +74,7 @@ def init(
 
 
 def _name(given: str | None, network: Path) -> str:
-    from segserve_builder.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN
+    from segserve_builder.spec.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN
 
     name = given or re.sub("[^a-z0-9]+", "-", network.stem.lower()).strip("-")[:MODEL_NAME_MAX_LENGTH].strip("-")
     if len(name) > MODEL_NAME_MAX_LENGTH or not re.fullmatch(MODEL_NAME_PATTERN, name):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from segserve.cli.init.image_input import ImageInput
     from segserve.cli.init.network import NetworkFile
     from segserve_builder.families.base import TensorSpec
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
 
 Reason = tuple[int, str]
 """How much something counts, and what it is."""
@@ -80,7 +80,7 @@ def misfit(family: str, network: NetworkFile, image: ImageInput, classes: int) -
 
 def pipeline_of(family: str, image: ImageInput, classes: int) -> Pipeline:
     """Return the least pipeline that has a family and a number of classes."""
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
 
     batch = 1 if image.batch == 1 or family in unbatched() else 8
     return Pipeline.model_validate(

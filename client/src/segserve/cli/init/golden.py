@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve.results import Result
-    from segserve_builder.in_process import InProcessModel
+    from segserve_builder.steps.in_process import InProcessModel
     from segserve_operator.api.segmentation_model import SegmentationModel
 
     Answer = Mapping[str, NDArray[Any]]
@@ -28,10 +28,10 @@ def write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) ->
     Other files of the folder stay.
     """
     from segserve_builder.export.writing import GOLDEN_TOLERANCE
-    from segserve_builder.golden import GOLDEN_FILE, record
-    from segserve_builder.public_outputs import has_masks
+    from segserve_builder.golden.judging import GOLDEN_FILE, record
     from segserve_builder.sources import folder_digest
     from segserve_builder.stages.base import Request
+    from segserve_builder.steps.public_outputs import has_masks
 
     request = Request(encoding="rle" if has_masks(model.task) else None)
     answers: list[tuple[Path, Answer]] = [
@@ -59,9 +59,9 @@ def write_previews(answers: Iterable[tuple[Path, Answer]], resource: Segmentatio
 
 def result_of(answer: Answer, resource: SegmentationModel) -> Result:
     """Return what the client would make of an answer."""
-    from segserve.answers import read_result
-    from segserve.types import ModelInfo, SegmentClass
-    from segserve.wire import InferAnswer, Tensor, pack_bytes
+    from segserve.calls.answers import read_result
+    from segserve.results.base import ModelInfo, SegmentClass
+    from segserve_common.kserve import InferAnswer, Tensor, pack_bytes
 
     revision = resource.assigned.revision
     tensors = {"REVISION": Tensor("REVISION", "BYTES", (1,), pack_bytes([revision.encode()]))}

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from segserve_builder.in_process import InProcessModel
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.in_process import InProcessModel
+    from segserve_builder.steps.pipeline import Pipeline
 
     Stage = Mapping[str, Any]
 
@@ -101,7 +101,7 @@ def guess(path: Path, sha256: str, images: Sequence[Path], wish: Wish) -> Guess:
 
 def pipeline_of(spec: Mapping[str, Any]) -> Pipeline:
     """Return the pipeline of a spec."""
-    from segserve_builder.steps import Pipeline
+    from segserve_builder.steps.pipeline import Pipeline
 
     parts = {key: spec[key] for key in ("family", "input", "classes", "preprocess", "postprocess", "runtime")}
     return Pipeline.model_validate(
@@ -111,7 +111,7 @@ def pipeline_of(spec: Mapping[str, Any]) -> Pipeline:
 
 def model_of(guessed: Guess) -> InProcessModel:
     """Return the guess, ready to answer in this process."""
-    from segserve_builder.in_process import InProcessModel
+    from segserve_builder.steps.in_process import InProcessModel
 
     return InProcessModel(pipeline_of(guessed.spec), guessed.network.path)
 
@@ -157,7 +157,7 @@ def _number(chosen: Candidate, network: NetworkFile, names: Names | None, runs: 
 
 def _labels(spec: Mapping[str, Any], network: NetworkFile, images: Sequence[Path]) -> list[int]:
     """Return the labels that a network of its own numbers gives for some images."""
-    from segserve_builder.in_process import InProcessModel
+    from segserve_builder.steps.in_process import InProcessModel
 
     model, seen = InProcessModel(pipeline_of(spec), network.path), set[int]()
     for image in images[:LABELLED]:
@@ -249,7 +249,7 @@ def _normalise(
 def _tried(
     network: NetworkFile, spec: Mapping[str, Any], resize: Said, normalise: Stage, images: Sequence[Path]
 ) -> float:
-    from segserve_builder.in_process import InProcessModel
+    from segserve_builder.steps.in_process import InProcessModel
 
     steps = [{"decode": {}}, *(resize.steps or ()), {"normalise": normalise}]
     return steadiness(InProcessModel(pipeline_of({**spec, "preprocess": steps}), network.path), images)

@@ -75,7 +75,7 @@ def read_network(path: Path) -> NetworkFile:
     import onnx
 
     from segserve_builder.families.signature import described_all
-    from segserve_builder.onnx_signature import read_signature
+    from segserve_builder.steps.onnx_signature import read_signature
 
     try:
         signature = read_signature(path)

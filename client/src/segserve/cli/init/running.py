@@ -23,7 +23,7 @@ class Runs:
 
     def __init__(self, network: NetworkFile, image: ImageInput) -> None:
         """Load the file; raises `CommandError` where ONNX Runtime does not, `ModuleNotFoundError` where it is none."""
-        from segserve_builder.session import open_session
+        from segserve_builder.steps.session import open_session
 
         self.image = image
         try:

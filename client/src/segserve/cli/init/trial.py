@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve_builder.in_process import InProcessModel
+    from segserve_builder.steps.in_process import InProcessModel
 
     Answer = Mapping[str, NDArray[Any]]
 
@@ -90,7 +90,7 @@ def _objects_agree(answer: Answer, mirrored: Answer) -> float:
     """Return the scores of objects that are found mirrored too, as a part of how many are found in each."""
     import numpy as np
 
-    from segserve_builder.golden import with_columns
+    from segserve_builder.golden.judging import with_columns
 
     mine, theirs = with_columns("the image", answer), with_columns("the image", mirrored)
     width = float(answer["SIZE"][1])

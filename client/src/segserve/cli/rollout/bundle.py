@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segserve.cli.failures import CommandError, needs
-from segserve.cli.where import Where, platform, somewhere
+from segserve.cli.platform_options import Where, platform, somewhere
 
 if TYPE_CHECKING:
     from segserve.platforms.port import Platform

@@ -12,14 +12,14 @@ from rich.console import Console
 
 from segserve.cli.completion import model_names
 from segserve.cli.failures import needs
+from segserve.cli.platform_options import Where, platform, somewhere
 from segserve.cli.resources import Format, seconds, wide_enough
 from segserve.cli.rollout.bundle import bundle
-from segserve.cli.where import Where, platform, somewhere
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from segserve_operator.core.record import Record
+    from segserve_operator.core.rollout.record import Record
 
 NOT_LIVE: Final = (Format.JSON, Format.YAML)
 
@@ -140,7 +140,7 @@ def _replay(record: Record, output: Format) -> None:
 
 def _what_if(record: Record, policy: Path, output: Format) -> None:
     from segserve.cli.rollout.replaying import policy_from_file, what_if_document, what_if_table
-    from segserve_operator.core.replay import what_if
+    from segserve_operator.core.rollout.replay import what_if
 
     other = what_if(record, policy_from_file(policy))
     if output in NOT_LIVE:
@@ -218,5 +218,5 @@ def skip_gate(
 
 def _ask(where: Where, name: str, verb: str, timeout: str, *, gate: str = "") -> None:
     with needs("local"):
-        from segserve.platforms.rollouts.verbs import ask
+        from segserve.platforms.rollouts.actions import ask
     typer.echo(ask(platform(where), name, verb, gate=gate, timeout_s=seconds(timeout)))

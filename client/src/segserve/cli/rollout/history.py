@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final
 from rich.markup import escape
 from rich.table import Table
 
-from segserve.cli.rollout.picture import COLOURS, span
-from segserve.platforms.rollouts.seen import is_written, record_of
-from segserve_operator.core.phases import ENDED, Phase
+from segserve.cli.rollout.render import COLOURS, span
+from segserve.platforms.rollouts.rollout_view import is_written, record_of
+from segserve_operator.core.rollout.phases import ENDED, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from segserve.platforms.port import Json, Platform
-    from segserve_operator.core.record import Record
+    from segserve_operator.core.rollout.record import Record
 
 COLUMNS: Final = ("ROLLOUT", "MODEL", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "AGE", "TOOK")
 

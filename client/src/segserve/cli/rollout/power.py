@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from segserve.cli.failures import CommandError
-from segserve.cli.rollout.picture import span
+from segserve.cli.rollout.render import span
 from segserve.platforms.manifests import read_files
 from segserve_operator.api.rollout_policy import Slo, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segserve_operator.api.rollout_policy import RolloutPolicy
-    from segserve_operator.core.record import Record
+    from segserve_operator.core.rollout.record import Record
     from segserve_operator.core.statistics.power import Preview
 
 MINUTES: Final = 10.0

@@ -13,17 +13,17 @@ from rich.table import Table
 from segserve.cli.failures import CommandError
 from segserve.cli.rollout.status import decision_document, stamp
 from segserve.platforms.port import ROLLOUT
-from segserve.platforms.rollouts.seen import chunked_rows, record_of, standing_of
-from segserve_operator.adapters.packed_evidence import CHUNK_ROWS
+from segserve.platforms.rollouts.rollout_view import chunked_rows, record_of, standing_of
 from segserve_operator.api.rollout_policy import RolloutPolicy
-from segserve_operator.core.replay import replay
+from segserve_operator.core.rollout.replay import replay
+from segserve_operator.mapping.packed_evidence import CHUNK_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from segserve.platforms.port import Json, Platform
-    from segserve_operator.core.record import Record
-    from segserve_operator.core.replay import Replayed, WhatIf
+    from segserve_operator.core.rollout.record import Record
+    from segserve_operator.core.rollout.replay import Replayed, WhatIf
 
 FILES: Final = (".json", ".yaml", ".yml")
 

@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.text import Text
 
 from segserve.cli.resources import REFRESH_S, wide_enough
-from segserve.cli.rollout.picture import Picture
 from segserve.cli.rollout.power import Outlook
-from segserve.platforms.rollouts.seen import Seen, looks, no_rollout, seen
+from segserve.cli.rollout.render import Picture
+from segserve.platforms.rollouts.rollout_view import Seen, looks, no_rollout, seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from segserve.platforms.port import Json, Platform
-    from segserve.platforms.rollouts.seen import Side
+    from segserve.platforms.rollouts.rollout_view import Side
     from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.record import Decision, Record
+    from segserve_operator.core.rollout.record import Decision, Record
 
 
 def current(here: Platform, name: str) -> Seen:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from segserve.platforms.manifests import Written
-    from segserve.platforms.place import Cluster
+    from segserve.platforms.platform_ref import Cluster
 
 KINDS: Final[Mapping[str, Kind]] = {MODEL: MODELS, POOL: POOLS}
 REFRESH_S: Final = 0.25

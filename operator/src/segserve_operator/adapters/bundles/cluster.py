@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from segserve_operator.adapters.kube.api import Api, Json
     from segserve_operator.adapters.kube.view import PoolKey
-    from segserve_operator.core.record import Record
+    from segserve_operator.core.rollout.record import Record
 
 LIMIT_BYTES: Final = 900 * 1024
 """A ConfigMap holds 1 MiB, its own fields included."""

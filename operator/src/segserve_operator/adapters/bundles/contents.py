@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from segserve_operator.adapters.bundles.archive import packed, tail
-from segserve_operator.adapters.rollouts import manifest_of, status_of
-from segserve_operator.core.plain import to_plain
+from segserve_operator.core.rollout.plain import to_plain
+from segserve_operator.mapping.rollouts import manifest_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from segserve_operator.core.record import Record
+    from segserve_operator.core.rollout.record import Record
 
 LOG_BYTES: Final = 1024 * 1024
 """So much of the end of each log is kept."""

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.tritonserver import Ports
+from segserve_builder.render.tritonserver import Ports
 from segserve_operator.adapters.bundles.contents import LOG_BYTES, Gathered, bundle
 from segserve_operator.adapters.bundles.statistics import NoStatisticsError, statistics
 from segserve_operator.adapters.local.fleet import GroupFolder
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segserve_operator.adapters.local.files import StateFolder
-    from segserve_operator.core.record import Record
+    from segserve_operator.core.rollout.record import Record
 
 KEPT: Final = 20
 SUFFIX: Final = ".tar.gz"

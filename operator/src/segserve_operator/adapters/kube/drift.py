@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from segserve_operator.adapters.kube.quantities import number
+from segserve_operator.mapping.quantities import number
 
 _AMOUNTS: Final = frozenset({"limits", "requests"})
 _AMOUNT: Final = frozenset({"sizeLimit"})

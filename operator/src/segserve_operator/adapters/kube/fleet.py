@@ -26,8 +26,8 @@ from segserve_operator.adapters.kube.accounts import with_valid_tokens
 from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, PODS
 from segserve_operator.adapters.kube.children import apply_differing, differing
 from segserve_operator.adapters.kube.objects import assignment_config_map, group_objects, main_group
-from segserve_operator.adapters.kube.troubles import trouble
-from segserve_operator.core.observed import GroupObserved, ServerObserved
+from segserve_operator.adapters.kube.pod_failures import trouble
+from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
 
 if TYPE_CHECKING:

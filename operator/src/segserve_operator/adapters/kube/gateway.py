@@ -25,7 +25,7 @@ from segserve_operator.adapters.kube.accounts import with_valid_tokens
 from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, PODS
 from segserve_operator.adapters.kube.children import apply_differing, differing
 from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url, plan_config_map
-from segserve_operator.adapters.kube.troubles import trouble
+from segserve_operator.adapters.kube.pod_failures import trouble
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
 from segserve_operator.adapters.traffic.envoy_record import PLANS
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects import PoolTarget
     from segserve_operator.adapters.kube.target import Targets
     from segserve_operator.adapters.kube.view import PoolKey, View
-    from segserve_operator.core.counters import Sample
+    from segserve_operator.core.rollout.counters import Sample
     from segserve_operator.core.traffic import Route
 
 CHANGED_KEY: Final = "changed"

@@ -12,22 +12,22 @@ from segserve_builder.cluster.names import MODEL_LABEL
 from segserve_builder.cluster.shards import content_of
 from segserve_operator.adapters.kube.api import CONFIG_MAPS, ROLLOUTS, ApiError, ConflictError, NotFoundError
 from segserve_operator.adapters.kube.objects.rollout import chunk_name, evidence_config_map, rollout_object
-from segserve_operator.adapters.packed_evidence import (
+from segserve_operator.api.segmentation_rollout import SegmentationRolloutStatus
+from segserve_operator.mapping.packed_evidence import (
     CHUNK_ROWS,
     UnreadableRecordError,
     chunks,
     pack_rows,
     unpack_rows,
 )
-from segserve_operator.adapters.rollouts import HISTORY, record_of, status_of
-from segserve_operator.api.segmentation_rollout import SegmentationRolloutStatus
+from segserve_operator.mapping.rollouts import HISTORY, record_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from segserve_operator.adapters.kube.api import Api, Json
     from segserve_operator.adapters.kube.view import PoolKey
-    from segserve_operator.core.record import Record, Row
+    from segserve_operator.core.rollout.record import Record, Row
 
 READS_AT_ONCE: Final = 16
 

@@ -22,12 +22,12 @@ from segserve_operator.adapters.kube.merge import merge_patch
 from segserve_operator.adapters.kube.objects import revision_object, scale_selector, template_digest
 from segserve_operator.adapters.kube.pods import is_going
 from segserve_operator.adapters.kube.rollouts import ClusterRollouts, KnownRollout
-from segserve_operator.adapters.specs import annotations_of, wanted_of
-from segserve_operator.adapters.statuses import from_api, pool_from_api, pool_to_api, to_api
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPoolStatus
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.observed import ModelObserved, PoolObserved, Wanted
+from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Wanted
+from segserve_operator.mapping.specs import annotations_of, wanted_of
+from segserve_operator.mapping.statuses import from_api, pool_from_api, pool_to_api, to_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.known_models import KnownModels
     from segserve_operator.adapters.kube.target import Targets
     from segserve_operator.adapters.kube.view import PoolKey, View
-    from segserve_operator.core.notices import Notice
-    from segserve_operator.core.observed import ModelStatus, PoolStatus
-    from segserve_operator.core.record import Record
+    from segserve_operator.core.models.events import Notice
+    from segserve_operator.core.models.observed import ModelStatus, PoolStatus
+    from segserve_operator.core.rollout.record import Record
 
 MESSAGE_LENGTH: Final = 1024
 COMPONENT: Final = "segserve"

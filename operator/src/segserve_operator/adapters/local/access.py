@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from segserve_builder.sources.access import LOCAL
-from segserve_operator.adapters.artifact_access import access_of
 from segserve_operator.adapters.local.files import config_folder
 from segserve_operator.api.artifacts import Artifacts
+from segserve_operator.mapping.artifact_access import access_of
 
 if TYPE_CHECKING:
     from segserve_builder.sources.access import Access

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import Assignment, Report
+from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources.access import ACCESS_VARIABLE
-from segserve_builder.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.local.ports import is_free
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.triton import LOOPBACK, runtime_environment, triton_command
-from segserve_operator.core.observed import GroupObserved, ServerObserved
+from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
 
 if TYPE_CHECKING:

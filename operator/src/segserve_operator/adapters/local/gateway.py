@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.api.triton_pool import Gateway as GatewaySpec
-    from segserve_operator.core.counters import Sample
+    from segserve_operator.core.rollout.counters import Sample
     from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 PAUSE_S: Final = 1.0

@@ -8,11 +8,11 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from segserve_builder.agent.processes import resident_bytes
-from segserve_operator.adapters.inquiries.triton_queue import queue_of
+from segserve_operator.adapters.checks.triton_queue import queue_of
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.fleet import GroupFolder
 from segserve_operator.adapters.local.triton import LOOPBACK
-from segserve_operator.core.inquiries import ResourceSample
+from segserve_operator.core.gates.checks import ResourceSample
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder

@@ -9,20 +9,20 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_operator.adapters.local.files import read_yaml, replace_file, write_yaml
-from segserve_operator.adapters.packed_evidence import (
+from segserve_operator.api.segmentation_rollout import SegmentationRollout
+from segserve_operator.mapping.packed_evidence import (
     CHUNK_ROWS,
     UnreadableRecordError,
     chunks,
     pack_rows,
     unpack_rows,
 )
-from segserve_operator.adapters.rollouts import HISTORY, manifest_of, record_of, status_of
-from segserve_operator.api.segmentation_rollout import SegmentationRollout
+from segserve_operator.mapping.rollouts import HISTORY, manifest_of, record_of, status_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from segserve_operator.core.record import Record, Row
+    from segserve_operator.core.rollout.record import Record, Row
 
 KIND: Final = SegmentationRollout.__name__
 

@@ -6,14 +6,14 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments
+from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from segserve_builder.tritonserver import Ports
+    from segserve_builder.render.tritonserver import Ports
     from segserve_operator.adapters.local.runtime import Runtime
 
 LOOPBACK: Final = "127.0.0.1"

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from segserve_operator.adapters.notify.messages import Target
     from segserve_operator.adapters.notify.notifier import Notifier
-    from segserve_operator.core.notices import Notice
-    from segserve_operator.core.record import Standing
+    from segserve_operator.core.models.events import Notice
+    from segserve_operator.core.rollout.record import Standing
 
 
 @dataclass(frozen=True, slots=True)

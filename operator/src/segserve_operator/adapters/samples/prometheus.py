@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from segserve_operator.adapters.traffic.envoy_counts import BIN, LATENCIES, STATISTICS, Stats, tallies
-from segserve_operator.core.counters import Count
+from segserve_operator.core.rollout.counters import Count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from segserve_operator.core.counters import Sample
+    from segserve_operator.core.rollout.counters import Sample
 
 STARTED: Final = "segserve_gateway_started_seconds"
 """When a gateway's counts were zero, in its own metrics."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from segserve_builder.cluster.names import SYNC_PORT
-from segserve_operator.core.counters import Count, Series, Tally
+from segserve_operator.core.rollout.counters import Count, Series, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -14,7 +14,7 @@ from segserve_operator.adapters.traffic.envoy_counts import Totals, tallies
 from segserve_operator.adapters.traffic.envoy_handover import Handover
 from segserve_operator.adapters.traffic.envoy_listener import Gateway
 from segserve_operator.adapters.traffic.envoy_record import read_plan
-from segserve_operator.core.counters import Count
+from segserve_operator.core.rollout.counters import Count
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from segserve_operator.adapters.traffic.envoy_admin import Versions
     from segserve_operator.adapters.traffic.envoy_counts import Stats
-    from segserve_operator.core.counters import Sample
+    from segserve_operator.core.rollout.counters import Sample
 
 _ADMIN_TIMEOUT_S: Final = 2.0
 _SOCKET_PATH_BYTES: Final = 107

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
-from segserve_operator.core.counters import Series, Tally
+from segserve_operator.core.rollout.counters import Series, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

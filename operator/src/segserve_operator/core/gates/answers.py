@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from segserve_operator.core.gates.base import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from segserve_operator.core.inquiries import Finding
+    from segserve_operator.core.gates.checks import Finding
 
 
 def no_answer(gate: str, finding: Finding) -> Verdict:

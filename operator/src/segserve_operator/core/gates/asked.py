@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from segserve_operator.api.rollout_policy import RolloutPolicy
     from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.inquiries import Finding
+    from segserve_operator.core.gates.checks import Finding
 
 ASKED: Final[Mapping[str, Callable[[Any, Finding, RolloutPolicy, float], Verdict]]] = {
     "goldenQuality": golden_quality.judge,

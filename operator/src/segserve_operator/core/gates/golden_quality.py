@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy
-    from segserve_operator.core.inquiries import Finding, Scores
+    from segserve_operator.core.gates.checks import Finding, Scores
 
 GATE: Final = "goldenQuality"
 SUSPECT: Final = math.log(20.0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.burn_rate import BurnRate
 from segserve_operator.core.gates.error_rate import ErrorRate
+from segserve_operator.core.gates.evidence import EDGES_MS
 from segserve_operator.core.gates.latency import Latency
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from segserve_operator.core.inquiries import Finding
+    from segserve_operator.core.gates.checks import Finding
 
 ENOUGH_ANSWERS: Final = 20
 DEVIATIONS: Final = 3.0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from segserve_operator.api.rollout_policy import ResourceGate, RolloutPolicy
-    from segserve_operator.core.inquiries import Finding, ResourceSample
+    from segserve_operator.core.gates.checks import Finding, ResourceSample
 
 GATE: Final = "resource"
 LOOKS: Final = 3

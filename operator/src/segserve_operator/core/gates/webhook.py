@@ -10,7 +10,7 @@ from segserve_operator.core.gates.answers import by_expressions
 if TYPE_CHECKING:
     from segserve_operator.api.rollout_policy import RolloutPolicy, WebhookGate
     from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.inquiries import Finding
+    from segserve_operator.core.gates.checks import Finding
 
 
 def judge(spec: WebhookGate, finding: Finding, policy: RolloutPolicy, level: float) -> Verdict:

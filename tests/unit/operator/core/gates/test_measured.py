@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from segserve_operator.api.rollout_policy import ErrorRateGate, Gate, LatencyGate, RolloutPolicy, RolloutStep, Slo
-from segserve_operator.core.evidence import Look
 from segserve_operator.core.gates import MEASURED, measured_gates
 from segserve_operator.core.gates.asked import ASKED
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.policy import engine_policy, golden_level
+from segserve_operator.core.gates.evidence import Look
+from segserve_operator.core.rollout.policy import engine_policy, golden_level
 
 
 def test_every_gate_of_the_spec_is_in_one_registry() -> None:

@@ -15,8 +15,8 @@ from lightkube.models.core_v1 import (
 )
 
 from segserve_builder.cluster.names import CLAIMS_FOLDER, SECRETS_FOLDER
-from segserve_operator.adapters import artifact_access
-from segserve_operator.adapters.kube.quantities import number
+from segserve_operator.mapping import artifact_access
+from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
     from segserve_builder.sources.access import Access

@@ -40,9 +40,9 @@ from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.group import deployment
 from segserve_operator.adapters.kube.objects.network import gateway_policy
 from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, stamped
-from segserve_operator.adapters.kube.quantities import number
 from segserve_operator.adapters.traffic.envoy_config import command
 from segserve_operator.api.pod_template import Resources
+from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.target import PoolTarget

@@ -9,7 +9,7 @@ from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
 from lightkube.resources.apps_v1 import ControllerRevision
 
 from segserve_builder.cluster.names import MANAGED_LABELS, MODEL_LABEL, POOL_LABEL, REVISION_LABEL
-from segserve_builder.names import canonical_json
+from segserve_builder.spec.names import canonical_json
 from segserve_operator.adapters.kube.api import MODELS
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve_builder.cluster.names import MODEL_LABEL, POOL_LABEL, ROLLOUT_LABEL
 from segserve_builder.cluster.shards import CONTENT_KEY
 from segserve_operator.adapters.kube.api import CONFIG_MAPS, MODELS, ROLLOUTS
-from segserve_operator.adapters.rollouts import manifest_of
+from segserve_operator.mapping.rollouts import manifest_of
 
 if TYPE_CHECKING:
-    from segserve_operator.core.record import Record
+    from segserve_operator.core.rollout.record import Record
 
 # Without `managed-by`: the operator watches what has both labels, and records are read when they are needed.
 _LABELS: Final = {"app.kubernetes.io/part-of": "segserve"}

@@ -31,8 +31,8 @@ from segserve_builder.cluster.names import (
     TRITON_CONTAINER,
     object_name,
 )
-from segserve_builder.names import canonical_json
 from segserve_builder.sources.access import ACCESS_VARIABLE
+from segserve_builder.spec.names import canonical_json
 from segserve_operator.adapters.kube.objects import artifacts, pods
 from segserve_operator.adapters.kube.objects.target import server_selector
 from segserve_operator.api.pod_template import Resources

@@ -18,7 +18,7 @@ from segserve_builder.cluster.names import (
     SERVER,
     object_name,
 )
-from segserve_builder.names import canonical_json
+from segserve_builder.spec.names import canonical_json
 from segserve_operator.adapters.kube.api import POOLS
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""One call from image to result, without I/O: sessions, retries, credentials, hooks."""

@@ -1,0 +1,242 @@
+"""A model's answer and its configuration as typed values; anything malformed raises `ProtocolError`."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from segserve.results.base import Colour, ModelInfo, PixelFormat, SegmentClass
+from segserve.results.detections import DetectionResult, KeypointDetection, KeypointResult
+from segserve.results.instances import Instance, InstanceResult
+from segserve.results.masks import EncodedMask
+from segserve.results.objects import Detection
+from segserve.results.panoptic import PanopticResult, PanopticSegment
+from segserve.results.semantic import SemanticResult
+from segserve_common.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from segserve.results import Result
+    from segserve_common.kserve import InferAnswer
+
+REVISION_HEADER: Final = "x-segserve-revision"
+# What a model's file can allow at most; beyond it an answer of a few bytes would ask for all memory.
+MAX_PIXELS: Final = 1_000_000_000
+_DETECTION: Final = ("REVISION", "SIZE", "BOXES", "SCORES", "CLASSES")
+# A model's task is known by the outputs that no other task has; the first that fits counts.
+OUTPUTS: Final = {
+    "KEYPOINTS": (*_DETECTION, "KEYPOINTS"),
+    "SEGMENTS": ("REVISION", "SIZE", "LABELS", "SEGMENTS", "MASKS"),
+    "AREAS": ("REVISION", "SIZE", "LABELS", "MASKS", "CLASSES", "AREAS"),
+    "MASKS": (*_DETECTION, "MASKS"),
+    "BOXES": _DETECTION,
+}
+
+Size: TypeAlias = tuple[int, int]
+
+
+def wanted_outputs(info: ModelInfo, *, confidence: bool) -> tuple[str, ...]:
+    """Return the outputs to ask a model for: all that a result holds, CONFIDENCE (it costs) only where asked.
+
+    Raises `ProtocolError` for a model without the outputs of segserve's contract.
+    """
+    wanted = next((names for mark, names in OUTPUTS.items() if mark in info.outputs), _DETECTION)
+    missing = [name for name in wanted if name not in info.outputs]
+    if missing:
+        raise ProtocolError(
+            f"model {info.model!r} does not answer as segserve's models do: it has no output "
+            f"{', '.join(missing)}, only {', '.join(sorted(info.outputs)) or 'none'}"
+        )
+    return (*wanted, "CONFIDENCE") if confidence and "CONFIDENCE" in info.outputs else wanted
+
+
+def read_model_info(
+    model: str, outputs: Iterable[str], parameters: Mapping[str, str], pixels: PixelFormat | None = None
+) -> ModelInfo:
+    """Return a model's info from its configuration: the outputs' names and the builder's parameters.
+
+    `revision` is the revision's name, `classes` JSON: a list of objects with id, name and perhaps colour
+    (#rrggbb).
+    """
+    try:
+        classes = tuple(
+            SegmentClass(int(entry["id"]), str(entry["name"]), _colour(entry.get("colour")))
+            for entry in json.loads(parameters.get("classes", "[]"))
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"model {model!r} has a parameter 'classes' of another form: {error!r}") from error
+    return ModelInfo(model, frozenset(outputs), parameters.get("revision"), classes, pixels)
+
+
+def read_pixel_format(datatype: object, dims: Iterable[object]) -> PixelFormat | None:
+    """Return the format that a model's input PIXELS declares, as TYPE_UINT8 and [-1, -1, 3]; None for any other."""
+    match datatype, tuple(dims):
+        case ("TYPE_UINT8" | "TYPE_UINT16") as name, (_, _, 1 | 3 as channels):
+            return PixelFormat(int(channels), name.removeprefix("TYPE_"))
+        case _:
+            return None
+
+
+def read_revision(answer: InferAnswer) -> str:
+    """Return the name of the revision that answered."""
+    items = answer["REVISION"].to_items()
+    if len(items) != 1:
+        raise ProtocolError(f"REVISION is one text, got {len(items)}")
+    return items[0].decode(errors="replace")
+
+
+def read_result(answer: InferAnswer, info: ModelInfo) -> Result:
+    """Return the typed result of an answer; names and colours of classes come from `info`."""
+    revision = read_revision(answer)
+    height, width = (int(number) for number in _numbers(answer, "SIZE", "INT32", 2))
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise ProtocolError(f"SIZE is height and width of an image, got {height} x {width}")
+    mark = next((mark for mark in OUTPUTS if mark in answer.outputs), "BOXES")
+    return _READERS[mark](answer, info, revision, (height, width))
+
+
+def _read_detections(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> DetectionResult:
+    found = tuple(_detections(answer, info))
+    return DetectionResult(info.model, revision, size, _all_classes(info, [one.class_id for one in found]), found)
+
+
+def _read_keypoints(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> KeypointResult:
+    boxes = list(_detections(answer, info))
+    points = _numbers(answer, "KEYPOINTS", "FP32", len(boxes), None, 3)
+    found = tuple(
+        KeypointDetection(one.box, one.score, one.class_id, one.class_name, own)
+        for one, own in zip(boxes, points, strict=True)
+    )
+    return KeypointResult(info.model, revision, size, _all_classes(info, [one.class_id for one in found]), found)
+
+
+def _read_panoptic(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> PanopticResult:
+    (table,) = answer["SEGMENTS"].to_items() or (b"[]",)
+    try:
+        segments = tuple(_segment(row, info) for row in json.loads(table))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"SEGMENTS is a JSON list of segments, got {table[:200]!r}: {error!r}") from error
+    labels, masks = answer["LABELS"].to_items(), answer["MASKS"].to_items()
+    if (len(labels), len(masks)) not in {(1, 0), (0, len(segments))}:
+        raise ProtocolError(
+            f"expected one of LABELS, or MASKS for {len(segments)} segments; "
+            f"got {len(labels)} of LABELS and {len(masks)} MASKS"
+        )
+    return PanopticResult(
+        model=info.model,
+        revision=revision,
+        size=size,
+        classes=_all_classes(info, [segment.class_id for segment in segments]),
+        segments=segments,
+        encoded=labels[0] if labels else None,
+        encoded_masks={one.id: EncodedMask(mask, *size) for one, mask in zip(segments, masks, strict=False)},
+    )
+
+
+def _segment(row: Mapping[str, Any], info: ModelInfo) -> PanopticSegment:
+    class_id = int(row["class"])
+    x1, y1, x2, y2 = (_finite(side) for side in row["box"])
+    return PanopticSegment(
+        id=int(row["id"]),
+        class_id=class_id,
+        class_name=info.class_of(class_id).name,
+        is_thing=bool(row["isThing"]),
+        score=_finite(row["score"]),
+        area=int(row["area"]),
+        box=(x1, y1, x2, y2),
+    )
+
+
+def _detections(answer: InferAnswer, info: ModelInfo) -> Iterator[Detection]:
+    scores = _numbers(answer, "SCORES", "FP32", None).tolist()
+    boxes = _numbers(answer, "BOXES", "FP32", len(scores), 4).tolist()
+    class_ids = _numbers(answer, "CLASSES", "INT32", len(scores)).tolist()
+    for (x1, y1, x2, y2), score, class_id in zip(boxes, scores, class_ids, strict=True):
+        yield Detection((x1, y1, x2, y2), score, class_id, info.class_of(class_id).name)
+
+
+def _read_instances(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> InstanceResult:
+    masks, boxes = answer["MASKS"].to_items(), list(_detections(answer, info))
+    if len(masks) != len(boxes):
+        raise ProtocolError(f"expected a mask for each of {len(boxes)} boxes, got {len(masks)} MASKS")
+    instances = tuple(
+        Instance(one.box, one.score, one.class_id, one.class_name, EncodedMask(mask, *size))
+        for one, mask in zip(boxes, masks, strict=True)
+    )
+    classes = _all_classes(info, [one.class_id for one in boxes])
+    return InstanceResult(info.model, revision, size, classes, instances)
+
+
+def _read_semantic(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> SemanticResult:
+    areas = _numbers(answer, "AREAS", "INT64", None).tolist()
+    class_ids = _numbers(answer, "CLASSES", "INT32", len(areas)).tolist()
+    labels, masks = answer["LABELS"].to_items(), answer["MASKS"].to_items()
+    if (len(labels), len(masks)) not in {(1, 0), (0, len(areas))}:
+        raise ProtocolError(
+            f"expected one of LABELS, or MASKS for {len(areas)} classes; "
+            f"got {len(labels)} of LABELS and {len(masks)} MASKS"
+        )
+    names = [info.class_of(class_id).name for class_id in class_ids]
+    confidence = None
+    if "CONFIDENCE" in answer.outputs:
+        values = _numbers(answer, "CONFIDENCE", "FP32", len(areas)).tolist()
+        confidence = dict(zip(names, values, strict=True))
+    return SemanticResult(
+        model=info.model,
+        revision=revision,
+        size=size,
+        classes=_all_classes(info, class_ids),
+        areas=dict(zip(names, areas, strict=True)),
+        confidence=confidence,
+        encoded=labels[0] if labels else None,
+        encoded_masks={key: EncodedMask(mask, *size) for key, mask in zip(class_ids, masks, strict=False)},
+    )
+
+
+_READERS: Final[Mapping[str, Callable[[InferAnswer, ModelInfo, str, Size], Result]]] = {
+    "KEYPOINTS": _read_keypoints,
+    "SEGMENTS": _read_panoptic,
+    "AREAS": _read_semantic,
+    "MASKS": _read_instances,
+    "BOXES": _read_detections,
+}
+
+
+def _all_classes(info: ModelInfo, class_ids: Iterable[int]) -> tuple[SegmentClass, ...]:
+    """Return the model's classes in order of id, with those that it has answered but does not name."""
+    ids = {known.id for known in info.classes} | set(class_ids)
+    return tuple(info.class_of(class_id) for class_id in sorted(ids))
+
+
+def _numbers(answer: InferAnswer, name: str, datatype: str, *shape: int | None) -> NDArray[Any]:
+    tensor = answer[name]
+    fits = len(tensor.shape) == len(shape) and all(
+        expected in (None, seen) for seen, expected in zip(tensor.shape, shape, strict=True)
+    )
+    if tensor.datatype != datatype or not fits:
+        expected = [-1 if side is None else side for side in shape]
+        raise ProtocolError(f"{name} is {datatype} {expected}, got {tensor.datatype} {list(tensor.shape)}")
+    numbers = tensor.to_array()
+    # Neither JSON nor a picture has a place for what is not a number.
+    if not np.isfinite(numbers).all():
+        raise ProtocolError(f"{name} has numbers that are not finite")
+    return numbers
+
+
+def _finite(number: Any) -> float:
+    if not math.isfinite(number):
+        raise ValueError(f"{number!r} is not a finite number")
+    return float(number)
+
+
+def _colour(text: str | None) -> Colour | None:
+    if text is None:
+        return None
+    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    return red, green, blue

@@ -1,0 +1,66 @@
+"""Where the gateway is: the one place that reads `SEGSERVE_URL` and takes a URL apart."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from segserve_common.errors import BadRequestError
+
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A gateway's address; `path` is the prefix before `/v2`, mostly empty."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, url: str | None = None) -> Endpoint:
+        """Read a URL such as `http://127.0.0.1:8080` or `gateway:80`; None: `SEGSERVE_URL` or the default.
+
+        Raises `BadRequestError` for anything else.
+        """
+        text = url or os.environ.get("SEGSERVE_URL") or DEFAULT_URL
+        try:
+            parts = urlsplit(text if "://" in text else f"http://{text}")
+            port = parts.port
+        except ValueError as error:
+            raise BadRequestError(f"not a URL: {_shown(text)!r}: {_shown(str(error))}") from None
+        if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
+            raise BadRequestError(f"a gateway's URL is http(s)://host[:port][/prefix], got {_shown(text)!r}")
+        return cls(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], parts.path.rstrip("/"))
+
+    @property
+    def authority(self) -> str:
+        """`host:port`."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The whole URL, without a slash at its end."""
+        return f"{self.scheme}://{self.authority}{self.path}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this machine, which no proxy can reach."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is this machine."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def _shown(text: str) -> str:
+    """Return the text without what stands before an @, which may be a password."""
+    return re.sub(r"[^/'\"]*@", "...@", text)

@@ -1,0 +1,96 @@
+"""A span of OpenTelemetry for each call, and the headers that carry its trace to the gateway."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.trace import Span, Tracer
+
+    from segserve.calls.endpoint import Endpoint
+    from segserve.transports import TransportName
+    from segserve_common.errors import SegserveError
+
+_METHODS: Final[Mapping[TransportName, Mapping[str, Any]]] = {
+    "http": {"network.protocol.name": "http", "http.request.method": "POST"},
+    "grpc": {
+        "network.protocol.name": "grpc",
+        "rpc.system.name": "grpc",
+        "rpc.method": "inference.GRPCInferenceService/ModelInfer",
+    },
+}
+_STATUSES: Final[Mapping[type, str]] = {int: "http.response.status_code", str: "rpc.response.status_code"}
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """Makes the spans of one client. The provider is OpenTelemetry's global one, as it is at the first call."""
+
+    tracer: Tracer
+    attributes: Mapping[str, Any]
+
+    def start(self, name: str, model: str, request_id: str) -> CallSpan:
+        """Start a span below the caller's current one."""
+        from opentelemetry.trace import SpanKind
+
+        about = {**self.attributes, "segserve.model": model, "segserve.request_id": request_id}
+        return CallSpan(self.tracer.start_span(f"{name} {model}", kind=SpanKind.CLIENT, attributes=about))
+
+
+@dataclass(frozen=True, slots=True)
+class CallSpan:
+    """The span of one call."""
+
+    span: Span
+
+    def headers(self) -> dict[str, str]:
+        """Return what the process's propagator sends along: `traceparent`, unless it was told otherwise."""
+        from opentelemetry import propagate, trace
+
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, trace.set_span_in_context(self.span))
+        return {name.lower(): value for name, value in carrier.items()}
+
+    def retried(self, attempt: int, error: SegserveError) -> None:
+        """Note that a try failed and another follows."""
+        self.span.set_attribute("http.request.resend_count", attempt)
+        self.span.add_event("retry", {"attempt": attempt, "error.type": type(error).__name__})
+
+    def failed(self, error: SegserveError) -> None:
+        """Note the error that the caller gets."""
+        from opentelemetry.trace import Status, StatusCode
+
+        self.span.set_status(Status(StatusCode.ERROR, error.message))
+        self.span.set_attribute("error.type", type(error).__name__)
+        if error.status is not None:
+            self.span.set_attribute(_STATUSES[type(error.status)], error.status)
+
+    def end(self, revision: str | None) -> None:
+        """End the span, whatever came of the call; `revision` is the one that answered."""
+        if revision is not None:
+            self.span.set_attribute("segserve.revision", revision)
+        self.span.end()
+
+
+def telemetry_of(wanted: bool | None, endpoint: Endpoint, transport: TransportName) -> Telemetry | None:
+    """Return what makes spans, or None for no telemetry.
+
+    None wants it where the program has loaded OpenTelemetry itself: whoever has not pays nothing for it. True raises
+    `MissingExtraError` where the package is not installed.
+    """
+    if wanted is False or (wanted is None and "opentelemetry.trace" not in sys.modules):
+        return None
+    try:
+        from opentelemetry import trace
+    except ImportError as error:
+        raise MissingExtraError(
+            f"telemetry needs a package that is not installed ({error}): pip install 'segserve[telemetry]'"
+        ) from error
+    where = {"server.address": endpoint.host, "server.port": endpoint.port}
+    return Telemetry(trace.get_tracer("segserve"), {**where, **_METHODS[transport]})

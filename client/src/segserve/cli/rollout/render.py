@@ -1,0 +1,200 @@
+"""The live tree of one rollout: both revisions, the gates' evidence, what it waits for, and how it came here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rich.text import Text
+
+from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.rollout.phases import ENDED, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from segserve.platforms.rollouts.rollout_view import Seen, Side
+    from segserve_operator.core.gates.base import Verdict
+    from segserve_operator.core.rollout.record import Decision, Record
+
+BAR: Final = 16
+"""Characters of a whole bar."""
+_FULL, _EMPTY, _PLAIN_FULL, _PLAIN_EMPTY = "█", "░", "#", "."
+_PARTS: Final = " ▏▎▍▌▋▊▉"
+DECISIONS: Final = 4
+COLOURS: Final = {
+    Phase.PENDING: MOVING,
+    Phase.GOLDEN: MOVING,
+    Phase.PROGRESSING: MOVING,
+    Phase.QUARANTINED: BAD,
+    Phase.BAKING: GOOD,
+    Phase.SUCCEEDED: GOOD,
+    Phase.ROLLED_BACK: BAD,
+    Phase.CANCELLED: QUIET,
+}
+OUTCOMES: Final = {Outcome.PASS: GOOD, Outcome.BREACH: BAD, Outcome.UNDECIDED: MOVING}
+_LOST: Final = frozenset({Phase.QUARANTINED, Phase.ROLLED_BACK})
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A rollout as a terminal shows it; `preview` says what its evidence can tell at the requests that come."""
+
+    seen: Seen
+    wide: bool = False
+    preview: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield tree([self._root(options.ascii_only)], ascii_only=options.ascii_only)
+
+    def _root(self, ascii_only: bool) -> Node:
+        seen, standing = self.seen, self.seen.standing
+        detail = Text.assemble(step_of(seen), (standing.rollout, QUIET))
+        if standing.paused:
+            detail.append("  paused", MOVING)
+        rows = [_unseen()] if seen.behind else []
+        rows += [_revision(side, seen) for side in seen.sides()]
+        if seen.record is not None:
+            rows += _gates(seen.record, standing.skipped, wide=self.wide, ascii_only=ascii_only)
+        rows += _state(seen, self.preview)
+        if seen.record is not None and seen.record.decisions:
+            rows.append(_decisions(seen, wide=self.wide))
+        return Node(Text(seen.model, "bold"), COLOURS[standing.phase], standing.phase.label, detail, rows)
+
+
+def _unseen() -> Node:
+    return Node(Text("spec", QUIET), MOVING, "", Text("the operator has not come to the newest spec yet"))
+
+
+def step_of(seen: Seen) -> str:
+    """Return which step of how many a rollout is at, with space after it; empty where it is at none."""
+    if seen.standing.phase is not Phase.PROGRESSING:
+        return ""
+    steps = f" of {len(seen.record.policy.steps)}" if seen.record is not None else ""
+    return f"step {seen.standing.step + 1}{steps}  "
+
+
+def _revision(side: Side, seen: Seen) -> Node:
+    colour = GOOD if side.role == "stable" else QUIET if side.role == "previous" else COLOURS[seen.standing.phase]
+    detail = Text(f"{side.weight:>3} %", "" if side.weight else QUIET)
+    detail.append(f"  {side.requests:>9,} requests")
+    if side.requests:
+        allowed = seen.record.slo.error_percent if seen.record is not None else 0.0
+        broken = (side.error_percent or 0.0) > allowed
+        detail.append(f"  {_number(side.error_percent):>5} % errors", BAD if broken else "")
+        for name, share in (("p50", 0.5), ("p95", 0.95)):
+            detail.append(f"  {name} ", QUIET).append(f"{latency(side.quantile_ms(share)):>7}")
+    return Node(Text(side.revision or "?"), colour, side.role, detail)
+
+
+def _gates(record: Record, skipped: tuple[str, ...], *, wide: bool, ascii_only: bool) -> Iterator[Node]:
+    verdicts = {verdict.gate: verdict for verdict in record.verdicts}
+    rows = [_gate(each, skipped=each.gate in skipped, wide=wide, ascii_only=ascii_only) for each in verdicts.values()]
+    rows += [Node(Text(gate), QUIET, "skipped", Text("")) for gate in skipped if gate not in verdicts]
+    if rows:
+        budget = Text(f"alpha {_number(100 * record.policy.alpha)} %", QUIET)
+        yield Node(Text("gates"), QUIET, "", budget, rows)
+
+
+def _gate(verdict: Verdict, *, skipped: bool, wide: bool, ascii_only: bool) -> Node:
+    colour = QUIET if skipped else OUTCOMES[verdict.outcome]
+    detail = Text.assemble((bar(verdict.progress, ascii_only=ascii_only), colour))
+    detail.append(f" {100 * min(max(verdict.progress, 0.0), 1.0):>3.0f} %")
+    said = verdict.message + (f"  ({figures(verdict.numbers)})" if wide and verdict.numbers else "")
+    state = "skipped" if skipped else verdict.outcome.value
+    return Node(Text(verdict.gate), colour, state, detail, cause=Failure(verdict.reason, said))
+
+
+def bar(share: float, *, ascii_only: bool = False) -> str:
+    """Return a share (0 to 1; what is beyond counts as that) as a bar of `BAR` characters."""
+    share = 0.0 if math.isnan(share) else min(max(share, 0.0), 1.0)
+    if ascii_only:
+        full = round(share * BAR)
+        return _PLAIN_FULL * full + _PLAIN_EMPTY * (BAR - full)
+    # A part that is not full may not look so, nor one with something in it empty.
+    eighths = math.floor(share * BAR * 8) if share > 0 else 0
+    full, rest = divmod(max(eighths, 1) if share > 0 else 0, 8)
+    return (_FULL * full + (_PARTS[rest] if rest else "")).ljust(BAR, _EMPTY)
+
+
+def _state(seen: Seen, preview: str) -> Iterator[Node]:
+    standing, record = seen.standing, seen.record
+    if standing.reason:
+        name = "because" if standing.phase in ENDED or standing.phase in _LOST else "waits for"
+        colour = COLOURS[standing.phase]
+        yield Node(Text(name), colour, "", Text(""), cause=Failure(standing.reason, standing.message))
+    if standing.ended:
+        took = span(standing.since_s - standing.started_s)
+        yield Node(Text("took"), QUIET, "", Text(f"{took}, ended {span(seen.now_s - standing.since_s)} ago"))
+    elif record is not None:
+        yield Node(Text("time left"), QUIET, "", Text(_time_left(seen, record)))
+    if standing.quarantines and record is not None:
+        most = record.policy.max_quarantines
+        colour = BAD if standing.quarantines > most else MOVING
+        yield Node(Text("quarantines"), colour, "", Text(f"{standing.quarantines} of {most}"))
+    if preview:
+        yield Node(Text("power"), QUIET, "", Text(preview))
+
+
+def _time_left(seen: Seen, record: Record) -> str:
+    standing, policy = seen.standing, record.policy
+    if standing.phase is Phase.BAKING:
+        left = standing.since_s + policy.bake.total_seconds() - seen.now_s
+        return f"{span(left)} of {span(policy.bake.total_seconds())} to watch it"
+    if standing.paused:
+        return f"a person holds it; after resume, {span(policy.deadline.total_seconds())} to the deadline"
+    left = standing.undecided_since_s + policy.deadline.total_seconds() - seen.now_s
+    if left <= 0:
+        return f"none: undecided for {span(policy.deadline.total_seconds())}, so: {policy.on_undecided}"
+    return f"{span(left)} to the deadline, then: {policy.on_undecided}"
+
+
+def _decisions(seen: Seen, *, wide: bool) -> Node:
+    assert seen.record is not None
+    newest = seen.record.decisions[::-1]
+    shown = newest if wide else newest[:DECISIONS]
+    rows = [_decision(each, seen.now_s) for each in shown]
+    more = f"{len(newest) - len(shown)} before these; -o wide has all" if len(newest) > len(shown) else ""
+    return Node(Text("decisions"), QUIET, "", Text(more, QUIET), rows)
+
+
+def _decision(decision: Decision, now_s: float) -> Node:
+    detail = Text.assemble(f"{decision.weight:>3} %", (f"  {decision.actor}" if decision.actor else "", QUIET))
+    when = Text(f"{span(now_s - decision.at_s)} ago", QUIET)
+    cause = Failure(decision.reason or decision.signal, decision.message)
+    return Node(when, COLOURS[decision.phase], decision.phase.label, detail, cause=cause)
+
+
+def span(seconds: float) -> str:
+    """Return a duration with its two largest units: `45s`, `12m30s`, `5h2m`, `3d4h`."""
+    rest = round(max(seconds, 0.0))
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        amount, rest = divmod(rest, size)
+        if amount or parts:
+            parts.append(f"{amount}{unit}" if amount else "")
+    return "".join(parts[:2]) or "0s"
+
+
+def latency(milliseconds: float | None) -> str:
+    """Return a latency with two digits: `23 ms`, `1.2 s`; `hung` where it has no end."""
+    if milliseconds is None:
+        return "-"
+    if math.isinf(milliseconds):
+        return "hung"
+    rounded = float(f"{milliseconds:.2g}")
+    return f"{rounded:g} ms" if rounded < 1000 else f"{rounded / 1000:g} s"
+
+
+def figures(numbers: Mapping[str, float]) -> str:
+    """Return the numbers of a verdict in a line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}" if value < 1 else f"{value:.3g}"

@@ -1,0 +1,64 @@
+"""COCO's JSON: the data set of what was found in one or more images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from segserve.results.annotation import Annotation
+    from segserve.results.base import SegmentClass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image, `size` as (height, width), and what was found in it."""
+
+    size: tuple[int, int]
+    found: tuple[Annotation, ...]
+    file_name: str | None = None
+    image_id: int = 1
+
+
+def data_set(entries: Sequence[Entry], classes: Iterable[SegmentClass]) -> dict[str, Any]:
+    """Return the images, categories and annotations, numbered from 1, with RLE counts as text."""
+    found = [(entry.image_id, one) for entry in entries for one in entry.found]
+    return {
+        "images": [image_entry(entry.image_id, entry.size, entry.file_name) for entry in entries],
+        "categories": [{"id": known.id, "name": known.name} for known in classes],
+        "annotations": [_annotation(number, image_id, one) for number, (image_id, one) in enumerate(found, 1)],
+    }
+
+
+def merge(data_sets: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the data sets as one, annotations numbered anew; their images must be numbered apart."""
+    categories = {category["id"]: category for part in data_sets for category in part["categories"]}
+    annotations = [annotation for part in data_sets for annotation in part["annotations"]]
+    return {
+        "images": [image for part in data_sets for image in part["images"]],
+        "categories": [categories[key] for key in sorted(categories)],
+        "annotations": [annotation | {"id": number} for number, annotation in enumerate(annotations, 1)],
+    }
+
+
+def image_entry(image_id: int, size: tuple[int, int], file_name: str | None) -> dict[str, Any]:
+    """Return an image as COCO lists it; `size` is (height, width)."""
+    height, width = size
+    image = {"id": image_id, "width": width, "height": height}
+    return image if file_name is None else image | {"file_name": file_name}
+
+
+def _annotation(number: int, image_id: int, found: Annotation) -> dict[str, Any]:
+    x1, y1, x2, y2 = found.box
+    annotation: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": found.class_id}
+    annotation |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": found.area, "iscrowd": 0}
+    if found.mask is not None:
+        rle = found.mask.rle
+        annotation["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+    if found.points is not None:
+        # COCO's third number says whether a point is labelled and visible; all that are answered are.
+        points = [number for x, y, _ in found.points.tolist() for number in (x, y, 2)]
+        annotation |= {"keypoints": points, "num_keypoints": len(found.points)}
+    return annotation if found.score is None else annotation | {"score": found.score}

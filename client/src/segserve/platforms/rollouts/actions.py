@@ -1,0 +1,157 @@
+"""A person's word in a rollout: an annotation that names the revision, and what came of it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from segserve.platforms.errors import ConflictError, NotFoundError, WaitTimeoutError
+from segserve.platforms.port import MODEL
+from segserve.platforms.rollouts.rollout_view import is_written, record_of
+from segserve.platforms.waiting import wait_for
+from segserve_operator.api.rollout_policy import RolloutPolicy, gate_name
+from segserve_operator.api.segmentation_model import SegmentationModelStatus
+from segserve_operator.core.models.requests import PREFIX, Request, refusal
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.mapping.statuses import from_api
+
+if TYPE_CHECKING:
+    from segserve.platforms.port import Json, Platform
+    from segserve_operator.core.models.observed import ModelStatus
+    from segserve_operator.core.rollout.record import Standing
+
+TOKEN_BYTES: Final = 3
+
+
+def ask(here: Platform, name: str, verb: str, *, gate: str = "", timeout_s: float) -> str:
+    """Ask something of a model's rollout, and return what came of it.
+
+    Raises `ConflictError` where it cannot be met, and `WaitTimeoutError` where nobody has dealt with it in time; then
+    it stays asked.
+    """
+    request = requested(here, name, verb, gate)
+    if timeout_s <= 0:
+        return f"asked: {PREFIX}{verb}: {request.value}"
+    model = wait_for(here, Answered(name, request), time.monotonic() + timeout_s, f"{timeout_s:g} s")
+    assert model is not None, "a model that is gone has answered nothing"
+    return outcome(here, model, request)
+
+
+def requested(here: Platform, name: str, verb: str, gate: str = "") -> Request:
+    """Ask something of a model's rollout, and return the request; raises `ConflictError` where it cannot be met now."""
+    request = _request(here.model(name), verb, gate)
+    here.annotate(MODEL, name, {PREFIX + verb: request.value})
+    return request
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request was dealt with."""
+
+    name: str
+    request: Request
+    kind: str = MODEL
+
+    def reached(self, manifest: Json | None) -> bool:
+        """Look for it among what was dealt with."""
+        if manifest is None:
+            raise NotFoundError(f"{self.name} was deleted", model=self.name)
+        return self.request.text in ((manifest.get("status") or {}).get("handledRequests") or ())
+
+    def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
+        """Say that it stays asked."""
+        asked = f"{PREFIX}{self.request.verb}: {self.request.value}"
+        return WaitTimeoutError(
+            f"{self.name}: asked, and nobody has answered in {timeout} ({asked}); it stays asked: "
+            "`segserve doctor` says whether the platform runs",
+            model=self.name,
+        )
+
+
+def _request(model: Json, verb: str, gate: str) -> Request:
+    """Return the request, about the revision that it can only be about; raises where it could not be met now."""
+    status, name = _status(model), model["metadata"]["name"]
+    revision = _revision(status, verb)
+    about = f"{gate}@{revision}" if gate else revision
+    request = Request(verb, f"{about}@{secrets.token_hex(TOKEN_BYTES)}")
+    refused = refusal(request, status.rollout, status.roles, _gates(model)) or _pointless(request, status.rollout)
+    if refused is not None:
+        raise ConflictError(f"{name}: {refused}{'' if revision else _instead(model, status.rollout)}")
+    return request
+
+
+def _status(model: Json) -> ModelStatus:
+    return from_api(SegmentationModelStatus.model_validate(model.get("status") or {}))
+
+
+def _revision(status: ModelStatus, verb: str) -> str:
+    """Return the revision that a verb is about: the one to leave, the one that failed, or the one on its way."""
+    roles, standing = status.roles, status.rollout
+    match verb:
+        case "rollback":
+            return roles.stable.revision if roles.stable is not None else ""
+        case "retry":
+            failed = roles.candidate is not None and roles.candidate.failure is not None
+            return roles.candidate.revision if roles.candidate is not None and failed else ""
+        case _:
+            return standing.revision if standing is not None and not standing.ended else ""
+
+
+def _instead(model: Json, standing: Standing | None) -> str:
+    """Return what there is where there is nothing to ask about."""
+    if standing is not None:
+        return f"; that of {standing.revision} is {standing.phase.label}"
+    if not model["spec"].get("rollout"):
+        return "; without `spec.rollout` a revision is promoted as soon as it is proved"
+    return ""
+
+
+def _pointless(request: Request, standing: Standing | None) -> str | None:
+    if standing is None:
+        return None
+    if request.verb == "pause" and standing.paused:
+        return f"pause: {standing.revision} is paused already"
+    if request.verb == "skip-gate" and request.gate in standing.skipped:
+        return f"skip-gate: {request.gate} is skipped already"
+    return None
+
+
+def _gates(model: Json) -> tuple[str, ...]:
+    """Return the names of the gates that judge a model's candidates, as verdicts have them."""
+    policy = RolloutPolicy.model_validate(model["spec"].get("rollout") or {})
+    return tuple(gate_name(gate) for gate in policy.gates)
+
+
+def outcome(here: Platform, model: Json, request: Request) -> str:
+    """Return what came of a request that was dealt with; raises `ConflictError` where it came too late."""
+    name, standing = model["metadata"]["name"], _status(model).rollout
+    if standing is None:
+        return f"{name}: {request.verb} of {request.revision} is dealt with"
+    said = f"{standing.revision} is {standing.phase.label} at {standing.weight} %"
+    said += ", paused" if standing.paused else ""
+    manifest = here.rollout(standing.rollout)
+    decisions = record_of(manifest).decisions if manifest is not None and is_written(manifest) else ()
+    last = decisions[-1] if decisions and decisions[-1].sequence >= standing.sequence else None
+    reason, message = (last.reason, last.message) if last is not None else (standing.reason, standing.message)
+    cause = ": ".join(part for part in (reason, message) if part)
+    told = f"{name}: {said}" + (f" ({cause})" if cause else "")
+    if not _is_met(request, standing):
+        raise ConflictError(f"{told}; {request.verb} came too late, or was refused")
+    return told
+
+
+def _is_met(request: Request, standing: Standing) -> bool:
+    """Return whether a rollout is as a request that was answered wanted it; of what takes longer, True."""
+    match request.verb:
+        case "promote":
+            return standing.phase in (Phase.BAKING, Phase.SUCCEEDED)
+        case "abort":
+            return standing.phase is Phase.ROLLED_BACK
+        case "pause" | "resume":
+            return standing.paused is (request.verb == "pause")
+        case "skip-gate":
+            return request.gate in standing.skipped
+        case _:
+            return True

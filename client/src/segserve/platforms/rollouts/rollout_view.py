@@ -1,0 +1,229 @@
+"""What is known of a model's rollout at one moment: where its status says it stands, and its record's evidence."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from segserve.platforms.errors import ControlError, NotFoundError, WaitTimeoutError
+from segserve.platforms.port import MODEL
+from segserve_operator.api.segmentation_model import SegmentationModelStatus
+from segserve_operator.core.gates.evidence import CANDIDATE, EDGES_MS, STABLE
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.mapping import rollouts
+from segserve_operator.mapping.packed_evidence import UnreadableRecordError, unpack_rows
+from segserve_operator.mapping.statuses import from_api
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from segserve.platforms.port import Json, Platform
+    from segserve_operator.core.rollout.record import Record, Row, Standing
+
+REREAD_S: Final = 1.0
+_PROMOTED: Final = frozenset({Phase.BAKING, Phase.SUCCEEDED})
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two revisions: its percentage of requests now, and what was counted of it while both had some.
+
+    `latencies` are counts by bin of `EDGES_MS`.
+    """
+
+    role: str
+    revision: str
+    weight: int
+    requests: int = 0
+    errors: int = 0
+    latencies: Mapping[int, int] | None = None
+
+    @property
+    def error_percent(self) -> float | None:
+        """So many of 100 requests failed; None where there were none."""
+        return 100.0 * self.errors / self.requests if self.requests else None
+
+    def quantile_ms(self, share: float) -> float | None:
+        """Return the latency that this share of requests stays below, read off the bins; None without requests.
+
+        Infinite where it is in the last bin, which holds what hung too.
+        """
+        counts = sorted((self.latencies or {}).items())
+        wanted, below = share * sum(count for _, count in counts), 0.0
+        for number, count in counts:
+            if count and below + count >= wanted:
+                return _within(number, (wanted - below) / count)
+            below += count
+        return None
+
+
+def _within(number: int, share: float) -> float:
+    if number >= len(EDGES_MS):
+        return math.inf
+    low, high = (EDGES_MS[number - 1] if number else 0.0), EDGES_MS[number]
+    return low + share * (high - low)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A rollout as it was at `now_s`; `record` is None until it was first written.
+
+    `stable` is the former revision. `behind`: the operator has not come to the newest spec yet, so this may be the
+    rollout before it.
+    """
+
+    model: str
+    standing: Standing
+    stable: str
+    record: Record | None
+    now_s: float
+    behind: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of it, and of no other that is about to begin."""
+        return self.standing.ended and not self.behind
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without its revision in service."""
+        return self.over and self.standing.phase is not Phase.SUCCEEDED
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the new revision is stable."""
+        return self.standing.phase in _PROMOTED
+
+    def sides(self) -> tuple[Side, Side]:
+        """Return the former revision and the new one."""
+        rows = [] if self.record is None else _shared(self.record.rows)
+        new = self.standing.weight
+        return (
+            _side("previous" if self.promoted else "stable", self.stable, 100 - new, STABLE, rows),
+            _side("stable" if self.promoted else "candidate", self.standing.revision, new, CANDIDATE, rows),
+        )
+
+
+def _shared(rows: Sequence[Row]) -> list[Row]:
+    """Return the looks at which both had requests; all of them where there are none: a comparison is of one time."""
+    return [row for row in rows if 0 < row.weight < 100] or list(rows)
+
+
+def _side(role: str, revision: str, weight: int, index: int, rows: Sequence[Row]) -> Side:
+    latencies: dict[int, int] = {}
+    for row in rows:
+        for number, count in row.latencies[index]:
+            latencies[number] = latencies.get(number, 0) + count
+    requests, errors = (sum(counts[index] for counts in column) for column in _columns(rows))
+    return Side(role, revision, weight, int(requests), int(errors), latencies)
+
+
+def _columns(rows: Sequence[Row]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    return [row.requests for row in rows], [row.errors for row in rows]
+
+
+def record_of(manifest: Json, packed: Sequence[str] = ()) -> Record:
+    """Return what a SegmentationRollout holds; `packed` are the chunks of its oldest rows, where they are wanted.
+
+    Raises `ControlError` where it is of a shape that is not known here.
+    """
+    try:
+        apart = [row for chunk in packed for row in unpack_rows(chunk)]
+        return rollouts.record_of(manifest, tuple(apart[: chunked_rows(manifest)]))
+    except ValueError as error:
+        raise ControlError(f"the oldest evidence of {manifest['metadata']['name']} cannot be read: {error}") from error
+    except UnreadableRecordError as error:
+        raise ControlError(f"{error}; is it of another version of segserve than this command?") from error
+
+
+def chunked_rows(manifest: Json) -> int:
+    """Return how many rows, the oldest, are kept beside a record."""
+    return int((manifest.get("status") or {}).get("chunkedRows") or 0)
+
+
+def is_written(manifest: Json | None) -> bool:
+    """Return whether a record has been written, as opposed to only made."""
+    return bool(manifest is not None and (manifest.get("status") or {}).get("state"))
+
+
+def standing_of(model: Json) -> Standing | None:
+    """Return where a model's rollout stands, from its status; None where there was none."""
+    if not (model.get("status") or {}).get("rollout"):
+        return None
+    return from_api(SegmentationModelStatus.model_validate(model["status"])).rollout
+
+
+def seen(here: Platform, model: Json, former: Seen | None = None) -> Seen | None:
+    """Return a model's rollout, or None where it has none; the record of `former` is read again after a second."""
+    standing, now_s = standing_of(model), time.time()
+    if standing is None:
+        return None
+    if former is not None and former.standing == standing and now_s - former.now_s < REREAD_S:
+        return replace(former, behind=is_behind(model, standing))
+    manifest = here.rollout(standing.rollout)
+    record = record_of(manifest) if manifest is not None and is_written(manifest) else None
+    stable = record.stable if record is not None else _former_revision(model, standing)
+    return Seen(model["metadata"]["name"], standing, stable, record, now_s, is_behind(model, standing))
+
+
+def _former_revision(model: Json, standing: Standing) -> str:
+    role = "previous" if standing.phase in _PROMOTED else "stable"
+    holder = ((model.get("status") or {}).get("roles") or {}).get(role) or {}
+    return str(holder.get("revision", ""))
+
+
+def is_behind(model: Json, standing: Standing | None) -> bool:
+    """Return whether another rollout than `standing` is about to begin, or may be."""
+    status = model.get("status") or {}
+    if status.get("observedGeneration") != model["metadata"].get("generation"):
+        return True
+    candidate = (status.get("roles") or {}).get("candidate") or {}
+    known = standing is not None and candidate.get("revision") == standing.revision
+    return candidate.get("state") == "Pending" and not known
+
+
+def looks(here: Platform, name: str) -> Iterator[Seen | None]:
+    """Yield a model's rollout as it is now and after changes; None while there is none, but one may come."""
+    former: Seen | None = None
+    for manifest in here.states(MODEL, name):
+        model = manifest if manifest is not None else here.model(name)
+        former = seen(here, model, former)
+        if former is None and not is_behind(model, None):
+            raise no_rollout(model)
+        yield former
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A model's rollout is over, and no other is about to begin."""
+
+    name: str
+    kind: str = MODEL
+
+    def reached(self, manifest: Json | None) -> bool:
+        """Judge the model's status; raises `NotFoundError` where no rollout is to come."""
+        if manifest is None:
+            raise NotFoundError(f"there is no model {self.name!r} (any more)", model=self.name)
+        standing = standing_of(manifest)
+        behind = is_behind(manifest, standing)
+        if standing is None and not behind:
+            raise no_rollout(manifest)
+        return standing is not None and standing.ended and not behind
+
+    def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
+        """Say where it stands."""
+        standing = None if manifest is None else standing_of(manifest)
+        seen = "it has not begun" if standing is None else f"{standing.revision} is {standing.phase.label}"
+        return WaitTimeoutError(f"the rollout of {self.name} is not over after {timeout}: {seen}", model=self.name)
+
+
+def no_rollout(model: Json) -> NotFoundError:
+    """Return the error that says why a model has no rollout."""
+    name = model["metadata"]["name"]
+    if not (model.get("spec") or {}).get("rollout"):
+        return NotFoundError(
+            f"{name} has no rollout: without `spec.rollout` a new revision is promoted as soon as it is proved"
+        )
+    return NotFoundError(f"{name} has had no rollout yet; one begins with the next change of its spec")

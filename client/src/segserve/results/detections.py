@@ -1,0 +1,88 @@
+"""Boxes, and boxes with keypoints: what detection and keypoint models answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from segserve.results.annotation import Annotation
+from segserve.results.objects import Detection, Found, Objects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from PIL import Image
+    from supervision import KeyPoints
+
+    from segserve.results.images import ImageLike
+
+
+@dataclass(frozen=True, eq=False)
+class KeypointDetection(Detection):
+    """One object with its points, float32 (K, 3): x, y and score of each; x and y in pixels of the image."""
+
+    points: NDArray[np.float32] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Boxes(Objects[Found]):
+    detections: tuple[Found, ...]
+
+    @property
+    def _found(self) -> tuple[Found, ...]:
+        return self.detections
+
+    def annotations(self) -> Iterator[Annotation]:
+        """Yield the objects in the form that the exports share."""
+        for number, one in enumerate(self, 1):
+            points = one.points if isinstance(one, KeypointDetection) else None
+            yield Annotation(number, one.class_id, one.class_name, one.score, one.box, None, points)
+
+    def overlay(
+        self,
+        image: ImageLike,
+        *,
+        alpha: float = 0.45,
+        labels: bool = True,
+        contour: bool = True,
+        legend: bool | None = None,
+        colour_by: Literal["instance", "class"] | None = None,
+    ) -> Image.Image:
+        """Return the image with every box, and its points, drawn and labelled; boxes are not filled.
+
+        `alpha` is not used. Without `contour` only points and labels are drawn. `legend` and `colour_by` are as
+        for instances. Raises `BadRequestError` for an image of another size than the one that was sent.
+        """
+        from segserve.rendering.drawing import Style, draw_detections
+
+        style = Style(alpha, labels, contour, bool(legend))
+        return draw_detections(self, image, style, colour_by or ("class" if legend else "instance"))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DetectionResult(_Boxes[Detection]):
+    """The boxes of one image, best score first as the model gives them."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KeypointResult(_Boxes[KeypointDetection]):
+    """The objects of one image with their points, best score first as the model gives them."""
+
+    @property
+    def points(self) -> NDArray[np.float32]:
+        """All points, float32 (N, K, 3)."""
+        found = [one.points for one in self]
+        return np.stack(found) if found else np.zeros((0, 0, 3), np.float32)
+
+    def to_key_points(self) -> KeyPoints:
+        """Return the `supervision.KeyPoints`; raises `MissingExtraError` without the extra `annotations`."""
+        from segserve.exports.supervision import key_points
+
+        return key_points(self)
+
+    def _row(self, index: int, found: KeypointDetection) -> dict[str, Any]:
+        names = (f"point{number}_{part}" for number in range(len(found.points)) for part in ("x", "y", "score"))
+        return super()._row(index, found) | dict(zip(names, found.points.ravel().tolist(), strict=True))

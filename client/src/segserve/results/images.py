@@ -1,0 +1,200 @@
+"""Images as callers have them, as tensors for the wire and as pictures to draw on."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+import numpy as np
+
+from segserve.results.pixels import PIXELS, pixels_of, to_dtype
+from segserve_common.errors import BadRequestError
+from segserve_common.kserve import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from PIL import Image
+
+
+class ReadableFile(Protocol):
+    """An open binary file, or what reads like one: a response of urllib, an upload."""
+
+    def read(self) -> bytes:
+        """Return all bytes."""
+        ...
+
+
+class FetchedImage(Protocol):
+    """A response that a caller fetched, as httpx and requests give it."""
+
+    @property
+    def status_code(self) -> int:
+        """The HTTP status."""
+        ...
+
+    @property
+    def content(self) -> Any:
+        """The body's bytes."""
+        ...
+
+
+class SupportsArray(Protocol):
+    """What numpy makes an array of: a tensor of torch on the CPU, an array of another library."""
+
+    def __array__(self) -> Any:
+        """Return the array."""
+        ...
+
+
+EncodedImage: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | ReadableFile | FetchedImage"
+ImageLike: TypeAlias = "EncodedImage | Image.Image | NDArray[Any] | SupportsArray"
+
+_ALLOWED: Final = (
+    "a path, the bytes of an image file, an open binary file, an HTTP response, a PIL image or an array (H, W[, C])"
+)
+_URL: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|data:")
+_PIL_MODES: Final = {
+    "1": "L",
+    "L": "L",
+    "LA": "LA",
+    "La": "LA",
+    "P": "RGB",
+    "PA": "RGB",
+    "RGB": "RGB",
+    "RGBA": "RGBA",
+    "RGBa": "RGBA",
+    "RGBX": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "HSV": "RGB",
+}
+"""The modes of 8 bits, and what each is sent as."""
+
+
+def image_tensor(image: ImageLike) -> Tensor:
+    """Return the input that carries `image`: the bytes of a file as IMAGE, anything decoded as PIXELS (H, W, C).
+
+    A PIL image is turned as its EXIF data says. What was given is not changed. Raises `BadRequestError` for
+    what cannot be sent, and `OSError` for a file that cannot be read.
+    """
+    encoded = _encoded(image)
+    if encoded is not None:
+        return Tensor.of_items("IMAGE", [encoded])
+    return Tensor.of_array(PIXELS, _decoded(image))
+
+
+def picture(image: ImageLike) -> Image.Image:
+    """Return an image as RGB, turned as its EXIF data says, to draw on; raises as `image_tensor` does."""
+    from PIL import Image
+
+    encoded = _encoded(image)
+    if encoded is None:
+        return _to_rgb(_decoded(image))
+    try:
+        with Image.open(io.BytesIO(encoded)) as opened:
+            return _to_rgb(_pil_pixels(opened))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadRequestError(f"an image that cannot be read: {error}") from error
+
+
+def _to_rgb(pixels: NDArray[Any]) -> Image.Image:
+    from PIL import Image
+
+    shallow = to_dtype(pixels, np.dtype(np.uint8))
+    return Image.fromarray(shallow[:, :, 0] if shallow.shape[2] == 1 else shallow).convert("RGB")
+
+
+def _encoded(image: Any) -> bytes | None:
+    """Return the bytes of an image file, or None for what is decoded already."""
+    match image:
+        case bytes():
+            return image
+        case bytearray() | memoryview():
+            return bytes(image)
+        case str() | os.PathLike():
+            return _file(image)
+    if _is_decoded(image):
+        return None
+    _check_status(image)
+    content = _content(image)
+    if not isinstance(content, bytes):
+        raise BadRequestError(f"an open file must be in binary mode; reading it gave {type(content).__name__}")
+    return content
+
+
+def _file(path: str | os.PathLike[str]) -> bytes:
+    if isinstance(path, str) and _URL.match(path):
+        raise BadRequestError(
+            f"the client fetches no URL, got {path[:200]!r}; fetch it and give the response, "
+            "as segment(httpx.get(url), ...)"
+        )
+    return Path(path).read_bytes()
+
+
+def _is_decoded(image: Any) -> bool:
+    return isinstance(image, np.ndarray) or _is_pil(image) or hasattr(image, "__array__")
+
+
+def _is_pil(image: Any) -> bool:
+    return hasattr(image, "getbands") and hasattr(image, "mode")
+
+
+def _check_status(image: Any) -> None:
+    status = getattr(image, "status_code", getattr(image, "status", None))
+    if isinstance(status, int) and status != 200:
+        raise BadRequestError(f"the response holds no image: its HTTP status is {status}; 200 is allowed")
+
+
+def _content(image: Any) -> object:
+    read: Callable[[], object] | None = getattr(image, "read", None)
+    if inspect.iscoroutinefunction(read):
+        raise BadRequestError(f"await the {type(image).__name__}'s read() and give the bytes")
+    if hasattr(image, "status_code"):
+        try:
+            return image.content
+        except RuntimeError as error:  # httpx's, of a response that is still a stream
+            raise BadRequestError(f"read the response before it is given: {error}") from error
+    if read is None:
+        raise BadRequestError(f"an image is {_ALLOWED}; got {type(image).__name__}{_list_advice(image)}")
+    return read()
+
+
+def _list_advice(image: object) -> str:
+    return ": several images go to segment_many" if isinstance(image, list | tuple) else ""
+
+
+def _decoded(image: Any) -> NDArray[Any]:
+    if _is_pil(image):
+        return _pil_pixels(image)
+    try:
+        array = np.asarray(image)
+    except (TypeError, RuntimeError) as error:  # torch's, of a tensor on a device or with a gradient
+        raise BadRequestError(f"a {type(image).__name__} that numpy makes no array of: {error}") from error
+    return pixels_of(array)
+
+
+def _pil_pixels(image: Image.Image) -> NDArray[Any]:
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        return pixels_of(_sixteen_bits(np.asarray(upright)))
+    if image.mode not in _PIL_MODES:
+        allowed = ", ".join((*_PIL_MODES, "I", "I;16"))
+        raise BadRequestError(f"a PIL image of mode {image.mode!r} cannot be sent; allowed are {allowed}")
+    wanted = _PIL_MODES[image.mode]
+    return pixels_of(np.asarray(upright if upright.mode == wanted else upright.convert(wanted)))
+
+
+def _sixteen_bits(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.itemsize > 2 and (array.min() < 0 or array.max() > 0xFFFF):
+        raise BadRequestError(
+            f"a PIL image of 32-bit integers has values from {array.min()} to {array.max()}; allowed are 0 to 65535"
+        )
+    return array.astype(np.uint16)

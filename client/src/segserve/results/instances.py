@@ -1,0 +1,86 @@
+"""Objects with masks: what instance models answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from segserve.results.annotation import Annotation
+from segserve.results.objects import Detection, Objects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from segserve.results.images import ImageLike
+    from segserve.results.masks import EncodedMask, Polygon, Rle
+
+
+@dataclass(frozen=True, eq=False)
+class Instance(Detection):
+    """One object with its mask."""
+
+    encoded: EncodedMask = field(repr=False)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The mask as bool, shaped (H, W) of the whole image, read-only."""
+        return self.encoded.bitmap
+
+    @property
+    def rle(self) -> Rle:
+        """The mask as COCO compressed RLE; `counts` is bytes."""
+        return self.encoded.rle
+
+    @property
+    def polygons(self) -> list[Polygon]:
+        """The outlines of the mask's parts as [x, y, x, y, ...] in pixels, without holes; `to_polygons` has them."""
+        return self.encoded.polygons
+
+    @property
+    def area(self) -> int:
+        """The mask's pixels."""
+        return self.encoded.area
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InstanceResult(Objects[Instance]):
+    """The objects of one image, best score first as the model gives them."""
+
+    instances: tuple[Instance, ...]
+
+    @property
+    def _found(self) -> tuple[Instance, ...]:
+        return self.instances
+
+    def annotations(self) -> Iterator[Annotation]:
+        """Yield the instances in the form that the exports share."""
+        for number, one in enumerate(self, 1):
+            yield Annotation(number, one.class_id, one.class_name, one.score, one.box, one.encoded)
+
+    def overlay(
+        self,
+        image: ImageLike,
+        *,
+        alpha: float = 0.45,
+        labels: bool = True,
+        contour: bool = True,
+        legend: bool | None = None,
+        colour_by: Literal["instance", "class"] | None = None,
+    ) -> Image.Image:
+        """Return the image with every mask filled (`alpha` of its colour, 0 for none), outlined and labelled.
+
+        Labels that find no room are left out. With `legend`, the classes are named in a corner, and colours are
+        theirs unless `colour_by` says otherwise. Raises `BadRequestError` for an image of another size than the
+        one that was segmented.
+        """
+        from segserve.rendering.drawing import Style, draw_instances
+
+        style = Style(alpha, labels, contour, bool(legend))
+        return draw_instances(self, image, style, colour_by or ("class" if legend else "instance"))
+
+    def _row(self, index: int, found: Instance) -> dict[str, Any]:
+        return super()._row(index, found) | {"area": found.area}

@@ -1,0 +1,111 @@
+"""A class for every pixel: what semantic models answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segserve.results.annotation import Annotation
+from segserve.results.base import Segmentation
+from segserve.results.masks import EncodedMask, read_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from segserve.results.images import ImageLike
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SemanticResult(Segmentation):
+    """A class for every pixel of one image, or, of multi-label models, a mask for every class.
+
+    `areas` is pixels by class name. `confidence` is the mean probability by class name over the pixels of
+    that class (0 where there are none), or None where it was not asked for. `encoded` is the label map as PNG
+    or raw bytes, or None where `encoded_masks` has each class's mask by id; those of multi-label models may overlap.
+    """
+
+    areas: Mapping[str, int]
+    confidence: Mapping[str, float] | None
+    encoded: bytes | None
+    encoded_masks: Mapping[int, EncodedMask]
+
+    @cached_property
+    def labels(self) -> NDArray[Any]:
+        """Class ids, uint8 or uint16 shaped (H, W), read-only; approximate out of polygons, which have no holes.
+
+        Where masks overlap, the class with the smaller one has the pixel.
+        """
+        if self.encoded is not None:
+            labels = read_labels(self.encoded, *self.size)
+        else:
+            labels = np.zeros(self.size, np.uint16 if max(self.encoded_masks, default=0) > 255 else np.uint8)
+            # Polygons have no holes: what lies in them is smaller, and painted later.
+            for class_id, mask in sorted(self.encoded_masks.items(), key=lambda item: -item[1].area):
+                labels[mask.bitmap] = class_id
+        labels.flags.writeable = False
+        return labels
+
+    def mask(self, class_: int | str) -> NDArray[np.bool_]:
+        """Return one class's pixels, by id or by name, as bool shaped (H, W).
+
+        Raises `KeyError` for a class that the model does not have.
+        """
+        class_id = self._class_id(class_)
+        if self.encoded is None and class_id in self.encoded_masks:
+            return self.encoded_masks[class_id].bitmap
+        mask: NDArray[np.bool_] = self.labels == class_id
+        return mask
+
+    def annotations(self) -> Iterator[Annotation]:
+        """Yield the classes that are there, all pixels of each as one mask; `score` is the confidence."""
+        for known in self.classes:
+            if self.areas.get(known.name):
+                score = None if self.confidence is None else self.confidence[known.name]
+                mask = self._encoded_mask(known.id)
+                yield Annotation(known.id, known.id, known.name, score, None, mask)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a flat row for each class, for `csv.DictWriter` or a data frame; `share` is of all pixels."""
+        pixels = self.size[0] * self.size[1]
+        rows = []
+        for known in self.classes:
+            if known.name in self.areas:
+                area = self.areas[known.name]
+                row = {"class_id": known.id, "class": known.name, "area": area, "share": area / pixels}
+                rows.append(row if self.confidence is None else row | {"score": self.confidence[known.name]})
+        return rows
+
+    def overlay(
+        self,
+        image: ImageLike,
+        *,
+        alpha: float = 0.45,
+        labels: bool = True,
+        contour: bool = True,
+        legend: bool | None = None,
+    ) -> Image.Image:
+        """Return the image with every class but `background` filled (`alpha` of its colour, 0 for none) and outlined.
+
+        The legend names the classes that are there with their share of the image; it is as `labels` unless
+        given. Raises `BadRequestError` for an image of another size than the one that was segmented.
+        """
+        from segserve.rendering.drawing import Style, draw_labels
+
+        return draw_labels(self, image, Style(alpha, labels, contour, labels if legend is None else legend))
+
+    def _encoded_mask(self, class_id: int) -> EncodedMask:
+        if self.encoded is None and class_id in self.encoded_masks:
+            return self.encoded_masks[class_id]
+        return EncodedMask.of(self.mask(class_id))
+
+    def _class_id(self, class_: int | str) -> int:
+        for known in self.classes:
+            if class_ in (known.id, known.name):
+                return known.id
+        raise KeyError(f"no class {class_!r}; known: {', '.join(f'{c.id} {c.name}' for c in self.classes)}")

@@ -1,0 +1,51 @@
+"""Goes over the rows of tiles and gives out each object as soon as no tile can add to it. Pure."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from segserve.tiled.matching import SAME, Groups, matches
+from segserve.tiled.merging import merge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from segserve.tiled.grid import Grid
+    from segserve.tiled.matching import Match
+    from segserve.tiled.merging import Merged
+    from segserve.tiled.tile_masks import Piece
+
+
+def merged_objects(
+    grid: Grid, pieces_of: Callable[[int], Sequence[Piece]], *, at_least: float = SAME, by_cells: bool = False
+) -> Iterator[Merged]:
+    """Yield the objects of an image from its tiles' pieces, from top to bottom.
+
+    `pieces_of` is asked for each tile by its number, once. Only the pieces of those rows are held that a tile to
+    come can overlap. Pieces that agree by `at_least` (see `matching.strength`) are one object.
+    """
+    groups = Groups()
+    around: dict[int, list[Piece]] = {}
+    for row in range(grid.rows):
+        found: list[Match] = []
+        for tile in grid.row(row):
+            pieces = list(pieces_of(tile.index))
+            groups.add(pieces)
+            for index, others in around.items():
+                band = tile.window.intersection(grid[index].window)
+                if not band.is_empty:
+                    found += matches(others, pieces, band, at_least)
+            around[tile.index] = pieces
+        groups.join(found)
+        below = grid[(row + 1) * grid.columns].window.top if row + 1 < grid.rows else grid.height + 1
+        done = [group for group in groups.groups() if all(piece.patch.window.bottom <= below for piece in group)]
+        for group in done:
+            groups.take(group)
+            merged = merge(group, grid, by_cells=by_cells)
+            if merged is not None:
+                yield merged
+        still_open = set(map(id, chain.from_iterable(groups.groups())))
+        around = {
+            index: kept for index, pieces in around.items() if (kept := [p for p in pieces if id(p) in still_open])
+        }

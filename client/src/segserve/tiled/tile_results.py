@@ -1,0 +1,143 @@
+"""What a tile's answer is kept as: JSON that says which objects it has, in pixels of the whole image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from segserve.results.detections import KeypointDetection
+from segserve.results.instances import Instance
+from segserve.results.panoptic import PanopticResult
+from segserve.results.semantic import SemanticResult
+from segserve.tiled.tile_masks import Patch, Piece, crop, decode, encode, is_whole, of_bitmap, of_box
+from segserve_common.errors import BadRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from segserve.results import Result
+    from segserve.results.base import ModelInfo
+    from segserve.results.objects import Detection
+    from segserve.tiled.grid import Grid, Tile
+
+    Record: TypeAlias = dict[str, Any]
+
+# By the output that no other kind has, in the order in which they are looked for.
+KINDS: Final = {
+    "KEYPOINTS": "keypoints",
+    "SEGMENTS": "panoptic",
+    "AREAS": "semantic",
+    "MASKS": "instance",
+    "BOXES": "detection",
+}
+WITH_MAP: Final = frozenset({"semantic", "panoptic"})
+
+
+def kind_of(info: ModelInfo) -> str:
+    """Return what kind of answers a model gives; raises `BadRequestError` for one that segserve did not build."""
+    found = next((kind for output, kind in KINDS.items() if output in info.outputs), None)
+    if found is None:
+        raise BadRequestError(
+            f"model {info.model!r} answers with {', '.join(sorted(info.outputs)) or 'nothing'}, not as segserve's do"
+        )
+    return found
+
+
+def map_of(result: Result) -> NDArray[Any] | None:
+    """Return the class or segment id of every pixel of a tile, None for kinds that have none.
+
+    Raises `BadRequestError` for a multi-label answer, whose masks overlap: it has no map.
+    """
+    if isinstance(result, SemanticResult):
+        if result.encoded is None:
+            raise BadRequestError(
+                f"model {result.model!r} is multi-label: its masks may overlap, so there is no one map to stitch"
+            )
+        return result.labels
+    return result.ids if isinstance(result, PanopticResult) else None
+
+
+def record_of(result: Result, tile: Tile, grid: Grid) -> Record:
+    """Return what is kept of an answer: areas by class id in the tile's cell, or the objects in its window."""
+    record: Record = {"revision": result.revision}
+    if isinstance(result, SemanticResult):
+        cell = result.labels[tile.cell.slices((tile.window.top, tile.window.left))]
+        areas = np.bincount(cell.ravel())
+        return record | {"areas": {str(label): int(areas[label]) for label in np.flatnonzero(areas).tolist()}}
+    if isinstance(result, PanopticResult):
+        return record | {"objects": list(_segments(result, tile, grid))}
+    return record | {"objects": [row for found in result if (row := _object(found, tile, grid)) is not None]}
+
+
+def pieces_of(record: Mapping[str, Any], tile: Tile) -> list[Piece]:
+    """Return the pieces of a tile's record; stuff is none."""
+    return [
+        _piece(number, row, tile) for number, row in enumerate(record.get("objects", ())) if not row.get("is_stuff")
+    ]
+
+
+def _object(found: Detection, tile: Tile, grid: Grid) -> Record | None:
+    """Return an object's row, or None for one without a pixel in the tile."""
+    top, left = tile.window.top, tile.window.left
+    x1, y1, x2, y2 = found.box
+    row: Record = {
+        "class": found.class_id,
+        "score": found.score,
+        "box": [x1 + left, y1 + top, x2 + left, y2 + top],
+    }
+    if isinstance(found, KeypointDetection):
+        row["points"] = [[x + left, y + top, score] for x, y, score in found.points.tolist()]
+    patch = crop(found.encoded) if isinstance(found, Instance) else of_box(found.box)
+    if patch is None:
+        return None
+    moved = Patch(patch.top + top, patch.left + left, patch.bitmap)
+    row["whole"] = is_whole(moved, tile, grid.height, grid.width)
+    if isinstance(found, Instance):
+        row |= {"at": [moved.left, moved.top], "rle": encode(moved.bitmap)}
+    return row
+
+
+def _segments(result: PanopticResult, tile: Tile, grid: Grid) -> Iterator[Record]:
+    top, left = tile.window.top, tile.window.left
+    for segment in result:
+        row: Record = {"class": segment.class_id, "score": segment.score, "id": segment.id}
+        if not segment.is_thing:
+            yield row | {"is_stuff": True, "area": segment.area}
+            continue
+        patch = of_bitmap(result.ids == segment.id)
+        if patch is None:
+            continue
+        moved = Patch(patch.top + top, patch.left + left, patch.bitmap)
+        window = moved.window
+        yield row | {
+            "box": [float(side) for side in (window.left, window.top, window.right, window.bottom)],
+            "whole": is_whole(moved, tile, grid.height, grid.width),
+            "at": [moved.left, moved.top],
+            "rle": encode(moved.bitmap),
+        }
+
+
+def _piece(number: int, row: Mapping[str, Any], tile: Tile) -> Piece:
+    x1, y1, x2, y2 = row["box"]
+    has_mask = "rle" in row
+    if has_mask:
+        left, top = row["at"]
+        patch = Patch(top, left, decode(row["rle"]))
+    else:
+        # What rounds to nothing was left out when the record was written.
+        patch = of_box((x1, y1, x2, y2)) or Patch(int(y1), int(x1), np.ones((1, 1), np.bool_))
+    return Piece(
+        tile=tile.index,
+        number=number,
+        class_id=row["class"],
+        score=row["score"],
+        box=(x1, y1, x2, y2),
+        patch=patch,
+        area=int(np.count_nonzero(patch.bitmap)),
+        is_whole=row["whole"],
+        has_mask=has_mask,
+        points=tuple((x, y, score) for x, y, score in row["points"]) if "points" in row else None,
+    )

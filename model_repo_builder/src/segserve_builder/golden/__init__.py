@@ -1,0 +1,1 @@
+"""Golden sets: images with expected answers, how answers are judged, and calibration."""

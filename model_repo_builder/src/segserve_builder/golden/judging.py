@@ -1,0 +1,224 @@
+"""Golden sets: judging a model's answers by them."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder.errors import GoldenError
+from segserve_builder.golden.golden_set import GOLDEN_FILE, Case, Expected, GoldenSet, Labels, Tolerance, load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Answer = Mapping[str, NDArray[Any]]
+
+__all__ = [
+    "GOLDEN_FILE",
+    "Case",
+    "Expected",
+    "GoldenSet",
+    "Labels",
+    "Tolerance",
+    "builtin_image",
+    "check_builtin",
+    "compare",
+    "load",
+    "record",
+    "with_columns",
+]
+
+REPEAT_TOLERANCE: Final = 1e-4
+ROUNDING: Final = 1e-6
+"""How far the IoU of two equal boxes may be from 1."""
+
+
+def compare(case: Case, answer: Answer) -> None:
+    """Check an answer against the expected one; it was asked with `encoding=rle` where it has masks.
+
+    Raises `GoldenError` that names the image, the tensor, what was seen and what is tolerated.
+    """
+    _require_finite(case.image, answer)
+    answer = with_columns(case.image, answer)
+    size = tuple(int(number) for number in _output(case.image, answer, "SIZE"))
+    if size != case.expected.size:
+        raise GoldenError(f"{case.image}: SIZE is {size}; expected {case.expected.size}")
+    if case.expected.scores is None:
+        _compare_semantic(case, answer)
+    else:
+        _compare_objects(case, answer)
+
+
+def record(answer: Answer, image_name: str, tolerance: Tolerance | None = None) -> dict[str, Any]:
+    """Return the JSON of a case that expects `answer`, which was asked with `encoding=rle` where it has masks."""
+    answer = with_columns(image_name, answer)
+    outputs: dict[str, Any] = {name: _output(image_name, answer, name).tolist() for name in ("SIZE", "CLASSES")}
+    outputs |= {name: answer[name].tolist() for name in ("SCORES", "BOXES", "KEYPOINTS") if name in answer}
+    if "MASKS" in answer:
+        outputs["MASKS"] = [_text(mask) for mask in answer["MASKS"]]
+    case = Case(image=image_name, tolerance=tolerance or Tolerance(), expected=Expected.model_validate(outputs))
+    # A tolerance of points says nothing where there are none.
+    left_out = None if "KEYPOINTS" in answer else {"tolerance": {"point_px"}}
+    return case.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
+
+
+def builtin_image() -> bytes:
+    """Return the built-in PNG that proves a pipeline where no golden set is given."""
+    return resources.files("segserve_builder").joinpath("assets/proof.png").read_bytes()
+
+
+def check_builtin(first: Answer, second: Answer) -> None:
+    """Check that two answers to the built-in image are finite and equal; raises `GoldenError`."""
+    import numpy as np
+
+    _require_finite("the built-in image", first)
+    if first.keys() != second.keys():
+        raise GoldenError(f"the built-in image was answered with {sorted(first)}, then with {sorted(second)}")
+    for name, array in first.items():
+        again = second[name]
+        if array.dtype.kind == "f" and array.shape == again.shape:
+            equal = np.allclose(array, again, rtol=REPEAT_TOLERANCE, atol=REPEAT_TOLERANCE)
+        else:
+            equal = np.array_equal(array, again)
+        if not equal:
+            raise GoldenError(f"the built-in image: {name} differs between two equal requests")
+
+
+def with_columns(image: str, answer: Answer) -> Answer:
+    """Return a panoptic answer with its table of segments as CLASSES, SCORES and BOXES; any other as it is."""
+    import numpy as np
+
+    if "SEGMENTS" not in answer:
+        return answer
+    try:
+        rows = json.loads(_text(answer["SEGMENTS"].item()))
+        columns = {
+            "CLASSES": np.array([row["class"] for row in rows], np.int32),
+            "SCORES": np.array([row["score"] for row in rows], np.float32),
+            "BOXES": np.array([row["box"] for row in rows], np.float32).reshape(-1, 4),
+        }
+    except (ValueError, TypeError, LookupError) as error:
+        raise GoldenError(f"{image}: SEGMENTS is not a table of segments: {error!r}") from error
+    return {**answer, **columns}
+
+
+def _compare_semantic(case: Case, answer: Answer) -> None:
+    expected = case.expected
+    classes = _output(case.image, answer, "CLASSES").tolist()
+    if sorted(classes) != sorted(expected.classes):
+        raise GoldenError(f"{case.image}: CLASSES is {classes}; expected {list(expected.classes)}")
+    masks = _masks(case, answer, len(classes))
+    for number, mask in zip(expected.classes, expected.masks or (), strict=True):
+        seen = _mask_iou([masks[classes.index(number)]], [mask], expected.size)[0][0]
+        if seen < case.tolerance.iou:
+            least = case.tolerance.iou
+            raise GoldenError(f"{case.image}: MASKS of class {number}: IoU {seen:.4f}; at least {least} is tolerated")
+
+
+def _compare_objects(case: Case, answer: Answer) -> None:
+    expected, found = case.expected, len(_output(case.image, answer, "SCORES"))
+    if found != len(expected.classes):
+        raise GoldenError(f"{case.image}: SCORES has {found} instances; expected {len(expected.classes)}")
+    output, overlaps = _overlaps(case, answer, found)
+    classes = _output(case.image, answer, "CLASSES").tolist()
+    free = list(range(found))
+    for index, number in enumerate(expected.classes):
+        same = [candidate for candidate in free if classes[candidate] == number]
+        best = max(same, key=lambda candidate: overlaps[candidate][index], default=None)
+        where = f"{case.image}: instance {index} of class {number}"
+        seen = 0.0 if best is None else overlaps[best][index]
+        if best is None or seen < case.tolerance.iou - ROUNDING:
+            raise GoldenError(f"{where}: {output}: best IoU {seen:.4f}; at least {case.tolerance.iou} is tolerated")
+        free.remove(best)
+        _compare_score(where, case, index, answer["SCORES"][best])
+        _compare_box(where, case, index, _output(case.image, answer, "BOXES")[best])
+        _compare_points(where, case, index, answer.get("KEYPOINTS"), best)
+
+
+def _overlaps(case: Case, answer: Answer, found: int) -> tuple[str, Sequence[Sequence[float]]]:
+    """Return the IoU of each found with each expected object, and the output that it is taken from."""
+    expected = case.expected
+    if expected.masks is not None:
+        return "MASKS", _mask_iou(_masks(case, answer, found), expected.masks, expected.size)
+    return "BOXES", _box_iou(_output(case.image, answer, "BOXES").tolist(), expected.boxes or ())
+
+
+def _compare_score(where: str, case: Case, index: int, seen: float) -> None:
+    expected = (case.expected.scores or ())[index]
+    if abs(float(seen) - expected) > case.tolerance.score:
+        tolerated = f"{expected} within {case.tolerance.score} is tolerated"
+        raise GoldenError(f"{where}: SCORES is {float(seen):.4f}; {tolerated}")
+
+
+def _compare_box(where: str, case: Case, index: int, seen: Sequence[float]) -> None:
+    if case.expected.boxes is None:
+        return
+    overlap = _box_iou([seen], [case.expected.boxes[index]])[0][0]
+    if overlap < case.tolerance.iou - ROUNDING:
+        raise GoldenError(f"{where}: BOXES: IoU {overlap:.4f}; at least {case.tolerance.iou} is tolerated")
+
+
+def _compare_points(where: str, case: Case, index: int, seen: NDArray[Any] | None, best: int) -> None:
+    import numpy as np
+
+    if case.expected.keypoints is None:
+        return
+    expected = np.array(case.expected.keypoints[index])
+    if seen is None or seen[best].shape != expected.shape:
+        shape = None if seen is None else list(seen.shape)
+        raise GoldenError(f"{where}: KEYPOINTS has shape {shape}; expected {len(expected)} points")
+    far = float(np.abs(seen[best][:, :2] - expected[:, :2]).max(initial=0))
+    if far > case.tolerance.point_px:
+        raise GoldenError(
+            f"{where}: KEYPOINTS: a point is {far:.1f} pixels off; {case.tolerance.point_px} are tolerated"
+        )
+
+
+def _box_iou(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
+    from pycocotools import mask as coco
+
+    if not found or not expected:
+        return []
+    left, right = ([[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes] for boxes in (found, expected))
+    return [[float(value) for value in row] for row in coco.iou(left, right, [0] * len(right))]
+
+
+def _mask_iou(found: Sequence[str], expected: Sequence[str], size: tuple[int, int]) -> list[list[float]]:
+    """Return the IoU of each found with each expected mask; two empty masks are equal."""
+    from pycocotools import mask as coco
+
+    if not found or not expected:
+        return []
+    left, right = ([{"size": size, "counts": counts.encode()} for counts in group] for group in (found, expected))
+    areas = coco.area(left)[:, None] + coco.area(right)[None, :]
+    overlaps = coco.iou(left, right, [0] * len(right))
+    overlaps[areas == 0] = 1.0
+    return [[float(value) for value in row] for row in overlaps]
+
+
+def _masks(case: Case, answer: Answer, count: int) -> list[str]:
+    masks = [_text(mask) for mask in _output(case.image, answer, "MASKS")]
+    if len(masks) != count:
+        raise GoldenError(f"{case.image}: MASKS has {len(masks)} items; expected {count}, one each")
+    return masks
+
+
+def _output(image: str, answer: Answer, name: str) -> NDArray[Any]:
+    if name not in answer:
+        raise GoldenError(f"{image}: the answer lacks {name}; it has {', '.join(sorted(answer)) or 'nothing'}")
+    return answer[name]
+
+
+def _require_finite(image: str, answer: Answer) -> None:
+    import numpy as np
+
+    for name, array in answer.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise GoldenError(f"{image}: {name} holds NaN or infinity; finite numbers are expected")
+
+
+def _text(mask: Any) -> str:
+    return mask.decode("ascii") if isinstance(mask, bytes) else str(mask)

@@ -1,0 +1,1 @@
+"""Pixels, masks, boxes and label maps: decoding, encoding and resampling, without I/O."""

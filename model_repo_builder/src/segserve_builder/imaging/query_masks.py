@@ -1,0 +1,120 @@
+"""What queries of a transformer decoder say: the class of each, and the masks of those that are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from segserve_builder.errors import SignatureError
+from segserve_builder.imaging.probabilities import sigmoid, softmax
+from segserve_builder.imaging.sampling import Axis, axes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.values import Float32, Int32, Queries
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Which query has each pixel: segment ids from 1, uint16 (H, W), 0 where there is none.
+
+    `classes` int32 (S,) and `scores` float32 (S,) are those of the segments 1, 2, ...
+    """
+
+    ids: NDArray[Any]
+    classes: Int32
+    scores: Float32
+
+
+def mask_logits(queries: Queries, which: Any, size: tuple[int, int] | None) -> tuple[Float32, Axis, Axis]:
+    """Return mask logits (K, h, w) of some queries over the network's whole input, and the image's axes in them.
+
+    They are interpolated to `size` where one is given. Raises `SignatureError` where the network gives no masks.
+    """
+    from segserve_builder.kernels.queries import resample
+
+    if queries.masks is None:
+        raise SignatureError("the network's queries have boxes and no masks; take detectionQueries")
+    masks: Float32 = queries.masks[which]
+    rows, columns = axes(queries.placement, *masks.shape[1:])
+    if size is None:
+        return masks, rows, columns
+    finer = resample(masks, _onto(size[0], masks.shape[1], rows), _onto(size[1], masks.shape[2], columns))
+    return finer, *axes(queries.placement, *size)
+
+
+def _onto(size: int, cells: int, content: Axis) -> Axis:
+    """Return the axis of a finer grid over the same input; it, too, samples only cells that show the image."""
+    return Axis(size, content.first, content.cells, cells / size, -content.first - 0.5)
+
+
+def content(values: Float32, rows: Axis, columns: Axis) -> Float32:
+    """Return the cells of `values` (K, h, w) that show the image."""
+    return values[:, rows.first : rows.first + rows.cells, columns.first : columns.first + columns.cells]
+
+
+def nearest_first(axis: Axis) -> Int32:
+    """Return each cell's first pixel by torch's nearest interpolation, int32 (cells + 1,), the last the axis' size."""
+    import numpy as np
+
+    position = np.arange(axis.size, dtype=np.float32) * np.float32(axis.scale) + np.float32(axis.bias + 0.5)
+    cell = np.clip(np.floor(position), 0, axis.cells - 1).astype(np.int32)
+    return np.searchsorted(cell, np.arange(axis.cells + 1, dtype=np.int32)).astype(np.int32)
+
+
+def exclusive_segments(
+    queries: Queries,
+    threshold: float,
+    mask_threshold: float,
+    overlap_threshold: float,
+    fuse: Collection[int],
+    size: tuple[int, int] | None,
+) -> Found:
+    """Give every pixel to one query, as the image processors of MaskFormer, Mask2Former and DETR do.
+
+    Queries take part whose best class is one and scores above `threshold`; a pixel goes to the one whose score times
+    probability is greatest there. What a query gets counts where it is more than the part `overlap_threshold` of the
+    pixels at which it reaches `mask_threshold`. Queries of a class of `fuse` become one segment, which has the best
+    of their scores.
+    """
+    import numpy as np
+
+    from segserve_builder.kernels.queries import rename, winners
+
+    best, scores = _best_classes(queries.logits)
+    which = np.flatnonzero((best < queries.logits.shape[1] - 1) & (scores > np.float32(threshold)))
+    if not len(which):
+        height, width = queries.placement.height, queries.placement.width
+        return Found(np.zeros((height, width), np.uint16), np.empty(0, np.int32), np.empty(0, np.float32))
+    logits, rows, columns = mask_logits(queries, which, size)
+    best, scores = best[which], scores[which]
+    labels, areas, above = winners(sigmoid(logits), scores, rows, columns, mask_threshold)
+    names, classes, found = np.zeros(len(which), np.uint16), list[int](), list[float]()
+    fused: dict[int, int] = {}
+    for k in np.flatnonzero((areas > 0) & (above > 0)):
+        if not np.float32(areas[k]) / np.float32(above[k]) > overlap_threshold:
+            continue
+        class_id = int(best[k])
+        names[k] = fused.get(class_id, len(classes) + 1)
+        if names[k] <= len(classes):
+            found[names[k] - 1] = max(found[names[k] - 1], float(scores[k]))
+            continue
+        classes.append(class_id)
+        found.append(float(scores[k]))
+        if class_id in fuse:
+            fused[class_id] = len(classes)
+    rename(labels, names)
+    return Found(labels, np.array(classes, np.int32), np.array(found, np.float32))
+
+
+def _best_classes(logits: Float32) -> tuple[Int32, Float32]:
+    """Return each query's most probable class, the last of which is "nothing", and its probability."""
+    import numpy as np
+
+    shares = softmax(logits)
+    best = shares.argmax(axis=1)
+    scores: Float32 = shares[np.arange(len(best)), best]
+    return best.astype(np.int32), scores

@@ -1,0 +1,79 @@
+"""What stages share that refine logits by the image itself: labels at the image's pixels, and logits made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from segserve_builder.errors import BadImageError
+from segserve_builder.imaging.sampling import axes
+from segserve_builder.values import Placement
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from segserve_builder.values import Float32, Logits, UInt8
+
+MAX_PIXELS: Final = 8 << 20
+MAX_BYTES: Final = 2 << 30
+"""What one image may take while it is refined, its answer included."""
+PIXEL_BYTES: Final = 128
+"""What a stage holds of a pixel beside its labels: vertices and weights of two lattices, or coefficients."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The labels of an image that can matter: scores in lanes (G, H, W, 8), best 0, and the labels' numbers `kept`."""
+
+    scores: Float32
+    kept: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, value: Logits, height: int, width: int, least: float) -> Labels:
+        """Sample the logits at the pixels of the image, resized to height x width; one channel becomes two labels.
+
+        A label whose probability exceeds `least` nowhere is left out.
+        """
+        import numpy as np
+
+        from segserve_builder.kernels.crf_scores import label_scores
+
+        values, p = value.values, value.placement
+        if len(values) == 1:
+            values = np.concatenate([np.zeros_like(values), values])
+        rows, columns = axes(replace(p, height=height, width=width), *values.shape[1:])
+        return cls(*label_scores(values, rows, columns, value.temperature, least))
+
+    def logits(self, value: Logits) -> Logits:
+        """Return logits of `value`'s channels, whose scores here have become log probabilities."""
+        from segserve_builder.kernels.crf_scores import label_planes
+
+        channels = len(value.values)
+        planes = label_planes(self.scores, self.kept, max(channels, 2))
+        if channels == 1:
+            planes = planes[1:] - planes[:1]
+        height, width = planes.shape[1:]
+        p = value.placement
+        placement = Placement(p.height, p.width, 0, 0, height, width, height, width)
+        return replace(value, values=planes, placement=placement, temperature=1.0)
+
+
+def checked_guide(value: Logits) -> UInt8:
+    """Return the image as the network saw it.
+
+    Raises `BadImageError` where it is too large to be refined, `ValueError` where it is not there or of another shape.
+    """
+    guide, p = value.guide, value.placement
+    if guide is None or guide.shape != (p.inner_height, p.inner_width, 3) or guide.dtype != "uint8":
+        seen = None if guide is None else (guide.dtype.name, guide.shape)
+        raise ValueError(f"the guide is {seen}; uint8 {(p.inner_height, p.inner_width, 3)} is expected")
+    pixels, labels = p.inner_height * p.inner_width, len(value.values)
+    size = f"the network's view of the image is {p.inner_width} x {p.inner_height}"
+    if pixels > MAX_PIXELS:
+        raise BadImageError(f"{size}; up to {MAX_PIXELS} pixels can be refined")
+    if pixels * (PIXEL_BYTES + 8 * labels) > MAX_BYTES:
+        raise BadImageError(
+            f"{size}; with {labels} classes that is too much to be refined within {MAX_BYTES >> 20} MiB"
+        )
+    return guide

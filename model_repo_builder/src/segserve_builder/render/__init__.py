@@ -1,0 +1,1 @@
+"""Renders a pipeline as a Triton model repository, publishes it, and starts Triton on it."""

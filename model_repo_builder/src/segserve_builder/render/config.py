@@ -1,0 +1,216 @@
+"""Steps and ensembles as Triton's ModelConfig messages, with only the fields that the target's release knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder.spec.names import canonical_json
+from segserve_builder.steps.public_outputs import (
+    GEOMETRY,
+    GUIDE,
+    NETWORK_INPUT,
+    PUBLIC_OUTPUTS,
+    network_output,
+    public_inputs,
+    second_output,
+)
+from segserve_builder.steps.step_options import PARAMETER
+from segserve_builder.steps.streams import smoothing_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from segserve_builder.families.base import NetworkIO, TensorSpec
+    from segserve_builder.render.target import Target
+    from segserve_builder.spec.model_spec import Runtime
+    from segserve_builder.steps.pipeline import Pipeline
+    from segserve_builder.steps.public_outputs import Task
+    from segserve_builder.steps.step_options import NetOptions, PostOptions, PreOptions, StepOptions
+
+VERSION: Final = 1
+"""The only version of each model; a step's is written out, since -1 would follow any later load."""
+LATENCY_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_LATENCY: Final = "nv_inference_first_response_histogram_ms"
+
+
+def preprocess_config(options: PreOptions) -> Any:
+    """Return the step from IMAGE or PIXELS to the network's input and GEOMETRY, yet unnamed."""
+    config = _python_step(options, instances=1)
+    _add_inputs(config, public_inputs(options.input), optional=True)
+    _add_outputs(config, [_renamed(options.network_input, NETWORK_INPUT, free_batch=True), *_facts(options.guided)])
+    return config
+
+
+def network_config(options: NetOptions, io: NetworkIO, runtime: Runtime, target: Target, *, native: bool) -> Any:
+    """Return the network with dynamic batching, yet unnamed; a native one is run by the server itself.
+
+    Its queue is bounded by the gateway (`runtime.maxQueueSize`), not here: a queue policy turns prefetching off, and
+    then a request that arrives between an answer and the release of its batch is forgotten for half a second.
+    """
+    config = _native_step(options, runtime) if native else _python_step(options, instances=runtime.instances)
+    _batch(config, runtime)
+    if target.has_histograms:
+        metric = config.model_metrics.metric_control.add()
+        metric.metric_identifier.family = _LATENCY
+        metric.histogram_options.buckets.extend(LATENCY_MS)
+    _add_inputs(config, [_without_batch(io.input)])
+    _add_outputs(config, map(_without_batch, io.outputs))
+    return config
+
+
+def postprocess_config(options: PostOptions, task: Task) -> Any:
+    """Return the step from the network's outputs and GEOMETRY to the public outputs, yet unnamed."""
+    config = _python_step(options, instances=1)
+    raw = [_renamed(tensor, network_output(tensor.name), free_batch=True) for tensor in options.io.outputs]
+    if options.second_io is not None:
+        raw += [_renamed(tensor, second_output(tensor.name), free_batch=True) for tensor in options.second_io.outputs]
+    _add_inputs(config, [*raw, *_facts(options.pipeline.needs_guide)])
+    _add_outputs(config, PUBLIC_OUTPUTS[task])
+    config.metric_tags["revision"] = options.revision
+    smoothing = smoothing_of(options.pipeline)
+    if smoothing is not None and smoothing.sequence_batcher:
+        # The direct strategy would give each stream the whole step until it ends: this one takes requests by age.
+        config.sequence_batching.oldest.max_candidate_sequences = smoothing.max_streams
+        config.sequence_batching.max_sequence_idle_microseconds = smoothing.max_idle_s * 1_000_000
+    return config
+
+
+def ensemble_config(
+    pipeline: Pipeline,
+    io: NetworkIO,
+    task: Task,
+    steps: tuple[str, str, str],
+    second: tuple[str, NetworkIO] | None = None,
+) -> Any:
+    """Chain the steps (pre, net, post) into the ensemble of the model's public name.
+
+    `second` is the step of a second network, which runs beside the first. No public output feeds a later step: Triton
+    would then refuse every request for a subset of the outputs.
+    """
+    pre, net, post = steps
+    config = _ensemble(pipeline.model, pipeline.revision)
+    config.parameters["classes"].string_value = _classes(pipeline)
+    inputs, outputs = public_inputs(pipeline.input), PUBLIC_OUTPUTS[task]
+    _add_inputs(config, inputs, optional=True)
+    _add_outputs(config, outputs)
+    raw = {tensor.name: network_output(tensor.name) for tensor in io.outputs}
+    facts = [tensor.name for tensor in _facts(pipeline.needs_guide)]
+    _add_step(config, pre, _same(tensor.name for tensor in inputs), _same([NETWORK_INPUT, *facts]))
+    _add_step(config, net, {io.input.name: NETWORK_INPUT}, raw)
+    wired = _same([*raw.values(), *facts])
+    if second is not None:
+        found = {tensor.name: second_output(tensor.name) for tensor in second[1].outputs}
+        _add_step(config, second[0], {second[1].input.name: NETWORK_INPUT}, found)
+        wired |= _same(found.values())
+    _add_step(config, post, wired, _same(tensor.name for tensor in outputs))
+    return config
+
+
+def network_alias_config(name: str, pipeline: Pipeline, io: NetworkIO, net: str) -> Any:
+    """Return the ensemble `name` of the network step alone, batched as that is."""
+    config = _ensemble(name, pipeline.revision)
+    config.max_batch_size = pipeline.runtime.max_batch_size
+    _add_inputs(config, [_without_batch(io.input)])
+    _add_outputs(config, map(_without_batch, io.outputs))
+    _add_step(config, net, _same([io.input.name]), _same(tensor.name for tensor in io.outputs))
+    return config
+
+
+def to_pbtxt(config: Any) -> bytes:
+    """Return the text of `config.pbtxt`."""
+    from google.protobuf import text_format
+
+    return str(text_format.MessageToString(config)).encode()
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Return the message as JSON values, for its digest."""
+    from google.protobuf import json_format
+
+    plain: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
+    return plain
+
+
+def _model_config(**fields: Any) -> Any:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    return ModelConfig(**fields)
+
+
+def _python_step(options: StepOptions, *, instances: int) -> Any:
+    config = _model_config(backend="python")
+    config.parameters[PARAMETER].string_value = options.to_parameter()
+    config.instance_group.add(count=instances, kind="KIND_CPU")
+    return config
+
+
+def _native_step(options: NetOptions, runtime: Runtime) -> Any:
+    config = _model_config(backend="onnxruntime")
+    # The backend does not read it: it makes the step's name that of its network, too.
+    config.parameters[PARAMETER].string_value = options.to_parameter()
+    # Patterns are kept for each shape ever seen, so images of many sizes would fill the memory.
+    config.parameters["enable_mem_pattern"].string_value = "0"
+    if options.intra_op_threads:
+        config.parameters["intra_op_thread_count"].string_value = str(options.intra_op_threads)
+    # On a GPU where the server has one, so that one step fits every pool.
+    config.instance_group.add(count=runtime.instances, kind="KIND_AUTO")
+    return config
+
+
+def _batch(config: Any, runtime: Runtime) -> None:
+    config.max_batch_size = runtime.max_batch_size
+    config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
+
+
+def _ensemble(name: str, revision: str) -> Any:
+    config = _model_config(name=name, platform="ensemble")
+    config.parameters["revision"].string_value = revision
+    config.metric_tags["revision"] = revision
+    return config
+
+
+def _classes(pipeline: Pipeline) -> str:
+    return canonical_json([item.model_dump(exclude_none=True) for item in pipeline.classes])
+
+
+def _add_step(config: Any, name: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    step = config.ensemble_scheduling.step.add(model_name=name, model_version=VERSION)
+    step.input_map.update(inputs)
+    step.output_map.update(outputs)
+
+
+def _facts(guided: bool) -> tuple[TensorSpec, ...]:
+    """Return what the first step tells the last one of the image."""
+    return (GEOMETRY, GUIDE) if guided else (GEOMETRY,)
+
+
+def _same(names: Iterable[str]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _add_inputs(config: Any, tensors: Iterable[TensorSpec], *, optional: bool = False) -> None:
+    for tensor in tensors:
+        config.input.add(name=tensor.name, data_type=_dtype(tensor), dims=_dims(tensor.shape), optional=optional)
+
+
+def _add_outputs(config: Any, tensors: Iterable[TensorSpec]) -> None:
+    for tensor in tensors:
+        config.output.add(name=tensor.name, data_type=_dtype(tensor), dims=_dims(tensor.shape))
+
+
+def _renamed(tensor: TensorSpec, name: str, *, free_batch: bool) -> TensorSpec:
+    shape = (None, *tensor.shape[1:]) if free_batch else tensor.shape
+    return replace(tensor, name=name, shape=shape)
+
+
+def _without_batch(tensor: TensorSpec) -> TensorSpec:
+    return replace(tensor, shape=tensor.shape[1:])
+
+
+def _dims(shape: Iterable[int | None]) -> list[int]:
+    return [-1 if size is None else size for size in shape]
+
+
+def _dtype(tensor: TensorSpec) -> str:
+    return "TYPE_STRING" if tensor.dtype == "BYTES" else f"TYPE_{tensor.dtype}"

@@ -1,0 +1,1 @@
+"""The steps of a pipeline (preprocess, network, postprocess) as functions, and their options."""

@@ -1,0 +1,120 @@
+"""How a network is run over one image: over tiles of it, over views of it, or over tiles of views."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from segserve_builder.errors import PipelineError
+from segserve_builder.families import FAMILIES
+from segserve_builder.stages.tile import Tile
+from segserve_builder.stages.tta import Tta
+from segserve_builder.values import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.families.base import NetworkIO, TensorSpec
+    from segserve_builder.stages.base import Stage
+    from segserve_builder.steps.pipeline import Pipeline
+
+    Call = Callable[[NDArray[Any]], NDArray[Any]]
+
+Layout = Literal["NCHW", "NHWC"]
+
+
+def with_inference(pipeline: Pipeline, io: NetworkIO) -> NetworkIO:
+    """Return the tensors of the network's step: those of the network, of any size where it sees tiles.
+
+    Raises `PipelineError` where the pipeline's inference steps fit neither each other, nor the family, nor a network
+    whose input has a fixed size.
+    """
+    steps = [step.stage for step in pipeline.inference]
+    names = [step.name for step in pipeline.inference]
+    if not steps:
+        return io
+    if FAMILIES[pipeline.family].gives != Kind.LOGITS:
+        gives = FAMILIES[pipeline.family].gives
+        raise PipelineError(f"inference {names[0]!r} merges logits; family {pipeline.family!r} gives {gives}")
+    if names not in (["tile"], ["tta"], ["tta", "tile"]):
+        raise PipelineError(f"inference is tta, tile, or tta and then tile; got {', '.join(names)}")
+    if not io.batched:
+        raise PipelineError(f"inference {names[0]!r} needs a network whose outputs have a batch")
+    fixed = _size(io.input, io.layout)
+    for stage in steps:
+        _check_size(stage, fixed, tiled="tile" in names)
+    if "tile" not in names:
+        return io
+    outputs = tuple(replace(tensor, shape=(*tensor.shape[:2], None, None)) for tensor in io.outputs)
+    return replace(io, input=_of_any_size(io.input, io.layout), outputs=outputs)
+
+
+def run(batch: NDArray[Any], layout: Layout, call: Call, steps: Sequence[Stage], max_batch_size: int) -> NDArray[Any]:
+    """Return the logits (N, C, h, w) of a batch of images, each by itself.
+
+    `call` runs the network over a batch of at most `max_batch_size`; `steps` are as `with_inference` allows them.
+    Memory beside the answer is bounded by the tiles of one row and the batch. Raises `PipelineError` where the
+    network's answers do not fit together.
+    """
+    import numpy as np
+
+    axes = (1, 2) if layout == "NCHW" else (0, 1)
+    inner, most = call, max_batch_size
+    for stage in reversed(steps):
+        if isinstance(stage, Tile):
+            # Tiles fill the network's batches: what runs around them comes one by one.
+            inner, most = partial(_over_tiles, axes=axes, call=inner, options=stage, max_batch_size=most), 1
+        elif isinstance(stage, Tta):
+            inner = partial(_over_views, axes=axes, call=inner, options=stage, max_batch_size=most)
+    return np.concatenate([inner(image[None]) for image in batch])
+
+
+def _over_tiles(
+    batch: NDArray[Any], axes: tuple[int, int], call: Call, options: Tile, max_batch_size: int
+) -> NDArray[Any]:
+    from segserve_builder.steps.tiling import Plan, answers, merged, tiles
+
+    image = batch[0]
+    rows, columns = axes
+
+    def read(top: int, left: int, height: int, width: int) -> NDArray[Any]:
+        part: list[slice] = [slice(None)] * image.ndim
+        part[rows], part[columns] = slice(top, top + height), slice(left, left + width)
+        pixels: NDArray[Any] = image[tuple(part)]
+        return pixels
+
+    plan = Plan.of(options, image.shape[rows], image.shape[columns])
+    return merged(plan, answers(tiles(plan, read, axes), call, max_batch_size))[None]
+
+
+def _over_views(
+    batch: NDArray[Any], axes: tuple[int, int], call: Call, options: Tta, max_batch_size: int
+) -> NDArray[Any]:
+    from segserve_builder.steps.views import averaged
+
+    return averaged(batch[0], axes, call, options, max_batch_size)[None]
+
+
+def _check_size(stage: Stage, fixed: tuple[int | None, int | None], *, tiled: bool) -> None:
+    height, width = fixed
+    seen = f"the network's input is {height or 'any'} x {width or 'any'} pixels"
+    if isinstance(stage, Tile) and (stage.height != (height or stage.height) or stage.width != (width or stage.width)):
+        raise PipelineError(f"{seen}; tiles are {stage.height} x {stage.width}")
+    if isinstance(stage, Tta) and not tiled and (height or width):
+        if any(scale != 1 for scale in stage.scales):
+            raise PipelineError(f"{seen}; scaled views need one of any size, or tile")
+        if height != width and {90, 270} & set(stage.rotations):
+            raise PipelineError(f"{seen}; turned views need a square one, or tile")
+
+
+def _size(tensor: TensorSpec, layout: Layout) -> tuple[int | None, int | None]:
+    return (tensor.shape[2], tensor.shape[3]) if layout == "NCHW" else (tensor.shape[1], tensor.shape[2])
+
+
+def _of_any_size(tensor: TensorSpec, layout: Layout) -> TensorSpec:
+    batch, first, _, last = tensor.shape
+    shape = (batch, first, None, None) if layout == "NCHW" else (batch, None, None, last)
+    return replace(tensor, shape=shape)

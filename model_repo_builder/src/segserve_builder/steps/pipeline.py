@@ -1,0 +1,162 @@
+"""A pipeline's lists of stages: each item is a mapping with one key, the stage's name, and its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from pydantic import ConfigDict, Field, create_model, model_validator
+
+from segserve_builder.families import FAMILIES
+from segserve_builder.spec.model_spec import Frozen, Input, ModelClass, Output, Runtime, Sha256
+from segserve_builder.spec.names import digest
+from segserve_builder.stages import INFERENCE, POSTPROCESS, PREPROCESS
+from segserve_builder.stages.decode import Decode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from segserve_builder.stages.base import Stage
+
+
+class Step(Frozen):
+    """One item of a list of stages; exactly one key is set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, alias_generator=None)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        named = sorted(self.model_fields_set)
+        if len(named) != 1 or getattr(self, named[0]) is None:
+            raise ValueError(f"a step names exactly one stage, got {', '.join(named) or 'none'}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def stage(self) -> Stage:
+        """The stage with its options."""
+        stage: Stage = getattr(self, self.name)
+        return stage
+
+
+def _step_type(name: str, stages: Mapping[str, type[Stage]]) -> type[Step]:
+    fields: dict[str, Any] = {
+        key: (stage | None, Field(None, description=(stage.__doc__ or key).splitlines()[0]))
+        for key, stage in stages.items()
+    }
+    return create_model(name, __base__=Step, __doc__="One stage: exactly one key is set.", **fields)
+
+
+if TYPE_CHECKING:
+    PreprocessStep = Step
+    InferenceStep = Step
+    PostprocessStep = Step
+else:
+    PreprocessStep = _step_type("PreprocessStep", PREPROCESS)
+    InferenceStep = _step_type("InferenceStep", INFERENCE)
+    PostprocessStep = _step_type("PostprocessStep", POSTPROCESS)
+
+
+APART: Final = {"preprocess", "inference", "postprocess", "instances"}
+"""The fields that a pipeline's identity spells out."""
+
+
+def _identity(name: str, stage: Stage) -> dict[str, Any]:
+    options = stage.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {"stage": name, "version": stage.version, "options": options}
+
+
+class SecondNetwork(Frozen):
+    """A second network, which finds instances in the same input; without `runtime` it runs as the first one does."""
+
+    artifact_sha256: Sha256
+    family: str
+    postprocess: tuple[PostprocessStep, ...] = ()
+    runtime: Runtime | None = None
+
+
+class Pipeline(Frozen):
+    """All that can change an answer of a model. Its digest names the revision."""
+
+    model: str
+    artifact_sha256: Sha256
+    family: str
+    input: Input
+    classes: tuple[ModelClass, ...]
+    preprocess: tuple[PreprocessStep, ...]
+    inference: tuple[InferenceStep, ...] = ()
+    postprocess: tuple[PostprocessStep, ...]
+    output: Output
+    runtime: Runtime
+    instances: SecondNetwork | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON value whose digest names the revision.
+
+        A list that leaves stages to their defaults is the same as one that spells them out. Options that are not
+        set are left out, so that a new optional one does not change the revisions of those who do not use it.
+        """
+        plain = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=APART)
+        family = FAMILIES[self.family]
+        before = [(step.name, step.stage) for step in self.preprocess]
+        if not any(isinstance(stage, Decode) for _, stage in before):
+            before.insert(0, ("decode", Decode()))
+        identity = plain | {
+            "familyVersion": family.version,
+            "preprocess": [_identity(*named) for named in before],
+            "postprocess": [_identity(*named) for named in named_postprocess(self)],
+        }
+        # Left out where there is none, as options that are not set are.
+        if self.inference:
+            identity["inference"] = [_identity(step.name, step.stage) for step in self.inference]
+        if self.second is not None:
+            identity["instances"] = self.second.identity()
+        return identity
+
+    @property
+    def second(self) -> Pipeline | None:
+        """The pipeline of the second network alone, if there is one.
+
+        It knows the classes that are things: where its family counts channels, its channel i is the i-th of them.
+        """
+        if self.instances is None:
+            return None
+        things = tuple(item for item in self.classes if item.thing)
+        if self.instances.family in FAMILIES and FAMILIES[self.instances.family].numbers_classes:
+            things = tuple(item.model_copy(update={"id": index}) for index, item in enumerate(things))
+        changes = {
+            "artifact_sha256": self.instances.artifact_sha256,
+            "family": self.instances.family,
+            "classes": things,
+            "inference": (),
+            "postprocess": self.instances.postprocess,
+            "runtime": self.instances.runtime or self.runtime,
+            "instances": None,
+        }
+        return self.model_copy(update=changes)
+
+    @property
+    def networks(self) -> tuple[Pipeline, ...]:
+        """The pipeline itself, and that of the second network where there is one."""
+        return (self,) if self.second is None else (self, self.second)
+
+    @property
+    def needs_guide(self) -> bool:
+        """Whether a postprocess stage looks at the image itself, as the network saw it."""
+        return any(stage.needs_guide for _, stage in named_postprocess(self))
+
+    @property
+    def revision(self) -> str:
+        """The revision's name: `<model>-<10 hex>`."""
+        return f"{self.model}-{digest(self.identity())}"
+
+
+def named_postprocess(pipeline: Pipeline) -> tuple[tuple[str, Stage], ...]:
+    """Return the pipeline's postprocess stages by name, or its family's default ones where it lists none."""
+    if pipeline.postprocess:
+        return tuple((step.name, step.stage) for step in pipeline.postprocess)
+    names = {stage: name for name, stage in POSTPROCESS.items()}
+    return tuple((names[type(stage)], stage) for stage in FAMILIES[pipeline.family].default_postprocess)

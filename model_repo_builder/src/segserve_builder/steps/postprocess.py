@@ -1,0 +1,296 @@
+"""The step `post` as a function: a network's raw outputs become the public answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
+from segserve_builder.families import FAMILIES
+from segserve_builder.stages import POSTPROCESS
+from segserve_builder.stages.base import Request
+from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
+from segserve_builder.steps.encode import ENCODINGS, encode
+from segserve_builder.steps.pipeline import named_postprocess
+from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS, empty
+from segserve_builder.steps.streams import smoothing_of
+from segserve_builder.values import Candidates, Instances, Keypoints, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.families.base import Family, NetworkIO
+    from segserve_builder.spec.model_spec import Output
+    from segserve_builder.stages.base import Stage
+    from segserve_builder.steps.pipeline import Pipeline
+    from segserve_builder.steps.public_outputs import Task
+    from segserve_builder.steps.streams import Frame
+    from segserve_builder.values import Placement
+
+MAX_DETECTIONS: Final = 10_000
+TASKS: Final[Mapping[Kind, Task]] = {
+    Kind.LABELS: "semantic",
+    Kind.CLASS_MASKS: "semantic",
+    Kind.INSTANCES: "instance",
+    Kind.PANOPTIC: "panoptic",
+    Kind.BOXES: "detection",
+    Kind.KEYPOINTS: "keypoints",
+}
+"""The kinds of value that are an answer, and the task of a model that gives it."""
+ALWAYS: Final = frozenset({"SIZE"})
+SCORED: Final[frozenset[Task]] = frozenset({"instance", "detection", "keypoints"})
+SCORED_ONLY: Final = ("score_threshold", "max_detections")
+
+
+class Postprocess:
+    """The postprocess stages of one pipeline, from the raw outputs of one image to public outputs."""
+
+    def __init__(self, pipeline: Pipeline, io: NetworkIO, second: NetworkIO | None = None) -> None:
+        """Check the stages; raises `PipelineError` where they do not fit together.
+
+        `second` are the tensors of the pipeline's second network, where it has one.
+        """
+        self._task = check_postprocess(pipeline)
+        self._pipeline = pipeline
+        self._reader = _Reader(pipeline, io)
+        self._second = _second_reader(pipeline, second)
+        self._empty = {tensor.name: empty(tensor) for tensor in PUBLIC_OUTPUTS[self._task]}
+
+    def __call__(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        placement: Placement,
+        request: Request,
+        wanted: frozenset[str],
+        guide: NDArray[Any] | None = None,
+        second: Mapping[str, NDArray[Any]] | None = None,
+        frame: Frame | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Return the public outputs named in `wanted` (REVISION is not made here) for one image.
+
+        `outputs` are the network's, by their own names, with a batch of one; they may be read-only. `guide` is the
+        image as the network saw it, for a pipeline that needs it (`Logits.guide`); `second` are the outputs of its
+        second network; `frame` is what the image is in its stream, whose history is then replaced. Raises
+        `NonFiniteError`, `SignatureError` where shapes are not the family's, `BadImageError` where the request asks
+        for something that the task does not have.
+        """
+        self._check_request(request)
+        instances = None
+        if self._second is not None and second is not None:
+            instances = _with_ids(self._second(second, placement, request), self._pipeline)
+        value: Any = self._reader(outputs, placement, request, guide, instances, frame)
+        if isinstance(value, Candidates | Instances | Keypoints):
+            limit = request.max_detections or self._pipeline.output.max_detections
+            value = _best(value, limit)
+        return self._encode(value, request, wanted)
+
+    def _encode(self, value: Any, request: Request, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
+        read = wanted if request.outputs is None else wanted & (request.outputs | ALWAYS)
+        return encode(value, self._pipeline, request, read) | {name: self._empty[name] for name in wanted - read}
+
+    def _check_request(self, request: Request) -> None:
+        unknown = sorted((request.outputs or frozenset()) - self._empty.keys())
+        if unknown:
+            raise BadImageError(f"parameter 'outputs' names {', '.join(unknown)}; allowed are {', '.join(self._empty)}")
+        if self._task in SCORED:
+            return
+        for name in SCORED_ONLY:
+            if getattr(request, name) is not None:
+                allowed = ", ".join(sorted(SCORED))
+                raise BadImageError(f"parameter {name!r} is for models of task {allowed}; this one is {self._task}")
+
+
+class _Reader:
+    """One network's outputs, read by its family and put through its pipeline's stages."""
+
+    def __init__(self, pipeline: Pipeline, io: NetworkIO) -> None:
+        self._pipeline = pipeline
+        self._family = _family(pipeline)
+        self._stages = postprocess_stages(pipeline)
+        self._outputs = tuple(tensor.name for tensor in io.outputs)
+
+    def __call__(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        placement: Placement,
+        request: Request,
+        guide: NDArray[Any] | None = None,
+        instances: Instances | None = None,
+        frame: Frame | None = None,
+    ) -> Any:
+        raw = {name: _finite(name, outputs[name]) for name in self._outputs}
+        value: Any = self._family.read(raw, placement, self._pipeline)
+        for stage in self._stages:
+            if stage.needs_guide:
+                value = replace(value, guide=guide)
+            if stage.needs_instances:
+                value = replace(value, instances=instances)
+            if frame is not None and isinstance(stage, TemporalSmoothing):
+                value, frame.history = stage.step(value, frame.history, frame.number)
+            else:
+                value = stage(value, request)
+        return value
+
+
+def check_postprocess(pipeline: Pipeline) -> Task:
+    """Check that the stages lead from what the family gives to an answer, and return the task that it is of.
+
+    Raises `PipelineError` that names the stage and its position, and `UnknownNameError` for the family.
+    """
+    family = _family(pipeline)
+    check_second(pipeline)
+    smoothing_of(pipeline)
+    if family.numbers_classes and [item.id for item in pipeline.classes] != list(range(len(pipeline.classes))):
+        ids = ", ".join(str(item.id) for item in pipeline.classes)
+        raise PipelineError(f"classes have the ids {ids}; they must count up from 0, as the network's channels do")
+    kind, before = family.gives, f"family {pipeline.family!r}"
+    for position, (name, stage) in enumerate(named_postprocess(pipeline)):
+        here = f"postprocess[{position}] {name!r}"
+        if kind not in stage.takes:
+            takes = " or ".join(sorted(stage.takes))
+            raise PipelineError(f"{here} takes {takes}; {before} gives {kind}")
+        if isinstance(stage, TemporalSmoothing):
+            stage.check_place(kind)
+        kind, before = stage.gives or kind, here
+    if kind not in TASKS:
+        raise PipelineError(f"{before} gives {kind}; the last stage must give {', '.join(TASKS)}")
+    return TASKS[kind]
+
+
+def check_second(pipeline: Pipeline) -> None:
+    """Check that a second network is there where a stage needs its instances, and only there.
+
+    Raises `PipelineError` for that, for a second network that gives something else, or where no class is a thing, and
+    `UnknownNameError` for a family.
+    """
+    _family(pipeline)
+    needing = [name for name, stage in named_postprocess(pipeline) if stage.needs_instances]
+    second = pipeline.second
+    if second is None:
+        if needing:
+            raise PipelineError(f"the stage {needing[0]!r} needs a second network: `instances` is missing")
+        return
+    if not needing:
+        known = ", ".join(name for name, stage in POSTPROCESS.items() if stage.needs_instances)
+        raise PipelineError(f"no postprocess stage takes what the second network finds; these do: {known}")
+    if not second.classes:
+        raise PipelineError("the second network finds the classes that are things; no class says `thing: true`")
+    if second.needs_guide:
+        raise PipelineError("stages that look at the image are for the first network; `instances` lists one")
+    try:
+        task = check_postprocess(second)
+    except PipelineError as error:
+        raise PipelineError(f"instances: {error}") from error
+    if task != "instance":
+        raise PipelineError(f"the second network's stages give an answer of task {task}; they must give instances")
+
+
+def postprocess_stages(pipeline: Pipeline) -> tuple[Stage, ...]:
+    """Return the pipeline's stages, or its family's default ones where it lists none."""
+    return tuple(stage for _, stage in named_postprocess(pipeline))
+
+
+def request_from_parameters(parameters: Mapping[str, Any], output: Output) -> Request:
+    """Read a request's parameters.
+
+    Numbers may come as text. Raises `BadImageError` for a parameter that is unknown, not allowed by
+    `output.overrides`, or has a value that is not allowed.
+    """
+    for name in parameters:
+        if name not in (*output.overrides, "outputs"):
+            allowed = ", ".join((*output.overrides, "outputs"))
+            raise BadImageError(f"parameter {name!r} is not allowed; this model allows: {allowed}")
+    return Request(**{name: _READERS[name](value) for name, value in parameters.items()})
+
+
+def _score_threshold(value: Any) -> float:
+    number = _number("score_threshold", value, "a number from 0 to 1")
+    if not 0 <= number <= 1:
+        raise _refused("score_threshold", value, "a number from 0 to 1")
+    return number
+
+
+def _max_detections(value: Any) -> int:
+    allowed = f"a whole number from 1 to {MAX_DETECTIONS}"
+    number = _number("max_detections", value, allowed)
+    if not 1 <= number <= MAX_DETECTIONS or number != int(number):
+        raise _refused("max_detections", value, allowed)
+    return int(number)
+
+
+def _encoding(value: Any) -> str:
+    if value not in ENCODINGS:
+        raise _refused("encoding", value, ", ".join(ENCODINGS))
+    return str(value)
+
+
+def _outputs(value: Any) -> frozenset[str]:
+    return frozenset(name.strip() for name in str(value).split(","))
+
+
+_READERS: Final = {
+    "score_threshold": _score_threshold,
+    "max_detections": _max_detections,
+    "encoding": _encoding,
+    "outputs": _outputs,
+}
+
+
+def _number(name: str, value: Any, allowed: str) -> float:
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if not math.isfinite(number):
+        raise _refused(name, value, allowed)
+    return number
+
+
+def _refused(name: str, value: Any, allowed: str) -> BadImageError:
+    return BadImageError(f"parameter {name!r} is {value!r}; allowed: {allowed}")
+
+
+def _family(pipeline: Pipeline) -> Family:
+    if pipeline.family not in FAMILIES:
+        raise UnknownNameError("family", pipeline.family, FAMILIES)
+    return FAMILIES[pipeline.family]
+
+
+def _finite(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    # A sum is finite only where every value is, and costs a fraction of looking at each.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(values.sum())
+    if suspicious and not np.isfinite(values).all():
+        bad = int(np.count_nonzero(~np.isfinite(values)))
+        raise NonFiniteError(
+            f"the network's output {name!r} has {bad} values of {values.size} that are NaN or infinite"
+        )
+    return values
+
+
+def _second_reader(pipeline: Pipeline, io: NetworkIO | None) -> _Reader | None:
+    return None if pipeline.second is None or io is None else _Reader(pipeline.second, io)
+
+
+def _with_ids(instances: Instances, pipeline: Pipeline) -> Instances:
+    """Return what a second network found with the ids that the pipeline gives its classes."""
+    import numpy as np
+
+    second = pipeline.second
+    if second is None or not _family(second).numbers_classes:
+        return instances
+    ids = np.array([item.id for item in pipeline.classes if item.thing], np.int32)
+    return replace(instances, classes=ids[instances.classes])
+
+
+def _best(value: Candidates | Instances | Keypoints, limit: int) -> Candidates | Instances | Keypoints:
+    import numpy as np
+
+    if len(value.scores) <= limit:
+        return value
+    return value.take(np.argsort(-value.scores, kind="stable")[:limit].tolist())

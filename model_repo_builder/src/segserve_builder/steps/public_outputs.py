@@ -1,0 +1,82 @@
+"""The wire contract's table: the tensors that callers send, and those of the answer by task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from segserve_builder.families.base import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.spec.model_spec import Input
+
+Task: TypeAlias = Literal["semantic", "instance", "panoptic", "detection", "keypoints"]
+
+GEOMETRY: Final = TensorSpec("GEOMETRY", "INT32", (8,))
+GUIDE: Final = TensorSpec("GUIDE", "UINT8", (None, None, 3))
+"""The image as the network saw it, for the postprocess stages that look at it."""
+NETWORK_INPUT: Final = "NETWORK_INPUT"
+REVISION: Final = "REVISION"
+
+_REVISION: Final = TensorSpec(REVISION, "BYTES", (1,))
+_SIZE: Final = TensorSpec("SIZE", "INT32", (2,))
+_CLASSES: Final = TensorSpec("CLASSES", "INT32", (None,))
+_MASKS: Final = TensorSpec("MASKS", "BYTES", (None,))
+_LABELS: Final = TensorSpec("LABELS", "BYTES", (None,))
+_BOXES: Final = TensorSpec("BOXES", "FP32", (None, 4))
+_SCORES: Final = TensorSpec("SCORES", "FP32", (None,))
+
+PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
+    "semantic": (
+        _REVISION,
+        _SIZE,
+        _LABELS,
+        _MASKS,
+        _CLASSES,
+        TensorSpec("AREAS", "INT64", (None,)),
+        TensorSpec("CONFIDENCE", "FP32", (None,)),
+    ),
+    "instance": (
+        _REVISION,
+        _SIZE,
+        _BOXES,
+        _SCORES,
+        _CLASSES,
+        _MASKS,
+    ),
+    "panoptic": (_REVISION, _SIZE, _LABELS, TensorSpec("SEGMENTS", "BYTES", (1,)), _MASKS),
+    "detection": (_REVISION, _SIZE, _BOXES, _SCORES, _CLASSES),
+    "keypoints": (_REVISION, _SIZE, _BOXES, _SCORES, _CLASSES, TensorSpec("KEYPOINTS", "FP32", (None, None, 3))),
+}
+
+
+def has_masks(task: Task) -> bool:
+    """Return whether a task's answers have masks, so that requests may ask for an encoding of them."""
+    return any(tensor.name == "MASKS" for tensor in PUBLIC_OUTPUTS[task])
+
+
+def empty(tensor: TensorSpec) -> NDArray[Any]:
+    """Return the array of an output that holds nothing."""
+    import numpy as np
+
+    dtypes = {"BYTES": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+    return np.empty([size or 0 for size in tensor.shape], dtypes[tensor.dtype])
+
+
+def public_inputs(image: Input) -> tuple[TensorSpec, ...]:
+    """Return the two inputs of which a caller sends one: an encoded image, or its pixels shaped (H, W, C)."""
+    channels = {"RGB": 3, "GREY": 1}[image.colour]
+    return (TensorSpec("IMAGE", "BYTES", (1,)), TensorSpec("PIXELS", image.dtype, (None, None, channels)))
+
+
+def network_output(name: str) -> str:
+    """Name a network's output `name` between the steps, where it must differ from every public tensor."""
+    return f"NETWORK_OUTPUT_{name}"
+
+
+def second_output(name: str) -> str:
+    """Name an output of a model's second network between the steps; the first one may have an equal name."""
+    return f"SECOND_OUTPUT_{name}"

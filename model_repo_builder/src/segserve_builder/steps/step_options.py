@@ -1,0 +1,122 @@
+"""What each step inside Triton is told: typed values, as JSON in `parameters["segserve"]` of its config."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, Literal, Self
+
+from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.spec.model_spec import Frozen, Input
+from segserve_builder.spec.names import canonical_json
+from segserve_builder.steps.pipeline import InferenceStep, Pipeline, PreprocessStep
+from segserve_builder.steps.postprocess import postprocess_stages
+from segserve_builder.steps.public_outputs import NETWORK_INPUT
+
+PARAMETER: Final = "segserve"
+MODEL_FILE: Final = "model.onnx"
+
+
+class StepOptions(Frozen):
+    """Options of one step. `step_version` is raised whenever the step's own code changes what it answers."""
+
+    def to_parameter(self) -> str:
+        """Return the text of the config's parameter."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+    @classmethod
+    def from_model_config(cls, model_config: str) -> Self:
+        """Read the options from the JSON configuration that Triton hands to a Python model."""
+        config: dict[str, Any] = json.loads(model_config)
+        return cls.model_validate_json(config["parameters"][PARAMETER]["string_value"])
+
+
+class PreOptions(StepOptions):
+    """All that decoding and preprocessing depend on, and nothing else: equal ones are shared between models.
+
+    `stage_versions` are those of `preprocess`, item by item.
+    """
+
+    step_version: Literal[1] = 1
+    input: Input
+    preprocess: tuple[PreprocessStep, ...]
+    stage_versions: tuple[int, ...]
+    network_input: TensorSpec
+    layout: Literal["NCHW", "NHWC"]
+    guided: bool = False
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
+        """Return the options of `pipeline`'s first step; the tensor's name is the network's affair."""
+        tensor = TensorSpec(NETWORK_INPUT, io.input.dtype, io.input.shape)
+        versions = tuple(step.stage.version for step in pipeline.preprocess)
+        return cls(
+            input=pipeline.input,
+            preprocess=pipeline.preprocess,
+            stage_versions=versions,
+            network_input=tensor,
+            layout=io.layout,
+            guided=pipeline.needs_guide,
+        )
+
+
+class NetOptions(StepOptions):
+    """How the network's file is run.
+
+    `layout` is that of its input; outputs that have no batch (`batched` is False) get one of one. `inference_versions`
+    are those of `inference`, item by item; a step that runs the network more than once an image does so with at most
+    `max_batch_size` at a time.
+    """
+
+    step_version: Literal[1] = 1
+    artifact_sha256: str
+    input: str
+    layout: Literal["NCHW", "NHWC"]
+    outputs: tuple[str, ...]
+    batched: bool
+    inference: tuple[InferenceStep, ...]
+    inference_versions: tuple[int, ...]
+    max_batch_size: int
+    intra_op_threads: int
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
+        """Return the options of `pipeline`'s network."""
+        return cls(
+            artifact_sha256=pipeline.artifact_sha256,
+            input=io.input.name,
+            layout=io.layout,
+            outputs=tuple(tensor.name for tensor in io.outputs),
+            batched=io.batched,
+            inference=pipeline.inference,
+            inference_versions=tuple(step.stage.version for step in pipeline.inference),
+            max_batch_size=pipeline.runtime.max_batch_size,
+            intra_op_threads=pipeline.runtime.intra_op_threads,
+        )
+
+
+class PostOptions(StepOptions):
+    """All that turns raw outputs into an answer; it carries the revision, so it is one a revision.
+
+    `stage_versions` are those of the postprocess stages, the family's own where the pipeline lists none.
+    """
+
+    step_version: Literal[1] = 1
+    revision: str
+    pipeline: Pipeline
+    stage_versions: tuple[int, ...]
+    family_version: int
+    io: NetworkIO
+    second_io: NetworkIO | None = None
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, io: NetworkIO, second: NetworkIO | None = None) -> Self:
+        """Return the options of `pipeline`'s last step; `second` are the tensors of its second network."""
+        return cls(
+            revision=pipeline.revision,
+            pipeline=pipeline,
+            stage_versions=tuple(stage.version for stage in postprocess_stages(pipeline)),
+            family_version=FAMILIES[pipeline.family].version,
+            io=io,
+            second_io=second,
+        )

@@ -1,0 +1,270 @@
+"""Overlapping tiles of an image: where they lie, what pads them, and how their logits become one answer.
+
+Tiles come row by row, and pixels are finished with the last tile that they lie in, so that the label map of an image
+of any height takes the memory of one row of tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from itertools import chain, islice, pairwise
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from segserve_builder.errors import PipelineError
+from segserve_builder.imaging.sampling import Axis
+from segserve_builder.kernels.blend import add_tile, divide_rows
+from segserve_builder.kernels.labels import label_map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.stages.tile import Tile
+
+SIGMA_SCALE: Final = 0.125
+LEAST_WEIGHT: Final = 1e-3
+"""No pixel is without any weight, as in MONAI."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a tile lies along one side of the image.
+
+    Its pixels from `skip` on cover `size` pixels of the image from `start` on. The first `old` of these lie in tiles
+    before it as well; the first `done` lie in none after it.
+    """
+
+    start: int
+    skip: int
+    size: int
+    old: int
+    done: int
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return its fields in order, as kernels take them."""
+        return astuple(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The tiles of an image or of its logits, `height` x `width`: row by row, from left to right."""
+
+    height: int
+    width: int
+    rows: tuple[Span, ...]
+    columns: tuple[Span, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def __iter__(self) -> Iterator[tuple[Span, Span]]:
+        """Yield where each tile lies: along the height, and along the width."""
+        return ((row, column) for row in self.rows for column in self.columns)
+
+    def shrunk(self, vertical: int, horizontal: int) -> Grid:
+        """Return the grid of a map that many times smaller."""
+        rows = tuple(Span(*(number // vertical for number in span.numbers())) for span in self.rows)
+        columns = tuple(Span(*(number // horizontal for number in span.numbers())) for span in self.columns)
+        return Grid(self.height // vertical, self.width // horizontal, rows, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How a tile's pixels count: the product of a weight a row and one a column, at least `least`."""
+
+    rows: NDArray[np.float32]
+    columns: NDArray[np.float32]
+    least: np.float32
+
+    @classmethod
+    def of(cls, blend: str, height: int, width: int) -> Window:
+        """Return the weights of a tile's logits, `height` x `width`."""
+        curve = _CURVES[blend]
+        return cls(curve(height).astype(np.float32), curve(width).astype(np.float32), np.float32(LEAST_WEIGHT))
+
+    def weights(self) -> NDArray[np.float32]:
+        """Return every pixel's weight, (height, width)."""
+        weights: NDArray[np.float32] = np.maximum(self.rows[:, None] * self.columns, self.least)
+        return weights
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The tiles that a stage lays over an image of one size."""
+
+    options: Tile
+    grid: Grid
+
+    @classmethod
+    def of(cls, options: Tile, height: int, width: int) -> Plan:
+        """Lay tiles over an image of `height` x `width` pixels.
+
+        They start as MONAI's sliding window starts them, but at multiples of `multipleOf`, so that the last ones may
+        reach beyond the image. An image smaller than a tile lies in the middle of it.
+        """
+        rows = _spans(height, options.height, options)
+        return cls(options, Grid(height, width, rows, _spans(width, options.width, options)))
+
+    def logits_grid(self, height: int, width: int) -> Grid:
+        """Return the grid of the logits, of which a tile has `height` x `width`.
+
+        Raises `PipelineError` where a tile is not a whole number of times as large, or where tiles or the image would
+        begin or end between two logits.
+        """
+        options, grid = self.options, self.grid
+        vertical = _ratio("height", options.height, height, options.multiple_of, grid.height)
+        return grid.shrunk(vertical, _ratio("width", options.width, width, options.multiple_of, grid.width))
+
+
+def tiles(plan: Plan, read: Callable[[int, int, int, int], NDArray[Any]], axes: tuple[int, int]) -> Iterator[Any]:
+    """Yield the pixels of each tile, padded where it reaches beyond the image.
+
+    `read(top, left, height, width)` returns that part of the image; its rows and columns are the axes `axes`.
+    """
+    options = plan.options
+    for row, column in plan.grid:
+        part = read(row.start, column.start, row.size, column.size)
+        around = [(0, 0)] * part.ndim
+        around[axes[0]] = (row.skip, options.height - row.skip - row.size)
+        around[axes[1]] = (column.skip, options.width - column.skip - column.size)
+        if not any(map(any, around)):
+            yield part
+        elif options.padding == "constant":
+            yield np.pad(part, around, "constant", constant_values=options.pad_value)
+        else:
+            yield np.pad(part, around, options.padding)
+
+
+def answers(
+    pixels: Iterable[NDArray[Any]], call: Callable[[NDArray[Any]], NDArray[Any]], max_batch_size: int
+) -> Iterator[NDArray[np.float32]]:
+    """Yield what the network says of each tile, asked about at most `max_batch_size` of them at once."""
+    pixels = iter(pixels)
+    while batch := list(islice(pixels, max_batch_size)):
+        yield from call(np.stack(batch))
+
+
+def merged(plan: Plan, logits: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the logits (C, h, w) of the whole image, of those of its tiles (C, th, tw).
+
+    Beside the result it takes memory for the weights of one row of tiles.
+    """
+    first, logits = _peeked(logits)
+    classes, height, width = first.shape
+    grid = plan.logits_grid(height, width)
+    if len(grid) == 1:
+        return _part_of(first, grid)
+    window = Window.of(plan.options.blend, height, width)
+    total = np.empty((classes, grid.height, grid.width), np.float32)
+    one, weights = np.ones((1, height, width), np.float32), np.empty((1, height, grid.width), np.float32)
+    for row in grid.rows:
+        for column, tile in _beside(grid, logits):
+            add_tile(total, tile, window, row, column)
+            add_tile(weights, one, window, row, column)
+        divide_rows(total, weights, row.start, row.start + row.done)
+    return total
+
+
+def stream(plan: Plan, logits: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8 | np.uint16]]:
+    """Yield the label map's rows (n, w), from the top to the bottom, as soon as no tile to come has a part in them.
+
+    `logits` are the tiles' (C, th, tw). Ties go to the first class; a single channel is the logit of the second class
+    of two. At no time is there more than the sums of one row of tiles, and a tile.
+    """
+    first, logits = _peeked(logits)
+    classes, height, width = first.shape
+    grid = plan.logits_grid(height, width)
+    window = Window.of(plan.options.blend, height, width)
+    sums = np.empty((classes, min(height, grid.height), grid.width), np.float32)
+    for row in grid.rows:
+        for column, tile in _beside(grid, logits):
+            add_tile(sums, tile, window, row, column)
+        # The largest sum is also the largest mean: nothing is divided by the weights.
+        yield from _labels(sums, row.start % sums.shape[1], row.done)
+
+
+def _labels(sums: NDArray[np.float32], first: int, count: int) -> Iterator[NDArray[np.uint8 | np.uint16]]:
+    """Yield the classes of `count` rows from `first` on; after the last row comes row 0."""
+    columns = Axis(sums.shape[2], 0, sums.shape[2], 1.0, -0.5)
+    while count:
+        size = min(count, sums.shape[1] - first)
+        yield label_map(sums, Axis(size, first, size, 1.0, -0.5), columns)
+        first, count = 0, count - size
+
+
+def _beside(grid: Grid, logits: Iterator[NDArray[np.float32]]) -> Iterator[tuple[Span, NDArray[np.float32]]]:
+    """Yield the tiles of one row, each with its place in it."""
+    return zip(grid.columns, islice(logits, len(grid.columns)), strict=True)
+
+
+def _peeked(logits: Iterable[NDArray[np.float32]]) -> tuple[NDArray[np.float32], Iterator[NDArray[np.float32]]]:
+    logits = iter(logits)
+    first = next(logits)
+    if first.ndim != 3:
+        raise PipelineError(f"a tile's logits have shape {first.shape}; (classes, height, width) is expected")
+    return first, chain([first], logits)
+
+
+def _part_of(tile: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
+    (row,), (column,) = grid.rows, grid.columns
+    part = tile[:, row.skip : row.skip + row.size, column.skip : column.skip + column.size]
+    return np.ascontiguousarray(part, np.float32)
+
+
+def _spans(size: int, tile: int, options: Tile) -> tuple[Span, ...]:
+    multiple = options.multiple_of
+    if size <= tile:
+        skip = (tile - size) // 2 // multiple * multiple
+        return (Span(0, skip, size, 0, size),)
+    step = max(multiple, (tile - options.overlap_pixels(tile)) // multiple * multiple)
+    last = ceil((size - tile) / multiple) * multiple
+    starts = [*range(0, last, step), last]
+    ends = [min(start + tile, size) for start in starts]
+    old = [0, *(end - start for end, start in zip(ends[:-1], starts[1:], strict=True))]
+    done = [*(after - start for start, after in pairwise(starts)), size - last]
+    found = zip(starts, ends, old, done, strict=True)
+    return tuple(Span(start, 0, end - start, before, alone) for start, end, before, alone in found)
+
+
+def _ratio(side: str, tile: int, logits: int, multiple: int, size: int) -> int:
+    ratio, rest = divmod(tile, logits)
+    if rest or not ratio:
+        raise PipelineError(f"logits of {side} {logits} for a tile of {side} {tile}; it must be a multiple of theirs")
+    if multiple % ratio:
+        raise PipelineError(f"the network's stride is {ratio}; tile.multipleOf is {multiple}, which it must divide")
+    if size % ratio:
+        raise PipelineError(
+            f"the network's stride is {ratio}, and its input has {side} {size}; let preprocess resize it to "
+            f"multipleOf {ratio}"
+        )
+    return ratio
+
+
+def _gaussian(size: int) -> NDArray[np.float32]:
+    # In float32, as MONAI computes it.
+    at = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+    curve: NDArray[np.float32] = np.exp(at**2 / np.float32(-2 * (size * SIGMA_SCALE) ** 2))
+    return curve
+
+
+def _hann(size: int) -> NDArray[Any]:
+    curve: NDArray[np.float64] = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
+    return curve
+
+
+def _linear(size: int) -> NDArray[Any]:
+    at = np.arange(size) + 0.5
+    curve: NDArray[np.float64] = np.minimum(at, size - at) * (2 / size)
+    return curve
+
+
+_CURVES: Final[dict[str, Callable[[int], NDArray[Any]]]] = {
+    "gaussian": _gaussian,
+    "hann": _hann,
+    "linear": _linear,
+    "constant": lambda size: np.ones(size),
+}

@@ -1,0 +1,52 @@
+"""What a user's own expressions say of an answer, found out in a process that may be given up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_operator.adapters.checks.errors import InquiryError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TIMEOUT_S: Final = 5.0
+_CHILD: Final = Path(__file__).with_name("cel_process.py")
+
+
+async def truth_of(
+    expressions: Mapping[str, str], variables: Mapping[str, Any], timeout_s: float = TIMEOUT_S
+) -> dict[str, bool]:
+    """Return the value of each CEL expression over `variables`, which are JSON values.
+
+    Raises `InquiryError` where one cannot be read, names what is not there, is neither true nor false, or uses more
+    time or memory than any sensible one.
+    """
+    question = json.dumps({"expressions": dict(expressions), "variables": dict(variables)}).encode()
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", str(_CHILD)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            said, _ = await child.communicate(question)
+    except TimeoutError:
+        raise InquiryError(f"the expressions were not evaluated within {timeout_s:.3g} s") from None
+    finally:
+        if child.returncode is None:
+            with suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+    if child.returncode:
+        raise InquiryError("the expressions need more time or memory than they are given")
+    found: dict[str, Any] = json.loads(said)
+    if "problem" in found:
+        raise InquiryError(found["problem"])
+    values: dict[str, bool] = found["values"]
+    return values

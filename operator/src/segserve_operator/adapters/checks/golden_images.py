@@ -1,0 +1,183 @@
+"""The golden images of a revision, with what is known of each, and answers to them in the same terms."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as coco
+
+from segserve_builder import sources
+from segserve_builder.errors import BuilderError, GoldenError, SourceUnauthorizedError
+from segserve_builder.golden import judging as golden
+from segserve_builder.steps.postprocess import check_postprocess
+from segserve_builder.steps.public_outputs import has_masks
+from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.core.quality import Regions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from segserve_builder.agent.protocol import AssignedModel
+    from segserve_builder.steps.public_outputs import Task
+    from segserve_common.kserve import Parameter
+    from segserve_operator.adapters.checks.context import Tools
+    from segserve_operator.adapters.checks.gateway import Answer
+    from segserve_operator.core.gates.checks import Inquiry
+
+MAX_BYTES: Final = 2**30
+_GREY: Final = frozenset({"L", "P", "I", "I;16", "I;16B"})
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenImage:
+    """One image: its file, what it is known to show, whether people labelled it, and the expected answer."""
+
+    path: Path
+    labels: Regions
+    labelled: bool
+    case: golden.Case
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenImages:
+    """A revision's set, in an order that says nothing of the images, and with which parameters they are asked."""
+
+    task: Task
+    images: tuple[GoldenImage, ...]
+    parameters: Mapping[str, Parameter]
+    names: Mapping[int, str]
+
+
+async def fetched(order: Inquiry, tools: Tools) -> GoldenImages:
+    """Return the golden images of the candidate's revision, fetched and checked against their digest.
+
+    Raises `InquiryError` where the model has none, or they cannot be had or read.
+    """
+    if order.revision is None or order.revision.golden is None:
+        raise InquiryError("the model has no golden set")
+    try:
+        uri = sources.resolved(order.revision.golden.uri, tools.base())
+        return await asyncio.to_thread(_load, order.revision, uri, tools)
+    except SourceUnauthorizedError as error:
+        hint = "" if tools.local else "; the operator reads no Secrets of pools: gates ask sets that need none"
+        raise InquiryError(f"the golden set cannot be had: {error}{hint}") from error
+    except BuilderError as error:
+        raise InquiryError(f"the golden set cannot be had: {error}") from error
+    except OSError as error:
+        raise InquiryError(f"the golden set cannot be read: {error}") from error
+
+
+def _load(revision: AssignedModel, uri: str, tools: Tools) -> GoldenImages:
+    assert revision.golden is not None
+    digest = revision.golden.sha256
+    access = tools.access()
+    bounded = access.model_copy(update={"max_bytes": min(MAX_BYTES, access.max_bytes)})
+    folder = sources.fetch_folder(uri, digest, tools.cache, bounded)
+    pipeline = revision.pipeline
+    task = check_postprocess(pipeline)
+    names = {item.id: item.name for item in pipeline.classes}
+    images = [_image(folder, case, task, names) for case in golden.load(folder).cases]
+    # Evidence is gathered image by image: sorted ones, the easy first, would mislead it.
+    images.sort(key=lambda image: hashlib.sha256(f"{digest}/{image.case.image}".encode()).digest())
+    as_rle = has_masks(task) and "encoding" in pipeline.output.overrides
+    return GoldenImages(task, tuple(images), {"encoding": "rle"} if as_rle else {}, names)
+
+
+def _image(folder: Path, case: golden.Case, task: Task, names: Mapping[int, str]) -> GoldenImage:
+    labelled = case.labels is not None or case.label_map is not None
+    if case.label_map is not None:
+        if task != "semantic":
+            raise GoldenError(f"{case.image}: a labelMap is for semantic models; labels are for {task} ones")
+        labels = _of_map(folder / case.label_map, names)
+    else:
+        labels = labels_of_marks(case.labels or case.expected, task)
+    if task != "detection" and task != "keypoints" and labels.masks is None:
+        raise GoldenError(f"{case.image}: labels of {task} models have MASKS")
+    return GoldenImage(folder / case.image, labels, labelled, case)
+
+
+def labels_of_marks(marks: golden.Labels | golden.Expected, task: Task) -> Regions:
+    """Return what was marked in an image, or is expected of it; boxes around the masks where a task needs them."""
+    masks = None if marks.masks is None else tuple(counts.encode("ascii") for counts in marks.masks)
+    boxes = None if marks.boxes is None else np.array(marks.boxes, np.float64).reshape(-1, 4)
+    points = None if marks.keypoints is None else np.array(marks.keypoints, np.float64)
+    regions = Regions(marks.size, marks.classes, masks, boxes, None, points)
+    if task in ("detection", "keypoints") and boxes is None and masks is not None:
+        return replace(regions, boxes=_boxes_around(marks.size, masks))
+    return regions
+
+
+def _boxes_around(size: tuple[int, int], masks: tuple[bytes, ...]) -> NDArray[np.float64]:
+    found = np.zeros((len(masks), 4))
+    if masks:
+        x, y, width, height = coco.toBbox([{"size": list(size), "counts": counts} for counts in masks]).T
+        found[:] = np.stack([x, y, x + width, y + height], axis=1)
+    return found
+
+
+def _of_map(path: Path, names: Mapping[int, str]) -> Regions:
+    """Read a label map; pixels of values that are no class are not labelled."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _GREY:
+                raise GoldenError(f"{path.name} has the mode {image.mode}; a label map has one channel or a palette")
+            pixels = np.asarray(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise GoldenError(f"{path.name} cannot be read: {error}") from error
+    present = [number for number in names if (pixels == number).any()]
+    if not present:
+        raise GoldenError(f"{path.name} shows none of the classes {', '.join(map(str, names))}")
+    masks = tuple(_encoded(pixels == number) for number in present)
+    counted = np.isin(pixels, list(names))
+    size = (pixels.shape[0], pixels.shape[1])
+    return Regions(size, tuple(present), masks, counted=None if counted.all() else _encoded(counted))
+
+
+def _encoded(mask: NDArray[np.bool_]) -> bytes:
+    counts: bytes = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    return counts
+
+
+def regions_of(image: GoldenImage, answer: Answer, task: Task) -> Regions:
+    """Return what an answer shows; raises `GoldenError` where it cannot be read, or is not of the image's size."""
+    name = image.case.image
+    columns = golden.with_columns(name, answer)
+    missing = [output for output in _NEEDED[task] if output not in columns]
+    if missing:
+        raise GoldenError(f"{name}: the answer lacks {', '.join(missing)}; it has {', '.join(sorted(answer))}")
+    size = tuple(int(number) for number in columns["SIZE"])
+    if size != image.labels.size:
+        raise GoldenError(f"{name}: SIZE is {size}; its labels have {image.labels.size}")
+    scored = "SCORES" in columns and task != "panoptic"
+    return Regions(
+        image.labels.size,
+        tuple(int(number) for number in columns["CLASSES"]),
+        tuple(bytes(mask) for mask in columns["MASKS"]) if "MASKS" in columns else None,
+        columns["BOXES"].astype(np.float64).reshape(-1, 4) if "BOXES" in columns else None,
+        columns["SCORES"].astype(np.float64) if scored else None,
+        columns["KEYPOINTS"].astype(np.float64) if "KEYPOINTS" in columns else None,
+    )
+
+
+def nothing_of(image: GoldenImage, task: Task) -> Regions:
+    """Return the answer that shows nothing at all."""
+    scores = None if task in ("semantic", "panoptic") else np.zeros(0)
+    return Regions(image.labels.size, (), (), np.zeros((0, 4)), scores)
+
+
+_NEEDED: Final[Mapping[Task, tuple[str, ...]]] = {
+    "semantic": ("SIZE", "CLASSES", "MASKS"),
+    "instance": ("SIZE", "CLASSES", "SCORES", "MASKS"),
+    "panoptic": ("SIZE", "CLASSES", "MASKS"),
+    "detection": ("SIZE", "CLASSES", "SCORES", "BOXES"),
+    "keypoints": ("SIZE", "CLASSES", "SCORES", "BOXES", "KEYPOINTS"),
+}
+"""The outputs that quality is measured by."""

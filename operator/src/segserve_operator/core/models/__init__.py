@@ -1,0 +1,1 @@
+"""Models in a pool: roles, conditions, SLOs, and the plan that brings the world to the spec."""

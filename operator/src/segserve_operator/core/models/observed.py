@@ -1,0 +1,286 @@
+"""The world as one pass saw it: models with their roles, groups with their reports, traffic. All immutable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from segserve_builder.agent.protocol import Assignment, ModelState
+from segserve_operator.core.traffic import TrafficState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from segserve_builder.agent.protocol import AssignedModel, ModelReport
+    from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+    from segserve_operator.core.failure import Failure
+    from segserve_operator.core.gates.checks import Finding
+    from segserve_operator.core.models.self_test import SelfTest
+    from segserve_operator.core.models.slo import SloWatch
+    from segserve_operator.core.rollout.counters import Sample
+    from segserve_operator.core.rollout.record import Record, Standing
+    from segserve_operator.core.traffic import Endpoint
+
+MAIN: Final = "main"
+CANARY: Final = "canary"
+Truth = Literal["True", "False", "Unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A revision that has a role, the group that holds it, and since when (Unix seconds) it has the role."""
+
+    revision: str
+    group: str
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A revision on its way to become stable. One that failed holds no group any more."""
+
+    revision: str
+    group: str | None
+    since_s: float
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What each revision is to its model now."""
+
+    stable: Holder | None = None
+    candidate: Candidate | None = None
+    previous: Holder | None = None
+
+    def held(self) -> tuple[tuple[str, str], ...]:
+        """Return the (group, revision) pairs that the roles keep loaded."""
+        holders = [(h.group, h.revision) for h in (self.stable, self.previous) if h is not None]
+        if self.candidate is not None and self.candidate.group is not None:
+            holders.append((self.candidate.group, self.candidate.revision))
+        return tuple(holders)
+
+    def revisions(self) -> frozenset[str]:
+        """Return the names of all revisions that have a role."""
+        return frozenset(r.revision for r in (self.stable, self.candidate, self.previous) if r is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One condition without its times: `reason` is one CamelCase word."""
+
+    type: str
+    status: Truth
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """What a model's status records. `weight` is the percentage of requests that the newest revision gets.
+
+    `rollout` is where the latest rollout stands, `handled` the texts of requests (annotations) that were answered, and
+    `slo` whether the SLO is met: Met, Breached, Unknown, or empty where there is none.
+    """
+
+    observed_generation: int = 0
+    roles: Roles = Roles()
+    statements: tuple[Statement, ...] = ()
+    weight: int = 0
+    url: str = ""
+    rollout: Standing | None = None
+    handled: tuple[str, ...] = ()
+    slo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a model's spec asks for. Without a policy a revision is promoted as soon as it is proved."""
+
+    assigned: AssignedModel
+    keep_previous_s: float
+    allow_class_changes: bool = False
+    policy: RolloutPolicy | None = None
+    slo: Slo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelObserved:
+    """One model: what its spec asks for (or why that cannot be read), and what its status records.
+
+    `annotations` are those of segserve's own prefix.
+    """
+
+    name: str
+    generation: int
+    wanted: Wanted | None
+    problem: Failure | None = None
+    status: ModelStatus = ModelStatus()
+    deleting: bool = False
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def roles(self) -> Roles:
+        """The roles that the status records."""
+        return self.status.roles
+
+
+@dataclass(frozen=True, slots=True)
+class ServerObserved:
+    """One server of a group: where it listens, and what its agent says of it.
+
+    `ready` is False where the agent has been silent or cannot reach its Triton; its reports are void then.
+    """
+
+    name: str
+    endpoint: Endpoint
+    ready: bool
+    reports: tuple[ModelReport, ...] = ()
+    _by_revision: Mapping[str, ModelReport] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Looked up many times for each of thousands of models.
+        object.__setattr__(self, "_by_revision", {report.revision: report for report in self.reports})
+
+    def report(self, revision: str) -> ModelReport | None:
+        """Return what the agent says of a revision; None where it says nothing or cannot know."""
+        return self._by_revision.get(revision) if self.ready else None
+
+    def proved(self, revision: str) -> bool:
+        """Tell whether the server answers with that very revision."""
+        report = self.report(revision)
+        return report is not None and report.state is ModelState.READY
+
+
+@dataclass(frozen=True, slots=True)
+class GroupObserved:
+    """One group of equal servers: what they were told to hold, and what each says of that.
+
+    `leaving` are servers that are about to end and count no more, but answer where no other does. `wanted` is how many
+    servers the group is to have. `intact` is False where something of it has to be started or put
+    right, `written` where the agents cannot read all of the assignment. `problem` says why servers do not come up.
+    """
+
+    name: str
+    servers: tuple[ServerObserved, ...] = ()
+    wanted: int = 1
+    intact: bool = True
+    assignment: Assignment = field(default_factory=Assignment)
+    written: bool = True
+    problem: Failure | None = None
+    leaving: tuple[ServerObserved, ...] = ()
+    _held: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        told = {assigned.model for assigned in self.assignment.models}
+        object.__setattr__(self, "_held", told.union(r.model for server in self.servers for r in server.reports))
+
+    def report(self, revision: str) -> ModelReport | None:
+        """Return the report of the server that is least far with a revision; None where none says anything."""
+        found = [report for server in self.servers if (report := server.report(revision)) is not None]
+        return min(found, key=lambda report: _PROGRESS.index(report.state), default=None)
+
+    def proved(self, revision: str) -> tuple[ServerObserved, ...]:
+        """Return the servers that answer with that very revision."""
+        return tuple(server for server in self.servers if server.proved(revision))
+
+    def endpoints(self, revision: str) -> tuple[Endpoint, ...]:
+        """Return where a revision is answered."""
+        found = self.proved(revision) or tuple(server for server in self.leaving if server.proved(revision))
+        return tuple(server.endpoint for server in found)
+
+    def complete(self, revision: str) -> bool:
+        """Tell whether as many servers as wanted, and at least one, answer with a revision."""
+        return len(self.proved(revision)) >= max(self.wanted, 1)
+
+    def holds(self, model: str) -> bool:
+        """Tell whether anything of a model may still be on the group's servers."""
+        return model in self._held
+
+
+_PROGRESS: Final = (
+    ModelState.FAILED,
+    ModelState.UNLOADING,
+    ModelState.FETCHING,
+    ModelState.LOADING,
+    ModelState.PROVING,
+    ModelState.READY,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """What a pool's status records. `servers` counts the main group's that are ready."""
+
+    observed_generation: int = 0
+    statements: tuple[Statement, ...] = ()
+    main_group: str = ""
+    servers: int = 0
+    models: int = 0
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolObserved:
+    """The pool as a resource: what its spec asks for (or why that cannot be had), and what its status records.
+
+    `template` names what its servers are made from: groups made from another are left as they are, and replaced.
+    A pool of one machine has no template. With `shared` isolation candidates share one group.
+    """
+
+    name: str = ""
+    generation: int = 0
+    template: str = ""
+    shared: bool = False
+    status: PoolStatus | None = None
+
+    @property
+    def main(self) -> str:
+        """The name of the group that holds the stable revisions."""
+        return self._group(MAIN)
+
+    @property
+    def canary(self) -> str:
+        """The name of the group that candidates share."""
+        return self._group(CANARY)
+
+    def own(self, revision: str) -> str:
+        """Return the name of a candidate's own group."""
+        return self._group(revision)
+
+    def _group(self, name: str) -> str:
+        return f"{name}-{self.template}" if self.template else name
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything that one pass decides from.
+
+    `now_s` is Unix time, `gateway_url` where clients call, `revisions` the records of revisions by name. Without a pool
+    nothing is served. Of rollouts: `records` by name, as new as they are known; `written` by name which decision the
+    store has and since when; `samples` by model what the gateways have counted; `findings` by key what was found out.
+    `watches` tells by model how it kept its SLO, `self_tests` how far it is compared with itself.
+    """
+
+    now_s: float
+    gateway_url: str = ""
+    models: tuple[ModelObserved, ...] = ()
+    revisions: Mapping[str, AssignedModel] = field(default_factory=dict)
+    groups: Mapping[str, GroupObserved] = field(default_factory=dict)
+    traffic: TrafficState = field(default_factory=lambda: TrafficState(None))
+    pool: PoolObserved | None = field(default_factory=PoolObserved)
+    records: Mapping[str, Record] = field(default_factory=dict)
+    written: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    findings: Mapping[str, Finding] = field(default_factory=dict)
+    watches: Mapping[str, SloWatch] = field(default_factory=dict)
+    self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
+
+    @property
+    def main(self) -> str:
+        """The name of the main group."""
+        return self.pool.main if self.pool is not None else MAIN
+
+    def complete(self, group: str, revision: str) -> bool:
+        """Tell whether all servers of a group answer with that very revision."""
+        return group in self.groups and self.groups[group].complete(revision)

@@ -1,0 +1,282 @@
+"""From roles to the world they ask for, and the ordered actions that bring it about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from segserve_builder.agent.protocol import AssignedModel, Assignment
+from segserve_builder.spec.names import network_alias
+from segserve_operator.core.models.actions import (
+    Announce,
+    Assign,
+    DropRevision,
+    Effect,
+    Forget,
+    Intent,
+    SaveBundle,
+    SavePoolStatus,
+    SaveRevision,
+    SaveRollout,
+    SaveStatus,
+    SetTraffic,
+    StartGroup,
+    StopGroup,
+    Tell,
+    TellOfPool,
+)
+from segserve_operator.core.models.advance import Rolled, is_due, unchanged
+from segserve_operator.core.models.conditions import status_of
+from segserve_operator.core.models.events import notices
+from segserve_operator.core.models.pool import pool_notices, pool_status
+from segserve_operator.core.models.roles import assigned_model, next_roles, settling
+from segserve_operator.core.models.rollout_events import rollout_notices
+from segserve_operator.core.models.self_test import self_tests, tests_itself
+from segserve_operator.core.models.slo import watches
+from segserve_operator.core.models.slots import turns
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.traffic import Route, Share, TrafficPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from segserve_operator.core.gates.base import Verdict
+    from segserve_operator.core.gates.checks import Inquiry
+    from segserve_operator.core.models.events import Notice
+    from segserve_operator.core.models.observed import (
+        Candidate,
+        Holder,
+        ModelObserved,
+        ModelStatus,
+        Observed,
+        PoolStatus,
+        Roles,
+    )
+    from segserve_operator.core.models.self_test import SelfTest
+    from segserve_operator.core.models.slo import SloWatch
+    from segserve_operator.core.rollout.record import Record, Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The world as it should be now. Groups that are not named here end.
+
+    `records` are the rollouts' as they are after this pass, `inquiries` what is to be found out, `answers` by model
+    what became of what people asked for, `watches` by model how it keeps its SLO, `self_tests` how stable compares with
+    itself.
+    """
+
+    statuses: Mapping[str, ModelStatus]
+    revisions: Mapping[str, AssignedModel]
+    groups: Mapping[str, Assignment]
+    traffic: TrafficPlan | None
+    forgotten: tuple[str, ...]
+    pool: PoolStatus | None
+    records: Mapping[str, Record]
+    inquiries: tuple[Inquiry, ...]
+    answers: Mapping[str, tuple[Notice, ...]]
+    watches: Mapping[str, SloWatch]
+    self_tests: Mapping[str, SelfTest]
+
+
+def decide(world: Observed, unrecorded: frozenset[str] = frozenset()) -> Desired:
+    """Return the world as it should be, from the world as it is.
+
+    The models `unrecorded` could not have their roles written down: they stay as they are.
+    """
+    turn = turns(world)
+    decided = {
+        model.name: (model.roles, unchanged(model, world))
+        if model.name in unrecorded
+        else next_roles(model, world, turn)
+        for model in world.models
+    }
+    roles = {name: found for name, (found, _) in decided.items()}
+    rolled = {name: found for name, (_, found) in decided.items()}
+    seen = watches(world.models, world)
+    held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
+    forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
+    return Desired(
+        statuses={m.name: status_of(m, roles[m.name], rolled[m.name], seen, world) for m in world.models},
+        revisions=_records(roles, world),
+        groups=_assignments(roles, world) if world.pool is not None else {},
+        traffic=_traffic(roles, rolled, world) if world.pool is not None else None,
+        forgotten=forgotten,
+        pool=pool_status(world),
+        records={record.name: record for each in rolled.values() for record in each.records},
+        inquiries=tuple(inquiry for each in rolled.values() for inquiry in each.inquiries),
+        answers={name: each.told for name, each in rolled.items() if each.told},
+        watches=seen,
+        self_tests=self_tests(world.models, world),
+    )
+
+
+def intents(desired: Desired, world: Observed) -> dict[str, list[Intent]]:
+    """Return by model what has to be written down, in this order, before any effect of it."""
+    found: dict[str, list[Intent]] = {}
+    owners = {revision: assigned.model for revision, assigned in desired.revisions.items()}
+    for revision, assigned in desired.revisions.items():
+        if world.revisions.get(revision) != assigned:
+            found.setdefault(owners[revision], []).append(SaveRevision(revision, assigned))
+    for model in world.models:
+        status = desired.statuses[model.name]
+        if status != model.status:
+            about = (*desired.answers.get(model.name, ()), *notices(model.status, status))
+            told = (Tell(model.name, notice) for notice in (*about, *_of_rollout(model, desired)))
+            found.setdefault(model.name, []).extend([*told, SaveStatus(model.name, status)])
+    return found
+
+
+def _of_rollout(model: ModelObserved, desired: Desired) -> tuple[Notice, ...]:
+    status = desired.statuses[model.name]
+    return rollout_notices(model.status.rollout, status.rollout, _verdicts(desired, status))
+
+
+def _verdicts(desired: Desired, status: ModelStatus) -> tuple[Verdict, ...]:
+    record = desired.records.get(status.rollout.rollout) if status.rollout is not None else None
+    if record is None:
+        return ()
+    return record.verdicts
+
+
+def effects(desired: Desired, world: Observed) -> Iterator[Effect]:
+    """Yield the writes that turn the world into the desired one, in the order in which they are safe.
+
+    Servers hold a revision before requests go to it, and what nobody calls any more is removed last. Nothing is
+    yielded where nothing differs.
+    """
+    redirect: list[Effect] = []
+    if desired.traffic is not None and (world.traffic.plan != desired.traffic or not world.traffic.intact):
+        redirect = [SetTraffic(desired.traffic)]
+    # A server that starts again knows no model yet, so requests must not find it before the gateway has heard.
+    restarts = any(name in desired.groups and not group.intact for name, group in world.groups.items())
+    first = redirect if restarts and world.traffic.plan is not None else []
+    yield from first
+    yield from _group_effects(desired, world)
+    yield from () if first else redirect
+    yield from _record_effects(desired, world)
+    yield from map(StopGroup, sorted(world.groups.keys() - desired.groups.keys()))
+    yield from map(Forget, desired.forgotten)
+    yield from map(DropRevision, sorted(world.revisions.keys() - desired.revisions.keys()))
+    if world.pool is not None and desired.pool is not None and desired.pool != world.pool.status:
+        yield from map(TellOfPool, pool_notices(world.pool.status, desired.pool))
+        yield SavePoolStatus(desired.pool)
+
+
+def _record_effects(desired: Desired, world: Observed) -> Iterator[Effect]:
+    """Yield the writes of records: at once what was decided, and now and then what was seen."""
+    roles = {model.name: model.roles for model in world.models}
+    for record in {**world.records, **desired.records}.values():
+        if is_due(record, world, active=record.name in desired.records):
+            yield SaveRollout(record)
+    for record in desired.records.values():
+        ended = record.progress.phase == Phase.ROLLED_BACK
+        candidate = roles[record.model].candidate or roles[record.model].stable
+        if ended and candidate is not None and candidate.revision == record.candidate and candidate.group is not None:
+            yield SaveBundle(record, candidate.group)
+    for model in world.models:
+        status = desired.statuses[model.name]
+        told = _of_rollout(model, desired) if status.rollout != model.status.rollout else ()
+        if told and status.rollout is not None:
+            yield Announce(model.name, status.rollout, told, status.url)
+
+
+def _group_effects(desired: Desired, world: Observed) -> Iterator[Effect]:
+    for group, assignment in desired.groups.items():
+        if group not in world.groups or not world.groups[group].intact:
+            yield StartGroup(group)
+        told = world.groups.get(group)
+        if told is None or not told.written or told.assignment != assignment:
+            yield Assign(group, assignment)
+
+
+def _wanted_holdings(roles: Mapping[str, Roles], main: str) -> set[tuple[str, str, str]]:
+    """Return (group, model, revision) for all that the roles ask to be loaded."""
+    held = {(group, model, revision) for model, r in roles.items() for group, revision in r.held()}
+    moving = {
+        (main, model, r.stable.revision) for model, r in roles.items() if r.stable is not None and settling(r, main)
+    }
+    return held | moving
+
+
+def _assignments(roles: Mapping[str, Roles], world: Observed) -> dict[str, Assignment]:
+    holdings: dict[str, dict[str, AssignedModel]] = {world.main: {}}
+    models = {model.name: model for model in world.models}
+    for group, name, revision in sorted(_wanted_holdings(roles, world.main)):
+        told = assigned_model(revision, models[name], world)
+        if told is not None:
+            holdings.setdefault(group, {})[name] = told
+    for name, observed in world.groups.items():
+        for told in observed.assignment.models:
+            if not world.traffic.drained(told.model, name):
+                # Requests may still arrive: what serves stays until the gateway has sent the last one elsewhere.
+                present = holdings.setdefault(name, {}).get(told.model)
+                if present is None or present.revision != told.revision:
+                    holdings[name][told.model] = told
+    return {group: Assignment(models=tuple(held[name] for name in sorted(held))) for group, held in holdings.items()}
+
+
+def _records(roles: Mapping[str, Roles], world: Observed) -> dict[str, AssignedModel]:
+    records: dict[str, AssignedModel] = {}
+    for model in world.models:
+        for revision in roles[model.name].revisions():
+            told = assigned_model(revision, model, world)
+            if told is not None:
+                records[revision] = told
+    loaded = {told.revision: told for group in world.groups.values() for told in group.assignment.models}
+    return records | {name: world.revisions[name] for name in loaded if name in world.revisions and name not in records}
+
+
+def _traffic(roles: Mapping[str, Roles], rolled: Mapping[str, Rolled], world: Observed) -> TrafficPlan:
+    routes = [_route(model, roles[model.name], rolled[model.name].standing, world) for model in world.models]
+    main = world.groups.get(world.main)
+    return TrafficPlan(
+        routes=tuple(sorted((r for r in routes if r is not None), key=lambda route: route.model)),
+        servers=tuple(server.endpoint for server in main.servers or main.leaving) if main is not None else (),
+    )
+
+
+def _route(model: ModelObserved, roles: Roles, standing: Standing | None, world: Observed) -> Route | None:
+    stable = roles.stable
+    told = assigned_model(stable.revision, model, world) if stable is not None else None
+    if stable is None or told is None:
+        return None
+    group = world.groups.get(stable.group)
+    report = group.report(stable.revision) if group is not None else None
+    other, weight = _other_weight(roles, standing, world)
+    twin = weight == 0 and tests_itself(model)
+    shares = [replace(_share(stable.group, told, 100 - weight, world), twin=twin)]
+    for waiting in (roles.candidate, roles.previous):
+        known = assigned_model(waiting.revision, model, world) if waiting is not None else None
+        if waiting is None or waiting.group is None or known is None:
+            continue
+        own = weight if waiting is other else 0
+        # Known beforehand, so that to send it requests takes a weight and nothing else.
+        if own or world.complete(waiting.group, waiting.revision):
+            shares.append(_share(waiting.group, known, own, world))
+    return Route(
+        model=model.name,
+        shares=tuple(shares),
+        steps=report.steps if report is not None else (),
+        exposed=(network_alias(model.name),) if "network" in told.expose else (),
+    )
+
+
+def _other_weight(roles: Roles, standing: Standing | None, world: Observed) -> tuple[Candidate | Holder | None, int]:
+    """Return who beside stable gets requests, and the percentage: nobody where no server of it answers."""
+    if standing is None or standing.ended:
+        return None, 0
+    other: Candidate | Holder | None = None
+    weight = 0
+    if roles.candidate is not None and roles.candidate.revision == standing.revision:
+        other, weight = roles.candidate, standing.weight
+    elif standing.phase is Phase.BAKING and roles.stable is not None and roles.stable.revision == standing.revision:
+        other, weight = roles.previous, 100 - standing.weight
+    group = world.groups.get(other.group or "") if other is not None else None
+    answers = other is not None and group is not None and group.endpoints(other.revision)
+    return (other, weight) if answers else (None, 0)
+
+
+def _share(group: str, told: AssignedModel, weight: int, world: Observed) -> Share:
+    endpoints = world.groups[group].endpoints(told.revision) if group in world.groups else ()
+    return Share(group, told.revision, weight, endpoints, told.pipeline.runtime.max_requests)

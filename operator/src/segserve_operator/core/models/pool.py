@@ -1,0 +1,75 @@
+"""What a pool's status says, and what people are told of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from segserve_operator.core.models.events import troubles
+from segserve_operator.core.models.observed import PoolStatus, Statement
+
+if TYPE_CHECKING:
+    from segserve_operator.core.failure import Failure
+    from segserve_operator.core.models.events import Notice
+    from segserve_operator.core.models.observed import Observed
+
+
+def pool_status(world: Observed) -> PoolStatus | None:
+    """Return the status of the world's pool; None where it is none that has a status."""
+    pool = world.pool
+    if pool is None or pool.status is None:
+        return None
+    ready = _ready(world)
+    return PoolStatus(
+        observed_generation=pool.generation,
+        statements=(ready, _progressing(world, ready), _degraded(world)),
+        main_group=pool.main,
+        servers=_servers(world),
+        models=len(world.models),
+        url=world.gateway_url,
+    )
+
+
+def pool_notices(before: PoolStatus | None, after: PoolStatus) -> tuple[Notice, ...]:
+    """Return what to tell of a change of a pool's status."""
+    return tuple(troubles(before.statements if before is not None else (), after.statements))
+
+
+def _servers(world: Observed) -> int:
+    main = world.groups.get(world.main)
+    return sum(server.ready for server in main.servers) if main is not None else 0
+
+
+def _ready(world: Observed) -> Statement:
+    main = world.groups.get(world.main)
+    wanted = main.wanted if main is not None else 1
+    servers = _servers(world)
+    if servers < wanted:
+        return Statement("Ready", "False", "WaitingForServers", f"{servers} of {wanted} servers of {world.main} answer")
+    if world.traffic.plan is None or not world.traffic.answering:
+        return Statement("Ready", "False", "NoGateway", "no gateway takes requests yet")
+    return Statement("Ready", "True", "Serving", f"{servers} of {wanted} servers of {world.main} answer")
+
+
+def _progressing(world: Observed, ready: Statement) -> Statement:
+    moving = sum(m.roles.stable is not None and m.roles.stable.group != world.main for m in world.models)
+    if moving:
+        text = f"{moving} of {len(world.models)} models are not in {world.main} yet"
+        return Statement("Progressing", "True", "Moving", text)
+    if ready.status != "True":
+        return Statement("Progressing", "True", ready.reason, ready.message)
+    return Statement("Progressing", "False", "Idle", "nothing is under way")
+
+
+def _degraded(world: Observed) -> Statement:
+    problem = _problem(world)
+    if problem is None:
+        return Statement("Degraded", "False", "AsWanted", "nothing is wrong")
+    return Statement("Degraded", "True", problem.reason, problem.message)
+
+
+def _problem(world: Observed) -> Failure | None:
+    """Return the trouble of the main group, else of the gateway, else of any other group."""
+    order = sorted(world.groups, key=lambda name: (name != world.main, name))
+    troubled = [world.groups[name].problem for name in order if world.groups[name].problem is not None]
+    ahead = [world.groups[world.main].problem] if world.main in world.groups else []
+    return next((p for p in (*ahead, world.traffic.problem, *troubled) if p is not None), None)

@@ -1,0 +1,282 @@
+"""How a model's roles move: which revision becomes candidate, stable, previous, and when it stops being so.
+
+Each rule looks at the world and returns the roles that should be; a restarted operator repeats the decision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from segserve_builder.agent.protocol import ModelState
+from segserve_operator.api.classes import class_changes
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.models.advance import Rolled, roll, with_inquiries
+from segserve_operator.core.models.observed import Candidate, Holder, Roles
+from segserve_operator.core.models.slo import LOOK_S as SLO_LOOK_S
+from segserve_operator.core.models.slo import is_watched
+from segserve_operator.core.rollout.phases import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from segserve_builder.agent.protocol import AssignedModel
+    from segserve_operator.core.models.observed import ModelObserved, Observed
+
+CLASSES_CHANGED: Final = "ClassesChanged"
+LOOK_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a rule may look at; `turns` names the models whose candidate may have a group of its own now."""
+
+    model: ModelObserved
+    world: Observed
+    turns: frozenset[str]
+
+    @property
+    def wanted_revision(self) -> str | None:
+        """The revision that the spec asks for; None where the spec cannot be read."""
+        return self.model.wanted.assigned.revision if self.model.wanted else None
+
+
+def next_roles(model: ModelObserved, world: Observed, turns: frozenset[str]) -> tuple[Roles, Rolled]:
+    """Return the roles that a model should have now, and what becomes of its rollout.
+
+    One being deleted, or without a pool, has none. Only the candidates of the models `turns` get a group of their own;
+    the others wait.
+    """
+    if model.deleting or world.pool is None:
+        return Roles(), Rolled(standing=model.status.rollout, handled=model.status.handled)
+    scope = Scope(model, world, turns)
+    roles = model.roles
+    for rule in _ASKED_FOR:
+        roles = rule(roles, scope)
+    rolled = roll(model, roles, world)
+    roles = _follow_rollout(roles, rolled, scope)
+    for rule in _IN_TIME:
+        roles = rule(roles, scope)
+    return roles, with_inquiries(rolled, roles, model, world)
+
+
+def settling(roles: Roles, main: str) -> bool:
+    """Tell whether the stable revision is on its way from another group into `main`.
+
+    It waits for the previous revision to leave `main` first: a group holds at most one revision of a model.
+    """
+    away = roles.stable is not None and roles.stable.group != main
+    return away and (roles.previous is None or roles.previous.group != main)
+
+
+def _follow_spec(roles: Roles, scope: Scope) -> Roles:
+    wanted = scope.wanted_revision
+    if wanted is None:
+        return roles
+    if roles.stable is not None and roles.stable.revision == wanted:
+        return replace(roles, candidate=None)
+    if roles.previous is not None and roles.previous.revision == wanted:
+        return _return_to_previous(roles, scope)
+    candidate = roles.candidate
+    if candidate is None or candidate.revision != wanted or _worth_a_retry(candidate, scope):
+        return replace(roles, candidate=_new_candidate(roles, scope, wanted))
+    if candidate.group is None and candidate.failure is None:
+        return replace(roles, candidate=replace(candidate, group=_group_for(roles, scope, wanted)))
+    return roles
+
+
+def _return_to_previous(roles: Roles, scope: Scope) -> Roles:
+    # The previous revision is still loaded and proved, so this is one weight write.
+    assert roles.stable is not None
+    assert roles.previous is not None
+    if not scope.world.complete(roles.previous.group, roles.previous.revision):
+        return replace(roles, candidate=None)
+    now_s = scope.world.now_s
+    return Roles(stable=replace(roles.previous, since_s=now_s), previous=replace(roles.stable, since_s=now_s))
+
+
+def _worth_a_retry(candidate: Candidate, scope: Scope) -> bool:
+    # Where the artifact lies and which golden set proves it are not part of a revision's name, yet may be the cure.
+    if candidate.failure is None or scope.model.wanted is None:
+        return False
+    if candidate.failure.reason == CLASSES_CHANGED:
+        return scope.model.wanted.allow_class_changes
+    return scope.world.revisions.get(candidate.revision) != scope.model.wanted.assigned
+
+
+def _new_candidate(roles: Roles, scope: Scope, revision: str) -> Candidate:
+    now_s = scope.world.now_s
+    refused = _refused_classes(roles, scope)
+    if refused is not None:
+        return Candidate(revision, None, now_s, refused)
+    return Candidate(revision, _group_for(roles, scope, revision), now_s)
+
+
+def _group_for(roles: Roles, scope: Scope, revision: str) -> str | None:
+    """Return the group to prove a candidate in; None where it has to wait for its turn."""
+    pool = scope.world.pool
+    assert pool is not None
+    # A server that holds somebody's stable is nobody's test bed; an empty main can hurt no one.
+    if _main_is_free(scope.world):
+        return pool.main
+    taken = {holder.group for holder in (roles.stable, roles.previous) if holder is not None}
+    if pool.shared and pool.canary not in taken:
+        return pool.canary
+    return pool.own(revision) if scope.model.name in scope.turns else None
+
+
+def _main_is_free(world: Observed) -> bool:
+    # One whose stable revision is elsewhere still settles into main.
+    return all(model.roles.stable is None for model in world.models)
+
+
+def _refused_classes(roles: Roles, scope: Scope) -> Failure | None:
+    wanted = scope.model.wanted
+    stable = scope.world.revisions.get(roles.stable.revision) if roles.stable else None
+    if wanted is None or stable is None or wanted.allow_class_changes:
+        return None
+    changes = class_changes(stable.pipeline.classes, wanted.assigned.pipeline.classes)
+    if not changes:
+        return None
+    advice = "callers of the stable revision rely on these; set spec.allowClassChanges: true if it is meant"
+    return Failure(CLASSES_CHANGED, f"{'; '.join(changes)}: {advice}")
+
+
+def _follow_template(roles: Roles, scope: Scope) -> Roles:
+    # A group keeps the template that it was made from: where that was the fault, only another group can heal it.
+    candidate, pool = roles.candidate, scope.world.pool
+    if candidate is None or candidate.group is None or pool is None or not pool.template:
+        return roles
+    outdated = not candidate.group.endswith(f"-{pool.template}")
+    if not outdated or scope.world.complete(candidate.group, candidate.revision):
+        return roles
+    return replace(roles, candidate=replace(candidate, group=_group_for(roles, scope, candidate.revision)))
+
+
+def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
+    candidate = roles.candidate
+    if candidate is None or candidate.group is None or candidate.group not in scope.world.groups:
+        return roles
+    group, now_s = scope.world.groups[candidate.group], scope.world.now_s
+    if group.complete(candidate.revision) and (roles.stable is None or _may_take_all(candidate, scope)):
+        return _promoted(roles, candidate, now_s)
+    report = group.report(candidate.revision)
+    if report is not None and report.state is ModelState.FAILED and not report.retryable:
+        failed = replace(candidate, group=None, failure=Failure(report.reason, report.message))
+        return replace(roles, candidate=failed)
+    return roles
+
+
+def _promoted(roles: Roles, candidate: Candidate, now_s: float) -> Roles:
+    assert candidate.group is not None
+    former = replace(roles.stable, since_s=now_s) if roles.stable else None
+    return Roles(stable=Holder(candidate.revision, candidate.group, now_s), previous=former)
+
+
+def _may_take_all(candidate: Candidate, scope: Scope) -> bool:
+    """Tell whether a proved candidate is promoted at once: there is no policy that has a rollout decide it.
+
+    Every gateway knows its servers by then, so that to give it requests is to change a weight.
+    """
+    standing = scope.model.status.rollout
+    rolls = standing is not None and not standing.ended and standing.revision == candidate.revision
+    if candidate.group is None or rolls or (scope.model.wanted is not None and scope.model.wanted.policy is not None):
+        return False
+    share = scope.world.traffic.share(scope.model.name, candidate.group)
+    return share is not None and share.revision == candidate.revision and bool(share.endpoints)
+
+
+def _follow_rollout(roles: Roles, rolled: Rolled, scope: Scope) -> Roles:
+    """Return the roles that go with where the rollout stands: both are written at once."""
+    candidate, standing, now_s = roles.candidate, rolled.standing, scope.world.now_s
+    if rolled.left and roles.stable is not None:
+        return _returned(roles, Failure("RolledBack", "a person left it for the former revision"), now_s)
+    if rolled.retried and candidate is not None:
+        return replace(roles, candidate=_new_candidate(roles, scope, candidate.revision))
+    if standing is None or (standing.ended and standing == scope.model.status.rollout):
+        # What one that ended earlier asked for was written with its end; its revision may be wanted anew since.
+        return roles
+    if candidate is not None and candidate.revision == standing.revision:
+        if standing.phase in (Phase.BAKING, Phase.SUCCEEDED) and candidate.group is not None:
+            return _promoted(roles, candidate, now_s)
+        if standing.phase is Phase.ROLLED_BACK and candidate.failure is None:
+            failed = replace(candidate, group=None, failure=Failure(standing.reason, standing.message))
+            return replace(roles, candidate=failed)
+        return roles
+    was_promoted = roles.stable is not None and roles.stable.revision == standing.revision
+    if was_promoted and standing.phase is Phase.ROLLED_BACK:
+        return _returned(roles, Failure(standing.reason, standing.message), now_s)
+    if was_promoted and standing.phase is Phase.QUARANTINED:
+        return _returned(roles, None, now_s)
+    return roles
+
+
+def _returned(roles: Roles, failure: Failure | None, now_s: float) -> Roles:
+    """Return the previous revision to stable; what was stable is the candidate again, or has failed."""
+    if roles.previous is None or roles.stable is None:
+        return roles
+    left = Candidate(roles.stable.revision, None if failure else roles.stable.group, now_s, failure)
+    return Roles(stable=replace(roles.previous, since_s=now_s), candidate=left)
+
+
+def _expire_previous(roles: Roles, scope: Scope) -> Roles:
+    previous = roles.previous
+    if previous is None or scope.model.wanted is None or _is_watched(roles, scope):
+        return roles
+    kept_s = scope.world.now_s - previous.since_s
+    if kept_s < scope.model.wanted.keep_previous_s or not scope.world.traffic.idle(scope.model.name, previous.group):
+        return roles
+    return replace(roles, previous=None)
+
+
+def _is_watched(roles: Roles, scope: Scope) -> bool:
+    standing = scope.model.status.rollout
+    return standing is not None and standing.phase is Phase.BAKING and standing.revision in roles.revisions()
+
+
+def _settle(roles: Roles, scope: Scope) -> Roles:
+    main = scope.world.main
+    if roles.stable is not None and settling(roles, main) and scope.world.complete(main, roles.stable.revision):
+        return replace(roles, stable=replace(roles.stable, group=main))
+    return roles
+
+
+_ASKED_FOR: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (_follow_spec, _follow_template, _judge_candidate)
+_IN_TIME: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (_expire_previous, _settle)
+
+
+def assigned_model(revision: str, model: ModelObserved, world: Observed) -> AssignedModel | None:
+    """Return what a server is told of a revision: its record, with the spec's present address and exposure.
+
+    The golden set stays the one that the revision was proved with.
+    """
+    record = world.revisions.get(revision)
+    if model.wanted is None or model.wanted.assigned.revision != revision:
+        return record
+    if record is model.wanted.assigned:
+        return record
+    candidate = model.roles.candidate
+    has_failed = candidate is not None and candidate.revision == revision and candidate.failure is not None
+    if record is None or has_failed:
+        return model.wanted.assigned
+    wanted = model.wanted.assigned
+    addresses = {"artifact": wanted.artifact, "second_artifact": wanted.second_artifact}
+    return record.model_copy(update=addresses | {"expose": wanted.expose})
+
+
+def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
+    """Return in how many seconds something is due by itself, at the earliest; infinity where nothing is.
+
+    Rollouts look every second, and SLOs are looked after now and then.
+    """
+    if any(model.status.rollout is not None and not model.status.rollout.ended for model in models):
+        return LOOK_S
+    ends = [
+        model.roles.previous.since_s + model.wanted.keep_previous_s - now_s
+        for model in models
+        if model.roles.previous is not None and model.wanted is not None
+    ]
+    # One that is overdue waits for something else.
+    role_s = min((left for left in ends if left > 0), default=math.inf) + 1.0
+    return min(role_s, SLO_LOOK_S) if any(map(is_watched, models)) else role_s

@@ -1,0 +1,145 @@
+"""What people want to be told of a rollout, read off two of its standings: the one before and the one after."""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Final
+
+from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.models.events import Notice
+from segserve_operator.core.models.rollout_texts import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, TOO_OFTEN, WAITS
+from segserve_operator.core.rollout.engine import Wait
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from segserve_operator.core.gates.base import Verdict
+
+HELD: Final = frozenset({Wait.INCIDENT, Wait.PERSON, Wait.PAUSED, DEADLINE_PASSED, TOO_OFTEN})
+"""The reasons of a standing that hold a rollout until a person acts, or an incident is over."""
+
+_NUMBERS: Final = 6
+_HOUR_S: Final = 3600
+_MINUTE_S: Final = 60
+
+
+def rollout_notices(before: Standing | None, after: Standing | None, verdicts: Sequence[Verdict]) -> tuple[Notice, ...]:
+    """Return what to tell of a change; nothing where both are equal.
+
+    `verdicts` are the gates' at the time of the change. None is no rollout; one that is gone before its end, or has
+    another in its place, was cancelled.
+    """
+    same = before is not None and after is not None and before.rollout == after.rollout
+    told: list[Iterable[Notice]] = []
+    if before is not None and not same and not before.ended:
+        told.append((_cancelled(before),))
+    if after is not None:
+        known = before if same else None
+        told.append(_changes(known or Standing(after.rollout, after.revision), after, verdicts, new=known is None))
+    return tuple(dict.fromkeys(chain.from_iterable(told)))
+
+
+def hold_of(standing: Standing) -> str:
+    """Return why a rollout is held until somebody acts, one of `HELD`; empty where it is not."""
+    if standing.ended:
+        return ""
+    if standing.paused:
+        return Wait.PAUSED.value
+    return standing.reason if standing.reason in HELD else ""
+
+
+def _changes(before: Standing, after: Standing, verdicts: Sequence[Verdict], *, new: bool) -> Iterator[Notice]:
+    if new:
+        yield Notice("Normal", "RolloutStarted", f"rollout {after.rollout}: {after.revision} is on its way")
+    if after.reason == DEADLINE_PASSED != before.reason:
+        yield Notice("Warning", "DeadlinePassed", f"{after.revision} is undecided after {_age(after)}{_because(after)}")
+    if after.reason == SPLIT_NOT_AS_WRITTEN != before.reason:
+        yield Notice("Warning", SPLIT_NOT_AS_WRITTEN, _split(after, verdicts))
+    if after.phase is not before.phase:
+        yield from _entered(before, after, verdicts)
+    elif after.phase is Phase.PROGRESSING and (after.step, after.weight) != (before.step, before.weight):
+        yield _step_reached(after)
+    yield from _held(before, after)
+
+
+def _entered(before: Standing, after: Standing, verdicts: Sequence[Verdict]) -> Iterator[Notice]:
+    revision, age = after.revision, _age(after)
+    match after.phase:
+        case Phase.PROGRESSING if before.phase is Phase.QUARANTINED:
+            text = f"{revision} answers our own requests, and gets {after.weight} % of the callers' again"
+            yield Notice("Normal", "Resumed", text)
+        case Phase.PROGRESSING:
+            yield _step_reached(after)
+        case Phase.QUARANTINED:
+            text = f"{revision} gets no requests for now (quarantine {max(after.quarantines, 1)}){_because(after)}"
+            yield Notice("Warning", "Quarantined", text)
+        case Phase.BAKING:
+            part = "all" if after.weight == 100 else f"{after.weight} % of"
+            text = f"{revision} gets {part} requests after {age}, and is watched{_because(after)}"
+            yield Notice("Normal", "Promoted", text)
+        case Phase.SUCCEEDED:
+            yield Notice("Normal", "Succeeded", f"{revision} is stable; its rollout took {age}")
+        case Phase.ROLLED_BACK:
+            lost = f" at {before.weight} %" if before.weight else ""
+            text = f"{revision} was rolled back after {age}{lost}{_proof(verdicts) or _because(after)}"
+            yield Notice("Warning", "RolledBack", text)
+        case Phase.CANCELLED:
+            yield _cancelled(after)
+
+
+def _held(before: Standing, after: Standing) -> Iterator[Notice]:
+    if after.ended:
+        return
+    was, now = hold_of(before), hold_of(after)
+    if now and now not in (was, DEADLINE_PASSED):
+        why = (
+            after.message
+            if after.message and after.reason == now
+            else (WAITS[Wait.PAUSED] if now == Wait.PAUSED else now)
+        )
+        yield Notice("Warning", "Held", f"{after.revision} stays at {after.weight} %: {why}")
+    elif was and not now and after.phase is before.phase and after.step == before.step:
+        yield Notice("Normal", "Resumed", f"{after.revision} goes on at {after.weight} %")
+
+
+def _step_reached(after: Standing) -> Notice:
+    return Notice(
+        "Normal", "StepReached", f"{after.revision} gets {after.weight} % of requests (step {after.step + 1})"
+    )
+
+
+def _cancelled(standing: Standing) -> Notice:
+    text = f"the rollout of {standing.revision} was cancelled{_because(standing)}"
+    return Notice("Normal", "Cancelled", text)
+
+
+def _split(after: Standing, verdicts: Iterable[Verdict]) -> str:
+    said = next((verdict for verdict in verdicts if verdict.reason == SPLIT_NOT_AS_WRITTEN), None)
+    seen = f": {said.message}{_figures(said.numbers)}" if said is not None else _because(after)
+    return f"{after.revision} does not get the {after.weight} % of requests that were written{seen}"
+
+
+def _proof(verdicts: Iterable[Verdict]) -> str:
+    breaches = {each.gate: each for each in verdicts if each.outcome is Outcome.BREACH}.values()
+    told = "; ".join(f"{each.gate}: {each.message}{_figures(each.numbers)}" for each in breaches)
+    return f": {told}" if told else ""
+
+
+def _figures(numbers: Mapping[str, float]) -> str:
+    told = ", ".join(f"{name} {number:.4g}" for name, number in islice(numbers.items(), _NUMBERS))
+    return f" ({told})" if told else ""
+
+
+def _because(standing: Standing) -> str:
+    return f": {standing.message}" if standing.message else ""
+
+
+def _age(standing: Standing) -> str:
+    seconds = round(max(standing.since_s - standing.started_s, 0.0))
+    if seconds < _MINUTE_S:
+        return f"{seconds} s"
+    if seconds < _HOUR_S:
+        return f"{seconds // _MINUTE_S} min {seconds % _MINUTE_S} s"
+    return f"{seconds // _HOUR_S} h {seconds % _HOUR_S // _MINUTE_S} min"

@@ -1,0 +1,134 @@
+"""Whether a stable revision keeps its SLO: what the column of `get` says, rollout or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from segserve_operator.api.rollout_policy import Slo
+from segserve_operator.core.gates.evidence import EDGES_MS, STABLE
+from segserve_operator.core.rollout.counters import Hung
+from segserve_operator.core.rollout.windows import look_between
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from segserve_operator.core.gates.evidence import Look
+    from segserve_operator.core.models.observed import ModelObserved, Observed
+    from segserve_operator.core.rollout.counters import Sample
+
+MET: Final = "Met"
+BREACHED: Final = "Breached"
+UNKNOWN: Final = "Unknown"
+LOOK_S: Final = 15.0
+"""Outside of rollouts gateways are asked so often."""
+LONG_MIN: Final = 60
+SHORT_MIN: Final = 5
+ENOUGH_BAD: Final = 10
+"""Fewer bad requests than this breach nothing: one of two is no half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """A minute's requests, and by promise (error, or a percentile of the SLO) those that broke it."""
+
+    minute: int
+    requests: int
+    broken: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SloWatch:
+    """The last hour of one model's stable group."""
+
+    group: str = ""
+    looked_s: float = float("-inf")
+    seen: Sample = field(default_factory=dict)
+    hung: Hung = field(default_factory=Hung)
+    minutes: tuple[Minute, ...] = ()
+
+
+def slo_of(model: ModelObserved) -> Slo | None:
+    """Return what a model promises its callers."""
+    return model.wanted.slo if model.wanted is not None else None
+
+
+def is_watched(model: ModelObserved) -> bool:
+    """Tell whether a model's requests are counted also where no rollout is under way."""
+    wanted = model.wanted
+    return wanted is not None and (wanted.slo is not None or (wanted.policy is not None and wanted.policy.self_test))
+
+
+def is_due(looked_s: float, now_s: float) -> bool:
+    """Tell whether it is time to ask the gateways again; a clock may have been put back since."""
+    return abs(now_s - looked_s) >= LOOK_S
+
+
+def watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, SloWatch]:
+    """Return by name how the models with an SLO did, with what was counted now."""
+    found: dict[str, SloWatch] = {}
+    for model in models:
+        slo, stable, sample = slo_of(model) or Slo(), model.roles.stable, world.samples.get(model.name)
+        watch = world.watches.get(model.name) or SloWatch()
+        if is_watched(model) and stable is not None:
+            due = sample and is_due(watch.looked_s, world.now_s)
+            found[model.name] = looked(watch, sample, stable.group, slo, world.now_s) if sample and due else watch
+    return found
+
+
+def looked(watch: SloWatch, sample: Sample, group: str, slo: Slo, now_s: float) -> SloWatch:
+    """Return the watch after the gateways were asked once more; another group begins anew."""
+    if watch.group != group:
+        watch = SloWatch(group)
+    found = look_between(watch.seen, sample, group, "", hung=watch.hung)
+    minutes = watch.minutes
+    if watch.seen:
+        minutes = tuple(_with(watch.minutes, _minute(found.look, slo, now_s)))
+    return replace(watch, looked_s=now_s, seen=found.seen, hung=found.hung, minutes=minutes)
+
+
+def word(watch: SloWatch, slo: Slo, now_s: float) -> str:
+    """Return whether the SLO is met, in one word.
+
+    It is breached where a promise is broken more often than allowed over the last five minutes and over the last hour:
+    multi-window burn rate (Google, The Site Reliability Workbook, chapter 5) at a factor of one.
+    """
+    now = int(now_s // 60)
+    long = [minute for minute in watch.minutes if minute.minute > now - LONG_MIN]
+    short = [minute for minute in long if minute.minute > now - SHORT_MIN]
+    if not sum(minute.requests for minute in long):
+        return UNKNOWN
+    broken = any(_breaks(short, name, share) and _breaks(long, name, share) for name, share in promises(slo).items())
+    return BREACHED if broken else MET
+
+
+def promises(slo: Slo) -> dict[str, float]:
+    """Return by promise the share of requests that may break it."""
+    return {"error": slo.error_percent / 100} | {_name(quantile): 1 - quantile for quantile, _ in slo.latencies}
+
+
+def _name(quantile: float) -> str:
+    return f"p{100 * quantile:g}"
+
+
+def _breaks(minutes: list[Minute], name: str, share: float) -> bool:
+    broken, requests = sum(m.broken.get(name, 0) for m in minutes), sum(m.requests for m in minutes)
+    return broken >= ENOUGH_BAD and broken > share * requests
+
+
+def _minute(look: Look, slo: Slo, now_s: float) -> Minute:
+    slow = {
+        _name(quantile): int(look.latencies[STABLE, int(np.searchsorted(EDGES_MS, limit_ms)) + 1 :].sum())
+        for quantile, limit_ms in slo.latencies
+    }
+    broken = {"error": int(look.errors[STABLE]), **slow}
+    return Minute(int(now_s // 60), int(look.requests[STABLE]), broken)
+
+
+def _with(minutes: tuple[Minute, ...], new: Minute) -> Iterator[Minute]:
+    yield from (minute for minute in minutes if new.minute - LONG_MIN < minute.minute < new.minute)
+    same = [minute for minute in minutes if minute.minute == new.minute]
+    broken = {name: count + sum(m.broken.get(name, 0) for m in same) for name, count in new.broken.items()}
+    yield Minute(new.minute, new.requests + sum(m.requests for m in same), broken)

@@ -1,0 +1,80 @@
+"""A rollout's record replayed: each decision made again from what it saw, or all of it by another policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segserve_operator.core.gates.evidence import EDGES_MS
+from segserve_operator.core.rollout.decisions import Rules, again, judge
+from segserve_operator.core.rollout.engine import Heard, Progress, decide, watch
+from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
+from segserve_operator.core.rollout.rows import look_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from segserve_operator.api.rollout_policy import RolloutPolicy
+    from segserve_operator.core.rollout.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One decision as it was recorded and as it is made again; both are canonical JSON."""
+
+    sequence: int
+    at_s: float
+    recorded: str
+    derived: str
+
+    @property
+    def same(self) -> bool:
+        """Whether they are equal, byte for byte."""
+        return self.recorded == self.derived
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """A decision that another policy would have made."""
+
+    at_s: float
+    signal: str
+    phase: Phase
+    weight: int
+
+
+def replay(record: Record) -> tuple[Replayed, ...]:
+    """Make every decision again whose reasons were written down.
+
+    Raises ValueError where a decision's reasons cannot be read.
+    """
+    made = (decision for decision in record.decisions if decision.saw)
+    return tuple(Replayed(each.sequence, each.at_s, each.made, again(each, record.policy, record.slo)) for each in made)
+
+
+def what_if(record: Record, policy: RolloutPolicy) -> tuple[WhatIf, ...]:
+    """Return what another policy would have decided on the requests that were counted.
+
+    They were counted at the weights of then, and are kept in rows of 1, 15 and 60 s: an answer is as fine as that. What
+    was asked beside them (labelled images, probes, people) counts as in order.
+    """
+    return tuple(_decisions(record, policy))
+
+
+def _decisions(record: Record, policy: RolloutPolicy) -> Iterator[WhatIf]:
+    rules = Rules.of(policy, record.slo)
+    states = {name: gate.start() for name, gate in rules.gates.items()}
+    begun_s = record.rows[0].at_s - record.rows[0].seconds if record.rows else 0.0
+    progress = replace(Progress.begun(begun_s), phase=np.array(Phase.GOLDEN, np.int8))
+    for row in record.rows:
+        look = look_of(row, len(EDGES_MS) + 1)
+        states = {name: gate.update(states[name], look) for name, gate in rules.gates.items()}
+        decided = decide(rules.policy, watch(progress, look, row.at_s), judge(rules, states), Heard(), row.at_s)
+        progress = decided.progress
+        phase, signal = Phase(int(progress.phase)), Signal(int(decided.signal))
+        if signal is not Signal.NONE:
+            yield WhatIf(row.at_s, signal.name, phase, round(float(decided.weight)))
+        if phase in ENDED:
+            return

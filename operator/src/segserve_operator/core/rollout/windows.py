@@ -1,0 +1,190 @@
+"""Turns what gateways have counted at two moments into a look: what happened between them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from segserve_operator.core.gates.evidence import EDGES_MS, Look
+from segserve_operator.core.rollout.counters import Count, Hung, Moment, Tally, Waiting
+from segserve_operator.core.traffic import twin_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from segserve_operator.core.gates.evidence import Floats
+    from segserve_operator.core.rollout.counters import Sample
+
+FORGOTTEN_S: Final = 3600.0
+"""A gateway that has not answered for so long is not expected back."""
+_LATENCIES_LATE_S: Final = 3.0
+"""Latencies reach a gateway's statistics up to a second after the counts, and the next look after that."""
+_MOMENTS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A look, and what the next one needs: `seen` is its `before`, and `hung` its `hung`."""
+
+    look: Look
+    seen: Sample
+    hung: Hung
+
+
+@dataclass(frozen=True, slots=True)
+class _Arm:
+    """Sums over one group's series at one gateway; `ended` and `active` are of now, all else is since then."""
+
+    attempts: int
+    failed: int
+    given_up: int
+    latencies: Counter[float]
+    ended: int
+    active: int
+
+
+def look_between(
+    before: Sample,
+    after: Sample,
+    stable_group: str,
+    candidate_group: str,
+    *,
+    hung: Hung | None = None,
+    slow_after_s: float = 10.0,
+    edges: Sequence[float] = EDGES_MS,
+) -> Looked:
+    """Return what was counted after `before` and up to `after`; nothing of it is ever negative.
+
+    Counts that a gateway had before its first sample are no part of a look, unless it has started since `before`. One
+    that does not answer is missing in `after`: what it counts meanwhile is in the look after its return. Counts of a
+    new epoch, or that have fallen, began at zero.
+
+    An attempt that has been under way for `slow_after_s` is in the last bin of latencies at once, and not again when
+    it ends. How many these are is a lower bound: as many as were under way then, less all that have ended since. So
+    one that hangs among many that are answered is seen when it ends; a group that answers nothing, in time. A stream,
+    or an upload, that takes so long counts likewise, of both groups. `slow_after_s` may not change while `hung` is
+    handed on.
+
+    A group's twin counts as the group, but where it is the other one.
+    """
+    known = hung or Hung()
+    waiting = dict(known.gateways)
+    names = (_names(stable_group, candidate_group), _names(candidate_group, stable_group))
+    newest_s = max((count.at_s for count in before.values()), default=None)
+    look = Look.nothing(edges=len(edges))
+    for name, now in after.items():
+        then = before.get(name, _first(now, newest_s))
+        arms = (_between(then, now, names[0]), _between(then, now, names[1]))
+        held = _continued(known.of(name) if then.epoch == now.epoch else Waiting(), now.at_s, arms)
+        latencies = np.stack([_binned(arm, edges) for arm in arms])
+        charged = [_charge(held, at, arms[at], latencies[at], slow_after_s, edges) for at in range(2)]
+        waiting[name] = Waiting((charged[0], charged[1]), _recent(held.moments, now.at_s - slow_after_s))
+        look = _with(look, now.at_s - then.at_s, arms, latencies)
+    seen = _kept(before, after)
+    return Looked(look, seen, Hung(tuple((name, held) for name, held in sorted(waiting.items()) if name in seen)))
+
+
+def _first(now: Count, newest_s: float | None) -> Count:
+    """Return what an unknown gateway is compared with: nothing where it is new, else itself."""
+    if newest_s is not None and now.began_s >= newest_s:
+        return Count(now.epoch, newest_s)
+    return now
+
+
+def _kept(before: Sample, after: Sample) -> Sample:
+    newest_s = max((count.at_s for count in (*before.values(), *after.values())), default=0.0)
+    return {name: count for name, count in {**before, **after}.items() if newest_s - count.at_s <= FORGOTTEN_S}
+
+
+def _names(group: str, other: str) -> frozenset[str]:
+    """Return the names that a group's requests are counted under; its twin is apart where the two are compared."""
+    return frozenset({group, twin_of(group)} - {other})
+
+
+def _between(then: Count, now: Count, names: frozenset[str]) -> _Arm:
+    former = then.tallies if then.epoch == now.epoch else {}
+    pairs = [(former.get(series, Tally()), tally) for series, tally in now.tallies.items() if series.group in names]
+    latencies: Counter[float] = Counter()
+    for was, tally in pairs:
+        known = dict(was.latencies)
+        latencies.update({lower: _since(known.get(lower, 0), count) for lower, count in tally.latencies})
+    return _Arm(
+        attempts=sum(_since(was.attempts, tally.attempts) for was, tally in pairs),
+        failed=sum(_since(was.failed, tally.failed) for was, tally in pairs),
+        given_up=sum(_since(was.given_up, tally.given_up) for was, tally in pairs),
+        latencies=latencies,
+        ended=sum(tally.attempts for _, tally in pairs),
+        active=sum(tally.active for _, tally in pairs),
+    )
+
+
+def _since(then: int, now: int) -> int:
+    """Return what was counted since then; a count that has fallen began at zero, each by itself."""
+    return now - then if now >= then else now
+
+
+def _binned(arm: _Arm, edges: Sequence[float]) -> Floats:
+    """Return how many attempts each bin has; what was given up is in the last."""
+    binned = np.zeros(len(edges) + 1)
+    for lower_ms, count in arm.latencies.items():
+        binned[np.searchsorted(edges, lower_ms, side="right")] += count
+    binned[-1] += arm.given_up
+    return binned
+
+
+def _continued(held: Waiting, at_s: float, arms: tuple[_Arm, _Arm]) -> Waiting:
+    """Return what is known with this moment; where counts have fallen, with this moment alone."""
+    moment = Moment(at_s, (arms[0].ended, arms[1].ended), (arms[0].active, arms[1].active))
+    last = held.moments[-1] if held.moments else moment
+    if at_s < last.at_s or any(now < then for now, then in zip(moment.ended, last.ended, strict=True)):
+        return Waiting(moments=(moment,))
+    return Waiting(held.charged, (*held.moments, moment))
+
+
+def _charge(held: Waiting, at: int, arm: _Arm, latencies: Floats, slow_after_s: float, edges: Sequence[float]) -> float:
+    """Put into `latencies` those that hang and are not there yet, take out those that have been and have ended now.
+
+    Returns how many under way are in latencies from now on.
+    """
+    now_s = held.moments[-1].at_s
+    slow = int(np.searchsorted(edges, slow_after_s * 1000.0, side="right"))
+    charged = held.charged[at] - _taken(latencies, slow, held.charged[at])
+    # Some end without a latency: their server died, say.
+    charged = min(charged, max(m.active[at] for m in held.moments if now_s - m.at_s <= _LATENCIES_LATE_S))
+    old = [m for m in held.moments if now_s - m.at_s >= slow_after_s]
+    hangs = min(old[-1].active[at] + old[-1].ended[at] - arm.ended, arm.active) if old else 0.0
+    latencies[-1] += max(hangs - charged, 0.0)
+    return max(hangs, charged)
+
+
+def _taken(latencies: Floats, slow: int, at_most: float) -> float:
+    """Take up to so many out of the slow bins, the slowest first, and return how many those were."""
+    left = at_most
+    for index in range(len(latencies) - 1, slow - 1, -1):
+        taken = min(left, float(latencies[index]))
+        latencies[index] -= taken
+        left -= taken
+    return at_most - left
+
+
+def _recent(moments: tuple[Moment, ...], since_s: float) -> tuple[Moment, ...]:
+    """Return the last moment before `since_s` and those after it, no more of them than are told apart."""
+    old = [moment for moment in moments if moment.at_s <= since_s]
+    kept = [*old[-1:], *(moment for moment in moments if moment.at_s > since_s)]
+    if len(kept) <= _MOMENTS:
+        return tuple(kept)
+    gaps = [kept[index + 1].at_s - kept[index - 1].at_s for index in range(1, len(kept) - 1)]
+    del kept[1 + gaps.index(min(gaps))]
+    return tuple(kept)
+
+
+def _with(look: Look, seconds: float, arms: tuple[_Arm, _Arm], latencies: Floats) -> Look:
+    return Look(
+        np.maximum(look.seconds, seconds),
+        look.requests + [arm.attempts for arm in arms],
+        look.errors + [min(arm.failed, arm.attempts) for arm in arms],
+        look.latencies + latencies,
+    )

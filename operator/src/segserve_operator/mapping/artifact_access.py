@@ -1,0 +1,39 @@
+"""A pool's `spec.artifacts` as what sources are told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from segserve_builder.sources.access import Access, Credential, Identity, Signatures
+from segserve_operator.mapping.quantities import number
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from segserve_operator.api.artifacts import Artifacts, TrustedSigners
+
+
+def access_of(artifacts: Artifacts, secrets: Path) -> Access:
+    """Return what a pool says itself, with its Secrets as folders of their names below `secrets`."""
+    return Access(
+        schemes=artifacts.schemes or None,
+        hosts=artifacts.hosts,
+        private=artifacts.private_hosts,
+        endpoints=dict(artifacts.endpoints),
+        credentials=tuple(
+            Credential(scheme=each.scheme, host=each.host, folder=secrets / each.secret_ref.name)
+            for each in artifacts.credentials
+        ),
+        ambient=artifacts.workload_identity,
+        signatures=_signatures(artifacts.signatures),
+        max_bytes=int(number(artifacts.max_size) or 0),
+    )
+
+
+def _signatures(signers: TrustedSigners) -> Signatures:
+    return Signatures(
+        required=signers.required,
+        keys=signers.keys,
+        certificates=signers.certificates,
+        identities=tuple(Identity(identity=each.identity, issuer=each.issuer) for each in signers.identities),
+    )

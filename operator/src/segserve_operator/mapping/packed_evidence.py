@@ -1,0 +1,173 @@
+"""What a record keeps packed: rows of evidence, the engine's state, what decisions saw. Numbers come back exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder.cluster.shards import pack, unpack
+from segserve_operator.core.gates import measured_gates
+from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.rollout.counters import Count, Hung, Series, Tally
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.plain import from_plain, to_plain
+from segserve_operator.core.rollout.record import Row
+from segserve_operator.core.statistics.sample_ratio import SampleRatio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+    from segserve_operator.core.rollout.record import Decision, Record
+
+    Bins = tuple[tuple[int, int], ...]
+
+CHUNK_ROWS: Final = 500
+_BATCH_ROWS: Final = 50
+
+
+class UnreadableRecordError(Exception):
+    """A record holds what segserve did not write."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"SegmentationRollout {name!r} cannot be read: {why}")
+
+
+def chunked_rows(count: int) -> int:
+    """Return how many of so many rows, the oldest, are kept apart: all but the newest 500 to 549."""
+    return max(count - CHUNK_ROWS, 0) // _BATCH_ROWS * _BATCH_ROWS
+
+
+def chunks(rows: tuple[Row, ...]) -> tuple[tuple[Row, ...], ...]:
+    """Return the rows that are kept apart, 500 a chunk; all but the last chunk never change again."""
+    apart = chunked_rows(len(rows))
+    return tuple(rows[first : min(first + CHUNK_ROWS, apart)] for first in range(0, apart, CHUNK_ROWS))
+
+
+def pack_rows(rows: Iterable[Row]) -> str:
+    """Return rows as one text."""
+    return pack(
+        [
+            [row.at_s, row.seconds, row.weight, *row.requests, *row.errors, *(_gaps(bins) for bins in row.latencies)]
+            for row in rows
+        ]
+    )
+
+
+def unpack_rows(text: str) -> tuple[Row, ...]:
+    """Return the rows that `pack_rows` made the text of; ValueError where it is none."""
+    try:
+        return tuple(_row(*values) for values in unpack(text))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"not rows of evidence: {error}") from error
+
+
+def pack_state(record: Record) -> str:
+    """Return what the engine goes on from as one text."""
+    return pack(
+        {
+            "progress": to_plain(record.progress),
+            "gates": {name: to_plain(state) for name, state in record.gates.items()},
+            "split": to_plain(record.split),
+            "hung": to_plain(record.hung),
+            "seen": {gateway: _count_value(count) for gateway, count in record.seen.items()},
+            "verdicts": _verdict_values(record.verdicts),
+        }
+    )
+
+
+def unpack_state(text: str, policy: RolloutPolicy, slo: Slo) -> dict[str, Any]:
+    """Return the fields of the record that `pack_state` packed; ValueError where the text holds something else.
+
+    States of gates that the policy does not have are left out.
+    """
+    try:
+        state = unpack(text)
+        gates = {name: gate for name, gate in measured_gates(policy, slo).items() if name in state["gates"]}
+        return {
+            "progress": from_plain(Progress.begun(0.0), state["progress"]),
+            "gates": {name: from_plain(gate.start(), state["gates"][name]) for name, gate in gates.items()},
+            "split": None if state["split"] is None else from_plain(SampleRatio().start(), state["split"]),
+            "hung": None if state["hung"] is None else from_plain(Hung(), state["hung"]),
+            "seen": {gateway: _count(value) for gateway, value in state["seen"].items()},
+            "verdicts": _verdicts(state["verdicts"]),
+        }
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a rollout's state: {error!r}") from error
+
+
+def pack_seen(decision: Decision) -> str:
+    """Return what a decision saw and came to as one text."""
+    return pack({"saw": decision.saw, "made": decision.made, "verdicts": _verdict_values(decision.verdicts)})
+
+
+def unpack_seen(text: str) -> dict[str, Any]:
+    """Return the fields of the decision that `pack_seen` packed; ValueError where the text holds something else."""
+    try:
+        seen = unpack(text)
+        return {"saw": seen["saw"], "made": seen["made"], "verdicts": _verdicts(seen["verdicts"])}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"not what a decision saw: {error!r}") from error
+
+
+def _gaps(bins: Bins) -> list[int]:
+    """Return (bin, count) pairs as one list of the bins' distances and the counts: most distances are 1."""
+    found, last = [], 0
+    for index, count in bins:
+        found += [index - last, count]
+        last = index
+    return found
+
+
+def _bins(gaps: Sequence[int]) -> Bins:
+    found, last = [], 0
+    for gap, count in zip(gaps[::2], gaps[1::2], strict=True):
+        last += gap
+        found.append((last, count))
+    return tuple(found)
+
+
+def _row(at_s: float, seconds: float, weight: int, *rest: Any) -> Row:
+    stable, candidate, stable_failed, candidate_failed, stable_bins, candidate_bins = rest
+    latencies = (_bins(stable_bins), _bins(candidate_bins))
+    return Row(at_s, seconds, weight, (stable, candidate), (stable_failed, candidate_failed), latencies)
+
+
+def _count_value(count: Count) -> list[Any]:
+    tallies = [
+        [series.group, series.protocol, tally.attempts, tally.failed, tally.given_up, tally.active, tally.latencies]
+        for series, tally in count.tallies.items()
+    ]
+    return [count.epoch, count.at_s, count.began_s, tallies]
+
+
+def _count(value: Sequence[Any]) -> Count:
+    epoch, at_s, began_s, tallies = value
+    return Count(epoch, at_s, dict(_tally(*each) for each in tallies), began_s)
+
+
+def _tally(group: str, protocol: Any, attempts: int, failed: int, given_up: int, *rest: Any) -> tuple[Series, Tally]:
+    active, latencies = rest
+    bins = tuple((edge_ms, count) for edge_ms, count in latencies)
+    return Series(group, protocol), Tally(attempts, failed, given_up, active, bins)
+
+
+def _verdict_values(verdicts: Iterable[Verdict]) -> list[Any]:
+    return [
+        {
+            **to_plain(replace(verdict, numbers={})),
+            "numbers": {name: to_plain(float(number)) for name, number in verdict.numbers.items()},
+        }
+        for verdict in verdicts
+    ]
+
+
+def _verdicts(values: Iterable[Mapping[str, Any]]) -> tuple[Verdict, ...]:
+    like = Verdict("", Outcome.UNDECIDED, "", "")
+    return tuple(
+        replace(from_plain(like, {**value, "numbers": {}}), numbers=_numbers(value["numbers"])) for value in values
+    )
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: from_plain(0.0, value) for name, value in values.items()}

@@ -1,0 +1,197 @@
+"""Between a rollout's record in the core and the SegmentationRollout that keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from segserve_builder.spec.names import canonical_json
+from segserve_operator.api.errors import SpecError
+from segserve_operator.api.loading import parse
+from segserve_operator.api.meta import GROUP_VERSION
+from segserve_operator.api.rollout_status import RolloutPhase
+from segserve_operator.api.segmentation_rollout import (
+    MAX_DECISIONS,
+    MESSAGE_MAX_LENGTH,
+    DecisionStatus,
+    SegmentationRollout,
+    SegmentationRolloutSpec,
+    SegmentationRolloutStatus,
+    VerdictStatus,
+)
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Decision, Record
+from segserve_operator.mapping.packed_evidence import (
+    UnreadableRecordError,
+    chunked_rows,
+    pack_rows,
+    pack_seen,
+    pack_state,
+    unpack_rows,
+    unpack_seen,
+    unpack_state,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from segserve_operator.core.gates.base import Verdict
+    from segserve_operator.core.rollout.record import Row
+
+OBJECT_BYTES: Final = 512 * 1024
+"""No record is larger, whatever a rollout sees: an API server takes 1.5 MiB, and each write is of the whole."""
+HISTORY: Final = 10
+"""Of each model so many records of former rollouts are kept."""
+_SEEN_BYTES: Final = 256 * 1024
+_EVIDENCE_BYTES: Final = 384 * 1024
+
+
+def spec_of(record: Record) -> dict[str, Any]:
+    """Return the spec of a record, as JSON."""
+    return SegmentationRolloutSpec(
+        model=record.model, stable=record.stable, candidate=record.candidate, policy=record.policy, slo=record.slo
+    ).to_dict()
+
+
+def manifest_of(record: Record) -> dict[str, Any]:
+    """Return a record's manifest without its status."""
+    return {
+        "apiVersion": GROUP_VERSION,
+        "kind": SegmentationRollout.__name__,
+        "metadata": {"name": record.name},
+        "spec": spec_of(record),
+    }
+
+
+def status_of(record: Record, now: datetime) -> dict[str, Any]:
+    """Return the status of a record, as JSON; the oldest rows are kept apart (`packed_evidence.chunks`)."""
+    progress, last = record.progress, record.decisions[-1] if record.decisions else None
+    apart = chunked_rows(len(record.rows))
+    status = SegmentationRolloutStatus(
+        sequence=record.sequence,
+        phase=_label(Phase(int(progress.phase))),
+        weight=last.weight if last is not None else 0,
+        reason=(last.reason or None) if last is not None else None,
+        message=_cut(last.message) if last is not None else None,
+        step=int(progress.step),
+        paused=bool(progress.paused),
+        quarantines=int(progress.quarantines),
+        started_at=_time(float(progress.started_s)),
+        written_at=now,
+        verdicts=tuple(_verdict_status(verdict) for verdict in record.verdicts),
+        rows=len(record.rows),
+        chunked_rows=apart,
+        evidence=_evidence(record.rows[apart:]),
+        state=pack_state(record),
+    )
+    room = OBJECT_BYTES - len(canonical_json({**manifest_of(record), "status": status.to_dict()}))
+    return status.model_copy(update={"decisions": _decision_statuses(record.decisions, room)}).to_dict()
+
+
+def record_of(manifest: Mapping[str, Any], apart: tuple[Row, ...]) -> Record:
+    """Return the record that a SegmentationRollout keeps; `apart` are its older rows, none where they are lost.
+
+    Raises `UnreadableRecordError` where it holds what segserve did not write.
+    """
+    name = str(manifest["metadata"]["name"])
+    try:
+        found = cast("SegmentationRollout", parse(manifest, name))
+        spec, status = found.spec, found.status
+        if status.state is None or status.evidence is None:
+            raise ValueError("it has no state yet")
+        return Record(
+            name=name,
+            model=spec.model,
+            stable=spec.stable,
+            candidate=spec.candidate,
+            policy=spec.policy,
+            slo=spec.slo,
+            sequence=status.sequence,
+            rows=(*apart, *unpack_rows(status.evidence)),
+            decisions=tuple(_decision(decision) for decision in status.decisions),
+            **unpack_state(status.state, spec.policy, spec.slo),
+        )
+    except (SpecError, ValueError) as error:
+        raise UnreadableRecordError(name, str(error)) from error
+
+
+def _evidence(rows: tuple[Row, ...]) -> str:
+    """Pack rows; where every bin of every row is full of large numbers, the older ones go without latencies."""
+    text, bare = pack_rows(rows), 0
+    while len(text) > _EVIDENCE_BYTES:
+        bare += max((len(rows) - bare) // 2, 1)
+        text = pack_rows((*(replace(row, latencies=((), ())) for row in rows[:bare]), *rows[bare:]))
+    return text
+
+
+def _decision_statuses(decisions: tuple[Decision, ...], room: int) -> tuple[DecisionStatus, ...]:
+    """Return the newest decisions that there is room for; what the oldest of them saw goes first."""
+    found: list[DecisionStatus] = []
+    room_of_seen = _SEEN_BYTES
+    for decision in reversed(decisions[-MAX_DECISIONS:]):
+        brief, seen = _decision_status(decision), pack_seen(decision)
+        size, size_of_seen = (len(canonical_json(value)) + 1 for value in (brief.to_dict(), {"saw": seen}))
+        if room < size:
+            break
+        room -= size
+        if size_of_seen < min(room, room_of_seen):
+            room, room_of_seen = room - size_of_seen, room_of_seen - size_of_seen
+            brief = brief.model_copy(update={"saw": seen})
+        found.append(brief)
+    return tuple(reversed(found))
+
+
+def _decision_status(decision: Decision) -> DecisionStatus:
+    return DecisionStatus(
+        sequence=decision.sequence,
+        at=_time(decision.at_s),
+        at_seconds=decision.at_s,
+        signal=decision.signal,
+        phase=_label(decision.phase),
+        weight=decision.weight,
+        actor=_cut(decision.actor),
+        reason=_cut(decision.reason),
+        message=_cut(decision.message),
+    )
+
+
+def _decision(status: DecisionStatus) -> Decision:
+    return Decision(
+        sequence=status.sequence,
+        at_s=status.at_seconds,
+        signal=status.signal,
+        phase=Phase.labelled(status.phase),
+        weight=status.weight,
+        actor=status.actor,
+        reason=status.reason,
+        message=status.message,
+        **(unpack_seen(status.saw) if status.saw is not None else {}),
+    )
+
+
+def _verdict_status(verdict: Verdict) -> VerdictStatus:
+    return VerdictStatus(
+        gate=verdict.gate,
+        outcome=verdict.outcome.value,
+        reason=_cut(verdict.reason),
+        message=_cut(verdict.message),
+        progress=min(max(float(verdict.progress), 0.0), 1.0),
+        numbers=dict(_numbers(verdict.numbers)),
+    )
+
+
+def _numbers(numbers: Mapping[str, float]) -> Iterable[tuple[str, str]]:
+    return ((name, repr(float(number))) for name, number in numbers.items())
+
+
+def _label(phase: Phase) -> RolloutPhase:
+    return RolloutPhase(phase.label)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MESSAGE_MAX_LENGTH else f"{text[: MESSAGE_MAX_LENGTH - 3]}..."
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,40 @@
+"""From a model's manifest to what its spec asks for, or why that cannot be read, and what people ask of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder.cluster.names import DOMAIN
+from segserve_operator.api.errors import SpecError
+from segserve_operator.api.loading import parse
+from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.models.observed import Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OWN: Final = f"{DOMAIN}/"
+
+
+def wanted_of(manifest: Mapping[str, Any]) -> Wanted | Failure:
+    """Read a SegmentationModel's spec."""
+    name = manifest["metadata"]["name"]
+    try:
+        model = parse({key: value for key, value in manifest.items() if key != "status"}, name)
+    except SpecError as error:
+        return Failure(error.reason, str(error))
+    assert isinstance(model, SegmentationModel)
+    return Wanted(
+        assigned=model.spec.assigned(name),
+        keep_previous_s=model.spec.keep_previous.total_seconds(),
+        allow_class_changes=model.spec.allow_class_changes,
+        policy=model.spec.rollout,
+        slo=model.spec.slo,
+    )
+
+
+def annotations_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return a resource's annotations of segserve's own prefix."""
+    found = manifest["metadata"].get("annotations") or {}
+    return {key: value for key, value in found.items() if key.startswith(_OWN)}

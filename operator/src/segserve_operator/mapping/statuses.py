@@ -1,0 +1,201 @@
+"""Between what the core decides of a model and what its resource's status says."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from segserve_operator.api.meta import Condition, ConditionStatus
+from segserve_operator.api.rollout_status import MAX_HANDLED_REQUESTS, RolloutPhase, RolloutStatus
+from segserve_operator.api.segmentation_model import (
+    CandidateState,
+    CandidateStatus,
+    RevisionStatus,
+    Role,
+    RoleStatus,
+    SegmentationModelStatus,
+)
+from segserve_operator.api.segmentation_model import Roles as ApiRoles
+from segserve_operator.api.triton_pool import TritonPoolStatus
+from segserve_operator.core.failure import Failure
+from segserve_operator.core.models.observed import Candidate, Holder, ModelStatus, PoolStatus, Roles, Statement
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+def from_api(status: SegmentationModelStatus) -> ModelStatus:
+    """Read the core's view of a status."""
+    return ModelStatus(
+        observed_generation=status.observed_generation or 0,
+        roles=Roles(
+            stable=_holder(status.roles.stable),
+            candidate=_candidate(status.roles.candidate),
+            previous=_holder(status.roles.previous),
+        ),
+        statements=_statements(status.conditions),
+        weight=status.weight or 0,
+        url=status.url or "",
+        rollout=_standing(status.rollout),
+        handled=status.handled_requests,
+        slo=status.slo or "",
+    )
+
+
+def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) -> SegmentationModelStatus:
+    """Write a status; what did not change keeps the times that it had in `former`."""
+    return SegmentationModelStatus(
+        observed_generation=status.observed_generation,
+        conditions=_conditions(status.statements, status.observed_generation, former.conditions, now),
+        roles=ApiRoles(
+            stable=_role_status(status.roles.stable),
+            candidate=_candidate_status(status.roles.candidate),
+            previous=_role_status(status.roles.previous),
+        ),
+        revisions=tuple(_revisions(status.roles)),
+        url=status.url or None,
+        weight=status.weight,
+        slo=status.slo or None,
+        rollout=_rollout_status(status.rollout),
+        handled_requests=status.handled[-MAX_HANDLED_REQUESTS:],
+    )
+
+
+def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
+    """Read the core's view of a pool's status."""
+    return PoolStatus(
+        observed_generation=status.observed_generation or 0,
+        statements=_statements(status.conditions),
+        main_group=status.main_group or "",
+        servers=status.replicas or 0,
+        models=status.models or 0,
+        url=status.url or "",
+    )
+
+
+def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, selector: str) -> TritonPoolStatus:
+    """Write a pool's status; `selector` finds the servers of its main group."""
+    return TritonPoolStatus(
+        observed_generation=status.observed_generation,
+        conditions=_conditions(status.statements, status.observed_generation, former.conditions, now),
+        replicas=status.servers,
+        selector=selector,
+        url=status.url or None,
+        main_group=status.main_group,
+        models=status.models,
+    )
+
+
+def _statements(conditions: Iterable[Condition]) -> tuple[Statement, ...]:
+    return tuple(Statement(c.type, c.status.value, c.reason, c.message) for c in conditions)
+
+
+def _holder(role: RoleStatus | None) -> Holder | None:
+    return Holder(role.revision, role.group, role.since.timestamp()) if role is not None else None
+
+
+def _candidate(role: CandidateStatus | None) -> Candidate | None:
+    if role is None:
+        return None
+    failed = role.state is CandidateState.FAILED
+    failure = Failure(role.reason or "Failed", role.message or "") if failed else None
+    return Candidate(role.revision, role.group, role.since.timestamp(), failure)
+
+
+def _standing(status: RolloutStatus | None) -> Standing | None:
+    if status is None:
+        return None
+    return Standing(
+        rollout=status.name,
+        revision=status.revision,
+        phase=Phase.labelled(status.phase),
+        step=status.step,
+        sequence=status.sequence,
+        paused=status.paused,
+        quarantines=status.quarantines,
+        started_s=status.started_at.timestamp(),
+        since_s=status.since.timestamp(),
+        step_since_s=status.step_since.timestamp(),
+        resumed_s=status.resumed_at.timestamp() if status.resumed_at is not None else 0.0,
+        weight=status.weight,
+        skipped=status.skipped_gates,
+        reason=status.reason or "",
+        message=status.message or "",
+    )
+
+
+def _rollout_status(standing: Standing | None) -> RolloutStatus | None:
+    if standing is None:
+        return None
+    return RolloutStatus(
+        name=standing.rollout,
+        revision=standing.revision,
+        phase=RolloutPhase(standing.phase.label),
+        step=standing.step,
+        sequence=standing.sequence,
+        paused=standing.paused,
+        quarantines=standing.quarantines,
+        started_at=_time(standing.started_s),
+        since=_time(standing.since_s),
+        step_since=_time(standing.step_since_s),
+        resumed_at=_time(standing.resumed_s) if standing.resumed_s else None,
+        weight=standing.weight,
+        skipped_gates=standing.skipped,
+        reason=standing.reason or None,
+        message=standing.message or None,
+    )
+
+
+def _role_status(holder: Holder | None) -> RoleStatus | None:
+    if holder is None:
+        return None
+    return RoleStatus(revision=holder.revision, group=holder.group, since=_time(holder.since_s))
+
+
+def _candidate_status(candidate: Candidate | None) -> CandidateStatus | None:
+    if candidate is None:
+        return None
+    failure = candidate.failure
+    return CandidateStatus(
+        revision=candidate.revision,
+        group=candidate.group,
+        since=_time(candidate.since_s),
+        state=CandidateState.FAILED if failure is not None else CandidateState.PENDING,
+        reason=failure.reason if failure is not None else None,
+        message=failure.message if failure is not None else None,
+    )
+
+
+def _conditions(
+    said: Iterable[Statement], generation: int, former: Iterable[Condition], now: datetime
+) -> tuple[Condition, ...]:
+    before = {condition.type: condition for condition in former}
+    return tuple(_condition(each, generation, before.get(each.type), now) for each in said)
+
+
+def _condition(said: Statement, generation: int, before: Condition | None, now: datetime) -> Condition:
+    kept = before is not None and before.status == said.status
+    return Condition(
+        type=said.type,
+        status=ConditionStatus(said.status),
+        reason=said.reason,
+        message=said.message,
+        last_transition_time=before.last_transition_time if before is not None and kept else now,
+        observed_generation=generation,
+    )
+
+
+def _revisions(roles: Roles) -> Iterator[RevisionStatus]:
+    for role, holder in (
+        (Role.CANDIDATE, roles.candidate),
+        (Role.STABLE, roles.stable),
+        (Role.PREVIOUS, roles.previous),
+    ):
+        if holder is not None:
+            yield RevisionStatus(revision=holder.revision, role=role, created_at=_time(holder.since_s))
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
