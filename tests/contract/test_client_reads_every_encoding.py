@@ -35,7 +35,7 @@ from segserve_builder.values import (
 from segserve_common.kserve import InferAnswer, Tensor
 
 if TYPE_CHECKING:
-    from segserve.results import Result
+    from segserve.results.result import Result
 
 LABELS = measure.label(data.coins()[::3, ::3] > 120, connectivity=1)
 PARTS = [part.label == LABELS for part in measure.regionprops(LABELS) if part.area > 20]

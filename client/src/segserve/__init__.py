@@ -46,12 +46,12 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
     from segserve.platforms.platform_ref import Cluster, Local
-    from segserve.results import Result
     from segserve.results.base import ModelInfo, SegmentClass
     from segserve.results.detections import DetectionResult, KeypointDetection, KeypointResult
     from segserve.results.instances import Instance, InstanceResult
     from segserve.results.objects import Detection
     from segserve.results.panoptic import PanopticResult, PanopticSegment
+    from segserve.results.result import Result
     from segserve.results.semantic import SemanticResult
     from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 
@@ -117,37 +117,37 @@ __all__ = [
 _HOMES: Final = {
     "AsyncClient": "async_client",
     "Client": "client",
-    "Cluster": "platforms.place",
+    "Cluster": "platforms.platform_ref",
     "ConflictError": "platforms.errors",
     "ControlError": "platforms.errors",
-    "Detection": "objects",
-    "DetectionResult": "detections",
-    "ErrorEvent": "hooks",
-    "Failure": "many",
+    "Detection": "results.objects",
+    "DetectionResult": "results.detections",
+    "ErrorEvent": "calls.hooks",
+    "Failure": "calls.many",
     "ForbiddenError": "platforms.errors",
-    "Hooks": "hooks",
-    "Instance": "instances",
-    "InstanceResult": "instances",
+    "Hooks": "calls.hooks",
+    "Instance": "results.instances",
+    "InstanceResult": "results.instances",
     "InvalidResourceError": "platforms.errors",
-    "KeypointDetection": "detections",
-    "KeypointResult": "detections",
-    "Local": "platforms.place",
-    "ModelInfo": "types",
+    "KeypointDetection": "results.detections",
+    "KeypointResult": "results.detections",
+    "Local": "platforms.platform_ref",
+    "ModelInfo": "results.base",
     "NoPlatformError": "platforms.errors",
     "NotFoundError": "platforms.errors",
     "NotInstalledError": "platforms.errors",
     "NotServingError": "platforms.errors",
-    "PanopticResult": "panoptic",
-    "PanopticSegment": "panoptic",
+    "PanopticResult": "results.panoptic",
+    "PanopticSegment": "results.panoptic",
     "PlatformUnreachableError": "platforms.errors",
-    "RequestEvent": "hooks",
-    "ResponseEvent": "hooks",
-    "Result": "results",
-    "RetryEvent": "hooks",
-    "SegmentClass": "types",
-    "SemanticResult": "semantic",
-    "Timeouts": "timeouts",
-    "Tls": "credentials",
+    "RequestEvent": "calls.hooks",
+    "ResponseEvent": "calls.hooks",
+    "Result": "results.result",
+    "RetryEvent": "calls.hooks",
+    "SegmentClass": "results.base",
+    "SemanticResult": "results.semantic",
+    "Timeouts": "calls.timeouts",
+    "Tls": "calls.credentials",
     "WaitTimeoutError": "platforms.errors",
 }
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from segserve.calls.timeouts import Timeouts
     from segserve.control.async_models import AsyncModels, AsyncPools
     from segserve.control.async_rollouts import AsyncRollouts
-    from segserve.results import Result
     from segserve.results.base import Encoding, ModelInfo
     from segserve.results.images import ImageLike
+    from segserve.results.result import Result
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
     from segserve.tiled.progress import Progress
     from segserve.transports import Connection, TransportName

@@ -21,9 +21,9 @@ from segserve import (
     SegmentClass,
 )
 from segserve.cli.predict import result_table
-from segserve.results import Result
 from segserve.results.masks import EncodedMask
 from segserve.results.objects import Detection
+from segserve.results.result import Result
 
 SIZE = (60, 80)
 CLASSES = (SegmentClass(0, "sky", (0, 0, 255)), SegmentClass(1, "dog"))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve.results import Result
+    from segserve.results.result import Result
     from segserve_common.kserve import InferAnswer
 
 REVISION_HEADER: Final = "x-segserve-revision"

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from segserve.calls.session import Flow, SegmentOptions, Session
-    from segserve.results import Result
     from segserve.results.images import ImageLike
+    from segserve.results.result import Result
     from segserve_common.kserve import Parameter, Tensor
 
 StreamId: TypeAlias = str | int

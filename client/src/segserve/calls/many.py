@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from segserve.calls.timeouts import Timeouts
-    from segserve.results import Result
     from segserve.results.base import Encoding
     from segserve.results.images import ImageLike
+    from segserve.results.result import Result
 
 T = TypeVar("T")
 OnError: TypeAlias = Literal["raise", "return"]

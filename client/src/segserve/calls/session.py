@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from segserve.calls.frames import StreamPosition
     from segserve.calls.hooks import RequestKind
     from segserve.calls.telemetry import CallSpan, Telemetry
-    from segserve.results import Result
     from segserve.results.base import Encoding, ModelInfo
+    from segserve.results.result import Result
     from segserve_common.kserve import Parameter, Tensor
 
 T = TypeVar("T")

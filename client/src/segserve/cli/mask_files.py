@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve.results import Result
+    from segserve.results.result import Result
 
 
 def write_masks(result: Result, folder: Path, within: PurePath) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from segserve.results import Result
+    from segserve.results.result import Result
 
 TABLES: Final = 5
 """Up to so many images have a table each; of more there is a line each."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve.client import Client
-    from segserve.results import Result
+    from segserve.results.result import Result
     from segserve.tiled.grid import Grid, Tile
     from segserve.tiled.maps import MapFile, PixelMap
     from segserve.tiled.sources import PixelSource

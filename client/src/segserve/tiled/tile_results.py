@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve.results import Result
     from segserve.results.base import ModelInfo
     from segserve.results.objects import Detection
+    from segserve.results.result import Result
     from segserve.tiled.grid import Grid, Tile
 
     Record: TypeAlias = dict[str, Any]

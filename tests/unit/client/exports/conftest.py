@@ -13,7 +13,7 @@ from PIL import Image
 from segserve import PanopticResult
 from segserve.exports.cvat import merge
 from segserve.exports.label_studio import labelling_config
-from segserve.results import Result
+from segserve.results.result import Result
 from tools import PEERS
 
 from .results import cases

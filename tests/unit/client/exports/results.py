@@ -20,8 +20,8 @@ from segserve import (
     SegmentClass,
     SemanticResult,
 )
-from segserve.results import Result
 from segserve.results.masks import EncodedMask
+from segserve.results.result import Result
 
 GOLDEN = Path(__file__).parents[4] / "examples/coins/golden"
 HOSTILE = '<b>&"\u202e\x00\ud800[red]'

@@ -15,8 +15,8 @@ from segserve import Instance, InstanceResult, ProtocolError, SegmentClass, Sema
 from segserve.exports import FORMATS
 from segserve.exports.label_studio import labelling_config
 from segserve.rendering.display import printable
-from segserve.results import Result
 from segserve.results.masks import EncodedMask
+from segserve.results.result import Result
 
 NAMES = (
     "<script>alert(1)</script>",

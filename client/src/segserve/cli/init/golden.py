@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve.results import Result
+    from segserve.results.result import Result
     from segserve_builder.steps.in_process import InProcessModel
     from segserve_operator.api.segmentation_model import SegmentationModel
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from segserve.cli.init.guess import Guess
     from segserve.cli.init.remarks import Remark
-    from segserve.results import Result
+    from segserve.results.result import Result
 
 NAMED: Final = 8
 
