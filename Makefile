@@ -137,10 +137,10 @@ bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/
 	$(CLUSTER)/build.sh
 	$(BIN)/python -m bench.operator
 
-bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and the table of docs/performance.md
+bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and the table of docs/evidence/performance.md
 	$(BIN)/python -m bench.stages
 
-bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules; writes bench/out/rollout.json and docs/decisions.md (30 minutes; FULL=1: all cells, SHARD=1/4)
+bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules; writes bench/out/rollout.json and docs/evidence/decisions.md (30 minutes; FULL=1: all cells, SHARD=1/4)
 	$(BIN)/python -m bench.rollout $(if $(FULL),--full) $(if $(SHARD),--shard $(SHARD))
 
 bench-client: $(VENV)/dev.stamp system  ## The client beside tritonclient and httpx, decoding beside supervision; writes bench/out/client.json
@@ -158,7 +158,7 @@ zoo: $(VENV)/dev.stamp  ## Train the nine networks of examples/zoo again (half a
 	$(BIN)/python -m examples.zoo.train all
 	$(BIN)/python -m examples.zoo.refresh
 
-zoo-report: $(VENV)/dev.stamp system  ## Serve the zoo and compare its figures with plain torch; writes docs/quality.md
+zoo-report: $(VENV)/dev.stamp system  ## Serve the zoo and compare its figures with plain torch; writes docs/evidence/quality.md
 	$(BIN)/python -m examples.zoo.report
 
 prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: the zoo, all tables, load with edits, all faults

@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m bench.operator_faults [--go-on]
 
-Runs on the tests' cluster, about an hour; writes bench/out/operator_faults.json and the tables of docs/reliability.md
+Runs on the tests' cluster, about an hour; writes bench/out/operator_faults.json and the tables of docs/evidence/reliability.md
 after each run. Ends at the first whose final state is not that of the undisturbed one. `--go-on` leaves out the
 deaths and faults that were run before.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 KILLS: Final = "tests/e2e/cluster/test_kills.py"
 OUT: Final = ROOT / "bench/out/operator_faults.json"
-DOCUMENT: Final = ROOT / "docs/reliability.md"
+DOCUMENT: Final = ROOT / "docs/evidence/reliability.md"
 Json = dict[str, Any]
 
 

@@ -3,7 +3,7 @@
     PYTHONPATH=tests python -m bench.rollout_faults [--go-on] [--only NAME]
 
 Runs in real time on local platforms of its own, about three hours; writes bench/out/rollout_faults.json and the tables
-of docs/reliability.md after each run. Exits with 1 where an outcome is not one of those declared. `--go-on` leaves out
+of docs/evidence/reliability.md after each run. Exits with 1 where an outcome is not one of those declared. `--go-on` leaves out
 what was run before; `--only` runs what has the words in its name and rate, and keeps the other results.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 OUT: Final = ROOT / "bench/out/rollout_faults.json"
-DOCUMENT: Final = ROOT / "docs/reliability.md"
+DOCUMENT: Final = ROOT / "docs/evidence/reliability.md"
 Json = dict[str, Any]
 
 

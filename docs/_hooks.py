@@ -28,16 +28,6 @@ _FENCED: Final = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 _CELL: Final = re.compile(r"^# %%(?: *\[(\w+)\])?.*$", re.MULTILINE)
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put a line for each script where the navigation names their folder."""
-    assert config.nav is not None
-    for entry in config.nav:
-        if isinstance(entry, dict) and HOW_TO in entry.values():
-            (title,) = entry
-            entry[title] = [_page_of_script(path) for path in _scripts()]
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made here, and every file of the repository that a page links to."""
     files.append(File.generated(config, "index.md", content=(ROOT / HOME).read_text()))
@@ -73,6 +63,10 @@ def _cell(kind: str | None, text: str) -> str:
 
 def _scripts() -> list[Path]:
     return sorted((ROOT / "docs" / HOW_TO).glob("*.py"))
+
+
+def _script_pages() -> set[str]:
+    return {_page_of_script(path) for path in _scripts()}
 
 
 def _page_of_script(path: Path) -> str:
@@ -125,7 +119,7 @@ def _copied(config: MkDocsConfig, name: str) -> File:
 
 def _relinked(found: re.Match[str], own: str, uri: str, files: Files) -> str:
     before, target, after = found.groups()
-    if "://" in target or target.startswith("mailto:") or uri.startswith(HOW_TO):
+    if "://" in target or target.startswith("mailto:") or uri in _script_pages():
         return found[0]
     name = posixpath.normpath(posixpath.join(posixpath.dirname(own), target))
     if (ROOT / name).is_dir():

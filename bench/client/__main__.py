@@ -4,7 +4,7 @@
 
 Each library asks the example's instance model, once through a real gateway, and once a server that answers at once with
 what the model said: there all the time is the client's. Libraries take turns in one run, all must get the same masks.
-Writes bench/out/client.json and the tables of docs/performance.md.
+Writes bench/out/client.json and the tables of docs/evidence/performance.md.
 """
 
 from __future__ import annotations

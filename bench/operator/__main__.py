@@ -1,6 +1,6 @@
 """Measures the operator: `python -m bench.operator [--sizes 1,100,1000] [applying weights many]`; all by default.
 
-Writes bench/out/operator.json and the table of docs/performance.md. What is named is measured anew, the rest stays.
+Writes bench/out/operator.json and the table of docs/evidence/performance.md. What is named is measured anew, the rest stays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of docs/performance.md; what missed its goal is bold."""
+"""The table of docs/evidence/performance.md; what missed its goal is bold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.platform import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-DOCUMENT: Final = ROOT / "docs/performance.md"
+DOCUMENT: Final = ROOT / "docs/evidence/performance.md"
 BEGIN: Final = "<!-- operator: written by make bench-operator -->"
 END: Final = "<!-- end of operator -->"
 WEIGHT_GOALS_MS: Final = {"1": 100, "100": 150, "1000": 300}

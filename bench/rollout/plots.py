@@ -1,4 +1,4 @@
-"""The plots of docs/decisions.md."""
+"""The plots of docs/evidence/decisions.md."""
 
 from __future__ import annotations
 

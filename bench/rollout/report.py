@@ -1,4 +1,4 @@
-"""The tables of docs/decisions.md; what misses its goal is bold."""
+"""The tables of docs/evidence/decisions.md; what misses its goal is bold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bench.rollout.figures import Compared, Row
 
-DOCUMENT: Final = ROOT / "docs/decisions.md"
+DOCUMENT: Final = ROOT / "docs/evidence/decisions.md"
 NOTHING: Final = "–"
 LEAST_HARM: Final = 0.01
 """Excess bad requests that count as none, where ratios are formed."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[2]
 RESULT: Final = ROOT / "bench/out/stages.json"
-DOCUMENT: Final = ROOT / "docs/performance.md"
+DOCUMENT: Final = ROOT / "docs/evidence/performance.md"
 BEGIN: Final = "<!-- stages: written by make bench-stages -->"
 END: Final = "<!-- end of stages -->"
 WARM: Final = {

@@ -5,7 +5,7 @@
 #
 # Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
 #
-# What each format keeps is in the table of [Results](../results.md#conversions).
+# What each format keeps is in the table of [Results](../reference/results.md#conversions).
 
 # %%
 import json

@@ -1,4 +1,4 @@
-"""Writes the report's tables into docs/quality.md."""
+"""Writes the report's tables into docs/evidence/quality.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from examples.zoo.training import HERE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-DOCUMENT: Final = HERE.parents[1] / "docs/quality.md"
+DOCUMENT: Final = HERE.parents[1] / "docs/evidence/quality.md"
 BEGIN: Final = "<!-- zoo: written by make zoo-report -->"
 END: Final = "<!-- end of zoo -->"
 SEMANTIC: Final = (

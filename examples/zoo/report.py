@@ -3,7 +3,7 @@
     python -m examples.zoo.report [NAME ...]
 
 Each network goes through the real Triton and the real Envoy, with and without optional stages, on scenes that it was
-not trained on. Writes report.json, the tables of docs/quality.md and its pictures; ends in an error where the two
+not trained on. Writes report.json, the tables of docs/evidence/quality.md and its pictures; ends in an error where the two
 disagree.
 """
 

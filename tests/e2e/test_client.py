@@ -15,7 +15,7 @@ from segserve import AsyncClient, Client, DeadlineExceededError
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
-PAGE = Path(__file__).parents[2] / "docs/client.md"
+PAGE = Path(__file__).parents[2] / "docs/reference/client.md"
 WAYS = {"HTTP/1.1": {}, "HTTP/2": {"http2": True}, "gzip": {"gzip": True}, "gRPC": {"transport": "grpc"}}
 
 

@@ -145,8 +145,8 @@ def test_tritonclient_is_told_of_server_models_and_statistics(coins: Running, pr
 
 @pytest.mark.needs("curl")
 def test_curl_as_documented_gets_an_answer(coins: Running, photo: bytes, tmp_path: Path) -> None:
-    """The recipe of docs/wire.md, as it stands there but for the port."""
-    guide = (ROOT / "docs/wire.md").read_text()
+    """The recipe of docs/reference/wire.md, as it stands there but for the port."""
+    guide = (ROOT / "docs/reference/wire.md").read_text()
     found = re.search(r"## With curl\n.*?```sh\n(.*?)```", guide, re.DOTALL)
     assert found is not None
     (tmp_path / "photo.jpg").write_bytes(photo)

@@ -35,7 +35,7 @@ def serve(path: Path) -> SegmentationModel:
     with Client("http://127.0.0.1:8080", platform=Cluster(namespace="lab"), retries=1) as client:
         reveal_type(client)  # segserve.client.Client
         reveal_type(client.segment(path, model="coins", timeout_s=5).revision)  # str
-        reveal_type(client.model_info("coins").classes)  # tuple[segserve.results.base.SegmentClass, ...]
+        reveal_type(client.model_info("coins").classes)  # tuple[segserve.results.values.SegmentClass, ...]
         reveal_type(client.models.list())  # list[segserve_operator.api.segmentation_model.SegmentationModel]
         reveal_type(client.models.wait("coins", for_="Ready").metadata.name)  # str
         reveal_type(client.rollouts.status("coins").phase is RolloutPhase.SUCCEEDED)  # bool

@@ -22,10 +22,12 @@ def nearest(changed: str) -> str:
     ("changed", "test"),
     [
         pytest.param(f"{STAGES}/keypoints.py", "tests/unit/builder/test_rcnn_stages.py", id="a stage"),
-        pytest.param("model_repo_builder/src/segserve_common/kserve.py", "tests/unit/client/test_wire.py", id="the wire"),
+        pytest.param(
+            "model_repo_builder/src/segserve_common/kserve.py", "tests/unit/client/test_wire.py", id="the wire"
+        ),
         pytest.param("tests/fakes/hub.py", "tests/contract/test_sources.py", id="a fake"),
         pytest.param("charts/segserve/values.yaml", "tests/unit/chart/test_chart.py", id="the chart"),
-        pytest.param("docs/gates.md", "tests/unit/docs/test_examples.py", id="a page"),
+        pytest.param("docs/reference/gates.md", "tests/unit/docs/test_examples.py", id="a page"),
         pytest.param("tests/unit/client/conftest.py", "tests/unit/client/test_client.py", id="fixtures"),
     ],
 )
