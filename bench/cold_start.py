@@ -69,10 +69,10 @@ def _postprocess(case: dict[str, Any]) -> Callable[[], object]:
     import numpy as np
 
     from segserve_builder.families.base import NetworkIO, TensorSpec
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.steps.postprocess import Postprocess
-    from segserve_builder.values import Placement
+    from segserve_builder.values import ResizeTransform
 
     pipeline = Pipeline.model_validate(
         {
@@ -88,14 +88,14 @@ def _postprocess(case: dict[str, Any]) -> Callable[[], object]:
         }
     )
     random = np.random.default_rng(0)
-    placement = Placement.of(SIZE, SIZE)
+    placement = ResizeTransform.of(SIZE, SIZE)
     raw = _logits(random) if case["family"] == "semantic-logits" else _heads(random)
     tensors = tuple(TensorSpec(name, "FP32", (None, *array.shape[1:])) for name, array in raw.items())
     image = TensorSpec("image", "FP32", (None, 3, SIZE, SIZE))
     post = Postprocess(pipeline, NetworkIO(image, "NCHW", tensors))
     wanted = frozenset({"SIZE", "MASKS"})
     guide = random.integers(0, 256, (SIZE, SIZE, 3), np.uint8) if pipeline.needs_guide else None
-    return lambda: post(raw, placement, Request(), wanted, guide)
+    return lambda: post(raw, placement, RequestOptions(), wanted, guide)
 
 
 def _logits(random: Any) -> dict[str, Any]:

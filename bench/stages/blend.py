@@ -16,8 +16,8 @@ import numpy as np
 
 from bench.stages.case import Case, Peer
 from oracles.sliding_window import Monai, labels_row_by_row, weighted_sums
-from segserve_builder.stages.tile import Tile
-from segserve_builder.steps.tiling import Plan, merged, stream
+from segserve_builder.stages.tile import TiledInference
+from segserve_builder.steps.tiling import TilePlan, merged, stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,31 +28,31 @@ HUGE_CLASSES = 4
 DIFFERENT_TILES = 16
 
 
-def logits(plan: Plan, classes: int, count: int | None = None) -> list[np.ndarray]:
+def logits(plan: TilePlan, classes: int, count: int | None = None) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     shape = (classes, plan.options.height, plan.options.width)
     return [rng.standard_normal(shape, np.float32) for _ in range(len(plan.grid) if count is None else count)]
 
 
-def ours(plan: Plan, tiles: list[np.ndarray]) -> np.ndarray:
+def ours(plan: TilePlan, tiles: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(list(stream(plan, tiles)))
 
 
-def labels_by_numpy(plan: Plan, tiles: list[np.ndarray]) -> np.ndarray:
+def labels_by_numpy(plan: TilePlan, tiles: list[np.ndarray]) -> np.ndarray:
     return weighted_sums(plan, tiles)[0].argmax(0)
 
 
-def logits_by_numpy(plan: Plan, tiles: list[np.ndarray]) -> np.ndarray:
+def logits_by_numpy(plan: TilePlan, tiles: list[np.ndarray]) -> np.ndarray:
     total, weights = weighted_sums(plan, tiles)
     return total / weights
 
 
-def equal(plan: Plan, tiles: list[np.ndarray]) -> str:
+def equal(plan: TilePlan, tiles: list[np.ndarray]) -> str:
     assert np.array_equal(ours(plan, tiles), labels_by_numpy(plan, tiles))
     return "0 px different"
 
 
-def nearly_equal(plan: Plan, tiles: list[np.ndarray], monai: Monai) -> str:
+def nearly_equal(plan: TilePlan, tiles: list[np.ndarray], monai: Monai) -> str:
     """Labels may differ only where MONAI's two best classes are equal up to 1e-5."""
     different = int((ours(plan, tiles) != monai().numpy()).sum())
     best = np.sort(Monai(plan, tiles, argmax=False)().numpy(), axis=0)
@@ -67,8 +67,8 @@ def furthest(found: np.ndarray, expected: np.ndarray) -> str:
     return f"values within {distance:.0e}" if distance else "values identical"
 
 
-def blended(name: str, height: int, width: int, options: Tile, classes: int, *, worst: bool = False) -> Case:
-    plan = Plan.of(options, height, width)
+def blended(name: str, height: int, width: int, options: TiledInference, classes: int, *, worst: bool = False) -> Case:
+    plan = TilePlan.of(options, height, width)
     tiles = logits(plan, classes)
     monai = Monai(plan, tiles, argmax=True)
     goals = (20.0, 4.0) if classes == 4 else (None, None)
@@ -79,7 +79,7 @@ def blended(name: str, height: int, width: int, options: Tile, classes: int, *, 
     return Case(f"{len(plan.grid)} tiles {name}, to labels", partial(ours, plan, tiles), peers, worst)
 
 
-def values(plan: Plan, tiles: list[np.ndarray]) -> Case:
+def values(plan: TilePlan, tiles: list[np.ndarray]) -> Case:
     monai = Monai(plan, tiles, argmax=False)
     numpy = partial(logits_by_numpy, plan, tiles)
     peers = (
@@ -89,13 +89,13 @@ def values(plan: Plan, tiles: list[np.ndarray]) -> Case:
     return Case(f"{len(plan.grid)} tiles 512x512x4, to merged logits", partial(merged, plan, tiles), peers)
 
 
-def huge() -> tuple[Plan, list[np.ndarray]]:
+def huge() -> tuple[TilePlan, list[np.ndarray]]:
     """An image of 20,000 x 20,000 whose network answers with one of a few tiles in turn: its logits take 6.4 GB."""
-    plan = Plan.of(Tile(height=1024, width=1024, overlap=0.25, multiple_of=32), HUGE, HUGE)
+    plan = TilePlan.of(TiledInference(height=1024, width=1024, overlap=0.25, multiple_of=32), HUGE, HUGE)
     return plan, logits(plan, HUGE_CLASSES, DIFFERENT_TILES)
 
 
-def network(plan: Plan, tiles: list[np.ndarray]) -> Iterator[np.ndarray]:
+def network(plan: TilePlan, tiles: list[np.ndarray]) -> Iterator[np.ndarray]:
     return islice(cycle(tiles), len(plan.grid))
 
 
@@ -110,7 +110,7 @@ def drained(rows: Iterable[np.ndarray]) -> int:
     return sum(len(labels) for labels in rows)
 
 
-def huge_equal(plan: Plan, tiles: list[np.ndarray]) -> str:
+def huge_equal(plan: TilePlan, tiles: list[np.ndarray]) -> str:
     command = [sys.executable, "-m", "bench.stages.blend"]
     # With the allocator that everybody has: a warm one keeps gigabytes in hand.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
@@ -121,13 +121,13 @@ def huge_equal(plan: Plan, tiles: list[np.ndarray]) -> str:
 
 
 def cases() -> Iterator[Case]:
-    half = Tile(height=512, width=512, overlap=0.5, multiple_of=1)
+    half = TiledInference(height=512, width=512, overlap=0.5, multiple_of=1)
     yield blended("512x512x4", 2048, 2048, half, 4)
-    quarter = Tile(height=512, width=512, overlap=0.25, multiple_of=1)
+    quarter = TiledInference(height=512, width=512, overlap=0.25, multiple_of=1)
     yield blended("512x512x4 with ragged edges", 2011, 1907, quarter, 4, worst=True)
     yield blended("250x170x4, three of four pixels shared", 1001, 777, dense(250, 170), 4, worst=True)
-    yield blended("256x256x150", 512, 512, Tile(height=256, width=256, overlap=0.5, multiple_of=1), 150)
-    plan = Plan.of(half, 2048, 2048)
+    yield blended("256x256x150", 512, 512, TiledInference(height=256, width=256, overlap=0.5, multiple_of=1), 150)
+    plan = TilePlan.of(half, 2048, 2048)
     yield values(plan, logits(plan, 4))
     plan, tiles = huge()
     by_numpy = Peer(
@@ -140,8 +140,8 @@ def cases() -> Iterator[Case]:
     yield Case(name, lambda: drained(stream(plan, network(plan, tiles))), (by_numpy,))
 
 
-def dense(height: int, width: int) -> Tile:
-    return Tile(height=height, width=width, overlap=0.75, multiple_of=1)
+def dense(height: int, width: int) -> TiledInference:
+    return TiledInference(height=height, width=width, overlap=0.75, multiple_of=1)
 
 
 def peak_mib() -> int:

@@ -13,9 +13,9 @@ from oracles.debian import Debian
 from segserve_builder.kernels.mask_nms import greedy_masks, matrix_decay
 from segserve_builder.kernels.nms import nms
 from segserve_builder.kernels.soft_nms import soft_nms
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.decode_anchors import DecodeAnchors
-from segserve_builder.values import Anchors, Placement
+from segserve_builder.values import Anchors, ResizeTransform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -258,12 +258,12 @@ def _decode_cases(debian: Debian) -> Iterator[Case]:
     corner = rng.random((n, 2)) * (WIDTH, HEIGHT)
     anchors = np.concatenate([corner, corner + 20 + rng.random((n, 2)) * 200], axis=1).astype(np.float32)
     deltas = (rng.normal(size=(n, 4)) * 0.2).astype(np.float32)
-    placement = Placement(HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH, HEIGHT, 1344)
+    placement = ResizeTransform(HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH, HEIGHT, 1344)
     value = Anchors(logits, deltas, anchors, levels, placement)
     arguments = (logits, deltas, anchors, np.array(levels), HEIGHT, WIDTH)
 
     def ours() -> np.ndarray:
-        return DecodeAnchors()(value, Request()).boxes
+        return DecodeAnchors()(value, RequestOptions()).boxes
 
     def agrees() -> str:
         own, other = ours(), debian.call("retinanet_candidates", *arguments)

@@ -15,10 +15,10 @@ import numpy as np
 
 from bench.stages.case import Case, Peer
 from oracles.densecrf import dense_crf, log_softmax, mean_iou, scene
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.crf import Crf
 from segserve_builder.stages.guided_filter import GuidedFilter
-from segserve_builder.values import Logits, Placement
+from segserve_builder.values import Logits, ResizeTransform
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +58,7 @@ def _case(
     name: str, stage: Stage, scenes: list[Scene], other: Other, goal: float | None = None, worst: bool = False
 ) -> Case:
     peer, its_version, prepared, same_answer = other
-    runs = [partial(stage, _value(image, logits), Request()) for image, logits, _ in scenes]
+    runs = [partial(stage, _value(image, logits), RequestOptions()) for image, logits, _ in scenes]
     theirs = [prepared(image, logits) for image, logits, _ in scenes]
     exact = stage is EXACT or same_answer
     agrees = partial(_agreement, runs, theirs, scenes, exact)
@@ -84,7 +84,7 @@ def _agreement(
 
 
 def _value(image: np.ndarray, logits: np.ndarray) -> Logits:
-    return Logits(logits, Placement.of(*image.shape[:2]), guide=image)
+    return Logits(logits, ResizeTransform.of(*image.shape[:2]), guide=image)
 
 
 def _pydensecrf() -> Other:

@@ -18,15 +18,15 @@ from torch.nn import functional
 from bench.stages.case import Case, Peer
 from segserve_builder.imaging.confidence import class_statistics
 from segserve_builder.stages.argmax import Argmax
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.multi_label import MultiLabel
-from segserve_builder.values import Logits, Placement
+from segserve_builder.values import Logits, ResizeTransform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 GRID, SIZE = 128, 1024
-NO_WISHES = Request()
+NO_WISHES = RequestOptions()
 
 
 def smooth(classes: int, areas: int = 4, grid: int = GRID) -> np.ndarray:
@@ -88,7 +88,9 @@ def same_labels(ours: Callable[[], Any], theirs: Callable[[], np.ndarray], allow
 
 def label_case(name: str, logits: np.ndarray, aligned: bool = False, **goals: float | None) -> Case:
     """Labels at the image's size; the peers that compute in another order may differ where two classes are equal."""
-    ours = partial(Argmax(align_corners=aligned), Logits(logits, Placement(SIZE, SIZE, 0, 0, *[SIZE] * 4)), NO_WISHES)
+    ours = partial(
+        Argmax(align_corners=aligned), Logits(logits, ResizeTransform(SIZE, SIZE, 0, 0, *[SIZE] * 4)), NO_WISHES
+    )
     calls = {"torch interpolate + argmax": (partial(torch_labels, logits, aligned), version("torch"), 0)}
     in_graph = partial(onnx_labels(len(logits), aligned), logits)
     calls["onnxruntime Resize + ArgMax"] = (in_graph, version("onnxruntime"), 50)
@@ -121,7 +123,7 @@ def same_statistics(ours: Callable[[], Any], theirs: Callable[[], Any]) -> str:
 
 
 def statistics_case(name: str, logits: np.ndarray, goal: float | None = None) -> Case:
-    value = Logits(logits, Placement(SIZE, SIZE, 0, 0, *[SIZE] * 4))
+    value = Logits(logits, ResizeTransform(SIZE, SIZE, 0, 0, *[SIZE] * 4))
 
     def ours() -> Any:
         return class_statistics(Argmax()(value, NO_WISHES), len(logits))
@@ -150,7 +152,7 @@ def same_strings(ours: Callable[[], Any], theirs: Callable[[], list[bytes]]) -> 
 
 
 def mask_case(name: str, logits: np.ndarray) -> Case:
-    ours = partial(MultiLabel(), Logits(logits, Placement(SIZE, SIZE, 0, 0, *[SIZE] * 4)), NO_WISHES)
+    ours = partial(MultiLabel(), Logits(logits, ResizeTransform(SIZE, SIZE, 0, 0, *[SIZE] * 4)), NO_WISHES)
     theirs = partial(torch_masks, logits)
     number = f"{version('torch')}, {version('pycocotools')}"
     peer = Peer("torch interpolate, sigmoid + pycocotools", number, theirs, partial(same_strings, ours, theirs))

@@ -12,11 +12,11 @@ import torch
 from bench.stages.case import Case, Peer
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.instance_queries import InstanceQueries
 from segserve_builder.stages.panoptic_queries import PanopticQueries
 from segserve_builder.stages.semantic_queries import SemanticQueries
-from segserve_builder.values import Placement, Queries
+from segserve_builder.values import Queries, ResizeTransform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 QUERIES, SURE, CLASSES, SIDE, SIZE = 100, 30, 133, 160, 1024
-NO_REQUEST = Request()
+NO_REQUEST = RequestOptions()
 
 
 def cells(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -137,7 +137,7 @@ def case(
 def cases() -> Iterator[Case]:
     """Yield the cases; what is noise has no flat regions to skip."""
     rng = np.random.default_rng(0)
-    placement = Placement(SIZE, SIZE, 0, 0, 4 * SIDE, 4 * SIDE, 4 * SIDE, 4 * SIDE)
+    placement = ResizeTransform(SIZE, SIZE, 0, 0, 4 * SIDE, 4 * SIDE, 4 * SIDE, 4 * SIDE)
     logits, masks = class_logits(rng), cells(rng)
     value = Queries(logits, masks, None, frozenset(), placement)
     noise = Queries(logits, rng.normal(size=masks.shape).astype(np.float32), None, frozenset(), placement)

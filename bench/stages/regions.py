@@ -14,9 +14,9 @@ from skimage import measure
 from bench.stages.case import Case, Peer
 from segserve_builder.kernels.holes import fill_holes
 from segserve_builder.kernels.regions import drop_small, keep_largest
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.morphology import Morphology
-from segserve_builder.values import LabelMap, Logits, Placement
+from segserve_builder.values import LabelMap, Logits, ResizeTransform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -140,7 +140,9 @@ def cases() -> Iterator[Case]:
     yield largest("noise", worst, worst=True)
     yield filled("one class", mask)
     yield filled("noise", worst, worst=True)
-    value = LabelMap(mask, Logits(np.zeros((1, 1, 1), np.float32), Placement.of(SIDE, SIDE)))
+    value = LabelMap(mask, Logits(np.zeros((1, 1, 1), np.float32), ResizeTransform.of(SIDE, SIDE)))
     stage = Morphology(operation="open", radius=2, shape="square")
-    by_scipy = peer("scipy", SCIPY, lambda: stage(value, Request()).labels, partial(open_by_scipy, mask))
-    yield Case(f"opened with 5x5 by OpenCV, {SIDE}x{SIDE}, one class", lambda: stage(value, Request()), (by_scipy,))
+    by_scipy = peer("scipy", SCIPY, lambda: stage(value, RequestOptions()).labels, partial(open_by_scipy, mask))
+    yield Case(
+        f"opened with 5x5 by OpenCV, {SIDE}x{SIDE}, one class", lambda: stage(value, RequestOptions()), (by_scipy,)
+    )

@@ -15,7 +15,7 @@ from bench.stages.case import Case, Peer
 from bench.stages.paste import boxes, compared
 from segserve_builder.imaging.sampling import axes
 from segserve_builder.kernels.masks import mask_rles
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ def heads(n: int, seed: int, *, coarse: int) -> Heads:
 
 
 def ours(prototypes: np.ndarray, coefficients: np.ndarray, found: np.ndarray) -> tuple[bytes, ...]:
-    return mask_rles(prototypes, coefficients, found, *axes(Placement.of(SIZE, SIZE), CELLS, CELLS))
+    return mask_rles(prototypes, coefficients, found, *axes(ResizeTransform.of(SIZE, SIZE), CELLS, CELLS))
 
 
 def by_torch(prototypes: np.ndarray, coefficients: np.ndarray, found: np.ndarray) -> list[bytes]:

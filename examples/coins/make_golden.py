@@ -11,8 +11,8 @@ from in_process import in_process, resources
 from score import InstanceScore, SemanticScore, score_instances, score_semantic, truth
 
 from segserve.results.masks import EncodedMask
-from segserve_builder.golden.judging import GOLDEN_FILE, Tolerance, record
-from segserve_builder.stages.base import Request
+from segserve_builder.golden.judging import GOLDEN_FILE, GoldenTolerance, record
+from segserve_builder.stages.base import RequestOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 PHOTOGRAPH = HERE / "coins.png"
 # Another CPU or ONNX Runtime moves single pixels along the edges; a wrong answer moves many.
-TOLERANCE = Tolerance(iou=0.98, score=0.02)
+TOLERANCE = GoldenTolerance(iou=0.98, score=0.02)
 
 
 def masks_of(answer: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -42,7 +42,7 @@ def score_of(answer: Mapping[str, NDArray[Any]]) -> SemanticScore | InstanceScor
 def main() -> None:
     """Write the golden set of each model of model.yaml; an answer that is not good enough stops it."""
     for name, resource in resources().items():
-        answer = in_process(resource).answer(PHOTOGRAPH.read_bytes(), Request(encoding="rle"))
+        answer = in_process(resource).answer(PHOTOGRAPH.read_bytes(), RequestOptions(encoding="rle"))
         score = score_of(answer)
         print(f"{name}: {score}")
         if not score.good:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from segserve import Detection, DetectionResult, InstanceResult, KeypointDetection, KeypointResult
 from segserve.calls.answers import read_model_info, read_result
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_common.kserve import InferAnswer, Tensor
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -36,7 +36,7 @@ GAP: Final = 6
 def result_of(resource: SegmentationModel, model: InProcessModel) -> Result:
     """Return a model's answer to the photograph as the client reads it."""
     arrays = {"REVISION": np.array([b"coins-example"], object)}
-    arrays |= model.answer(PHOTOGRAPH.read_bytes(), Request())
+    arrays |= model.answer(PHOTOGRAPH.read_bytes(), RequestOptions())
     classes = json.dumps([{"id": known.id, "name": known.name} for known in resource.spec.classes])
     info = read_model_info(resource.metadata.name, arrays, {"classes": classes})
     tensors = {name: tensor(name, array) for name, array in arrays.items()}

@@ -10,25 +10,25 @@ from pycocotools import mask as coco
 from skimage import data, measure
 
 from segserve.calls.answers import OUTPUTS, read_model_info, read_result
-from segserve.results.base import ENCODINGS
+from segserve.results.values import ENCODINGS
 from segserve.results.detections import DetectionResult, KeypointResult
 from segserve.results.instances import InstanceResult
 from segserve.results.panoptic import PanopticResult
 from segserve.results.semantic import SemanticResult
 from segserve_builder.spec.model_spec import Input, ModelClass, Output, Runtime
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.encode import encode
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import (
     Candidates,
     ClassMasks,
     Instances,
-    Keypoints,
+    KeypointDetections,
     LabelMap,
     Logits,
     NoHeads,
     Panoptic,
-    Placement,
+    ResizeTransform,
     Segment,
     Value,
 )
@@ -55,7 +55,7 @@ def answered(value: Value, wanted: tuple[str, ...], encoding: str | None) -> Res
         output=Output(),
         runtime=Runtime(),
     )
-    arrays = encode(value, pipeline, Request(encoding=encoding), frozenset(wanted) - {"REVISION"})
+    arrays = encode(value, pipeline, RequestOptions(encoding=encoding), frozenset(wanted) - {"REVISION"})
     tensors = {
         name: Tensor.of_items(name, array.tolist()) if array.dtype == np.object_ else Tensor.of_array(name, array)
         for name, array in arrays.items()
@@ -90,7 +90,7 @@ def test_labels_are_the_same_in_every_encoding(encoding: str | None) -> None:
     distance = np.hypot(rows - 45, columns - 60)
     # A ring of the last class around a disc of the first but one: polygons have no holes for it.
     labels = np.select([distance < 15, distance < 30], [1, 2], 0).astype(np.uint8)
-    logits = Logits(np.zeros((3, HEIGHT, WIDTH), np.float32), Placement.of(HEIGHT, WIDTH))
+    logits = Logits(np.zeros((3, HEIGHT, WIDTH), np.float32), ResizeTransform.of(HEIGHT, WIDTH))
 
     result = answered(LabelMap(labels, logits), OUTPUTS["AREAS"], encoding)
 
@@ -150,8 +150,10 @@ def test_boxes_and_keypoints_arrive_clipped_to_the_image(number: int) -> None:
     scores, classes = rng.random(number).astype(np.float32), np.arange(number, dtype=np.int32) % 3
     points = rng.uniform(0, 40, (number, 5, 3)).astype(np.float32)
 
-    found = answered(Candidates(boxes, scores, classes, NoHeads(), Placement.of(HEIGHT, WIDTH)), OUTPUTS["BOXES"], None)
-    pointed = answered(Keypoints(boxes, scores, classes, points, HEIGHT, WIDTH), OUTPUTS["KEYPOINTS"], None)
+    found = answered(
+        Candidates(boxes, scores, classes, NoHeads(), ResizeTransform.of(HEIGHT, WIDTH)), OUTPUTS["BOXES"], None
+    )
+    pointed = answered(KeypointDetections(boxes, scores, classes, points, HEIGHT, WIDTH), OUTPUTS["KEYPOINTS"], None)
 
     assert isinstance(found, DetectionResult)
     assert isinstance(pointed, KeypointResult)

@@ -18,8 +18,8 @@ from examples.coins.in_process import in_process, resources
 from examples.coins.score import photograph, score_instances, score_semantic, truth
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, pixels, send
 from segserve import AsyncClient, Client, InstanceResult, SemanticResult
-from segserve.results.base import ENCODINGS, Encoding
-from segserve_builder.stages.base import Request
+from segserve.results.values import ENCODINGS, Encoding
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
@@ -252,7 +252,7 @@ def test_sixteen_at_once_each_get_the_answer_to_their_own_image(
         answers = list(threads.map(ask, images))
 
     for data, answer in zip(images, answers, strict=True):
-        right = offline[model].answer(data, Request(encoding="rle"))
+        right = offline[model].answer(data, RequestOptions(encoding="rle"))
         assert set(answer) == set(right)
         for name in set(right) - {"SCORES", "CONFIDENCE", "BOXES"}:
             np.testing.assert_array_equal(answer[name], right[name], err_msg=name)
@@ -276,7 +276,7 @@ def test_an_image_of_12_megapixels_is_answered_in_its_own_pixels(coins: Running,
     with Client(coins.url) as client:
         result = client.segment(data, model=INSTANCES)
 
-    right = offline[INSTANCES].answer(data, Request(encoding="rle"))
+    right = offline[INSTANCES].answer(data, RequestOptions(encoding="rle"))
     assert isinstance(result, InstanceResult)
     assert (result.size, len(result)) == ((3000, 4000), 24)
     assert [one.rle["counts"] for one in result] == right["MASKS"].tolist()

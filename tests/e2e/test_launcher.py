@@ -12,7 +12,7 @@ import pytest
 
 from fakes.agent_group import wait_for
 from fakes.server_pod import ServerPod
-from segserve_builder.agent.server import ServerRefusedError
+from segserve_builder.agent.server import TritonRefusedError
 from segserve_builder.cluster import secret
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
@@ -61,7 +61,7 @@ def test_management_over_http_needs_the_word(pod: ServerPod, method: str, path: 
 def test_management_over_grpc_needs_the_word(pod: ServerPod) -> None:
     stranger = pod.server(knows_the_word=False)
     for ask in (stranger.states, lambda: stranger.load("coins"), lambda: stranger.unload("coins")):
-        with pytest.raises(ServerRefusedError, match="restricted"):
+        with pytest.raises(TritonRefusedError, match="restricted"):
             ask()
     stranger.close()
     own = pod.server()
@@ -74,7 +74,7 @@ def test_health_metadata_and_inference_are_open_to_all(pod: ServerPod) -> None:
     assert pod.ask("GET", "/v2") == 200
     assert pod.ask("POST", "/v2/models/coins/infer", body=b"{}") in (400, 404)
     stranger = pod.server(knows_the_word=False)
-    with pytest.raises(ServerRefusedError, match="unknown model"):
+    with pytest.raises(TritonRefusedError, match="unknown model"):
         stranger.infer("coins", b"", {}, 5.0)
     stranger.close()
 

@@ -12,7 +12,7 @@ from bench.coins import variant, write
 from bench.platform import MODELS, Running, platform
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
 from segserve import Client, PanopticResult
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.segmentation_model import SegmentationModel
 
@@ -48,7 +48,7 @@ def offline(photo: bytes) -> dict[str, Any]:
     """The answer of the same stages in this process."""
     spec = SegmentationModel.model_validate(both()).spec
     networks = [MODELS.parent / name for name in ("coins-unet.onnx", "coins-yolo.onnx")]
-    return InProcessModel(spec.pipeline("both"), *networks).answer(photo, Request(encoding="raw"))
+    return InProcessModel(spec.pipeline("both"), *networks).answer(photo, RequestOptions(encoding="raw"))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -21,7 +21,7 @@ from examples.coins.in_process import InProcessModel, resources
 from examples.coins.score import photograph
 from segserve import AsyncClient, Client
 from segserve_builder.steps.preprocess import NetworkInput
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 pytestmark = pytest.mark.platform
 
@@ -68,7 +68,7 @@ class InProcessModelOf:
         return cls(in_process(resources()["coins"]))
 
     def logits(self, frame: np.ndarray) -> np.ndarray:
-        (logits,) = self.model.raw(NetworkInput(frame[None, None], Placement.of(SIZE, SIZE))).values()
+        (logits,) = self.model.raw(NetworkInput(frame[None, None], ResizeTransform.of(SIZE, SIZE))).values()
         return np.asarray(logits[0, 0])
 
 

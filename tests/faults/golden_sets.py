@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segserve_builder.golden.judging import GOLDEN_FILE, Tolerance, record
+from segserve_builder.golden.judging import GOLDEN_FILE, GoldenTolerance, record
 from segserve_builder.sources.folder import LIST_SUFFIX, folder_digest
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.loading import parse
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -40,8 +40,8 @@ def recorded(manifest: dict[str, Any], network: Path, labelled: Sequence[Labelle
     for each in labelled:
         (folder / f"{each.name}.png").write_bytes(each.picture)
         (folder / f"{each.name}-truth.png").write_bytes(each.label_map)
-        answer = running.answer(each.picture, Request(encoding="rle"))
-        case = record(answer, f"{each.name}.png", Tolerance(iou=0.9, score=0.1))
+        answer = running.answer(each.picture, RequestOptions(encoding="rle"))
+        case = record(answer, f"{each.name}.png", GoldenTolerance(iou=0.9, score=0.1))
         cases.append(case | {"labelMap": f"{each.name}-truth.png"})
     (folder / GOLDEN_FILE).write_text(json.dumps({"cases": cases}))
     files = sorted(folder.iterdir())

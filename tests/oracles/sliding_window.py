@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segserve_builder.steps.tiling import Window
+from segserve_builder.steps.tiling import TileWeights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch
 
-    from segserve_builder.steps.tiling import Plan
+    from segserve_builder.steps.tiling import TilePlan
 
 PADDINGS = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
 
 
-def weighted_sums(plan: Plan, logits: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def weighted_sums(plan: TilePlan, logits: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return the sums of the weighted tiles (C, h, w), and the sums of their weights (h, w)."""
     grid = plan.logits_grid(*logits[0].shape[1:])
-    weight = Window.of(plan.options.blend, *logits[0].shape[1:]).weights()
+    weight = TileWeights.of(plan.options.blend, *logits[0].shape[1:]).weights()
     total = np.zeros((len(logits[0]), grid.height, grid.width), np.float32)
     weights = np.zeros((grid.height, grid.width), np.float32)
     for (row, column), tile in zip(grid, logits, strict=True):
@@ -33,10 +33,10 @@ def weighted_sums(plan: Plan, logits: Sequence[np.ndarray]) -> tuple[np.ndarray,
     return total, weights
 
 
-def labels_row_by_row(plan: Plan, logits: Iterator[np.ndarray], classes: int) -> Iterator[np.ndarray]:
+def labels_row_by_row(plan: TilePlan, logits: Iterator[np.ndarray], classes: int) -> Iterator[np.ndarray]:
     """Yield the labels of the weighted sums, with the sums of no more than two rows of tiles in memory."""
     grid = plan.grid
-    weight = Window.of(plan.options.blend, plan.options.height, plan.options.width).weights()
+    weight = TileWeights.of(plan.options.blend, plan.options.height, plan.options.width).weights()
     kept = np.zeros((classes, 0, grid.width), np.float32)
     for row in grid.rows:
         sums = np.zeros((classes, row.size, grid.width), np.float32)
@@ -52,7 +52,7 @@ def labels_row_by_row(plan: Plan, logits: Iterator[np.ndarray], classes: int) ->
 class Monai:
     """MONAI's `sliding_window_inference` over tiles that a network has answered already."""
 
-    def __init__(self, plan: Plan, logits: Sequence[np.ndarray], argmax: bool) -> None:
+    def __init__(self, plan: TilePlan, logits: Sequence[np.ndarray], argmax: bool) -> None:
         import torch
 
         self._plan, self._argmax = plan, argmax

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracles.densecrf import dense_crf, log_softmax, mean_iou, scene
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.crf import Crf
-from segserve_builder.values import Logits, Placement
+from segserve_builder.values import Logits, ResizeTransform
 
 
 def refined(image: np.ndarray, logits: np.ndarray, **options: object) -> np.ndarray:
-    value = Logits(logits, Placement.of(*image.shape[:2]), guide=image)
-    return Crf(**options)(value, Request()).values
+    value = Logits(logits, ResizeTransform.of(*image.shape[:2]), guide=image)
+    return Crf(**options)(value, RequestOptions()).values
 
 
 @pytest.mark.parametrize("labels", [2, 21, 150])

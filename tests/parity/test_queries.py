@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from segserve_builder.families import FAMILIES
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.detection_queries import DetectionQueries
 from segserve_builder.stages.instance_queries import InstanceQueries
 from segserve_builder.stages.panoptic_queries import PanopticQueries
 from segserve_builder.stages.semantic_queries import SemanticQueries
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.values import Instances, Panoptic, Placement, Queries
+from segserve_builder.values import Instances, Panoptic, Queries, ResizeTransform
 
 QUERIES, CLASSES = 14, 5
 INPUT = (64, 96)
@@ -110,7 +110,7 @@ class Case:
             }
         )  # fmt: skip
         arrays = {name: array.numpy() for name, array in vars(self.outputs).items()}
-        value = FAMILIES[self.family].read(arrays, Placement(*size, 0, 0, *INPUT, *INPUT), pipeline)
+        value = FAMILIES[self.family].read(arrays, ResizeTransform(*size, 0, 0, *INPUT, *INPUT), pipeline)
         assert isinstance(value, Queries)
         return value
 
@@ -133,10 +133,10 @@ def options(family: str) -> dict[str, Any]:
 def test_semantic_maps_are_those_of_transformers(cases: dict[str, Case], family: str, size: tuple[int, int]) -> None:
     case = cases[family]
 
-    scores = SemanticQueries(**options(family))(case.queries(size), Request())
+    scores = SemanticQueries(**options(family))(case.queries(size), RequestOptions())
 
     (expected,) = case.theirs.post_process_semantic_segmentation(case.outputs, target_sizes=[size])
-    np.testing.assert_array_equal(Argmax()(scores, Request()).labels, expected.numpy())
+    np.testing.assert_array_equal(Argmax()(scores, RequestOptions()).labels, expected.numpy())
     assert len(np.unique(expected)) > 2
 
 
@@ -159,7 +159,7 @@ def test_panoptic_maps_are_those_of_transformers(
 
     ours = PanopticQueries(
         threshold=thresholds[0], mask_threshold=thresholds[1], overlap_threshold=thresholds[2], **options(family)
-    )(case.queries(size), Request())
+    )(case.queries(size), RequestOptions())
 
     np.testing.assert_array_equal(ours.ids, ids)
     assert [(s.id, s.class_id) for s in ours.segments] == [(s["id"], s["label_id"]) for s in segments]
@@ -186,7 +186,7 @@ def test_fused_classes_are_one_segment_each(cases: dict[str, Case], family: str)
     classes = np.vectorize(lambda i: of.get(i, -1))(apart)
 
     ours = PanopticQueries(threshold=0.3, overlap_threshold=0.1, fuse=tuple(fused), **options(family))(
-        case.queries(size, every), Request()
+        case.queries(size, every), RequestOptions()
     )
 
     assert len(ours.segments) == len({s.class_id for s in ours.segments}) == len(set(of.values())) < len(of)
@@ -206,8 +206,10 @@ def test_what_is_no_thing_is_fused_by_default(cases: dict[str, Case]) -> None:
     case, things = cases["detr-panoptic"], frozenset({0, 1})
     stuff = tuple(set(range(CLASSES)) - things)
 
-    plain = PanopticQueries(threshold=0.3, overlap_threshold=0.1)(case.queries(SIZES[0], things), Request())
-    told = PanopticQueries(threshold=0.3, overlap_threshold=0.1, fuse=stuff)(case.queries(SIZES[0], things), Request())
+    plain = PanopticQueries(threshold=0.3, overlap_threshold=0.1)(case.queries(SIZES[0], things), RequestOptions())
+    told = PanopticQueries(threshold=0.3, overlap_threshold=0.1, fuse=stuff)(
+        case.queries(SIZES[0], things), RequestOptions()
+    )
 
     np.testing.assert_array_equal(plain.ids, told.ids)
     assert {s.class_id for s in plain.segments if s.is_thing} <= things
@@ -232,7 +234,7 @@ def test_instances_are_those_of_transformers(
 ) -> None:
     case = cases[family]
 
-    ours = InstanceQueries(threshold=threshold, **options(family))(case.queries(size), Request())
+    ours = InstanceQueries(threshold=threshold, **options(family))(case.queries(size), RequestOptions())
 
     (found,) = case.theirs.post_process_instance_segmentation(
         case.outputs, target_sizes=[size], threshold=threshold, return_binary_maps=True
@@ -246,7 +248,7 @@ def test_instances_are_those_of_transformers(
 def test_exclusive_instances_are_those_of_detr(cases: dict[str, Case], size: tuple[int, int]) -> None:
     case = cases["detr-panoptic"]
 
-    ours = InstanceQueries(threshold=0.4, exclusive=True, overlap_threshold=0.2)(case.queries(size), Request())
+    ours = InstanceQueries(threshold=0.4, exclusive=True, overlap_threshold=0.2)(case.queries(size), RequestOptions())
 
     (found,) = case.theirs.post_process_instance_segmentation(
         case.outputs, target_sizes=[size], threshold=0.4, overlap_mask_area_threshold=0.2
@@ -263,7 +265,7 @@ def test_detections_are_those_of_transformers(
 ) -> None:
     case = cases[family]
 
-    ours = DetectionQueries()(case.queries(size), Request(score_threshold=threshold))
+    ours = DetectionQueries()(case.queries(size), RequestOptions(score_threshold=threshold))
 
     (found,) = case.theirs.post_process_object_detection(case.outputs, target_sizes=[size], threshold=threshold)
     order = np.argsort(-found["scores"].numpy(), kind="stable")

@@ -11,9 +11,9 @@ from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.soft_nms import SoftNms
-from segserve_builder.values import Candidates, NoHeads, Placement
+from segserve_builder.values import Candidates, NoHeads, ResizeTransform
 
 METHODS = {"linear": 1, "gaussian": 2}
 
@@ -25,7 +25,7 @@ def some_candidates(seed: int, n: int, classes: int) -> Candidates:
     boxes = np.concatenate([corner, corner + 0.01 + rng.random((n, 2)) * 0.15], axis=1).astype(np.float32)
     scores = ((rng.permutation(n) + 1) / n).astype(np.float32)
     labels = rng.integers(0, classes, n).astype(np.int32)
-    return Candidates(boxes, scores, labels, NoHeads(), Placement.of(1, 1))
+    return Candidates(boxes, scores, labels, NoHeads(), ResizeTransform.of(1, 1))
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,7 +45,7 @@ def test_the_boxes_kept_are_those_of_ensemble_boxes(
     scores = value.scores.astype(np.float64)
     boxes, firsts, labels = oracle([value.boxes], [scores], [value.classes], METHODS[method], threshold, sigma, least)
 
-    left = SoftNms(method=method, iou_threshold=threshold, sigma=sigma, score_threshold=least)(value, Request())
+    left = SoftNms(method=method, iou_threshold=threshold, sigma=sigma, score_threshold=least)(value, RequestOptions())
 
     # It answers class by class with the first scores, which here tell the boxes apart.
     for label in range(classes):
@@ -61,7 +61,7 @@ def test_the_lowered_scores_are_those_of_ensemble_boxes(method: Any) -> None:
     lowered = value.scores.astype(np.float64)
     keep = cpu_soft_nms_float(value.boxes.copy(), lowered, 0.5, 0.5, 0.001, METHODS[method])
 
-    left = SoftNms(method=method, max_detections=1000)(value, Request())
+    left = SoftNms(method=method, max_detections=1000)(value, RequestOptions())
 
     assert np.array_equal(left.boxes, value.boxes[keep])
     assert left.scores == pytest.approx(lowered[lowered > 0.001], abs=1e-6)

@@ -14,9 +14,9 @@ from monai.inferers import sliding_window_inference
 from monai.inferers.utils import _get_scan_interval
 
 from oracles.sliding_window import PADDINGS, Monai
-from segserve_builder.stages.tile import Tile
+from segserve_builder.stages.tile import TiledInference
 from segserve_builder.steps.inference import run
-from segserve_builder.steps.tiling import Plan, Window, merged, stream
+from segserve_builder.steps.tiling import TilePlan, TileWeights, merged, stream
 
 SIDES = st.integers(1, 60)
 TILES = st.integers(2, 40)
@@ -26,7 +26,7 @@ OVERLAPS = st.floats(0, 0.8)
 @settings(max_examples=60, deadline=None)
 @given(SIDES, SIDES, TILES, TILES, OVERLAPS)
 def test_tiles_start_where_monais_start(height: int, width: int, rows: int, columns: int, overlap: float) -> None:
-    plan = Plan.of(Tile(height=rows, width=columns, overlap=overlap, multiple_of=1), height, width)
+    plan = TilePlan.of(TiledInference(height=rows, width=columns, overlap=overlap, multiple_of=1), height, width)
     size = (max(height, rows), max(width, columns))
     interval = _get_scan_interval(size, (rows, columns), 2, (overlap, overlap))
 
@@ -44,7 +44,7 @@ def test_tiles_start_where_monais_start(height: int, width: int, rows: int, colu
 def test_weights_are_monais_importance_map(blend: Literal["gaussian", "constant"], size: tuple[int, int]) -> None:
     expected = compute_importance_map(size, mode=blend, sigma_scale=0.125)
 
-    np.testing.assert_allclose(Window.of(blend, *size).weights(), expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(TileWeights.of(blend, *size).weights(), expected.numpy(), rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
@@ -52,7 +52,9 @@ def test_weights_are_monais_importance_map(blend: Literal["gaussian", "constant"
 def test_logits_and_labels_are_those_of_monai(
     height: int, width: int, rows: int, columns: int, overlap: float, blend: Any
 ) -> None:
-    plan = Plan.of(Tile(height=rows, width=columns, overlap=overlap, multiple_of=1, blend=blend), height, width)
+    plan = TilePlan.of(
+        TiledInference(height=rows, width=columns, overlap=overlap, multiple_of=1, blend=blend), height, width
+    )
     rng = np.random.default_rng(0)
     logits = [rng.normal(size=(3, rows, columns)).astype(np.float32) for _ in plan.grid]
     if height < rows or width < columns:
@@ -75,7 +77,7 @@ def test_a_network_over_tiles_says_what_it_says_under_monai(
     kernel = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(1)) / 9
     if padding == "reflect" and (rows - height >= 2 * height - 1 or columns - width >= 2 * width - 1):
         padding = "constant"  # torch mirrors an image no more than once
-    options = Tile(height=rows, width=columns, overlap=overlap, multiple_of=1, padding=padding)
+    options = TiledInference(height=rows, width=columns, overlap=overlap, multiple_of=1, padding=padding)
 
     def network(tiles: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.conv2d(tiles, kernel, padding=1)

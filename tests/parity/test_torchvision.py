@@ -17,11 +17,11 @@ from oracles.debian import PYTHON, Debian
 from segserve_builder.families import FAMILIES
 from segserve_builder.kernels.keypoints import keypoints
 from segserve_builder.kernels.paste import paste_rles
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import postprocess_stages
-from segserve_builder.values import Candidates, Instances, Keypoints, Placement
+from segserve_builder.values import Candidates, Instances, KeypointDetections, ResizeTransform
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 IDS = {"faster": (1, 2, 3), "mask": (1, 2, 3), "keypoint": (1,)}
@@ -118,7 +118,7 @@ def test_raw_heads_become_what_torchvision_answers(
     family = f"{kind}-rcnn"
     whole = torchvision.call("whole", kind, seed, photograph(seed, *size), True)
     inner_height, inner_width, input_height, input_width = whole["sizes"]
-    placement = Placement(*size, 0, 0, inner_height, inner_width, input_height, input_width)
+    placement = ResizeTransform(*size, 0, 0, inner_height, inner_width, input_height, input_width)
     order = [
         "boxes",
         "labels",
@@ -129,7 +129,7 @@ def test_raw_heads_become_what_torchvision_answers(
     model = pipeline(family, IDS[kind])
     value: Any = FAMILIES[family].read({name: whole["raw"][name][None] for name in order}, placement, model)
     for stage in postprocess_stages(model):
-        value = stage(value, Request())
+        value = stage(value, RequestOptions())
 
     expected = whole["answer"]
     assert len(value.scores) == len(expected["scores"]) > 0
@@ -138,10 +138,10 @@ def test_raw_heads_become_what_torchvision_answers(
     np.testing.assert_array_equal(value.classes, expected["labels"])
     if isinstance(value, Instances):
         assert value.masks == tuple(expected["masks"])
-    if isinstance(value, Keypoints):
+    if isinstance(value, KeypointDetections):
         np.testing.assert_allclose(value.points[..., :2], expected["keypoints"][..., :2], atol=2e-3)
         np.testing.assert_allclose(value.points[..., 2], expected["keypoints_scores"], atol=1e-5)
-    assert isinstance(value, Candidates | Instances | Keypoints)
+    assert isinstance(value, Candidates | Instances | KeypointDetections)
 
 
 @pytest.mark.parametrize("kind", ["faster", "mask", "keypoint"])
@@ -152,7 +152,7 @@ def test_an_exported_network_answers_as_torchvision_does(torchvision: Debian, ex
     Image.fromarray(image).save(file, "PNG")
 
     model = InProcessModel(pipeline(f"{kind}-rcnn", IDS[kind]), exported / f"{kind}_rcnn.onnx")
-    answer = model.answer(file.getvalue(), Request())
+    answer = model.answer(file.getvalue(), RequestOptions())
 
     np.testing.assert_allclose(answer["SCORES"], expected["scores"], atol=1e-5)
     np.testing.assert_allclose(answer["BOXES"], expected["boxes"], atol=1e-2)
@@ -173,7 +173,7 @@ def test_torchvisions_own_export_runs_as_it_is(torchvision: Debian, exported: Pa
     Image.fromarray(image).save(file, "PNG")
     scaled = pipeline("faster-rcnn", IDS["faster"], preprocess=[{"normalise": {"scale": 1 / 255}}])
 
-    answer = InProcessModel(scaled, exported / "faster_rcnn_plain.onnx").answer(file.getvalue(), Request())
+    answer = InProcessModel(scaled, exported / "faster_rcnn_plain.onnx").answer(file.getvalue(), RequestOptions())
 
     np.testing.assert_allclose(answer["SCORES"], expected["scores"], atol=1e-4)
     np.testing.assert_allclose(answer["BOXES"], expected["boxes"], atol=0.05)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from oracles.debian import Debian
 from segserve_builder.families import FAMILIES
 from segserve_builder.kernels.nms import nms
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 SEEDS = st.integers(0, 2**32 - 1)
@@ -108,11 +108,11 @@ def pipeline(family: str) -> Pipeline:
     )
 
 
-def detections(family: str, outputs: list[np.ndarray], placement: Placement) -> Any:
+def detections(family: str, outputs: list[np.ndarray], placement: ResizeTransform) -> Any:
     named = dict(zip(("cls_logits", "bbox_regression", "anchors", "levels"), outputs, strict=True))
     value: Any = FAMILIES[family].read(named, placement, pipeline(family))
     for stage in FAMILIES[family].default_postprocess:
-        value = stage(value, Request())
+        value = stage(value, RequestOptions())
     return value
 
 
@@ -124,7 +124,7 @@ def test_detections_of_raw_heads_are_those_of_torchvision(
     height, width = 60 + 11 * seed, 130 - 17 * seed
     image = np.random.default_rng(seed).random((3, height, width)).astype(np.float32)
     inputs, inner, heads, answer = networks_of_torchvision.call("answer", family, seed, image)
-    placement = Placement(height, width, 0, 0, *inner, *inputs.shape[2:])
+    placement = ResizeTransform(height, width, 0, 0, *inner, *inputs.shape[2:])
 
     found = detections(family, heads, placement)
 
@@ -147,7 +147,9 @@ def test_the_exported_network_has_the_family_s_signature_and_gives_the_same(
 
     outputs = session.run([tensor.name for tensor in io.outputs], {io.input.name: np.concatenate([inputs, -inputs])})
 
-    found = detections(family, [array[:1] for array in outputs], Placement(90, 100, 0, 0, *inner, *inputs.shape[2:]))
+    found = detections(
+        family, [array[:1] for array in outputs], ResizeTransform(90, 100, 0, 0, *inner, *inputs.shape[2:])
+    )
     boxes, scores, labels = answer
     # Runtimes round convolutions differently, which may swap neighbours of nearly equal scores.
     assert found.scores == pytest.approx(scores, abs=1e-5)

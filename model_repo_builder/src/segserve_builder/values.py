@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     UInt8: TypeAlias = NDArray[np.uint8]
 
 
-class Kind(StrEnum):
+class ValueType(StrEnum):
     """The kinds of value a stage takes or gives; a pipeline is checked by them before it is built."""
 
     ENCODED = "encoded"
@@ -35,12 +35,12 @@ class Kind(StrEnum):
     PANOPTIC = "panoptic"
 
 
-CANDIDATES: Final = frozenset({Kind.BOXES, Kind.PROTOTYPES, Kind.MASK_HEADS, Kind.HEATMAPS})
+CANDIDATES: Final = frozenset({ValueType.BOXES, ValueType.PROTOTYPES, ValueType.MASK_HEADS, ValueType.HEATMAPS})
 """The kinds of `Candidates`: what chooses among boxes takes all of them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ResizeTransform:
     """Where an image lies within the network's input. All in pixels.
 
     `height` x `width` is the image as decoded (after EXIF orientation); it was resized to `inner_height` x
@@ -57,7 +57,7 @@ class Placement:
     input_width: int
 
     @classmethod
-    def of(cls, height: int, width: int) -> Placement:
+    def of(cls, height: int, width: int) -> ResizeTransform:
         """Return the placement of an image that was not resized."""
         return cls(height, width, 0, 0, height, width, height, width)
 
@@ -71,7 +71,7 @@ class Placement:
         return astuple(self)
 
     @classmethod
-    def from_numbers(cls, numbers: Any) -> Placement:
+    def from_numbers(cls, numbers: Any) -> ResizeTransform:
         """Read the placement from the eight numbers of the tensor GEOMETRY."""
         return cls(*(int(number) for number in numbers))
 
@@ -91,7 +91,7 @@ class Image:
     """Pixels shaped (H, W, C): uint8 or uint16 as decoded, float32 once normalised."""
 
     pixels: NDArray[Any]
-    placement: Placement
+    placement: ResizeTransform
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Logits:
     """
 
     values: Float32
-    placement: Placement
+    placement: ResizeTransform
     temperature: float = 1.0
     things: frozenset[int] = frozenset()
     guide: UInt8 | None = None
@@ -201,7 +201,7 @@ class Candidates:
     scores: Float32
     classes: Int32
     heads: Heads
-    placement: Placement
+    placement: ResizeTransform
 
     def take(self, which: Any) -> Candidates:
         """Return the candidates that an array of indices or of booleans picks."""
@@ -227,7 +227,7 @@ class Anchors:
     deltas: Float32
     anchors: Float32
     levels: tuple[int, ...]
-    placement: Placement
+    placement: ResizeTransform
     channels: frozenset[int] | None = None
 
 
@@ -244,7 +244,7 @@ class Queries:
     masks: Float32 | None
     boxes: Float32 | None
     things: frozenset[int]
-    placement: Placement
+    placement: ResizeTransform
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +267,7 @@ class Instances:
 
 
 @dataclass(frozen=True, slots=True)
-class Keypoints:
+class KeypointDetections:
     """Detections with points float32 (N, K, 3) as x y score, in pixels of the original image."""
 
     boxes: Float32
@@ -277,7 +277,7 @@ class Keypoints:
     height: int
     width: int
 
-    def take(self, which: Any) -> Keypoints:
+    def take(self, which: Any) -> KeypointDetections:
         """Return the detections that an array of indices or of booleans picks."""
         return replace(
             self,
@@ -307,5 +307,15 @@ class Panoptic:
 
 
 Value: TypeAlias = (
-    Encoded | Image | Logits | LabelMap | ClassMasks | Anchors | Candidates | Queries | Instances | Keypoints | Panoptic
+    Encoded
+    | Image
+    | Logits
+    | LabelMap
+    | ClassMasks
+    | Anchors
+    | Candidates
+    | Queries
+    | Instances
+    | KeypointDetections
+    | Panoptic
 )

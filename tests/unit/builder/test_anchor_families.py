@@ -15,12 +15,12 @@ from pydantic import ValidationError
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import NetworkIO, Signature, TensorSpec
-from segserve_builder.stages.base import Request
+from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.decode_anchors import DecodeAnchors
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
-from segserve_builder.values import Anchors, Placement
+from segserve_builder.values import Anchors, ResizeTransform
 
 IMAGE = TensorSpec("image", "FP32", (None, 3, None, None))
 LOGITS = TensorSpec("cls_logits", "FP32", (None, 500, 7))
@@ -28,7 +28,7 @@ DELTAS = TensorSpec("bbox_regression", "FP32", (None, 500, 4))
 ANCHORS = TensorSpec("anchors", "FP32", (None, 500, 4))
 LEVELS = TensorSpec("levels", "INT64", (None, 5))
 # 40 x 60 pixels, three times as large in the network's input, with padding all around.
-PLACEMENT = Placement(40, 60, 7, 5, 120, 180, 140, 200)
+PLACEMENT = ResizeTransform(40, 60, 7, 5, 120, 180, 140, 200)
 
 
 def pipeline(family: str, ids: tuple[int, ...] = (1, 2, 6)) -> Pipeline:
@@ -48,7 +48,7 @@ def pipeline(family: str, ids: tuple[int, ...] = (1, 2, 6)) -> Pipeline:
 
 
 def checked(*outputs: TensorSpec) -> NetworkIO:
-    return FAMILIES["retinanet"].network_io(Signature((IMAGE,), outputs), pipeline("retinanet"))
+    return FAMILIES["retinanet"].network_io(NetworkSignature((IMAGE,), outputs), pipeline("retinanet"))
 
 
 def heads(seed: int, levels: tuple[int, ...], classes: int) -> Anchors:
@@ -89,7 +89,7 @@ def test_sigmoid_heads_are_decoded_level_by_level_as_by_retinanet(seed: int, lev
         labels.append(hits[index] % classes)
         first += number
 
-    found = DecodeAnchors(score_threshold=0.3, top_k=20)(value, Request())
+    found = DecodeAnchors(score_threshold=0.3, top_k=20)(value, RequestOptions())
 
     assert found.scores == pytest.approx(torch.cat(scores).numpy(), abs=1e-6)
     assert np.array_equal(found.classes, torch.cat(labels).numpy())
@@ -113,7 +113,7 @@ def test_softmax_heads_are_decoded_class_by_class_as_by_ssd(seed: int, n: int, c
         activation="softmax", score_threshold=0.1, top_k=9, top_k_of="class", weights=(10.0, 10.0, 5.0, 5.0)
     )
 
-    found = stage(value, Request())
+    found = stage(value, RequestOptions())
 
     assert found.scores == pytest.approx(torch.cat(scores).numpy(), abs=1e-6)
     assert np.array_equal(found.classes, torch.cat(labels).numpy())
@@ -125,7 +125,7 @@ def test_softmax_heads_are_decoded_class_by_class_as_by_ssd(seed: int, n: int, c
 def test_the_score_threshold_of_a_request_decides(
     activation: Literal["sigmoid", "softmax"], asked: float | None, least: float
 ) -> None:
-    found = DecodeAnchors(activation=activation)(heads(0, (300,), 4), Request(score_threshold=asked))
+    found = DecodeAnchors(activation=activation)(heads(0, (300,), 4), RequestOptions(score_threshold=asked))
 
     assert (found.scores > least).all()
     assert bool(len(found.scores)) == (least < 1)
@@ -135,7 +135,7 @@ def test_the_score_threshold_of_a_request_decides(
 def test_a_threshold_of_zero_keeps_no_more_than_the_best(activation: Literal["sigmoid", "softmax"]) -> None:
     value = heads(0, (400, 100), 4)
 
-    found = DecodeAnchors(activation=activation, top_k=50)(value, Request(score_threshold=0))
+    found = DecodeAnchors(activation=activation, top_k=50)(value, RequestOptions(score_threshold=0))
 
     assert len(found.scores) == 100
 
@@ -143,14 +143,14 @@ def test_a_threshold_of_zero_keeps_no_more_than_the_best(activation: Literal["si
 def test_channels_of_no_class_are_left_out() -> None:
     value = replace(heads(0, (300,), 6), channels=frozenset({1, 4}))
 
-    assert set(DecodeAnchors()(value, Request()).classes.tolist()) == {1, 4}
+    assert set(DecodeAnchors()(value, RequestOptions()).classes.tolist()) == {1, 4}
 
 
 def test_extreme_heads_give_boxes_on_the_image() -> None:
     value = heads(0, (50,), 3)
     extreme = replace(value, logits=value.logits * np.float32(1e30), deltas=value.deltas * np.float32(1e30))
 
-    found = DecodeAnchors()(extreme, Request())
+    found = DecodeAnchors()(extreme, RequestOptions())
 
     assert len(found.scores)
     assert (found.boxes >= 0).all()

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 
 from segserve_builder.errors import BadImageError
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.step_options import NetOptions, PostOptions, PreOptions
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +132,7 @@ def test_pixels_become_the_networks_input_and_their_placement(pre: Any) -> None:
 
     assert arrays["NETWORK_INPUT"].shape == (1, 1, 3, 4)
     assert np.array_equal(arrays["NETWORK_INPUT"][0, 0], pixels[..., 0])
-    assert Placement.from_numbers(arrays["GEOMETRY"]) == Placement.of(3, 4)
+    assert ResizeTransform.from_numbers(arrays["GEOMETRY"]) == ResizeTransform.of(3, 4)
     assert arrays["GEOMETRY"].dtype == np.int32
 
 
@@ -247,10 +247,10 @@ class FakePostprocess:
         return {name: np.zeros(1, np.int32) for name in wanted}
 
 
-def fake_request(parameters: dict[str, Any], output: Output) -> Request:
+def fake_request(parameters: dict[str, Any], output: Output) -> RequestOptions:
     if "nonsense" in parameters:
         raise BadImageError("unknown parameter 'nonsense'")
-    return Request(**parameters)
+    return RequestOptions(**parameters)
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def post(log: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
 def raw(wanted: list[str], parameters: str = "{}") -> FakeRequest:
     inputs = {
         "NETWORK_OUTPUT_y": np.ones((1, 1, 3, 4), np.float32),
-        "GEOMETRY": np.array(Placement.of(3, 4).to_numbers(), np.int32),
+        "GEOMETRY": np.array(ResizeTransform.of(3, 4).to_numbers(), np.int32),
     }
     return FakeRequest(inputs, wanted, parameters)
 
@@ -278,7 +278,7 @@ def test_only_requested_outputs_are_computed_from_the_networks_own_names(post: A
     assert arrays["REVISION"].tolist() == [PIPELINE.revision.encode()]
     assert wanted == {"SIZE"}
     assert set(outputs) == {"y"}
-    assert placement == Placement.of(3, 4)
+    assert placement == ResizeTransform.of(3, 4)
     assert request.score_threshold == 0.25
 
 

@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from segserve_builder.kernels.rle import encode_bitmap
-from segserve_builder.stages.base import Request, Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.mask_nms import MaskNms
 from segserve_builder.stages.soft_nms import SoftNms
-from segserve_builder.values import Candidates, Instances, MaskHeads, Placement
+from segserve_builder.values import Candidates, Instances, MaskHeads, ResizeTransform
 
 WIDTHS = (10, 10, 8)  # of boxes or masks from the left edge, so that IoUs are 1 and 0.8
 SCORES = (0.5, 0.9, 0.8)
@@ -22,7 +22,9 @@ CLASSES = (0, 0, 1)
 def candidates() -> Candidates:
     boxes = np.array([[0, 0, width, 4] for width in WIDTHS], np.float32)
     heads = MaskHeads(np.arange(3, dtype=np.float32)[:, None, None])
-    return Candidates(boxes, np.array(SCORES, np.float32), np.array(CLASSES, np.int32), heads, Placement.of(4, 12))
+    return Candidates(
+        boxes, np.array(SCORES, np.float32), np.array(CLASSES, np.int32), heads, ResizeTransform.of(4, 12)
+    )
 
 
 def instances() -> Instances:
@@ -44,13 +46,13 @@ def instances() -> Instances:
     ],
 )
 def test_boxes_stay_with_the_scores_that_were_lowered(options: dict[str, Any], scores: list[float]) -> None:
-    left = SoftNms.model_validate(options)(candidates(), Request())
+    left = SoftNms.model_validate(options)(candidates(), RequestOptions())
 
     assert left.scores.tolist() == pytest.approx(scores)
 
 
 def test_soft_nms_takes_heads_along() -> None:
-    left = SoftNms()(candidates(), Request())
+    left = SoftNms()(candidates(), RequestOptions())
 
     assert left.heads.masks.ravel().tolist() == [1, 2, 0]  # type: ignore[attr-defined]
 
@@ -72,7 +74,7 @@ def test_soft_nms_takes_heads_along() -> None:
     ],
 )
 def test_masks_are_suppressed_by_their_overlap(options: dict[str, Any], scores: list[float]) -> None:
-    left = MaskNms.model_validate(options)(instances(), Request())
+    left = MaskNms.model_validate(options)(instances(), RequestOptions())
 
     assert left.scores.tolist() == pytest.approx(scores)
     rows = [SCORES.index(max(SCORES)), 2, 0][: len(scores)]
@@ -83,13 +85,15 @@ def test_masks_are_suppressed_by_their_overlap(options: dict[str, Any], scores: 
 @pytest.mark.parametrize(
     ("request_", "number"),
     [
-        (Request(), 3),
-        (Request(score_threshold=0.6), 2),
-        (Request(max_detections=1), 1),
-        (Request(score_threshold=0.95), 0),
+        (RequestOptions(), 3),
+        (RequestOptions(score_threshold=0.6), 2),
+        (RequestOptions(max_detections=1), 1),
+        (RequestOptions(score_threshold=0.95), 0),
     ],
 )
-def test_a_request_overrides_threshold_and_number(stage: Stage, value: Any, request_: Request, number: int) -> None:
+def test_a_request_overrides_threshold_and_number(
+    stage: Stage, value: Any, request_: RequestOptions, number: int
+) -> None:
     assert len(stage(value, request_).scores) == number
 
 

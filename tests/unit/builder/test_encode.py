@@ -19,12 +19,12 @@ from torch.nn.functional import interpolate
 from segserve_builder.imaging.confidence import mean_confidence
 from segserve_builder.imaging.png import default_colour, label_png
 from segserve_builder.imaging.polygons import outlines, polygons_json
-from segserve_builder.kernels.rle import Window, encode_bitmap
-from segserve_builder.stages.base import Request
+from segserve_builder.kernels.rle import MaskWindow, encode_bitmap
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.encode import encode
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS
-from segserve_builder.values import Instances, LabelMap, Logits, Placement
+from segserve_builder.values import Instances, LabelMap, Logits, ResizeTransform
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
 SEMANTIC = frozenset(tensor.name for tensor in PUBLIC_OUTPUTS["semantic"]) - {"REVISION"}
@@ -54,7 +54,7 @@ def label_map(classes: int = 3, height: int = 7, width: int = 9) -> LabelMap:
     rng = np.random.default_rng(2)
     labels = rng.integers(0, min(classes, 3), (height, width)).astype(np.uint8 if classes <= 256 else np.uint16)
     values = rng.normal(size=(classes, 4, 5)).astype(np.float32)
-    return LabelMap(labels, Logits(values, Placement(height, width, 0, 0, 16, 20, 16, 20)))
+    return LabelMap(labels, Logits(values, ResizeTransform(height, width, 0, 0, 16, 20, 16, 20)))
 
 
 def instances(n: int = 3, height: int = 7, width: int = 9) -> tuple[Instances, np.ndarray]:
@@ -79,7 +79,7 @@ def test_every_output_is_there_with_the_type_and_rank_of_the_contract(task: str,
     value = label_map() if task == "semantic" else instances(0 if task == "no instances" else 3)[0]
     table = PUBLIC_OUTPUTS["semantic" if task == "semantic" else "instance"]
 
-    outputs = encode(value, pipeline(3), Request(encoding=encoding), SEMANTIC | INSTANCE)
+    outputs = encode(value, pipeline(3), RequestOptions(encoding=encoding), SEMANTIC | INSTANCE)
 
     assert set(outputs) == {tensor.name for tensor in table} - {"REVISION"}
     for tensor in table[1:]:
@@ -89,17 +89,17 @@ def test_every_output_is_there_with_the_type_and_rank_of_the_contract(task: str,
 
 
 def test_only_wanted_outputs_are_made() -> None:
-    assert set(encode(label_map(), pipeline(3), Request(), frozenset({"SIZE", "AREAS", "REVISION"}))) == {
+    assert set(encode(label_map(), pipeline(3), RequestOptions(), frozenset({"SIZE", "AREAS", "REVISION"}))) == {
         "SIZE",
         "AREAS",
     }
-    assert encode(instances()[0], pipeline(3), Request(), frozenset({"REVISION"})) == {}
+    assert encode(instances()[0], pipeline(3), RequestOptions(), frozenset({"REVISION"})) == {}
 
 
 def test_semantic_numbers_are_counted_per_class_in_order_of_id() -> None:
     value = label_map(5)
 
-    outputs = encode(value, pipeline(5), Request(), SEMANTIC)
+    outputs = encode(value, pipeline(5), RequestOptions(), SEMANTIC)
 
     assert outputs["SIZE"].tolist() == [7, 9]
     assert outputs["CLASSES"].tolist() == [0, 1, 2, 3, 4]
@@ -111,7 +111,7 @@ def test_semantic_numbers_are_counted_per_class_in_order_of_id() -> None:
 def test_a_label_map_is_a_png_whose_pixels_are_class_ids(classes: int, bits: int) -> None:
     value = label_map(classes)
 
-    outputs = encode(value, pipeline(classes), Request(), SEMANTIC)
+    outputs = encode(value, pipeline(classes), RequestOptions(), SEMANTIC)
 
     (data,) = outputs["LABELS"]
     assert data[24] == bits
@@ -131,7 +131,7 @@ def test_the_palette_has_the_colours_of_the_classes_and_default_ones() -> None:
 def test_raw_labels_are_little_endian() -> None:
     value = label_map(300)
 
-    (data,) = encode(value, pipeline(300), Request(encoding="raw"), SEMANTIC)["LABELS"]
+    (data,) = encode(value, pipeline(300), RequestOptions(encoding="raw"), SEMANTIC)["LABELS"]
 
     assert np.array_equal(np.frombuffer(data, "<u2").reshape(7, 9), value.labels)
 
@@ -139,7 +139,7 @@ def test_raw_labels_are_little_endian() -> None:
 def test_semantic_masks_are_one_rle_a_class() -> None:
     value = label_map(4)
 
-    outputs = encode(value, pipeline(4, encoding="rle"), Request(), SEMANTIC)
+    outputs = encode(value, pipeline(4, encoding="rle"), RequestOptions(), SEMANTIC)
 
     expected = [
         coco.encode(np.asfortranarray(value.labels == i).astype(np.uint8, order="F"))["counts"] for i in range(4)
@@ -151,7 +151,7 @@ def test_semantic_masks_are_one_rle_a_class() -> None:
 def test_instance_masks_are_the_same_in_every_encoding() -> None:
     value, masks = instances()
 
-    made = {e: encode(value, pipeline(3), Request(encoding=e), INSTANCE)["MASKS"] for e in ("rle", "png", "raw")}
+    made = {e: encode(value, pipeline(3), RequestOptions(encoding=e), INSTANCE)["MASKS"] for e in ("rle", "png", "raw")}
 
     for i, mask in enumerate(masks):
         assert made["rle"][i] == encode_bitmap(mask)
@@ -161,7 +161,7 @@ def test_instance_masks_are_the_same_in_every_encoding() -> None:
 
 
 def test_the_encoding_of_a_request_overrides_that_of_the_model() -> None:
-    asked = encode(label_map(), pipeline(3, encoding="rle"), Request(encoding="raw"), SEMANTIC)
+    asked = encode(label_map(), pipeline(3, encoding="rle"), RequestOptions(encoding="raw"), SEMANTIC)
 
     assert (len(asked["LABELS"]), len(asked["MASKS"])) == (1, 0)
 
@@ -169,7 +169,7 @@ def test_the_encoding_of_a_request_overrides_that_of_the_model() -> None:
 def test_polygons_of_instances_are_where_the_masks_are() -> None:
     value, masks = instances()
 
-    made = encode(value, pipeline(3), Request(encoding="polygons"), INSTANCE)["MASKS"]
+    made = encode(value, pipeline(3), RequestOptions(encoding="polygons"), INSTANCE)["MASKS"]
 
     for data, mask in zip(made, masks, strict=True):
         assert np.array_equal(rings(json.loads(data), *mask.shape), ndimage.binary_fill_holes(mask))
@@ -190,13 +190,13 @@ def test_pycocotools_makes_the_mask_with_its_holes_filled_of_its_polygons(
     bitmap = coarse.repeat(block, 0).repeat(block, 1).astype(np.uint8)
     mask = np.pad(bitmap, ((3, 5), (4, 2)))
 
-    made = polygons_json(Window(bitmap, 3, 4))
+    made = polygons_json(MaskWindow(bitmap, 3, 4))
 
     assert np.array_equal(rings(json.loads(made), *mask.shape), ndimage.binary_fill_holes(mask))
 
 
 def test_one_pixel_is_a_square() -> None:
-    (ring,) = outlines(Window(np.ones((1, 1), np.uint8), 5, 8))
+    (ring,) = outlines(MaskWindow(np.ones((1, 1), np.uint8), 5, 8))
 
     assert sorted(map(tuple, ring.tolist())) == [(8, 5), (8, 6), (9, 5), (9, 6)]
 
@@ -207,7 +207,7 @@ def test_confidence_is_the_mean_probability_of_the_label(classes: int, size: tup
     rng = np.random.default_rng(classes)
     labels = rng.integers(0, max(classes, 2) - (classes > 2), size).astype(np.uint8)
     logits = (rng.normal(size=(classes, 4, 5)) * 40).astype(np.float32)
-    value = LabelMap(labels, Logits(logits, Placement(*size, 0, 0, 4, 5, 4, 5)))
+    value = LabelMap(labels, Logits(logits, ResizeTransform(*size, 0, 0, 4, 5, 4, 5)))
 
     mean = mean_confidence(value, max(classes, 2))
 

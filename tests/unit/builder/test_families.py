@@ -9,9 +9,9 @@ import pytest
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import NetworkIO, Signature, TensorSpec
+from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 GREY = TensorSpec("image", "UINT8", (None, 1, None, None))
 LOGITS = TensorSpec("logits", "FP32", (None, 2, None, None))
@@ -36,12 +36,12 @@ def pipeline(family: str, classes: int, colour: str = "GREY", batch: int = 8) ->
 
 
 def semantic(image: TensorSpec = GREY, *outputs: TensorSpec, classes: int = 2, **options: Any) -> NetworkIO:
-    signature = Signature((image,), outputs or (LOGITS,))
+    signature = NetworkSignature((image,), outputs or (LOGITS,))
     return FAMILIES["semantic-logits"].network_io(signature, pipeline("semantic-logits", classes, **options))
 
 
 def yolo(*outputs: TensorSpec, classes: int = 3) -> NetworkIO:
-    return FAMILIES["yolo-seg"].network_io(Signature((GREY,), outputs), pipeline("yolo-seg", classes))
+    return FAMILIES["yolo-seg"].network_io(NetworkSignature((GREY,), outputs), pipeline("yolo-seg", classes))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_an_input_that_is_no_image_is_refused(image: TensorSpec, says: str) -> N
 
 
 def test_a_network_with_a_second_input_is_refused() -> None:
-    signature = Signature((GREY, TensorSpec("orig_size", "INT64", (None, 2))), (LOGITS,))
+    signature = NetworkSignature((GREY, TensorSpec("orig_size", "INT64", (None, 2))), (LOGITS,))
 
     with pytest.raises(SignatureError, match=r"has one input, the image; this one has 2: 'image' UINT8.*'orig_size'"):
         FAMILIES["semantic-logits"].network_io(signature, pipeline("semantic-logits", 2))
@@ -161,7 +161,7 @@ def test_yolo_boxes_are_given_in_pixels_of_the_original_image() -> None:
     head[0, :, 0] = [100, 60, 40, 20, 0.2, 0.7, 1, 2, 3]
     head[0, :, 1] = [100, 60, 0, 0, 0.4, 0.4, 4, 5, 6]
     prototypes = np.ones((1, 3, 8, 8), np.float32)
-    placement = Placement(100, 50, 10, 30, 50, 100, 128, 128)  # rows shrunk to half, columns doubled
+    placement = ResizeTransform(100, 50, 10, 30, 50, 100, 128, 128)  # rows shrunk to half, columns doubled
 
     read = FAMILIES["yolo-seg"].read({"a": head, "b": prototypes}, placement, pipeline("yolo-seg", 2))
 
@@ -186,4 +186,4 @@ def test_arrays_of_another_shape_than_declared_are_refused(
     arrays = {str(i): np.zeros(shape, np.float32) for i, shape in enumerate(shapes)}
 
     with pytest.raises(SignatureError, match=says):
-        FAMILIES[family].read(arrays, Placement.of(8, 8), pipeline(family, 3))
+        FAMILIES[family].read(arrays, ResizeTransform.of(8, 8), pipeline(family, 3))

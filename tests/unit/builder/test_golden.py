@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import (
     Case,
-    Tolerance,
+    GoldenTolerance,
     builtin_image,
     check_builtin,
     compare,
@@ -58,7 +58,7 @@ def semantic(*masks: bytes) -> dict[str, Any]:
 
 
 def case_of(answer: dict[str, Any], **tolerance: float) -> Case:
-    recorded = record(answer, "coins.png", Tolerance(**tolerance))
+    recorded = record(answer, "coins.png", GoldenTolerance(**tolerance))
     return Case.model_validate_json(json.dumps(recorded))
 
 
@@ -148,7 +148,7 @@ def test_a_set_is_read_with_its_default_tolerances(tmp_path: Path) -> None:
 
     golden = load(written(tmp_path, json.dumps({"cases": [plain]}), "a.png"))
 
-    assert golden.cases[0].tolerance == Tolerance(iou=0.99, score=0.01)
+    assert golden.cases[0].tolerance == GoldenTolerance(iou=0.99, score=0.01)
 
 
 RECORDED = record(instances(), "a.png")

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from segserve_builder.errors import PipelineError
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.stages.tile import Tile
+from segserve_builder.stages.tile import TiledInference
 from segserve_builder.stages.tta import Tta
 from segserve_builder.steps.inference import run, with_inference
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.steps.tiling import Plan, answers, merged, tiles
+from segserve_builder.steps.tiling import TilePlan, answers, merged, tiles
 from segserve_builder.steps.views import views
 
 FLIPS: dict[str, tuple[int, ...]] = {"horizontal": (3,), "vertical": (2,), "both": (2, 3)}
@@ -101,7 +101,7 @@ def test_either_layout_and_type_of_image_gives_the_same(dtype: type, layout: Lit
     image = np.random.default_rng(0).integers(0, 256, (1, 3, 32, 48)).astype(dtype)
     network = Network(channels=3)
     options = Tta(flips=("horizontal",), rotations=(90,), scales=(0.5,), multiple_of=8)
-    steps = [options, Tile(height=16, width=16, multiple_of=8)]
+    steps = [options, TiledInference(height=16, width=16, multiple_of=8)]
 
     def call(batch: np.ndarray) -> np.ndarray:
         assert batch.dtype == dtype
@@ -119,11 +119,14 @@ def test_either_layout_and_type_of_image_gives_the_same(dtype: type, layout: Lit
 def test_tiles_lie_inside_views() -> None:
     network = Network()
     image = np.random.default_rng(0).normal(size=(1, 2, 40, 56)).astype(np.float32)
-    tile, tta = Tile(height=16, width=24, overlap=0.5, multiple_of=4), Tta(flips=("horizontal",), rotations=(90,))
+    tile, tta = (
+        TiledInference(height=16, width=24, overlap=0.5, multiple_of=4),
+        Tta(flips=("horizontal",), rotations=(90,)),
+    )
 
     def over_tiles(view: torch.Tensor) -> torch.Tensor:
         pixels = view[0].numpy()
-        plan = Plan.of(tile, *pixels.shape[1:])
+        plan = TilePlan.of(tile, *pixels.shape[1:])
         read = lambda top, left, height, width: pixels[:, top : top + height, left : left + width]  # noqa: E731
         return torch.from_numpy(merged(plan, answers(tiles(plan, read, (1, 2)), network, 3)))[None]
 
@@ -137,7 +140,7 @@ def test_tiles_lie_inside_views() -> None:
 def test_every_image_of_a_batch_is_answered_by_itself() -> None:
     network = Network()
     batch = np.random.default_rng(0).normal(size=(3, 2, 24, 24)).astype(np.float32)
-    steps = [Tile(height=16, width=16, multiple_of=4)]
+    steps = [TiledInference(height=16, width=16, multiple_of=4)]
 
     alone = [run(image[None], "NCHW", network, steps, 8) for image in batch]
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.normalise import Normalise
-from segserve_builder.values import Image, Placement
+from segserve_builder.values import Image, ResizeTransform
 
 RNG = np.random.default_rng(5)
 SCALE = st.one_of(st.none(), st.floats(1e-4, 2))
@@ -18,8 +18,8 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def normalise(pixels: np.ndarray, **options: Any) -> np.ndarray:
-    value = Normalise(**options)(Image(pixels, Placement.of(*pixels.shape[:2])), Request())
-    assert value.placement == Placement.of(*pixels.shape[:2])
+    value = Normalise(**options)(Image(pixels, ResizeTransform.of(*pixels.shape[:2])), RequestOptions())
+    assert value.placement == ResizeTransform.of(*pixels.shape[:2])
     return value.pixels
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from segserve_builder.imaging.confidence import mean_confidence
 from segserve_builder.kernels.rle import encode_bitmap
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.panoptic_fusion import PanopticFusion
-from segserve_builder.values import Instances, LabelMap, Logits, Panoptic, Placement
+from segserve_builder.values import Instances, LabelMap, Logits, Panoptic, ResizeTransform
 
 CLASSES = 5
 THINGS = frozenset({3, 4})
@@ -67,7 +67,7 @@ def blobs(n: int, height: int, width: int, rng: np.random.Generator) -> NDArray[
 def scene(n: int, height: int, width: int, seed: int) -> tuple[LabelMap, NDArray[np.bool_]]:
     rng = np.random.default_rng(seed)
     logits = Logits(
-        rng.normal(size=(CLASSES, height, width)).astype(np.float32), Placement.of(height, width), things=THINGS
+        rng.normal(size=(CLASSES, height, width)).astype(np.float32), ResizeTransform.of(height, width), things=THINGS
     )
     labels = rng.integers(0, CLASSES, (height // 4 + 1, width // 4 + 1)).repeat(4, 0).repeat(4, 1)[:height, :width]
     masks = blobs(n, height, width, rng)
@@ -93,7 +93,7 @@ def test_the_map_is_that_of_detectron2(
     value, masks = scene(n, height, width, seed)
     assert value.instances is not None
 
-    fused = PanopticFusion(overlap_threshold=overlap, stuff_area=area, instance_score=least)(value, Request())
+    fused = PanopticFusion(overlap_threshold=overlap, stuff_area=area, instance_score=least)(value, RequestOptions())
 
     scores, classes = value.instances.scores, value.instances.classes
     ids, info = combined(masks, scores, classes, value.labels, overlap, area, np.float32(least).item())
@@ -102,7 +102,7 @@ def test_the_map_is_that_of_detectron2(
 
 
 def fuse(value: LabelMap, **options: Any) -> Panoptic:
-    return PanopticFusion(**({"stuff_area": 0} | options))(value, Request())
+    return PanopticFusion(**({"stuff_area": 0} | options))(value, RequestOptions())
 
 
 def test_instances_score_as_they_were_found_and_stuff_as_its_class_in_the_label_map() -> None:
@@ -149,7 +149,7 @@ def test_small_stuff_is_left_out() -> None:
 
 
 def test_a_label_map_of_16_bits_and_a_network_of_one_channel_will_do() -> None:
-    logits = Logits(np.ones((1, 8, 8), np.float32), Placement.of(8, 8), things=frozenset({1}))
+    logits = Logits(np.ones((1, 8, 8), np.float32), ResizeTransform.of(8, 8), things=frozenset({1}))
 
     fused = fuse(LabelMap(np.zeros((8, 8), np.uint16), logits))
 

@@ -12,7 +12,7 @@ from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.spec.model_spec import Output
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import (
     TASKS,
@@ -21,10 +21,10 @@ from segserve_builder.steps.postprocess import (
     postprocess_stages,
     request_from_parameters,
 )
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 INSTANCE = frozenset({"REVISION", "SIZE", "BOXES", "SCORES", "CLASSES", "MASKS"})
-PLACEMENT = Placement(32, 48, 0, 0, 32, 48, 32, 48)
+PLACEMENT = ResizeTransform(32, 48, 0, 0, 32, 48, 32, 48)
 
 
 def pipeline(family: str, *stages: dict[str, Any], classes: int = 2, **output: Any) -> Pipeline:
@@ -68,7 +68,7 @@ def test_a_label_map_comes_out_of_logits() -> None:
     logits.setflags(write=False)
     post = step(pipeline("semantic-logits", {"argmax": {}}, {"removeSmallRegions": {"minArea": 4}}))
 
-    answer = post({"logits": logits}, PLACEMENT, Request(encoding="rle"), frozenset({"SIZE", "MASKS", "AREAS"}))
+    answer = post({"logits": logits}, PLACEMENT, RequestOptions(encoding="rle"), frozenset({"SIZE", "MASKS", "AREAS"}))
 
     expected = np.zeros((32, 48), np.uint8)
     expected[4:20, 8:30] = 1
@@ -100,7 +100,7 @@ def test_an_output_that_the_task_does_not_have_cannot_be_read() -> None:
 
 
 def test_instances_come_out_of_a_yolo_head() -> None:
-    answer = step(pipeline("yolo-seg"))(yolo_outputs(), PLACEMENT, Request(), INSTANCE)
+    answer = step(pipeline("yolo-seg"))(yolo_outputs(), PLACEMENT, RequestOptions(), INSTANCE)
 
     assert answer["SCORES"].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     assert answer["CLASSES"].tolist() == [0, 1, 0, 1, 0, 1]
@@ -110,7 +110,7 @@ def test_instances_come_out_of_a_yolo_head() -> None:
 
 
 def test_no_detections_are_an_answer() -> None:
-    answer = step(pipeline("yolo-seg"))(yolo_outputs(), PLACEMENT, Request(score_threshold=1.0), INSTANCE)
+    answer = step(pipeline("yolo-seg"))(yolo_outputs(), PLACEMENT, RequestOptions(score_threshold=1.0), INSTANCE)
 
     assert {name: array.shape for name, array in answer.items()} == {
         "SIZE": (2,),
@@ -127,7 +127,7 @@ def test_the_best_instances_are_kept_up_to_the_limit(model: int, asked: int | No
     outputs = yolo_outputs()
     outputs["head"] = outputs["head"][:, :, ::-1]
 
-    answer = post(outputs, PLACEMENT, Request(max_detections=asked), INSTANCE)
+    answer = post(outputs, PLACEMENT, RequestOptions(max_detections=asked), INSTANCE)
 
     best = pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4][:number])
     assert sorted(answer["SCORES"].tolist(), reverse=True) == best
@@ -140,13 +140,15 @@ def test_outputs_that_are_not_finite_are_an_error(bad: float) -> None:
     outputs["masks"][0, 1, 2, 3] = bad
 
     with pytest.raises(NonFiniteError, match="'masks' has 1 values of 192 that are NaN or infinite"):
-        step(pipeline("yolo-seg"))(outputs, PLACEMENT, Request(), INSTANCE)
+        step(pipeline("yolo-seg"))(outputs, PLACEMENT, RequestOptions(), INSTANCE)
 
 
 def test_finite_outputs_whose_sum_overflows_are_no_error() -> None:
     logits = np.full((1, 1, 4, 4), 3e38, np.float32)
 
-    answer = step(pipeline("semantic-logits"))({"logits": logits}, Placement.of(4, 4), Request(), frozenset({"AREAS"}))
+    answer = step(pipeline("semantic-logits"))(
+        {"logits": logits}, ResizeTransform.of(4, 4), RequestOptions(), frozenset({"AREAS"})
+    )
 
     assert answer["AREAS"].tolist() == [0, 16]
 
@@ -208,13 +210,13 @@ def test_an_unknown_family_is_refused() -> None:
 @pytest.mark.parametrize(
     ("parameters", "request_"),
     [
-        ({}, Request()),
-        ({"score_threshold": "0.25", "max_detections": "7"}, Request(score_threshold=0.25, max_detections=7)),
-        ({"score_threshold": 1, "max_detections": 10_000}, Request(score_threshold=1, max_detections=10_000)),
-        ({"encoding": "raw"}, Request(encoding="raw")),
+        ({}, RequestOptions()),
+        ({"score_threshold": "0.25", "max_detections": "7"}, RequestOptions(score_threshold=0.25, max_detections=7)),
+        ({"score_threshold": 1, "max_detections": 10_000}, RequestOptions(score_threshold=1, max_detections=10_000)),
+        ({"encoding": "raw"}, RequestOptions(encoding="raw")),
     ],
 )
-def test_parameters_are_read_as_numbers_or_as_text(parameters: dict[str, Any], request_: Request) -> None:
+def test_parameters_are_read_as_numbers_or_as_text(parameters: dict[str, Any], request_: RequestOptions) -> None:
     assert request_from_parameters(parameters, Output()) == request_
 
 
@@ -250,9 +252,9 @@ def test_a_parameter_that_the_model_does_not_let_override_is_refused() -> None:
         request_from_parameters({"max_detections": 3}, output)
 
 
-@pytest.mark.parametrize("asked", [Request(score_threshold=0.5), Request(max_detections=3)])
-def test_a_semantic_model_refuses_what_is_for_instances(asked: Request) -> None:
+@pytest.mark.parametrize("asked", [RequestOptions(score_threshold=0.5), RequestOptions(max_detections=3)])
+def test_a_semantic_model_refuses_what_is_for_instances(asked: RequestOptions) -> None:
     logits = {"logits": np.zeros((1, 1, 4, 4), np.float32)}
 
     with pytest.raises(BadImageError, match="is for models of task detection, instance, keypoints; this one"):
-        step(pipeline("semantic-logits"))(logits, Placement.of(4, 4), asked, frozenset({"SIZE"}))
+        step(pipeline("semantic-logits"))(logits, ResizeTransform.of(4, 4), asked, frozenset({"SIZE"}))

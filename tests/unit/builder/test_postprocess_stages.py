@@ -15,13 +15,13 @@ from scipy import ndimage
 from segserve_builder.kernels.rle import encode_bitmap
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.morphology import Morphology
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.remove_small_regions import RemoveSmallRegions
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Candidates, Instances, LabelMap, Logits, Placement, PrototypeHeads
+from segserve_builder.values import Candidates, Instances, LabelMap, Logits, PrototypeHeads, ResizeTransform
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -36,7 +36,7 @@ def blobs(seed: int, values: int = 2) -> np.ndarray:
 
 
 def label_map(labels: np.ndarray) -> LabelMap:
-    return LabelMap(labels, Logits(np.zeros((1, 1, 1), np.float32), Placement.of(*labels.shape)))
+    return LabelMap(labels, Logits(np.zeros((1, 1, 1), np.float32), ResizeTransform.of(*labels.shape)))
 
 
 def instances(*masks: np.ndarray) -> Instances:
@@ -53,7 +53,7 @@ def candidates(**changed: Any) -> Candidates:
         "scores": np.array([0.2, 0.9, 0.5], np.float32),
         "classes": np.zeros(n, np.int32),
         "heads": PrototypeHeads(np.ones((n, 1), np.float32), np.ones((1, 4, 4), np.float32)),
-        "placement": Placement.of(16, 16),
+        "placement": ResizeTransform.of(16, 16),
     }
     return Candidates(**(plain | changed))
 
@@ -78,8 +78,8 @@ def test_morphology_is_that_of_scipy_on_masks_and_on_labels(operation: Any, shap
     expected = by_scipy(mask, operation, cv2.getStructuringElement(cv_shape, (2 * radius + 1, 2 * radius + 1)))
     stage = Morphology(operation=operation, radius=radius, shape=shape)
 
-    on_labels = stage(label_map(mask), Request())
-    on_instances = stage(instances(mask), Request())
+    on_labels = stage(label_map(mask), RequestOptions())
+    on_instances = stage(instances(mask), RequestOptions())
 
     assert np.array_equal(on_labels.labels, expected)
     assert on_instances.masks == ((encode_bitmap(expected.astype(np.uint8)),) if expected.any() else ())
@@ -88,7 +88,7 @@ def test_morphology_is_that_of_scipy_on_masks_and_on_labels(operation: Any, shap
 def test_a_class_grows_only_into_class_0_and_the_lowest_id_wins() -> None:
     labels = np.array([[0, 3, 2, 0, 0, 0, 1, 0, 2]], np.uint8)
 
-    grown = Morphology(operation="dilate")(label_map(labels), Request())
+    grown = Morphology(operation="dilate")(label_map(labels), RequestOptions())
 
     assert grown.labels.tolist() == [[3, 3, 2, 2, 0, 1, 1, 1, 2]]
 
@@ -96,7 +96,7 @@ def test_a_class_grows_only_into_class_0_and_the_lowest_id_wins() -> None:
 def test_what_a_class_loses_becomes_class_0() -> None:
     labels = np.array([[2, 2, 2, 1, 1, 1]], np.uint8)
 
-    shrunk = Morphology(operation="erode", shape="square")(label_map(labels), Request())
+    shrunk = Morphology(operation="erode", shape="square")(label_map(labels), RequestOptions())
 
     assert shrunk.labels.tolist() == [[2, 2, 0, 0, 1, 1]]
 
@@ -114,8 +114,8 @@ def test_small_regions_go_from_labels_and_masks(seed: int, min_area: int, connec
         kept[label] = large[parts]
     stage = RemoveSmallRegions(min_area=min_area, connectivity=connectivity)
 
-    on_labels = stage(label_map(labels), Request())
-    on_instances = stage(instances((labels == 1).view(np.uint8), (labels == 2).view(np.uint8)), Request())
+    on_labels = stage(label_map(labels), RequestOptions())
+    on_instances = stage(instances((labels == 1).view(np.uint8), (labels == 2).view(np.uint8)), RequestOptions())
 
     assert np.array_equal(on_labels.labels, kept[1] + np.uint8(2) * kept[2])
     expected = [(label - 1, encode_bitmap(kept[label].astype(np.uint8))) for label in (1, 2) if kept[label].any()]
@@ -126,7 +126,7 @@ def test_an_instance_of_which_nothing_is_left_goes_with_its_box_and_score() -> N
     speck, blob = np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8)
     speck[0, 0], blob[2:6, 2:6] = 1, 1
 
-    left = RemoveSmallRegions(min_area=4)(instances(blob, speck, blob), Request())
+    left = RemoveSmallRegions(min_area=4)(instances(blob, speck, blob), RequestOptions())
 
     assert left.scores.tolist() == [0, 2]
     assert left.boxes.tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
@@ -135,20 +135,20 @@ def test_an_instance_of_which_nothing_is_left_goes_with_its_box_and_score() -> N
 
 @pytest.mark.parametrize(("asked", "kept"), [(None, [0.9, 0.5]), (0.6, [0.9]), (0.0, [0.2, 0.9, 0.5])])
 def test_the_score_threshold_of_a_request_overrides_the_stage(asked: float | None, kept: list[float]) -> None:
-    left = ScoreThreshold(threshold=0.5)(candidates(), Request(score_threshold=asked))
+    left = ScoreThreshold(threshold=0.5)(candidates(), RequestOptions(score_threshold=asked))
 
     assert left.scores.tolist() == pytest.approx(kept)
 
 
 def test_a_score_that_equals_the_threshold_is_kept() -> None:
-    left = ScoreThreshold(threshold=0.3)(candidates(scores=np.array([0.3, 0.29], np.float32)), Request())
+    left = ScoreThreshold(threshold=0.3)(candidates(scores=np.array([0.3, 0.29], np.float32)), RequestOptions())
 
     assert left.scores.tolist() == pytest.approx([0.3])
 
 
 @pytest.mark.parametrize(("aware", "kept"), [(True, [0.9, 0.5]), (False, [0.9])])
 def test_only_class_aware_nms_keeps_boxes_of_other_classes(aware: bool, kept: list[float]) -> None:
-    left = Nms(class_aware=aware)(candidates(classes=np.array([0, 0, 1], np.int32)), Request())
+    left = Nms(class_aware=aware)(candidates(classes=np.array([0, 0, 1], np.int32)), RequestOptions())
 
     assert left.scores.tolist() == pytest.approx(kept)
 
@@ -157,7 +157,7 @@ def test_only_class_aware_nms_keeps_boxes_of_other_classes(aware: bool, kept: li
 def test_max_detections_of_a_request_overrides_the_stage(asked: int | None, number: int) -> None:
     apart = np.array([[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]], np.float32)
 
-    left = Nms(max_detections=2)(candidates(boxes=apart), Request(max_detections=asked))
+    left = Nms(max_detections=2)(candidates(boxes=apart), RequestOptions(max_detections=asked))
 
     assert left.scores.tolist() == pytest.approx([0.9, 0.5, 0.2][:number])
 
@@ -165,7 +165,7 @@ def test_max_detections_of_a_request_overrides_the_stage(asked: int | None, numb
 def test_boxes_are_clipped_to_the_image_and_masks_to_the_boxes() -> None:
     boxes = np.array([[-3, 2.5, 5, 7], [30, 30, 40, 40]], np.float32)
 
-    cropped = CropMasks()(candidates(boxes=boxes, scores=np.ones(2, np.float32)), Request())
+    cropped = CropMasks()(candidates(boxes=boxes, scores=np.ones(2, np.float32)), RequestOptions())
 
     assert cropped.boxes.tolist() == [[0, 2.5, 5, 7], [16, 16, 16, 16]]
     expected = np.zeros((2, 16, 16), np.uint8)
@@ -177,16 +177,18 @@ def test_boxes_are_clipped_to_the_image_and_masks_to_the_boxes() -> None:
 def test_a_mask_is_what_is_more_probable_than_the_threshold(threshold: float, area: int) -> None:
     everything = np.array([[0, 0, 16, 16]], np.float32)
 
-    cropped = CropMasks(threshold=threshold)(candidates(boxes=everything, scores=np.ones(1, np.float32)), Request())
+    cropped = CropMasks(threshold=threshold)(
+        candidates(boxes=everything, scores=np.ones(1, np.float32)), RequestOptions()
+    )
 
     assert decode_bitmap(cropped.masks[0], 16, 16).sum() == area  # the logit is 1, its probability 0.73
 
 
 def test_a_binary_threshold_is_a_probability() -> None:
-    logits = Logits(np.array([[[0.0, 0.5, 1.0, 1.5]]], np.float32), Placement.of(1, 4))
+    logits = Logits(np.array([[[0.0, 0.5, 1.0, 1.5]]], np.float32), ResizeTransform.of(1, 4))
 
-    assert Argmax()(logits, Request()).labels.tolist() == [[0, 1, 1, 1]]
-    assert Argmax(threshold=0.7)(logits, Request()).labels.tolist() == [[0, 0, 1, 1]]
+    assert Argmax()(logits, RequestOptions()).labels.tolist() == [[0, 1, 1, 1]]
+    assert Argmax(threshold=0.7)(logits, RequestOptions()).labels.tolist() == [[0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize(

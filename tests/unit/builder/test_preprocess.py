@@ -10,11 +10,11 @@ import pytest
 from segserve_builder.errors import BadImageError, PipelineError
 from segserve_builder.families.base import TensorSpec
 from segserve_builder.spec.model_spec import Input
-from segserve_builder.stages.base import Request
-from segserve_builder.steps.pipeline import PreprocessStep, Step
+from segserve_builder.stages.base import RequestOptions
+from segserve_builder.steps.pipeline import PipelineStep, PreprocessStep
 from segserve_builder.steps.preprocess import Preprocess
 from segserve_builder.steps.preprocess_rules import check_preprocess
-from segserve_builder.values import Image, Placement
+from segserve_builder.values import Image, ResizeTransform
 
 RNG = np.random.default_rng(11)
 RGB = RNG.integers(0, 256, (30, 44, 3)).astype(np.uint8)
@@ -23,7 +23,7 @@ KEEP = {"resize": {"mode": "keep", "multipleOf": 16, "padding": "edge"}}
 LETTERBOX = {"resize": {"mode": "letterbox", "size": 64}}
 
 
-def steps_of(*steps: dict[str, Any]) -> list[Step]:
+def steps_of(*steps: dict[str, Any]) -> list[PipelineStep]:
     return [PreprocessStep.model_validate(step) for step in steps]
 
 
@@ -47,7 +47,7 @@ def test_an_image_file_and_its_pixels_give_the_same_input() -> None:
     run = preprocess(LETTERBOX, {"normalise": {}}, tensor=network("FP32"))
     from_file, from_pixels = run(png(RGB), None), run(None, RGB)
     np.testing.assert_array_equal(from_file.tensor, from_pixels.tensor)
-    assert from_file.placement == from_pixels.placement == Placement(30, 44, 10, 0, 44, 64, 64, 64)
+    assert from_file.placement == from_pixels.placement == ResizeTransform(30, 44, 10, 0, 44, 64, 64, 64)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -60,7 +60,7 @@ def test_the_result_is_a_batch_of_one_in_the_network_s_layout(layout: str, pixel
     np.testing.assert_array_equal(given.tensor, (pixels.transpose(2, 0, 1) if layout == "NCHW" else pixels)[None])
     assert given.tensor.flags.c_contiguous
     assert given.tensor.dtype == np.uint8
-    assert given.placement == Placement.of(30, 44)
+    assert given.placement == ResizeTransform.of(30, 44)
 
 
 def test_the_coins_path_is_the_training_s_own_padding() -> None:
@@ -68,7 +68,7 @@ def test_the_coins_path_is_the_training_s_own_padding() -> None:
     given = run(png(GREY), None)
     expected = np.pad(GREY[..., 0], ((0, -30 % 16), (0, -44 % 16)), mode="edge")[None, None]
     np.testing.assert_array_equal(given.tensor, expected)
-    assert given.placement == Placement(30, 44, 0, 0, 30, 44, 32, 48)
+    assert given.placement == ResizeTransform(30, 44, 0, 0, 30, 44, 32, 48)
 
 
 @pytest.mark.parametrize(("dtype", "numpy_dtype"), [("FP32", np.float32), ("FP16", np.float16)])
@@ -93,9 +93,9 @@ def test_the_input_is_what_the_stages_make_one_after_the_other(
     pixels = RNG.integers(0, 256 if depth == "UINT8" else 65536, (33, 47, channels)).astype(depth.lower())
     shape = (None, channels, None, None) if layout == "NCHW" else (None, None, None, channels)
     spec = Input(dtype=depth, colour="RGB" if channels == 3 else "GREY")
-    value = Image(pixels, Placement.of(33, 47))
+    value = Image(pixels, ResizeTransform.of(33, 47))
     for step in steps_of(*steps):
-        value = step.stage(value, Request())
+        value = step.stage(value, RequestOptions())
     expected = value.pixels.transpose(2, 0, 1) if layout == "NCHW" else value.pixels
 
     made = preprocess(*steps, spec=spec, tensor=network(dtype, shape), layout=layout)(None, pixels)
@@ -183,7 +183,7 @@ def test_the_limit_on_pixels_holds_for_both_inputs() -> None:
 @pytest.mark.parametrize(("layout", "shape"), [("NCHW", (None, 3, 32, None)), ("NHWC", (None, 32, None, 3))])
 def test_an_image_of_another_size_than_a_fixed_network_is_refused_with_both_sizes(layout: str, shape: Any) -> None:
     run = preprocess(tensor=network(shape=shape), layout=layout)
-    assert run(None, np.zeros((32, 7, 3), np.uint8)).placement == Placement.of(32, 7)
+    assert run(None, np.zeros((32, 7, 3), np.uint8)).placement == ResizeTransform.of(32, 7)
     seen = "image of 30 x 44 pixels makes an input of 30 x 44; the network's 'images' is 32 x any"
     with pytest.raises(BadImageError, match=seen):
         run(None, RGB)

@@ -9,9 +9,9 @@ import pytest
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import NetworkIO, Signature, TensorSpec
+from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.values import Placement, Queries
+from segserve_builder.values import Queries, ResizeTransform
 
 IMAGE = TensorSpec("pixel_values", "FP32", (None, 3, 384, 384))
 CLASSES = TensorSpec("class_queries_logits", "FP32", (None, 100, 6))
@@ -40,7 +40,7 @@ def pipeline(family: str, classes: int = 5) -> Pipeline:
 
 
 def chosen(family: str, *outputs: TensorSpec, classes: int = 5) -> NetworkIO:
-    return FAMILIES[family].network_io(Signature((IMAGE,), outputs), pipeline(family, classes))
+    return FAMILIES[family].network_io(NetworkSignature((IMAGE,), outputs), pipeline(family, classes))
 
 
 def named(tensor: TensorSpec, name: str) -> TensorSpec:
@@ -96,7 +96,7 @@ def arrays(**shapes: tuple[int, ...]) -> dict[str, Any]:
 def test_queries_have_what_the_network_gives() -> None:
     outputs = arrays(logits=(1, 7, 6), pred_boxes=(1, 7, 4), pred_masks=(1, 7, 5, 9))
 
-    found = FAMILIES["detr-panoptic"].read(outputs, Placement.of(20, 36), pipeline("detr-panoptic"))
+    found = FAMILIES["detr-panoptic"].read(outputs, ResizeTransform.of(20, 36), pipeline("detr-panoptic"))
 
     assert isinstance(found, Queries)
     assert found.masks is not None
@@ -116,4 +116,4 @@ def test_queries_have_what_the_network_gives() -> None:
 )
 def test_arrays_of_other_shapes_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(SignatureError, match="has shape"):
-        FAMILIES["mask2former"].read(arrays(**shapes), Placement.of(20, 36), pipeline("mask2former"))
+        FAMILIES["mask2former"].read(arrays(**shapes), ResizeTransform.of(20, 36), pipeline("mask2former"))

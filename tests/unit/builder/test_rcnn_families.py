@@ -9,9 +9,9 @@ import pytest
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import NetworkIO, Signature, TensorSpec
+from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.values import Candidates, HeatmapHeads, MaskHeads, NoHeads, Placement
+from segserve_builder.values import Candidates, HeatmapHeads, MaskHeads, NoHeads, ResizeTransform
 
 IMAGE = TensorSpec("image", "UINT8", (1, 3, None, None))
 BOXES = TensorSpec("boxes", "FP32", (None, 4))
@@ -22,7 +22,7 @@ HEATMAPS = TensorSpec("keypoints", "FP32", (None, 17, 56, 56))
 DETS = TensorSpec("dets", "FP32", (None, None, 5))
 BATCHED = (DETS, TensorSpec("labels", "INT64", (None, None)), TensorSpec("masks", "FP32", (None, None, 28, 28)))
 HEAD = {"mask-rcnn": MASKS, "keypoint-rcnn": HEATMAPS}
-PLACEMENT = Placement(200, 400, 10, 20, 100, 100, 120, 140)  # 2 x 4 pixels of the image are one of the network's
+PLACEMENT = ResizeTransform(200, 400, 10, 20, 100, 100, 120, 140)  # 2 x 4 pixels of the image are one of the network's
 
 
 def pipeline(family: str, ids: tuple[int, ...] = (1, 2, 3), batch: int = 1) -> Pipeline:
@@ -42,7 +42,7 @@ def pipeline(family: str, ids: tuple[int, ...] = (1, 2, 3), batch: int = 1) -> P
 
 
 def io(family: str, *outputs: TensorSpec, image: TensorSpec = IMAGE, batch: int = 1) -> NetworkIO:
-    return FAMILIES[family].network_io(Signature((image,), outputs), pipeline(family, batch=batch))
+    return FAMILIES[family].network_io(NetworkSignature((image,), outputs), pipeline(family, batch=batch))
 
 
 def anonymous(*tensors: TensorSpec) -> list[TensorSpec]:
@@ -100,7 +100,9 @@ def test_only_detectors_take_an_image_without_a_batch() -> None:
     image, logits = TensorSpec("image", "FP32", (3, None, None)), TensorSpec("y", "FP32", (1, 3, None, None))
 
     with pytest.raises(SignatureError, match=r"the shape must be \[batch, 3, height, width\]"):
-        FAMILIES["semantic-logits"].network_io(Signature((image,), (logits,)), pipeline("semantic-logits", (0, 1, 2)))
+        FAMILIES["semantic-logits"].network_io(
+            NetworkSignature((image,), (logits,)), pipeline("semantic-logits", (0, 1, 2))
+        )
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from segserve_builder.errors import BadImageError
 from segserve_builder.imaging import refinement
 from segserve_builder.stages.argmax import Argmax
-from segserve_builder.stages.base import Request, Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.crf import Crf
 from segserve_builder.stages.guided_filter import GuidedFilter
-from segserve_builder.values import Logits, Placement
+from segserve_builder.values import Logits, ResizeTransform
 
 STAGES = [
     pytest.param(Crf(), id="crf"),
@@ -33,7 +33,7 @@ def halves(height: int, width: int, labels: int = 3, seed: int = 0) -> Logits:
     right = np.arange(width)[None] >= border[:, None]
     logits = np.full((labels, height, width), -20, np.float32)
     logits[0], logits[1] = np.where(right, -1, 1), np.where(right, 1, -1)
-    return Logits(logits, Placement.of(height, width), guide=image.astype(np.uint8))
+    return Logits(logits, ResizeTransform.of(height, width), guide=image.astype(np.uint8))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -41,7 +41,7 @@ def test_borders_move_to_the_edges_of_the_image(stage: Stage) -> None:
     value = halves(60, 80)
     truth = np.broadcast_to(np.arange(80) >= 40, (60, 80))
 
-    labels = Argmax()(stage(value, Request()), Request()).labels
+    labels = Argmax()(stage(value, RequestOptions()), RequestOptions()).labels
 
     assert (labels != truth).sum() < 0.1 * (value.values.argmax(0) != truth).sum()
 
@@ -57,20 +57,20 @@ def test_the_answer_is_log_probabilities_of_the_image_without_padding(
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(labels, h, w), scale=5).astype(np.float32)
-    placement = Placement(2 * height, 3 * width, top, left, height, width, height + 2 * top, width + left)
+    placement = ResizeTransform(2 * height, 3 * width, top, left, height, width, height + 2 * top, width + left)
     guide = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
     value = Logits(logits, placement, 2.0, frozenset({1}), guide)
 
-    given = stage(value, Request())
+    given = stage(value, RequestOptions())
 
     assert given.values.shape == (labels, height, width)
     assert given.values.dtype == np.float32
     assert np.isfinite(given.values).all()
-    assert given.placement == Placement(2 * height, 3 * width, 0, 0, height, width, height, width)
+    assert given.placement == ResizeTransform(2 * height, 3 * width, 0, 0, height, width, height, width)
     assert (given.temperature, given.things) == (1.0, frozenset({1}))
     if labels > 1:
         np.testing.assert_allclose(np.exp(given.values).sum(0), 1, atol=2e-2)
-    assert Argmax()(given, Request()).labels.shape == (2 * height, 3 * width)
+    assert Argmax()(given, RequestOptions()).labels.shape == (2 * height, 3 * width)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -78,7 +78,7 @@ def test_one_channel_is_the_logit_of_the_second_of_two(stage: Stage) -> None:
     two = halves(30, 40, 2)
     one = replace(two, values=two.values[1:] - two.values[:1])
 
-    given, expected = stage(one, Request()).values, stage(two, Request()).values
+    given, expected = stage(one, RequestOptions()).values, stage(two, RequestOptions()).values
 
     np.testing.assert_allclose(given[0], expected[1] - expected[0], atol=1e-4)
 
@@ -88,7 +88,7 @@ def test_the_temperature_divides_the_logits(stage: Stage) -> None:
     value = halves(30, 40)
     hot = replace(value, values=value.values * 3, temperature=3.0)
 
-    np.testing.assert_allclose(stage(hot, Request()).values, stage(value, Request()).values, atol=1e-3)
+    np.testing.assert_allclose(stage(hot, RequestOptions()).values, stage(value, RequestOptions()).values, atol=1e-3)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -96,7 +96,7 @@ def test_a_label_that_is_improbable_everywhere_changes_nothing(stage: Stage) -> 
     without = halves(30, 40, 2)
     with_it = replace(without, values=np.concatenate([without.values, np.full((1, 30, 40), -12, np.float32)]))
 
-    few, many = stage(without, Request()).values, stage(with_it, Request()).values
+    few, many = stage(without, RequestOptions()).values, stage(with_it, RequestOptions()).values
 
     assert np.array_equal(few, many[:2])
     assert (many[2] < few.min()).all()
@@ -106,26 +106,26 @@ def test_a_label_that_is_improbable_everywhere_changes_nothing(stage: Stage) -> 
 def test_an_image_that_is_too_large_is_the_callers_fault(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refinement, "MAX_PIXELS", 1199)
     with pytest.raises(BadImageError, match="is 40 x 30; up to 1199 pixels"):
-        stage(halves(30, 40), Request())
+        stage(halves(30, 40), RequestOptions())
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_too_many_classes_for_the_memory_are_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refinement, "MAX_BYTES", 150_000)
     with pytest.raises(BadImageError, match="with 3 classes"):
-        stage(halves(30, 40), Request())
+        stage(halves(30, 40), RequestOptions())
 
 
 def test_a_lattice_that_is_too_large_is_the_callers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segserve_builder.kernels.crf.LATTICE_BYTES", 10_000)
     with pytest.raises(BadImageError, match="more than 56 vertices"):
-        Crf()(halves(30, 40), Request())
+        Crf()(halves(30, 40), RequestOptions())
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_missing_image_is_refused(stage: Stage) -> None:
     with pytest.raises(ValueError, match=r"the guide is None; uint8 \(30, 40, 3\) is expected"):
-        stage(replace(halves(30, 40), guide=None), Request())
+        stage(replace(halves(30, 40), guide=None), RequestOptions())
 
 
 @pytest.mark.parametrize("options", [{"mode": "best"}, {"iterations": 0}, {"bilateralRgb": 0}, {"gaussianWeight": -1}])

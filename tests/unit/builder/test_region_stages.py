@@ -13,17 +13,17 @@ from scipy import ndimage
 
 from segserve_builder.kernels.rle import encode_bitmap
 from segserve_builder.kernels.rle_reader import decode_bitmap
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.fill_holes import FillHoles
 from segserve_builder.stages.keep_largest import KeepLargest
 from segserve_builder.stages.remove_small_regions import RemoveSmallRegions
-from segserve_builder.values import Instances, LabelMap, Logits, Placement
+from segserve_builder.values import Instances, LabelMap, Logits, ResizeTransform
 
 CORNERS = ndimage.generate_binary_structure(2, 2)
 
 
 def label_map(labels: np.ndarray) -> LabelMap:
-    return LabelMap(labels, Logits(np.zeros((1, 1, 1), np.float32), Placement.of(*labels.shape)))
+    return LabelMap(labels, Logits(np.zeros((1, 1, 1), np.float32), ResizeTransform.of(*labels.shape)))
 
 
 def instances(*masks: np.ndarray) -> Instances:
@@ -48,7 +48,7 @@ def scattered(seed: int, values: int) -> np.ndarray:
 def test_each_instance_has_its_own_holes_filled(seed: int) -> None:
     masks = [mask for mask in (scattered(seed, 2), scattered(seed + 1, 2), np.ones((12, 17))) if mask.any()]
 
-    filled = FillHoles()(instances(*masks), Request())
+    filled = FillHoles()(instances(*masks), RequestOptions())
 
     for mask, given_mask in zip(masks, bitmaps(filled), strict=True):
         assert np.array_equal(given_mask, ndimage.binary_fill_holes(mask, CORNERS))
@@ -64,7 +64,7 @@ def test_each_instance_keeps_its_largest_region(seed: int) -> None:
     areas = np.bincount(parts.ravel())
     areas[0] = 0
 
-    (kept,) = bitmaps(KeepLargest(connectivity=8)(instances(mask), Request()))
+    (kept,) = bitmaps(KeepLargest(connectivity=8)(instances(mask), RequestOptions()))
 
     assert np.array_equal(kept, parts == areas.argmax())
 
@@ -81,7 +81,7 @@ STAGES = {
 def test_only_instances_of_the_classes_that_are_named_change(name: str) -> None:
     before = instances(RING, RING)
 
-    after = STAGES[name](before, Request())
+    after = STAGES[name](before, RequestOptions())
 
     assert after.classes.tolist() == [0, 1]
     assert after.masks[0] == before.masks[0]
@@ -92,7 +92,7 @@ def test_only_instances_of_the_classes_that_are_named_change(name: str) -> None:
 def test_only_the_classes_that_are_named_change_in_a_label_map(name: str) -> None:
     labels = np.concatenate([RING, np.zeros((1, 5), np.uint8), 2 * RING])
 
-    after = STAGES[name](label_map(labels), Request())
+    after = STAGES[name](label_map(labels), RequestOptions())
 
     assert np.array_equal(after.labels[4:], labels[4:])
     assert not np.array_equal(after.labels[:3], labels[:3])
@@ -101,7 +101,7 @@ def test_only_the_classes_that_are_named_change_in_a_label_map(name: str) -> Non
 def test_holes_of_up_to_max_area_are_filled() -> None:
     labels = np.array([[1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 1], [1, 1, 1, 1, 1, 1]], np.uint8)
 
-    filled = FillHoles(max_area=1)(label_map(labels), Request())
+    filled = FillHoles(max_area=1)(label_map(labels), RequestOptions())
 
     assert filled.labels.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 1], [1] * 6]
 
@@ -109,8 +109,8 @@ def test_holes_of_up_to_max_area_are_filled() -> None:
 def test_other_classes_are_filled_only_on_demand() -> None:
     labels = np.array([[1, 1, 1, 1], [1, 2, 0, 1], [1, 1, 1, 1]], np.uint8)
 
-    assert FillHoles()(label_map(labels), Request()).labels[1].tolist() == [1, 2, 1, 1]
-    assert FillHoles(over="any")(label_map(labels), Request()).labels[1].tolist() == [1, 1, 1, 1]
+    assert FillHoles()(label_map(labels), RequestOptions()).labels[1].tolist() == [1, 2, 1, 1]
+    assert FillHoles(over="any")(label_map(labels), RequestOptions()).labels[1].tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from segserve_builder.errors import BadImageError
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.resize import Resize
-from segserve_builder.values import Image, Placement
+from segserve_builder.values import Image, ResizeTransform
 
 RNG = np.random.default_rng(3)
 SIDE = st.integers(1, 3000)
@@ -39,7 +39,7 @@ def picture(height: int, width: int, channels: int = 3, dtype: Any = np.uint8) -
 
 
 def resize(pixels: np.ndarray, **options: Any) -> Image:
-    return Resize.model_validate(options)(Image(pixels, Placement.of(*pixels.shape[:2])), Request())
+    return Resize.model_validate(options)(Image(pixels, ResizeTransform.of(*pixels.shape[:2])), RequestOptions())
 
 
 def ultralytics_letterbox(image: np.ndarray, new_shape: tuple[int, int]) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_letterbox_of_an_image_that_fits_one_side_only_pads_it() -> None:
     pixels = picture(30, 64, 1)
     given = resize(pixels, mode="letterbox", size=64)
     np.testing.assert_array_equal(given.pixels, np.pad(pixels, ((17, 17), (0, 0), (0, 0)), constant_values=114))
-    assert given.placement == Placement(30, 64, 17, 0, 30, 64, 64, 64)
+    assert given.placement == ResizeTransform(30, 64, 17, 0, 30, 64, 64, 64)
 
 
 def test_an_odd_rest_of_letterbox_goes_to_the_bottom() -> None:
@@ -128,7 +128,7 @@ def test_the_image_lies_within_the_input_and_the_numbers_cross_unchanged(
     assert placed.inner_width >= 1
     assert placed.top + placed.inner_height <= placed.input_height
     assert placed.left + placed.inner_width <= placed.input_width
-    assert Placement.from_numbers(np.asarray(placed.to_numbers(), np.int32)) == placed
+    assert ResizeTransform.from_numbers(np.asarray(placed.to_numbers(), np.int32)) == placed
 
 
 @pytest.mark.parametrize("padding", [{"padding": "edge"}, {"padValue": 9}, {}], ids=str)
@@ -140,7 +140,7 @@ def test_keep_pads_as_numpy_pads(padding: dict[str, Any]) -> None:
     expected = np.pad(pixels, ((0, 1), (0, 0), (0, 0)), **mode)
     given = resize(pixels, mode="keep", multipleOf=16, **padding)
     np.testing.assert_array_equal(given.pixels, expected)
-    assert given.placement == Placement(303, 384, 0, 0, 303, 384, 304, 384)
+    assert given.placement == ResizeTransform(303, 384, 0, 0, 303, 384, 304, 384)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -152,7 +152,7 @@ def test_stretch_is_opencv_resize(interpolation: str, channels: int, dtype: Any)
     expected = cv2.resize(pixels, (20, 91), interpolation=METHODS[interpolation]).reshape(91, 20, channels)
     np.testing.assert_array_equal(given.pixels, expected)
     assert given.pixels.dtype == dtype
-    assert given.placement == Placement(40, 53, 0, 0, 91, 20, 91, 20)
+    assert given.placement == ResizeTransform(40, 53, 0, 0, 91, 20, 91, 20)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -202,8 +202,8 @@ def test_nearest_takes_the_pixel_at_the_floor_as_torch_does() -> None:
     ids=str,
 )
 def test_an_image_that_fits_already_is_passed_on_uncopied(options: dict[str, Any]) -> None:
-    value = Image(picture(32, 48), Placement.of(32, 48))
-    assert Resize.model_validate(options)(value, Request()) is value
+    value = Image(picture(32, 48), ResizeTransform.of(32, 48))
+    assert Resize.model_validate(options)(value, RequestOptions()) is value
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)

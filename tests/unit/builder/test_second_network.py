@@ -16,11 +16,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from segserve_builder.errors import PipelineError, UnknownNameError
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.render.tree import Network, Tree, render, with_network_alias
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import Postprocess, check_postprocess
 from segserve_builder.steps.step_options import PARAMETER, PostOptions, PreOptions
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 SEMANTIC_IO = NetworkIO(
     TensorSpec("image", "UINT8", (None, 1, None, None)), "NCHW", (TensorSpec("output0", "FP32", (None, 4, None, None)),)
@@ -211,7 +211,7 @@ def test_the_answer_is_the_instances_over_the_label_map() -> None:
     post = Postprocess(pipeline(), SEMANTIC_IO, INSTANCE_IO)
 
     answer = post(
-        {"output0": logits()}, Placement(64, 64, 0, 0, 64, 64, 64, 64), Request(encoding="raw"),
+        {"output0": logits()}, ResizeTransform(64, 64, 0, 0, 64, 64, 64, 64), RequestOptions(encoding="raw"),
         frozenset({"LABELS", "SEGMENTS"}), second=detections(),
     )  # fmt: skip
 

@@ -15,16 +15,16 @@ from torch.nn import functional
 
 from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import Signature, TensorSpec
+from segserve_builder.families.base import NetworkSignature, TensorSpec
 from segserve_builder.imaging.confidence import class_statistics, mean_confidence
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.calibrate import Calibrate
 from segserve_builder.stages.multi_label import MultiLabel
 from segserve_builder.stages.remove_small_regions import RemoveSmallRegions
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.values import Candidates, LabelMap, Logits, NoHeads, Placement
+from segserve_builder.values import Candidates, LabelMap, Logits, NoHeads, ResizeTransform
 
 torch.set_num_threads(1)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -32,7 +32,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 def logits(channels: int, h: int, w: int, size: tuple[int, int], seed: int = 0) -> Logits:
     values = np.random.default_rng(seed).normal(size=(channels, h, w)) * 2
-    return Logits(values.astype(np.float32), Placement.of(*size))
+    return Logits(values.astype(np.float32), ResizeTransform.of(*size))
 
 
 def upsampled(value: Logits, aligned: bool) -> torch.Tensor:
@@ -46,7 +46,7 @@ def upsampled(value: Logits, aligned: bool) -> torch.Tensor:
 def test_labels_areas_and_confidence_are_those_of_torch(channels: int, aligned: bool) -> None:
     value = replace(logits(channels, 9, 12, (70, 101)), temperature=1.8)
 
-    found = Argmax(align_corners=aligned)(value, Request())
+    found = Argmax(align_corners=aligned)(value, RequestOptions())
     areas, confidence = class_statistics(found, channels)
 
     likely, labels = torch.softmax(upsampled(value, aligned).double() / 1.8, 0).max(0)
@@ -62,7 +62,7 @@ def test_labels_areas_and_confidence_are_those_of_torch(channels: int, aligned: 
 def test_one_channel_is_compared_as_a_probability_after_calibration(temperature: float) -> None:
     value = replace(logits(1, 6, 6, (30, 30)), temperature=temperature)
 
-    found = Argmax(threshold=0.7)(value, Request())
+    found = Argmax(threshold=0.7)(value, RequestOptions())
 
     likely = torch.sigmoid(upsampled(value, aligned=False)[0].double() / temperature).numpy()
     assert np.array_equal(found.labels, likely > 0.7)
@@ -73,7 +73,7 @@ def test_one_channel_is_compared_as_a_probability_after_calibration(temperature:
 
 def test_statistics_are_those_of_the_labels_that_are_left() -> None:
     value = logits(3, 12, 12, (60, 60))
-    cleaned = RemoveSmallRegions(min_area=200)(Argmax()(value, Request()), Request())
+    cleaned = RemoveSmallRegions(min_area=200)(Argmax()(value, RequestOptions()), RequestOptions())
 
     areas, confidence = class_statistics(cleaned, 3)
 
@@ -106,7 +106,7 @@ def test_multi_label_masks_are_those_of_sigmoid_but_for_float_ties(
     value = replace(logits(channels, h, w, (height, width), seed), temperature=temperature)
     thresholds = np.random.default_rng(seed).uniform(0.1, 0.9, channels)
 
-    found = MultiLabel(thresholds=tuple(thresholds), align_corners=aligned)(value, Request())
+    found = MultiLabel(thresholds=tuple(thresholds), align_corners=aligned)(value, RequestOptions())
 
     likely = torch.sigmoid(upsampled(value, aligned).double() / temperature).numpy()
     masks = np.array([decode_bitmap(counts, height, width) for counts in found.masks]) > 0
@@ -123,33 +123,34 @@ def test_one_threshold_is_for_all_classes() -> None:
     value = logits(4, 8, 8, (40, 40))
 
     assert (
-        MultiLabel(threshold=0.8)(value, Request()).masks == MultiLabel(thresholds=(0.8,) * 4)(value, Request()).masks
+        MultiLabel(threshold=0.8)(value, RequestOptions()).masks
+        == MultiLabel(thresholds=(0.8,) * 4)(value, RequestOptions()).masks
     )
 
 
 def test_a_wrong_number_of_thresholds_is_refused() -> None:
     with pytest.raises(PipelineError, match="multiLabel has 2 thresholds; the network has 4 channels"):
-        MultiLabel(thresholds=(0.5, 0.5))(logits(4, 8, 8, (40, 40)), Request())
+        MultiLabel(thresholds=(0.5, 0.5))(logits(4, 8, 8, (40, 40)), RequestOptions())
 
 
 def test_calibrating_logits_keeps_them_and_multiplies_temperatures() -> None:
     value = logits(3, 4, 4, (16, 16))
 
-    once = Calibrate(temperature=2)(value, Request())
-    twice = Calibrate(temperature=1.5)(once, Request())
+    once = Calibrate(temperature=2)(value, RequestOptions())
+    twice = Calibrate(temperature=1.5)(once, RequestOptions())
 
     assert isinstance(twice, Logits)
     assert twice.temperature == 3
     assert twice.values is value.values
-    assert np.array_equal(Argmax()(twice, Request()).labels, Argmax()(value, Request()).labels)
+    assert np.array_equal(Argmax()(twice, RequestOptions()).labels, Argmax()(value, RequestOptions()).labels)
 
 
 def test_calibrated_scores_keep_their_order_and_their_boxes() -> None:
     scores = np.array([0.9, 0.5, 0.1, 1, 0], np.float32)
     boxes = np.arange(20, dtype=np.float32).reshape(5, 4)
-    value = Candidates(boxes, scores, np.arange(5, dtype=np.int32), NoHeads(), Placement.of(8, 8))
+    value = Candidates(boxes, scores, np.arange(5, dtype=np.int32), NoHeads(), ResizeTransform.of(8, 8))
 
-    softer = Calibrate(temperature=2)(value, Request())
+    softer = Calibrate(temperature=2)(value, RequestOptions())
 
     assert isinstance(softer, Candidates)
     assert softer.scores == pytest.approx([0.75, 0.5, 0.25, 1, 0])
@@ -202,7 +203,7 @@ def pipeline(classes: int, *stages: dict[str, Any]) -> Pipeline:
 )
 def test_multi_label_needs_a_channel_a_class(classes: int, channels: int, stage: dict[str, Any], says: str) -> None:
     image = TensorSpec("image", "UINT8", (None, 1, None, None))
-    given = Signature((image,), (TensorSpec("logits", "FP32", (None, channels, None, None)),))
+    given = NetworkSignature((image,), (TensorSpec("logits", "FP32", (None, channels, None, None)),))
     read = lambda: FAMILIES["semantic-logits"].network_io(given, pipeline(classes, stage))  # noqa: E731
 
     if says is None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segserve_builder import families, stages
 from segserve_builder.families import FAMILIES
 from segserve_builder.stages import INFERENCE, POSTPROCESS, PREPROCESS
-from segserve_builder.stages.base import Request, Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.resize import Resize
 from segserve_builder.values import (
     CANDIDATES,
@@ -28,16 +28,16 @@ from segserve_builder.values import (
     HeatmapHeads,
     Image,
     Instances,
-    Keypoints,
-    Kind,
+    KeypointDetections,
     LabelMap,
     Logits,
     MaskHeads,
     NoHeads,
     Panoptic,
-    Placement,
     PrototypeHeads,
     Queries,
+    ResizeTransform,
+    ValueType,
 )
 
 CALLED = PREPROCESS | POSTPROCESS
@@ -63,13 +63,13 @@ def encoded(height: int, width: int) -> Encoded:
 
 def image(height: int, width: int) -> Image:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    return Image(pixels, Placement.of(height, width))
+    return Image(pixels, ResizeTransform.of(height, width))
 
 
 def logits(height: int, width: int, channels: int = 3) -> Logits:
     values = np.random.default_rng(0).normal(size=(channels, height, width)).astype(np.float32)
     guide = np.random.default_rng(3).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    placement = Placement(2 * height, 2 * width, 0, 0, height, width, height, width)
+    placement = ResizeTransform(2 * height, 2 * width, 0, 0, height, width, height, width)
     return Logits(values, placement, things=frozenset({1}), guide=guide)
 
 
@@ -87,7 +87,7 @@ def detections(n: int, height: int, width: int, heads: Heads) -> Candidates:
         rng.random(n).astype(np.float32),
         rng.integers(0, 2, n).astype(np.int32),
         heads,
-        Placement(height, width, 1, 2, 4 * height, 4 * width, 4 * height + 3, 4 * width + 5),
+        ResizeTransform(height, width, 1, 2, 4 * height, 4 * width, 4 * height + 3, 4 * width + 5),
     )
 
 
@@ -134,34 +134,34 @@ def instances(n: int, height: int, width: int) -> Instances:
 
 
 SAMPLES = {
-    Kind.ENCODED: {"one pixel": encoded(1, 1), "an image": encoded(9, 13)},
-    Kind.IMAGE: {"one pixel": image(1, 1), "an image": image(9, 13)},
-    Kind.LOGITS: {"one cell": logits(1, 1), "logits": logits(9, 13), "one channel": logits(9, 13, 1)},
-    Kind.LABELS: {"four pixels": labels(1, 1), "labels": labels(9, 13), "16 bit": labels(9, 13, np.uint16)},
+    ValueType.ENCODED: {"one pixel": encoded(1, 1), "an image": encoded(9, 13)},
+    ValueType.IMAGE: {"one pixel": image(1, 1), "an image": image(9, 13)},
+    ValueType.LOGITS: {"one cell": logits(1, 1), "logits": logits(9, 13), "one channel": logits(9, 13, 1)},
+    ValueType.LABELS: {"four pixels": labels(1, 1), "labels": labels(9, 13), "16 bit": labels(9, 13, np.uint16)},
 } | {
     kind: {"none": make(0, 9, 13), "one pixel": make(2, 1, 1), "some": make(20, 9, 13)}
     for kind, make in {
-        Kind.ANCHORS: anchors,
-        Kind.BOXES: boxes,
-        Kind.PROTOTYPES: prototypes,
-        Kind.MASK_HEADS: mask_heads,
-        Kind.HEATMAPS: heatmaps,
-        Kind.QUERIES: queries,
-        Kind.INSTANCES: instances,
+        ValueType.ANCHORS: anchors,
+        ValueType.BOXES: boxes,
+        ValueType.PROTOTYPES: prototypes,
+        ValueType.MASK_HEADS: mask_heads,
+        ValueType.HEATMAPS: heatmaps,
+        ValueType.QUERIES: queries,
+        ValueType.INSTANCES: instances,
     }.items()
 }
 TYPES = {
-    Kind.ENCODED: Encoded,
-    Kind.IMAGE: Image,
-    Kind.LOGITS: Logits,
-    Kind.LABELS: LabelMap,
-    Kind.CLASS_MASKS: ClassMasks,
-    Kind.ANCHORS: Anchors,
+    ValueType.ENCODED: Encoded,
+    ValueType.IMAGE: Image,
+    ValueType.LOGITS: Logits,
+    ValueType.LABELS: LabelMap,
+    ValueType.CLASS_MASKS: ClassMasks,
+    ValueType.ANCHORS: Anchors,
     **dict.fromkeys(CANDIDATES, Candidates),
-    Kind.QUERIES: Queries,
-    Kind.INSTANCES: Instances,
-    Kind.KEYPOINTS: Keypoints,
-    Kind.PANOPTIC: Panoptic,
+    ValueType.QUERIES: Queries,
+    ValueType.INSTANCES: Instances,
+    ValueType.KEYPOINTS: KeypointDetections,
+    ValueType.PANOPTIC: Panoptic,
 }
 CASES = [
     pytest.param(CALLED[name], kind, SAMPLES[kind][sample], id=f"{name} on {sample}")
@@ -192,20 +192,22 @@ def plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("stage", "kind", "value"), CASES)
-def test_a_stage_gives_what_it_declares_and_leaves_its_input_alone(stage: type[Stage], kind: Kind, value: Any) -> None:
+def test_a_stage_gives_what_it_declares_and_leaves_its_input_alone(
+    stage: type[Stage], kind: ValueType, value: Any
+) -> None:
     before = plain(value)
 
-    given = stage(**minimal_options(stage))(value, Request())
+    given = stage(**minimal_options(stage))(value, RequestOptions())
 
     assert isinstance(given, TYPES[stage.gives or kind])
     assert plain(value) == before
 
 
 @pytest.mark.parametrize(("stage", "kind", "value"), CASES)
-def test_a_stage_takes_read_only_and_strided_arrays(stage: type[Stage], kind: Kind, value: Any) -> None:
+def test_a_stage_takes_read_only_and_strided_arrays(stage: type[Stage], kind: ValueType, value: Any) -> None:
     built = stage(**minimal_options(stage))
 
-    assert plain(built(awkward(value), Request())) == plain(built(value, Request()))
+    assert plain(built(awkward(value), RequestOptions())) == plain(built(value, RequestOptions()))
 
 
 def test_every_option_of_a_stage_is_described() -> None:

@@ -14,19 +14,19 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.render.config import VERSION
-from segserve_builder.render.target import EMBEDDED, Target
+from segserve_builder.render.target import EMBEDDED, RenderTarget
 from segserve_builder.render.tree import CONFIG_FILE, Tree, render, with_network_alias
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.step_options import MODEL_FILE
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pbtxt-26.04-onnxruntime"
 ARTIFACT = Path("/cache/sha256/artifact")
-NATIVE = Target.named("26.04", "onnxruntime")
+NATIVE = RenderTarget.named("26.04", "onnxruntime")
 TARGETS = {
     "24.10 python": EMBEDDED,
-    "24.10 onnxruntime": Target.named("24.10", "onnxruntime"),
-    "25.12 onnxruntime": Target.named("25.12", "onnxruntime"),
-    "26.04 python": Target.named("26.04", "python"),
+    "24.10 onnxruntime": RenderTarget.named("24.10", "onnxruntime"),
+    "25.12 onnxruntime": RenderTarget.named("25.12", "onnxruntime"),
+    "26.04 python": RenderTarget.named("26.04", "python"),
     "26.04 onnxruntime": NATIVE,
 }
 SEMANTIC_IO = NetworkIO(
@@ -51,7 +51,7 @@ def pipeline(**changes: Any) -> Pipeline:
     return Pipeline.model_validate(PLAIN | changes)
 
 
-def tree(target: Target, io: NetworkIO = SEMANTIC_IO, **changes: Any) -> Tree:
+def tree(target: RenderTarget, io: NetworkIO = SEMANTIC_IO, **changes: Any) -> Tree:
     return render(pipeline(**changes), io, ARTIFACT, target=target)
 
 
@@ -85,7 +85,7 @@ def test_configurations_for_26_04_with_the_native_backend_equal_the_golden_files
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_each_release_gets_only_the_fields_that_it_knows(target: Target) -> None:
+def test_each_release_gets_only_the_fields_that_it_knows(target: RenderTarget) -> None:
     found = tree(target)
     seen = {field for name in (*found.steps, *found.public) for field in fields(config(found, name))}
     assert ("model_metrics" in seen) == (target.release >= (26, 1))
@@ -102,7 +102,7 @@ def test_networks_that_run_differently_have_steps_of_different_names() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_the_revision_and_the_steps_around_the_network_are_those_of_every_target(target: Target) -> None:
+def test_the_revision_and_the_steps_around_the_network_are_those_of_every_target(target: RenderTarget) -> None:
     found, known = tree(target), tree(EMBEDDED)
     assert config(found, "coins").parameters["revision"].string_value == pipeline().revision
     assert [name for name in found.steps if name not in found.networks] == [
@@ -147,4 +147,4 @@ def test_what_the_native_backend_cannot_do_stays_with_python(io: NetworkIO, chan
 @pytest.mark.parametrize(("release", "backend"), [("26.4", "python"), ("24.09", "python"), ("26.04", "openvino")])
 def test_a_target_that_nobody_knows_is_refused(release: str, backend: str) -> None:
     with pytest.raises(UnknownNameError):
-        Target.named(release, backend)
+        RenderTarget.named(release, backend)

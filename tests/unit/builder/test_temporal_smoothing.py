@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from segserve_builder.errors import BadImageError, PipelineError
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.render.config import postprocess_config
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.temporal_smoothing import History, TemporalSmoothing
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import Postprocess, check_postprocess
 from segserve_builder.steps.step_options import PostOptions
 from segserve_builder.steps.streams import ENDS, STARTS, Frame, Streams, frame_number, smoothing_of
-from segserve_builder.values import LabelMap, Logits, Placement
+from segserve_builder.values import LabelMap, Logits, ResizeTransform
 
 HEIGHT, WIDTH = 5, 7
 NEVER_CUT = 1.0
@@ -30,7 +30,7 @@ VOTES = TemporalSmoothing(method="votes", frames=4, scene_cut=NEVER_CUT)
 def logits(seed: int, height: int = HEIGHT, channels: int = 3) -> Logits:
     values = np.random.default_rng(seed).normal(size=(channels, height, WIDTH)).astype(np.float32)
     values.setflags(write=False)
-    return Logits(values, Placement.of(height, WIDTH))
+    return Logits(values, ResizeTransform.of(height, WIDTH))
 
 
 def label_map(seed: int) -> LabelMap:
@@ -141,7 +141,7 @@ def striped(shift: int, channels: int = 2) -> Logits:
     """Logits of which one column in ten becomes another class with every shift."""
     values = np.zeros((channels, 4, 10), np.float32)
     values[-1] = np.where((np.arange(10) + shift) % 10 < 5, 3, -3)
-    return Logits(values, Placement.of(4, 10))
+    return Logits(values, ResizeTransform.of(4, 10))
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -172,14 +172,14 @@ def test_a_frame_of_another_size_starts_anew() -> None:
 
 
 def test_a_frame_that_was_placed_otherwise_starts_anew() -> None:
-    there = Logits(logits(1).values, Placement(HEIGHT, WIDTH, 1, 0, HEIGHT - 1, WIDTH, HEIGHT, WIDTH))
+    there = Logits(logits(1).values, ResizeTransform(HEIGHT, WIDTH, 1, 0, HEIGHT - 1, WIDTH, HEIGHT, WIDTH))
 
     np.testing.assert_array_equal(play(AVERAGE, [logits(0), there], [None] * 2)[1], there.values)
 
 
 def test_a_frame_by_itself_is_left_as_it_is() -> None:
-    assert AVERAGE(logits(0), Request()).values is not None
-    np.testing.assert_array_equal(AVERAGE(logits(0), Request()).values, logits(0).values)
+    assert AVERAGE(logits(0), RequestOptions()).values is not None
+    np.testing.assert_array_equal(AVERAGE(logits(0), RequestOptions()).values, logits(0).values)
 
 
 class Clock:
@@ -189,7 +189,7 @@ class Clock:
         return self.now
 
 
-HISTORY = History(Placement.of(1, 1), (0,), (np.zeros((1, 1)),))
+HISTORY = History(ResizeTransform.of(1, 1), (0,), (np.zeros((1, 1)),))
 
 
 def streams(most: int = 2, max_idle_s: float = 10) -> tuple[Streams, Clock]:
@@ -289,8 +289,8 @@ def test_a_pipeline_steadies_the_frames_of_a_stream_and_no_others(steps: tuple[d
         value = logits(seed)
         frame = Frame(None, history)
         wanted = frozenset({"LABELS"})
-        answer = postprocess({"y": value.values[None]}, value.placement, Request(), wanted, frame=frame)
-        alone = postprocess({"y": value.values[None]}, value.placement, Request(), wanted)
+        answer = postprocess({"y": value.values[None]}, value.placement, RequestOptions(), wanted, frame=frame)
+        alone = postprocess({"y": value.values[None]}, value.placement, RequestOptions(), wanted)
         history = frame.history
         if stage.method == "exponential":
             smooth, expected = stage.step(value, expected)

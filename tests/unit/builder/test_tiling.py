@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from oracles.sliding_window import weighted_sums
 from segserve_builder.errors import PipelineError
 from segserve_builder.kernels.blend import add_tile, divide_rows
-from segserve_builder.stages.tile import Tile
-from segserve_builder.steps.tiling import Grid, Plan, Span, Window, answers, merged, stream, tiles
+from segserve_builder.stages.tile import TiledInference
+from segserve_builder.steps.tiling import Span, TileGrid, TilePlan, TileWeights, answers, merged, stream, tiles
 
 BLENDS = ("gaussian", "hann", "linear", "constant")
 PADDINGS: dict[str, dict[str, Any]] = {
@@ -28,7 +28,7 @@ PADDINGS: dict[str, dict[str, Any]] = {
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> tuple[Plan, int]:
+def plans(draw: st.DrawFn) -> tuple[TilePlan, int]:
     """Tiles over an image, and how many times smaller their logits are."""
     ratio = draw(st.sampled_from([1, 1, 2, 4]))
     multiple = ratio * draw(st.integers(1, 3))
@@ -36,13 +36,13 @@ def plans(draw: st.DrawFn) -> tuple[Plan, int]:
     overlap = draw(st.one_of(st.floats(0, 0.95), st.integers(1, max(1, min(sides) - 1)).map(float)))
     if overlap >= min(sides):
         overlap = 0.5
-    options = Tile(
+    options = TiledInference(
         height=sides[0], width=sides[1], overlap=overlap, multiple_of=multiple, blend=draw(st.sampled_from(BLENDS))
     )
-    return Plan.of(options, ratio * draw(st.integers(1, 60)), ratio * draw(st.integers(1, 60))), ratio
+    return TilePlan.of(options, ratio * draw(st.integers(1, 60)), ratio * draw(st.integers(1, 60))), ratio
 
 
-def some_logits(plan: Plan, ratio: int, classes: int, seed: int = 0) -> list[np.ndarray]:
+def some_logits(plan: TilePlan, ratio: int, classes: int, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     shape = (classes, plan.options.height // ratio, plan.options.width // ratio)
     return [rng.normal(size=shape).astype(np.float32) for _ in plan.grid]
@@ -54,7 +54,7 @@ def reader(image: np.ndarray) -> Any:
 
 @settings(max_examples=100, deadline=None)
 @given(plans(), st.integers(2, 5), st.integers(0, 99))
-def test_labels_are_exactly_those_of_the_weighted_sums(drawn: tuple[Plan, int], classes: int, seed: int) -> None:
+def test_labels_are_exactly_those_of_the_weighted_sums(drawn: tuple[TilePlan, int], classes: int, seed: int) -> None:
     plan, ratio = drawn
     logits = some_logits(plan, ratio, classes, seed)
 
@@ -66,7 +66,7 @@ def test_labels_are_exactly_those_of_the_weighted_sums(drawn: tuple[Plan, int], 
 
 @settings(max_examples=100, deadline=None)
 @given(plans(), st.integers(1, 3), st.integers(0, 99))
-def test_merged_logits_are_exactly_the_weighted_means(drawn: tuple[Plan, int], classes: int, seed: int) -> None:
+def test_merged_logits_are_exactly_the_weighted_means(drawn: tuple[TilePlan, int], classes: int, seed: int) -> None:
     plan, ratio = drawn
     logits = some_logits(plan, ratio, classes, seed)
     total, weights = weighted_sums(plan, logits)
@@ -82,7 +82,7 @@ def test_merged_logits_are_exactly_the_weighted_means(drawn: tuple[Plan, int], c
 
 @settings(max_examples=100, deadline=None)
 @given(plans())
-def test_tiles_cover_the_image_and_say_what_they_share(drawn: tuple[Plan, int]) -> None:
+def test_tiles_cover_the_image_and_say_what_they_share(drawn: tuple[TilePlan, int]) -> None:
     plan, _ = drawn
     options = plan.options
     for spans, size, tile in (
@@ -101,9 +101,9 @@ def test_tiles_cover_the_image_and_say_what_they_share(drawn: tuple[Plan, int]) 
 @settings(max_examples=60, deadline=None)
 @given(plans(), st.sampled_from(list(PADDINGS)), st.booleans())
 def test_a_network_that_answers_pixels_gives_the_image_back(
-    drawn: tuple[Plan, int], padding: Any, channels_last: bool
+    drawn: tuple[TilePlan, int], padding: Any, channels_last: bool
 ) -> None:
-    plan = Plan(drawn[0].options.model_copy(update={"padding": padding}), drawn[0].grid)
+    plan = TilePlan(drawn[0].options.model_copy(update={"padding": padding}), drawn[0].grid)
     image = np.random.default_rng(0).integers(0, 255, (3, plan.grid.height, plan.grid.width)).astype(np.uint8)
 
     def read(top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -121,7 +121,7 @@ def test_a_network_that_answers_pixels_gives_the_image_back(
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_a_small_image_lies_in_the_middle_of_a_padded_tile(padding: Any) -> None:
     image = np.arange(15, dtype=np.float32).reshape(1, 3, 5)
-    plan = Plan.of(Tile(height=8, width=12, multiple_of=1, padding=padding, pad_value=7), 3, 5)
+    plan = TilePlan.of(TiledInference(height=8, width=12, multiple_of=1, padding=padding, pad_value=7), 3, 5)
 
     (tile,) = tiles(plan, reader(image), (1, 2))
 
@@ -130,13 +130,13 @@ def test_a_small_image_lies_in_the_middle_of_a_padded_tile(padding: Any) -> None
 
 
 def test_a_small_image_is_put_where_the_networks_stride_divides() -> None:
-    plan = Plan.of(Tile(height=64, width=64, multiple_of=16), 16, 40)
+    plan = TilePlan.of(TiledInference(height=64, width=64, multiple_of=16), 16, 40)
 
-    assert plan.grid == Grid(16, 40, (Span(0, 16, 16, 0, 16),), (Span(0, 0, 40, 0, 40),))
+    assert plan.grid == TileGrid(16, 40, (Span(0, 16, 16, 0, 16),), (Span(0, 0, 40, 0, 40),))
 
 
 def test_the_last_tiles_reach_beyond_the_image_where_multiples_ask_for_it() -> None:
-    plan = Plan.of(Tile(height=64, width=64, overlap=16, multiple_of=32), 100, 128)
+    plan = TilePlan.of(TiledInference(height=64, width=64, overlap=16, multiple_of=32), 100, 128)
     image = np.random.default_rng(0).normal(size=(1, 100, 128)).astype(np.float32)
 
     found = list(tiles(plan, reader(image), (1, 2)))
@@ -149,7 +149,7 @@ def test_the_last_tiles_reach_beyond_the_image_where_multiples_ask_for_it() -> N
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("size", [1, 2, 7, 512])
 def test_weights_are_symmetric_and_largest_in_the_middle(blend: Any, size: int) -> None:
-    weights = Window.of(blend, size, 3).weights()
+    weights = TileWeights.of(blend, size, 3).weights()
 
     assert weights.min() > 0
     np.testing.assert_allclose(weights, weights[::-1, ::-1], rtol=1e-4)
@@ -157,7 +157,7 @@ def test_weights_are_symmetric_and_largest_in_the_middle(blend: Any, size: int) 
 
 
 def test_one_channel_is_the_logit_of_the_second_class() -> None:
-    plan = Plan.of(Tile(height=8, width=8, overlap=0.5, multiple_of=1), 20, 30)
+    plan = TilePlan.of(TiledInference(height=8, width=8, overlap=0.5, multiple_of=1), 20, 30)
     logits = some_logits(plan, 1, 1)
 
     labels = np.concatenate(list(stream(plan, logits)))
@@ -166,7 +166,7 @@ def test_one_channel_is_the_logit_of_the_second_class() -> None:
 
 
 def test_more_than_256_classes_have_16_bits() -> None:
-    plan = Plan.of(Tile(height=4, width=4, overlap=1, multiple_of=1), 6, 5)
+    plan = TilePlan.of(TiledInference(height=4, width=4, overlap=1, multiple_of=1), 6, 5)
     logits = some_logits(plan, 1, 300)
 
     labels = np.concatenate(list(stream(plan, logits)))
@@ -176,7 +176,7 @@ def test_more_than_256_classes_have_16_bits() -> None:
 
 
 def test_tiles_may_be_read_only_and_strided() -> None:
-    plan = Plan.of(Tile(height=8, width=8, overlap=0.5, multiple_of=1), 20, 30)
+    plan = TilePlan.of(TiledInference(height=8, width=8, overlap=0.5, multiple_of=1), 20, 30)
     logits = some_logits(plan, 1, 3)
     awkward = [np.repeat(tile, 2, axis=2)[..., ::2] for tile in logits]
     for tile in awkward:
@@ -186,7 +186,7 @@ def test_tiles_may_be_read_only_and_strided() -> None:
 
 
 def test_nan_stays_within_the_tiles_that_have_it() -> None:
-    plan = Plan.of(Tile(height=8, width=8, overlap=0, multiple_of=1), 8, 24)
+    plan = TilePlan.of(TiledInference(height=8, width=8, overlap=0, multiple_of=1), 8, 24)
     logits = some_logits(plan, 1, 2)
     logits[1][:] = np.nan
 
@@ -198,13 +198,13 @@ def test_nan_stays_within_the_tiles_that_have_it() -> None:
 
 
 def test_a_label_map_of_any_height_takes_the_memory_of_one_row_of_tiles() -> None:
-    options = Tile(height=64, width=64, overlap=16, multiple_of=16)
+    options = TiledInference(height=64, width=64, overlap=16, multiple_of=16)
     classes, width = 4, 2048
 
     def peak_bytes(height: int) -> int:
-        plan = Plan.of(options, height, width)
+        plan = TilePlan.of(options, height, width)
         tile = np.random.default_rng(0).normal(size=(classes, 64, 64)).astype(np.float32)
-        list(stream(Plan.of(options, 64, 64), [tile]))  # what is compiled or cached once does not count
+        list(stream(TilePlan.of(options, 64, 64), [tile]))  # what is compiled or cached once does not count
         tracemalloc.start()
         rows = sum(len(labels) for labels in stream(plan, (tile for _ in plan.grid)))
         _, peak = tracemalloc.get_traced_memory()
@@ -220,7 +220,7 @@ def test_a_label_map_of_any_height_takes_the_memory_of_one_row_of_tiles() -> Non
 
 
 def test_rows_come_as_soon_as_no_tile_to_come_has_a_part_in_them() -> None:
-    plan = Plan.of(Tile(height=32, width=32, overlap=16, multiple_of=16), 96, 64)
+    plan = TilePlan.of(TiledInference(height=32, width=32, overlap=16, multiple_of=16), 96, 64)
     asked = 0
 
     def counted() -> Iterator[np.ndarray]:
@@ -245,14 +245,14 @@ def test_rows_come_as_soon_as_no_tile_to_come_has_a_part_in_them() -> None:
     ],
 )
 def test_logits_that_do_not_fit_the_tiles_are_refused(shape: tuple[int, ...], message: str) -> None:
-    plan = Plan.of(Tile(height=64, width=64, multiple_of=32), 104, 128)
+    plan = TilePlan.of(TiledInference(height=64, width=64, multiple_of=32), 104, 128)
 
     with pytest.raises(PipelineError, match=message):
         merged(plan, [np.zeros(shape, np.float32)] * len(plan.grid))
 
 
 def test_kernels_refuse_arrays_that_do_not_belong_together() -> None:
-    window, span = Window.of("gaussian", 4, 4), Span(0, 0, 4, 0, 4)
+    window, span = TileWeights.of("gaussian", 4, 4), Span(0, 0, 4, 0, 4)
     sums, tile = np.zeros((2, 4, 8), np.float32), np.zeros((2, 4, 4), np.float32)
 
     with pytest.raises(ValueError, match="a tile has shape"):
@@ -275,4 +275,4 @@ def test_kernels_refuse_arrays_that_do_not_belong_together() -> None:
 )
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        Tile(**{"height": 64, "width": 128} | options)
+        TiledInference(**{"height": 64, "width": 128} | options)

@@ -14,15 +14,15 @@ from networks import yolo
 from networks.yolo import Layout
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import NetworkIO, Signature, TensorSpec
-from segserve_builder.stages.base import Request
+from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.values import Candidates, Kind, Placement, PrototypeHeads
+from segserve_builder.values import Candidates, PrototypeHeads, ResizeTransform, ValueType
 
 IMAGE = TensorSpec("image", "FP32", (None, 3, 640, 640))
 # 1280 x 640 pixels at half their size in the middle of a square of 640.
-PLACEMENT = Placement(640, 1280, 160, 0, 320, 640, 640, 640)
+PLACEMENT = ResizeTransform(640, 1280, 160, 0, 320, 640, 640, 640)
 WITH_MASKS = ("yolo-seg", "yolov5-seg", "yolo-nms-free-seg")
 BOXES_ONLY = ("yolo-detect", "yolov5-detect", "yolo-nms-free-detect")
 SEEDS = st.integers(0, 2**32 - 1)
@@ -50,7 +50,7 @@ def chosen(family: str, outputs: list[np.ndarray], classes: int) -> Candidates:
     value: Any = FAMILIES[family].read(arrays, PLACEMENT, pipeline(family, classes))
     for stage in FAMILIES[family].default_postprocess:
         if not isinstance(stage, CropMasks):
-            value = stage(value, Request())
+            value = stage(value, RequestOptions())
     assert isinstance(value, Candidates)
     return value
 
@@ -146,7 +146,7 @@ def test_a_detection_of_a_class_that_is_none_is_refused(number: float) -> None:
 
 def checked(family: str, *outputs: tuple[int | None, ...], dtype: str = "FP32") -> NetworkIO:
     tensors = tuple(TensorSpec(f"output{index}", dtype, shape) for index, shape in enumerate(outputs))
-    return FAMILIES[family].network_io(Signature((IMAGE,), tensors), pipeline(family, 3))
+    return FAMILIES[family].network_io(NetworkSignature((IMAGE,), tensors), pipeline(family, 3))
 
 
 PROTOTYPES = (None, 32, 160, 160)
@@ -217,4 +217,4 @@ def test_arrays_of_another_shape_are_refused(family: str, shapes: list[tuple[int
 
 @pytest.mark.parametrize("family", WITH_MASKS + BOXES_ONLY)
 def test_a_family_says_whether_its_candidates_have_masks(family: str) -> None:
-    assert FAMILIES[family].gives == (Kind.PROTOTYPES if family in WITH_MASKS else Kind.BOXES)
+    assert FAMILIES[family].gives == (ValueType.PROTOTYPES if family in WITH_MASKS else ValueType.BOXES)

@@ -10,7 +10,7 @@ from make_golden import PHOTOGRAPH, score_of
 from refresh import with_digests
 
 from segserve_builder.golden.judging import compare, load
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def artifact(name: str) -> Path:
 
 @NAMES
 def test_the_answer_to_the_photograph_is_what_the_example_promises(name: str) -> None:
-    answer = in_process(MODELS[name]).answer(PHOTOGRAPH.read_bytes(), Request(encoding="rle"))
+    answer = in_process(MODELS[name]).answer(PHOTOGRAPH.read_bytes(), RequestOptions(encoding="rle"))
 
     assert score_of(answer).good, score_of(answer)
 
@@ -39,7 +39,7 @@ def test_the_golden_set_is_answered(name: str) -> None:
 
     for case in load(FOLDER / golden.uri).cases:
         image = (FOLDER / golden.uri / case.image).read_bytes()
-        compare(case, model.answer(image, Request(encoding="rle")))
+        compare(case, model.answer(image, RequestOptions(encoding="rle")))
 
 
 def test_the_digests_of_model_yaml_are_those_of_the_files() -> None:

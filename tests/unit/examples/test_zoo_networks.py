@@ -17,7 +17,7 @@ from examples.zoo.training import HERE, WEIGHTS, Run
 from examples.zoo.variants import LEAST_SCORE, NMS_IOU, SEMANTIC, documents
 from examples.zoo.world import draw_scenes
 from segserve.results.masks import EncodedMask
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.segmentation_model import SegmentationModel
 
@@ -72,7 +72,7 @@ def test_the_digests_of_zoo_yaml_are_those_of_the_files() -> None:
 def test_label_maps_are_those_of_plain_torch(name: str) -> None:
     model, network = in_process(name), Network(name)
     for scene in SCENES:
-        answer = model.answer(png(scene.image), Request(encoding="raw"))
+        answer = model.answer(png(scene.image), RequestOptions(encoding="raw"))
         labels = np.frombuffer(answer["LABELS"][0], np.uint8).reshape(scene.labels.shape)
         view = network.view(scene.image)
 
@@ -85,7 +85,7 @@ def test_label_maps_are_those_of_plain_torch(name: str) -> None:
 def test_instances_are_those_of_plain_torch(name: str) -> None:
     model, network = in_process(name), Network(name)
     for scene in SCENES:
-        answer = model.answer(png(scene.image), Request(encoding="rle"))
+        answer = model.answer(png(scene.image), RequestOptions(encoding="rle"))
         view = network.view(scene.image)
         plain = {
             "yolo-seg": lambda v: offline.yolo_instances(network, v, LEAST_SCORE, NMS_IOU),

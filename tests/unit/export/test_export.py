@@ -26,7 +26,7 @@ from segserve_builder.export.isolated import load_weights
 from segserve_builder.export.networks import Preparation, family_of, load
 from segserve_builder.golden.judging import compare
 from segserve_builder.golden.judging import load as load_golden
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_operator.api.loading import load as load_resources
@@ -88,7 +88,7 @@ def test_what_is_exported_is_served_as_it_was_made_golden(
     (resource,) = load_resources((out / "model.yaml").read_text(), "model.yaml")
     model = InProcessModel(resource.spec.pipeline("net"), out / resource.spec.artifact.uri)  # type: ignore[union-attr]
     for case in load_golden(out / "golden").cases:
-        compare(case, model.answer((out / "golden" / case.image).read_bytes(), Request(encoding="rle")))
+        compare(case, model.answer((out / "golden" / case.image).read_bytes(), RequestOptions(encoding="rle")))
     assert sorted(path.name for path in out.iterdir()) == ["golden", "model.yaml", "net.onnx"]
     assert ("before and after" in told) == (precision != "fp32")
 

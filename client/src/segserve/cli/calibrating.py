@@ -85,7 +85,7 @@ def _pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
 
 
 def _chosen(files: list[Path], name: str | None) -> SegmentationModel:
-    from segserve_builder.values import Kind
+    from segserve_builder.values import ValueType
     from segserve_operator.api.segmentation_model import SegmentationModel
 
     models = {
@@ -102,7 +102,7 @@ def _chosen(files: list[Path], name: str | None) -> SegmentationModel:
     if fitting:
         raise CommandError(f"several models could be calibrated: {', '.join(models)}; choose one with --model")
     raise CommandError(
-        f"{', '.join(asked) or 'nothing'} has no stage that takes {Kind.LOGITS} and gives {Kind.LABELS}; "
+        f"{', '.join(asked) or 'nothing'} has no stage that takes {ValueType.LOGITS} and gives {ValueType.LABELS}; "
         "only such a model can be calibrated with label maps"
     )
 
@@ -171,7 +171,7 @@ def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:
 
     from segserve_builder.families import FAMILIES
     from segserve_builder.stages.argmax import Argmax
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.steps.pipeline import named_postprocess
 
     given = model.network_input(image.read_bytes())
@@ -179,7 +179,7 @@ def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:
     for _, stage in named_postprocess(pipeline):
         if isinstance(stage, Argmax):
             break
-        value = stage(replace(value, guide=given.guide) if stage.needs_guide else value, Request())
+        value = stage(replace(value, guide=given.guide) if stage.needs_guide else value, RequestOptions())
     if not np.isfinite(value.values).all():
         raise CommandError(f"{image}: the network's answer has NaN or infinite values")
     logits: Logits = value

@@ -13,8 +13,8 @@ from segserve.cli.files import images_in
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve_builder.export.networks import Preparation, Source
-    from segserve_builder.export.writing import Accuracy, Made
+    from segserve_builder.export.networks import NetworkSource, Preparation
+    from segserve_builder.export.writing import Accuracy, ExportResult
 
 
 def export(
@@ -67,11 +67,11 @@ def export(
     """Turn a torch network into ONNX with its normalisation in the graph, check it, and write all that serves it."""
     with needs("export"):
         from segserve_builder.export.networks import load
-        from segserve_builder.export.writing import Plan, make
+        from segserve_builder.export.writing import ExportPlan, make
 
         loaded = load(source, weights)
         preparation = _preparation(loaded, mean, std, scale)
-        plan = Plan(
+        plan = ExportPlan(
             name=name,
             family=_family(loaded, family),
             classes=_classes(loaded, classes),
@@ -86,7 +86,7 @@ def export(
         typer.echo(line)
 
 
-def _family(loaded: Source, given: str | None) -> str:
+def _family(loaded: NetworkSource, given: str | None) -> str:
     from segserve_builder.families import FAMILIES
 
     family = given or loaded.family
@@ -95,14 +95,14 @@ def _family(loaded: Source, given: str | None) -> str:
     return family
 
 
-def _classes(loaded: Source, given: str | None) -> tuple[str, ...]:
+def _classes(loaded: NetworkSource, given: str | None) -> tuple[str, ...]:
     names = tuple(name.strip() for name in given.split(",")) if given else loaded.classes
     if not names or not all(names):
         raise CommandError(f"--classes names the network's classes, as background,road,car; got {given!r}")
     return names
 
 
-def _preparation(loaded: Source, mean: str | None, std: str | None, scale: float | None) -> Preparation:
+def _preparation(loaded: NetworkSource, mean: str | None, std: str | None, scale: float | None) -> Preparation:
     from segserve_builder.export.networks import Preparation
 
     known = loaded.preparation or Preparation(1 / 255, (0.0,), (1.0,))
@@ -135,7 +135,7 @@ def _labels(folder: Path | None) -> dict[str, Path]:
     return {} if folder is None else {path.stem: path for path in folder.glob("*.png")}
 
 
-def _write_resource(made: Made, name: str, folder: Path) -> Path:
+def _write_resource(made: ExportResult, name: str, folder: Path) -> Path:
     from segserve_operator.api.documents import write_documents
     from segserve_operator.api.segmentation_model import SegmentationModel
 
@@ -151,7 +151,7 @@ def _write_resource(made: Made, name: str, folder: Path) -> Path:
     return path
 
 
-def _told(made: Made, classes: tuple[str, ...], resource: Path) -> Iterator[str]:
+def _told(made: ExportResult, classes: tuple[str, ...], resource: Path) -> Iterator[str]:
     size = made.size_bytes / 2**20
     yield f"{made.spec['artifact']['uri']}  {size:.1f} MiB  sha256 {made.spec['artifact']['sha256'][:12]}..."
     yield f"checked: outputs are within {made.difference:.1g} of the network's, as a part of their range"

@@ -9,12 +9,12 @@ import signal
 import threading
 from pathlib import Path
 
-from segserve_builder.agent.lookout import Lookout
+from segserve_builder.agent.lookout import ServerObserver
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.processes import StepProcesses
 from segserve_builder.agent.repository import Repository
 from segserve_builder.agent.server import TritonServer
-from segserve_builder.agent.work import Work
+from segserve_builder.agent.work import ActionRunner
 from segserve_builder.sources.access import ACCESS_VARIABLE, LOCAL, Access
 
 
@@ -24,10 +24,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder: Path = given.group_dir
     server, repository = TritonServer(given.grpc), Repository(folder / "repository")
-    lookout = Lookout(server, repository, StepProcesses(given.pid_file) if given.pid_file else None)
+    lookout = ServerObserver(server, repository, StepProcesses(given.pid_file) if given.pid_file else None)
     told = os.environ.get(ACCESS_VARIABLE)
     access = Access.model_validate_json(told) if told else LOCAL
-    agent = Agent(folder, Work(server, repository, given.cache, folder / "triton.log", access=access), lookout)
+    agent = Agent(folder, ActionRunner(server, repository, given.cache, folder / "triton.log", access=access), lookout)
     stop = threading.Event()
 
     def end(*_: object) -> None:

@@ -14,7 +14,7 @@ _SHARES: Final = 20
 _UNSIZED_BYTES: Final = 256 * 10**6
 
 
-class Arrival:
+class DownloadProgress:
     """The progress of one fetch; `say` hears of each further twentieth, or quarter of a gigabyte."""
 
     def __init__(self, say: Callable[[str], None]) -> None:

@@ -21,11 +21,13 @@ from segserve_builder.spec.names import STEP_PREFIX, network_alias
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from segserve_builder.agent.memory import Memory
-    from segserve_builder.agent.state import Action, Look, Prepared, Told
+    from segserve_builder.agent.memory import AgentState
+    from segserve_builder.agent.state import Action, AssignedRevision, Prepared, ServerSnapshot
 
 
-def next_actions(assigned: Sequence[Told], look: Look, memory: Memory, now_s: float) -> tuple[Action, ...]:
+def next_actions(
+    assigned: Sequence[AssignedRevision], look: ServerSnapshot, memory: AgentState, now_s: float
+) -> tuple[Action, ...]:
     """Return what to start now, given what is under way; the same view gives the same actions."""
     wished: list[Action] = []
     for told in assigned:
@@ -33,12 +35,12 @@ def next_actions(assigned: Sequence[Told], look: Look, memory: Memory, now_s: fl
         if failure is None or failure.is_due(now_s):
             wished += _advance(told, look, memory)
     if look.ready:
-        wished += _clear_away(assigned, look, memory)
+        wished += _garbage_collect(assigned, look, memory)
     busy = {action.subject for action in memory.running}
     return tuple(action for action in dict.fromkeys(wished) if action.subject not in busy)
 
 
-def is_held(told: Told, look: Look, memory: Memory) -> bool:
+def is_loaded(told: AssignedRevision, look: ServerSnapshot, memory: AgentState) -> bool:
     """Tell whether the server holds the whole revision behind its public name, every process of it alive."""
     prepared = memory.prepared.get(told.revision)
     if prepared is None or not look.ready or not _serves(told, told.model, look):
@@ -46,7 +48,7 @@ def is_held(told: Told, look: Look, memory: Memory) -> bool:
     return all(look.states.get(step) == READY and step not in look.dead for step in prepared.steps)
 
 
-def reports(assigned: Sequence[Told], look: Look, memory: Memory) -> tuple[ModelReport, ...]:
+def reports(assigned: Sequence[AssignedRevision], look: ServerSnapshot, memory: AgentState) -> tuple[ModelReport, ...]:
     """Return a report of each assigned revision, and of each that is still on its way out."""
     wanted = {told.model for told in assigned}
     leaving = [
@@ -57,7 +59,7 @@ def reports(assigned: Sequence[Told], look: Look, memory: Memory) -> tuple[Model
     return (*(_report(told, look, memory) for told in assigned), *leaving)
 
 
-def _report(told: Told, look: Look, memory: Memory) -> ModelReport:
+def _report(told: AssignedRevision, look: ServerSnapshot, memory: AgentState) -> ModelReport:
     prepared = memory.prepared.get(told.revision)
     failure = memory.failures.get(told.revision)
     proof = memory.proofs.get(told.revision)
@@ -80,24 +82,24 @@ def _report(told: Told, look: Look, memory: Memory) -> ModelReport:
         message=message,
         retryable=failure is not None and failure.retry_at_s is not None,
         artifact_verified=prepared is not None or (failure is not None and failure.published),
-        loaded=is_held(told, look, memory),
+        loaded=is_loaded(told, look, memory),
         proof=proof.kind if proof is not None and state is ModelState.READY else None,
         steps=prepared.steps if prepared is not None else (),
         load_s=memory.load_s.get(told.revision, 0.0),
     )
 
 
-def _state(told: Told, look: Look, memory: Memory) -> ModelState:
+def _state(told: AssignedRevision, look: ServerSnapshot, memory: AgentState) -> ModelState:
     if told.revision in memory.failures:
         return ModelState.FAILED
     if told.revision not in memory.prepared:
         return ModelState.FETCHING
-    if not is_held(told, look, memory):
+    if not is_loaded(told, look, memory):
         return ModelState.LOADING
     return ModelState.READY if told.revision in memory.proofs else ModelState.PROVING
 
 
-def _advance(told: Told, look: Look, memory: Memory) -> list[Action]:
+def _advance(told: AssignedRevision, look: ServerSnapshot, memory: AgentState) -> list[Action]:
     prepared = memory.prepared.get(told.revision)
     if prepared is None or prepared.told != told:
         return [Prepare(told.revision, told.model)]
@@ -115,23 +117,25 @@ def _advance(told: Told, look: Look, memory: Memory) -> list[Action]:
     return [] if _is_proved(told, memory) else [Prove(told.revision, told.model)]
 
 
-def _steps_to_load(prepared: Prepared, look: Look) -> list[Action]:
+def _steps_to_load(prepared: Prepared, look: ServerSnapshot) -> list[Action]:
     repairs = [RepairStep(step) for step in prepared.steps if step in look.dead]
     loads = [LoadStep(step) for step in prepared.steps if look.states.get(step) not in (READY, LOADING)]
     return [*repairs, *loads]
 
 
-def _serves(told: Told, name: str, look: Look) -> bool:
+def _serves(told: AssignedRevision, name: str, look: ServerSnapshot) -> bool:
     ensemble = look.loaded.get(name)
     return look.states.get(name) == READY and ensemble is not None and ensemble.revision == told.revision
 
 
-def _is_proved(told: Told, memory: Memory) -> bool:
+def _is_proved(told: AssignedRevision, memory: AgentState) -> bool:
     proof = memory.proofs.get(told.revision)
     return proof is not None and proof.golden_sha256 == (told.spec.golden.sha256 if told.spec.golden else None)
 
 
-def _clear_away(assigned: Sequence[Told], look: Look, memory: Memory) -> Iterator[Action]:
+def _garbage_collect(
+    assigned: Sequence[AssignedRevision], look: ServerSnapshot, memory: AgentState
+) -> Iterator[Action]:
     """Yield what takes away all that is not assigned: ensembles, then their steps, each before its files."""
     public = {name for told in assigned for name in _public_names(told)}
     present = look.folders | {name for name in look.states if look.is_active(name)}
@@ -140,7 +144,7 @@ def _clear_away(assigned: Sequence[Told], look: Look, memory: Memory) -> Iterato
     }
     # Before that an old revision's steps may be needed again, and a new one's are not known yet.
     settled = all(
-        told.revision in memory.failures or (is_held(told, look, memory) and told.revision in memory.proofs)
+        told.revision in memory.failures or (is_loaded(told, look, memory) and told.revision in memory.proofs)
         for told in assigned
     )
     for name in sorted(present):
@@ -153,12 +157,12 @@ def _clear_away(assigned: Sequence[Told], look: Look, memory: Memory) -> Iterato
             yield Remove(name)
 
 
-def _outlived(name: str, leaving: frozenset[str] | set[str], look: Look) -> bool:
+def _outlived(name: str, leaving: frozenset[str] | set[str], look: ServerSnapshot) -> bool:
     """Tell whether steps of the ensemble `name` are still to go; its folder, which names them, goes last."""
     return name in look.published and bool(look.published[name].steps & leaving)
 
 
-def _public_names(told: Told) -> tuple[str, ...]:
+def _public_names(told: AssignedRevision) -> tuple[str, ...]:
     return (told.model, network_alias(told.model)) if "network" in told.spec.expose else (told.model,)
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from pydantic import ValidationError
 
 from segserve_builder.agent import decide
-from segserve_builder.agent.memory import CRASHES_ALLOWED, Memory
+from segserve_builder.agent.memory import CRASHES_ALLOWED, AgentState
 from segserve_builder.agent.protocol import Assignment, ModelState, Report
-from segserve_builder.agent.state import LoadStep, Prepare, Probe, Prove, RepairStep, Serve, Told
+from segserve_builder.agent.state import AssignedRevision, LoadStep, Prepare, Probe, Prove, RepairStep, Serve
 from segserve_builder.render.publish import sweep
 from segserve_builder.sources.eviction import Leases
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from segserve_builder.agent.lookout import Lookout
+    from segserve_builder.agent.lookout import ServerObserver
     from segserve_builder.agent.protocol import ModelReport
-    from segserve_builder.agent.state import Action, Look, Prepared
-    from segserve_builder.agent.work import Outcome, Problem, Work
+    from segserve_builder.agent.state import Action, Prepared, ServerSnapshot
+    from segserve_builder.agent.work import ActionFailure, ActionResult, ActionRunner
 
 TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 1.0
@@ -38,12 +38,12 @@ TAKEOVER_S: Final = 3.0
 _LOG = logging.getLogger(__name__)
 
 
-Tell: TypeAlias = "Callable[[bool, tuple[ModelReport, ...]], None]"
+OnReport: TypeAlias = "Callable[[bool, tuple[ModelReport, ...]], None]"
 """Told whether the server is ready, and of its models, whenever that changed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class AgentHealth:
     """How an agent is: when its last pass was (monotonic), whether it was told what to hold, and its last probe."""
 
     passed_s: float
@@ -65,17 +65,19 @@ class Agent:
     `tell` hears whatever is written there, without its heartbeats.
     """
 
-    def __init__(self, folder: Path, work: Work, lookout: Lookout, tell: Tell = lambda *_: None) -> None:
+    def __init__(
+        self, folder: Path, work: ActionRunner, lookout: ServerObserver, tell: OnReport = lambda *_: None
+    ) -> None:
         self._work = work
         self._lookout = lookout
         self._assignment = AssignmentFile(folder / "assignment.json")
         self._report = ReportFile(folder / "report.json", tell)
-        self.pulse = Pulse(time.monotonic())
-        self._memory = Memory()
-        self._assigned: tuple[Told, ...] = ()
+        self.pulse = AgentHealth(time.monotonic())
+        self._memory = AgentState()
+        self._assigned: tuple[AssignedRevision, ...] = ()
         self._next_probe_s = 0.0
         self._last_probed: list[str] = []
-        self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self._outcomes: SimpleQueue[ActionResult] = SimpleQueue()
         self._sayings: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._wake = threading.Event()
         self._leases = Leases()
@@ -119,7 +121,7 @@ class Agent:
 
     def _tell(self, ready: bool, models: tuple[ModelReport, ...], *, has_assignment: bool = False) -> None:
         self._report.write(ready, models)
-        self.pulse = Pulse(time.monotonic(), has_assignment, ready, models, self.pulse.probe_s)
+        self.pulse = AgentHealth(time.monotonic(), has_assignment, ready, models, self.pulse.probe_s)
 
     def _start(self, action: Action, now_s: float) -> None:
         revision = action.revision if isinstance(action, Prepare | Serve | Prove | Probe) else ""
@@ -127,7 +129,7 @@ class Agent:
         self._memory.start(action, now_s)
         self._workers.submit(self._carry_out, action, told, self._memory.prepared.get(revision))
 
-    def _carry_out(self, action: Action, told: Told | None, prepared: Prepared | None) -> None:
+    def _carry_out(self, action: Action, told: AssignedRevision | None, prepared: Prepared | None) -> None:
         revision = told.revision if told is not None else ""
         say = partial(self._say, revision)
         self._outcomes.put(self._work.carry_out(action, told, prepared, say))
@@ -137,7 +139,7 @@ class Agent:
         _LOG.info("%s: %s", revision, text)
         self._sayings.put((revision, text))
 
-    def _start_probe(self, look: Look, now_s: float) -> None:
+    def _start_probe(self, look: ServerSnapshot, now_s: float) -> None:
         busy = {action.subject for action in self._memory.running}
         proved = [told for told in self._assigned if told.revision in self._memory.proofs]
         free = {told.model: told for told in proved if told.model not in busy}
@@ -149,7 +151,7 @@ class Agent:
         self._next_probe_s = now_s + PROBE_INTERVAL_S
         self._start(Probe(free[model].revision, model), now_s)
 
-    def _absorb(self, outcome: Outcome, now_s: float) -> None:
+    def _absorb(self, outcome: ActionResult, now_s: float) -> None:
         memory, action = self._memory, outcome.action
         memory.running.discard(action)
         self._lookout.learn(outcome.ensembles)
@@ -172,7 +174,7 @@ class Agent:
             if not self._died_meanwhile(action.revision):
                 self._lookout.suspect(outcome.suspects)
 
-    def _absorb_problem(self, action: Action, problem: Problem, now_s: float) -> None:
+    def _absorb_problem(self, action: Action, problem: ActionFailure, now_s: float) -> None:
         memory = self._memory
         if isinstance(action, Prove) and self._died_meanwhile(action.revision):
             memory.crashes[action.revision] += 1
@@ -181,7 +183,7 @@ class Agent:
         for told in self._concerned(action):
             memory.fail(told, problem.reason, problem.message, retry_from_s=now_s if problem.retryable else None)
 
-    def _concerned(self, action: Action) -> Sequence[Told]:
+    def _concerned(self, action: Action) -> Sequence[AssignedRevision]:
         if isinstance(action, LoadStep | RepairStep):
             return self._memory.users(action.name)
         if isinstance(action, Prepare | Serve | Prove):
@@ -199,9 +201,9 @@ class AssignmentFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp: tuple[int, int] | None = None
-        self._told: tuple[Told, ...] | None = None
+        self._told: tuple[AssignedRevision, ...] | None = None
 
-    def read(self) -> tuple[Told, ...] | None:
+    def read(self) -> tuple[AssignedRevision, ...] | None:
         """Return the assigned models; None as long as nothing was assigned at all."""
         try:
             status = self._path.stat()
@@ -209,7 +211,7 @@ class AssignmentFile:
             if stamp != self._stamp:
                 self._stamp = stamp
                 models = Assignment.model_validate_json(self._path.read_bytes()).models
-                self._told = tuple(map(Told.of, models))
+                self._told = tuple(map(AssignedRevision.of, models))
         except FileNotFoundError:
             return self._told
         except ValidationError as error:
@@ -224,7 +226,7 @@ class ReportFile:
     a server that goes on serving is not taken out because its agent starts anew.
     """
 
-    def __init__(self, path: Path, tell: Tell = lambda *_: None) -> None:
+    def __init__(self, path: Path, tell: OnReport = lambda *_: None) -> None:
         self._path = path
         self._tell = tell
         self._inherited_until_s = time.monotonic() + TAKEOVER_S if path.exists() else 0.0

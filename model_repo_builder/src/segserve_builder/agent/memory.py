@@ -6,25 +6,25 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.agent.decide import is_held
-from segserve_builder.agent.state import Failure, LoadStep, RepairStep, Serve
+from segserve_builder.agent.decide import is_loaded
+from segserve_builder.agent.state import LoadStep, RepairStep, RevisionFailure, Serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from segserve_builder.agent.state import Action, Look, Prepared, Proof, Told
+    from segserve_builder.agent.state import Action, AssignedRevision, Prepared, Proof, ServerSnapshot
 
 LONGEST_PAUSE_S: Final = 30.0
 CRASHES_ALLOWED: Final = 3
 
 
 @dataclass(slots=True)
-class Memory:
+class AgentState:
     """All by revision. It may be lost at any time: the next looks and proofs bring it back."""
 
     prepared: dict[str, Prepared] = field(default_factory=dict)
     proofs: dict[str, Proof] = field(default_factory=dict)
-    failures: dict[str, Failure] = field(default_factory=dict)
+    failures: dict[str, RevisionFailure] = field(default_factory=dict)
     load_s: dict[str, float] = field(default_factory=dict)
     running: set[Action] = field(default_factory=set)
     crashes: Counter[str] = field(default_factory=Counter)
@@ -33,7 +33,7 @@ class Memory:
 
     _load_started_s: dict[str, float] = field(default_factory=dict)
 
-    def keep_only(self, assigned: Sequence[Told]) -> None:
+    def keep_only(self, assigned: Sequence[AssignedRevision]) -> None:
         """Forget what is not assigned any more, and failures of what is assigned differently now."""
         told = {model.revision: model for model in assigned}
         for known in (self.prepared, self.proofs, self.load_s, self.crashes, self.progress, self._load_started_s):
@@ -43,24 +43,24 @@ class Memory:
             if told.get(revision) != failure.told:
                 del self.failures[revision]
 
-    def doubt(self, assigned: Iterable[Told], look: Look) -> None:
+    def doubt(self, assigned: Iterable[AssignedRevision], look: ServerSnapshot) -> None:
         """Forget the proofs of what the server does not hold whole any more."""
         for told in assigned:
-            if not is_held(told, look, self):
+            if not is_loaded(told, look, self):
                 self.proofs.pop(told.revision, None)
 
-    def users(self, step: str) -> list[Told]:
+    def users(self, step: str) -> list[AssignedRevision]:
         """Return the assigned models that use a step."""
         return [prepared.told for prepared in self.prepared.values() if step in prepared.steps]
 
-    def fail(self, told: Told, reason: str, message: str, *, retry_from_s: float | None) -> None:
+    def fail(self, told: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None) -> None:
         """Take down why a revision is not served; `retry_from_s` is now where a retry may help, else None."""
         earlier = self.failures.get(told.revision)
         attempts = earlier.attempts + 1 if earlier is not None else 1
         pause = min(2.0 ** (attempts - 1), LONGEST_PAUSE_S)
         retry_at_s = None if retry_from_s is None else retry_from_s + pause
         verified = told.revision in self.prepared
-        self.failures[told.revision] = Failure(told, reason, message, attempts, retry_at_s, verified)
+        self.failures[told.revision] = RevisionFailure(told, reason, message, attempts, retry_at_s, verified)
         self.proofs.pop(told.revision, None)
 
     def start(self, action: Action, now_s: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from segserve_builder.spec.model_spec import Artifact, Frozen, Golden
+from segserve_builder.spec.model_spec import Artifact, FrozenModel, Golden
 from segserve_builder.steps.pipeline import Pipeline
 
 
@@ -16,7 +16,7 @@ def _own_name(fields: dict[str, Any]) -> str:
     return pipeline.revision
 
 
-class AssignedModel(Frozen):
+class AssignedModel(FrozenModel):
     """One revision that a group's servers hold under the model's public name."""
 
     pipeline: Pipeline
@@ -35,7 +35,7 @@ class AssignedModel(Frozen):
         return self.pipeline.model
 
 
-class Assignment(Frozen):
+class Assignment(FrozenModel):
     """All that a group's servers hold, at most one revision of a model."""
 
     models: tuple[AssignedModel, ...] = ()
@@ -52,7 +52,7 @@ class ModelState(StrEnum):
     UNLOADING = "Unloading"
 
 
-class ModelReport(Frozen):
+class ModelReport(FrozenModel):
     """What one server knows of one revision. `reason` is one CamelCase word."""
 
     model: str
@@ -68,7 +68,7 @@ class ModelReport(Frozen):
     load_s: float = 0.0
 
 
-class Report(Frozen):
+class Report(FrozenModel):
     """What one server holds. `heartbeat` is in Unix seconds, written anew at least every two seconds."""
 
     heartbeat: float

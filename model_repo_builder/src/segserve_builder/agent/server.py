@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Answer = dict[str, NDArray[Any]]
+    RawAnswer = dict[str, NDArray[Any]]
 
 QUESTION_S: Final = 2.0
 LOAD_S: Final = 900.0
@@ -29,19 +29,19 @@ _CHANNEL: Final = [
 ]
 
 
-class ServerError(Exception):
+class TritonError(Exception):
     """A call to the server that did not do what it should."""
 
 
-class ServerLostError(ServerError):
+class TritonUnreachableError(TritonError):
     """Nobody answers at the server's port."""
 
 
-class ServerSlowError(ServerError):
+class TritonTimeoutError(TritonError):
     """No answer within the deadline."""
 
 
-class ServerRefusedError(ServerError):
+class TritonRefusedError(TritonError):
     """The server answered with an error; `status` is gRPC's word for it, such as INVALID_ARGUMENT."""
 
     def __init__(self, status: str, message: str) -> None:
@@ -92,7 +92,7 @@ class TritonServer:
             statistics = self._client.get_inference_statistics(name, headers=self._headers, client_timeout=QUESTION_S)
         return sum(int(model.inference_stats.success.count) for model in statistics.model_stats)
 
-    def infer(self, model: str, image: bytes, parameters: Mapping[str, Any], timeout_s: float) -> Answer:
+    def infer(self, model: str, image: bytes, parameters: Mapping[str, Any], timeout_s: float) -> RawAnswer:
         """Return all outputs of `model` for one encoded image."""
         import numpy as np
         from tritonclient.grpc import InferInput
@@ -123,11 +123,11 @@ class TritonServer:
             status = str(error.status() or "").removeprefix("StatusCode.")
             message = str(error.message())
             if status in ("DEADLINE_EXCEEDED", "Deadline Exceeded"):
-                raise ServerSlowError(message) from error
+                raise TritonTimeoutError(message) from error
             # A model's queue that is full is UNAVAILABLE as well; only the port itself tells the two apart.
             if status in ("UNAVAILABLE", "CANCELLED") and not self._is_live():
-                raise ServerLostError(message) from error
-            raise ServerRefusedError(status, message) from error
+                raise TritonUnreachableError(message) from error
+            raise TritonRefusedError(status, message) from error
 
     def _is_live(self) -> bool:
         from tritonclient.utils import InferenceServerException

@@ -20,7 +20,7 @@ ProofKind: TypeAlias = Literal["golden", "builtin"]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class AssignedRevision:
     """An assigned model, with the name of its revision: a digest, too costly to compute at every look."""
 
     revision: str
@@ -28,7 +28,7 @@ class Told:
     spec: AssignedModel
 
     @classmethod
-    def of(cls, spec: AssignedModel) -> Told:
+    def of(cls, spec: AssignedModel) -> AssignedRevision:
         """Return an assigned model with its revision's name."""
         return cls(spec.revision, spec.model, spec)
 
@@ -119,7 +119,7 @@ class Ensemble:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ServerSnapshot:
     """One look at the server and its repository.
 
     `states` are the index's by model name, `loaded` what the server says of its ready ensembles, `published`
@@ -149,7 +149,7 @@ class Look:
 class Prepared:
     """An assigned revision that is published, with the number of processes of each of its steps, in order."""
 
-    told: Told
+    told: AssignedRevision
     tree: Tree
     processes: Mapping[str, int]
     golden: Path | None
@@ -169,10 +169,10 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class RevisionFailure:
     """Why a revision is not served. `retry_at_s` is None where only another assignment can help."""
 
-    told: Told
+    told: AssignedRevision
     reason: str
     message: str
     attempts: int = 1

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_builder import sources
 from segserve_builder.agent import triton_log
-from segserve_builder.agent.arrival import Arrival
-from segserve_builder.agent.server import ServerError, ServerLostError, ServerRefusedError, ServerSlowError
+from segserve_builder.agent.arrival import DownloadProgress
+from segserve_builder.agent.server import TritonError, TritonRefusedError, TritonTimeoutError, TritonUnreachableError
 from segserve_builder.agent.state import (
     LoadStep,
     Prepare,
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
     from segserve_builder.agent.protocol import AssignedModel
     from segserve_builder.agent.repository import Repository
-    from segserve_builder.agent.server import Answer, TritonServer
-    from segserve_builder.agent.state import Action, Ensemble, Told
-    from segserve_builder.render.target import Target
+    from segserve_builder.agent.server import RawAnswer, TritonServer
+    from segserve_builder.agent.state import Action, AssignedRevision, Ensemble
+    from segserve_builder.render.target import RenderTarget
     from segserve_builder.sources.access import Access
     from segserve_builder.spec.model_spec import Artifact
     from segserve_builder.steps.pipeline import Pipeline
 
-Say: TypeAlias = "Callable[[str], None]"
+OnProgress: TypeAlias = "Callable[[str], None]"
 
 PROOF_S: Final = 120.0
 PROBE_S: Final = 30.0
@@ -56,7 +56,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ActionFailure:
     """Why an action failed: one CamelCase word, and a text that says what was seen and what is allowed."""
 
     reason: str
@@ -65,11 +65,11 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ActionResult:
     """What an action brought. `suspects` are steps that a probe found not to answer."""
 
     action: Action
-    problem: Problem | None = None
+    problem: ActionFailure | None = None
     prepared: Prepared | None = None
     proof: Proof | None = None
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
@@ -78,22 +78,22 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ActionRunner:
     """Everything that actions need. Actions on different subjects may be carried out at the same time."""
 
     server: TritonServer
     repository: Repository
     cache: Path
     log: Path
-    target: Target = EMBEDDED
+    target: RenderTarget = EMBEDDED
     base: str | None = None
     """The folder that relative URIs are relative to."""
     access: Access = LOCAL
     """What may be reached for artifacts and golden sets."""
 
     def carry_out(
-        self, action: Action, told: Told | None, prepared: Prepared | None, say: Say = lambda _: None
-    ) -> Outcome:
+        self, action: Action, told: AssignedRevision | None, prepared: Prepared | None, say: OnProgress = lambda _: None
+    ) -> ActionResult:
         """Do it and return what it brought; never raises. `told` and `prepared` are those of its revision.
 
         `say` hears meanwhile how far a long one has come.
@@ -105,7 +105,7 @@ class Work:
             _LOG.warning("%s: %s: %s", action, outcome.problem.reason, outcome.problem.message)
         elif not isinstance(action, Probe):
             _LOG.info("%s: done in %.2f s", action, duration_s)
-        return Outcome(
+        return ActionResult(
             action,
             outcome.problem,
             outcome.prepared,
@@ -115,49 +115,55 @@ class Work:
             duration_s,
         )
 
-    def _attempt(self, action: Action, told: Told | None, prepared: Prepared | None, say: Say) -> Outcome:
+    def _attempt(
+        self, action: Action, told: AssignedRevision | None, prepared: Prepared | None, say: OnProgress
+    ) -> ActionResult:
         try:
             return self._do(action, told, prepared, say)
-        except ServerLostError:
-            return Outcome(action)  # the next look says so, and what follows from it
+        except TritonUnreachableError:
+            return ActionResult(action)  # the next look says so, and what follows from it
         except BuilderError as error:
-            return Outcome(action, Problem(error.reason, str(error), error.retryable))
-        except ServerSlowError as error:
-            return Outcome(action, Problem("ServerSlow", str(error), retryable=True))
-        except ServerRefusedError as error:
-            return Outcome(action, self._refusal(action, error))
+            return ActionResult(action, ActionFailure(error.reason, str(error), error.retryable))
+        except TritonTimeoutError as error:
+            return ActionResult(action, ActionFailure("ServerSlow", str(error), retryable=True))
+        except TritonRefusedError as error:
+            return ActionResult(action, self._refusal(action, error))
         except Exception as error:
             _LOG.exception("%s", action)
-            return Outcome(action, Problem("AgentError", f"{type(error).__name__}: {error}", retryable=True))
+            return ActionResult(action, ActionFailure("AgentError", f"{type(error).__name__}: {error}", retryable=True))
 
-    def _do(self, action: Action, told: Told | None, prepared: Prepared | None, say: Say) -> Outcome:
+    def _do(
+        self, action: Action, told: AssignedRevision | None, prepared: Prepared | None, say: OnProgress
+    ) -> ActionResult:
         match action:
             case Prepare() if told is not None:
-                return Outcome(action, prepared=self._prepare(told, say))
+                return ActionResult(action, prepared=self._prepare(told, say))
             case LoadStep(name):
                 self._load(name)
             case RepairStep(name):
                 self.repository.touch(name)
                 self._load(name)
             case Serve() if prepared is not None:
-                return Outcome(action, ensembles=self._serve(prepared))
+                return ActionResult(action, ensembles=self._serve(prepared))
             case Prove() if prepared is not None:
-                return Outcome(action, proof=self._prove(prepared))
+                return ActionResult(action, proof=self._prove(prepared))
             case Probe() if prepared is not None:
                 return self._probe(action, prepared)
             case Unload(name):
                 self.server.unload(name)
             case Remove(name):
                 remove(self.repository.root / name)
-        return Outcome(action)
+        return ActionResult(action)
 
-    def _prepare(self, told: Told, say: Say) -> Prepared:
+    def _prepare(self, told: AssignedRevision, say: OnProgress) -> Prepared:
         spec = told.spec
         if (own := spec.pipeline.revision) != told.revision:
             raise OtherVersionError(f"{told.revision} was named by another version of segserve; here it is {own}")
         first = self._resolved(spec.artifact)
         second = self._resolved(spec.second_artifact) if spec.second_artifact is not None else None
-        tree = build_tree(spec.pipeline, first, spec.expose, self.cache, second, self.target, self.access, Arrival(say))
+        tree = build_tree(
+            spec.pipeline, first, spec.expose, self.cache, second, self.target, self.access, DownloadProgress(say)
+        )
         folder = self._golden_folder(told)
         if self.access.max_cache_bytes is not None:
             evict(self.cache, self.access.max_cache_bytes)
@@ -182,7 +188,7 @@ class Work:
         if spec.golden is not None:
             yield folder_path(self.cache, spec.golden.sha256)
 
-    def _golden_folder(self, told: Told) -> Path | None:
+    def _golden_folder(self, told: AssignedRevision) -> Path | None:
         if told.spec.golden is None:
             return None
         uri = sources.resolved(told.spec.golden.uri, self.base)
@@ -197,8 +203,8 @@ class Work:
         since = triton_log.position(self.log)
         try:
             self.server.load(name)
-        except ServerRefusedError as error:
-            raise ServerRefusedError(error.status, self._explained(str(error), name, since)) from error
+        except TritonRefusedError as error:
+            raise TritonRefusedError(error.status, self._explained(str(error), name, since)) from error
 
     def _explained(self, message: str, name: str, since: int) -> str:
         """Add what only the log says to a refused load's message, and leave out the traceback of a step."""
@@ -213,7 +219,7 @@ class Work:
             held[name] = self.server.ensemble(name)  # a load's success proves nothing
             if held[name].revision != prepared.told.revision:
                 seen = held[name].revision
-                raise ServerRefusedError("", f"{name} is {seen!r} after its load; expected {prepared.told.revision!r}")
+                raise TritonRefusedError("", f"{name} is {seen!r} after its load; expected {prepared.told.revision!r}")
         return held
 
     def _prove(self, prepared: Prepared) -> Proof:
@@ -227,40 +233,40 @@ class Work:
             golden.compare(case, self._ask(prepared, image, as_rle))
         return Proof("golden", prepared.told.spec.golden.sha256)
 
-    def _ask(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> Answer:
+    def _ask(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> RawAnswer:
         answer = self.server.infer(prepared.told.model, image, parameters or {}, PROOF_S)
         seen = [bytes(revision).decode(errors="replace") for revision in answer.get("REVISION", ())]
         if seen != [prepared.told.revision]:
             raise GoldenError(f"REVISION is {seen!r}; expected {prepared.told.revision!r}")
         return answer
 
-    def _probe(self, action: Probe, prepared: Prepared) -> Outcome:
+    def _probe(self, action: Probe, prepared: Prepared) -> ActionResult:
         model = prepared.told.model
         image = golden.builtin_image() if prepared.golden is None else next(_cases(prepared))[1]
         answered = self.server.answered(model)
         try:
             self.server.infer(model, image, {}, PROBE_S)
-        except ServerSlowError:
+        except TritonTimeoutError:
             # Many callers can make a probe wait; that nobody got an answer meanwhile they cannot.
             stuck = self.server.answered(model) == answered
-            return Outcome(action, suspects=frozenset(prepared.steps if stuck else ()))
-        except ServerRefusedError as error:
+            return ActionResult(action, suspects=frozenset(prepared.steps if stuck else ()))
+        except TritonRefusedError as error:
             broken = error.status in ("INTERNAL", "UNKNOWN")
-            return Outcome(action, suspects=frozenset(prepared.steps if broken else ()))
-        return Outcome(action, ensembles={model: self.server.ensemble(model)})
+            return ActionResult(action, suspects=frozenset(prepared.steps if broken else ()))
+        return ActionResult(action, ensembles={model: self.server.ensemble(model)})
 
-    def _refusal(self, action: Action, error: ServerError) -> Problem | None:
+    def _refusal(self, action: Action, error: TritonError) -> ActionFailure | None:
         match action:
             case LoadStep() | Serve():
-                return Problem("LoadFailed", str(error), retryable=False)
+                return ActionFailure("LoadFailed", str(error), retryable=False)
             case RepairStep():
-                return Problem("RepairFailed", str(error), retryable=True)
+                return ActionFailure("RepairFailed", str(error), retryable=True)
             case Prove():
-                passing = isinstance(error, ServerRefusedError) and error.status == "UNAVAILABLE"
-                return Problem("ProofFailed", str(error), retryable=passing)
+                passing = isinstance(error, TritonRefusedError) and error.status == "UNAVAILABLE"
+                return ActionFailure("ProofFailed", str(error), retryable=passing)
             case Unload():
                 return None  # it was not loaded any more: the next look says so
-        return Problem("ServerRefused", str(error), retryable=True)
+        return ActionFailure("ServerRefused", str(error), retryable=True)
 
 
 def _has_masks(pipeline: Pipeline) -> bool:

@@ -15,7 +15,7 @@ from segserve_builder.steps.postprocess import Postprocess, request_from_paramet
 from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, REVISION, network_output, second_output
 from segserve_builder.steps.step_options import PostOptions
 from segserve_builder.steps.streams import FRAME, Streams, frame_number, smoothing_of
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +62,7 @@ class TritonPythonModel:
     ) -> dict[str, NDArray[Any]]:
         overrides = request_from_parameters(parameters, self._output)
         raw = {name: _required(request, tensor) for name, tensor in self._raw.items()}
-        placement = Placement.from_numbers(_required(request, GEOMETRY.name))
+        placement = ResizeTransform.from_numbers(_required(request, GEOMETRY.name))
         wanted = frozenset(request.requested_output_names())
         guide = _required(request, GUIDE.name) if self._guided else None
         second = {name: _required(request, tensor) for name, tensor in self._second.items()}

@@ -9,12 +9,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.agent.lookout import Lookout
+from segserve_builder.agent.lookout import ServerObserver
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.processes import StepProcesses, resident_bytes
 from segserve_builder.agent.repository import Repository
 from segserve_builder.agent.server import TritonServer
-from segserve_builder.agent.work import Work
+from segserve_builder.agent.work import ActionRunner
 from segserve_builder.cluster import secret
 from segserve_builder.cluster.agent_metrics import AgentMetrics
 from segserve_builder.cluster.assignment import AssignmentInbox
@@ -65,8 +65,8 @@ class Pod:
         server = TritonServer(settings.ports.grpc, secret.grpc_headers(secret.obtain(folder.secret)))
         repository = Repository(folder.repository)
         told = (settings.target, settings.artifact_base, settings.access)
-        work = Work(server, repository, settings.cache, folder.log, *told)
-        lookout = Lookout(server, repository, StepProcesses(folder.record))
+        work = ActionRunner(server, repository, settings.cache, folder.log, *told)
+        lookout = ServerObserver(server, repository, StepProcesses(folder.record))
         self.agent = Agent(folder.root, work, lookout, self._report)
         self._sender = ReportSender(config_maps, reports_name(pool, group), settings.pod)
         names = [assignment_name(pool, group, shard) for shard in range(SHARDS)]

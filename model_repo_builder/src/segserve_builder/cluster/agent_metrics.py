@@ -16,7 +16,7 @@ from segserve_builder.cluster.probe_server import Answer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from segserve_builder.agent.loop import Pulse
+    from segserve_builder.agent.loop import AgentHealth
 
 
 class AgentMetrics(Collector):
@@ -27,7 +27,7 @@ class AgentMetrics(Collector):
     """
 
     def __init__(
-        self, pulse: Callable[[], Pulse], api_age_s: Callable[[], float], memory_bytes: Callable[[], float | None]
+        self, pulse: Callable[[], AgentHealth], api_age_s: Callable[[], float], memory_bytes: Callable[[], float | None]
     ) -> None:
         self._pulse = pulse
         self._api_age_s = api_age_s

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 from pydantic import ValidationError
 
 from segserve_builder.cluster.names import AGENT_PORT, CACHE_FOLDER, GRPC_PORT, HTTP_PORT, METRICS_PORT, RUN_FOLDER
-from segserve_builder.render.target import Target
+from segserve_builder.render.target import RenderTarget
 from segserve_builder.render.tritonserver import Ports
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 
@@ -63,7 +63,7 @@ class TritonSettings:
     ports: Ports
     exit_timeout_s: int
     shm_prefix: str
-    target: Target
+    target: RenderTarget
     max_request_bytes: int | None
 
     @classmethod
@@ -96,7 +96,7 @@ class AgentSettings:
     cache: Path
     ports: Ports
     probe_port: int
-    target: Target
+    target: RenderTarget
     artifact_base: str | None
     access: Access
 
@@ -128,9 +128,9 @@ def _access(environment: Mapping[str, str]) -> Access:
         raise SettingsError(f"{ACCESS_VARIABLE} cannot be read: {error}") from error
 
 
-def _target(environment: Mapping[str, str]) -> Target:
+def _target(environment: Mapping[str, str]) -> RenderTarget:
     release = _required(environment, "SEGSERVE_TRITON_VERSION")
-    return Target.named(release, environment.get("SEGSERVE_NETWORK_BACKEND") or "python")
+    return RenderTarget.named(release, environment.get("SEGSERVE_NETWORK_BACKEND") or "python")
 
 
 def _folder(environment: Mapping[str, str]) -> PodFolder:

@@ -39,7 +39,7 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Source:
+class NetworkSource:
     """A network in evaluation mode, with what its source says of it; None where that says nothing."""
 
     module: Any
@@ -48,7 +48,7 @@ class Source:
     preparation: Preparation | None = None
 
 
-def load(source: str, weights: Path | None = None) -> Source:
+def load(source: str, weights: Path | None = None) -> NetworkSource:
     """Return the network that `source` names.
 
     `package.module:name` or `file.py:name` is a module, or is called without arguments and gives one; `weights` are
@@ -59,9 +59,9 @@ def load(source: str, weights: Path | None = None) -> Source:
     if (path / "config.json").is_file():
         return _of_transformers(path)
     if path.is_file() and path.suffix in SCRIPTS:
-        return Source(_of_script(path))
+        return NetworkSource(_of_script(path))
     if ":" in source:
-        return Source(_of_code(source, weights))
+        return NetworkSource(_of_code(source, weights))
     raise ExportError(
         f"{source!r} is no network; allowed are package.module:name, file.py:name, a TorchScript file "
         f"({', '.join(sorted(SCRIPTS))}) and a folder with transformers' config.json"
@@ -113,7 +113,7 @@ def _of_script(path: Path) -> Any:
         ) from error
 
 
-def _of_transformers(folder: Path) -> Source:
+def _of_transformers(folder: Path) -> NetworkSource:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -130,7 +130,7 @@ def _of_transformers(folder: Path) -> Source:
     # Only in this form is attention exported as plain operators.
     module.set_attn_implementation("eager")
     classes = tuple(config.id2label[index] for index in sorted(config.id2label))
-    return Source(module.eval(), family_of(names[0]), classes, _preparation(folder))
+    return NetworkSource(module.eval(), family_of(names[0]), classes, _preparation(folder))
 
 
 def family_of(architecture: str) -> str | None:

@@ -12,9 +12,9 @@ from segserve_builder.errors import ExportError
 from segserve_builder.export.accuracy import class_iou, label_map, object_iou
 from segserve_builder.export.graph import TOLERANCE, UNBATCHED, Shape, folded, largest_difference, write
 from segserve_builder.export.reduced import to_fp16, to_int8
-from segserve_builder.golden.judging import GOLDEN_FILE, Tolerance, record
+from segserve_builder.golden.judging import GOLDEN_FILE, GoldenTolerance, record
 from segserve_builder.sources import folder_digest
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.public_outputs import has_masks
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 GOLDEN_IMAGES: Final = 3
 EXAMPLE_SIDE: Final = 256
-GOLDEN_TOLERANCE: Final = Tolerance(iou=0.98, score=0.02)
+GOLDEN_TOLERANCE: Final = GoldenTolerance(iou=0.98, score=0.02)
 CHANNELS: Final = {"RGB": 3, "GREY": 1}
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """What is to be written.
 
     `size` is height and width of the network's input, or None where images keep their own, padded to `multiple_of`.
@@ -82,7 +82,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Made:
+class ExportResult:
     """What was written: the spec of its resource, and how it was checked."""
 
     spec: dict[str, Any]
@@ -91,7 +91,9 @@ class Made:
     accuracy: Accuracy | None
 
 
-def make(module: Any, plan: Plan, images: Sequence[Path], labels: Mapping[str, Path], folder: Path) -> Made:
+def make(
+    module: Any, plan: ExportPlan, images: Sequence[Path], labels: Mapping[str, Path], folder: Path
+) -> ExportResult:
     """Write `<name>.onnx` and `golden/` into `folder`.
 
     `labels` are label PNGs by the stem of their image, of its size. Raises `ExportError` where the file does not answer
@@ -115,10 +117,10 @@ def make(module: Any, plan: Plan, images: Sequence[Path], labels: Mapping[str, P
     served = _model(plan, target)
     golden_sha256 = _write_golden(served, plan, images[:GOLDEN_IMAGES], folder / "golden")
     spec = plan.spec(_sha256(target), golden_sha256)
-    return Made(spec, difference, target.stat().st_size, accuracy)
+    return ExportResult(spec, difference, target.stat().st_size, accuracy)
 
 
-def _with_pairs(batches: Sequence[NDArray[Any]], plan: Plan) -> list[NDArray[Any]]:
+def _with_pairs(batches: Sequence[NDArray[Any]], plan: ExportPlan) -> list[NDArray[Any]]:
     """Return the batches, and one of two images where the file takes them: a batch that is not free shows there."""
     import numpy as np
 
@@ -128,7 +130,7 @@ def _with_pairs(batches: Sequence[NDArray[Any]], plan: Plan) -> list[NDArray[Any
 
 
 def _reduce(
-    plan: Plan,
+    plan: ExportPlan,
     full: Path,
     target: Path,
     original: InProcessModel,
@@ -147,10 +149,10 @@ def _reduce(
 
 
 def _compared(
-    plan: Plan, before: InProcessModel, after: InProcessModel, images: Sequence[Path], labels: Mapping[str, Path]
+    plan: ExportPlan, before: InProcessModel, after: InProcessModel, images: Sequence[Path], labels: Mapping[str, Path]
 ) -> Accuracy:
     number = len(plan.classes)
-    request = Request(encoding="raw" if before.task == "semantic" else None)
+    request = RequestOptions(encoding="raw" if before.task == "semantic" else None)
     old, new = ([model.answer(one.read_bytes(), request) for one in images] for model in (before, after))
     unchanged = "the answers before"
     if before.task != "semantic":
@@ -172,7 +174,7 @@ def _read_labels(path: Path) -> NDArray[Any]:
         return np.array(opened)
 
 
-def _model(plan: Plan, path: Path) -> InProcessModel:
+def _model(plan: ExportPlan, path: Path) -> InProcessModel:
     spec = plan.spec("0" * 64, "0" * 64)
     parts = {key: spec[key] for key in ("family", "input", "classes", "preprocess")}
     pipeline = Pipeline.model_validate(
@@ -188,10 +190,10 @@ def _model(plan: Plan, path: Path) -> InProcessModel:
     return InProcessModel(pipeline, path)
 
 
-def _write_golden(model: InProcessModel, plan: Plan, images: Sequence[Path], folder: Path) -> str:
+def _write_golden(model: InProcessModel, plan: ExportPlan, images: Sequence[Path], folder: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    request = Request(encoding="rle" if has_masks(model.task) else None)
+    request = RequestOptions(encoding="rle" if has_masks(model.task) else None)
     cases = []
     for image in images:
         shutil.copyfile(image, folder / image.name)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import Signature, TensorSpec
+    from segserve_builder.families.base import NetworkSignature, TensorSpec
     from segserve_builder.steps.pipeline import Pipeline
-    from segserve_builder.values import Placement
+    from segserve_builder.values import ResizeTransform
 
 LOGITS: Final = "cls_logits"
 DELTAS: Final = "bbox_regression"
@@ -25,7 +25,7 @@ LEVELS: Final = "levels"
 SHAPES: Final = {LOGITS: "[batch, anchors, channels]", DELTAS: "[batch, anchors, 4]", ANCHORS: "[batch, anchors, 4]"}
 
 
-def network_io(family: str, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+def network_io(family: str, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
     """Return the image input and the three outputs, with the fourth where there is one; or raise `SignatureError`."""
     image, layout = image_input(signature, pipeline)
     outputs = {tensor.name: tensor for tensor in signature.outputs}
@@ -45,7 +45,7 @@ def network_io(family: str, signature: Signature, pipeline: Pipeline) -> Network
     return NetworkIO(image, layout, (*three, levels))
 
 
-def read(outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Anchors:
+def read(outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Anchors:
     """Return one image's heads; raises `SignatureError` where shapes do not fit each other or the classes."""
     logits, deltas, anchors, *others = outputs.values()
     shapes = [logits.shape, deltas.shape, anchors.shape]

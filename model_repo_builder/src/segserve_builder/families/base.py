@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from segserve_builder.stages.base import Stage
     from segserve_builder.steps.pipeline import Pipeline
-    from segserve_builder.values import Kind, Placement, Value
+    from segserve_builder.values import ResizeTransform, Value, ValueType
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
+class NetworkSignature:
     """A network's inputs and outputs, as its file declares them."""
 
     inputs: tuple[TensorSpec, ...]
@@ -52,15 +52,15 @@ class Family(Protocol):
     version: ClassVar[int]
     numbers_classes: ClassVar[bool]
     """Whether classes are channels of an output, so that their ids count up from 0; else the network names the ids."""
-    gives: ClassVar[Kind]
+    gives: ClassVar[ValueType]
     default_postprocess: ClassVar[tuple[Stage, ...]]
     """The stages of a pipeline that lists none; they decide its task."""
 
-    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
         """Return the tensors to use, or raise `SignatureError` that says what was seen and what is allowed."""
         ...
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Value:
+    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Value:
         """Turn one image's raw outputs into the first value of the postprocess stages.
 
         `outputs` has a batch of one, is finite, and in the order of `network_io`. Raises `SignatureError` where its

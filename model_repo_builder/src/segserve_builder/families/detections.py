@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
 from segserve_builder.families.signature import check_batch, described, described_all, image_input
-from segserve_builder.imaging.boxes import on_image
-from segserve_builder.values import Candidates, NoHeads, Placement
+from segserve_builder.imaging.boxes import to_image_coordinates
+from segserve_builder.values import Candidates, NoHeads, ResizeTransform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import Signature, TensorSpec
+    from segserve_builder.families.base import NetworkSignature, TensorSpec
     from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.values import Float32, Int32
 
@@ -53,7 +53,7 @@ LABELS: Final = Role("labels", frozenset({"labels", "classes", "pred_classes"}),
 SCORES: Final = Role("scores", frozenset({"scores"}), ("FP32",), "[N]", (1,))
 
 
-def detection_io(family: str, signature: Signature, pipeline: Pipeline, heads: Role | None = None) -> NetworkIO:
+def detection_io(family: str, signature: NetworkSignature, pipeline: Pipeline, heads: Role | None = None) -> NetworkIO:
     """Return the tensors of a detector: boxes, labels, `heads` where the family has any, and scores if they are apart.
 
     Outputs are told apart by their names, or else by dtype and shape; others may be there and are left alone. All have
@@ -112,7 +112,7 @@ def _ends(tensor: TensorSpec, role: Role) -> bool:
 
 
 def read_detections(
-    family: str, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline
+    family: str, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline
 ) -> Candidates:
     """Read the boxes, labels and scores of one image, in the order of `detection_io`.
 
@@ -125,7 +125,7 @@ def read_detections(
 
 
 def read_with_heads(
-    family: str, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline
+    family: str, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline
 ) -> tuple[Candidates, NDArray[Any]]:
     """Read what `read_detections` does of a family that has heads, and return them beside it, a row a detection."""
     boxes, labels, heads, *scores = outputs.values()
@@ -137,7 +137,7 @@ def _read(
     family: str,
     outputs: Mapping[str, NDArray[Any]],
     parts: tuple[NDArray[Any], NDArray[Any], list[NDArray[Any]]],
-    placement: Placement,
+    placement: ResizeTransform,
     pipeline: Pipeline,
 ) -> tuple[Candidates, NDArray[Any]]:
     boxes, labels, apart = parts
@@ -147,7 +147,7 @@ def _read(
         raise SignatureError(f"{family}'s outputs have the shapes {shapes}; for one image each begins with [1, N]")
     scores: Float32 = apart[0][0] if apart else boxes[0, :, 4]
     rows, classes = _known(labels[0], pipeline)
-    where = on_image(boxes[0, rows, :4], placement)
+    where = to_image_coordinates(boxes[0, rows, :4], placement)
     return Candidates(where, scores[rows], classes, NoHeads(), placement), rows
 
 

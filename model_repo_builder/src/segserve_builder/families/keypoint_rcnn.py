@@ -9,14 +9,14 @@ from segserve_builder.errors import SignatureError
 from segserve_builder.families.detections import Role, detection_io, read_with_heads
 from segserve_builder.stages.keypoints import Keypoints
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Candidates, HeatmapHeads, Kind, Placement
+from segserve_builder.values import Candidates, HeatmapHeads, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import NetworkIO, Signature
+    from segserve_builder.families.base import NetworkIO, NetworkSignature
     from segserve_builder.stages.base import Stage
     from segserve_builder.steps.pipeline import Pipeline
 
@@ -39,14 +39,14 @@ class KeypointRcnn:
 
     version: ClassVar[int] = 1
     numbers_classes: ClassVar[bool] = False
-    gives: ClassVar[Kind] = Kind.HEATMAPS
+    gives: ClassVar[ValueType] = ValueType.HEATMAPS
     default_postprocess: ClassVar[tuple[Stage, ...]] = (ScoreThreshold(threshold=0.05), Keypoints())
 
-    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
         """Return the image input, boxes, labels, heat maps, and scores if they are apart, or raise `SignatureError`."""
         return detection_io(NAME, signature, pipeline, HEATMAPS)
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Candidates:
+    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Candidates:
         """Return one image's boxes, in pixels of the original image, with their heat maps."""
         found, heatmaps = read_with_heads(NAME, outputs, placement, pipeline)
         if heatmaps.ndim not in HEATMAPS.ranks:

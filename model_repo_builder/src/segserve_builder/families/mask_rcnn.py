@@ -10,14 +10,14 @@ from segserve_builder.families.detections import Role, detection_io, read_with_h
 from segserve_builder.families.signature import described
 from segserve_builder.stages.paste_masks import PasteMasks
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Candidates, Kind, MaskHeads, Placement
+from segserve_builder.values import Candidates, MaskHeads, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import NetworkIO, Signature
+    from segserve_builder.families.base import NetworkIO, NetworkSignature
     from segserve_builder.stages.base import Stage
     from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.values import Float32
@@ -43,17 +43,17 @@ class MaskRcnn:
 
     version: ClassVar[int] = 1
     numbers_classes: ClassVar[bool] = False
-    gives: ClassVar[Kind] = Kind.MASK_HEADS
+    gives: ClassVar[ValueType] = ValueType.MASK_HEADS
     default_postprocess: ClassVar[tuple[Stage, ...]] = (ScoreThreshold(threshold=0.05), PasteMasks())
 
-    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
         """Return the image input, boxes, labels, masks, and scores if they are apart, or raise `SignatureError`."""
         io = detection_io(NAME, signature, pipeline, MASKS)
         masks = io.outputs[2]
         _check_raw(f"output {described(masks)}", *masks.shape[-2:])
         return io
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Candidates:
+    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Candidates:
         """Return one image's boxes, in pixels of the original image, with the mask of each one's own label."""
         found, masks = read_with_heads(NAME, outputs, placement, pipeline)
         if masks.ndim not in MASKS.ranks:

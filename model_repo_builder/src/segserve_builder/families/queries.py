@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
 from segserve_builder.families.signature import described, float_output, image_input, things
-from segserve_builder.values import Kind, Queries
+from segserve_builder.values import Queries, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import Signature, TensorSpec
+    from segserve_builder.families.base import NetworkSignature, TensorSpec
     from segserve_builder.stages.base import Stage
     from segserve_builder.steps.pipeline import Pipeline
-    from segserve_builder.values import Placement
+    from segserve_builder.values import ResizeTransform
 
 CLASSES: Final = "[batch, queries, classes + 1]"
 MASKS: Final = "[batch, queries, height, width]"
@@ -42,12 +42,12 @@ class QueryFamily:
 
     version: ClassVar[int] = 1
     numbers_classes: ClassVar[bool] = True
-    gives: ClassVar[Kind] = Kind.QUERIES
+    gives: ClassVar[ValueType] = ValueType.QUERIES
     default_postprocess: ClassVar[tuple[Stage, ...]]
     outputs: ClassVar[tuple[QueryOutput, ...]]
     """Class logits first."""
 
-    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
         """Return the image input and the outputs of the family, or raise `SignatureError`."""
         image, layout = image_input(signature, pipeline)
         named = {tensor.name: tensor for tensor in signature.outputs}
@@ -65,7 +65,7 @@ class QueryFamily:
                 raise SignatureError(f"output {described(tensor)}: {_expected(output, pipeline)}")
         return NetworkIO(image, layout, tensors)
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Queries:
+    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Queries:
         """Return one image's queries."""
         arrays = dict(zip((output.meaning for output in self.outputs), outputs.values(), strict=True))
         number = arrays[CLASSES].shape[1:2]
@@ -85,7 +85,7 @@ class QueryFamily:
             placement,
         )
 
-    def _by_shape(self, output: QueryOutput, signature: Signature, pipeline: Pipeline) -> TensorSpec:
+    def _by_shape(self, output: QueryOutput, signature: NetworkSignature, pipeline: Pipeline) -> TensorSpec:
         last = _last(output, pipeline)
         fitting = [
             tensor

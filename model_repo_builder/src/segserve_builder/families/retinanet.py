@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from segserve_builder.families import anchors
 from segserve_builder.stages.decode_anchors import DecodeAnchors
 from segserve_builder.stages.nms import Nms
-from segserve_builder.values import Anchors, Kind, Placement
+from segserve_builder.values import Anchors, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import NetworkIO, Signature
+    from segserve_builder.families.base import NetworkIO, NetworkSignature
     from segserve_builder.stages.base import Stage
     from segserve_builder.steps.pipeline import Pipeline
 
@@ -30,13 +30,13 @@ class RetinaNet:
 
     version: ClassVar[int] = 1
     numbers_classes: ClassVar[bool] = False
-    gives: ClassVar[Kind] = Kind.ANCHORS
+    gives: ClassVar[ValueType] = ValueType.ANCHORS
     default_postprocess: ClassVar[tuple[Stage, ...]] = (DecodeAnchors(), Nms(iou_threshold=0.5))
 
-    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
         """Return the image input and the heads' outputs, or raise `SignatureError`."""
         return anchors.network_io("retinanet", signature, pipeline)
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Anchors:
+    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Anchors:
         """Return one image's heads and anchors."""
         return anchors.read(outputs, placement, pipeline)

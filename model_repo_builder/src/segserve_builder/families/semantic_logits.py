@@ -9,14 +9,14 @@ from segserve_builder.families.base import NetworkIO
 from segserve_builder.families.signature import described, float_output, image_input, things
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.multi_label import MultiLabel
-from segserve_builder.values import Kind, Logits, Placement
+from segserve_builder.values import Logits, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import Signature
+    from segserve_builder.families.base import NetworkSignature
     from segserve_builder.stages.base import Stage
     from segserve_builder.steps.pipeline import Pipeline
 
@@ -33,10 +33,10 @@ class SemanticLogits:
 
     version: ClassVar[int] = 1
     numbers_classes: ClassVar[bool] = True
-    gives: ClassVar[Kind] = Kind.LOGITS
+    gives: ClassVar[ValueType] = ValueType.LOGITS
     default_postprocess: ClassVar[tuple[Stage, ...]] = (Argmax(),)
 
-    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
         """Return the image input and the logits; raises `SignatureError` where the family has others."""
         image, layout = image_input(signature, pipeline)
         if len(signature.outputs) != 1:
@@ -47,7 +47,7 @@ class SemanticLogits:
             _check_channels(f"output {described(logits)}", logits.shape[1], pipeline)
         return NetworkIO(image, layout, (logits,))
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Logits:
+    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Logits:
         """Return one image's logits."""
         (values,) = outputs.values()
         if values.ndim != 4 or values.shape[0] != 1:

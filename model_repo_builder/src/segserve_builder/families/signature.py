@@ -10,7 +10,7 @@ from segserve_builder.errors import SignatureError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from segserve_builder.families.base import Signature, TensorSpec
+    from segserve_builder.families.base import NetworkSignature, TensorSpec
     from segserve_builder.steps.pipeline import Pipeline
 
 IMAGE_DTYPES: Final = ("UINT8", "UINT16", "FP16", "FP32")
@@ -29,7 +29,7 @@ def described_all(tensors: Iterable[TensorSpec]) -> str:
 
 
 def image_input(
-    signature: Signature, pipeline: Pipeline, *, may_be_single: bool = False
+    signature: NetworkSignature, pipeline: Pipeline, *, may_be_single: bool = False
 ) -> tuple[TensorSpec, Literal["NCHW", "NHWC"]]:
     """Return the one image input and its layout.
 

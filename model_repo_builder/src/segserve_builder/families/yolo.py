@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import NetworkIO
 from segserve_builder.families.signature import described, float_output, image_input
-from segserve_builder.imaging.boxes import on_image
+from segserve_builder.imaging.boxes import to_image_coordinates
 from segserve_builder.values import Candidates, NoHeads, PrototypeHeads
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import Signature, TensorSpec
+    from segserve_builder.families.base import NetworkSignature, TensorSpec
     from segserve_builder.steps.pipeline import Pipeline
-    from segserve_builder.values import Float32, Heads, Int32, Placement
+    from segserve_builder.values import Float32, Heads, Int32, ResizeTransform
 
 PROTOTYPES: Final = "[batch, coefficients, height, width]"
 
@@ -61,27 +61,27 @@ class YoloFamily:
     numbers_classes: ClassVar[bool] = True
     layout: ClassVar[Layout]
 
-    def network_io(self, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
         """Return the image input, the detections and, where there are masks, the prototypes.
 
         Raises `SignatureError` where the network has others.
         """
         return _network_io(self.layout, signature, pipeline)
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: Placement, pipeline: Pipeline) -> Candidates:
+    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Candidates:
         """Return all of one image's candidates, with boxes in pixels of the original image."""
         number = len(pipeline.classes)
         head, heads = _read_head(self.layout, outputs, number)
         return self._candidates(head, heads, placement, number)
 
-    def _candidates(self, head: Float32, heads: Heads, placement: Placement, classes: int) -> Candidates:
+    def _candidates(self, head: Float32, heads: Heads, placement: ResizeTransform, classes: int) -> Candidates:
         raise NotImplementedError
 
 
 class ScoredHead(YoloFamily):
     """YOLOv8, v9, v11 and v12: cx cy w h, and a score in 0..1 for every class, each a row."""
 
-    def _candidates(self, head: Float32, heads: Heads, placement: Placement, classes: int) -> Candidates:
+    def _candidates(self, head: Float32, heads: Heads, placement: ResizeTransform, classes: int) -> Candidates:
         labels, scores = _best_class(head[4 : 4 + classes])
         return Candidates(_centred_boxes(head, placement), scores, labels, heads, placement)
 
@@ -92,7 +92,7 @@ class ObjectnessHead(YoloFamily):
     YOLOv7 takes the objectness alone where there is one class, whose own score it does not train.
     """
 
-    def _candidates(self, head: Float32, heads: Heads, placement: Placement, classes: int) -> Candidates:
+    def _candidates(self, head: Float32, heads: Heads, placement: ResizeTransform, classes: int) -> Candidates:
         from segserve_builder.kernels.rows import best_of_rows
 
         labels, scores = best_of_rows(head, 4, 5, 5 + classes)
@@ -105,7 +105,7 @@ class ChosenHead(YoloFamily):
     Rows with a score of 0 are left out, whatever their class: they only fill the tensor.
     """
 
-    def _candidates(self, head: Float32, heads: Heads, placement: Placement, classes: int) -> Candidates:
+    def _candidates(self, head: Float32, heads: Heads, placement: ResizeTransform, classes: int) -> Candidates:
         import numpy as np
 
         which = np.flatnonzero(head[:, 4] > 0)
@@ -113,11 +113,11 @@ class ChosenHead(YoloFamily):
         wrong = (numbers < 0) | (numbers >= classes) | (numbers != np.floor(numbers))
         if wrong.any():
             raise SignatureError(f"a detection is of class {numbers[wrong][0]:g}; the model's are 0 to {classes - 1}")
-        boxes = on_image(head[which, :4], placement)
+        boxes = to_image_coordinates(head[which, :4], placement)
         return Candidates(boxes, head[which, 4], numbers.astype(np.int32), heads.take(which), placement)
 
 
-def _network_io(layout: Layout, signature: Signature, pipeline: Pipeline) -> NetworkIO:
+def _network_io(layout: Layout, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
     image, axes = image_input(signature, pipeline)
     meaning = layout.shape("batch", "classes", "coefficients", "candidates")
     # The two outputs are told apart by their number of dimensions.
@@ -168,7 +168,7 @@ def _best_class(scores: Float32) -> tuple[Int32, Float32]:
     return labels.best_class(scores)
 
 
-def _centred_boxes(head: Float32, placement: Placement) -> Float32:
+def _centred_boxes(head: Float32, placement: ResizeTransform) -> Float32:
     """Return x1 y1 x2 y2 in pixels of the original image, not clipped, float32 (N, 4), of cx cy w h (4, N)."""
     import numpy as np
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from segserve_builder.families.yolo import Layout, ScoredHead
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Kind
+from segserve_builder.values import ValueType
 
 if TYPE_CHECKING:
     from segserve_builder.stages.base import Stage
@@ -20,5 +20,5 @@ class YoloDetect(ScoredHead):
     """
 
     layout: ClassVar[Layout] = Layout("yolo-detect", axis=1, before=4, scored=True, masks=False)
-    gives: ClassVar[Kind] = Kind.BOXES
+    gives: ClassVar[ValueType] = ValueType.BOXES
     default_postprocess: ClassVar[tuple[Stage, ...]] = (ScoreThreshold(), Nms())

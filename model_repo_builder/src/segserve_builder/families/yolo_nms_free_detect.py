@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from segserve_builder.families.yolo import ChosenHead, Layout
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Kind
+from segserve_builder.values import ValueType
 
 if TYPE_CHECKING:
     from segserve_builder.stages.base import Stage
@@ -20,5 +20,5 @@ class YoloNmsFreeDetect(ChosenHead):
     """
 
     layout: ClassVar[Layout] = Layout("yolo-nms-free-detect", axis=2, before=6, scored=False, masks=False)
-    gives: ClassVar[Kind] = Kind.BOXES
+    gives: ClassVar[ValueType] = ValueType.BOXES
     default_postprocess: ClassVar[tuple[Stage, ...]] = (ScoreThreshold(),)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from segserve_builder.families.yolo import ChosenHead, Layout
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Kind
+from segserve_builder.values import ValueType
 
 if TYPE_CHECKING:
     from segserve_builder.stages.base import Stage
@@ -21,5 +21,5 @@ class YoloNmsFreeSeg(ChosenHead):
     """
 
     layout: ClassVar[Layout] = Layout("yolo-nms-free-seg", axis=2, before=6, scored=False, masks=True)
-    gives: ClassVar[Kind] = Kind.PROTOTYPES
+    gives: ClassVar[ValueType] = ValueType.PROTOTYPES
     default_postprocess: ClassVar[tuple[Stage, ...]] = (ScoreThreshold(), CropMasks())

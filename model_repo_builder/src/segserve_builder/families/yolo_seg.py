@@ -8,7 +8,7 @@ from segserve_builder.families.yolo import Layout, ScoredHead
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Kind
+from segserve_builder.values import ValueType
 
 if TYPE_CHECKING:
     from segserve_builder.stages.base import Stage
@@ -22,5 +22,5 @@ class YoloSeg(ScoredHead):
     """
 
     layout: ClassVar[Layout] = Layout("yolo-seg", axis=1, before=4, scored=True, masks=True)
-    gives: ClassVar[Kind] = Kind.PROTOTYPES
+    gives: ClassVar[ValueType] = ValueType.PROTOTYPES
     default_postprocess: ClassVar[tuple[Stage, ...]] = (ScoreThreshold(), Nms(), CropMasks())

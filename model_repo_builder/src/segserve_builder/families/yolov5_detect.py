@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from segserve_builder.families.yolo import Layout, ObjectnessHead
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Kind
+from segserve_builder.values import ValueType
 
 if TYPE_CHECKING:
     from segserve_builder.stages.base import Stage
@@ -22,7 +22,7 @@ class Yolov5Detect(ObjectnessHead):
     """
 
     layout: ClassVar[Layout] = Layout("yolov5-detect", axis=2, before=5, scored=True, masks=False)
-    gives: ClassVar[Kind] = Kind.BOXES
+    gives: ClassVar[ValueType] = ValueType.BOXES
     default_postprocess: ClassVar[tuple[Stage, ...]] = (
         ScoreThreshold(),
         Nms(iou_threshold=0.45, max_detections=1000),

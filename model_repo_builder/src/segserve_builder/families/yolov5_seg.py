@@ -8,7 +8,7 @@ from segserve_builder.families.yolo import Layout, ObjectnessHead
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Kind
+from segserve_builder.values import ValueType
 
 if TYPE_CHECKING:
     from segserve_builder.stages.base import Stage
@@ -23,7 +23,7 @@ class Yolov5Seg(ObjectnessHead):
     """
 
     layout: ClassVar[Layout] = Layout("yolov5-seg", axis=2, before=5, scored=True, masks=True)
-    gives: ClassVar[Kind] = Kind.PROTOTYPES
+    gives: ClassVar[ValueType] = ValueType.PROTOTYPES
     default_postprocess: ClassVar[tuple[Stage, ...]] = (
         ScoreThreshold(),
         Nms(iou_threshold=0.45, max_detections=1000),

@@ -28,7 +28,7 @@ class _Json(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
-class Tolerance(_Json):
+class GoldenTolerance(_Json):
     """How far an answer may be off: least IoU of a mask or box, greatest difference of a score and of a point."""
 
     iou: float = Field(DEFAULT_IOU, gt=0, le=1)
@@ -61,7 +61,7 @@ class Expected(_Json):
         return self
 
 
-class Labels(_Json):
+class GoldenLabels(_Json):
     """What people marked in an image, named as on the wire: one class for each mask or box, masks as RLE of `size`.
 
     A point of KEYPOINTS is x, y and its visibility, 0 where it is not marked.
@@ -91,9 +91,9 @@ class Case(_Json):
     """
 
     image: Annotated[str, AfterValidator(_inside)]
-    tolerance: Tolerance = Tolerance()
+    tolerance: GoldenTolerance = GoldenTolerance()
     expected: Expected
-    labels: Labels | None = None
+    labels: GoldenLabels | None = None
     label_map: Annotated[str, AfterValidator(_inside)] | None = Field(None, alias="labelMap")
 
     @model_validator(mode="after")

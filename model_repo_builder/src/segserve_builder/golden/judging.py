@@ -7,7 +7,15 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import GoldenError
-from segserve_builder.golden.golden_set import GOLDEN_FILE, Case, Expected, GoldenSet, Labels, Tolerance, load
+from segserve_builder.golden.golden_set import (
+    GOLDEN_FILE,
+    Case,
+    Expected,
+    GoldenLabels,
+    GoldenSet,
+    GoldenTolerance,
+    load,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,9 +28,9 @@ __all__ = [
     "GOLDEN_FILE",
     "Case",
     "Expected",
+    "GoldenLabels",
     "GoldenSet",
-    "Labels",
-    "Tolerance",
+    "GoldenTolerance",
     "builtin_image",
     "check_builtin",
     "compare",
@@ -52,14 +60,14 @@ def compare(case: Case, answer: Answer) -> None:
         _compare_objects(case, answer)
 
 
-def record(answer: Answer, image_name: str, tolerance: Tolerance | None = None) -> dict[str, Any]:
+def record(answer: Answer, image_name: str, tolerance: GoldenTolerance | None = None) -> dict[str, Any]:
     """Return the JSON of a case that expects `answer`, which was asked with `encoding=rle` where it has masks."""
     answer = with_columns(image_name, answer)
     outputs: dict[str, Any] = {name: _output(image_name, answer, name).tolist() for name in ("SIZE", "CLASSES")}
     outputs |= {name: answer[name].tolist() for name in ("SCORES", "BOXES", "KEYPOINTS") if name in answer}
     if "MASKS" in answer:
         outputs["MASKS"] = [_text(mask) for mask in answer["MASKS"]]
-    case = Case(image=image_name, tolerance=tolerance or Tolerance(), expected=Expected.model_validate(outputs))
+    case = Case(image=image_name, tolerance=tolerance or GoldenTolerance(), expected=Expected.model_validate(outputs))
     # A tolerance of points says nothing where there are none.
     left_out = None if "KEYPOINTS" in answer else {"tolerance": {"point_px"}}
     return case.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)

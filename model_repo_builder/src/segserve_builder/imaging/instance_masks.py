@@ -24,7 +24,7 @@ def map_masks(
     `change` gets and returns uint8 0/1, shaped (h, w): the mask's bounding box with `margin` pixels around it, as
     far as the image reaches. Instances that are not of `classes`, where they are given, stay as they are.
     """
-    from segserve_builder.kernels.rle import Window, encode
+    from segserve_builder.kernels.rle import MaskWindow, encode
     from segserve_builder.kernels.rle_reader import decode
 
     size = (instances.height, instances.width)
@@ -37,6 +37,6 @@ def map_masks(
         window = decode(counts, *size, margin)
         bitmap = change(window.bitmap) if window.bitmap.size else window.bitmap
         if bitmap.any():
-            masks.append(encode(Window(bitmap, window.top, window.left), *size))
+            masks.append(encode(MaskWindow(bitmap, window.top, window.left), *size))
             left.append(index)
     return replace(instances.take(left), masks=tuple(masks))

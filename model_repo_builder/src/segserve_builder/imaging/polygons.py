@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.kernels.rle import Window
+    from segserve_builder.kernels.rle import MaskWindow
 
 
-def polygons_json(window: Window, tolerance: float | None = None) -> bytes:
+def polygons_json(window: MaskWindow, tolerance: float | None = None) -> bytes:
     """Return the outlines of a mask as JSON [[x, y, x, y, ...], ...], one polygon a part, without holes.
 
     Corners are those of pixels, in pixels of the mask: pycocotools gives the mask back, with its holes filled. With a
@@ -24,7 +24,7 @@ def polygons_json(window: Window, tolerance: float | None = None) -> bytes:
     return b"[" + b",".join(map(ring_json, rings)) + b"]"
 
 
-def outlines(window: Window) -> list[NDArray[Any]]:
+def outlines(window: MaskWindow) -> list[NDArray[Any]]:
     """Return the outline of every 8-connected part, int32 (P, 2) as x y of pixels' corners, P >= 4."""
     if not window.bitmap.size:
         return []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_builder.errors import BadImageError
 from segserve_builder.imaging.sampling import axes
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,14 +23,14 @@ PIXEL_BYTES: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
+class LabelScores:
     """The labels of an image that can matter: scores in lanes (G, H, W, 8), best 0, and the labels' numbers `kept`."""
 
     scores: Float32
     kept: NDArray[np.int64]
 
     @classmethod
-    def of(cls, value: Logits, height: int, width: int, least: float) -> Labels:
+    def of(cls, value: Logits, height: int, width: int, least: float) -> LabelScores:
         """Sample the logits at the pixels of the image, resized to height x width; one channel becomes two labels.
 
         A label whose probability exceeds `least` nowhere is left out.
@@ -55,7 +55,7 @@ class Labels:
             planes = planes[1:] - planes[:1]
         height, width = planes.shape[1:]
         p = value.placement
-        placement = Placement(p.height, p.width, 0, 0, height, width, height, width)
+        placement = ResizeTransform(p.height, p.width, 0, 0, height, width, height, width)
         return replace(value, values=planes, placement=placement, temperature=1.0)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.values import Float32, Int32, Placement
+    from segserve_builder.values import Float32, Int32, ResizeTransform
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,9 @@ def _positions(axis: Axis) -> tuple[Int32, Float32, Int32]:
     return cell, part, np.searchsorted(cell, np.arange(axis.cells + 1, dtype=np.int32)).astype(np.int32)
 
 
-def axes(placement: Placement, grid_height: int, grid_width: int, *, align_corners: bool = False) -> tuple[Axis, Axis]:
+def axes(
+    placement: ResizeTransform, grid_height: int, grid_width: int, *, align_corners: bool = False
+) -> tuple[Axis, Axis]:
     """Return the rows' and the columns' axis for a grid over the input that `placement` describes."""
     p = placement
     rows = Axis.of(p.height, p.inner_height, p.top, p.input_height, grid_height, align_corners)

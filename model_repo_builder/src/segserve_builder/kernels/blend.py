@@ -12,7 +12,7 @@ from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.steps.tiling import Span, Window
+    from segserve_builder.steps.tiling import Span, TileWeights
 
 _SUMS: Final = target(types.float32, 3)
 _CURVE: Final = source(types.float32, 1)
@@ -55,7 +55,9 @@ def _divide(total: Any, weights: Any, first: Any, last: Any) -> Any:
                 a[k] /= w[k]
 
 
-def add_tile(sums: NDArray[np.float32], tile: NDArray[np.float32], window: Window, rows: Span, columns: Span) -> None:
+def add_tile(
+    sums: NDArray[np.float32], tile: NDArray[np.float32], window: TileWeights, rows: Span, columns: Span
+) -> None:
     """Add a tile (C, h, w), weighted, to the sums (C, S, W).
 
     Row y of the image is row y % S of the sums; S is at least the number of the tile's rows in the image. Pixels of no

@@ -9,7 +9,7 @@ from numba import njit, types
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 from segserve_builder.kernels.probability import LOG2_E, blend, check_covers, exp2, is_straight, spread
-from segserve_builder.kernels.rle import Window, encode
+from segserve_builder.kernels.rle import MaskWindow, encode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,5 +122,5 @@ def class_masks(
         bitmap, top, left, areas[k], sums[k] = _class_mask(
             logits, k, rows.first, columns.first, *down, *across, F(limit), F(LOG2_E / temperature)
         )
-        masks.append(encode(Window(bitmap, top, left), rows.size, columns.size))
+        masks.append(encode(MaskWindow(bitmap, top, left), rows.size, columns.size))
     return tuple(masks), areas, sums

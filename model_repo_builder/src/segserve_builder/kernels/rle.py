@@ -23,7 +23,7 @@ DENSE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class MaskWindow:
     """A part of a mask: uint8 0/1, shaped (h, w), whose first pixel is at row `top`, column `left` of the mask."""
 
     bitmap: NDArray[np.uint8]
@@ -238,7 +238,7 @@ def split(text: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[bytes, .
     return tuple(joined[start:stop] for start, stop in pairwise(ends))
 
 
-def encode(window: Window, height: int, width: int) -> bytes:
+def encode(window: MaskWindow, height: int, width: int) -> bytes:
     """Return COCO's compressed counts of a mask of `height` x `width` that is 0 outside the window.
 
     Raises `ValueError` where the window does not lie within the mask.
@@ -253,4 +253,4 @@ def encode(window: Window, height: int, width: int) -> bytes:
 
 def encode_bitmap(bitmap: NDArray[np.uint8]) -> bytes:
     """Return COCO's compressed counts of a whole mask, uint8 0/1 shaped (H, W)."""
-    return encode(Window(bitmap, 0, 0), *bitmap.shape)
+    return encode(MaskWindow(bitmap, 0, 0), *bitmap.shape)

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit, types
 
 from segserve_builder.kernels.compiled import OPTIONS, source
-from segserve_builder.kernels.rle import Window
+from segserve_builder.kernels.rle import MaskWindow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,14 +110,14 @@ def _decode(string: Any, height: Any, width: Any, margin: Any) -> Any:
     return bitmap, top, left, total
 
 
-def decode(counts: bytes, height: int, width: int, margin: int = 0) -> Window:
+def decode(counts: bytes, height: int, width: int, margin: int = 0) -> MaskWindow:
     """Return the set pixels of a mask with `margin` pixels around them, as far as the mask reaches.
 
     Raises `ValueError` where the counts do not describe a mask of `height` x `width`.
     """
     bitmap, top, left, total = _decode(np.frombuffer(counts, np.uint8), height, width, margin)
     _check_total(total, height, width)
-    return Window(bitmap, int(top), int(left))
+    return MaskWindow(bitmap, int(top), int(left))
 
 
 def decode_bitmap(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from segserve_builder.families.base import NetworkIO, TensorSpec
-    from segserve_builder.render.target import Target
+    from segserve_builder.render.target import RenderTarget
     from segserve_builder.spec.model_spec import Runtime
     from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.steps.public_outputs import Task
@@ -42,7 +42,7 @@ def preprocess_config(options: PreOptions) -> Any:
     return config
 
 
-def network_config(options: NetOptions, io: NetworkIO, runtime: Runtime, target: Target, *, native: bool) -> Any:
+def network_config(options: NetOptions, io: NetworkIO, runtime: Runtime, target: RenderTarget, *, native: bool) -> Any:
     """Return the network with dynamic batching, yet unnamed; a native one is run by the server itself.
 
     Its queue is bounded by the gateway (`runtime.maxQueueSize`), not here: a queue policy turns prefetching off, and

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from segserve_builder.render.target import Target
+    from segserve_builder.render.target import RenderTarget
     from segserve_builder.sources.access import Access
     from segserve_builder.sources.fetching import Progress
     from segserve_builder.spec.model_spec import Artifact
@@ -32,7 +32,7 @@ def build_tree(
     expose: Collection[str],
     cache: Path,
     second: Artifact | None = None,
-    target: Target = EMBEDDED,
+    target: RenderTarget = EMBEDDED,
     access: Access = LOCAL,
     progress: Progress | None = None,
 ) -> Tree:

@@ -20,7 +20,7 @@ _RELEASE: Final = re.compile(r"(\d\d)\.(\d\d)")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RenderTarget:
     """A release, year and month as NVIDIA names them, and the backend that runs a network wherever it can.
 
     Neither changes an answer, nor the name of a revision; the names of steps that differ do.
@@ -54,5 +54,5 @@ class Target:
         return self.backend == "onnxruntime" and not pipeline.inference and io.batched and batches
 
 
-EMBEDDED: Final = Target()
+EMBEDDED: Final = RenderTarget()
 """What the local platform serves on: Triton 2.51, which has no backend but Python's."""

@@ -18,7 +18,7 @@ from segserve_builder.steps.step_options import MODEL_FILE, NetOptions, PostOpti
 
 if TYPE_CHECKING:
     from segserve_builder.families.base import NetworkIO
-    from segserve_builder.render.target import Target
+    from segserve_builder.render.target import RenderTarget
     from segserve_builder.steps.pipeline import Pipeline
 
 Files: TypeAlias = Mapping[str, bytes | Path]
@@ -57,7 +57,7 @@ class Tree:
 
 
 def render(
-    pipeline: Pipeline, io: NetworkIO, artifact: Path, second: Network | None = None, target: Target = EMBEDDED
+    pipeline: Pipeline, io: NetworkIO, artifact: Path, second: Network | None = None, target: RenderTarget = EMBEDDED
 ) -> Tree:
     """Render `pipeline` over the network file `artifact`, whose tensors are `io`; `second` is its second network.
 
@@ -98,7 +98,7 @@ def with_network_alias(tree: Tree, pipeline: Pipeline, io: NetworkIO) -> Tree:
     return replace(tree, network=(name, files))
 
 
-def _network_step(pipeline: Pipeline, network: Network, target: Target) -> tuple[str, Files]:
+def _network_step(pipeline: Pipeline, network: Network, target: RenderTarget) -> tuple[str, Files]:
     options, native = NetOptions.of(pipeline, network.io), target.runs_natively(pipeline, network.io)
     message = config.network_config(options, network.io, pipeline.runtime, target, native=native)
     artifact = {f"1/{MODEL_FILE}": network.artifact}

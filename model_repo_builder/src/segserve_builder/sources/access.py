@@ -11,7 +11,7 @@ from pydantic import Field
 
 from segserve_builder.errors import SourceDeniedError, SourceUnauthorizedError
 from segserve_builder.sources.addresses import is_within, refusal
-from segserve_builder.spec.model_spec import Frozen
+from segserve_builder.spec.model_spec import FrozenModel
 
 ACCESS_VARIABLE: Final = "SEGSERVE_ARTIFACT_ACCESS"
 """What agents are told it by: the JSON of an `Access`."""
@@ -21,7 +21,7 @@ LOOPBACK_NETS: Final = ("127.0.0.0/8", "::1/128")
 PRIVATE_NETS: Final = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 
 
-class Credential(Frozen):
+class Credential(FrozenModel):
     """Where the secret for a scheme's hosts lies: a folder with one file a key, as Kubernetes mounts a Secret."""
 
     scheme: str
@@ -47,14 +47,14 @@ class Credential(Frozen):
         return found
 
 
-class Identity(Frozen):
+class Identity(FrozenModel):
     """Somebody whom sigstore's certificates name."""
 
     identity: str
     issuer: str
 
 
-class Signatures(Frozen):
+class Signatures(FrozenModel):
     """Whose signatures count, and whether there must be one. Keys and certificates are PEM."""
 
     required: bool = False
@@ -63,7 +63,7 @@ class Signatures(Frozen):
     identities: tuple[Identity, ...] = ()
 
 
-class Access(Frozen):
+class Access(FrozenModel):
     """What fetches may reach. Patterns of hosts are those of `fnmatch`, in lower case.
 
     A host is what follows `scheme://` in an artifact's URI: a server, a registry, a bucket.

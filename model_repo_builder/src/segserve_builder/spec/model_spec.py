@@ -15,13 +15,13 @@ from segserve_builder.spec.schemes import Uri
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Frozen(BaseModel):
+class FrozenModel(BaseModel):
     """An immutable value with camelCase keys outside and no unknown ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
-class Provenance(Frozen):
+class Provenance(FrozenModel):
     """How the artifact came to be. It is recorded, and does not change the revision."""
 
     source: str | None = Field(None, description="Where the network was trained: a repository and commit, a run.")
@@ -29,13 +29,13 @@ class Provenance(Frozen):
     dataset_sha256: Sha256 | None = Field(None, description="The digest of the data it was trained on.")
 
 
-class Signature(Frozen):
+class Signature(FrozenModel):
     """Where the proof lies of who signed a file. The pool says who is trusted."""
 
     uri: Uri = Field(description="The model-signing bundle of the file; relative as the artifact's own.")
 
 
-class Artifact(Frozen):
+class Artifact(FrozenModel):
     """The network's file, named by URI and pinned by sha256."""
 
     uri: Uri = Field(
@@ -47,7 +47,7 @@ class Artifact(Frozen):
     provenance: Provenance | None = Field(None, description="How the file came to be.")
 
 
-class Golden(Frozen):
+class Golden(FrozenModel):
     """A folder of images with their expected answers."""
 
     uri: Uri = Field(
@@ -59,7 +59,7 @@ class Golden(Frozen):
     )
 
 
-class ModelClass(Frozen):
+class ModelClass(FrozenModel):
     """One class of the network's output."""
 
     id: int = Field(ge=0, le=65535, description="The number in label maps and in CLASSES.")
@@ -68,7 +68,7 @@ class ModelClass(Frozen):
     thing: bool | None = Field(None, description="Panoptic models: whether its objects are counted, one by one.")
 
 
-class Input(Frozen):
+class Input(FrozenModel):
     """What callers send as PIXELS, and what images are decoded to."""
 
     dtype: Literal["UINT8", "UINT16"] = Field("UINT8", description="Type of PIXELS; 16-bit images are scaled to UINT8.")
@@ -76,7 +76,7 @@ class Input(Frozen):
     max_pixels: int = Field(50_000_000, ge=1, le=1_000_000_000, description="Larger images are refused undecoded.")
 
 
-class Output(Frozen):
+class Output(FrozenModel):
     """How answers look where a request does not say."""
 
     encoding: Literal["rle", "polygons", "png", "raw"] | None = Field(
@@ -94,7 +94,7 @@ class Output(Frozen):
     )
 
 
-class Runtime(Frozen):
+class Runtime(FrozenModel):
     """How Triton runs the network."""
 
     max_batch_size: int = Field(8, ge=1, le=1024, description="Requests that the network runs at once, at most.")

@@ -30,7 +30,7 @@ from segserve_builder.stages.score_threshold import ScoreThreshold
 from segserve_builder.stages.semantic_queries import SemanticQueries
 from segserve_builder.stages.soft_nms import SoftNms
 from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
-from segserve_builder.stages.tile import Tile
+from segserve_builder.stages.tile import TiledInference
 from segserve_builder.stages.tta import Tta
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from segserve_builder.stages.base import Stage
 
 PREPROCESS: Final[Mapping[str, type[Stage]]] = {"decode": Decode, "resize": Resize, "normalise": Normalise}
-INFERENCE: Final[Mapping[str, type[Stage]]] = {"tile": Tile, "tta": Tta}
+INFERENCE: Final[Mapping[str, type[Stage]]] = {"tile": TiledInference, "tta": Tta}
 """How the network is run over one image; these run within the network's step."""
 POSTPROCESS: Final[Mapping[str, type[Stage]]] = {
     "calibrate": Calibrate,

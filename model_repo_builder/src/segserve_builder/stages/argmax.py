@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Kind, LabelMap, Logits
+from segserve_builder.values import LabelMap, Logits, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class Argmax(Stage):
@@ -23,8 +23,8 @@ class Argmax(Stage):
     """
 
     version: ClassVar[int] = 2
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
-    gives: ClassVar[Kind | None] = Kind.LABELS
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
+    gives: ClassVar[ValueType | None] = ValueType.LABELS
 
     threshold: float = Field(
         0.5,
@@ -39,7 +39,7 @@ class Argmax(Stage):
         "torch's interpolate, as PSPNet and some DeepLab heads are trained); else they cover areas side by side.",
     )
 
-    def __call__(self, value: Logits, request: Request) -> LabelMap:
+    def __call__(self, value: Logits, request: RequestOptions) -> LabelMap:
         """Return the labels, uint8 for up to 256 classes and uint16 for more; ties go to the first class."""
         from segserve_builder.imaging.probabilities import logit
         from segserve_builder.imaging.sampling import axes

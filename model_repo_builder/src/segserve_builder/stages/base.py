@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from segserve_builder.values import Kind
+from segserve_builder.values import ValueType
 
 
 class Stage(BaseModel):
@@ -25,16 +25,16 @@ class Stage(BaseModel):
     """Whether it looks at the image itself, as the network saw it (`Logits.guide`)."""
     needs_instances: ClassVar[bool] = False
     """Whether it takes what the pipeline's second network found (`LabelMap.instances`)."""
-    takes: ClassVar[frozenset[Kind]]
-    gives: ClassVar[Kind | None] = None
+    takes: ClassVar[frozenset[ValueType]]
+    gives: ClassVar[ValueType | None] = None
     """The kind it gives, or None where it gives the kind that it took."""
 
-    def __call__(self, value: Any, request: Request) -> Any:
+    def __call__(self, value: Any, request: RequestOptions) -> Any:
         """Return the new value; the given one is left untouched."""
         raise NotImplementedError
 
 
-class Request(BaseModel):
+class RequestOptions(BaseModel):
     """What one request asks for beside its image; None where it leaves that to its model.
 
     `outputs` names the outputs that it will read; the others stay empty. An ensemble asks its steps for every output,

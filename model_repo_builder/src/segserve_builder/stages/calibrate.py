@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import CANDIDATES, Candidates, Kind, Logits
+from segserve_builder.values import CANDIDATES, Candidates, Logits, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class Calibrate(Stage):
@@ -21,13 +21,13 @@ class Calibrate(Stage):
     rescaled as the probability of a logit: scores keep their order, and thresholds after it compare the new ones.
     """
 
-    takes: ClassVar[frozenset[Kind]] = CANDIDATES | {Kind.LOGITS}
+    takes: ClassVar[frozenset[ValueType]] = CANDIDATES | {ValueType.LOGITS}
 
     temperature: float = Field(
         gt=0, le=1000, description="What logits are divided by: above 1 for a network that is too sure of itself."
     )
 
-    def __call__(self, value: Logits | Candidates, request: Request) -> Logits | Candidates:
+    def __call__(self, value: Logits | Candidates, request: RequestOptions) -> Logits | Candidates:
         """Return the value with another temperature or other scores."""
         from segserve_builder.golden.calibration import rescaled
 

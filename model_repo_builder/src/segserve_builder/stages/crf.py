@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Kind, Logits
+from segserve_builder.values import Logits, ValueType
 
 if TYPE_CHECKING:
     from segserve_builder.kernels.crf import Terms
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.values import UInt8
 
 LEAST = 1e-3
@@ -29,7 +29,7 @@ class Crf(Stage):
     log probabilities at the resolution at which the network saw the image, without padding and of temperature 1.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
     needs_guide: ClassVar[bool] = True
 
     mode: Literal["exact", "fast"] = Field(
@@ -60,7 +60,7 @@ class Crf(Stage):
         3.0, ge=0, le=1000, description="The most that near pixels of any colour add to a log probability."
     )
 
-    def __call__(self, value: Logits, request: Request) -> Logits:
+    def __call__(self, value: Logits, request: RequestOptions) -> Logits:
         """Return the refined logits; raises `BadImageError` where the image is too large for it."""
         from segserve_builder.errors import BadImageError
         from segserve_builder.imaging.refinement import checked_guide
@@ -73,11 +73,11 @@ class Crf(Stage):
             raise BadImageError(f"the CRF cannot take this image: {error}") from error
 
     def _exact(self, value: Logits, guide: UInt8) -> Logits:
-        from segserve_builder.imaging.refinement import Labels
+        from segserve_builder.imaging.refinement import LabelScores
         from segserve_builder.kernels.crf import refine
 
         height, width = guide.shape[:2]
-        labels = Labels.of(value, height, width, self._least)
+        labels = LabelScores.of(value, height, width, self._least)
         refine(labels.scores, guide, self._terms(1), self.iterations, logarithms=True)
         return labels.logits(value)
 
@@ -87,7 +87,7 @@ class Crf(Stage):
         import cv2
         import numpy as np
 
-        from segserve_builder.imaging.refinement import Labels
+        from segserve_builder.imaging.refinement import LabelScores
         from segserve_builder.imaging.sampling import Axis
         from segserve_builder.kernels.crf import refine
         from segserve_builder.kernels.guided import guided_filter
@@ -95,7 +95,7 @@ class Crf(Stage):
         height, width = guide.shape[:2]
         low_height, low_width = (height + 1) // 2, (width + 1) // 2
         low = cv2.resize(np.ascontiguousarray(guide), (low_width, low_height), interpolation=cv2.INTER_AREA)
-        labels = Labels.of(value, low_height, low_width, self._least)
+        labels = LabelScores.of(value, low_height, low_width, self._least)
         refine(labels.scores, low, self._terms(2), self.iterations, logarithms=False)
         rows = Axis.of(height, low_height, 0, low_height, low_height)
         columns = Axis.of(width, low_width, 0, low_width, low_width)

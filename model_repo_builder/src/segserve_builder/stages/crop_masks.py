@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Candidates, Instances, Kind
+from segserve_builder.values import Candidates, Instances, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.values import PrototypeHeads
 
 
@@ -21,12 +21,12 @@ class CropMasks(Stage):
     interpolation; a mask may come out empty. Boxes are clipped to the image.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.PROTOTYPES})
-    gives: ClassVar[Kind | None] = Kind.INSTANCES
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.PROTOTYPES})
+    gives: ClassVar[ValueType | None] = ValueType.INSTANCES
 
     threshold: float = Field(0.5, gt=0, lt=1, description="The probability above which a pixel is of the mask.")
 
-    def __call__(self, value: Candidates, request: Request) -> Instances:
+    def __call__(self, value: Candidates, request: RequestOptions) -> Instances:
         """Return an instance for every candidate, in their order."""
         import numpy as np
 

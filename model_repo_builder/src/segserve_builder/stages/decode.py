@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Encoded, Image, Kind, Placement
+from segserve_builder.values import Encoded, Image, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class Decode(Stage):
@@ -20,14 +20,14 @@ class Decode(Stage):
     `segserve_builder.imaging.decoding` says how grey and 16 bit are made. Raises `BadImageError`.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ENCODED})
-    gives: ClassVar[Kind | None] = Kind.IMAGE
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.ENCODED})
+    gives: ClassVar[ValueType | None] = ValueType.IMAGE
 
     orientation: Literal["apply", "ignore"] = Field(
         "apply", description="Whether the EXIF orientation turns the image; ignore it if training did."
     )
 
-    def __call__(self, value: Encoded, request: Request) -> Image:
+    def __call__(self, value: Encoded, request: RequestOptions) -> Image:
         """Return the pixels, of the colour and dtype that `value` asks for."""
         from segserve_builder.imaging.decoding import decode_image
 
@@ -38,4 +38,4 @@ class Decode(Stage):
             max_pixels=value.max_pixels,
             orientation=self.orientation,
         )
-        return Image(pixels, Placement.of(*pixels.shape[:2]))
+        return Image(pixels, ResizeTransform.of(*pixels.shape[:2]))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Anchors, Candidates, Kind, NoHeads
+from segserve_builder.values import Anchors, Candidates, NoHeads, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.values import Float32
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -31,8 +31,8 @@ class DecodeAnchors(Stage):
     class go on. Boxes are clipped to the image, as torchvision does before its non-maximum suppression.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.ANCHORS})
-    gives: ClassVar[Kind | None] = Kind.BOXES
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.ANCHORS})
+    gives: ClassVar[ValueType | None] = ValueType.BOXES
 
     activation: Literal["sigmoid", "softmax"] = Field(
         "sigmoid", description="sigmoid: every class by itself; softmax: one of all, channel 0 being the background."
@@ -51,7 +51,7 @@ class DecodeAnchors(Stage):
         (1.0, 1.0, 1.0, 1.0), min_length=4, max_length=4, description="What dx, dy, dw, dh are divided by."
     )
 
-    def __call__(self, value: Anchors, request: Request) -> Candidates:
+    def __call__(self, value: Anchors, request: RequestOptions) -> Candidates:
         """Return the candidates, level by level or class by class, each best first."""
         import numpy as np
 
@@ -80,7 +80,7 @@ class DecodeAnchors(Stage):
         """Return the boxes of some anchors, within the image, in pixels of the original image, float32 (N, 4)."""
         import numpy as np
 
-        from segserve_builder.imaging.boxes import on_image
+        from segserve_builder.imaging.boxes import to_image_coordinates
 
         anchors, deltas = value.anchors[which], value.deltas[which] / np.array(self.weights, np.float32)
         sizes = anchors[:, 2:] - anchors[:, :2]
@@ -89,4 +89,4 @@ class DecodeAnchors(Stage):
         boxes = np.concatenate([centres - halves, centres + halves], axis=1)
         p = value.placement
         first, last = [p.left, p.top] * 2, [p.left + p.inner_width, p.top + p.inner_height] * 2
-        return on_image(np.clip(boxes, np.array(first, np.float32), np.array(last, np.float32)), p)
+        return to_image_coordinates(np.clip(boxes, np.array(first, np.float32), np.array(last, np.float32)), p)

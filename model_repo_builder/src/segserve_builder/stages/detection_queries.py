@@ -8,10 +8,10 @@ from pydantic import Field
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Candidates, Kind, NoHeads, Queries
+from segserve_builder.values import Candidates, NoHeads, Queries, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.values import Float32
 
 
@@ -21,12 +21,12 @@ class DetectionQueries(Stage):
     As `post_process_object_detection` of transformers' DETR.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.QUERIES})
-    gives: ClassVar[Kind | None] = Kind.BOXES
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
+    gives: ClassVar[ValueType | None] = ValueType.BOXES
 
     threshold: float = Field(0.5, ge=0, le=1, description="The probability of a class above which a query is kept.")
 
-    def __call__(self, value: Queries, request: Request) -> Candidates:
+    def __call__(self, value: Queries, request: RequestOptions) -> Candidates:
         """Return the detections, best score first; boxes are not clipped to the image."""
         import numpy as np
 

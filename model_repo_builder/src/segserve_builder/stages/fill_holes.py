@@ -9,10 +9,10 @@ from pydantic import Field
 
 from segserve_builder.stages.base import Stage
 from segserve_builder.stages.remove_small_regions import ClassId
-from segserve_builder.values import Instances, Kind, LabelMap
+from segserve_builder.values import Instances, LabelMap, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class FillHoles(Stage):
@@ -27,7 +27,7 @@ class FillHoles(Stage):
     Of equally large holes the class with the lowest id wins.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LABELS, Kind.INSTANCES})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LABELS, ValueType.INSTANCES})
 
     max_area: int | None = Field(None, ge=1, description="Larger holes stay, in pixels; all are filled unless given.")
     connectivity: Literal[4, 8] = Field(
@@ -40,7 +40,7 @@ class FillHoles(Stage):
         None, min_length=1, description="The classes whose holes are filled; all unless given."
     )
 
-    def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
+    def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:
         """Return the value with its holes filled."""
         from segserve_builder.imaging.instance_masks import map_masks
         from segserve_builder.kernels.holes import fill_holes

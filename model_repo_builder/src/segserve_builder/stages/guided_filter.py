@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Kind, Logits
+from segserve_builder.values import Logits, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 LEAST = 1e-4
 """A label that is this improbable everywhere stays so, since the filter is linear."""
@@ -24,7 +24,7 @@ class GuidedFilter(Stage):
     at that resolution, without padding and of temperature 1.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
     needs_guide: ClassVar[bool] = True
 
     radius: int = Field(
@@ -37,18 +37,18 @@ class GuidedFilter(Stage):
         description="The variance, of a luma from 0 to 1, from which on what a window shows counts as an edge.",
     )
 
-    def __call__(self, value: Logits, request: Request) -> Logits:
+    def __call__(self, value: Logits, request: RequestOptions) -> Logits:
         """Return the filtered logits; raises `BadImageError` where the image is too large for it."""
         from dataclasses import replace
 
-        from segserve_builder.imaging.refinement import Labels, checked_guide
+        from segserve_builder.imaging.refinement import LabelScores, checked_guide
         from segserve_builder.imaging.sampling import Axis
         from segserve_builder.kernels.crf import softmax
         from segserve_builder.kernels.guided import guided_filter
 
         guide = checked_guide(value)
         height, width = guide.shape[:2]
-        labels = Labels.of(value, height, width, LEAST)
+        labels = LabelScores.of(value, height, width, LEAST)
         softmax(labels.scores)
         rows, columns = Axis.of(height, height, 0, height, height), Axis.of(width, width, 0, width, width)
         scores = guided_filter(labels.scores, guide, self.radius, self.eps, guide, rows, columns)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Instances, Kind, Queries
+from segserve_builder.values import Instances, Queries, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.values import Float32
 
 
@@ -22,8 +22,8 @@ class InstanceQueries(Stage):
     `exclusive` as DETR's: every pixel is of one query at most, as in panopticQueries.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.QUERIES})
-    gives: ClassVar[Kind | None] = Kind.INSTANCES
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
+    gives: ClassVar[ValueType | None] = ValueType.INSTANCES
 
     threshold: float = Field(0.5, ge=0, le=1, description="The least score that is kept; above it where exclusive.")
     mask_threshold: float = Field(0.5, gt=0, lt=1, description="The probability above which a pixel is of the mask.")
@@ -36,7 +36,7 @@ class InstanceQueries(Stage):
         description="Height and width that masks are interpolated to first; [384, 384] for Mask2Former, else none.",
     )
 
-    def __call__(self, value: Queries, request: Request) -> Instances:
+    def __call__(self, value: Queries, request: RequestOptions) -> Instances:
         """Return the instances, best score first; boxes are the least around their masks."""
         import numpy as np
 

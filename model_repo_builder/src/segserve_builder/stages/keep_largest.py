@@ -9,10 +9,10 @@ from pydantic import Field
 
 from segserve_builder.stages.base import Stage
 from segserve_builder.stages.remove_small_regions import ClassId
-from segserve_builder.values import Instances, Kind, LabelMap
+from segserve_builder.values import Instances, LabelMap, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class KeepLargest(Stage):
@@ -22,14 +22,14 @@ class KeepLargest(Stage):
     first, row by row from the top left.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LABELS, Kind.INSTANCES})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LABELS, ValueType.INSTANCES})
 
     connectivity: Literal[4, 8] = Field(4, description="Whether pixels connect by edges (4) or also by corners (8).")
     classes: tuple[ClassId, ...] | None = Field(
         None, min_length=1, description="The classes that keep one region only; all unless given."
     )
 
-    def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
+    def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:
         """Return the value with one region a class or instance."""
         from segserve_builder.imaging.instance_masks import map_masks
         from segserve_builder.kernels.regions import keep_largest

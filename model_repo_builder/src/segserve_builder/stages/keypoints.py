@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from segserve_builder import values
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Candidates, Kind
+from segserve_builder.values import Candidates, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
-    from segserve_builder.values import Float32, HeatmapHeads, Placement
+    from segserve_builder.stages.base import RequestOptions
+    from segserve_builder.values import Float32, HeatmapHeads, ResizeTransform
 
 ROUNDINGS: Final = 8
 """How many float32 roundings a coordinate may have gone through on its way from the network's input and back."""
@@ -24,10 +24,10 @@ class Keypoints(Stage):
     """
 
     version: ClassVar[int] = 2
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.HEATMAPS})
-    gives: ClassVar[Kind | None] = Kind.KEYPOINTS
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.HEATMAPS})
+    gives: ClassVar[ValueType | None] = ValueType.KEYPOINTS
 
-    def __call__(self, value: Candidates, request: Request) -> values.Keypoints:
+    def __call__(self, value: Candidates, request: RequestOptions) -> values.KeypointDetections:
         """Return a detection with its points for every candidate, in their order."""
         import numpy as np
 
@@ -38,10 +38,10 @@ class Keypoints(Stage):
         scale = np.array(p.scale, np.float32)
         points[:, :, :2] = (points[:, :, :2] - np.array([p.left, p.top], np.float32)) * scale
         boxes = np.clip(value.boxes, 0, np.array([p.width, p.height] * 2, np.float32))
-        return values.Keypoints(boxes, value.scores, value.classes, points, p.height, p.width)
+        return values.KeypointDetections(boxes, value.scores, value.classes, points, p.height, p.width)
 
 
-def _in_network_pixels(boxes: Float32, placement: Placement) -> Float32:
+def _in_network_pixels(boxes: Float32, placement: ResizeTransform) -> Float32:
     """Return boxes as the network gave them: what rounding took from a whole number is put back.
 
     A heat map's size is a box's, rounded up: it must not grow by a pixel since 800 has become 800.00006.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Instances, Kind
+from segserve_builder.values import Instances, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.values import Int32
 
 
@@ -22,7 +22,7 @@ class MaskNms(Stage):
     the first is the better one.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.INSTANCES})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.INSTANCES})
 
     method: Literal["matrix", "greedy"] = Field(
         "matrix", description="matrix lowers scores and keeps those above a threshold; greedy removes masks."
@@ -45,7 +45,7 @@ class MaskNms(Stage):
         300, ge=1, le=10_000, description="How many are kept; a request's max_detections overrides it."
     )
 
-    def __call__(self, value: Instances, request: Request) -> Instances:
+    def __call__(self, value: Instances, request: RequestOptions) -> Instances:
         """Return the instances that are kept, best score first."""
         import numpy as np
 
@@ -59,7 +59,7 @@ class MaskNms(Stage):
             return ranked.take(greedy_masks(ranked.masks, classes, *size, self.iou_threshold, limit).tolist())
         return self._lowered(ranked, classes, limit, request)
 
-    def _lowered(self, ranked: Instances, classes: Int32, limit: int, request: Request) -> Instances:
+    def _lowered(self, ranked: Instances, classes: Int32, limit: int, request: RequestOptions) -> Instances:
         import numpy as np
 
         from segserve_builder.kernels.mask_nms import matrix_decay

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Instances, Kind, LabelMap
+from segserve_builder.values import Instances, LabelMap, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class Morphology(Stage):
@@ -25,7 +25,7 @@ class Morphology(Stage):
     class 0, where several do the one with the lowest id. An instance of which nothing is left goes.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LABELS, Kind.INSTANCES})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LABELS, ValueType.INSTANCES})
 
     operation: Literal["open", "close", "dilate", "erode"] = Field(
         description="open removes what is thinner than the kernel, close fills it; dilate grows, erode shrinks."
@@ -33,7 +33,7 @@ class Morphology(Stage):
     radius: int = Field(1, ge=1, le=100, description="The kernel is 2 * radius + 1 pixels wide and high.")
     shape: Literal["ellipse", "square", "cross"] = Field("ellipse", description="The kernel's shape.")
 
-    def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
+    def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:
         """Return the value with every mask changed."""
         from segserve_builder.imaging.instance_masks import map_masks
 

@@ -8,10 +8,10 @@ from pydantic import Field
 
 from segserve_builder.imaging.probabilities import logit
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import ClassMasks, Kind, Logits
+from segserve_builder.values import ClassMasks, Logits, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
@@ -23,8 +23,8 @@ class MultiLabel(Stage):
     say. The network has a channel for every class.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
-    gives: ClassVar[Kind | None] = Kind.CLASS_MASKS
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
+    gives: ClassVar[ValueType | None] = ValueType.CLASS_MASKS
 
     threshold: Probability = Field(0.5, description="The probability above which a pixel is of a class.")
     thresholds: tuple[Probability, ...] = Field(
@@ -34,7 +34,7 @@ class MultiLabel(Stage):
         False, description="Whether the logits' corners lie on the centres of the input's corner pixels, as for argmax."
     )
 
-    def __call__(self, value: Logits, request: Request) -> ClassMasks:
+    def __call__(self, value: Logits, request: RequestOptions) -> ClassMasks:
         """Return a mask for every channel; raises `PipelineError` where there are not as many thresholds."""
         import numpy as np
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import CANDIDATES, Candidates, Kind
+from segserve_builder.values import CANDIDATES, Candidates, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class Nms(Stage):
     """Keep the best-scored box of those that overlap (greedy non-maximum suppression)."""
 
     version: ClassVar[int] = 2
-    takes: ClassVar[frozenset[Kind]] = CANDIDATES
+    takes: ClassVar[frozenset[ValueType]] = CANDIDATES
 
     iou_threshold: float = Field(0.7, ge=0, le=1, description="Boxes whose IoU with a better one is above it go.")
     class_aware: bool = Field(True, description="Whether only boxes of the same class suppress each other.")
@@ -25,7 +25,7 @@ class Nms(Stage):
         300, ge=1, le=10_000, description="How many are kept; a request's max_detections overrides it."
     )
 
-    def __call__(self, value: Candidates, request: Request) -> Candidates:
+    def __call__(self, value: Candidates, request: RequestOptions) -> Candidates:
         """Return the candidates that are kept, best score first."""
         import numpy as np
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Image, Kind
+from segserve_builder.values import Image, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -26,7 +26,7 @@ class Normalise(Stage):
     UINT16 unless given (the pixel is then divided, not multiplied); `mean` and `std` are in scaled units.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.IMAGE})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.IMAGE})
 
     scale: Positive | None = Field(
         None, description="What pixels are multiplied by; 1/255 (UINT16: 1/65535) unless given."
@@ -34,7 +34,7 @@ class Normalise(Stage):
     mean: tuple[Finite, ...] = Field((0.0,), min_length=1, max_length=3, description="One number, or one a channel.")
     std: tuple[Positive, ...] = Field((1.0,), min_length=1, max_length=3, description="One number, or one a channel.")
 
-    def __call__(self, value: Image, request: Request) -> Image:
+    def __call__(self, value: Image, request: RequestOptions) -> Image:
         """Return the image as float32 (H, W, C)."""
         return Image(self.tensor(value.pixels, half=False, channels_first=False), value.placement)
 

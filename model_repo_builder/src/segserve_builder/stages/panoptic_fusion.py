@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Instances, Kind, LabelMap, Panoptic, Segment
+from segserve_builder.values import Instances, LabelMap, Panoptic, Segment, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class PanopticFusion(Stage):
@@ -24,8 +24,8 @@ class PanopticFusion(Stage):
     """
 
     needs_instances: ClassVar[bool] = True
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LABELS})
-    gives: ClassVar[Kind | None] = Kind.PANOPTIC
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LABELS})
+    gives: ClassVar[ValueType | None] = ValueType.PANOPTIC
 
     instance_score: float = Field(0.5, ge=0, le=1, description="The least score of an instance.")
     overlap_threshold: float = Field(
@@ -38,7 +38,7 @@ class PanopticFusion(Stage):
         (), description="Ids of classes that make no segment of the label map, beside those that are things."
     )
 
-    def __call__(self, value: LabelMap, request: Request) -> Panoptic:
+    def __call__(self, value: LabelMap, request: RequestOptions) -> Panoptic:
         """Return the segments, ids counting from 1: instances by falling score, then classes by rising id."""
         import numpy as np
 

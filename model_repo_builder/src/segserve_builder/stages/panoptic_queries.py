@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Kind, Panoptic, Queries, Segment
+from segserve_builder.values import Panoptic, Queries, Segment, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class PanopticQueries(Stage):
@@ -20,8 +20,8 @@ class PanopticQueries(Stage):
     the order of the queries; the segment of several fused queries has the best of their scores.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.QUERIES})
-    gives: ClassVar[Kind | None] = Kind.PANOPTIC
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
+    gives: ClassVar[ValueType | None] = ValueType.PANOPTIC
 
     threshold: float = Field(0.5, ge=0, le=1, description="The score above which a query takes part.")
     mask_threshold: float = Field(
@@ -40,7 +40,7 @@ class PanopticQueries(Stage):
         description="Height and width that masks are interpolated to first; [384, 384] for Mask2Former, else none.",
     )
 
-    def __call__(self, value: Queries, request: Request) -> Panoptic:
+    def __call__(self, value: Queries, request: RequestOptions) -> Panoptic:
         """Return the segments of one image."""
         from segserve_builder.imaging.query_masks import exclusive_segments
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Candidates, Instances, Kind
+from segserve_builder.values import Candidates, Instances, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.values import MaskHeads
 
 
@@ -20,8 +20,8 @@ class PasteMasks(Stage):
     A mask may come out empty. Boxes are clipped to the image.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.MASK_HEADS})
-    gives: ClassVar[Kind | None] = Kind.INSTANCES
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.MASK_HEADS})
+    gives: ClassVar[ValueType | None] = ValueType.INSTANCES
 
     convention: Literal["torchvision", "detectron2"] = Field(
         "torchvision",
@@ -35,7 +35,7 @@ class PasteMasks(Stage):
         description="The probability from which a pixel is of the mask; with torchvision's convention, above which.",
     )
 
-    def __call__(self, value: Candidates, request: Request) -> Instances:
+    def __call__(self, value: Candidates, request: RequestOptions) -> Instances:
         """Return an instance for every candidate, in their order."""
         import numpy as np
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Instances, Kind, LabelMap
+from segserve_builder.values import Instances, LabelMap, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 ClassId = Annotated[int, Field(ge=0, le=65535)]
 
@@ -23,7 +23,7 @@ class RemoveSmallRegions(Stage):
     an instance each connected part of its mask is one; an instance of which nothing is left goes.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LABELS, Kind.INSTANCES})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LABELS, ValueType.INSTANCES})
 
     min_area: int = Field(ge=1, description="The least area that stays, in pixels of the original image.")
     connectivity: Literal[4, 8] = Field(4, description="Whether pixels connect by edges (4) or also by corners (8).")
@@ -31,7 +31,7 @@ class RemoveSmallRegions(Stage):
         None, min_length=1, description="The classes whose regions may go; all unless given."
     )
 
-    def __call__(self, value: LabelMap | Instances, request: Request) -> LabelMap | Instances:
+    def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:
         """Return the value without its small regions."""
         from segserve_builder.imaging.instance_masks import map_masks
         from segserve_builder.kernels.regions import drop_small

@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 
 from segserve_builder.errors import BadImageError
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Image, Kind, Placement
+from segserve_builder.values import Image, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 Mode = Literal["stretch", "letterbox", "shortSide", "keep"]
 
@@ -55,7 +55,7 @@ class Resize(Stage):
     numbers once, half to even. It matters which of the two a network was trained with.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.IMAGE})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.IMAGE})
 
     mode: Mode = Field(description="stretch, letterbox, shortSide or keep.")
     height: int | None = Field(None, ge=1, le=16384, description="stretch, letterbox: the result's height.")
@@ -110,9 +110,9 @@ class Resize(Stage):
             return self.size, self.size
         return None
 
-    def place(self, height: int, width: int) -> Placement:
+    def place(self, height: int, width: int) -> ResizeTransform:
         """Return where an image of this size comes to lie."""
-        whole = Placement.of(height, width)
+        whole = ResizeTransform.of(height, width)
         if self.fixed_size is None:
             inner = (
                 (height, width)
@@ -122,9 +122,9 @@ class Resize(Stage):
             return _padded(whole, inner, self.multiple_of or 1)
         if self.mode == "letterbox":
             return _letterboxed(whole, *self.fixed_size)
-        return Placement(height, width, 0, 0, *self.fixed_size, *self.fixed_size)
+        return ResizeTransform(height, width, 0, 0, *self.fixed_size, *self.fixed_size)
 
-    def __call__(self, value: Image, request: Request) -> Image:
+    def __call__(self, value: Image, request: RequestOptions) -> Image:
         """Return the fitted image, (H, W, C) of the same dtype; the given one where nothing changes."""
         placement = self.place(*value.pixels.shape[:2])
         if placement == value.placement:
@@ -132,7 +132,7 @@ class Resize(Stage):
         _check_growth(placement)
         return Image(self._pad(self._resize(value.pixels, placement), placement), placement)
 
-    def _resize(self, pixels: NDArray[Any], placement: Placement) -> NDArray[Any]:
+    def _resize(self, pixels: NDArray[Any], placement: ResizeTransform) -> NDArray[Any]:
         inner = (placement.inner_height, placement.inner_width)
         if pixels.shape[:2] == inner:
             return pixels
@@ -152,7 +152,7 @@ class Resize(Stage):
         resized: NDArray[Any] = cv2.resize(np.ascontiguousarray(pixels), inner[::-1], interpolation=method)
         return resized.reshape(*inner, pixels.shape[2])
 
-    def _pad(self, pixels: NDArray[Any], placement: Placement) -> NDArray[Any]:
+    def _pad(self, pixels: NDArray[Any], placement: ResizeTransform) -> NDArray[Any]:
         bottom = placement.input_height - placement.top - placement.inner_height
         right = placement.input_width - placement.left - placement.inner_width
         if not (placement.top or bottom or placement.left or right):
@@ -174,7 +174,7 @@ class Resize(Stage):
         return _LETTERBOX_GREY if itemsize == 1 else _LETTERBOX_GREY * 257
 
 
-def _letterboxed(whole: Placement, input_height: int, input_width: int) -> Placement:
+def _letterboxed(whole: ResizeTransform, input_height: int, input_width: int) -> ResizeTransform:
     scale = min(input_height / whole.height, input_width / whole.width)
     inner_height = max(1, round(whole.height * scale))
     inner_width = max(1, round(whole.width * scale))
@@ -199,7 +199,7 @@ def _short_side(height: int, width: int, size: int, max_size: int) -> tuple[int,
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
-def _padded(whole: Placement, inner: tuple[int, int], multiple: int) -> Placement:
+def _padded(whole: ResizeTransform, inner: tuple[int, int], multiple: int) -> ResizeTransform:
     height, width = inner
     return replace(
         whole,
@@ -210,7 +210,7 @@ def _padded(whole: Placement, inner: tuple[int, int], multiple: int) -> Placemen
     )
 
 
-def _check_growth(placement: Placement) -> None:
+def _check_growth(placement: ResizeTransform) -> None:
     """Refuse images so narrow that padding them would fill the memory."""
     area = placement.input_height * placement.input_width
     allowed = max(_PADDED_PIXELS, 2 * placement.inner_height * placement.inner_width)

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import CANDIDATES, Candidates, Kind
+from segserve_builder.values import CANDIDATES, Candidates, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class ScoreThreshold(Stage):
     """Keep candidates that score at least the threshold. The request's score_threshold overrides it."""
 
-    takes: ClassVar[frozenset[Kind]] = CANDIDATES
+    takes: ClassVar[frozenset[ValueType]] = CANDIDATES
 
     threshold: float = Field(0.25, ge=0, le=1, description="The least score that is kept.")
 
-    def __call__(self, value: Candidates, request: Request) -> Candidates:
+    def __call__(self, value: Candidates, request: RequestOptions) -> Candidates:
         """Return the candidates that are kept, in their order."""
         import numpy as np
 

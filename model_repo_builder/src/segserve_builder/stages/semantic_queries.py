@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Kind, Logits, Queries
+from segserve_builder.values import Logits, Queries, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 AT_ONCE: Final = 16
 """Queries whose masks are in memory as probabilities at a time."""
@@ -23,15 +23,15 @@ class SemanticQueries(Stage):
     label map of them.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.QUERIES})
-    gives: ClassVar[Kind | None] = Kind.LOGITS
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
+    gives: ClassVar[ValueType | None] = ValueType.LOGITS
 
     mask_size: tuple[int, int] | None = Field(
         None,
         description="Height and width that masks are interpolated to first; [384, 384] for Mask2Former, else none.",
     )
 
-    def __call__(self, value: Queries, request: Request) -> Logits:
+    def __call__(self, value: Queries, request: RequestOptions) -> Logits:
         """Return the scores, float32 (C, h, w), of the network's classes."""
         import numpy as np
 

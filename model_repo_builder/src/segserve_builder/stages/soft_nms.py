@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import CANDIDATES, Candidates, Kind
+from segserve_builder.values import CANDIDATES, Candidates, ValueType
 
 if TYPE_CHECKING:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
 
 class SoftNms(Stage):
@@ -22,7 +22,7 @@ class SoftNms(Stage):
     swapped corners, which overlap nothing, stay; of equal scores the first is taken first.
     """
 
-    takes: ClassVar[frozenset[Kind]] = CANDIDATES
+    takes: ClassVar[frozenset[ValueType]] = CANDIDATES
 
     method: Literal["gaussian", "linear"] = Field(
         "gaussian", description="How the IoU lowers a score: times exp(-IoU² / sigma), or times 1 - IoU."
@@ -40,7 +40,7 @@ class SoftNms(Stage):
         300, ge=1, le=10_000, description="How many are kept; a request's max_detections overrides it."
     )
 
-    def __call__(self, value: Candidates, request: Request) -> Candidates:
+    def __call__(self, value: Candidates, request: RequestOptions) -> Candidates:
         """Return the candidates that are kept, with their lowered scores, best first."""
         import numpy as np
 

@@ -9,13 +9,13 @@ from pydantic import Field
 
 from segserve_builder.errors import PipelineError
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Kind, LabelMap, Logits
+from segserve_builder.values import LabelMap, Logits, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.stages.base import Request
-    from segserve_builder.values import Placement
+    from segserve_builder.stages.base import RequestOptions
+    from segserve_builder.values import ResizeTransform
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class History:
     average of logits (C, h, w), as of its frame. All are of images that lay as `placement` says.
     """
 
-    placement: Placement
+    placement: ResizeTransform
     frames: tuple[int, ...]
     arrays: tuple[NDArray[Any], ...]
 
@@ -39,7 +39,7 @@ class TemporalSmoothing(Stage):
     number as the parameter `frame`: then lost ones make what came before count less, and late ones change nothing.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS, Kind.LABELS})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS, ValueType.LABELS})
 
     method: Literal["exponential", "votes"] = Field(
         "exponential",
@@ -63,13 +63,13 @@ class TemporalSmoothing(Stage):
         "beyond maxStreams wait for another's end, and requests without a sequence id are refused.",
     )
 
-    def check_place(self, kind: Kind) -> None:
+    def check_place(self, kind: ValueType) -> None:
         """Raise `PipelineError` where it stands after a stage that gives something else than its method smooths."""
-        needed = Kind.LOGITS if self.method == "exponential" else Kind.LABELS
+        needed = ValueType.LOGITS if self.method == "exponential" else ValueType.LABELS
         if kind != needed:
             raise PipelineError(f"temporalSmoothing by {self.method} takes {needed}, got {kind}")
 
-    def __call__(self, value: Logits | LabelMap, request: Request) -> Logits | LabelMap:
+    def __call__(self, value: Logits | LabelMap, request: RequestOptions) -> Logits | LabelMap:
         """Return the value of a frame by itself."""
         return value
 
@@ -122,7 +122,7 @@ def _array(value: Logits | LabelMap) -> NDArray[Any]:
     return value.labels if isinstance(value, LabelMap) else value.values
 
 
-def _placement(value: Logits | LabelMap) -> Placement:
+def _placement(value: Logits | LabelMap) -> ResizeTransform:
     return value.logits.placement if isinstance(value, LabelMap) else value.placement
 
 

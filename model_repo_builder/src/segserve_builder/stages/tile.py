@@ -7,17 +7,17 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Kind
+from segserve_builder.values import ValueType
 
 
-class Tile(Stage):
+class TiledInference(Stage):
     """Run the network over overlapping tiles of the image and blend their logits.
 
     Tiles lie as MONAI's sliding window lays them, at multiples of multipleOf; where they reach beyond the image, as all
     do in an image smaller than a tile, it is padded. What the network says near a tile's edge counts less.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
 
     height: int = Field(ge=1, le=16_384, description="A tile's height, in pixels of the network's input.")
     width: int = Field(ge=1, le=16_384, description="A tile's width.")

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import Kind
+from segserve_builder.values import ValueType
 
 
 class Tta(Stage):
@@ -17,7 +17,7 @@ class Tta(Stage):
     turn by 180 degrees) one counts. Answers are turned back and averaged at the resolution of the image's own logits.
     """
 
-    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.LOGITS})
+    takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
 
     flips: tuple[Literal["horizontal", "vertical", "both"], ...] = Field(
         (), description="Mirror images: left and right swapped, top and bottom swapped, or both."

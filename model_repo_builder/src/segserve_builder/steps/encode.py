@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import BadImageError
-from segserve_builder.values import Candidates, ClassMasks, Instances, Keypoints, LabelMap, Panoptic
+from segserve_builder.values import Candidates, ClassMasks, Instances, KeypointDetections, LabelMap, Panoptic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve_builder.spec.model_spec import Output
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.steps.pipeline import Pipeline
 
     Makers = dict[str, Callable[[], NDArray[Any]]]
@@ -24,7 +24,7 @@ MASKS_DEFAULT: Final = "rle"
 FEW_CLASSES: Final = 8
 
 
-def encode(value: Any, pipeline: Pipeline, request: Request, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
+def encode(value: Any, pipeline: Pipeline, request: RequestOptions, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
     """Return those of the task's public outputs that are `wanted`; REVISION is not among them.
 
     The arrays are as the wire contract says: BYTES tensors are object arrays of bytes, empty where the encoding has
@@ -35,7 +35,7 @@ def encode(value: Any, pipeline: Pipeline, request: Request, wanted: frozenset[s
     return {name: make() for name, make in makers.items() if name in wanted}
 
 
-def _label_map(value: LabelMap, pipeline: Pipeline, request: Request) -> Makers:
+def _label_map(value: LabelMap, pipeline: Pipeline, request: RequestOptions) -> Makers:
     import numpy as np
 
     from segserve_builder.imaging.confidence import mean_confidence
@@ -52,7 +52,7 @@ def _label_map(value: LabelMap, pipeline: Pipeline, request: Request) -> Makers:
     }
 
 
-def _class_masks(value: ClassMasks, pipeline: Pipeline, request: Request) -> Makers:
+def _class_masks(value: ClassMasks, pipeline: Pipeline, request: RequestOptions) -> Makers:
     import numpy as np
 
     size, encoding = (value.height, value.width), _encoding(pipeline, request, MASKS_DEFAULT)
@@ -66,18 +66,18 @@ def _class_masks(value: ClassMasks, pipeline: Pipeline, request: Request) -> Mak
     }
 
 
-def _instances(value: Instances, pipeline: Pipeline, request: Request) -> Makers:
+def _instances(value: Instances, pipeline: Pipeline, request: RequestOptions) -> Makers:
     size, encoding = (value.height, value.width), _encoding(pipeline, request, MASKS_DEFAULT)
     masks = {"MASKS": lambda: _objects(_recoded(value.masks, size, encoding, pipeline.output))}
     return _detections(value, *size) | masks
 
 
-def _candidates(value: Candidates, pipeline: Pipeline, request: Request) -> Makers:
+def _candidates(value: Candidates, pipeline: Pipeline, request: RequestOptions) -> Makers:
     _check_no_encoding(request)
     return _detections(value, value.placement.height, value.placement.width)
 
 
-def _keypoints(value: Keypoints, pipeline: Pipeline, request: Request) -> Makers:
+def _keypoints(value: KeypointDetections, pipeline: Pipeline, request: RequestOptions) -> Makers:
     import numpy as np
 
     _check_no_encoding(request)
@@ -85,7 +85,7 @@ def _keypoints(value: Keypoints, pipeline: Pipeline, request: Request) -> Makers
     return _detections(value, value.height, value.width) | points
 
 
-def _panoptic(value: Panoptic, pipeline: Pipeline, request: Request) -> Makers:
+def _panoptic(value: Panoptic, pipeline: Pipeline, request: RequestOptions) -> Makers:
     import numpy as np
 
     from segserve_builder.imaging.segments import segments_json
@@ -105,7 +105,7 @@ def _panoptic(value: Panoptic, pipeline: Pipeline, request: Request) -> Makers:
     }
 
 
-def _detections(value: Candidates | Instances | Keypoints, height: int, width: int) -> Makers:
+def _detections(value: Candidates | Instances | KeypointDetections, height: int, width: int) -> Makers:
     import numpy as np
 
     edge = np.array([width, height] * 2, np.float32)
@@ -117,21 +117,21 @@ def _detections(value: Candidates | Instances | Keypoints, height: int, width: i
     }
 
 
-def _encoding(pipeline: Pipeline, request: Request, default: str) -> str:
+def _encoding(pipeline: Pipeline, request: RequestOptions, default: str) -> str:
     return request.encoding or pipeline.output.encoding or default
 
 
-def _check_no_encoding(request: Request) -> None:
+def _check_no_encoding(request: RequestOptions) -> None:
     if request.encoding is not None:
         raise BadImageError("parameter 'encoding' is for models with masks; this one answers without")
 
 
-MAKERS: Final[Mapping[type, Callable[[Any, Pipeline, Request], Makers]]] = {
+MAKERS: Final[Mapping[type, Callable[[Any, Pipeline, RequestOptions], Makers]]] = {
     LabelMap: _label_map,
     ClassMasks: _class_masks,
     Instances: _instances,
     Candidates: _candidates,
-    Keypoints: _keypoints,
+    KeypointDetections: _keypoints,
     Panoptic: _panoptic,
 }
 
@@ -172,7 +172,7 @@ def _label_masks(labels: NDArray[Any], numbers: Sequence[int], encoding: str, ou
 
     from segserve_builder.imaging.polygons import polygons_json
     from segserve_builder.kernels.label_rle import encode_labels
-    from segserve_builder.kernels.rle import Window, encode_bitmap
+    from segserve_builder.kernels.rle import MaskWindow, encode_bitmap
 
     if encoding not in ("rle", "polygons"):
         return []
@@ -182,7 +182,7 @@ def _label_masks(labels: NDArray[Any], numbers: Sequence[int], encoding: str, ou
     bitmaps = ((labels == number).view(np.uint8) for number in numbers)
     if encoding == "rle":
         return map(encode_bitmap, bitmaps)
-    return (polygons_json(Window(bitmap, 0, 0), output.polygon_tolerance) for bitmap in bitmaps)
+    return (polygons_json(MaskWindow(bitmap, 0, 0), output.polygon_tolerance) for bitmap in bitmaps)
 
 
 def _recoded(masks: Sequence[bytes], size: tuple[int, int], encoding: str, output: Output) -> Iterable[bytes]:

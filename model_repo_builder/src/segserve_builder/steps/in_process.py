@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve_builder.families.base import NetworkIO
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.steps.preprocess import NetworkInput
 
@@ -51,7 +51,7 @@ class InProcessModel:
         """Return the first network's outputs by name, with a batch of one."""
         return self._network.run(given.tensor)
 
-    def answer(self, image: bytes, request: Request) -> dict[str, NDArray[Any]]:
+    def answer(self, image: bytes, request: RequestOptions) -> dict[str, NDArray[Any]]:
         """Return every public output but REVISION for one encoded image."""
         given = self.network_input(image)
         second = None if self._second is None else self._second.run(given.tensor)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from segserve_builder.errors import PipelineError
 from segserve_builder.families import FAMILIES
-from segserve_builder.stages.tile import Tile
+from segserve_builder.stages.tile import TiledInference
 from segserve_builder.stages.tta import Tta
-from segserve_builder.values import Kind
+from segserve_builder.values import ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ def with_inference(pipeline: Pipeline, io: NetworkIO) -> NetworkIO:
     names = [step.name for step in pipeline.inference]
     if not steps:
         return io
-    if FAMILIES[pipeline.family].gives != Kind.LOGITS:
+    if FAMILIES[pipeline.family].gives != ValueType.LOGITS:
         gives = FAMILIES[pipeline.family].gives
         raise PipelineError(f"inference {names[0]!r} merges logits; family {pipeline.family!r} gives {gives}")
     if names not in (["tile"], ["tta"], ["tta", "tile"]):
@@ -64,7 +64,7 @@ def run(batch: NDArray[Any], layout: Layout, call: Call, steps: Sequence[Stage],
     axes = (1, 2) if layout == "NCHW" else (0, 1)
     inner, most = call, max_batch_size
     for stage in reversed(steps):
-        if isinstance(stage, Tile):
+        if isinstance(stage, TiledInference):
             # Tiles fill the network's batches: what runs around them comes one by one.
             inner, most = partial(_over_tiles, axes=axes, call=inner, options=stage, max_batch_size=most), 1
         elif isinstance(stage, Tta):
@@ -73,9 +73,9 @@ def run(batch: NDArray[Any], layout: Layout, call: Call, steps: Sequence[Stage],
 
 
 def _over_tiles(
-    batch: NDArray[Any], axes: tuple[int, int], call: Call, options: Tile, max_batch_size: int
+    batch: NDArray[Any], axes: tuple[int, int], call: Call, options: TiledInference, max_batch_size: int
 ) -> NDArray[Any]:
-    from segserve_builder.steps.tiling import Plan, answers, merged, tiles
+    from segserve_builder.steps.tiling import TilePlan, answers, merged, tiles
 
     image = batch[0]
     rows, columns = axes
@@ -86,7 +86,7 @@ def _over_tiles(
         pixels: NDArray[Any] = image[tuple(part)]
         return pixels
 
-    plan = Plan.of(options, image.shape[rows], image.shape[columns])
+    plan = TilePlan.of(options, image.shape[rows], image.shape[columns])
     return merged(plan, answers(tiles(plan, read, axes), call, max_batch_size))[None]
 
 
@@ -101,7 +101,9 @@ def _over_views(
 def _check_size(stage: Stage, fixed: tuple[int | None, int | None], *, tiled: bool) -> None:
     height, width = fixed
     seen = f"the network's input is {height or 'any'} x {width or 'any'} pixels"
-    if isinstance(stage, Tile) and (stage.height != (height or stage.height) or stage.width != (width or stage.width)):
+    if isinstance(stage, TiledInference) and (
+        stage.height != (height or stage.height) or stage.width != (width or stage.width)
+    ):
         raise PipelineError(f"{seen}; tiles are {stage.height} x {stage.width}")
     if isinstance(stage, Tta) and not tiled and (height or width):
         if any(scale != 1 for scale in stage.scales):

@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import ArtifactTooLargeError, SignatureError, UnsafeArtifactError
-from segserve_builder.families.base import Signature, TensorSpec
+from segserve_builder.families.base import NetworkSignature, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,7 +40,7 @@ TRITON_DTYPES: Final[Mapping[str, str]] = {
 """Triton's name of each ONNX element type that it can carry."""
 
 
-def read_signature(path: Path) -> Signature:
+def read_signature(path: Path) -> NetworkSignature:
     """Return the inputs and outputs of the ONNX file at `path`, without its weights-as-inputs.
 
     Raises `SignatureError` where it is no ONNX model or declares tensors that Triton cannot carry, and
@@ -55,7 +55,7 @@ def read_signature(path: Path) -> Signature:
     inputs = tuple(_tensor("input", value) for value in model.graph.input if value.name not in weights)
     outputs = tuple(_tensor("output", value) for value in model.graph.output)
     _refuse_ambiguous(inputs, outputs)
-    return Signature(inputs, outputs)
+    return NetworkSignature(inputs, outputs)
 
 
 def _parse(path: Path) -> Any:

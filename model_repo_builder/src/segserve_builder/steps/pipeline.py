@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from pydantic import ConfigDict, Field, create_model, model_validator
 
 from segserve_builder.families import FAMILIES
-from segserve_builder.spec.model_spec import Frozen, Input, ModelClass, Output, Runtime, Sha256
+from segserve_builder.spec.model_spec import FrozenModel, Input, ModelClass, Output, Runtime, Sha256
 from segserve_builder.spec.names import digest
 from segserve_builder.stages import INFERENCE, POSTPROCESS, PREPROCESS
 from segserve_builder.stages.decode import Decode
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from segserve_builder.stages.base import Stage
 
 
-class Step(Frozen):
+class PipelineStep(FrozenModel):
     """One item of a list of stages; exactly one key is set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, alias_generator=None)
@@ -42,18 +42,18 @@ class Step(Frozen):
         return stage
 
 
-def _step_type(name: str, stages: Mapping[str, type[Stage]]) -> type[Step]:
+def _step_type(name: str, stages: Mapping[str, type[Stage]]) -> type[PipelineStep]:
     fields: dict[str, Any] = {
         key: (stage | None, Field(None, description=(stage.__doc__ or key).splitlines()[0]))
         for key, stage in stages.items()
     }
-    return create_model(name, __base__=Step, __doc__="One stage: exactly one key is set.", **fields)
+    return create_model(name, __base__=PipelineStep, __doc__="One stage: exactly one key is set.", **fields)
 
 
 if TYPE_CHECKING:
-    PreprocessStep = Step
-    InferenceStep = Step
-    PostprocessStep = Step
+    PreprocessStep = PipelineStep
+    InferenceStep = PipelineStep
+    PostprocessStep = PipelineStep
 else:
     PreprocessStep = _step_type("PreprocessStep", PREPROCESS)
     InferenceStep = _step_type("InferenceStep", INFERENCE)
@@ -69,7 +69,7 @@ def _identity(name: str, stage: Stage) -> dict[str, Any]:
     return {"stage": name, "version": stage.version, "options": options}
 
 
-class SecondNetwork(Frozen):
+class SecondNetwork(FrozenModel):
     """A second network, which finds instances in the same input; without `runtime` it runs as the first one does."""
 
     artifact_sha256: Sha256
@@ -78,7 +78,7 @@ class SecondNetwork(Frozen):
     runtime: Runtime | None = None
 
 
-class Pipeline(Frozen):
+class Pipeline(FrozenModel):
     """All that can change an answer of a model. Its digest names the revision."""
 
     model: str

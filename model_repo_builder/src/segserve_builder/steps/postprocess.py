@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.stages import POSTPROCESS
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
 from segserve_builder.steps.encode import ENCODINGS, encode
 from segserve_builder.steps.pipeline import named_postprocess
 from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS, empty
 from segserve_builder.steps.streams import smoothing_of
-from segserve_builder.values import Candidates, Instances, Keypoints, Kind
+from segserve_builder.values import Candidates, Instances, KeypointDetections, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.steps.public_outputs import Task
     from segserve_builder.steps.streams import Frame
-    from segserve_builder.values import Placement
+    from segserve_builder.values import ResizeTransform
 
 MAX_DETECTIONS: Final = 10_000
-TASKS: Final[Mapping[Kind, Task]] = {
-    Kind.LABELS: "semantic",
-    Kind.CLASS_MASKS: "semantic",
-    Kind.INSTANCES: "instance",
-    Kind.PANOPTIC: "panoptic",
-    Kind.BOXES: "detection",
-    Kind.KEYPOINTS: "keypoints",
+TASKS: Final[Mapping[ValueType, Task]] = {
+    ValueType.LABELS: "semantic",
+    ValueType.CLASS_MASKS: "semantic",
+    ValueType.INSTANCES: "instance",
+    ValueType.PANOPTIC: "panoptic",
+    ValueType.BOXES: "detection",
+    ValueType.KEYPOINTS: "keypoints",
 }
 """The kinds of value that are an answer, and the task of a model that gives it."""
 ALWAYS: Final = frozenset({"SIZE"})
@@ -62,8 +62,8 @@ class Postprocess:
     def __call__(
         self,
         outputs: Mapping[str, NDArray[Any]],
-        placement: Placement,
-        request: Request,
+        placement: ResizeTransform,
+        request: RequestOptions,
         wanted: frozenset[str],
         guide: NDArray[Any] | None = None,
         second: Mapping[str, NDArray[Any]] | None = None,
@@ -82,16 +82,16 @@ class Postprocess:
         if self._second is not None and second is not None:
             instances = _with_ids(self._second(second, placement, request), self._pipeline)
         value: Any = self._reader(outputs, placement, request, guide, instances, frame)
-        if isinstance(value, Candidates | Instances | Keypoints):
+        if isinstance(value, Candidates | Instances | KeypointDetections):
             limit = request.max_detections or self._pipeline.output.max_detections
             value = _best(value, limit)
         return self._encode(value, request, wanted)
 
-    def _encode(self, value: Any, request: Request, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
+    def _encode(self, value: Any, request: RequestOptions, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
         read = wanted if request.outputs is None else wanted & (request.outputs | ALWAYS)
         return encode(value, self._pipeline, request, read) | {name: self._empty[name] for name in wanted - read}
 
-    def _check_request(self, request: Request) -> None:
+    def _check_request(self, request: RequestOptions) -> None:
         unknown = sorted((request.outputs or frozenset()) - self._empty.keys())
         if unknown:
             raise BadImageError(f"parameter 'outputs' names {', '.join(unknown)}; allowed are {', '.join(self._empty)}")
@@ -115,8 +115,8 @@ class _Reader:
     def __call__(
         self,
         outputs: Mapping[str, NDArray[Any]],
-        placement: Placement,
-        request: Request,
+        placement: ResizeTransform,
+        request: RequestOptions,
         guide: NDArray[Any] | None = None,
         instances: Instances | None = None,
         frame: Frame | None = None,
@@ -193,7 +193,7 @@ def postprocess_stages(pipeline: Pipeline) -> tuple[Stage, ...]:
     return tuple(stage for _, stage in named_postprocess(pipeline))
 
 
-def request_from_parameters(parameters: Mapping[str, Any], output: Output) -> Request:
+def request_from_parameters(parameters: Mapping[str, Any], output: Output) -> RequestOptions:
     """Read a request's parameters.
 
     Numbers may come as text. Raises `BadImageError` for a parameter that is unknown, not allowed by
@@ -203,7 +203,7 @@ def request_from_parameters(parameters: Mapping[str, Any], output: Output) -> Re
         if name not in (*output.overrides, "outputs"):
             allowed = ", ".join((*output.overrides, "outputs"))
             raise BadImageError(f"parameter {name!r} is not allowed; this model allows: {allowed}")
-    return Request(**{name: _READERS[name](value) for name, value in parameters.items()})
+    return RequestOptions(**{name: _READERS[name](value) for name, value in parameters.items()})
 
 
 def _score_threshold(value: Any) -> float:
@@ -288,7 +288,9 @@ def _with_ids(instances: Instances, pipeline: Pipeline) -> Instances:
     return replace(instances, classes=ids[instances.classes])
 
 
-def _best(value: Candidates | Instances | Keypoints, limit: int) -> Candidates | Instances | Keypoints:
+def _best(
+    value: Candidates | Instances | KeypointDetections, limit: int
+) -> Candidates | Instances | KeypointDetections:
     import numpy as np
 
     if len(value.scores) <= limit:

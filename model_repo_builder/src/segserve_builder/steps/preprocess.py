@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from segserve_builder.errors import BadImageError
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.decode import Decode
 from segserve_builder.stages.normalise import Normalise
 from segserve_builder.steps.preprocess_rules import CHANNELS, check_network_input, check_preprocess, network_size
-from segserve_builder.values import Encoded, Image, Placement
+from segserve_builder.values import Encoded, Image, ResizeTransform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from segserve_builder.families.base import TensorSpec
     from segserve_builder.spec.model_spec import Input
-    from segserve_builder.steps.pipeline import Step
+    from segserve_builder.steps.pipeline import PipelineStep
     from segserve_builder.steps.preprocess_rules import Layout
 
 _NUMPY: Final = {"UINT8": np.uint8, "UINT16": np.uint16, "FP32": np.float32, "FP16": np.float16}
-_NO_OVERRIDES: Final = Request()
+_NO_OVERRIDES: Final = RequestOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class NetworkInput:
     """
 
     tensor: NDArray[Any]
-    placement: Placement
+    placement: ResizeTransform
     guide: NDArray[np.uint8] | None = None
 
 
@@ -48,7 +48,7 @@ class Preprocess:
     """
 
     def __init__(
-        self, steps: Sequence[Step], spec: Input, network: TensorSpec, layout: Layout, *, guided: bool = False
+        self, steps: Sequence[PipelineStep], spec: Input, network: TensorSpec, layout: Layout, *, guided: bool = False
     ) -> None:
         check_preprocess(steps, spec)
         check_network_input(steps, spec, network, layout)
@@ -97,7 +97,7 @@ class Preprocess:
             raise BadImageError(f"a request gives exactly one of IMAGE and PIXELS; this one gives {seen}")
         if pixels is not None:
             self._check_pixels(pixels)
-            return Image(pixels, Placement.of(*pixels.shape[:2]))
+            return Image(pixels, ResizeTransform.of(*pixels.shape[:2]))
         encoded = Encoded(image or b"", self._colour, self._dtype, self._max_pixels)
         return self._decode(encoded, _NO_OVERRIDES)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from segserve_builder.families.base import NetworkIO, TensorSpec
     from segserve_builder.spec.model_spec import Input
     from segserve_builder.stages.base import Stage
-    from segserve_builder.steps.pipeline import Step
+    from segserve_builder.steps.pipeline import PipelineStep
 
 Layout = Literal["NCHW", "NHWC"]
 
@@ -25,7 +25,7 @@ CHANNELS: Final = {"RGB": 3, "GREY": 1}
 _LARGEST: Final = {"UINT8": 255, "UINT16": 65535}
 
 
-def check_preprocess(steps: Sequence[Step], spec: Input) -> None:
+def check_preprocess(steps: Sequence[PipelineStep], spec: Input) -> None:
     """Raise `PipelineError` unless stages come in the registry's order, each once, and suit the input."""
     order = list(PREPROCESS)
     names = [step.name for step in steps]
@@ -38,7 +38,7 @@ def check_preprocess(steps: Sequence[Step], spec: Input) -> None:
         _check_options(step.stage, spec)
 
 
-def check_network_input(steps: Sequence[Step], spec: Input, network: TensorSpec, layout: Layout) -> None:
+def check_network_input(steps: Sequence[PipelineStep], spec: Input, network: TensorSpec, layout: Layout) -> None:
     """Raise `PipelineError` where no image can give the network's input: dtype, channels or size differ.
 
     float32 from `normalise` also suits an FP16 network.

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, Self
 
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.spec.model_spec import Frozen, Input
+from segserve_builder.spec.model_spec import FrozenModel, Input
 from segserve_builder.spec.names import canonical_json
 from segserve_builder.steps.pipeline import InferenceStep, Pipeline, PreprocessStep
 from segserve_builder.steps.postprocess import postprocess_stages
@@ -17,7 +17,7 @@ PARAMETER: Final = "segserve"
 MODEL_FILE: Final = "model.onnx"
 
 
-class StepOptions(Frozen):
+class StepOptions(FrozenModel):
     """Options of one step. `step_version` is raised whenever the step's own code changes what it answers."""
 
     def to_parameter(self) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve_builder.stages.tile import Tile
+    from segserve_builder.stages.tile import TiledInference
 
 SIGMA_SCALE: Final = 0.125
 LEAST_WEIGHT: Final = 1e-3
@@ -50,7 +50,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class TileGrid:
     """The tiles of an image or of its logits, `height` x `width`: row by row, from left to right."""
 
     height: int
@@ -65,15 +65,15 @@ class Grid:
         """Yield where each tile lies: along the height, and along the width."""
         return ((row, column) for row in self.rows for column in self.columns)
 
-    def shrunk(self, vertical: int, horizontal: int) -> Grid:
+    def shrunk(self, vertical: int, horizontal: int) -> TileGrid:
         """Return the grid of a map that many times smaller."""
         rows = tuple(Span(*(number // vertical for number in span.numbers())) for span in self.rows)
         columns = tuple(Span(*(number // horizontal for number in span.numbers())) for span in self.columns)
-        return Grid(self.height // vertical, self.width // horizontal, rows, columns)
+        return TileGrid(self.height // vertical, self.width // horizontal, rows, columns)
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class TileWeights:
     """How a tile's pixels count: the product of a weight a row and one a column, at least `least`."""
 
     rows: NDArray[np.float32]
@@ -81,7 +81,7 @@ class Window:
     least: np.float32
 
     @classmethod
-    def of(cls, blend: str, height: int, width: int) -> Window:
+    def of(cls, blend: str, height: int, width: int) -> TileWeights:
         """Return the weights of a tile's logits, `height` x `width`."""
         curve = _CURVES[blend]
         return cls(curve(height).astype(np.float32), curve(width).astype(np.float32), np.float32(LEAST_WEIGHT))
@@ -93,23 +93,23 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TilePlan:
     """The tiles that a stage lays over an image of one size."""
 
-    options: Tile
-    grid: Grid
+    options: TiledInference
+    grid: TileGrid
 
     @classmethod
-    def of(cls, options: Tile, height: int, width: int) -> Plan:
+    def of(cls, options: TiledInference, height: int, width: int) -> TilePlan:
         """Lay tiles over an image of `height` x `width` pixels.
 
         They start as MONAI's sliding window starts them, but at multiples of `multipleOf`, so that the last ones may
         reach beyond the image. An image smaller than a tile lies in the middle of it.
         """
         rows = _spans(height, options.height, options)
-        return cls(options, Grid(height, width, rows, _spans(width, options.width, options)))
+        return cls(options, TileGrid(height, width, rows, _spans(width, options.width, options)))
 
-    def logits_grid(self, height: int, width: int) -> Grid:
+    def logits_grid(self, height: int, width: int) -> TileGrid:
         """Return the grid of the logits, of which a tile has `height` x `width`.
 
         Raises `PipelineError` where a tile is not a whole number of times as large, or where tiles or the image would
@@ -120,7 +120,7 @@ class Plan:
         return grid.shrunk(vertical, _ratio("width", options.width, width, options.multiple_of, grid.width))
 
 
-def tiles(plan: Plan, read: Callable[[int, int, int, int], NDArray[Any]], axes: tuple[int, int]) -> Iterator[Any]:
+def tiles(plan: TilePlan, read: Callable[[int, int, int, int], NDArray[Any]], axes: tuple[int, int]) -> Iterator[Any]:
     """Yield the pixels of each tile, padded where it reaches beyond the image.
 
     `read(top, left, height, width)` returns that part of the image; its rows and columns are the axes `axes`.
@@ -148,7 +148,7 @@ def answers(
         yield from call(np.stack(batch))
 
 
-def merged(plan: Plan, logits: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+def merged(plan: TilePlan, logits: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Return the logits (C, h, w) of the whole image, of those of its tiles (C, th, tw).
 
     Beside the result it takes memory for the weights of one row of tiles.
@@ -158,7 +158,7 @@ def merged(plan: Plan, logits: Iterable[NDArray[np.float32]]) -> NDArray[np.floa
     grid = plan.logits_grid(height, width)
     if len(grid) == 1:
         return _part_of(first, grid)
-    window = Window.of(plan.options.blend, height, width)
+    window = TileWeights.of(plan.options.blend, height, width)
     total = np.empty((classes, grid.height, grid.width), np.float32)
     one, weights = np.ones((1, height, width), np.float32), np.empty((1, height, grid.width), np.float32)
     for row in grid.rows:
@@ -169,7 +169,7 @@ def merged(plan: Plan, logits: Iterable[NDArray[np.float32]]) -> NDArray[np.floa
     return total
 
 
-def stream(plan: Plan, logits: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8 | np.uint16]]:
+def stream(plan: TilePlan, logits: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8 | np.uint16]]:
     """Yield the label map's rows (n, w), from the top to the bottom, as soon as no tile to come has a part in them.
 
     `logits` are the tiles' (C, th, tw). Ties go to the first class; a single channel is the logit of the second class
@@ -178,7 +178,7 @@ def stream(plan: Plan, logits: Iterable[NDArray[np.float32]]) -> Iterator[NDArra
     first, logits = _peeked(logits)
     classes, height, width = first.shape
     grid = plan.logits_grid(height, width)
-    window = Window.of(plan.options.blend, height, width)
+    window = TileWeights.of(plan.options.blend, height, width)
     sums = np.empty((classes, min(height, grid.height), grid.width), np.float32)
     for row in grid.rows:
         for column, tile in _beside(grid, logits):
@@ -196,7 +196,7 @@ def _labels(sums: NDArray[np.float32], first: int, count: int) -> Iterator[NDArr
         first, count = 0, count - size
 
 
-def _beside(grid: Grid, logits: Iterator[NDArray[np.float32]]) -> Iterator[tuple[Span, NDArray[np.float32]]]:
+def _beside(grid: TileGrid, logits: Iterator[NDArray[np.float32]]) -> Iterator[tuple[Span, NDArray[np.float32]]]:
     """Yield the tiles of one row, each with its place in it."""
     return zip(grid.columns, islice(logits, len(grid.columns)), strict=True)
 
@@ -209,13 +209,13 @@ def _peeked(logits: Iterable[NDArray[np.float32]]) -> tuple[NDArray[np.float32],
     return first, chain([first], logits)
 
 
-def _part_of(tile: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
+def _part_of(tile: NDArray[np.float32], grid: TileGrid) -> NDArray[np.float32]:
     (row,), (column,) = grid.rows, grid.columns
     part = tile[:, row.skip : row.skip + row.size, column.skip : column.skip + column.size]
     return np.ascontiguousarray(part, np.float32)
 
 
-def _spans(size: int, tile: int, options: Tile) -> tuple[Span, ...]:
+def _spans(size: int, tile: int, options: TiledInference) -> tuple[Span, ...]:
     multiple = options.multiple_of
     if size <= tile:
         skip = (tile - size) // 2 // multiple * multiple

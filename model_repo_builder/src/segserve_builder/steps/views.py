@@ -23,7 +23,7 @@ LEAST_PROBABILITY: Final = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class AugmentedView:
     """One view: the image scaled, then mirrored left to right or not, then turned counterclockwise."""
 
     scale: float
@@ -40,12 +40,14 @@ class View:
         return np.flip(back, 2) if self.mirrored else back
 
 
-def views(options: Tta) -> tuple[View, ...]:
+def views(options: Tta) -> tuple[AugmentedView, ...]:
     """Return all different combinations of the options; the first is the image as it is."""
     flips = [(False, 0), *(FLIPS[flip] for flip in options.flips)]
     turns = [0, *(degrees // 90 for degrees in options.rotations)]
     scales = [1.0, *options.scales]
-    found = [View(scale, flip[0], (flip[1] + turn) % 4) for scale in scales for flip in flips for turn in turns]
+    found = [
+        AugmentedView(scale, flip[0], (flip[1] + turn) % 4) for scale in scales for flip in flips for turn in turns
+    ]
     return tuple(dict.fromkeys(found))
 
 
@@ -88,9 +90,9 @@ def resized(planes: NDArray[Any], height: int, width: int) -> NDArray[np.float32
 
 def _batches(
     image: NDArray[Any], axes: tuple[int, int], options: Tta, most: int
-) -> Iterator[tuple[list[View], NDArray[Any]]]:
+) -> Iterator[tuple[list[AugmentedView], NDArray[Any]]]:
     """Yield views of one shape with their pixels; the first is the image as it is."""
-    alike: dict[tuple[float, int], list[View]] = {}
+    alike: dict[tuple[float, int], list[AugmentedView]] = {}
     for view in views(options):
         alike.setdefault((view.scale, view.quarter_turns % 2), []).append(view)
     for (scale, _), group in alike.items():

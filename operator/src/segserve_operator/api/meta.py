@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from segserve_builder.spec.model_spec import Frozen
+from segserve_builder.spec.model_spec import FrozenModel
 from segserve_builder.spec.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN
 
 API_GROUP: Final = "segserve.dev"
@@ -107,7 +107,7 @@ ResourceName = Annotated[
 """A DNS label of at most 40 characters without `--`."""
 
 
-class ApiValue(Frozen):
+class ApiValue(FrozenModel):
     """A value of the API: immutable, camelCase outside, no unknown keys."""
 
     def to_dict(self) -> dict[str, Any]:

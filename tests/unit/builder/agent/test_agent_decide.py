@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from segserve_builder.agent.decide import next_actions, reports
-from segserve_builder.agent.memory import Memory
+from segserve_builder.agent.memory import AgentState
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
 from segserve_builder.agent.state import (
     Action,
+    AssignedRevision,
     Ensemble,
     LoadStep,
-    Look,
     Prepare,
     Prepared,
     Proof,
@@ -21,7 +21,7 @@ from segserve_builder.agent.state import (
     Remove,
     RepairStep,
     Serve,
-    Told,
+    ServerSnapshot,
     Unload,
 )
 from segserve_builder.render.tree import Tree
@@ -30,7 +30,7 @@ from segserve_builder.spec.names import STEP_PREFIX, network_alias
 from segserve_builder.steps.pipeline import Pipeline
 
 
-def assigned(model: str, network: str = "1", *, expose: bool = False, golden: str | None = None) -> Told:
+def assigned(model: str, network: str = "1", *, expose: bool = False, golden: str | None = None) -> AssignedRevision:
     """Return a model whose network file is told by one hex digit."""
     pipeline = Pipeline(
         model=model,
@@ -49,10 +49,10 @@ def assigned(model: str, network: str = "1", *, expose: bool = False, golden: st
         golden=Golden(uri="golden", sha256=golden * 64) if golden else None,
         expose=("network",) if expose else (),
     )
-    return Told.of(spec)
+    return AssignedRevision.of(spec)
 
 
-def steps_of(told: Told) -> tuple[str, ...]:
+def steps_of(told: AssignedRevision) -> tuple[str, ...]:
     """Return names as the builder's: the first step is shared by all, the network by equal files."""
     network = told.spec.artifact.sha256[0]
     return (f"{STEP_PREFIX}pre--0", f"{STEP_PREFIX}net--{network}", f"{STEP_PREFIX}post--{told.revision}")
@@ -62,7 +62,7 @@ def steps_of(told: Told) -> tuple[str, ...]:
 class World:
     """A server with its repository, and the agent's memory beside it."""
 
-    memory: Memory = field(default_factory=Memory)
+    memory: AgentState = field(default_factory=AgentState)
     published: dict[str, Ensemble] = field(default_factory=dict)
     step_folders: set[str] = field(default_factory=set)
     loaded_steps: set[str] = field(default_factory=set)
@@ -71,8 +71,8 @@ class World:
     ready: bool = True
     done: list[Action] = field(default_factory=list)
 
-    def look(self) -> Look:
-        return Look(
+    def look(self) -> ServerSnapshot:
+        return ServerSnapshot(
             ready=self.ready,
             states=dict.fromkeys({*self.loaded_steps, *self.loaded}, "READY") if self.ready else {},
             loaded=dict(self.loaded) if self.ready else {},
@@ -86,7 +86,7 @@ class World:
         self.loaded_steps.clear()
         self.loaded.clear()
 
-    def converge(self, *told: Told) -> None:
+    def converge(self, *told: AssignedRevision) -> None:
         """Let the agent work until it has nothing to do."""
         for _ in range(30):
             self.memory.keep_only(told)
@@ -98,7 +98,7 @@ class World:
                 self.do(action, told)
         raise AssertionError(f"the agent never comes to rest: {self.done[-5:]}")
 
-    def do(self, action: Action, told: tuple[Told, ...]) -> None:
+    def do(self, action: Action, told: tuple[AssignedRevision, ...]) -> None:
         self.done.append(action)
         by_revision = {model.revision: model for model in told}
         match action:
@@ -123,14 +123,14 @@ class World:
                 self.step_folders.discard(name)
                 self.published.pop(name, None)
 
-    def prepare(self, told: Told) -> None:
+    def prepare(self, told: AssignedRevision) -> None:
         steps = steps_of(told)
         alias = (network_alias(told.model), {}) if told.spec.expose else None
         tree = Tree({step: {} for step in steps}, (told.model, {}), alias)
         self.step_folders.update(steps)
         self.memory.prepare(Prepared(told, tree, dict.fromkeys(steps, 1), None))
 
-    def serve(self, told: Told) -> None:
+    def serve(self, told: AssignedRevision) -> None:
         steps = steps_of(told)
         assert self.loaded_steps.issuperset(steps)
         ensembles = {told.model: Ensemble(told.revision, frozenset(steps))}
@@ -139,7 +139,7 @@ class World:
         self.published.update(ensembles)
         self.loaded.update(ensembles)
 
-    def report(self, *told: Told) -> dict[str, ModelReport]:
+    def report(self, *told: AssignedRevision) -> dict[str, ModelReport]:
         return {report.model: report for report in reports(told, self.look(), self.memory)}
 
     def done_to(self, name: str) -> list[type[Action]]:
@@ -234,7 +234,7 @@ def test_a_failure_that_may_pass_is_tried_again_when_it_is_due() -> None:
     ],
 )
 def test_pauses_grow_to_a_bound(attempts: int, pause_s: float) -> None:
-    memory, coins = Memory(), assigned("coins")
+    memory, coins = AgentState(), assigned("coins")
     for _ in range(attempts):
         memory.fail(coins, "ArtifactMissing", "gone", retry_from_s=100.0)
     assert memory.failures[coins.revision].retry_at_s == 100.0 + pause_s
@@ -273,7 +273,7 @@ def test_a_server_that_restarted_empty_is_filled_and_everything_is_proved_again(
 def test_a_new_agent_adopts_what_is_loaded_and_proves_it_anew() -> None:
     world, coins = World(), assigned("coins")
     world.converge(coins)
-    world.memory, world.done = Memory(), []
+    world.memory, world.done = AgentState(), []
     world.converge(coins)
     assert [type(action) for action in world.done] == [Prepare, Prove]
     assert world.report(coins)["coins"].state is ModelState.READY
@@ -282,7 +282,7 @@ def test_a_new_agent_adopts_what_is_loaded_and_proves_it_anew() -> None:
 def test_a_new_agent_that_cannot_fetch_keeps_what_is_loaded() -> None:
     world, coins = World(), assigned("coins")
     world.converge(coins)
-    world.memory = Memory()
+    world.memory = AgentState()
     world.memory.fail(coins, "ArtifactMissing", "gone", retry_from_s=5.0)
     world.converge(coins)
     assert world.loaded_steps == set(steps_of(coins))

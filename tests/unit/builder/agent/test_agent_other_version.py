@@ -8,8 +8,8 @@ from typing import Any, cast
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_builder.agent.repository import Repository
 from segserve_builder.agent.server import TritonServer
-from segserve_builder.agent.state import Prepare, Told
-from segserve_builder.agent.work import Outcome, Work
+from segserve_builder.agent.state import AssignedRevision, Prepare
+from segserve_builder.agent.work import ActionResult, ActionRunner
 
 PIPELINE: dict[str, Any] = {
     "model": "coins",
@@ -28,10 +28,10 @@ def assigned(uri: str = "file:///missing.onnx", **more: Any) -> AssignedModel:
     return AssignedModel.model_validate({"pipeline": PIPELINE, "artifact": {"uri": uri, "sha256": "1" * 64}, **more})
 
 
-def prepared(spec: AssignedModel, folder: Path) -> Outcome:
+def prepared(spec: AssignedModel, folder: Path) -> ActionResult:
     nobody = cast(TritonServer, None)
-    work = Work(nobody, Repository(folder / "repository"), folder / "cache", folder / "log")
-    return work.carry_out(Prepare(spec.revision, spec.model), Told.of(spec), None)
+    work = ActionRunner(nobody, Repository(folder / "repository"), folder / "cache", folder / "log")
+    return work.carry_out(Prepare(spec.revision, spec.model), AssignedRevision.of(spec), None)
 
 
 def test_a_record_without_a_name_gets_that_of_its_pipeline() -> None:

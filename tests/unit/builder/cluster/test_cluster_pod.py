@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from segserve_builder.agent.loop import Pulse
+from segserve_builder.agent.loop import AgentHealth
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState
 from segserve_builder.cluster import secret
 from segserve_builder.cluster.agent_metrics import AgentMetrics
@@ -234,22 +234,22 @@ def report(state: ModelState) -> ModelReport:
 @pytest.mark.parametrize(
     ("pulse", "settled"),
     [
-        (Pulse(0.0), False),
-        (Pulse(0.0, has_assignment=True), False),
-        (Pulse(0.0, has_assignment=False, server_ready=True), False),
-        (Pulse(0.0, True, True), True),
-        (Pulse(0.0, True, True, (report(ModelState.READY),)), True),
-        (Pulse(0.0, True, True, (report(ModelState.FAILED),)), True),
-        (Pulse(0.0, True, True, (report(ModelState.READY), report(ModelState.PROVING))), False),
-        (Pulse(0.0, True, False, (report(ModelState.READY),)), False),
+        (AgentHealth(0.0), False),
+        (AgentHealth(0.0, has_assignment=True), False),
+        (AgentHealth(0.0, has_assignment=False, server_ready=True), False),
+        (AgentHealth(0.0, True, True), True),
+        (AgentHealth(0.0, True, True, (report(ModelState.READY),)), True),
+        (AgentHealth(0.0, True, True, (report(ModelState.FAILED),)), True),
+        (AgentHealth(0.0, True, True, (report(ModelState.READY), report(ModelState.PROVING))), False),
+        (AgentHealth(0.0, True, False, (report(ModelState.READY),)), False),
     ],
 )
-def test_a_pod_is_ready_once_all_that_it_was_told_is_proved_or_refused(pulse: Pulse, settled: bool) -> None:
+def test_a_pod_is_ready_once_all_that_it_was_told_is_proved_or_refused(pulse: AgentHealth, settled: bool) -> None:
     assert pulse.is_settled is settled
 
 
 def test_probes_and_metrics_are_answered_over_http() -> None:
-    pulse = Pulse(0.0, True, True, (report(ModelState.READY),), probe_s=0.25)
+    pulse = AgentHealth(0.0, True, True, (report(ModelState.READY),), probe_s=0.25)
     metrics = AgentMetrics(lambda: pulse, lambda: 1.5, lambda: 2.0**30)
     server = ProbeServer(0, {"/ready": lambda: said(False, "not yet"), "/metrics": metrics.answer})
     server.start()

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from segserve_builder.imaging.sampling import axes
 from segserve_builder.kernels.class_masks import class_masks
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
@@ -42,7 +42,7 @@ def test_the_strings_of_torch_and_pycocotools(kind: str, aligned: bool) -> None:
     values = upsampled(logits, size, aligned)
 
     masks, areas, sums = class_masks(
-        logits, *axes(Placement.of(*size), 48, 40, align_corners=aligned), np.full(7, 0.25, np.float32)
+        logits, *axes(ResizeTransform.of(*size), 48, 40, align_corners=aligned), np.full(7, 0.25, np.float32)
     )
 
     expected = torch.sigmoid(torch.from_numpy(values)).numpy() > 1 / (1 + np.exp(-0.25))
@@ -65,7 +65,7 @@ def test_any_size_gives_the_masks_of_torch_but_for_float_ties(
     size = (height, width)
 
     masks, areas, sums = class_masks(
-        logits, *axes(Placement.of(*size), h, w, align_corners=aligned), limits, temperature
+        logits, *axes(ResizeTransform.of(*size), h, w, align_corners=aligned), limits, temperature
     )
 
     values = upsampled(logits, size, aligned)
@@ -81,7 +81,7 @@ def test_padding_has_no_say() -> None:
     logits[:, 4:12, 3:13] = 5
 
     masks, areas, _ = class_masks(
-        logits, *axes(Placement(77, 91, 32, 24, 64, 80, 128, 128), 16, 16), np.zeros(1, np.float32)
+        logits, *axes(ResizeTransform(77, 91, 32, 24, 64, 80, 128, 128), 16, 16), np.zeros(1, np.float32)
     )
 
     assert decoded(masks[0], (77, 91)).all()
@@ -91,7 +91,7 @@ def test_padding_has_no_say() -> None:
 def test_a_class_that_is_nowhere_has_an_empty_mask_and_huge_logits_are_certain() -> None:
     logits = np.stack([np.full((4, 4), -1e4), np.full((4, 4), 1e4)]).astype(np.float32)
 
-    masks, areas, sums = class_masks(logits, *axes(Placement.of(9, 7), 4, 4), np.zeros(2, np.float32))
+    masks, areas, sums = class_masks(logits, *axes(ResizeTransform.of(9, 7), 4, 4), np.zeros(2, np.float32))
 
     assert [int(decoded(counts, (9, 7)).sum()) for counts in masks] == [0, 63]
     assert areas.tolist() == [0, 63]
@@ -102,6 +102,6 @@ def test_limits_and_axes_that_do_not_fit_are_refused() -> None:
     logits = np.zeros((2, 4, 4), np.float32)
 
     with pytest.raises(ValueError, match="need one a class"):
-        class_masks(logits, *axes(Placement.of(8, 8), 4, 4), np.zeros(3, np.float32))
+        class_masks(logits, *axes(ResizeTransform.of(8, 8), 4, 4), np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="do not cover"):
-        class_masks(logits, *axes(Placement.of(8, 8), 5, 4), np.zeros(2, np.float32))
+        class_masks(logits, *axes(ResizeTransform.of(8, 8), 5, 4), np.zeros(2, np.float32))

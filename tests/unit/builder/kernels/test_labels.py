@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from segserve_builder.imaging.sampling import Axis, axes
 from segserve_builder.kernels.labels import best_class, label_map
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 torch.set_num_threads(1)
 
@@ -33,7 +33,7 @@ def positions(size: int, inner: int, start: int, total: int, grid: int, aligned:
     return (at - 0.5) * ((grid - 1) / (total - 1) if total > 1 else 0)
 
 
-def sampled(logits: np.ndarray, p: Placement, aligned: bool = False) -> np.ndarray:
+def sampled(logits: np.ndarray, p: ResizeTransform, aligned: bool = False) -> np.ndarray:
     """The same in float64, on the cells whose centres show the image."""
     rows, columns = axes(p, *logits.shape[1:], align_corners=aligned)
     values = logits.astype(np.float64)
@@ -49,13 +49,13 @@ def sampled(logits: np.ndarray, p: Placement, aligned: bool = False) -> np.ndarr
 
 
 @st.composite
-def placements(draw: st.DrawFn) -> Placement:
+def placements(draw: st.DrawFn) -> ResizeTransform:
     height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
     inner_height, inner_width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
     top, left = draw(st.integers(0, 20)), draw(st.integers(0, 20))
     below, beside = draw(st.integers(0, 20)), draw(st.integers(0, 20))
     size = (top + inner_height + below, left + inner_width + beside)
-    return Placement(height, width, top, left, inner_height, inner_width, *size)
+    return ResizeTransform(height, width, top, left, inner_height, inner_width, *size)
 
 
 @settings(max_examples=150, deadline=None)
@@ -68,7 +68,7 @@ def test_without_padding_labels_are_those_of_torch_but_for_float_ties(
 ) -> None:
     logits = noise(channels, h, w, seed)
     inner = (height, width) if aligned else (8 * h, 8 * w)
-    rows, columns = axes(Placement(height, width, 0, 0, *inner, *inner), h, w, align_corners=aligned)
+    rows, columns = axes(ResizeTransform(height, width, 0, 0, *inner, *inner), h, w, align_corners=aligned)
 
     labels = label_map(logits, rows, columns)
 
@@ -83,7 +83,7 @@ def test_without_padding_labels_are_those_of_torch_but_for_float_ties(
 @pytest.mark.parametrize("kind", ["smooth", "noise"])
 def test_half_a_million_pixels_are_those_of_torch(kind: str, channels: int, aligned: bool) -> None:
     logits = noise(channels, 64, 64, 1) if kind == "noise" else interpolated(noise(channels, 9, 11, 1), 64, 64)
-    place = Placement.of(512, 1000)
+    place = ResizeTransform.of(512, 1000)
 
     labels = label_map(logits, *axes(place, 64, 64, align_corners=aligned))
 
@@ -95,7 +95,7 @@ def test_half_a_million_pixels_are_those_of_torch(kind: str, channels: int, alig
     placements(), st.integers(1, 30), st.integers(1, 30), st.integers(1, 5), st.booleans(), st.integers(0, 2**32 - 1)
 )
 def test_padded_labels_are_those_of_exact_sampling_but_for_float_ties(
-    placement: Placement, h: int, w: int, channels: int, aligned: bool, seed: int
+    placement: ResizeTransform, h: int, w: int, channels: int, aligned: bool, seed: int
 ) -> None:
     logits = noise(channels, h, w, seed)
 
@@ -110,7 +110,7 @@ def test_padded_labels_are_those_of_exact_sampling_but_for_float_ties(
 def test_a_padded_image_at_full_resolution_is_cropped() -> None:
     logits = noise(3, 32, 48, 0)
 
-    labels = label_map(logits, *axes(Placement(20, 30, 5, 7, 20, 30, 32, 48), 32, 48))
+    labels = label_map(logits, *axes(ResizeTransform(20, 30, 5, 7, 20, 30, 32, 48), 32, 48))
 
     assert np.array_equal(labels, logits[:, 5:25, 7:37].argmax(axis=0))
 
@@ -121,7 +121,7 @@ def test_padding_never_decides_a_pixel() -> None:
     inside = (slice(None), slice(4, 12), slice(3, 13))
     logits[inside] = logits[inside][::-1]
 
-    labels = label_map(logits, *axes(Placement(77, 91, 32, 24, 64, 80, 128, 128), 16, 16))
+    labels = label_map(logits, *axes(ResizeTransform(77, 91, 32, 24, 64, 80, 128, 128), 16, 16))
 
     assert (labels == 1).all()
 
@@ -131,7 +131,7 @@ def test_padding_never_decides_a_pixel() -> None:
 def test_one_channel_is_compared_with_the_threshold(threshold: float, size: tuple[int, int]) -> None:
     logits = noise(1, 16, 24, 3)
 
-    labels = label_map(logits, *axes(Placement(*size, 0, 0, 16, 24, 16, 24), 16, 24), threshold)
+    labels = label_map(logits, *axes(ResizeTransform(*size, 0, 0, 16, 24, 16, 24), 16, 24), threshold)
 
     assert np.array_equal(labels, interpolated(logits, *size)[0] > np.float32(threshold))
     assert labels.dtype == np.uint8
@@ -143,7 +143,7 @@ def test_more_than_256_classes_need_16_bits(classes: int, dtype: type, size: tup
     logits = noise(classes, 6, 7, 4)
     logits[-1, 2:4] += 9
 
-    labels = label_map(logits, *axes(Placement(*size, 0, 0, 6, 7, 6, 7), 6, 7))
+    labels = label_map(logits, *axes(ResizeTransform(*size, 0, 0, 6, 7, 6, 7), 6, 7))
 
     assert labels.dtype == dtype
     assert np.array_equal(labels, interpolated(logits, *size).argmax(axis=0))
@@ -159,7 +159,7 @@ def test_ties_go_to_the_first_class() -> None:
 def test_huge_logits_are_compared_like_any(channels: int) -> None:
     logits = noise(channels, 5, 5, 6) * np.float32(1e4)
 
-    labels = label_map(logits, *axes(Placement.of(40, 40), 5, 5))
+    labels = label_map(logits, *axes(ResizeTransform.of(40, 40), 5, 5))
 
     assert np.array_equal(labels, interpolated(logits, 40, 40).argmax(axis=0))
 
@@ -168,11 +168,11 @@ def test_huge_logits_are_compared_like_any(channels: int) -> None:
 def test_one_cell_is_the_label_of_every_pixel(aligned: bool) -> None:
     logits = np.arange(4, dtype=np.float32).reshape(4, 1, 1)
 
-    assert (label_map(logits, *axes(Placement.of(7, 5), 1, 1, align_corners=aligned)) == 3).all()
+    assert (label_map(logits, *axes(ResizeTransform.of(7, 5), 1, 1, align_corners=aligned)) == 3).all()
 
 
 def test_aligned_corners_of_an_image_as_large_as_the_grid_are_a_crop() -> None:
-    rows, columns = axes(Placement(20, 30, 5, 7, 20, 30, 32, 48), 32, 48, align_corners=True)
+    rows, columns = axes(ResizeTransform(20, 30, 5, 7, 20, 30, 32, 48), 32, 48, align_corners=True)
 
     assert rows.is_crop
     assert columns.is_crop
@@ -180,7 +180,7 @@ def test_aligned_corners_of_an_image_as_large_as_the_grid_are_a_crop() -> None:
 
 def test_logits_that_do_not_cover_the_axes_are_refused() -> None:
     with pytest.raises(ValueError, match="do not cover"):
-        label_map(noise(2, 4, 4, 0), *axes(Placement.of(8, 8), 8, 8))
+        label_map(noise(2, 4, 4, 0), *axes(ResizeTransform.of(8, 8), 8, 8))
 
 
 @settings(max_examples=100, deadline=None)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from segserve_builder.imaging.sampling import axes
 from segserve_builder.kernels.masks import mask_rles
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
@@ -47,7 +47,7 @@ def by_torch(prototypes: np.ndarray, coefficients: np.ndarray, height: int, widt
     return functional.interpolate(torch.from_numpy(low), (height, width), mode="bilinear")[0].numpy()
 
 
-def by_grid_sample(low: np.ndarray, p: Placement) -> np.ndarray:
+def by_grid_sample(low: np.ndarray, p: ResizeTransform) -> np.ndarray:
     h, w = low.shape[1:]
     rows, columns = axes(p, h, w)
     content = low[:, rows.first : rows.first + rows.cells, columns.first : columns.first + columns.cells]
@@ -69,20 +69,20 @@ def test_stretched_masks_are_those_of_torch_but_for_one_pixel_in_a_million(
     prototypes, coefficients, boxes = head(12, 32, *net, *size, seed=1)
     prototypes = by_torch(prototypes[:, ::8, ::8], np.eye(32, dtype=np.float32), *net)
 
-    counts = mask_rles(prototypes, coefficients, boxes, *axes(Placement(*size, 0, 0, *net, *net), *net))
+    counts = mask_rles(prototypes, coefficients, boxes, *axes(ResizeTransform(*size, 0, 0, *net, *net), *net))
 
     expected = cropped(by_torch(prototypes, coefficients, *size) > 0, boxes)
     assert np.count_nonzero(decoded(counts, *size) != expected) <= 1e-6 * expected.size
 
 
 @st.composite
-def letterboxes(draw: st.DrawFn) -> Placement:
+def letterboxes(draw: st.DrawFn) -> ResizeTransform:
     height, width = draw(st.integers(1, 120)), draw(st.integers(1, 120))
     inner_height, inner_width = draw(st.integers(1, 100)), draw(st.integers(1, 100))
     top, left = draw(st.integers(0, 30)), draw(st.integers(0, 30))
     below, beside = draw(st.integers(0, 30)), draw(st.integers(0, 30))
     size = (top + inner_height + below, left + inner_width + beside)
-    return Placement(height, width, top, left, inner_height, inner_width, *size)
+    return ResizeTransform(height, width, top, left, inner_height, inner_width, *size)
 
 
 @settings(max_examples=200, deadline=None)
@@ -91,7 +91,7 @@ def letterboxes(draw: st.DrawFn) -> Placement:
     st.sampled_from([-1.0, 0.0, 0.5]), st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_any_placement_gives_the_masks_of_grid_sample_but_for_float_ties(
-    p: Placement, n: int, k: int, h: int, w: int, threshold: float, seed: int
+    p: ResizeTransform, n: int, k: int, h: int, w: int, threshold: float, seed: int
 ) -> None:
     prototypes, coefficients, boxes = head(n, k, h, w, p.height, p.width, seed)
 
@@ -105,7 +105,7 @@ def test_any_placement_gives_the_masks_of_grid_sample_but_for_float_ties(
 def test_masks_are_the_same_together_as_one_by_one() -> None:
     prototypes, coefficients, boxes = head(60, 32, 160, 160, 320, 320, seed=5)  # more than are made in one go
     boxes[::2] = [0, 0, 320, 320]
-    where = axes(Placement.of(320, 320), 160, 160)
+    where = axes(ResizeTransform.of(320, 320), 160, 160)
 
     together = mask_rles(prototypes, coefficients, boxes, *where)
 
@@ -116,14 +116,14 @@ def test_masks_are_the_same_together_as_one_by_one() -> None:
 def test_no_instances_give_no_masks() -> None:
     prototypes, coefficients, boxes = head(0, 4, 8, 8, 32, 32, seed=0)
 
-    assert mask_rles(prototypes, coefficients, boxes, *axes(Placement.of(32, 32), 8, 8)) == ()
+    assert mask_rles(prototypes, coefficients, boxes, *axes(ResizeTransform.of(32, 32), 8, 8)) == ()
 
 
 def test_a_box_outside_the_image_gives_an_empty_mask() -> None:
     prototypes, coefficients = np.ones((1, 8, 8), np.float32), np.ones((2, 1), np.float32)
     boxes = np.array([[40, 40, 50, 50], [-9, -9, -1, -1]], np.float32)
 
-    counts = mask_rles(prototypes, coefficients, boxes, *axes(Placement.of(32, 32), 8, 8))
+    counts = mask_rles(prototypes, coefficients, boxes, *axes(ResizeTransform.of(32, 32), 8, 8))
 
     assert not decoded(counts, 32, 32).any()
 
@@ -132,6 +132,6 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     prototypes, coefficients, boxes = head(2, 4, 8, 8, 32, 32, seed=0)
 
     with pytest.raises(ValueError, match="shapes"):
-        mask_rles(prototypes, coefficients[:, :3], boxes, *axes(Placement.of(32, 32), 8, 8))
+        mask_rles(prototypes, coefficients[:, :3], boxes, *axes(ResizeTransform.of(32, 32), 8, 8))
     with pytest.raises(ValueError, match="do not cover"):
-        mask_rles(prototypes, coefficients, boxes, *axes(Placement.of(32, 32), 9, 8))
+        mask_rles(prototypes, coefficients, boxes, *axes(ResizeTransform.of(32, 32), 9, 8))

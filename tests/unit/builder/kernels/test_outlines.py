@@ -12,17 +12,17 @@ from scipy import ndimage
 
 from segserve_builder.imaging.polygons import outlines, polygons_json
 from segserve_builder.kernels.outlines import ring_json, simplified
-from segserve_builder.kernels.rle import Window
+from segserve_builder.kernels.rle import MaskWindow
 
 SEEDS = st.integers(0, 2**32 - 1)
 TOLERANCES = st.sampled_from([0.1, 0.5, 1.0, 2.5, 10.0, 100.0])
 
 
-def window(seed: int) -> Window:
+def window(seed: int) -> MaskWindow:
     rng = np.random.default_rng(seed)
     height, width, block = rng.integers(1, 20), rng.integers(1, 20), rng.integers(1, 5)
     coarse = rng.random((height, width)) < rng.choice([0.1, 0.4, 0.6, 0.9])
-    return Window(coarse.repeat(block, 0).repeat(block, 1).astype(np.uint8), 3, 4)
+    return MaskWindow(coarse.repeat(block, 0).repeat(block, 1).astype(np.uint8), 3, 4)
 
 
 def farthest(ring: np.ndarray, fewer: np.ndarray) -> float:
@@ -81,14 +81,14 @@ def test_the_sides_of_a_simplified_outline_do_not_cross(seed: int, tolerance: fl
 
 def test_a_disc_needs_few_points() -> None:
     y, x = np.mgrid[-50:51, -50:51]
-    (ring,) = outlines(Window((x * x + y * y <= 2500).astype(np.uint8), 0, 0))
+    (ring,) = outlines(MaskWindow((x * x + y * y <= 2500).astype(np.uint8), 0, 0))
 
     assert len(ring) > 150
     assert len(simplified(ring, 1.0)) < 40
 
 
 def test_a_line_of_pixels_stays_a_polygon() -> None:
-    (ring,) = outlines(Window(np.ones((1, 60), np.uint8), 0, 0))
+    (ring,) = outlines(MaskWindow(np.ones((1, 60), np.uint8), 0, 0))
 
     assert len(simplified(ring, 50.0)) == 3
 
@@ -116,7 +116,7 @@ def test_the_polygons_of_a_mask_are_json_of_its_outlines(seed: int, tolerance: f
 
 @pytest.mark.parametrize("bitmap", [np.zeros((0, 0), np.uint8), np.zeros((4, 5), np.uint8)], ids=["nowhere", "nothing"])
 def test_an_empty_mask_has_no_polygons(bitmap: np.ndarray) -> None:
-    assert polygons_json(Window(bitmap, 0, 0)) == b"[]"
+    assert polygons_json(MaskWindow(bitmap, 0, 0)) == b"[]"
 
 
 def test_read_only_and_strided_bitmaps_have_the_same_outlines() -> None:
@@ -124,4 +124,4 @@ def test_read_only_and_strided_bitmaps_have_the_same_outlines() -> None:
     strided = bitmap.repeat(2, axis=1)[:, ::2]
     strided.setflags(write=False)
 
-    assert polygons_json(Window(strided, 1, 2)) == polygons_json(Window(bitmap, 1, 2))
+    assert polygons_json(MaskWindow(strided, 1, 2)) == polygons_json(MaskWindow(bitmap, 1, 2))

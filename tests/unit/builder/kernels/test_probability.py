@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from segserve_builder.imaging.sampling import axes
 from segserve_builder.kernels.probability import label_sums
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 torch.set_num_threads(1)
 
@@ -32,7 +32,7 @@ def reference(
 def close(logits: np.ndarray, labels: np.ndarray, **options: Any) -> bool:
     """Whether areas are equal and mean probabilities within 1e-5."""
     aligned = options.pop("aligned", False)
-    rows, columns = axes(Placement.of(*labels.shape), *logits.shape[1:], align_corners=aligned)
+    rows, columns = axes(ResizeTransform.of(*labels.shape), *logits.shape[1:], align_corners=aligned)
     areas, sums = label_sums(logits, rows, columns, labels, **options)
     expected_areas, expected = reference(logits, labels, aligned=aligned, **options)
     gap = np.abs(sums - expected) / np.maximum(areas, 1)
@@ -68,7 +68,7 @@ def test_huge_logits_give_probabilities_of_0_and_1() -> None:
     logits = np.array([[[1e4, -1e4]], [[-1e4, 1e4]], [[0, 0]]], np.float32)
     labels = np.array([[0, 1, 1, 2]], np.uint8)
 
-    areas, sums = label_sums(logits, *axes(Placement.of(1, 4), 1, 2), labels)
+    areas, sums = label_sums(logits, *axes(ResizeTransform.of(1, 4), 1, 2), labels)
 
     assert areas.tolist() == [1, 2, 1]
     assert sums.tolist() == pytest.approx([1, 0 + 1, 0], abs=1e-6)
@@ -86,9 +86,9 @@ def test_logits_and_labels_may_be_strided_and_read_only() -> None:
 @pytest.mark.parametrize("labels", [np.full((8, 8), 3, np.uint8), np.zeros((7, 8), np.uint8)])
 def test_labels_that_do_not_fit_are_refused(labels: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"\(8, 8\) of fewer than 3 are expected"):
-        label_sums(np.zeros((3, 4, 4), np.float32), *axes(Placement.of(8, 8), 4, 4), labels)
+        label_sums(np.zeros((3, 4, 4), np.float32), *axes(ResizeTransform.of(8, 8), 4, 4), labels)
 
 
 def test_logits_that_do_not_cover_the_axes_are_refused() -> None:
     with pytest.raises(ValueError, match="do not cover"):
-        label_sums(np.zeros((3, 4, 4), np.float32), *axes(Placement.of(8, 8), 8, 8), np.zeros((8, 8), np.uint8))
+        label_sums(np.zeros((3, 4, 4), np.float32), *axes(ResizeTransform.of(8, 8), 8, 8), np.zeros((8, 8), np.uint8))

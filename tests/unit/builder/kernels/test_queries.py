@@ -15,7 +15,7 @@ from segserve_builder.imaging.query_masks import nearest_first
 from segserve_builder.imaging.sampling import Axis, axes
 from segserve_builder.kernels.blocks import nearest_rles
 from segserve_builder.kernels.queries import rename, resample, winners
-from segserve_builder.values import Placement
+from segserve_builder.values import ResizeTransform
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 
 
 def stretched(height: int, width: int, h: int, w: int) -> tuple[Axis, Axis]:
-    return axes(Placement(height, width, 0, 0, h, w, h, w), h, w)
+    return axes(ResizeTransform(height, width, 0, 0, h, w, h, w), h, w)
 
 
 def interpolated(values: Floats, height: int, width: int) -> Floats:
@@ -91,7 +91,7 @@ def test_winners_are_those_of_torch_but_for_one_pixel_in_a_million(net: tuple[in
 def test_padding_has_no_say() -> None:
     masks = probabilities(5, 24, 24, seed=3)
     scores = np.ones(5, np.float32)
-    placement = Placement(90, 60, 4, 8, 12, 8, 24, 24)
+    placement = ResizeTransform(90, 60, 4, 8, 12, 8, 24, 24)
 
     found = winners(masks, scores, *axes(placement, 24, 24), 0.5)
 

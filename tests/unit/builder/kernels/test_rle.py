@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from segserve_builder.kernels import rle, rle_reader
-from segserve_builder.kernels.rle import Window
+from segserve_builder.kernels.rle import MaskWindow
 
 
 def drawn(height: int, width: int, density: float, seed: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_a_window_encodes_as_the_whole_mask_does(
     bitmap = drawn(height, width, density, seed)
     mask = np.pad(bitmap, ((top, below), (left, beside)))
 
-    assert rle.encode(Window(bitmap, top, left), *mask.shape) == by_pycocotools(mask)
+    assert rle.encode(MaskWindow(bitmap, top, left), *mask.shape) == by_pycocotools(mask)
 
 
 @settings(max_examples=150, deadline=None)
@@ -91,7 +91,7 @@ def test_masks_without_long_runs_have_the_counts_of_pycocotools_too(size: tuple[
 
 
 def test_an_empty_window_is_an_empty_mask() -> None:
-    empty = Window(np.zeros((0, 0), np.uint8), 0, 0)
+    empty = MaskWindow(np.zeros((0, 0), np.uint8), 0, 0)
 
     assert rle.encode(empty, 5, 7) == by_pycocotools(np.zeros((5, 7), np.uint8))
 
@@ -99,7 +99,7 @@ def test_an_empty_window_is_an_empty_mask() -> None:
 @pytest.mark.parametrize(("top", "left"), [(-1, 0), (0, -1), (7, 0), (0, 8)])
 def test_a_window_that_leaves_the_mask_is_refused(top: int, left: int) -> None:
     with pytest.raises(ValueError, match="leaves the 10 x 10 mask"):
-        rle.encode(Window(np.ones((4, 3), np.uint8), top, left), 10, 10)
+        rle.encode(MaskWindow(np.ones((4, 3), np.uint8), top, left), 10, 10)
 
 
 @pytest.mark.parametrize("counts", [b"", b"5", b"o", b"\xff\xff", b"0" * 3, b"T3O"])

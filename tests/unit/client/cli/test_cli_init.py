@@ -22,7 +22,7 @@ from segserve.cli.init.image_input import image_input
 from segserve.cli.init.network import read_network
 from segserve_builder.golden.judging import GOLDEN_FILE, compare, load
 from segserve_builder.sources import folder_digest
-from segserve_builder.stages.base import Request
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.loading import load as load_resources
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -91,7 +91,7 @@ def test_what_is_written_loads_and_answers_as_the_committed_one(
         if name != "coins-yolo":
             # No file says that specks are removed (U-Net), or how masks are drawn into boxes (two stages).
             case = case.model_copy(update={"tolerance": case.tolerance.model_copy(update={"iou": 0.92})})
-        compare(case, model.answer(PHOTO.read_bytes(), Request(encoding="rle")))
+        compare(case, model.answer(PHOTO.read_bytes(), RequestOptions(encoding="rle")))
     with Image.open(folder / "preview/coins.png") as preview:
         assert preview.size == (384, 303)
 
@@ -216,7 +216,7 @@ def test_a_normalisation_that_nothing_says_is_tried_on_the_images(tmp_path: Path
     assert guessed.trials[0].name == "0 to 1 with ImageNet's mean and deviation"
     assert guessed.trials[-1].name == "0 to 255"
     model = InProcessModel(SegmentationModel.model_validate(resource_of(guessed.spec)).spec.pipeline("m"), file)
-    found = model.answer(PHOTO.read_bytes(), Request(encoding="raw"))
+    found = model.answer(PHOTO.read_bytes(), RequestOptions(encoding="raw"))
     assert 0.2 < found["AREAS"][1] / found["AREAS"].sum() < 0.5
     assert any("tried on your images" in remark.text and not remark.sure for remark in guessed.remarks)
 

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_builder.spec.model_spec import Artifact, Frozen, Golden, Input, ModelClass, Output, Provenance, Runtime
+from segserve_builder.spec.model_spec import (
+    Artifact,
+    FrozenModel,
+    Golden,
+    Input,
+    ModelClass,
+    Output,
+    Provenance,
+    Runtime,
+)
 from segserve_operator.api.loading import dump, load
 from segserve_operator.api.meta import Condition, ConditionStatus, ObjectMeta
 from segserve_operator.api.rollout_policy import (
@@ -40,7 +49,7 @@ from segserve_operator.api.segmentation_model import (
 from segserve_operator.api.triton_pool import Gateway, TritonPool, TritonPoolSpec
 
 
-def build(model: type[Frozen], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def build(model: type[FrozenModel], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries(fields).map(lambda values: model(**values))
 
 
@@ -64,7 +73,7 @@ SECONDS = st.integers(1, 10**6).map(lambda seconds: timedelta(seconds=seconds))
 STEPS = st.lists(st.integers(1, 99), min_size=1, max_size=20, unique=True).flatmap(
     lambda weights: st.tuples(
         *(
-            build(RolloutStep, weight=st.just(weight), maximum=st.none() | SECONDS, pause=st.booleans())
+            build(RolloutStep, weight=st.just(weight), max_duration=st.none() | SECONDS, pause=st.booleans())
             for weight in sorted(weights)
         )
     )
@@ -72,12 +81,12 @@ STEPS = st.lists(st.integers(1, 99), min_size=1, max_size=20, unique=True).flatm
 GATE_LISTS = st.permutations(
     (
         ErrorRateGate(),
-        LatencyGate(share=3),
-        BurnRateGate(long=timedelta(minutes=5)),
-        GoldenQualityGate(maximum_class_drop=0.5),
+        LatencyGate(alpha_share=3),
+        BurnRateGate(long_window=timedelta(minutes=5)),
+        GoldenQualityGate(max_class_drop=0.5),
         ResourceGate(),
         WebhookGate(name="night", url="http://night:80/"),
-        PromqlGate(name="load", address="http://prometheus:9090", query="up", passes="result[0] > 0"),
+        PromqlGate(name="load", address="http://prometheus:9090", query="up", pass_condition="result[0] > 0"),
     )
 ).flatmap(lambda gates: st.integers(0, len(gates)).map(lambda count: tuple(gates[:count])))
 ROLLOUTS = build(
@@ -152,7 +161,7 @@ STATUSES = build(
         resumed_at=st.none() | TIMES,
         skipped_gates=st.sampled_from([(), ("latency",)]),
     ),
-    handled_requests=st.lists(WORDS, max_size=3, unique=True).map(tuple),
+    handled_annotations=st.lists(WORDS, max_size=3, unique=True).map(tuple),
 )
 META = build(
     ObjectMeta,
@@ -209,7 +218,7 @@ def test_a_status_shows_nothing_that_is_not_there() -> None:
         },
         "revisions": [],
         "weight": 0,
-        "handledRequests": [],
+        "handledAnnotations": [],
     }
 
 

@@ -16,7 +16,7 @@ from fakes.artifact_server import artifact_server
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, numbers, order, png, semantic, tools_of, truth
 from fakes.internal_gateway import internal_listener
 from segserve_builder.errors import GoldenError
-from segserve_builder.golden.judging import Case, Labels, record
+from segserve_builder.golden.judging import Case, GoldenLabels, record
 from segserve_builder.sources.access import Access
 from segserve_operator.adapters.checks import golden
 from segserve_operator.adapters.checks.context import Tools
@@ -306,7 +306,7 @@ def test_an_answer_that_is_none_names_what_is_wrong(task: Any, change: str) -> N
 
 
 def test_labels_of_boxes_may_be_masks() -> None:
-    marks = Labels.model_validate({"SIZE": [24, 32], "CLASSES": [1], "MASKS": [coin().decode()]})
+    marks = GoldenLabels.model_validate({"SIZE": [24, 32], "CLASSES": [1], "MASKS": [coin().decode()]})
 
     boxes = labels_of_marks(marks, "detection").boxes
 

@@ -30,10 +30,10 @@ def write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) ->
     from segserve_builder.export.writing import GOLDEN_TOLERANCE
     from segserve_builder.golden.judging import GOLDEN_FILE, record
     from segserve_builder.sources import folder_digest
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
     from segserve_builder.steps.public_outputs import has_masks
 
-    request = Request(encoding="rle" if has_masks(model.task) else None)
+    request = RequestOptions(encoding="rle" if has_masks(model.task) else None)
     answers: list[tuple[Path, Answer]] = [
         (image, model.answer(image.read_bytes(), request)) for image in images[:IMAGES]
     ]
@@ -60,7 +60,7 @@ def write_previews(answers: Iterable[tuple[Path, Answer]], resource: Segmentatio
 def result_of(answer: Answer, resource: SegmentationModel) -> Result:
     """Return what the client would make of an answer."""
     from segserve.calls.answers import read_result
-    from segserve.results.base import ModelInfo, SegmentClass
+    from segserve.results.values import ModelInfo, SegmentClass
     from segserve_common.kserve import InferAnswer, Tensor, pack_bytes
 
     revision = resource.assigned.revision

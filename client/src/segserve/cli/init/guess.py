@@ -199,18 +199,18 @@ def _of_family(ranked: Sequence[Candidate], wish: Wish) -> list[Remark]:
 
 def _of_postprocess(family: str) -> list[Remark]:
     from segserve_builder.families import FAMILIES
-    from segserve_builder.values import Kind
+    from segserve_builder.values import ValueType
 
     place, gives = ("spec", "postprocess"), FAMILIES[family].gives
-    if gives is Kind.LOGITS:
+    if gives is ValueType.LOGITS:
         return [Remark(place, "one class a pixel; masks that may overlap are multiLabel instead of argmax")]
     usual = Remark(
         place, "thresholds are the usual ones of the family: what you need depends on your images", sure=False
     )
-    if gives is Kind.MASK_HEADS:
+    if gives is ValueType.MASK_HEADS:
         text = "how masks were drawn into their boxes in training is not in the file: pasteMasks has two conventions"
         return [usual, Remark(place, f"{text}, torchvision (as here) and detectron2", sure=False)]
-    if gives is not Kind.QUERIES or family == "detr":
+    if gives is not ValueType.QUERIES or family == "detr":
         return [usual]
     text = (
         "the outputs suit panopticQueries, instanceQueries, and semanticQueries with argmax: which one the network was "

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import Signature, TensorSpec
+    from segserve_builder.families.base import NetworkSignature, TensorSpec
 
 PASSING: Final = frozenset({"Cast", "Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Pad", "Slice"})
 """Operators that leave the values of pixels as they are."""
@@ -45,7 +45,7 @@ class NetworkFile:
     """One ONNX file. `shapes` are those of the outputs for one image, where it was run; declared sizes may be free."""
 
     path: Path
-    signature: Signature
+    signature: NetworkSignature
     operators: frozenset[str]
     metadata: Mapping[str, str]
     arithmetic: Arithmetic | None

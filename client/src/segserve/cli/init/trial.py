@@ -47,13 +47,13 @@ def steadiness(model: InProcessModel, images: Sequence[Path]) -> float:
 
 
 def _compared(model: InProcessModel, path: Path) -> float:
-    from segserve_builder.stages.base import Request
+    from segserve_builder.stages.base import RequestOptions
 
     data, mirrored = path.read_bytes(), _mirrored(path)
     if model.task == "semantic":
-        request = Request(encoding="raw")
+        request = RequestOptions(encoding="raw")
         return _labels_agree(model.answer(data, request), model.answer(mirrored, request))
-    request = Request()
+    request = RequestOptions()
     return _objects_agree(model.answer(data, request), model.answer(mirrored, request))
 
 

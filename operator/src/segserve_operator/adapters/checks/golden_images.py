@@ -104,7 +104,7 @@ def _image(folder: Path, case: golden.Case, task: Task, names: Mapping[int, str]
     return GoldenImage(folder / case.image, labels, labelled, case)
 
 
-def labels_of_marks(marks: golden.Labels | golden.Expected, task: Task) -> Regions:
+def labels_of_marks(marks: golden.GoldenLabels | golden.Expected, task: Task) -> Regions:
     """Return what was marked in an image, or is expected of it; boxes around the masks where a task needs them."""
     masks = None if marks.masks is None else tuple(counts.encode("ascii") for counts in marks.masks)
     boxes = None if marks.boxes is None else np.array(marks.boxes, np.float64).reshape(-1, 4)
