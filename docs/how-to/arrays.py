@@ -1,26 +1,25 @@
 # %% [markdown]
-# # Send arrays: grey, 16 bit, floats, tensors
+# # Send arrays and tensors
 #
-# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
+# Run this in the repository's folder, as a script or in a notebook. Serve the example's models first:
+# `segserve up --detach -f examples/coins/model.yaml`.
 #
-# An array is sent as uint8 or uint16, shaped (H, W) or (H, W, channels). The model's file says what the network takes;
-# the client turns arrays into that by the rules by which the server turns files into it.
+# The client sends uint8 and uint16 arrays, shaped (H, W) or (H, W, channels). It converts them to the pixel format in
+# the model's resource, by the same rules that the server applies to image files.
 
 # %%
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
 from segserve import BadRequestError, Client
 
-grey = np.asarray(Image.open(Path(__file__).resolve().parents[2] / "examples/coins/coins.png"))
+grey = np.asarray(Image.open("examples/coins/coins.png"))
 client = Client()
 print(client.model_info("coins").pixels)
 # > PixelFormat(channels=1, dtype='UINT8')
 
 # %% [markdown]
-# Grey, colour, colour with alpha (which is dropped) and 16 bits give the same answer.
+# Greyscale, RGB, RGBA (the alpha channel is dropped) and 16-bit arrays give the same result.
 
 # %%
 colour = np.dstack([grey, grey, grey])
@@ -31,7 +30,7 @@ print([bool((each == labels[0]).all()) for each in labels])
 # > [True, True, True, True]
 
 # %% [markdown]
-# Of 16 bits the network gets the upper 8. A camera with 12 bits does not fill them: scale its values first.
+# The network gets the upper 8 of 16 bits. A 12-bit camera leaves the top bits empty, so scale its values first.
 
 # %%
 twelve_bits = grey.astype(np.uint16) << 4
@@ -39,7 +38,7 @@ print(bool((client.segment(twelve_bits << 4, model="coins").labels == labels[0])
 # > True
 
 # %% [markdown]
-# Floats and masks are refused, for nobody knows their range; the error says what to send.
+# Float and boolean arrays are refused because their range is ambiguous. The error says what to send instead.
 
 # %%
 try:
@@ -49,8 +48,8 @@ except BadRequestError as error:
 # > an array of pixels is uint8 or uint16, got float64 (303, 384): where values are from 0 to 1, send (array * 255)...
 
 # %% [markdown]
-# Tensors of torch go as they are once they are on the CPU, with channels last: `tensor.permute(1, 2, 0).cpu()`.
-# OpenCV's images are BGR: `image[..., ::-1]`.
+# Torch tensors work once they are on the CPU with channels last: `tensor.permute(1, 2, 0).cpu()`. OpenCV images are
+# BGR: send `image[..., ::-1]`.
 
 # %%
 client.close()

@@ -1,10 +1,13 @@
 # %% [markdown]
-# # Segment from asyncio code
+# # Call segserve from an asyncio service
 #
-# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
+# Run this in the repository's folder, as a script or in a notebook. Serve the example's models first:
+# `segserve up --detach -f examples/coins/model.yaml`.
 #
-# `AsyncClient` has the methods of `Client`, with `await`. Here a small web service counts the coins of the images that
-# are posted to it: one client for all requests, made when the service starts.
+# `AsyncClient` has the same methods as `Client`, to be awaited. This small web service counts the coins in each image
+# that is posted to it. It creates one client at start-up and shares it between all requests.
+#
+# In a notebook, which runs an event loop of its own, replace `asyncio.run(main())` by `await main()`.
 
 # %%
 import asyncio
@@ -15,11 +18,11 @@ import httpx
 
 from segserve import AsyncClient, BadRequestError, OverloadedError
 
-photo = Path(__file__).resolve().parents[2] / "examples/coins/coins.png"
+photo = Path("examples/coins/coins.png")
 
 
 async def count_coins(client: AsyncClient, body: bytes) -> tuple[int, dict[str, object]]:
-    """Return the status and the JSON of an answer; a handler of FastAPI, aiohttp or Starlette looks the same."""
+    """Return the status and JSON body; a FastAPI, aiohttp or Starlette handler looks the same."""
     try:
         result = await client.segment(body, model="coins-instances", timeout_s=20)
     except BadRequestError as error:
@@ -30,7 +33,7 @@ async def count_coins(client: AsyncClient, body: bytes) -> tuple[int, dict[str, 
 
 
 # %% [markdown]
-# The rest is the smallest HTTP server that the standard library allows.
+# The rest is a minimal HTTP server from the standard library.
 
 
 # %%
@@ -63,8 +66,8 @@ asyncio.run(main())
 # > 400 ['error']
 
 # %% [markdown]
-# Many images, or the frames of a camera, may come from an asynchronous iterator. `aclosing` ends the requests at once
-# where the loop is left early.
+# `segment_many` also accepts an asynchronous iterator, such as a queue or a camera. `aclosing` cancels outstanding
+# requests immediately if you leave the loop early.
 
 
 # %%

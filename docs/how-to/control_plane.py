@@ -1,9 +1,11 @@
 # %% [markdown]
-# # See and change what is served
+# # List and change models
 #
-# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
-# `pip install 'segserve[local]'` (a cluster: `'segserve[cluster]'`) has what `client.models` needs.
-# As for the command line, the platform of this machine is meant where one is up, else the current kube context.
+# Run this in the repository's folder, as a script or in a notebook. Serve the example's models first:
+# `segserve up --detach -f examples/coins/model.yaml`.
+#
+# `client.models` needs the extra `segserve[local]`, or `segserve[cluster]` for a cluster. Like the command line, it
+# uses this machine's platform if one is up, otherwise the current kube context.
 
 # %%
 import yaml
@@ -13,7 +15,7 @@ from segserve import Client, InvalidResourceError, NotFoundError
 client = Client()
 
 # %% [markdown]
-# The models are typed resources: what was asked for in `spec`, what became of it in `status`.
+# Models are typed resources: `spec` is the desired state, `status` the observed one.
 
 # %%
 for model in client.models.list():
@@ -27,8 +29,8 @@ print(coins.status.roles.stable.revision, coins.status.weight)
 # > coins-... 100
 
 # %% [markdown]
-# `wait` returns a model once its newest spec serves all its callers. Where it cannot come to that by itself, it raises
-# `NotServingError` with the cause, at once.
+# `wait` returns once the newest spec serves all callers. If that cannot happen without a change, it immediately
+# raises `NotServingError` with the cause.
 
 # %%
 served = client.models.wait("coins", timeout_s=60)
@@ -36,8 +38,8 @@ print(served.status.url)
 # > http://127.0.0.1:.../v2/models/coins
 
 # %% [markdown]
-# `apply` takes a typed model, a mapping, a path or YAML text. A mistake names the field and what is allowed, and
-# nothing is changed.
+# `apply` takes a typed model, a mapping, a path or YAML text. On a mistake it changes nothing, and the error names
+# the field and the allowed values.
 
 # %%
 wrong = coins.to_dict()
@@ -56,7 +58,8 @@ except NotFoundError as error:
 # > no SegmentationModel 'roads'; there are: coins, ...
 
 # %% [markdown]
-# A model with `spec.rollout` changes step by step. These have none, so a new revision serves as soon as it is proved.
+# Models with `spec.rollout` shift traffic in steps. The example models have none: a new revision takes all traffic as
+# soon as it has passed its golden set.
 
 # %%
 print(client.rollouts.list())

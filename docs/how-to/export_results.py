@@ -3,9 +3,10 @@
 # %% [markdown]
 # # Export results to other tools
 #
-# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
+# Run this in the repository's folder, as a script or in a notebook. Serve the example's models first:
+# `segserve up --detach -f examples/coins/model.yaml`.
 #
-# What each format keeps is in the table of [Results](../reference/results.md#conversions).
+# [Results and formats](../reference/results.md#conversions) lists what each format keeps and loses.
 
 # %%
 import json
@@ -14,19 +15,19 @@ from pathlib import Path
 from segserve import Client
 from segserve.exports.label_studio import labelling_config
 
-photo = Path(__file__).resolve().parents[2] / "examples/coins/coins.png"
+photo = Path("examples/coins/coins.png")
 with Client() as client:
     result = client.segment(photo, model="coins-instances")
 
 # %% [markdown]
-# COCO, which pycocotools, supervision, FiftyOne and most trainers read.
+# COCO is read by pycocotools, supervision, FiftyOne and most training frameworks.
 
 # %%
 Path("coins.coco.json").write_text(json.dumps(result.to_coco(file_name=photo.name)))
 
 # %% [markdown]
-# GeoJSON. The affine is that of the raster (rasterio: `dataset.transform`): here 0.5 m a pixel, north up, in UTM zone
-# 33.
+# GeoJSON needs the raster's affine transform (rasterio: `dataset.transform`). This one is 0.5 m per pixel, north up,
+# in UTM zone 33.
 
 # %%
 affine = (0.5, 0.0, 400_000.0, 0.0, -0.5, 5_600_000.0)
@@ -36,8 +37,8 @@ print(len(places["features"]), places["features"][0]["geometry"]["type"])
 # > 24 Polygon
 
 # %% [markdown]
-# Annotation tools: CVAT and Label Studio take masks, LabelMe polygons unless you ask for masks. The background is left
-# out. Label Studio shows predictions where the project's configuration names the same classes.
+# Annotation tools: CVAT and Label Studio get masks; LabelMe gets polygons unless you ask for masks. The background
+# class is omitted. Label Studio shows predictions only if the project's configuration names the same classes.
 
 # %%
 Path("coins.xml").write_text(result.to_cvat(photo.name), encoding="utf-8")
@@ -49,7 +50,7 @@ print([len(one["result"]) for one in task["predictions"]])
 # > [24]
 
 # %% [markdown]
-# supervision needs `pip install 'segserve[annotations]'`. Its annotators, trackers and metrics work on this.
+# supervision needs the extra `segserve[annotations]`. Its annotators, trackers and metrics work on the result.
 
 # %%
 detections = result.to_supervision()

@@ -1,10 +1,12 @@
 # writes: coins.geojson found labels
 
 # %% [markdown]
-# # Segment an image that is too large for one request
+# # Segment a large image
 #
-# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
-# Files and results on disk need `pip install 'segserve[batch]'`.
+# Run this in the repository's folder, as a script or in a notebook. Serve the example's models first:
+# `segserve up --detach -f examples/coins/model.yaml`.
+#
+# Reading files tile by tile and writing results to disk need the extra `segserve[batch]`.
 
 # %%
 from pathlib import Path
@@ -16,15 +18,15 @@ from segserve import Client
 from segserve.tiled import open_result
 from segserve.tiled.exports import write_geojson
 
-photo = np.asarray(Image.open(Path(__file__).resolve().parents[2] / "examples/coins/coins.png"))
+photo = np.asarray(Image.open("examples/coins/coins.png"))
 table = np.tile(photo, (2, 3))
 print(table.shape)
 # > (606, 1152)
 client = Client()
 
 # %% [markdown]
-# The image is cut into tiles that overlap. Small ones here; 1024 and 128 are what you get when you say nothing.
-# A path of a TIFF, a zarr array or a memory map is read tile by tile, so it need not fit into memory.
+# `segment_tiled` cuts the image into overlapping tiles. The defaults are `tile=1024, overlap=128`; this image is
+# small. TIFF files, zarr arrays and memory maps are read tile by tile, so they need not fit into memory.
 
 # %%
 labels = client.segment_tiled(table, model="coins", tile=512, overlap=128)
@@ -32,8 +34,8 @@ print(labels.labels.shape, labels.tiles)
 # > (606, 1152) 6
 
 # %% [markdown]
-# With `out` the result lies in a folder, the label map as a zarr array. After a crash the same call sends only
-# what is missing. Here nothing is.
+# With `out`, the result is written to a folder, the label map as a zarr array. After a crash, the same call sends
+# only the missing tiles. Here none are missing.
 
 # %%
 client.segment_tiled(table, model="coins", tile=512, overlap=128, out="labels")
@@ -42,7 +44,7 @@ print(again.sent, again.labels.shape, again.labels.dtype)
 # > 0 (606, 1152) uint8
 
 # %% [markdown]
-# Objects are joined over the seams: a coin that four tiles show is one coin.
+# Objects are merged across tile borders: a coin that appears in four tiles is counted once.
 
 # %%
 found = client.segment_tiled(table, model="coins-instances", tile=384, overlap=192, out="found", id_map=True)
@@ -50,7 +52,7 @@ print(len(found), max(len(coin.tiles) for coin in found) > 1)
 # > 144 True
 
 # %% [markdown]
-# Each has its mask within its own box. Read them one by one, or write them for another program.
+# Each object's mask covers only its own box. Iterate over the objects, or export them.
 
 # %%
 coin = next(iter(open_result("found")))

@@ -1,12 +1,13 @@
 # writes: overlay.png contours.png first.png coins.csv
 
 # %% [markdown]
-# # Look at a result
+# # Inspect and draw a result
 #
-# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
+# Run this in the repository's folder, as a script or in a notebook. Serve the example's models first:
+# `segserve up --detach -f examples/coins/model.yaml`.
 #
-# A result says in one line what it is. In a notebook it is a small table with a picture, and `result.on(photo)` shows
-# it on its image. Masks are decoded when they are asked for.
+# Printing a result gives a one-line summary. A notebook shows a table and a picture; `result.with_image(photo)` shows
+# the result on its image. Masks are decoded on first access.
 
 # %%
 import csv
@@ -14,21 +15,21 @@ from pathlib import Path
 
 from segserve import Client
 
-photo = Path(__file__).resolve().parents[2] / "examples/coins/coins.png"
+photo = "examples/coins/coins.png"
 with Client() as client:
     result = client.segment(photo, model="coins-instances")
 print(result)
 # > <InstanceResult of 384 x 303 by coins-instances-...: 24 coin>
 
 # %% [markdown]
-# Draw it: filled masks with labels, or only contours in the colours of the classes, with a legend.
+# Draw filled masks with labels, or only contours with a legend.
 
 # %%
 result.overlay(photo).save("overlay.png")
 result.overlay(photo, alpha=0, labels=False, legend=True).save("contours.png")
 
 # %% [markdown]
-# One object: its mask, its outline, the part of the image that it is in; `cut_out` makes the rest transparent.
+# Each object has a mask, an outline and a crop of the image. `cut_out` makes everything outside the mask transparent.
 
 # %%
 first = result[0]
@@ -40,7 +41,7 @@ print(part.outer.shape[1], part.outer.dtype)
 result.crop(0, photo, margin=4, cut_out=True).save("first.png")
 
 # %% [markdown]
-# A row for each object, for a CSV file or `pandas.DataFrame(rows)`.
+# `to_rows` returns one row per object, for a CSV file or `pandas.DataFrame(rows)`.
 
 # %%
 rows = result.to_rows()

@@ -3,9 +3,10 @@
 # %% [markdown]
 # # Segment many images
 #
-# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
+# Run this in the repository's folder, as a script or in a notebook. Serve the example's models first:
+# `segserve up --detach -f examples/coins/model.yaml`.
 #
-# First some images: the photograph cut into twelve.
+# To get some images, this cuts the example photograph into twelve.
 
 # %%
 import csv
@@ -15,7 +16,7 @@ from PIL import Image
 
 from segserve import Client, Failure
 
-photo = Image.open(Path(__file__).resolve().parents[2] / "examples/coins/coins.png")
+photo = Image.open("examples/coins/coins.png")
 folder = Path("images")
 folder.mkdir(exist_ok=True)
 for row in range(3):
@@ -25,8 +26,8 @@ for row in range(3):
 paths = sorted(folder.glob("*.png"))
 
 # %% [markdown]
-# `segment_many` sends eight at once and gives the results in the order of the images. It takes any iterable, also one
-# that never ends: images are pulled only as their turn comes, so that memory stays small.
+# `segment_many` keeps `in_flight` requests running and yields the results in input order. It takes any iterable, even
+# an endless one: it pulls images only as they are needed, so memory use stays small.
 
 # %%
 with Client() as client:
@@ -41,8 +42,8 @@ print(len(Path("coins.csv").read_text().splitlines()), "lines")
 # > 13 lines
 
 # %% [markdown]
-# An error ends the iteration, with a note that names the image. With `on_error="return"` a `Failure` takes the place of
-# the result, and the others go on.
+# By default an error ends the iteration, with a note that names the image. With `on_error="return"`, a `Failure`
+# takes the place of the result and the iteration continues.
 
 # %%
 with Client() as client:

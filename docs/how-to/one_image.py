@@ -3,8 +3,10 @@
 # %% [markdown]
 # # Segment one image
 #
-# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
-# The client finds the gateway by `SEGSERVE_URL`, else at http://127.0.0.1:8080.
+# Run this in the repository's folder, as a script or in a notebook. Serve the example's models first:
+# `segserve up --detach -f examples/coins/model.yaml`.
+#
+# The client uses the gateway at `SEGSERVE_URL`, or http://127.0.0.1:8080 if that is not set.
 
 # %%
 import json
@@ -12,11 +14,11 @@ from pathlib import Path
 
 from segserve import Client
 
-photo = Path(__file__).resolve().parents[2] / "examples/coins/coins.png"
+photo = "examples/coins/coins.png"
 client = Client()
 
 # %% [markdown]
-# An instance model answers with one object a coin, the best-scored first. Masks are decoded when they are asked for.
+# An instance model returns one object per coin, sorted by score. Masks are decoded on first access.
 
 # %%
 found = client.segment(photo, model="coins-instances")
@@ -25,7 +27,7 @@ print(len(found.instances), best.class_name, best.mask.shape, best.mask.dtype)
 # > 24 coin (303, 384) bool
 
 # %% [markdown]
-# A semantic model answers with a label map, and counts the pixels of each class.
+# A semantic model returns a label map and the number of pixels of each class.
 
 # %%
 labels = client.segment(photo, model="coins")
@@ -33,14 +35,14 @@ print(labels.labels.shape, sorted(labels.areas))
 # > (303, 384) ['background', 'coin']
 
 # %% [markdown]
-# Draw what was found, and keep it as COCO JSON.
+# Draw the objects on the photograph, and save them as COCO JSON.
 
 # %%
 found.overlay(photo).save("coins.png")
 Path("coins.json").write_text(json.dumps(found.to_coco(file_name="coins.png")))
 
 # %% [markdown]
-# Every answer names the revision that gave it.
+# Every result names the revision that produced it.
 
 # %%
 print(found.revision)

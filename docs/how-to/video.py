@@ -1,32 +1,32 @@
 # %% [markdown]
 # # Segment a video
 #
-# Serve the example's models first: `segserve up -f examples/coins/model.yaml`.
+# Run this in the repository's folder, as a script or in a notebook. Serve the example's models first:
+# `segserve up --detach -f examples/coins/model.yaml`.
 #
-# A model whose file has the stage `temporalSmoothing` steadies its answers over the frames of a stream. To every other
-# model, as the one here, each frame is an image by itself; the calls are the same.
+# A model with the stage `temporalSmoothing` smooths its results over the frames of a stream. Any other model, such as
+# the one here, treats each frame as a separate image; the calls are the same.
 
 # %%
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from segserve import Client
 
-photo = np.asarray(Image.open(Path(__file__).resolve().parents[2] / "examples/coins/coins.png"))
+photo = np.asarray(Image.open("examples/coins/coins.png"))
 
 
 def camera(frames: int) -> Iterator[np.ndarray]:
-    """Look at the coins from left to right. A file is read with cv2.VideoCapture or PyAV in the same way."""
+    """Pan over the coins from left to right. Read a file with cv2.VideoCapture or PyAV in the same way."""
     for number in range(frames):
         yield photo[:, 10 * number : 10 * number + 200]
 
 
 # %% [markdown]
-# A frame is sent when the one before was answered, in order, under the id of its stream. Without `stream_id` each call
-# is a stream of its own.
+# Frames are sent in order, each after the previous one was answered, under the id of their stream. Without
+# `stream_id` each call starts a stream of its own.
 
 # %%
 client = Client()
@@ -38,8 +38,8 @@ for number, result in enumerate(client.segment_stream(camera(4), model="coins", 
 # > 3 (303, 200)
 
 # %% [markdown]
-# A camera that is faster than the model leaves frames out. Give each frame its number then, and the average knows how
-# much time has passed.
+# If the camera is faster than the model, drop frames and pass each frame with its number, so that the smoothing knows
+# how much time has passed.
 
 # %%
 every_third = ((number, frame) for number, frame in enumerate(camera(10)) if number % 3 == 0)
@@ -47,8 +47,8 @@ print(sum(1 for _ in client.segment_stream(every_third, model="coins", stream_id
 # > 4
 
 # %% [markdown]
-# For a stream that must not end with one bad frame, `on_error="return"` puts a `Failure` in its place.
-# OpenCV gives frames as BGR: send `frame[..., ::-1]`.
+# To keep a stream running after a bad frame, pass `on_error="return"`: a `Failure` takes the frame's place. OpenCV
+# frames are BGR: send `frame[..., ::-1]`.
 
 # %%
 for result in client.segment_stream([photo, photo / 255, photo], model="coins", on_error="return"):
