@@ -12,9 +12,9 @@ from bench.rollout.outcomes import Outcomes
 from bench.rollout.series import WEIGHTS
 from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
+from segserve_operator.core.evidence import Look
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.checks import Finding
-from segserve_operator.core.gates.evidence import Look
 from segserve_operator.core.gates.probe import probe_outcome
 from segserve_operator.core.rollout.engine import Heard, Progress, decide, watch, weights
 from segserve_operator.core.rollout.phases import ENDED, Phase
@@ -39,7 +39,7 @@ PACES: Final[Mapping[str, RolloutPolicy]] = {
     "steps": RolloutPolicy(
         alpha=ALPHA,
         pace="steps",
-        steps=tuple(RolloutStep(weight=round(100 * each), minimum=timedelta(minutes=1)) for each in WEIGHTS),
+        steps=tuple(RolloutStep(weight=round(100 * each), min_duration=timedelta(minutes=1)) for each in WEIGHTS),
     ),
 }
 """At its own pace; and along the peers' schedule, 5 % more a minute."""

@@ -25,7 +25,7 @@ from segserve_operator.core.traffic import twin_of
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
 POLICY = RolloutPolicy(
-    gates=(ErrorRateGate(), LatencyGate()), bake=timedelta(seconds=30), deadline=timedelta(minutes=30)
+    gates=(ErrorRateGate(), LatencyGate()), bake_time=timedelta(seconds=30), deadline=timedelta(minutes=30)
 )
 
 
@@ -275,7 +275,7 @@ async def test_blue_green_takes_all_requests_at_once_and_gives_them_back_when_it
 
 async def test_a_fault_that_begins_after_the_promotion_is_seen_against_what_the_former_revision_keeps() -> None:
     rollout = Rollout()
-    await rollout.begin(POLICY.model_copy(update={"bake": timedelta(minutes=20)}))
+    await rollout.begin(POLICY.model_copy(update={"bakeTime": timedelta(minutes=20)}))
     await rollout.until(lambda standing: standing.phase is Phase.BAKING)
     rollout.errors = {SECOND.revision: 0.08}
     rollout.world.found.answers["probe"] = answers
@@ -422,7 +422,7 @@ async def test_a_step_that_waits_for_a_person_ends_with_resume() -> None:
 @pytest.mark.parametrize(("passes", "phase"), [(True, Phase.SUCCEEDED), (False, Phase.ROLLED_BACK)])
 async def test_a_service_that_takes_longer_than_its_interval_is_heard(passes: bool, phase: Phase) -> None:
     rollout = Rollout()
-    gate = WebhookGate(name="budget", url="http://budget.example/", every=timedelta(seconds=5))
+    gate = WebhookGate(name="budget", url="http://budget.example/", interval=timedelta(seconds=5))
     rollout.world.found.takes_s["check"] = 6
     rollout.world.found.answers["check"] = lambda asked: Finding(asked.key, 0.0, passes=passes, breaches=not passes)
     await rollout.begin(POLICY.model_copy(update={"gates": (*POLICY.gates, gate)}))
@@ -445,7 +445,7 @@ async def test_a_candidate_whose_servers_are_gone_gets_no_requests() -> None:
 
 async def test_a_split_that_is_not_what_was_written_is_said() -> None:
     rollout = Rollout()
-    slow = POLICY.model_copy(update={"pace": "steps", "steps": (RolloutStep(weight=5, minimum=timedelta(minutes=9)),)})
+    slow = POLICY.model_copy(update={"pace": "steps", "steps": (RolloutStep(weight=5, min_duration=timedelta(minutes=9)),)})
     await rollout.begin(slow)
     await rollout.until(lambda standing: standing.weight == 5)
     for _ in range(90):

@@ -16,7 +16,7 @@ from segserve.resources import RolloutPhase
 pytestmark = pytest.mark.platform
 
 NAME = "controlled"
-POLICY = {"steps": [{"weight": 50, "minimum": "2h"}], "gates": [{"gate": "errorRate"}]}
+POLICY = {"steps": [{"weight": 50, "minDuration": "2h"}], "gates": [{"gate": "errorRate"}]}
 
 
 def model(min_area: int) -> dict[str, object]:

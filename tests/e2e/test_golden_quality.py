@@ -95,9 +95,9 @@ async def test_the_served_revision_scores_as_well_as_itself(inquirer: Inquirer, 
     assert set(finding.scores.classes) == {"background", "coin"}
     candidate, stable = finding.scores.means["iou"]
     assert candidate == stable > 0.95
-    verdict = ASKED["goldenQuality"](GoldenQualityGate(minimum_iou=0.95), finding, RolloutPolicy(), 0.0025)
+    verdict = ASKED["goldenQuality"](GoldenQualityGate(min_iou=0.95), finding, RolloutPolicy(), 0.0025)
     assert verdict.outcome is Outcome.PASS, verdict
-    strict = ASKED["goldenQuality"](GoldenQualityGate(minimum_iou=0.999), finding, RolloutPolicy(), 0.0025)
+    strict = ASKED["goldenQuality"](GoldenQualityGate(min_iou=0.999), finding, RolloutPolicy(), 0.0025)
     assert strict.outcome is Outcome.BREACH, strict
 
 
@@ -125,7 +125,7 @@ async def test_probes_of_a_revision_that_answers_otherwise_are_failures(inquirer
 
 
 async def test_the_servers_memory_restarts_and_queue_are_seen(inquirer: Inquirer, order: Inquiry) -> None:
-    check: dict[str, Any] = {"purpose": "check", "gate": "resource", "spec": ResourceGate(maximum_queue_seconds=5.0)}
+    check: dict[str, Any] = {"purpose": "check", "gate": "resource", "spec": ResourceGate(max_queue_seconds=5.0)}
     await found_out(inquirer, replace(order, key="coins-1/resource/0", **check))
     finding = await found_out(inquirer, replace(order, key="coins-1/resource/1", **check))
 

@@ -18,9 +18,9 @@ from faults.story import ENDED, Story
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(600)]
 
 # A few milliseconds are no evidence here: they are those of the machine, which may be busy with something else.
-GATES = [{"gate": "errorRate"}, {"gate": "goldenQuality", "every": "1m"}]
-HALF = {"steps": [{"weight": 50}], "bake": "5s", "gates": GATES}
-FOR_EVER = {"steps": [{"weight": 50, "pause": True}], "bake": "5m", "gates": GATES}
+GATES = [{"gate": "errorRate"}, {"gate": "goldenQuality", "interval": "1m"}]
+HALF = {"steps": [{"weight": 50}], "bakeTime": "5s", "gates": GATES}
+FOR_EVER = {"steps": [{"weight": 50, "pause": True}], "bakeTime": "5m", "gates": GATES}
 SHARED = ("Quarantined", "RolledBack")
 Told = tuple[Story, Change]
 
@@ -56,7 +56,7 @@ def test_what_fails_always_is_quarantined_first_and_then_rolled_back(tell: Calla
 
 
 def test_what_fails_for_one_picture_in_twenty_is_rolled_back(tell: Callable[..., Told]) -> None:
-    story, change = tell({**HALF, "steps": [{"weight": 50, "minimum": "2m"}]}, 50)
+    story, change = tell({**HALF, "steps": [{"weight": 50, "minDuration": "2m"}]}, 50)
     story.apply(change.second)
     with story.watching():
         assert story.reaches("Progressing")
@@ -67,7 +67,7 @@ def test_what_fails_for_one_picture_in_twenty_is_rolled_back(tell: Callable[...,
 
 
 def test_a_candidate_whose_callers_wait_for_seconds_is_rolled_back_by_its_latency(tell: Callable[..., Told]) -> None:
-    story, change = tell({**HALF, "steps": [{"weight": 50, "minimum": "2m"}], "gates": [{"gate": "latency"}]}, 10)
+    story, change = tell({**HALF, "steps": [{"weight": 50, "minDuration": "2m"}], "gates": [{"gate": "latency"}]}, 10)
     change.second["spec"]["slo"]["p95Milliseconds"] = 4000
     story.apply(change.second)
     with story.watching():

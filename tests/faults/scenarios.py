@@ -35,9 +35,9 @@ SLO: Final = {"errorPercent": 1, "p95Milliseconds": 40}
 GATES: Final = (
     {"gate": "errorRate"},
     {"gate": "latency"},
-    {"gate": "burnRate", "long": "1m"},
-    {"gate": "goldenQuality", "every": "1m"},
-    {"gate": "resource", "every": "5s", "maximumMemoryGrowthPercent": 30},
+    {"gate": "burnRate", "longWindow": "1m"},
+    {"gate": "goldenQuality", "interval": "1m"},
+    {"gate": "resource", "interval": "5s", "maxMemoryGrowthPercent": 30},
 )
 POLICY: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -45,7 +45,7 @@ POLICY: Final[Mapping[str, Any]] = MappingProxyType(
         "maxBadRequests": 300,
         "deadline": "10m",
         "onUndecided": "Hold",
-        "bake": "30s",
+        "bakeTime": "30s",
         "gates": list(GATES),
     }
 )

@@ -138,7 +138,7 @@ def test_an_empty_rollout_policy_is_filled_in_as_the_operator_reads_it(api: CrdA
 def test_what_a_rollout_is_about_stays(api: CrdApi) -> None:
     name = rollout()["metadata"]["name"]
     api.create(ROLLOUTS, rollout(policy={"gates": [{"gate": "promql", "name": "load", "address": "http://p:9090",
-                                                     "query": "up", "passes": "result[0] > 0.0"}]}))  # fmt: skip
+                                                     "query": "up", "passCondition": "result[0] > 0.0"}]}))  # fmt: skip
 
     for change in ({"candidate": "seg-3"}, {"policy": {"alpha": 0.05}}):
         with pytest.raises(RefusedError, match="what a rollout is about cannot be changed"):
@@ -229,7 +229,7 @@ def test_the_family_decides_which_class_ids_are_allowed(api: CrdApi, family: str
             model(rollout={"steps": [{"weight": 20}, {"weight": 20}]}), 422, "weights must rise", id="equal weights"
         ),
         pytest.param(
-            model(rollout={"steps": [{"weight": 5, "minimum": "10m", "maximum": "90s"}]}),
+            model(rollout={"steps": [{"weight": 5, "minDuration": "10m", "maxDuration": "90s"}]}),
             422,
             "minimum must not be longer",
             id="a step that is over before it may end",
@@ -245,7 +245,7 @@ def test_the_family_decides_which_class_ids_are_allowed(api: CrdApi, family: str
         pytest.param(
             model(rollout={"gates": [{"gate": "latency", "url": "http://a"}]}),
             422,
-            "of latency there is: share",
+            "of latency there is: alphaShare",
             id="a gate with the field of another",
         ),
         pytest.param(

@@ -26,7 +26,7 @@ from faults.story import ENDED
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 RATE: Final = 20.0
-ROLLOUT: Final = {**POLICY, "steps": [{"weight": 50, "minimum": "3m"}]}
+ROLLOUT: Final = {**POLICY, "steps": [{"weight": 50, "minDuration": "3m"}]}
 FAULTS: Final = {
     151: Fault(after=AT_FIRST, errors=0.05),
     152: Fault(after=AT_FIRST, errors=1.0),

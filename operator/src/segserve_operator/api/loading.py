@@ -19,7 +19,7 @@ from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.tagged_unions import untagged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pydantic import BaseModel
     from pydantic_core import ErrorDetails
@@ -27,6 +27,26 @@ if TYPE_CHECKING:
     from segserve_operator.api.resources import Resource
 
 _COMPLETE: Final = ("spec", "name", "duration", "value_error")  # their messages say what was seen
+# Names of earlier versions of v1alpha1: an error about one of them names the present one.
+_RENAMED: Final = {
+    "bake": "bakeTime",
+    "breaches": "breachCondition",
+    "every": "interval",
+    "long": "longWindow",
+    "maximum": "maxDuration",
+    "maximumClassDrop": "maxClassDrop",
+    "maximumMemoryGrowthPercent": "maxMemoryGrowthPercent",
+    "maximumQueueSeconds": "maxQueueSeconds",
+    "maximumRestarts": "maxRestarts",
+    "minimum": "minDuration",
+    "minimumAp": "minAp",
+    "minimumClassIou": "minClassIou",
+    "minimumIou": "minIou",
+    "minimumRecall": "minRecall",
+    "passes": "passCondition",
+    "share": "alphaShare",
+    "handledRequests": "handledAnnotations",
+}
 _BRIEF: Final = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
 
@@ -122,9 +142,15 @@ def _problem(document: Document, model: type[BaseModel], detail: ErrorDetails) -
             return document.problem(path[:-1], f"{noun} {path[-1]!r} is missing")
         case "extra_forbidden":
             known = _fields(structural_schema(GATES[tag] if tag else model), () if tag else path[:-1])
-            return document.problem(path, unknown_name(_noun(path), str(path[-1]), known), key=True)
+            return document.problem(path, _unknown(_noun(path), str(path[-1]), known), key=True)
         case _:
             return document.problem(path, _message(detail))
+
+
+def _unknown(noun: str, name: str, known: Sequence[str]) -> str:
+    if _RENAMED.get(name) in known:
+        return f"unknown {noun} {name!r}; it is named {_RENAMED[name]!r} now"
+    return unknown_name(noun, name, known)
 
 
 def _fields(schema: Mapping[str, Any], path: Path) -> list[str]:

@@ -95,22 +95,22 @@ class RolloutStep(ApiValue):
     model_config = ConfigDict(
         json_schema_extra=_rules(
             (
-                "!has(self.minimum) || !has(self.maximum) || duration(self.minimum) <= duration(self.maximum)",
-                "minimum must not be longer than maximum",
+                "!has(self.minDuration) || !has(self.maxDuration) || duration(self.minDuration) <= duration(self.maxDuration)",
+                "minDuration must not be longer than maxDuration",
             )
         )
     )
 
     weight: int = Field(ge=1, le=99, description="Percent of requests that the candidate gets.")
-    minimum: Duration | None = Field(None, description="The step lasts at least so long.")
-    maximum: SomeTime | None = Field(None, description="Undecided for so long, onUndecided says what follows.")
+    min_duration: Duration | None = Field(None, description="The step lasts at least so long.")
+    max_duration: SomeTime | None = Field(None, description="Undecided for so long, onUndecided says what follows.")
     pause: bool = Field(False, description="Wait for a person's word (segserve.dev/resume) before the next step.")
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
-        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
-            shown = f"{format_duration(self.minimum)} and {format_duration(self.maximum)}"
-            raise located(f"minimum must not be longer than maximum, got {shown}", "minimum")
+        if self.min_duration is not None and self.max_duration is not None and self.min_duration > self.max_duration:
+            shown = f"{format_duration(self.min_duration)} and {format_duration(self.max_duration)}"
+            raise located(f"minDuration must not be longer than maxDuration, got {shown}", "minDuration")
         return self
 
 
@@ -127,14 +127,14 @@ class ErrorRateGate(ApiValue):
     """Failed requests, against the SLO and against stable at the same moment."""
 
     gate: Literal["errorRate"] = Field("errorRate", description="The gate's name.")
-    share: float = Field(1.0, gt=0, le=100, description="Its part of alpha beside the other gates' parts.")
+    alpha_share: float = Field(1.0, gt=0, le=100, description="Its part of alpha beside the other gates' parts.")
 
 
 class LatencyGate(ApiValue):
     """Slow requests, against the SLO and against stable at the same moment; hung ones count as slow."""
 
     gate: Literal["latency"] = Field("latency", description="The gate's name.")
-    share: float = Field(1.0, gt=0, le=100, description="Its part of alpha beside the other gates' parts.")
+    alpha_share: float = Field(1.0, gt=0, le=100, description="Its part of alpha beside the other gates' parts.")
 
 
 class BurnRateGate(ApiValue):
@@ -142,36 +142,36 @@ class BurnRateGate(ApiValue):
 
     gate: Literal["burnRate"] = Field("burnRate", description="The gate's name.")
     factor: float = Field(14.4, gt=1, description="Breaches above so many times the rate that the SLO allows.")
-    long: SomeTime = Field(_MINUTES_10, description="The long window; the short one is a twelfth of it.")
+    long_window: SomeTime = Field(_MINUTES_10, description="The long window; the short one is a twelfth of it.")
 
 
 class GoldenQualityGate(ApiValue):
     """Labelled images, replayed through the gateway to candidate and stable."""
 
     gate: Literal["goldenQuality"] = Field("goldenQuality", description="The gate's name.")
-    share: float = Field(1.0, gt=0, le=100, description="Its part of alpha beside the other gates' parts.")
-    minimum_iou: float | None = Field(None, ge=0, le=1, description="Floor of the mean intersection over union.")
-    minimum_class_iou: float | None = Field(None, ge=0, le=1, description="Floor of each class's.")
-    minimum_recall: float | None = Field(None, ge=0, le=1, description="Floor of the share of objects found.")
-    minimum_ap: float | None = Field(None, ge=0, le=1, description="Floor of COCO's average precision.")
-    maximum_class_drop: float = Field(0.2, ge=0, le=1, description="No class's IoU may fall by more against stable's.")
-    every: SomeTime = Field(_MINUTES_10, description="Asked again so often while requests come.")
+    alpha_share: float = Field(1.0, gt=0, le=100, description="Its part of alpha beside the other gates' parts.")
+    min_iou: float | None = Field(None, ge=0, le=1, description="Floor of the mean intersection over union.")
+    min_class_iou: float | None = Field(None, ge=0, le=1, description="Floor of each class's.")
+    min_recall: float | None = Field(None, ge=0, le=1, description="Floor of the share of objects found.")
+    min_ap: float | None = Field(None, ge=0, le=1, description="Floor of COCO's average precision.")
+    max_class_drop: float = Field(0.2, ge=0, le=1, description="No class's IoU may fall by more against stable's.")
+    interval: SomeTime = Field(_MINUTES_10, description="Asked again so often while requests come.")
 
     @property
     def floors(self) -> tuple[str, ...]:
         """The floors that are named, as resources name them."""
         named = self.model_dump(by_alias=True, exclude_none=True)
-        return tuple(name for name in named if name.startswith("minimum"))
+        return tuple(name for name in named if name.startswith("min"))
 
 
 class ResourceGate(ApiValue):
     """Memory, restarts and the queue of the candidate's servers."""
 
     gate: Literal["resource"] = Field("resource", description="The gate's name.")
-    maximum_memory_growth_percent: float = Field(50.0, gt=0, description="Of the candidate's servers, since its proof.")
-    maximum_restarts: int = Field(2, ge=0, description="Of one of its servers.")
-    maximum_queue_seconds: float | None = Field(None, gt=0, description="Mean time that a request waits in Triton.")
-    every: SomeTime = Field(timedelta(seconds=10), description="Looked at so often.")
+    max_memory_growth_percent: float = Field(50.0, gt=0, description="Of the candidate's servers, since its proof.")
+    max_restarts: int = Field(2, ge=0, description="Of one of its servers.")
+    max_queue_seconds: float | None = Field(None, gt=0, description="Mean time that a request waits in Triton.")
+    interval: SomeTime = Field(timedelta(seconds=10), description="Looked at so often.")
 
 
 class WebhookGate(ApiValue):
@@ -180,10 +180,12 @@ class WebhookGate(ApiValue):
     gate: Literal["webhook"] = Field("webhook", description="The gate's name.")
     name: GateName = Field(description="What verdicts call it.")
     url: str = Field(max_length=2048, pattern=r"^https?://", description="Whom to ask.")
-    passes: str = Field("status == 200", max_length=1024, description="CEL over status and body: true is a pass.")
-    breaches: str = Field("false", max_length=1024, description="CEL over status and body: true is a breach.")
+    pass_condition: str = Field(
+        "status == 200", max_length=1024, description="CEL over status and body: true is a pass."
+    )
+    breach_condition: str = Field("false", max_length=1024, description="CEL over status and body: true is a breach.")
     timeout: SomeTime = Field(timedelta(seconds=10), description="A later answer is none.")
-    every: SomeTime = Field(timedelta(minutes=1), description="Asked so often.")
+    interval: SomeTime = Field(timedelta(minutes=1), description="Asked so often.")
 
 
 class PromqlGate(ApiValue):
@@ -195,10 +197,10 @@ class PromqlGate(ApiValue):
     query: str = Field(
         max_length=4096, description="PromQL; {model}, {candidate} and {stable} stand for the names of now."
     )
-    passes: str = Field(max_length=1024, description="CEL over result (a list of numbers): true is a pass.")
-    breaches: str = Field("false", max_length=1024, description="CEL over result: true is a breach.")
+    pass_condition: str = Field(max_length=1024, description="CEL over result (a list of numbers): true is a pass.")
+    breach_condition: str = Field("false", max_length=1024, description="CEL over result: true is a breach.")
     timeout: SomeTime = Field(timedelta(seconds=10), description="A later answer is none.")
-    every: SomeTime = Field(timedelta(minutes=1), description="Asked so often.")
+    interval: SomeTime = Field(timedelta(minutes=1), description="Asked so often.")
 
 
 Gate: TypeAlias = Annotated[
@@ -289,7 +291,7 @@ class RolloutPolicy(ApiValue):
     tolerance: Tolerance = Field(Tolerance(), description="What is no worse.")
     deadline: SomeTime = Field(timedelta(hours=6), description="Undecided for so long, onUndecided says what follows.")
     on_undecided: Literal["Hold", "Rollback", "Promote"] = Field("Hold", description="What the deadline does.")
-    bake: Duration = Field(_MINUTES_10, description="So long a promoted revision is watched.")
+    bake_time: Duration = Field(_MINUTES_10, description="So long a promoted revision is watched.")
     holdback: int = Field(
         5,
         ge=0,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from segserve_operator.api.meta import ApiValue, Timestamp
 
-MAX_HANDLED_REQUESTS: Final = 64
+MAX_HANDLED_ANNOTATIONS: Final = 64
 
 
 class RolloutPhase(StrEnum):

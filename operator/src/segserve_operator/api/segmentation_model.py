@@ -30,7 +30,7 @@ from segserve_operator.api.meta import (
     format_duration,
 )
 from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy, Slo
-from segserve_operator.api.rollout_status import MAX_HANDLED_REQUESTS, RolloutStatus
+from segserve_operator.api.rollout_status import MAX_HANDLED_ANNOTATIONS, RolloutStatus
 
 if TYPE_CHECKING:
     from pydantic.config import JsonDict
@@ -280,9 +280,9 @@ class SegmentationModelStatus(ApiValue):
     )
     slo: str | None = Field(None, max_length=40, description="Whether the SLO is met: Met, Breached or Unknown.")
     rollout: RolloutStatus | None = Field(None, description="Where the latest rollout stands.")
-    handled_requests: tuple[Annotated[str, Field(max_length=512)], ...] = Field(
+    handled_annotations: tuple[Annotated[str, Field(max_length=512)], ...] = Field(
         (),
-        max_length=MAX_HANDLED_REQUESTS,
+        max_length=MAX_HANDLED_ANNOTATIONS,
         description="Requests (annotations) that were answered: the same text does nothing again.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )

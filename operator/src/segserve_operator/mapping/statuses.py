@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from segserve_operator.api.meta import Condition, ConditionStatus
-from segserve_operator.api.rollout_status import MAX_HANDLED_REQUESTS, RolloutPhase, RolloutStatus
+from segserve_operator.api.rollout_status import MAX_HANDLED_ANNOTATIONS, RolloutPhase, RolloutStatus
 from segserve_operator.api.segmentation_model import (
     CandidateState,
     CandidateStatus,
@@ -39,7 +39,7 @@ def from_api(status: SegmentationModelStatus) -> ModelStatus:
         weight=status.weight or 0,
         url=status.url or "",
         rollout=_standing(status.rollout),
-        handled=status.handled_requests,
+        handled=status.handled_annotations,
         slo=status.slo or "",
     )
 
@@ -59,7 +59,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
         weight=status.weight,
         slo=status.slo or None,
         rollout=_rollout_status(status.rollout),
-        handled_requests=status.handled[-MAX_HANDLED_REQUESTS:],
+        handled_annotations=status.handled[-MAX_HANDLED_ANNOTATIONS:],
     )
 
 

@@ -50,5 +50,5 @@ class RolloutPlatform:
             for key, value in annotations.items():
                 verb = key.removeprefix("segserve.dev/")
                 after = self.answer(self.scenes[-1], verb, value)
-                after["status"]["handledRequests"] = [f"{verb}={value}"]
+                after["status"]["handledAnnotations"] = [f"{verb}={value}"]
                 self.scenes.append(after)

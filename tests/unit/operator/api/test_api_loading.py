@@ -303,7 +303,12 @@ def test_the_status_of_a_resource_is_read_with_it(coins_value: dict[str, Any]) -
     model = parse(coins_value, "store")
 
     assert isinstance(model, SegmentationModel)
-    assert model.status.to_dict() == {**coins_value["status"], "conditions": [], "revisions": [], "handledRequests": []}
+    assert model.status.to_dict() == {
+        **coins_value["status"],
+        "conditions": [],
+        "revisions": [],
+        "handledAnnotations": [],
+    }
 
 
 def test_resources_are_read_where_no_array_library_is_installed(coins_text: str) -> None:

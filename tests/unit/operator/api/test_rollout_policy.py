@@ -102,8 +102,9 @@ def test_latencies_of_two_digits_are_taken(coins_value: dict[str, Any], millisec
                      "rollout.steps[1].weight: weights must rise from step to step, got 10 after 20", id="falling"),
         pytest.param({"steps": [{"weight": 20}, {"weight": 20}]}, "got 20 after 20", id="the same weight twice"),
         pytest.param({"steps": [{"weight": 100}]}, "steps[0].weight: must be less than or equal to 99", id="all"),
-        pytest.param({"steps": [{"weight": 5, "minimum": "10m", "maximum": "90s"}]},
-                     "steps[0].minimum: minimum must not be longer than maximum, got 10m and 1m30s", id="over first"),
+        pytest.param({"steps": [{"weight": 5, "minDuration": "10m", "maxDuration": "90s"}]},
+                     "steps[0].minDuration: minDuration must not be longer than maxDuration, got 10m and 1m30s",
+                     id="over first"),
         pytest.param({"steps": []}, "rollout.steps: a canary needs at least one step", id="a canary without steps"),
         pytest.param({"strategy": "blueGreen", "steps": [{"weight": 10}]},
                      "rollout.steps: only a canary has steps", id="steps of what has none"),
@@ -121,12 +122,32 @@ def test_latencies_of_two_digits_are_taken(coins_value: dict[str, Any], millisec
         pytest.param({"gates": [{"gate": "webhook", "name": "night"}]},
                      "rollout.gates[0]: field 'url' is missing", id="a gate without what it needs"),
         pytest.param({"gates": [{"gate": "latency", "url": "http://a"}]},
-                     "rollout.gates[0]: unknown field 'url'; known: gate, share", id="a field of another gate"),
-        pytest.param({"gates": [{"gate": "goldenQuality", "minimumIou": 2}]},
-                     "rollout.gates[0].minimumIou: must be less than or equal to 1", id="more than all"),
+                     "rollout.gates[0]: unknown field 'url'; known: alphaShare, gate", id="a field of another gate"),
+        pytest.param({"gates": [{"gate": "goldenQuality", "minIou": 2}]},
+                     "rollout.gates[0].minIou: must be less than or equal to 1", id="more than all"),
     ],
 )  # fmt: skip
 def test_a_policy_that_cannot_be_followed_is_refused_with_its_place(
+    coins_value: dict[str, Any], rollout: Any, said: str
+) -> None:
+    assert said in problem(coins_value, rollout=rollout)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "said"),
+    [
+        pytest.param({"bake": "10m"}, "rollout: unknown field 'bake'; it is named 'bakeTime' now", id="a policy's"),
+        pytest.param({"steps": [{"weight": 5, "minimum": "10m"}]},
+                     "rollout.steps[0]: unknown field 'minimum'; it is named 'minDuration' now", id="a step's"),
+        pytest.param({"gates": [{"gate": "latency", "share": 2}]},
+                     "rollout.gates[0]: unknown field 'share'; it is named 'alphaShare' now", id="a gate's"),
+        pytest.param({"gates": [{**WEBHOOK, "every": "1m"}]},
+                     "rollout.gates[0]: unknown field 'every'; it is named 'interval' now", id="another gate's"),
+        pytest.param({"gates": [{"gate": "latency", "every": "1m"}]},
+                     "rollout.gates[0]: unknown field 'every'; known: alphaShare, gate", id="of a gate without it"),
+    ],
+)  # fmt: skip
+def test_a_field_by_its_former_name_is_refused_with_its_present_one(
     coins_value: dict[str, Any], rollout: Any, said: str
 ) -> None:
     assert said in problem(coins_value, rollout=rollout)
@@ -155,8 +176,8 @@ def test_the_definition_allows_each_gate_its_own_fields_alone() -> None:
     item = structural_schema(SegmentationModel)["properties"]["spec"]["properties"]["rollout"]["properties"]["gates"]
     rules = {rule["message"]: rule["rule"] for rule in item["items"]["x-kubernetes-validations"]}
 
-    assert "has(self.share)" not in rules["of latency there is: share"]
-    assert "!has(self.url)" in rules["of latency there is: share"]
+    assert "has(self.alphaShare)" not in rules["of latency there is: alphaShare"]
+    assert "!has(self.url)" in rules["of latency there is: alphaShare"]
     assert rules["webhook needs name, url"] == "self.gate != 'webhook' || (has(self.name) && has(self.url))"
 
 
@@ -183,8 +204,8 @@ def test_floors_of_quality_need_golden_images() -> None:
         "family": "semantic-logits",
         "classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "coin"}],
         "postprocess": [{"argmax": {}}],
-        "rollout": {"gates": [{"gate": "goldenQuality", "minimumIou": 0.9}]},
+        "rollout": {"gates": [{"gate": "goldenQuality", "minIou": 0.9}]},
     }
 
-    with pytest.raises(ValidationError, match=r"goldenQuality names minimumIou: that needs spec\.golden, got none"):
+    with pytest.raises(ValidationError, match=r"goldenQuality names minIou: that needs spec\.golden, got none"):
         SegmentationModelSpec.model_validate(spec)

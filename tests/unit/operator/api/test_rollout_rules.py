@@ -18,7 +18,13 @@ _KUBERNETES_OWN = {"self.map(step, step.weight).isSorted()": "true"}
 """What CEL has only on an API server, and what stands for it here; tests/e2e/cluster/test_crds.py has the real one."""
 
 WEBHOOK = {"gate": "webhook", "name": "night", "url": "http://night/"}
-PROMQL = {"gate": "promql", "name": "load", "address": "http://p:9090", "query": "up", "passes": "result[0] > 0.0"}
+PROMQL = {
+    "gate": "promql",
+    "name": "load",
+    "address": "http://p:9090",
+    "query": "up",
+    "passCondition": "result[0] > 0.0",
+}
 
 
 def filled(value: Any, schema: Mapping[str, Any]) -> Any:
@@ -59,11 +65,13 @@ def messages(kind: type, field: str, value: Any) -> list[str]:
     "rollout",
     [
         pytest.param({}, id="nothing said"),
-        pytest.param({"steps": [{"weight": 1, "minimum": "90s", "maximum": "1h30m"}, {"weight": 99}]}, id="two steps"),
+        pytest.param(
+            {"steps": [{"weight": 1, "minDuration": "90s", "maxDuration": "1h30m"}, {"weight": 99}]}, id="two steps"
+        ),
         pytest.param({"strategy": "blueGreen"}, id="no steps, but those that are filled in"),
         pytest.param({"strategy": "immediate", "steps": []}, id="no steps"),
         pytest.param(
-            {"gates": [{"gate": "latency", "share": 2.0}, WEBHOOK, PROMQL, {"gate": "resource"}]},
+            {"gates": [{"gate": "latency", "alphaShare": 2.0}, WEBHOOK, PROMQL, {"gate": "resource"}]},
             id="gates of each kind",
         ),
     ],
@@ -78,12 +86,16 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
     ("rollout", "said"),
     [
         pytest.param({"steps": [{"weight": 5}, {"weight": 5}]}, "weights must rise", id="a weight twice"),
-        pytest.param({"steps": [{"weight": 5, "minimum": "2m", "maximum": "90s"}]}, "minimum must not", id="times"),
+        pytest.param(
+            {"steps": [{"weight": 5, "minDuration": "2m", "maxDuration": "90s"}]}, "minDuration must not", id="times"
+        ),
         pytest.param({"steps": []}, "a canary needs", id="a canary without steps"),
         pytest.param({"strategy": "immediate", "steps": [{"weight": 5}]}, "only a canary", id="steps of what has none"),
         pytest.param({"gates": [{"gate": "latency"}] * 2}, "listed once", id="a gate twice"),
         pytest.param({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed once", id="a name twice"),
-        pytest.param({"gates": [{"gate": "errorRate", "every": "1m"}]}, "of errorRate there is: share", id="another's"),
+        pytest.param(
+            {"gates": [{"gate": "errorRate", "interval": "1m"}]}, "of errorRate there is: alphaShare", id="another's"
+        ),
         pytest.param({"gates": [{"gate": "webhook", "name": "n"}]}, "webhook needs name, url", id="half a gate"),
     ],
 )

@@ -24,8 +24,8 @@ from segserve_operator.core.gates.probe import probe_outcome
 
 POLICY = RolloutPolicy()
 LEVEL = 0.0025
-WEBHOOK = WebhookGate(name="own", url="http://example.org/", passes="body.ok", breaches="body.bad")
-PROMQL = PromqlGate(name="errors", address="http://prometheus:9090", query="up", passes="result[0] < 1.0")
+WEBHOOK = WebhookGate(name="own", url="http://example.org/", pass_condition="body.ok", breach_condition="body.bad")
+PROMQL = PromqlGate(name="errors", address="http://prometheus:9090", query="up", pass_condition="result[0] < 1.0")
 SPECS: dict[str, Any] = {
     "goldenQuality": GoldenQualityGate(),
     "resource": ResourceGate(),
@@ -119,10 +119,10 @@ def test_a_drop_within_tolerance_passes() -> None:
 @pytest.mark.parametrize(
     ("spec", "named"),
     [
-        ({"minimum_iou": 0.95}, "iou is 0.900; at least 0.950"),
-        ({"minimum_recall": 0.9}, "recall is 0.800"),
-        ({"minimum_ap": 0.6}, "ap is 0.500"),
-        ({"minimum_class_iou": 0.5}, "class 'sign' is 0.400"),
+        ({"min_iou": 0.95}, "iou is 0.900; at least 0.950"),
+        ({"min_recall": 0.9}, "recall is 0.800"),
+        ({"min_ap": 0.6}, "ap is 0.500"),
+        ({"min_class_iou": 0.5}, "class 'sign' is 0.400"),
     ],
 )
 def test_a_floor_is_a_plain_rule_even_on_one_image(spec: dict[str, float], named: str) -> None:
@@ -153,7 +153,7 @@ def test_a_class_that_stable_never_found_cannot_be_lost() -> None:
 
 
 def test_a_floor_of_what_cannot_be_measured_is_undecided() -> None:
-    seen = golden(scores(0.9, 0.9), minimum_ap=0.5)
+    seen = golden(scores(0.9, 0.9), min_ap=0.5)
 
     assert (seen.outcome, seen.reason) == (Outcome.UNDECIDED, "NotMeasured")
 
@@ -162,7 +162,7 @@ def test_without_stable_floors_alone_judge() -> None:
     found = Scores(means={"iou": (0.8, math.nan)})
 
     assert golden(found).outcome is Outcome.PASS
-    assert golden(found, minimum_iou=0.9).outcome is Outcome.BREACH
+    assert golden(found, min_iou=0.9).outcome is Outcome.BREACH
 
 
 def test_a_verdict_says_where_expected_answers_stood_in_for_labels() -> None:
@@ -218,7 +218,7 @@ def test_restarts_are_a_breach_at_once() -> None:
 def test_a_long_queue_is_a_breach_where_it_is_bounded() -> None:
     waiting = samples(1, 1, 1, 1, queued_s=5.0)
 
-    assert resource(waiting, maximum_queue_seconds=0.2).reason == "LongQueue"
+    assert resource(waiting, max_queue_seconds=0.2).reason == "LongQueue"
     assert resource(waiting).outcome is Outcome.PASS
 
 

@@ -53,8 +53,8 @@ CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
 PROMOTED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
 ALONE = Roles(holder(FIRST, "main"))
 MAIN, OWN = group("main", FIRST), group(SECOND.revision, SECOND)
-BUDGET = WebhookGate(name="budget", url="http://budget.example/", every=timedelta(seconds=5))
-QUERY = PromqlGate(name="drift", address="http://prometheus.example", query="up", passes="true")
+BUDGET = WebhookGate(name="budget", url="http://budget.example/", interval=timedelta(seconds=5))
+QUERY = PromqlGate(name="drift", address="http://prometheus.example", query="up", pass_condition="true")
 POLICY = RolloutPolicy(gates=(ErrorRateGate(), GoldenQualityGate(), BUDGET))
 PROGRESSING = standing(SECOND, Phase.PROGRESSING)
 GOLDEN, PENDING, QUARANTINED, BAKING = (
@@ -424,10 +424,10 @@ def test_what_is_to_be_found_out(at: Standing, roles: Roles, ordered: dict[str, 
 @pytest.mark.parametrize(
     "gate",
     [
-        pytest.param(GoldenQualityGate(every=timedelta(seconds=5)), id="labelled images"),
+        pytest.param(GoldenQualityGate(interval=timedelta(seconds=5)), id="labelled images"),
         pytest.param(BUDGET, id="a service"),
-        pytest.param(QUERY.model_copy(update={"every": timedelta(seconds=5)}), id="a query"),
-        pytest.param(ResourceGate(every=timedelta(seconds=5)), id="servers"),
+        pytest.param(QUERY.model_copy(update={"interval": timedelta(seconds=5)}), id="a query"),
+        pytest.param(ResourceGate(interval=timedelta(seconds=5)), id="servers"),
     ],
 )
 def test_an_order_stays_the_same_however_often_it_falls_due(gate: Any) -> None:

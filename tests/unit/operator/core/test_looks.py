@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve_operator.core.gates.evidence import EDGES_MS
+from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.rollout.counters import Count, Hung, Sample, Series, Tally
 from segserve_operator.core.rollout.plain import from_plain, to_plain
 from segserve_operator.core.rollout.windows import Looked, look_between

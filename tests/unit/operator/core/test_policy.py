@@ -55,12 +55,12 @@ def test_a_gate_that_is_a_rule_takes_nothing_of_alpha(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", MEASURED)
 def test_what_tests_declares_a_share_and_what_is_a_rule_does_not(kind: str) -> None:
-    assert ("share" in GATES[kind].model_fields) is not MEASURED[kind].is_rule
+    assert ("alpha_share" in GATES[kind].model_fields) is not MEASURED[kind].is_rule
 
 
 @pytest.mark.usefixtures("registry")
 def test_a_gate_that_is_added_has_its_share_and_its_tolerance_without_a_word_elsewhere() -> None:
-    engine = engine_policy(with_gates(ErrorRateGate(), QueueTimeGate(share=2.0)), Slo())
+    engine = engine_policy(with_gates(ErrorRateGate(), QueueTimeGate(alpha_share=2.0)), Slo())
 
     assert engine.levels == (pytest.approx(0.01), pytest.approx(0.02))
     assert engine.tolerances[1] == 0.07

@@ -26,9 +26,9 @@ from fakes.observed_models import (
 )
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, RolloutStep, Slo, WebhookGate
+from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.checks import Finding
-from segserve_operator.core.gates.evidence import EDGES_MS
 from segserve_operator.core.models.advance import SETTLED_S, WRITE_S, Rolled, is_due, roll, unchanged, with_inquiries
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, Roles
 from segserve_operator.core.rollout.counters import Count, Sample, Series, Tally

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from segserve_operator.core.gates.evidence import Judgement, Look
+from segserve_operator.core.evidence import Judgement, Look
 from segserve_operator.core.rollout.engine import (
     WAITS,
     Heard,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.evidence import EDGES_MS, Look
 from segserve_operator.core.gates import measured_gates
-from segserve_operator.core.gates.evidence import EDGES_MS, Look
 from segserve_operator.core.rollout.engine import WAITS, Decided, Heard, Progress, decide, watch, weights
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import engine_policy

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from segserve_operator.core.gates.evidence import Judgement
+from segserve_operator.core.evidence import Judgement
 from segserve_operator.core.rollout.engine import (
     WAITS,
     Heard,

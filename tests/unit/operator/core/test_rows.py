@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve_operator.core.gates.evidence import Look
+from segserve_operator.core.evidence import Look
 from segserve_operator.core.rollout.record import Row
 from segserve_operator.core.rollout.rows import kept, look_of, row_of
 

@@ -144,8 +144,8 @@ def _state(seen: Seen, preview: str) -> Iterator[Node]:
 def _time_left(seen: Seen, record: Record) -> str:
     standing, policy = seen.standing, record.policy
     if standing.phase is Phase.BAKING:
-        left = standing.since_s + policy.bake.total_seconds() - seen.now_s
-        return f"{span(left)} of {span(policy.bake.total_seconds())} to watch it"
+        left = standing.since_s + policy.bake_time.total_seconds() - seen.now_s
+        return f"{span(left)} of {span(policy.bake_time.total_seconds())} to watch it"
     if standing.paused:
         return f"a person holds it; after resume, {span(policy.deadline.total_seconds())} to the deadline"
     left = standing.undecided_since_s + policy.deadline.total_seconds() - seen.now_s

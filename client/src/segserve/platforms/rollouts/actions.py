@@ -58,7 +58,7 @@ class Answered:
         """Look for it among what was dealt with."""
         if manifest is None:
             raise NotFoundError(f"{self.name} was deleted", model=self.name)
-        return self.request.text in ((manifest.get("status") or {}).get("handledRequests") or ())
+        return self.request.text in ((manifest.get("status") or {}).get("handledAnnotations") or ())
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
         """Say that it stays asked."""

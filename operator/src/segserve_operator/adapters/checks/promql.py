@@ -37,9 +37,9 @@ async def ask(order: Inquiry, tools: Tools, tell: Tell) -> Finding:
         parameters={"query": filled(order.spec.query, names)},
     )
     numbers = numbers_of(reply.status, reply.body)
-    found = await truth_of({"passes": order.spec.passes, "breaches": order.spec.breaches}, {"result": numbers})
+    found = await truth_of({"passCondition": order.spec.pass_condition, "breachCondition": order.spec.breach_condition}, {"result": numbers})
     shown = f"result {', '.join(f'{number:.6g}' for number in numbers[:SHOWN])}"
-    return Finding(order.key, tools.clock(), passes=found["passes"], breaches=found["breaches"], shown=shown)
+    return Finding(order.key, tools.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown)
 
 
 def filled(query: str, names: Mapping[str, str]) -> str:

@@ -37,7 +37,7 @@ async def ask(order: Inquiry, tools: Tools, tell: Tell) -> Finding:
             "weight": order.weight,
         },
     )
-    expressions = {"passes": order.spec.passes, "breaches": order.spec.breaches}
+    expressions = {"passCondition": order.spec.pass_condition, "breachCondition": order.spec.breach_condition}
     found = await truth_of(expressions, {"status": reply.status, "body": reply.body})
     shown = f"status {reply.status}, body {json.dumps(reply.body)[:SHOWN]}"
-    return Finding(order.key, tools.clock(), passes=found["passes"], breaches=found["breaches"], shown=shown)
+    return Finding(order.key, tools.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve_operator.core.gates.evidence import Judgement, Look
+    from segserve_operator.core.evidence import Judgement, Look
 
 State = TypeVar("State")
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, Judgement
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.gates.evidence import CANDIDATE, EDGES_MS, STABLE, Judgement
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.evidence import Bools, Floats, Look
+    from segserve_operator.core.evidence import Bools, Floats, Look
 
 BUCKETS: Final = 48
 SHORT: Final = BUCKETS // 12

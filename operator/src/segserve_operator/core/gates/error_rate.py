@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from segserve_operator.core.evidence import CANDIDATE, STABLE
 from segserve_operator.core.gates.base import Verdict
-from segserve_operator.core.gates.evidence import CANDIDATE, STABLE
 from segserve_operator.core.gates.words import compared, outcome_of
 from segserve_operator.core.statistics.exceedance import Exceedance, ExceedanceState, Stream
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.evidence import Floats, Judgement, Look
+    from segserve_operator.core.evidence import Floats, Judgement, Look
 
 SWING: Final = 0.3
 """Healthy servers have better and worse half minutes of their own; their error rates differ so much of themselves."""

@@ -74,21 +74,21 @@ def _paired(scores: Scores, tolerance: float, level: float, numbers: dict[str, f
 
 def _floors(spec: GoldenQualityGate, scores: Scores) -> Iterator[tuple[str, float | None, float]]:
     """Yield the name, the floor and what the candidate reaches; NaN is what cannot be measured."""
-    for metric, floor in (("iou", spec.minimum_iou), ("recall", spec.minimum_recall), ("ap", spec.minimum_ap)):
+    for metric, floor in (("iou", spec.min_iou), ("recall", spec.min_recall), ("ap", spec.min_ap)):
         yield metric, floor, scores.means.get(metric, (math.nan, math.nan))[0]
     for name, (candidate, _) in scores.classes.items():
-        yield f"iou of class {name!r}", spec.minimum_class_iou, candidate
+        yield f"iou of class {name!r}", spec.min_class_iou, candidate
 
 
 def _dropped(spec: GoldenQualityGate, scores: Scores) -> str:
     """Return which class fell by most, where that is more than is allowed."""
     drops = {name: stable - candidate for name, (candidate, stable) in scores.classes.items()}
     worst = max(drops, key=lambda name: -math.inf if math.isnan(drops[name]) else drops[name], default="")
-    if not worst or not drops[worst] > spec.maximum_class_drop:
+    if not worst or not drops[worst] > spec.max_class_drop:
         return ""
     candidate, stable = scores.classes[worst]
     seen = f"iou of class {worst!r} is {candidate:.3f}, and {stable:.3f} at stable"
-    return f"{seen}; it may fall by {spec.maximum_class_drop:.3f}"
+    return f"{seen}; it may fall by {spec.max_class_drop:.3f}"
 
 
 def _about(scores: Scores, message: str) -> str:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.core.gates.base import Verdict
-from segserve_operator.core.gates.evidence import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.core.gates.words import compared, outcome_of
 from segserve_operator.core.statistics.exceedance import Exceedance, ExceedanceState, Stream
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.evidence import Floats, Judgement, Look
+    from segserve_operator.core.evidence import Floats, Judgement, Look
 
 RELATIVE: Final = 0.75
 """Part of the evidence for the comparison with stable, where the SLO names latencies too; the rest is for those."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.burn_rate import BurnRate
 from segserve_operator.core.gates.error_rate import ErrorRate
-from segserve_operator.core.gates.evidence import EDGES_MS
 from segserve_operator.core.gates.latency import Latency
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _latency(_: object, slo: Slo, policy: RolloutPolicy, edges: Edges) -> Measur
 
 def _burn_rate(spec: BurnRateGate, slo: Slo, policy: RolloutPolicy, edges: Edges) -> MeasuredGate[Any]:
     strict = tuple((quantile, limit_ms) for quantile, limit_ms in slo.latencies if quantile > 0.5)
-    return BurnRate(slo.error_percent / 100, spec.factor, spec.long.total_seconds(), strict, edges)
+    return BurnRate(slo.error_percent / 100, spec.factor, spec.long_window.total_seconds(), strict, edges)
 
 
 @dataclass(frozen=True, slots=True)

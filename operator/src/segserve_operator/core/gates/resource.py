@@ -36,9 +36,9 @@ def judge(spec: ResourceGate, finding: Finding, policy: RolloutPolicy, level: fl
         "queueSeconds": _least(_queue_s(*pair) for pair in list(pairwise(samples))[-LOOKS:]),
     }
     limits = {
-        "restarts": float(spec.maximum_restarts),
-        "memoryGrowthPercent": spec.maximum_memory_growth_percent,
-        "queueSeconds": spec.maximum_queue_seconds,
+        "restarts": float(spec.max_restarts),
+        "memoryGrowthPercent": spec.max_memory_growth_percent,
+        "queueSeconds": spec.max_queue_seconds,
     }
     seen = {name: number for name, number in found.items() if number is not None}
     missing = [name for name, limit in limits.items() if limit is not None and name not in seen]

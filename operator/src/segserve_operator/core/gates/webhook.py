@@ -16,4 +16,4 @@ if TYPE_CHECKING:
 def judge(spec: WebhookGate, finding: Finding, policy: RolloutPolicy, level: float) -> Verdict:
     """Judge by what the expressions say of the latest answer."""
     del policy, level  # the user's own rule has no tolerance, and takes nothing of alpha
-    return by_expressions(gate_name(spec), finding, spec.passes, spec.breaches)
+    return by_expressions(gate_name(spec), finding, spec.pass_condition, spec.breach_condition)

@@ -9,7 +9,7 @@ import numpy as np
 from segserve_operator.core.gates.base import Outcome
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.evidence import Judgement
+    from segserve_operator.core.evidence import Judgement
 
 
 def outcome_of(judged: Judgement, level: float) -> tuple[Outcome, str, float]:

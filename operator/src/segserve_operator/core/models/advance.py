@@ -22,8 +22,8 @@ from segserve_operator.core.rollout.windows import look_between
 from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 if TYPE_CHECKING:
+    from segserve_operator.core.evidence import Look
     from segserve_operator.core.gates.checks import Inquiry
-    from segserve_operator.core.gates.evidence import Look
     from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
     from segserve_operator.core.models.requests import Request
     from segserve_operator.core.rollout.decisions import Made

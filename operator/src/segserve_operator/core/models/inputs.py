@@ -164,7 +164,7 @@ def _orders(
         yield replace(order, key=_probe_key(standing), purpose="probe", seconds=LONGEST_S)
     for gate in _asked_gates(record, standing, model):
         purpose: Purpose = "golden" if gate.gate == GOLDEN else "check"
-        every_s = gate.every.total_seconds() if hasattr(gate, "every") else np.inf
+        every_s = gate.interval.total_seconds() if hasattr(gate, "interval") else np.inf
         yield replace(
             order, key=_key(standing, gate), purpose=purpose, gate=gate_name(gate), spec=gate, every_s=every_s
         )

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from segserve_operator.api.rollout_policy import Slo
-from segserve_operator.core.gates.evidence import EDGES_MS, STABLE
+from segserve_operator.core.evidence import EDGES_MS, STABLE
 from segserve_operator.core.rollout.counters import Hung
 from segserve_operator.core.rollout.windows import look_between
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from segserve_operator.core.gates.evidence import Look
+    from segserve_operator.core.evidence import Look
     from segserve_operator.core.models.observed import ModelObserved, Observed
     from segserve_operator.core.rollout.counters import Sample
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from segserve_operator.api.segmentation_rollout import MAX_DECISIONS
+from segserve_operator.core.evidence import Look
 from segserve_operator.core.gates import measured_gates
-from segserve_operator.core.gates.evidence import Look
 from segserve_operator.core.rollout.engine import WAITS, Heard, Progress, Wait, decide, watch, with_pause
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.plain import canonical, from_plain
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+    from segserve_operator.core.evidence import Judgement
     from segserve_operator.core.gates.base import MeasuredGate, Verdict
-    from segserve_operator.core.gates.evidence import Judgement
     from segserve_operator.core.rollout.engine import Decided, Policy
 
 LOST: Final = "LOST"

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from segserve_operator.core.gates.evidence import CANDIDATE, STABLE, Judgement
+from segserve_operator.core.evidence import CANDIDATE, STABLE, Judgement
 from segserve_operator.core.rollout.phases import Phase, Signal, legal, moved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from segserve_operator.core.gates.evidence import Bools, Floats, Ints, Look
+    from segserve_operator.core.evidence import Bools, Floats, Ints, Look
 
 ONE_LOOK_AHEAD_S: Final = 60.0
 PART_AT_RISK: Final = 0.1

@@ -21,7 +21,7 @@ class _TestingGate(Protocol):
     """The spec of a gate that takes a part of alpha."""
 
     @property
-    def share(self) -> float: ...
+    def alpha_share(self) -> float: ...
 
 
 def engine_policy(policy: RolloutPolicy, slo: Slo) -> Policy:
@@ -31,8 +31,8 @@ def engine_policy(policy: RolloutPolicy, slo: Slo) -> Policy:
     steps = tuple(
         Step(
             weight=step.weight,
-            minimum_s=shortest if step.minimum is None else step.minimum.total_seconds(),
-            maximum_s=float("inf") if step.maximum is None else step.maximum.total_seconds(),
+            minimum_s=shortest if step.min_duration is None else step.min_duration.total_seconds(),
+            maximum_s=float("inf") if step.max_duration is None else step.max_duration.total_seconds(),
             ask=step.pause,
         )
         for step in policy.steps
@@ -45,7 +45,7 @@ def engine_policy(policy: RolloutPolicy, slo: Slo) -> Policy:
         min_requests=float(policy.min_requests),
         deadline_s=policy.deadline.total_seconds(),
         on_undecided=OnUndecided(policy.on_undecided),
-        bake_s=policy.bake.total_seconds(),
+        bake_s=policy.bake_time.total_seconds(),
         holdback=float(policy.holdback) if policy.strategy == "canary" else 0.0,
         max_quarantines=float(policy.max_quarantines),
     )
@@ -59,5 +59,5 @@ def golden_level(policy: RolloutPolicy) -> float:
 def _shares(policy: RolloutPolicy) -> dict[str, float]:
     """Return each testing gate's part of alpha; together they are alpha."""
     testing = [gate for gate in policy.gates if isinstance(gate, _TestingGate)]
-    whole = sum(gate.share for gate in testing)
-    return {gate.gate: policy.alpha * gate.share / whole for gate in testing}
+    whole = sum(gate.alpha_share for gate in testing)
+    return {gate.gate: policy.alpha * gate.alpha_share / whole for gate in testing}

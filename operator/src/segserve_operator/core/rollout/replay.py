@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segserve_operator.core.gates.evidence import EDGES_MS
+from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.rollout.decisions import Rules, again, judge
 from segserve_operator.core.rollout.engine import Heard, Progress, decide, watch
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal

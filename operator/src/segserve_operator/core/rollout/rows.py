@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from segserve_operator.core.gates.evidence import Look
+from segserve_operator.core.evidence import Look
 from segserve_operator.core.rollout.record import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from segserve_operator.core.gates.evidence import Floats
+    from segserve_operator.core.evidence import Floats
 
 AGES_S: Final = ((3600.0, 60.0), (120.0, 15.0))
 """Rows older than the first number are of so many seconds; younger ones as they came."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from segserve_operator.core.gates.evidence import EDGES_MS, Look
+from segserve_operator.core.evidence import EDGES_MS, Look
 from segserve_operator.core.rollout.counters import Count, Hung, Moment, Tally, Waiting
 from segserve_operator.core.traffic import twin_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from segserve_operator.core.gates.evidence import Floats
+    from segserve_operator.core.evidence import Floats
     from segserve_operator.core.rollout.counters import Sample
 
 FORGOTTEN_S: Final = 3600.0

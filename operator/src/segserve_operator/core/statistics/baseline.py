@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.evidence import Bools, Floats
+    from segserve_operator.core.evidence import Bools, Floats
     from segserve_operator.core.statistics.exceedance import ExceedanceState
 
 HALF_LIFE_S: Final = 30.0

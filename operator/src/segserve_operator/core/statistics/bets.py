@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.evidence import Floats
+    from segserve_operator.core.evidence import Floats
 
 STAKES: Final = (0.04, 0.15, 0.4)
 """Shares of the wealth that are at stake in a block."""

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from segserve_operator.core.gates.evidence import CANDIDATE, STABLE
+from segserve_operator.core.evidence import CANDIDATE, STABLE
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.evidence import Bools, Floats
+    from segserve_operator.core.evidence import Bools, Floats
 
 SHORTEST_S: Final = 5.0
 """Servers have better and worse seconds of their own: those of one block count as one observation. Where stable's

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from segserve_operator.core.gates.evidence import CANDIDATE, STABLE, Judgement
+from segserve_operator.core.evidence import CANDIDATE, STABLE, Judgement
 from segserve_operator.core.statistics.baseline import Baseline, baseline, dispersion, remembered, spread_of
 from segserve_operator.core.statistics.bets import STAKES, likelihood, refuted, staked, summed
 from segserve_operator.core.statistics.blocks import closing, merged, tails
@@ -28,7 +28,7 @@ from segserve_operator.core.statistics.certificate import CERTIFIED, certified, 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_operator.core.gates.evidence import Bools, Floats
+    from segserve_operator.core.evidence import Bools, Floats
 
 SWITCH: Final = 0.001
 """So much of the wealth is dealt out anew with each of the candidate's requests..."""

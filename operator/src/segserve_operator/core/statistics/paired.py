@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.evidence import Floats
+    from segserve_operator.core.evidence import Floats
 
 FEWEST: Final = 3
 """Of fewer differences the spread says nothing."""

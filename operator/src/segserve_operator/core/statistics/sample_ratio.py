@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from segserve_operator.core.gates.evidence import CANDIDATE
+from segserve_operator.core.evidence import CANDIDATE
 from segserve_operator.core.statistics.bets import summed
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.evidence import Floats
+    from segserve_operator.core.evidence import Floats
 
 TIMES: Final = (0.01, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0)
 """Odds of being the candidate's against those written, each with its own wealth; 1 bets nothing."""

@@ -6,9 +6,9 @@ from dataclasses import fields
 
 import numpy as np
 
+from segserve_operator.core.evidence import Look
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.burn_rate import BurnRate, BurnState
-from segserve_operator.core.gates.evidence import Look
 
 GATE = BurnRate(slo_rate=0.01, factor=14.4, long_s=600.0)
 

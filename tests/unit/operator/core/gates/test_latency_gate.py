@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from segserve_operator.core.evidence import EDGES_MS, Look
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.evidence import EDGES_MS, Look
 from segserve_operator.core.gates.latency import WARM_UP_S, Latency
 
 EDGES = tuple(float(f"{each:.3g}") for each in np.geomspace(20.0, 2000.0, 45))

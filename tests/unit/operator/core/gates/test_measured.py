@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from segserve_operator.api.rollout_policy import ErrorRateGate, Gate, LatencyGate, RolloutPolicy, RolloutStep, Slo
+from segserve_operator.core.evidence import Look
 from segserve_operator.core.gates import MEASURED, measured_gates
 from segserve_operator.core.gates.asked import ASKED
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.evidence import Look
 from segserve_operator.core.rollout.policy import engine_policy, golden_level
 
 
@@ -30,7 +30,7 @@ def test_gates_share_alpha_and_rules_take_nothing() -> None:
 
 
 def test_a_gate_with_a_larger_share_has_more_of_alpha() -> None:
-    policy = RolloutPolicy(gates=(ErrorRateGate(share=3.0), LatencyGate()))
+    policy = RolloutPolicy(gates=(ErrorRateGate(alpha_share=3.0), LatencyGate()))
     assert engine_policy(policy, Slo()).levels == (pytest.approx(0.0075), pytest.approx(0.0025))
     assert golden_level(policy) == 0.0
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segserve_operator.core.evidence import Look
 from segserve_operator.core.gates.error_rate import ErrorRate
-from segserve_operator.core.gates.evidence import Look
 from segserve_operator.core.gates.latency import Latency
 from segserve_operator.core.statistics.exceedance import TOLERATED, ExceedanceState
 

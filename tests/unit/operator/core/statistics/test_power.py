@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
-from segserve_operator.core.statistics.power import Preview, preview
+from segserve_operator.core.rollout.power import Preview, preview
 
 POLICY = RolloutPolicy(pace="steps", steps=(RolloutStep(weight=25), RolloutStep(weight=50)))
 
