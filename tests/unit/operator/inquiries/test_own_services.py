@@ -53,7 +53,7 @@ async def ask_webhook(tmp_path: Path, url: str, *, local: bool = True, **spec: A
 
 async def ask_prometheus(tmp_path: Path, body: Any, status: int = 200, **spec: Any) -> Finding:
     async with service(says(body, status)) as url:
-        gate = PromqlGate(name="own", address=url, query="up", **{"passes": "result[0] < 2", **spec})
+        gate = PromqlGate(name="own", address=url, query="up", **{"pass_condition": "result[0] < 2", **spec})
         return await promql.ask(order("check", spec=gate, gate="own"), tools_of(tmp_path), print)
 
 
@@ -74,7 +74,7 @@ async def test_a_webhook_is_told_of_the_rollout_and_its_answer_is_judged(tmp_pat
 
     async with service(answer) as url:
         found = await ask_webhook(
-            tmp_path, url, passes="status == 202 && body.score > 0.9", breaches="body.score < 0.5"
+            tmp_path, url, pass_condition="status == 202 && body.score > 0.9", breach_condition="body.score < 0.5"
         )
 
     assert (found.passes, found.breaches) == (True, False)
@@ -96,7 +96,7 @@ async def test_a_text_is_a_body_as_well(tmp_path: Path) -> None:
         return web.Response(text="go on")
 
     async with service(answer) as url:
-        assert (await ask_webhook(tmp_path, url, passes='body == "go on"')).passes is True
+        assert (await ask_webhook(tmp_path, url, pass_condition='body == "go on"')).passes is True
 
 
 async def test_a_redirect_is_an_answer_and_is_not_followed(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ async def test_a_redirect_is_an_answer_and_is_not_followed(tmp_path: Path) -> No
         raise web.HTTPFound("http://169.254.169.254/latest")
 
     async with service(answer) as url:
-        assert (await ask_webhook(tmp_path, url, passes="status == 302")).passes is True
+        assert (await ask_webhook(tmp_path, url, pass_condition="status == 302")).passes is True
 
 
 async def test_a_late_answer_is_none(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ async def test_what_may_not_be_asked_is_no_verdict(tmp_path: Path, url: str, loc
     "body", [vector("1.5"), {"status": "success", "data": {"resultType": "scalar", "result": [1, "1.5"]}}]
 )
 async def test_the_numbers_of_a_query_are_judged(tmp_path: Path, body: Any) -> None:
-    found = await ask_prometheus(tmp_path, body, breaches="result.exists(x, x > 9)")
+    found = await ask_prometheus(tmp_path, body, breach_condition="result.exists(x, x > 9)")
 
     assert (found.passes, found.breaches) == (True, False)
     assert found.shown == "result 1.5"
@@ -196,7 +196,7 @@ def test_names_are_filled_in_as_quoted_label_values() -> None:
 )
 async def test_an_expression_that_says_neither_true_nor_false_is_a_problem(text: str, why: str) -> None:
     with pytest.raises(InquiryError, match=why):
-        await truth_of({"passes": text}, {"status": 200, "body": {"ok": True}})
+        await truth_of({"passCondition": text}, {"status": 200, "body": {"ok": True}})
 
 
 _TENFOLD = ".map(a, a + a + a + a + a + a + a + a + a + a)"
@@ -211,7 +211,7 @@ _TENFOLD = ".map(a, a + a + a + a + a + a + a + a + a + a)"
 )
 async def test_a_hostile_expression_costs_neither_time_nor_memory_of_the_operator(text: str) -> None:
     with pytest.raises(InquiryError, match=r"budget|more time or memory|not evaluated"):
-        await truth_of({"passes": text}, {"status": 200, "body": [1.0] * 200})
+        await truth_of({"passCondition": text}, {"status": 200, "body": [1.0] * 200})
 
 
 # Triton's own counts
