@@ -14,7 +14,7 @@ from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
 from segserve_operator.core.evidence import Look
 from segserve_operator.core.gates import measured_gates
-from segserve_operator.core.gates.checks import Finding
+from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.probe import probe_outcome
 from segserve_operator.core.rollout.engine import Heard, Progress, decide, watch, weights
 from segserve_operator.core.rollout.phases import ENDED, Phase
@@ -173,7 +173,7 @@ def _probes(left: Runs, now_s: float) -> NDArray[np.int8]:
     for run in np.flatnonzero(left.progress.phase == Phase.QUARANTINED):
         stable, candidate = (int(each) for each in left.asked[run])
         failed = int(left.failed[run, STABLE]), int(left.failed[run, CANDIDATE])
-        finding = Finding("probe", now_s, done=False, asked=(stable, candidate), failed=failed)
+        finding = CheckResult("probe", now_s, done=False, asked=(stable, candidate), failed=failed)
         found[run] = probe_outcome(finding, now_s - float(left.progress.since_s[run]))
     return found
 

@@ -17,7 +17,7 @@ from segserve_operator.api.rollout_policy import (
     Slo,
     WebhookGate,
 )
-from segserve_operator.core.gates.checks import Finding, Inquiry
+from segserve_operator.core.gates.checks import CheckResult, Check
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, Standing
 from segserve_operator.core.rollout.replay import replay
@@ -86,12 +86,12 @@ class Rollout:
         self.world.store.objects["coins"] = replace(known, annotations=annotations)
 
 
-def answers(inquiry: Inquiry) -> Finding:
-    return Finding(inquiry.key, 0.0, done=False, asked=(40, 40), failed=(0, 0))
+def answers(check: Check) -> CheckResult:
+    return CheckResult(check.key, 0.0, done=False, asked=(40, 40), failed=(0, 0))
 
 
-def fails(inquiry: Inquiry) -> Finding:
-    return Finding(inquiry.key, 0.0, done=False, asked=(10, 10), failed=(0, 10))
+def fails(check: Check) -> CheckResult:
+    return CheckResult(check.key, 0.0, done=False, asked=(10, 10), failed=(0, 10))
 
 
 async def test_a_healthy_revision_goes_up_by_steps_and_is_promoted_and_the_old_one_is_kept() -> None:
@@ -424,7 +424,7 @@ async def test_a_service_that_takes_longer_than_its_interval_is_heard(passes: bo
     rollout = Rollout()
     gate = WebhookGate(name="budget", url="http://budget.example/", interval=timedelta(seconds=5))
     rollout.world.found.takes_s["check"] = 6
-    rollout.world.found.answers["check"] = lambda asked: Finding(asked.key, 0.0, passes=passes, breaches=not passes)
+    rollout.world.found.answers["check"] = lambda asked: CheckResult(asked.key, 0.0, passes=passes, breaches=not passes)
     await rollout.begin(POLICY.model_copy(update={"gates": (*POLICY.gates, gate)}))
     ended = await rollout.end()
     await rollout.second()

@@ -21,9 +21,9 @@ from segserve_builder import sources
 from segserve_builder.golden.judging import load
 from segserve_builder.sources.access import LOCAL
 from segserve_builder.spec.model_spec import Golden
-from segserve_operator.adapters.checks.context import Tools
+from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
-from segserve_operator.adapters.checks.runner import Inquirer
+from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.resources import LocalResources
 from segserve_operator.adapters.traffic.internal import SOCKET
@@ -31,7 +31,7 @@ from segserve_operator.api.rollout_policy import GoldenQualityGate, ResourceGate
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.core.gates.asked import ASKED
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.checks import Finding, Inquiry
+from segserve_operator.core.gates.checks import CheckResult, Check
 from segserve_operator.core.gates.probe import probe_outcome
 
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(180)]
@@ -51,34 +51,34 @@ def labelled_set(folder: Path) -> Golden:
 
 
 @pytest.fixture
-async def inquirer(coins: Running, tmp_path: Path) -> AsyncIterator[Inquirer]:
+async def check_runner(coins: Running, tmp_path: Path) -> AsyncIterator[BackgroundCheckRunner]:
     state = StateFolder(coins.state)
 
     async def socket() -> str:
         return f"{SOCKET}{state.gateway / 'internal.sock'}"
 
     resources, cache = LocalResources(state), tmp_path / "cache"
-    tools = Tools(InternalGateway(socket), cache, resources, time.time, local=True, access=lambda: LOCAL)
-    found = Inquirer(tools)
+    tools = CheckContext(InternalGateway(socket), cache, resources, time.time, local=True, access=lambda: LOCAL)
+    found = BackgroundCheckRunner(tools)
     yield found
     await found.close()
 
 
 @pytest.fixture
-def order(coins: Running, tmp_path: Path) -> Inquiry:
+def order(coins: Running, tmp_path: Path) -> Check:
     """An order that compares the served revision with itself."""
     served = yaml.safe_load(coins.segserve("get", "coins", "-o", "yaml"))
     revision = served["status"]["roles"]["stable"]["revision"]
     assigned = SegmentationModel.model_validate(variant()).assigned
     with_labels = assigned.model_copy(update={"golden": labelled_set(tmp_path / "golden")})
-    return Inquiry("coins-1/golden/0", "coins", "golden", "main", revision, "main", revision, revision=with_labels)
+    return Check("coins-1/golden/0", "coins", "golden", "main", revision, "main", revision, revision=with_labels)
 
 
-async def found_out(inquirer: Inquirer, order: Inquiry) -> Finding:
-    inquirer.ask([order])
+async def found_out(check_runner: BackgroundCheckRunner, order: Check) -> CheckResult:
+    check_runner.ask([order])
 
-    async def answered() -> Finding | None:
-        finding = inquirer.findings().get(order.key)
+    async def answered() -> CheckResult | None:
+        finding = check_runner.findings().get(order.key)
         return finding if finding is not None and finding.done else None
 
     finding = await eventually(answered, f"an answer to {order.key}")
@@ -87,8 +87,8 @@ async def found_out(inquirer: Inquirer, order: Inquiry) -> Finding:
     return finding
 
 
-async def test_the_served_revision_scores_as_well_as_itself(inquirer: Inquirer, order: Inquiry) -> None:
-    finding = await found_out(inquirer, order)
+async def test_the_served_revision_scores_as_well_as_itself(check_runner: BackgroundCheckRunner, order: Check) -> None:
+    finding = await found_out(check_runner, order)
 
     assert finding.scores is not None
     assert finding.scores.labelled
@@ -101,14 +101,14 @@ async def test_the_served_revision_scores_as_well_as_itself(inquirer: Inquirer, 
     assert strict.outcome is Outcome.BREACH, strict
 
 
-async def test_probes_of_a_healthy_revision_let_it_go_on(inquirer: Inquirer, order: Inquiry) -> None:
-    finding = await found_out(inquirer, replace(order, key="coins-1/probe/1", purpose="probe", seconds=6.0))
+async def test_probes_of_a_healthy_revision_let_it_go_on(check_runner: BackgroundCheckRunner, order: Check) -> None:
+    finding = await found_out(check_runner, replace(order, key="coins-1/probe/1", purpose="probe", seconds=6.0))
 
     assert finding.failed == (0, 0)
     assert probe_outcome(finding, 6.0) == 1
 
 
-async def test_probes_of_a_revision_that_answers_otherwise_are_failures(inquirer: Inquirer, order: Inquiry) -> None:
+async def test_probes_of_a_revision_that_answers_otherwise_are_failures(check_runner: BackgroundCheckRunner, order: Check) -> None:
     assert order.revision is not None
     assert order.revision.golden is not None
     folder = Path(order.revision.golden.uri.removeprefix("file://"))
@@ -118,16 +118,16 @@ async def test_probes_of_a_revision_that_answers_otherwise_are_failures(inquirer
     golden = Golden(uri=folder.as_uri(), sha256=sources.folder_digest(folder))
     wrong = replace(order, revision=order.revision.model_copy(update={"golden": golden}))
 
-    finding = await found_out(inquirer, replace(wrong, key="coins-1/probe/2", purpose="probe", seconds=3.0))
+    finding = await found_out(check_runner, replace(wrong, key="coins-1/probe/2", purpose="probe", seconds=3.0))
 
     assert finding.failed == (0, finding.asked[1])
     assert probe_outcome(finding, 3.0) == -1
 
 
-async def test_the_servers_memory_restarts_and_queue_are_seen(inquirer: Inquirer, order: Inquiry) -> None:
+async def test_the_servers_memory_restarts_and_queue_are_seen(check_runner: BackgroundCheckRunner, order: Check) -> None:
     check: dict[str, Any] = {"purpose": "check", "gate": "resource", "spec": ResourceGate(max_queue_seconds=5.0)}
-    await found_out(inquirer, replace(order, key="coins-1/resource/0", **check))
-    finding = await found_out(inquirer, replace(order, key="coins-1/resource/1", **check))
+    await found_out(check_runner, replace(order, key="coins-1/resource/0", **check))
+    finding = await found_out(check_runner, replace(order, key="coins-1/resource/1", **check))
 
     last = finding.samples[-1]
     assert last.memory_bytes["main"] > 100 * 2**20

@@ -19,10 +19,10 @@ from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.sources import folder_digest
 from segserve_builder.sources.access import LOCAL, Access
 from segserve_builder.spec.model_spec import Golden
-from segserve_operator.adapters.checks.context import Tools
+from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.core.gates.checks import Inquiry, ResourceSample
+from segserve_operator.core.gates.checks import Check, ResourceSample
 
 SIZE = (24, 32)
 STABLE, CANDIDATE = "coins-0000000001", "coins-0000000002"
@@ -119,7 +119,7 @@ class Servers:
 
 def tools_of(
     tmp_path: Path, listener: InternalListener | None = None, *, local: bool = True, memory: Any = ()
-) -> Tools:
+) -> CheckContext:
     """Return tools whose gateway is the listener; without one there is none."""
 
     async def nowhere() -> str | None:
@@ -127,11 +127,11 @@ def tools_of(
 
     gateway = InternalGateway(listener.address if listener is not None else nowhere)
     access = LOCAL if local else Access(folders=())
-    return Tools(gateway, tmp_path / "cache", Servers(list(memory)), lambda: 1000.0, local, access=lambda: access)
+    return CheckContext(gateway, tmp_path / "cache", Servers(list(memory)), lambda: 1000.0, local, access=lambda: access)
 
 
-def order(purpose: Any, key: str = "coins-1/golden/0", **more: Any) -> Inquiry:
-    return Inquiry(key, "coins", purpose, "main", STABLE, "own", CANDIDATE, **more)
+def order(purpose: Any, key: str = "coins-1/golden/0", **more: Any) -> Check:
+    return Check(key, "coins", purpose, "main", STABLE, "own", CANDIDATE, **more)
 
 
 def numbers(pairs: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

@@ -12,7 +12,7 @@ from segserve_builder.spec.model_spec import Artifact, Input, ModelClass, Output
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.caches import Ledger
-from segserve_operator.core.gates.checks import Finding, Inquiry
+from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.events import Notice
 from segserve_operator.core.models.observed import (
     GroupObserved,
@@ -243,40 +243,40 @@ class RecordedTraffic:
 
 @dataclass
 class Found:
-    """What is found out when it is asked for: by purpose, a function of the inquiry, and how long an answer takes.
+    """What is found out when it is asked for: by purpose, a function of the check, and how long an answer takes.
 
     Without a function nothing is answered: what was asked stays under way.
     """
 
-    answers: dict[str, Callable[[Inquiry], Finding]] = field(default_factory=dict)
+    answers: dict[str, Callable[[Check], CheckResult]] = field(default_factory=dict)
     takes_s: dict[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = field(default=lambda: 0.0)
-    begun: list[Inquiry] = field(default_factory=list)
-    _under_way: dict[str, Inquiry] = field(default_factory=dict)
+    begun: list[Check] = field(default_factory=list)
+    _under_way: dict[str, Check] = field(default_factory=dict)
     _begun_s: dict[str, float] = field(default_factory=dict)
-    _known: dict[str, Finding] = field(default_factory=dict)
+    _known: dict[str, CheckResult] = field(default_factory=dict)
 
-    def ask(self, inquiries: Collection[Inquiry]) -> None:
+    def ask(self, checks: Collection[Check]) -> None:
         self._answer()
-        wanted = {inquiry.key: inquiry for inquiry in inquiries}
+        wanted = {check.key: check for check in checks}
         for key in self._begun_s.keys() - wanted.keys():
             for kept in (self._under_way, self._begun_s, self._known):
                 kept.pop(key, None)
-        for key, inquiry in wanted.items():
-            due_s = self._begun_s.get(key, -math.inf) + inquiry.every_s
+        for key, check in wanted.items():
+            due_s = self._begun_s.get(key, -math.inf) + check.every_s
             if key not in self._begun_s or (key not in self._under_way and self.clock() >= due_s):
-                self._under_way[key], self._begun_s[key] = inquiry, self.clock()
-                self.begun.append(inquiry)
+                self._under_way[key], self._begun_s[key] = check, self.clock()
+                self.begun.append(check)
 
-    def findings(self) -> Mapping[str, Finding]:
+    def findings(self) -> Mapping[str, CheckResult]:
         self._answer()
         return dict(self._known)
 
     def _answer(self) -> None:
-        for key, inquiry in [*self._under_way.items()]:
-            over = self.clock() >= self._begun_s[key] + self.takes_s.get(inquiry.purpose, 0.0)
-            if over and inquiry.purpose in self.answers:
-                self._known[key] = self.answers[inquiry.purpose](inquiry)
+        for key, check in [*self._under_way.items()]:
+            over = self.clock() >= self._begun_s[key] + self.takes_s.get(check.purpose, 0.0)
+            if over and check.purpose in self.answers:
+                self._known[key] = self.answers[check.purpose](check)
                 if self._known[key].done:
                     del self._under_way[key]
 

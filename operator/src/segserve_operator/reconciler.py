@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_builder.sources.access import Access
 from segserve_operator.adapters.bundles.cluster import ClusterBundles
-from segserve_operator.adapters.checks.context import Tools
+from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
-from segserve_operator.adapters.checks.runner import Inquirer
+from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.kube.fleet import ClusterFleet, Decoded
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.known_models import KnownModels
@@ -65,7 +65,7 @@ class Outside:
 class Kept:
     """What passes over one pool keep between them: what was decoded already, and the last seconds' evidence."""
 
-    inquirer: Inquirer
+    check_runner: BackgroundCheckRunner
     announcer: PoolAnnouncer
     ledger: Ledger = field(default_factory=Ledger)
     false_alarms: dict[str, int] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Passes:
         fleet = ClusterFleet(self._api, self._view, self._targets, key, kept.decoded, kept.known, self._clock)
         traffic = self._traffic(key, kept.plans)
         bundles = ClusterBundles(self._api, self._outside.logs, key)
-        asked = (kept.inquirer, bundles, kept.announcer, kept.ledger)
+        asked = (kept.check_runner, bundles, kept.announcer, kept.ledger)
         actions = await Service(store, fleet, traffic, self._clock, *asked).run_once()
         for action in actions:
             log.info("%s/%s: %s", key.namespace, key.pool, brief(action))
@@ -111,7 +111,7 @@ class Passes:
     def _begin(self, key: PoolKey) -> Kept:
         plans: dict[str, TrafficPlan] = {}
         traffic = self._traffic(key, plans)
-        tools = Tools(
+        tools = CheckContext(
             InternalGateway(traffic.internal_url),
             self._outside.cache,
             ClusterResources(self._view, key),
@@ -120,7 +120,7 @@ class Passes:
             access=partial(self._access, key),
         )
         announcer = PoolAnnouncer(self._outside.notifier, key.namespace, partial(self._told, key), self._clock)
-        return self._kept.setdefault(key, Kept(Inquirer(tools), announcer, plans=plans))
+        return self._kept.setdefault(key, Kept(BackgroundCheckRunner(tools), announcer, plans=plans))
 
     def _traffic(self, key: PoolKey, plans: dict[str, TrafficPlan]) -> ClusterTraffic:
         prometheus = self._outside.prometheus
@@ -142,12 +142,12 @@ class Passes:
         """Tell whether anything of a pool is left; what was kept of one that is gone is let go."""
         wanted = key in self._view.pools()
         if not wanted and key in self._kept:
-            self._kept.pop(key).inquirer.ask(())
+            self._kept.pop(key).check_runner.ask(())
             self._outside.metrics.look(key.namespace, key.pool, {}, {})
         return wanted
 
     async def close(self) -> None:
         """Give up what is asked, and tell people what they were not told yet."""
         for kept in self._kept.values():
-            await kept.inquirer.close()
+            await kept.check_runner.close()
         await self._outside.notifier.aclose()

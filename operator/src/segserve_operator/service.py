@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from segserve_builder.agent.protocol import AssignedModel, Assignment
-    from segserve_operator.core.gates.checks import Finding, Inquiry
+    from segserve_operator.core.gates.checks import Check, CheckResult
     from segserve_operator.core.models.actions import Effect, Intent
     from segserve_operator.core.models.events import Notice
     from segserve_operator.core.models.observed import (
@@ -140,14 +140,14 @@ class Traffic(Protocol):
         ...
 
 
-class Inquirer(Protocol):
+class CheckRunner(Protocol):
     """Finds things out in the background."""
 
-    def ask(self, inquiries: Collection[Inquiry]) -> None:
+    def ask(self, checks: Collection[Check]) -> None:
         """Find out these things, and nothing else any more; what is on its way already goes on to its answer."""
         ...
 
-    def findings(self) -> Mapping[str, Finding]:
+    def findings(self) -> Mapping[str, CheckResult]:
         """Return by key what was found out."""
         ...
 
@@ -176,7 +176,7 @@ class Service:
     fleet: Fleet
     traffic: Traffic
     clock: Callable[[], float]
-    inquirer: Inquirer
+    check_runner: CheckRunner
     bundles: Bundles
     announcer: Announcer
     ledger: Ledger = field(default_factory=Ledger)
@@ -198,7 +198,7 @@ class Service:
             records=dict(self.ledger.records),
             written=dict(self.ledger.written),
             samples=await self.traffic.samples(sampled_groups(models, self.ledger.watches, now_s)),
-            findings=self.inquirer.findings(),
+            findings=self.check_runner.findings(),
             watches=self.ledger.watches,
             self_tests=self.ledger.self_tests,
         )
@@ -226,7 +226,7 @@ class Service:
     def _learn(self, desired: Desired) -> None:
         """Keep what the rollouts saw, and have found out what they ask for."""
         self.ledger.keep(desired)
-        self.inquirer.ask(desired.inquiries)
+        self.check_runner.ask(desired.checks)
 
     async def _record(self, wanted: Mapping[str, Sequence[Intent]]) -> dict[str, Exception]:
         """Write down the intents, of many models at a time; return the error of each model that failed."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from segserve.platforms.port import Check
+    from segserve.platforms.port import DoctorCheck
 
 
 @somewhere
@@ -42,7 +42,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _checked(where: Where, *, live: bool) -> Iterator[Check]:
+def _checked(where: Where, *, live: bool) -> Iterator[DoctorCheck]:
     """Yield all checks, shown as they come where a person waits for them."""
     from rich.console import Console
 
@@ -53,7 +53,7 @@ def _checked(where: Where, *, live: bool) -> Iterator[Check]:
         yield check
 
 
-def _checks(where: Where) -> Iterable[Check]:
+def _checks(where: Where) -> Iterable[DoctorCheck]:
     yield from own_checks("local" if is_local(where) else "cluster")
     try:
         yield from platform(where).checks()
@@ -61,7 +61,7 @@ def _checks(where: Where) -> Iterable[Check]:
         return  # the check of packages has said so
 
 
-def _show(console: Console, check: Check) -> None:
+def _show(console: Console, check: DoctorCheck) -> None:
     from rich.markup import escape
 
     sign = "[green]ok [/]" if check.good else "[red]bad[/]"

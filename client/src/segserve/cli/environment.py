@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from segserve.platforms.port import Check
+from segserve.platforms.port import DoctorCheck
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ _REQUIREMENT: Final = re.compile(
 )
 
 
-def checks(extra: str) -> Iterator[Check]:
+def checks(extra: str) -> Iterator[DoctorCheck]:
     """Yield a check for each need of the client with an extra, in the order in which to mend them."""
     yield _python()
     yield _packages(extra)
@@ -39,14 +39,14 @@ def checks(extra: str) -> Iterator[Check]:
         yield _gateway(url)
 
 
-def _python() -> Check:
+def _python() -> DoctorCheck:
     advice = f"segserve needs Python {'.'.join(map(str, OLDEST))} or newer"
-    return Check(
+    return DoctorCheck(
         "Python of segserve", sys.version_info >= OLDEST, f"{platform.python_version()}, {sys.executable}", advice
     )
 
 
-def _packages(extra: str) -> Check:
+def _packages(extra: str) -> DoctorCheck:
     missing, wrong = [], []
     for name, wanted in sorted(set(_required(extra))):
         seen = _installed(name)
@@ -56,9 +56,9 @@ def _packages(extra: str) -> Check:
             wrong.append(f"{name} {seen} ({wanted} is needed)")
     what = f"packages of segserve[{extra}]"
     if not missing and not wrong:
-        return Check(what, good=True, seen=f"all there, segserve {metadata.version(OURSELVES)}")
+        return DoctorCheck(what, good=True, seen=f"all there, segserve {metadata.version(OURSELVES)}")
     seen = "; ".join(filter(None, [f"missing: {', '.join(missing)}" if missing else "", ", ".join(wrong)]))
-    return Check(what, good=False, seen=seen, advice="install what is missing", fix=f"pip install 'segserve[{extra}]'")
+    return DoctorCheck(what, good=False, seen=seen, advice="install what is missing", fix=f"pip install 'segserve[{extra}]'")
 
 
 def _required(extra: str | None) -> Iterator[tuple[str, str]]:
@@ -99,15 +99,15 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
 
 
-def _gateway(url: str) -> Check:
-    from segserve.calls.endpoint import Endpoint
+def _gateway(url: str) -> DoctorCheck:
+    from segserve.calls.endpoint import GatewayEndpoint
     from segserve_common.errors import SegserveError
 
     unset = f"unset {URL_VARIABLE}"
     try:
-        endpoint = Endpoint.parse(url)
+        endpoint = GatewayEndpoint.parse(url)
     except SegserveError as error:
-        return Check(URL_VARIABLE, good=False, seen=repr(url), advice=str(error), fix=unset)
+        return DoctorCheck(URL_VARIABLE, good=False, seen=repr(url), advice=str(error), fix=unset)
     parts = urlsplit(url if "//" in url else f"//{url}")
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     proxy = getproxies().get(parts.scheme or "http")
@@ -115,20 +115,20 @@ def _gateway(url: str) -> Check:
         return _proxy(proxy, host)
     answer = _connected(host, port)
     if answer is None:
-        return Check(URL_VARIABLE, good=True, seen=f"{url} answers")
+        return DoctorCheck(URL_VARIABLE, good=True, seen=f"{url} answers")
     advice = "nothing answers there; without it commands find the platform's gateway by themselves"
-    return Check(URL_VARIABLE, good=False, seen=f"{url}: {answer}", advice=advice, fix=unset)
+    return DoctorCheck(URL_VARIABLE, good=False, seen=f"{url}: {answer}", advice=advice, fix=unset)
 
 
-def _proxy(proxy: str, host: str) -> Check:
+def _proxy(proxy: str, host: str) -> DoctorCheck:
     parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     where = f"{parts.hostname}:{parts.port or 80}"  # what is shown may not have the password
     answer = _connected(parts.hostname or "", parts.port or 80)
     if answer is None:
-        return Check("proxy", good=True, seen=f"requests to {host} go through {where}")
+        return DoctorCheck("proxy", good=True, seen=f"requests to {host} go through {where}")
     advice = f"requests to {host} would go through it; hosts in NO_PROXY are asked directly"
     fix = f'export NO_PROXY="$NO_PROXY,{host}" no_proxy="$no_proxy,{host}"'
-    return Check("proxy", good=False, seen=f"{where}: {answer}", advice=advice, fix=fix)
+    return DoctorCheck("proxy", good=False, seen=f"{where}: {answer}", advice=advice, fix=fix)
 
 
 def _connected(host: str, port: int) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve.platforms.errors import ControlError, NotFoundError
 from segserve.platforms.extras import needs
-from segserve.platforms.port import MODEL, POOL, ROLLOUT, Check, Json, LogRequest
+from segserve.platforms.port import MODEL, POOL, ROLLOUT, DoctorCheck, Json, LogRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -150,13 +150,13 @@ class LocalPlatform:
     def close(self) -> None:
         """Hold nothing open."""
 
-    def checks(self) -> Iterator[Check]:
+    def checks(self) -> Iterator[DoctorCheck]:
         """Examine what a platform needs of this machine."""
         with needs("local"):
             from segserve_operator.local_platform.doctor import examine
 
         for finding in examine(self.store):
-            yield Check(finding.what, finding.good, finding.seen, finding.advice, finding.fix)
+            yield DoctorCheck(finding.what, finding.good, finding.seen, finding.advice, finding.fix)
 
     def _get(self, kind: str, name: str) -> Json:
         with _known():

@@ -30,7 +30,7 @@ class LogRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class DoctorCheck:
     """One thing that a platform needs: what it is, what was seen, and what to do where it is not good.
 
     `fix` is a command that mends it, where there is one.
@@ -121,6 +121,6 @@ class Platform(Protocol):
         """Let go of connections."""
         ...
 
-    def checks(self) -> Iterator[Check]:
+    def checks(self) -> Iterator[DoctorCheck]:
         """Examine what the platform needs, in the order in which to mend it."""
         ...

@@ -1,27 +1,31 @@
-"""What an agent sees, what it remembers, and what it can do: the values that `decide` works on."""
+"""The agent's values: assigned revisions, actions, snapshots of the server, and the state kept between passes."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from segserve_builder.agent.protocol import AssignedModel
-    from segserve_builder.render.tree import Tree
+from segserve_builder.agent.protocol import AssignedModel
+from segserve_builder.render.tree import Tree
 
 READY = "READY"
 LOADING = "LOADING"
 UNLOADING = "UNLOADING"
+
+LONGEST_PAUSE_S: Final = 30.0
+"""Longest pause between attempts at a retryable failure."""
+CRASHES_ALLOWED: Final = 3
+"""Proofs that may die with a step's process before the revision counts as failed."""
 
 ProofKind: TypeAlias = Literal["golden", "builtin"]
 
 
 @dataclass(frozen=True, slots=True)
 class AssignedRevision:
-    """An assigned model, with the name of its revision: a digest, too costly to compute at every look."""
+    """An assigned model with the name of its revision, a digest that is too costly to compute in every pass."""
 
     revision: str
     model: str
@@ -29,7 +33,7 @@ class AssignedRevision:
 
     @classmethod
     def of(cls, spec: AssignedModel) -> AssignedRevision:
-        """Return an assigned model with its revision's name."""
+        """Return the assigned model with its revision's name."""
         return cls(spec.revision, spec.model, spec)
 
 
@@ -39,7 +43,7 @@ class _OnName:
 
     @property
     def subject(self) -> str:
-        """What no second action may work on at the same time."""
+        """The model name that no two actions may work on at a time."""
         return self.name
 
 
@@ -50,7 +54,7 @@ class _OnRevision:
 
     @property
     def subject(self) -> str:
-        """What no second action may work on at the same time."""
+        """The model name that no two actions may work on at a time."""
         return self.model
 
 
@@ -61,7 +65,7 @@ class Prepare(_OnRevision):
 
     @property
     def subject(self) -> str:
-        """The revision: preparing one disturbs no other of its model."""
+        """The revision, since preparing it does not disturb other revisions of its model."""
         return self.revision
 
 
@@ -72,31 +76,31 @@ class LoadStep(_OnName):
 
 
 class RepairStep(_OnName):
-    """Reload a step whose process has died; the models that use it keep their place."""
+    """Reload a step whose process has died; the models that use it stay loaded."""
 
     __slots__ = ()
 
 
 class Serve(_OnRevision):
-    """Make a revision the one behind its public names."""
+    """Switch the model's public names to a revision."""
 
     __slots__ = ()
 
 
 class Prove(_OnRevision):
-    """Ask a loaded revision for its golden answers."""
+    """Check the answers of a loaded revision against its golden set."""
 
     __slots__ = ()
 
 
 class Probe(_OnRevision):
-    """Ask a proved revision for one answer, to see that it still answers."""
+    """Send one request to a proved revision, to check that it still answers."""
 
     __slots__ = ()
 
 
 class Unload(_OnName):
-    """Unload a model that nothing uses any more."""
+    """Unload a model that nothing uses."""
 
     __slots__ = ()
 
@@ -112,7 +116,7 @@ Action: TypeAlias = Prepare | LoadStep | RepairStep | Serve | Prove | Probe | Un
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """What a public name stands for: the revision, and the steps it calls."""
+    """The revision behind a public name, and the steps it calls."""
 
     revision: str
     steps: frozenset[str]
@@ -120,11 +124,11 @@ class Ensemble:
 
 @dataclass(frozen=True, slots=True)
 class ServerSnapshot:
-    """One look at the server and its repository.
+    """The state of the server and its repository at one moment.
 
-    `states` are the index's by model name, `loaded` what the server says of its ready ensembles, `published`
-    what the repository's files say of all ensembles, `folders` the names in the repository, and `dead` the
-    steps that count as ready and have lost a process.
+    `states` are the repository index's, by model name; `loaded` are the ready ensembles as the server reports them,
+    `published` all ensembles as the repository's files describe them; `folders` are the names in the repository, and
+    `dead` the steps that Triton reports as ready although a process of theirs has died.
     """
 
     ready: bool
@@ -139,17 +143,23 @@ class ServerSnapshot:
         return self.states.get(name) in (READY, LOADING, UNLOADING)
 
     def used_steps(self) -> frozenset[str]:
-        """Return the steps that active ensembles call, by the server's word and by the files'."""
+        """Return the steps that active ensembles call, according to the server or to the files."""
         active = [name for name in {*self.loaded, *self.published} if self.is_active(name)]
-        known = [source[name] for source in (self.loaded, self.published) for name in active if name in source]
-        return frozenset(step for ensemble in known for step in ensemble.steps)
+        sources = (self.loaded, self.published)
+        ensembles = [source[name] for source in sources for name in active if name in source]
+        return frozenset(step for ensemble in ensembles for step in ensemble.steps)
+
+    def serves(self, name: str, revision: str) -> bool:
+        """Tell whether the public name `name` is ready and stands for `revision`."""
+        ensemble = self.loaded.get(name)
+        return self.states.get(name) == READY and ensemble is not None and ensemble.revision == revision
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An assigned revision that is published, with the number of processes of each of its steps, in order."""
+    """A published revision, with the number of processes of each of its steps, in order."""
 
-    told: AssignedRevision
+    assigned: AssignedRevision
     tree: Tree
     processes: Mapping[str, int]
     golden: Path | None
@@ -162,7 +172,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a revision has proved, and the golden set's sha256 where there is one."""
+    """How a revision was proved, with the sha256 of its golden set if it has one."""
 
     kind: ProofKind
     golden_sha256: str | None
@@ -170,16 +180,97 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class RevisionFailure:
-    """Why a revision is not served. `retry_at_s` is None where only another assignment can help."""
+    """Why a revision is not served. `retry_at_s` is None if only another assignment can help."""
 
-    told: AssignedRevision
+    assigned: AssignedRevision
     reason: str
     message: str
     attempts: int = 1
     retry_at_s: float | None = None
     published: bool = False
-    """Whether the artifact had been verified by then."""
+    """Whether the artifact had been verified before the failure."""
 
     def is_due(self, now_s: float) -> bool:
         """Tell whether to try again."""
         return self.retry_at_s is not None and now_s >= self.retry_at_s
+
+
+@dataclass(slots=True)
+class AgentState:
+    """State kept between passes, by revision. Losing it costs no more than new snapshots and proofs."""
+
+    prepared: dict[str, Prepared] = field(default_factory=dict)
+    proofs: dict[str, Proof] = field(default_factory=dict)
+    failures: dict[str, RevisionFailure] = field(default_factory=dict)
+    load_s: dict[str, float] = field(default_factory=dict)
+    running: set[Action] = field(default_factory=set)
+    crashes: Counter[str] = field(default_factory=Counter)
+    progress: dict[str, str] = field(default_factory=dict)
+    """Progress messages of revisions that are being prepared."""
+
+    _load_started_s: dict[str, float] = field(default_factory=dict)
+
+    def keep_only(self, assignment: Sequence[AssignedRevision]) -> None:
+        """Forget revisions that are no longer assigned, and failures of those whose assignment has changed."""
+        by_revision = {model.revision: model for model in assignment}
+        for table in (self.prepared, self.proofs, self.load_s, self.crashes, self.progress, self._load_started_s):
+            for revision in table.keys() - by_revision.keys():
+                del table[revision]
+        for revision, failure in tuple(self.failures.items()):
+            if by_revision.get(revision) != failure.assigned:
+                del self.failures[revision]
+
+    def invalidate_proofs(self, assignment: Iterable[AssignedRevision], snapshot: ServerSnapshot) -> None:
+        """Forget the proofs of revisions that the server no longer holds completely."""
+        for assigned in assignment:
+            if not is_loaded(assigned, snapshot, self):
+                self.proofs.pop(assigned.revision, None)
+
+    def users(self, step: str) -> list[AssignedRevision]:
+        """Return the assigned models that use a step."""
+        return [prepared.assigned for prepared in self.prepared.values() if step in prepared.steps]
+
+    def fail(self, assigned: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None) -> None:
+        """Record why a revision is not served; `retry_from_s` is the current time if a retry may help, else None."""
+        earlier = self.failures.get(assigned.revision)
+        attempts = earlier.attempts + 1 if earlier is not None else 1
+        pause = min(2.0 ** (attempts - 1), LONGEST_PAUSE_S)
+        retry_at_s = None if retry_from_s is None else retry_from_s + pause
+        verified = assigned.revision in self.prepared
+        self.failures[assigned.revision] = RevisionFailure(assigned, reason, message, attempts, retry_at_s, verified)
+        self.proofs.pop(assigned.revision, None)
+
+    def start(self, action: Action, now_s: float) -> None:
+        """Record that an action is running."""
+        self.running.add(action)
+        if isinstance(action, LoadStep | RepairStep):
+            for assigned in self.users(action.name):
+                self._load_started_s.setdefault(assigned.revision, now_s)
+        elif isinstance(action, Serve):
+            self._load_started_s.setdefault(action.revision, now_s)
+
+    def prepare(self, prepared: Prepared) -> None:
+        """Record that a revision is published."""
+        self.prepared[prepared.assigned.revision] = prepared
+        self.failures.pop(prepared.assigned.revision, None)
+
+    def serve(self, revision: str, now_s: float) -> None:
+        """Record that a revision is loaded, and how long that took."""
+        started_s = self._load_started_s.pop(revision, None)
+        if started_s is not None:
+            self.load_s[revision] = round(now_s - started_s, 3)
+
+    def prove(self, revision: str, proof: Proof) -> None:
+        """Record that a revision gave the expected answers."""
+        self.proofs[revision] = proof
+        self.failures.pop(revision, None)
+        self.crashes.pop(revision, None)
+
+
+def is_loaded(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> bool:
+    """Tell whether the model's public name stands for the revision, with all its steps ready and alive."""
+    prepared = state.prepared.get(assigned.revision)
+    if prepared is None or not snapshot.ready or not snapshot.serves(assigned.model, assigned.revision):
+        return False
+    return all(snapshot.states.get(step) == READY and step not in snapshot.dead for step in prepared.steps)
+

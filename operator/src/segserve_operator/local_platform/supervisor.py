@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_operator.adapters.bundles.local import LocalBundles
-from segserve_operator.adapters.checks.context import Tools
+from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
-from segserve_operator.adapters.checks.runner import Inquirer
+from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.access import local_access
 from segserve_operator.adapters.local.files import StateFolder, bound_log, replace_file
@@ -80,8 +80,8 @@ class Platform:
         self.state = state
         self.gateway = LocalGateway(state, pool.spec.gateway)
         access = local_access(pool.spec.artifacts)
-        self.inquirer = Inquirer(
-            Tools(
+        self.check_runner = BackgroundCheckRunner(
+            CheckContext(
                 InternalGateway(self.gateway.internal_url),
                 cache,
                 LocalResources(state),
@@ -96,7 +96,7 @@ class Platform:
             fleet=LocalFleet(state, runtime, cache, access),
             traffic=self.gateway,
             clock=time.time,
-            inquirer=self.inquirer,
+            check_runner=self.check_runner,
             bundles=LocalBundles(state),
             announcer=PoolAnnouncer(self.notifier, "", lambda: targets(pool.spec, ""), time.time),
         )
@@ -119,7 +119,7 @@ class Platform:
                 self._bound_logs()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), POLL_S)
-        await self.inquirer.close()
+        await self.check_runner.close()
         await self.notifier.aclose()
 
     def _write_record(self, *, observed: bool) -> None:

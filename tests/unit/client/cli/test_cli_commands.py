@@ -14,7 +14,7 @@ from rich.text import Text
 from segserve.cli import asking, doctor, lifecycle, resources
 from segserve.platforms.errors import ControlError, NotFoundError
 from segserve.platforms.manifests import Written
-from segserve.platforms.port import MODEL, POOL, Check, Json, LogRequest
+from segserve.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest
 
 from .conftest import Command, conditions, model
 
@@ -26,7 +26,7 @@ class FakePlatform:
     scenes: dict[str, list[Json]] = field(default_factory=dict)
     applied: list[tuple[str, bool]] = field(default_factory=list)
     asked: list[LogRequest] = field(default_factory=list)
-    findings: list[Check] = field(default_factory=list)
+    findings: list[DoctorCheck] = field(default_factory=list)
     deleted: list[tuple[str, str]] = field(default_factory=list)
 
     def apply(self, resources: Sequence[Written], *, force: bool = False) -> list[str]:
@@ -68,7 +68,7 @@ class FakePlatform:
     def gateway(self, model: str) -> AbstractContextManager[str | None]:
         raise ControlError(f"no gateway for {model}")
 
-    def checks(self) -> Iterator[Check]:
+    def checks(self) -> Iterator[DoctorCheck]:
         yield from self.findings
 
 
@@ -156,8 +156,8 @@ def test_delete_takes_models_before_their_pools_and_waits(command: Command, here
 
 def test_doctor_fails_where_something_is_not_good_and_says_how_to_mend_it(command: Command, here: FakePlatform) -> None:
     here.findings = [
-        Check("API server", good=True, seen="v1.36 [new]"),
-        Check("operator", False, "none", "helm install"),
+        DoctorCheck("API server", good=True, seen="v1.36 [new]"),
+        DoctorCheck("operator", False, "none", "helm install"),
     ]
 
     code, printed, complaint = command("doctor")

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
-from segserve.platforms.port import Check
+from segserve.platforms.port import DoctorCheck
 from segserve_operator.api.crd import crd
 from segserve_operator.api.loading import load
 from segserve_operator.api.resources import KINDS
@@ -53,7 +53,7 @@ def healthy(server: FakeServer) -> FakeServer:
     return server
 
 
-def examined(server: FakeServer) -> dict[str, Check]:
+def examined(server: FakeServer) -> dict[str, DoctorCheck]:
     return {check.what: check for check in server.platform().checks()}
 
 

@@ -12,7 +12,7 @@ import pytest
 from fakes.rollout_evidence import STARTED_S, decision, record, row, same, standing
 from segserve_builder.spec.names import canonical_json
 from segserve_operator.api.segmentation_rollout import MAX_DECISIONS, MESSAGE_MAX_LENGTH
-from segserve_operator.core.gates.evidence import EDGES_MS
+from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.rollout import decisions as core_decisions
 from segserve_operator.core.rollout.plain import canonical
 from segserve_operator.core.rollout.record import Record, Row

@@ -19,7 +19,7 @@ from segserve_operator.api.rollout_policy import (
 from segserve_operator.core import gates
 from segserve_operator.core.gates.asked import ASKED
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.checks import Finding, ResourceSample, Scores
+from segserve_operator.core.gates.checks import CheckResult, ResourceSample, Scores
 from segserve_operator.core.gates.probe import probe_outcome
 
 POLICY = RolloutPolicy()
@@ -35,7 +35,7 @@ SPECS: dict[str, Any] = {
 
 
 def verdict(spec: Any, **found: Any) -> Any:
-    return ASKED[spec.gate](spec, Finding("key", 0.0, **found), POLICY, LEVEL)
+    return ASKED[spec.gate](spec, CheckResult("key", 0.0, **found), POLICY, LEVEL)
 
 
 @pytest.mark.parametrize("gate", ASKED)
@@ -235,8 +235,8 @@ def test_what_is_not_measured_is_named_and_not_judged() -> None:
 
 def test_without_an_answer_nothing_is_known() -> None:
     assert probe_outcome(None, 100.0) == 0
-    assert probe_outcome(Finding("key", 0.0, problem="the gateway is away"), 100.0) == 0
-    assert probe_outcome(Finding("key", 0.0), 100.0) == 0
+    assert probe_outcome(CheckResult("key", 0.0, problem="the gateway is away"), 100.0) == 0
+    assert probe_outcome(CheckResult("key", 0.0), 100.0) == 0
 
 
 @pytest.mark.parametrize(
@@ -262,4 +262,4 @@ def test_without_an_answer_nothing_is_known() -> None:
 def test_a_quarantined_candidate_is_judged_beside_stable(
     asked: tuple[int, int], failed: tuple[int, int], seconds: float, outcome: int
 ) -> None:
-    assert probe_outcome(Finding("key", 0.0, done=False, asked=asked, failed=failed), seconds) == outcome
+    assert probe_outcome(CheckResult("key", 0.0, done=False, asked=asked, failed=failed), seconds) == outcome

@@ -38,9 +38,9 @@ from segserve_operator.api.rollout_policy import (
     WebhookGate,
 )
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.gates.checks import Finding, Scores
+from segserve_operator.core.gates.checks import CheckResult, Scores
 from segserve_operator.core.gates.probe import LONGEST_S
-from segserve_operator.core.models.inputs import groups_of, hear, inquiries, is_about, sampled_groups, verdicts_with
+from segserve_operator.core.models.inputs import checks, groups_of, hear, is_about, sampled_groups, verdicts_with
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
 from segserve_operator.core.models.slo import LOOK_S, SloWatch
 from segserve_operator.core.rollout.engine import Progress
@@ -194,8 +194,8 @@ PASSED = (said("goldenQuality", Outcome.PASS), said("budget", Outcome.PASS))
 LOADING = group(SECOND.revision, SECOND, state=ModelState.LOADING)
 
 
-def probed(failed: int, asked: int = 40) -> dict[str, Finding]:
-    return {PROBE: Finding(PROBE, NOW_S, asked=(asked, asked), failed=(0, failed))}
+def probed(failed: int, asked: int = 40) -> dict[str, CheckResult]:
+    return {PROBE: CheckResult(PROBE, NOW_S, asked=(asked, asked), failed=(0, failed))}
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def orders(
     """Return what is ordered: purpose by key."""
     observed = seen(coins(roles), now_s=now_s)
     return {
-        each.key: each.purpose for each in inquiries(at, record(policy=policy), roles, observed.models[0], observed)
+        each.key: each.purpose for each in checks(at, record(policy=policy), roles, observed.models[0], observed)
     }
 
 
@@ -447,7 +447,7 @@ def test_another_rollout_of_the_same_revision_orders_anew() -> None:
 def test_an_order_says_whom_it_is_about_and_how_often_it_is_due() -> None:
     observed = seen(coins())
     quarantined = replace(QUARANTINED, weight=0)
-    probe, golden, budget = inquiries(quarantined, record(), CHANGING, observed.models[0], observed)
+    probe, golden, budget = checks(quarantined, record(), CHANGING, observed.models[0], observed)
 
     assert (probe.seconds, probe.every_s) == (LONGEST_S, math.inf)
     assert (golden.every_s, golden.gate) == (600.0, "goldenQuality")
@@ -467,28 +467,28 @@ KNOWN = said("budget", Outcome.PASS)
     [
         pytest.param({}, ("Pass", "Said"), id="a verdict stays while nothing is found out"),
         pytest.param(
-            {BUDGET_KEY: Finding(BUDGET_KEY, NOW_S, passes=False, breaches=True)},
+            {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, passes=False, breaches=True)},
             ("Breach", "Breaches"),
             id="an answer renews it",
         ),
         pytest.param(
-            {BUDGET_KEY: Finding(BUDGET_KEY, NOW_S, done=False, passes=False, breaches=True)},
+            {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, done=False, passes=False, breaches=True)},
             ("Pass", "Said"),
             id="half an answer does not",
         ),
         pytest.param(
-            {BUDGET_KEY: Finding(BUDGET_KEY, NOW_S, problem="nobody is there")},
+            {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, problem="nobody is there")},
             ("Undecided", "NoAnswer"),
             id="a problem takes it back",
         ),
         pytest.param(
-            {"coins-x-2/budget": Finding("coins-x-2/budget", NOW_S, passes=False, breaches=True)},
+            {"coins-x-2/budget": CheckResult("coins-x-2/budget", NOW_S, passes=False, breaches=True)},
             ("Pass", "Said"),
             id="another rollout's answer is none",
         ),
     ],
 )
-def test_the_verdict_of_a_gate(found: dict[str, Finding], verdict: tuple[str, str]) -> None:
+def test_the_verdict_of_a_gate(found: dict[str, CheckResult], verdict: tuple[str, str]) -> None:
     observed = seen(coins(), findings=found)
     verdicts = verdicts_with(record(KNOWN), PROGRESSING, observed.models[0], observed)
 
@@ -498,8 +498,8 @@ def test_the_verdict_of_a_gate(found: dict[str, Finding], verdict: tuple[str, st
 def test_labels_are_judged_at_their_part_of_alpha_and_what_was_put_aside_keeps_its_last_verdict() -> None:
     scores = Scores(paired=((0.9, 0.9),) * 20, means={"iou": (0.9, 0.9)})
     found = {
-        GOLDEN_KEY: Finding(GOLDEN_KEY, NOW_S, scores=scores),
-        BUDGET_KEY: Finding(BUDGET_KEY, NOW_S, passes=False, breaches=True),
+        GOLDEN_KEY: CheckResult(GOLDEN_KEY, NOW_S, scores=scores),
+        BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, passes=False, breaches=True),
     }
     observed = seen(coins(), findings=found)
     at = replace(PROGRESSING, skipped=("budget",))
@@ -514,4 +514,4 @@ def test_gates_that_are_measured_are_nobodys_to_ask() -> None:
     observed = seen(model(CELLS, Roles(holder(CELLS, "main"))), coins())
     only_measured = record(policy=RolloutPolicy(gates=(ErrorRateGate(),)))
 
-    assert inquiries(PROGRESSING, only_measured, CHANGING, observed.models[1], observed) == ()
+    assert checks(PROGRESSING, only_measured, CHANGING, observed.models[1], observed) == ()

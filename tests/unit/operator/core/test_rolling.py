@@ -28,8 +28,8 @@ from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, RolloutStep, Slo, WebhookGate
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.checks import Finding
-from segserve_operator.core.models.advance import SETTLED_S, WRITE_S, Rolled, is_due, roll, unchanged, with_inquiries
+from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.models.advance import SETTLED_S, WRITE_S, Rolled, is_due, roll, unchanged, with_checks
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, Roles
 from segserve_operator.core.rollout.counters import Count, Sample, Series, Tally
 from segserve_operator.core.rollout.phases import ENDED, Phase
@@ -371,7 +371,7 @@ def test_a_gate_that_is_put_aside_stays_aside_and_holds_nothing() -> None:
 
 def test_what_was_found_out_is_the_verdict_of_the_same_pass() -> None:
     asks = POLICY.model_copy(update={"gates": (BUDGET,)})
-    breach = Finding(f"{NAME}/budget", NOW_S, passes=False, breaches=True, shown="status 500")
+    breach = CheckResult(f"{NAME}/budget", NOW_S, passes=False, breaches=True, shown="status 500")
     found = rolled(coins(PROGRESSING, policy=asks), findings={breach.key: breach})
 
     assert where(found) == (Phase.ROLLED_BACK, 0, "Breaches")
@@ -583,9 +583,9 @@ def test_is_to_be_found_out(observed: ModelObserved, keys: list[str]) -> None:
     assert wanted is not None
     policy = wanted.policy.model_copy(update={"gates": (BUDGET,)}) if wanted.policy is not None else None
     asks = replace(observed, wanted=replace(wanted, policy=policy))
-    found = with_inquiries(rolled(asks), asks.roles, asks, seen(asks))
+    found = with_checks(rolled(asks), asks.roles, asks, seen(asks))
 
-    assert [inquiry.key for inquiry in found.inquiries] == keys
+    assert [check.key for check in found.checks] == keys
 
 
 @pytest.mark.parametrize(
@@ -606,7 +606,7 @@ def test_a_rollout_that_could_not_be_written_down_stays_and(
     found = unchanged(observed, seen(observed, records=records))
 
     assert (found.standing, found.records, found.handled) == (at, (), ())
-    assert [inquiry.key for inquiry in found.inquiries] == keys
+    assert [check.key for check in found.checks] == keys
 
 
 def test_a_step_that_waits_for_a_person_goes_on_with_a_word_and_enough_requests() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve.platforms.errors import INSTALL, ControlError, ForbiddenError
-from segserve.platforms.port import ROLLOUT, Check
+from segserve.platforms.port import ROLLOUT, DoctorCheck
 from segserve.platforms.progress import condition
 from segserve_operator.adapters.kube.api import DEPLOYMENTS, LEASES, POOLS, Kind
 from segserve_operator.api.crd import crd
@@ -38,13 +38,13 @@ ADD_POOL: Final = (
 _UPGRADE: Final = "helm upgrade segserve charts/segserve, or `segserve crds | kubectl apply --server-side -f -`"
 
 
-def checks(calls: Calls) -> Iterator[Check]:
+def checks(calls: Calls) -> Iterator[DoctorCheck]:
     """Yield a check for each need, in the order in which to mend them; the rest is left out where nothing answers."""
-    yield Check("context", good=True, seen=f"{calls.context}, namespace {calls.namespace}, {calls.server}")
+    yield DoctorCheck("context", good=True, seen=f"{calls.context}, namespace {calls.namespace}, {calls.server}")
     try:
         version = json.loads(calls.text("version"))
     except ControlError as error:
-        yield Check("API server", good=False, seen="no answer", advice=str(error))
+        yield DoctorCheck("API server", good=False, seen="no answer", advice=str(error))
         return
     yield _version(version)
     for kind in KINDS.values():
@@ -54,37 +54,37 @@ def checks(calls: Calls) -> Iterator[Check]:
     yield _guarded("pool default", lambda: _pool(calls))
 
 
-def _guarded(what: str, check: Callable[[], Check]) -> Check:
+def _guarded(what: str, check: Callable[[], DoctorCheck]) -> DoctorCheck:
     try:
         return check()
     except ForbiddenError as error:
-        return Check(what, good=True, seen=f"not for you to see ({str(error).partition(';')[0]})")
+        return DoctorCheck(what, good=True, seen=f"not for you to see ({str(error).partition(';')[0]})")
     except ControlError as error:
-        return Check(what, good=False, seen="no answer", advice=str(error))
+        return DoctorCheck(what, good=False, seen="no answer", advice=str(error))
 
 
-def _version(found: Mapping[str, str]) -> Check:
+def _version(found: Mapping[str, str]) -> DoctorCheck:
     number = tuple(int("".join(filter(str.isdigit, found.get(part, "")) or "0")) for part in ("major", "minor"))
-    return Check(
+    return DoctorCheck(
         "API server", number >= OLDEST, str(found.get("gitVersion")), "segserve needs Kubernetes 1.20 or newer"
     )
 
 
-def _definition(calls: Calls, kind: str) -> Check:
+def _definition(calls: Calls, kind: str) -> DoctorCheck:
     wanted = crd(KINDS[kind])
     name = wanted["metadata"]["name"]
     everywhere, _ = calls.list(CRDS, fields=f"metadata.name={name}", everywhere=True)
     if not everywhere:
-        return Check(name, good=False, seen="not there", advice=INSTALL, fix=DEFINE)
+        return DoctorCheck(name, good=False, seen="not there", advice=INSTALL, fix=DEFINE)
     missing = sorted(_fields(wanted) - _fields(everywhere[0]))
     if missing:
         seen = f"older than this segserve: it lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}"
-        return Check(name, good=False, seen=seen, advice=_UPGRADE, fix=DEFINE)
+        return DoctorCheck(name, good=False, seen=seen, advice=_UPGRADE, fix=DEFINE)
     newer = sorted(_fields(everywhere[0]) - _fields(wanted))
     if newer:
         advice = f"pip install --upgrade segserve: it does not know {', '.join(newer[:3])}"
-        return Check(name, good=False, seen="newer than this segserve", advice=advice, fix="pip install -U segserve")
-    return Check(name, good=True, seen="current")
+        return DoctorCheck(name, good=False, seen="newer than this segserve", advice=advice, fix="pip install -U segserve")
+    return DoctorCheck(name, good=True, seen="current")
 
 
 def _fields(definition: Json) -> set[str]:
@@ -103,7 +103,7 @@ def _walk(schema: Any, path: str, found: set[str]) -> None:
         _walk(schema["items"], f"{path}[]", found)
 
 
-def _operator(calls: Calls) -> Check:
+def _operator(calls: Calls) -> DoctorCheck:
     try:
         found, _ = calls.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
     except ForbiddenError:
@@ -115,13 +115,13 @@ def _operator(calls: Calls) -> Check:
         image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
         place = f"deployment/{metadata['name']} in {metadata['namespace']}"
         advice = f"kubectl -n {metadata['namespace']} describe deployment/{metadata['name']}, and its logs"
-        return Check("operator", ready > 0, f"{place}, {ready} of {wanted} ready, {image}", advice)
+        return DoctorCheck("operator", ready > 0, f"{place}, {ready} of {wanted} ready, {image}", advice)
     holder = _lease_holder(calls)
     if holder is not None:
-        return Check("operator", good=True, seen=f"no Deployment, but {holder} holds the lease")
+        return DoctorCheck("operator", good=True, seen=f"no Deployment, but {holder} holds the lease")
     others = ", ".join(sorted(f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in found))
     seen = f"none works in {calls.namespace}; others: {others}" if others else "no Deployment, and nobody holds a lease"
-    return Check("operator", good=False, seen=seen, advice=INSTALL)
+    return DoctorCheck("operator", good=False, seen=seen, advice=INSTALL)
 
 
 def _works_in(deployment: Json, namespace: str) -> bool:
@@ -143,7 +143,7 @@ def _lease_holder(calls: Calls) -> str | None:
     return None
 
 
-def _rights(calls: Calls) -> Check:
+def _rights(calls: Calls) -> DoctorCheck:
     # Records are written by the operator alone.
     needed = [(verb, kind.plural) for name, kind in KINDS.items() for verb in (READING if name == ROLLOUT else VERBS)]
     refused = [f"{verb} {plural}" for verb, plural in needed if not _may(calls, verb, plural)]
@@ -151,7 +151,7 @@ def _rights(calls: Calls) -> Check:
     seen = (
         f"you may not {', '.join(refused)}" if refused else f"{', '.join(VERBS)} models and pools in {calls.namespace}"
     )
-    return Check("your rights", not refused, seen, advice)
+    return DoctorCheck("your rights", not refused, seen, advice)
 
 
 def _may(calls: Calls, verb: str, plural: str) -> bool:
@@ -160,13 +160,13 @@ def _may(calls: Calls, verb: str, plural: str) -> bool:
     return bool(calls.create(REVIEWS, review, everywhere=True)["status"].get("allowed"))
 
 
-def _pool(calls: Calls) -> Check:
+def _pool(calls: Calls) -> DoctorCheck:
     what = "pool default"
     pools = {pool["metadata"]["name"]: pool for pool in calls.list(POOLS)[0]}
     if "default" not in pools:
         seen = f"not in {calls.namespace}" + (f"; there are: {', '.join(pools)}" if pools else "")
         advice = "apply a TritonPool named default (spec: {}), or name another in each model's spec.pool"
-        return Check(what, bool(pools), seen, advice, ADD_POOL)
+        return DoctorCheck(what, bool(pools), seen, advice, ADD_POOL)
     ready = condition(pools["default"], "Ready")
     seen = ": ".join(filter(None, (ready["reason"], ready.get("message"))))
-    return Check(what, ready["status"] == "True", seen, "`segserve get -w` shows what it waits for")
+    return DoctorCheck(what, ready["status"] == "True", seen, "`segserve get -w` shows what it waits for")

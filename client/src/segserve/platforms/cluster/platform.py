@@ -12,7 +12,7 @@ from segserve.platforms.cluster.config import config_of
 from segserve.platforms.cluster.gateway import gateway
 from segserve.platforms.cluster.watching import Look, Watching
 from segserve.platforms.errors import ConflictError, ControlError, InvalidResourceError, NotFoundError
-from segserve.platforms.port import MODEL, POOL, Check, Json, LogRequest
+from segserve.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest
 from segserve_builder.cluster.shards import content_of
 from segserve_operator.adapters.bundles.cluster import KEY, bundle_name
 from segserve_operator.adapters.kube.api import CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, Kind
@@ -154,7 +154,7 @@ class ClusterPlatform:
         """Close the connections to the API server."""
         self.calls.close()
 
-    def checks(self) -> Iterator[Check]:
+    def checks(self) -> Iterator[DoctorCheck]:
         """Examine what segserve needs of a cluster and a user."""
         return doctor.checks(self.calls)
 

@@ -1,4 +1,4 @@
-"""What inquiries are made with."""
+"""What checks are made with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from segserve_builder.sources.access import Access
-from segserve_operator.core.gates.checks import Finding
+from segserve_operator.core.gates.checks import CheckResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from segserve_operator.adapters.checks.gateway import InternalGateway
-    from segserve_operator.core.gates.checks import Inquiry, ResourceSample
+    from segserve_operator.core.gates.checks import Check, ResourceSample
 
 
 class ResourceSource(Protocol):
@@ -30,7 +30,7 @@ def _nowhere() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class CheckContext:
     """The ports of one pool. `clock` returns Unix time in seconds, `cache` is the folder of fetched golden sets.
 
     `local` says that users are this machine's own: then what listens on loopback may be asked. `base` returns what
@@ -48,9 +48,9 @@ class Tools:
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
 
 
-Tell: TypeAlias = "Callable[[Finding], None]"
-Ask: TypeAlias = "Callable[[Inquiry, Tools, Tell], Awaitable[Finding]]"
-"""Finds one thing out, and tells of it meanwhile where that is of use; raises `InquiryError` where it cannot."""
+Tell: TypeAlias = "Callable[[CheckResult], None]"
+Ask: TypeAlias = "Callable[[Check, CheckContext, Tell], Awaitable[CheckResult]]"
+"""Finds one thing out, and tells of it meanwhile where that is of use; raises `CheckError` where it cannot."""
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Counts:
         self.asked[side] += 1
         self.failed[side] += failed
 
-    def finding(self, key: str, at_s: float, *, done: bool) -> Finding:
+    def finding(self, key: str, at_s: float, *, done: bool) -> CheckResult:
         """Return them as a finding."""
         asked, failed = (self.asked[0], self.asked[1]), (self.failed[0], self.failed[1])
-        return Finding(key, at_s, done=done, asked=asked, failed=failed)
+        return CheckResult(key, at_s, done=done, asked=asked, failed=failed)

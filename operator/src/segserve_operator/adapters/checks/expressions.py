@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.errors import CheckError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ async def truth_of(
 ) -> dict[str, bool]:
     """Return the value of each CEL expression over `variables`, which are JSON values.
 
-    Raises `InquiryError` where one cannot be read, names what is not there, is neither true nor false, or uses more
+    Raises `CheckError` where one cannot be read, names what is not there, is neither true nor false, or uses more
     time or memory than any sensible one.
     """
     question = json.dumps({"expressions": dict(expressions), "variables": dict(variables)}).encode()
@@ -37,16 +37,16 @@ async def truth_of(
         async with asyncio.timeout(timeout_s):
             said, _ = await child.communicate(question)
     except TimeoutError:
-        raise InquiryError(f"the expressions were not evaluated within {timeout_s:.3g} s") from None
+        raise CheckError(f"the expressions were not evaluated within {timeout_s:.3g} s") from None
     finally:
         if child.returncode is None:
             with suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
     if child.returncode:
-        raise InquiryError("the expressions need more time or memory than they are given")
+        raise CheckError("the expressions need more time or memory than they are given")
     found: dict[str, Any] = json.loads(said)
     if "problem" in found:
-        raise InquiryError(found["problem"])
+        raise CheckError(found["problem"])
     values: dict[str, bool] = found["values"]
     return values

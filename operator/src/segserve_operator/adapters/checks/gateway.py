@@ -10,7 +10,7 @@ import numpy as np
 
 from segserve_common.errors import SegserveError
 from segserve_common.kserve import BYTES, HEADER_LENGTH, InferRequest, Tensor, decode_http, encode_http, model_path
-from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.traffic.internal import internal_client
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class InternalGateway:
     ) -> Answer:
         """Return all outputs of one encoded image; BYTES as arrays of bytes objects.
 
-        Raises `NotAnsweredError` where the servers fail it, and `InquiryError` where they were not asked: the gateway
+        Raises `NotAnsweredError` where the servers fail it, and `CheckError` where they were not asked: the gateway
         cannot be reached, knows no such group, or has another revision there.
         """
         # A stream of one frame, for models of videos that take nothing else; others do not look at it.
@@ -72,17 +72,17 @@ class InternalGateway:
         try:
             reply = await client.post(f"{model_path(model)}/infer", headers=headers, content=body, timeout=timeout_s)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise InquiryError(f"the gateway's internal listener cannot be reached: {error}") from error
+            raise CheckError(f"the gateway's internal listener cannot be reached: {error}") from error
         except httpx.TimeoutException:
             raise NotAnsweredError(f"no answer within {timeout_s:.3g} s", passing=True) from None
         except httpx.TransportError as error:
-            raise InquiryError(f"the gateway broke off: {error or type(error).__name__}") from error
+            raise CheckError(f"the gateway broke off: {error or type(error).__name__}") from error
         return _read(reply, group, revision)
 
     async def _client(self) -> httpx.AsyncClient:
         address = await self._url()
         if address is None:
-            raise InquiryError("no gateway takes requests now")
+            raise CheckError("no gateway takes requests now")
         if address not in self._clients:
             if len(self._clients) >= ADDRESSES:
                 await self.close()
@@ -92,7 +92,7 @@ class InternalGateway:
 
 def _read(reply: httpx.Response, group: str, revision: str) -> Answer:
     if reply.status_code == _NO_WAY:
-        raise InquiryError(reply.text[:300])
+        raise CheckError(reply.text[:300])
     if reply.status_code != httpx.codes.OK:
         passing = reply.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
         raise NotAnsweredError(f"{reply.status_code}: {reply.text[:300]}", passing=passing)
@@ -103,7 +103,7 @@ def _read(reply: httpx.Response, group: str, revision: str) -> Answer:
         raise NotAnsweredError(str(error)) from error
     seen = [bytes(name).decode(errors="replace") for name in answer.get("REVISION", ())]
     if seen and seen != [revision]:
-        raise InquiryError(f"group {group} answers with the revision {seen[0]!r}; {revision!r} is asked for")
+        raise CheckError(f"group {group} answers with the revision {seen[0]!r}; {revision!r} is asked for")
     return answer
 
 

@@ -9,20 +9,20 @@ import numpy as np
 
 from segserve_builder.errors import GoldenError
 from segserve_operator.adapters.checks.context import Counts
-from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.gateway import NotAnsweredError
 from segserve_operator.adapters.checks.golden_images import fetched, nothing_of, regions_of
-from segserve_operator.core.gates.checks import Finding, Scores
-from segserve_operator.core.gates.evidence import CANDIDATE, STABLE
+from segserve_operator.core.evidence import CANDIDATE, STABLE
+from segserve_operator.core.gates.checks import CheckResult, Scores
 from segserve_operator.core.quality import Quality, score_objects, score_semantic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from segserve_builder.steps.public_outputs import Task
-    from segserve_operator.adapters.checks.context import Tell, Tools
+    from segserve_operator.adapters.checks.context import CheckContext, Tell
     from segserve_operator.adapters.checks.golden_images import GoldenImage, GoldenImages
-    from segserve_operator.core.gates.checks import Inquiry
+    from segserve_operator.core.gates.checks import Check
     from segserve_operator.core.quality import Regions
 
 AT_ONCE: Final = 1
@@ -33,7 +33,7 @@ PAUSES_S: Final = (0.5, 2.0)
 """Before the second try and the third: a single failure says nothing of masks."""
 
 
-async def ask(order: Inquiry, tools: Tools, tell: Tell) -> Finding:
+async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
     """Ask every golden image of both groups, and score the answers.
 
     An image that the candidate's servers refuse three times, or answer with what cannot be read, shows nothing. One
@@ -57,19 +57,19 @@ async def ask(order: Inquiry, tools: Tools, tell: Tell) -> Finding:
     answers = [task.result() for task in tasks]
     scores = await asyncio.to_thread(_scores, images, answers)
     asked, failed = (counts.asked[0], counts.asked[1]), (counts.failed[0], counts.failed[1])
-    return Finding(order.key, tools.clock(), asked=asked, failed=failed, scores=scores)
+    return CheckResult(order.key, tools.clock(), asked=asked, failed=failed, scores=scores)
 
 
 async def _answer(
-    order: Inquiry,
-    tools: Tools,
+    order: Check,
+    tools: CheckContext,
     images: GoldenImages,
     image: GoldenImage,
     content: bytes,
     side: int,
     counts: Counts,
 ) -> Regions | None:
-    """Return what one revision answers; None where it fails, raises `InquiryError` where it could not be asked."""
+    """Return what one revision answers; None where it fails, raises `CheckError` where it could not be asked."""
     group, revision = order.sides[side]
     for pause_s in (*PAUSES_S, None):
         try:
@@ -80,7 +80,7 @@ async def _answer(
             if pause_s is not None:
                 await asyncio.sleep(pause_s)
             elif side == CANDIDATE and getattr(error, "passing", False):
-                raise InquiryError(f"{image.case.image}: the candidate does not answer: {error}") from error
+                raise CheckError(f"{image.case.image}: the candidate does not answer: {error}") from error
         else:
             counts.add(side, failed=False)
             return found

@@ -16,7 +16,7 @@ from segserve_builder.errors import BuilderError, GoldenError, SourceUnauthorize
 from segserve_builder.golden import judging as golden
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.public_outputs import has_masks
-from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.core.quality import Regions
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel
     from segserve_builder.steps.public_outputs import Task
     from segserve_common.kserve import Parameter
-    from segserve_operator.adapters.checks.context import Tools
+    from segserve_operator.adapters.checks.context import CheckContext
     from segserve_operator.adapters.checks.gateway import Answer
-    from segserve_operator.core.gates.checks import Inquiry
+    from segserve_operator.core.gates.checks import Check
 
 MAX_BYTES: Final = 2**30
 _GREY: Final = frozenset({"L", "P", "I", "I;16", "I;16B"})
@@ -56,26 +56,26 @@ class GoldenImages:
     names: Mapping[int, str]
 
 
-async def fetched(order: Inquiry, tools: Tools) -> GoldenImages:
+async def fetched(order: Check, tools: CheckContext) -> GoldenImages:
     """Return the golden images of the candidate's revision, fetched and checked against their digest.
 
-    Raises `InquiryError` where the model has none, or they cannot be had or read.
+    Raises `CheckError` where the model has none, or they cannot be had or read.
     """
     if order.revision is None or order.revision.golden is None:
-        raise InquiryError("the model has no golden set")
+        raise CheckError("the model has no golden set")
     try:
         uri = sources.resolved(order.revision.golden.uri, tools.base())
         return await asyncio.to_thread(_load, order.revision, uri, tools)
     except SourceUnauthorizedError as error:
         hint = "" if tools.local else "; the operator reads no Secrets of pools: gates ask sets that need none"
-        raise InquiryError(f"the golden set cannot be had: {error}{hint}") from error
+        raise CheckError(f"the golden set cannot be had: {error}{hint}") from error
     except BuilderError as error:
-        raise InquiryError(f"the golden set cannot be had: {error}") from error
+        raise CheckError(f"the golden set cannot be had: {error}") from error
     except OSError as error:
-        raise InquiryError(f"the golden set cannot be read: {error}") from error
+        raise CheckError(f"the golden set cannot be read: {error}") from error
 
 
-def _load(revision: AssignedModel, uri: str, tools: Tools) -> GoldenImages:
+def _load(revision: AssignedModel, uri: str, tools: CheckContext) -> GoldenImages:
     assert revision.golden is not None
     digest = revision.golden.sha256
     access = tools.access()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.notify.addresses import RefusedAddressError, resolved
 
 if TYPE_CHECKING:
@@ -38,23 +38,23 @@ async def call(
 ) -> Reply:
     """Send one request and read all of the answer. Redirects are answers like others; proxies are not used.
 
-    The connection goes to the very address that was examined. Raises `InquiryError` where the target is refused or does
+    The connection goes to the very address that was examined. Raises `CheckError` where the target is refused or does
     not answer in time, or with more than 64 KiB.
     """
     try:
         target = httpx.URL(url)
         if target.scheme not in _PORTS or not target.host or target.userinfo:
-            raise InquiryError(f"{_shown(target)}: http or https, a host, and no credentials before it are allowed")
+            raise CheckError(f"{_shown(target)}: http or https, a host, and no credentials before it are allowed")
         async with asyncio.timeout(timeout_s):
             return await _exchange(method, target, loopback, timeout_s, parameters or {}, payload)
     except TimeoutError:
-        raise InquiryError(f"{_shown(target)} did not answer within {timeout_s:.3g} s") from None
+        raise CheckError(f"{_shown(target)} did not answer within {timeout_s:.3g} s") from None
     except RefusedAddressError as error:
-        raise InquiryError(f"not asked: {error}") from error
+        raise CheckError(f"not asked: {error}") from error
     except httpx.InvalidURL as error:
-        raise InquiryError(f"no URL: {error}") from error
+        raise CheckError(f"no URL: {error}") from error
     except (httpx.HTTPError, OSError, UnicodeError) as error:
-        raise InquiryError(f"{_shown(target)} cannot be asked: {error or type(error).__name__}") from error
+        raise CheckError(f"{_shown(target)} cannot be asked: {error or type(error).__name__}") from error
 
 
 async def _exchange(
@@ -91,7 +91,7 @@ async def _bounded(answer: httpx.Response, target: httpx.URL) -> bytes:
     async for chunk in answer.aiter_raw():
         body += chunk
         if len(body) > MAX_BYTES:
-            raise InquiryError(f"{_shown(target)} answers with more than {MAX_BYTES // 1024} KiB")
+            raise CheckError(f"{_shown(target)} answers with more than {MAX_BYTES // 1024} KiB")
     return body
 
 

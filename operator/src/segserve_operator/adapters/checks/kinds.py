@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from segserve_operator.adapters.checks.context import Ask
-    from segserve_operator.core.gates.checks import Inquiry
+    from segserve_operator.core.gates.checks import Check
 
 KINDS: Final[Mapping[str, Ask]] = {
     "golden": golden.ask,
@@ -21,7 +21,7 @@ KINDS: Final[Mapping[str, Ask]] = {
 }
 
 
-def kind_of(order: Inquiry) -> str:
+def kind_of(order: Check) -> str:
     """Return the key of what answers an order."""
     if order.purpose != "check":
         return order.purpose

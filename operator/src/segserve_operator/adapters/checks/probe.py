@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden import judging as golden
 from segserve_operator.adapters.checks.context import Counts
-from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.gateway import NotAnsweredError
 from segserve_operator.adapters.checks.golden_images import fetched
-from segserve_operator.core.gates.evidence import CANDIDATE, STABLE
+from segserve_operator.core.evidence import CANDIDATE, STABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from segserve_common.kserve import Parameter
-    from segserve_operator.adapters.checks.context import Tell, Tools
-    from segserve_operator.core.gates.checks import Finding, Inquiry
+    from segserve_operator.adapters.checks.context import CheckContext, Tell
+    from segserve_operator.core.gates.checks import Check, CheckResult
 
 PERIOD_S: Final = 0.25
 TIMEOUT_S: Final = 5.0
@@ -30,20 +30,20 @@ MOST_WAITING: Final = 32
 Question: TypeAlias = "tuple[bytes, golden.Case | None]"
 
 
-async def ask(order: Inquiry, tools: Tools, tell: Tell) -> Finding:
+async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
     """Ask four times a second for `order.seconds`, and tell of each answer as it comes.
 
     The candidate fails a request where its answer is none, or not the expected one of a golden image. Stable fails
     where it does not answer: the golden images are the candidate's.
     """
     questions, parameters = await _questions(order, tools)
-    counts, problems = Counts(), list[InquiryError]()
+    counts, problems = Counts(), list[CheckError]()
     waiting: dict[int, set[asyncio.Task[None]]] = {STABLE: set(), CANDIDATE: set()}
 
     async def one(side: int, question: Question) -> None:
         try:
             failed = await _fails(order, tools, side, question, parameters)
-        except InquiryError as error:
+        except CheckError as error:
             problems.append(error)
             return
         counts.add(side, failed=failed)
@@ -62,11 +62,11 @@ async def ask(order: Inquiry, tools: Tools, tell: Tell) -> Finding:
     return counts.finding(order.key, tools.clock(), done=True)
 
 
-async def _questions(order: Inquiry, tools: Tools) -> tuple[Sequence[Question], Mapping[str, Parameter]]:
+async def _questions(order: Check, tools: CheckContext) -> tuple[Sequence[Question], Mapping[str, Parameter]]:
     """Return the images to ask, with what is expected; the built-in one where there are none, or none can be had."""
     try:
         images = await fetched(order, tools)
-    except InquiryError:
+    except CheckError:
         return [(golden.builtin_image(), None)], {}
     chosen = images.images[:MOST_IMAGES]
     contents = await asyncio.gather(*(asyncio.to_thread(image.path.read_bytes) for image in chosen))
@@ -74,7 +74,7 @@ async def _questions(order: Inquiry, tools: Tools) -> tuple[Sequence[Question], 
 
 
 async def _fails(
-    order: Inquiry, tools: Tools, side: int, question: Question, parameters: Mapping[str, Parameter]
+    order: Check, tools: CheckContext, side: int, question: Question, parameters: Mapping[str, Parameter]
 ) -> bool:
     image, case = question
     group, revision = order.sides[side]

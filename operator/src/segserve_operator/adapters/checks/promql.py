@@ -6,28 +6,28 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.expressions import truth_of
 from segserve_operator.adapters.checks.http import call
 from segserve_operator.api.rollout_policy import PromqlGate
-from segserve_operator.core.gates.checks import Finding
+from segserve_operator.core.gates.checks import CheckResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve_operator.adapters.checks.context import Tell, Tools
-    from segserve_operator.core.gates.checks import Inquiry
+    from segserve_operator.adapters.checks.context import CheckContext, Tell
+    from segserve_operator.core.gates.checks import Check
 
 _PLACES: Final = re.compile(r"\{(model|candidate|stable)\}")
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "'": "\\'", "\n": "\\n"})
 SHOWN: Final = 8
 
 
-async def ask(order: Inquiry, tools: Tools, tell: Tell) -> Finding:
+async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
     """Make the query of now, and find out what the gate's expressions say of its numbers."""
     del tell
     if not isinstance(order.spec, PromqlGate):
-        raise InquiryError(f"the gate {order.gate!r} is no query")
+        raise CheckError(f"the gate {order.gate!r} is no query")
     names = {"model": order.model, "candidate": order.candidate, "stable": order.stable}
     reply = await call(
         "POST",
@@ -39,7 +39,7 @@ async def ask(order: Inquiry, tools: Tools, tell: Tell) -> Finding:
     numbers = numbers_of(reply.status, reply.body)
     found = await truth_of({"passCondition": order.spec.pass_condition, "breachCondition": order.spec.breach_condition}, {"result": numbers})
     shown = f"result {', '.join(f'{number:.6g}' for number in numbers[:SHOWN])}"
-    return Finding(order.key, tools.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown)
+    return CheckResult(order.key, tools.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown)
 
 
 def filled(query: str, names: Mapping[str, str]) -> str:
@@ -50,7 +50,7 @@ def filled(query: str, names: Mapping[str, str]) -> str:
 def numbers_of(status: int, body: Any) -> list[float]:
     """Return the numbers of an instant query's answer, one a series.
 
-    Raises `InquiryError` where it is none, is empty, or holds what is no number: that is no verdict.
+    Raises `CheckError` where it is none, is empty, or holds what is no number: that is no verdict.
     """
     match body:
         case {"status": "success", "data": {"resultType": "scalar", "result": [_, str(text)]}}:
@@ -58,17 +58,17 @@ def numbers_of(status: int, body: Any) -> list[float]:
         case {"status": "success", "data": {"resultType": "vector", "result": list(series)}}:
             texts = [_value(one) for one in series]
         case {"status": "error", "error": str(why)}:
-            raise InquiryError(f"the query fails: {why[:300]}")
+            raise CheckError(f"the query fails: {why[:300]}")
         case _:
-            raise InquiryError(f"Prometheus answers {status} without a vector or a scalar")
+            raise CheckError(f"Prometheus answers {status} without a vector or a scalar")
     try:
         numbers = [float(text) for text in texts]
     except ValueError as error:
-        raise InquiryError(f"the result is no number: {error}") from error
+        raise CheckError(f"the result is no number: {error}") from error
     if not numbers:
-        raise InquiryError("the query has no result")
+        raise CheckError("the query has no result")
     if not all(map(math.isfinite, numbers)):
-        raise InquiryError(f"the result is not finite: {', '.join(texts[:SHOWN])}")
+        raise CheckError(f"the result is not finite: {', '.join(texts[:SHOWN])}")
     return numbers
 
 
@@ -76,4 +76,4 @@ def _value(series: Any) -> str:
     match series:
         case {"value": [_, str(text)]}:
             return text
-    raise InquiryError("a series of the result has no value")
+    raise CheckError("a series of the result has no value")

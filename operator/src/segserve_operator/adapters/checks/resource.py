@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from segserve_operator.core.gates.checks import Finding
+from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.resource import LOOKS
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.checks.context import Tell, Tools
-    from segserve_operator.core.gates.checks import Inquiry
+    from segserve_operator.adapters.checks.context import CheckContext, Tell
+    from segserve_operator.core.gates.checks import Check
 
 KEPT: Final = LOOKS + 1
 
 
-async def ask(order: Inquiry, tools: Tools, tell: Tell) -> Finding:
+async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
     """Take one more sample; the finding has the first that this process took of the group, and the latest."""
     del tell  # one look is over at once
     known = tools.samples.get(order.candidate_group, ())
     taken = (*known, await tools.resources.look(order.candidate_group))
     kept = taken if len(taken) <= KEPT else (taken[0], *taken[-LOOKS:])
     tools.samples[order.candidate_group] = kept
-    return Finding(order.key, tools.clock(), samples=kept)
+    return CheckResult(order.key, tools.clock(), samples=kept)

@@ -8,15 +8,15 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.kinds import KINDS, kind_of
-from segserve_operator.core.gates.checks import Finding
+from segserve_operator.core.gates.checks import CheckResult
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from segserve_operator.adapters.checks.context import Tools
-    from segserve_operator.core.gates.checks import Inquiry
+    from segserve_operator.adapters.checks.context import CheckContext
+    from segserve_operator.core.gates.checks import Check
 
 PAUSES_S: Final = (2.0, 5.0, 15.0, 60.0)
 """Before what had a problem is asked again; the last goes on. It is never later than it is due anyway."""
@@ -24,21 +24,21 @@ PAUSES_S: Final = (2.0, 5.0, 15.0, 60.0)
 log = logging.getLogger("segserve")
 
 
-class Inquirer:
+class BackgroundCheckRunner:
     """Holds one task an order. Passes only leave orders and read findings: nothing here waits, and nothing raises.
 
     What had a problem is asked again for as long as it is ordered, and an answer then takes the problem's place. What
     is to be asked at intervals is begun at multiples of them, but never while it is under way.
     """
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: CheckContext) -> None:
         self._tools = tools
-        self._orders: dict[str, Inquiry] = {}
+        self._orders: dict[str, Check] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._findings: dict[str, Finding] = {}
+        self._findings: dict[str, CheckResult] = {}
 
-    def ask(self, orders: Collection[Inquiry]) -> None:
+    def ask(self, orders: Collection[Check]) -> None:
         """Begin with what is new of these, and give up and forget what is no longer among them.
 
         An order is known by its key; what else it says counts from the next time it is asked. Must be called within a
@@ -52,9 +52,9 @@ class Inquirer:
         for group in self._tools.samples.keys() - groups:
             del self._tools.samples[group]
         for key in wanted.keys() - self._tasks.keys():
-            self._tasks[key] = asyncio.create_task(self._find_out(key), name=f"inquiry {key}")
+            self._tasks[key] = asyncio.create_task(self._find_out(key), name=f"check {key}")
 
-    def findings(self) -> Mapping[str, Finding]:
+    def findings(self) -> Mapping[str, CheckResult]:
         """Return what is known now, by key; of what is still asked it may be part."""
         return dict(self._findings)
 
@@ -84,24 +84,24 @@ class Inquirer:
                 pause_s, problems = order.every_s - (clock() - began_s) % order.every_s, 0
             await asyncio.sleep(pause_s)
 
-    async def _attempt(self, order: Inquiry) -> Finding:
+    async def _attempt(self, order: Check) -> CheckResult:
         kind = kind_of(order)
         try:
             if kind not in KINDS:
-                raise InquiryError(f"nothing asks for {kind!r}; known: {', '.join(KINDS)}")
+                raise CheckError(f"nothing asks for {kind!r}; known: {', '.join(KINDS)}")
             return await KINDS[kind](order, self._tools, self._keep)
-        except* InquiryError as errors:
+        except* CheckError as errors:
             problem = str(_first(errors))
         except* Exception as errors:
-            log.exception("inquiry %s", order.key)
+            log.exception("check %s", order.key)
             problem = f"{type(_first(errors)).__name__}: {_first(errors)}"
         return self._failed(order, problem)
 
-    def _failed(self, order: Inquiry, problem: str) -> Finding:
-        known = self._findings.get(order.key, Finding(order.key, 0.0))
+    def _failed(self, order: Check, problem: str) -> CheckResult:
+        known = self._findings.get(order.key, CheckResult(order.key, 0.0))
         return replace(known, at_s=self._tools.clock(), done=True, problem=problem)
 
-    def _keep(self, finding: Finding) -> None:
+    def _keep(self, finding: CheckResult) -> None:
         if finding.key in self._tasks:
             self._findings[finding.key] = finding
 

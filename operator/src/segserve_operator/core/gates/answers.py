@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from segserve_operator.core.gates.base import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.checks import Finding
+    from segserve_operator.core.gates.checks import CheckResult
 
 
-def no_answer(gate: str, finding: Finding) -> Verdict:
+def no_answer(gate: str, finding: CheckResult) -> Verdict:
     """Return the verdict where nothing was found out, with why not."""
     message = finding.problem or ("the answer says nothing" if finding.done else "nothing has been found out yet")
     return Verdict(gate, Outcome.UNDECIDED, "NoAnswer", message)
 
 
-def by_expressions(gate: str, finding: Finding, passes: str, breaches: str) -> Verdict:
+def by_expressions(gate: str, finding: CheckResult, passes: str, breaches: str) -> Verdict:
     """Judge by what two expressions say of an answer. A breach counts before a pass; neither is Undecided."""
     if finding.problem or finding.passes is None or finding.breaches is None:
         return no_answer(gate, finding)

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from segserve_operator.api.rollout_policy import RolloutPolicy
     from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.gates.checks import Finding
+    from segserve_operator.core.gates.checks import CheckResult
 
-ASKED: Final[Mapping[str, Callable[[Any, Finding, RolloutPolicy, float], Verdict]]] = {
+ASKED: Final[Mapping[str, Callable[[Any, CheckResult, RolloutPolicy, float], Verdict]]] = {
     "goldenQuality": golden_quality.judge,
     "resource": resource.judge,
     "webhook": webhook.judge,

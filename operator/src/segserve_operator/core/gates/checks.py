@@ -17,7 +17,7 @@ Pair: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Inquiry:
+class Check:
     """One thing to find out, known by its key: asked once, or anew every `every_s` after it was begun.
 
     What is due while it is still under way is not begun twice: its answer counts, and the next time is waited for.
@@ -82,8 +82,8 @@ class ResourceSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What came of an inquiry, at `at_s` (Unix time); `done` when no more will come, but for what is asked anew.
+class CheckResult:
+    """What came of an check, at `at_s` (Unix time); `done` when no more will come, but for what is asked anew.
 
     `asked` and `failed` count our own requests to (stable, candidate). `samples` are of the candidate's servers: the
     first since they are looked at, and then the latest, oldest first. `passes` and `breaches` are what a gate's

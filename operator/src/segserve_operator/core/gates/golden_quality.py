@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy
-    from segserve_operator.core.gates.checks import Finding, Scores
+    from segserve_operator.core.gates.checks import CheckResult, Scores
 
 GATE: Final = "goldenQuality"
 SUSPECT: Final = math.log(20.0)
 """With this evidence against a candidate, and less than a proof, a person has to look."""
 
 
-def judge(spec: GoldenQualityGate, finding: Finding, policy: RolloutPolicy, level: float) -> Verdict:
+def judge(spec: GoldenQualityGate, finding: CheckResult, policy: RolloutPolicy, level: float) -> Verdict:
     """Judge one replay: floors first, then each class's drop, then the paired test at `level`, its share of alpha."""
     scores = finding.scores
     if finding.problem or not finding.done or scores is None or not scores.means:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from segserve_operator.core.gates.checks import Finding
+    from segserve_operator.core.gates.checks import CheckResult
 
 ENOUGH_ANSWERS: Final = 20
 DEVIATIONS: Final = 3.0
@@ -14,7 +14,7 @@ DEVIATIONS: Final = 3.0
 LONGEST_S: Final = 60.0
 
 
-def probe_outcome(finding: Finding | None, seconds: float) -> int:
+def probe_outcome(finding: CheckResult | None, seconds: float) -> int:
     """Return 1 where the candidate answers our requests, -1 where it fails them, and 0 while neither is known.
 
     `seconds` is for how long it has been asked. It fails with clearly more failures than stable, of as many requests:

@@ -10,10 +10,10 @@ from segserve_operator.core.gates.answers import by_expressions
 if TYPE_CHECKING:
     from segserve_operator.api.rollout_policy import PromqlGate, RolloutPolicy
     from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.gates.checks import Finding
+    from segserve_operator.core.gates.checks import CheckResult
 
 
-def judge(spec: PromqlGate, finding: Finding, policy: RolloutPolicy, level: float) -> Verdict:
+def judge(spec: PromqlGate, finding: CheckResult, policy: RolloutPolicy, level: float) -> Verdict:
     """Judge by what the expressions say of the latest result; one that is empty or NaN says nothing."""
     del policy, level  # the user's own rule has no tolerance, and takes nothing of alpha
     return by_expressions(gate_name(spec), finding, spec.pass_condition, spec.breach_condition)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from segserve_operator.api.rollout_policy import ResourceGate, RolloutPolicy
-    from segserve_operator.core.gates.checks import Finding, ResourceSample
+    from segserve_operator.core.gates.checks import CheckResult, ResourceSample
 
 GATE: Final = "resource"
 LOOKS: Final = 3
@@ -21,7 +21,7 @@ LOOKS: Final = 3
 _REASONS: Final = {"restarts": "Restarts", "memoryGrowthPercent": "MemoryGrows", "queueSeconds": "LongQueue"}
 
 
-def judge(spec: ResourceGate, finding: Finding, policy: RolloutPolicy, level: float) -> Verdict:
+def judge(spec: ResourceGate, finding: CheckResult, policy: RolloutPolicy, level: float) -> Verdict:
     """Judge the latest looks at the servers, each against the first.
 
     What is not measured is not judged, and the message says so; where nothing is, the verdict is Undecided.

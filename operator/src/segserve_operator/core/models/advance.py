@@ -9,7 +9,7 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.core.models.events import Notice
-from segserve_operator.core.models.inputs import groups_of, hear, inquiries, is_about, verdicts_with
+from segserve_operator.core.models.inputs import checks, groups_of, hear, is_about, verdicts_with
 from segserve_operator.core.models.requests import next_request, refusal, with_handled
 from segserve_operator.core.models.rollout_texts import SPLIT_STORY, story
 from segserve_operator.core.rollout import decisions
@@ -23,7 +23,7 @@ from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 if TYPE_CHECKING:
     from segserve_operator.core.evidence import Look
-    from segserve_operator.core.gates.checks import Inquiry
+    from segserve_operator.core.gates.checks import Check
     from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
     from segserve_operator.core.models.requests import Request
     from segserve_operator.core.rollout.decisions import Made
@@ -48,7 +48,7 @@ class Rolled:
 
     standing: Standing | None = None
     records: tuple[Record, ...] = ()
-    inquiries: tuple[Inquiry, ...] = ()
+    checks: tuple[Check, ...] = ()
     handled: tuple[str, ...] = ()
     told: tuple[Notice, ...] = ()
     retried: bool = False
@@ -104,13 +104,13 @@ def _answered(
     return rolled, request if refused is None else None
 
 
-def with_inquiries(rolled: Rolled, roles: Roles, model: ModelObserved, world: Observed) -> Rolled:
+def with_checks(rolled: Rolled, roles: Roles, model: ModelObserved, world: Observed) -> Rolled:
     """Return it with what is to be found out, once it is known which groups the roles are in from now on."""
     standing = rolled.standing
     record = next((record for record in rolled.records if standing and record.name == standing.rollout), None)
     if standing is None or record is None:
         return rolled
-    return replace(rolled, inquiries=inquiries(standing, record, roles, model, world))
+    return replace(rolled, checks=checks(standing, record, roles, model, world))
 
 
 def unchanged(model: ModelObserved, world: Observed) -> Rolled:
@@ -120,7 +120,7 @@ def unchanged(model: ModelObserved, world: Observed) -> Rolled:
     record = world.records.get(standing.rollout) if standing is not None else None
     if standing is None or record is None:
         return rolled
-    return replace(rolled, inquiries=inquiries(standing, record, model.roles, model, world))
+    return replace(rolled, checks=checks(standing, record, model.roles, model, world))
 
 
 def _behind(standing: Standing | None, world: Observed) -> tuple[Record, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from segserve_operator.api.rollout_policy import gate_name
 from segserve_operator.core.gates.asked import ASKED
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.gates.checks import Inquiry
+from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.gates.probe import LONGEST_S, probe_outcome
 from segserve_operator.core.models.self_test import tests_itself
 from segserve_operator.core.models.slo import SloWatch, is_due, is_watched
@@ -84,9 +84,9 @@ def hear(record: Record, standing: Standing, roles: Roles, model: ModelObserved,
     )
 
 
-def inquiries(
+def checks(
     standing: Standing, record: Record, roles: Roles, model: ModelObserved, world: Observed
-) -> tuple[Inquiry, ...]:
+) -> tuple[Check, ...]:
     """Return what is to be found out now. An order keeps its key for as long as the rollout wants its answer."""
     return tuple(_orders(standing, record, roles, model, world))
 
@@ -144,11 +144,11 @@ def _key(standing: Standing, gate: Gate) -> str:
 
 def _orders(
     standing: Standing, record: Record, roles: Roles, model: ModelObserved, world: Observed
-) -> Iterator[Inquiry]:
+) -> Iterator[Check]:
     if standing.ended or standing.phase is Phase.PENDING or roles.stable is None:
         return
     stable, candidate = groups_of(standing, roles)
-    order = Inquiry(
+    order = Check(
         key="",
         model=model.name,
         purpose="check",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel, ModelReport
     from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
     from segserve_operator.core.failure import Failure
-    from segserve_operator.core.gates.checks import Finding
+    from segserve_operator.core.gates.checks import CheckResult
     from segserve_operator.core.models.self_test import SelfTest
     from segserve_operator.core.models.slo import SloWatch
     from segserve_operator.core.rollout.counters import Sample
@@ -272,7 +272,7 @@ class Observed:
     records: Mapping[str, Record] = field(default_factory=dict)
     written: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     samples: Mapping[str, Sample] = field(default_factory=dict)
-    findings: Mapping[str, Finding] = field(default_factory=dict)
+    findings: Mapping[str, CheckResult] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.gates.checks import Inquiry
+    from segserve_operator.core.gates.checks import Check
     from segserve_operator.core.models.events import Notice
     from segserve_operator.core.models.observed import (
         Candidate,
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 class Desired:
     """The world as it should be now. Groups that are not named here end.
 
-    `records` are the rollouts' as they are after this pass, `inquiries` what is to be found out, `answers` by model
+    `records` are the rollouts' as they are after this pass, `checks` what is to be found out, `answers` by model
     what became of what people asked for, `watches` by model how it keeps its SLO, `self_tests` how stable compares with
     itself.
     """
@@ -73,7 +73,7 @@ class Desired:
     forgotten: tuple[str, ...]
     pool: PoolStatus | None
     records: Mapping[str, Record]
-    inquiries: tuple[Inquiry, ...]
+    checks: tuple[Check, ...]
     answers: Mapping[str, tuple[Notice, ...]]
     watches: Mapping[str, SloWatch]
     self_tests: Mapping[str, SelfTest]
@@ -104,7 +104,7 @@ def decide(world: Observed, unrecorded: frozenset[str] = frozenset()) -> Desired
         forgotten=forgotten,
         pool=pool_status(world),
         records={record.name: record for each in rolled.values() for record in each.records},
-        inquiries=tuple(inquiry for each in rolled.values() for inquiry in each.inquiries),
+        checks=tuple(check for each in rolled.values() for check in each.checks),
         answers={name: each.told for name, each in rolled.items() if each.told},
         watches=seen,
         self_tests=self_tests(world.models, world),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.classes import class_changes
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.models.advance import Rolled, roll, with_inquiries
+from segserve_operator.core.models.advance import Rolled, roll, with_checks
 from segserve_operator.core.models.observed import Candidate, Holder, Roles
 from segserve_operator.core.models.slo import LOOK_S as SLO_LOOK_S
 from segserve_operator.core.models.slo import is_watched
@@ -58,7 +58,7 @@ def next_roles(model: ModelObserved, world: Observed, turns: frozenset[str]) -> 
     roles = _follow_rollout(roles, rolled, scope)
     for rule in _IN_TIME:
         roles = rule(roles, scope)
-    return roles, with_inquiries(rolled, roles, model, world)
+    return roles, with_checks(rolled, roles, model, world)
 
 
 def settling(roles: Roles, main: str) -> bool:

@@ -14,9 +14,9 @@ from fakes.golden_pictures import order, tools_of
 from fakes.platform import Found
 from segserve_operator import service
 from segserve_operator.adapters.checks.kinds import KINDS
-from segserve_operator.adapters.checks.runner import Inquirer
+from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import WebhookGate
-from segserve_operator.core.gates.checks import Finding, Inquiry
+from segserve_operator.core.gates.checks import Check, CheckResult
 
 EVERY_S = 0.02
 GATE = WebhookGate(name="latency-budget", url="http://service.example/")
@@ -25,12 +25,12 @@ OTHER = replace(CHECK, key="coins-2/latency-budget", candidate="coins-cccccccccc
 
 
 class Asked(Protocol):
-    """An inquirer whose questions are answered when the test says so."""
+    """An check_runner whose questions are answered when the test says so."""
 
-    inquirer: service.Inquirer
+    check_runner: service.CheckRunner
 
     @property
-    def begun(self) -> list[Inquiry]: ...
+    def begun(self) -> list[Check]: ...
 
     async def pass_time(self, seconds: float) -> None: ...
 
@@ -43,34 +43,34 @@ class Asked(Protocol):
 class InMemory:
     """The fake, with a clock of its own."""
 
-    inquirer: Found
+    check_runner: Found
     now_s: float = 1000.0
 
     @property
-    def begun(self) -> list[Inquiry]:
-        return self.inquirer.begun
+    def begun(self) -> list[Check]:
+        return self.check_runner.begun
 
     async def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
 
     async def answer(self, *, passes: bool) -> None:
-        self.inquirer.answers["check"] = lambda inquiry: Finding(inquiry.key, self.now_s, passes=passes)
-        self.inquirer.findings()
-        del self.inquirer.answers["check"]
+        self.check_runner.answers["check"] = lambda check: CheckResult(check.key, self.now_s, passes=passes)
+        self.check_runner.findings()
+        del self.check_runner.answers["check"]
 
 
 @dataclass
 class InBackground:
     """The real one, which asks a service that takes its time."""
 
-    inquirer: Inquirer
-    begun: list[Inquiry] = field(default_factory=list)
+    check_runner: BackgroundCheckRunner
+    begun: list[Check] = field(default_factory=list)
     under_way: list[asyncio.Future[bool]] = field(default_factory=list)
 
-    async def ask(self, asked: Inquiry, tools: Any, tell: Any) -> Finding:
+    async def ask(self, asked: Check, tools: Any, tell: Any) -> CheckResult:
         self.begun.append(asked)
         self.under_way.append(asyncio.get_running_loop().create_future())
-        return Finding(asked.key, 1000.0, passes=await self.under_way[-1])
+        return CheckResult(asked.key, 1000.0, passes=await self.under_way[-1])
 
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -88,25 +88,25 @@ async def asked(
 ) -> AsyncIterator[Asked]:
     if request.param == "memory":
         found = InMemory(Found())
-        found.inquirer.clock = lambda: found.now_s
+        found.check_runner.clock = lambda: found.now_s
         yield found
         return
-    real = InBackground(Inquirer(tools_of(tmp_path)))
+    real = InBackground(BackgroundCheckRunner(tools_of(tmp_path)))
     monkeypatch.setitem(KINDS, "webhook", real.ask)
     yield real
-    await real.inquirer.close()
+    await real.check_runner.close()
 
 
-async def pass_until(asked: Asked, holds: Any, *orders: Inquiry) -> None:
+async def pass_until(asked: Asked, holds: Any, *orders: Check) -> None:
     """Make passes that order these things until it holds."""
     async with asyncio.timeout(20):
         while not holds():
-            asked.inquirer.ask(orders)
+            asked.check_runner.ask(orders)
             await asked.pass_time(EVERY_S / 4)
 
 
-def finding_of(asked: Asked, key: str = CHECK.key) -> Finding | None:
-    return asked.inquirer.findings().get(key)
+def finding_of(asked: Asked, key: str = CHECK.key) -> CheckResult | None:
+    return asked.check_runner.findings().get(key)
 
 
 async def test_nothing_is_known_before_it_is_answered(asked: Asked) -> None:
@@ -124,13 +124,13 @@ async def test_an_answer_is_known_for_as_long_as_it_is_ordered(asked: Asked) -> 
         await asked.pass_time(EVERY_S)
 
     assert asked.begun == [once]
-    asked.inquirer.ask(())
+    asked.check_runner.ask(())
     assert finding_of(asked) is None
 
 
 async def test_what_takes_longer_than_its_interval_is_begun_once_and_its_answer_counts(asked: Asked) -> None:
     for _ in range(8):
-        asked.inquirer.ask([CHECK])
+        asked.check_runner.ask([CHECK])
         await asked.pass_time(EVERY_S)
     begun = list(asked.begun)
     await asked.answer(passes=True)
@@ -158,17 +158,17 @@ async def test_it_is_asked_anew_when_it_is_due_with_what_is_true_by_then(asked: 
 
 async def test_what_is_no_longer_ordered_is_given_up_and_its_answer_is_nobodys(asked: Asked) -> None:
     await pass_until(asked, lambda: asked.begun, CHECK)
-    asked.inquirer.ask([OTHER])
+    asked.check_runner.ask([OTHER])
     await pass_until(asked, lambda: OTHER in asked.begun, OTHER)
     await asked.answer(passes=True)
     await pass_until(asked, lambda: finding_of(asked, OTHER.key) is not None, OTHER)
 
-    assert set(asked.inquirer.findings()) == {OTHER.key}
+    assert set(asked.check_runner.findings()) == {OTHER.key}
 
 
 async def test_what_is_ordered_again_after_it_was_not_is_asked_anew(asked: Asked) -> None:
     await pass_until(asked, lambda: asked.begun, CHECK)
-    asked.inquirer.ask(())
+    asked.check_runner.ask(())
     await pass_until(asked, lambda: len(asked.begun) == 2, CHECK)
     await asked.answer(passes=True)
     await pass_until(asked, lambda: finding_of(asked) is not None, CHECK)

@@ -1,4 +1,4 @@
-"""The inquirer asks in the background, once a key, and forgets what nobody orders."""
+"""The check_runner asks in the background, once a key, and forgets what nobody orders."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, order, tools_of
 from fakes.internal_gateway import internal_listener
 from segserve_operator.adapters.checks import golden, runner
 from segserve_operator.adapters.checks.kinds import KINDS
-from segserve_operator.adapters.checks.runner import Inquirer
+from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import ResourceGate
 from segserve_operator.core.gates.asked import ASKED
-from segserve_operator.core.gates.checks import Finding
+from segserve_operator.core.gates.checks import CheckResult
 
 CHECK: dict[str, Any] = {"spec": ResourceGate(), "gate": "resource"}
 
@@ -28,23 +28,23 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "PAUSES_S", (0.01,))
 
 
-async def until(inquirer: Inquirer, key: str, holds: Callable[[Finding], bool] = lambda found: found.done) -> Finding:
+async def until(check_runner: BackgroundCheckRunner, key: str, holds: Callable[[CheckResult], bool] = lambda found: found.done) -> CheckResult:
     async with asyncio.timeout(20):
-        while (found := inquirer.findings().get(key)) is None or not holds(found):
+        while (found := check_runner.findings().get(key)) is None or not holds(found):
             await asyncio.sleep(0.005)
     return found
 
 
 async def test_an_order_is_answered_once_however_often_it_is_given(
-    inquirer_of: Callable[..., Inquirer], pictures: Pictures
+    check_runner_of: Callable[..., BackgroundCheckRunner], pictures: Pictures
 ) -> None:
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
-        inquirer = inquirer_of(listener)
+        check_runner = check_runner_of(listener)
         wanted = order("golden", revision=pictures.revision())
         for _ in range(3):
-            inquirer.ask([wanted])
-        found = await until(inquirer, wanted.key)
-        inquirer.ask([wanted])
+            check_runner.ask([wanted])
+        found = await until(check_runner, wanted.key)
+        check_runner.ask([wanted])
         await asyncio.sleep(0.05)
 
     assert found.scores is not None
@@ -52,31 +52,31 @@ async def test_an_order_is_answered_once_however_often_it_is_given(
 
 
 async def test_what_is_no_longer_ordered_is_given_up_and_forgotten(
-    inquirer_of: Callable[..., Inquirer], pictures: Pictures
+    check_runner_of: Callable[..., BackgroundCheckRunner], pictures: Pictures
 ) -> None:
     async with internal_listener(main=pictures.answering(STABLE)) as listener:
         listener.hangs = {"own"}
-        inquirer = inquirer_of(listener)
-        inquirer.ask([order("probe", seconds=60.0, revision=pictures.revision())])
-        await until(inquirer, "coins-1/golden/0", lambda found: found.asked[0] > 0)
-        inquirer.ask([])
+        check_runner = check_runner_of(listener)
+        check_runner.ask([order("probe", seconds=60.0, revision=pictures.revision())])
+        await until(check_runner, "coins-1/golden/0", lambda found: found.asked[0] > 0)
+        check_runner.ask([])
         await asyncio.sleep(0.05)
 
-        assert inquirer.findings() == {}
+        assert check_runner.findings() == {}
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("inquiry")]
 
 
 async def test_a_problem_is_a_finding_and_is_asked_again_until_it_is_over(
-    inquirer_of: Callable[..., Inquirer], pictures: Pictures
+    check_runner_of: Callable[..., BackgroundCheckRunner], pictures: Pictures
 ) -> None:
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
         url, listener.url = listener.url, None
-        inquirer = inquirer_of(listener)
+        check_runner = check_runner_of(listener)
         wanted = order("golden", revision=pictures.revision())
-        inquirer.ask([wanted])
-        problem = await until(inquirer, wanted.key, lambda found: bool(found.problem))
+        check_runner.ask([wanted])
+        problem = await until(check_runner, wanted.key, lambda found: bool(found.problem))
         listener.url = url
-        found = await until(inquirer, wanted.key, lambda found: found.done and not found.problem)
+        found = await until(check_runner, wanted.key, lambda found: found.done and not found.problem)
 
     assert "no gateway" in problem.problem
     assert problem.done
@@ -84,57 +84,57 @@ async def test_a_problem_is_a_finding_and_is_asked_again_until_it_is_over(
 
 
 async def test_what_had_a_problem_is_asked_again_when_it_is_due_however_long_the_pause(
-    inquirer_of: Callable[..., Inquirer], pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    check_runner_of: Callable[..., BackgroundCheckRunner], pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "PAUSES_S", (3600.0,))
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
         url, listener.url = listener.url, None
-        inquirer = inquirer_of(listener)
+        check_runner = check_runner_of(listener)
         wanted = order("golden", revision=pictures.revision(), every_s=0.5)
-        inquirer.ask([wanted])
-        await until(inquirer, wanted.key, lambda found: bool(found.problem))
+        check_runner.ask([wanted])
+        await until(check_runner, wanted.key, lambda found: bool(found.problem))
         listener.url = url
 
-        found = await until(inquirer, wanted.key, lambda found: found.done and not found.problem)
-        inquirer.ask([])
+        found = await until(check_runner, wanted.key, lambda found: found.done and not found.problem)
+        check_runner.ask([])
 
     assert found.scores is not None
 
 
-async def test_a_fault_of_our_own_is_a_problem_and_no_error_of_the_pass(inquirer_of: Callable[..., Inquirer]) -> None:
-    inquirer = inquirer_of()  # its source of samples is empty, and raises IndexError
-    inquirer.ask([order("check", **CHECK)])
+async def test_a_fault_of_our_own_is_a_problem_and_no_error_of_the_pass(check_runner_of: Callable[..., BackgroundCheckRunner]) -> None:
+    check_runner = check_runner_of()  # its source of samples is empty, and raises IndexError
+    check_runner.ask([order("check", **CHECK)])
 
-    assert "IndexError" in (await until(inquirer, "coins-1/golden/0")).problem
-
-
-async def test_a_kind_that_nothing_asks_for_is_a_problem(inquirer_of: Callable[..., Inquirer]) -> None:
-    inquirer = inquirer_of()
-    inquirer.ask([order("check", gate="horoscope")])
-
-    assert "'horoscope'" in (await until(inquirer, "coins-1/golden/0")).problem
+    assert "IndexError" in (await until(check_runner, "coins-1/golden/0")).problem
 
 
-async def test_samples_keep_the_first_and_the_latest_of_a_group(inquirer_of: Callable[..., Inquirer]) -> None:
-    inquirer = inquirer_of(memory=[1, 2, 3, 4, 5, 6, 7])
+async def test_a_kind_that_nothing_asks_for_is_a_problem(check_runner_of: Callable[..., BackgroundCheckRunner]) -> None:
+    check_runner = check_runner_of()
+    check_runner.ask([order("check", gate="horoscope")])
+
+    assert "'horoscope'" in (await until(check_runner, "coins-1/golden/0")).problem
+
+
+async def test_samples_keep_the_first_and_the_latest_of_a_group(check_runner_of: Callable[..., BackgroundCheckRunner]) -> None:
+    check_runner = check_runner_of(memory=[1, 2, 3, 4, 5, 6, 7])
     for number in range(6):
-        inquirer.ask([order("check", key=f"coins-1/resource/{number}", **CHECK)])
-        found = await until(inquirer, f"coins-1/resource/{number}")
+        check_runner.ask([order("check", key=f"coins-1/resource/{number}", **CHECK)])
+        found = await until(check_runner, f"coins-1/resource/{number}")
 
     assert [sample.memory_bytes["own"] for sample in found.samples] == [1, 4, 5, 6]
 
-    inquirer.ask([])
-    inquirer.ask([order("check", key="coins-2/resource/0", **CHECK)])
-    assert len((await until(inquirer, "coins-2/resource/0")).samples) == 1
+    check_runner.ask([])
+    check_runner.ask([order("check", key="coins-2/resource/0", **CHECK)])
+    assert len((await until(check_runner, "coins-2/resource/0")).samples) == 1
 
 
 async def test_closing_ends_everything(tmp_path: Path, pictures: Pictures) -> None:
     async with internal_listener() as listener:
         listener.hangs = {"main", "own"}
-        inquirer = Inquirer(tools_of(tmp_path, listener))
-        inquirer.ask([order("probe", seconds=60.0, revision=pictures.revision())])
+        check_runner = BackgroundCheckRunner(tools_of(tmp_path, listener))
+        check_runner.ask([order("probe", seconds=60.0, revision=pictures.revision())])
         await asyncio.sleep(0.05)
-        await inquirer.close()
+        await check_runner.close()
 
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("inquiry")]
 

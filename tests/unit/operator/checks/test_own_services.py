@@ -14,12 +14,12 @@ from aiohttp import web
 
 from fakes.golden_pictures import order, tools_of
 from segserve_operator.adapters.checks import promql, webhook
-from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.expressions import truth_of
 from segserve_operator.adapters.checks.promql import filled, numbers_of
 from segserve_operator.adapters.checks.triton_queue import Queue, read_queue
 from segserve_operator.api.rollout_policy import PromqlGate, WebhookGate
-from segserve_operator.core.gates.checks import Finding
+from segserve_operator.core.gates.checks import CheckResult
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -45,13 +45,13 @@ def says(body: Any, status: int = 200) -> Handler:
     return answer
 
 
-async def ask_webhook(tmp_path: Path, url: str, *, local: bool = True, **spec: Any) -> Finding:
+async def ask_webhook(tmp_path: Path, url: str, *, local: bool = True, **spec: Any) -> CheckResult:
     gate = WebhookGate(name="own", url=url, **spec)
     tools = tools_of(tmp_path, local=local)
     return await webhook.ask(order("check", spec=gate, gate="own", phase="Progressing", weight=5), tools, print)
 
 
-async def ask_prometheus(tmp_path: Path, body: Any, status: int = 200, **spec: Any) -> Finding:
+async def ask_prometheus(tmp_path: Path, body: Any, status: int = 200, **spec: Any) -> CheckResult:
     async with service(says(body, status)) as url:
         gate = PromqlGate(name="own", address=url, query="up", **{"pass_condition": "result[0] < 2", **spec})
         return await promql.ask(order("check", spec=gate, gate="own"), tools_of(tmp_path), print)
@@ -113,14 +113,14 @@ async def test_a_late_answer_is_none(tmp_path: Path) -> None:
         return web.Response()
 
     async with service(answer) as url:
-        with pytest.raises(InquiryError, match=r"did not answer within 0\.1 s"):
+        with pytest.raises(CheckError, match=r"did not answer within 0\.1 s"):
             await ask_webhook(tmp_path, url, timeout=timedelta(milliseconds=100))
         await asyncio.sleep(0.4)  # the server ends its answer, and then closes
 
 
 async def test_a_large_answer_is_given_up(tmp_path: Path) -> None:
     async with service(says("x" * 2**17)) as url:
-        with pytest.raises(InquiryError, match="more than 64 KiB"):
+        with pytest.raises(CheckError, match="more than 64 KiB"):
             await ask_webhook(tmp_path, url)
 
 
@@ -136,7 +136,7 @@ async def test_a_large_answer_is_given_up(tmp_path: Path) -> None:
     ],
 )
 async def test_what_may_not_be_asked_is_no_verdict(tmp_path: Path, url: str, local: bool, why: str) -> None:
-    with pytest.raises(InquiryError, match=why) as caught:
+    with pytest.raises(CheckError, match=why) as caught:
         await ask_webhook(tmp_path, url, local=local)
 
     assert "secret" not in str(caught.value)
@@ -168,7 +168,7 @@ async def test_the_numbers_of_a_query_are_judged(tmp_path: Path, body: Any) -> N
     ],
 )
 def test_a_query_without_numbers_is_no_verdict(body: Any, why: str) -> None:
-    with pytest.raises(InquiryError, match=why):
+    with pytest.raises(CheckError, match=why):
         numbers_of(200, body)
 
 
@@ -195,7 +195,7 @@ def test_names_are_filled_in_as_quoted_label_values() -> None:
     ],
 )
 async def test_an_expression_that_says_neither_true_nor_false_is_a_problem(text: str, why: str) -> None:
-    with pytest.raises(InquiryError, match=why):
+    with pytest.raises(CheckError, match=why):
         await truth_of({"passCondition": text}, {"status": 200, "body": {"ok": True}})
 
 
@@ -210,7 +210,7 @@ _TENFOLD = ".map(a, a + a + a + a + a + a + a + a + a + a)"
     ],
 )
 async def test_a_hostile_expression_costs_neither_time_nor_memory_of_the_operator(text: str) -> None:
-    with pytest.raises(InquiryError, match=r"budget|more time or memory|not evaluated"):
+    with pytest.raises(CheckError, match=r"budget|more time or memory|not evaluated"):
         await truth_of({"passCondition": text}, {"status": 200, "body": [1.0] * 200})
 
 

@@ -12,8 +12,8 @@ from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, order, semantic, 
 from fakes.internal_gateway import InternalListener, internal_listener
 from segserve_builder.golden.judging import builtin_image
 from segserve_operator.adapters.checks import probe
-from segserve_operator.adapters.checks.errors import InquiryError
-from segserve_operator.core.gates.checks import Finding
+from segserve_operator.adapters.checks.errors import CheckError
+from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.probe import probe_outcome
 
 ROUNDS = 24
@@ -25,8 +25,8 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "TIMEOUT_S", 0.5)
 
 
-async def probed(tmp_path: Path, listener: InternalListener, revision: Any) -> tuple[Finding, list[Finding]]:
-    told: list[Finding] = []
+async def probed(tmp_path: Path, listener: InternalListener, revision: Any) -> tuple[CheckResult, list[CheckResult]]:
+    told: list[CheckResult] = []
     tools = tools_of(tmp_path, listener)
     try:
         wanted = order("probe", seconds=ROUNDS * 0.01, revision=revision)
@@ -84,5 +84,5 @@ async def test_without_golden_images_the_builtin_one_is_asked(tmp_path: Path, pi
 
 async def test_a_group_that_the_gateway_does_not_know_is_no_verdict(tmp_path: Path, pictures: Pictures) -> None:
     async with internal_listener(main=pictures.answering(STABLE)) as listener:
-        with pytest.raises(InquiryError, match="in a group 'own'"):
+        with pytest.raises(CheckError, match="in a group 'own'"):
             await probed(tmp_path, listener, pictures.revision())

@@ -19,8 +19,8 @@ from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import Case, GoldenLabels, record
 from segserve_builder.sources.access import Access
 from segserve_operator.adapters.checks import golden
-from segserve_operator.adapters.checks.context import Tools
-from segserve_operator.adapters.checks.errors import InquiryError
+from segserve_operator.adapters.checks.context import CheckContext
+from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.golden_images import (
     GoldenImage,
     fetched,
@@ -28,7 +28,7 @@ from segserve_operator.adapters.checks.golden_images import (
     nothing_of,
     regions_of,
 )
-from segserve_operator.core.gates.checks import Finding
+from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.quality import score_objects
 
 Answering = Callable[[bytes], Any]
@@ -50,8 +50,8 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def asked(
     tmp_path: Path, pictures: Pictures, stable: Answering, candidate: Answering
-) -> tuple[Finding, list[Finding]]:
-    told: list[Finding] = []
+) -> tuple[CheckResult, list[CheckResult]]:
+    told: list[CheckResult] = []
     async with internal_listener(main=stable, own=candidate) as listener:
         tools = tools_of(tmp_path, listener)
         try:
@@ -149,14 +149,14 @@ async def test_a_candidate_that_was_not_asked_is_no_verdict(
     with pytest.raises(ExceptionGroup) as caught:
         await asked(tmp_path, pictures, pictures.answering(STABLE), candidate)
 
-    assert caught.group_contains(InquiryError, match=why)
+    assert caught.group_contains(CheckError, match=why)
 
 
 async def test_a_gateway_that_is_away_is_no_verdict(tmp_path: Path, pictures: Pictures) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await golden.ask(order("golden", revision=pictures.revision()), tools_of(tmp_path), print)
 
-    assert caught.group_contains(InquiryError, match="no gateway takes requests")
+    assert caught.group_contains(CheckError, match="no gateway takes requests")
 
 
 async def test_images_come_in_an_order_that_their_names_do_not_tell(tmp_path: Path, pictures: Pictures) -> None:
@@ -182,7 +182,7 @@ async def test_images_come_in_an_order_that_their_names_do_not_tell(tmp_path: Pa
 async def test_the_operator_reads_nothing_that_only_it_could_read(
     tmp_path: Path, pictures: Pictures, uri: str, why: str
 ) -> None:
-    with pytest.raises(InquiryError, match=why):
+    with pytest.raises(CheckError, match=why):
         await fetched(order("golden", revision=pictures.revision(uri)), tools_of(tmp_path, local=False))
 
 
@@ -192,7 +192,7 @@ async def test_files_below_the_operators_own_base_are_for_all(tmp_path: Path, pi
     inside, outside = (below(tools, tmp_path / at) for at in ("", "golden/other"))
 
     assert len((await fetched(asked, inside)).images) == 6
-    with pytest.raises(InquiryError, match="not below a folder that is allowed"):
+    with pytest.raises(CheckError, match="not below a folder that is allowed"):
         await fetched(asked, outside)
 
 
@@ -200,11 +200,11 @@ async def test_a_set_that_needs_a_secret_is_a_problem_that_says_so(tmp_path: Pat
     with artifact_server("127.0.0.1", tmp_path) as server, server.failing(401):
         access = Access(private=("127.0.0.1",))
         tools = replace(tools_of(tmp_path, local=False), access=lambda: access)
-        with pytest.raises(InquiryError, match="the operator reads no Secrets of pools"):
+        with pytest.raises(CheckError, match="the operator reads no Secrets of pools"):
             await fetched(order("golden", revision=pictures.revision(f"{server.url}/golden/")), tools)
 
 
-def below(tools: Tools, folder: Path) -> Tools:
+def below(tools: CheckContext, folder: Path) -> CheckContext:
     return replace(tools, cache=tools.cache / folder.name, access=lambda: Access(folders=(folder,)))
 
 
@@ -212,7 +212,7 @@ async def test_a_set_that_is_not_the_pinned_one_is_a_problem(tmp_path: Path, pic
     revision = pictures.revision()
     (pictures.folder / "0.png").write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
 
-    with pytest.raises(InquiryError, match="the golden set cannot be had"):
+    with pytest.raises(CheckError, match="the golden set cannot be had"):
         await fetched(order("golden", revision=revision), tools_of(tmp_path))
 
 
@@ -225,7 +225,7 @@ async def test_a_label_map_that_is_none_is_a_problem(
 ) -> None:
     (pictures.folder / "truth-0.png").write_bytes(png(pixels))
 
-    with pytest.raises(InquiryError, match=why):
+    with pytest.raises(CheckError, match=why):
         await fetched(order("golden", revision=pictures.revision()), tools_of(tmp_path))
 
 
@@ -243,7 +243,7 @@ async def test_pixels_of_no_class_are_not_labelled(tmp_path: Path, pictures: Pic
 async def test_a_model_without_a_golden_set_has_nothing_to_ask(tmp_path: Path, pictures: Pictures) -> None:
     revision = pictures.revision().model_copy(update={"golden": None})
 
-    with pytest.raises(InquiryError, match="no golden set"):
+    with pytest.raises(CheckError, match="no golden set"):
         await fetched(order("golden", revision=revision), tools_of(tmp_path))
 
 

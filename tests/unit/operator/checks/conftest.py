@@ -10,7 +10,7 @@ import pytest
 
 from fakes.golden_pictures import Pictures, tools_of
 from fakes.internal_gateway import InternalListener
-from segserve_operator.adapters.checks.runner import Inquirer
+from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def pictures(tmp_path: Path) -> Pictures:
 
 
 @pytest.fixture
-async def inquirer_of(tmp_path: Path) -> AsyncIterator[Callable[..., Inquirer]]:
-    made: list[Inquirer] = []
+async def check_runner_of(tmp_path: Path) -> AsyncIterator[Callable[..., BackgroundCheckRunner]]:
+    made: list[BackgroundCheckRunner] = []
 
-    def make(listener: InternalListener | None = None, **options: Any) -> Inquirer:
-        made.append(Inquirer(tools_of(tmp_path, listener, **options)))
+    def make(listener: InternalListener | None = None, **options: Any) -> BackgroundCheckRunner:
+        made.append(BackgroundCheckRunner(tools_of(tmp_path, listener, **options)))
         return made[-1]
 
     yield make
-    for inquirer in made:
-        await inquirer.close()
+    for check_runner in made:
+        await check_runner.close()
