@@ -28,7 +28,7 @@ BASE ?= HEAD
 MINUTES ?= 10
 
 .PHONY: cluster-build cluster-up cluster-down cluster-images e2e-kind
-.PHONY: help demo docs test test-all test-busy check fuzz lint kernels peers bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean zoo zoo-report
+.PHONY: help demo docs test test-all test-client test-busy check fuzz lint kernels peers bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -64,6 +64,18 @@ $(VENV)-peers/stamp: tests/peers.lock
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/pip $(PIP_INSTALL) --no-deps --requirement tests/peers.lock
 	touch $@
+
+# The client on another Python: what programs import, without servers, operator and command line.
+CLIENT_VENV := $(VENV)-client-$(notdir $(PYTHON))
+CLIENT_TESTS := tests/unit/client --ignore tests/unit/client/cli
+
+$(CLIENT_VENV)/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CLIENT_VENV)
+	$(CLIENT_VENV)/bin/pip $(PIP_INSTALL) --constraint constraints.txt --editable '.[test-client]'
+	touch $@
+
+test-client: $(CLIENT_VENV)/stamp  ## The client's own tests on another Python: PYTHON=python3.13
+	$(CLIENT_VENV)/bin/pytest $(SPREAD) -m 'not needs and not cluster and not platform' $(CLIENT_TESTS)
 
 oracles: $(VENV)-debian/stamp  ## What answers are compared with: Debian's torchvision beside what .venv has
 
@@ -175,4 +187,4 @@ crds: $(VENV)/dev.stamp  ## Write the custom resource definitions and their refe
 	$(BIN)/python -m segserve_operator.api.reference docs/resource.md
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
-	rm -rf $(VENV) $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-client-* $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
