@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 
 from bench.closed_loop import measure
 from segserve.calls.answers import read_result
-from segserve.results.base import ModelInfo
+from segserve.results.values import ModelInfo
 from segserve_common.kserve import InferAnswer, Tensor
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from bench.stages.case import Case, Peer
 from bench.stages.paste import boxes, compared
-from segserve_builder.imaging.sampling import axes
 from segserve_builder.kernels.masks import mask_rles
+from segserve_builder.sampling import axes
 from segserve_builder.values import ResizeTransform
 
 if TYPE_CHECKING:

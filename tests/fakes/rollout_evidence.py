@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.evidence import EDGES_MS, Look
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.gates.evidence import EDGES_MS, Look
 from segserve_operator.core.rollout.counters import Count, Hung, Moment, Series, Tally, Waiting
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase

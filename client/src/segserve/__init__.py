@@ -46,13 +46,13 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
     from segserve.platforms.platform_ref import Cluster, Local
-    from segserve.results.base import ModelInfo, SegmentClass
     from segserve.results.detections import DetectionResult, KeypointDetection, KeypointResult
     from segserve.results.instances import Instance, InstanceResult
     from segserve.results.objects import Detection
     from segserve.results.panoptic import PanopticResult, PanopticSegment
     from segserve.results.result import Result
     from segserve.results.semantic import SemanticResult
+    from segserve.results.values import ModelInfo, SegmentClass
     from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 
 __all__ = [
@@ -132,7 +132,7 @@ _HOMES: Final = {
     "KeypointDetection": "results.detections",
     "KeypointResult": "results.detections",
     "Local": "platforms.platform_ref",
-    "ModelInfo": "results.base",
+    "ModelInfo": "results.values",
     "NoPlatformError": "platforms.errors",
     "NotFoundError": "platforms.errors",
     "NotInstalledError": "platforms.errors",
@@ -144,7 +144,7 @@ _HOMES: Final = {
     "ResponseEvent": "calls.hooks",
     "Result": "results.result",
     "RetryEvent": "calls.hooks",
-    "SegmentClass": "results.base",
+    "SegmentClass": "results.values",
     "SemanticResult": "results.semantic",
     "Timeouts": "calls.timeouts",
     "Tls": "calls.credentials",

@@ -8,28 +8,32 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from segserve.base_client import BaseClient
-from segserve.calls.frames import Course, course, segment_frame
+from segserve.calls.frames import segment_frame
+from segserve.calls.frames import FrameStream, open_stream
 from segserve.calls.many import Failure, check_many, each_of, in_order_async, outcome_async, pull
-from segserve.calls.session import Flow, SegmentOptions, Wait
+from segserve.calls.steps import Flow, SegmentOptions, Pause
 from segserve.results.images import image_tensor
-from segserve.transports import AsyncTransport, open_async_transport
+from segserve.transports import open_async_transport
+from segserve.transports.base import AsyncTransport
 from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterable
     from typing import Unpack
 
-    from segserve.calls.frames import FrameLike, StreamId, StreamPosition
+    from segserve.calls.frames import FrameLike
+    from segserve.calls.steps import StreamId, StreamPosition
     from segserve.calls.many import OnError, SegmentKeywords
     from segserve.calls.timeouts import Timeouts
     from segserve.control.async_models import AsyncModels, AsyncPools
     from segserve.control.async_rollouts import AsyncRollouts
-    from segserve.results.base import Encoding, ModelInfo
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
+    from segserve.results.values import Encoding, ModelInfo
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
     from segserve.tiled.progress import Progress
-    from segserve.transports import Connection, TransportName
+    from segserve.calls.steps import TransportName
+    from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
 
 T = TypeVar("T")
@@ -135,7 +139,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         `frames` may be asynchronous. Where the iteration is left early, `contextlib.aclosing` ends it at once.
         """
         check_many(frames, 1, on_error)
-        return self._stream(frames, course(stream_id, frames), SegmentOptions(model, **options), on_error)
+        return self._stream(frames, open_stream(stream_id, frames), SegmentOptions(model, **options), on_error)
 
     async def segment_tiled(
         self, image: object, *, model: str, progress: Progress = True, **options: Unpack[TiledOptions]
@@ -191,26 +195,26 @@ class AsyncClient(BaseClient[AsyncTransport]):
     async def _stream(
         self,
         frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
-        course: Course,
+        stream: FrameStream,
         options: SegmentOptions,
         on_error: OnError,
     ) -> AsyncGenerator[Result | Failure, None]:
         async def segment(position: StreamPosition, image: Tensor) -> Result:
-            return await self._run(segment_frame(self._session, course, position, options, image))
+            return await self._run(segment_frame(self._session, stream, position, options, image))
 
         try:
             async for frame in each_of(frames):
-                pulled, position = await asyncio.to_thread(course.next, frame)
+                pulled, position = await asyncio.to_thread(stream.next, frame)
                 yield await outcome_async(pulled, partial(segment, position), on_error)
         except GeneratorExit:
-            await self._end(course, options)
+            await self._end(stream, options)
             raise
-        await self._end(course, options)
+        await self._end(stream, options)
 
-    async def _end(self, course: Course, options: SegmentOptions) -> None:
-        for position, image in course.ending():
+    async def _end(self, stream: FrameStream, options: SegmentOptions) -> None:
+        for position, image in stream.ending():
             with suppress(SegserveError):
-                await self._run(segment_frame(self._session, course, position, options, image))
+                await self._run(segment_frame(self._session, stream, position, options, image))
 
     async def _segment(self, options: SegmentOptions, image: Tensor) -> Result:
         return await self._run(self._session.segment(image, options))
@@ -219,7 +223,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         try:
             step = next(flow)
             while True:
-                if isinstance(step, Wait):
+                if isinstance(step, Pause):
                     await asyncio.sleep(step.seconds)
                     step = next(flow)
                     continue

@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from segserve.calls.credentials import Credentials, check_readers
-from segserve.calls.endpoint import Endpoint
+from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.headers import checked_headers
 from segserve.calls.hooks import SILENT, set_up_log
-from segserve.calls.session import Policy, Session
+from segserve.calls.session import Session
+from segserve.calls.session import CallPolicy
 from segserve.calls.telemetry import telemetry_of
 from segserve.calls.timeouts import DEFAULT
 from segserve.control.lazy_platform import Plane
-from segserve.transports import Connection
+from segserve.transports.base import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from segserve.calls.hooks import Hooks
     from segserve.calls.timeouts import Timeouts
     from segserve.control.lazy_platform import PlatformLike
-    from segserve.transports import TransportName
+    from segserve.calls.steps import TransportName
 
 OpenT = TypeVar("OpenT")
 
@@ -51,9 +52,9 @@ class BaseClient(Generic[OpenT]):
         platform: PlatformLike = None,
     ) -> None:
         set_up_log()
-        endpoint = Endpoint.parse(url)
+        endpoint = GatewayEndpoint.parse(url)
         credentials = Credentials(api_key or os.environ.get("SEGSERVE_API_KEY") or None, bearer_token)
-        policy = Policy(DEFAULT.changed(timeout_s), retries, checked_headers(headers or {}), hooks or SILENT)
+        policy = CallPolicy(DEFAULT.changed(timeout_s), retries, checked_headers(headers or {}), hooks or SILENT)
         self._allow_plain_http = allow_plain_http_credentials
         self._transport_name, self._wants_telemetry = transport, telemetry
         self._connection = Connection(endpoint, credentials, tls, http2, gzip)

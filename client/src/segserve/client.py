@@ -8,28 +8,32 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from segserve.base_client import BaseClient
-from segserve.calls.frames import Course, course, segment_frame
-from segserve.calls.many import Failure, Pulled, check_many, in_order, outcome
-from segserve.calls.session import Flow, SegmentOptions, Wait
+from segserve.calls.frames import segment_frame
+from segserve.calls.frames import FrameStream, open_stream
+from segserve.calls.many import Failure, PendingImage, check_many, in_order, outcome
+from segserve.calls.steps import Flow, SegmentOptions, Pause
 from segserve.results.images import image_tensor
-from segserve.transports import Transport, open_transport
+from segserve.transports import open_transport
+from segserve.transports.base import Transport
 from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
     from typing import Unpack
 
-    from segserve.calls.frames import FrameLike, StreamId, StreamPosition
+    from segserve.calls.frames import FrameLike
+    from segserve.calls.steps import StreamId, StreamPosition
     from segserve.calls.many import OnError, SegmentKeywords
     from segserve.calls.timeouts import Timeouts
     from segserve.control.models import Models, Pools
     from segserve.control.rollouts import Rollouts
-    from segserve.results.base import Encoding, ModelInfo
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
+    from segserve.results.values import Encoding, ModelInfo
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
     from segserve.tiled.progress import Progress
-    from segserve.transports import Connection, TransportName
+    from segserve.calls.steps import TransportName
+    from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
 
 T = TypeVar("T")
@@ -121,7 +125,7 @@ class Client(BaseClient[Transport]):
         """
         check_many(images, in_flight, on_error)
         segment = partial(self._segment, SegmentOptions(model, **options))
-        pulled = (Pulled.of(index, image) for index, image in enumerate(images))
+        pulled = (PendingImage.of(index, image) for index, image in enumerate(images))
         return in_order((partial(outcome, each, segment, on_error) for each in pulled), in_flight)
 
     @overload
@@ -164,7 +168,7 @@ class Client(BaseClient[Transport]):
         """
         check_many(frames, 1, on_error)
         base = SegmentOptions(model, **options)
-        return self._stream(frames, course(stream_id, frames), base, on_error)
+        return self._stream(frames, open_stream(stream_id, frames), base, on_error)
 
     def segment_tiled(
         self,
@@ -185,8 +189,16 @@ class Client(BaseClient[Transport]):
         `SegserveError`, of `segserve.tiled.errors` too, and `OSError` for a file that cannot be read.
         """
         from segserve.tiled import Options, run_tiled
+        from segserve.tiled.clusters import ClientFactory
 
-        return run_tiled(self, image, Options.of(model, **options), scheduler=scheduler, progress=progress)
+        return run_tiled(
+            self,
+            image,
+            Options.of(model, **options),
+            scheduler=scheduler,
+            worker_clients=ClientFactory(Client, self._arguments()),
+            progress=progress,
+        )
 
     def model_info(self, model: str) -> ModelInfo:
         """Return what is served under a name now: revision, classes, outputs."""
@@ -225,24 +237,24 @@ class Client(BaseClient[Transport]):
         self.close()
 
     def _stream(
-        self, frames: Iterable[FrameLike], course: Course, options: SegmentOptions, on_error: OnError
+        self, frames: Iterable[FrameLike], stream: FrameStream, options: SegmentOptions, on_error: OnError
     ) -> Generator[Result | Failure, None, None]:
         def segment(position: StreamPosition, image: Tensor) -> Result:
-            return self._run(segment_frame(self._session, course, position, options, image))
+            return self._run(segment_frame(self._session, stream, position, options, image))
 
         try:
             for frame in frames:
-                pulled, position = course.next(frame)
+                pulled, position = stream.next(frame)
                 yield outcome(pulled, partial(segment, position), on_error)
         except GeneratorExit:
-            self._end(course, options)
+            self._end(stream, options)
             raise
-        self._end(course, options)
+        self._end(stream, options)
 
-    def _end(self, course: Course, options: SegmentOptions) -> None:
-        for position, image in course.ending():
+    def _end(self, stream: FrameStream, options: SegmentOptions) -> None:
+        for position, image in stream.ending():
             with suppress(SegserveError):
-                self._run(segment_frame(self._session, course, position, options, image))
+                self._run(segment_frame(self._session, stream, position, options, image))
 
     def _segment(self, options: SegmentOptions, image: Tensor) -> Result:
         return self._run(self._session.segment(image, options))
@@ -255,7 +267,7 @@ class Client(BaseClient[Transport]):
         try:
             step = next(flow)
             while True:
-                if isinstance(step, Wait):
+                if isinstance(step, Pause):
                     time.sleep(step.seconds)
                     step = next(flow)
                     continue

@@ -14,7 +14,7 @@ import pytest
 from fakes.gateway_clients import Load, ask, by_grpc, by_http, served
 from fakes.gateway_counts import GRPC, HTTP, INFER, by_grpc_status, by_http_status, counted, tally, timed
 from fakes.waiting import eventually
-from segserve_operator.core.gates.evidence import EDGES_MS
+from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.rollout.counters import Series, Tally
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 

@@ -13,7 +13,7 @@ from fakes.gateway_clients import served
 from fakes.gateway_counts import GRPC, HTTP, by_grpc_status, by_http_status, counted, timed
 from fakes.waiting import eventually
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
-from segserve_operator.core.gates.evidence import CANDIDATE, STABLE
+from segserve_operator.core.evidence import CANDIDATE, STABLE
 from segserve_operator.core.rollout.counters import Hung, Sample
 from segserve_operator.core.rollout.windows import look_between
 from segserve_operator.core.traffic import Route, Share, TrafficPlan

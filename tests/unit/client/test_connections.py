@@ -34,7 +34,7 @@ from segserve import (
     WriteTimeoutError,
 )
 from segserve.calls.hooks import Hooks
-from segserve.transports import pool as lanes
+from segserve.transports import pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,7 +114,7 @@ def test_a_gateway_that_takes_no_more_of_a_request_is_a_write_timeout(
 def test_requests_beyond_all_connections_wait_for_one(
     gateway: Gateway, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "LANES", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     gateway.faults.append(Fault(delay_s=1.0))
     busy = threading.Event()
     with gateway.http() as url, Client(url) as client, ThreadPoolExecutor(1) as threads:
@@ -122,7 +122,7 @@ def test_requests_beyond_all_connections_wait_for_one(
         occupied = client.with_options(hooks=Hooks(on_request=lambda _: busy.set()))
         first = threads.submit(occupied.segment, photo, model="coins")
         busy.wait(5)
-        while client._transport._lanes._free._value:  # type: ignore[attr-defined]
+        while client._transport._pool._free._value:  # type: ignore[attr-defined]
             pass
         with pytest.raises(PoolTimeoutError):
             client.segment(photo, model="coins", timeout_s=Timeouts(pool_s=0.1))
@@ -132,7 +132,7 @@ def test_requests_beyond_all_connections_wait_for_one(
 async def test_tasks_beyond_all_connections_wait_for_one(
     gateway: Gateway, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "LANES", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     gateway.faults.append(Fault(delay_s=1.0))
     with gateway.http() as url:
         async with AsyncClient(url) as client:
@@ -147,7 +147,7 @@ async def test_tasks_beyond_all_connections_wait_for_one(
 async def test_a_task_that_is_cancelled_gives_its_connection_back(
     gateway: Gateway, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "LANES", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     gateway.faults.extend([Fault(delay_s=0.5)] * 3)
     with gateway.http() as url:
         async with AsyncClient(url) as client:

@@ -16,9 +16,9 @@ import requests
 import torch
 from PIL import Image
 
-from segserve.results.base import PixelFormat
 from segserve.results.images import image_tensor, picture
-from segserve.results.pixels import fitted
+from segserve.results.pixels import to_pixel_format
+from segserve.results.values import PixelFormat
 from segserve_builder.imaging.decoding import decode_image
 from segserve_common.errors import BadRequestError
 
@@ -146,7 +146,7 @@ def as_png(pixels: np.ndarray) -> bytes:
 )
 def test_an_array_is_what_the_server_makes_of_its_file(pixels: np.ndarray, wanted: PixelFormat) -> None:
 
-    found = fitted(image_tensor(pixels), wanted)
+    found = to_pixel_format(image_tensor(pixels), wanted)
 
     decoded = decode_image(
         as_png(pixels),
@@ -160,14 +160,14 @@ def test_an_array_is_what_the_server_makes_of_its_file(pixels: np.ndarray, wante
 
 def test_grey_of_every_colour_is_that_of_the_server() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    grey = fitted(image_tensor(colours), PixelFormat(1, "UINT8")).to_array()
+    grey = to_pixel_format(image_tensor(colours), PixelFormat(1, "UINT8")).to_array()
     np.testing.assert_array_equal(grey, decode_image(png(colours), colour="GREY", dtype="UINT8", max_pixels=10**6))
 
 
 def test_a_file_and_what_suits_the_model_are_left_as_they_are() -> None:
     for tensor in (image_tensor(png(PIXELS)), image_tensor(PIXELS)):
-        assert fitted(tensor, PixelFormat(3, "UINT8")) is tensor
-        assert fitted(tensor, None) is tensor
+        assert to_pixel_format(tensor, PixelFormat(3, "UINT8")) is tensor
+        assert to_pixel_format(tensor, None) is tensor
 
 
 MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
@@ -184,7 +184,7 @@ def test_a_pil_image_of_any_mode_is_sent_as_the_pixels_that_it_shows(mode: str) 
     straight = {"La": "LA", "RGBa": "RGBA"}
     shown = np.asarray(image.convert(straight.get(mode, mode)).convert("RGB"))
 
-    found = fitted(image_tensor(image), PixelFormat(3, "UINT8")).to_array()
+    found = to_pixel_format(image_tensor(image), PixelFormat(3, "UINT8")).to_array()
 
     np.testing.assert_array_equal(found, shown)
     assert image.tobytes() == before

@@ -145,7 +145,7 @@ def test_a_crop_is_the_objects_box_with_a_margin_as_far_as_the_image_goes() -> N
 
     np.testing.assert_array_equal(np.asarray(result.crop(0, image)), image[91:210, 141:260])
     np.testing.assert_array_equal(np.asarray(result.crop(1, image, margin=7)), image[:, :12])
-    np.testing.assert_array_equal(np.asarray(result.on(image).crop(-1)), image[:, :5])
+    np.testing.assert_array_equal(np.asarray(result.with_image(image).crop(-1)), image[:, :5])
 
 
 def test_a_cut_out_is_transparent_outside_the_mask() -> None:
@@ -159,7 +159,7 @@ def test_what_cannot_be_cropped_says_why() -> None:
     boxes = DetectionResult("m", "m", (HEIGHT, WIDTH), CLASSES, (Detection((500, 5, 600, 9), 0.5, 1, "dog"),))
     image = Image.new("RGB", (WIDTH, HEIGHT))
 
-    with pytest.raises(BadRequestError, match="nothing of the image"):
+    with pytest.raises(BadRequestError, match="outside the image"):
         boxes.crop(0, image)
     with pytest.raises(BadRequestError, match="only a box"):
         boxes.crop(0, image, margin=500, cut_out=True)
@@ -201,7 +201,7 @@ def test_rows_of_every_kind_are_flat_and_have_the_same_columns() -> None:
 
 def test_a_notebook_shows_a_table_and_a_small_picture() -> None:
     result = instances(DISC)
-    for html in (result._repr_html_(), result.on(np.zeros((HEIGHT, WIDTH, 3), np.uint8))._repr_html_()):
+    for html in (result._repr_html_(), result.with_image(np.zeros((HEIGHT, WIDTH, 3), np.uint8))._repr_html_()):
         assert "<td>dog</td><td>1</td>" in html
         (data,) = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (400, 300)

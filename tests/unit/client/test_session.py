@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from fakes.kserve import Asked
-from segserve.calls.session import REFETCH_S, ConfigRequest, Policy, SegmentOptions, Send, Session, Wait
+from segserve.calls.session import REFETCH_S, Session
+from segserve.calls.session import CallPolicy
+from segserve.calls.steps import ConfigRequest, SegmentOptions, Send, Pause
 from segserve.calls.timeouts import Timeouts
 from segserve.errors import (
     ConnectionLostError,
@@ -18,7 +20,7 @@ from segserve.errors import (
     RequestTimeoutError,
     ServerError,
 )
-from segserve.results.base import ModelInfo
+from segserve.results.values import ModelInfo
 from segserve_common.errors import BadRequestError, SegserveError
 from segserve_common.kserve import InferAnswer, InferRequest, Tensor
 
@@ -49,16 +51,16 @@ def an_answer() -> InferAnswer:
 
 def play(
     session: Session, clock: Clock, replies: list[object], *, each_takes_s: float = 0.0
-) -> tuple[object, list[Send | Wait]]:
+) -> tuple[object, list[Send | Pause]]:
     """Run one segmentation against the replies to its inferences; return its result or error, and its steps."""
     flow = session.segment(IMAGE, SegmentOptions("coins"))
     left = list(replies)
-    steps: list[Send | Wait] = []
+    steps: list[Send | Pause] = []
     try:
         step = next(flow)
         while True:
             steps.append(step)
-            if isinstance(step, Wait):
+            if isinstance(step, Pause):
                 clock.now += step.seconds
                 step = next(flow)
                 continue
@@ -81,11 +83,11 @@ def session(clock: Clock) -> Session:
     return Session(clock=clock, jitter=lambda: 0.5)
 
 
-def waits(steps: list[Send | Wait]) -> list[float]:
-    return [step.seconds for step in steps if isinstance(step, Wait)]
+def waits(steps: list[Send | Pause]) -> list[float]:
+    return [step.seconds for step in steps if isinstance(step, Pause)]
 
 
-def sends(steps: list[Send | Wait]) -> list[Send]:
+def sends(steps: list[Send | Pause]) -> list[Send]:
     return [step for step in steps if isinstance(step, Send)]
 
 
@@ -149,7 +151,7 @@ def errors_until_the_end(session: Session, request: InferRequest, error: Segserv
         while True:
             done.append(type(step))
             try:
-                step = next(flow) if isinstance(step, Wait) else flow.throw(error)
+                step = next(flow) if isinstance(step, Pause) else flow.throw(error)
             except SegserveError:
                 return done
 
@@ -182,7 +184,7 @@ def test_a_timeout_of_the_gateways_at_the_deadline_is_the_deadlines(session: Ses
 
 def test_a_copy_asks_in_another_way_and_knows_the_same_models(session: Session, clock: Clock) -> None:
     play(session, clock, [an_answer()])
-    hasty = session.with_policy(Policy(Timeouts(total_s=2.0), retries=0))
+    hasty = session.with_policy(CallPolicy(Timeouts(total_s=2.0), retries=0))
     outcome, steps = play(hasty, clock, [OverloadedError("full")])
 
     assert isinstance(outcome, OverloadedError)

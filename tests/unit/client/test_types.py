@@ -238,7 +238,7 @@ def test_labels_and_legend_are_drawn_within_the_image(photo: bytes) -> None:
 
 
 def test_an_overlay_of_another_image_is_refused() -> None:
-    with pytest.raises(BadRequestError, match=r"60 x 80 .*this one is 5 x 9"):
+    with pytest.raises(BadRequestError, match=r"60 x 80 .*this image is 5 x 9"):
         semantic().overlay(np.zeros((5, 9), np.uint8))
 
 

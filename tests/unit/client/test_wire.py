@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-from segserve.calls.session import ConfigRequest
+from segserve.calls.steps import ConfigRequest
 from segserve.transports.grpc import to_grpc
 from segserve.transports.http import to_http
 from segserve_common.errors import BadRequestError, ProtocolError
@@ -226,7 +226,7 @@ def test_a_parameter_that_json_cannot_carry_is_refused_before_it_is_sent() -> No
     [("coins", "/v2/models/coins/config"), ("a/../b?c", "/v2/models/a%2F..%2Fb%3Fc/config")],
 )
 def test_a_models_name_cannot_leave_its_place_in_the_path(model: str, path: str) -> None:
-    assert to_http(ConfigRequest(model))["url"] == path
+    assert to_http(ConfigRequest(model)).path == path
 
 
 def test_an_empty_name_is_refused() -> None:

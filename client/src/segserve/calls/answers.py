@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from segserve.results.base import Colour, ModelInfo, PixelFormat, SegmentClass
 from segserve.results.detections import DetectionResult, KeypointDetection, KeypointResult
 from segserve.results.instances import Instance, InstanceResult
 from segserve.results.masks import EncodedMask
 from segserve.results.objects import Detection
 from segserve.results.panoptic import PanopticResult, PanopticSegment
 from segserve.results.semantic import SemanticResult
+from segserve.results.values import Colour, ModelInfo, PixelFormat, SegmentClass
 from segserve_common.errors import ProtocolError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from segserve_common.errors import BadRequestError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve.calls.endpoint import Endpoint
+    from segserve.calls.endpoint import GatewayEndpoint
 
 BearerToken: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
 
@@ -84,7 +84,7 @@ class Credentials:
         return {**key, AUTHORIZATION: f"Bearer {_sendable(token, 'bearer_token')}"}
 
 
-def check_readers(endpoint: Endpoint, names: Mapping[str, str] | list[str], *, allowed: bool) -> None:
+def check_readers(endpoint: GatewayEndpoint, names: Mapping[str, str] | list[str], *, allowed: bool) -> None:
     """Raise `PlainHttpCredentialsError` where secret headers would cross a network in plain text."""
     found = secrets_among(names)
     if found and endpoint.scheme == "http" and not endpoint.is_loopback and not allowed:

@@ -15,7 +15,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class GatewayEndpoint:
     """A gateway's address; `path` is the prefix before `/v2`, mostly empty."""
 
     scheme: str
@@ -24,7 +24,7 @@ class Endpoint:
     path: str
 
     @classmethod
-    def parse(cls, url: str | None = None) -> Endpoint:
+    def parse(cls, url: str | None = None) -> GatewayEndpoint:
         """Read a URL such as `http://127.0.0.1:8080` or `gateway:80`; None: `SEGSERVE_URL` or the default.
 
         Raises `BadRequestError` for anything else.

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from segserve.calls.timeouts import Timeouts
-    from segserve.results.base import Encoding
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
+    from segserve.results.values import Encoding
 
 T = TypeVar("T")
 OnError: TypeAlias = Literal["raise", "return"]
@@ -52,7 +52,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Pulled:
+class PendingImage:
     """An image as it was pulled: a path to read in its turn, its tensor, or what kept it from becoming one."""
 
     index: int
@@ -61,7 +61,7 @@ class Pulled:
     what: str = "image"
 
     @classmethod
-    def of(cls, index: int, image: ImageLike, what: str = "image") -> Pulled:
+    def of(cls, index: int, image: ImageLike, what: str = "image") -> PendingImage:
         """Take an image over. Only a path is read later: the caller may use the memory of anything else again."""
         source = _source(image)
         if isinstance(image, str | os.PathLike):
@@ -143,7 +143,7 @@ async def in_order_async(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def outcome(pulled: Pulled, segment: Callable[[Tensor], Result], on_error: OnError) -> Result | Failure:
+def outcome(pulled: PendingImage, segment: Callable[[Tensor], Result], on_error: OnError) -> Result | Failure:
     """Segment a pulled image; raises with a note that names it, unless failures are to be returned."""
     try:
         return segment(pulled.tensor())
@@ -152,7 +152,7 @@ def outcome(pulled: Pulled, segment: Callable[[Tensor], Result], on_error: OnErr
 
 
 async def outcome_async(
-    pulled: Pulled, segment: Callable[[Tensor], Coroutine[Any, Any, Result]], on_error: OnError
+    pulled: PendingImage, segment: Callable[[Tensor], Coroutine[Any, Any, Result]], on_error: OnError
 ) -> Result | Failure:
     """Do as `outcome` does; a file is read in a thread."""
     try:
@@ -172,11 +172,11 @@ async def each_of(images: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
             yield image
 
 
-async def pull(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncGenerator[Pulled, None]:
+async def pull(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncGenerator[PendingImage, None]:
     """Yield the images of an iterable of either kind as they are asked for; a thread makes their tensors."""
     index = 0
     async for image in each_of(images):
-        yield Pulled.of(index, image) if is_quick(image) else await asyncio.to_thread(Pulled.of, index, image)
+        yield PendingImage.of(index, image) if is_quick(image) else await asyncio.to_thread(PendingImage.of, index, image)
         index += 1
 
 

@@ -1,105 +1,45 @@
-"""What a client does, without I/O: which calls it makes, when it tries again, what it remembers of models.
+"""Sessions: the requests of a call, their retries, and the cache of models, without I/O.
 
-A flow is a generator that yields the next `Send` or `Wait`; a client performs it and sends in what came back,
-or throws the error in. `Client` and `AsyncClient` differ in nothing else.
+A flow is a generator that yields the next `Send` or `Pause`; a client carries it out, and sends the reply or throws the
+error into the flow. `Client` and `AsyncClient` differ in nothing else.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import Any, Final
 from uuid import uuid4
 
 from segserve.calls.answers import read_result, read_revision, wanted_outputs
 from segserve.calls.headers import REQUEST_ID, checked_request_id
-from segserve.calls.hooks import SILENT, ErrorEvent, Hooks, RequestEvent, ResponseEvent, RetryEvent
+from segserve.calls.hooks import SILENT, ErrorEvent, Hooks, RequestEvent, RequestKind, ResponseEvent, RetryEvent
+from segserve.calls.steps import ConfigRequest, Flow, Pause, SegmentOptions, Send
+from segserve.calls.telemetry import CallSpan, Telemetry
 from segserve.calls.timeouts import DEFAULT, Timeouts
 from segserve.errors import DeadlineExceededError, ModelNotFoundError, RequestTimeoutError
-from segserve.results.base import ENCODINGS
-from segserve.results.pixels import fitted
+from segserve.results.pixels import to_pixel_format
+from segserve.results.result import Result
+from segserve.results.values import ModelInfo
 from segserve_common.errors import BadRequestError, SegserveError
-from segserve_common.kserve import InferAnswer, InferRequest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-
-    from segserve.calls.frames import StreamPosition
-    from segserve.calls.hooks import RequestKind
-    from segserve.calls.telemetry import CallSpan, Telemetry
-    from segserve.results.base import Encoding, ModelInfo
-    from segserve.results.result import Result
-    from segserve_common.kserve import Parameter, Tensor
-
-T = TypeVar("T")
+from segserve_common.kserve import InferAnswer, InferRequest, Tensor
 
 BACKOFF_S: Final = 0.1
 REFETCH_S: Final = 10.0
-# The gateway is told the same deadline, and may be the first to say that it has passed.
+# The gateway gets the same deadline and may report it first.
 SLACK_S: Final = 0.05
 SEQUENCE: Final = "sequence_id"
+# Triton's words for a request that does not fit the model: its inputs or outputs are not those that the client knows.
+_CHANGED_MODEL: Final = re.compile(r"\b(?:in|out)puts?\b|\b(?:PIXELS|IMAGE)\b|datatype|shape", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class ConfigRequest:
-    """A question for a model's configuration; its reply is a `ModelInfo`."""
-
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send the request and reply with its answer, or throw the `SegserveError`, within `timeout_s`."""
-
-    request: ConfigRequest | InferRequest
-    timeout_s: float
-    timeouts: Timeouts = DEFAULT
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Let so many seconds pass."""
-
-    seconds: float
-
-
-Flow: TypeAlias = "Generator[Send | Wait, Any, T]"
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentOptions:
-    """What one call asks of a model; None leaves it to the model's file."""
-
-    model: str
-    score_threshold: float | None = None
-    max_detections: int | None = None
-    encoding: Encoding | None = None
-    confidence: bool = False
-    timeout_s: float | Timeouts | None = None
-    request_id: str | None = None
-    position: StreamPosition | None = None
-
-    def parameters(self, outputs: Iterable[str]) -> dict[str, Parameter]:
-        """Return the request parameters: what is set, and which outputs are read, so that no other is computed."""
-        parameters: dict[str, Parameter] = {"outputs": ",".join(outputs)}
-        if self.score_threshold is not None:
-            parameters["score_threshold"] = float(self.score_threshold)
-        if self.max_detections is not None:
-            parameters["max_detections"] = int(self.max_detections)
-        if self.encoding is not None:
-            if self.encoding not in ENCODINGS:
-                raise BadRequestError(f"encoding is one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
-            parameters["encoding"] = self.encoding
-        return parameters if self.position is None else {**parameters, **self.position.parameters()}
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How a client asks: all that `with_options` can change."""
+class CallPolicy:
+    """The settings of a client that `with_options` can change."""
 
     timeouts: Timeouts = DEFAULT
     retries: int = 2
@@ -108,21 +48,21 @@ class Policy:
 
     def __post_init__(self) -> None:
         if not isinstance(self.retries, int) or self.retries < 0:
-            raise BadRequestError(f"retries is a whole number and at least 0, got {self.retries!r}")
+            raise BadRequestError(f"retries must be a whole number from 0 on, got {self.retries!r}")
 
 
 @dataclass(frozen=True, slots=True)
-class KnownModels:
-    """What is known of models, shared by all copies of a client. Safe for threads: each change is one of a dict."""
+class ModelCache:
+    """Infos of models, shared by all copies of a client. Thread-safe: each change is a single dict operation."""
 
     latest: dict[str, ModelInfo] = field(default_factory=dict)
     by_revision: dict[str, ModelInfo] = field(default_factory=dict)
-    asked_at: dict[str, float] = field(default_factory=dict)
+    fetched_at: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Call:
-    """One call of the caller's, with all its requests and tries."""
+    """One call of the caller's, with all its requests and attempts."""
 
     model: str
     request_id: str
@@ -132,8 +72,8 @@ class Call:
     span: CallSpan | None
     revision: str | None = None
 
-    def about(self, error: SegserveError) -> None:
-        """Note on an error what is known."""
+    def annotate(self, error: SegserveError) -> None:
+        """Add the model, revision and request id to an error that lacks them."""
         error.model = error.model or self.model
         error.revision = error.revision or self.revision
         error.request_id = error.request_id or self.request_id
@@ -141,39 +81,40 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What one client's requests share. Safe for threads."""
+    """State and policy that a client's requests share. Thread-safe."""
 
-    policy: Policy = field(default_factory=Policy)
+    policy: CallPolicy = field(default_factory=CallPolicy)
     telemetry: Telemetry | None = None
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random
-    known: KnownModels = field(default_factory=KnownModels)
+    models: ModelCache = field(default_factory=ModelCache)
 
-    def with_policy(self, policy: Policy) -> Session:
-        """Return a session that asks in another way, and knows the same models."""
+    def with_policy(self, policy: CallPolicy) -> Session:
+        """Return a session with another policy and the same cache of models."""
         return replace(self, policy=policy)
 
     def segment(self, image: Tensor, options: SegmentOptions) -> Flow[Result]:
-        """Ask one model for one image's segmentation."""
-        model, known = options.model, self.known
+        """Segment one image with one model."""
+        model, cache = options.model, self.models
         with self._call("segment", model, options.timeout_s, options.request_id) as call:
-            info = known.latest.get(model) or (yield from self._fetch(model, call))
+            info = cache.latest.get(model) or (yield from self._fetch(model, call))
             outputs = wanted_outputs(info, confidence=options.confidence)
-            request = InferRequest(
-                model, (fitted(image, info.pixels),), outputs, options.parameters(outputs), call.request_id
-            )
+            inputs = (to_pixel_format(image, info.pixels),)
+            request = InferRequest(model, inputs, outputs, options.parameters(outputs), call.request_id)
             try:
                 answer = yield from self._attempts(request, call)
-            except (BadRequestError, ModelNotFoundError):
-                # The name may have gone to a model with other outputs since.
-                known.latest.pop(model, None)
+            except (BadRequestError, ModelNotFoundError) as error:
+                # A model with other inputs or outputs may have taken over the name. Errors about the image itself keep
+                # the cache: the next call would otherwise pay for another configuration request.
+                if isinstance(error, ModelNotFoundError) or _CHANGED_MODEL.search(error.message):
+                    cache.latest.pop(model, None)
                 raise
             call.revision = read_revision(answer)
             result = read_result(answer, (yield from self._info_of(call.revision, info, call)))
             return replace(result, request_id=call.request_id)
 
     def model_info(self, model: str) -> Flow[ModelInfo]:
-        """Ask for what is served under a name now."""
+        """Fetch the info of the model that is served under a name."""
         with self._call("model_info", model) as call:
             return (yield from self._fetch(model, call))
 
@@ -181,7 +122,7 @@ class Session:
     def _call(
         self, name: str, model: str, timeout_s: float | Timeouts | None = None, request_id: str | None = None
     ) -> Iterator[Call]:
-        """Begin a call, and see to its end: what is known goes onto its error, to its hooks and its span."""
+        """Start a call; at its end, annotate its error, run the hooks and end the span."""
         policy = self.policy
         timeouts = policy.timeouts.changed(timeout_s)
         request_id = uuid4().hex if request_id is None else checked_request_id(request_id)
@@ -194,7 +135,7 @@ class Session:
         try:
             yield call
         except SegserveError as error:
-            call.about(error)
+            call.annotate(error)
             if policy.hooks.listening:
                 policy.hooks.error(ErrorEvent(model, request_id, error))
             if span is not None:
@@ -204,96 +145,83 @@ class Session:
             if span is not None:
                 span.end(call.revision)
 
-    def _info_of(self, revision: str, known: ModelInfo, call: Call) -> Flow[ModelInfo]:
-        """Return the info of the revision that answered, or what is known where that one does not tell it.
+    def _info_of(self, revision: str, cached: ModelInfo, call: Call) -> Flow[ModelInfo]:
+        """Return the info of the revision that answered, or the cached one if that cannot be fetched.
 
-        While a change is under way the gateway sends each question to either revision. Classes keep their
-        numbers over revisions, so the other's names do for a while.
+        During a rollout the gateway sends each configuration request to either revision. Class ids are stable across
+        revisions, so the other revision's names serve for a while.
         """
-        by_revision, asked_at = self.known.by_revision, self.known.asked_at
-        if revision in by_revision or known.revision is None:
-            return by_revision.get(revision, known)
+        by_revision, fetched_at = self.models.by_revision, self.models.fetched_at
+        if revision in by_revision or cached.revision is None:
+            return by_revision.get(revision, cached)
         now = self.clock()
-        if now - asked_at.get(revision, -REFETCH_S) < REFETCH_S:
-            return known
-        asked_at[revision] = now
+        if now - fetched_at.get(revision, -REFETCH_S) < REFETCH_S:
+            return cached
+        fetched_at[revision] = now
         try:
-            return (yield from self._fetch(known.model, call))
+            return (yield from self._fetch(cached.model, call))
         except SegserveError:
-            return known
+            return cached
 
     def _fetch(self, model: str, call: Call) -> Flow[ModelInfo]:
         info: ModelInfo = yield from self._attempts(ConfigRequest(model), call)
-        self.known.latest[model] = info
+        self.models.latest[model] = info
         if info.revision is not None:
-            self.known.by_revision[info.revision] = info
+            self.models.by_revision[info.revision] = info
         return info
 
     def _attempts(self, request: ConfigRequest | InferRequest, call: Call) -> Flow[Any]:
-        """Send until it is answered, an error will not pass, the retries are used or the time is up."""
-        for attempt in count(1):
+        """Send until there is an answer, an error that is not retryable, no retry left or no time left."""
+        attempt = 1
+        while True:
             try:
                 return (yield from self._attempt(request, call, attempt))
             except SegserveError as error:
                 pause_s = self._pause_s(error, request, attempt)
                 if pause_s is None or self.clock() + pause_s >= call.deadline:
                     raise
-                call.about(error)
-                self._tell_retry(request, call, attempt, error, pause_s)
-            yield Wait(pause_s)
-        raise AssertionError("unreachable")
+                call.annotate(error)
+                if call.span is not None:
+                    call.span.retried(attempt, error)
+                if self.policy.hooks.listening:
+                    event = RetryEvent(call.model, call.request_id, _kind(request), attempt, error, pause_s)
+                    self.policy.hooks.retry(event)
+            yield Pause(pause_s)
+            attempt += 1
 
     def _attempt(self, request: ConfigRequest | InferRequest, call: Call, attempt: int) -> Flow[Any]:
         began = self.clock()
-        left = call.deadline - began
-        if left <= 0:
+        left_s = call.deadline - began
+        if left_s <= 0:
             raise DeadlineExceededError("no time was left to send the request")
         hooks = self.policy.hooks if self.policy.hooks.listening else None
         about = (call.model, call.request_id, _kind(request), attempt)
         if hooks is not None:
-            hooks.request(RequestEvent(*about, _sent_bytes(request), left))
+            sent_bytes = sum(len(tensor.raw) for tensor in request.inputs) if isinstance(request, InferRequest) else 0
+            hooks.request(RequestEvent(*about, sent_bytes, left_s))
         try:
-            answer = yield Send(request, left, call.timeouts, call.headers)
+            answer = yield Send(request, left_s, call.timeouts, call.headers)
         except RequestTimeoutError as error:
             if isinstance(error, DeadlineExceededError) or self.clock() < call.deadline - SLACK_S:
                 raise
             raise DeadlineExceededError(error.message, status=error.status, revision=error.revision) from error
         if hooks is not None:
-            hooks.response(ResponseEvent(*about, self.clock() - began, _revision(answer)))
+            revision = read_revision(answer) if isinstance(answer, InferAnswer) else answer.revision
+            hooks.response(ResponseEvent(*about, self.clock() - began, revision))
         return answer
 
     def _pause_s(self, error: SegserveError, request: ConfigRequest | InferRequest, attempt: int) -> float | None:
-        """Return how long to wait before another try, or None for no other."""
+        """Return how long to wait before the next attempt, or None if there is to be none."""
         if not error.retryable or attempt > self.policy.retries:
             return None
-        if not error.untouched and _is_frame(request):
+        # A server that has already seen a frame of a stream would take it for the next one.
+        is_frame = isinstance(request, InferRequest) and SEQUENCE in request.parameters
+        if is_frame and not error.untouched:
             return None
-        # Those who were turned away together do not come back together.
+        # Jitter: callers that were rejected together must not come back together.
         backoff_s: float = BACKOFF_S * 2 ** (attempt - 1) * (0.5 + self.jitter())
         return backoff_s + (error.retry_after_s or 0.0)
-
-    def _tell_retry(
-        self, request: ConfigRequest | InferRequest, call: Call, attempt: int, error: SegserveError, pause_s: float
-    ) -> None:
-        if call.span is not None:
-            call.span.retried(attempt, error)
-        if self.policy.hooks.listening:
-            about = (call.model, call.request_id, _kind(request), attempt)
-            self.policy.hooks.retry(RetryEvent(*about, error, pause_s))
 
 
 def _kind(request: ConfigRequest | InferRequest) -> RequestKind:
     return "infer" if isinstance(request, InferRequest) else "config"
-
-
-def _is_frame(request: ConfigRequest | InferRequest) -> bool:
-    """Whether it is a frame of a stream: a server that has seen it would take it for the next one."""
-    return isinstance(request, InferRequest) and SEQUENCE in request.parameters
-
-
-def _sent_bytes(request: ConfigRequest | InferRequest) -> int:
-    return sum(len(tensor.raw) for tensor in request.inputs) if isinstance(request, InferRequest) else 0
-
-
-def _revision(answer: ModelInfo | InferAnswer) -> str | None:
-    return read_revision(answer) if isinstance(answer, InferAnswer) else answer.revision

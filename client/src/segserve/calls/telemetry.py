@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span, Tracer
 
-    from segserve.calls.endpoint import Endpoint
-    from segserve.transports import TransportName
+    from segserve.calls.endpoint import GatewayEndpoint
+    from segserve.calls.steps import TransportName
     from segserve_common.errors import SegserveError
 
 _METHODS: Final[Mapping[TransportName, Mapping[str, Any]]] = {
@@ -78,7 +78,7 @@ class CallSpan:
         self.span.end()
 
 
-def telemetry_of(wanted: bool | None, endpoint: Endpoint, transport: TransportName) -> Telemetry | None:
+def telemetry_of(wanted: bool | None, endpoint: GatewayEndpoint, transport: TransportName) -> Telemetry | None:
     """Return what makes spans, or None for no telemetry.
 
     None wants it where the program has loaded OpenTelemetry itself: whoever has not pays nothing for it. True raises

@@ -121,7 +121,7 @@ def _labelled_pixels(
     """Yield the logits (N, C), the labels (N,) and the temperature, as it is now, of some pixels of each image."""
     import numpy as np
 
-    from segserve_builder.imaging.sampling import axes, logits_at
+    from segserve_builder.sampling import axes, logits_at
 
     pipeline = resource.spec.pipeline(resource.metadata.name)
     model, aligned = loaded(resource, pipeline), _label_stage(pipeline).align_corners

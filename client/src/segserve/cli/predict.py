@@ -202,10 +202,10 @@ def _print(image: ImageFile, result: Result, *, table: bool) -> None:
     if table:
         Console().print(result_table(Path(image.name), result))
         return
-    from segserve.rendering.display import printable, summary
+    from segserve.rendering.display import printable
 
     found = ", ".join(
-        " ".join(row[key] for key in ("count", "class", "share") if key in row) for row in summary(result)
+        " ".join(row[key] for key in ("count", "class", "share") if key in row) for row in result.summary_rows()
     )
     typer.echo(f"{printable(image.name, 200)}: {found or 'nothing'}")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from segserve.results.annotation import Annotation
-    from segserve.results.base import SegmentClass
+from segserve.results.annotation import Annotation
+from segserve.results.values import SegmentClass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.exports.coco import image_entry
 from segserve.rendering.palette import class_colour
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from segserve.results.panoptic import PanopticResult
+from segserve.results.annotation import AnnotatedResult
 
 
-def data_set(result: PanopticResult, *, image_id: int, file_name: str | None) -> tuple[dict[str, Any], bytes]:
+def data_set(
+    result: AnnotatedResult, ids: NDArray[Any], is_thing: Mapping[int, bool], *, image_id: int, file_name: str | None
+) -> tuple[dict[str, Any], bytes]:
     """Return the JSON and the PNG; see `PanopticResult.to_coco_panoptic`.
 
-    Segments without pixels are left out, and pixels of segments that the answer does not list are void, as the
-    format has no place for either. Categories are those that were found: only of them it is known whether
-    they are things.
+    `ids` is the map of segment ids (H, W); `is_thing` is by segment id. The format cannot hold segments without pixels,
+    nor pixels of segments that the answer does not list: the former are left out, the latter become void.
+    Categories are those of the segments: only for them is it known whether they are things.
     """
-    pixels = np.bincount(result.ids.ravel())
-    segments = [one for one in result if 0 < one.id < len(pixels) and pixels[one.id]]
-    ids = np.where(np.isin(result.ids, [one.id for one in segments]), result.ids, 0)
-    is_thing = {one.class_id: one.is_thing for one in segments}
+    pixels = np.bincount(ids.ravel())
+    segments = [one for one in result.annotations() if 0 < one.number < len(pixels) and pixels[one.number]]
+    listed = np.where(np.isin(ids, [one.number for one in segments]), ids, 0)
+    class_is_thing = {one.class_id: is_thing[one.number] for one in segments}
     name = str(image_id) if file_name is None else PurePath(file_name).stem
-    boxes = {found.number: found.mask.patch().box for found in result.annotations() if found.mask is not None}
     table = []
     for one in segments:
-        x1, y1, x2, y2 = boxes[one.id]
-        row = {"id": one.id, "category_id": one.class_id, "area": int(pixels[one.id]), "iscrowd": 0}
+        x1, y1, x2, y2 = (0, 0, 0, 0) if one.mask is None else one.mask.patch().box
+        row = {"id": one.number, "category_id": one.class_id, "area": int(pixels[one.number]), "iscrowd": 0}
         table.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": one.score})
     document = {
         "images": [image_entry(image_id, result.size, file_name)],
         "annotations": [{"image_id": image_id, "file_name": f"{name}.png", "segments_info": table}],
         "categories": [
-            {"id": known.id, "name": known.name, "isthing": int(is_thing[known.id]), "color": list(class_colour(known))}
-            for known in result.classes
-            if known.id in is_thing
+            {"id": one.id, "name": one.name, "isthing": int(class_is_thing[one.id]), "color": list(class_colour(one))}
+            for one in result.classes
+            if one.id in class_is_thing
         ],
     }
-    return document, _png(ids)
+    return document, _png(listed)
 
 
 def _png(ids: NDArray[Any]) -> bytes:

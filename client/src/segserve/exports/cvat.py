@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 from xml.etree import ElementTree as ET
 
 import numpy as np
 
 from segserve.rendering.display import printable
 from segserve.rendering.palette import class_colour
-from segserve.results.annotation import foreground
+from segserve.results.annotation import AnnotatedResult, Annotation, foreground
+from segserve.results.masks import Patch
+from segserve.results.values import Shapes
 from segserve_common.errors import BadRequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from segserve.results.annotation import Annotation
-    from segserve.results.base import Segmentation, Shapes
-    from segserve.results.masks import Patch
 
 SCORE: Final = "score"
 
 
-def document(result: Segmentation, file_name: str, *, image_id: int, shapes: Shapes) -> str:
+def document(result: AnnotatedResult, file_name: str, *, image_id: int, shapes: Shapes) -> str:
     """Return the document for one image; see `Segmentation.to_cvat`."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
@@ -61,7 +57,7 @@ def merge(documents: Sequence[str]) -> str:
     return ET.tostring(merged, encoding="unicode", xml_declaration=True)
 
 
-def _add_meta(root: ET.Element, result: Segmentation) -> None:
+def _add_meta(root: ET.Element, result: AnnotatedResult) -> None:
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
     ET.SubElement(task, "name").text = printable(result.revision)
     ET.SubElement(task, "size").text = "1"

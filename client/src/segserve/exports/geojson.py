@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from segserve.results.annotation import AnnotatedResult, Annotation
 from segserve.results.outlines import Part
+from segserve.results.values import Rectangle
 from segserve_common.errors import BadRequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from segserve.results.annotation import Annotation, Rectangle
-    from segserve.results.base import Segmentation
 
 Json: TypeAlias = dict[str, Any]
 
 
-def feature_collection(result: Segmentation, affine: Sequence[float] | None, crs: str | None) -> Json:
+def feature_collection(result: AnnotatedResult, affine: Sequence[float] | None, crs: str | None) -> Json:
     """Return a feature for each thing that was found, and one for its points where it has any.
 
     The geometry of one whose mask is empty is null. Raises `BadRequestError` for an affine that is not one.

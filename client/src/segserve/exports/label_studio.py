@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Iterator
+from typing import Any, Final, TypeAlias
 from xml.etree import ElementTree as ET
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.rendering.display import printable
 from segserve.rendering.palette import class_colour
-from segserve.results.annotation import foreground
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from segserve.results.annotation import Annotation
-    from segserve.results.base import Segmentation, Shapes
+from segserve.results.annotation import AnnotatedResult, Annotation, foreground
+from segserve.results.values import Shapes
 
 Json: TypeAlias = dict[str, Any]
 
@@ -35,7 +30,7 @@ _LONGEST_RUN: Final = 1 << 16
 _RUN_BITS: Final = 1 + 2 + 16 + 8
 
 
-def task(result: Segmentation, image: str, *, shapes: Shapes) -> Json:
+def task(result: AnnotatedResult, image: str, *, shapes: Shapes) -> Json:
     """Return a task of the image at a URL, with one prediction; see `Segmentation.to_label_studio`."""
     found = list(foreground(result.annotations()))
     scores = [one.score for one in found if one.score is not None]
@@ -46,7 +41,7 @@ def task(result: Segmentation, image: str, *, shapes: Shapes) -> Json:
     return {"data": {"image": image}, "predictions": [prediction]}
 
 
-def labelling_config(result: Segmentation) -> str:
+def labelling_config(result: AnnotatedResult) -> str:
     """Return the labelling configuration (XML) of a project for the results of this model."""
     view = ET.Element("View")
     ET.SubElement(view, "Image", name="image", value="$image", zoom="true")

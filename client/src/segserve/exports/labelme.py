@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Iterator
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from segserve.results.annotation import foreground
-from segserve.results.images import picture
+from segserve.results.annotation import AnnotatedResult, Annotation, foreground
+from segserve.results.images import ImageLike, picture
+from segserve.results.masks import Patch
 from segserve.results.outlines import through_centres
+from segserve.results.values import Shapes
 from segserve_common.errors import BadRequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve.results.annotation import Annotation
-    from segserve.results.base import Segmentation, Shapes
-    from segserve.results.images import ImageLike
-    from segserve.results.masks import Patch
 
 Json: TypeAlias = dict[str, Any]
 
 VERSION: Final = "5.5.0"
 
 
-def label_file(result: Segmentation, file_name: str, *, image: ImageLike | None, shapes: Shapes) -> Json:
+def label_file(result: AnnotatedResult, file_name: str, *, image: ImageLike | None, shapes: Shapes) -> Json:
     """Return the content of a label file; see `Segmentation.to_labelme`.
 
     Raises `BadRequestError` for an image of another size than the result's.

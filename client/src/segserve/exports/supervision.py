@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segserve.errors import MissingExtraError
+from segserve.results.annotation import AnnotatedResult, Annotation
 
 if TYPE_CHECKING:
     from supervision import Detections, KeyPoints
     from supervision.detection.compact_mask import CompactMask
 
-    from segserve.results.annotation import Annotation
-    from segserve.results.base import Segmentation
-    from segserve.results.detections import KeypointResult
 
-
-def detections(result: Segmentation, *, compact: bool) -> Detections:
+def detections(result: AnnotatedResult, *, compact: bool) -> Detections:
     """Return the `Detections` of what was found; see `Segmentation.to_supervision`."""
     sv = _supervision()
     found = list(result.annotations())
@@ -32,16 +29,17 @@ def detections(result: Segmentation, *, compact: bool) -> Detections:
     )
 
 
-def key_points(result: KeypointResult) -> KeyPoints:
+def key_points(result: AnnotatedResult) -> KeyPoints:
     """Return the `KeyPoints` of the objects; see `KeypointResult.to_key_points`."""
     sv = _supervision()
-    points = result.points
+    objects = list(result.annotations())
+    points = np.stack([one.points for one in objects]) if objects else np.zeros((0, 0, 3), np.float32)  # type: ignore[misc]
     return sv.KeyPoints(  # type: ignore[no-any-return]
         xy=points[:, :, :2].copy(),
         keypoint_confidence=points[:, :, 2].copy(),
-        detection_confidence=result.scores,
-        class_id=result.class_ids.astype(int),
-        data={"class_name": np.array([one.class_name for one in result], dtype=str)},
+        detection_confidence=np.array([one.score for one in objects], np.float32),
+        class_id=np.array([one.class_id for one in objects], int),
+        data={"class_name": np.array([one.class_name for one in objects], dtype=str)},
     )
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.rendering.display import printable
 from segserve.rendering.palette import WHITE, readable_on
+from segserve.results.masks import Patch
+from segserve.results.values import Colour, Rectangle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
     from PIL import Image, ImageDraw, ImageFont
-
-    from segserve.results.annotation import Rectangle
-    from segserve.results.base import Colour
-    from segserve.results.masks import Patch
 
 _DARK: Final = (20, 20, 20)
 # Of the image, to text.

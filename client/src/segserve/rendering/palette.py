@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import colorsys
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from segserve.results.base import Colour, SegmentClass
+from segserve.results.values import Colour, SegmentClass
 
 BLACK: Final = (0, 0, 0)
 WHITE: Final = (255, 255, 255)

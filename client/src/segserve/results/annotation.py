@@ -1,30 +1,28 @@
-"""One thing that was found, in the form that all exports share."""
+"""`Annotation`: one object, segment or class in the form that exports and drawings share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol
+
+from segserve.results.masks import EncodedMask
+from segserve.results.outlines import Part
+from segserve.results.values import Rectangle, SegmentClass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     import numpy as np
     from numpy.typing import NDArray
-
-    from segserve.results.masks import EncodedMask
-    from segserve.results.outlines import Part
-
-Rectangle: TypeAlias = tuple[float, float, float, float]
 
 BACKGROUND: Final = "background"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Annotation:
-    """An object, a segment, or all pixels of a class: at least one of mask and box.
+    """An object, a segment, or all pixels of a class; has a mask, a box or both.
 
-    `number` counts from 1, and is the id of a panoptic segment. `score` is None where the model gives none.
-    `own_box` is x1, y1, x2, y2 in pixels where the model gives one; `points` are (K, 3) as x, y, score.
+    `number` counts from 1; for a panoptic segment it is the segment's id. `score` is None if the model gives none.
+    `own_box` is the model's box, x1, y1, x2, y2 in pixels, or None. `points` is float32 (K, 3): x, y, score.
     """
 
     number: int
@@ -37,7 +35,7 @@ class Annotation:
 
     @property
     def box(self) -> Rectangle:
-        """The model's box, else that of the mask."""
+        """The model's box, or else the mask's bounding box."""
         if self.own_box is not None:
             return self.own_box
         x1, y1, x2, y2 = (0, 0, 0, 0) if self.mask is None else self.mask.patch().box
@@ -45,7 +43,7 @@ class Annotation:
 
     @property
     def area(self) -> float:
-        """Pixels of the mask, or those of the box where there is none."""
+        """The mask's area in pixels, or the box's if there is no mask."""
         if self.mask is not None:
             return self.mask.area
         x1, y1, x2, y2 = self.box
@@ -53,10 +51,38 @@ class Annotation:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The mask's outlines, () where there is no mask."""
+        """The mask's outlines; () if there is no mask."""
         return () if self.mask is None else self.mask.parts()
 
 
+class AnnotatedResult(Protocol):
+    """The parts of a result that exports and drawings read."""
+
+    @property
+    def revision(self) -> str:
+        """The revision that answered."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
+
+    @property
+    def classes(self) -> tuple[SegmentClass, ...]:
+        """The model's classes."""
+        ...
+
+    def annotations(self) -> Iterator[Annotation]:
+        """Yield the objects, segments or classes."""
+        ...
+
+
+def is_background(class_name: str) -> bool:
+    """Return whether a class is called `background`, in any case."""
+    return class_name.lower() == BACKGROUND
+
+
 def foreground(annotations: Iterable[Annotation]) -> Iterator[Annotation]:
-    """Leave out the class called `background`: pictures and annotation tools show it by showing nothing."""
-    return (found for found in annotations if found.class_name.lower() != BACKGROUND)
+    """Leave out the class called `background`, which annotation tools represent by the absence of a shape."""
+    return (found for found in annotations if not is_background(found.class_name))

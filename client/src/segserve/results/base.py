@@ -1,73 +1,30 @@
-"""What all answers share: the model that gave them, its classes, and the ways out to other formats."""
+"""The base of all results: model, revision, classes, and conversions to other formats."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from segserve.exports import coco
+from segserve.rendering.display import Row, one_line, table
+from segserve.results.annotation import Annotation
+from segserve.results.images import ImageLike
+from segserve.results.outlines import Part
+from segserve.results.values import SegmentClass, Shapes
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from PIL import Image
     from rich.table import Table
     from supervision import Detections
 
-    from segserve.rendering.pictured import Pictured
-    from segserve.results.annotation import Annotation
-    from segserve.results.images import ImageLike
-    from segserve.results.outlines import Part
-
-Colour: TypeAlias = tuple[int, int, int]
-Shapes: TypeAlias = Literal["mask", "polygon"]
-Encoding: TypeAlias = Literal["rle", "polygons", "png", "raw"]
-ENCODINGS: Final[tuple[Encoding, ...]] = ("rle", "polygons", "png", "raw")
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentClass:
-    """A class of a model; `colour` is None where the model's file names none."""
-
-    id: int
-    name: str
-    colour: Colour | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PixelFormat:
-    """How a model takes arrays: 1 channel (grey) or 3 (RGB), dtype UINT8 or UINT16."""
-
-    channels: int
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What is served under a model's name: the outputs it declares, its revision, classes and format of arrays.
-
-    A model that segserve did not build has no revision and no classes.
-    """
-
-    model: str
-    outputs: frozenset[str]
-    revision: str | None = None
-    classes: tuple[SegmentClass, ...] = ()
-    pixels: PixelFormat | None = None
-
-    def class_of(self, class_id: int) -> SegmentClass:
-        """Return the class with that id; one that the model does not name is called by its number."""
-        for known in self.classes:
-            if known.id == class_id:
-                return known
-        return SegmentClass(class_id, str(class_id))
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
-    """What every answer has: the revision that answered, `size` as (height, width), the model's classes.
+    """A model's answer for one image: the revision that answered, `size` as (height, width), the model's classes.
 
-    `request_id` is what the client called the request in its headers; None for a result that was not asked for by one.
+    `request_id` is the id that the client sent in the request's headers; None for a result made without a request.
     """
 
     model: str
@@ -77,15 +34,23 @@ class Segmentation:
     request_id: str | None = field(default=None, kw_only=True)
 
     def annotations(self) -> Iterator[Annotation]:
-        """Yield what was found, one by one, in the form that the exports share; masks are not decoded."""
+        """Yield each object, segment or class in the form that exports share; decodes no mask."""
+        raise NotImplementedError
+
+    def summary(self) -> list[str]:
+        """Return a short text per class, most frequent or largest first; decodes no mask."""
+        raise NotImplementedError
+
+    def summary_rows(self) -> list[Row]:
+        """Return a row of printable cells per class, most frequent or largest first."""
         raise NotImplementedError
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return a flat row for each thing that was found, for `csv.DictWriter` or a data frame."""
+        """Return a flat row per object, segment or class, for `csv.DictWriter` or a data frame."""
         raise NotImplementedError
 
     def to_polygons(self) -> list[tuple[Part, ...]]:
-        """Return the outlines of each thing's mask, with holes, in pixels; () where it has only a box."""
+        """Return the outlines of each mask, with holes, in pixels; () for an object that has only a box."""
         return [found.parts for found in self.annotations()]
 
     def to_coco(self, *, image_id: int = 1, file_name: str | None = None) -> dict[str, Any]:
@@ -93,11 +58,13 @@ class Segmentation:
         return coco.data_set([coco.Entry(self.size, tuple(self.annotations()), file_name, image_id)], self.classes)
 
     def to_geojson(self, affine: Sequence[float] | None = None, *, crs: str | None = None) -> dict[str, Any]:
-        """Return a GeoJSON FeatureCollection: polygons with holes, boxes where there are no masks.
+        """Return a GeoJSON FeatureCollection: polygons with holes, or boxes for objects without masks.
 
-        `affine` turns corners of pixels into world coordinates: a, b, c, d, e, f as rasterio's `transform` has
-        them, x = a * column + b * row + c. Without it the coordinates are pixels. RFC 7946 wants longitude and
-        latitude; `crs`, as in `EPSG:32633`, names another system in the older way that GDAL and QGIS read.
+        `affine` maps pixel corners to world coordinates: a, b, c, d, e, f as in rasterio's `transform`,
+        x = a * column + b * row + c. Without it, coordinates are pixels. RFC 7946 requires longitude and latitude;
+        `crs`, such as `EPSG:32633`, names another system in the older form that GDAL and QGIS read.
+
+        Raises `BadRequestError` for an affine that is not invertible or not six finite numbers.
         """
         from segserve.exports.geojson import feature_collection
 
@@ -106,33 +73,34 @@ class Segmentation:
     def to_labelme(
         self, file_name: str, *, image: ImageLike | None = None, shapes: Shapes = "polygon"
     ) -> dict[str, Any]:
-        """Return the content of a LabelMe file for the image `file_name`; `image`, where given, is embedded.
+        """Return the content of a LabelMe file for the image `file_name`; `image`, if given, is embedded.
 
-        Polygons lose holes, masks are exact. Parts of one object share a `group_id`.
+        Polygons lose holes, masks are exact. Parts of one object share a `group_id`. Raises `BadRequestError` if the
+        size of `image` differs from the result's.
         """
         from segserve.exports.labelme import label_file
 
         return label_file(self, file_name, image=image, shapes=shapes)
 
     def to_label_studio(self, image: str, *, shapes: Shapes = "mask") -> dict[str, Any]:
-        """Return a Label Studio task for the image at that URL, with what was found as a prediction.
+        """Return a Label Studio task for the image at this URL, with the result as a prediction.
 
-        `segserve.exports.label_studio.labelling_config` is the configuration of a project that takes it.
+        `segserve.exports.label_studio.labelling_config` returns the configuration of a project that accepts it.
         """
         from segserve.exports.label_studio import task
 
         return task(self, image, shapes=shapes)
 
     def to_cvat(self, file_name: str, *, image_id: int = 0, shapes: Shapes = "mask") -> str:
-        """Return an XML document in CVAT's format "CVAT for images 1.1"."""
+        """Return an XML document in the format "CVAT for images 1.1"."""
         from segserve.exports.cvat import document
 
         return document(self, file_name, image_id=image_id, shapes=shapes)
 
     def to_supervision(self, *, compact: bool = False) -> Detections:
-        """Return the `supervision.Detections`, class names in `data["class_name"]`.
+        """Return `supervision.Detections` with the class names in `data["class_name"]`.
 
-        Masks are bool (N, H, W), or with `compact` a `CompactMask`, which needs no memory for the whole image.
+        Masks are bool (N, H, W), or with `compact` a `CompactMask`, which stores no full-size masks.
         Raises `MissingExtraError` without the extra `annotations`.
         """
         from segserve.exports.supervision import detections
@@ -148,29 +116,54 @@ class Segmentation:
         contour: bool = True,
         legend: bool | None = None,
     ) -> Image.Image:
-        """Return the image with what was found drawn on it: filled with `alpha` of its colour, outlined, labelled.
+        """Return the image with the result drawn on it: filled with `alpha` (0 to 1) of its colour, outlined, labelled.
 
-        Raises `BadRequestError` for an image of another size than the one that was sent.
+        Raises `BadRequestError` if the size of `image` differs from that of the segmented image.
         """
         raise NotImplementedError
 
-    def on(self, image: ImageLike) -> Pictured:
-        """Return the result together with its image, which notebooks show as a picture."""
-        from segserve.rendering.pictured import Pictured
-
-        return Pictured(self, image)
+    def with_image(self, image: ImageLike) -> ResultWithImage:
+        """Return the result together with its image, which notebooks show as an overlay."""
+        return ResultWithImage(self, image)
 
     def __repr__(self) -> str:
-        from segserve.rendering.display import one_line
-
         return one_line(self)
 
     def __rich__(self) -> Table:
-        from segserve.rendering.display import table
-
         return table(self)
 
     def _repr_html_(self) -> str:
-        from segserve.rendering.pictured import html
+        from segserve.rendering.notebook import html
 
         return html(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ResultWithImage:
+    """A result together with the image it belongs to."""
+
+    result: Segmentation
+    image: ImageLike
+
+    def overlay(self, **options: Any) -> Image.Image:
+        """Draw the result on its image; `options` are those of the result's own `overlay`."""
+        return self.result.overlay(self.image, **options)
+
+    def crop(self, index: int, *, margin: int = 0, cut_out: bool = False) -> Image.Image:
+        """Return the part of the image that shows one object, as `Objects.crop` does.
+
+        Raises `BadRequestError` for a result without separate objects.
+        """
+        crop = getattr(self.result, "crop", None)
+        if crop is None:
+            raise BadRequestError(f"a {type(self.result).__name__} has no separate objects to crop")
+        cropped: Image.Image = crop(index, self.image, margin=margin, cut_out=cut_out)
+        return cropped
+
+    def __repr__(self) -> str:
+        return one_line(self.result)
+
+    def _repr_html_(self) -> str:
+        from segserve.rendering.notebook import html
+
+        return html(self.result, self.overlay())

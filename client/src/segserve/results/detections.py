@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.results.annotation import Annotation
+from segserve.results.images import ImageLike
 from segserve.results.objects import Detection, Found, Objects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
     from PIL import Image
     from supervision import KeyPoints
-
-    from segserve.results.images import ImageLike
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,19 +6,18 @@ import inspect
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.results.pixels import PIXELS, pixels_of, to_dtype
 from segserve_common.errors import BadRequestError
 from segserve_common.kserve import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
     from PIL import Image
 
 

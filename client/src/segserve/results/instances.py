@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from segserve.results.annotation import Annotation
+from segserve.results.images import ImageLike
+from segserve.results.masks import EncodedMask, Polygon, Rle
 from segserve.results.objects import Detection, Objects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
-
-    from segserve.results.images import ImageLike
-    from segserve.results.masks import EncodedMask, Polygon, Rle
 
 
 @dataclass(frozen=True, eq=False)

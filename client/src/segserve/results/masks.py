@@ -7,15 +7,13 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, TypeAlias, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.results.outlines import Part, outer_rings, trace
 from segserve_common.errors import ProtocolError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Polygon: TypeAlias = list[float]
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from segserve.rendering.display import Row, object_rows, object_summary
 from segserve.results.base import Segmentation
+from segserve.results.images import ImageLike
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
     from PIL import Image
-
-    from segserve.results.images import ImageLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +67,14 @@ class Objects(Segmentation, Generic[Found]):
         """Pixels of each mask, int64 (N,); without masks those of each box, float64."""
         areas = [found.area for found in self.annotations()]
         return np.array(areas) if areas else np.zeros(0, np.int64)
+
+    def summary(self) -> list[str]:
+        """Return the classes by number of objects, as in `24 coin`."""
+        return object_summary(one.class_name for one in self)
+
+    def summary_rows(self) -> list[Row]:
+        """Return a row per class, most objects first."""
+        return object_rows(self, self.size)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return a flat row for each object, for `csv.DictWriter` or a data frame."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.results.annotation import Annotation
+from segserve.results.images import ImageLike
 from segserve.results.masks import EncodedMask, masks_of_labels, read_labels
 from segserve.results.objects import Detection, Objects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
     from PIL import Image
-
-    from segserve.results.images import ImageLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,8 @@ class PanopticResult(Objects[PanopticSegment]):
         """
         from segserve.exports.coco_panoptic import data_set
 
-        return data_set(self, image_id=image_id, file_name=file_name)
+        is_thing = {segment.id: segment.is_thing for segment in self}
+        return data_set(self, self.ids, is_thing, image_id=image_id, file_name=file_name)
 
     def overlay(
         self,
@@ -98,7 +97,8 @@ class PanopticResult(Objects[PanopticSegment]):
         """
         from segserve.rendering.drawing import Style, draw_segments
 
-        return draw_segments(self, image, Style(alpha, labels, contour, labels if legend is None else legend))
+        style = Style(alpha, labels, contour, labels if legend is None else legend)
+        return draw_segments(self, {segment.id: segment.is_thing for segment in self}, image, style)
 
     @cached_property
     def _masks(self) -> Mapping[int, EncodedMask]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from segserve.results.values import PixelFormat
 from segserve_common.errors import BadRequestError
 from segserve_common.kserve import DTYPES, Tensor
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from segserve.results.base import PixelFormat
 
 PIXELS: Final = "PIXELS"
 # BT.601 in fixed point, as OpenCV computes it: an array gives the same grey as its file does on the server.
@@ -39,7 +36,7 @@ def pixels_of(array: NDArray[Any]) -> NDArray[Any]:
     )
 
 
-def fitted(image: Tensor, wanted: PixelFormat | None) -> Tensor:
+def to_pixel_format(image: Tensor, wanted: PixelFormat | None) -> Tensor:
     """Return PIXELS as a model takes them, converted as the server converts files; IMAGE as it is.
 
     Alpha is dropped, 16 bits become 8 by their high byte and 8 become 16 times 257, colour becomes grey by

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from segserve.rendering.display import Row, area_rows, area_summary
 from segserve.results.annotation import Annotation
 from segserve.results.base import Segmentation
+from segserve.results.images import ImageLike
 from segserve.results.masks import EncodedMask, read_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
     from PIL import Image
-
-    from segserve.results.images import ImageLike
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,6 +69,14 @@ class SemanticResult(Segmentation):
                 mask = self._encoded_mask(known.id)
                 yield Annotation(known.id, known.id, known.name, score, None, mask)
 
+    def summary(self) -> list[str]:
+        """Return the classes by their share of the pixels, as in `coin 36.2%`."""
+        return area_summary(self.areas, self.size)
+
+    def summary_rows(self) -> list[Row]:
+        """Return a row per class with pixels, largest area first."""
+        return area_rows(self.areas, self.size)
+
     def to_rows(self) -> list[dict[str, Any]]:
         """Return a flat row for each class, for `csv.DictWriter` or a data frame; `share` is of all pixels."""
         pixels = self.size[0] * self.size[1]
@@ -97,7 +104,9 @@ class SemanticResult(Segmentation):
         """
         from segserve.rendering.drawing import Style, draw_labels
 
-        return draw_labels(self, image, Style(alpha, labels, contour, labels if legend is None else legend))
+        style = Style(alpha, labels, contour, labels if legend is None else legend)
+        areas = {known: self.areas.get(known.name, 0) for known in self.classes}
+        return draw_labels(areas, self.mask, image, style, self.size)
 
     def _encoded_mask(self, class_id: int) -> EncodedMask:
         if self.encoded is None and class_id in self.encoded_masks:

@@ -22,7 +22,7 @@ SEGMENTS: Final = "segments"
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class RunManifest:
     """All that the answers depend on. `source` is the digest of the image's pixels, None where none was made."""
 
     model: str
@@ -44,7 +44,7 @@ class Manifest:
     labels: str | None
     format: int = FORMAT
 
-    def differences(self, other: Manifest) -> list[str]:
+    def differences(self, other: RunManifest) -> list[str]:
         """Return what differs, as `name was ..., now ...`."""
         return [
             f"{one.name} was {mine!r}, now {theirs!r}"
@@ -52,7 +52,7 @@ class Manifest:
             if (mine := getattr(self, one.name)) != (theirs := getattr(other, one.name))
         ]
 
-    def check_same(self, other: Manifest, folder: Path, *, any_revision: bool) -> None:
+    def check_same(self, other: RunManifest, folder: Path, *, any_revision: bool) -> None:
         """Raise `CheckpointError`, which says what differs, where `folder` is of this run and `other` is asked for."""
         compared = replace(self, revision=other.revision) if any_revision else self
         differences = compared.differences(other)
@@ -67,7 +67,7 @@ class Manifest:
         return asdict(self)
 
     @classmethod
-    def of(cls, value: Mapping[str, Any]) -> Manifest:
+    def of(cls, value: Mapping[str, Any]) -> RunManifest:
         """Read what `to_dict` gave; raises `CheckpointError` for anything else."""
         try:
             return cls(**value)
@@ -82,7 +82,7 @@ class Checkpoint:
     folder: Path
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, *, any_revision: bool = False) -> Checkpoint:
+    def open(cls, folder: Path, manifest: RunManifest, *, any_revision: bool = False) -> Checkpoint:
         """Return the checkpoint of that run, new where the folder has none.
 
         Raises `CheckpointError`, which says what differs, for the folder of another run. `any_revision` lets the
@@ -97,10 +97,10 @@ class Checkpoint:
         write_json(folder / MANIFEST, manifest.to_dict())
         return found
 
-    def manifest(self) -> Manifest | None:
+    def manifest(self) -> RunManifest | None:
         """Return what is being answered, None where nothing has begun; raises `CheckpointError` for a damaged one."""
         value = read_json(self.folder / MANIFEST)
-        return None if value is None else Manifest.of(value)
+        return None if value is None else RunManifest.of(value)
 
     def done(self) -> set[int]:
         """Return the numbers of the tiles that are answered."""

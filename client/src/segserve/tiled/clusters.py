@@ -1,14 +1,15 @@
-"""Sends tiles from the workers of a Dask cluster, which write the map themselves."""
+"""Tiles sent from the workers of a Dask cluster, which write the map themselves."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -17,15 +18,12 @@ from segserve.calls.endpoint import is_loopback
 from segserve.calls.headers import API_KEY, AUTHORIZATION, secrets_among
 from segserve.errors import MissingExtraError, PlainHttpCredentialsError
 from segserve.tiled.errors import WorkersLostError
+from segserve.tiled.job import Segmenter, TileJob
 from segserve.tiled.maps import ZARR
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from segserve.client import Client
     from segserve.tiled.grid import Tile
-    from segserve.tiled.job import TileJob
     from segserve.tiled.maps import PixelMap
     from segserve.tiled.sources import PixelSource, SourcePath
     from segserve.tiled.tile_results import Record
@@ -33,16 +31,63 @@ if TYPE_CHECKING:
 LOCAL: Final = "local"
 LOCAL_WORKERS: Final = 2
 HIDDEN: Final = frozenset({"tls", "wss", "inproc"})
-"""Dask's protocols that nobody between reads along."""
+"""Dask's protocols that nobody on the network can read."""
+
+
+class WorkerClient(Segmenter, Protocol):
+    """A client that a worker opens and closes."""
+
+    def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFactory:
+    """Opens clients with the settings of the caller's: `create` with `arguments`, in any process."""
+
+    create: Callable[..., WorkerClient]
+    arguments: Mapping[str, Any] = field(repr=False)
+
+    def open(self) -> WorkerClient:
+        """Return a new client."""
+        tls = self.arguments["tls"]
+        # `replace` checks that the certificate files exist on this machine too.
+        return self.create(**{**self.arguments, "tls": tls and replace(tls)})
+
+    def for_workers(self) -> ClientFactory:
+        """Return a factory that workers can use.
+
+        Raises `BadRequestError` for an argument that cannot be pickled, and `MissingExtraError` without the extra
+        `batch`.
+        """
+        _distributed()
+        import cloudpickle  # type: ignore[import-untyped]
+
+        arguments = dict(self.arguments)
+        if arguments["api_key"] == os.environ.get("SEGSERVE_API_KEY"):
+            arguments["api_key"] = None  # a key from the environment stays there: workers read their own
+        if arguments["tls"] is not None:
+            files = {name: path and Path(path).absolute() for name, path in asdict(arguments["tls"]).items()}
+            arguments["tls"] = Tls(**files)
+        for name, value in arguments.items():
+            try:
+                cloudpickle.dumps(value)
+            except Exception as error:
+                raise BadRequestError(
+                    f"the client's {name} cannot be sent to worker processes ({error}): "
+                    "use a function defined in a module, or an object without open files and connections"
+                ) from error
+        return replace(self, arguments=arguments)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerJob:
-    """What a worker needs: the image by its path, and the arguments of a client that asks as the caller's does."""
+    """The description of a run for workers: its tiles, the path of the image, and how to open a client."""
 
     job: TileJob = field(compare=False)
     source: SourcePath = field(compare=False)
-    client: Mapping[str, Any] = field(compare=False, repr=False)
+    clients: ClientFactory = field(compare=False, repr=False)
     key: str = field(default_factory=lambda: uuid4().hex)
 
     def answer(self, index: int) -> Record:
@@ -51,33 +96,8 @@ class WorkerJob:
         return self.job.answer(client, source, pixel_map, self.job.grid[index])
 
 
-def worker_client(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a client's arguments as workers can use them.
-
-    Raises `BadRequestError` for what cannot be sent to them, and `MissingExtraError` without the extra `batch`.
-    """
-    _distributed()
-    import cloudpickle  # type: ignore[import-untyped]
-
-    found = dict(arguments)
-    if found["api_key"] == os.environ.get("SEGSERVE_API_KEY"):
-        found["api_key"] = None  # what is in the environment stays there: workers read their own
-    if found["tls"] is not None:
-        files = {name: path and Path(path).absolute() for name, path in asdict(found["tls"]).items()}
-        found["tls"] = Tls(**files)
-    for name, value in found.items():
-        try:
-            cloudpickle.dumps(value)
-        except Exception as error:
-            raise BadRequestError(
-                f"the client's {name} cannot be sent to the workers, which are other processes ({error}): "
-                "give a function of a module, or one that holds nothing that is open"
-            ) from error
-    return found
-
-
 def check_hidden(addresses: Iterable[str], arguments: Mapping[str, Any]) -> None:
-    """Raise `PlainHttpCredentialsError` where the client's secrets would cross a network to workers in plain text."""
+    """Raise `PlainHttpCredentialsError` if the client's secrets would reach workers over a network in plain text."""
     named = {API_KEY: arguments["api_key"], AUTHORIZATION: arguments["bearer_token"]}
     secrets = secrets_among([*(name for name, value in named.items() if value is not None), *arguments["headers"]])
     plain = [address for address in addresses if not _is_hidden(address)]
@@ -85,7 +105,7 @@ def check_hidden(addresses: Iterable[str], arguments: Mapping[str, Any]) -> None
         raise PlainHttpCredentialsError(
             f"{', '.join(secrets)} would go to the workers over {plain[0]} as plain text: use a scheduler on tls://, "
             "SEGSERVE_API_KEY in the workers' environment, "
-            "or allow_plain_http_credentials=True where the network itself is private"
+            "or allow_plain_http_credentials=True if the network itself is private"
         )
 
 
@@ -94,27 +114,22 @@ def _is_hidden(address: str) -> bool:
     return parts.scheme in HIDDEN or is_loopback(parts.hostname or "")
 
 
-_OPENED: Final[dict[WorkerJob, tuple[Client, PixelSource, PixelMap | None]]] = {}
+_OPENED: Final[dict[WorkerJob, tuple[WorkerClient, PixelSource, PixelMap | None]]] = {}
 _OPENING: Final = threading.Lock()
 
 
-def _opened(job: WorkerJob) -> tuple[Client, PixelSource, PixelMap | None]:
-    """Return what a worker keeps open between the tiles of a job."""
-    from segserve.client import Client
-
+def _opened(job: WorkerJob) -> tuple[WorkerClient, PixelSource, PixelMap | None]:
+    """Return the client, image and map that a worker keeps open between the tiles of a job."""
     with _OPENING:
         if job not in _OPENED:
             map_file = job.job.map_file
             pixel_map = None if map_file is None else map_file.open()
-            tls = job.client["tls"]
-            # Its files are looked for again, on this machine.
-            arguments = {**job.client, "tls": tls and replace(tls)}
-            _OPENED[job] = Client(**arguments), job.source.open(), pixel_map
+            _OPENED[job] = job.clients.open(), job.source.open(), pixel_map
         return _OPENED[job]
 
 
 def _close(job: WorkerJob) -> None:
-    """Close what a worker has kept open for a job."""
+    """Close the client and image that a worker has kept open for a job."""
     with _OPENING:
         opened = _OPENED.pop(job, None)
     if opened is not None:
@@ -126,7 +141,7 @@ def _close(job: WorkerJob) -> None:
 def send_all_on(
     scheduler: Any, todo: Iterable[Tile], job: WorkerJob, keep: Callable[[Tile, Record], None], in_flight: int
 ) -> None:
-    """Let a cluster's workers answer the tiles; at most `in_flight` for each of their threads are handed out.
+    """Let a cluster's workers answer the tiles, at most `in_flight` (or two per worker thread) at a time.
 
     A tile whose worker is lost is answered by another. Raises `MissingExtraError` without the extra `batch`,
     `BadRequestError` for a map that many processes cannot write, `WorkersLostError` for a tile that no worker survives,
@@ -134,9 +149,9 @@ def send_all_on(
     """
     map_file = job.job.map_file
     if map_file is not None and not map_file.path.endswith(ZARR):
-        raise BadRequestError(f"with a scheduler the map is a zarr array, which many processes can write: {map_file}")
+        raise BadRequestError(f"with a scheduler the map must be a zarr array, which many processes can write, got {map_file}")
     with _cluster(scheduler, in_flight) as cluster:
-        check_hidden([cluster.scheduler.address, *cluster.nthreads()], job.client)
+        check_hidden([cluster.scheduler.address, *cluster.nthreads()], job.clients.arguments)
         try:
             _send(cluster, iter(todo), job, keep, in_flight)
         finally:
@@ -166,7 +181,7 @@ def _send(
             keep(of_future.pop(future.key), future.result())
             hand_out()
     except distributed.KilledWorker as error:
-        raise WorkersLostError(f"one tile's workers died again and again: {error}") from error
+        raise WorkersLostError(f"the workers of one tile died repeatedly: {error}") from error
     finally:
         for future in list(waiting.futures):
             future.cancel()
@@ -174,14 +189,14 @@ def _send(
 
 @contextmanager
 def _cluster(scheduler: Any, in_flight: int) -> Iterator[Any]:
-    """Yield a dask.distributed client: the one given, or one for the address, or for workers of this machine."""
+    """Yield a dask.distributed client: the one given, or one for the address, or for workers on this machine."""
     distributed = _distributed()
     if isinstance(scheduler, distributed.Client):
         yield scheduler
     elif scheduler == LOCAL:
         threads = -(-in_flight // LOCAL_WORKERS)
         with (
-            # Dask removes its workers' and its scheduler's own folders and leaves the one around them.
+            # Dask removes the folders of its workers and scheduler, but not the one that contains them.
             tempfile.TemporaryDirectory(prefix="segserve-dask-", ignore_cleanup_errors=True) as scratch,
             distributed.LocalCluster(
                 n_workers=LOCAL_WORKERS,
@@ -203,7 +218,7 @@ def _cluster(scheduler: Any, in_flight: int) -> Iterator[Any]:
             yield client
     else:
         raise BadRequestError(
-            f"scheduler is a dask.distributed Client, a scheduler's address or {LOCAL!r}, "
+            f"scheduler must be a dask.distributed Client, a scheduler's address or {LOCAL!r}, "
             f"got {type(scheduler).__name__}"
         )
 

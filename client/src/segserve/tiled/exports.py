@@ -12,7 +12,7 @@ from segserve.errors import MissingExtraError
 from segserve.results.annotation import Annotation
 from segserve.results.masks import EncodedMask
 from segserve.tiled.errors import ImageTooLargeError
-from segserve.tiled.files import MAX_DECODED_PIXELS
+from segserve.tiled.sources import MAX_DECODED_PIXELS
 from segserve.tiled.results import TiledSemanticResult
 from segserve.tiled.tile_masks import encode_intervals
 from segserve_common.errors import BadRequestError

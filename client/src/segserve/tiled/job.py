@@ -1,32 +1,71 @@
-"""What is done for one tile, in whichever process: read its pixels, ask the model, keep the answer."""
+"""The work for one tile, in any process: read its pixels, send them to the model, keep the answer."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
+from segserve.results.images import ImageLike
+from segserve.results.values import ModelInfo
 from segserve.tiled.errors import RevisionChangedError
+from segserve.tiled.options import TileEncoding
 from segserve.tiled.tile_results import map_of, record_of
 from segserve_common.errors import BadRequestError, ProtocolError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve.client import Client
     from segserve.results.result import Result
     from segserve.tiled.grid import Grid, Tile
     from segserve.tiled.maps import MapFile, PixelMap
     from segserve.tiled.sources import PixelSource
-    from segserve.tiled.tile_results import Record
+    from segserve.tiled.options import TileEncoding
+from segserve.tiled.tile_results import Record
 
-Send: TypeAlias = Literal["pixels", "png"]
-SENDS: Final[tuple[Send, ...]] = ("pixels", "png")
+class Segmenter(Protocol):
+    """A client for threads, as tiles need it."""
+
+    def segment(
+        self,
+        image: ImageLike,
+        *,
+        model: str,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Result:
+        """Segment one image."""
+        ...
+
+    def model_info(self, model: str) -> ModelInfo:
+        """Return the info of the model that is served under a name."""
+        ...
+
+
+class AsyncSegmenter(Protocol):
+    """A client for the tasks of an event loop, as tiles need it."""
+
+    async def segment(
+        self,
+        image: ImageLike,
+        *,
+        model: str,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Result:
+        """Segment one image."""
+        ...
+
+    async def model_info(self, model: str) -> ModelInfo:
+        """Return the info of the model that is served under a name."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What every tile's request says; None is as the model's file has it."""
+class TileRequest:
+    """The options of every tile's request; None leaves an option to the model's resource."""
 
     model: str
     score_threshold: float | None = None
@@ -34,7 +73,7 @@ class Asked:
     timeout_s: float | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `Client.segment` beside the image."""
+        """Return the arguments of `Client.segment` other than the image."""
         return {
             "model": self.model,
             "score_threshold": self.score_threshold,
@@ -45,28 +84,28 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class TileJob:
-    """What any process needs to answer tiles; it can be pickled. `revision` is the one that must answer, if any."""
+    """The picklable description of a run's tiles. `revision` is the one that must answer; None accepts any."""
 
     grid: Grid
-    asked: Asked
-    send: Send
+    request: TileRequest
+    send: TileEncoding
     revision: str | None
     map_file: MapFile | None
 
     def image(self, source: PixelSource, tile: Tile) -> NDArray[Any] | bytes:
-        """Read a tile's pixels as they are sent."""
+        """Return a tile's pixels, (H, W) or (H, W, C), or the bytes of a PNG of them."""
         pixels = source.read(tile.window)
         return pixels if self.send == "pixels" else _png(pixels)
 
     def keep(self, result: Result, tile: Tile, pixel_map: PixelMap | None) -> Record:
         """Write the map of the tile's cell and return its record.
 
-        Raises `RevisionChangedError` where another revision answered.
+        Raises `RevisionChangedError` if another revision answered, and `ProtocolError` for an answer of another size.
         """
         if self.revision is not None and result.revision != self.revision:
             raise RevisionChangedError(
-                f"revision {result.revision!r} answered tile {tile.index}; the run began with {self.revision!r}. "
-                "Wait until the change is over and call again with start_over=True, or choose "
+                f"revision {result.revision!r} answered tile {tile.index}; the run started with {self.revision!r}. "
+                "Wait until the rollout has ended and call again with start_over=True, or use "
                 "on_revision_change='restart' or 'allow'",
                 model=result.model,
                 revision=result.revision,
@@ -78,9 +117,9 @@ class TileJob:
             pixel_map.write(tile.cell, values[tile.cell.slices((tile.window.top, tile.window.left))])
         return record_of(result, tile, self.grid)
 
-    def answer(self, client: Client, source: PixelSource, pixel_map: PixelMap | None, tile: Tile) -> Record:
-        """Read, ask and keep: all that is done for a tile."""
-        result = client.segment(self.image(source, tile), **self.asked.arguments())
+    def answer(self, client: Segmenter, source: PixelSource, pixel_map: PixelMap | None, tile: Tile) -> Record:
+        """Read the tile, segment it and keep the answer."""
+        result = client.segment(self.image(source, tile), **self.request.arguments())
         return self.keep(result, tile, pixel_map)
 
 
@@ -88,7 +127,7 @@ def _png(pixels: NDArray[Any]) -> bytes:
     from PIL import Image
 
     if pixels.dtype.itemsize > 1 and pixels.ndim == 3:
-        raise BadRequestError("send='png' takes 8 bits a channel, or 16 bit grey; this image is 16 bit colour")
+        raise BadRequestError("send='png' supports 8 bits per channel and 16-bit grey; this image has 16-bit colour")
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
-from segserve.tiled.job import SENDS
 from segserve.tiled.matching import SAME
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     import os
 
-    from segserve.tiled.job import Send
 
 MapFormat: TypeAlias = Literal["zarr", "npy"]
 Blend: TypeAlias = Literal["centre"]
+TileEncoding: TypeAlias = Literal["pixels", "png"]
 OnRevisionChange: TypeAlias = Literal["error", "restart", "allow"]
 
 BLENDS: Final[tuple[Blend, ...]] = ("centre",)
+TILE_ENCODINGS: Final[tuple[TileEncoding, ...]] = ("pixels", "png")
 MAP_FORMATS: Final[tuple[MapFormat, ...]] = ("zarr", "npy")
 ON_REVISION_CHANGE: Final[tuple[OnRevisionChange, ...]] = ("error", "restart", "allow")
 
@@ -52,7 +52,7 @@ class TiledOptions(TypedDict, total=False):
     start_over: bool
     id_map: bool
     labels: MapFormat
-    send: Send
+    send: TileEncoding
     score_threshold: float | None
     max_detections: int | None
     timeout_s: float | None
@@ -74,7 +74,7 @@ class Options:
     start_over: bool = False
     id_map: bool = False
     labels: MapFormat = "zarr"
-    send: Send = "pixels"
+    send: TileEncoding = "pixels"
     score_threshold: float | None = None
     max_detections: int | None = None
     timeout_s: float | None = None
@@ -92,7 +92,7 @@ class Options:
     def __post_init__(self) -> None:
         _check("blend", self.blend, BLENDS)
         _check("labels", self.labels, MAP_FORMATS)
-        _check("send", self.send, SENDS)
+        _check("send", self.send, TILE_ENCODINGS)
         _check("on_revision_change", self.on_revision_change, ON_REVISION_CHANGE)
         if not 1 <= self.in_flight <= 256:
             raise BadRequestError(f"in_flight is 1 to 256 tiles at a time, got {self.in_flight!r}")

@@ -1,23 +1,20 @@
-"""A bar for people who watch; nothing where nobody does."""
+"""Progress of a run: a bar on a terminal, or a function of the caller's."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
-
-    Tick: TypeAlias = "Callable[[int, int], None]"
-    Progress: TypeAlias = "bool | Tick"
+Tick: TypeAlias = Callable[[int, int], None]
+Progress: TypeAlias = bool | Tick
 
 
 def shown(progress: Progress, total: int) -> AbstractContextManager[Tick]:
-    """Return what is told after each tile how many of how many are done.
+    """Return a context with the function to call after each tile with the numbers done and total.
 
-    `progress` False shows nothing, True a bar where standard error is a terminal; a function is called itself.
+    `progress` False shows nothing, True a bar if standard error is a terminal; a function is called as it is.
     """
     if callable(progress):
         return nullcontext(progress)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from segserve.results.base import SegmentClass
+from segserve.results.values import SegmentClass
 from segserve.tiled.checkpoint import read_json
 from segserve.tiled.errors import CheckpointError, ImageTooLargeError
 from segserve.tiled.merging import TiledObject

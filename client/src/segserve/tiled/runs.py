@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 from contextlib import ExitStack, contextmanager
@@ -9,29 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve.tiled import outputs
-from segserve.tiled import stitching as finishing
-from segserve.tiled.checkpoint import SEGMENTS, Checkpoint, Manifest, write_json
-from segserve.tiled.errors import ImageTooLargeError
+from segserve.tiled.checkpoint import SEGMENTS, Checkpoint, RunManifest, read_json, write_json
+from segserve.tiled.errors import CheckpointError, ImageTooLargeError
 from segserve.tiled.grid import Grid
-from segserve.tiled.job import Asked, TileJob
+from segserve.tiled.job import TileJob, TileRequest
 from segserve.tiled.maps import NPY, ZARR, MapFile, labels_dtype
 from segserve.tiled.results import IDS, LABELS, OBJECTS, RESULT, from_folder, in_memory
+from segserve.tiled.stitching import StitchedTotals, count_labels, paint_ids, write_objects, write_segments
 from segserve.tiled.tile_results import WITH_MAP, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.results.base import ModelInfo
+    from segserve.results.values import ModelInfo
     from segserve.tiled.grid import Tile
     from segserve.tiled.maps import PixelMap
     from segserve.tiled.options import Options
     from segserve.tiled.progress import Tick
     from segserve.tiled.results import TiledObjects, TiledSemanticResult
     from segserve.tiled.sources import PixelSource
-    from segserve.tiled.stitching import Tally
     from segserve.tiled.tile_results import Record
 
+CHECKPOINT: Final = "checkpoint"
+_OWN: Final = frozenset({RESULT, OBJECTS, *(f"{name}.{form}" for name in (LABELS, IDS) for form in ("zarr", "npy"))})
 # A result without a folder is held in memory; beyond this it has to have one.
 MAX_PIXELS_IN_MEMORY: Final = 268_435_456
 
@@ -45,7 +46,7 @@ class Run:
 
     options: Options
     info: ModelInfo
-    manifest: Manifest
+    manifest: RunManifest
     checkpoint: Checkpoint
     grid: Grid
     folder: Path
@@ -64,9 +65,9 @@ class Run:
     def job(self) -> TileJob:
         """Return what answers the tiles; its map exists."""
         options = self.options
-        asked = Asked(options.model, options.score_threshold, options.max_detections, options.timeout_s)
+        request = TileRequest(options.model, options.score_threshold, options.max_detections, options.timeout_s)
         revision = None if options.on_revision_change == "allow" else self.info.revision
-        return TileJob(self.grid, asked, options.send, revision, self._tile_map())
+        return TileJob(self.grid, request, options.send, revision, self._tile_map())
 
     def missing(self) -> list[Tile]:
         """Return the tiles that are not answered yet."""
@@ -99,18 +100,18 @@ class Run:
         if tile_map is not None and not self.checkpoint.done():
             tile_map.create(self._attributes())
 
-    def _stitch(self) -> Tally:
+    def _stitch(self) -> StitchedTotals:
         if self.kind == "semantic":
-            return finishing.count_labels(self.grid, self.checkpoint)
+            return count_labels(self.grid, self.checkpoint)
         table, at_least = self.folder / OBJECTS, self.options.same_at_least
         tile_map = self._tile_map()
         if tile_map is not None:
             maps = tile_map.open(), self._ids()
-            return finishing.write_segments(self.grid, self.checkpoint, self.info, table, maps, at_least=at_least)
-        tally = finishing.write_objects(self.grid, self.checkpoint, self.info, table, at_least=at_least)
+            return write_segments(self.grid, self.checkpoint, self.info, table, maps, at_least=at_least)
+        totals = write_objects(self.grid, self.checkpoint, self.info, table, at_least=at_least)
         if self.options.id_map:
-            finishing.paint_ids(self.grid, table, self._ids())
-        return tally
+            paint_ids(self.grid, table, self._ids())
+        return totals
 
     def _tile_map(self) -> MapFile | None:
         """Return the map that each tile's cell is written to: of classes, or of the tiles' own segment ids."""
@@ -135,23 +136,23 @@ class Run:
             for known in self.info.classes
         ]
 
-    def _describe(self, tally: Tally) -> dict[str, Any]:
-        areas = {self.info.class_of(class_id).name: area for class_id, area in sorted(tally.areas.items())}
+    def _describe(self, totals: StitchedTotals) -> dict[str, Any]:
+        areas = {self.info.class_of(class_id).name: area for class_id, area in sorted(totals.areas.items())}
         return {
             "model": self.info.model,
             "kind": self.kind,
-            "revisions": list(tally.revisions),
+            "revisions": list(totals.revisions),
             "size": [self.grid.height, self.grid.width],
             "classes": self._classes(),
             "areas": areas,
             "tiles": len(self.grid),
-            "objects": tally.objects,
+            "objects": totals.objects,
             "run": self.manifest.to_dict(),
         }
 
 
 @contextmanager
-def begun(source: PixelSource, info: ModelInfo, options: Options, *, for_workers: bool) -> Iterator[Run]:
+def open_run(source: PixelSource, info: ModelInfo, options: Options, *, for_workers: bool) -> Iterator[Run]:
     """Yield the run, begun or taken up; where nothing has to stay its folder ends with the block.
 
     Raises `CheckpointError` for a folder of another run, `ImageTooLargeError` for a result without a folder that is
@@ -171,21 +172,21 @@ def begun(source: PixelSource, info: ModelInfo, options: Options, *, for_workers
         folder = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segserve-tiled-")))
         manifest = _manifest(source, info, kind, grid, options, is_kept=kept is not None)
         map_format = "zarr" if for_workers else options.labels if options.out is not None else "npy"
-        described = outputs.finished(folder, manifest, options)
+        described = _finished(folder, manifest, options)
         if described is not None:
             yield Run(
-                options, info, manifest, outputs.checkpoint_of(folder, options), grid, folder, map_format, described
+                options, info, manifest, _checkpoint_of(folder, options), grid, folder, map_format, described
             )
             return
-        run = Run(options, info, manifest, outputs.opened(folder, options, manifest), grid, folder, map_format)
+        run = Run(options, info, manifest, _opened(folder, options, manifest), grid, folder, map_format)
         run.prepare()
         yield run
 
 
 def _manifest(
     source: PixelSource, info: ModelInfo, kind: str, grid: Grid, options: Options, *, is_kept: bool
-) -> Manifest:
-    return Manifest(
+) -> RunManifest:
+    return RunManifest(
         model=info.model,
         revision=info.revision,
         kind=kind,
@@ -204,3 +205,58 @@ def _manifest(
         id_map=options.id_map,
         labels=options.labels if options.out is not None else None,
     )
+
+
+def _checkpoint_of(folder: Path, options: Options) -> Checkpoint:
+    """Return where the tiles of a run into `folder` are kept."""
+    return Checkpoint(options.checkpoint or folder / CHECKPOINT)
+
+
+def _opened(folder: Path, options: Options, manifest: RunManifest) -> Checkpoint:
+    """Return the checkpoint of a run into `folder`, new where there is none.
+
+    Raises `CheckpointError` where the folder holds another run or other files; `start_over` deletes a run, and never
+    other files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _checkpoint_of(folder, options)
+    if options.start_over:
+        found.clear()
+        _clear(folder)
+    if found.manifest() is None and options.out is not None:
+        _refuse_other_files(folder, found.folder)
+    any_revision = options.on_revision_change == "allow"
+    return Checkpoint.open(found.folder, manifest, any_revision=any_revision)
+
+
+def _finished(folder: Path, manifest: RunManifest, options: Options) -> dict[str, Any] | None:
+    """Return what `result.json` says of a run that is complete, None where it is not.
+
+    Raises `CheckpointError` where it is of another run.
+    """
+    value = read_json(folder / RESULT)
+    if value is None or options.start_over:
+        return None
+    known = RunManifest.of(value["run"])
+    known.check_same(manifest, folder, any_revision=options.on_revision_change == "allow")
+    return value
+
+
+def _refuse_other_files(folder: Path, checkpoint: Path) -> None:
+    others = sorted(path.name for path in folder.iterdir() if path != checkpoint)
+    if others:
+        raise CheckpointError(
+            f"the folder {str(folder)!r} is not empty and holds no run that could be taken up: "
+            f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}. Give a new folder"
+        )
+
+
+def _clear(folder: Path) -> None:
+    # The result first: without it what is left is a run that was not finished.
+    (folder / RESULT).unlink(missing_ok=True)
+    for name in sorted(_OWN):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

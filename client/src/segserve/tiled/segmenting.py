@@ -1,100 +1,124 @@
-"""The calls: a large image in, its whole segmentation out."""
+"""Runs over one large image: tiles are sent from threads, tasks or a Dask cluster, and their answers stitched."""
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from segserve.tiled.clusters import WorkerJob, send_all_on, worker_client
+from segserve.tiled.clusters import ClientFactory, WorkerJob, send_all_on
 from segserve.tiled.errors import RevisionChangedError
-from segserve.tiled.progress import shown
-from segserve.tiled.runs import begun
-from segserve.tiled.sending import send_all, send_all_async
-from segserve.tiled.sources import by_path, open_source
+from segserve.tiled.job import AsyncSegmenter, Segmenter
+from segserve.tiled.options import Options
+from segserve.tiled.progress import Progress, shown
+from segserve.tiled.results import TiledObjects, TiledSemanticResult
+from segserve.tiled.runs import Run, open_run
+from segserve.tiled.sources import PixelSource, by_path, open_source
 
-if TYPE_CHECKING:
-    from segserve.async_client import AsyncClient
-    from segserve.client import Client
-    from segserve.tiled.options import Options
-    from segserve.tiled.progress import Progress
-    from segserve.tiled.results import TiledObjects, TiledSemanticResult
-    from segserve.tiled.runs import Run
-    from segserve.tiled.sources import PixelSource
-
-# A model that changes more often than that while one image is segmented will not be caught up with.
+# A model that changes more often than this during one image is not going to settle.
 RESTARTS: Final = 3
 
 
 def run_tiled(
-    client: Client, image: object, options: Options, *, scheduler: Any = None, progress: Progress = True
+    client: Segmenter,
+    image: object,
+    options: Options,
+    *,
+    scheduler: Any = None,
+    worker_clients: ClientFactory | None = None,
+    progress: Progress = True,
 ) -> TiledSemanticResult | TiledObjects:
-    """Segment a large image; see `segserve.tiled.segment_tiled`."""
-    workers = None if scheduler is None else (by_path(image), scheduler)
+    """Segment a large image; see `Client.segment_tiled`. Workers of a `scheduler` use clients of `worker_clients`."""
+    path = None if scheduler is None else by_path(image)
     with closing(open_source(image)) as source:
-        return _run(client, source, options, workers, progress)
-
-
-def _run(
-    client: Client, source: PixelSource, options: Options, workers: tuple[Any, Any] | None, progress: Progress
-) -> TiledSemanticResult | TiledObjects:
-    for left in range(RESTARTS, -1, -1):
-        info = client.model_info(options.model)
-        try:
-            with begun(source, info, options, for_workers=workers is not None) as run:
-                with shown(progress, len(run.grid)) as run.tick:
-                    _send(client, source, run, workers)
-                return run.finish()
-        except RevisionChangedError:
-            if options.on_revision_change != "restart" or not left:
-                raise
-        options = replace(options, start_over=True)
-    raise AssertionError("unreachable")
-
-
-def _send(client: Client, source: PixelSource, run: Run, workers: tuple[Any, Any] | None) -> None:
-    todo = run.missing()
-    if not todo:
-        return
-    job, in_flight = run.job(), run.options.in_flight
-    if workers is not None:
-        image, scheduler = workers
-        send_all_on(scheduler, todo, WorkerJob(job, image, worker_client(client._arguments())), run.keep, in_flight)
-        return
-    pixel_map = None if job.map_file is None else job.map_file.open()
-    send_all(todo, lambda tile: run.keep(tile, job.answer(client, source, pixel_map, tile)), in_flight)
+        restarts = 0
+        while True:
+            info = client.model_info(options.model)
+            try:
+                with open_run(source, info, options, for_workers=path is not None) as run:
+                    with shown(progress, len(run.grid)) as run.tick:
+                        if path is None or worker_clients is None:
+                            _send_all(client, source, run)
+                        elif missing := run.missing():
+                            job = WorkerJob(run.job(), path, worker_clients.for_workers())
+                            send_all_on(scheduler, missing, job, run.keep, run.options.in_flight)
+                    return run.finish()
+            except RevisionChangedError:
+                if options.on_revision_change != "restart" or restarts == RESTARTS:
+                    raise
+            restarts += 1
+            options = replace(options, start_over=True)
 
 
 async def run_tiled_async(
-    client: AsyncClient, image: object, options: Options, *, progress: Progress = True
+    client: AsyncSegmenter, image: object, options: Options, *, progress: Progress = True
 ) -> TiledSemanticResult | TiledObjects:
-    """Segment a large image from an event loop; files and masks are dealt with in threads."""
+    """Segment a large image from an event loop; files and masks are processed in threads."""
     with closing(await asyncio.to_thread(open_source, image)) as source:
-        return await _run_async(client, source, options, progress)
+        restarts = 0
+        while True:
+            info = await client.model_info(options.model)
+            opened = open_run(source, info, options, for_workers=False)
+            # Both ends of the block touch the disk: the folder is made in the first and deleted in the second.
+            run = await asyncio.to_thread(opened.__enter__)
+            try:
+                with shown(progress, len(run.grid)) as run.tick:
+                    await _send_all_async(client, source, run)
+                return await asyncio.to_thread(run.finish)
+            except RevisionChangedError:
+                if options.on_revision_change != "restart" or restarts == RESTARTS:
+                    raise
+            finally:
+                await asyncio.shield(asyncio.to_thread(opened.__exit__, None, None, None))
+            restarts += 1
+            options = replace(options, start_over=True)
 
 
-async def _run_async(
-    client: AsyncClient, source: PixelSource, options: Options, progress: Progress
-) -> TiledSemanticResult | TiledObjects:
-    for left in range(RESTARTS, -1, -1):
-        info = await client.model_info(options.model)
-        entered = begun(source, info, options, for_workers=False)
-        run = await asyncio.to_thread(entered.__enter__)
-        try:
-            with shown(progress, len(run.grid)) as run.tick:
-                await _send_async(client, source, run)
-            return await asyncio.to_thread(run.finish)
-        except RevisionChangedError:
-            if options.on_revision_change != "restart" or not left:
-                raise
-        finally:
-            entered.__exit__(None, None, None)
-        options = replace(options, start_over=True)
-    raise AssertionError("unreachable")
-
-
-async def _send_async(client: AsyncClient, source: PixelSource, run: Run) -> None:
+def _send_all(client: Segmenter, source: PixelSource, run: Run) -> None:
+    """Answer the missing tiles in threads; the first error ends the run after the tiles that are in flight."""
+    missing, in_flight = run.missing(), run.options.in_flight
+    if not missing:
+        return
     job = run.job()
     pixel_map = None if job.map_file is None else job.map_file.open()
-    await send_all_async(run.missing(), client, job, source, pixel_map, run.keep, run.options.in_flight)
+    pending: set[Future[None]] = set()
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="segserve-tile") as pool:
+        try:
+            for tile in missing:
+                if len(pending) >= in_flight:
+                    pending = _after_one(pending)
+                pending.add(pool.submit(lambda tile=tile: run.keep(tile, job.answer(client, source, pixel_map, tile))))
+            while pending:
+                pending = _after_one(pending)
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _after_one(pending: set[Future[None]]) -> set[Future[None]]:
+    done, left = wait(pending, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
+    return left
+
+
+async def _send_all_async(client: AsyncSegmenter, source: PixelSource, run: Run) -> None:
+    """Answer the missing tiles in tasks; pixels and masks are processed in threads."""
+    tiles, job = iter(run.missing()), run.job()
+    pixel_map = None if job.map_file is None else job.map_file.open()
+
+    async def work() -> None:
+        for tile in tiles:
+            image = await asyncio.to_thread(job.image, source, tile)
+            result = await client.segment(image, **job.request.arguments())
+            record = await asyncio.to_thread(job.keep, result, tile, pixel_map)
+            await asyncio.to_thread(run.keep, tile, record)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(run.options.in_flight):
+                group.create_task(work())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve.results.base import ModelInfo
+    from segserve.results.values import ModelInfo
     from segserve.tiled.checkpoint import Checkpoint
     from segserve.tiled.grid import Grid, Tile
     from segserve.tiled.maps import PixelMap
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class StitchedTotals:
     """What is known when all is stitched: the revisions that answered, pixels by class id, the number of objects."""
 
     revisions: tuple[str, ...]
@@ -39,7 +39,7 @@ class Tally:
     objects: int = 0
 
 
-def count_labels(grid: Grid, checkpoint: Checkpoint) -> Tally:
+def count_labels(grid: Grid, checkpoint: Checkpoint) -> StitchedTotals:
     """Sum up the areas of a semantic model's tiles."""
     revisions: set[str] = set()
     areas: Counter[int] = Counter()
@@ -47,10 +47,10 @@ def count_labels(grid: Grid, checkpoint: Checkpoint) -> Tally:
         record = checkpoint.read(tile.index)
         revisions.add(record["revision"])
         areas.update({int(label): area for label, area in record["areas"].items()})
-    return Tally(tuple(sorted(revisions)), areas)
+    return StitchedTotals(tuple(sorted(revisions)), areas)
 
 
-def write_objects(grid: Grid, checkpoint: Checkpoint, info: ModelInfo, table: Path, *, at_least: float) -> Tally:
+def write_objects(grid: Grid, checkpoint: Checkpoint, info: ModelInfo, table: Path, *, at_least: float) -> StitchedTotals:
     """Merge the objects of all tiles into a table, a line each."""
     reader = _Reader(grid, checkpoint)
     areas: Counter[int] = Counter()
@@ -60,7 +60,7 @@ def write_objects(grid: Grid, checkpoint: Checkpoint, info: ModelInfo, table: Pa
             found = merged.numbered(number, info.class_of(merged.piece.class_id).name)
             areas[found.class_id] += found.area
             lines.write(json.dumps(row_of(found), allow_nan=False) + "\n")
-    return Tally(tuple(sorted(reader.revisions)), areas, number)
+    return StitchedTotals(tuple(sorted(reader.revisions)), areas, number)
 
 
 def write_segments(
@@ -71,7 +71,7 @@ def write_segments(
     maps: tuple[PixelMap, PixelMap],
     *,
     at_least: float,
-) -> Tally:
+) -> StitchedTotals:
     """Give a panoptic model's segments ids of the whole image: things merged over seams, stuff one a class.
 
     `maps` are the tiles' own ids, and the map to write. What a segment is there is what it has in the table.
@@ -91,7 +91,7 @@ def write_segments(
             if one.area:
                 areas[one.class_id] += one.area
                 lines.write(json.dumps(row_of(one.to_object(info)), allow_nan=False) + "\n")
-    return Tally(tuple(sorted(reader.revisions)), areas, number + sum(1 for one in stuff.values() if one.area))
+    return StitchedTotals(tuple(sorted(reader.revisions)), areas, number + sum(1 for one in stuff.values() if one.area))
 
 
 def paint_ids(grid: Grid, table: Path, pixel_map: PixelMap) -> None:

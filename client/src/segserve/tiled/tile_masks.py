@@ -27,7 +27,7 @@ class LocalRle(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
-class Patch:
+class TilePatch:
     """Some pixels of an image: a bool bitmap whose first pixel is at `top`, `left`."""
 
     top: int
@@ -65,7 +65,7 @@ class Piece:
     class_id: int
     score: float
     box: tuple[float, float, float, float]
-    patch: Patch
+    patch: TilePatch
     area: int
     is_whole: bool
     has_mask: bool = True
@@ -77,7 +77,7 @@ class Piece:
         return self.tile, self.box, self.class_id, -self.score, self.area, self.number
 
 
-def crop(mask: EncodedMask) -> Patch | None:
+def crop(mask: EncodedMask) -> TilePatch | None:
     """Return a mask within its box, at its place in the tile; None where it has no pixel."""
     from segserve.results.masks import run_lengths
 
@@ -97,26 +97,26 @@ def crop(mask: EncodedMask) -> Patch | None:
     if rows.size == 0:
         return None
     top, bottom = int(rows[0]), int(rows[-1]) + 1
-    return Patch(top, first, np.ascontiguousarray(columns[:, top:bottom].T))
+    return TilePatch(top, first, np.ascontiguousarray(columns[:, top:bottom].T))
 
 
-def of_bitmap(bitmap: NDArray[np.bool_]) -> Patch | None:
+def of_bitmap(bitmap: NDArray[np.bool_]) -> TilePatch | None:
     """Return a bitmap within its box; None where it has no pixel."""
     rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
     if rows.size == 0:
         return None
     top, left = int(rows[0]), int(columns[0])
-    return Patch(top, left, bitmap[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1].copy())
+    return TilePatch(top, left, bitmap[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1].copy())
 
 
-def of_box(box: tuple[float, float, float, float]) -> Patch | None:
+def of_box(box: tuple[float, float, float, float]) -> TilePatch | None:
     """Return a box, filled; None where it covers no pixel."""
     left, top = int(np.floor(box[0])), int(np.floor(box[1]))
     height, width = int(np.ceil(box[3])) - top, int(np.ceil(box[2])) - left
-    return Patch(top, left, np.ones((height, width), np.bool_)) if height > 0 and width > 0 else None
+    return TilePatch(top, left, np.ones((height, width), np.bool_)) if height > 0 and width > 0 else None
 
 
-def is_whole(patch: Patch, tile: Tile, height: int, width: int) -> bool:
+def is_whole(patch: TilePatch, tile: Tile, height: int, width: int) -> bool:
     """Return whether no edge of the tile cuts the object; the image's own edges cut nothing.
 
     `patch` is in pixels of the whole image, which is `height` x `width`.

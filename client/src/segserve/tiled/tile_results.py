@@ -10,7 +10,7 @@ from segserve.results.detections import KeypointDetection
 from segserve.results.instances import Instance
 from segserve.results.panoptic import PanopticResult
 from segserve.results.semantic import SemanticResult
-from segserve.tiled.tile_masks import Patch, Piece, crop, decode, encode, is_whole, of_bitmap, of_box
+from segserve.tiled.tile_masks import TilePatch, Piece, crop, decode, encode, is_whole, of_bitmap, of_box
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segserve.results.base import ModelInfo
     from segserve.results.objects import Detection
     from segserve.results.result import Result
+    from segserve.results.values import ModelInfo
     from segserve.tiled.grid import Grid, Tile
 
     Record: TypeAlias = dict[str, Any]
@@ -93,7 +93,7 @@ def _object(found: Detection, tile: Tile, grid: Grid) -> Record | None:
     patch = crop(found.encoded) if isinstance(found, Instance) else of_box(found.box)
     if patch is None:
         return None
-    moved = Patch(patch.top + top, patch.left + left, patch.bitmap)
+    moved = TilePatch(patch.top + top, patch.left + left, patch.bitmap)
     row["whole"] = is_whole(moved, tile, grid.height, grid.width)
     if isinstance(found, Instance):
         row |= {"at": [moved.left, moved.top], "rle": encode(moved.bitmap)}
@@ -110,7 +110,7 @@ def _segments(result: PanopticResult, tile: Tile, grid: Grid) -> Iterator[Record
         patch = of_bitmap(result.ids == segment.id)
         if patch is None:
             continue
-        moved = Patch(patch.top + top, patch.left + left, patch.bitmap)
+        moved = TilePatch(patch.top + top, patch.left + left, patch.bitmap)
         window = moved.window
         yield row | {
             "box": [float(side) for side in (window.left, window.top, window.right, window.bottom)],
@@ -125,10 +125,10 @@ def _piece(number: int, row: Mapping[str, Any], tile: Tile) -> Piece:
     has_mask = "rle" in row
     if has_mask:
         left, top = row["at"]
-        patch = Patch(top, left, decode(row["rle"]))
+        patch = TilePatch(top, left, decode(row["rle"]))
     else:
         # What rounds to nothing was left out when the record was written.
-        patch = of_box((x1, y1, x2, y2)) or Patch(int(y1), int(x1), np.ones((1, 1), np.bool_))
+        patch = of_box((x1, y1, x2, y2)) or TilePatch(int(y1), int(x1), np.ones((1, 1), np.bool_))
     return Piece(
         tile=tile.index,
         number=number,

@@ -1,4 +1,4 @@
-"""gRPC: Triton's own service, over grpcio with tritonclient's messages."""
+"""The gRPC transport: Triton's inference service, over grpcio with tritonclient's messages."""
 
 from __future__ import annotations
 
@@ -14,42 +14,41 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from segserve.calls.answers import REVISION_HEADER, read_model_info, read_pixel_format
 from segserve.calls.credentials import Tls
 from segserve.calls.retry_after import retry_after_s
-from segserve.calls.session import ConfigRequest
+from segserve.calls.steps import ConfigRequest
 from segserve.errors import ConnectionLostError, GatewayUnreachableError, TlsError, grpc_error
-from segserve.transports.deadlines import whole_time
-from segserve.transports.processes import check_open, check_process
+from segserve.transports.base import check_open, check_process, deadline
 from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 from segserve_common.kserve import decode_raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.calls.endpoint import Endpoint
-    from segserve.calls.session import Send
-    from segserve.results.base import ModelInfo
-    from segserve.transports import Connection
+    from segserve.calls.endpoint import GatewayEndpoint
+    from segserve.calls.steps import Send
+    from segserve.results.values import ModelInfo
+    from segserve.transports.base import Connection
     from segserve_common.kserve import InferAnswer, InferRequest
 
 OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # Retries are the session's, which knows the deadline.
+    # The session retries: only it knows the deadline.
     ("grpc.enable_retries", 0),
-    # All addresses of a name take turns, and names are not asked for another configuration.
+    # Use all addresses of a name in turn, and do not look up a service configuration in DNS.
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
-    # A gateway that is back is found within seconds; grpcio would wait up to two minutes.
+    # Reconnect within seconds of the gateway's return; the default is up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # A network that went away ends no connection. Servers allow no more pings than this by default.
+    # Pings detect a network that vanished without closing connections. Servers allow no more than this by default.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 2),
 )
 
-# grpcio gives its own errors the statuses of servers; only the text tells them apart.
+# grpcio reports its own errors with the statuses of servers; only the text tells them apart.
 NOT_CONNECTED: Final = re.compile(
     r"failed to connect|connections to all backends failing|errors resolving|dns resolution|(?:no|empty) address",
     re.IGNORECASE,
@@ -62,7 +61,7 @@ LOST: Final = re.compile(
 )
 
 
-class SyncTransport:
+class GrpcTransport:
     """One channel for all threads."""
 
     def __init__(self, connection: Connection) -> None:
@@ -73,7 +72,7 @@ class SyncTransport:
         self._closed = False
 
     def send(self, step: Send) -> ModelInfo | InferAnswer:
-        """Send it and read the answer."""
+        """Send the request and read the answer."""
         check_process(self._process)
         check_open(self._closed)
         method, message = to_grpc(self._stub, step.request)
@@ -88,8 +87,8 @@ class SyncTransport:
         self._channel.close()
 
 
-class AsyncTransport:
-    """One channel for all tasks of an event loop, opened at the first request: it binds to the loop."""
+class AsyncGrpcTransport:
+    """One channel for all tasks of an event loop, opened at the first request because it binds to the loop."""
 
     def __init__(self, connection: Connection) -> None:
         _check(connection)
@@ -99,14 +98,14 @@ class AsyncTransport:
         self._closed = False
 
     async def send(self, step: Send) -> ModelInfo | InferAnswer:
-        """Send it and read the answer."""
+        """Send the request and read the answer."""
         check_process(self._process)
         check_open(self._closed)
         if self._channel is None:
             self._channel = _open(grpc.aio, self._connection)
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         method, message = to_grpc(self._stub, step.request)
-        async with whole_time(self._connection.endpoint, step):
+        async with deadline(self._connection.endpoint, step):
             metadata = {**step.headers, **await self._connection.credentials.async_headers()}
             with typed_errors(self._connection.endpoint, step):
                 answer = await method(message, timeout=step.timeout_s, metadata=tuple(metadata.items()))
@@ -120,7 +119,7 @@ class AsyncTransport:
 
 
 def to_grpc(stub: Any, request: ConfigRequest | InferRequest) -> tuple[Any, Any]:
-    """Return the stub's method and the message of a request."""
+    """Return the stub's method and the message for a request."""
     if isinstance(request, ConfigRequest):
         return stub.ModelConfig, service_pb2.ModelConfigRequest(name=request.model)
     message = service_pb2.ModelInferRequest(
@@ -138,7 +137,7 @@ def to_grpc(stub: Any, request: ConfigRequest | InferRequest) -> tuple[Any, Any]
 
 
 def from_grpc(request: ConfigRequest | InferRequest, answer: Any) -> ModelInfo | InferAnswer:
-    """Return the answer as a value."""
+    """Return the typed answer; raises `ProtocolError` for a malformed one."""
     if isinstance(request, ConfigRequest):
         config = answer.config
         texts = {name: value.string_value for name, value in config.parameters.items()}
@@ -161,31 +160,31 @@ _PARAMETER_FIELDS: Final = {
 
 
 @contextmanager
-def typed_errors(endpoint: Endpoint, step: Send) -> Iterator[None]:
-    """Turn grpcio's errors into the client's."""
+def typed_errors(endpoint: GatewayEndpoint, step: Send) -> Iterator[None]:
+    """Translate grpcio's errors to the client's."""
     try:
         yield
     except grpc.RpcError as error:
         raise _typed(error, endpoint, step.request.model) from error
 
 
-def _typed(error: Any, endpoint: Endpoint, model: str) -> SegserveError:
+def _typed(error: Any, endpoint: GatewayEndpoint, model: str) -> SegserveError:
     status, text = error.code().name, error.details() or ""
     if status == "UNAVAILABLE" and NOT_CONNECTED.match(text):
         if REFUSED_BY_TLS.search(text):
-            return TlsError(f"no agreement on TLS with {endpoint.authority}: {text}", model=model)
+            return TlsError(f"TLS handshake with {endpoint.authority} failed: {text}", model=model)
         return GatewayUnreachableError(f"cannot reach {endpoint.authority}: {text}", model=model)
     if status == "UNAVAILABLE" and LOST.match(text):
         return ConnectionLostError(f"lost the connection to {endpoint.authority}: {text}", model=model)
     if status == "INTERNAL" and text.startswith("Exception deserializing"):
-        return ProtocolError(f"an answer that is no message: {text}", model=model)
-    told = dict(_metadata(error))
+        return ProtocolError(f"the answer is not a message of Triton's service: {text}", model=model)
+    metadata = dict(_metadata(error))
     return grpc_error(
         status,
         text,
         model=model,
-        revision=told.get(REVISION_HEADER),
-        retry_after_s=retry_after_s(told.get("retry-after")),
+        revision=metadata.get(REVISION_HEADER),
+        retry_after_s=retry_after_s(metadata.get("retry-after")),
     )
 
 
@@ -197,9 +196,9 @@ def _metadata(error: Any) -> Iterator[tuple[str, str]]:
 
 def _check(connection: Connection) -> None:
     if connection.endpoint.path:
-        raise BadRequestError(f"gRPC has no path before its own, got {connection.endpoint.url!r}")
+        raise BadRequestError(f"gRPC does not support a path prefix, got {connection.endpoint.url!r}")
     if connection.http2 or connection.gzip:
-        raise BadRequestError("http2 and gzip are options of HTTP: gRPC is HTTP/2, and gateways take it uncompressed")
+        raise BadRequestError("http2 and gzip are options of transport http: gRPC always uses HTTP/2, and gateways accept it uncompressed")
 
 
 def _open(library: Any, connection: Connection) -> Any:

@@ -1,4 +1,4 @@
-"""HTTP: KServe v2 with Triton's binary tensors, over httpx."""
+"""The HTTP transport: KServe v2 with Triton's binary tensors, over httpx."""
 
 from __future__ import annotations
 
@@ -6,121 +6,147 @@ import json
 import os
 import ssl
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from gzip import compress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final
 
 import httpx
 
 from segserve.calls.answers import REVISION_HEADER, read_model_info, read_pixel_format
+from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.retry_after import retry_after_s
-from segserve.calls.session import ConfigRequest
+from segserve.calls.steps import ConfigRequest, Send
 from segserve.errors import MissingExtraError, http_error
 from segserve.results.pixels import PIXELS
-from segserve.transports.deadlines import late, whole_time
+from segserve.results.values import ModelInfo, PixelFormat
+from segserve.transports.base import Connection, check_process, deadline, deadline_exceeded
 from segserve.transports.http_errors import phase_timeouts, typed_errors
-from segserve.transports.pool import LIMITS, AsyncLanes, Lanes
-from segserve.transports.processes import check_process
+from segserve.transports.pool import LIMITS, AsyncConnectionPool, ConnectionPool
 from segserve_common.errors import BadRequestError, ProtocolError
-from segserve_common.kserve import HEADER_LENGTH, decode_http, encode_http, json_object, model_path
+from segserve_common.kserve import (
+    HEADER_LENGTH,
+    InferAnswer,
+    InferRequest,
+    decode_http,
+    encode_http,
+    json_object,
+    model_path,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from segserve.calls.endpoint import Endpoint
-    from segserve.calls.session import Send
-    from segserve.results.base import ModelInfo, PixelFormat
-    from segserve.transports import Connection
-    from segserve_common.kserve import InferAnswer, InferRequest
-
-Arguments: TypeAlias = dict[str, Any]
-
-# Triton compresses for whoever accepts it, which costs more than sending what is mostly PNG and RLE: the client accepts
-# it where it is told to. An array of pixels is worth it from here on.
+# Compressing an answer, which is mostly PNG and RLE, takes Triton longer than sending it, so the client accepts gzip only
+# on request. Arrays of pixels are worth compressing from this size on.
 GZIP_BYTES: Final = 16 * 1024
 GZIP_LEVEL: Final = 1
-# A body is handed over in such pieces, between which the time is looked at.
-PIECE_BYTES: Final = 2**20
+# Bodies are sent in chunks of this size; the deadline is checked between them.
+CHUNK_BYTES: Final = 2**20
 
 
-class SyncTransport:
-    """One pool of connections for all threads; a forked child makes its own."""
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """An HTTP request; `path` starts at the gateway's prefix, `body` is None for GET."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+
+
+class HttpTransport:
+    """One pool of connections for all threads; a forked child opens its own."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._open()
 
     def send(self, step: Send) -> ModelInfo | InferAnswer:
-        """Send it and read the answer; a body that trickles in or out is given up at the deadline too."""
+        """Send the request and read the answer; a body that trickles in or out is abandoned at the deadline too."""
         if self._process != os.getpid():
             self._open()
-        deadline = time.monotonic() + step.timeout_s
-        connection, chunks = self._connection, []
-        arguments = to_http(step.request, gzip=connection.gzip)
-        arguments["url"] = _absolute(connection.endpoint, arguments["url"])
-        arguments["headers"] |= {**step.headers, **connection.credentials.headers()}
-        if "content" in arguments:
-            arguments["content"] = _pieces(arguments, connection.endpoint, step, deadline)
-        timeouts = phase_timeouts(step)
+        deadline_s = time.monotonic() + step.timeout_s
+        endpoint, timeouts = self._connection.endpoint, phase_timeouts(step)
+        request = to_http(step.request, gzip=self._connection.gzip)
+        headers = {**request.headers, **step.headers, **self._connection.credentials.headers()}
+        content: bytes | Iterator[bytes] | None = request.body
+        if request.body is not None and len(request.body) > CHUNK_BYTES:
+            # With a known length, httpx does not fall back to chunked transfer encoding.
+            headers["Content-Length"] = str(len(request.body))
+            content = _chunks(request.body, endpoint, step, deadline_s)
+        received = []
         with (
-            typed_errors(connection.endpoint, step),
-            self._lanes.lane(timeouts["pool"]) as client,
-            client.stream(**arguments, extensions={"timeout": timeouts}) as response,
+            typed_errors(endpoint, step),
+            self._pool.acquire(timeouts["pool"]) as client,
+            client.stream(
+                request.method,
+                _absolute(endpoint, request.path),
+                headers=headers,
+                content=content,
+                extensions={"timeout": timeouts},
+            ) as response,
         ):
             for chunk in response.iter_bytes():
-                chunks.append(chunk)
-                if time.monotonic() > deadline:
-                    raise late(connection.endpoint, step)
-        return from_http(step.request, response.status_code, response.headers, b"".join(chunks))
+                received.append(chunk)
+                if time.monotonic() > deadline_s:
+                    raise deadline_exceeded(endpoint, step)
+        return from_http(step.request, response.status_code, response.headers, b"".join(received))
 
     def close(self) -> None:
         """Close the connections."""
-        self._lanes.close()
+        self._pool.close()
 
     def _open(self) -> None:
         arguments = _client_arguments(self._connection)
-        self._lanes = Lanes(lambda: httpx.Client(**arguments), shared=self._connection.http2)
+        self._pool = ConnectionPool(lambda: httpx.Client(**arguments), shared=self._connection.http2)
         self._process = os.getpid()
 
 
-class AsyncTransport:
+class AsyncHttpTransport:
     """One pool of connections for all tasks of an event loop."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         arguments = _client_arguments(connection)
-        self._lanes = AsyncLanes(lambda: httpx.AsyncClient(**arguments), shared=connection.http2)
+        self._pool = AsyncConnectionPool(lambda: httpx.AsyncClient(**arguments), shared=connection.http2)
         self._process = os.getpid()
 
     async def send(self, step: Send) -> ModelInfo | InferAnswer:
-        """Send it and read the answer."""
+        """Send the request and read the answer."""
         check_process(self._process)
-        connection = self._connection
-        arguments = to_http(step.request, gzip=connection.gzip)
-        arguments["url"] = _absolute(connection.endpoint, arguments["url"])
-        timeouts = phase_timeouts(step)
-        async with whole_time(connection.endpoint, step):
-            arguments["headers"] |= {**step.headers, **await connection.credentials.async_headers()}
-            with typed_errors(connection.endpoint, step):
-                async with self._lanes.lane(timeouts["pool"]) as client:
-                    response = await client.request(**arguments, extensions={"timeout": timeouts})
+        endpoint, timeouts = self._connection.endpoint, phase_timeouts(step)
+        request = to_http(step.request, gzip=self._connection.gzip)
+        async with deadline(endpoint, step):
+            headers = {**request.headers, **step.headers, **await self._connection.credentials.async_headers()}
+            with typed_errors(endpoint, step):
+                async with self._pool.acquire(timeouts["pool"]) as client:
+                    response = await client.request(
+                        request.method,
+                        _absolute(endpoint, request.path),
+                        headers=headers,
+                        content=request.body,
+                        extensions={"timeout": timeouts},
+                    )
         return from_http(step.request, response.status_code, response.headers, response.content)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._lanes.close()
+        await self._pool.close()
 
 
-def to_http(request: ConfigRequest | InferRequest, *, gzip: bool = False) -> Arguments:
-    """Return method, URL, headers and content of a request; with `gzip` arrays of pixels are compressed."""
+def to_http(request: ConfigRequest | InferRequest, *, gzip: bool = False) -> HttpRequest:
+    """Return the HTTP form of a request; `gzip` compresses arrays of pixels.
+
+    Raises `BadRequestError` for an empty model name and for parameters that JSON cannot hold.
+    """
     path = model_path(request.model)
     if isinstance(request, ConfigRequest):
-        return {"method": "GET", "url": f"{path}/config", "headers": {}}
+        return HttpRequest("GET", f"{path}/config")
     headers, body = encode_http(request)
+    encoded = HttpRequest("POST", f"{path}/infer", headers, body)
     if gzip and len(body) > GZIP_BYTES and any(tensor.name == PIXELS for tensor in request.inputs):
-        headers["Content-Encoding"], body = "gzip", compress(body, GZIP_LEVEL)
-    return {"method": "POST", "url": f"{path}/infer", "headers": headers, "content": body}
+        return replace(encoded, headers={**headers, "Content-Encoding": "gzip"}, body=compress(body, GZIP_LEVEL))
+    return encoded
 
 
 def from_http(
@@ -136,35 +162,26 @@ def from_http(
             retry_after_s=retry_after_s(headers.get("retry-after")),
         )
     if isinstance(request, ConfigRequest):
-        return _config(request.model, json_object(body))
+        return _model_info(request.model, json_object(body))
     return decode_http(body, headers.get(HEADER_LENGTH))
 
 
 @lru_cache(maxsize=4096)
-def _absolute(endpoint: Endpoint, path: str) -> httpx.URL:
-    """Return the URL of a path, parsed once: httpx would parse one three times for each request."""
+def _absolute(endpoint: GatewayEndpoint, path: str) -> httpx.URL:
+    """Return the URL of a path, parsed once: httpx would parse it three times per request."""
     return httpx.URL(endpoint.url + path)
 
 
-def _pieces(arguments: Arguments, endpoint: Endpoint, step: Send, deadline: float) -> bytes | Iterator[bytes]:
-    """Return a body as it is, or where it is large in pieces, so that a slow way out ends at the deadline too."""
-    body: bytes = arguments["content"]
-    if len(body) <= PIECE_BYTES:
-        return body
-    # With its length known it is not sent in chunks of HTTP's.
-    arguments["headers"]["Content-Length"] = str(len(body))
-    return _until(deadline, body, endpoint, step)
-
-
-def _until(deadline: float, body: bytes, endpoint: Endpoint, step: Send) -> Iterator[bytes]:
+def _chunks(body: bytes, endpoint: GatewayEndpoint, step: Send, deadline_s: float) -> Iterator[bytes]:
+    """Yield the body in chunks, so that a slow upload ends at the deadline too."""
     whole = memoryview(body)
-    for start in range(0, len(body), PIECE_BYTES):
-        if time.monotonic() > deadline:
-            raise late(endpoint, step)
-        yield whole[start : start + PIECE_BYTES]  # type: ignore[misc]
+    for start in range(0, len(body), CHUNK_BYTES):
+        if time.monotonic() > deadline_s:
+            raise deadline_exceeded(endpoint, step)
+        yield whole[start : start + CHUNK_BYTES]  # type: ignore[misc]
 
 
-def _config(model: str, config: Mapping[str, Any]) -> ModelInfo:
+def _model_info(model: str, config: Mapping[str, Any]) -> ModelInfo:
     match config:
         case {"output": list(outputs)}:
             names = [str(output.get("name")) for output in outputs if isinstance(output, dict)]
@@ -176,10 +193,10 @@ def _config(model: str, config: Mapping[str, Any]) -> ModelInfo:
         match value:
             case {"string_value": str(text)}:
                 texts[name] = text
-    return read_model_info(model, names, texts, _pixels(config.get("input")))
+    return read_model_info(model, names, texts, _pixel_format(config.get("input")))
 
 
-def _pixels(inputs: object) -> PixelFormat | None:
+def _pixel_format(inputs: object) -> PixelFormat | None:
     for entry in inputs if isinstance(inputs, list) else ():
         match entry:
             case {"name": "PIXELS", "data_type": datatype, "dims": list(dims)}:
@@ -198,17 +215,17 @@ def _error_text(body: bytes) -> str:
     return body[:300].decode(errors="replace").strip()
 
 
-def _client_arguments(connection: Connection) -> Arguments:
+def _client_arguments(connection: Connection) -> dict[str, Any]:
     endpoint, http2 = connection.endpoint, connection.http2
     if http2 and find_spec("h2") is None:
         raise MissingExtraError("http2 needs a package that is not installed: pip install 'segserve[http2]'")
     return {
         "headers": {"Accept-Encoding": "gzip" if connection.gzip else "identity"},
         "trust_env": not endpoint.is_loopback,
-        # One for all clients: making it takes longer than a request.
+        # One context for all clients: making one takes longer than a request.
         "verify": _tls_context(connection),
         "http2": http2,
-        # Without TLS nobody negotiates: the server is taken to know HTTP/2, as Envoy does.
+        # Without TLS there is no negotiation: the server is assumed to speak HTTP/2, as Envoy does.
         "http1": not (http2 and endpoint.scheme == "http"),
         "limits": LIMITS,
     }
@@ -217,7 +234,7 @@ def _client_arguments(connection: Connection) -> Arguments:
 def _tls_context(connection: Connection) -> ssl.SSLContext:
     tls = connection.tls
     if connection.endpoint.scheme == "http":
-        # There is no TLS on this way. Reading all authorities would take longer than some calls, so nobody is trusted.
+        # Never used. Reading all authorities would take longer than some calls, so this context trusts nobody.
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if tls is None:
         return httpx.create_ssl_context(trust_env=not connection.endpoint.is_loopback)

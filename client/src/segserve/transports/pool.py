@@ -1,7 +1,7 @@
-"""Connections that are kept, one for each request in flight.
+"""A pool of kept connections, one for each request in flight.
 
-httpx's own pool looks at every connection for every request: with 64 of them that takes longer than all the rest of a
-call. So each connection is an httpx client of its own here, and the one that was used last is used next.
+httpx's own pool scans all its connections on every request; with 64 of them that takes longer than the rest of a
+call. So here each connection is an httpx client of its own, and the most recently used one is taken first.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import httpx
 
-from segserve.transports.processes import check_open
+from segserve.transports.base import check_open
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 ClientT = TypeVar("ClientT")
 
-LANES: Final = 256
-# Gateways keep idle connections for longer than this.
+MAX_CONNECTIONS: Final = 256
+# Shorter than any gateway keeps an idle connection.
 KEEP_S: Final = 30.0
 LIMITS: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_S)
 
 
 class _Idle(Generic[ClientT]):
-    """Clients that wait for a request, the oldest first. Safe for threads."""
+    """Idle clients, least recently used first. Thread-safe."""
 
     def __init__(self, make: Callable[[], ClientT]) -> None:
         self._make = make
@@ -37,14 +37,14 @@ class _Idle(Generic[ClientT]):
         self._clients: deque[tuple[float, ClientT]] = deque()
 
     def take(self) -> ClientT:
-        """Return the client that was used last, or a new one."""
+        """Return the most recently used client, or a new one."""
         with self._lock:
             if self._clients:
                 return self._clients.pop()[1]
         return self._make()
 
     def give(self, client: ClientT) -> ClientT | None:
-        """Keep a client; return one that has waited for too long, to be closed."""
+        """Keep a client; return one to close if it has been idle for more than `KEEP_S`."""
         now = time.monotonic()
         with self._lock:
             self._clients.append((now, client))
@@ -55,7 +55,7 @@ class _Idle(Generic[ClientT]):
             return oldest
 
     def all(self) -> Iterator[ClientT]:
-        """Yield every client, and keep none."""
+        """Yield every client and forget them."""
         with self._lock:
             clients = [client for _, client in self._clients]
             self._clients.clear()
@@ -63,7 +63,7 @@ class _Idle(Generic[ClientT]):
 
 
 class _Shared(Generic[ClientT]):
-    """One client that takes all requests, as HTTP/2 can on one connection."""
+    """One client for all requests, which HTTP/2 multiplexes on one connection."""
 
     def __init__(self, make: Callable[[], ClientT]) -> None:
         self._client = make()
@@ -73,24 +73,24 @@ class _Shared(Generic[ClientT]):
         return self._client
 
     def give(self, _: ClientT) -> None:
-        """Nothing has to be kept."""
+        """Do nothing: the client stays in use."""
 
     def all(self) -> Iterator[ClientT]:
         """Yield the client."""
         yield self._client
 
 
-class Lanes:
-    """Connections for threads, at most `LANES` requests at once; `shared` where one connection takes them all."""
+class ConnectionPool:
+    """Connections for threads, for at most `MAX_CONNECTIONS` concurrent requests; `shared`: one connection for all."""
 
     def __init__(self, make: Callable[[], httpx.Client], *, shared: bool) -> None:
         self._idle = _Shared(make) if shared else _Idle(make)
-        self._free = threading.Semaphore(LANES)
+        self._free = threading.Semaphore(MAX_CONNECTIONS)
         self._closed = False
 
     @contextmanager
-    def lane(self, wait_s: float) -> Iterator[httpx.Client]:
-        """Lend a client; raises `httpx.PoolTimeout` where none is free within `wait_s`."""
+    def acquire(self, wait_s: float) -> Iterator[httpx.Client]:
+        """Lend a client for the block; raises `httpx.PoolTimeout` if none is free within `wait_s` seconds."""
         check_open(self._closed)
         if not self._free.acquire(timeout=wait_s):
             raise httpx.PoolTimeout("")
@@ -112,17 +112,17 @@ class Lanes:
             client.close()
 
 
-class AsyncLanes:
-    """Connections for tasks, as `Lanes` has them for threads."""
+class AsyncConnectionPool:
+    """Connections for the tasks of an event loop; see `ConnectionPool`."""
 
     def __init__(self, make: Callable[[], httpx.AsyncClient], *, shared: bool) -> None:
         self._idle = _Shared(make) if shared else _Idle(make)
-        self._free = asyncio.Semaphore(LANES)
+        self._free = asyncio.Semaphore(MAX_CONNECTIONS)
         self._closed = False
 
     @asynccontextmanager
-    async def lane(self, wait_s: float) -> AsyncIterator[httpx.AsyncClient]:
-        """Lend a client; raises `httpx.PoolTimeout` where none is free within `wait_s`."""
+    async def acquire(self, wait_s: float) -> AsyncIterator[httpx.AsyncClient]:
+        """Lend a client for the block; raises `httpx.PoolTimeout` if none is free within `wait_s` seconds."""
         check_open(self._closed)
         try:
             async with asyncio.timeout(wait_s):

@@ -1,33 +1,40 @@
-"""The agent's loop: look, decide, act, report; what happened in between never matters."""
+"""The agent's loop: observe the server, decide, start actions, report. Every pass starts from what is there now."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from pydantic import ValidationError
 
 from segserve_builder.agent import decide
-from segserve_builder.agent.memory import CRASHES_ALLOWED, AgentState
-from segserve_builder.agent.protocol import Assignment, ModelState, Report
-from segserve_builder.agent.state import AssignedRevision, LoadStep, Prepare, Probe, Prove, RepairStep, Serve
+from segserve_builder.agent.observer import ServerObserver
+from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState, Report
+from segserve_builder.agent.runner import ActionFailure, ActionResult, ActionRunner
+from segserve_builder.agent.state import (
+    CRASHES_ALLOWED,
+    Action,
+    AgentState,
+    AssignedRevision,
+    LoadStep,
+    Prepare,
+    Prepared,
+    Probe,
+    Prove,
+    RepairStep,
+    Serve,
+    ServerSnapshot,
+)
 from segserve_builder.render.publish import sweep
 from segserve_builder.sources.eviction import Leases
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from segserve_builder.agent.lookout import ServerObserver
-    from segserve_builder.agent.protocol import ModelReport
-    from segserve_builder.agent.state import Action, Prepared, ServerSnapshot
-    from segserve_builder.agent.work import ActionFailure, ActionResult, ActionRunner
 
 TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 1.0
@@ -38,13 +45,13 @@ TAKEOVER_S: Final = 3.0
 _LOG = logging.getLogger(__name__)
 
 
-OnReport: TypeAlias = "Callable[[bool, tuple[ModelReport, ...]], None]"
-"""Told whether the server is ready, and of its models, whenever that changed."""
+OnReport: TypeAlias = Callable[[bool, tuple[ModelReport, ...]], None]
+"""Called with whether the server is ready and with its models' reports, whenever either changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentHealth:
-    """How an agent is: when its last pass was (monotonic), whether it was told what to hold, and its last probe."""
+    """The agent's own health: time of its last pass (monotonic), its last report, duration of its last probe."""
 
     passed_s: float
     has_assignment: bool = False
@@ -54,7 +61,7 @@ class AgentHealth:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the server has proved, or refused, all that was assigned."""
+        """Whether the server has proved or refused every assigned model."""
         done = (ModelState.READY, ModelState.FAILED, ModelState.UNLOADING)
         return self.has_assignment and self.server_ready and all(model.state in done for model in self.models)
 
@@ -62,30 +69,30 @@ class AgentHealth:
 class Agent:
     """Keeps one Triton equal to `assignment.json` in `folder`, and writes `report.json` there.
 
-    `tell` hears whatever is written there, without its heartbeats.
+    `on_report` is called with every change of that report, but not for its heartbeats.
     """
 
     def __init__(
-        self, folder: Path, work: ActionRunner, lookout: ServerObserver, tell: OnReport = lambda *_: None
+        self, folder: Path, runner: ActionRunner, observer: ServerObserver, on_report: OnReport = lambda *_: None
     ) -> None:
-        self._work = work
-        self._lookout = lookout
-        self._assignment = AssignmentFile(folder / "assignment.json")
-        self._report = ReportFile(folder / "report.json", tell)
-        self.pulse = AgentHealth(time.monotonic())
-        self._memory = AgentState()
-        self._assigned: tuple[AssignedRevision, ...] = ()
+        self._runner = runner
+        self._observer = observer
+        self._assignment_file = AssignmentFile(folder / "assignment.json")
+        self._report_file = ReportFile(folder / "report.json", on_report)
+        self.health = AgentHealth(time.monotonic())
+        self._state = AgentState()
+        self._assignment: tuple[AssignedRevision, ...] = ()
         self._next_probe_s = 0.0
         self._last_probed: list[str] = []
-        self._outcomes: SimpleQueue[ActionResult] = SimpleQueue()
-        self._sayings: SimpleQueue[tuple[str, str]] = SimpleQueue()
+        self._results: SimpleQueue[ActionResult] = SimpleQueue()
+        self._progress: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._wake = threading.Event()
         self._leases = Leases()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="action")
 
     def run(self, stop: threading.Event) -> None:
-        """Go round until `stop` is set; `wake` makes it notice at once."""
-        sweep(self._work.repository.root)
+        """Run passes until `stop` is set; call `wake` after setting it."""
+        sweep(self._runner.repository.root)
         while not stop.is_set():
             self._pass()
             self._wake.wait(TICK_S)
@@ -94,56 +101,55 @@ class Agent:
         self._leases.close()
 
     def wake(self) -> None:
-        """Make the next pass begin at once."""
+        """Start the next pass at once."""
         self._wake.set()
 
     def _pass(self) -> None:
         now_s = time.monotonic()
-        while not self._sayings.empty():
-            revision, text = self._sayings.get()
-            self._memory.progress[revision] = text
-        while not self._outcomes.empty():
-            self._absorb(self._outcomes.get(), now_s)
-        told = self._assignment.read()
-        self._assigned = told or ()
-        self._memory.keep_only(self._assigned)
-        self._leases.keep(path for model in self._assigned for path in self._work.objects(model.spec))
-        look = self._lookout.take(self._memory)
-        self._memory.doubt(self._assigned, look)
-        if told is None:
-            self._tell(look.ready, ())
+        while not self._progress.empty():
+            revision, text = self._progress.get()
+            self._state.progress[revision] = text
+        while not self._results.empty():
+            self._absorb(self._results.get(), now_s)
+        assignment = self._assignment_file.read()
+        self._assignment = assignment or ()
+        self._state.keep_only(self._assignment)
+        self._leases.keep(path for model in self._assignment for path in self._runner.objects(model.spec))
+        snapshot = self._observer.take(self._state)
+        self._state.invalidate_proofs(self._assignment, snapshot)
+        if assignment is None:
+            self._report(snapshot.ready, ())
             return
-        for action in decide.next_actions(told, look, self._memory, now_s):
+        for action in decide.next_actions(assignment, snapshot, self._state, now_s):
             self._start(action, now_s)
         if now_s >= self._next_probe_s:
-            self._start_probe(look, now_s)
-        self._tell(look.ready, decide.reports(told, look, self._memory), has_assignment=True)
+            self._start_probe(snapshot, now_s)
+        self._report(snapshot.ready, decide.reports(assignment, snapshot, self._state), has_assignment=True)
 
-    def _tell(self, ready: bool, models: tuple[ModelReport, ...], *, has_assignment: bool = False) -> None:
-        self._report.write(ready, models)
-        self.pulse = AgentHealth(time.monotonic(), has_assignment, ready, models, self.pulse.probe_s)
+    def _report(self, ready: bool, models: tuple[ModelReport, ...], *, has_assignment: bool = False) -> None:
+        self._report_file.write(ready, models)
+        self.health = AgentHealth(time.monotonic(), has_assignment, ready, models, self.health.probe_s)
 
     def _start(self, action: Action, now_s: float) -> None:
         revision = action.revision if isinstance(action, Prepare | Serve | Prove | Probe) else ""
-        told = next((model for model in self._assigned if model.revision == revision), None)
-        self._memory.start(action, now_s)
-        self._workers.submit(self._carry_out, action, told, self._memory.prepared.get(revision))
+        assigned = next((model for model in self._assignment if model.revision == revision), None)
+        self._state.start(action, now_s)
+        self._workers.submit(self._carry_out, action, assigned, self._state.prepared.get(revision))
 
-    def _carry_out(self, action: Action, told: AssignedRevision | None, prepared: Prepared | None) -> None:
-        revision = told.revision if told is not None else ""
-        say = partial(self._say, revision)
-        self._outcomes.put(self._work.carry_out(action, told, prepared, say))
+    def _carry_out(self, action: Action, assigned: AssignedRevision | None, prepared: Prepared | None) -> None:
+        revision = assigned.revision if assigned is not None else ""
+        self._results.put(self._runner.carry_out(action, assigned, prepared, partial(self._on_progress, revision)))
         self._wake.set()
 
-    def _say(self, revision: str, text: str) -> None:
+    def _on_progress(self, revision: str, text: str) -> None:
         _LOG.info("%s: %s", revision, text)
-        self._sayings.put((revision, text))
+        self._progress.put((revision, text))
 
-    def _start_probe(self, look: ServerSnapshot, now_s: float) -> None:
-        busy = {action.subject for action in self._memory.running}
-        proved = [told for told in self._assigned if told.revision in self._memory.proofs]
-        free = {told.model: told for told in proved if told.model not in busy}
-        if not free or not look.ready:
+    def _start_probe(self, snapshot: ServerSnapshot, now_s: float) -> None:
+        busy = {action.subject for action in self._state.running}
+        proved = [assigned for assigned in self._assignment if assigned.revision in self._state.proofs]
+        free = {assigned.model: assigned for assigned in proved if assigned.model not in busy}
+        if not free or not snapshot.ready:
             return
         waiting = [model for model in free if model not in self._last_probed]
         model = waiting[0] if waiting else next(model for model in self._last_probed if model in free)
@@ -151,90 +157,89 @@ class Agent:
         self._next_probe_s = now_s + PROBE_INTERVAL_S
         self._start(Probe(free[model].revision, model), now_s)
 
-    def _absorb(self, outcome: ActionResult, now_s: float) -> None:
-        memory, action = self._memory, outcome.action
-        memory.running.discard(action)
-        self._lookout.learn(outcome.ensembles)
-        if outcome.problem is not None:
-            self._absorb_problem(action, outcome.problem, now_s)
+    def _absorb(self, result: ActionResult, now_s: float) -> None:
+        state, action = self._state, result.action
+        state.running.discard(action)
+        self._observer.learn(result.ensembles)
+        if result.failure is not None:
+            self._absorb_failure(action, result.failure, now_s)
             return
-        if isinstance(action, Prepare) and outcome.prepared is not None:
-            memory.prepare(outcome.prepared)
-        elif isinstance(action, Prove) and outcome.proof is not None:
-            memory.prove(action.revision, outcome.proof)
+        if isinstance(action, Prepare) and result.prepared is not None:
+            state.prepare(result.prepared)
+        elif isinstance(action, Prove) and result.proof is not None:
+            state.prove(action.revision, result.proof)
             self._next_probe_s = now_s + PROBE_INTERVAL_S
         elif isinstance(action, Serve):
-            memory.serve(action.revision, now_s)
+            state.serve(action.revision, now_s)
         elif isinstance(action, RepairStep):
-            self._lookout.clear(action.name)
+            self._observer.clear(action.name)
         elif isinstance(action, Probe):
-            self.pulse = replace(self.pulse, probe_s=outcome.duration_s)
-            # Slow networks are asked less often, so that asking never takes more than a small share of the time.
-            self._next_probe_s = now_s + max(PROBE_INTERVAL_S, outcome.duration_s / PROBE_SHARE)
-            if not self._died_meanwhile(action.revision):
-                self._lookout.suspect(outcome.suspects)
+            self.health = replace(self.health, probe_s=result.duration_s)
+            # Slow networks are probed less often, so that probes take at most a small share of the server's time.
+            self._next_probe_s = now_s + max(PROBE_INTERVAL_S, result.duration_s / PROBE_SHARE)
+            if not self._has_dead_steps(action.revision):
+                self._observer.suspect(result.suspects)
 
-    def _absorb_problem(self, action: Action, problem: ActionFailure, now_s: float) -> None:
-        memory = self._memory
-        if isinstance(action, Prove) and self._died_meanwhile(action.revision):
-            memory.crashes[action.revision] += 1
-            if memory.crashes[action.revision] < CRASHES_ALLOWED:
+    def _absorb_failure(self, action: Action, failure: ActionFailure, now_s: float) -> None:
+        state = self._state
+        # A proof that failed because a step died says nothing about the model, unless it dies again and again.
+        if isinstance(action, Prove) and self._has_dead_steps(action.revision):
+            state.crashes[action.revision] += 1
+            if state.crashes[action.revision] < CRASHES_ALLOWED:
                 return
-        for told in self._concerned(action):
-            memory.fail(told, problem.reason, problem.message, retry_from_s=now_s if problem.retryable else None)
-
-    def _concerned(self, action: Action) -> Sequence[AssignedRevision]:
+        concerned: Sequence[AssignedRevision] = ()
         if isinstance(action, LoadStep | RepairStep):
-            return self._memory.users(action.name)
-        if isinstance(action, Prepare | Serve | Prove):
-            return [told for told in self._assigned if told.revision == action.revision]
-        return ()
+            concerned = state.users(action.name)
+        elif isinstance(action, Prepare | Serve | Prove):
+            concerned = [assigned for assigned in self._assignment if assigned.revision == action.revision]
+        for assigned in concerned:
+            state.fail(assigned, failure.reason, failure.message, retry_from_s=now_s if failure.retryable else None)
 
-    def _died_meanwhile(self, revision: str) -> bool:
-        prepared = self._memory.prepared.get(revision)
-        return prepared is not None and not self._lookout.take(self._memory).dead.isdisjoint(prepared.steps)
+    def _has_dead_steps(self, revision: str) -> bool:
+        prepared = self._state.prepared.get(revision)
+        return prepared is not None and not self._observer.take(self._state).dead.isdisjoint(prepared.steps)
 
 
 class AssignmentFile:
-    """What the group was told, read anew only where the file was replaced."""
+    """The group's assignment, parsed again only if the file was replaced."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp: tuple[int, int] | None = None
-        self._told: tuple[AssignedRevision, ...] | None = None
+        self._assignment: tuple[AssignedRevision, ...] | None = None
 
     def read(self) -> tuple[AssignedRevision, ...] | None:
-        """Return the assigned models; None as long as nothing was assigned at all."""
+        """Return the assigned models, None before the first assignment; a file that is not valid changes nothing."""
         try:
             status = self._path.stat()
             stamp = (status.st_ino, status.st_mtime_ns)
             if stamp != self._stamp:
                 self._stamp = stamp
                 models = Assignment.model_validate_json(self._path.read_bytes()).models
-                self._told = tuple(map(AssignedRevision.of, models))
+                self._assignment = tuple(map(AssignedRevision.of, models))
         except FileNotFoundError:
-            return self._told
+            return self._assignment
         except ValidationError as error:
-            _LOG.error("%s cannot be read; what was assigned before stays: %s", self._path, error)
-        return self._told
+            _LOG.error("%s is not valid; the previous assignment stays: %s", self._path, error)
+        return self._assignment
 
 
 class ReportFile:
-    """The report, replaced whole: at once where something changed, else for its heartbeat.
+    """The report file, replaced as a whole: at once after a change, else once per heartbeat.
 
-    What an earlier agent said last stays for a moment, until this one has seen for itself what it says of its models:
-    a server that goes on serving is not taken out because its agent starts anew.
+    The last report of an earlier agent stays for `TAKEOVER_S` or until this agent knows the state of its models: a
+    server that still serves must not lose its traffic because its agent restarts.
     """
 
-    def __init__(self, path: Path, tell: OnReport = lambda *_: None) -> None:
+    def __init__(self, path: Path, on_report: OnReport = lambda *_: None) -> None:
         self._path = path
-        self._tell = tell
+        self._on_report = on_report
         self._inherited_until_s = time.monotonic() + TAKEOVER_S if path.exists() else 0.0
         self._content: tuple[bool, tuple[ModelReport, ...]] | None = None
         self._written_s = 0.0
 
     def write(self, server_ready: bool, models: tuple[ModelReport, ...]) -> None:
-        """Write the report where it is due."""
+        """Write the report if it changed or its heartbeat is due."""
         content, now_s = (server_ready, models), time.monotonic()
         settled = all(model.state in (ModelState.READY, ModelState.FAILED) for model in models)
         if server_ready and not settled and now_s < self._inherited_until_s:
@@ -247,5 +252,5 @@ class ReportFile:
         staging.write_text(report.model_dump_json(by_alias=True))
         staging.replace(self._path)
         if content != self._content:
-            self._tell(server_ready, models)
+            self._on_report(server_ready, models)
         self._content, self._written_s = content, now_s

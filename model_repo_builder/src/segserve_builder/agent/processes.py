@@ -1,22 +1,20 @@
-"""Watches the processes of Triton's Python steps, of which Triton itself does not notice the end."""
+"""Liveness and memory of Triton's processes; Triton itself does not notice when a Python step's process dies."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import psutil
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _STUB: Final = "triton_python_backend_stub"
 _ENDED: Final = frozenset({psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
 
 
 class StepProcesses:
-    """The stubs of the Triton whose record (`pid`, `create_time`) is in `pid_file`."""
+    """The stub processes of the Triton that `pid_file` records (`pid`, `create_time`)."""
 
     def __init__(self, pid_file: Path) -> None:
         self._pid_file = pid_file
@@ -24,14 +22,14 @@ class StepProcesses:
         self._stubs: dict[str, list[psutil.Process]] = {}
 
     def server_runs(self) -> bool | None:
-        """Tell whether the recorded server runs; None where there is no record."""
+        """Tell whether the recorded server runs; None without a record."""
         server = self._find_server()
         return None if server is None else _is_alive(server)
 
     def short_of(self, needed: Mapping[str, int]) -> frozenset[str]:
-        """Return the steps of `needed` that have fewer processes than that; none where it cannot be known.
+        """Return the steps with fewer live processes than `needed` says; none if the server is not known.
 
-        Looking for children costs a walk over all processes, so those found are kept and asked by themselves.
+        Listing children walks over all processes of the machine, so it is done only when a cached process is gone.
         """
         if self._find_server() is None:
             return frozenset()
@@ -72,9 +70,9 @@ class StepProcesses:
 
 
 def resident_bytes(pid_file: Path) -> float | None:
-    """Return the resident memory of the recorded server and all that it started; None where it does not run.
+    """Return the resident memory of the recorded server and its descendants in bytes; None if it does not run.
 
-    Pages that processes share are counted in each, so that only a change of the sum says something.
+    Pages that processes share are counted once for each: only changes of the sum are meaningful.
     """
     try:
         record = json.loads(pid_file.read_text())
@@ -82,8 +80,8 @@ def resident_bytes(pid_file: Path) -> float | None:
         members = [] if server is None else [server, *server.children(recursive=True)]
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
-    found = [used for member in members if (used := _resident_bytes(member)) is not None]
-    return float(sum(found)) if found else None
+    sizes = [size for member in members if (size := _resident_bytes(member)) is not None]
+    return float(sum(sizes)) if sizes else None
 
 
 def _resident_bytes(process: psutil.Process) -> int | None:
@@ -106,7 +104,7 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def _step_of(process: psutil.Process) -> str | None:
-    """Return the step a stub runs: its first argument is `<repository>/<step>/1/model.py`."""
+    """Return the step that a stub runs, from its first argument: `<repository>/<step>/1/model.py`."""
     try:
         arguments = process.cmdline()
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""What goes into an agent (the assignment) and what comes out of it (the report)."""
+"""The agent's interface as JSON: the assignment it reads and the report it writes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class AssignedModel(FrozenModel):
 
     pipeline: Pipeline
     revision: str = Field(default_factory=_own_name)
-    """The revision's name, given once and kept: another version of segserve might find another one."""
+    """The revision's name, kept as assigned: another version of segserve might compute another one."""
 
     artifact: Artifact
     golden: Golden | None = None
     expose: tuple[Literal["network"], ...] = ()
     second_artifact: Artifact | None = None
-    """The file of the pipeline's second network, where it has one."""
+    """The file of the pipeline's second network, if it has one."""
 
     @property
     def model(self) -> str:
@@ -36,13 +36,13 @@ class AssignedModel(FrozenModel):
 
 
 class Assignment(FrozenModel):
-    """All that a group's servers hold, at most one revision of a model."""
+    """All models of a group's servers, at most one revision of each."""
 
     models: tuple[AssignedModel, ...] = ()
 
 
 class ModelState(StrEnum):
-    """How far a revision has come on one server."""
+    """State of a revision on one server."""
 
     FETCHING = "Fetching"
     LOADING = "Loading"
@@ -53,7 +53,7 @@ class ModelState(StrEnum):
 
 
 class ModelReport(FrozenModel):
-    """What one server knows of one revision. `reason` is one CamelCase word."""
+    """One revision on one server. `reason` is a CamelCase word, `load_s` how long it took to load."""
 
     model: str
     revision: str
@@ -69,7 +69,7 @@ class ModelReport(FrozenModel):
 
 
 class Report(FrozenModel):
-    """What one server holds. `heartbeat` is in Unix seconds, written anew at least every two seconds."""
+    """All revisions on one server. `heartbeat` is a Unix time in seconds, renewed at least every two seconds."""
 
     heartbeat: float
     server_ready: bool

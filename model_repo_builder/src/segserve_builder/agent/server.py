@@ -1,28 +1,28 @@
-"""The port to one Triton, over gRPC on loopback: every call has a deadline and a typed error."""
+"""Client of one Triton, over gRPC on loopback. Every call has a deadline and raises `TritonError`s."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import uuid4
 
 from segserve_builder.agent.state import Ensemble
 from segserve_builder.render.config import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from numpy.typing import NDArray
 
-    RawAnswer = dict[str, NDArray[Any]]
+RawAnswer: TypeAlias = "dict[str, NDArray[Any]]"
+"""All outputs of one request, by name."""
 
-QUESTION_S: Final = 2.0
-LOAD_S: Final = 900.0
-UNLOAD_S: Final = 30.0
+QUERY_TIMEOUT_S: Final = 2.0
+LOAD_TIMEOUT_S: Final = 900.0
+UNLOAD_TIMEOUT_S: Final = 30.0
 _CHANNEL: Final = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # A restarted server must be seen at once; gRPC would wait up to two minutes.
+    # A restarted server must be noticed at once; gRPC would back off for up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 300),
@@ -30,19 +30,19 @@ _CHANNEL: Final = [
 
 
 class TritonError(Exception):
-    """A call to the server that did not do what it should."""
+    """A call to Triton failed."""
 
 
 class TritonUnreachableError(TritonError):
-    """Nobody answers at the server's port."""
+    """No server responds at Triton's port."""
 
 
 class TritonTimeoutError(TritonError):
-    """No answer within the deadline."""
+    """Triton did not answer before the deadline."""
 
 
 class TritonRefusedError(TritonError):
-    """The server answered with an error; `status` is gRPC's word for it, such as INVALID_ARGUMENT."""
+    """Triton answered with an error; `status` is the name of its gRPC status, such as INVALID_ARGUMENT."""
 
     def __init__(self, status: str, message: str) -> None:
         self.status = status
@@ -53,7 +53,7 @@ class TritonServer:
     """One Triton. Safe to use from many threads."""
 
     def __init__(self, grpc_port: int, headers: Mapping[str, str] | None = None) -> None:
-        """Connect when first asked; `headers` go with every call, as restricted APIs want them."""
+        """Create a client that connects on its first call; `headers` are sent with every call (restricted APIs)."""
         from tritonclient.grpc import InferenceServerClient
 
         self._headers = dict(headers or {})
@@ -64,49 +64,54 @@ class TritonServer:
         self._client.close()
 
     def states(self) -> dict[str, str]:
-        """Return the state of every model that the server has heard of, '' for one that is on disk alone."""
-        with self._asking():
-            index = self._client.get_model_repository_index(headers=self._headers, client_timeout=QUESTION_S)
+        """Return the state of every model in the repository index, '' for one that was never loaded."""
+        with self._typed_errors():
+            index = self._client.get_model_repository_index(headers=self._headers, client_timeout=QUERY_TIMEOUT_S)
         own = [model for model in index.models if model.version in ("", str(VERSION))]
         return {model.name: model.state for model in own}
 
     def ensemble(self, name: str) -> Ensemble:
-        """Return what the server says of a ready ensemble."""
-        with self._asking():
-            config = self._client.get_model_config(name, headers=self._headers, client_timeout=QUESTION_S).config
+        """Return a ready ensemble as the server reports it."""
+        with self._typed_errors():
+            config = self._client.get_model_config(name, headers=self._headers, client_timeout=QUERY_TIMEOUT_S).config
         return ensemble_of(config)
 
     def load(self, name: str) -> None:
-        """Load a model as its files are now; returns once it is ready."""
-        with self._asking():
-            self._client.load_model(name, headers=self._headers, client_timeout=LOAD_S)
+        """Load a model from its current files; returns once it is ready."""
+        with self._typed_errors():
+            self._client.load_model(name, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
 
     def unload(self, name: str) -> None:
-        """Ask for a model's end; the server first answers what it has begun."""
-        with self._asking():
-            self._client.unload_model(name, headers=self._headers, client_timeout=UNLOAD_S)
+        """Start to unload a model; the server finishes running requests first."""
+        with self._typed_errors():
+            self._client.unload_model(name, headers=self._headers, client_timeout=UNLOAD_TIMEOUT_S)
 
     def answered(self, name: str) -> int:
-        """Return how many requests a model has answered since it was loaded."""
-        with self._asking():
-            statistics = self._client.get_inference_statistics(name, headers=self._headers, client_timeout=QUESTION_S)
+        """Return the number of requests that a model has answered since it was loaded."""
+        with self._typed_errors():
+            statistics = self._client.get_inference_statistics(
+                name, headers=self._headers, client_timeout=QUERY_TIMEOUT_S
+            )
         return sum(int(model.inference_stats.success.count) for model in statistics.model_stats)
 
     def infer(self, model: str, image: bytes, parameters: Mapping[str, Any], timeout_s: float) -> RawAnswer:
-        """Return all outputs of `model` for one encoded image."""
+        """Return all outputs of `model` for one encoded image, by name.
+
+        Raises `TritonTimeoutError` after `timeout_s` seconds, and any other `TritonError`.
+        """
         import numpy as np
         from tritonclient.grpc import InferInput
 
         tensor = InferInput("IMAGE", [1], "BYTES")
         tensor.set_data_from_numpy(np.array([image], dtype=object))
-        with self._asking():
+        with self._typed_errors():
             result = self._client.infer(
                 model,
                 [tensor],
                 parameters=dict(parameters),
                 headers=self._headers,
                 client_timeout=timeout_s,
-                # A stream of one frame, for models of videos that take nothing else; others do not look at it.
+                # A sequence of one frame: sequence models require one, other models ignore it.
                 sequence_id=f"segserve-{uuid4()}",
                 sequence_start=True,
                 sequence_end=True,
@@ -114,7 +119,7 @@ class TritonServer:
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
+    def _typed_errors(self) -> Iterator[None]:
         from tritonclient.utils import InferenceServerException
 
         try:
@@ -124,7 +129,7 @@ class TritonServer:
             message = str(error.message())
             if status in ("DEADLINE_EXCEEDED", "Deadline Exceeded"):
                 raise TritonTimeoutError(message) from error
-            # A model's queue that is full is UNAVAILABLE as well; only the port itself tells the two apart.
+            # A full queue of a model is UNAVAILABLE as well; only a query of the server itself tells the two apart.
             if status in ("UNAVAILABLE", "CANCELLED") and not self._is_live():
                 raise TritonUnreachableError(message) from error
             raise TritonRefusedError(status, message) from error
@@ -133,13 +138,13 @@ class TritonServer:
         from tritonclient.utils import InferenceServerException
 
         try:
-            return bool(self._client.is_server_live(headers=self._headers, client_timeout=QUESTION_S))
+            return bool(self._client.is_server_live(headers=self._headers, client_timeout=QUERY_TIMEOUT_S))
         except InferenceServerException:
             return False
 
 
 def ensemble_of(config: Any) -> Ensemble:
-    """Return what a ModelConfig message says of the ensemble; nothing where it is none of ours."""
+    """Return the ensemble that a ModelConfig message describes; without revision and steps if it is not one of ours."""
     steps = frozenset(step.model_name for step in config.ensemble_scheduling.step)
     revision = config.parameters["revision"].string_value if "revision" in config.parameters else ""
     return Ensemble(revision, steps)

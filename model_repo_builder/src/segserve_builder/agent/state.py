@@ -273,4 +273,3 @@ def is_loaded(assigned: AssignedRevision, snapshot: ServerSnapshot, state: Agent
     if prepared is None or not snapshot.ready or not snapshot.serves(assigned.model, assigned.revision):
         return False
     return all(snapshot.states.get(step) == READY and step not in snapshot.dead for step in prepared.steps)
-

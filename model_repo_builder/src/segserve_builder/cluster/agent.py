@@ -9,12 +9,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.agent.lookout import ServerObserver
 from segserve_builder.agent.loop import Agent
+from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.processes import StepProcesses, resident_bytes
-from segserve_builder.agent.repository import Repository
+from segserve_builder.agent.runner import ActionRunner
 from segserve_builder.agent.server import TritonServer
-from segserve_builder.agent.work import ActionRunner
+from segserve_builder.agent.triton_files import Repository
 from segserve_builder.cluster import secret
 from segserve_builder.cluster.agent_metrics import AgentMetrics
 from segserve_builder.cluster.assignment import AssignmentInbox
@@ -64,16 +64,16 @@ class Pod:
         self._refused: Refused = ()
         server = TritonServer(settings.ports.grpc, secret.grpc_headers(secret.obtain(folder.secret)))
         repository = Repository(folder.repository)
-        told = (settings.target, settings.artifact_base, settings.access)
-        work = ActionRunner(server, repository, settings.cache, folder.log, *told)
-        lookout = ServerObserver(server, repository, StepProcesses(folder.record))
-        self.agent = Agent(folder.root, work, lookout, self._report)
+        sources = (settings.target, settings.artifact_base, settings.access)
+        runner = ActionRunner(server, repository, settings.cache, folder.log, *sources)
+        observer = ServerObserver(server, repository, StepProcesses(folder.record))
+        self.agent = Agent(folder.root, runner, observer, self._report)
         self._sender = ReportSender(config_maps, reports_name(pool, group), settings.pod)
         names = [assignment_name(pool, group, shard) for shard in range(SHARDS)]
         self._inbox = AssignmentInbox(names, folder.root / "assignment.json", self._refuse)
         self._watch = ConfigMapWatch(config_maps, names, self._take)
         metrics = AgentMetrics(
-            lambda: self.agent.pulse, self._watch.contact_age_s, lambda: resident_bytes(folder.record)
+            lambda: self.agent.health, self._watch.contact_age_s, lambda: resident_bytes(folder.record)
         )
         questions = {"/live": self._live, "/ready": self._ready, "/metrics": metrics.answer}
         self.probes = ProbeServer(settings.probe_port, questions)
@@ -108,19 +108,19 @@ class Pod:
         if self._said is None:
             return  # nobody has looked at the server yet
         server_ready, models = self._said
-        told = [model.model_dump(mode="json", by_alias=True) for model in (*models, *self._refused)]
-        self._sender.send({"uid": self._pod_uid, "serverReady": server_ready, "models": told})
+        reports = [model.model_dump(mode="json", by_alias=True) for model in (*models, *self._refused)]
+        self._sender.send({"uid": self._pod_uid, "serverReady": server_ready, "models": reports})
 
     def _live(self) -> Answer:
-        age_s = time.monotonic() - self.agent.pulse.passed_s
+        age_s = time.monotonic() - self.agent.health.passed_s
         return said(age_s < LONGEST_PASS_S, f"the last look at the server was {age_s:.1f} s ago")
 
     def _ready(self) -> Answer:
-        pulse = self.agent.pulse
-        waiting = [f"{model.model} is {model.state}" for model in pulse.models]
-        server = "ready" if pulse.server_ready else "not ready"
-        read = "read" if pulse.has_assignment else "not read yet"
-        return said(pulse.is_settled, "\n".join([f"server {server}, assignment {read}", *waiting]))
+        health = self.agent.health
+        waiting = [f"{model.model} is {model.state}" for model in health.models]
+        server = "ready" if health.server_ready else "not ready"
+        read = "read" if health.has_assignment else "not read yet"
+        return said(health.is_settled, "\n".join([f"server {server}, assignment {read}", *waiting]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from segserve_builder.imaging.sampling import axes
+from segserve_builder.sampling import axes
 
 if TYPE_CHECKING:
     from segserve_builder.values import Float32, Int64, LabelMap

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.imaging.probabilities import sigmoid, softmax
-from segserve_builder.imaging.sampling import Axis, axes
+from segserve_builder.sampling import Axis, axes
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.errors import BadImageError
-from segserve_builder.imaging.sampling import axes
+from segserve_builder.sampling import axes
 from segserve_builder.values import ResizeTransform
 
 if TYPE_CHECKING:

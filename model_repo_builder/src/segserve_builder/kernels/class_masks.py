@@ -14,7 +14,7 @@ from segserve_builder.kernels.rle import MaskWindow, encode
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.imaging.sampling import Axis
+    from segserve_builder.sampling import Axis
 
 F: Final = np.float32
 

@@ -14,7 +14,7 @@ from segserve_builder.kernels.crf_softmax import EMPTY, FUSED
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.imaging.sampling import Axis
+    from segserve_builder.sampling import Axis
 
 F: Final = np.float32
 LEAST_LOG: Final = -50.0

@@ -17,7 +17,7 @@ from segserve_builder.kernels.probability import blend, check_covers
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.imaging.sampling import Axis
+    from segserve_builder.sampling import Axis
 
 F: Final = np.float32
 CHUNK: Final = 2048

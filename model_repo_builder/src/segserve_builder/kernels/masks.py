@@ -18,7 +18,7 @@ from segserve_builder.kernels.rle import MAX_CHARACTERS, add_run, split, with_ro
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.imaging.sampling import Axis
+    from segserve_builder.sampling import Axis
 
 F: Final = np.float32
 ZERO: Final = F(0)

@@ -18,7 +18,7 @@ from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segserve_builder.imaging.sampling import Axis
+    from segserve_builder.sampling import Axis
 
 F: Final = np.float32
 ONE: Final = F(1)

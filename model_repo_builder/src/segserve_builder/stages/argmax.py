@@ -42,8 +42,8 @@ class Argmax(Stage):
     def __call__(self, value: Logits, request: RequestOptions) -> LabelMap:
         """Return the labels, uint8 for up to 256 classes and uint16 for more; ties go to the first class."""
         from segserve_builder.imaging.probabilities import logit
-        from segserve_builder.imaging.sampling import axes
         from segserve_builder.kernels.labels import label_map
+        from segserve_builder.sampling import axes
 
         value = replace(value, align_corners=self.align_corners)
         rows, columns = axes(value.placement, *value.values.shape[1:], align_corners=self.align_corners)

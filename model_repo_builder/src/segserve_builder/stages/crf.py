@@ -88,9 +88,9 @@ class Crf(Stage):
         import numpy as np
 
         from segserve_builder.imaging.refinement import LabelScores
-        from segserve_builder.imaging.sampling import Axis
         from segserve_builder.kernels.crf import refine
         from segserve_builder.kernels.guided import guided_filter
+        from segserve_builder.sampling import Axis
 
         height, width = guide.shape[:2]
         low_height, low_width = (height + 1) // 2, (width + 1) // 2

@@ -31,8 +31,8 @@ class CropMasks(Stage):
         import numpy as np
 
         from segserve_builder.imaging.probabilities import logit
-        from segserve_builder.imaging.sampling import axes
         from segserve_builder.kernels.masks import mask_rles
+        from segserve_builder.sampling import axes
 
         height, width = value.placement.height, value.placement.width
         heads = cast("PrototypeHeads", value.heads)

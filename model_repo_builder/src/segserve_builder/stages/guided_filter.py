@@ -42,9 +42,9 @@ class GuidedFilter(Stage):
         from dataclasses import replace
 
         from segserve_builder.imaging.refinement import LabelScores, checked_guide
-        from segserve_builder.imaging.sampling import Axis
         from segserve_builder.kernels.crf import softmax
         from segserve_builder.kernels.guided import guided_filter
+        from segserve_builder.sampling import Axis
 
         guide = checked_guide(value)
         height, width = guide.shape[:2]

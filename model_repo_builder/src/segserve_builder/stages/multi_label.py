@@ -38,8 +38,8 @@ class MultiLabel(Stage):
         """Return a mask for every channel; raises `PipelineError` where there are not as many thresholds."""
         import numpy as np
 
-        from segserve_builder.imaging.sampling import axes
         from segserve_builder.kernels.class_masks import class_masks
+        from segserve_builder.sampling import axes
 
         channels = len(value.values)
         limits = np.array(self.limits(channels), np.float32) * np.float32(value.temperature)

@@ -150,8 +150,8 @@ def _changed(array: NDArray[Any], before: NDArray[Any]) -> float:
 def _classes(array: NDArray[Any]) -> NDArray[Any]:
     if array.ndim == 2:
         return array
-    from segserve_builder.imaging.sampling import Axis
     from segserve_builder.kernels.labels import label_map
+    from segserve_builder.sampling import Axis
 
     height, width = array.shape[1:]
     return label_map(array, Axis(height, 0, height, 1.0, -0.5), Axis(width, 0, width, 1.0, -0.5))

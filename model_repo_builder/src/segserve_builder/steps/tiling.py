@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from segserve_builder.errors import PipelineError
-from segserve_builder.imaging.sampling import Axis
 from segserve_builder.kernels.blend import add_tile, divide_rows
 from segserve_builder.kernels.labels import label_map
+from segserve_builder.sampling import Axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

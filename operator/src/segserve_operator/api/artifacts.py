@@ -1,4 +1,4 @@
-"""The part of a TritonPool's spec that says where artifacts may come from, and with whose credentials."""
+"""Permitted sources of artifacts in a TritonPool, their credentials and trusted signers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WITH_ENDPOINT: Final = tuple(scheme for scheme in _REMOTE if scheme not in ("ht
 _FOLDERS: Final = tuple(scheme for scheme in SCHEMES if scheme != "models")
 _ENDPOINTS_RULE: JsonDict = {
     "rule": f"self.all(scheme, scheme in {list(_WITH_ENDPOINT)})",
-    "message": f"servers are named for the schemes {', '.join(_WITH_ENDPOINT)}",
+    "message": f"endpoints can be set for the schemes {', '.join(_WITH_ENDPOINT)}",
 }
 
 
@@ -56,23 +56,25 @@ Pem = Annotated[str, Field(pattern=r"^\s*-----BEGIN [A-Z ]+-----", max_length=65
 
 
 class SecretName(ApiValue):
-    """A Secret of the pool's namespace."""
+    """A Secret in the pool's namespace."""
 
-    name: Subdomain = Field(description="The Secret's name.")
+    name: Subdomain = Field(description="Name of the Secret.")
 
 
 class SourceCredential(ApiValue):
-    """Whose name artifacts are asked for in; the Secret's keys depend on the scheme."""
+    """Credentials for fetching artifacts; the keys of the Secret depend on the scheme."""
 
-    scheme: RemoteScheme = Field(description="For which URIs.")
+    scheme: RemoteScheme = Field(description="Scheme of the URIs.")
     host: HostPattern = Field(
-        "*", description="For which hosts, registries or buckets, as a pattern: models-*; the first that fits counts."
+        "*", description="Pattern of hosts, registries or buckets, such as models-*; the first match applies."
     )
-    secret_ref: SecretName = Field(description="The Secret. A renewed one counts for the next try.")
+    secret_ref: SecretName = Field(
+        description="Secret with the credentials; a changed Secret applies to the next attempt."
+    )
 
 
 class TrustedIdentity(ApiValue):
-    """Somebody whom sigstore's certificates name."""
+    """A signer as named in sigstore certificates."""
 
     identity: str = Field(min_length=1, max_length=512, description="Who: an e-mail address, or a workflow's URI.")
     issuer: str = Field(
@@ -81,58 +83,60 @@ class TrustedIdentity(ApiValue):
 
 
 class TrustedSigners(ApiValue):
-    """Whose signatures of artifacts count: any one of them is enough."""
+    """Trusted signers of artifacts; a signature by any one of them is sufficient."""
 
-    required: bool = Field(False, description="Whether each artifact of the pool has to be signed.")
+    required: bool = Field(False, description="Whether every artifact of the pool must be signed.")
     keys: tuple[Pem, ...] = Field((), max_length=16, description="Public keys, as PEM.", json_schema_extra=_WHOLE)
     certificates: tuple[Pem, ...] = Field(
         (),
         max_length=16,
-        description="Authorities of signers' certificates, as PEM.",
+        description="Certificate authorities of the signers, as PEM.",
         json_schema_extra=_WHOLE,
     )
     identities: tuple[TrustedIdentity, ...] = Field(
-        (), max_length=32, description="Signers without keys of their own, by sigstore.", json_schema_extra=_WHOLE
+        (), max_length=32, description="Signers that use sigstore without keys of their own.", json_schema_extra=_WHOLE
     )
 
 
 class Artifacts(ApiValue):
-    """Where artifacts may come from, and with whose credentials."""
+    """Permitted sources of artifacts, their credentials and signers."""
 
-    base: Base | None = Field(None, description="The URI that relative ones of artifacts and golden sets start from.")
+    base: Base | None = Field(None, description="Base of relative URIs of artifacts and golden sets.")
     schemes: Annotated[tuple[Scheme, ...], AfterValidator(check_distinct)] = Field(
-        (), max_length=16, description="The schemes allowed; all where none is listed.", json_schema_extra=_SET
+        (), max_length=16, description="Permitted schemes. Default: all.", json_schema_extra=_SET
     )
     hosts: Annotated[tuple[HostPattern, ...], AfterValidator(check_distinct)] = Field(
         (),
         max_length=64,
-        description="Patterns of the hosts, registries and buckets allowed; all where none is listed.",
+        description="Patterns of permitted hosts, registries and buckets. Default: all.",
         json_schema_extra=_SET,
     )
     private_hosts: Annotated[tuple[PrivatePattern, ...], AfterValidator(check_distinct)] = Field(
         (),
         max_length=64,
-        description="Patterns of hosts, or networks, at addresses that are not public: a server of the cluster, "
-        "10.0.0.0/8. The hosts of base and endpoints count without being listed.",
+        description="Patterns of permitted hosts or networks with private addresses, such as a server in the cluster or "
+        "10.0.0.0/8. The hosts of base and endpoints are always permitted.",
         json_schema_extra=_SET,
     )
     endpoints: Annotated[Mapping[str, Endpoint], AfterValidator(_check_endpoints)] = Field(
         {},
         max_length=16,
-        description="The server's URL by scheme, where it is not the usual one: s3: https://minio.example.com.",
+        description="URL of the server by scheme, such as s3: https://minio.example.com. Default: the public service.",
         json_schema_extra={"x-kubernetes-validations": [_ENDPOINTS_RULE]},
     )
     credentials: tuple[SourceCredential, ...] = Field(
-        (), max_length=32, description="Secrets of the namespace, by scheme and host.", json_schema_extra=_WHOLE
+        (), max_length=32, description="Credentials by scheme and host.", json_schema_extra=_WHOLE
     )
     workload_identity: bool = Field(
-        False, description="Whether the servers' own cloud identity counts where no Secret fits."
+        False, description="Whether to use the servers' own cloud identity if no Secret matches."
     )
     claims: Annotated[tuple[Subdomain, ...], AfterValidator(check_distinct)] = Field(
         (),
         max_length=16,
-        description="Claims of the namespace whose files pvc: names; the servers mount them read-only.",
+        description="PersistentVolumeClaims that pvc: URIs may name; servers mount them read-only.",
         json_schema_extra=_SET,
     )
-    max_size: Quantity = Field("16Gi", description="Of one artifact or golden set; larger ones are refused.")
-    signatures: TrustedSigners = Field(TrustedSigners(), description="Whose signatures count.")
+    max_size: Quantity = Field(
+        "16Gi", description="Largest size of one artifact or golden set; larger ones are refused."
+    )
+    signatures: TrustedSigners = Field(TrustedSigners(), description="Trusted signers of artifacts.")

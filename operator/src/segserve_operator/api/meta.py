@@ -1,4 +1,4 @@
-"""What every resource has: its metadata, conditions, times and durations, as Kubernetes has them."""
+"""Metadata, conditions, timestamps and durations in the form that Kubernetes uses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parse_duration(value: Any) -> timedelta:
     if found is None:
         raise PydanticCustomError(
             "duration",
-            "must be a duration in h, m and s such as 1h, 90s or 1h30m, got {seen}",
+            "must be a duration such as 1h, 90s or 1h30m, got {seen}",
             {"seen": repr(value)},
         )
     amounts = [int(part[:-1]) if part else 0 for part in found.groups()]
@@ -116,24 +116,32 @@ class ApiValue(FrozenModel):
 
 
 class ObjectMeta(ApiValue):
-    """The metadata that segserve reads; `UNREAD_METADATA` names what else Kubernetes has."""
+    """The metadata that segserve reads; `UNREAD_METADATA` lists what it ignores."""
 
     name: ResourceName = Field(
-        description="A DNS label of at most 40 characters without --; models are served under it."
+        description="Name of the resource, under which a model is served: a DNS label of at most 40 characters without --."
     )
-    namespace: str = Field("default", description="Where the resource lives.")
-    labels: Mapping[str, str] = Field({}, description="For people and tools to select by.")
-    annotations: Mapping[str, str] = Field({}, description="Notes and requests (segserve.dev/...).")
-    uid: str | None = Field(None, description="Set by the store.")
-    resource_version: str | None = Field(None, description="Set by the store at every write.")
-    generation: int | None = Field(None, description="Set by the store; grows with every change of the spec.")
-    creation_timestamp: Timestamp | None = Field(None, description="Set by the store.")
-    deletion_timestamp: Timestamp | None = Field(None, description="Set by the store when deletion was asked for.")
-    finalizers: tuple[str, ...] = Field((), description="What has to be done before the resource is gone.")
+    namespace: str = Field("default", description="Namespace of the resource.")
+    labels: Mapping[str, str] = Field({}, description="Labels, for selection.")
+    annotations: Mapping[str, str] = Field(
+        {}, description="Annotations; those with the prefix segserve.dev/ control rollouts."
+    )
+    uid: str | None = Field(None, description="Unique id, set by the store.")
+    resource_version: str | None = Field(None, description="Version of the object, set by the store at every write.")
+    generation: int | None = Field(
+        None, description="Generation of the spec, set by the store; increases with every change."
+    )
+    creation_timestamp: Timestamp | None = Field(None, description="Time of creation, set by the store.")
+    deletion_timestamp: Timestamp | None = Field(
+        None, description="Time at which deletion was requested, set by the store."
+    )
+    finalizers: tuple[str, ...] = Field(
+        (), description="Finalizers that must be removed before the resource is deleted."
+    )
 
 
 class ConditionStatus(StrEnum):
-    """Whether a condition holds."""
+    """The status of a condition."""
 
     TRUE = "True"
     FALSE = "False"
@@ -141,15 +149,17 @@ class ConditionStatus(StrEnum):
 
 
 class Condition(ApiValue):
-    """One observation of a resource's state."""
+    """One aspect of a resource's observed state."""
 
-    type: str = Field(min_length=1, max_length=316, description="What is observed, one CamelCase word.")
-    status: ConditionStatus = Field(description="True, False or Unknown.")
+    type: str = Field(min_length=1, max_length=316, description="Type of the condition, one CamelCase word.")
+    status: ConditionStatus = Field(description="Status of the condition: True, False or Unknown.")
     reason: str = Field(
         pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
         max_length=1024,
-        description="Why, one CamelCase word.",
+        description="Reason as one CamelCase word.",
     )
-    message: str = Field("", max_length=32768, description="Why, for people.")
-    last_transition_time: Timestamp = Field(description="When the status last changed.")
-    observed_generation: int | None = Field(None, ge=0, description="The generation that was judged.")
+    message: str = Field("", max_length=32768, description="Reason as a sentence.")
+    last_transition_time: Timestamp = Field(description="Time at which the status last changed.")
+    observed_generation: int | None = Field(
+        None, ge=0, description="Generation of the spec that the condition describes."
+    )

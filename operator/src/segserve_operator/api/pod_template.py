@@ -1,4 +1,4 @@
-"""The parts of a TritonPool's spec that say how pods run: resources, placement, environment, cache."""
+"""Pod settings of a TritonPool: resources, placement, environment, cache."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_keys(values: Mapping[str, str]) -> Mapping[str, str]:
     for key in values:
         if not re.fullmatch(_KEY_PATTERN, key):
             raise PydanticCustomError(
-                "key", "keys must be of the form name or prefix/name, got {seen}", {"seen": repr(key)}
+                "key", "keys must have the form name or prefix/name, got {seen}", {"seen": repr(key)}
             )
     return values
 
@@ -44,7 +44,7 @@ def check_labels(values: Mapping[str, str]) -> Mapping[str, str]:
         if not re.fullmatch(_LABEL_PATTERN, value):
             raise PydanticCustomError(
                 "label",
-                "a label's value has at most 63 letters, digits, dots, dashes and underscores, got {seen} for {key}",
+                "a label value must have at most 63 letters, digits, dots, dashes and underscores, got {seen} for {key}",
                 {"seen": repr(value), "key": key},
             )
     return values
@@ -64,58 +64,60 @@ Subdomain = Annotated[str, Field(pattern=SUBDOMAIN_PATTERN, max_length=253)]
 Image = Annotated[str, Field(pattern=r"^[^\s]+$", min_length=1, max_length=512)]
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 Passed = Annotated[Mapping[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
-"""JSON that is handed on as it is."""
+"""JSON that is copied unchanged."""
 
 
 class Resources(ApiValue):
-    """What a container is promised, and what it may use at most."""
+    """Resource requests and limits of a container."""
 
-    limits: Quantities = Field({}, description="What it may use at most: cpu, memory, nvidia.com/gpu.")
-    requests: Quantities = Field({}, description="What it is promised; what is not named is as its limit.")
+    limits: Quantities = Field({}, description="Upper limits, such as cpu, memory, nvidia.com/gpu.")
+    requests: Quantities = Field({}, description="Guaranteed amounts. Default: the limits.")
 
 
 class Toleration(ApiValue):
-    """A taint of nodes that the pods do not mind."""
+    """A taint of nodes that the pods tolerate."""
 
-    key: str | None = Field(None, max_length=317, description="The taint's key; every taint where it is absent.")
-    operator: Literal["Exists", "Equal"] = Field("Equal", description="Whether the value counts.")
-    value: str | None = Field(None, max_length=63, description="The taint's value.")
+    key: str | None = Field(None, max_length=317, description="Key of the taint. Default: every taint.")
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="Equal compares the value; Exists ignores it.")
+    value: str | None = Field(None, max_length=63, description="Value of the taint.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
-        None, description="Of which effect; every one where it is absent."
+        None, description="Effect of the taint. Default: every effect."
     )
-    toleration_seconds: int | None = Field(None, ge=0, description="How long a NoExecute taint is not minded.")
+    toleration_seconds: int | None = Field(
+        None, ge=0, description="Seconds for which a NoExecute taint is tolerated. Default: no limit."
+    )
 
 
 class Variable(ApiValue):
-    """A variable of the environment."""
+    """An environment variable."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
                 {
                     "rule": "!self.name.startsWith('SEGSERVE_') && !self.name.startsWith('POD_')",
-                    "message": "SEGSERVE_ and POD_ are for segserve's own variables",
+                    "message": "the prefixes SEGSERVE_ and POD_ are reserved for segserve",
                 }
             ]
         }
     )
 
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128, description="Its name.")
-    value: str = Field("", max_length=4096, description="Its value.")
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128, description="Name of the variable.")
+    value: str = Field("", max_length=4096, description="Value of the variable.")
 
     @model_validator(mode="after")
     def _check_name(self) -> Self:
         if self.name.startswith(("SEGSERVE_", "POD_")):
             raise PydanticCustomError(
                 "spec",
-                "SEGSERVE_ and POD_ are for segserve's own variables, got {seen}",
+                "the prefixes SEGSERVE_ and POD_ are reserved for segserve, got {seen}",
                 {"seen": repr(self.name), "at": ("name",)},
             )
         return self
 
 
 class Cache(ApiValue):
-    """Where artifacts are kept, by digest. Exactly one is named."""
+    """Where downloaded artifacts are stored, by digest. Exactly one field is set."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -123,23 +125,23 @@ class Cache(ApiValue):
                 {
                     "rule": "[has(self.size), has(self.persistentVolumeClaim), has(self.hostPath)]"
                     ".exists_one(named, named)",
-                    "message": "exactly one must be named: size, persistentVolumeClaim, hostPath",
+                    "message": "exactly one of size, persistentVolumeClaim and hostPath must be set",
                 }
             ]
         }
     )
 
     size: Quantity | None = Field(
-        None, description="A folder of the pod's own, which ends with it; a pod that fills more is evicted."
+        None, description="Size limit of a folder that lives as long as the pod; a pod that exceeds it is evicted."
     )
     persistent_volume_claim: Subdomain | None = Field(
-        None, description="A claim that the pods share; replicas on several nodes need ReadWriteMany."
+        None, description="PersistentVolumeClaim shared by the pods; replicas on several nodes need ReadWriteMany."
     )
     host_path: str | None = Field(
         None,
         pattern=r"^/[^:]*$",
         max_length=1024,
-        description="A folder that each node has, writable by user 1000; restricted namespaces do not allow it.",
+        description="Folder on each node, writable by user 1000; not allowed in restricted namespaces.",
     )
 
     @model_validator(mode="after")
@@ -148,7 +150,7 @@ class Cache(ApiValue):
         if len(named) != 1:
             raise PydanticCustomError(
                 "spec",
-                "exactly one must be named: size, persistentVolumeClaim, hostPath, got {seen}",
+                "exactly one of size, persistentVolumeClaim and hostPath must be set, got {seen}",
                 {"seen": ", ".join(named) or "none"},
             )
         return self

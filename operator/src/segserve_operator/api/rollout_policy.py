@@ -1,4 +1,8 @@
-"""What a model promises its callers (`spec.slo`), and how a change of it comes about (`spec.rollout`)."""
+"""A model's service level objective (`spec.slo`) and its rollout policy (`spec.rollout`).
+
+Each rule between fields stands here twice: as a validator, for files and the local platform, and as a CEL rule, for the
+API server. `test_rollout_rules` holds the two together.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ def _check_two_digits(milliseconds: float) -> float:
     rounded = float(f"{milliseconds:.2g}")
     if rounded != milliseconds:
         raise located(
-            f"must have at most two significant digits, as {rounded:g} has: the gateway's bins have no more; "
+            f"must have at most two significant digits, such as {rounded:g} (the resolution of the gateway's bins), "
             f"got {milliseconds:g}"
         )
     return milliseconds
@@ -45,11 +49,11 @@ SomeTime: TypeAlias = Annotated[Duration, AfterValidator(_check_some_time)]
 GateName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=40)]
 
 _PERCENTILES: Final = (50, 95, 99)
-_FASTER_FIRST: Final = "a higher percentile cannot be promised sooner than a lower one"
+_FASTER_FIRST: Final = "a higher percentile needs a latency at least as long as a lower one's"
 
 
 class Slo(ApiValue):
-    """What callers may rely on. Latencies have two significant digits, such as 250 or 1200: the gateway's own bins."""
+    """Service level objective. Latencies have two significant digits, such as 250 or 1200, as the gateway's bins have."""
 
     model_config = ConfigDict(
         json_schema_extra=_rules(
@@ -64,14 +68,20 @@ class Slo(ApiValue):
         )
     )
 
-    error_percent: Percent = Field(1.0, description="So many of 100 requests may fail by the server's fault.")
-    p50_milliseconds: Milliseconds | None = Field(None, description="Half of the requests are answered in this time.")
-    p95_milliseconds: Milliseconds | None = Field(None, description="95 of 100 requests are.")
-    p99_milliseconds: Milliseconds | None = Field(None, description="99 of 100 requests are.")
+    error_percent: Percent = Field(1.0, description="Percent of requests that may fail with a server error.")
+    p50_milliseconds: Milliseconds | None = Field(
+        None, description="Latency in milliseconds that 50 % of requests stay below."
+    )
+    p95_milliseconds: Milliseconds | None = Field(
+        None, description="Latency in milliseconds that 95 % of requests stay below."
+    )
+    p99_milliseconds: Milliseconds | None = Field(
+        None, description="Latency in milliseconds that 99 % of requests stay below."
+    )
 
     @property
     def latencies(self) -> tuple[tuple[float, float], ...]:
-        """The promises of latency as (quantile, milliseconds)."""
+        """The latency objectives as (quantile, milliseconds)."""
         named = ((0.5, self.p50_milliseconds), (0.95, self.p95_milliseconds), (0.99, self.p99_milliseconds))
         return tuple((quantile, limit_ms) for quantile, limit_ms in named if limit_ms is not None)
 
@@ -85,26 +95,31 @@ class Slo(ApiValue):
         given = [(name, value) for name, value in named if value is not None]
         for (lower, fast), (higher, slow) in pairwise(given):
             if fast > slow:
-                raise located(f"{_FASTER_FIRST}: {lower} is {fast:g}, {higher} {slow:g}", higher)
+                raise located(f"{_FASTER_FIRST}: {lower} is {fast:g}, {higher} is {slow:g}", higher)
         return self
 
 
 class RolloutStep(ApiValue):
-    """One share of requests on the way to all."""
+    """One step of a canary: a percentage of requests and how long the candidate gets it."""
 
     model_config = ConfigDict(
         json_schema_extra=_rules(
             (
-                "!has(self.minDuration) || !has(self.maxDuration) || duration(self.minDuration) <= duration(self.maxDuration)",
+                "!has(self.minDuration) || !has(self.maxDuration) || "
+                "duration(self.minDuration) <= duration(self.maxDuration)",
                 "minDuration must not be longer than maxDuration",
             )
         )
     )
 
-    weight: int = Field(ge=1, le=99, description="Percent of requests that the candidate gets.")
-    min_duration: Duration | None = Field(None, description="The step lasts at least so long.")
-    max_duration: SomeTime | None = Field(None, description="Undecided for so long, onUndecided says what follows.")
-    pause: bool = Field(False, description="Wait for a person's word (segserve.dev/resume) before the next step.")
+    weight: int = Field(ge=1, le=99, description="Percent of requests sent to the candidate.")
+    min_duration: Duration | None = Field(
+        None, description="Shortest duration of the step. Default 0s, or 1m with pace: steps."
+    )
+    max_duration: SomeTime | None = Field(
+        None, description="Longest duration while undecided; then onUndecided applies. Default: no limit."
+    )
+    pause: bool = Field(False, description="Wait for the annotation segserve.dev/resume before the next step.")
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
@@ -115,92 +130,136 @@ class RolloutStep(ApiValue):
 
 
 class Tolerance(ApiValue):
-    """By how much a candidate may be worse than stable at the same moment and still be no worse."""
+    """How much worse than stable at the same moment a candidate may be and still count as equal."""
 
-    error_percent: float = Field(0.5, ge=0.01, le=50, description="Percentage points of failed requests.")
-    slow_percent: float = Field(3.0, ge=0.1, le=50, description="Percentage points of requests slower than stable's.")
-    latency_percent: float = Field(10.0, ge=0, le=1000, description="Percent of added latency.")
-    iou: float = Field(0.01, ge=0.0, le=1, description="Mean intersection over union on labelled images.")
+    error_percent: float = Field(0.5, ge=0.01, le=50, description="Percentage points more of failed requests.")
+    slow_percent: float = Field(3.0, ge=0.1, le=50, description="Percentage points more of slow requests.")
+    latency_percent: float = Field(
+        10.0, ge=0, le=1000, description="Percent by which a request may take longer before it counts as slower."
+    )
+    iou: float = Field(
+        0.01, ge=0.0, le=1, description="Decrease of the mean intersection over union on labelled images, 0 to 1."
+    )
 
 
 class ErrorRateGate(ApiValue):
-    """Failed requests, against the SLO and against stable at the same moment."""
+    """Compares the rate of failed requests with stable's at the same moment and with the SLO."""
 
-    gate: Literal["errorRate"] = Field("errorRate", description="The gate's name.")
-    alpha_share: float = Field(1.0, gt=0, le=100, description="Its part of alpha beside the other gates' parts.")
+    gate: Literal["errorRate"] = Field("errorRate", description="Name of the gate.")
+    alpha_share: float = Field(
+        1.0, gt=0, le=100, description="Weight of this gate when alpha is divided among the gates."
+    )
 
 
 class LatencyGate(ApiValue):
-    """Slow requests, against the SLO and against stable at the same moment; hung ones count as slow."""
+    """Compares latencies with stable's at the same moment and with the SLO; requests that hang count as slow."""
 
-    gate: Literal["latency"] = Field("latency", description="The gate's name.")
-    alpha_share: float = Field(1.0, gt=0, le=100, description="Its part of alpha beside the other gates' parts.")
+    gate: Literal["latency"] = Field("latency", description="Name of the gate.")
+    alpha_share: float = Field(
+        1.0, gt=0, le=100, description="Weight of this gate when alpha is divided among the gates."
+    )
 
 
 class BurnRateGate(ApiValue):
-    """How fast the promoted revision uses up the SLO's error budget, over a long and a short window at once."""
+    """Breaches if the promoted revision burns the SLO's error budget too fast over a long and a short window at once."""
 
-    gate: Literal["burnRate"] = Field("burnRate", description="The gate's name.")
-    factor: float = Field(14.4, gt=1, description="Breaches above so many times the rate that the SLO allows.")
-    long_window: SomeTime = Field(_MINUTES_10, description="The long window; the short one is a twelfth of it.")
+    gate: Literal["burnRate"] = Field("burnRate", description="Name of the gate.")
+    factor: float = Field(
+        14.4, gt=1, description="Multiple of the rate that the SLO allows; a faster burn in both windows is a breach."
+    )
+    long_window: SomeTime = Field(
+        _MINUTES_10, description="Length of the long window; the short window is a twelfth of it."
+    )
 
 
 class GoldenQualityGate(ApiValue):
-    """Labelled images, replayed through the gateway to candidate and stable."""
+    """Replays the golden images through the gateway to candidate and stable, and compares the scores of the answers."""
 
-    gate: Literal["goldenQuality"] = Field("goldenQuality", description="The gate's name.")
-    alpha_share: float = Field(1.0, gt=0, le=100, description="Its part of alpha beside the other gates' parts.")
-    min_iou: float | None = Field(None, ge=0, le=1, description="Floor of the mean intersection over union.")
-    min_class_iou: float | None = Field(None, ge=0, le=1, description="Floor of each class's.")
-    min_recall: float | None = Field(None, ge=0, le=1, description="Floor of the share of objects found.")
-    min_ap: float | None = Field(None, ge=0, le=1, description="Floor of COCO's average precision.")
-    max_class_drop: float = Field(0.2, ge=0, le=1, description="No class's IoU may fall by more against stable's.")
-    interval: SomeTime = Field(_MINUTES_10, description="Asked again so often while requests come.")
+    gate: Literal["goldenQuality"] = Field("goldenQuality", description="Name of the gate.")
+    alpha_share: float = Field(
+        1.0, gt=0, le=100, description="Weight of this gate when alpha is divided among the gates."
+    )
+    min_iou: float | None = Field(
+        None, ge=0, le=1, description="Lowest acceptable mean intersection over union, 0 to 1. Default: no limit."
+    )
+    min_class_iou: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Lowest acceptable intersection over union of every class, 0 to 1. Default: no limit.",
+    )
+    min_recall: float | None = Field(
+        None, ge=0, le=1, description="Lowest acceptable recall, 0 to 1. Default: no limit."
+    )
+    min_ap: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Lowest acceptable average precision as COCO defines it, 0 to 1. Default: no limit.",
+    )
+    max_class_drop: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest acceptable decrease of a class's intersection over union compared with stable.",
+    )
+    interval: SomeTime = Field(_MINUTES_10, description="Interval between replays while the candidate gets requests.")
 
     @property
     def floors(self) -> tuple[str, ...]:
-        """The floors that are named, as resources name them."""
+        """The limits that are set, by their names in resources."""
         named = self.model_dump(by_alias=True, exclude_none=True)
         return tuple(name for name in named if name.startswith("min"))
 
 
 class ResourceGate(ApiValue):
-    """Memory, restarts and the queue of the candidate's servers."""
+    """Checks memory, restarts and queueing time of the candidate's servers."""
 
-    gate: Literal["resource"] = Field("resource", description="The gate's name.")
-    max_memory_growth_percent: float = Field(50.0, gt=0, description="Of the candidate's servers, since its proof.")
-    max_restarts: int = Field(2, ge=0, description="Of one of its servers.")
-    max_queue_seconds: float | None = Field(None, gt=0, description="Mean time that a request waits in Triton.")
-    interval: SomeTime = Field(timedelta(seconds=10), description="Looked at so often.")
+    gate: Literal["resource"] = Field("resource", description="Name of the gate.")
+    max_memory_growth_percent: float = Field(
+        50.0, gt=0, description="Percent by which a server's memory may grow after the revision was proved."
+    )
+    max_restarts: int = Field(2, ge=0, description="Restarts of one server that are acceptable.")
+    max_queue_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Longest acceptable mean time in seconds that requests wait in Triton's queue. Default: no limit.",
+    )
+    interval: SomeTime = Field(timedelta(seconds=10), description="Interval between measurements.")
 
 
 class WebhookGate(ApiValue):
-    """A service of the user's own is asked (POST, JSON); its answer is judged by a CEL expression."""
+    """Calls a service of your own (POST with a JSON body) and judges its answer with CEL expressions."""
 
-    gate: Literal["webhook"] = Field("webhook", description="The gate's name.")
-    name: GateName = Field(description="What verdicts call it.")
-    url: str = Field(max_length=2048, pattern=r"^https?://", description="Whom to ask.")
+    gate: Literal["webhook"] = Field("webhook", description="Name of the gate.")
+    name: GateName = Field(description="Name of the gate in verdicts.")
+    url: str = Field(max_length=2048, pattern=r"^https?://", description="URL to POST to.")
     pass_condition: str = Field(
-        "status == 200", max_length=1024, description="CEL over status and body: true is a pass."
+        "status == 200", max_length=1024, description="CEL expression over status and body; true is a pass."
     )
-    breach_condition: str = Field("false", max_length=1024, description="CEL over status and body: true is a breach.")
-    timeout: SomeTime = Field(timedelta(seconds=10), description="A later answer is none.")
-    interval: SomeTime = Field(timedelta(minutes=1), description="Asked so often.")
+    breach_condition: str = Field(
+        "false", max_length=1024, description="CEL expression over status and body; true is a breach."
+    )
+    timeout: SomeTime = Field(timedelta(seconds=10), description="How long to wait for the answer.")
+    interval: SomeTime = Field(timedelta(minutes=1), description="Interval between checks.")
 
 
 class PromqlGate(ApiValue):
-    """A query to Prometheus; its result is judged by a CEL expression."""
+    """Queries Prometheus and judges the result with CEL expressions."""
 
-    gate: Literal["promql"] = Field("promql", description="The gate's name.")
-    name: GateName = Field(description="What verdicts call it.")
-    address: str = Field(max_length=2048, pattern=r"^https?://", description="The Prometheus server.")
+    gate: Literal["promql"] = Field("promql", description="Name of the gate.")
+    name: GateName = Field(description="Name of the gate in verdicts.")
+    address: str = Field(max_length=2048, pattern=r"^https?://", description="URL of the Prometheus server.")
     query: str = Field(
-        max_length=4096, description="PromQL; {model}, {candidate} and {stable} stand for the names of now."
+        max_length=4096,
+        description="PromQL query; {model}, {candidate} and {stable} are replaced by the current names.",
     )
-    pass_condition: str = Field(max_length=1024, description="CEL over result (a list of numbers): true is a pass.")
-    breach_condition: str = Field("false", max_length=1024, description="CEL over result: true is a breach.")
-    timeout: SomeTime = Field(timedelta(seconds=10), description="A later answer is none.")
-    interval: SomeTime = Field(timedelta(minutes=1), description="Asked so often.")
+    pass_condition: str = Field(
+        max_length=1024, description="CEL expression over result, a list of numbers; true is a pass."
+    )
+    breach_condition: str = Field("false", max_length=1024, description="CEL expression over result; true is a breach.")
+    timeout: SomeTime = Field(timedelta(seconds=10), description="How long to wait for the answer.")
+    interval: SomeTime = Field(timedelta(minutes=1), description="Interval between checks.")
 
 
 Gate: TypeAlias = Annotated[
@@ -218,10 +277,10 @@ GATES: Final[Mapping[str, type[ApiValue]]] = {
 }
 DEFAULT_GATES: Final = (ErrorRateGate(), LatencyGate(), BurnRateGate(), GoldenQualityGate())
 DEFAULT_STEPS: Final = (RolloutStep(weight=5), RolloutStep(weight=25), RolloutStep(weight=50))
-_ALL_AT_ONCE: Final = "only a canary has steps: the other strategies give all requests at once"
-_NO_STEP: Final = "a canary needs at least one step; the strategy blueGreen has none"
-_RISING: Final = "weights must rise from step to step"
-_GATE_TWICE: Final = "a gate may be listed once, and a name be given once"
+_ALL_AT_ONCE: Final = "steps are for the strategy canary; the other strategies switch all requests at once"
+_NO_STEP: Final = "the strategy canary needs at least one step; use blueGreen to switch without steps"
+_RISING: Final = "weights must increase from step to step"
+_GATE_TWICE: Final = "each gate and each name may be listed only once"
 _DEFAULT_WEIGHTS: Final = [step.weight for step in DEFAULT_STEPS]
 
 
@@ -233,7 +292,7 @@ def _check_rising(steps: tuple[RolloutStep, ...]) -> tuple[RolloutStep, ...]:
 
 
 def gate_name(gate: Gate) -> str:
-    """Return what verdicts and `skip-gate` call a gate: its kind, or the name that the user gave it."""
+    """Return the name of a gate in verdicts and `skip-gate`: its kind, or the name that the user gave it."""
     return gate.name if isinstance(gate, WebhookGate | PromqlGate) else gate.gate
 
 
@@ -242,15 +301,17 @@ def _check_gates(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
     for index, gate in enumerate(gates):
         name = gate_name(gate)
         if name in seen:
-            raise located(f"{_GATE_TWICE}: gates[{seen[name]}] is {name!r} too", index)
+            raise located(f"{_GATE_TWICE}: gates[{seen[name]}] is {name!r} already", index)
         if name in GATES and isinstance(gate, WebhookGate | PromqlGate):
-            raise located(f"the name {name!r} is that of another gate; taken are {', '.join(GATES)}", index, "name")
+            raise located(
+                f"the name {name!r} belongs to another gate; reserved names: {', '.join(GATES)}", index, "name"
+            )
         seen[name] = index
     return gates
 
 
 class RolloutPolicy(ApiValue):
-    """How a new revision replaces the stable one. Without it a revision is promoted as soon as it is proved."""
+    """How a new revision replaces the stable one. Without a policy a revision is promoted as soon as it is proved."""
 
     model_config = ConfigDict(
         json_schema_extra=_rules(
@@ -264,15 +325,17 @@ class RolloutPolicy(ApiValue):
     )
 
     strategy: Literal["canary", "blueGreen", "immediate"] = Field(
-        "canary", description="By steps; all at once after the golden images; or all at once after the proof."
+        "canary",
+        description="canary shifts requests in steps; blueGreen switches after the golden images; immediate after the proof.",
     )
     pace: Literal["evidence", "steps"] = Field(
-        "evidence", description="The next step comes as soon as its harm fits maxBadRequests; or not before minimum."
+        "evidence",
+        description="evidence advances as soon as the possible harm fits maxBadRequests; steps also waits for minDuration.",
     )
     steps: Annotated[tuple[RolloutStep, ...], AfterValidator(_check_rising)] = Field(
         DEFAULT_STEPS,
         max_length=20,
-        description="Rising weights, each with its times; a canary alone has any.",
+        description="Steps of a canary, with increasing weights.",
         json_schema_extra={
             "x-kubernetes-list-type": "atomic",
             "default": [{"weight": weight} for weight in _DEFAULT_WEIGHTS],
@@ -285,24 +348,37 @@ class RolloutPolicy(ApiValue):
             ),
         },
     )
-    alpha: float = Field(0.01, ge=1e-6, le=0.2, description="How often a healthy revision may be rolled back.")
-    max_bad_requests: int = Field(100, ge=1, description="So many requests may go wrong because of a rollout.")
-    min_requests: int = Field(10, ge=1, description="No step ends before the candidate has had so many requests.")
-    tolerance: Tolerance = Field(Tolerance(), description="What is no worse.")
-    deadline: SomeTime = Field(timedelta(hours=6), description="Undecided for so long, onUndecided says what follows.")
-    on_undecided: Literal["Hold", "Rollback", "Promote"] = Field("Hold", description="What the deadline does.")
-    bake_time: Duration = Field(_MINUTES_10, description="So long a promoted revision is watched.")
+    alpha: float = Field(
+        0.01,
+        ge=1e-6,
+        le=0.2,
+        description="Probability that a healthy revision is rolled back; divided among the gates.",
+    )
+    max_bad_requests: int = Field(100, ge=1, description="Requests that may fail or be slow because of one rollout.")
+    min_requests: int = Field(10, ge=1, description="Requests that the candidate must have had before a step ends.")
+    tolerance: Tolerance = Field(Tolerance(), description="How much worse than stable still counts as equal.")
+    deadline: SomeTime = Field(
+        timedelta(hours=6), description="Longest time without a decision; then onUndecided applies."
+    )
+    on_undecided: Literal["Hold", "Rollback", "Promote"] = Field(
+        "Hold", description="What happens at the deadline or at a step's maxDuration."
+    )
+    bake_time: Duration = Field(
+        _MINUTES_10, description="How long a promoted revision is watched before the rollout succeeds."
+    )
     holdback: int = Field(
         5,
         ge=0,
         le=50,
-        description="Percent of requests that a canary's former revision keeps during the bake, to compare with.",
+        description="Percent of requests that the former revision keeps during bakeTime, for comparison (canary only).",
     )
-    max_quarantines: int = Field(3, ge=0, le=20, description="After so many a quarantine waits for a person.")
+    max_quarantines: int = Field(
+        3, ge=0, le=20, description="Quarantines that end without help; a further one waits for a person."
+    )
     gates: Annotated[tuple[Gate, ...], AfterValidator(_check_gates)] = Field(
         DEFAULT_GATES,
         max_length=16,
-        description="What judges a candidate.",
+        description="Gates that judge the candidate.",
         json_schema_extra={
             "x-kubernetes-list-type": "atomic",
             "default": [{"gate": gate.gate} for gate in DEFAULT_GATES],
@@ -315,7 +391,9 @@ class RolloutPolicy(ApiValue):
             ),
         },
     )
-    self_test: bool = Field(False, description="Split stable against itself and publish the engine's own false alarms.")
+    self_test: bool = Field(
+        False, description="Split stable's requests against itself and publish the rate of false alarms."
+    )
 
     @model_validator(mode="after")
     def _check_steps_suit(self) -> Self:

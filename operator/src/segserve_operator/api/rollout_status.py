@@ -1,4 +1,4 @@
-"""Where a rollout stands, as its model's status and its own tell it."""
+"""The state of a rollout in its model's status."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_HANDLED_ANNOTATIONS: Final = 64
 
 
 class RolloutPhase(StrEnum):
-    """What a rollout is at."""
+    """The phase of a rollout."""
 
     PENDING = "Pending"
     GOLDEN = "Golden"
@@ -26,27 +26,27 @@ class RolloutPhase(StrEnum):
 
 
 class RolloutStatus(ApiValue):
-    """Where a model's latest rollout stands; traffic follows from it."""
+    """State of a model's latest rollout; the gateway's weights follow from it."""
 
-    name: str = Field(max_length=63, description="The SegmentationRollout that is its record.")
-    revision: str = Field(description="The revision that it is about.")
-    phase: RolloutPhase = Field(description="What it is at.")
-    step: int = Field(-1, ge=-1, description="The number of its step, from 0; -1 before the first.")
-    sequence: int = Field(0, ge=0, description="How many decisions have changed something.")
-    paused: bool = Field(False, description="Whether a person has stopped it for now.")
-    quarantines: int = Field(0, ge=0, description="How often it was quarantined.")
-    started_at: Timestamp = Field(description="When it began.")
-    since: Timestamp = Field(description="When its phase began.")
-    step_since: Timestamp = Field(description="When its step began, or it was last let on.")
+    name: str = Field(max_length=63, description="Name of the SegmentationRollout that records it.")
+    revision: str = Field(description="Revision that is rolled out.")
+    phase: RolloutPhase = Field(description="Phase of the rollout.")
+    step: int = Field(-1, ge=-1, description="Index of the current step, from 0; -1 before the first.")
+    sequence: int = Field(0, ge=0, description="Number of decisions that changed something.")
+    paused: bool = Field(False, description="Whether a person has paused it.")
+    quarantines: int = Field(0, ge=0, description="Number of quarantines.")
+    started_at: Timestamp = Field(description="Time at which the rollout began.")
+    since: Timestamp = Field(description="Time at which the phase began.")
+    step_since: Timestamp = Field(description="Time at which the step began or was last resumed.")
     resumed_at: Timestamp | None = Field(
-        None, description="When a person last ended a pause: deadline and maximum count from then."
+        None, description="Time at which a person last ended a pause; deadline and maxDuration count from it."
     )
-    weight: int = Field(0, ge=0, le=100, description="Percent of requests that the revision gets.")
+    weight: int = Field(0, ge=0, le=100, description="Percent of requests sent to the revision.")
     skipped_gates: tuple[str, ...] = Field(
         (),
         max_length=16,
-        description="Gates that a person has put aside.",
+        description="Gates that a person has skipped.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    reason: str | None = Field(None, description="Why, one CamelCase word.")
-    message: str | None = Field(None, description="Why, for people.")
+    reason: str | None = Field(None, description="Reason as one CamelCase word.")
+    message: str | None = Field(None, description="Reason as a sentence.")

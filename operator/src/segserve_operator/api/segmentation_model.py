@@ -1,4 +1,4 @@
-"""The SegmentationModel resource: what a user asks for, and what has become of it."""
+"""The SegmentationModel resource: the model to serve and its observed state."""
 
 from __future__ import annotations
 
@@ -50,34 +50,34 @@ def _class_ids_rule() -> JsonDict:
 
 
 class InstancesSpec(ApiValue):
-    """A second network, which finds instances in the input that the first one gets.
+    """A second network that finds instances in the same input as the first.
 
-    Its classes are those of the model that are things: where its family counts channels, its channel i is the i-th.
+    Its classes are the model's classes that are things; if its family numbers channels, channel i is the i-th of them.
     """
 
-    artifact: Artifact = Field(description="The second network's file.")
-    family: FamilyName = Field(description="What its raw outputs mean.")
+    artifact: Artifact = Field(description="File of the second network.")
+    family: FamilyName = Field(description="Meaning of the network's raw outputs.")
     postprocess: tuple[PostprocessStep, ...] = Field(
         (),
         max_length=32,
-        description="From its output to instances: stages in order; the family's own where none is listed.",
+        description="Stages from the network's output to instances, in order. Default: the family's own.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
-    runtime: Runtime | None = Field(None, description="How Triton runs it; by default as the first network.")
+    runtime: Runtime | None = Field(None, description="How Triton runs the network. Default: as the first network.")
 
 
 class SegmentationModelSpec(ApiValue):
-    """What is to be served."""
+    """The model to serve."""
 
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_class_ids_rule()]})
 
-    artifact: Artifact = Field(description="The network's file.")
-    family: FamilyName = Field(description="What the network's raw outputs mean.")
-    input: Input = Field(Input(), description="What images are decoded to, and what callers send as PIXELS.")
+    artifact: Artifact = Field(description="File of the network.")
+    family: FamilyName = Field(description="Meaning of the network's raw outputs.")
+    input: Input = Field(Input(), description="Format that images are decoded to and that callers send as PIXELS.")
     classes: Classes = Field(
         min_length=1,
         max_length=2000,
-        description="What the network tells apart; ids are its labels, or count up from 0 as its output's channels do.",
+        description="Classes of the network. Ids are its labels, or count up from 0 like the channels of its output.",
         json_schema_extra={
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["id"],
@@ -87,53 +87,53 @@ class SegmentationModelSpec(ApiValue):
     preprocess: tuple[PreprocessStep, ...] = Field(
         (),
         max_length=32,
-        description="From the encoded image to the network's input: stages in order; decode is first, listed or not.",
+        description="Stages from the encoded image to the network's input, in order. decode is always first.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     inference: tuple[InferenceStep, ...] = Field(
         (),
         max_length=8,
-        description="How the network is run over one image: once unless tiles or augmentation are listed.",
+        description="Steps that run the network more than once per image: tiles and augmentation. Default: one run.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     postprocess: tuple[PostprocessStep, ...] = Field(
         (),
         max_length=32,
-        description="From the network's output to the answer: stages in order; the family's own where none is listed.",
+        description="Stages from the network's output to the answer, in order. Default: the family's own.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     instances: InstancesSpec | None = Field(
-        None, description="A second network, whose instances the stage panopticFusion lays over the first one's labels."
+        None, description="Second network, whose instances the stage panopticFusion lays over the first one's labels."
     )
-    output: Output = Field(Output(), description="How answers look where a request does not say.")
+    output: Output = Field(Output(), description="Form of answers if a request does not specify it.")
     runtime: Runtime = Field(Runtime(), description="How Triton runs the network.")
     pool: ResourceName = Field(
         "default",
-        description="The TritonPool that serves the model; it cannot be changed.",
+        description="TritonPool that serves the model. Immutable.",
         json_schema_extra={
-            "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "the pool cannot be changed"}]
+            "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "the pool of a model is immutable"}]
         },
     )
     golden: Golden | None = Field(
-        None, description="Images with known answers; a revision that fails them gets no traffic."
+        None, description="Images with known answers. A revision that fails them gets no traffic."
     )
     expose: Annotated[tuple[Literal["network"], ...], AfterValidator(check_distinct)] = Field(
         (),
-        description="What is public beside the model: network is the bare network, as <name>.network.",
+        description="What is public besides the model; network is the bare network, as <name>.network.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     keep_previous: Duration = Field(
         DEFAULT_KEEP_PREVIOUS,
-        description="How long a replaced revision stays loaded, so that going back is immediate.",
+        description="How long a replaced revision stays loaded, so that a rollback is immediate.",
         json_schema_extra={"default": format_duration(DEFAULT_KEEP_PREVIOUS)},
     )
     allow_class_changes: bool = Field(
         False,
-        description="A new revision may drop or renumber classes of the stable one; else it is refused.",
+        description="Whether a new revision may drop or renumber classes of the stable one; otherwise it is refused.",
     )
-    slo: Slo | None = Field(None, description="What the model promises its callers.")
+    slo: Slo | None = Field(None, description="Service level objective of the model.")
     rollout: RolloutPolicy | None = Field(
-        None, description="How a new revision replaces the stable one; at once, where it is proved, without it."
+        None, description="How a new revision replaces the stable one. Default: at once, as soon as it is proved."
     )
 
     @model_validator(mode="after")
@@ -149,12 +149,12 @@ class SegmentationModelSpec(ApiValue):
         floors = [name for gate in gates if isinstance(gate, GoldenQualityGate) for name in gate.floors]
         if floors and self.golden is None:
             raise located(
-                f"goldenQuality names {', '.join(floors)}: that needs spec.golden, got none", "rollout", "gates"
+                f"{', '.join(floors)} of goldenQuality needs spec.golden, which is not set", "rollout", "gates"
             )
         return self
 
     def pipeline(self, model_name: str) -> Pipeline:
-        """Return all of the spec that can change an answer of the model `model_name`."""
+        """Return the part of the spec that can change an answer of the model `model_name`."""
         return Pipeline(
             model=model_name,
             artifact_sha256=self.artifact.sha256,
@@ -170,7 +170,7 @@ class SegmentationModelSpec(ApiValue):
         )
 
     def assigned(self, model_name: str) -> AssignedModel:
-        """Return what an agent is told to hold under the public name `model_name`."""
+        """Return the assignment for agents that serve the model under the public name `model_name`."""
         return AssignedModel(
             pipeline=self.pipeline(model_name),
             artifact=self.artifact,
@@ -203,7 +203,7 @@ class ConditionType(StrEnum):
 
 
 class Role(StrEnum):
-    """What a revision is to its model."""
+    """The role of a revision in its model."""
 
     STABLE = "stable"
     CANDIDATE = "candidate"
@@ -211,102 +211,102 @@ class Role(StrEnum):
 
 
 class CandidateState(StrEnum):
-    """Whether a candidate may still become stable."""
+    """Whether a candidate can still become stable."""
 
     PENDING = "Pending"
     FAILED = "Failed"
 
 
 class RoleStatus(ApiValue):
-    """A revision in a role, and the group that serves it."""
+    """A revision that has a role, and the group that serves it."""
 
-    revision: str = Field(description="The revision's name.")
-    group: str = Field(description="The group of servers that holds it.")
-    since: Timestamp = Field(description="When it got the role and the group.")
+    revision: str = Field(description="Name of the revision.")
+    group: str = Field(description="Group of servers that holds it.")
+    since: Timestamp = Field(description="Time at which it got the role and the group.")
 
 
 class CandidateStatus(ApiValue):
-    """The revision that is to replace the stable one."""
+    """Revision that is to replace the stable one."""
 
-    revision: str = Field(description="The revision's name.")
-    group: str | None = Field(None, description="The group of servers that proves it; one that failed has none.")
-    since: Timestamp = Field(description="When it got the role and the group.")
+    revision: str = Field(description="Name of the revision.")
+    group: str | None = Field(None, description="Group of servers that proves it; absent after a failure.")
+    since: Timestamp = Field(description="Time at which it got the role and the group.")
     state: CandidateState = Field(description="Pending until it gets traffic; Failed until the spec changes.")
-    reason: str | None = Field(None, description="Why, one CamelCase word.")
-    message: str | None = Field(None, description="Why, for people.")
+    reason: str | None = Field(None, description="Reason as one CamelCase word.")
+    message: str | None = Field(None, description="Reason as a sentence.")
 
 
 class Roles(ApiValue):
-    """The revisions in a role; a role that nothing has is absent."""
+    """Revisions by role; a role without a revision is absent."""
 
-    stable: RoleStatus | None = Field(None, description="The revision that serves.")
-    candidate: CandidateStatus | None = Field(None, description="The revision that is to replace it.")
+    stable: RoleStatus | None = Field(None, description="Revision that serves.")
+    candidate: CandidateStatus | None = Field(None, description="Revision that is to replace it.")
     previous: RoleStatus | None = Field(
-        None, description="The revision that served before, kept for spec.keepPrevious."
+        None, description="Revision that served before, kept loaded for spec.keepPrevious."
     )
 
 
 class RevisionStatus(ApiValue):
     """One of the model's latest revisions."""
 
-    revision: str = Field(description="The revision's name.")
-    role: Role | None = Field(None, description="Its role now, if it has one.")
-    created_at: Timestamp = Field(description="When it was first seen.")
+    revision: str = Field(description="Name of the revision.")
+    role: Role | None = Field(None, description="Current role, if any.")
+    created_at: Timestamp = Field(description="Time at which it was first seen.")
 
 
 class SegmentationModelStatus(ApiValue):
-    """What has become of the spec."""
+    """Observed state of the model."""
 
-    observed_generation: int | None = Field(None, ge=0, description="The generation that the status speaks of.")
+    observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that the status describes.")
     conditions: tuple[Condition, ...] = Field(
         (),
         max_length=32,
-        description=f"One of each type: {', '.join(ConditionType)}.",
+        description=f"Conditions, one of each type: {', '.join(ConditionType)}.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    roles: Roles = Field(Roles(), description="The revisions in a role.")
+    roles: Roles = Field(Roles(), description="Revisions by role.")
     revisions: tuple[RevisionStatus, ...] = Field(
         (),
         max_length=32,
-        description="The latest revisions, newest first.",
+        description="Latest revisions, newest first.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["revision"]},
     )
-    url: str | None = Field(None, description="Where the model answers.")
+    url: str | None = Field(None, description="URL at which the model answers.")
     weight: int | None = Field(
         None,
         ge=0,
         le=100,
-        description="Percent of requests that the candidate gets; 100 for the stable one without it.",
+        description="Percent of requests sent to the candidate; 100 if there is only a stable revision.",
     )
-    slo: str | None = Field(None, max_length=40, description="Whether the SLO is met: Met, Breached or Unknown.")
-    rollout: RolloutStatus | None = Field(None, description="Where the latest rollout stands.")
+    slo: str | None = Field(None, max_length=40, description="State of the SLO: Met, Breached or Unknown.")
+    rollout: RolloutStatus | None = Field(None, description="State of the latest rollout.")
     handled_annotations: tuple[Annotated[str, Field(max_length=512)], ...] = Field(
         (),
         max_length=MAX_HANDLED_ANNOTATIONS,
-        description="Requests (annotations) that were answered: the same text does nothing again.",
+        description="Annotations that have been handled; the same text has no effect a second time.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
     def condition(self, kind: ConditionType) -> Condition | None:
-        """Return the condition of this type, if it was ever observed."""
+        """Return the condition of this type, or None if it has not been observed."""
         return next((condition for condition in self.conditions if condition.type == kind), None)
 
 
 class SegmentationModel(ApiValue):
     """A segmentation network with its pre- and post-processing, served under the resource's name."""
 
-    api_version: Literal["segserve.dev/v1alpha1"] = Field("segserve.dev/v1alpha1", description="The API's version.")
-    kind: Literal["SegmentationModel"] = Field("SegmentationModel", description="The kind of resource.")
-    metadata: ObjectMeta = Field(description="Name, labels, annotations.")
-    spec: SegmentationModelSpec = Field(description="What is to be served.")
-    status: SegmentationModelStatus = Field(SegmentationModelStatus(), description="What has become of it.")
+    api_version: Literal["segserve.dev/v1alpha1"] = Field("segserve.dev/v1alpha1", description="Version of the API.")
+    kind: Literal["SegmentationModel"] = Field("SegmentationModel", description="Kind of resource.")
+    metadata: ObjectMeta = Field(description="Name, labels and annotations.")
+    spec: SegmentationModelSpec = Field(description="The model to serve.")
+    status: SegmentationModelStatus = Field(SegmentationModelStatus(), description="Observed state of the model.")
 
     @property
     def pipeline(self) -> Pipeline:
-        """All of the resource that can change an answer."""
+        """The part of the resource that can change an answer."""
         return self.spec.pipeline(self.metadata.name)
 
     @property
     def assigned(self) -> AssignedModel:
-        """What an agent is told to hold."""
+        """The assignment for agents that serve the model."""
         return self.spec.assigned(self.metadata.name)

@@ -21,97 +21,98 @@ RevisionName = Annotated[str, Field(max_length=RECORD_NAME_MAX_LENGTH)]
 class RecordMeta(ObjectMeta):
     """The metadata of a record."""
 
-    name: RecordName = Field(description="A DNS label.")
+    name: RecordName = Field(description="Name of the record; a DNS label.")
 
 
 class SegmentationRolloutSpec(ApiValue):
-    """What is decided, and by which policy; it never changes."""
+    """What is rolled out, and by which policy. Immutable."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "x-kubernetes-validations": [
-                {"rule": "self == oldSelf", "message": "what a rollout is about cannot be changed"}
-            ]
+            "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "the spec of a rollout is immutable"}]
         }
     )
 
-    model: ResourceName = Field(description="The SegmentationModel.")
-    stable: RevisionName = Field(description="The revision that served when it began.")
-    candidate: RevisionName = Field(description="The revision that was to replace it.")
-    policy: RolloutPolicy = Field(description="How it was decided.")
-    slo: Slo = Field(Slo(), description="What the model promised its callers.")
+    model: ResourceName = Field(description="Name of the SegmentationModel.")
+    stable: RevisionName = Field(description="Stable revision when the rollout began.")
+    candidate: RevisionName = Field(description="Revision that is to replace it.")
+    policy: RolloutPolicy = Field(description="Rollout policy in force.")
+    slo: Slo = Field(Slo(), description="Service level objective in force.")
 
 
 class VerdictStatus(ApiValue):
-    """What a gate says, with the numbers that made it."""
+    """Verdict of a gate, with the numbers behind it."""
 
-    gate: str = Field(max_length=63, description="The gate's name.")
-    outcome: Literal["Pass", "Breach", "Undecided"] = Field(description="Pass, Breach or Undecided.")
-    reason: str = Field(max_length=1024, description="Why, one CamelCase word.")
-    message: str = Field("", max_length=MESSAGE_MAX_LENGTH, description="Why, for people.")
-    progress: float = Field(0.0, description="The evidence's share of its bound: 1 is proof.")
+    gate: str = Field(max_length=63, description="Name of the gate.")
+    outcome: Literal["Pass", "Breach", "Undecided"] = Field(
+        description="Outcome of the gate: Pass, Breach or Undecided."
+    )
+    reason: str = Field(max_length=1024, description="Reason as one CamelCase word.")
+    message: str = Field("", max_length=MESSAGE_MAX_LENGTH, description="Reason as a sentence.")
+    progress: float = Field(0.0, description="Evidence as a fraction of its bound, 0 to 1; 1 is proof of a breach.")
     numbers: Mapping[str, str] = Field(
-        {}, max_length=100, description="The numbers by name, in full precision; inf and nan are among them."
+        {},
+        max_length=100,
+        description="Numbers behind the verdict, by name, in full precision; inf and nan are possible.",
     )
 
 
 class DecisionStatus(ApiValue):
     """One decision that changed something."""
 
-    sequence: int = Field(ge=0, description="Its number.")
-    at: Timestamp = Field(description="When.")
-    at_seconds: float = Field(description="When, in Unix seconds, exactly.")
-    signal: str = Field(max_length=63, description="What asked for it.")
-    phase: RolloutPhase = Field(description="What the rollout was at from then on.")
-    weight: int = Field(ge=0, le=100, description="Percent of requests that the candidate got from then on.")
-    actor: str = Field(max_length=1024, description="Who: the engine, or a person's annotation.")
-    reason: str = Field("", max_length=1024, description="Why, one CamelCase word.")
-    message: str = Field("", max_length=MESSAGE_MAX_LENGTH, description="Why, for people.")
+    sequence: int = Field(ge=0, description="Number of the decision, from 1.")
+    at: Timestamp = Field(description="Time of the decision.")
+    at_seconds: float = Field(description="Time of the decision in Unix seconds, in full precision.")
+    signal: str = Field(max_length=63, description="Signal that caused it.")
+    phase: RolloutPhase = Field(description="Phase from then on.")
+    weight: int = Field(ge=0, le=100, description="Percent of requests sent to the candidate from then on.")
+    actor: str = Field(max_length=1024, description="Who decided: segserve, or a person's annotation.")
+    reason: str = Field("", max_length=1024, description="Reason as one CamelCase word.")
+    message: str = Field("", max_length=MESSAGE_MAX_LENGTH, description="Reason as a sentence.")
     saw: str | None = Field(
         None,
-        description="All that it was made from and came to, with the gates' verdicts: base64 of gzip of JSON; very old "
-        "ones may lack it.",
+        description="Inputs, result and verdicts of the decision as gzipped JSON in base64; absent from very old decisions.",
     )
 
 
 class SegmentationRolloutStatus(ApiValue):
-    """What has become of it. The evidence is packed: `segserve rollout status` and `replay` read it."""
+    """State of the rollout and its packed evidence, which `segserve rollout status` and `replay` read."""
 
-    sequence: int = Field(0, ge=0, description="How many decisions have changed something.")
-    phase: RolloutPhase = Field(RolloutPhase.PENDING, description="What it is at.")
-    weight: int = Field(0, ge=0, le=100, description="Percent of requests that the candidate gets.")
-    reason: str | None = Field(None, description="Why, one CamelCase word: the last decision's.")
-    message: str | None = Field(None, description="Why, for people.")
-    step: int = Field(-1, ge=-1, description="The number of its step, from 0; -1 before the first.")
-    paused: bool = Field(False, description="Whether a person has stopped it for now.")
-    quarantines: int = Field(0, ge=0, description="How often it was quarantined.")
-    started_at: Timestamp | None = Field(None, description="When it began.")
-    written_at: Timestamp | None = Field(None, description="When this was written.")
+    sequence: int = Field(0, ge=0, description="Number of decisions that changed something.")
+    phase: RolloutPhase = Field(RolloutPhase.PENDING, description="Phase of the rollout.")
+    weight: int = Field(0, ge=0, le=100, description="Percent of requests sent to the candidate.")
+    reason: str | None = Field(None, description="Reason of the last decision as one CamelCase word.")
+    message: str | None = Field(None, description="Reason as a sentence.")
+    step: int = Field(-1, ge=-1, description="Index of the current step, from 0; -1 before the first.")
+    paused: bool = Field(False, description="Whether a person has paused it.")
+    quarantines: int = Field(0, ge=0, description="Number of quarantines.")
+    started_at: Timestamp | None = Field(None, description="Time at which the rollout began.")
+    written_at: Timestamp | None = Field(None, description="Time at which this status was written.")
     verdicts: tuple[VerdictStatus, ...] = Field(
         (),
         max_length=32,
-        description="What the gates say now.",
+        description="Current verdicts of the gates.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     decisions: tuple[DecisionStatus, ...] = Field(
         (),
         max_length=MAX_DECISIONS,
-        description="The latest decisions, oldest first.",
+        description="Latest decisions, oldest first.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
-    rows: int = Field(0, ge=0, description="How many rows of evidence there are.")
-    chunked_rows: int = Field(0, ge=0, description="How many of them, the oldest, are kept apart.")
-    evidence: str | None = Field(None, description="The other rows: base64 of gzip of JSON.")
+    rows: int = Field(0, ge=0, description="Number of rows of evidence.")
+    chunked_rows: int = Field(0, ge=0, description="Number of the oldest rows, which are stored in ConfigMaps.")
+    evidence: str | None = Field(None, description="The remaining rows as gzipped JSON in base64.")
     state: str | None = Field(
-        None, description="What the engine goes on from, exactly: its progress, gates and the gateways' counts; packed."
+        None, description="Exact state of the engine (progress, gates, gateway counters), packed."
     )
 
 
 class SegmentationRollout(ApiValue):
-    """The record of one attempt to replace a stable revision: evidence, verdicts, decisions. segserve writes it."""
+    """Record of one attempt to replace a stable revision: evidence, verdicts, decisions. Written by segserve."""
 
-    api_version: Literal["segserve.dev/v1alpha1"] = Field("segserve.dev/v1alpha1", description="The API's version.")
-    kind: Literal["SegmentationRollout"] = Field("SegmentationRollout", description="The kind of resource.")
-    metadata: RecordMeta = Field(description="Name, labels, annotations.")
-    spec: SegmentationRolloutSpec = Field(description="What is decided, and by which policy; it never changes.")
-    status: SegmentationRolloutStatus = Field(SegmentationRolloutStatus(), description="What has become of it.")
+    api_version: Literal["segserve.dev/v1alpha1"] = Field("segserve.dev/v1alpha1", description="Version of the API.")
+    kind: Literal["SegmentationRollout"] = Field("SegmentationRollout", description="Kind of resource.")
+    metadata: RecordMeta = Field(description="Name, labels and annotations.")
+    spec: SegmentationRolloutSpec = Field(description="What is rolled out, and by which policy. Immutable.")
+    status: SegmentationRolloutStatus = Field(SegmentationRolloutStatus(), description="State of the rollout.")

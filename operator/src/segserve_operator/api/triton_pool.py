@@ -1,4 +1,4 @@
-"""The TritonPool resource: the Triton servers that many models share, and their gateway."""
+"""The TritonPool resource: Triton servers that many models share, and their gateway."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 _WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
-_ONE_ADDRESS = "exactly one must be named: url, secretRef"
-_VERSION_MESSAGE = "an image needs its Triton release: version, such as 26.04"
+_ONE_ADDRESS = "exactly one of url and secretRef must be set"
+_VERSION_MESSAGE = "an image needs a version, the Triton release that it contains, such as 26.04"
 
 
 def _check_variables(variables: tuple[Variable, ...]) -> tuple[Variable, ...]:
@@ -48,44 +48,51 @@ class Server(ApiValue):
         }
     )
 
-    image: Image | None = Field(None, description="Triton with segserve's agent; by default the operator's own choice.")
+    image: Image | None = Field(
+        None, description="Image with Triton and segserve's agent. Default: chosen by the operator."
+    )
     version: str | None = Field(
         None,
         pattern=r"^[0-9]{2}\.[0-9]{2}$",
-        description="The image's Triton release, such as 26.04; models' configurations are written for it.",
+        description="Triton release in the image, such as 26.04; models' configurations are written for it.",
     )
-    image_pull_policy: PullPolicy | None = Field(None, description="When the image is pulled.")
+    image_pull_policy: PullPolicy | None = Field(None, description="When to pull the image. Default: Kubernetes' own.")
     image_pull_secrets: Annotated[tuple[Subdomain, ...], AfterValidator(check_distinct)] = Field(
-        (), max_length=16, description="Secrets of the namespace to pull images with.", json_schema_extra=_SET
+        (), max_length=16, description="Secrets of the namespace for pulling images.", json_schema_extra=_SET
     )
-    resources: Resources = Field(Resources(), description="Of Triton: GPUs (whole or MIG) are passed through.")
+    resources: Resources = Field(
+        Resources(), description="Resources of the Triton container, GPUs (whole or MIG) included."
+    )
     agent_resources: Resources | None = Field(
-        None, description="Of the agent beside it; by default it is promised 50m cpu and 256Mi."
+        None, description="Resources of the agent container. Default: requests of 50m cpu and 256Mi memory."
     )
     shared_memory: Quantity = Field(
-        "1Gi", description="The size of /dev/shm, through which steps hand on tensors; it counts as memory."
+        "1Gi", description="Size of /dev/shm, through which steps pass tensors. Counts as memory."
     )
-    cache: Cache = Field(Cache(size="20Gi"), description="Where artifacts are kept, by digest.")
-    node_selector: Labels = Field({}, description="Labels of the nodes that the servers may run on.")
+    cache: Cache = Field(Cache(size="20Gi"), description="Where downloaded artifacts are stored, by digest.")
+    node_selector: Labels = Field({}, description="Labels that a node must have to run servers.")
     tolerations: tuple[Toleration, ...] = Field(
-        (), max_length=32, description="Taints of nodes that they do not mind.", json_schema_extra=_WHOLE
+        (), max_length=32, description="Taints of nodes that the servers tolerate.", json_schema_extra=_WHOLE
     )
-    affinity: Passed = Field({}, description="Which nodes and neighbours they prefer: a pod's affinity, handed on.")
-    runtime_class_name: Subdomain | None = Field(None, description="How containers run, such as nvidia.")
-    priority_class_name: Subdomain | None = Field(None, description="Who goes first where room is scarce.")
+    affinity: Passed = Field({}, description="Affinity of the pods, copied unchanged.")
+    runtime_class_name: Subdomain | None = Field(None, description="RuntimeClass of the pods, such as nvidia.")
+    priority_class_name: Subdomain | None = Field(None, description="PriorityClass of the pods.")
     env: Annotated[tuple[Variable, ...], AfterValidator(_check_variables)] = Field(
-        (), max_length=64, description="Variables of Triton and the agent.", json_schema_extra=_BY_NAME
+        (), max_length=64, description="Environment variables of Triton and the agent.", json_schema_extra=_BY_NAME
     )
-    pod_labels: Labels = Field({}, description="Labels of the pods; segserve's own win.")
-    pod_annotations: Annotations = Field({}, description="Annotations of the pods.")
+    pod_labels: Labels = Field({}, description="Additional labels of the pods; segserve's own take precedence.")
+    pod_annotations: Annotations = Field({}, description="Additional annotations of the pods.")
     service_account_annotations: Annotations = Field(
-        {}, description="Annotations of the pods' accounts, such as those that name a cloud's role."
+        {}, description="Annotations of the pods' ServiceAccounts, such as those that name a cloud role."
     )
     drain_seconds: int = Field(
-        10, ge=0, le=600, description="How long a server that is to end still answers: gateways hear of it meanwhile."
+        10,
+        ge=0,
+        le=600,
+        description="Seconds for which a terminating server still answers while gateways stop using it.",
     )
     exit_timeout_seconds: int = Field(
-        30, ge=1, le=600, description="How long it then has for the requests that it has begun."
+        30, ge=1, le=600, description="Seconds that it then has to finish requests in flight."
     )
 
     @model_validator(mode="after")
@@ -96,47 +103,57 @@ class Server(ApiValue):
 
 
 class Gateway(ApiValue):
-    """The only entrance to the pool's models."""
+    """The gateway, through which all requests to the pool's models go."""
 
-    port: int = Field(8080, ge=1, le=65535, description="One port for HTTP and gRPC.")
-    max_request_bytes: int = Field(64 * 1024**2, ge=65_536, le=2**31 - 1, description="Larger requests get 413.")
-    request_timeout_seconds: int = Field(60, ge=1, le=3600, description="Requests that take longer get 504.")
-    replicas: int = Field(2, ge=1, le=100, description="How many there are.")
-    workers: int = Field(2, ge=1, le=64, description="Threads of each that carry requests.")
+    port: int = Field(8080, ge=1, le=65535, description="Port for both HTTP and gRPC.")
+    max_request_bytes: int = Field(
+        64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."
+    )
+    request_timeout_seconds: int = Field(
+        60, ge=1, le=3600, description="Longest duration of a request in seconds; longer ones get 504."
+    )
+    replicas: int = Field(2, ge=1, le=100, description="Number of gateway pods.")
+    workers: int = Field(2, ge=1, le=64, description="Worker threads per gateway.")
     image_pull_secrets: Annotated[tuple[Subdomain, ...], AfterValidator(check_distinct)] = Field(
-        (), max_length=16, description="Secrets of the namespace to pull images with.", json_schema_extra=_SET
+        (), max_length=16, description="Secrets of the namespace for pulling images.", json_schema_extra=_SET
     )
     resources: Resources | None = Field(
-        None, description="Of Envoy; by default it is promised 100m cpu and 128Mi of memory."
+        None, description="Resources of the Envoy container. Default: requests of 100m cpu and 128Mi memory."
     )
     sync_resources: Resources | None = Field(
-        None, description="Of what writes its configuration; by default it is promised 20m cpu and 96Mi."
+        None,
+        description="Resources of the sidecar that writes the configuration. Default: requests of 20m cpu and 96Mi memory.",
     )
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
-        "ClusterIP", description="Who may call: the cluster, or those outside too."
+        "ClusterIP", description="Type of the Service."
     )
-    service_annotations: Annotations = Field({}, description="Annotations of the Service, such as load balancers read.")
-    node_selector: Labels = Field({}, description="Labels of the nodes that it may run on.")
+    service_annotations: Annotations = Field(
+        {}, description="Annotations of the Service, such as those for load balancers."
+    )
+    node_selector: Labels = Field({}, description="Labels that a node must have to run gateways.")
     tolerations: tuple[Toleration, ...] = Field(
-        (), max_length=32, description="Taints of nodes that it does not mind.", json_schema_extra=_WHOLE
+        (), max_length=32, description="Taints of nodes that the gateways tolerate.", json_schema_extra=_WHOLE
     )
-    priority_class_name: Subdomain | None = Field(None, description="Who goes first where room is scarce.")
-    pod_labels: Labels = Field({}, description="Labels of the pods; segserve's own win.")
-    pod_annotations: Annotations = Field({}, description="Annotations of the pods.")
+    priority_class_name: Subdomain | None = Field(None, description="PriorityClass of the pods.")
+    pod_labels: Labels = Field({}, description="Additional labels of the pods; segserve's own take precedence.")
+    pod_annotations: Annotations = Field({}, description="Additional annotations of the pods.")
     drain_seconds: int = Field(
-        15, ge=0, le=3600, description="How long one that is to end still answers, while callers go elsewhere."
+        15,
+        ge=0,
+        le=3600,
+        description="Seconds for which a terminating gateway still answers while callers move to others.",
     )
 
 
 class SecretKey(ApiValue):
-    """One value of a Secret of the pool's namespace."""
+    """One value of a Secret in the pool's namespace."""
 
-    name: Subdomain = Field(description="The Secret's name.")
-    key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253, description="The key of the value in it.")
+    name: Subdomain = Field(description="Name of the Secret.")
+    key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253, description="Key of the value in the Secret.")
 
 
 class Notification(ApiValue):
-    """Whom to tell of rollouts: what is decided, and why. Exactly one of url and secretRef is named."""
+    """Where to send notifications of rollouts. Exactly one of url and secretRef is set."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -144,11 +161,11 @@ class Notification(ApiValue):
         }
     )
 
-    url: str | None = Field(None, max_length=2048, pattern=r"^https?://", description="Who is told, by POST.")
-    secret_ref: SecretKey | None = Field(
-        None, description="Where the URL is written, on a cluster; it may be a secret."
+    url: str | None = Field(None, max_length=2048, pattern=r"^https?://", description="URL to POST notifications to.")
+    secret_ref: SecretKey | None = Field(None, description="Secret that contains the URL (on a cluster).")
+    format: Literal["json", "slack"] = Field(
+        "json", description="json sends every detail; slack sends a message for Slack."
     )
-    format: Literal["json", "slack"] = Field("json", description="JSON of all that is known, or a text for Slack.")
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -158,42 +175,44 @@ class Notification(ApiValue):
 
 
 class TritonPoolSpec(ApiValue):
-    """How the pool is run. On one machine only the gateway's port, size and time limit count."""
+    """How the pool runs. The local platform reads only the gateway's port, size limit and timeout."""
 
-    replicas: int = Field(1, ge=1, le=1000, description="Servers of each group.")
+    replicas: int = Field(1, ge=1, le=1000, description="Number of servers per group.")
     isolation: Literal["own", "shared"] = Field(
-        "own", description="Whether each candidate gets servers of its own, or all of the pool share one group."
+        "own", description="own gives each candidate servers of its own; shared uses one group for all models."
     )
     server: Server = Field(Server(), description="The Triton servers.")
-    artifacts: Artifacts = Field(Artifacts(), description="Where artifacts come from, and whose they are.")
-    gateway: Gateway = Field(Gateway(), description="The only entrance to the pool's models.")
+    artifacts: Artifacts = Field(
+        Artifacts(), description="Permitted sources of artifacts, their credentials and signers."
+    )
+    gateway: Gateway = Field(Gateway(), description="The gateway, through which all requests to the pool's models go.")
     notifications: tuple[Notification, ...] = Field(
-        (), max_length=8, description="Who is told of rollouts.", json_schema_extra=_WHOLE
+        (), max_length=8, description="Where to send notifications of rollouts.", json_schema_extra=_WHOLE
     )
 
 
 class TritonPoolStatus(ApiValue):
-    """What has become of the spec."""
+    """Observed state of the pool."""
 
-    observed_generation: int | None = Field(None, ge=0, description="The generation that the status speaks of.")
+    observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that the status describes.")
     conditions: tuple[Condition, ...] = Field(
         (),
         max_length=32,
-        description="Ready.",
+        description="Conditions; the only type is Ready.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    replicas: int | None = Field(None, ge=0, description="Servers of the main group that there are.")
-    selector: str | None = Field(None, description="Labels by which an autoscaler finds them.")
-    url: str | None = Field(None, description="Where the pool's models answer within the cluster.")
-    main_group: str | None = Field(None, description="The group that models settle in.")
-    models: int | None = Field(None, ge=0, description="How many models the pool has.")
+    replicas: int | None = Field(None, ge=0, description="Number of servers in the main group.")
+    selector: str | None = Field(None, description="Label selector of these servers, for autoscalers.")
+    url: str | None = Field(None, description="URL of the gateway within the cluster.")
+    main_group: str | None = Field(None, description="Group that serves stable revisions.")
+    models: int | None = Field(None, ge=0, description="Number of models in the pool.")
 
 
 class TritonPool(ApiValue):
-    """A fleet of Triton servers that host many models behind one gateway."""
+    """A pool of Triton servers that host many models behind one gateway."""
 
-    api_version: Literal["segserve.dev/v1alpha1"] = Field("segserve.dev/v1alpha1", description="The API's version.")
-    kind: Literal["TritonPool"] = Field("TritonPool", description="The kind of resource.")
-    metadata: ObjectMeta = Field(description="Name, labels, annotations.")
-    spec: TritonPoolSpec = Field(TritonPoolSpec(), description="How the pool is run.")
-    status: TritonPoolStatus = Field(TritonPoolStatus(), description="What has become of it.")
+    api_version: Literal["segserve.dev/v1alpha1"] = Field("segserve.dev/v1alpha1", description="Version of the API.")
+    kind: Literal["TritonPool"] = Field("TritonPool", description="Kind of resource.")
+    metadata: ObjectMeta = Field(description="Name, labels and annotations.")
+    spec: TritonPoolSpec = Field(TritonPoolSpec(), description="How the pool runs.")
+    status: TritonPoolStatus = Field(TritonPoolStatus(), description="Observed state of the pool.")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from segserve_builder.agent.decide import next_actions, reports
-from segserve_builder.agent.memory import AgentState
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
 from segserve_builder.agent.state import (
     Action,
+    AgentState,
     AssignedRevision,
     Ensemble,
     LoadStep,
@@ -30,7 +30,7 @@ from segserve_builder.spec.names import STEP_PREFIX, network_alias
 from segserve_builder.steps.pipeline import Pipeline
 
 
-def assigned(model: str, network: str = "1", *, expose: bool = False, golden: str | None = None) -> AssignedRevision:
+def revision_of(model: str, network: str = "1", *, expose: bool = False, golden: str | None = None) -> AssignedRevision:
     """Return a model whose network file is told by one hex digit."""
     pipeline = Pipeline(
         model=model,
@@ -52,17 +52,17 @@ def assigned(model: str, network: str = "1", *, expose: bool = False, golden: st
     return AssignedRevision.of(spec)
 
 
-def steps_of(told: AssignedRevision) -> tuple[str, ...]:
+def steps_of(assigned: AssignedRevision) -> tuple[str, ...]:
     """Return names as the builder's: the first step is shared by all, the network by equal files."""
-    network = told.spec.artifact.sha256[0]
-    return (f"{STEP_PREFIX}pre--0", f"{STEP_PREFIX}net--{network}", f"{STEP_PREFIX}post--{told.revision}")
+    network = assigned.spec.artifact.sha256[0]
+    return (f"{STEP_PREFIX}pre--0", f"{STEP_PREFIX}net--{network}", f"{STEP_PREFIX}post--{assigned.revision}")
 
 
 @dataclass
 class World:
     """A server with its repository, and the agent's memory beside it."""
 
-    memory: AgentState = field(default_factory=AgentState)
+    state: AgentState = field(default_factory=AgentState)
     published: dict[str, Ensemble] = field(default_factory=dict)
     step_folders: set[str] = field(default_factory=set)
     loaded_steps: set[str] = field(default_factory=set)
@@ -71,7 +71,7 @@ class World:
     ready: bool = True
     done: list[Action] = field(default_factory=list)
 
-    def look(self) -> ServerSnapshot:
+    def snapshot(self) -> ServerSnapshot:
         return ServerSnapshot(
             ready=self.ready,
             states=dict.fromkeys({*self.loaded_steps, *self.loaded}, "READY") if self.ready else {},
@@ -86,21 +86,21 @@ class World:
         self.loaded_steps.clear()
         self.loaded.clear()
 
-    def converge(self, *told: AssignedRevision) -> None:
+    def converge(self, *assigned: AssignedRevision) -> None:
         """Let the agent work until it has nothing to do."""
         for _ in range(30):
-            self.memory.keep_only(told)
-            self.memory.doubt(told, self.look())
-            actions = next_actions(told, self.look(), self.memory, 0.0)
+            self.state.keep_only(assigned)
+            self.state.invalidate_proofs(assigned, self.snapshot())
+            actions = next_actions(assigned, self.snapshot(), self.state, 0.0)
             if not actions:
                 return
             for action in actions:
-                self.do(action, told)
+                self.do(action, assigned)
         raise AssertionError(f"the agent never comes to rest: {self.done[-5:]}")
 
-    def do(self, action: Action, told: tuple[AssignedRevision, ...]) -> None:
+    def do(self, action: Action, assigned: tuple[AssignedRevision, ...]) -> None:
         self.done.append(action)
-        by_revision = {model.revision: model for model in told}
+        by_revision = {model.revision: model for model in assigned}
         match action:
             case Prepare():
                 self.prepare(by_revision[action.revision])
@@ -113,7 +113,7 @@ class World:
             case Prove():
                 golden = by_revision[action.revision].spec.golden
                 proof = Proof("golden", golden.sha256) if golden else Proof("builtin", None)
-                self.memory.prove(action.revision, proof)
+                self.state.prove(action.revision, proof)
             case Unload(name):
                 assert not any(name in ensemble.steps for ensemble in self.loaded.values()), f"{name} is in use"
                 self.loaded_steps.discard(name)
@@ -123,31 +123,31 @@ class World:
                 self.step_folders.discard(name)
                 self.published.pop(name, None)
 
-    def prepare(self, told: AssignedRevision) -> None:
-        steps = steps_of(told)
-        alias = (network_alias(told.model), {}) if told.spec.expose else None
-        tree = Tree({step: {} for step in steps}, (told.model, {}), alias)
+    def prepare(self, assigned: AssignedRevision) -> None:
+        steps = steps_of(assigned)
+        alias = (network_alias(assigned.model), {}) if assigned.spec.expose else None
+        tree = Tree({step: {} for step in steps}, (assigned.model, {}), alias)
         self.step_folders.update(steps)
-        self.memory.prepare(Prepared(told, tree, dict.fromkeys(steps, 1), None))
+        self.state.prepare(Prepared(assigned, tree, dict.fromkeys(steps, 1), None))
 
-    def serve(self, told: AssignedRevision) -> None:
-        steps = steps_of(told)
+    def serve(self, assigned: AssignedRevision) -> None:
+        steps = steps_of(assigned)
         assert self.loaded_steps.issuperset(steps)
-        ensembles = {told.model: Ensemble(told.revision, frozenset(steps))}
-        if told.spec.expose:
-            ensembles[network_alias(told.model)] = Ensemble(told.revision, frozenset(steps[1:2]))
+        ensembles = {assigned.model: Ensemble(assigned.revision, frozenset(steps))}
+        if assigned.spec.expose:
+            ensembles[network_alias(assigned.model)] = Ensemble(assigned.revision, frozenset(steps[1:2]))
         self.published.update(ensembles)
         self.loaded.update(ensembles)
 
-    def report(self, *told: AssignedRevision) -> dict[str, ModelReport]:
-        return {report.model: report for report in reports(told, self.look(), self.memory)}
+    def report(self, *assigned: AssignedRevision) -> dict[str, ModelReport]:
+        return {report.model: report for report in reports(assigned, self.snapshot(), self.state)}
 
     def done_to(self, name: str) -> list[type[Action]]:
         return [type(action) for action in self.done if action.subject == name]
 
 
 def test_an_assigned_model_ends_up_loaded_and_proved() -> None:
-    world, coins = World(), assigned("coins")
+    world, coins = World(), revision_of("coins")
     world.converge(coins)
     report = world.report(coins)["coins"]
     assert (report.state, report.proof, report.loaded) == (ModelState.READY, "builtin", True)
@@ -155,21 +155,21 @@ def test_an_assigned_model_ends_up_loaded_and_proved() -> None:
 
 
 def test_nothing_is_reported_ready_before_its_proof() -> None:
-    world, coins = World(), assigned("coins")
+    world, coins = World(), revision_of("coins")
     world.converge(coins)
-    del world.memory.proofs[coins.revision]
+    del world.state.proofs[coins.revision]
     assert world.report(coins)["coins"].state is ModelState.PROVING
 
 
 def test_steps_that_are_not_loaded_yet_load_together() -> None:
-    world, coins = World(), assigned("coins")
+    world, coins = World(), revision_of("coins")
     world.prepare(coins)
-    actions = next_actions((coins,), world.look(), world.memory, 0.0)
+    actions = next_actions((coins,), world.snapshot(), world.state, 0.0)
     assert actions == tuple(LoadStep(step) for step in steps_of(coins))
 
 
 def test_a_step_that_two_models_share_is_loaded_once_and_stays_for_the_other() -> None:
-    world, coins, parts = World(), assigned("coins"), assigned("parts")
+    world, coins, parts = World(), revision_of("coins"), revision_of("parts")
     world.converge(coins, parts)
     assert world.done_to(steps_of(coins)[0]) == [LoadStep]
     world.converge(parts)
@@ -178,23 +178,23 @@ def test_a_step_that_two_models_share_is_loaded_once_and_stays_for_the_other() -
 
 
 def test_an_unassigned_model_leaves_nothing_behind() -> None:
-    world, coins = World(), assigned("coins", expose=True)
+    world, coins = World(), revision_of("coins", expose=True)
     world.converge(coins)
     world.converge()
     assert (world.loaded, world.loaded_steps, world.published, world.step_folders) == ({}, set(), {}, set())
 
 
 def test_a_model_is_reported_as_leaving_until_its_own_steps_are_gone() -> None:
-    world, coins = World(), assigned("coins")
+    world, coins = World(), revision_of("coins")
     world.converge(coins)
     world.loaded.clear()
     assert world.report()["coins"].state is ModelState.UNLOADING
-    actions = next_actions((), world.look(), world.memory, 0.0)
+    actions = next_actions((), world.snapshot(), world.state, 0.0)
     assert Remove("coins") not in actions
 
 
 def test_a_new_revision_takes_the_name_before_the_old_steps_go() -> None:
-    world, old, new = World(), assigned("coins", "1"), assigned("coins", "2")
+    world, old, new = World(), revision_of("coins", "1"), revision_of("coins", "2")
     world.converge(old)
     world.done.clear()
     world.converge(new)
@@ -208,9 +208,9 @@ def test_a_new_revision_takes_the_name_before_the_old_steps_go() -> None:
 
 
 def test_a_revision_that_cannot_be_prepared_leaves_the_one_before_it_as_it_is() -> None:
-    world, old, new = World(), assigned("coins", "1"), assigned("coins", "2")
+    world, old, new = World(), revision_of("coins", "1"), revision_of("coins", "2")
     world.converge(old)
-    world.memory.fail(new, "ArtifactMissing", "gone", retry_from_s=5.0)
+    world.state.fail(new, "ArtifactMissing", "gone", retry_from_s=5.0)
     world.converge(new)
     assert world.loaded["coins"].revision == old.revision
     assert world.loaded_steps == set(steps_of(old))
@@ -219,10 +219,10 @@ def test_a_revision_that_cannot_be_prepared_leaves_the_one_before_it_as_it_is() 
 
 
 def test_a_failure_that_may_pass_is_tried_again_when_it_is_due() -> None:
-    world, coins = World(), assigned("coins")
-    world.memory.fail(coins, "ArtifactMissing", "gone", retry_from_s=0.0)
-    assert next_actions((coins,), world.look(), world.memory, 0.5) == ()
-    assert next_actions((coins,), world.look(), world.memory, 1.0) == (Prepare(coins.revision, "coins"),)
+    world, coins = World(), revision_of("coins")
+    world.state.fail(coins, "ArtifactMissing", "gone", retry_from_s=0.0)
+    assert next_actions((coins,), world.snapshot(), world.state, 0.5) == ()
+    assert next_actions((coins,), world.snapshot(), world.state, 1.0) == (Prepare(coins.revision, "coins"),)
 
 
 @pytest.mark.parametrize(
@@ -234,35 +234,35 @@ def test_a_failure_that_may_pass_is_tried_again_when_it_is_due() -> None:
     ],
 )
 def test_pauses_grow_to_a_bound(attempts: int, pause_s: float) -> None:
-    memory, coins = AgentState(), assigned("coins")
+    state, coins = AgentState(), revision_of("coins")
     for _ in range(attempts):
-        memory.fail(coins, "ArtifactMissing", "gone", retry_from_s=100.0)
-    assert memory.failures[coins.revision].retry_at_s == 100.0 + pause_s
+        state.fail(coins, "ArtifactMissing", "gone", retry_from_s=100.0)
+    assert state.failures[coins.revision].retry_at_s == 100.0 + pause_s
 
 
 def test_a_final_failure_is_not_tried_again_until_the_assignment_changes() -> None:
-    world, coins, other = World(), assigned("coins"), assigned("coins", golden="a")
-    world.memory.fail(coins, "GoldenFailed", "IoU 0.1", retry_from_s=None)
-    assert next_actions((coins,), world.look(), world.memory, 1e9) == ()
+    world, coins, other = World(), revision_of("coins"), revision_of("coins", golden="a")
+    world.state.fail(coins, "GoldenFailed", "IoU 0.1", retry_from_s=None)
+    assert next_actions((coins,), world.snapshot(), world.state, 1e9) == ()
     assert other.revision == coins.revision
     world.converge(other)
     assert world.report(other)["coins"].proof == "golden"
 
 
 def test_a_failed_model_does_not_hold_up_the_others() -> None:
-    world, bad, good, gone = World(), assigned("bad", "1"), assigned("good", "2"), assigned("gone", "3")
+    world, bad, good, gone = World(), revision_of("bad", "1"), revision_of("good", "2"), revision_of("gone", "3")
     world.converge(gone)
-    world.memory.fail(bad, "SignatureMismatch", "no", retry_from_s=None)
+    world.state.fail(bad, "SignatureMismatch", "no", retry_from_s=None)
     world.converge(bad, good)
     assert world.report(bad, good)["good"].state is ModelState.READY
     assert world.loaded_steps == set(steps_of(good))
 
 
 def test_a_server_that_restarted_empty_is_filled_and_everything_is_proved_again() -> None:
-    world, coins, parts = World(), assigned("coins"), assigned("parts", "2")
+    world, coins, parts = World(), revision_of("coins"), revision_of("parts", "2")
     world.converge(coins, parts)
     world.restart_server()
-    world.memory.doubt((coins, parts), world.look())
+    world.state.invalidate_proofs((coins, parts), world.snapshot())
     assert world.report(coins)["coins"].state is ModelState.LOADING
     world.done.clear()
     world.converge(coins, parts)
@@ -271,28 +271,28 @@ def test_a_server_that_restarted_empty_is_filled_and_everything_is_proved_again(
 
 
 def test_a_new_agent_adopts_what_is_loaded_and_proves_it_anew() -> None:
-    world, coins = World(), assigned("coins")
+    world, coins = World(), revision_of("coins")
     world.converge(coins)
-    world.memory, world.done = AgentState(), []
+    world.state, world.done = AgentState(), []
     world.converge(coins)
     assert [type(action) for action in world.done] == [Prepare, Prove]
     assert world.report(coins)["coins"].state is ModelState.READY
 
 
 def test_a_new_agent_that_cannot_fetch_keeps_what_is_loaded() -> None:
-    world, coins = World(), assigned("coins")
+    world, coins = World(), revision_of("coins")
     world.converge(coins)
-    world.memory = AgentState()
-    world.memory.fail(coins, "ArtifactMissing", "gone", retry_from_s=5.0)
+    world.state = AgentState()
+    world.state.fail(coins, "ArtifactMissing", "gone", retry_from_s=5.0)
     world.converge(coins)
     assert world.loaded_steps == set(steps_of(coins))
 
 
 def test_a_dead_step_takes_ready_back_and_is_loaded_again_alone() -> None:
-    world, coins = World(), assigned("coins")
+    world, coins = World(), revision_of("coins")
     world.converge(coins)
     world.dead.add(steps_of(coins)[1])
-    world.memory.doubt((coins,), world.look())
+    world.state.invalidate_proofs((coins,), world.snapshot())
     report = world.report(coins)["coins"]
     assert (report.state, report.reason) == (ModelState.LOADING, "StepDied")
     world.done.clear()
@@ -301,7 +301,7 @@ def test_a_dead_step_takes_ready_back_and_is_loaded_again_alone() -> None:
 
 
 def test_nothing_is_asked_of_a_server_that_does_not_answer() -> None:
-    world, coins, gone = World(), assigned("coins"), assigned("gone", "2")
+    world, coins, gone = World(), revision_of("coins"), revision_of("gone", "2")
     world.converge(gone)
     world.ready = False
     world.converge(coins)
@@ -311,10 +311,10 @@ def test_nothing_is_asked_of_a_server_that_does_not_answer() -> None:
 
 
 def test_an_exposed_network_comes_and_goes_without_taking_ready_back() -> None:
-    world, plain, exposed = World(), assigned("coins"), assigned("coins", expose=True)
+    world, plain, exposed = World(), revision_of("coins"), revision_of("coins", expose=True)
     world.converge(plain)
-    world.memory.keep_only((exposed,))
-    world.memory.doubt((exposed,), world.look())
+    world.state.keep_only((exposed,))
+    world.state.invalidate_proofs((exposed,), world.snapshot())
     assert world.report(exposed)["coins"].state is ModelState.READY
     world.converge(exposed)
     assert network_alias("coins") in world.loaded
@@ -324,16 +324,16 @@ def test_an_exposed_network_comes_and_goes_without_taking_ready_back() -> None:
 
 
 def test_another_golden_set_is_proved_while_the_model_stays_ready() -> None:
-    world, first, second = World(), assigned("coins", golden="a"), assigned("coins", golden="b")
+    world, first, second = World(), revision_of("coins", golden="a"), revision_of("coins", golden="b")
     world.converge(first)
     world.prepare(second)
-    world.memory.keep_only((second,))
-    assert next_actions((second,), world.look(), world.memory, 0.0) == (Prove(second.revision, "coins"),)
+    world.state.keep_only((second,))
+    assert next_actions((second,), world.snapshot(), world.state, 0.0) == (Prove(second.revision, "coins"),)
     assert world.report(second)["coins"].state is ModelState.READY
 
 
 def test_a_step_folder_that_was_deleted_is_published_again() -> None:
-    world, coins = World(), assigned("coins")
+    world, coins = World(), revision_of("coins")
     world.converge(coins)
     world.step_folders.clear()
     world.converge(coins)
@@ -341,13 +341,13 @@ def test_a_step_folder_that_was_deleted_is_published_again() -> None:
 
 
 def test_a_step_that_is_being_removed_is_not_loaded_at_the_same_time() -> None:
-    world, coins = World(), assigned("coins")
+    world, coins = World(), revision_of("coins")
     world.prepare(coins)
-    world.memory.start(Remove(steps_of(coins)[0]), 0.0)
-    assert next_actions((coins,), world.look(), world.memory, 0.0) == ()
+    world.state.start(Remove(steps_of(coins)[0]), 0.0)
+    assert next_actions((coins,), world.snapshot(), world.state, 0.0) == ()
 
 
 def test_what_is_under_way_is_not_started_again() -> None:
-    world, coins = World(), assigned("coins")
-    world.memory.start(Prepare(coins.revision, "coins"), 0.0)
-    assert next_actions((coins,), world.look(), world.memory, 0.0) == ()
+    world, coins = World(), revision_of("coins")
+    world.state.start(Prepare(coins.revision, "coins"), 0.0)
+    assert next_actions((coins,), world.snapshot(), world.state, 0.0) == ()

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
-from segserve_builder.agent.repository import Repository
+from segserve_builder.agent.runner import ActionResult, ActionRunner
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.agent.state import AssignedRevision, Prepare
-from segserve_builder.agent.work import ActionResult, ActionRunner
+from segserve_builder.agent.triton_files import Repository
 
 PIPELINE: dict[str, Any] = {
     "model": "coins",
@@ -24,39 +24,39 @@ PIPELINE: dict[str, Any] = {
 }
 
 
-def assigned(uri: str = "file:///missing.onnx", **more: Any) -> AssignedModel:
+def assignment(uri: str = "file:///missing.onnx", **more: Any) -> AssignedModel:
     return AssignedModel.model_validate({"pipeline": PIPELINE, "artifact": {"uri": uri, "sha256": "1" * 64}, **more})
 
 
 def prepared(spec: AssignedModel, folder: Path) -> ActionResult:
     nobody = cast(TritonServer, None)
-    work = ActionRunner(nobody, Repository(folder / "repository"), folder / "cache", folder / "log")
-    return work.carry_out(Prepare(spec.revision, spec.model), AssignedRevision.of(spec), None)
+    runner = ActionRunner(nobody, Repository(folder / "repository"), folder / "cache", folder / "log")
+    return runner.carry_out(Prepare(spec.revision, spec.model), AssignedRevision.of(spec), None)
 
 
 def test_a_record_without_a_name_gets_that_of_its_pipeline() -> None:
-    spec = assigned()
+    spec = assignment()
     assert spec.revision == spec.pipeline.revision
     plain = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     assert AssignedModel.model_validate({k: v for k, v in plain.items() if k != "revision"}) == spec
 
 
 def test_a_given_name_travels_and_is_never_computed_again() -> None:
-    spec = assigned(revision="coins-0123456789")
+    spec = assignment(revision="coins-0123456789")
     again = Assignment.model_validate_json(Assignment(models=(spec,)).model_dump_json(by_alias=True)).models[0]
     assert again == spec
     assert again.revision == "coins-0123456789"
-    assert again != assigned()
+    assert again != assignment()
 
 
 def test_a_revision_that_another_version_named_is_refused_for_good(tmp_path: Path) -> None:
-    problem = prepared(assigned(revision="coins-0123456789"), tmp_path).problem
-    assert problem is not None
-    assert (problem.reason, problem.retryable) == ("OtherVersion", False)
-    assert "coins-0123456789" in problem.message
+    failure = prepared(assignment(revision="coins-0123456789"), tmp_path).failure
+    assert failure is not None
+    assert (failure.reason, failure.retryable) == ("OtherVersion", False)
+    assert "coins-0123456789" in failure.message
 
 
 def test_a_relative_uri_without_a_base_is_refused_for_good(tmp_path: Path) -> None:
-    problem = prepared(assigned("networks/a.onnx"), tmp_path).problem
-    assert problem is not None
-    assert (problem.reason, problem.retryable) == ("RelativeUri", False)
+    failure = prepared(assignment("networks/a.onnx"), tmp_path).failure
+    assert failure is not None
+    assert (failure.reason, failure.retryable) == ("RelativeUri", False)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 from torch.nn import functional
 
-from segserve_builder.imaging.sampling import axes
 from segserve_builder.kernels.class_masks import class_masks
+from segserve_builder.sampling import axes
 from segserve_builder.values import ResizeTransform
 
 torch.set_num_threads(1)

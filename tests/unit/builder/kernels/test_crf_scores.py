@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segserve_builder.imaging.sampling import Axis
 from segserve_builder.kernels.crf_scores import DROPPED_LOG, LEAST_LOG, label_planes, label_scores
 from segserve_builder.kernels.crf_softmax import EMPTY
+from segserve_builder.sampling import Axis
 
 
 def upsampled(logits: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segserve_builder.imaging.sampling import Axis
 from segserve_builder.kernels.guided import guided_filter
+from segserve_builder.sampling import Axis
 
 LUMA = np.array([0.299, 0.587, 0.114]) / 255
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from segserve_builder.imaging.sampling import Axis, axes
 from segserve_builder.kernels.labels import best_class, label_map
+from segserve_builder.sampling import Axis, axes
 from segserve_builder.values import ResizeTransform
 
 torch.set_num_threads(1)

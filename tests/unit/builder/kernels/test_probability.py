@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from segserve_builder.imaging.sampling import axes
 from segserve_builder.kernels.probability import label_sums
+from segserve_builder.sampling import axes
 from segserve_builder.values import ResizeTransform
 
 torch.set_num_threads(1)

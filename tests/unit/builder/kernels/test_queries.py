@@ -12,9 +12,9 @@ from pycocotools import mask as coco
 from torch.nn import functional
 
 from segserve_builder.imaging.query_masks import nearest_first
-from segserve_builder.imaging.sampling import Axis, axes
 from segserve_builder.kernels.blocks import nearest_rles
 from segserve_builder.kernels.queries import rename, resample, winners
+from segserve_builder.sampling import Axis, axes
 from segserve_builder.values import ResizeTransform
 
 torch.set_num_threads(1)

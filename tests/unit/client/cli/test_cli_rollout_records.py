@@ -20,7 +20,7 @@ from segserve.platforms.port import Platform
 from segserve_operator.adapters.kube.objects.rollout import evidence_config_map
 from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.core.gates.evidence import Look
+from segserve_operator.core.evidence import Look
 from segserve_operator.core.rollout.decisions import News, make
 from segserve_operator.core.rollout.engine import Heard, Progress
 from segserve_operator.core.rollout.record import Record, Row

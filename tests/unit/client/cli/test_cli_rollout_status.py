@@ -23,12 +23,12 @@ from segserve.cli.rollout import commands
 from segserve.cli.rollout.power import Outlook
 from segserve.cli.rollout.render import Picture, bar, latency, span
 from segserve.cli.rollout.status import follow
+from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.gates.evidence import EDGES_MS
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.power import Preview
+from segserve_operator.core.rollout.power import Seen as Power
 from segserve_operator.core.rollout.record import Row
-from segserve_operator.core.statistics.power import Preview
-from segserve_operator.core.statistics.power import Seen as Power
 
 from .conftest import Command
 from .rollout_platform import RolloutPlatform

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from segserve import Instance, InstanceResult, ProtocolError, SegmentClass, SemanticResult
-from segserve.exports import FORMATS
+from segserve.exports.formats import FORMATS
 from segserve.exports.label_studio import labelling_config
 from segserve.rendering.display import printable
 from segserve.results.masks import EncodedMask
@@ -57,7 +57,7 @@ class Tags(HTMLParser):
 @pytest.mark.parametrize("name", NAMES)
 def test_html_has_no_tags_but_its_own(name: str) -> None:
     for result in named(name):
-        for html in (result._repr_html_(), result.on(GREY)._repr_html_()):
+        for html in (result._repr_html_(), result.with_image(GREY)._repr_html_()):
             tags = Tags()
             tags.feed(html)
             assert tags.seen <= {"div", "table", "caption", "thead", "tbody", "tr", "th", "td", "img"}

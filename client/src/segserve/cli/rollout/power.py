@@ -12,15 +12,15 @@ from segserve.cli.rollout.render import span
 from segserve.platforms.manifests import read_files
 from segserve_operator.api.rollout_policy import Slo, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.core.statistics.power import preview
+from segserve_operator.core.rollout.power import preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from segserve_operator.api.rollout_policy import RolloutPolicy
+    from segserve_operator.core.rollout.power import Preview
     from segserve_operator.core.rollout.record import Record
-    from segserve_operator.core.statistics.power import Preview
 
 MINUTES: Final = 10.0
 LEAST_RATE: Final = 0.01

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from segserve.platforms.errors import ControlError, NotFoundError, WaitTimeoutError
 from segserve.platforms.port import MODEL
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
-from segserve_operator.core.gates.evidence import CANDIDATE, EDGES_MS, STABLE
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.mapping import rollouts
 from segserve_operator.mapping.packed_evidence import UnreadableRecordError, unpack_rows

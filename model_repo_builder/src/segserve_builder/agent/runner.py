@@ -1,17 +1,30 @@
-"""Carries out one action: the only place where an agent changes its server or its repository."""
+"""Runs the agent's actions; the only code of the agent that changes the server or its repository."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 from segserve_builder import sources
-from segserve_builder.agent import triton_log
-from segserve_builder.agent.arrival import DownloadProgress
-from segserve_builder.agent.server import TritonError, TritonRefusedError, TritonTimeoutError, TritonUnreachableError
+from segserve_builder.agent import triton_files
+from segserve_builder.agent.protocol import AssignedModel
+from segserve_builder.agent.server import (
+    RawAnswer,
+    TritonError,
+    TritonRefusedError,
+    TritonServer,
+    TritonTimeoutError,
+    TritonUnreachableError,
+)
 from segserve_builder.agent.state import (
+    Action,
+    AssignedRevision,
+    Ensemble,
     LoadStep,
     Prepare,
     Prepared,
@@ -23,41 +36,34 @@ from segserve_builder.agent.state import (
     Serve,
     Unload,
 )
+from segserve_builder.agent.triton_files import Repository
 from segserve_builder.errors import BuilderError, GoldenError, OtherVersionError
 from segserve_builder.golden import judging as golden
 from segserve_builder.render.publish import publish, remove, replace
 from segserve_builder.render.repository import build_tree
-from segserve_builder.render.target import EMBEDDED
-from segserve_builder.sources.access import LOCAL
+from segserve_builder.render.target import EMBEDDED, RenderTarget
+from segserve_builder.sources.access import LOCAL, Access
 from segserve_builder.sources.cache import folder_path, object_path
 from segserve_builder.sources.eviction import evict
-from segserve_builder.spec.model_spec import Signature
+from segserve_builder.spec.model_spec import Artifact, Signature
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.public_outputs import has_masks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
-    from segserve_builder.agent.protocol import AssignedModel
-    from segserve_builder.agent.repository import Repository
-    from segserve_builder.agent.server import RawAnswer, TritonServer
-    from segserve_builder.agent.state import Action, AssignedRevision, Ensemble
-    from segserve_builder.render.target import RenderTarget
-    from segserve_builder.sources.access import Access
-    from segserve_builder.spec.model_spec import Artifact
-    from segserve_builder.steps.pipeline import Pipeline
 
 OnProgress: TypeAlias = "Callable[[str], None]"
 
 PROOF_S: Final = 120.0
 PROBE_S: Final = 30.0
+LARGE_BYTES: Final = 64 * 10**6
+"""Progress of smaller files is not reported: they arrive before anybody reads it."""
+_PROGRESS_STEPS: Final = 20
+_UNSIZED_STEP_BYTES: Final = 256 * 10**6
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ActionFailure:
-    """Why an action failed: one CamelCase word, and a text that says what was seen and what is allowed."""
+    """Why an action failed: a CamelCase reason, and a message that says what was observed and what is expected."""
 
     reason: str
     message: str
@@ -66,10 +72,10 @@ class ActionFailure:
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """What an action brought. `suspects` are steps that a probe found not to answer."""
+    """The result of an action. `suspects` are steps that did not respond to a probe."""
 
     action: Action
-    problem: ActionFailure | None = None
+    failure: ActionFailure | None = None
     prepared: Prepared | None = None
     proof: Proof | None = None
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
@@ -79,7 +85,7 @@ class ActionResult:
 
 @dataclass(frozen=True, slots=True)
 class ActionRunner:
-    """Everything that actions need. Actions on different subjects may be carried out at the same time."""
+    """Runs actions against one server. Actions on different subjects may run concurrently."""
 
     server: TritonServer
     repository: Repository
@@ -89,39 +95,35 @@ class ActionRunner:
     base: str | None = None
     """The folder that relative URIs are relative to."""
     access: Access = LOCAL
-    """What may be reached for artifacts and golden sets."""
+    """Where artifacts and golden sets may be downloaded from."""
 
     def carry_out(
-        self, action: Action, told: AssignedRevision | None, prepared: Prepared | None, say: OnProgress = lambda _: None
+        self,
+        action: Action,
+        assigned: AssignedRevision | None,
+        prepared: Prepared | None,
+        on_progress: OnProgress = lambda _: None,
     ) -> ActionResult:
-        """Do it and return what it brought; never raises. `told` and `prepared` are those of its revision.
+        """Run the action and return its result; never raises. `assigned` and `prepared` are those of its revision.
 
-        `say` hears meanwhile how far a long one has come.
+        `on_progress` is called with messages about a long download.
         """
         started_s = time.monotonic()
-        outcome = self._attempt(action, told, prepared, say)
+        result = self._attempt(action, assigned, prepared, on_progress)
         duration_s = time.monotonic() - started_s
-        if outcome.problem is not None:
-            _LOG.warning("%s: %s: %s", action, outcome.problem.reason, outcome.problem.message)
+        if result.failure is not None:
+            _LOG.warning("%s: %s: %s", action, result.failure.reason, result.failure.message)
         elif not isinstance(action, Probe):
             _LOG.info("%s: done in %.2f s", action, duration_s)
-        return ActionResult(
-            action,
-            outcome.problem,
-            outcome.prepared,
-            outcome.proof,
-            outcome.ensembles,
-            outcome.suspects,
-            duration_s,
-        )
+        return dataclasses.replace(result, duration_s=duration_s)
 
     def _attempt(
-        self, action: Action, told: AssignedRevision | None, prepared: Prepared | None, say: OnProgress
+        self, action: Action, assigned: AssignedRevision | None, prepared: Prepared | None, on_progress: OnProgress
     ) -> ActionResult:
         try:
-            return self._do(action, told, prepared, say)
+            return self._do(action, assigned, prepared, on_progress)
         except TritonUnreachableError:
-            return ActionResult(action)  # the next look says so, and what follows from it
+            return ActionResult(action)  # the next snapshot shows it, with its consequences
         except BuilderError as error:
             return ActionResult(action, ActionFailure(error.reason, str(error), error.retryable))
         except TritonTimeoutError as error:
@@ -133,11 +135,11 @@ class ActionRunner:
             return ActionResult(action, ActionFailure("AgentError", f"{type(error).__name__}: {error}", retryable=True))
 
     def _do(
-        self, action: Action, told: AssignedRevision | None, prepared: Prepared | None, say: OnProgress
+        self, action: Action, assigned: AssignedRevision | None, prepared: Prepared | None, on_progress: OnProgress
     ) -> ActionResult:
         match action:
-            case Prepare() if told is not None:
-                return ActionResult(action, prepared=self._prepare(told, say))
+            case Prepare() if assigned is not None:
+                return ActionResult(action, prepared=self._prepare(assigned, on_progress))
             case LoadStep(name):
                 self._load(name)
             case RepairStep(name):
@@ -155,16 +157,25 @@ class ActionRunner:
                 remove(self.repository.root / name)
         return ActionResult(action)
 
-    def _prepare(self, told: AssignedRevision, say: OnProgress) -> Prepared:
-        spec = told.spec
-        if (own := spec.pipeline.revision) != told.revision:
-            raise OtherVersionError(f"{told.revision} was named by another version of segserve; here it is {own}")
+    def _prepare(self, assigned: AssignedRevision, on_progress: OnProgress) -> Prepared:
+        spec = assigned.spec
+        if (own := spec.pipeline.revision) != assigned.revision:
+            raise OtherVersionError(
+                f"{assigned.revision} was named by another version of segserve; this one names it {own}"
+            )
         first = self._resolved(spec.artifact)
         second = self._resolved(spec.second_artifact) if spec.second_artifact is not None else None
         tree = build_tree(
-            spec.pipeline, first, spec.expose, self.cache, second, self.target, self.access, DownloadProgress(say)
+            spec.pipeline,
+            first,
+            spec.expose,
+            self.cache,
+            second,
+            self.target,
+            self.access,
+            DownloadProgress(on_progress),
         )
-        folder = self._golden_folder(told)
+        folder = self._golden_folder(assigned)
         if self.access.max_cache_bytes is not None:
             evict(self.cache, self.access.max_cache_bytes)
         for name, files in tree.steps.items():
@@ -172,7 +183,7 @@ class ActionRunner:
         runtimes = (network.runtime for network in spec.pipeline.networks)
         copies = dict(zip(tree.networks, (runtime.instances for runtime in runtimes), strict=True))
         processes = dict.fromkeys(tree.steps, 1) | copies | dict.fromkeys(tree.native, 0)
-        return Prepared(told, tree, processes, folder)
+        return Prepared(assigned, tree, processes, folder)
 
     def _resolved(self, artifact: Artifact) -> Artifact:
         absolute: dict[str, Any] = {"uri": sources.resolved(artifact.uri, self.base)}
@@ -181,73 +192,76 @@ class ActionRunner:
         return artifact.model_copy(update=absolute)
 
     def objects(self, spec: AssignedModel) -> Iterator[Path]:
-        """Yield where in the cache the files of a revision are, once they were fetched."""
+        """Yield the paths in the cache of a revision's files, whether they were fetched yet or not."""
         yield object_path(self.cache, spec.artifact.sha256)
         if spec.second_artifact is not None:
             yield object_path(self.cache, spec.second_artifact.sha256)
         if spec.golden is not None:
             yield folder_path(self.cache, spec.golden.sha256)
 
-    def _golden_folder(self, told: AssignedRevision) -> Path | None:
-        if told.spec.golden is None:
+    def _golden_folder(self, assigned: AssignedRevision) -> Path | None:
+        if assigned.spec.golden is None:
             return None
-        uri = sources.resolved(told.spec.golden.uri, self.base)
-        folder = sources.fetch_folder(uri, told.spec.golden.sha256, self.cache, self.access)
+        uri = sources.resolved(assigned.spec.golden.uri, self.base)
+        folder = sources.fetch_folder(uri, assigned.spec.golden.sha256, self.cache, self.access)
         golden.load(folder)
-        output = told.spec.pipeline.output
-        if _has_masks(told.spec.pipeline) and "encoding" not in output.overrides and output.encoding != "rle":
-            raise GoldenError("golden answers are asked as rle: allow encoding in output.overrides, or make it rle")
+        output = assigned.spec.pipeline.output
+        if _has_masks(assigned.spec.pipeline) and "encoding" not in output.overrides and output.encoding != "rle":
+            raise GoldenError(
+                "golden sets are compared as rle: add encoding to output.overrides, or set output.encoding to rle"
+            )
         return folder
 
     def _load(self, name: str) -> None:
-        since = triton_log.position(self.log)
+        since = triton_files.position(self.log)
         try:
             self.server.load(name)
         except TritonRefusedError as error:
             raise TritonRefusedError(error.status, self._explained(str(error), name, since)) from error
 
     def _explained(self, message: str, name: str, since: int) -> str:
-        """Add what only the log says to a refused load's message, and leave out the traceback of a step."""
-        logged = triton_log.reason(self.log, name, since) if "failed to poll" in message else None
+        """Add the reason of a failed load from Triton's log, and leave out a step's traceback."""
+        logged = triton_files.reason(self.log, name, since) if "failed to poll" in message else None
         return f"{message}: {logged}" if logged else " ".join(message.partition("\n\nAt:")[0].split())
 
     def _serve(self, prepared: Prepared) -> dict[str, Ensemble]:
-        held = {}
+        ensembles = {}
         for name, files in prepared.tree.public.items():
             replace(files, self.repository.root / name)
             self._load(name)
-            held[name] = self.server.ensemble(name)  # a load's success proves nothing
-            if held[name].revision != prepared.told.revision:
-                seen = held[name].revision
-                raise TritonRefusedError("", f"{name} is {seen!r} after its load; expected {prepared.told.revision!r}")
-        return held
+            # Triton may report success and keep the previous version, so the loaded one is read back.
+            ensembles[name] = self.server.ensemble(name)
+            revision, expected = ensembles[name].revision, prepared.assigned.revision
+            if revision != expected:
+                raise TritonRefusedError("", f"{name} is {revision!r} after its load; expected {expected!r}")
+        return ensembles
 
     def _prove(self, prepared: Prepared) -> Proof:
-        if prepared.told.spec.golden is None:
+        if prepared.assigned.spec.golden is None:
             image = golden.builtin_image()
-            golden.check_builtin(self._ask(prepared, image), self._ask(prepared, image))
+            golden.check_builtin(self._infer(prepared, image), self._infer(prepared, image))
             return Proof("builtin", None)
-        pipeline = prepared.told.spec.pipeline
+        pipeline = prepared.assigned.spec.pipeline
         as_rle = {"encoding": "rle"} if _has_masks(pipeline) and "encoding" in pipeline.output.overrides else {}
         for case, image in _cases(prepared):
-            golden.compare(case, self._ask(prepared, image, as_rle))
-        return Proof("golden", prepared.told.spec.golden.sha256)
+            golden.compare(case, self._infer(prepared, image, as_rle))
+        return Proof("golden", prepared.assigned.spec.golden.sha256)
 
-    def _ask(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> RawAnswer:
-        answer = self.server.infer(prepared.told.model, image, parameters or {}, PROOF_S)
-        seen = [bytes(revision).decode(errors="replace") for revision in answer.get("REVISION", ())]
-        if seen != [prepared.told.revision]:
-            raise GoldenError(f"REVISION is {seen!r}; expected {prepared.told.revision!r}")
+    def _infer(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> RawAnswer:
+        answer = self.server.infer(prepared.assigned.model, image, parameters or {}, PROOF_S)
+        revisions = [bytes(revision).decode(errors="replace") for revision in answer.get("REVISION", ())]
+        if revisions != [prepared.assigned.revision]:
+            raise GoldenError(f"REVISION is {revisions!r}; expected {prepared.assigned.revision!r}")
         return answer
 
     def _probe(self, action: Probe, prepared: Prepared) -> ActionResult:
-        model = prepared.told.model
+        model = prepared.assigned.model
         image = golden.builtin_image() if prepared.golden is None else next(_cases(prepared))[1]
         answered = self.server.answered(model)
         try:
             self.server.infer(model, image, {}, PROBE_S)
         except TritonTimeoutError:
-            # Many callers can make a probe wait; that nobody got an answer meanwhile they cannot.
+            # Load can delay a probe, but then other requests are answered meanwhile.
             stuck = self.server.answered(model) == answered
             return ActionResult(action, suspects=frozenset(prepared.steps if stuck else ()))
         except TritonRefusedError as error:
@@ -265,7 +279,7 @@ class ActionRunner:
                 passing = isinstance(error, TritonRefusedError) and error.status == "UNAVAILABLE"
                 return ActionFailure("ProofFailed", str(error), retryable=passing)
             case Unload():
-                return None  # it was not loaded any more: the next look says so
+                return None  # it was not loaded any more: the next snapshot shows it
         return ActionFailure("ServerRefused", str(error), retryable=True)
 
 
@@ -278,3 +292,22 @@ def _cases(prepared: Prepared) -> Iterator[tuple[golden.Case, bytes]]:
     if folder is not None:
         for case in golden.load(folder).cases:
             yield case, (folder / case.image).read_bytes()
+
+
+class DownloadProgress:
+    """Reports the progress of one download, every twentieth of its size, or every 256 MB if the size is unknown."""
+
+    def __init__(self, on_progress: Callable[[str], None]) -> None:
+        self._on_progress = on_progress
+        self._reported: tuple[int | None, int] | None = None
+
+    def __call__(self, done: int, size: int | None) -> None:
+        """Record that `done` of `size` bytes have arrived."""
+        if (size or done) < LARGE_BYTES:
+            return
+        reached = (size, done * _PROGRESS_STEPS // size if size else done // _UNSIZED_STEP_BYTES)
+        if reached == self._reported:
+            return
+        self._reported = reached
+        total = f" of {size / 1e6:.0f}" if size else ""
+        self._on_progress(f"downloaded {done / 1e6:.0f}{total} MB of the artifact")

@@ -1,28 +1,23 @@
-"""Looks at one server, its repository and its processes, and remembers between looks what is costly to ask."""
+"""Snapshots of one server, its repository and its processes, with a cache of what is costly to query."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from segserve_builder.agent.server import TritonError, TritonUnreachableError
-from segserve_builder.agent.state import READY, RepairStep, ServerSnapshot
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_builder.agent.memory import AgentState
-    from segserve_builder.agent.processes import StepProcesses
-    from segserve_builder.agent.repository import Repository
-    from segserve_builder.agent.server import TritonServer
-    from segserve_builder.agent.state import Ensemble
+from segserve_builder.agent.processes import StepProcesses
+from segserve_builder.agent.server import TritonError, TritonServer, TritonUnreachableError
+from segserve_builder.agent.state import READY, AgentState, Ensemble, RepairStep, ServerSnapshot
+from segserve_builder.agent.triton_files import Repository
 
 UNANSWERED_GRACE_S: Final = 10.0
+"""How long the last snapshot stands for a server that does not respond in time."""
 
 
 class ServerObserver:
-    """The eyes of an agent. Not for use from several threads."""
+    """Takes the agent's snapshots. Not safe for use from several threads."""
 
     def __init__(self, server: TritonServer, repository: Repository, processes: StepProcesses | None) -> None:
         self._server = server
@@ -33,56 +28,56 @@ class ServerObserver:
         self._last = ServerSnapshot(ready=False)
         self._answered_s = time.monotonic() - UNANSWERED_GRACE_S
 
-    def take(self, memory: AgentState) -> ServerSnapshot:
-        """Look at everything now."""
-        self._last = self._look(memory)
+    def take(self, state: AgentState) -> ServerSnapshot:
+        """Return a snapshot taken now."""
+        self._last = self._snapshot(state)
         return self._last
 
     def learn(self, ensembles: Mapping[str, Ensemble]) -> None:
-        """Take over what the server has just said of its ensembles."""
+        """Cache ensembles that the server has just reported."""
         self._loaded.update(ensembles)
 
     def suspect(self, steps: frozenset[str]) -> None:
-        """Take steps for dead that do not answer, until they are cleared."""
+        """Count steps as dead until they are cleared, because they did not respond to a probe."""
         self._suspects |= steps
 
     def clear(self, step: str) -> None:
-        """Suspect a step no more: it has been reloaded."""
+        """Stop suspecting a step that has been reloaded."""
         self._suspects.discard(step)
 
-    def _look(self, memory: AgentState) -> ServerSnapshot:
+    def _snapshot(self, state: AgentState) -> ServerSnapshot:
         files = ServerSnapshot(ready=False, published=self._repository.ensembles(), folders=self._repository.folders())
         try:
             states = self._server.states()
         except TritonError as error:
             return self._without_answer(files, error)
         self._answered_s = time.monotonic()
-        self._loaded = {name: known for name, known in self._loaded.items() if states.get(name) == READY}
+        self._loaded = {name: ensemble for name, ensemble in self._loaded.items() if states.get(name) == READY}
         for name in files.published.keys() - self._loaded.keys():
             if states.get(name) == READY:
-                self._ask(name)
-        dead = self._dead(states, memory)
+                self._query(name)
+        dead = self._dead(states, state)
         return replace(files, ready=True, states=states, loaded=dict(self._loaded), dead=dead)
 
     def _without_answer(self, files: ServerSnapshot, error: TritonError) -> ServerSnapshot:
         ended = self._processes is not None and self._processes.server_runs() is False
         lost = ended or isinstance(error, TritonUnreachableError)
         if not lost and time.monotonic() - self._answered_s < UNANSWERED_GRACE_S:
-            return self._last  # a busy machine is no reason to take a server for dead
+            return self._last  # a busy machine does not mean that the server is dead
         self._loaded.clear()
         self._suspects.clear()
         return files
 
-    def _ask(self, name: str) -> None:
+    def _query(self, name: str) -> None:
         try:
             self._loaded[name] = self._server.ensemble(name)
         except TritonError:
-            return  # it went meanwhile: the next look says so
+            return  # it was unloaded in between: the next snapshot shows it
 
-    def _dead(self, states: Mapping[str, str], memory: AgentState) -> frozenset[str]:
-        under_repair = {action.name for action in memory.running if isinstance(action, RepairStep)}
+    def _dead(self, states: Mapping[str, str], state: AgentState) -> frozenset[str]:
+        under_repair = {action.name for action in state.running if isinstance(action, RepairStep)}
         short: frozenset[str] = frozenset()
         if self._processes is not None:
-            needed = {step: count for known in memory.prepared.values() for step, count in known.processes.items()}
+            needed = {step: count for one in state.prepared.values() for step, count in one.processes.items()}
             short = self._processes.short_of({s: count for s, count in needed.items() if states.get(s) == READY})
         return short | under_repair | self._suspects

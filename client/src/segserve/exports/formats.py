@@ -1,0 +1,49 @@
+"""Results as files of other tools: a format a module, all of them in one registry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from segserve.results.base import Segmentation
+from segserve.results.panoptic import PanopticResult
+from segserve_common.errors import BadRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A way to write one image's result: `encode(result, file_name)` returns the content of a file.
+
+    `suffix` is what its name ends with, `file_name` that of the image. `encode` raises `BadRequestError` for a
+    kind of result that the format has no form for.
+    """
+
+    suffix: str
+    encode: Callable[[Segmentation, str], bytes]
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document, allow_nan=False).encode()
+
+
+def _panoptic_png(result: Segmentation, file_name: str) -> bytes:
+    return _panoptic(result, file_name)[1]
+
+
+def _panoptic(result: Segmentation, file_name: str) -> tuple[dict[str, Any], bytes]:
+    if not isinstance(result, PanopticResult):
+        raise BadRequestError(f"COCO's panoptic format takes a PanopticResult, got a {type(result).__name__}")
+    return result.to_coco_panoptic(file_name=file_name)
+
+
+FORMATS: Final[Mapping[str, Format]] = {
+    "coco": Format(".json", lambda result, name: _json(result.to_coco(file_name=name))),
+    "coco-panoptic": Format(".json", lambda result, name: _json(_panoptic(result, name)[0])),
+    "coco-panoptic-png": Format(".png", _panoptic_png),
+    "cvat": Format(".xml", lambda result, name: result.to_cvat(name).encode()),
+    "geojson": Format(".geojson", lambda result, name: _json(result.to_geojson())),
+    "label-studio": Format(".json", lambda result, name: _json(result.to_label_studio(name))),
+    "labelme": Format(".json", lambda result, name: _json(result.to_labelme(name))),
+}
