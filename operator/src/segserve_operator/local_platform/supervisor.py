@@ -11,8 +11,10 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_operator.adapters.bundles.local import LocalBundles
@@ -32,14 +34,9 @@ from segserve_operator.adapters.notify.announcer import PoolAnnouncer
 from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.adapters.notify.targets import targets
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
+from segserve_operator.api.triton_pool import TritonPool
+from segserve_operator.core.models.actions import Action
 from segserve_operator.service import Service, brief
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from segserve_operator.api.triton_pool import TritonPool
-    from segserve_operator.core.models.actions import Action
 
 POLL_S: Final = 0.1
 IDLE_PASS_S: Final = 1.0

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from segserve_builder.sources.access import LOCAL
+from segserve_builder.sources.access import LOCAL, Access
 from segserve_operator.adapters.local.files import config_folder
 from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.mapping.artifact_access import access_of
-
-if TYPE_CHECKING:
-    from segserve_builder.sources.access import Access
 
 
 def local_access(artifacts: Artifacts | None = None) -> Access:

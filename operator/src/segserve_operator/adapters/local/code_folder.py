@@ -7,15 +7,13 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import psutil
 
 from segserve_builder.kernels.sources import compiled_digests
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 CODE_VARIABLE: Final = "SEGSERVE_CODE"
 KEPT_CODE_FOLDERS: Final = 3

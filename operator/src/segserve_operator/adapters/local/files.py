@@ -6,14 +6,12 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import yaml
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 STATE_VARIABLE: Final = "SEGSERVE_STATE"
 CACHE_VARIABLE: Final = "SEGSERVE_CACHE"

@@ -6,27 +6,22 @@ import json
 import random
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from segserve_builder.agent.protocol import Assignment, Report
 from segserve_builder.render.tritonserver import Ports, sweep_shm
-from segserve_builder.sources.access import ACCESS_VARIABLE
+from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_operator.adapters.local import processes
-from segserve_operator.adapters.local.files import replace_file
+from segserve_operator.adapters.local.files import StateFolder, replace_file
 from segserve_operator.adapters.local.ports import is_free
+from segserve_operator.adapters.local.runtime import Runtime
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.triton import LOOPBACK, runtime_environment, triton_command
 from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from segserve_builder.sources.access import Access
-    from segserve_operator.adapters.local.files import StateFolder
-    from segserve_operator.adapters.local.runtime import Runtime
 
 SILENCE_S: Final = 6.0
 FIRST_PAUSE_S: Final = 0.5

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
 
 import psutil
 
 from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.ports import is_free
 from segserve_operator.adapters.local.triton import LOOPBACK
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import Gateway
 from segserve_operator.adapters.traffic.internal import SOCKET
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from segserve_operator.adapters.local.files import StateFolder
-    from segserve_operator.api.triton_pool import Gateway as GatewaySpec
-    from segserve_operator.core.rollout.counters import Sample
-    from segserve_operator.core.traffic import TrafficPlan, TrafficState
+from segserve_operator.api.triton_pool import Gateway as GatewaySpec
+from segserve_operator.core.rollout.counters import Sample
+from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 PAUSE_S: Final = 1.0
 

@@ -7,16 +7,14 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import psutil
 
 from segserve_operator.adapters.local.files import replace_file
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 # Not SEGSERVE_STATE, which people export: their shell and all it starts would carry the mark.
 MARK: Final = "SEGSERVE_CHILD_OF"

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 from segserve_builder.agent.processes import resident_bytes
 from segserve_operator.adapters.checks.triton_queue import queue_of
 from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import GroupFolder
+from segserve_operator.adapters.local.processes import ProcessRecord
 from segserve_operator.adapters.local.triton import LOOPBACK
 from segserve_operator.core.gates.checks import ResourceSample
-
-if TYPE_CHECKING:
-    from segserve_operator.adapters.local.files import StateFolder
-    from segserve_operator.adapters.local.processes import ProcessRecord
 
 
 class LocalResources:

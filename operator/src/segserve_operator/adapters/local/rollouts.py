@@ -6,10 +6,12 @@ import logging
 import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from segserve_operator.adapters.local.files import read_yaml, replace_file, write_yaml
 from segserve_operator.api.segmentation_rollout import SegmentationRollout
+from segserve_operator.core.rollout.record import Record, Row
 from segserve_operator.mapping.packed_evidence import (
     CHUNK_ROWS,
     UnreadableRecordError,
@@ -18,11 +20,6 @@ from segserve_operator.mapping.packed_evidence import (
     unpack_rows,
 )
 from segserve_operator.mapping.rollouts import HISTORY, manifest_of, record_of, status_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from segserve_operator.core.rollout.record import Record, Row
 
 KIND: Final = SegmentationRollout.__name__
 

@@ -9,16 +9,14 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 import segserve_builder
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE, install_code, site_packages
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 PYTHON_VERSIONS: Final = ((3, 11), (3, 12))
 _MARKER: Final = "complete"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import psutil
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 TMP: Final = Path("/tmp")
 _PATTERN: Final = "python_env_??????"

@@ -6,33 +6,28 @@ import contextlib
 import fcntl
 import json
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_operator.adapters.local.files import read_yaml, replace_file, write_yaml
+from segserve_operator.adapters.local.files import StateFolder, read_yaml, replace_file, write_yaml
 from segserve_operator.adapters.local.rollouts import KIND as ROLLOUT
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.checks import meant
 from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import ObjectMeta
+from segserve_operator.api.resources import Resource
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Wanted
+from segserve_operator.core.models.events import Notice
+from segserve_operator.core.models.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Wanted
+from segserve_operator.core.rollout.record import Record
 from segserve_operator.mapping.specs import annotations_of, wanted_of
 from segserve_operator.mapping.statuses import from_api, to_api
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
-    from segserve_operator.adapters.local.files import StateFolder
-    from segserve_operator.api.resources import Resource
-    from segserve_operator.core.models.events import Notice
-    from segserve_operator.core.models.observed import ModelStatus, PoolStatus
-    from segserve_operator.core.rollout.record import Record
 
 MODEL: Final = "SegmentationModel"
 POOL: Final = "TritonPool"

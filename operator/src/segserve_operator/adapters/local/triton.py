@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
-from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments
+from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, Ports, server_arguments
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from segserve_builder.render.tritonserver import Ports
-    from segserve_operator.adapters.local.runtime import Runtime
+from segserve_operator.adapters.local.runtime import Runtime
 
 LOOPBACK: Final = "127.0.0.1"
 """The only address: this build of Triton has known holes and is for development (see docs)."""

@@ -8,18 +8,14 @@ edge of theirs. Failures between the last scrape and a change of a group's serve
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 
 from segserve_operator.adapters.traffic.envoy_counts import BIN, LATENCIES, STATISTICS, Stats, tallies
-from segserve_operator.core.rollout.counters import Count
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from segserve_operator.core.rollout.counters import Sample
+from segserve_operator.core.rollout.counters import Count, Sample
 
 STARTED: Final = "segserve_gateway_started_seconds"
 """When a gateway's counts were zero, in its own metrics."""

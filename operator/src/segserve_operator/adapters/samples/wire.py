@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Collection, Mapping
+from typing import Any, Final
 
 import httpx
-
 from segserve_builder.cluster.names import SYNC_PORT
-from segserve_operator.core.rollout.counters import Count, Series, Tally
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+from segserve_operator.core.rollout.counters import Count, Series, Tally
 
 PATH: Final = "/counts"
 MODEL: Final = "model"

@@ -5,25 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
 
 from segserve_operator.adapters.local.files import replace_file
-from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin, GatewayUnreachableError, active_by_model
+from segserve_operator.adapters.traffic.envoy_admin import (
+    EnvoyAdmin,
+    GatewayUnreachableError,
+    Versions,
+    active_by_model,
+)
 from segserve_operator.adapters.traffic.envoy_config import Sources, command, render_bootstrap
-from segserve_operator.adapters.traffic.envoy_counts import Totals, tallies
+from segserve_operator.adapters.traffic.envoy_counts import Stats, Totals, tallies
 from segserve_operator.adapters.traffic.envoy_handover import Handover
 from segserve_operator.adapters.traffic.envoy_listener import Gateway
 from segserve_operator.adapters.traffic.envoy_record import read_plan
-from segserve_operator.core.rollout.counters import Count
+from segserve_operator.core.rollout.counters import Count, Sample
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from pathlib import Path
-
-    from segserve_operator.adapters.traffic.envoy_admin import Versions
-    from segserve_operator.adapters.traffic.envoy_counts import Stats
-    from segserve_operator.core.rollout.counters import Sample
 
 _ADMIN_TIMEOUT_S: Final = 2.0
 _SOCKET_PATH_BYTES: Final = 107

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from pathlib import Path
+from typing import Final, Self
 
 import httpx
 
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
-from segserve_operator.adapters.traffic.envoy_counts import parsed, pattern
+from segserve_operator.adapters.traffic.envoy_counts import Stats, parsed, pattern
 from segserve_operator.adapters.traffic.envoy_listener import STAT_PREFIX
 from segserve_operator.adapters.traffic.envoy_routes import ROUTES_NAME
 from segserve_operator.core.traffic import real_group
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from pathlib import Path
-
-    from segserve_operator.adapters.traffic.envoy_counts import Stats
 
 CLUSTERS: Final = "cluster_manager.cds"
 ROUTES: Final = f"http.{STAT_PREFIX}.rds.{ROUTES_NAME}"

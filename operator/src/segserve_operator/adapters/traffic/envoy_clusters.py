@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
-from segserve_operator.core.traffic import twin_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from segserve_operator.core.traffic import Endpoint, Route, Share
+from segserve_operator.core.traffic import Endpoint, Route, Share, twin_of
 
 Json: TypeAlias = dict[str, Any]
 Protocol: TypeAlias = Literal["http", "grpc"]

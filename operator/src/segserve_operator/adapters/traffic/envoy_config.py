@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import TYPES
-from segserve_operator.adapters.traffic.envoy_listener import render_listeners
+from segserve_operator.adapters.traffic.envoy_clusters import TYPES, Json
+from segserve_operator.adapters.traffic.envoy_listener import Gateway, render_listeners
 from segserve_operator.adapters.traffic.envoy_weights import WEIGHTS_NAME
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from segserve_operator.adapters.traffic.envoy_clusters import Json
-    from segserve_operator.adapters.traffic.envoy_listener import Gateway
 
 _UNUSED_STATS: Final = (
     r"cluster\..*\.(assignment_.*|circuit_breakers\..*|default\.total_match_count|lb_.*|max_host_weight"

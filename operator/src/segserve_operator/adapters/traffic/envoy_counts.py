@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 from segserve_operator.adapters.local.files import replace_file
-from segserve_operator.adapters.traffic.envoy_clusters import Upstream
+from segserve_operator.adapters.traffic.envoy_clusters import Protocol, Upstream
 from segserve_operator.core.rollout.counters import Series, Tally
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    from segserve_operator.adapters.traffic.envoy_clusters import Protocol
 
 Stats: TypeAlias = dict[str, int]
 """Values of one cluster by statistic; bins of its latencies by `BIN` and their lower edge in milliseconds."""

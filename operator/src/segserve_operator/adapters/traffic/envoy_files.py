@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
-    from pathlib import Path
 
 _POLL_S: Final = 0.002
 _PAUSE_S: Final = 0.02

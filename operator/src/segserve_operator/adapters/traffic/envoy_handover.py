@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from segserve_operator.adapters.local.files import replace_file
-from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError, Versions
-from segserve_operator.adapters.traffic.envoy_clusters import Upstream
+from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin, GatewayUnreachableError, Versions
+from segserve_operator.adapters.traffic.envoy_clusters import Json, Upstream
+from segserve_operator.adapters.traffic.envoy_config import Sources
 from segserve_operator.adapters.traffic.envoy_files import (
     Document,
     GatewayRefusedError,
@@ -20,20 +23,16 @@ from segserve_operator.adapters.traffic.envoy_files import (
     resources_of,
 )
 from segserve_operator.adapters.traffic.envoy_record import write_plan
-from segserve_operator.adapters.traffic.envoy_rendering import read_clusters, render, usable_clusters
+from segserve_operator.adapters.traffic.envoy_rendering import (
+    Cluster,
+    Configuration,
+    read_clusters,
+    render,
+    usable_clusters,
+)
 from segserve_operator.adapters.traffic.envoy_routes import render_routes
 from segserve_operator.adapters.traffic.envoy_weights import render_weights
-from segserve_operator.core.traffic import real_group
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
-    from pathlib import Path
-
-    from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin
-    from segserve_operator.adapters.traffic.envoy_clusters import Json
-    from segserve_operator.adapters.traffic.envoy_config import Sources
-    from segserve_operator.adapters.traffic.envoy_rendering import Cluster, Configuration
-    from segserve_operator.core.traffic import TrafficPlan
+from segserve_operator.core.traffic import TrafficPlan, real_group
 
 # Envoy's main thread tells its workers of news and nothing says when they have heard: time for a turn of their loops.
 _WORKERS_TURN_S: Final = 0.05

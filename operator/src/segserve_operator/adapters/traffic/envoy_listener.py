@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
+from segserve_operator.adapters.traffic.envoy_clusters import TYPES, Json, socket_address
 from segserve_operator.adapters.traffic.envoy_replies import render_local_replies, too_large
 from segserve_operator.adapters.traffic.envoy_routes import (
     MODEL_HEADER,
@@ -16,9 +16,6 @@ from segserve_operator.adapters.traffic.envoy_routes import (
     SERVICE,
     render_internal_routes,
 )
-
-if TYPE_CHECKING:
-    from segserve_operator.adapters.traffic.envoy_clusters import Json
 
 STAT_PREFIX: Final = "ingress"
 # Which field of which request names the model.

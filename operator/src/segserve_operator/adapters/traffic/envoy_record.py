@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from pydantic import TypeAdapter
 
 from segserve_operator.adapters.local.files import replace_file
 from segserve_operator.adapters.traffic.envoy_admin import Versions
 from segserve_operator.core.traffic import TrafficPlan
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PLANS: Final = TypeAdapter(TrafficPlan)
 

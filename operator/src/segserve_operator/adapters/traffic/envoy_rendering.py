@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
-from segserve_operator.adapters.traffic.envoy_clusters import clusters_of, clusters_of_servers, has_endpoints
+from segserve_operator.adapters.traffic.envoy_clusters import Json, clusters_of, clusters_of_servers, has_endpoints
 from segserve_operator.adapters.traffic.envoy_files import as_text
 from segserve_operator.adapters.traffic.envoy_routes import Table
 from segserve_operator.adapters.traffic.envoy_weights import weights_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from segserve_operator.adapters.traffic.envoy_clusters import Json
-    from segserve_operator.core.traffic import Route, TrafficPlan
+from segserve_operator.core.traffic import Route, TrafficPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import TYPES
+from segserve_operator.adapters.traffic.envoy_clusters import TYPES, Json
 from segserve_operator.adapters.traffic.envoy_routes import GROUP_HEADER, MODEL_HEADER
-
-if TYPE_CHECKING:
-    from segserve_operator.adapters.traffic.envoy_clusters import Json
 
 _NOT_FOUND: Final = 5
 _DEADLINE_EXCEEDED: Final = 4

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import PROTOCOLS, TYPES, Upstream, heaviest, weighted
+from segserve_operator.adapters.traffic.envoy_clusters import (
+    PROTOCOLS,
+    TYPES,
+    Json,
+    Protocol,
+    Purpose,
+    Upstream,
+    heaviest,
+    weighted,
+)
 from segserve_operator.adapters.traffic.envoy_weights import weights_prefix
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_operator.adapters.traffic.envoy_clusters import Json, Protocol, Purpose
-    from segserve_operator.core.traffic import Route, Share
+from segserve_operator.core.traffic import Route, Share
 
 ROUTES_NAME: Final = "models"
 ROUTE_HEADER: Final = "x-segserve-route"

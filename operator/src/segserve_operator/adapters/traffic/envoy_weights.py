@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import PROTOCOLS, weighted
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_operator.adapters.traffic.envoy_clusters import Json, Purpose
-    from segserve_operator.core.traffic import Route
+from segserve_operator.adapters.traffic.envoy_clusters import PROTOCOLS, Json, Purpose, weighted
+from segserve_operator.core.traffic import Route
 
 WEIGHTS_NAME: Final = "weights"
 _SPLIT: Final[tuple[Purpose, ...]] = ("infer", "network")
