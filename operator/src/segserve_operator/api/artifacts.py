@@ -76,9 +76,9 @@ class SourceCredential(ApiValue):
 class TrustedIdentity(ApiValue):
     """A signer as named in sigstore certificates."""
 
-    identity: str = Field(min_length=1, max_length=512, description="Who: an e-mail address, or a workflow's URI.")
+    identity: str = Field(min_length=1, max_length=512, description="E-mail address or workflow URI of the signer.")
     issuer: str = Field(
-        pattern=r"^https://", max_length=512, description="Who says so, such as https://accounts.google.com."
+        pattern=r"^https://", max_length=512, description="Issuer of the identity, such as https://accounts.google.com."
     )
 
 
@@ -114,8 +114,8 @@ class Artifacts(ApiValue):
     private_hosts: Annotated[tuple[PrivatePattern, ...], AfterValidator(check_distinct)] = Field(
         (),
         max_length=64,
-        description="Patterns of permitted hosts or networks with private addresses, such as a server in the cluster or "
-        "10.0.0.0/8. The hosts of base and endpoints are always permitted.",
+        description="Patterns of permitted hosts or networks with private addresses, such as a server in the cluster "
+        "or 10.0.0.0/8. The hosts of base and endpoints are always permitted.",
         json_schema_extra=_SET,
     )
     endpoints: Annotated[Mapping[str, Endpoint], AfterValidator(_check_endpoints)] = Field(

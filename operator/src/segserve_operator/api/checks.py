@@ -1,4 +1,4 @@
-"""What has to hold between the fields of a SegmentationModel's spec."""
+"""Rules between the fields of a SegmentationModel's spec."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ Item = TypeVar("Item")
 
 
 def located(message: str, *at: str | int) -> PydanticCustomError:
-    """Return an error for pydantic to collect; `at` leads from the validated value to the wrong one."""
+    """Return an error for pydantic to collect; `at` is the path from the validated value to the invalid one."""
     return PydanticCustomError("spec", "{message}", {"message": message, "at": at})
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Say that no `kind` is called `name`, which are, and which one was perhaps meant."""
+    """Return the message for an unknown name of `kind`: the known names and the closest one."""
     allowed = sorted(known)
-    return f"unknown {kind} {name!r}{meant(name, allowed)}; known: {', '.join(allowed) or 'none'}"
+    return f"unknown {kind} {name!r}{did_you_mean(name, allowed)}; known: {', '.join(allowed) or 'none'}"
 
 
-def meant(name: str, known: Iterable[str]) -> str:
-    """Return which of the known names was perhaps meant, ` (did you mean 'x'?)`; nothing where none is like it."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the closest known name, or an empty string if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check_family(name: str) -> str:
-    """Return the name of a registered family."""
+    """Return the name of a registered family, or raise a validation error."""
     if name not in FAMILIES:
         raise located(unknown_name("family", name, FAMILIES))
     return name
 
 
 def check_distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Return items that are all different."""
+    """Return the items if all are different, else raise a validation error."""
     for index, item in enumerate(items):
         if item in items[:index]:
             raise located(f"{item!r} is listed twice", index)
@@ -54,30 +54,30 @@ def check_distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
 
 
 def in_order_of_id(classes: tuple[ModelClass, ...]) -> tuple[ModelClass, ...]:
-    """Return the classes in order of id; ids and names must differ.
+    """Return the classes in order of id; ids and names must be unique.
 
-    The order in the file says nothing: on a cluster the list is a map by id.
+    The order in the file has no meaning: on a cluster the list is a map with the key id.
     """
     seen: dict[int | str, int] = {}
     for index, item in enumerate(classes):
         for key in (item.id, item.name):
             if key in seen:
                 field = "id" if key == item.id else "name"
-                raise located(f"classes[{seen[key]}] has the {field} {key!r} too", index, field)
+                raise located(f"classes[{seen[key]}] has the {field} {key!r} already", index, field)
             seen[key] = index
     return tuple(sorted(classes, key=lambda item: item.id))
 
 
 def check_class_ids(pipeline: Pipeline) -> None:
-    """Check that ids count up from 0 where they are the numbers of the network's channels."""
+    """Check that ids count up from 0 if the family numbers the network's channels."""
     if not FAMILIES[pipeline.family].numbers_classes:
         return
     number = len(pipeline.classes)
     for index, item in enumerate(pipeline.classes):
         if item.id != index:
             raise located(
-                f"ids must count up from 0 as the channels of family {pipeline.family!r} do: 0 to {number - 1} for "
-                f"{number} classes, got {item.id}",
+                f"ids must be 0 to {number - 1} for {number} classes, like the channels of family "
+                f"{pipeline.family!r}, got {item.id}",
                 "classes",
                 index,
                 "id",
@@ -85,7 +85,7 @@ def check_class_ids(pipeline: Pipeline) -> None:
 
 
 def check_stages(pipeline: Pipeline) -> None:
-    """Check that the stages suit each other, the input and the family."""
+    """Check that the stages fit each other, the input and the family."""
     try:
         check_preprocess(pipeline.preprocess, pipeline.input)
     except PipelineError as error:

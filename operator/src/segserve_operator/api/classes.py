@@ -1,4 +1,4 @@
-"""Which changes of a model's classes would mislead callers who know the old ones."""
+"""Changes of a model's classes that would mislead callers who know the old ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def class_changes(stable: Sequence[ModelClass], new: Sequence[ModelClass]) -> list[str]:
     """Return a sentence for every class of `stable` that `new` drops or renumbers, in the order of `stable`.
 
-    Classes are the same where their names are: a renamed class counts as dropped. New classes are no change.
+    Classes are identified by name: a renamed class counts as dropped. Additional classes are not reported.
     """
     ids = {item.name: item.id for item in new}
     names = {item.id: item.name for item in new}

@@ -55,7 +55,7 @@ def crd_files() -> dict[str, str]:
 
 def _schema(kind: ResourceKind) -> dict[str, Any]:
     schema = structural_schema(kind.type)
-    # Kubernetes owns metadata and its own two fields; of metadata it lets a CRD restrict the name alone.
+    # Kubernetes owns metadata and its own two fields; a CRD may restrict only the name within metadata.
     named = schema["properties"]["metadata"]["properties"]["name"]
     name = {key: named[key] for key in ("type", "maxLength", "pattern")}
     own = {
@@ -63,7 +63,7 @@ def _schema(kind: ResourceKind) -> dict[str, Any]:
         "kind": {"type": "string"},
         "metadata": {"type": "object", "properties": {"name": name}},
     }
-    # Only what the store fills in may be absent from a request, and a default for status would be dropped.
+    # A default for status would be dropped, because a request must not contain one.
     status = {key: value for key, value in schema["properties"]["status"].items() if key != "default"}
     return {**schema, "properties": {**schema["properties"], **own, "status": status}}
 
@@ -73,7 +73,7 @@ def _column(column: Column) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write every CustomResourceDefinition into the folder that the command line names."""
+    """Write every CustomResourceDefinition to the folder on the command line."""
     parser = argparse.ArgumentParser(description="Write the CustomResourceDefinitions of segserve.")
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args(arguments).folder

@@ -1,4 +1,4 @@
-"""YAML text to plain JSON values that know where they stand, and back."""
+"""YAML text to plain JSON values with their positions, and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep"
 
 
 class _Loader(yaml.BaseLoader):
-    """Composes nodes with marks; plain scalars mean what they mean to kubectl, dates and base 60 aside."""
+    """Composes nodes with marks; plain scalars are resolved as kubectl does, except dates and base 60."""
 
     depth = 0
 
@@ -40,7 +40,7 @@ class _Loader(yaml.BaseLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes every value in full, where PyYAML would make equal objects aliases."""
+    """Writes every value in full; PyYAML would write aliases for equal objects."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -56,13 +56,13 @@ for _kind, _pattern, _first in (
     ("merge", r"^<<$", ["<"]),
 ):
     _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
-    # Beside PyYAML's own: a string that this reader or an older one takes for something else is quoted.
+    # In addition to PyYAML's own: a string that this reader or an older one would read as another type is quoted.
     _Dumper.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
 
 
 @dataclass(slots=True)
 class Document:
-    """One document of a text: its plain value and, by path, the marks of each key and value."""
+    """One document of a text: its plain value and the marks of each key and value by path."""
 
     source: str
     value: Any = None
@@ -70,9 +70,9 @@ class Document:
     values: dict[Path, yaml.Mark] = field(default_factory=dict)
 
     def problem(self, path: Path, message: str, *, key: bool = False) -> Problem:
-        """Return the problem at `path`, with the place of the nearest value that is in the text.
+        """Return the problem at `path`, with the position of the nearest value in the text.
 
-        With `key` the place is that of the field's name instead of its value.
+        With `key` the position is that of the field's name instead of its value.
         """
         mark = self.keys.get(path) if key else None
         near = path
@@ -83,13 +83,13 @@ class Document:
 
 
 def read_documents(text: str, source: str) -> list[Document]:
-    """Return the documents of a YAML text; empty ones are left out.
+    """Return the documents of a YAML text except empty ones.
 
-    Raises `SpecError` for text that is no YAML, is too large once aliases are followed, repeats a key, or
-    holds a value that JSON has not.
+    Raises `SpecError` for text that is not YAML, is too large after expanding aliases, repeats a key, or contains a
+    value that JSON cannot represent.
     """
     if len(text) > MAX_LENGTH:
-        raise SpecError([Problem(source, "", f"the text has {len(text)} characters, allowed are {MAX_LENGTH}")])
+        raise SpecError([Problem(source, "", f"the text has {len(text)} characters; at most {MAX_LENGTH} are allowed")])
     try:
         nodes = [node for node in yaml.compose_all(text, _Loader) if node is not None]
     except yaml.reader.ReaderError as error:
@@ -113,7 +113,7 @@ def write_documents(values: Iterable[Any]) -> str:
 
 
 def format_path(path: Path) -> str:
-    """Return a path as people write it: `spec.classes[1].name`."""
+    """Return a path in the usual notation: `spec.classes[1].name`."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -132,7 +132,7 @@ def _problem(source: str, mark: yaml.Mark | None, path: str, message: str) -> Pr
 
 
 class _Reader:
-    """Turns nodes into plain values, and counts them: aliases may not make a large value of a small text."""
+    """Turns nodes into plain values and counts them, so that aliases cannot expand a small text into a huge value."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -149,7 +149,7 @@ class _Reader:
         self.count += 1
         if self.count > MAX_VALUES or len(path) > MAX_DEPTH:
             limit = f"more than {MAX_VALUES} values" if self.count > MAX_VALUES else _TOO_DEEP
-            raise SpecError([_problem(self.source, node.start_mark, "", f"{limit}, aliases followed")])
+            raise SpecError([_problem(self.source, node.start_mark, "", f"{limit} after expanding aliases")])
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return dict(self._items(document, node, path))
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
@@ -167,7 +167,7 @@ class _Reader:
             try:
                 key = _key(key_node)
                 if key in seen:
-                    raise ValueError(f"{key!r} is given twice, first in line {seen[key]}")
+                    raise ValueError(f"{key!r} occurs twice, first in line {seen[key]}")
             except ValueError as error:
                 self.problems.append(_problem(self.source, mark, format_path(path), str(error)))
                 continue
@@ -177,7 +177,7 @@ class _Reader:
 
 
 def _key(node: yaml.Node) -> str:
-    """Return the text of a key, or raise ValueError that says why it is none."""
+    """Return the text of a key; raises ValueError if it is not a string."""
     if node.tag == f"{_TAG}merge":
         raise ValueError("merge keys (<<) are not allowed")
     if node.tag != f"{_TAG}str" or not isinstance(node, yaml.ScalarNode):
@@ -187,15 +187,15 @@ def _key(node: yaml.Node) -> str:
 
 
 def _text(text: str) -> str:
-    """Join surrogate pairs, as JSON may write them, and raise ValueError on half of one."""
+    """Join surrogate pairs, which JSON may contain; raises ValueError for an unpaired one."""
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError as error:
-        raise ValueError(f"holds half of a surrogate pair: {text!r}") from error
+        raise ValueError(f"contains an unpaired surrogate: {text!r}") from error
 
 
 def _scalar(node: yaml.Node) -> Any:
-    """Return the JSON value of a scalar, or raise ValueError that says why there is none."""
+    """Return the JSON value of a scalar; raises ValueError if there is none."""
     kind = node.tag.removeprefix(_TAG)
     if not isinstance(node, yaml.ScalarNode) or kind not in ("null", "bool", "int", "float", "str", "merge"):
         raise ValueError(f"the tag {node.tag!r} is not allowed")

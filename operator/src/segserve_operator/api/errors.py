@@ -1,4 +1,4 @@
-"""What is wrong with a resource, and where in the file it is wrong."""
+"""Problems of resources, with their place in the file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: `message` says what was seen and what is allowed.
+    """One problem: `message` says what was found and what is allowed.
 
-    `line` and `column` count from 1; they are None where the resource did not come from a text. `path` leads
-    to the field within its document (`spec.postprocess[1].removeSmallRegions.minArea`), to the place that has
-    an unknown field or stage, or is empty for the whole document.
+    `line` and `column` count from 1; both are None if the resource was not read from text. `path` is the field within
+    its document (`spec.postprocess[1].removeSmallRegions.minArea`), the parent of an unknown field or stage, or empty
+    for the whole document.
     """
 
     source: str
@@ -30,7 +30,7 @@ class Problem:
 
 
 class SpecError(Exception):
-    """Resources that cannot be used; `problems` holds everything found, in the order of the text."""
+    """Raised for invalid resources; `problems` lists every problem in the order of the text."""
 
     reason: ClassVar[str] = "SpecInvalid"
 

@@ -1,4 +1,4 @@
-"""From YAML text or plain JSON to typed resources and back; every error names its place."""
+"""YAML text or plain JSON to typed resources and back; every error has its position."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from segserve_operator.api.resources import Resource
 
-_COMPLETE: Final = ("spec", "name", "duration", "value_error")  # their messages say what was seen
+_COMPLETE: Final = ("spec", "name", "duration", "value_error")  # their messages already contain the value
 # Names of earlier versions of v1alpha1: an error about one of them names the present one.
 _RENAMED: Final = {
     "bake": "bakeTime",
@@ -54,13 +54,13 @@ _BRIEF.maxstring = _BRIEF.maxother = 80
 def load(text: str, source: str) -> list[Resource]:
     """Return the resources of a YAML text of one or more documents; `source` is the file's name in errors.
 
-    Raises `SpecError` with every problem found. A text without any resource is one.
+    Raises `SpecError` with all problems; a text without resources is one.
     """
     return [resource for resource, _ in load_with_documents(text, source)]
 
 
 def load_with_documents(text: str, source: str) -> list[tuple[Resource, Document]]:
-    """Return what `load` does, each resource with the document that it was written as."""
+    """Return what `load` does, each resource with its document."""
     documents = read_documents(text, source)
     if not documents:
         raise SpecError([Problem(source, "", f"no resource found; a resource starts with apiVersion: {GROUP_VERSION}")])
@@ -76,7 +76,7 @@ def load_with_documents(text: str, source: str) -> list[tuple[Resource, Document
         loaded.append((resource, document))
         key = (resource.kind, resource.metadata.namespace, resource.metadata.name)
         if key in seen:
-            message = f"{resource.kind} {resource.metadata.name!r} is given twice, first in document {seen[key]}"
+            message = f"{resource.kind} {resource.metadata.name!r} occurs twice, first in document {seen[key]}"
             problems.append(document.problem(("metadata", "name"), message))
         seen.setdefault(key, number)
     if problems:
@@ -90,9 +90,9 @@ def dump(resources: Iterable[Resource]) -> str:
 
 
 def parse(value: Mapping[str, Any], source: str) -> Resource:
-    """Return the resource of a JSON value, as a store's API gives it; `source` names it in errors.
+    """Return the resource of a JSON value, such as an object of the Kubernetes API; `source` names it in errors.
 
-    Raises `SpecError` with every problem found.
+    Raises `SpecError` with all problems.
     """
     return _typed(Document(source, dict(value)))
 
@@ -103,7 +103,7 @@ def _typed(document: Document) -> Resource:
     if isinstance(value.get("metadata"), dict):
         value["metadata"] = {key: item for key, item in value["metadata"].items() if key not in UNREAD_METADATA}
     try:
-        # Strict: for a Kubernetes API server the string "8" is no number either.
+        # Strict, because a Kubernetes API server does not accept the string "8" as a number either.
         return kind.type.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False)
@@ -111,7 +111,7 @@ def _typed(document: Document) -> Resource:
 
 
 def _kind(document: Document) -> str:
-    """Return the registered kind that the document names."""
+    """Return the registered kind of the document."""
     value = document.value
     if not isinstance(value, dict):
         raise SpecError([document.problem((), f"a resource must be a mapping, got {_BRIEF.repr(value)}")])
@@ -154,7 +154,7 @@ def _unknown(noun: str, name: str, known: Sequence[str]) -> str:
 
 
 def _fields(schema: Mapping[str, Any], path: Path) -> list[str]:
-    """Return the names of the fields that the schema knows at `path`."""
+    """Return the names of the fields in the schema at `path`."""
     for part in path:
         schema = schema["items"] if isinstance(part, int) else schema["properties"][part]
     return list(schema.get("properties", ()))
@@ -173,7 +173,7 @@ def _noun(path: Path) -> str:
 
 
 def _message(detail: ErrorDetails) -> str:
-    """Say what is allowed and what was seen, in words that do not come from Python."""
+    """Return what is allowed and what was found, in terms of YAML instead of Python."""
     seen = detail["input"]
     if detail["type"] in _COMPLETE:
         if isinstance(seen, dict) and [*seen.values()] == [None]:

@@ -40,19 +40,19 @@ def parse_duration(value: Any) -> timedelta:
     """Read a duration in hours, minutes and seconds: `1h`, `90s`, `1h30m`; a `timedelta` stays as it is."""
     if isinstance(value, timedelta):
         return value
-    found = re.fullmatch(DURATION_PATTERN, value) if isinstance(value, str) and value else None
-    if found is None:
+    match = re.fullmatch(DURATION_PATTERN, value) if isinstance(value, str) and value else None
+    if match is None:
         raise PydanticCustomError(
             "duration",
             "must be a duration such as 1h, 90s or 1h30m, got {seen}",
             {"seen": repr(value)},
         )
-    amounts = [int(part[:-1]) if part else 0 for part in found.groups()]
+    amounts = [int(part[:-1]) if part else 0 for part in match.groups()]
     return timedelta(seconds=sum(amount * size for amount, (_, size) in zip(amounts, _UNITS, strict=True)))
 
 
 def format_duration(duration: timedelta) -> str:
-    """Write a duration of whole seconds as `parse_duration` reads it: `1h30m`; zero is `0s`."""
+    """Return a duration of whole seconds in the form that `parse_duration` reads: `1h30m`; zero is `0s`."""
     rest = int(duration.total_seconds())
     parts = []
     for unit, size in _UNITS:
@@ -63,7 +63,7 @@ def format_duration(duration: timedelta) -> str:
 
 
 def check_name(name: str) -> str:
-    """Return a name that models and pools may have."""
+    """Return a valid name of a model or pool, or raise a validation error."""
     if len(name) > MODEL_NAME_MAX_LENGTH or not re.fullmatch(MODEL_NAME_PATTERN, name):
         raise PydanticCustomError(
             "name",
@@ -87,7 +87,7 @@ Duration = Annotated[
     PlainSerializer(format_duration, return_type=str),
     WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN, "minLength": 2, "maxLength": 18}),
 ]
-"""A `timedelta` inside, `1h30m` outside."""
+"""A `timedelta` in Python, `1h30m` in JSON."""
 
 Timestamp = Annotated[
     AwareDatetime,
@@ -95,7 +95,7 @@ Timestamp = Annotated[
     PlainSerializer(_to_rfc3339, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
-"""A UTC `datetime` of whole seconds inside, RFC 3339 outside."""
+"""A UTC `datetime` of whole seconds in Python, RFC 3339 in JSON."""
 
 ResourceName = Annotated[
     str,
@@ -108,7 +108,7 @@ ResourceName = Annotated[
 
 
 class ApiValue(FrozenModel):
-    """A value of the API: immutable, camelCase outside, no unknown keys."""
+    """A value of the API: immutable, camelCase in JSON, unknown keys forbidden."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the value as JSON with camelCase keys and without nulls."""
@@ -119,7 +119,7 @@ class ObjectMeta(ApiValue):
     """The metadata that segserve reads; `UNREAD_METADATA` lists what it ignores."""
 
     name: ResourceName = Field(
-        description="Name of the resource, under which a model is served: a DNS label of at most 40 characters without --."
+        description="Name of the resource; models are served under it. A DNS label of at most 40 characters without --."
     )
     namespace: str = Field("default", description="Namespace of the resource.")
     labels: Mapping[str, str] = Field({}, description="Labels, for selection.")

@@ -19,17 +19,17 @@ _LABEL_PATTERN: Final = r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
 
 
 def check_quantity(value: Any) -> str:
-    """Return an amount as Kubernetes writes it; a whole number may come without quotes."""
+    """Return a quantity in Kubernetes notation; whole numbers need no quotes."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not re.fullmatch(QUANTITY_PATTERN, text):
         raise PydanticCustomError(
-            "quantity", "must be an amount such as 2, 500m or 16Gi, got {seen}", {"seen": repr(value)}
+            "quantity", "must be a quantity such as 2, 500m or 16Gi, got {seen}", {"seen": repr(value)}
         )
     return text
 
 
 def check_keys(values: Mapping[str, str]) -> Mapping[str, str]:
-    """Return a map whose keys may be names of labels, annotations or resources."""
+    """Return a map whose keys are valid names of labels, annotations or resources."""
     for key in values:
         if not re.fullmatch(_KEY_PATTERN, key):
             raise PydanticCustomError(
@@ -39,12 +39,12 @@ def check_keys(values: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def check_labels(values: Mapping[str, str]) -> Mapping[str, str]:
-    """Return a map of labels."""
+    """Return a map of valid labels."""
     for key, value in check_keys(values).items():
         if not re.fullmatch(_LABEL_PATTERN, value):
             raise PydanticCustomError(
                 "label",
-                "a label value must have at most 63 letters, digits, dots, dashes and underscores, got {seen} for {key}",
+                "a label value is at most 63 letters, digits, dots, dashes and underscores, got {seen} for {key}",
                 {"seen": repr(value), "key": key},
             )
     return values
@@ -55,7 +55,7 @@ Quantity = Annotated[
     BeforeValidator(check_quantity),
     WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 28}),
 ]
-"""An amount as Kubernetes writes it: `2`, `500m`, `16Gi`."""
+"""A quantity in Kubernetes notation: `2`, `500m`, `16Gi`."""
 
 Labels = Annotated[Mapping[str, str], AfterValidator(check_labels), Field(max_length=64)]
 Annotations = Annotated[Mapping[str, str], AfterValidator(check_keys), Field(max_length=64)]

@@ -1,4 +1,4 @@
-"""The registry of resource kinds, with what Kubernetes is told of each: adding one is a file and an entry."""
+"""Registry of resource kinds and their definitions for Kubernetes: a new kind is a file and an entry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Resource: TypeAlias = SegmentationModel | TritonPool | SegmentationRollout
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of `get`: its heading, type and the JSON path of its value."""
+    """One column of `get`: heading, type and JSON path of the value."""
 
     name: str
     type: str
@@ -27,7 +27,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class ResourceKind:
-    """A kind of resource: its type, its names, and what `get` prints of it."""
+    """A kind of resource: its type, its names and its columns in `get`."""
 
     type: type[SegmentationModel] | type[TritonPool] | type[SegmentationRollout]
     plural: str
@@ -35,11 +35,11 @@ class ResourceKind:
     categories: tuple[str, ...]
     columns: tuple[Column, ...]
     scale: Mapping[str, str] | None = None
-    """Where `kubectl scale` and autoscalers find replicas and labels, for kinds that can be scaled."""
+    """Paths of replicas and labels for `kubectl scale` and autoscalers; None if the kind cannot be scaled."""
 
     @property
     def kind(self) -> str:
-        """The kind as resources name it."""
+        """The name of the kind in resources."""
         return self.type.__name__
 
     @property

@@ -53,7 +53,7 @@ _FASTER_FIRST: Final = "a higher percentile needs a latency at least as long as 
 
 
 class Slo(ApiValue):
-    """Service level objective. Latencies have two significant digits, such as 250 or 1200, as the gateway's bins have."""
+    """Service level objective. Latencies have two significant digits (250, 1200), as the gateway's bins have."""
 
     model_config = ConfigDict(
         json_schema_extra=_rules(
@@ -161,7 +161,7 @@ class LatencyGate(ApiValue):
 
 
 class BurnRateGate(ApiValue):
-    """Breaches if the promoted revision burns the SLO's error budget too fast over a long and a short window at once."""
+    """Breaches if the promoted revision burns the SLO's error budget too fast over a long and a short window."""
 
     gate: Literal["burnRate"] = Field("burnRate", description="Name of the gate.")
     factor: float = Field(
@@ -326,11 +326,13 @@ class RolloutPolicy(ApiValue):
 
     strategy: Literal["canary", "blueGreen", "immediate"] = Field(
         "canary",
-        description="canary shifts requests in steps; blueGreen switches after the golden images; immediate after the proof.",
+        description="canary shifts requests in steps; blueGreen switches at once after the golden images; immediate "
+        "at once after the proof.",
     )
     pace: Literal["evidence", "steps"] = Field(
         "evidence",
-        description="evidence advances as soon as the possible harm fits maxBadRequests; steps also waits for minDuration.",
+        description="evidence advances as soon as the possible harm fits maxBadRequests; steps also waits for "
+        "minDuration.",
     )
     steps: Annotated[tuple[RolloutStep, ...], AfterValidator(_check_rising)] = Field(
         DEFAULT_STEPS,

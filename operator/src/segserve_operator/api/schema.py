@@ -1,4 +1,4 @@
-"""Turns a type's JSON schema into the structural OpenAPI v3 that Kubernetes asks of a CRD."""
+"""Converts a type's JSON schema to the structural OpenAPI v3 schema that Kubernetes requires in a CRD."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _STEPS: Final = frozenset({PreprocessStep.__name__, PostprocessStep.__name__})
 
 
 class NotStructuralError(Exception):
-    """A field's type has no structural schema."""
+    """Raised if the type of a field has no structural schema."""
 
 
 class _Generator(GenerateJsonSchema):
-    """Writes durations' defaults as resources have them."""
+    """Writes default durations in the notation of resources."""
 
     def encode_default(self, dft: Any) -> Any:
         return format_duration(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
@@ -52,9 +52,9 @@ class _Generator(GenerateJsonSchema):
 
 @cache
 def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the structural schema of a type; callers leave it unchanged.
+    """Return the structural schema of a type; callers must not modify it.
 
-    Raises `NotStructuralError` where a field is a union (without a tag) or a tuple of different types.
+    Raises `NotStructuralError` if a field is an untagged union or a tuple of different types.
     """
     raw = model.model_json_schema(by_alias=True, schema_generator=_Generator)
     return _node(raw, raw.get("$defs", {}))
@@ -70,15 +70,15 @@ def _node(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, A
         node["enum"] = [raw["const"]]
     if "description" in node:
         node["description"] = " ".join(node["description"].split())
-    if _INT_OR_STRING in node:  # the one place where Kubernetes knows a union
+    if _INT_OR_STRING in node:  # the only union that Kubernetes supports
         return node | {"default": raw["default"]} if raw.get("default") is not None else node
     if "type" not in node:
         raise NotStructuralError(f"{raw.get('title', 'a field')} has no single type: {sorted(raw)}")
-    if node["type"] == "object" and "maxLength" in node:  # pydantic's word for any mapping
+    if node["type"] == "object" and "maxLength" in node:  # pydantic's keyword for mappings
         node["maxProperties"] = node.pop("maxLength")
     node |= _bounds(raw)
     node |= _children(raw, definitions)
-    # An empty text is what readers take for an absent one anyway, and older API servers turn it into null.
+    # Readers treat an empty string as absent anyway, and older API servers turn it into null.
     if raw.get("default") not in (None, ""):
         node["default"] = _default(raw["default"], node)
     if raw.get("title") in _STEPS:
@@ -97,7 +97,7 @@ def _tagged(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str,
 
 
 def _default(value: Any, node: Mapping[str, Any]) -> Any:
-    """Return a default without the fields that the API server fills in by itself."""
+    """Return a default without the fields that the API server fills in itself."""
     if isinstance(value, list):
         return [_default(item, node["items"]) for item in value]
     if "properties" not in node:
@@ -109,7 +109,7 @@ def _default(value: Any, node: Mapping[str, Any]) -> Any:
 
 
 def _resolved(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Put referenced and optional types in place; what stands beside them wins, the description above all."""
+    """Replace references and optional types; keys beside them, above all the description, take precedence."""
     if "discriminator" in raw:
         return raw
     own = {key: value for key, value in raw.items() if key not in ("$ref", "anyOf", "allOf")}
@@ -131,7 +131,7 @@ def _resolved(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping
 
 
 def _bounds(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return numeric bounds as OpenAPI v3 has them: an exclusive bound is a flag beside the bound."""
+    """Return numeric bounds in OpenAPI v3 form, where an exclusive bound is a flag beside the bound."""
     bounds: dict[str, Any] = {}
     for side in ("Minimum", "Maximum"):
         if f"exclusive{side}" in raw:
@@ -169,5 +169,5 @@ def _exactly_one(properties: Mapping[str, Any]) -> dict[str, str]:
     named = ", ".join(f"has(self.{name})" for name in properties)
     return {
         "rule": f"[{named}].exists_one(named, named)",
-        "message": f"exactly one stage must be named: {', '.join(sorted(properties))}",
+        "message": f"exactly one stage must be set: {', '.join(sorted(properties))}",
     }

@@ -71,7 +71,7 @@ class DecisionStatus(ApiValue):
     message: str = Field("", max_length=MESSAGE_MAX_LENGTH, description="Reason as a sentence.")
     saw: str | None = Field(
         None,
-        description="Inputs, result and verdicts of the decision as gzipped JSON in base64; absent from very old decisions.",
+        description="Inputs, result and verdicts of the decision as gzipped JSON in base64; absent from very old ones.",
     )
 
 

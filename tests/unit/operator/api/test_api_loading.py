@@ -147,15 +147,15 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
         pytest.param(
             "id: 1",
             "id: 2",
-            "13:12: spec.classes[1].id: ids must count up from 0 as the channels of family "
-            "'semantic-logits' do: 0 to 1 for 2 classes, got 2",
+            "13:12: spec.classes[1].id: ids must be 0 to 1 for 2 classes, like the channels of family "
+            "'semantic-logits', got 2",
             id="a gap in the ids",
         ),
-        pytest.param("id: 1", "id: 0", "13:12: spec.classes[1].id: classes[0] has the id 0 too", id="an id twice"),
+        pytest.param("id: 1", "id: 0", "13:12: spec.classes[1].id: classes[0] has the id 0 already", id="an id twice"),
         pytest.param(
             "name: coin,",
             "name: background,",
-            "13:21: spec.classes[1].name: classes[0] has the name 'background' too",
+            "13:21: spec.classes[1].name: classes[0] has the name 'background' already",
             id="a name twice",
         ),
         pytest.param(
@@ -173,7 +173,7 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
         pytest.param(
             "keepPrevious: 1h",
             "keepPrevious: 60",
-            "25:17: spec.keepPrevious: must be a duration in h, m and s such as 1h, 90s or 1h30m, got 60",
+            "25:17: spec.keepPrevious: must be a duration such as 1h, 90s or 1h30m, got 60",
             id="a duration without a unit",
         ),
         pytest.param(
@@ -228,7 +228,7 @@ def test_all_problems_of_all_documents_are_told_at_once(coins_text: str) -> None
 
 def test_a_resource_is_given_once(coins_text: str) -> None:
     assert problems_of(f"{coins_text}---\n{coins_text}") == [
-        "model.yaml:29:18: metadata.name: SegmentationModel 'coins' is given twice, first in document 1"
+        "model.yaml:29:18: metadata.name: SegmentationModel 'coins' occurs twice, first in document 1"
     ]
 
 

@@ -29,7 +29,7 @@ def test_a_duration_counts_hours_minutes_and_seconds(text: str, seconds: int) ->
     "value", ["", "1", "1d", "h", "1.5h", "-1h", "30m1h", "1h 30m", "1H", "1h\n", "999999h", 60, 1.5, None, True]
 )
 def test_anything_else_is_no_duration(value: object) -> None:
-    with pytest.raises(ValidationError, match="must be a duration in h, m and s such as 1h, 90s or 1h30m, got"):
+    with pytest.raises(ValidationError, match="must be a duration such as 1h, 90s or 1h30m, got"):
         TypeAdapter(Duration).validate_python(value)
 
 

@@ -56,13 +56,13 @@ def test_amounts_need_no_quotes() -> None:
     ("spec", "said"),
     [
         pytest.param({"server": {"image": "own:1"}}, "needs its Triton release", id="an image without its release"),
-        pytest.param({"server": {"cache": {}}}, "exactly one must be named.*none", id="no cache"),
+        pytest.param({"server": {"cache": {}}}, "exactly one of size.*, got none", id="no cache"),
         pytest.param(
             {"server": {"cache": {"size": "1Gi", "hostPath": "/cache"}}}, "got size, hostPath", id="two caches"
         ),
         pytest.param({"server": {"cache": {"hostPath": "cache"}}}, "pattern", id="a folder that is relative"),
         pytest.param({"server": {"sharedMemory": "much"}}, "an amount such as 2, 500m or 16Gi, got 'much'", id="words"),
-        pytest.param({"server": {"sharedMemory": True}}, "an amount", id="a truth instead of an amount"),
+        pytest.param({"server": {"sharedMemory": True}}, "a quantity", id="a truth instead of an amount"),
         pytest.param({"server": {"env": [{"name": "SEGSERVE_POOL"}]}}, "segserve's own", id="a variable of ours"),
         pytest.param({"server": {"env": [{"name": "A"}, {"name": "A"}]}}, "listed twice", id="a variable twice"),
         pytest.param({"server": {"podLabels": {"a b": "c"}}}, "got 'a b'", id="a label's name with a space"),
@@ -91,7 +91,7 @@ def test_amounts_need_no_quotes() -> None:
         ),
         pytest.param({"artifacts": {"claims": ["../x"]}}, "pattern", id="a claim that is a path"),
         pytest.param({"artifacts": {"claims": ["a", "a"]}}, "listed twice", id="a claim twice"),
-        pytest.param({"artifacts": {"maxSize": "big"}}, "an amount", id="a size in words"),
+        pytest.param({"artifacts": {"maxSize": "big"}}, "a quantity", id="a size in words"),
         pytest.param({"artifacts": {"signatures": {"keys": ["ssh-rsa AAAA"]}}}, "pattern", id="a key that is no PEM"),
         pytest.param({"replicas": 0}, "greater than or equal to 1", id="no servers"),
         pytest.param({"gateway": {"serviceType": "ExternalName"}}, "ClusterIP", id="a Service of another kind"),

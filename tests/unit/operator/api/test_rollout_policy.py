@@ -74,11 +74,11 @@ def test_a_policy_does_not_change_the_revision(coins_value: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("slo", "said"),
     [
-        pytest.param({"p95Milliseconds": 123}, "slo.p95Milliseconds: must have at most two significant digits, as 120",
+        pytest.param({"p95Milliseconds": 123}, "slo.p95Milliseconds: must have at most two significant digits, such as",
                      id="a latency between bins"),
         pytest.param({"p50Milliseconds": 200, "p95Milliseconds": 100},
-                     "slo.p95Milliseconds: a higher percentile cannot be promised sooner than a lower one: "
-                     "p50Milliseconds is 200, p95Milliseconds 100", id="p95 before p50"),
+                     "slo.p95Milliseconds: a higher percentile needs a latency at least as long as a lower one's: "
+                     "p50Milliseconds is 200, p95Milliseconds is 100", id="p95 before p50"),
         pytest.param({"p50Milliseconds": 200, "p99Milliseconds": 100}, "slo.p99Milliseconds", id="p99 before p50"),
         pytest.param({"errorPercent": 0}, "slo.errorPercent: must be greater than 0, got 0", id="no budget at all"),
     ],
@@ -99,23 +99,23 @@ def test_latencies_of_two_digits_are_taken(coins_value: dict[str, Any], millisec
     ("rollout", "said"),
     [
         pytest.param({"steps": [{"weight": 20}, {"weight": 10}]},
-                     "rollout.steps[1].weight: weights must rise from step to step, got 10 after 20", id="falling"),
+                     "rollout.steps[1].weight: weights must increase from step to step, got 10 after 20", id="falling"),
         pytest.param({"steps": [{"weight": 20}, {"weight": 20}]}, "got 20 after 20", id="the same weight twice"),
         pytest.param({"steps": [{"weight": 100}]}, "steps[0].weight: must be less than or equal to 99", id="all"),
         pytest.param({"steps": [{"weight": 5, "minDuration": "10m", "maxDuration": "90s"}]},
                      "steps[0].minDuration: minDuration must not be longer than maxDuration, got 10m and 1m30s",
                      id="over first"),
-        pytest.param({"steps": []}, "rollout.steps: a canary needs at least one step", id="a canary without steps"),
+        pytest.param({"steps": []}, "rollout.steps: the strategy canary needs", id="a canary without steps"),
         pytest.param({"strategy": "blueGreen", "steps": [{"weight": 10}]},
-                     "rollout.steps: only a canary has steps", id="steps of what has none"),
+                     "rollout.steps: steps are for the strategy canary", id="steps of what has none"),
         pytest.param({"deadline": "0s"}, "rollout.deadline: must be longer than 0s, got 0s", id="no time"),
         pytest.param({"alpha": 0.5}, "rollout.alpha: must be less than or equal to 0.2", id="too many false alarms"),
         pytest.param({"gates": [{"gate": "latency"}, {"gate": "latency"}]},
-                     "rollout.gates[1]: a gate may be listed once, and a name be given once: gates[0] is 'latency'",
+                     "rollout.gates[1]: each gate and each name may be listed only once: gates[0] is 'latency'",
                      id="a gate twice"),
-        pytest.param({"gates": [WEBHOOK, WEBHOOK]}, "gates[0] is 'night' too", id="a name twice"),
+        pytest.param({"gates": [WEBHOOK, WEBHOOK]}, "gates[0] is 'night' already", id="a name twice"),
         pytest.param({"gates": [{**WEBHOOK, "name": "resource"}]},
-                     "rollout.gates[0].name: the name 'resource' is that of another gate", id="a gate's name"),
+                     "rollout.gates[0].name: the name 'resource' belongs to another gate", id="a gate's name"),
         pytest.param({"gates": [{"gate": "latncy"}]},
                      "rollout.gates[0].gate: unknown gate 'latncy' (did you mean 'latency'?)", id="an unknown gate"),
         pytest.param({"gates": [{}]}, "rollout.gates[0]: field 'gate' is missing", id="a gate without its name"),
@@ -176,8 +176,8 @@ def test_the_definition_allows_each_gate_its_own_fields_alone() -> None:
     item = structural_schema(SegmentationModel)["properties"]["spec"]["properties"]["rollout"]["properties"]["gates"]
     rules = {rule["message"]: rule["rule"] for rule in item["items"]["x-kubernetes-validations"]}
 
-    assert "has(self.alphaShare)" not in rules["of latency there is: alphaShare"]
-    assert "!has(self.url)" in rules["of latency there is: alphaShare"]
+    assert "has(self.alphaShare)" not in rules["latency allows only: alphaShare"]
+    assert "!has(self.url)" in rules["latency allows only: alphaShare"]
     assert rules["webhook needs name, url"] == "self.gate != 'webhook' || (has(self.name) && has(self.url))"
 
 
@@ -207,5 +207,5 @@ def test_floors_of_quality_need_golden_images() -> None:
         "rollout": {"gates": [{"gate": "goldenQuality", "minIou": 0.9}]},
     }
 
-    with pytest.raises(ValidationError, match=r"goldenQuality names minIou: that needs spec\.golden, got none"):
+    with pytest.raises(ValidationError, match=r"minIou of goldenQuality needs spec\.golden, which is not set"):
         SegmentationModelSpec.model_validate(spec)

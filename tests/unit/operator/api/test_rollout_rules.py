@@ -85,16 +85,20 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("rollout", "said"),
     [
-        pytest.param({"steps": [{"weight": 5}, {"weight": 5}]}, "weights must rise", id="a weight twice"),
+        pytest.param({"steps": [{"weight": 5}, {"weight": 5}]}, "weights must increase", id="a weight twice"),
         pytest.param(
             {"steps": [{"weight": 5, "minDuration": "2m", "maxDuration": "90s"}]}, "minDuration must not", id="times"
         ),
-        pytest.param({"steps": []}, "a canary needs", id="a canary without steps"),
-        pytest.param({"strategy": "immediate", "steps": [{"weight": 5}]}, "only a canary", id="steps of what has none"),
-        pytest.param({"gates": [{"gate": "latency"}] * 2}, "listed once", id="a gate twice"),
-        pytest.param({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed once", id="a name twice"),
+        pytest.param({"steps": []}, "the strategy canary needs", id="a canary without steps"),
         pytest.param(
-            {"gates": [{"gate": "errorRate", "interval": "1m"}]}, "of errorRate there is: alphaShare", id="another's"
+            {"strategy": "immediate", "steps": [{"weight": 5}]},
+            "steps are for the strategy canary",
+            id="steps of what has none",
+        ),
+        pytest.param({"gates": [{"gate": "latency"}] * 2}, "listed only once", id="a gate twice"),
+        pytest.param({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed only once", id="a name twice"),
+        pytest.param(
+            {"gates": [{"gate": "errorRate", "interval": "1m"}]}, "errorRate allows only: alphaShare", id="another's"
         ),
         pytest.param({"gates": [{"gate": "webhook", "name": "n"}]}, "webhook needs name, url", id="half a gate"),
     ],
