@@ -11,11 +11,11 @@ from segserve_operator.adapters.kube.view import PoolKey, selector
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from segserve_operator.adapters.kube.api import Kind
+    from segserve_common.kube.kinds import Kind
     from segserve_operator.adapters.kube.view import View
 
 
-def registry_of(view: View, wake: Callable[[PoolKey], None]) -> kopf.OperatorRegistry:
+def registry_of(view: View, enqueue: Callable[[PoolKey], None]) -> kopf.OperatorRegistry:
     """Return kopf's handlers for all kinds of the view.
 
     Only `on.event` is used: kopf then writes nothing into any object, no finalizer, no annotation, and has no
@@ -24,7 +24,7 @@ def registry_of(view: View, wake: Callable[[PoolKey], None]) -> kopf.OperatorReg
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(_login)
     for kind in view.kinds:
-        kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(_feed(kind, view, wake))
+        kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(_feed(kind, view, enqueue))
     return registry
 
 
@@ -56,12 +56,12 @@ def settings_of(view: View) -> kopf.OperatorSettings:
     return settings
 
 
-def _feed(kind: Kind, view: View, wake: Callable[[PoolKey], None]) -> Callable[..., Any]:
+def _feed(kind: Kind, view: View, enqueue: Callable[[PoolKey], None]) -> Callable[..., Any]:
     async def feed(event: kopf.RawEvent, **_: Any) -> None:
         found: Any = event["object"]
         news = view.drop(kind, found) if event["type"] == "DELETED" else view.take(kind, dict(found))
         for key in news:
-            wake(key)
+            enqueue(key)
 
     feed.__name__ = f"feed_{kind.plural}"
     return feed

@@ -15,14 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import kopf
 
-from segserve_operator.adapters.kube.api import (
-    CHILDREN,
-    DISRUPTION_BUDGETS,
-    MODELS,
-    OLD_DISRUPTION_BUDGETS,
-    POOLS,
-    ApiError,
-)
+from segserve_common.kube.errors import ApiError
+from segserve_common.kube.kinds import CHILDREN, DISRUPTION_BUDGETS, MODELS, OLD_DISRUPTION_BUDGETS, POOLS
 from segserve_operator.adapters.kube.known_writes import KnownWrites
 from segserve_operator.adapters.kube.lease import Fenced, LeaderLease
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
@@ -105,21 +99,21 @@ class Operator:
                 await asyncio.sleep(START_PAUSE_S)
         self.audited_at_s = time.monotonic()
         for key in self.view.pools():
-            self.worker.wake(key)
+            self.worker.enqueue(key)
 
     async def _audit(self) -> None:
         while True:
             await asyncio.sleep(AUDIT_S)
             try:
                 for key in await audit(self.view, self.api, self.scopes):
-                    self.worker.wake(key)
+                    self.worker.enqueue(key)
                 self.audited_at_s = time.monotonic()
             except ApiError as error:
                 log.warning("the view could not be audited: %s: %s", type(error).__name__, error)
 
     async def _watch(self, stopping: asyncio.Event) -> None:
         await kopf.operator(
-            registry=registry_of(self.view, self.worker.wake),
+            registry=registry_of(self.view, self.worker.enqueue),
             settings=settings_of(self.view),
             namespaces=self.settings.namespaces,
             clusterwide=not self.settings.namespaces,
@@ -147,7 +141,7 @@ async def assemble(settings: Settings, api: LightkubeApi, metrics: Metrics) -> O
 
     def wake_all() -> None:
         for key in view.pools():
-            worker.wake(key)
+            worker.enqueue(key)
 
     lease = LeaderLease(api, settings.lease_namespace, settings.lease_name, settings.pod_name, on_acquired=wake_all)
     told = _notifier(api, metrics)

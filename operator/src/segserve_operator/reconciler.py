@@ -24,7 +24,7 @@ from segserve_operator.adapters.notify.targets import targets
 from segserve_operator.caches import Ledger
 from segserve_operator.core.models.roles import next_due_s
 from segserve_operator.service import Service, brief
-from segserve_operator.worker import Pass
+from segserve_operator.worker import ReconcileResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ class Passes:
         self._clock = clock
         self._kept: dict[PoolKey, Kept] = {}
 
-    async def run(self, key: PoolKey) -> Pass:
+    async def run(self, key: PoolKey) -> ReconcileResult:
         """Make a pass over a pool; raises what a call to the API raised."""
         kept = self._kept.get(key) or self._begin(key)
         store = ClusterStore(self._api, self._view, self._targets, key, kept.parsed, kept.known, self._clock)
@@ -106,7 +106,7 @@ class Passes:
                 key.namespace, key.pool, model, false_alarms=max(new, 0), dispersion=test.dispersion
             )
             kept.false_alarms[model] = test.false_alarms
-        return Pass(len(actions), next_due_s(models, self._clock()))
+        return ReconcileResult(len(actions), next_due_s(models, self._clock()))
 
     def _begin(self, key: PoolKey) -> Kept:
         plans: dict[str, TrafficPlan] = {}

@@ -7,27 +7,27 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from segserve_operator.worker import Pass, Worker
+from segserve_operator.worker import ReconcileResult, Worker
 
 
 @dataclass
 class Passes:
     """Counts passes, and does in each what a test says."""
 
-    answers: list[Pass | Exception] = field(default_factory=list)
+    answers: list[ReconcileResult | Exception] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     outcomes: list[str] = field(default_factory=list)
     leader: bool = True
     wanted: bool = True
 
-    async def run(self, key: str) -> Pass:
+    async def run(self, key: str) -> ReconcileResult:
         assert key not in self.running, "two passes of one key at a time"
         self.running.add(key)
         await asyncio.sleep(0.01)
         self.running.discard(key)
         self.made.append(key)
-        answer = self.answers.pop(0) if self.answers else Pass(writes=0)
+        answer = self.answers.pop(0) if self.answers else ReconcileResult(writes=0)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -55,7 +55,7 @@ async def test_many_wakes_before_a_pass_are_one() -> None:
     passes = Passes()
     async with working(passes) as worker:
         for _ in range(50):
-            worker.wake("pool")
+            worker.enqueue("pool")
         await until(lambda: len(passes.made) == 1)
         await asyncio.sleep(0.2)
 
@@ -65,16 +65,16 @@ async def test_many_wakes_before_a_pass_are_one() -> None:
 async def test_a_wake_during_a_pass_is_not_lost() -> None:
     passes = Passes()
     async with working(passes) as worker:
-        worker.wake("pool")
+        worker.enqueue("pool")
         await until(lambda: bool(passes.running))
-        worker.wake("pool")
+        worker.enqueue("pool")
         await until(lambda: len(passes.made) == 2)
 
 
 async def test_a_pass_that_wrote_is_followed_by_another_until_nothing_is_left_to_write() -> None:
-    passes = Passes(answers=[Pass(writes=3), Pass(writes=1), Pass(writes=0)])
+    passes = Passes(answers=[ReconcileResult(writes=3), ReconcileResult(writes=1), ReconcileResult(writes=0)])
     async with working(passes) as worker:
-        worker.wake("pool")
+        worker.enqueue("pool")
         await until(lambda: len(passes.made) == 3)
         await asyncio.sleep(0.2)
 
@@ -84,49 +84,49 @@ async def test_a_pass_that_wrote_is_followed_by_another_until_nothing_is_left_to
 async def test_a_failed_pass_is_tried_again_without_being_asked() -> None:
     passes = Passes(answers=[RuntimeError("once"), ValueError("twice")])
     async with working(passes) as worker:
-        worker.wake("pool")
+        worker.enqueue("pool")
         await until(lambda: passes.outcomes == ["RuntimeError", "ValueError", "ok"])
 
 
 async def test_one_key_that_always_fails_does_not_hold_up_another() -> None:
     passes = Passes()
 
-    async def run(key: str) -> Pass:
+    async def run(key: str) -> ReconcileResult:
         if key == "poison":
             raise RuntimeError("always")
         return await passes.run(key)
 
     worker = Worker(run, lambda _: True, lambda: True, passes)
-    worker.wake("poison")
-    worker.wake("pool")
+    worker.enqueue("poison")
+    worker.enqueue("pool")
     await until(lambda: passes.made == ["pool"])
     await worker.stop()
 
 
 async def test_what_is_due_by_itself_is_done_then() -> None:
-    passes = Passes(answers=[Pass(writes=0, due_s=0.1)])
+    passes = Passes(answers=[ReconcileResult(writes=0, due_s=0.1)])
     async with working(passes) as worker:
-        worker.wake("pool")
+        worker.enqueue("pool")
         await until(lambda: len(passes.made) == 2)
 
 
 async def test_a_process_that_does_not_lead_makes_no_pass_until_it_does() -> None:
     passes = Passes(leader=False)
     async with working(passes) as worker:
-        worker.wake("pool")
+        worker.enqueue("pool")
         await asyncio.sleep(0.2)
         assert passes.made == []
 
         passes.leader = True
-        worker.wake("pool")
+        worker.enqueue("pool")
         await until(lambda: passes.made == ["pool"])
 
 
 async def test_a_pool_of_which_nothing_is_left_is_let_go() -> None:
     passes = Passes()
     async with working(passes) as worker:
-        worker.wake("pool")
+        worker.enqueue("pool")
         await until(lambda: len(passes.made) == 1)
         passes.wanted = False
-        worker.wake("pool")
+        worker.enqueue("pool")
         await until(lambda: not worker._tasks)

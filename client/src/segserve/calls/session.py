@@ -25,10 +25,11 @@ from segserve.errors import DeadlineExceededError, ModelNotFoundError, RequestTi
 from segserve.results.pixels import to_pixel_format
 from segserve.results.result import Result
 from segserve.results.values import ModelInfo
+from segserve_common.backoff import Backoff
 from segserve_common.errors import BadRequestError, SegserveError
 from segserve_common.kserve import InferAnswer, InferRequest, Tensor
 
-BACKOFF_S: Final = 0.1
+BACKOFF: Final = Backoff(first_s=0.1, jitter=(0.5, 1.5))
 REFETCH_S: Final = 10.0
 # The gateway gets the same deadline and may report it first.
 SLACK_S: Final = 0.05
@@ -218,9 +219,7 @@ class Session:
         is_frame = isinstance(request, InferRequest) and SEQUENCE in request.parameters
         if is_frame and not error.untouched:
             return None
-        # Jitter: callers that were rejected together must not come back together.
-        backoff_s: float = BACKOFF_S * 2 ** (attempt - 1) * (0.5 + self.jitter())
-        return backoff_s + (error.retry_after_s or 0.0)
+        return BACKOFF.delay_s(attempt, self.jitter) + (error.retry_after_s or 0.0)
 
 
 def _kind(request: ConfigRequest | InferRequest) -> RequestKind:

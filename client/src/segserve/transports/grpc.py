@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from segserve.calls.answers import REVISION_HEADER, read_model_info, read_pixel_format
 from segserve.calls.credentials import Tls
-from segserve.calls.retry_after import retry_after_s
-from segserve.calls.steps import ConfigRequest
+from segserve.calls.endpoint import GatewayEndpoint
+from segserve.calls.steps import ConfigRequest, Send
 from segserve.errors import ConnectionLostError, GatewayUnreachableError, TlsError, grpc_error
-from segserve.transports.base import check_open, check_process, deadline
+from segserve.results.values import ModelInfo
+from segserve.transports.base import Connection, check_open, check_process, deadline
+from segserve_common.backoff import retry_after_s
 from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
-from segserve_common.kserve import decode_raw
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve.calls.endpoint import GatewayEndpoint
-    from segserve.calls.steps import Send
-    from segserve.results.values import ModelInfo
-    from segserve.transports.base import Connection
-    from segserve_common.kserve import InferAnswer, InferRequest
+from segserve_common.kserve import InferAnswer, InferRequest, decode_raw
 
 OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
@@ -198,7 +192,9 @@ def _check(connection: Connection) -> None:
     if connection.endpoint.path:
         raise BadRequestError(f"gRPC does not support a path prefix, got {connection.endpoint.url!r}")
     if connection.http2 or connection.gzip:
-        raise BadRequestError("http2 and gzip are options of transport http: gRPC always uses HTTP/2, and gateways accept it uncompressed")
+        raise BadRequestError(
+            "http2 and gzip are options of transport http: gRPC always uses HTTP/2, and gateways accept it uncompressed"
+        )
 
 
 def _open(library: Any, connection: Connection) -> Any:

@@ -17,7 +17,6 @@ import httpx
 
 from segserve.calls.answers import REVISION_HEADER, read_model_info, read_pixel_format
 from segserve.calls.endpoint import GatewayEndpoint
-from segserve.calls.retry_after import retry_after_s
 from segserve.calls.steps import ConfigRequest, Send
 from segserve.errors import MissingExtraError, http_error
 from segserve.results.pixels import PIXELS
@@ -25,6 +24,7 @@ from segserve.results.values import ModelInfo, PixelFormat
 from segserve.transports.base import Connection, check_process, deadline, deadline_exceeded
 from segserve.transports.http_errors import phase_timeouts, typed_errors
 from segserve.transports.pool import LIMITS, AsyncConnectionPool, ConnectionPool
+from segserve_common.backoff import retry_after_s
 from segserve_common.errors import BadRequestError, ProtocolError
 from segserve_common.kserve import (
     HEADER_LENGTH,

@@ -10,13 +10,14 @@ from typing import Final, Literal, TypeAlias
 
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.render.tree import Tree
+from segserve_common.backoff import Backoff
 
 READY = "READY"
 LOADING = "LOADING"
 UNLOADING = "UNLOADING"
 
-LONGEST_PAUSE_S: Final = 30.0
-"""Longest pause between attempts at a retryable failure."""
+BACKOFF: Final = Backoff(first_s=1.0, longest_s=30.0)
+"""Delay before a retryable failure is tried again."""
 CRASHES_ALLOWED: Final = 3
 """Proofs that may die with a step's process before the revision counts as failed."""
 
@@ -234,8 +235,7 @@ class AgentState:
         """Record why a revision is not served; `retry_from_s` is the current time if a retry may help, else None."""
         earlier = self.failures.get(assigned.revision)
         attempts = earlier.attempts + 1 if earlier is not None else 1
-        pause = min(2.0 ** (attempts - 1), LONGEST_PAUSE_S)
-        retry_at_s = None if retry_from_s is None else retry_from_s + pause
+        retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
         verified = assigned.revision in self.prepared
         self.failures[assigned.revision] = RevisionFailure(assigned, reason, message, attempts, retry_at_s, verified)
         self.proofs.pop(assigned.revision, None)

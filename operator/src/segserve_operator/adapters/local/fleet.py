@@ -14,6 +14,7 @@ from typing import Final
 from segserve_builder.agent.protocol import Assignment, Report
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
+from segserve_common.backoff import Backoff
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder, replace_file
 from segserve_operator.adapters.local.ports import is_free
@@ -24,8 +25,7 @@ from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
 
 SILENCE_S: Final = 6.0
-FIRST_PAUSE_S: Final = 0.5
-LONGEST_PAUSE_S: Final = 30.0
+RESTART_BACKOFF: Final = Backoff(first_s=0.5, longest_s=30.0)
 CALM_S: Final = 60.0
 STOP_GRACE_S: Final = 10.0
 # Below the range from which Linux gives ports to outgoing connections: a restarted server finds its ports free.
@@ -73,6 +73,8 @@ class Restarts:
 
     started_s: float = 0.0
     pause_s: float = 0.0
+    starts: int = 0
+    """Starts in a row, each soon after the one before."""
 
     def may_start(self, now_s: float) -> bool:
         """Tell whether the pause is over."""
@@ -81,8 +83,8 @@ class Restarts:
     def note(self, now_s: float) -> None:
         """Take a start down, and set the pause before the next."""
         calm = now_s - self.started_s > CALM_S
-        self.pause_s = FIRST_PAUSE_S if calm else min(max(self.pause_s * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
-        self.started_s = now_s
+        self.starts = 1 if calm else self.starts + 1
+        self.pause_s, self.started_s = RESTART_BACKOFF.delay_s(self.starts), now_s
 
 
 @dataclass(slots=True)

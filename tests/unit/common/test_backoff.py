@@ -1,4 +1,4 @@
-"""`Retry-After` as servers write it."""
+"""Backoff as its delays, and `Retry-After` as servers write it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from segserve.calls.retry_after import retry_after_s
+from segserve_common.backoff import Backoff, RetryDelays, retry_after_s
 
 NOON = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 
@@ -31,3 +31,22 @@ NOON = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 )
 def test_both_forms_are_read_and_nothing_else(text: str | None, seconds: float | None) -> None:
     assert retry_after_s(text, NOON) == seconds
+
+
+def test_delays_double_up_to_the_longest() -> None:
+    backoff = Backoff(first_s=0.5, longest_s=3.0)
+
+    assert [backoff.delay_s(failures) for failures in (1, 2, 3, 4, 5000)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(("drawn", "factor"), [(0.0, 0.5), (0.5, 1.0), (1.0, 1.5)])
+def test_jitter_multiplies_a_delay(drawn: float, factor: float) -> None:
+    assert Backoff(first_s=2.0, jitter=(0.5, 1.5)).delay_s(1, lambda: drawn) == 2.0 * factor
+
+
+def test_a_success_starts_with_the_shortest_delay_again() -> None:
+    delays = RetryDelays(Backoff(first_s=1.0))
+
+    assert [delays.next_s(), delays.next_s()] == [1.0, 2.0]
+    delays.reset()
+    assert delays.next_s() == 1.0
