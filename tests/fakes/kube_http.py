@@ -13,7 +13,7 @@ from lightkube.config.kubeconfig import KubeConfig
 
 from segserve.platforms.cluster.calls import Calls
 from segserve.platforms.cluster.platform import ClusterPlatform
-from segserve.platforms.platform_ref import Cluster
+from segserve.platforms.port import Cluster
 
 Json = dict[str, Any]
 WATCH_S = 0.02

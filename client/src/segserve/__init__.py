@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         PlatformUnreachableError,
         WaitTimeoutError,
     )
-    from segserve.platforms.platform_ref import Cluster, Local
+    from segserve.platforms.port import Cluster, Local
     from segserve.results.detections import DetectionResult, KeypointDetection, KeypointResult
     from segserve.results.instances import Instance, InstanceResult
     from segserve.results.objects import Detection
@@ -117,7 +117,7 @@ __all__ = [
 _HOMES: Final = {
     "AsyncClient": "async_client",
     "Client": "client",
-    "Cluster": "platforms.platform_ref",
+    "Cluster": "platforms.port",
     "ConflictError": "platforms.errors",
     "ControlError": "platforms.errors",
     "Detection": "results.objects",
@@ -131,7 +131,7 @@ _HOMES: Final = {
     "InvalidResourceError": "platforms.errors",
     "KeypointDetection": "results.detections",
     "KeypointResult": "results.detections",
-    "Local": "platforms.platform_ref",
+    "Local": "platforms.port",
     "ModelInfo": "results.values",
     "NoPlatformError": "platforms.errors",
     "NotFoundError": "platforms.errors",

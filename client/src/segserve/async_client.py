@@ -8,10 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from segserve.base_client import BaseClient
-from segserve.calls.frames import segment_frame
-from segserve.calls.frames import FrameStream, open_stream
+from segserve.calls.frames import FrameStream, open_stream, segment_frame
 from segserve.calls.many import Failure, check_many, each_of, in_order_async, outcome_async, pull
-from segserve.calls.steps import Flow, SegmentOptions, Pause
+from segserve.calls.steps import Flow, Pause, SegmentOptions
 from segserve.results.images import image_tensor
 from segserve.transports import open_async_transport
 from segserve.transports.base import AsyncTransport
@@ -22,17 +21,16 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from segserve.calls.frames import FrameLike
-    from segserve.calls.steps import StreamId, StreamPosition
     from segserve.calls.many import OnError, SegmentKeywords
+    from segserve.calls.steps import StreamId, StreamPosition, TransportName
     from segserve.calls.timeouts import Timeouts
-    from segserve.control.async_models import AsyncModels, AsyncPools
-    from segserve.control.async_rollouts import AsyncRollouts
+    from segserve.control.models import AsyncModels, AsyncPools
+    from segserve.control.rollouts import AsyncRollouts
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
     from segserve.results.values import Encoding, ModelInfo
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
     from segserve.tiled.progress import Progress
-    from segserve.calls.steps import TransportName
     from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
 
@@ -159,28 +157,28 @@ class AsyncClient(BaseClient[AsyncTransport]):
     @property
     def models(self) -> AsyncModels:
         """The models of the platform, as typed resources: list, get, apply, delete, wait."""
-        from segserve.control.async_models import AsyncModels
+        from segserve.control.models import AsyncModels
 
-        return AsyncModels(self._plane.platform)
+        return AsyncModels(self._lazy_platform.platform)
 
     @property
     def pools(self) -> AsyncPools:
         """The pools of servers of the platform, as typed resources: list, get, apply, delete."""
-        from segserve.control.async_models import AsyncPools
+        from segserve.control.models import AsyncPools
 
-        return AsyncPools(self._plane.platform)
+        return AsyncPools(self._lazy_platform.platform)
 
     @property
     def rollouts(self) -> AsyncRollouts:
         """How new revisions come to serve, and your word in it: status, promote, abort and the other verbs, wait."""
-        from segserve.control.async_rollouts import AsyncRollouts
+        from segserve.control.rollouts import AsyncRollouts
 
-        return AsyncRollouts(self._plane.platform)
+        return AsyncRollouts(self._lazy_platform.platform)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
-        await asyncio.to_thread(self._plane.close)
+        await asyncio.to_thread(self._lazy_platform.close)
 
     async def __aenter__(self) -> Self:
         return self

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from segserve.calls.credentials import Credentials, check_readers
+from segserve.calls.credentials import BearerToken, Credentials, Tls, check_readers
 from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.headers import checked_headers
-from segserve.calls.hooks import SILENT, set_up_log
-from segserve.calls.session import Session
-from segserve.calls.session import CallPolicy
+from segserve.calls.hooks import SILENT, Hooks, set_up_log
+from segserve.calls.session import CallPolicy, Session
+from segserve.calls.steps import TransportName
 from segserve.calls.telemetry import telemetry_of
-from segserve.calls.timeouts import DEFAULT
-from segserve.control.lazy_platform import Plane
+from segserve.calls.timeouts import DEFAULT, Timeouts
+from segserve.platforms.selection import LazyPlatform, PlatformLike
 from segserve.transports.base import Connection
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve.calls.credentials import BearerToken, Tls
-    from segserve.calls.hooks import Hooks
-    from segserve.calls.timeouts import Timeouts
-    from segserve.control.lazy_platform import PlatformLike
-    from segserve.calls.steps import TransportName
 
 OpenT = TypeVar("OpenT")
 
@@ -61,7 +53,7 @@ class BaseClient(Generic[OpenT]):
         self._check_readers([*credentials.names, *policy.headers])
         self._transport = self._open(transport, self._connection)
         self._session = Session(policy, telemetry_of(telemetry, endpoint, transport))
-        self._plane = Plane(platform)
+        self._lazy_platform = LazyPlatform(platform)
 
     def with_options(
         self,

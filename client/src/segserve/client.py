@@ -8,10 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from segserve.base_client import BaseClient
-from segserve.calls.frames import segment_frame
-from segserve.calls.frames import FrameStream, open_stream
+from segserve.calls.frames import FrameStream, open_stream, segment_frame
 from segserve.calls.many import Failure, PendingImage, check_many, in_order, outcome
-from segserve.calls.steps import Flow, SegmentOptions, Pause
+from segserve.calls.steps import Flow, Pause, SegmentOptions
 from segserve.results.images import image_tensor
 from segserve.transports import open_transport
 from segserve.transports.base import Transport
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from segserve.calls.frames import FrameLike
-    from segserve.calls.steps import StreamId, StreamPosition
     from segserve.calls.many import OnError, SegmentKeywords
+    from segserve.calls.steps import StreamId, StreamPosition, TransportName
     from segserve.calls.timeouts import Timeouts
     from segserve.control.models import Models, Pools
     from segserve.control.rollouts import Rollouts
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from segserve.results.values import Encoding, ModelInfo
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
     from segserve.tiled.progress import Progress
-    from segserve.calls.steps import TransportName
     from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
 
@@ -209,26 +207,26 @@ class Client(BaseClient[Transport]):
         """The models of the platform, as typed resources: list, get, apply, delete, wait."""
         from segserve.control.models import Models
 
-        return Models(self._plane.platform)
+        return Models(self._lazy_platform.platform)
 
     @property
     def pools(self) -> Pools:
         """The pools of servers of the platform, as typed resources: list, get, apply, delete."""
         from segserve.control.models import Pools
 
-        return Pools(self._plane.platform)
+        return Pools(self._lazy_platform.platform)
 
     @property
     def rollouts(self) -> Rollouts:
         """How new revisions come to serve, and your word in it: status, promote, abort and the other verbs, wait."""
         from segserve.control.rollouts import Rollouts
 
-        return Rollouts(self._plane.platform)
+        return Rollouts(self._lazy_platform.platform)
 
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
-        self._plane.close()
+        self._lazy_platform.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Every error the client raises on purpose, and the one place that maps a status to its class."""
+"""The client's errors, and the mapping of HTTP and gRPC statuses to them."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from segserve_common.errors import BadRequestError as BadRequestError
 from segserve_common.errors import ProtocolError as ProtocolError
 from segserve_common.errors import SegserveError as SegserveError
 
-# gRPC has one status for a message that is too large and for a caller that asks too often.
+# gRPC has one status for both a message that is too large and a caller that exceeds its rate.
 RATE_WORDS: Final = re.compile(r"rate.?limit|quota|too many requests", re.IGNORECASE)
 
 
 class AuthenticationError(SegserveError):
-    """No credentials, or ones that are not known (401, UNAUTHENTICATED)."""
+    """Missing or unknown credentials (401, UNAUTHENTICATED)."""
 
 
 class PermissionDeniedError(SegserveError):
-    """Credentials that do not allow this (403, PERMISSION_DENIED)."""
+    """The credentials do not allow this request (403, PERMISSION_DENIED)."""
 
 
 class PlainHttpCredentialsError(SegserveError):
-    """Credentials that anybody on the way could read: nothing was sent."""
+    """Credentials would have crossed a network in plain text; nothing was sent."""
 
 
 class ModelNotFoundError(SegserveError):
-    """No model of that name is served (404, NOT_FOUND)."""
+    """No model is served under this name (404, NOT_FOUND)."""
 
 
 class RequestTooLargeError(SegserveError):
-    """The gateway takes no request of that size (413, RESOURCE_EXHAUSTED)."""
+    """The gateway does not accept requests of this size (413, RESOURCE_EXHAUSTED)."""
 
 
 class OverloadedError(SegserveError):
-    """No server can take the request now (503, UNAVAILABLE)."""
+    """No server can accept the request now (503, UNAVAILABLE)."""
 
     retryable = True
 
 
 class RateLimitError(OverloadedError):
-    """This caller asks more than it may (429; RESOURCE_EXHAUSTED that names a rate or a quota)."""
+    """The caller exceeds its rate limit (429; RESOURCE_EXHAUSTED that mentions a rate or quota)."""
 
     untouched = True
 
@@ -50,34 +50,34 @@ class ServerError(SegserveError):
 
 
 class GatewayUnreachableError(SegserveError):
-    """Nothing listens at the URL, or its name is not known."""
+    """Nothing listens at the URL, or its host name is unknown."""
 
     retryable = True
     untouched = True
 
 
 class TlsError(GatewayUnreachableError):
-    """TLS came to no agreement: a certificate that is not trusted, or none where the gateway demands one."""
+    """The TLS handshake failed: an untrusted certificate, or none for a gateway that requires one."""
 
     retryable = False
 
 
 class ConnectTimeoutError(GatewayUnreachableError):
-    """No connection within the time for it, `Timeouts.connect_s`."""
+    """No connection within `Timeouts.connect_s`."""
 
 
 class ConnectionLostError(GatewayUnreachableError):
-    """The connection broke before the answer was whole."""
+    """The connection broke before the answer was complete."""
 
     untouched = False
 
 
 class RequestTimeoutError(SegserveError):
-    """No answer in time: the gateway's limit (408, 504, DEADLINE_EXCEEDED), or one of the client's (a subclass)."""
+    """No answer in time: the gateway's timeout (408, 504, DEADLINE_EXCEEDED), or one of the client's (a subclass)."""
 
 
 class DeadlineExceededError(RequestTimeoutError):
-    """No answer within the time for the whole call, `Timeouts.total_s`."""
+    """No answer within the timeout of the whole call, `Timeouts.total_s`."""
 
 
 class ReadTimeoutError(RequestTimeoutError):
@@ -89,15 +89,15 @@ class WriteTimeoutError(RequestTimeoutError):
 
 
 class PoolTimeoutError(RequestTimeoutError):
-    """No connection was free for `Timeouts.pool_s`."""
+    """No pooled connection became free within `Timeouts.pool_s`."""
 
 
 class MissingExtraError(SegserveError):
-    """A part of the client that is not installed."""
+    """A part of the client that is not installed; the message has the command that installs it."""
 
 
 class ForkedClientError(SegserveError):
-    """A client that was made before `os.fork` and cannot be used in the child: make another there."""
+    """A client made before `os.fork` cannot be used in the child: make another one there."""
 
 
 HTTP_ERRORS: Final[dict[int, type[SegserveError]]] = {
@@ -118,7 +118,7 @@ GRPC_ERRORS: Final[dict[str, type[SegserveError]]] = {
     "UNAUTHENTICATED": AuthenticationError,
     "PERMISSION_DENIED": PermissionDeniedError,
     "NOT_FOUND": ModelNotFoundError,
-    # What a gRPC library makes of a bare HTTP 404, which is how a gateway refuses a name it does not route.
+    # gRPC libraries translate a bare HTTP 404, with which a gateway refuses an unknown name, to this status.
     "UNIMPLEMENTED": ModelNotFoundError,
     "RESOURCE_EXHAUSTED": RequestTooLargeError,
     "UNAVAILABLE": OverloadedError,
@@ -127,7 +127,7 @@ GRPC_ERRORS: Final[dict[str, type[SegserveError]]] = {
 
 
 def http_error(status: int, message: str, **known: Any) -> SegserveError:
-    """Return the error that an HTTP status other than 200 stands for; `known` goes to its constructor."""
+    """Return the error for an HTTP status other than 200; `known` is passed to its constructor."""
     kind = HTTP_ERRORS.get(status)
     if kind is None:
         kind = ServerError if status >= 500 else BadRequestError if status >= 400 else ProtocolError
@@ -135,7 +135,7 @@ def http_error(status: int, message: str, **known: Any) -> SegserveError:
 
 
 def grpc_error(status: str, message: str, **known: Any) -> SegserveError:
-    """Return the error that the name of a gRPC status stands for; `known` goes to its constructor."""
+    """Return the error for the name of a gRPC status; `known` is passed to its constructor."""
     kind = GRPC_ERRORS.get(status, ServerError)
     if kind is RequestTooLargeError and RATE_WORDS.search(message):
         kind = RateLimitError

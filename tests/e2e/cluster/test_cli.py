@@ -18,11 +18,11 @@ from fakes.cluster import Cluster
 from fakes.served_namespace import ServedNamespace
 from fakes.waiting import HANG_S, until
 from segserve import Client, InvalidResourceError, NotFoundError
-from segserve.platforms import platform_ref as place
+from segserve.platforms import port
 from segserve.platforms.cluster.gateway import forwarded
 from segserve.platforms.cluster.platform import ClusterPlatform
-from segserve_builder.cluster.names import FINALIZER, MANAGED_LABELS, object_name
-from segserve_operator.adapters.kube.api import SERVICES
+from segserve_common.kube.kinds import SERVICES
+from segserve_common.kube.names import FINALIZER, MANAGED_LABELS, object_name
 
 pytestmark = pytest.mark.cluster
 
@@ -169,7 +169,7 @@ def test_a_port_is_forwarded_where_the_service_cannot_be_reached(
     for name in ("PATH", "HOME"):
         monkeypatch.setenv(name, served_shell.environment[name])
     options = ["--kubeconfig", str(served.cluster.kubeconfig), "--namespace", served.name]
-    here = ClusterPlatform.connect(place.Cluster(kubeconfig=served.cluster.kubeconfig, namespace=served.name))
+    here = ClusterPlatform.connect(port.Cluster(kubeconfig=served.cluster.kubeconfig, namespace=served.name))
     with here.calls as calls:
         service = calls.get(SERVICES, object_name("default"))
 
@@ -194,7 +194,7 @@ def test_a_users_mistake_ends_in_one_line(shell: Terminal) -> None:
 
 
 def test_a_client_reads_and_waits_on_the_cluster_as_the_command_does(served: ServedNamespace) -> None:
-    named = place.Cluster(namespace=served.name, kubeconfig=Path(served.cluster.kubeconfig))
+    named = port.Cluster(namespace=served.name, kubeconfig=Path(served.cluster.kubeconfig))
     with Client(platform=named) as client:
         model = client.models.wait("coins", timeout_s=HANG_S)
 

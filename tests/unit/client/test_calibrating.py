@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli.calibrating import calibrate
-from segserve.cli.failures import CommandError
+from segserve.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from click.testing import Result

@@ -339,7 +339,7 @@ def test_model_info_tells_revision_and_classes(served: Served) -> None:
         pytest.param(lambda: Client("http://host:port"), "'http://host:port'", id="a port that is no number"),
         pytest.param(lambda: Client("http://"), "'http://'", id="no host"),
         pytest.param(lambda: Client(transport="udp"), "'udp'", id="another transport"),  # type: ignore[arg-type]
-        pytest.param(lambda: Client("http://h/prefix", transport="grpc"), "no path", id="a path with gRPC"),
+        pytest.param(lambda: Client("http://h/prefix", transport="grpc"), "path prefix", id="a path with gRPC"),
         pytest.param(lambda: Client(timeout_s=0), "timeout_s", id="no time"),
         pytest.param(lambda: Client(retries=-1), "retries", id="negative retries"),
     ],

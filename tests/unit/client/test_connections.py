@@ -334,7 +334,7 @@ def test_http2_without_its_package_says_what_to_install(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("option", ["http2", "gzip"])
 def test_options_of_http_are_refused_by_grpc(option: str) -> None:
-    with pytest.raises(BadRequestError, match="options of HTTP"):
+    with pytest.raises(BadRequestError, match="options of transport http"):
         Client(transport="grpc", **{option: True})  # type: ignore[arg-type]
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from segserve.platforms.local import LocalPlatform
-from segserve.platforms.platform_ref import Local
-from segserve.platforms.port import LogRequest
+from segserve.platforms.port import Local, LogRequest
 from segserve_operator.adapters.local.files import bound_log
 
 

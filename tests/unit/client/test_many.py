@@ -385,7 +385,7 @@ def test_each_stream_without_an_id_gets_one_of_its_own(caller: Any, gateway: Gat
 
 @pytest.mark.parametrize("stream_id", ["", "x" * 129, 0, -1, 2**63, True, 1.5])
 def test_an_id_that_triton_does_not_take_is_refused(caller: Any, stream_id: Any) -> None:
-    with pytest.raises(BadRequestError, match="stream's id"):
+    with pytest.raises(BadRequestError, match="stream_id"):
         caller.run("segment_stream", [], stream_id=stream_id)
 
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from fakes.kserve import Asked
-from segserve.calls.session import REFETCH_S, Session
-from segserve.calls.session import CallPolicy
-from segserve.calls.steps import ConfigRequest, SegmentOptions, Send, Pause
+from segserve.calls.session import REFETCH_S, CallPolicy, Session
+from segserve.calls.steps import ConfigRequest, Pause, SegmentOptions, Send
 from segserve.calls.timeouts import Timeouts
 from segserve.errors import (
     ConnectionLostError,

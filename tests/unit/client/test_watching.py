@@ -11,7 +11,7 @@ import pytest
 from fakes.kube_http import FakeServer
 from segserve.platforms.cluster import watching
 from segserve.platforms.cluster.watching import Look, Watching
-from segserve_operator.adapters.kube.api import PODS
+from segserve_common.kube.kinds import PODS
 
 PATH = "/api/v1/namespaces/lab/pods"
 

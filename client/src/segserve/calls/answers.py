@@ -1,35 +1,31 @@
-"""A model's answer and its configuration as typed values; anything malformed raises `ProtocolError`."""
+"""Readers of a model's answers and configurations; malformed ones raise `ProtocolError`."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.results.detections import DetectionResult, KeypointDetection, KeypointResult
 from segserve.results.instances import Instance, InstanceResult
 from segserve.results.masks import EncodedMask
 from segserve.results.objects import Detection
 from segserve.results.panoptic import PanopticResult, PanopticSegment
+from segserve.results.result import Result
 from segserve.results.semantic import SemanticResult
 from segserve.results.values import Colour, ModelInfo, PixelFormat, SegmentClass
 from segserve_common.errors import ProtocolError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from segserve.results.result import Result
-    from segserve_common.kserve import InferAnswer
+from segserve_common.kserve import InferAnswer
 
 REVISION_HEADER: Final = "x-segserve-revision"
-# What a model's file can allow at most; beyond it an answer of a few bytes would ask for all memory.
+# The largest image a model's resource can allow; without a limit, an answer of a few bytes could claim all memory.
 MAX_PIXELS: Final = 1_000_000_000
 _DETECTION: Final = ("REVISION", "SIZE", "BOXES", "SCORES", "CLASSES")
-# A model's task is known by the outputs that no other task has; the first that fits counts.
+# A model's task follows from outputs that no other task has; the first match counts.
 OUTPUTS: Final = {
     "KEYPOINTS": (*_DETECTION, "KEYPOINTS"),
     "SEGMENTS": ("REVISION", "SIZE", "LABELS", "SEGMENTS", "MASKS"),
@@ -42,16 +38,16 @@ Size: TypeAlias = tuple[int, int]
 
 
 def wanted_outputs(info: ModelInfo, *, confidence: bool) -> tuple[str, ...]:
-    """Return the outputs to ask a model for: all that a result holds, CONFIDENCE (it costs) only where asked.
+    """Return the outputs to request: all that a result holds, and CONFIDENCE, which costs time, only with `confidence`.
 
-    Raises `ProtocolError` for a model without the outputs of segserve's contract.
+    Raises `ProtocolError` for a model that lacks the outputs of segserve's contract.
     """
     wanted = next((names for mark, names in OUTPUTS.items() if mark in info.outputs), _DETECTION)
     missing = [name for name in wanted if name not in info.outputs]
     if missing:
         raise ProtocolError(
-            f"model {info.model!r} does not answer as segserve's models do: it has no output "
-            f"{', '.join(missing)}, only {', '.join(sorted(info.outputs)) or 'none'}"
+            f"model {info.model!r} does not have the outputs of a segserve model: it lacks "
+            f"{', '.join(missing)} and has {', '.join(sorted(info.outputs)) or 'none'}"
         )
     return (*wanted, "CONFIDENCE") if confidence and "CONFIDENCE" in info.outputs else wanted
 
@@ -59,10 +55,10 @@ def wanted_outputs(info: ModelInfo, *, confidence: bool) -> tuple[str, ...]:
 def read_model_info(
     model: str, outputs: Iterable[str], parameters: Mapping[str, str], pixels: PixelFormat | None = None
 ) -> ModelInfo:
-    """Return a model's info from its configuration: the outputs' names and the builder's parameters.
+    """Return a model's info from its configuration: the names of its outputs and the builder's parameters.
 
-    `revision` is the revision's name, `classes` JSON: a list of objects with id, name and perhaps colour
-    (#rrggbb).
+    The parameter `revision` is the revision's name; `classes` is a JSON list of objects with id, name and optionally
+    colour (#rrggbb). Raises `ProtocolError` for other content.
     """
     try:
         classes = tuple(
@@ -70,12 +66,12 @@ def read_model_info(
             for entry in json.loads(parameters.get("classes", "[]"))
         )
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"model {model!r} has a parameter 'classes' of another form: {error!r}") from error
+        raise ProtocolError(f"parameter 'classes' of model {model!r} is malformed: {error!r}") from error
     return ModelInfo(model, frozenset(outputs), parameters.get("revision"), classes, pixels)
 
 
 def read_pixel_format(datatype: object, dims: Iterable[object]) -> PixelFormat | None:
-    """Return the format that a model's input PIXELS declares, as TYPE_UINT8 and [-1, -1, 3]; None for any other."""
+    """Return the format of a model's input PIXELS, declared as TYPE_UINT8 and [-1, -1, 3]; None for any other."""
     match datatype, tuple(dims):
         case ("TYPE_UINT8" | "TYPE_UINT16") as name, (_, _, 1 | 3 as channels):
             return PixelFormat(int(channels), name.removeprefix("TYPE_"))
@@ -84,19 +80,22 @@ def read_pixel_format(datatype: object, dims: Iterable[object]) -> PixelFormat |
 
 
 def read_revision(answer: InferAnswer) -> str:
-    """Return the name of the revision that answered."""
+    """Return the name of the revision that answered; raises `ProtocolError` if there is not exactly one."""
     items = answer["REVISION"].to_items()
     if len(items) != 1:
-        raise ProtocolError(f"REVISION is one text, got {len(items)}")
+        raise ProtocolError(f"REVISION must be one text, got {len(items)}")
     return items[0].decode(errors="replace")
 
 
 def read_result(answer: InferAnswer, info: ModelInfo) -> Result:
-    """Return the typed result of an answer; names and colours of classes come from `info`."""
+    """Return the typed result of an answer; class names and colours come from `info`.
+
+    Raises `ProtocolError` for a malformed answer. Masks are decoded lazily and are not checked here.
+    """
     revision = read_revision(answer)
     height, width = (int(number) for number in _numbers(answer, "SIZE", "INT32", 2))
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise ProtocolError(f"SIZE is height and width of an image, got {height} x {width}")
+        raise ProtocolError(f"SIZE must be the height and width of an image, got {height} x {width}")
     mark = next((mark for mark in OUTPUTS if mark in answer.outputs), "BOXES")
     return _READERS[mark](answer, info, revision, (height, width))
 
@@ -121,12 +120,12 @@ def _read_panoptic(answer: InferAnswer, info: ModelInfo, revision: str, size: Si
     try:
         segments = tuple(_segment(row, info) for row in json.loads(table))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"SEGMENTS is a JSON list of segments, got {table[:200]!r}: {error!r}") from error
+        raise ProtocolError(f"SEGMENTS must be a JSON list of segments, got {table[:200]!r}: {error!r}") from error
     labels, masks = answer["LABELS"].to_items(), answer["MASKS"].to_items()
     if (len(labels), len(masks)) not in {(1, 0), (0, len(segments))}:
         raise ProtocolError(
-            f"expected one of LABELS, or MASKS for {len(segments)} segments; "
-            f"got {len(labels)} of LABELS and {len(masks)} MASKS"
+            f"expected one LABELS, or MASKS for {len(segments)} segments; "
+            f"got {len(labels)} LABELS and {len(masks)} MASKS"
         )
     return PanopticResult(
         model=info.model,
@@ -179,8 +178,7 @@ def _read_semantic(answer: InferAnswer, info: ModelInfo, revision: str, size: Si
     labels, masks = answer["LABELS"].to_items(), answer["MASKS"].to_items()
     if (len(labels), len(masks)) not in {(1, 0), (0, len(areas))}:
         raise ProtocolError(
-            f"expected one of LABELS, or MASKS for {len(areas)} classes; "
-            f"got {len(labels)} of LABELS and {len(masks)} MASKS"
+            f"expected one LABELS, or MASKS for {len(areas)} classes; got {len(labels)} LABELS and {len(masks)} MASKS"
         )
     names = [info.class_of(class_id).name for class_id in class_ids]
     confidence = None
@@ -209,7 +207,7 @@ _READERS: Final[Mapping[str, Callable[[InferAnswer, ModelInfo, str, Size], Resul
 
 
 def _all_classes(info: ModelInfo, class_ids: Iterable[int]) -> tuple[SegmentClass, ...]:
-    """Return the model's classes in order of id, with those that it has answered but does not name."""
+    """Return the model's classes by id, and any class in the answer that the model does not name."""
     ids = {known.id for known in info.classes} | set(class_ids)
     return tuple(info.class_of(class_id) for class_id in sorted(ids))
 
@@ -221,9 +219,9 @@ def _numbers(answer: InferAnswer, name: str, datatype: str, *shape: int | None) 
     )
     if tensor.datatype != datatype or not fits:
         expected = [-1 if side is None else side for side in shape]
-        raise ProtocolError(f"{name} is {datatype} {expected}, got {tensor.datatype} {list(tensor.shape)}")
+        raise ProtocolError(f"{name} must be {datatype} {expected}, got {tensor.datatype} {list(tensor.shape)}")
     numbers = tensor.to_array()
-    # Neither JSON nor a picture has a place for what is not a number.
+    # Neither JSON nor a drawing can hold NaN or infinity.
     if not np.isfinite(numbers).all():
         raise ProtocolError(f"{name} has numbers that are not finite")
     return numbers

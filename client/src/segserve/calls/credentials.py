@@ -1,36 +1,33 @@
-"""Who the caller is: API key, bearer token, client certificate. Their values are never shown."""
+"""Credentials of the caller: API key, bearer token, client certificate. Their values are never shown."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
+from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.headers import API_KEY, AUTHORIZATION, secrets_among
 from segserve.errors import PlainHttpCredentialsError
 from segserve_common.errors import BadRequestError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve.calls.endpoint import GatewayEndpoint
-
 BearerToken: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
 
-# httpx and grpcio would show in their errors what a header cannot carry.
+# For a value that a header cannot hold, httpx and grpcio would show the secret in their errors.
 _SENDABLE: Final = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Files for an https gateway, all PEM.
+    """PEM files for an https gateway.
 
-    `ca_file` holds the authorities that are trusted instead of the usual ones; `certificate_file` (the client's own,
-    with its chain) and `key_file` are for a gateway that wants to know its callers.
+    `ca_file` holds the trusted authorities, in place of the system's. `certificate_file` (the client's, with its chain)
+    and `key_file` are for a gateway that authenticates its callers. Raises `BadRequestError` for a missing file, or a
+    certificate without its key.
     """
 
     ca_file: str | os.PathLike[str] | None = None
@@ -39,7 +36,7 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.certificate_file is None) != (self.key_file is None):
-            raise BadRequestError("certificate_file and key_file come together, got only one of them")
+            raise BadRequestError("certificate_file and key_file must be given together, got only one of them")
         for file in (self.ca_file, self.certificate_file, self.key_file):
             if file is not None and not Path(file).is_file():
                 raise BadRequestError(f"no such file: {os.fspath(file)!r}")
@@ -47,7 +44,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What goes into the headers of every request. A token that is a function is asked for at every try."""
+    """The credentials sent in the headers of every request. A token function is called for every attempt."""
 
     api_key: str | None = field(default=None, repr=False)
     bearer_token: BearerToken | None = field(default=None, repr=False)
@@ -65,13 +62,13 @@ class Credentials:
         return [name for name, value in given.items() if value is not None]
 
     def headers(self) -> dict[str, str]:
-        """Return the headers for one try. What a token's function raises passes."""
+        """Return the headers for one attempt; exceptions of the token function propagate."""
         if self.bearer_token is None:
             return {} if self.api_key is None else {API_KEY: self.api_key}
         return self._with(self.bearer_token() if callable(self.bearer_token) else self.bearer_token)
 
     async def async_headers(self) -> dict[str, str]:
-        """Return the headers for one try; a token's function may be asynchronous."""
+        """Return the headers for one attempt; the token function may be asynchronous."""
         if not callable(self.bearer_token):
             return self.headers()
         token = self.bearer_token()
@@ -85,17 +82,17 @@ class Credentials:
 
 
 def check_readers(endpoint: GatewayEndpoint, names: Mapping[str, str] | list[str], *, allowed: bool) -> None:
-    """Raise `PlainHttpCredentialsError` where secret headers would cross a network in plain text."""
+    """Raise `PlainHttpCredentialsError` if secret headers would cross a network in plain text."""
     found = secrets_among(names)
     if found and endpoint.scheme == "http" and not endpoint.is_loopback and not allowed:
         raise PlainHttpCredentialsError(
             f"{', '.join(found)} would go to {endpoint.url} as plain text: use https, "
-            "or allow_plain_http_credentials=True where the network itself is private"
+            "or allow_plain_http_credentials=True if the network itself is private"
         )
 
 
 def _sendable(value: object, name: str) -> str:
     if not isinstance(value, str) or not _SENDABLE.fullmatch(value):
-        seen = "an empty text" if value == "" else type(value).__name__
-        raise BadRequestError(f"{name} is text of printable ASCII without spaces (its value is not shown), got {seen}")
+        got = "an empty text" if value == "" else type(value).__name__
+        raise BadRequestError(f"{name} must be printable ASCII without spaces (its value is not shown), got {got}")
     return value

@@ -1,4 +1,4 @@
-"""Where the gateway is: the one place that reads `SEGSERVE_URL` and takes a URL apart."""
+"""The gateway's URL: the only module that reads `SEGSERVE_URL` and parses a URL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class GatewayEndpoint:
-    """A gateway's address; `path` is the prefix before `/v2`, mostly empty."""
+    """The address of a gateway; `path` is the prefix before `/v2`, usually empty."""
 
     scheme: str
     host: str
@@ -25,7 +25,7 @@ class GatewayEndpoint:
 
     @classmethod
     def parse(cls, url: str | None = None) -> GatewayEndpoint:
-        """Read a URL such as `http://127.0.0.1:8080` or `gateway:80`; None: `SEGSERVE_URL` or the default.
+        """Parse a URL such as `http://127.0.0.1:8080` or `gateway:80`; None means `SEGSERVE_URL`, or else the default.
 
         Raises `BadRequestError` for anything else.
         """
@@ -36,7 +36,7 @@ class GatewayEndpoint:
         except ValueError as error:
             raise BadRequestError(f"not a URL: {_shown(text)!r}: {_shown(str(error))}") from None
         if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
-            raise BadRequestError(f"a gateway's URL is http(s)://host[:port][/prefix], got {_shown(text)!r}")
+            raise BadRequestError(f"a gateway's URL must be http(s)://host[:port][/prefix], got {_shown(text)!r}")
         return cls(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], parts.path.rstrip("/"))
 
     @property
@@ -47,20 +47,20 @@ class GatewayEndpoint:
 
     @property
     def url(self) -> str:
-        """The whole URL, without a slash at its end."""
+        """The full URL, without a trailing slash."""
         return f"{self.scheme}://{self.authority}{self.path}"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine, which no proxy can reach."""
+        """Whether the gateway is on this machine, where no proxy is used."""
         return is_loopback(self.host)
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a name or address is this machine."""
+    """Return whether a host name or address means this machine."""
     return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _shown(text: str) -> str:
-    """Return the text without what stands before an @, which may be a password."""
+    """Return the text without the part before an @, which may be a password."""
     return re.sub(r"[^/'\"]*@", "...@", text)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 from uuid import uuid4
 
 from segserve.calls.many import PendingImage
@@ -13,10 +14,6 @@ from segserve.results.images import ImageLike
 from segserve.results.result import Result
 from segserve_common.errors import BadRequestError
 from segserve_common.kserve import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 
 # The error of a model without temporalSmoothing for a frame's number, and Triton's for an unknown stream.
 NO_STREAMS: Final = "parameter 'frame' is not allowed"
@@ -28,7 +25,7 @@ FrameLike: TypeAlias = "ImageLike | tuple[int, ImageLike]"
 class FrameStream:
     """The state of one stream: how many frames were read, and the last one that the server received.
 
-    `length` is the number of frames if known beforehand; `stateless` is set once the model turns out to have no streams.
+    `length` is the number of frames if known beforehand; `stateless` is set once the model proves to have no streams.
     """
 
     stream: StreamId
@@ -71,7 +68,9 @@ def open_stream(stream_id: StreamId | None, frames: object) -> FrameStream:
     is_text = isinstance(stream_id, str) and 0 < len(stream_id.encode()) <= 128
     is_number = isinstance(stream_id, int) and not isinstance(stream_id, bool) and 0 < stream_id < 2**63
     if not is_text and not is_number:
-        raise BadRequestError(f"stream_id must be a text of 1 to 128 bytes or a whole number above 0, got {stream_id!r}")
+        raise BadRequestError(
+            f"stream_id must be a text of 1 to 128 bytes or a whole number above 0, got {stream_id!r}"
+        )
     return FrameStream(stream_id, length)
 
 

@@ -1,19 +1,15 @@
-"""What a caller can watch: an event for each request, answer, retry and error, and the log lines of `segserve`."""
+"""Hooks: events for each request, answer, retry and error, and the log of `segserve`."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from segserve_common.errors import BadRequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from segserve_common.errors import SegserveError
+from segserve_common.errors import BadRequestError, SegserveError
 
 LOGGER: Final = logging.getLogger("segserve")
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO}
@@ -23,7 +19,7 @@ RequestKind: TypeAlias = Literal["infer", "config"]
 
 @dataclass(frozen=True, slots=True)
 class RequestEvent:
-    """A try is about to be sent: `attempt` counts from 1, `sent_bytes` are those of its tensors."""
+    """An attempt is about to be sent. `attempt` counts from 1; `sent_bytes` are those of its tensors."""
 
     model: str
     request_id: str
@@ -35,7 +31,7 @@ class RequestEvent:
 
 @dataclass(frozen=True, slots=True)
 class ResponseEvent:
-    """A try was answered after `elapsed_s`; `revision` is the one that answered."""
+    """An attempt was answered after `elapsed_s` by `revision`."""
 
     model: str
     request_id: str
@@ -47,7 +43,7 @@ class ResponseEvent:
 
 @dataclass(frozen=True, slots=True)
 class RetryEvent:
-    """A try failed with `error`, and another follows after `pause_s`."""
+    """An attempt failed with `error`; another follows after `pause_s`."""
 
     model: str
     request_id: str
@@ -59,7 +55,7 @@ class RetryEvent:
 
 @dataclass(frozen=True, slots=True)
 class ErrorEvent:
-    """A call ended with `error`, which the caller gets."""
+    """A call failed with `error`, which the caller receives."""
 
     model: str
     request_id: str
@@ -68,9 +64,9 @@ class ErrorEvent:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Functions that a client calls as it works, in the thread or task of the call: they must not take long.
+    """Functions that a client calls during its work, in the thread or task of the call; they must return quickly.
 
-    What they raise reaches the caller.
+    Exceptions they raise reach the caller.
     """
 
     on_request: Callable[[RequestEvent], object] | None = None
@@ -79,16 +75,16 @@ class Hooks:
     on_error: Callable[[ErrorEvent], object] | None = None
 
     def request(self, event: RequestEvent) -> None:
-        """Tell and log that a try begins."""
+        """Report and log the start of an attempt."""
         LOGGER.debug(
-            "request %s: %s %s, try %d, %d bytes, %.3g s left",
+            "request %s: %s %s, attempt %d, %d bytes, %.3g s left",
             event.request_id, event.kind, event.model, event.attempt, event.sent_bytes, event.timeout_s,
         )  # fmt: skip
         if self.on_request is not None:
             self.on_request(event)
 
     def response(self, event: ResponseEvent) -> None:
-        """Tell and log that a try was answered."""
+        """Report and log the answer to an attempt."""
         LOGGER.debug(
             "request %s: answered by %s after %.3f s", event.request_id, event.revision or event.model, event.elapsed_s
         )
@@ -96,23 +92,23 @@ class Hooks:
             self.on_response(event)
 
     def retry(self, event: RetryEvent) -> None:
-        """Tell and log that another try follows."""
+        """Report and log that another attempt follows."""
         LOGGER.info(
-            "request %s: try %d failed, the next in %.3g s: %s",
+            "request %s: attempt %d failed, next in %.3g s: %s",
             event.request_id, event.attempt, event.pause_s, _named(event.error),
         )  # fmt: skip
         if self.on_retry is not None:
             self.on_retry(event)
 
     def error(self, event: ErrorEvent) -> None:
-        """Tell and log that a call failed."""
+        """Report and log that a call failed."""
         LOGGER.info("request %s: failed: %s", event.request_id, _named(event.error))
         if self.on_error is not None:
             self.on_error(event)
 
     @property
     def listening(self) -> bool:
-        """Whether anybody wants to know: events are made only then."""
+        """Whether a hook or the log is active; otherwise no events are created."""
         return self is not SILENT or LOGGER.isEnabledFor(logging.INFO)
 
 
@@ -120,7 +116,7 @@ SILENT: Final = Hooks()
 
 
 def set_up_log() -> None:
-    """Write the log lines of `segserve` to stderr where `SEGSERVE_LOG` says debug or info."""
+    """Write the log of `segserve` to stderr if `SEGSERVE_LOG` is debug or info."""
     name = os.environ.get("SEGSERVE_LOG")
     if name:
         _set_up(name)
@@ -128,9 +124,9 @@ def set_up_log() -> None:
 
 @cache
 def _set_up(name: str) -> None:
-    """Do it once: a program may set another level later."""
+    """Set the level once: a program may change it later."""
     if name.lower() not in _LEVELS:
-        raise BadRequestError(f"SEGSERVE_LOG is {' or '.join(_LEVELS)}, got {name!r}")
+        raise BadRequestError(f"SEGSERVE_LOG must be {' or '.join(_LEVELS)}, got {name!r}")
     logging.basicConfig(format="[%(asctime)s %(name)s %(levelname)s] %(message)s")
     LOGGER.setLevel(_LEVELS[name.lower()])
 

@@ -1,27 +1,22 @@
-"""Many images of one call: how many are in flight, the order of their results, and what a failure says."""
+"""Calls for many images: how many are in flight, the order of results, and the failure of a single image."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar
 
-from segserve.results.images import image_tensor
+from segserve.calls.timeouts import Timeouts
+from segserve.results.images import ImageLike, image_tensor
+from segserve.results.result import Result
+from segserve.results.values import Encoding
 from segserve_common.errors import BadRequestError, SegserveError
 from segserve_common.kserve import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
-    from concurrent.futures import Future
-
-    from segserve.calls.timeouts import Timeouts
-    from segserve.results.images import ImageLike
-    from segserve.results.result import Result
-    from segserve.results.values import Encoding
 
 T = TypeVar("T")
 OnError: TypeAlias = Literal["raise", "return"]
@@ -29,7 +24,7 @@ ON_ERROR: Final = ("raise", "return")
 
 
 class SegmentKeywords(TypedDict, total=False):
-    """What `segment` may be told of a call besides the image and the model; see there."""
+    """The options of `segment` other than the image and the model; see there."""
 
     score_threshold: float | None
     max_detections: int | None
@@ -40,10 +35,10 @@ class SegmentKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an image has no result: in its place with `on_error="return"`.
+    """The failure of one image, in place of its result with `on_error="return"`.
 
-    `index` counts the images of the call from 0 (of a stream: the frame's number), `source` is the image's
-    path, name or URL where it has one.
+    `index` counts the images of the call from 0 (in a stream: the frame's number). `source` is the image's path, name
+    or URL if it has one.
     """
 
     index: int
@@ -53,7 +48,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class PendingImage:
-    """An image as it was pulled: a path to read in its turn, its tensor, or what kept it from becoming one."""
+    """An image taken from the caller's iterable: a path to read later, a tensor, or the error of making one."""
 
     index: int
     source: str | None
@@ -62,7 +57,7 @@ class PendingImage:
 
     @classmethod
     def of(cls, index: int, image: ImageLike, what: str = "image") -> PendingImage:
-        """Take an image over. Only a path is read later: the caller may use the memory of anything else again."""
+        """Take an image. Only paths are read later: the caller may reuse the memory of anything else."""
         source = _source(image)
         if isinstance(image, str | os.PathLike):
             return cls(index, source, image, what)
@@ -72,13 +67,13 @@ class PendingImage:
             return cls(index, source, error, what)
 
     def tensor(self) -> Tensor:
-        """Return the image's tensor, or raise what kept it from becoming one."""
+        """Return the image's tensor, or raise the error of making one."""
         if isinstance(self.content, Exception):
             raise self.content
         return self.content if isinstance(self.content, Tensor) else image_tensor(self.content)
 
     def failed(self, error: SegserveError | OSError, on_error: OnError) -> Failure:
-        """Return the failure, or raise the error with a note that names the image."""
+        """Return a `Failure`, or raise the error with a note that names the image."""
         if on_error == "return":
             return Failure(self.index, self.source, error)
         error.add_note(f"{self.what} {self.index}" + (f": {self.source}" if self.source else ""))
@@ -86,35 +81,37 @@ class PendingImage:
 
 
 def check_many(images: object, in_flight: int, on_error: str) -> None:
-    """Raise `BadRequestError` for one image where many are wanted, and for settings that do not exist."""
+    """Raise `BadRequestError` for a single image in place of many, and for invalid settings."""
     if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
-        raise BadRequestError(f"in_flight is a whole number from 1 on, got {in_flight!r}")
+        raise BadRequestError(f"in_flight must be a whole number from 1 on, got {in_flight!r}")
     check_on_error(on_error)
     shape: tuple[int, ...] = getattr(images, "shape", ())
     one = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(images, "read")
     if one or len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 2, 3, 4)):
-        raise BadRequestError(f"images is an iterable of images, got one {type(images).__name__}: segment() takes it")
+        raise BadRequestError(
+            f"images must be an iterable of images, got one {type(images).__name__}: use segment() for a single image"
+        )
     if not hasattr(images, "__iter__") and not hasattr(images, "__aiter__"):
-        raise BadRequestError(f"images is an iterable of images, got {type(images).__name__}")
+        raise BadRequestError(f"images must be an iterable of images, got {type(images).__name__}")
 
 
 def check_on_error(on_error: str) -> None:
-    """Raise `BadRequestError` for an `on_error` that does not exist."""
+    """Raise `BadRequestError` for an invalid `on_error`."""
     if on_error not in ON_ERROR:
-        raise BadRequestError(f"on_error is one of {', '.join(ON_ERROR)}, got {on_error!r}")
+        raise BadRequestError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
 
 
 def in_order(calls: Iterable[Callable[[], T]], in_flight: int) -> Generator[T, None, None]:
-    """Yield the values of calls in their order, `in_flight` at once in threads.
+    """Yield the values of calls in order, with up to `in_flight` running in threads.
 
-    A call is pulled only when fewer than that many are made or wait to be consumed. Closing, and an error of
-    any call, lets those that run end and starts no other.
+    A call is taken from the iterable only while fewer than `in_flight` are running or waiting to be consumed. Closing
+    the generator, or an error in any call, starts no further call and waits for the running ones.
     """
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(in_flight, thread_name_prefix="segserve") as threads:
         try:
             for call in calls:
-                # Traces follow the caller's context, which threads do not inherit.
+                # Traces need the caller's context, which threads do not inherit.
                 waiting.append(threads.submit(copy_context().run, call))
                 while waiting and (len(waiting) == in_flight or waiting[0].done()):
                     yield waiting.popleft().result()
@@ -128,7 +125,7 @@ def in_order(calls: Iterable[Callable[[], T]], in_flight: int) -> Generator[T, N
 async def in_order_async(
     calls: AsyncIterable[Callable[[], Coroutine[Any, Any, T]]], in_flight: int
 ) -> AsyncGenerator[T, None]:
-    """Yield as `in_order` does, in tasks; closing, and an error of any call, cancels those that run."""
+    """Yield as `in_order` does, in tasks; closing the generator, or an error in any call, cancels the running ones."""
     waiting: deque[asyncio.Task[T]] = deque()
     try:
         async for call in calls:
@@ -143,27 +140,27 @@ async def in_order_async(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def outcome(pulled: PendingImage, segment: Callable[[Tensor], Result], on_error: OnError) -> Result | Failure:
-    """Segment a pulled image; raises with a note that names it, unless failures are to be returned."""
+def outcome(pending: PendingImage, segment: Callable[[Tensor], Result], on_error: OnError) -> Result | Failure:
+    """Segment a pending image; an error raises with a note that names the image, or is returned as a `Failure`."""
     try:
-        return segment(pulled.tensor())
+        return segment(pending.tensor())
     except (SegserveError, OSError) as error:
-        return pulled.failed(error, on_error)
+        return pending.failed(error, on_error)
 
 
 async def outcome_async(
-    pulled: PendingImage, segment: Callable[[Tensor], Coroutine[Any, Any, Result]], on_error: OnError
+    pending: PendingImage, segment: Callable[[Tensor], Coroutine[Any, Any, Result]], on_error: OnError
 ) -> Result | Failure:
-    """Do as `outcome` does; a file is read in a thread."""
+    """Segment a pending image as `outcome` does; a file is read in a thread."""
     try:
-        tensor = pulled.content if isinstance(pulled.content, Tensor) else await asyncio.to_thread(pulled.tensor)
+        tensor = pending.content if isinstance(pending.content, Tensor) else await asyncio.to_thread(pending.tensor)
         return await segment(tensor)
     except (SegserveError, OSError) as error:
-        return pulled.failed(error, on_error)
+        return pending.failed(error, on_error)
 
 
 async def each_of(images: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
-    """Yield what an iterable of either kind holds."""
+    """Yield the items of a synchronous or asynchronous iterable."""
     if hasattr(images, "__aiter__"):
         async for image in images:
             yield image
@@ -173,15 +170,17 @@ async def each_of(images: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
 
 
 async def pull(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncGenerator[PendingImage, None]:
-    """Yield the images of an iterable of either kind as they are asked for; a thread makes their tensors."""
+    """Yield the images of either kind of iterable on demand; tensors are made in a thread."""
     index = 0
     async for image in each_of(images):
-        yield PendingImage.of(index, image) if is_quick(image) else await asyncio.to_thread(PendingImage.of, index, image)
+        yield (
+            PendingImage.of(index, image) if is_quick(image) else await asyncio.to_thread(PendingImage.of, index, image)
+        )
         index += 1
 
 
 def is_quick(image: object) -> bool:
-    """Whether an image is taken over at once: bytes, and paths, which are read later; an event loop need not wait."""
+    """Return whether an image is taken without blocking: bytes, or a path, which is read later."""
     return isinstance(image, bytes | str | os.PathLike)
 
 

@@ -1,21 +1,19 @@
-"""A span of OpenTelemetry for each call, and the headers that carry its trace to the gateway."""
+"""OpenTelemetry: a span per call, and the headers that carry its trace to the gateway."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from segserve.calls.endpoint import GatewayEndpoint
+from segserve.calls.steps import TransportName
 from segserve.errors import MissingExtraError
+from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from opentelemetry.trace import Span, Tracer
-
-    from segserve.calls.endpoint import GatewayEndpoint
-    from segserve.calls.steps import TransportName
-    from segserve_common.errors import SegserveError
 
 _METHODS: Final[Mapping[TransportName, Mapping[str, Any]]] = {
     "http": {"network.protocol.name": "http", "http.request.method": "POST"},
@@ -30,13 +28,13 @@ _STATUSES: Final[Mapping[type, str]] = {int: "http.response.status_code", str: "
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """Makes the spans of one client. The provider is OpenTelemetry's global one, as it is at the first call."""
+    """Creates the spans of one client, from the global tracer provider at the time of the first call."""
 
     tracer: Tracer
     attributes: Mapping[str, Any]
 
     def start(self, name: str, model: str, request_id: str) -> CallSpan:
-        """Start a span below the caller's current one."""
+        """Start a span as a child of the caller's current one."""
         from opentelemetry.trace import SpanKind
 
         about = {**self.attributes, "segserve.model": model, "segserve.request_id": request_id}
@@ -50,7 +48,7 @@ class CallSpan:
     span: Span
 
     def headers(self) -> dict[str, str]:
-        """Return what the process's propagator sends along: `traceparent`, unless it was told otherwise."""
+        """Return the headers of the process's propagator: `traceparent` by default."""
         from opentelemetry import propagate, trace
 
         carrier: dict[str, str] = {}
@@ -58,12 +56,12 @@ class CallSpan:
         return {name.lower(): value for name, value in carrier.items()}
 
     def retried(self, attempt: int, error: SegserveError) -> None:
-        """Note that a try failed and another follows."""
+        """Record a failed attempt that is followed by another."""
         self.span.set_attribute("http.request.resend_count", attempt)
         self.span.add_event("retry", {"attempt": attempt, "error.type": type(error).__name__})
 
     def failed(self, error: SegserveError) -> None:
-        """Note the error that the caller gets."""
+        """Record the error that the caller receives."""
         from opentelemetry.trace import Status, StatusCode
 
         self.span.set_status(Status(StatusCode.ERROR, error.message))
@@ -72,17 +70,17 @@ class CallSpan:
             self.span.set_attribute(_STATUSES[type(error.status)], error.status)
 
     def end(self, revision: str | None) -> None:
-        """End the span, whatever came of the call; `revision` is the one that answered."""
+        """End the span; `revision` is the one that answered, if any."""
         if revision is not None:
             self.span.set_attribute("segserve.revision", revision)
         self.span.end()
 
 
 def telemetry_of(wanted: bool | None, endpoint: GatewayEndpoint, transport: TransportName) -> Telemetry | None:
-    """Return what makes spans, or None for no telemetry.
+    """Return a `Telemetry`, or None for no telemetry.
 
-    None wants it where the program has loaded OpenTelemetry itself: whoever has not pays nothing for it. True raises
-    `MissingExtraError` where the package is not installed.
+    With `wanted` None there is telemetry if the program itself has imported OpenTelemetry; others pay nothing. True
+    raises `MissingExtraError` if the package is not installed.
     """
     if wanted is False or (wanted is None and "opentelemetry.trace" not in sys.modules):
         return None

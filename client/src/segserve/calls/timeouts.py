@@ -1,4 +1,4 @@
-"""How long a client waits, for each part of a call and for all of it."""
+"""Timeouts of a client: for each phase of a request, and for the whole call."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from segserve_common.errors import BadRequestError
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds that a call may take.
+    """Timeouts of a call in seconds.
 
-    `total_s` is for the whole call with its retries and waits, and the gateway is told what is left of it. The others
-    are for one try: `connect_s` to reach the gateway, `read_s` and `write_s` without any progress, `pool_s` for a
-    connection of the pool to become free; None leaves them to the total. gRPC knows only the total.
-    Raises `BadRequestError` for what is not above 0.
+    `total_s` covers the whole call including retries and pauses; the gateway receives the remainder. The others apply
+    to one attempt: `connect_s` to reach the gateway, `read_s` and `write_s` without progress, `pool_s` until a pooled
+    connection is free; None leaves them to the total. gRPC uses only the total. Raises `BadRequestError` for values
+    that are not above 0.
     """
 
     total_s: float = 30.0
@@ -31,10 +31,10 @@ class Timeouts:
                 continue
             if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
                 name = "timeout_s" if part.name == "total_s" else part.name
-                raise BadRequestError(f"{name} is a finite number of seconds above 0, got {seconds!r}")
+                raise BadRequestError(f"{name} must be a finite number of seconds above 0, got {seconds!r}")
 
     def changed(self, by: float | Timeouts | None) -> Timeouts:
-        """Return what `timeout_s=by` means here: other timeouts, another total, or for None the same."""
+        """Return these timeouts changed as `timeout_s=by` asks: replaced, with another total, or unchanged for None."""
         if by is None:
             return self
         return by if isinstance(by, Timeouts) else replace(self, total_s=by)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 
 import typer
 
 from segserve.cli import batch, building, calibrating, completion, doctor, exporting, lifecycle, predict, resources
+from segserve.cli.errors import user_errors
 from segserve.cli.examples import epilog
-from segserve.cli.failures import user_errors
 from segserve.cli.init import command as init
 from segserve.cli.rollout import commands as rollouts
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 COMPLETES: Final = "_SEGSERVE_COMPLETE"
 """What a shell sets where it asks how a line may go on."""

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import glob
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
-from segserve.cli.asking import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
-from segserve.cli.failures import CommandError
-from segserve.cli.files import IMAGES
-from segserve.cli.platform_options import Where, somewhere
+from segserve.cli.errors import CommandError
+from segserve.cli.image_files import IMAGES
+from segserve.cli.model_options import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
+from segserve.cli.platform_options import PlatformOptions, with_platform_options
 from segserve.errors import ModelNotFoundError
 from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
     from segserve.client import Client
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
 
-Format: TypeAlias = Literal["zarr", "tiff", "png", "coco", "geojson"]
+BatchFormat: TypeAlias = Literal["zarr", "tiff", "png", "coco", "geojson"]
 
 LARGE: Final = IMAGES | {".npy", ".svs", ".btf"}
-SUFFIXES: Final[dict[Format, str]] = {
+SUFFIXES: Final[dict[BatchFormat, str]] = {
     "zarr": "", "tiff": ".tif", "png": ".png", "coco": ".coco.json", "geojson": ".geojson",
 }  # fmt: skip
 OF_OBJECTS: Final = frozenset({"coco", "geojson"})
@@ -37,13 +36,13 @@ OF_MAPS: Final = frozenset({"tiff", "png"})
 class Exported:
     """What is written beside each image's folder."""
 
-    form: Format
+    form: BatchFormat
     affine: tuple[float, ...] | None
 
 
-@somewhere
+@with_platform_options
 def batch(
-    where: Where,
+    platform_options: PlatformOptions,
     name: ModelName,
     images: Annotated[
         list[str],
@@ -60,7 +59,7 @@ def batch(
         ),
     ],
     form: Annotated[
-        Format,
+        BatchFormat,
         typer.Option(
             "--format",
             help="What to write beside that folder: tiff and png are the map, coco and geojson the objects.",
@@ -127,14 +126,14 @@ def batch(
         timeout_s=timeout,
     )
     try:
-        with gateway(where, name, url) as address, Client(address) as client:
+        with gateway(platform_options, name, url) as address, Client(address) as client:
             options["id_map"] = _checked(client, name, form, id_map=id_map)
             failed = sum(
                 not _segment(client, name, image, folders[image], Exported(form, affine), options, scheduler)
                 for image in given
             )
     except ModelNotFoundError as error:
-        raise with_advice(error, where, name) from error
+        raise with_advice(error, platform_options, name) from error
     if failed:
         typer.echo(f"{failed} of {len(given)} images failed", err=True)
         raise typer.Exit(1)
@@ -185,7 +184,7 @@ def result_folders(images: Sequence[Path], out: Path) -> dict[Path, Path]:
     return folders
 
 
-def _checked(client: Client, model: str, form: Format, *, id_map: bool) -> bool:
+def _checked(client: Client, model: str, form: BatchFormat, *, id_map: bool) -> bool:
     """Return whether the map of ids is needed; raises `CommandError` for a form that the model's answers lack."""
     from segserve.tiled.tile_results import kind_of
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from segserve.cli.failures import CommandError, needs
-from segserve.cli.files import images_in
+from segserve.cli.errors import CommandError, needs
+from segserve.cli.image_files import images_in
 from segserve.platforms.manifests import read_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from segserve_builder.steps.in_process import InProcessModel

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from collections.abc import Callable
+from typing import Annotated, Final, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from segserve.cli.platform_options import Where
+from segserve.cli.platform_options import PlatformOptions
 
 PATIENCE_S: Final = 1.0
 """How long somebody who has pressed a key waits for a cluster."""
@@ -33,22 +31,22 @@ def completion(
 
 def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the models of the platform that the line so far names; none where it does not answer at once."""
-    from segserve.cli.platform_options import Where
+    from segserve.cli.platform_options import PlatformOptions
 
     given = {key: ctx.params.get(key) for key in ("context", "namespace", "kubeconfig")}
     try:
-        where = Where(local=bool(ctx.params.get("local")), **given)
+        platform_options = PlatformOptions(local=bool(ctx.params.get("local")), **given)
     except typer.BadParameter:
         return []
-    return [name for name in known_models(where) if name.startswith(incomplete)]
+    return [name for name in known_models(platform_options) if name.startswith(incomplete)]
 
 
-def known_models(where: Where) -> list[str]:
+def known_models(platform_options: PlatformOptions) -> list[str]:
     """Return the names of a platform's models; none where it cannot say them, or a cluster does not answer at once."""
     from segserve.cli.platform_options import is_local
 
     try:
-        return _names(where) if is_local(where) else _in_time(lambda: _names(where))
+        return _names(platform_options) if is_local(platform_options) else _in_time(lambda: _names(platform_options))
     except Exception:  # a line that is being typed is no place for errors
         return []
 
@@ -60,10 +58,10 @@ def family_names(incomplete: str) -> list[str]:
     return [name for name in FAMILIES if name.startswith(incomplete)]
 
 
-def _names(where: Where) -> list[str]:
-    from segserve.cli.platform_options import platform
+def _names(platform_options: PlatformOptions) -> list[str]:
+    from segserve.cli.platform_options import selected_platform
 
-    return [model["metadata"]["name"] for model in platform(where).models()]
+    return [model["metadata"]["name"] for model in selected_platform(platform_options).models()]
 
 
 def _in_time(find: Callable[[], list[str]]) -> list[str]:

@@ -1,35 +1,164 @@
-"""`segserve doctor`: what is missing, and the command that mends it."""
+"""`segserve doctor`: checks of the environment and the platform, each with the command that fixes it."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
+import re
+import socket
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import typer
 
-from segserve.cli.environment import checks as own_checks
-from segserve.cli.platform_options import Where, is_local, platform, somewhere
+from segserve.cli.platform_options import PlatformOptions, is_local, selected_platform, with_platform_options
 from segserve.errors import MissingExtraError
+from segserve.platforms.port import DoctorCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from rich.console import Console
 
-    from segserve.platforms.port import DoctorCheck
+OLDEST: Final = (3, 11)
+CONNECT_S: Final = 3.0
+OURSELVES: Final = "segserve"
+URL_VARIABLE: Final = "SEGSERVE_URL"
+INSTEAD: Final = {
+    "opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
+}
+"""Distributions that bring the same modules."""
+_REQUIREMENT: Final = re.compile(
+    r"^(?P<name>[\w.-]+)(\[(?P<extras>[^]]*)])?\s*(?P<wanted>[^;]*)(;.*extra == .(?P<of>[\w-]+).)?"
+)
 
 
-@somewhere
+def environment_checks(extra: str) -> Iterator[DoctorCheck]:
+    """Yield a check for each need of the client with an extra, in the order in which to mend them."""
+    yield _python()
+    yield _packages(extra)
+    url = os.environ.get(URL_VARIABLE)
+    if url:
+        yield _gateway(url)
+
+
+def _python() -> DoctorCheck:
+    advice = f"segserve needs Python {'.'.join(map(str, OLDEST))} or newer"
+    return DoctorCheck(
+        "Python of segserve", sys.version_info >= OLDEST, f"{platform.python_version()}, {sys.executable}", advice
+    )
+
+
+def _packages(extra: str) -> DoctorCheck:
+    missing, wrong = [], []
+    for name, wanted in sorted(set(_required(extra))):
+        seen = _installed(name)
+        if seen is None:
+            missing.append(name)
+        elif not _fits(seen, wanted):
+            wrong.append(f"{name} {seen} ({wanted} is needed)")
+    what = f"packages of segserve[{extra}]"
+    if not missing and not wrong:
+        return DoctorCheck(what, good=True, seen=f"all there, segserve {metadata.version(OURSELVES)}")
+    seen = "; ".join(filter(None, [f"missing: {', '.join(missing)}" if missing else "", ", ".join(wrong)]))
+    return DoctorCheck(
+        what, good=False, seen=seen, advice="install what is missing", fix=f"pip install 'segserve[{extra}]'"
+    )
+
+
+def _required(extra: str | None) -> Iterator[tuple[str, str]]:
+    """Yield name and versions of each package that the base or an extra needs, other extras followed."""
+    for text in metadata.requires(OURSELVES) or ():
+        found = _REQUIREMENT.match(text)
+        if found is None or found["of"] not in (None, extra):
+            continue
+        if found["name"] == OURSELVES:
+            for other in (found["extras"] or "").split(","):
+                yield from _required(other.strip())
+        else:
+            yield found["name"], found["wanted"].strip()
+
+
+def _installed(name: str) -> str | None:
+    for known in (name, *INSTEAD.get(name, ())):
+        try:
+            return metadata.version(known)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _fits(seen: str, wanted: str) -> bool:
+    """Return whether a version is within bounds such as `>=2.10`; what is written otherwise is not judged."""
+    for bound in filter(None, wanted.split(",")):
+        least = re.match(r"\s*(>=|==)\s*([\d.]+)", bound)
+        if least is None:
+            continue
+        have, want = _numbers(seen), _numbers(least[2])
+        if have < want if least[1] == ">=" else have[: len(want)] != want:
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+def _gateway(url: str) -> DoctorCheck:
+    from segserve.calls.endpoint import GatewayEndpoint
+    from segserve_common.errors import SegserveError
+
+    unset = f"unset {URL_VARIABLE}"
+    try:
+        endpoint = GatewayEndpoint.parse(url)
+    except SegserveError as error:
+        return DoctorCheck(URL_VARIABLE, good=False, seen=repr(url), advice=str(error), fix=unset)
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    proxy = getproxies().get(parts.scheme or "http")
+    if proxy and not endpoint.is_loopback and not proxy_bypass(host):
+        return _proxy(proxy, host)
+    answer = _connected(host, port)
+    if answer is None:
+        return DoctorCheck(URL_VARIABLE, good=True, seen=f"{url} answers")
+    advice = "nothing answers there; without it commands find the platform's gateway by themselves"
+    return DoctorCheck(URL_VARIABLE, good=False, seen=f"{url}: {answer}", advice=advice, fix=unset)
+
+
+def _proxy(proxy: str, host: str) -> DoctorCheck:
+    parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    where = f"{parts.hostname}:{parts.port or 80}"  # what is shown may not have the password
+    answer = _connected(parts.hostname or "", parts.port or 80)
+    if answer is None:
+        return DoctorCheck("proxy", good=True, seen=f"requests to {host} go through {where}")
+    advice = f"requests to {host} would go through it; hosts in NO_PROXY are asked directly"
+    fix = f'export NO_PROXY="$NO_PROXY,{host}" no_proxy="$no_proxy,{host}"'
+    return DoctorCheck("proxy", good=False, seen=f"{where}: {answer}", advice=advice, fix=fix)
+
+
+def _connected(host: str, port: int) -> str | None:
+    """Return why nothing answers at an address; None where something does."""
+    try:
+        socket.create_connection((host, port), CONNECT_S).close()
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+@with_platform_options
 def doctor(
-    where: Where,
+    platform_options: PlatformOptions,
     output: Annotated[Literal["table", "json", "yaml"], typer.Option("--output", "-o", help="How to print.")] = "table",
 ) -> None:
     """Check what the platform needs (this machine, or a cluster and your rights there), and how to mend it.
 
     Exit code 1 where something is missing; a command that mends it is behind `fix`.
     """
-    found = list(_checked(where, live=output == "table"))
+    found = list(_checked(platform_options, live=output == "table"))
     if output != "table":
         document = [asdict(check) for check in found]
         if output == "json":
@@ -42,21 +171,21 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _checked(where: Where, *, live: bool) -> Iterator[DoctorCheck]:
+def _checked(platform_options: PlatformOptions, *, live: bool) -> Iterator[DoctorCheck]:
     """Yield all checks, shown as they come where a person waits for them."""
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False)
-    for check in _checks(where):
+    for check in _checks(platform_options):
         if live:
             _show(console, check)
         yield check
 
 
-def _checks(where: Where) -> Iterable[DoctorCheck]:
-    yield from own_checks("local" if is_local(where) else "cluster")
+def _checks(platform_options: PlatformOptions) -> Iterable[DoctorCheck]:
+    yield from environment_checks("local" if is_local(platform_options) else "cluster")
     try:
-        yield from platform(where).checks()
+        yield from selected_platform(platform_options).checks()
     except MissingExtraError:
         return  # the check of packages has said so
 

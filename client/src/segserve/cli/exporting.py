@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from segserve.cli.failures import CommandError, needs
-from segserve.cli.files import images_in
+from segserve.cli.errors import CommandError, needs
+from segserve.cli.image_files import images_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from segserve_builder.export.networks import NetworkSource, Preparation
     from segserve_builder.export.writing import Accuracy, ExportResult
 

@@ -1,19 +1,29 @@
-"""The images that a command line names: files, globs, folders, standard input."""
+"""Image files named on the command line: files, globs, folders, standard input."""
 
 from __future__ import annotations
 
 import glob
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from segserve.cli.failures import CommandError
-from segserve.cli.files import IMAGES
+from segserve.cli.errors import CommandError
 from segserve_common.errors import BadRequestError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+IMAGES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images of a folder by name; raises `CommandError` where there are none, or no folder."""
+    if not folder.is_dir():
+        raise CommandError(f"{folder} is not a folder")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    if not found:
+        raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(IMAGES))}")
+    return found
+
 
 STDIN: Final = "-"
 STEM: Final = "{stem}"

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -17,21 +19,16 @@ from rich.live import Live
 from rich.text import Text
 
 from segserve.cli.completion import model_names
-from segserve.cli.failures import CommandError, needs
-from segserve.cli.platform_options import Where, is_local, platform, somewhere
-from segserve.cli.progress import models_table
+from segserve.cli.errors import CommandError, needs
+from segserve.cli.models_view import models_table
+from segserve.cli.platform_options import PlatformOptions, is_local, selected_platform, with_platform_options
 from segserve.cli.resources import seconds
 from segserve.platforms.local import POLL_S, LocalPlatform, local_store
 from segserve.platforms.manifests import read_files
-from segserve.platforms.platform_ref import Cluster
-from segserve.platforms.port import MODEL, LogRequest
-from segserve.platforms.progress import progress
-from segserve.platforms.waiting import wait_serving
+from segserve.platforms.port import MODEL, Cluster, LogRequest
+from segserve.platforms.waiting import readiness, wait_serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
-
     from segserve_operator.adapters.local.files import StateFolder
 
 START_S: Final = 30.0
@@ -174,7 +171,7 @@ def _show(state: StateFolder) -> None:
             _launch(state)
             record = read_platform(state)
             manifests = [local_store().get(MODEL, name) for name in local_store().names(MODEL)]
-            states = {manifest["metadata"]["name"]: progress(manifest) for manifest in manifests}
+            states = {manifest["metadata"]["name"]: readiness(manifest) for manifest in manifests}
             notes = [f"  {name}: {state.text}" for name, state in states.items() if not state.serves]
             head = Text(f"segserve at {record.url if record is not None else '...'}   (Ctrl-C ends it)", style="bold")
             live.update(Group(head, models_table(manifests), Text("\n".join(notes), style="dim")), refresh=True)
@@ -197,9 +194,9 @@ def _end(state: StateFolder, *, keep: bool) -> None:
     typer.echo("the platform has ended" if end(state, keep_models=keep) else "no platform was running")
 
 
-@somewhere
+@with_platform_options
 def logs(
-    where: Where,
+    platform_options: PlatformOptions,
     name: Annotated[
         str | None, typer.Argument(help="Only the servers that hold this model.", autocompletion=model_names)
     ] = None,
@@ -213,13 +210,13 @@ def logs(
     lines: Annotated[int, typer.Option("--tail", min=0, help="Lines of each log to begin with.")] = 50,
 ) -> None:
     """Show the logs of gateway, servers and agents, each line with its origin."""
-    for line in platform(where).logs(LogRequest(name, container, previous, follow, lines)):
+    for line in selected_platform(platform_options).logs(LogRequest(name, container, previous, follow, lines)):
         typer.echo(line)
 
 
-@somewhere
+@with_platform_options
 def cleanup(
-    where: Where,
+    platform_options: PlatformOptions,
     everything: Annotated[
         bool, typer.Option("--all", help="Also take the finalizer of models that are not being deleted.")
     ] = False,
@@ -230,14 +227,16 @@ def cleanup(
 
     That is: the finalizer of models that wait to be deleted, and objects of pools and models that are gone.
     """
-    if is_local(where):
+    if is_local(platform_options):
         raise CommandError("cleanup is for clusters (--context, --namespace); here `segserve down` leaves nothing")
     with needs("cluster"):
         from segserve.cli.cluster.cleanup import leftovers, remove, running_operator
         from segserve.platforms.cluster.calls import Calls
         from segserve.platforms.cluster.config import config_of
 
-    with Calls(config_of(Cluster(where.context, where.namespace, where.kubeconfig))) as calls:
+    with Calls(
+        config_of(Cluster(platform_options.context, platform_options.namespace, platform_options.kubeconfig))
+    ) as calls:
         found = leftovers(calls, everywhere=everywhere, of_all=everything)
         place = "all namespaces" if everywhere else f"namespace {calls.namespace}"
         if not found:

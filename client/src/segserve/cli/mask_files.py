@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from segserve.results.instances import InstanceResult
@@ -12,8 +13,6 @@ from segserve.results.semantic import SemanticResult
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
-    from pathlib import Path, PurePath
-
     from numpy.typing import NDArray
 
     from segserve.results.result import Result

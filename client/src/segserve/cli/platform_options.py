@@ -1,4 +1,4 @@
-"""Which platform a command talks to: the options that say so, and what holds where none is given."""
+"""The options that select a platform, and the platform that they select."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
+from typing import Annotated, Any, Final, get_type_hints
 
 import typer
 
-from segserve.platforms.platform_ref import Cluster, Local, Place, default_place, open_platform
-
-if TYPE_CHECKING:
-    from segserve.platforms.port import Platform
+from segserve.platforms.port import Cluster, Local, Platform
+from segserve.platforms.selection import default_platform_ref, open_platform
 
 PLUGIN: Final = "kubectl-"
-_PANEL: Final = "Where"
+PANEL: Final = "Platform"
+_PARAMETER: Final = "platform_options"
 
 _OPTIONS: Final = {
     "local": (
-        Annotated[bool, typer.Option("--local", help="The platform of this machine.", rich_help_panel=_PANEL)],
+        Annotated[bool, typer.Option("--local", help="Use the platform of this machine.", rich_help_panel=PANEL)],
         False,
     ),
     "context": (
         Annotated[
-            str | None, typer.Option(metavar="NAME", help="The cluster of this kube context.", rich_help_panel=_PANEL)
+            str | None,
+            typer.Option(metavar="NAME", help="Use the cluster of this kubeconfig context.", rich_help_panel=PANEL),
         ],
         None,
     ),
@@ -35,8 +35,8 @@ _OPTIONS: Final = {
         Annotated[
             str | None,
             typer.Option(
-                "--namespace", "-n", metavar="NAME", help="The cluster's namespace; else the context's.",
-                rich_help_panel=_PANEL,
+                "--namespace", "-n", metavar="NAME",
+                help="Namespace in the cluster. Default: that of the context.", rich_help_panel=PANEL,
             ),
         ],
         None,
@@ -44,7 +44,10 @@ _OPTIONS: Final = {
     "kubeconfig": (
         Annotated[
             Path | None,
-            typer.Option(metavar="FILE", help="Else $KUBECONFIG, then ~/.kube/config.", rich_help_panel=_PANEL),
+            typer.Option(
+                metavar="FILE", help="Kubeconfig file. Default: $KUBECONFIG, or ~/.kube/config.",
+                rich_help_panel=PANEL,
+            ),
         ],
         None,
     ),
@@ -52,8 +55,8 @@ _OPTIONS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """What the options say; nothing is said where all are at their defaults."""
+class PlatformOptions:
+    """The values of the platform options; all defaults if none is given."""
 
     local: bool = False
     context: str | None = None
@@ -61,24 +64,24 @@ class Where:
     kubeconfig: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.local and self.names_a_cluster:
+        if self.local and self.selects_cluster:
             raise typer.BadParameter(
-                "--local is this machine; it goes with none of --context, --namespace, --kubeconfig"
+                "--local selects this machine and cannot be combined with --context, --namespace or --kubeconfig"
             )
 
     @property
-    def names_a_cluster(self) -> bool:
-        """Whether only a cluster can be meant."""
-        return any(given is not None for given in (self.context, self.namespace, self.kubeconfig))
+    def selects_cluster(self) -> bool:
+        """Whether an option is given that applies only to clusters."""
+        return any(value is not None for value in (self.context, self.namespace, self.kubeconfig))
 
 
-def somewhere(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say where; they come as its parameter `where`."""
+def with_platform_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the platform options to a command, which receives them as its parameter `platform_options`."""
     hints = get_type_hints(command, include_extras=True)
     own = [
         parameter.replace(annotation=hints[name])
         for name, parameter in inspect.signature(command).parameters.items()
-        if name != "where"
+        if name != _PARAMETER
     ]
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
@@ -86,32 +89,27 @@ def somewhere(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
 
     @functools.wraps(command)
-    def run(**given: Any) -> Any:
-        where = Where(**{name: given.pop(name) for name in _OPTIONS})
-        return command(where=where, **given)
+    def run(**arguments: Any) -> Any:
+        options = PlatformOptions(**{name: arguments.pop(name) for name in _OPTIONS})
+        return command(**arguments, **{_PARAMETER: options})
 
-    # typer asks for both, and a wrapper's own say nothing.
+    # typer reads both; those of the wrapper itself are meaningless.
     run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
     return run
 
 
-def platform(where: Where) -> Platform:
-    """Return the platform that is meant: the one named, else the local one where it is up, else the context's."""
-    return open_platform(place(where))
+def selected_platform(options: PlatformOptions) -> Platform:
+    """Return the selected platform: the one named, else the local one if it is up, else that of the kube context."""
+    return open_platform(
+        Local() if is_local(options) else Cluster(options.context, options.namespace, options.kubeconfig)
+    )
 
 
-def place(where: Where) -> Place:
-    """Return the place that is meant."""
-    if is_local(where):
-        return Local()
-    return Cluster(where.context, where.namespace, where.kubeconfig)
-
-
-def is_local(where: Where) -> bool:
-    """Return whether this machine's platform is meant."""
-    if where.local or where.names_a_cluster:
-        return where.local
+def is_local(options: PlatformOptions) -> bool:
+    """Return whether the platform of this machine is selected."""
+    if options.local or options.selects_cluster:
+        return options.local
     if Path(sys.argv[0]).name.startswith(PLUGIN):
         return False
-    return isinstance(default_place(), Local)
+    return isinstance(default_platform_ref(), Local)

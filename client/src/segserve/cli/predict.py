@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from segserve.cli.asking import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
-from segserve.cli.failures import CommandError
+from segserve.cli.errors import CommandError
 from segserve.cli.image_files import ImageFile, image_files, overlay_paths
-from segserve.cli.platform_options import Where, somewhere
+from segserve.cli.model_options import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
+from segserve.cli.platform_options import PlatformOptions, with_platform_options
 from segserve.errors import ModelNotFoundError
 from segserve_common.errors import BadRequestError, SegserveError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from rich.table import Table
 
     from segserve.results.result import Result
@@ -33,7 +31,7 @@ TABLES: Final = 5
 
 
 @dataclass(frozen=True)
-class Asked:
+class OutputTargets:
     """What is to be made of each image."""
 
     overlays: Mapping[ImageFile, Path]
@@ -42,7 +40,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImageOutcome:
     """What became of one image: its COCO data set where asked, what to show of it, or its error."""
 
     image: ImageFile
@@ -51,9 +49,9 @@ class Outcome:
     error: SegserveError | None = None
 
 
-@somewhere
+@with_platform_options
 def predict(
-    where: Where,
+    platform_options: PlatformOptions,
     name: ModelName,
     images: Annotated[
         list[str],
@@ -118,16 +116,19 @@ def predict(
     from segserve.client import Client
 
     given = image_files(images, recursive=recursive)
-    asked = Asked(overlay_paths(given, output), masks, coco=as_json or coco is not None)
+    asked = OutputTargets(overlay_paths(given, output), masks, coco=as_json or coco is not None)
     _check_targets(given, masks, coco)
     options = SegmentKeywords(score_threshold=score_threshold, max_detections=max_detections, encoding=encoding)
     began_s = time.monotonic()
     try:
-        with gateway(where, name, url) as address, Client(address, transport=transport, timeout_s=timeout) as client:
+        with (
+            gateway(platform_options, name, url) as address,
+            Client(address, transport=transport, timeout_s=timeout) as client,
+        ):
             ask = partial(client.segment, model=name, **options)
             outcomes = list(_shown(_outcomes(ask, given, asked, in_flight), given, asked, quiet=as_json))
     except ModelNotFoundError as error:
-        raise with_advice(error, where, name) from error
+        raise with_advice(error, platform_options, name) from error
     if as_json or coco is not None:
         _write_coco([one.document for one in outcomes if one.document is not None], coco, print_it=as_json)
     failed = [one for one in outcomes if one.error is not None]
@@ -138,8 +139,8 @@ def predict(
 
 
 def _outcomes(
-    ask: Callable[[bytes], Result], images: Sequence[ImageFile], asked: Asked, in_flight: int
-) -> Iterator[Outcome]:
+    ask: Callable[[bytes], Result], images: Sequence[ImageFile], asked: OutputTargets, in_flight: int
+) -> Iterator[ImageOutcome]:
     """Yield an outcome for each image, in order; raises what makes all fail, where that is seen at the first."""
     from segserve.calls.many import in_order
 
@@ -152,7 +153,7 @@ def _outcomes(
         yield outcome
 
 
-def _outcome(ask: Callable[[bytes], Result], image: ImageFile, number: int, asked: Asked) -> Outcome:
+def _outcome(ask: Callable[[bytes], Result], image: ImageFile, number: int, asked: OutputTargets) -> ImageOutcome:
     try:
         data = image.read()
         result = ask(data)
@@ -161,12 +162,14 @@ def _outcome(ask: Callable[[bytes], Result], image: ImageFile, number: int, aske
         if asked.masks is not None:
             _write_masks(result, asked.masks, image)
     except SegserveError as error:
-        return Outcome(image, error=error)
+        return ImageOutcome(image, error=error)
     document = result.to_coco(image_id=number, file_name=image.name) if asked.coco else None
-    return Outcome(image, result, document)
+    return ImageOutcome(image, result, document)
 
 
-def _shown(outcomes: Iterator[Outcome], images: Sequence[ImageFile], asked: Asked, *, quiet: bool) -> Iterator[Outcome]:
+def _shown(
+    outcomes: Iterator[ImageOutcome], images: Sequence[ImageFile], asked: OutputTargets, *, quiet: bool
+) -> Iterator[ImageOutcome]:
     """Yield the outcomes again, printed; they are let go of what they held."""
     with _progress(len(images)) as advance:
         for outcome in outcomes:
@@ -177,7 +180,7 @@ def _shown(outcomes: Iterator[Outcome], images: Sequence[ImageFile], asked: Aske
                 if outcome.image in asked.overlays and len(images) <= TABLES:
                     typer.echo(f"overlay: {asked.overlays[outcome.image]}")
             advance()
-            yield Outcome(outcome.image, document=outcome.document, error=outcome.error)
+            yield ImageOutcome(outcome.image, document=outcome.document, error=outcome.error)
 
 
 @contextmanager
@@ -218,7 +221,7 @@ def result_table(image: Path, result: Result) -> Table:
 
 
 def _summary(
-    images: Sequence[ImageFile], failed: Sequence[Outcome], seconds: float, written: Sequence[Path | None]
+    images: Sequence[ImageFile], failed: Sequence[ImageOutcome], seconds: float, written: Sequence[Path | None]
 ) -> str:
     places = ", ".join(str(path) for path in written if path is not None)
     parts = [f"{len(images)} images", f"{len(failed)} failed" if failed else "all answered", f"{seconds:.1f} s"]

@@ -1,9 +1,10 @@
-"""apply, delete, get, describe, wait: resources of this machine's platform or of a cluster."""
+"""`segserve apply`, `delete`, `get`, `describe` and `wait`: resources on this machine or on a cluster."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,16 +16,16 @@ from rich.live import Live
 from rich.measure import Measurement
 
 from segserve.cli.completion import model_names
-from segserve.cli.failures import CommandError, needs
-from segserve.cli.platform_options import Where, platform, somewhere
-from segserve.cli.progress import models_table
-from segserve.cli.views import description, pictures
+from segserve.cli.errors import CommandError, needs
+from segserve.cli.models_view import latest_record, model_text, models_table
+from segserve.cli.platform_options import PlatformOptions, selected_platform, with_platform_options
+from segserve.platforms.local import LocalPlatform
 from segserve.platforms.manifests import read_files
-from segserve.platforms.port import MODEL, POOL
+from segserve.platforms.port import MODEL, POOL, Platform
 from segserve.platforms.waiting import Gone, wait_for, wait_serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from segserve.platforms.cluster.platform import ClusterPlatform
 
 REFRESH_S: Final = 0.25
 WIDEST: Final = 1000
@@ -35,7 +36,7 @@ Files = Annotated[
 Name = Annotated[str, typer.Argument(help="The model's name.", autocompletion=model_names)]
 
 
-class Format(StrEnum):
+class OutputFormat(StrEnum):
     """How `get` prints."""
 
     TABLE = "table"
@@ -44,9 +45,9 @@ class Format(StrEnum):
     YAML = "yaml"
 
 
-@somewhere
+@with_platform_options
 def apply(
-    where: Where,
+    platform_options: PlatformOptions,
     files: Files,
     force: Annotated[
         bool, typer.Option("--force-conflicts", help="On a cluster: take over fields that another tool has set.")
@@ -57,13 +58,15 @@ def apply(
     A relative address of an artifact is relative to its file on this machine; on a cluster to the pool's artifact base.
     """
     resources = read_files(files)
-    for written, outcome in zip(resources, platform(where).apply(resources, force=force), strict=True):
+    for written, outcome in zip(
+        resources, selected_platform(platform_options).apply(resources, force=force), strict=True
+    ):
         typer.echo(f"{written.title} {outcome}")
 
 
-@somewhere
+@with_platform_options
 def delete(
-    where: Where,
+    platform_options: PlatformOptions,
     names: Annotated[list[str] | None, typer.Argument(help="Models to delete.", autocompletion=model_names)] = None,
     files: Annotated[
         list[Path] | None, typer.Option("--filename", "-f", help="Or the files that they came from.")
@@ -72,9 +75,9 @@ def delete(
     timeout: Annotated[str, typer.Option(help="How long to wait: 90s, 2m.")] = "60s",
 ) -> None:
     """Delete models: requests to them end first, then they are unloaded, and nothing of them stays."""
-    here = platform(where)
+    platform = selected_platform(platform_options)
     written = read_files(files or [])
-    here.check_place(written)
+    platform.check_namespace(written)
     chosen = [(MODEL, name) for name in names or []]
     chosen += [(each.resource.kind, each.resource.metadata.name) for each in written]
     if not chosen:
@@ -84,44 +87,46 @@ def delete(
     chosen = sorted(dict.fromkeys(chosen), key=lambda each: each[0] == POOL)
     going = []
     for kind, name in chosen:
-        outcome = here.delete(kind, name)
+        outcome = platform.delete(kind, name)
         going += [(kind, name)] if outcome == "deleted" else []
         typer.echo(f"{kind.lower()}/{name} {outcome}")
-    if wait and here.runs():
+    if wait and platform.runs():
         for kind, name in going:
-            wait_for(here, Gone(kind, name), deadline_s, timeout)
+            wait_for(platform, Gone(kind, name), deadline_s, timeout)
 
 
-@somewhere
+@with_platform_options
 def get(
-    where: Where,
+    platform_options: PlatformOptions,
     name: Annotated[str | None, typer.Argument(help="One model; all without it.", autocompletion=model_names)] = None,
-    output: Annotated[Format, typer.Option("--output", "-o", help="How to print.")] = Format.TABLE,
+    output: Annotated[OutputFormat, typer.Option("--output", "-o", help="How to print.")] = OutputFormat.TABLE,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Keep it up to date; of a cluster as a tree down to the pods.")
     ] = False,
 ) -> None:
     """Show models: what is ready, which revision serves, which is on its way."""
-    wide = output is Format.WIDE
-    if watch and output not in (Format.TABLE, Format.WIDE):
+    wide = output is OutputFormat.WIDE
+    if watch and output not in (OutputFormat.TABLE, OutputFormat.WIDE):
         raise typer.BadParameter(f"-w shows a live view; with it -o is table or wide, not {output}")
-    here = platform(where)
+    platform = selected_platform(platform_options)
     if watch:
-        _show(Console(), pictures(here, name, wide=wide))
+        _show(Console(), frames(platform, name, wide=wide))
     else:
-        _print(Console(), [here.model(name)] if name is not None else here.models(), output, one=name is not None)
+        _print(
+            Console(), [platform.model(name)] if name is not None else platform.models(), output, one=name is not None
+        )
 
 
-def _show(console: Console, pictures: Iterator[RenderableType]) -> None:
-    """Show pictures as they come, at most four a second; where nobody looks at a terminal, each that differs."""
+def _show(console: Console, frames: Iterator[RenderableType]) -> None:
+    """Show frames as they come, at most four a second; where nobody looks at a terminal, each that differs."""
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            for picture in pictures:
+            for picture in frames:
                 live.update(picture, refresh=True)
                 time.sleep(REFRESH_S)
         return
     last = ""
-    for picture in pictures:
+    for picture in frames:
         kept = wide_enough(console, picture)
         with kept.capture() as captured:
             kept.print(picture)
@@ -132,16 +137,16 @@ def _show(console: Console, pictures: Iterator[RenderableType]) -> None:
         time.sleep(REFRESH_S)
 
 
-def _print(console: Console, manifests: list[dict[str, Any]], output: Format, *, one: bool) -> None:
+def _print(console: Console, manifests: list[dict[str, Any]], output: OutputFormat, *, one: bool) -> None:
     match output:
-        case Format.JSON:
+        case OutputFormat.JSON:
             typer.echo(json.dumps(manifests[0] if one else manifests, indent=2))
-        case Format.YAML:
+        case OutputFormat.YAML:
             typer.echo(yaml.safe_dump_all(manifests, sort_keys=False), nl=False)
         case _ if not manifests:
             console.print("no models; `segserve apply -f model.yaml` adds one")
         case _:
-            table = models_table(manifests, wide=output is Format.WIDE)
+            table = models_table(manifests, wide=output is OutputFormat.WIDE)
             wide_enough(console, table).print(table)
 
 
@@ -151,35 +156,35 @@ def wide_enough(console: Console, shown: RenderableType) -> Console:
     return Console(width=max(console.width, needed))
 
 
-@somewhere
-def describe(where: Where, name: Name) -> None:
+@with_platform_options
+def describe(platform_options: PlatformOptions, name: Name) -> None:
     """Show all that is known of a model: spec, roles, conditions with their causes; of a cluster events and pods."""
-    typer.echo(description(platform(where), name))
+    typer.echo(model_description(selected_platform(platform_options), name))
 
 
-class Target(StrEnum):
+class WaitCondition(StrEnum):
     """What `wait` waits for."""
 
     READY = "Ready"
     DELETE = "delete"
 
 
-@somewhere
+@with_platform_options
 def wait(
-    where: Where,
+    platform_options: PlatformOptions,
     names: Annotated[list[str], typer.Argument(help="Models to wait for.", autocompletion=model_names)],
-    target: Annotated[Target, typer.Option("--for", help="Ready: the newest spec serves. delete: nothing is left.")] = (
-        Target.READY
-    ),
+    target: Annotated[
+        WaitCondition, typer.Option("--for", help="Ready: the newest spec serves. delete: nothing is left.")
+    ] = (WaitCondition.READY),
     timeout: Annotated[str, typer.Option(help="How long: 90s, 2m.")] = "120s",
 ) -> None:
     """Wait until models serve their newest spec (or are gone); exit code 1 where one cannot, or not in time."""
-    here, deadline_s = platform(where), time.monotonic() + seconds(timeout)
+    platform, deadline_s = selected_platform(platform_options), time.monotonic() + seconds(timeout)
     for name in names:
-        if target is Target.DELETE:
-            wait_for(here, Gone(MODEL, name), deadline_s, timeout)
+        if target is WaitCondition.DELETE:
+            wait_for(platform, Gone(MODEL, name), deadline_s, timeout)
         else:
-            typer.echo(f"{name}: {wait_serving(here, name, deadline_s, timeout)}")
+            typer.echo(f"{name}: {wait_serving(platform, name, deadline_s, timeout)}")
 
 
 def seconds(duration: str) -> float:
@@ -191,3 +196,31 @@ def seconds(duration: str) -> float:
         return parse_duration(duration).total_seconds()
     except ValueError as error:
         raise CommandError(str(error)) from error
+
+
+def frames(platform: Platform, name: str | None, *, wide: bool) -> Iterator[RenderableType]:
+    """Yield what `get -w` shows, of one model or all, now and after changes."""
+    if not isinstance(platform, LocalPlatform):
+        from segserve.cli.cluster.tree import frames as pictures_of_cluster
+
+        yield from pictures_of_cluster(_cluster(platform), name, wide=wide)
+    while True:
+        yield models_table(platform.models() if name is None else [platform.model(name)], wide=wide)
+
+
+def model_description(platform: Platform, name: str) -> str:
+    """Return all that is known of a model, as text."""
+    model = platform.model(name)
+    record = latest_record(platform, model)
+    if isinstance(platform, LocalPlatform):
+        return model_text(model, record)
+    from segserve.cli.cluster.describe import describe_on_cluster
+
+    return describe_on_cluster(_cluster(platform), model, record)
+
+
+def _cluster(platform: Platform) -> ClusterPlatform:
+    from segserve.platforms.cluster.platform import ClusterPlatform
+
+    assert isinstance(platform, ClusterPlatform), "there are two platforms"
+    return platform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -9,8 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from segserve_operator.core.failure import Failure
 
 Branch = tuple[bool, ...]
@@ -53,9 +52,9 @@ def tree(nodes: Sequence[Node], *, ascii_only: bool) -> Table:
 
 def _rows(nodes: Sequence[Node], branch: Branch) -> Iterator[tuple[Branch, Node]]:
     for number, node in enumerate(nodes, 1):
-        here = (*branch, number == len(nodes))
-        yield here, node
-        yield from _rows(node.below, here)
+        platform = (*branch, number == len(nodes))
+        yield platform, node
+        yield from _rows(node.below, platform)
 
 
 def _name(node: Node, branch: Branch, *, ascii_only: bool) -> Text:

@@ -1,21 +1,18 @@
-"""Models and pools, for threads."""
+"""Models and pools as typed resources: `client.models` and `client.pools`."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, overload
+from collections.abc import Callable
+from typing import Final, Literal, TypeAlias, overload
 
-from segserve.control.typed import all_applied, applied, goal_of, typed
-from segserve.platforms.port import MODEL, POOL
+from segserve.control.typed import all_applied, applied, goal_of, typed, wait_for_async
+from segserve.platforms.manifests import Source
+from segserve.platforms.port import MODEL, POOL, Platform
 from segserve.platforms.waiting import wait_for
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.triton_pool import TritonPool
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from segserve.platforms.manifests import Source
-    from segserve.platforms.port import Platform
 
 ModelList: TypeAlias = list[SegmentationModel]
 PoolList: TypeAlias = list[TritonPool]
@@ -71,8 +68,8 @@ class Models:
         Raises `NotServingError` with the cause as soon as it cannot come to serve by itself, `NoPlatformError` where
         nothing runs that could carry it out, `NotFoundError`, and `WaitTimeoutError`.
         """
-        here, deadline_s = self._platform(), time.monotonic() + timeout_s
-        manifest = wait_for(here, goal_of(here, name, for_), deadline_s, f"{timeout_s:g} s")
+        platform, deadline_s = self._platform(), time.monotonic() + timeout_s
+        manifest = wait_for(platform, goal_of(platform, name, for_), deadline_s, f"{timeout_s:g} s")
         return None if manifest is None else typed(manifest, SegmentationModel)
 
 
@@ -97,3 +94,67 @@ class Pools:
     def delete(self, name: str) -> None:
         """Ask for a pool's deletion; this machine's stays until `segserve down`. Raises `NotFoundError`."""
         self._platform().delete(POOL, name)
+
+
+class AsyncModels:
+    """`Models` for asyncio; see there."""
+
+    def __init__(self, platform: Callable[[], Platform]) -> None:
+        self._platform = platform
+        self._models = Models(platform)
+
+    async def list(self) -> ModelList:
+        """Return all models by name."""
+        return await asyncio.to_thread(self._models.list)
+
+    async def get(self, name: str) -> SegmentationModel:
+        """Return a model with its status; raises `NotFoundError`."""
+        return await asyncio.to_thread(self._models.get, name)
+
+    async def apply(self, source: Source, *, force: bool = False) -> SegmentationModel:
+        """Create or change a model, as `Models.apply` does."""
+        return await asyncio.to_thread(self._models.apply, source, force=force)
+
+    async def apply_all(self, source: Source, *, force: bool = False) -> ModelList:
+        """Create or change all resources of a file or text, as `Models.apply_all` does."""
+        return await asyncio.to_thread(self._models.apply_all, source, force=force)
+
+    async def delete(self, name: str) -> None:
+        """Ask for a model's deletion; raises `NotFoundError`."""
+        await asyncio.to_thread(self._models.delete, name)
+
+    @overload
+    async def wait(
+        self, name: str, *, for_: Literal["Ready"] = "Ready", timeout_s: float = WAIT_S
+    ) -> SegmentationModel: ...
+    @overload
+    async def wait(self, name: str, *, for_: Literal["delete"], timeout_s: float = WAIT_S) -> None: ...
+    async def wait(self, name: str, *, for_: Target = "Ready", timeout_s: float = WAIT_S) -> SegmentationModel | None:
+        """Return the model once it serves, or None once nothing is left of it, as `Models.wait` does."""
+        platform = await asyncio.to_thread(self._platform)
+        goal = await asyncio.to_thread(goal_of, platform, name, for_)
+        manifest = await wait_for_async(platform, goal, timeout_s)
+        return None if manifest is None else typed(manifest, SegmentationModel)
+
+
+class AsyncPools:
+    """`Pools` for asyncio; see there."""
+
+    def __init__(self, platform: Callable[[], Platform]) -> None:
+        self._pools = Pools(platform)
+
+    async def list(self) -> PoolList:
+        """Return all pools by name."""
+        return await asyncio.to_thread(self._pools.list)
+
+    async def get(self, name: str) -> TritonPool:
+        """Return a pool with its status; raises `NotFoundError`."""
+        return await asyncio.to_thread(self._pools.get, name)
+
+    async def apply(self, source: Source, *, force: bool = False) -> TritonPool:
+        """Create or change a pool, as `Models.apply` does a model."""
+        return await asyncio.to_thread(self._pools.apply, source, force=force)
+
+    async def delete(self, name: str) -> None:
+        """Ask for a pool's deletion; this machine's stays until `segserve down`. Raises `NotFoundError`."""
+        await asyncio.to_thread(self._pools.delete, name)

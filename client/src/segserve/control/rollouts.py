@@ -1,23 +1,21 @@
-"""Rollouts, for threads."""
+"""Rollouts as typed resources: `client.rollouts`."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
-from segserve.control.typed import check_runs, record, typed
+from segserve.control.typed import check_runs, record, typed, wait_for_async
 from segserve.platforms.errors import NotFoundError, NotServingError
-from segserve.platforms.rollouts.actions import ask
+from segserve.platforms.port import Json, Platform
+from segserve.platforms.rollouts.actions import Handled, ask, outcome, requested
 from segserve.platforms.rollouts.rollout_view import Ended, is_written, no_rollout
 from segserve.platforms.waiting import wait_for
 from segserve_operator.api.rollout_status import RolloutPhase, RolloutStatus
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.segmentation_rollout import SegmentationRollout
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from segserve.platforms.port import Json, Platform
 
 RolloutList: TypeAlias = list[SegmentationRollout]
 
@@ -83,9 +81,9 @@ class Rollouts:
         One that is about to begin is waited for too. Raises `NotServingError` with the cause where it ended otherwise,
         `NotFoundError` where none is to come, `NoPlatformError` where nothing runs, and `WaitTimeoutError`.
         """
-        here, deadline_s = self._platform(), time.monotonic() + timeout_s
-        check_runs(here, model)
-        return succeeded(wait_for(here, Ended(model), deadline_s, f"{timeout_s:g} s"))
+        platform, deadline_s = self._platform(), time.monotonic() + timeout_s
+        check_runs(platform, model)
+        return succeeded(wait_for(platform, Ended(model), deadline_s, f"{timeout_s:g} s"))
 
     def bundle(self, name: str) -> bytes:
         """Return what was kept of a rollout that was rolled back, as .tar.gz; raises `NotFoundError`."""
@@ -95,9 +93,9 @@ class Rollouts:
         return content
 
     def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
-        here = self._platform()
-        ask(here, model, verb, gate=gate, timeout_s=timeout_s)
-        return standing(here.model(model))
+        platform = self._platform()
+        ask(platform, model, verb, gate=gate, timeout_s=timeout_s)
+        return standing(platform.model(model))
 
 
 def standing(model: Json) -> RolloutStatus:
@@ -124,3 +122,70 @@ def succeeded(model: Json | None) -> RolloutStatus:
 def _begun(found: SegmentationRollout) -> tuple[float, str]:
     began = found.status.started_at
     return 0.0 if began is None else began.timestamp(), found.metadata.name
+
+
+class AsyncRollouts:
+    """`Rollouts` for asyncio; see there."""
+
+    def __init__(self, platform: Callable[[], Platform]) -> None:
+        self._platform = platform
+        self._rollouts = Rollouts(platform)
+
+    async def list(self, model: str | None = None) -> RolloutList:
+        """Return the records of rollouts, of one model or all, the newest first."""
+        return await asyncio.to_thread(self._rollouts.list, model)
+
+    async def get(self, name: str) -> SegmentationRollout:
+        """Return the record of a rollout; raises `NotFoundError`."""
+        return await asyncio.to_thread(self._rollouts.get, name)
+
+    async def status(self, model: str) -> RolloutStatus:
+        """Return where a model's latest rollout stands; raises `NotFoundError` where it has had none."""
+        return await asyncio.to_thread(self._rollouts.status, model)
+
+    async def promote(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Send all requests to the new revision now, whatever gates still wait for."""
+        return await self._ask(model, "promote", timeout_s)
+
+    async def abort(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Send no requests to the new revision from now on, and fail it."""
+        return await self._ask(model, "abort", timeout_s)
+
+    async def pause(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Keep the weight where it is; a breach still rolls back."""
+        return await self._ask(model, "pause", timeout_s)
+
+    async def resume(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Go on after a pause, or after a step that waits for a person's word."""
+        return await self._ask(model, "resume", timeout_s)
+
+    async def retry(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Try the revision that failed once more, from the beginning."""
+        return await self._ask(model, "retry", timeout_s)
+
+    async def rollback(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Leave the stable revision for the one before it, which is still loaded."""
+        return await self._ask(model, "rollback", timeout_s)
+
+    async def skip_gate(self, model: str, gate: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        """Put a gate aside for this rollout: it neither holds the candidate nor rolls it back."""
+        return await self._ask(model, "skip-gate", timeout_s, gate)
+
+    async def wait(self, model: str, *, timeout_s: float = WAIT_S) -> RolloutStatus:
+        """Return where a model's rollout stands once it is over and its revision serves, as `Rollouts.wait` does."""
+        platform = await asyncio.to_thread(self._platform)
+        await asyncio.to_thread(check_runs, platform, model)
+        return succeeded(await wait_for_async(platform, Ended(model), timeout_s))
+
+    async def bundle(self, name: str) -> bytes:
+        """Return what was kept of a rollout that was rolled back, as .tar.gz; raises `NotFoundError`."""
+        return await asyncio.to_thread(self._rollouts.bundle, name)
+
+    async def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
+        platform = await asyncio.to_thread(self._platform)
+        request = await asyncio.to_thread(requested, platform, model, verb, gate)
+        if timeout_s > 0:
+            answered = await wait_for_async(platform, Handled(model, request), timeout_s)
+            assert answered is not None, "a model that is gone has answered nothing"
+            await asyncio.to_thread(outcome, platform, answered, request)
+        return standing(await asyncio.to_thread(platform.model, model))

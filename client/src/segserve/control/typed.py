@@ -1,13 +1,16 @@
-"""Between the port, which speaks JSON, and the resources' types."""
+"""Conversion between platforms, which return JSON, and typed resources."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
 from segserve.platforms.errors import ControlError, InvalidResourceError, NoPlatformError, NotFoundError
-from segserve.platforms.manifests import read
-from segserve.platforms.port import MODEL
-from segserve.platforms.waiting import Gone, Serving
+from segserve.platforms.manifests import Source, read
+from segserve.platforms.port import MODEL, Json, Platform
+from segserve.platforms.waiting import Goal, Gone, Serving
 from segserve_common.errors import BadRequestError
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
@@ -15,18 +18,11 @@ from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.segmentation_rollout import SegmentationRollout
 from segserve_operator.api.triton_pool import TritonPool
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from segserve.platforms.manifests import Source
-    from segserve.platforms.port import Json, Platform
-    from segserve.platforms.waiting import Goal
-
 R = TypeVar("R", SegmentationModel, TritonPool, SegmentationRollout)
 
 READ: Final[Mapping[str, Callable[[Platform, str], Json]]] = {
-    SegmentationModel.__name__: lambda here, name: here.model(name),
-    TritonPool.__name__: lambda here, name: here.pool(name),
+    SegmentationModel.__name__: lambda platform, name: platform.model(name),
+    TritonPool.__name__: lambda platform, name: platform.pool(name),
 }
 
 
@@ -41,7 +37,7 @@ def typed(manifest: Json, kind: type[R]) -> R:
     return found
 
 
-def applied(here: Platform, source: Source, kind: type[R], *, force: bool) -> R:
+def applied(platform: Platform, source: Source, kind: type[R], *, force: bool) -> R:
     """Apply the one resource of a source and return it as it is stored."""
     resources = read(source)
     kinds = [written.resource.kind for written in resources]
@@ -50,21 +46,21 @@ def applied(here: Platform, source: Source, kind: type[R], *, force: bool) -> R:
             f"{resources[0].source}: one {kind.__name__} is wanted here, got {', '.join(kinds)}; "
             "`models.apply_all` takes files of several resources"
         )
-    here.check_place(resources)
-    here.apply(resources, force=force)
-    return typed(READ[kind.__name__](here, resources[0].resource.metadata.name), kind)
+    platform.check_namespace(resources)
+    platform.apply(resources, force=force)
+    return typed(READ[kind.__name__](platform, resources[0].resource.metadata.name), kind)
 
 
-def all_applied(here: Platform, source: Source, *, force: bool) -> list[SegmentationModel]:
+def all_applied(platform: Platform, source: Source, *, force: bool) -> list[SegmentationModel]:
     """Apply all resources of a source, and return the models as they are stored."""
     resources = read(source)
-    here.check_place(resources)
-    here.apply(resources, force=force)
+    platform.check_namespace(resources)
+    platform.apply(resources, force=force)
     models = (written.resource for written in resources if written.resource.kind == MODEL)
-    return [typed(here.model(each.metadata.name), SegmentationModel) for each in models]
+    return [typed(platform.model(each.metadata.name), SegmentationModel) for each in models]
 
 
-def goal_of(here: Platform, name: str, target: str) -> Goal:
+def goal_of(platform: Platform, name: str, target: str) -> Goal:
     """Return what is waited for of a model.
 
     Raises `NoPlatformError` where nothing runs that could bring it about, and `NotFoundError` for an unknown model
@@ -74,20 +70,36 @@ def goal_of(here: Platform, name: str, target: str) -> Goal:
     if target not in goals:
         raise BadRequestError(f"for_ is one of {', '.join(goals)}, got {target!r}")
     if target == "Ready":
-        here.model(name)
-    check_runs(here, name)
+        platform.model(name)
+    check_runs(platform, name)
     return goals[target]
 
 
-def check_runs(here: Platform, name: str) -> None:
+def check_runs(platform: Platform, name: str) -> None:
     """Raise `NoPlatformError` where nothing runs that could carry out what is asked of a model."""
-    if not here.runs():
+    if not platform.runs():
         raise NoPlatformError(f"no platform is up here to carry out what is asked of {name}: `segserve up` starts it")
 
 
-def record(here: Platform, name: str) -> SegmentationRollout:
+def record(platform: Platform, name: str) -> SegmentationRollout:
     """Return the record of a rollout; raises `NotFoundError`."""
-    manifest = here.rollout(name)
+    manifest = platform.rollout(name)
     if manifest is None:
         raise NotFoundError(f"no record of a rollout {name!r}; `client.rollouts.list()` has what there is")
     return typed(manifest, SegmentationRollout)
+
+
+LOOK_S: Final = 0.5
+
+
+async def wait_for_async(platform: Platform, goal: Goal, timeout_s: float) -> Json | None:
+    """Return the resource as soon as it is as wanted; raises what the goal raises, and `WaitTimeoutError`."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        manifest = await asyncio.to_thread(platform.find, goal.kind, goal.name)
+        if goal.reached(manifest):
+            return manifest
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise goal.late(manifest, f"{timeout_s:g} s")
+        await asyncio.sleep(min(LOOK_S, left_s))

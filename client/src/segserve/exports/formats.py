@@ -13,7 +13,7 @@ from segserve_common.errors import BadRequestError
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class ExportFormat:
     """A way to write one image's result: `encode(result, file_name)` returns the content of a file.
 
     `suffix` is what its name ends with, `file_name` that of the image. `encode` raises `BadRequestError` for a
@@ -38,12 +38,12 @@ def _panoptic(result: Segmentation, file_name: str) -> tuple[dict[str, Any], byt
     return result.to_coco_panoptic(file_name=file_name)
 
 
-FORMATS: Final[Mapping[str, Format]] = {
-    "coco": Format(".json", lambda result, name: _json(result.to_coco(file_name=name))),
-    "coco-panoptic": Format(".json", lambda result, name: _json(_panoptic(result, name)[0])),
-    "coco-panoptic-png": Format(".png", _panoptic_png),
-    "cvat": Format(".xml", lambda result, name: result.to_cvat(name).encode()),
-    "geojson": Format(".geojson", lambda result, name: _json(result.to_geojson())),
-    "label-studio": Format(".json", lambda result, name: _json(result.to_label_studio(name))),
-    "labelme": Format(".json", lambda result, name: _json(result.to_labelme(name))),
+FORMATS: Final[Mapping[str, ExportFormat]] = {
+    "coco": ExportFormat(".json", lambda result, name: _json(result.to_coco(file_name=name))),
+    "coco-panoptic": ExportFormat(".json", lambda result, name: _json(_panoptic(result, name)[0])),
+    "coco-panoptic-png": ExportFormat(".png", _panoptic_png),
+    "cvat": ExportFormat(".xml", lambda result, name: result.to_cvat(name).encode()),
+    "geojson": ExportFormat(".geojson", lambda result, name: _json(result.to_geojson())),
+    "label-studio": ExportFormat(".json", lambda result, name: _json(result.to_label_studio(name))),
+    "labelme": ExportFormat(".json", lambda result, name: _json(result.to_labelme(name))),
 }

@@ -1,9 +1,12 @@
-"""What a platform can refuse or lack, one class for each cause, each with what to do about it."""
+"""Errors of platforms, one class per cause, each message with a remedy."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Final
 
+from segserve.errors import MissingExtraError
 from segserve_common.errors import SegserveError
 
 INSTALL: Final = "helm install segserve charts/segserve --namespace segserve --create-namespace"
@@ -83,3 +86,12 @@ def forbidden(said: str) -> ForbiddenError:
 def refused(said: str) -> InvalidResourceError:
     """Return the error of content that the API server does not take."""
     return InvalidResourceError(f"{REFUSED}{said}")
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turn a missing package into a `MissingExtraError` that has the command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"this needs {error.name}: pip install 'segserve[{extra}]'") from error

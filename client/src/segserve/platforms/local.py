@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
 
-from segserve.platforms.errors import ControlError, NotFoundError
-from segserve.platforms.extras import needs
-from segserve.platforms.port import MODEL, POOL, ROLLOUT, DoctorCheck, Json, LogRequest
+from segserve.platforms.errors import ControlError, NotFoundError, needs
+from segserve.platforms.port import MODEL, POOL, ROLLOUT, DoctorCheck, Json, Local, LogRequest, ParsedResource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-    from typing import BinaryIO
-
-    from segserve.platforms.manifests import Written
-    from segserve.platforms.platform_ref import Local
     from segserve_operator.adapters.local.store import LocalStore
 
 POLL_S: Final = 0.2
@@ -39,12 +34,12 @@ class LocalPlatform:
     def __init__(self, place: Local | None = None) -> None:
         self.store = local_store(place)
 
-    def apply(self, resources: Sequence[Written], *, force: bool = False) -> list[str]:
+    def apply(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[str]:
         """Store them; nobody else sets fields here."""
         manifests = [(written.resource, written.complete()) for written in resources]
         return [self.store.apply(resource, manifest) for resource, manifest in manifests]
 
-    def check_place(self, resources: Iterable[Written]) -> None:
+    def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
         """Take all: here are no namespaces."""
 
     def delete(self, kind: str, name: str) -> str:
@@ -183,7 +178,7 @@ def _known() -> Iterator[None]:
 
     try:
         yield
-    except store.NotFoundError as error:
+    except store.ResourceNotFoundError as error:
         raise NotFoundError(str(error)) from None
 
 

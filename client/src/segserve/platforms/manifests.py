@@ -1,55 +1,26 @@
-"""Resources as users write them (files, YAML text, mappings, typed values), checked, for a platform to take."""
+"""Readers of resources: files, YAML text, mappings and typed values, validated for a platform to apply."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from urllib.parse import urlsplit
 
 from segserve.platforms.errors import ControlError, InvalidResourceError
+from segserve.platforms.port import Json, ParsedResource
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from segserve.platforms.port import Json
     from segserve_operator.api.resources import Resource
 
 Source: TypeAlias = "Resource | Mapping[str, Any] | Path | str"
 """A typed resource, its JSON, a file, or (a text of more than one line) YAML."""
 
 STDIN: Final = "-"
-NOT_WRITTEN: Final = ("status",)
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """One resource: typed, and as it was written; `folder` is where its relative addresses begin."""
-
-    resource: Resource
-    value: Json
-    source: str
-    folder: Path
-
-    @property
-    def title(self) -> str:
-        """Kind and name as commands print them."""
-        return f"{self.resource.kind.lower()}/{self.resource.metadata.name}"
-
-    def complete(self) -> Json:
-        """Return the manifest with all defaults, and addresses that do not depend on a folder."""
-        manifest = {key: value for key, value in self.resource.to_dict().items() if key not in NOT_WRITTEN}
-        manifest["metadata"] = {key: value for key, value in manifest["metadata"].items() if value}
-        second = manifest["spec"].get("instances") or {}
-        for named in (manifest["spec"].get("artifact"), manifest["spec"].get("golden"), second.get("artifact")):
-            _make_absolute(named, self.folder)
-        return manifest
-
-
-def read(source: Source) -> list[Written]:
+def read(source: Source) -> list[ParsedResource]:
     """Return the resources of a source.
 
     Raises `InvalidResourceError` with every problem found, `ControlError` for a file that cannot be read, and
@@ -68,17 +39,17 @@ def read(source: Source) -> list[Written]:
             return [_read_typed(source)]
 
 
-def read_files(paths: Iterable[Path]) -> list[Written]:
+def read_files(paths: Iterable[Path]) -> list[ParsedResource]:
     """Return the resources of files, in their order; all of them are read before the first is returned."""
     return [written for path in paths for written in read_file(path)]
 
 
-def read_file(path: Path) -> list[Written]:
+def read_file(path: Path) -> list[ParsedResource]:
     """Return the resources of one file; `-` is standard input."""
     return _read_text(_text(path), str(path), path.parent)
 
 
-def _read_text(text: str, source: str, folder: Path) -> list[Written]:
+def _read_text(text: str, source: str, folder: Path) -> list[ParsedResource]:
     from segserve_operator.api.errors import SpecError
     from segserve_operator.api.loading import load_with_documents
 
@@ -86,22 +57,22 @@ def _read_text(text: str, source: str, folder: Path) -> list[Written]:
         loaded = load_with_documents(text, source)
     except SpecError as error:
         raise InvalidResourceError(str(error)) from error
-    return [Written(resource, document.value, source, folder) for resource, document in loaded]
+    return [ParsedResource(resource, document.value, source, folder) for resource, document in loaded]
 
 
-def _read_mapping(value: Mapping[str, Any]) -> Written:
+def _read_mapping(value: Mapping[str, Any]) -> ParsedResource:
     from segserve_operator.api.errors import SpecError
     from segserve_operator.api.loading import parse
 
     try:
-        return Written(parse(value, "the resource"), dict(value), "the resource", Path())
+        return ParsedResource(parse(value, "the resource"), dict(value), "the resource", Path())
     except SpecError as error:
         raise InvalidResourceError(str(error)) from error
     except TypeError as error:
         raise InvalidResourceError(f"the resource: a resource has only what JSON has: {error}") from error
 
 
-def _read_typed(value: object) -> Written:
+def _read_typed(value: object) -> ParsedResource:
     from segserve_operator.api.resources import KINDS
 
     kind = KINDS.get(type(value).__name__)
@@ -112,7 +83,7 @@ def _read_typed(value: object) -> Written:
     # What was not set stays unset: on a cluster the server fills it in, and others may set it.
     given = value.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
     written: Json = {"apiVersion": value.api_version, "kind": value.kind, **given}
-    return Written(value, written, value.metadata.name, Path())
+    return ParsedResource(value, written, value.metadata.name, Path())
 
 
 def _text(path: Path) -> str:
@@ -122,8 +93,3 @@ def _text(path: Path) -> str:
         raise ControlError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ControlError(f"{path}: a resource file is UTF-8 text; byte {error.start} is not") from error
-
-
-def _make_absolute(named: dict[str, Any] | None, folder: Path) -> None:
-    if named is not None and not urlsplit(named["uri"]).scheme:
-        named["uri"] = (folder / named["uri"]).resolve().as_uri()

@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
-
-    from segserve.platforms.manifests import Written
+    from segserve_operator.api.resources import Resource
 
 Json: TypeAlias = dict[str, Any]
 
 MODEL: Final = "SegmentationModel"
 POOL: Final = "TritonPool"
 ROLLOUT: Final = "SegmentationRollout"
+_NOT_APPLIED: Final = ("status",)
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """The platform of this machine; `state` is its folder, where it is not that of `SEGSERVE_STATE` or the usual."""
+
+    state: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A namespace of a cluster; what is None is as kubectl has it: kubeconfig, its context, that one's namespace."""
+
+    context: str | None = None
+    namespace: str | None = None
+    kubeconfig: Path | None = None
+
+
+PlatformRef: TypeAlias = Local | Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedResource:
+    """One resource: typed, and as it was written; `folder` is where its relative addresses begin."""
+
+    resource: Resource
+    value: Json
+    source: str
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """Kind and name as commands print them."""
+        return f"{self.resource.kind.lower()}/{self.resource.metadata.name}"
+
+    def complete(self) -> Json:
+        """Return the manifest with all defaults, and addresses that do not depend on a folder."""
+        manifest = {key: value for key, value in self.resource.to_dict().items() if key not in _NOT_APPLIED}
+        manifest["metadata"] = {key: value for key, value in manifest["metadata"].items() if value}
+        second = manifest["spec"].get("instances") or {}
+        for named in (manifest["spec"].get("artifact"), manifest["spec"].get("golden"), second.get("artifact")):
+            _make_absolute(named, self.folder)
+        return manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +91,14 @@ class DoctorCheck:
 class Platform(Protocol):
     """Resources and what runs for them. What cannot be done raises a `ControlError` that says what helps."""
 
-    def apply(self, resources: Sequence[Written], *, force: bool = False) -> list[str]:
+    def apply(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[str]:
         """Create or change resources, all or none; return what became of each: created, configured or unchanged.
 
         `force` takes over fields that another tool has set, where platforms keep book of that.
         """
         ...
 
-    def check_place(self, resources: Iterable[Written]) -> None:
+    def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
         """Raise where one of them is of another place than this platform's."""
         ...
 
@@ -124,3 +169,8 @@ class Platform(Protocol):
     def checks(self) -> Iterator[DoctorCheck]:
         """Examine what the platform needs, in the order in which to mend it."""
         ...
+
+
+def _make_absolute(named: dict[str, Any] | None, folder: Path) -> None:
+    if named is not None and not urlsplit(named["uri"]).scheme:
+        named["uri"] = (folder / named["uri"]).resolve().as_uri()

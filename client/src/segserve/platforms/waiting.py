@@ -1,17 +1,66 @@
-"""Waiting for what a platform makes of a wish: a goal judges each look at a resource, whoever does the looking."""
+"""Waiting for a goal: the readiness of a model, or the end of a resource."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Final, Protocol
 
 from segserve.platforms.errors import NotFoundError, NotServingError, WaitTimeoutError
-from segserve.platforms.port import MODEL
-from segserve.platforms.progress import progress
+from segserve.platforms.port import MODEL, Json, Platform
 
-if TYPE_CHECKING:
-    from segserve.platforms.port import Json, Platform
+# A server that is being started again is not the change's fault, nor is a cluster's room or its registry.
+PASSING_REASONS: Final = frozenset(
+    {
+        "NoServer",
+        "ContainerCannotRun",
+        "CrashLoopBackOff",
+        "CreateContainerError",
+        "Error",
+        "ErrImagePull",
+        "FailedCreate",
+        "ImagePullBackOff",
+        "QuotaExceeded",
+        "Unschedulable",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether the newest spec serves, can no longer come to serve by itself, or is on its way."""
+
+    serves: bool
+    failed: bool
+    text: str
+
+
+def readiness(manifest: Mapping[str, Any]) -> Readiness:
+    """Return how far the newest spec of a model has come."""
+    status = manifest.get("status") or {}
+    if status.get("observedGeneration") != manifest["metadata"]["generation"]:
+        return Readiness(serves=False, failed=False, text="waiting for the platform")
+    degraded = condition(manifest, "Degraded")
+    if degraded["status"] == "True" and degraded["reason"] not in PASSING_REASONS:
+        return Readiness(serves=False, failed=True, text=_said(degraded))
+    ready, moving = condition(manifest, "Ready"), condition(manifest, "Progressing")
+    # While callers are being sent to the newest revision, the one before it still answers some.
+    if ready["status"] == "True" and ready["reason"] != "Switching" and moving["status"] == "False":
+        return Readiness(serves=True, failed=False, text=ready.get("message", ""))
+    newest = next((said for said in (degraded, moving) if said["status"] == "True"), ready)
+    return Readiness(serves=False, failed=False, text=_said(newest))
+
+
+def _said(condition: Mapping[str, Any]) -> str:
+    return ": ".join(filter(None, (condition["reason"], condition.get("message"))))
+
+
+def condition(manifest: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return a condition of a resource; one that was never observed is Unknown."""
+    conditions = (manifest.get("status") or {}).get("conditions", [])
+    unknown = {"type": kind, "status": "Unknown", "reason": "Waiting"}
+    return next((found for found in conditions if found["type"] == kind), unknown)
 
 
 class Goal(Protocol):
@@ -47,14 +96,14 @@ class Serving:
         """Judge the conditions."""
         if manifest is None:
             raise NotFoundError(f"there is no model {self.name!r} (any more)", model=self.name)
-        state = progress(manifest)
+        state = readiness(manifest)
         if state.failed:
             raise NotServingError(f"{self.name}: {state.text}", model=self.name)
         return state.serves
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
         """Say what the conditions say."""
-        said = "it is gone" if manifest is None else progress(manifest).text
+        said = "it is gone" if manifest is None else readiness(manifest).text
         return WaitTimeoutError(f"{self.name} is not ready after {timeout}: {said}", model=self.name)
 
 
@@ -79,13 +128,13 @@ class Gone:
         return WaitTimeoutError(f"{self.name} is not gone after {timeout}; {holds}")
 
 
-def wait_for(here: Platform, goal: Goal, deadline_s: float, timeout: str) -> Json | None:
+def wait_for(platform: Platform, goal: Goal, deadline_s: float, timeout: str) -> Json | None:
     """Return the resource as soon as it is as wanted.
 
     `deadline_s` is of `time.monotonic`, `timeout` the whole time in the caller's words. Raises what the goal raises,
     and `WaitTimeoutError`.
     """
-    for manifest in here.states(goal.kind, goal.name):
+    for manifest in platform.states(goal.kind, goal.name):
         if goal.reached(manifest):
             return manifest
         if time.monotonic() > deadline_s:
@@ -93,9 +142,9 @@ def wait_for(here: Platform, goal: Goal, deadline_s: float, timeout: str) -> Jso
     raise AssertionError("states have no end")
 
 
-def wait_serving(here: Platform, name: str, deadline_s: float, timeout: str) -> str:
+def wait_serving(platform: Platform, name: str, deadline_s: float, timeout: str) -> str:
     """Return what a model says once its newest spec serves; raises as `wait_for` does, and for an unknown one."""
-    here.model(name)
-    manifest = wait_for(here, Serving(name), deadline_s, timeout)
+    platform.model(name)
+    manifest = wait_for(platform, Serving(name), deadline_s, timeout)
     assert manifest is not None, "what serves is there"
-    return progress(manifest).text
+    return readiness(manifest).text

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -18,15 +18,12 @@ from segserve.calls.endpoint import is_loopback
 from segserve.calls.headers import API_KEY, AUTHORIZATION, secrets_among
 from segserve.errors import MissingExtraError, PlainHttpCredentialsError
 from segserve.tiled.errors import WorkersLostError
+from segserve.tiled.grid import Tile
 from segserve.tiled.job import Segmenter, TileJob
-from segserve.tiled.maps import ZARR
+from segserve.tiled.maps import ZARR, PixelMap
+from segserve.tiled.sources import PixelSource, SourcePath
+from segserve.tiled.tile_results import Record
 from segserve_common.errors import BadRequestError
-
-if TYPE_CHECKING:
-    from segserve.tiled.grid import Tile
-    from segserve.tiled.maps import PixelMap
-    from segserve.tiled.sources import PixelSource, SourcePath
-    from segserve.tiled.tile_results import Record
 
 LOCAL: Final = "local"
 LOCAL_WORKERS: Final = 2
@@ -149,7 +146,9 @@ def send_all_on(
     """
     map_file = job.job.map_file
     if map_file is not None and not map_file.path.endswith(ZARR):
-        raise BadRequestError(f"with a scheduler the map must be a zarr array, which many processes can write, got {map_file}")
+        raise BadRequestError(
+            f"with a scheduler the map must be a zarr array, which many processes can write, got {map_file}"
+        )
     with _cluster(scheduler, in_flight) as cluster:
         check_hidden([cluster.scheduler.address, *cluster.nthreads()], job.clients.arguments)
         try:

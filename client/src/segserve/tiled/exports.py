@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.errors import MissingExtraError
 from segserve.results.annotation import Annotation
 from segserve.results.masks import EncodedMask
 from segserve.tiled.errors import ImageTooLargeError
+from segserve.tiled.merging import TiledObject
+from segserve.tiled.results import TiledObjects, TiledSemanticResult
 from segserve.tiled.sources import MAX_DECODED_PIXELS
-from segserve.tiled.results import TiledSemanticResult
-from segserve.tiled.tile_masks import encode_intervals
+from segserve.tiled.tile_masks import LocalRle, encode_intervals
 from segserve_common.errors import BadRequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-    from typing import TextIO
-
-    from numpy.typing import NDArray
-
-    from segserve.tiled.merging import TiledObject
-    from segserve.tiled.results import TiledObjects
-    from segserve.tiled.tile_masks import LocalRle
 
 TIFF_TILE: Final = 512
 LARGEST_CLASSIC_TIFF: Final = 4_000_000_000

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from segserve_common.errors import BadRequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # Networks halve their input up to five times. Tiles that begin at multiples of 32 are seen in the phase of the
 # whole image.

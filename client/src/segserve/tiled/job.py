@@ -15,13 +15,12 @@ from segserve_common.errors import BadRequestError, ProtocolError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from segserve.results.result import Result
-    from segserve.tiled.grid import Grid, Tile
-    from segserve.tiled.maps import MapFile, PixelMap
-    from segserve.tiled.sources import PixelSource
-    from segserve.tiled.options import TileEncoding
+from segserve.results.result import Result
+from segserve.tiled.grid import Grid, Tile
+from segserve.tiled.maps import MapFile, PixelMap
+from segserve.tiled.sources import PixelSource
 from segserve.tiled.tile_results import Record
+
 
 class Segmenter(Protocol):
     """A client for threads, as tiles need it."""

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.errors import MissingExtraError
 from segserve.tiled.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from segserve.tiled.grid import Window
+from segserve.tiled.grid import Window
 
 ZARR, NPY = ".zarr", ".npy"
 
@@ -102,7 +98,7 @@ class _ZarrMap:
 
 @dataclass(frozen=True, slots=True)
 class _NpyMap:
-    # Written as a file: the pages of a memory map would count as this process's memory.
+    # ParsedResource as a file: the pages of a memory map would count as this process's memory.
     path: str
     offset: int
     width: int

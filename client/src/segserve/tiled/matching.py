@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from segserve.tiled.grid import Window
-    from segserve.tiled.tile_masks import Piece
+from segserve.tiled.grid import Window
+from segserve.tiled.tile_masks import Piece
 
 Id: TypeAlias = tuple[int, int]
 SAME: Final = 0.5

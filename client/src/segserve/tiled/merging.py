@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from segserve.tiled.grid import Window
-from segserve.tiled.tile_masks import LocalRle, decode, encode_intervals, intervals
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from segserve.tiled.grid import Grid
-    from segserve.tiled.tile_masks import Piece
+from segserve.tiled.grid import Grid, Window
+from segserve.tiled.tile_masks import LocalRle, Piece, decode, encode_intervals, intervals
 
 # So wide a part of an object is drawn at once, whatever the size of the object.
 STRIP_PX: Final = 1024

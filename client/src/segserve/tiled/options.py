@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unpack
+from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
 from segserve.tiled.matching import SAME
 from segserve_common.errors import BadRequestError
-
-if TYPE_CHECKING:
-    import os
-
 
 MapFormat: TypeAlias = Literal["zarr", "npy"]
 Blend: TypeAlias = Literal["centre"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,9 +14,6 @@ from segserve.results.values import SegmentClass
 from segserve.tiled.checkpoint import read_json
 from segserve.tiled.errors import CheckpointError, ImageTooLargeError
 from segserve.tiled.merging import TiledObject
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
 
 RESULT: Final = "result.json"
 OBJECTS: Final = "objects.jsonl"

@@ -5,31 +5,33 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from segserve.results.values import ModelInfo
 from segserve.tiled.checkpoint import SEGMENTS, Checkpoint, RunManifest, read_json, write_json
 from segserve.tiled.errors import CheckpointError, ImageTooLargeError
-from segserve.tiled.grid import Grid
+from segserve.tiled.grid import Grid, Tile
 from segserve.tiled.job import TileJob, TileRequest
-from segserve.tiled.maps import NPY, ZARR, MapFile, labels_dtype
-from segserve.tiled.results import IDS, LABELS, OBJECTS, RESULT, from_folder, in_memory
+from segserve.tiled.maps import NPY, ZARR, MapFile, PixelMap, labels_dtype
+from segserve.tiled.options import Options
+from segserve.tiled.progress import Tick
+from segserve.tiled.results import (
+    IDS,
+    LABELS,
+    OBJECTS,
+    RESULT,
+    TiledObjects,
+    TiledSemanticResult,
+    from_folder,
+    in_memory,
+)
+from segserve.tiled.sources import PixelSource
 from segserve.tiled.stitching import StitchedTotals, count_labels, paint_ids, write_objects, write_segments
-from segserve.tiled.tile_results import WITH_MAP, kind_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve.results.values import ModelInfo
-    from segserve.tiled.grid import Tile
-    from segserve.tiled.maps import PixelMap
-    from segserve.tiled.options import Options
-    from segserve.tiled.progress import Tick
-    from segserve.tiled.results import TiledObjects, TiledSemanticResult
-    from segserve.tiled.sources import PixelSource
-    from segserve.tiled.tile_results import Record
+from segserve.tiled.tile_results import WITH_MAP, Record, kind_of
 
 CHECKPOINT: Final = "checkpoint"
 _OWN: Final = frozenset({RESULT, OBJECTS, *(f"{name}.{form}" for name in (LABELS, IDS) for form in ("zarr", "npy"))})
@@ -174,9 +176,7 @@ def open_run(source: PixelSource, info: ModelInfo, options: Options, *, for_work
         map_format = "zarr" if for_workers else options.labels if options.out is not None else "npy"
         described = _finished(folder, manifest, options)
         if described is not None:
-            yield Run(
-                options, info, manifest, _checkpoint_of(folder, options), grid, folder, map_format, described
-            )
+            yield Run(options, info, manifest, _checkpoint_of(folder, options), grid, folder, map_format, described)
             return
         run = Run(options, info, manifest, _opened(folder, options, manifest), grid, folder, map_format)
         run.prepare()

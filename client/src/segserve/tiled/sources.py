@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.errors import MissingExtraError
 from segserve.tiled.errors import ImageTooLargeError
@@ -19,7 +20,6 @@ from segserve.tiled.grid import Window
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from PIL import Image
 
 CHANNELS: Final = (1, 3, 4)

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from pathlib import Path
+from typing import TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from segserve.tiled.grid import Window
+from segserve.results.values import ModelInfo
+from segserve.tiled.checkpoint import Checkpoint
+from segserve.tiled.grid import Grid, Tile, Window
+from segserve.tiled.maps import PixelMap
 from segserve.tiled.merging import TiledObject
 from segserve.tiled.results import object_of, row_of
 from segserve.tiled.streaming_merge import merged_objects
-from segserve.tiled.tile_masks import of_bitmap
+from segserve.tiled.tile_masks import Piece, of_bitmap
 from segserve.tiled.tile_results import pieces_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from segserve.results.values import ModelInfo
-    from segserve.tiled.checkpoint import Checkpoint
-    from segserve.tiled.grid import Grid, Tile
-    from segserve.tiled.maps import PixelMap
-    from segserve.tiled.tile_masks import Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,9 @@ def count_labels(grid: Grid, checkpoint: Checkpoint) -> StitchedTotals:
     return StitchedTotals(tuple(sorted(revisions)), areas)
 
 
-def write_objects(grid: Grid, checkpoint: Checkpoint, info: ModelInfo, table: Path, *, at_least: float) -> StitchedTotals:
+def write_objects(
+    grid: Grid, checkpoint: Checkpoint, info: ModelInfo, table: Path, *, at_least: float
+) -> StitchedTotals:
     """Merge the objects of all tiles into a table, a line each."""
     reader = _Reader(grid, checkpoint)
     areas: Counter[int] = Counter()

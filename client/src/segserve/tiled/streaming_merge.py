@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
-from segserve.tiled.matching import SAME, Groups, matches
-from segserve.tiled.merging import merge
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from segserve.tiled.grid import Grid
-    from segserve.tiled.matching import Match
-    from segserve.tiled.merging import Merged
-    from segserve.tiled.tile_masks import Piece
+from segserve.tiled.grid import Grid
+from segserve.tiled.matching import SAME, Groups, Match, matches
+from segserve.tiled.merging import Merged, merge
+from segserve.tiled.tile_masks import Piece
 
 
 def merged_objects(

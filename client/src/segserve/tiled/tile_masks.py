@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import Any, Final, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
-from segserve.tiled.grid import Window
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from segserve.results.masks import EncodedMask
-    from segserve.tiled.grid import Tile
+from segserve.results.masks import EncodedMask
+from segserve.tiled.grid import Tile, Window
 
 # A mask that a network draws at a fraction of the resolution ends a little before the edge that cuts it.
 EDGE_PX: Final = 3

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve.results.detections import KeypointDetection
 from segserve.results.instances import Instance
+from segserve.results.objects import Detection
 from segserve.results.panoptic import PanopticResult
+from segserve.results.result import Result
 from segserve.results.semantic import SemanticResult
-from segserve.tiled.tile_masks import TilePatch, Piece, crop, decode, encode, is_whole, of_bitmap, of_box
+from segserve.results.values import ModelInfo
+from segserve.tiled.grid import Grid, Tile
+from segserve.tiled.tile_masks import Piece, TilePatch, crop, decode, encode, is_whole, of_bitmap, of_box
 from segserve_common.errors import BadRequestError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from segserve.results.objects import Detection
-    from segserve.results.result import Result
-    from segserve.results.values import ModelInfo
-    from segserve.tiled.grid import Grid, Tile
-
-    Record: TypeAlias = dict[str, Any]
+Record: TypeAlias = dict[str, Any]
 
 # By the output that no other kind has, in the order in which they are looked for.
 KINDS: Final = {

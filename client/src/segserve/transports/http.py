@@ -36,8 +36,8 @@ from segserve_common.kserve import (
     model_path,
 )
 
-# Compressing an answer, which is mostly PNG and RLE, takes Triton longer than sending it, so the client accepts gzip only
-# on request. Arrays of pixels are worth compressing from this size on.
+# Compressing an answer, which is mostly PNG and RLE, takes Triton longer than sending it, so the client accepts gzip
+# only on request. Arrays of pixels are worth compressing from this size on.
 GZIP_BYTES: Final = 16 * 1024
 GZIP_LEVEL: Final = 1
 # Bodies are sent in chunks of this size; the deadline is checked between them.

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fakes.kube_http import FakeServer
-from segserve.cli.failures import CommandError
-from segserve.cli.rollout.bundle import fetched
+from segserve.cli.errors import CommandError
+from segserve.cli.rollout.commands import fetched
 from segserve.platforms.errors import ControlError
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.port import Json, Platform

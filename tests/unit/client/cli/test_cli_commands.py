@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from segserve.cli import asking, doctor, lifecycle, resources
+from segserve.cli import doctor, lifecycle, model_options, resources
 from segserve.platforms.errors import ControlError, NotFoundError
-from segserve.platforms.manifests import Written
-from segserve.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest
+from segserve.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest, ParsedResource
 
 from .conftest import Command, conditions, model
 
@@ -29,11 +28,11 @@ class FakePlatform:
     findings: list[DoctorCheck] = field(default_factory=list)
     deleted: list[tuple[str, str]] = field(default_factory=list)
 
-    def apply(self, resources: Sequence[Written], *, force: bool = False) -> list[str]:
+    def apply(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[str]:
         self.applied += [(written.title, force) for written in resources]
         return ["created" for _ in resources]
 
-    def check_place(self, resources: Iterable[Written]) -> None:
+    def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
         pass
 
     def delete(self, kind: str, name: str) -> str:
@@ -75,9 +74,9 @@ class FakePlatform:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> FakePlatform:
     fake = FakePlatform({"coins": [model()]})
-    for module in (resources, lifecycle, doctor, asking):
-        monkeypatch.setattr(module, "platform", lambda _: fake)
-    monkeypatch.setattr(resources, "pictures", lambda *_, wide: map(Text, ("one", "one", "two")))
+    for module in (resources, lifecycle, doctor, model_options):
+        monkeypatch.setattr(module, "selected_platform", lambda _: fake)
+    monkeypatch.setattr(resources, "frames", lambda *_, wide: map(Text, ("one", "one", "two")))
     return fake
 
 

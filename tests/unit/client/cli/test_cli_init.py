@@ -15,7 +15,7 @@ import yaml
 from onnx import TensorProto, helper
 from PIL import Image
 
-from segserve.cli.failures import CommandError
+from segserve.cli.errors import CommandError
 from segserve.cli.init.families import candidates
 from segserve.cli.init.guess import Wish, guess
 from segserve.cli.init.image_input import image_input

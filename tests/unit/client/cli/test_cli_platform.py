@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
-from segserve.cli.views import description
+from segserve.cli.resources import model_description
 from segserve.platforms.errors import (
     ControlError,
     ForbiddenError,
@@ -95,7 +95,7 @@ def test_a_namespace_in_the_file_wins_over_the_contexts_but_not_over_another_tha
     with pytest.raises(ControlError, match="says namespace 'prod', --namespace says 'lab'"):
         server.platform(namespace="lab").apply(read_file(file))
     with pytest.raises(ControlError, match="says namespace 'prod'; add --namespace prod"):
-        server.platform().check_place(read_file(file))
+        server.platform().check_namespace(read_file(file))
 
 
 def test_deleting_names_the_kind_and_an_unknown_name_is_told_with_the_known(server: FakeServer) -> None:
@@ -167,7 +167,7 @@ def test_a_description_has_the_models_events_and_pods(server: FakeServer) -> Non
     said = {"reason": "Promoted", "message": "it serves", "type": "Normal", "count": 3}
     server.put("api/v1/events", {"metadata": {"name": "e"}, "lastTimestamp": "2026-01-01T00:00:00Z", **said})
 
-    text = description(server.platform(), "coins")
+    text = model_description(server.platform(), "coins")
 
     assert "stable     coins-1111111111 in group main-1" in text
     assert "Promoted" in text

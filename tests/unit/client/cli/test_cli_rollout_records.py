@@ -14,15 +14,15 @@ import yaml
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
 from segserve.cli.rollout import commands
-from segserve.cli.rollout.replaying import record_of_name
+from segserve.cli.rollout.records import record_of_name
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.port import Platform
 from segserve_operator.adapters.kube.objects.rollout import evidence_config_map
 from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.core.evidence import Look
-from segserve_operator.core.rollout.decisions import News, make
-from segserve_operator.core.rollout.engine import Heard, Progress
+from segserve_operator.core.rollout.decisions import DecisionInput, decide
+from segserve_operator.core.rollout.engine import Signals, Progress
 from segserve_operator.core.rollout.record import Record, Row
 from segserve_operator.mapping.packed_evidence import chunks, pack_rows
 
@@ -37,7 +37,7 @@ def lived(looks: int = 30) -> Record:
     found = replace(records.record(), rows=(), decisions=(), sequence=0, progress=Progress.begun(records.STARTED_S))
     look = replace(Look.nothing(), seconds=np.array(1.0), requests=np.array([40.0, 5.0]))
     for second in range(1, looks + 1):
-        found = make(found, News(records.STARTED_S + second, Heard(), look)).record
+        found = decide(found, DecisionInput(records.STARTED_S + second, Signals(), look)).record
     return found
 
 
@@ -97,7 +97,7 @@ def test_a_decision_that_comes_out_otherwise_is_shown_and_is_exit_code_1(
     command: Command, here: RolloutPlatform
 ) -> None:
     found = lived()
-    forged = replace(found.decisions[0], made=found.decisions[0].made.replace("PROVED", "ABORT"))
+    forged = replace(found.decisions[0], result=found.decisions[0].result.replace("PROVED", "ABORT"))
     here.records[found.name] = records.manifest(replace(found, decisions=(forged, *found.decisions[1:])))
 
     code, printed, _ = command("rollout", "replay", "coins")

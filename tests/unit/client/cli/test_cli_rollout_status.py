@@ -18,16 +18,16 @@ import yaml
 from rich.console import Console
 
 from fakes import rollout_records as records
-from segserve.cli.progress import models_table
+from segserve.cli.models_view import models_table
 from segserve.cli.rollout import commands
 from segserve.cli.rollout.power import Outlook
-from segserve.cli.rollout.render import Picture, bar, latency, span
+from segserve.cli.rollout.render import RolloutTree, bar, latency, span
 from segserve.cli.rollout.status import follow
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.power import Preview
-from segserve_operator.core.rollout.power import Seen as Power
+from segserve_operator.core.rollout.power import RolloutView as Power
 from segserve_operator.core.rollout.record import Row
 
 from .conftest import Command
@@ -60,7 +60,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> RolloutPlatform:
 
 def drawn(seen: Any, *, encoding: str = "utf-8", **how: Any) -> list[str]:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    Console(file=file, width=170, force_terminal=False, color_system=None).print(Picture(seen, **how))
+    Console(file=file, width=170, force_terminal=False, color_system=None).print(RolloutTree(seen, **how))
     file.seek(0)
     return [line.rstrip() for line in file.read().splitlines()]
 
@@ -152,7 +152,7 @@ def test_hung_requests_have_no_latency_and_a_breach_of_the_slo_is_red() -> None:
     seen = records.seen(record=records.record(rows=rows))
     file = io.StringIO()
 
-    Console(file=file, width=170, color_system="standard", force_terminal=True, no_color=False).print(Picture(seen))
+    Console(file=file, width=170, color_system="standard", force_terminal=True, no_color=False).print(RolloutTree(seen))
 
     assert "\x1b[31m     50 % errors" in file.getvalue()
     assert "hung" in file.getvalue()

@@ -11,15 +11,15 @@ import pytest
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
+from segserve.cli.resources import description
 from segserve.cli.rollout import commands
-from segserve.cli.views import description
 from segserve.platforms.errors import NotFoundError
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.manifests import read_file
 from segserve.platforms.port import MODEL
 from segserve_operator.adapters.local.files import STATE_VARIABLE, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.core.models.observed import Holder, Roles
+from segserve_operator.core.models.observed import RoleHolder, Roles
 from segserve_operator.core.rollout.phases import Phase
 
 from .conftest import MODELS, Command
@@ -155,7 +155,7 @@ def test_a_model_without_a_rollout_or_without_a_policy_has_nothing_to_ask_about(
 
 
 def test_a_rollback_after_the_end_leaves_the_stable_revision(command: Command, here: RolloutPlatform) -> None:
-    old, new = Holder(OLD, "main", 0.0), Holder(NEW, "own", 0.0)
+    old, new = RoleHolder(OLD, "main", 0.0), RoleHolder(NEW, "own", 0.0)
     here.scenes = [records.coins(records.standing(phase=Phase.SUCCEEDED), Roles(stable=new, previous=old))]
 
     command("rollout", "rollback", "coins", "--timeout", "0s")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from segserve.cli.cluster.tree import Picture, Snapshot
+from segserve.cli.cluster.tree import PoolTree, Snapshot
 
 from .conftest import conditions, deployment, model, pod, pool
 
@@ -22,7 +22,7 @@ LONG = (
 
 def drawn(snapshot: Snapshot, *, encoding: str = "utf-8", width: int = 160) -> list[str]:
     buffer = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    Console(file=buffer, width=width, force_terminal=False, color_system=None).print(Picture(snapshot))
+    Console(file=buffer, width=width, force_terminal=False, color_system=None).print(PoolTree(snapshot))
     buffer.seek(0)
     return [line.rstrip() for line in buffer.read().splitlines()]
 

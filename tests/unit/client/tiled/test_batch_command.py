@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from segserve import GatewayUnreachableError, ModelNotFoundError
 from segserve.cli.batch import batch, large_images
-from segserve.cli.failures import CommandError
+from segserve.cli.errors import CommandError
 from segserve.tiled import open_result
 
 from .conftest import World, parts

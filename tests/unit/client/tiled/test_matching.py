@@ -12,7 +12,7 @@ from segserve.tiled.grid import Grid
 from segserve.tiled.matching import Groups, matches
 from segserve.tiled.merging import Merged, merge
 from segserve.tiled.streaming_merge import merged_objects
-from segserve.tiled.tile_masks import Patch, Piece, crop, encode, encode_intervals, intervals, is_whole, of_bitmap
+from segserve.tiled.tile_masks import Piece, TilePatch, crop, encode, encode_intervals, intervals, is_whole, of_bitmap
 
 GRID = Grid(192, 320, 128, 64)
 
@@ -23,7 +23,7 @@ def seen(bitmap: np.ndarray, tile: int, *, number: int = 0, score: float = 0.9, 
     patch = of_bitmap(bitmap[window.slices()])
     if patch is None:
         return None
-    moved = Patch(patch.top + window.top, patch.left + window.left, patch.bitmap)
+    moved = TilePatch(patch.top + window.top, patch.left + window.left, patch.bitmap)
     box = moved.window
     return Piece(
         tile=tile,

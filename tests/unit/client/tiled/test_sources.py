@@ -11,7 +11,7 @@ import zarr
 from PIL import Image
 
 from segserve import BadRequestError
-from segserve.tiled import ImageTooLargeError, files
+from segserve.tiled import ImageTooLargeError, sources
 from segserve.tiled.grid import Window
 from segserve.tiled.sources import by_path, open_source
 
@@ -96,7 +96,7 @@ def test_a_zarr_group_is_refused(tmp_path: Path) -> None:
 
 def test_a_png_too_large_to_decode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (100, 100)).save(tmp_path / "a.png")
-    monkeypatch.setattr(files, "MAX_DECODED_PIXELS", 9999)
+    monkeypatch.setattr(sources, "MAX_DECODED_PIXELS", 9999)
 
     with pytest.raises(ImageTooLargeError, match=r"100 x 100 pixels.*up to 9999"):
         open_source(tmp_path / "a.png")
@@ -105,7 +105,7 @@ def test_a_png_too_large_to_decode_is_refused(tmp_path: Path, monkeypatch: pytes
 def test_a_tiff_of_one_huge_compressed_strip_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((200, 200), np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", image, rowsperstrip=200, compression="zlib")
-    monkeypatch.setattr(files, "MAX_CHUNK_BYTES", 39_999)
+    monkeypatch.setattr(sources, "MAX_CHUNK_BYTES", 39_999)
 
     with pytest.raises(ImageTooLargeError, match="strips of 200 rows, 40000 bytes each"):
         open_source(tmp_path / "a.tif")

@@ -18,7 +18,7 @@ import trustme
 
 from segserve import BadRequestError, Client, Hooks, PlainHttpCredentialsError, Timeouts, Tls
 from segserve.base_client import BaseClient
-from segserve.tiled.clusters import check_hidden, worker_client
+from segserve.tiled.clusters import ClientFactory, check_hidden
 
 from .conftest import World
 
@@ -109,7 +109,9 @@ def test_every_argument_of_a_client_reaches_the_workers(tmp_path: Path, monkeypa
     assert {*given} == {*inspect.signature(BaseClient.__init__).parameters} - {"self", "platform"}
     monkeypatch.setattr(Client, "_open", staticmethod(lambda *_: None))
 
-    arrived = cloudpickle.loads(cloudpickle.dumps(worker_client(Client(**given)._arguments())))
+    arrived = cloudpickle.loads(
+        cloudpickle.dumps(ClientFactory(Client, Client(**given)._arguments()).for_workers().arguments)
+    )
 
     assert arrived == given
     assert Client(**arrived)._arguments() == given
@@ -120,7 +122,11 @@ def test_files_are_named_so_that_workers_find_them(tmp_path: Path, monkeypatch: 
     (tmp_path / "ca.pem").touch()
     monkeypatch.setattr(Client, "_open", staticmethod(lambda *_: None))
 
-    tls = worker_client(Client("https://gateway.example", tls=Tls(ca_file="ca.pem"))._arguments())["tls"]
+    tls = (
+        ClientFactory(Client, Client("https://gateway.example", tls=Tls(ca_file="ca.pem"))._arguments())
+        .for_workers()
+        .arguments["tls"]
+    )
 
     assert tls == Tls(ca_file=tmp_path / "ca.pem")
 
@@ -138,7 +144,7 @@ def test_what_cannot_travel_is_said_before_a_tile_is_sent(
     options: dict[str, Any] = {"bearer_token": locked} if name == "bearer_token" else {"hooks": Hooks(on_error=locked)}
     with (
         Client(world.url, **options) as client,
-        pytest.raises(BadRequestError, match=f"the client's {name} cannot be sent to the workers"),
+        pytest.raises(BadRequestError, match=f"the client's {name} cannot be sent to worker processes"),
     ):
         segment(client, image, workers)
 
@@ -149,7 +155,7 @@ def test_a_key_of_the_environment_stays_there(world: World, monkeypatch: pytest.
     """Workers read their own: a scheduler need not know it."""
     monkeypatch.setenv("SEGSERVE_API_KEY", "a-key")
     with Client(world.url) as client:
-        assert b"a-key" not in pickle.dumps(worker_client(client._arguments()))
+        assert b"a-key" not in pickle.dumps(ClientFactory(Client, client._arguments()).for_workers().arguments)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_a_key_of_the_environment_stays_there(world: World, monkeypatch: pytest.
 )
 def test_secrets_are_not_sent_to_workers_over_a_network_in_plain_text(world: World, options: dict[str, Any]) -> None:
     with Client(world.url, **options) as client:
-        arguments = worker_client(client._arguments())
+        arguments = ClientFactory(Client, client._arguments()).for_workers().arguments
 
     for hidden in (["tls://10.0.0.7:8786"], ["tcp://127.0.0.1:1", "inproc://10.0.0.7/1/1"]):
         check_hidden(hidden, arguments)
@@ -170,4 +176,4 @@ def test_secrets_are_not_sent_to_workers_over_a_network_in_plain_text(world: Wor
 
 def test_a_client_without_secrets_may_use_any_cluster(world: World) -> None:
     with Client(world.url, headers={"x-team": "roads"}) as client:
-        check_hidden(["tcp://10.0.0.7:1"], worker_client(client._arguments()))
+        check_hidden(["tcp://10.0.0.7:1"], ClientFactory(Client, client._arguments()).for_workers().arguments)

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from segserve.platforms.cluster.calls import Calls
 from segserve.platforms.cluster.doctor import OPERATOR
 from segserve.platforms.errors import ForbiddenError, NotFoundError, NotInstalledError
-from segserve_builder.cluster.names import FINALIZER, MANAGED_LABELS
-from segserve_operator.adapters.kube.api import (
-    CHILDREN,
-    DEPLOYMENTS,
-    MODELS,
-    OLD_DISRUPTION_BUDGETS,
-    PODS,
-    POOLS,
-    Kind,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from segserve.platforms.cluster.calls import Calls
-    from segserve.platforms.port import Json
+from segserve.platforms.port import Json
+from segserve_common.kube.kinds import CHILDREN, DEPLOYMENTS, MODELS, OLD_DISRUPTION_BUDGETS, PODS, POOLS, Kind
+from segserve_common.kube.names import FINALIZER, MANAGED_LABELS
 
 # Pods go with their Deployments; budgets are of one version or the other.
 KINDS: Final = (*(kind for kind in CHILDREN if kind is not PODS), OLD_DISRUPTION_BUDGETS)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from segserve.cli.cluster.pods import pod_state
-from segserve.cli.describing import described
-from segserve.cli.progress import age
+from segserve.cli.models_view import age, model_text
+from segserve.platforms.cluster.calls import Calls
+from segserve.platforms.cluster.platform import ClusterPlatform
 from segserve.platforms.errors import ForbiddenError
-from segserve_builder.cluster.names import GROUP_LABEL, MANAGED_LABELS
-from segserve_operator.adapters.kube.api import EVENTS, PODS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve.platforms.cluster.calls import Calls
-    from segserve.platforms.cluster.platform import ClusterPlatform
-    from segserve.platforms.port import Json
+from segserve.platforms.port import Json
+from segserve_common.kube.kinds import EVENTS, PODS
+from segserve_common.kube.names import GROUP_LABEL, MANAGED_LABELS
 
 _ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
 
 
-def story(here: ClusterPlatform, model: Json, record: Json | None) -> str:
+def describe_on_cluster(platform: ClusterPlatform, model: Json, record: Json | None) -> str:
     """Return all that is known, with the `record` of the latest rollout; what the user may not see says so."""
     metadata = dict(model["metadata"])
     kept = {key: value for key, value in metadata.pop("annotations", {}).items() if key != _ANNOTATION}
     shown = {**model, "metadata": metadata | ({"annotations": kept} if kept else {})}
     return "\n".join(
-        (described(shown, record), "events:", *_events(here.calls, model), "pods:", *_pods(here.calls, model))
+        (model_text(shown, record), "events:", *_events(platform.calls, model), "pods:", *_pods(platform.calls, model))
     )
 
 

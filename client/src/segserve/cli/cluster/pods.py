@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segserve.platforms.cluster.logs import short_name
+from segserve.platforms.port import Json
 from segserve_operator.adapters.kube.pod_failures import trouble
 from segserve_operator.core.failure import Failure
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from segserve.platforms.port import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from segserve.cli.cluster.pods import group_state, pod_state
 from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
-from segserve.platforms.cluster.platform import LOOK_S
+from segserve.platforms.cluster.platform import LOOK_S, ClusterPlatform
 from segserve.platforms.cluster.watching import Look, Watching
-from segserve.platforms.progress import condition
-from segserve_builder.cluster.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
-from segserve_operator.adapters.kube.api import DEPLOYMENTS, MODELS, PODS, POOLS
+from segserve.platforms.port import Json
+from segserve.platforms.waiting import condition
+from segserve_common.kube.kinds import DEPLOYMENTS, MODELS, PODS, POOLS
+from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_operator.core.failure import Failure
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from rich.console import Console, ConsoleOptions, RenderResult
-
-    from segserve.platforms.cluster.platform import ClusterPlatform
-    from segserve.platforms.port import Json
 
 _ROLES: Final = {"stable": GOOD, "candidate": MOVING, "previous": QUIET}
 _FALSE_IS_WANTED: Final = frozenset({"Degraded", "Progressing"})
@@ -45,22 +40,22 @@ class Snapshot:
     """Whether pods that are as they should be have a line each, with where they are."""
 
 
-def pictures(here: ClusterPlatform, name: str | None, *, wide: bool) -> Iterator[Picture]:
+def frames(platform: ClusterPlatform, name: str | None, *, wide: bool) -> Iterator[PoolTree]:
     """Follow the server's events of one model or all; the caller's pace is the picture's."""
     looks = (Look(MODELS), Look(POOLS), Look(PODS, MANAGED_LABELS), Look(DEPLOYMENTS, MANAGED_LABELS))
     if name is not None:
-        here.model(name)
-    title = f"namespace {here.calls.namespace}, context {here.calls.context}"
-    with Watching(here.calls, looks) as watching:
+        platform.model(name)
+    title = f"namespace {platform.calls.namespace}, context {platform.calls.context}"
+    with Watching(platform.calls, looks) as watching:
         seen = -1
         while True:
             seen = watching.wait(seen, LOOK_S)
             models, pools, pods, deployments = (watching.all(look.kind) for look in looks)
-            yield Picture(Snapshot(title, models, pools, pods, deployments, watching.trouble, name, wide))
+            yield PoolTree(Snapshot(title, models, pools, pods, deployments, watching.trouble, name, wide))
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PoolTree:
     """A snapshot as a terminal shows it; in plain ASCII where the terminal has no more."""
 
     snapshot: Snapshot
@@ -87,14 +82,14 @@ def _roots(seen: Snapshot) -> Iterator[Node]:
 
 def _pool(name: str, pool: Json | None, models: list[Json], seen: Snapshot) -> Node:
     # Groups of two pools may have one name.
-    here = replace(seen, pods=_labelled(seen.pods, POOL_LABEL, name),
+    platform = replace(seen, pods=_labelled(seen.pods, POOL_LABEL, name),
                    deployments=_labelled(seen.deployments, POOL_LABEL, name))  # fmt: skip
     shared = _shared_groups(pool, models)
     rows = [*_conditions(pool or {})]
-    rows += [_group(group, here) for group in sorted(shared)]
-    if seen.name is None and _labelled(here.pods, COMPONENT_LABEL, GATEWAY):
-        rows.append(_group(GATEWAY, here, COMPONENT_LABEL))
-    rows += [_model(model, shared, here) for model in models]
+    rows += [_group(group, platform) for group in sorted(shared)]
+    if seen.name is None and _labelled(platform.pods, COMPONENT_LABEL, GATEWAY):
+        rows.append(_group(GATEWAY, platform, COMPONENT_LABEL))
+    rows += [_model(model, shared, platform) for model in models]
     if pool is None:
         return Node(Text(name, "bold"), BAD, "no pool", Text(f"no TritonPool {name!r} here: apply one"), rows)
     status = pool.get("status") or {}

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve.cli.failures import CommandError
+from segserve.cli.errors import CommandError
 from segserve.cli.init.remarks import Remark
 
 if TYPE_CHECKING:

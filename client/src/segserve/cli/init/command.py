@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segserve.cli.completion import family_names
-from segserve.cli.failures import CommandError, needs
-from segserve.cli.files import images_in
+from segserve.cli.errors import CommandError, needs
+from segserve.cli.image_files import images_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,7 +135,7 @@ def _write(
         text = "the golden set is this guess's own answers: look at preview/ before you trust it"
         remarks.append(Remark(("spec", "golden"), text, sure=False))
     head = [
-        f"Written by `segserve init` of {guessed.network.path.name}. Lines with CHECK are what it could not know.",
+        f"ParsedResource by `segserve init` of {guessed.network.path.name}. Lines with CHECK are what it could not know.",
         f"`segserve up -f {RESOURCE}` serves it.",
     ]
     (folder / RESOURCE).write_text(commented(manifest, remarks, head))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve.cli.failures import CommandError
+from segserve.cli.errors import CommandError
 from segserve.cli.init.classes import Names, classes_of, names_of
 from segserve.cli.init.families import Candidate, candidates, implied_classes, misfit, unbatched
 from segserve.cli.init.image_input import ImageInput, image_input

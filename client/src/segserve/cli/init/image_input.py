@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from segserve.cli.failures import CommandError
+from segserve.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from segserve_builder.families.base import TensorSpec
@@ -44,12 +44,12 @@ class ImageInput:
 
 def image_input(tensor: TensorSpec) -> ImageInput:
     """Return what a tensor says; raises `CommandError` where it can be no image."""
-    from segserve_builder.families.signature import IMAGE_DTYPES, described
+    from segserve_builder.families.signature import IMAGE_DTYPES, model_text
 
     axes = tensor.shape[1:] if len(tensor.shape) == 4 else tensor.shape
     if tensor.dtype not in IMAGE_DTYPES or len(axes) != 3:
         raise CommandError(
-            f"input {described(tensor)} is no image; allowed are {', '.join(IMAGE_DTYPES)} with 4 axes: "
+            f"input {model_text(tensor)} is no image; allowed are {', '.join(IMAGE_DTYPES)} with 4 axes: "
             "[batch, 3, height, width], [batch, height, width, 3], or 1 channel instead of 3"
         )
     single = len(tensor.shape) == 3
@@ -59,6 +59,6 @@ def image_input(tensor: TensorSpec) -> ImageInput:
     if axes[2] in COLOURS:
         return ImageInput(tensor.name, tensor.dtype, COLOURS[axes[2]], "NHWC", axes[0], axes[1], batch, single)
     raise CommandError(
-        f"input {described(tensor)}: the number of channels must be in the file, 3 (RGB) or 1 (GREY), as its second or "
+        f"input {model_text(tensor)}: the number of channels must be in the file, 3 (RGB) or 1 (GREY), as its second or "
         "last axis; export it with a fixed number of channels"
     )

@@ -37,11 +37,11 @@ def report(
 
 
 def _seen(guessed: Guess) -> Iterator[tuple[str, str]]:
-    from segserve_builder.families.signature import described
+    from segserve_builder.families.signature import model_text
 
-    yield "input", described(guessed.network.image)
+    yield "input", model_text(guessed.network.image)
     for tensor in guessed.network.signature.outputs:
-        yield "output", described(tensor)
+        yield "output", model_text(tensor)
     yield "family", f"{guessed.family.family}: {guessed.family.because}"
     names = [printable(entry["name"]) for entry in guessed.spec["classes"]]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve.cli.failures import CommandError
+from segserve.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

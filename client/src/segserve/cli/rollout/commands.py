@@ -1,27 +1,71 @@
-"""The commands of `segserve rollout`: what each is called, takes and prints."""
+"""The commands of `segserve rollout`: names, arguments and output."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 import yaml
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from segserve.cli.completion import model_names
-from segserve.cli.failures import needs
-from segserve.cli.platform_options import Where, platform, somewhere
-from segserve.cli.resources import Format, seconds, wide_enough
-from segserve.cli.rollout.bundle import bundle
+from segserve.cli.errors import CommandError, needs
+from segserve.cli.platform_options import PlatformOptions, selected_platform, with_platform_options
+from segserve.cli.resources import OutputFormat, seconds, wide_enough
+from segserve.platforms.port import Platform
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from segserve_operator.core.rollout.record import Record
 
-NOT_LIVE: Final = (Format.JSON, Format.YAML)
+STANDARD_OUTPUT = Path("-")
+
+
+@with_platform_options
+def bundle(
+    platform_options: PlatformOptions,
+    name: Annotated[str, typer.Argument(help="A model, for its latest rollout; or a rollout.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Else ROLLOUT.tar.gz here; - is standard output."),
+    ] = None,
+) -> None:
+    """Fetch what was kept when a rollout was rolled back, as .tar.gz: record, verdicts, logs of the servers."""
+    with needs("local"):
+        rollout, content = fetched(selected_platform(platform_options), name)
+    if output == STANDARD_OUTPUT:
+        sys.stdout.buffer.write(content)
+        return
+    path = output or Path(f"{rollout}.tar.gz")
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}") from error
+    typer.echo(f"{path}: {len(content):,} bytes of rollout {rollout}")
+
+
+def fetched(platform: Platform, name: str) -> tuple[str, bytes]:
+    """Return the name of the rollout that is meant, and its bundle; `CommandError` where there is none."""
+    content = platform.bundle(name)
+    if content is not None:
+        return name, content
+    rollout = _latest(platform, name)
+    content = platform.bundle(rollout)
+    if content is None:
+        raise CommandError(f"no bundle of rollout {rollout!r}: only rollbacks leave one, and the newest few are kept")
+    return rollout, content
+
+
+def _latest(platform: Platform, model: str) -> str:
+    found: str | None = ((platform.model(model).get("status") or {}).get("rollout") or {}).get("name")
+    if found is None:
+        raise CommandError(f"{model} has had no rollout yet")
+    return found
+
+
+NOT_LIVE: Final = (OutputFormat.JSON, OutputFormat.YAML)
 
 rollout = typer.Typer(
     help="How a new revision comes to serve: what decides it, and your word in it.", no_args_is_help=True
@@ -31,17 +75,17 @@ Name = Annotated[str, typer.Argument(help="The model's name.", autocompletion=mo
 Files = Annotated[
     list[Path], typer.Option("--filename", "-f", help="Resource file, - for standard input; may be given again.")
 ]
-Output = Annotated[Format, typer.Option("--output", "-o", help="How to print.")]
+Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="How to print.")]
 Timeout = Annotated[str, typer.Option(help="How long to wait for an answer: 10s; 0s does not wait.")]
 
 
 @rollout.command()
-@somewhere
+@with_platform_options
 def status(
-    where: Where,
+    platform_options: PlatformOptions,
     name: Name,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep it up to date until the rollout ends.")] = False,
-    output: Output = Format.TABLE,
+    output: Output = OutputFormat.TABLE,
 ) -> None:
     """Show a model's rollout: both revisions, the evidence of each gate, what it waits for.
 
@@ -51,11 +95,11 @@ def status(
         raise typer.BadParameter(f"-w shows a live view; with it -o is table or wide, not {output}")
     with needs("local"):
         from segserve.cli.rollout.status import current, document, follow, once
-    console, here, wide = Console(), platform(where), output is Format.WIDE
+    console, platform, wide = Console(), selected_platform(platform_options), output is OutputFormat.WIDE
     if watch:
-        found = follow(console, here, name, wide=wide)
+        found = follow(console, platform, name, wide=wide)
     else:
-        found = current(here, name)
+        found = current(platform, name)
         if output in NOT_LIVE:
             _print_document(document(found), output)
         else:
@@ -64,24 +108,24 @@ def status(
 
 
 @rollout.command("list")
-@somewhere
+@with_platform_options
 def list_(
-    where: Where,
+    platform_options: PlatformOptions,
     name: Annotated[str | None, typer.Argument(help="One model's; all without it.")] = None,
-    output: Output = Format.TABLE,
+    output: Output = OutputFormat.TABLE,
 ) -> None:
     """Show the rollouts that there were, newest first; -o yaml prints their records."""
     with needs("local"):
-        from segserve.cli.rollout.history import rollouts, rollouts_table
-    found, console = rollouts(platform(where), name), Console()
-    if output is Format.YAML:
+        from segserve.cli.rollout.records import rollouts, rollouts_table
+    found, console = rollouts(selected_platform(platform_options), name), Console()
+    if output is OutputFormat.YAML:
         typer.echo(yaml.safe_dump_all([manifest for manifest, _ in found], sort_keys=False), nl=False)
-    elif output is Format.JSON:
+    elif output is OutputFormat.JSON:
         typer.echo(json.dumps([manifest for manifest, _ in found], indent=2))
     elif not found:
         console.print("no rollouts; the next change of a model with `spec.rollout` begins one")
     else:
-        _print(console, rollouts_table([record for _, record in found], wide=output is Format.WIDE))
+        _print(console, rollouts_table([record for _, record in found], wide=output is OutputFormat.WIDE))
 
 
 @rollout.command()
@@ -98,35 +142,35 @@ def plan(
 
 
 @rollout.command()
-@somewhere
+@with_platform_options
 def replay(
-    where: Where,
+    platform_options: PlatformOptions,
     source: Annotated[
         str, typer.Argument(metavar="NAME|FILE", help="A model, a rollout, or a record's .yaml or .json file.")
     ],
     policy: Annotated[
         Path | None, typer.Option("--with", metavar="FILE", help="Say what this policy would have done instead.")
     ] = None,
-    output: Output = Format.TABLE,
+    output: Output = OutputFormat.TABLE,
 ) -> None:
     """Make each decision again from what it saw; exit code 1 where one comes out otherwise.
 
     With another policy: what that would have done, of the looks as they were kept (of 1, 15 and 60 seconds).
     """
     with needs("local"):
-        from segserve.cli.rollout import replaying
-    if replaying.is_file(source):
-        record = replaying.record_from_file(Path(source))
+        from segserve.cli.rollout import records
+    if records.is_file(source):
+        record = records.record_from_file(Path(source))
     else:
-        record = replaying.record_of_name(platform(where), source)
+        record = records.record_of_name(selected_platform(platform_options), source)
     if policy is not None:
         _what_if(record, policy, output)
     else:
         _replay(record, output)
 
 
-def _replay(record: Record, output: Format) -> None:
-    from segserve.cli.rollout.replaying import differences, made_again, replayed_document, replayed_table, summary
+def _replay(record: Record, output: OutputFormat) -> None:
+    from segserve.cli.rollout.records import differences, made_again, replayed_document, replayed_table, summary
 
     again = made_again(record)
     if output in NOT_LIVE:
@@ -138,8 +182,8 @@ def _replay(record: Record, output: Format) -> None:
     raise typer.Exit(0 if all(each.same for each in again) else 1)
 
 
-def _what_if(record: Record, policy: Path, output: Format) -> None:
-    from segserve.cli.rollout.replaying import policy_from_file, what_if_document, what_if_table
+def _what_if(record: Record, policy: Path, output: OutputFormat) -> None:
+    from segserve.cli.rollout.records import policy_from_file, what_if_document, what_if_table
     from segserve_operator.core.rollout.replay import what_if
 
     other = what_if(record, policy_from_file(policy))
@@ -155,68 +199,68 @@ def _print(console: Console, shown: RenderableType) -> None:
     wide_enough(console, shown).print(shown)
 
 
-def _print_document(found: dict[str, Any], output: Format) -> None:
-    typer.echo(json.dumps(found, indent=2) if output is Format.JSON else yaml.safe_dump(found, sort_keys=False))
+def _print_document(found: dict[str, Any], output: OutputFormat) -> None:
+    typer.echo(json.dumps(found, indent=2) if output is OutputFormat.JSON else yaml.safe_dump(found, sort_keys=False))
 
 
 rollout.command()(bundle)
 
 
 @rollout.command()
-@somewhere
-def promote(where: Where, name: Name, timeout: Timeout = "10s") -> None:
+@with_platform_options
+def promote(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
     """Promote the candidate now, whatever the gates still wait for."""
-    _ask(where, name, "promote", timeout)
+    _ask(platform_options, name, "promote", timeout)
 
 
 @rollout.command()
-@somewhere
-def abort(where: Where, name: Name, timeout: Timeout = "10s") -> None:
+@with_platform_options
+def abort(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
     """End the rollout: the candidate gets no requests from now on."""
-    _ask(where, name, "abort", timeout)
+    _ask(platform_options, name, "abort", timeout)
 
 
 @rollout.command()
-@somewhere
-def pause(where: Where, name: Name, timeout: Timeout = "10s") -> None:
+@with_platform_options
+def pause(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
     """Keep the weight where it is; a breach still rolls back."""
-    _ask(where, name, "pause", timeout)
+    _ask(platform_options, name, "pause", timeout)
 
 
 @rollout.command()
-@somewhere
-def resume(where: Where, name: Name, timeout: Timeout = "10s") -> None:
+@with_platform_options
+def resume(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
     """Go on after a pause, or after a step that waits for a person's word."""
-    _ask(where, name, "resume", timeout)
+    _ask(platform_options, name, "resume", timeout)
 
 
 @rollout.command()
-@somewhere
-def retry(where: Where, name: Name, timeout: Timeout = "10s") -> None:
+@with_platform_options
+def retry(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
     """Try the revision that failed once more, from the beginning."""
-    _ask(where, name, "retry", timeout)
+    _ask(platform_options, name, "retry", timeout)
 
 
 @rollout.command()
-@somewhere
-def rollback(where: Where, name: Name, timeout: Timeout = "10s") -> None:
+@with_platform_options
+def rollback(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
     """Leave the stable revision for the one before it, which is still loaded."""
-    _ask(where, name, "rollback", timeout)
+    _ask(platform_options, name, "rollback", timeout)
 
 
 @rollout.command("skip-gate")
-@somewhere
+@with_platform_options
 def skip_gate(
-    where: Where,
+    platform_options: PlatformOptions,
     gate: Annotated[str, typer.Argument(help="The gate's name, as `status` shows it.")],
     name: Name,
     timeout: Timeout = "10s",
 ) -> None:
     """Put a gate aside for this rollout: it neither holds the candidate nor rolls it back."""
-    _ask(where, name, "skip-gate", timeout, gate=gate)
+    _ask(platform_options, name, "skip-gate", timeout, gate=gate)
 
 
-def _ask(where: Where, name: str, verb: str, timeout: str, *, gate: str = "") -> None:
+def _ask(platform_options: PlatformOptions, name: str, verb: str, timeout: str, *, gate: str = "") -> None:
     with needs("local"):
         from segserve.platforms.rollouts.actions import ask
-    typer.echo(ask(platform(where), name, verb, gate=gate, timeout_s=seconds(timeout)))
+    typer.echo(ask(selected_platform(platform_options), name, verb, gate=gate, timeout_s=seconds(timeout)))

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
-from segserve.cli.failures import CommandError
+from segserve.cli.errors import CommandError
 from segserve.cli.rollout.render import span
 from segserve.platforms.manifests import read_files
-from segserve_operator.api.rollout_policy import Slo, gate_name
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.core.rollout.power import preview
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
-    from segserve_operator.api.rollout_policy import RolloutPolicy
-    from segserve_operator.core.rollout.power import Preview
-    from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.rollout.power import Preview, preview
+from segserve_operator.core.rollout.record import Record
 
 MINUTES: Final = 10.0
 LEAST_RATE: Final = 0.01

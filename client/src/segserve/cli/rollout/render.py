@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
+from segserve.platforms.rollouts.rollout_view import RolloutView, Side
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.phases import ENDED, Phase
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from rich.console import Console, ConsoleOptions, RenderResult
-
-    from segserve.platforms.rollouts.rollout_view import Seen, Side
-    from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.rollout.record import Decision, Record
+from segserve_operator.core.rollout.record import Decision, Record
 
 BAR: Final = 16
 """Characters of a whole bar."""
@@ -42,10 +37,10 @@ _LOST: Final = frozenset({Phase.QUARANTINED, Phase.ROLLED_BACK})
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class RolloutTree:
     """A rollout as a terminal shows it; `preview` says what its evidence can tell at the requests that come."""
 
-    seen: Seen
+    seen: RolloutView
     wide: bool = False
     preview: str = ""
 
@@ -71,7 +66,7 @@ def _unseen() -> Node:
     return Node(Text("spec", QUIET), MOVING, "", Text("the operator has not come to the newest spec yet"))
 
 
-def step_of(seen: Seen) -> str:
+def step_of(seen: RolloutView) -> str:
     """Return which step of how many a rollout is at, with space after it; empty where it is at none."""
     if seen.standing.phase is not Phase.PROGRESSING:
         return ""
@@ -79,7 +74,7 @@ def step_of(seen: Seen) -> str:
     return f"step {seen.standing.step + 1}{steps}  "
 
 
-def _revision(side: Side, seen: Seen) -> Node:
+def _revision(side: Side, seen: RolloutView) -> Node:
     colour = GOOD if side.role == "stable" else QUIET if side.role == "previous" else COLOURS[seen.standing.phase]
     detail = Text(f"{side.weight:>3} %", "" if side.weight else QUIET)
     detail.append(f"  {side.requests:>9,} requests")
@@ -122,7 +117,7 @@ def bar(share: float, *, ascii_only: bool = False) -> str:
     return (_FULL * full + (_PARTS[rest] if rest else "")).ljust(BAR, _EMPTY)
 
 
-def _state(seen: Seen, preview: str) -> Iterator[Node]:
+def _state(seen: RolloutView, preview: str) -> Iterator[Node]:
     standing, record = seen.standing, seen.record
     if standing.reason:
         name = "because" if standing.phase in ENDED or standing.phase in _LOST else "waits for"
@@ -141,7 +136,7 @@ def _state(seen: Seen, preview: str) -> Iterator[Node]:
         yield Node(Text("power"), QUIET, "", Text(preview))
 
 
-def _time_left(seen: Seen, record: Record) -> str:
+def _time_left(seen: RolloutView, record: Record) -> str:
     standing, policy = seen.standing, record.policy
     if standing.phase is Phase.BAKING:
         left = standing.since_s + policy.bake_time.total_seconds() - seen.now_s
@@ -154,7 +149,7 @@ def _time_left(seen: Seen, record: Record) -> str:
     return f"{span(left)} to the deadline, then: {policy.on_undecided}"
 
 
-def _decisions(seen: Seen, *, wide: bool) -> Node:
+def _decisions(seen: RolloutView, *, wide: bool) -> Node:
     assert seen.record is not None
     newest = seen.record.decisions[::-1]
     shown = newest if wide else newest[:DECISIONS]

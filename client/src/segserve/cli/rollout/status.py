@@ -4,58 +4,55 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from segserve.cli.resources import REFRESH_S, wide_enough
 from segserve.cli.rollout.power import Outlook
-from segserve.cli.rollout.render import Picture
-from segserve.platforms.rollouts.rollout_view import Seen, looks, no_rollout, seen
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from rich.console import Console
-
-    from segserve.platforms.port import Json, Platform
-    from segserve.platforms.rollouts.rollout_view import Side
-    from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.rollout.record import Decision, Record
+from segserve.cli.rollout.render import RolloutTree
+from segserve.platforms.port import Json, Platform
+from segserve.platforms.rollouts.rollout_view import RolloutView, Side, no_rollout, read_rollout, watch_rollout
+from segserve_operator.core.gates.base import Verdict
+from segserve_operator.core.rollout.record import Decision, Record
 
 
-def current(here: Platform, name: str) -> Seen:
+def current(platform: Platform, name: str) -> RolloutView:
     """Return a model's rollout; raises `CommandError` where it has none."""
-    model = here.model(name)
-    found = seen(here, model)
+    model = platform.model(name)
+    found = read_rollout(platform, model)
     if found is None:
         raise no_rollout(model)
     return found
 
 
-def picture(found: Seen | None, name: str, outlook: Outlook, *, wide: bool, wait: bool = False) -> Picture | Text:
+def picture(
+    found: RolloutView | None, name: str, outlook: Outlook, *, wide: bool, wait: bool = False
+) -> RolloutTree | Text:
     """Return what a terminal shows of a rollout, or that one may come; `wait` for what `outlook` works out."""
     if found is None:
         return Text(f"{name}: no rollout yet; the operator has not come to the newest spec")
     if found.record is None or found.standing.ended or found.promoted:
-        return Picture(found, wide)
-    return Picture(found, wide, outlook.line(found.record, wait=wait))
+        return RolloutTree(found, wide)
+    return RolloutTree(found, wide, outlook.line(found.record, wait=wait))
 
 
-def once(found: Seen, *, wide: bool) -> Picture | Text:
+def once(found: RolloutView, *, wide: bool) -> RolloutTree | Text:
     """Return what a terminal shows of a rollout at one moment; wide with what its evidence can tell."""
-    return picture(found, found.model, Outlook(), wide=wide, wait=True) if wide else Picture(found)
+    return picture(found, found.model, Outlook(), wide=wide, wait=True) if wide else RolloutTree(found)
 
 
-def follow(console: Console, here: Platform, name: str, *, wide: bool) -> Seen:
-    """Show a rollout until it ends, and return it; where nobody looks at a terminal, at each of its moves."""
+def follow(console: Console, platform: Platform, name: str, *, wide: bool) -> RolloutView:
+    """Show a rollout until it ends, and return it; where nobody watch_rollout at a terminal, at each of its moves."""
     shown = _redrawn if console.is_terminal else _printed
-    return shown(console, looks(here, name), name, wide=wide)
+    return shown(console, watch_rollout(platform, name), name, wide=wide)
 
 
-def _redrawn(console: Console, found: Iterator[Seen | None], name: str, *, wide: bool) -> Seen:
+def _redrawn(console: Console, found: Iterator[RolloutView | None], name: str, *, wide: bool) -> RolloutView:
     outlook = Outlook()
     with Live(console=console, auto_refresh=False) as live:
         for each in found:
@@ -63,10 +60,10 @@ def _redrawn(console: Console, found: Iterator[Seen | None], name: str, *, wide:
             if each is not None and each.over:
                 return each
             time.sleep(REFRESH_S)
-    raise AssertionError("looks have no end")
+    raise AssertionError("watch_rollout have no end")
 
 
-def _printed(console: Console, found: Iterator[Seen | None], name: str, *, wide: bool) -> Seen:
+def _printed(console: Console, found: Iterator[RolloutView | None], name: str, *, wide: bool) -> RolloutView:
     last: tuple[Any, ...] = ()
     outlook = Outlook()
     for each in found:
@@ -77,10 +74,10 @@ def _printed(console: Console, found: Iterator[Seen | None], name: str, *, wide:
         if each is not None and each.over:
             return each
         time.sleep(REFRESH_S)
-    raise AssertionError("looks have no end")
+    raise AssertionError("watch_rollout have no end")
 
 
-def _move(found: Seen | None) -> tuple[Any, ...]:
+def _move(found: RolloutView | None) -> tuple[Any, ...]:
     """Return what makes a picture worth a line in a log: not the clock, not every request."""
     if found is None:
         return (None,)
@@ -89,7 +86,7 @@ def _move(found: Seen | None) -> tuple[Any, ...]:
     return at.rollout, at.phase, at.step, at.weight, at.paused, at.reason, at.skipped, found.behind, outcomes
 
 
-def document(found: Seen) -> Json:
+def document(found: RolloutView) -> Json:
     """Return a rollout for programs: camelCase, times in RFC 3339, what is not known left out."""
     at, record = found.standing, found.record
     said: Json = {

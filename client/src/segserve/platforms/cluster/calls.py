@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lightkube.config.kubeconfig import SingleConfig
 
     from segserve.platforms.port import Json
-    from segserve_operator.adapters.kube.api import Kind
+    from segserve_common.kube.kinds import Kind
 
 FIELD_MANAGER: Final = "segserve-cli"
 TIMEOUT_S: Final = 15.0

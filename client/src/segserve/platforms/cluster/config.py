@@ -18,7 +18,7 @@ from segserve.platforms.errors import no_kubeconfig
 if TYPE_CHECKING:
     from lightkube.config.kubeconfig import SingleConfig
 
-    from segserve.platforms.platform_ref import Cluster
+    from segserve.platforms.port import Cluster
 
 # lightkube speaks the older name of what is the same exchange for a token.
 _EXEC: Final = "client.authentication.k8s.io/v1"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve.platforms.errors import INSTALL, ControlError, ForbiddenError
 from segserve.platforms.port import ROLLOUT, DoctorCheck
-from segserve.platforms.progress import condition
-from segserve_operator.adapters.kube.api import DEPLOYMENTS, LEASES, POOLS, Kind
+from segserve.platforms.waiting import condition
+from segserve_common.kube.kinds import DEPLOYMENTS, LEASES, POOLS, Kind
 from segserve_operator.api.crd import crd
 from segserve_operator.api.meta import API_GROUP
 from segserve_operator.api.resources import KINDS
@@ -83,7 +83,9 @@ def _definition(calls: Calls, kind: str) -> DoctorCheck:
     newer = sorted(_fields(everywhere[0]) - _fields(wanted))
     if newer:
         advice = f"pip install --upgrade segserve: it does not know {', '.join(newer[:3])}"
-        return DoctorCheck(name, good=False, seen="newer than this segserve", advice=advice, fix="pip install -U segserve")
+        return DoctorCheck(
+            name, good=False, seen="newer than this segserve", advice=advice, fix="pip install -U segserve"
+        )
     return DoctorCheck(name, good=True, seen="current")
 
 

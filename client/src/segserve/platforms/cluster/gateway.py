@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from segserve.platforms.errors import ControlError
-from segserve_builder.cluster.names import object_name
-from segserve_operator.adapters.kube.api import SERVICES, Kind
+from segserve_common.kube.kinds import SERVICES, Kind
+from segserve_common.kube.names import object_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

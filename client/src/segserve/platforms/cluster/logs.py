@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve.platforms.cluster.watching import Look, Watching
 from segserve.platforms.errors import REFUSED, ControlError
-from segserve_builder.cluster.names import GATEWAY, GROUP_LABEL, MANAGED_LABELS
-from segserve_operator.adapters.kube.api import PODS
+from segserve_common.kube.kinds import PODS
+from segserve_common.kube.names import GATEWAY, GROUP_LABEL, MANAGED_LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

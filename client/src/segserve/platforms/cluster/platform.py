@@ -13,17 +13,16 @@ from segserve.platforms.cluster.gateway import gateway
 from segserve.platforms.cluster.watching import Look, Watching
 from segserve.platforms.errors import ConflictError, ControlError, InvalidResourceError, NotFoundError
 from segserve.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest
-from segserve_builder.cluster.shards import content_of
+from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, Kind
+from segserve_common.kube.shards import content_of
 from segserve_operator.adapters.bundles.cluster import KEY, bundle_name
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, Kind
 from segserve_operator.adapters.kube.objects.rollout import chunk_name
 from segserve_operator.api.checks import meant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from segserve.platforms.manifests import Written
-    from segserve.platforms.platform_ref import Cluster
+    from segserve.platforms.port import Cluster, ParsedResource
 
 KINDS: Final[Mapping[str, Kind]] = {MODEL: MODELS, POOL: POOLS}
 REFRESH_S: Final = 0.25
@@ -42,14 +41,14 @@ class ClusterPlatform:
         """Return the platform of the context that is meant; nothing is asked of it yet."""
         return cls(Calls(config_of(place)), place)
 
-    def apply(self, resources: Sequence[Written], *, force: bool = False) -> list[str]:
+    def apply(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[str]:
         """Let the server try all of them first, so that one that it refuses leaves the others as they were."""
         placed = [(written.title, self._placed(written)) for written in resources]
         for title, manifest in placed:
             self._apply(title, manifest, force=force, dry_run=True)
         return [self._apply(title, manifest, force=force) for title, manifest in placed]
 
-    def check_place(self, resources: Iterable[Written]) -> None:
+    def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
         """Refuse resources of other namespaces: what has the same name in this one is not theirs."""
         for written in resources:
             if (other := self._placed(written)["metadata"]["namespace"]) != self.calls.namespace:
@@ -177,7 +176,7 @@ class ClusterPlatform:
             seen = f"no {kind} {name!r}{meant(name, known)} in namespace {self.calls.namespace!r}"
             raise NotFoundError(f"{seen}; there are: {', '.join(known) or 'none'}") from None
 
-    def _placed(self, written: Written) -> Json:
+    def _placed(self, written: ParsedResource) -> Json:
         """Return what a user wrote, without what the server adds, in its namespace; its addresses stay as they are."""
         value, metadata = written.value, written.value["metadata"]
         namespace = metadata.get("namespace") or self.calls.namespace

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from segserve.platforms.cluster.calls import Calls
     from segserve.platforms.port import Json
-    from segserve_operator.adapters.kube.api import Kind
+    from segserve_common.kube.kinds import Kind
 
 WATCH_S: Final = 240
 RETRY_S: Final = 1.0

@@ -5,49 +5,46 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from segserve.platforms.errors import ConflictError, NotFoundError, WaitTimeoutError
-from segserve.platforms.port import MODEL
+from segserve.platforms.port import MODEL, Json, Platform
 from segserve.platforms.rollouts.rollout_view import is_written, record_of
 from segserve.platforms.waiting import wait_for
 from segserve_operator.api.rollout_policy import RolloutPolicy, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
+from segserve_operator.core.models.observed import ModelStatus
 from segserve_operator.core.models.requests import PREFIX, Request, refusal
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.mapping.statuses import from_api
-
-if TYPE_CHECKING:
-    from segserve.platforms.port import Json, Platform
-    from segserve_operator.core.models.observed import ModelStatus
-    from segserve_operator.core.rollout.record import Standing
 
 TOKEN_BYTES: Final = 3
 
 
-def ask(here: Platform, name: str, verb: str, *, gate: str = "", timeout_s: float) -> str:
+def ask(platform: Platform, name: str, verb: str, *, gate: str = "", timeout_s: float) -> str:
     """Ask something of a model's rollout, and return what came of it.
 
     Raises `ConflictError` where it cannot be met, and `WaitTimeoutError` where nobody has dealt with it in time; then
     it stays asked.
     """
-    request = requested(here, name, verb, gate)
+    request = requested(platform, name, verb, gate)
     if timeout_s <= 0:
         return f"asked: {PREFIX}{verb}: {request.value}"
-    model = wait_for(here, Answered(name, request), time.monotonic() + timeout_s, f"{timeout_s:g} s")
+    model = wait_for(platform, Handled(name, request), time.monotonic() + timeout_s, f"{timeout_s:g} s")
     assert model is not None, "a model that is gone has answered nothing"
-    return outcome(here, model, request)
+    return outcome(platform, model, request)
 
 
-def requested(here: Platform, name: str, verb: str, gate: str = "") -> Request:
+def requested(platform: Platform, name: str, verb: str, gate: str = "") -> Request:
     """Ask something of a model's rollout, and return the request; raises `ConflictError` where it cannot be met now."""
-    request = _request(here.model(name), verb, gate)
-    here.annotate(MODEL, name, {PREFIX + verb: request.value})
+    request = _request(platform.model(name), verb, gate)
+    platform.annotate(MODEL, name, {PREFIX + verb: request.value})
     return request
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class Handled:
     """A request was dealt with."""
 
     name: str
@@ -99,7 +96,7 @@ def _revision(status: ModelStatus, verb: str) -> str:
             return standing.revision if standing is not None and not standing.ended else ""
 
 
-def _instead(model: Json, standing: Standing | None) -> str:
+def _instead(model: Json, standing: RolloutState | None) -> str:
     """Return what there is where there is nothing to ask about."""
     if standing is not None:
         return f"; that of {standing.revision} is {standing.phase.label}"
@@ -108,7 +105,7 @@ def _instead(model: Json, standing: Standing | None) -> str:
     return ""
 
 
-def _pointless(request: Request, standing: Standing | None) -> str | None:
+def _pointless(request: Request, standing: RolloutState | None) -> str | None:
     if standing is None:
         return None
     if request.verb == "pause" and standing.paused:
@@ -124,14 +121,14 @@ def _gates(model: Json) -> tuple[str, ...]:
     return tuple(gate_name(gate) for gate in policy.gates)
 
 
-def outcome(here: Platform, model: Json, request: Request) -> str:
+def outcome(platform: Platform, model: Json, request: Request) -> str:
     """Return what came of a request that was dealt with; raises `ConflictError` where it came too late."""
     name, standing = model["metadata"]["name"], _status(model).rollout
     if standing is None:
         return f"{name}: {request.verb} of {request.revision} is dealt with"
     said = f"{standing.revision} is {standing.phase.label} at {standing.weight} %"
     said += ", paused" if standing.paused else ""
-    manifest = here.rollout(standing.rollout)
+    manifest = platform.rollout(standing.rollout)
     decisions = record_of(manifest).decisions if manifest is not None and is_written(manifest) else ()
     last = decisions[-1] if decisions and decisions[-1].sequence >= standing.sequence else None
     reason, message = (last.reason, last.message) if last is not None else (standing.reason, standing.message)
@@ -142,7 +139,7 @@ def outcome(here: Platform, model: Json, request: Request) -> str:
     return told
 
 
-def _is_met(request: Request, standing: Standing) -> bool:
+def _is_met(request: Request, standing: RolloutState) -> bool:
     """Return whether a rollout is as a request that was answered wanted it; of what takes longer, True."""
     match request.verb:
         case "promote":

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from segserve.platforms.errors import ControlError, NotFoundError, WaitTimeoutError
-from segserve.platforms.port import MODEL
+from segserve.platforms.port import MODEL, Json, Platform
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Record, Row, RolloutState
 from segserve_operator.mapping import rollouts
 from segserve_operator.mapping.packed_evidence import UnreadableRecordError, unpack_rows
 from segserve_operator.mapping.statuses import from_api
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from segserve.platforms.port import Json, Platform
-    from segserve_operator.core.rollout.record import Record, Row, Standing
 
 REREAD_S: Final = 1.0
 _PROMOTED: Final = frozenset({Phase.BAKING, Phase.SUCCEEDED})
@@ -67,7 +63,7 @@ def _within(number: int, share: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class RolloutView:
     """A rollout as it was at `now_s`; `record` is None until it was first written.
 
     `stable` is the former revision. `behind`: the operator has not come to the newest spec yet, so this may be the
@@ -75,7 +71,7 @@ class Seen:
     """
 
     model: str
-    standing: Standing
+    standing: RolloutState
     stable: str
     record: Record | None
     now_s: float
@@ -107,7 +103,7 @@ class Seen:
 
 
 def _shared(rows: Sequence[Row]) -> list[Row]:
-    """Return the looks at which both had requests; all of them where there are none: a comparison is of one time."""
+    """Return the rows at which both had requests; all of them where there are none: a comparison is of one time."""
     return [row for row in rows if 0 < row.weight < 100] or list(rows)
 
 
@@ -148,33 +144,33 @@ def is_written(manifest: Json | None) -> bool:
     return bool(manifest is not None and (manifest.get("status") or {}).get("state"))
 
 
-def standing_of(model: Json) -> Standing | None:
+def state_of(model: Json) -> RolloutState | None:
     """Return where a model's rollout stands, from its status; None where there was none."""
     if not (model.get("status") or {}).get("rollout"):
         return None
     return from_api(SegmentationModelStatus.model_validate(model["status"])).rollout
 
 
-def seen(here: Platform, model: Json, former: Seen | None = None) -> Seen | None:
+def read_rollout(platform: Platform, model: Json, former: RolloutView | None = None) -> RolloutView | None:
     """Return a model's rollout, or None where it has none; the record of `former` is read again after a second."""
-    standing, now_s = standing_of(model), time.time()
+    standing, now_s = state_of(model), time.time()
     if standing is None:
         return None
     if former is not None and former.standing == standing and now_s - former.now_s < REREAD_S:
         return replace(former, behind=is_behind(model, standing))
-    manifest = here.rollout(standing.rollout)
+    manifest = platform.rollout(standing.rollout)
     record = record_of(manifest) if manifest is not None and is_written(manifest) else None
     stable = record.stable if record is not None else _former_revision(model, standing)
-    return Seen(model["metadata"]["name"], standing, stable, record, now_s, is_behind(model, standing))
+    return RolloutView(model["metadata"]["name"], standing, stable, record, now_s, is_behind(model, standing))
 
 
-def _former_revision(model: Json, standing: Standing) -> str:
+def _former_revision(model: Json, standing: RolloutState) -> str:
     role = "previous" if standing.phase in _PROMOTED else "stable"
     holder = ((model.get("status") or {}).get("roles") or {}).get(role) or {}
     return str(holder.get("revision", ""))
 
 
-def is_behind(model: Json, standing: Standing | None) -> bool:
+def is_behind(model: Json, standing: RolloutState | None) -> bool:
     """Return whether another rollout than `standing` is about to begin, or may be."""
     status = model.get("status") or {}
     if status.get("observedGeneration") != model["metadata"].get("generation"):
@@ -184,12 +180,12 @@ def is_behind(model: Json, standing: Standing | None) -> bool:
     return candidate.get("state") == "Pending" and not known
 
 
-def looks(here: Platform, name: str) -> Iterator[Seen | None]:
+def watch_rollout(platform: Platform, name: str) -> Iterator[RolloutView | None]:
     """Yield a model's rollout as it is now and after changes; None while there is none, but one may come."""
-    former: Seen | None = None
-    for manifest in here.states(MODEL, name):
-        model = manifest if manifest is not None else here.model(name)
-        former = seen(here, model, former)
+    former: RolloutView | None = None
+    for manifest in platform.states(MODEL, name):
+        model = manifest if manifest is not None else platform.model(name)
+        former = read_rollout(platform, model, former)
         if former is None and not is_behind(model, None):
             raise no_rollout(model)
         yield former
@@ -206,7 +202,7 @@ class Ended:
         """Judge the model's status; raises `NotFoundError` where no rollout is to come."""
         if manifest is None:
             raise NotFoundError(f"there is no model {self.name!r} (any more)", model=self.name)
-        standing = standing_of(manifest)
+        standing = state_of(manifest)
         behind = is_behind(manifest, standing)
         if standing is None and not behind:
             raise no_rollout(manifest)
@@ -214,7 +210,7 @@ class Ended:
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
         """Say where it stands."""
-        standing = None if manifest is None else standing_of(manifest)
+        standing = None if manifest is None else state_of(manifest)
         seen = "it has not begun" if standing is None else f"{standing.revision} is {standing.phase.label}"
         return WaitTimeoutError(f"the rollout of {self.name} is not over after {timeout}: {seen}", model=self.name)
 

@@ -1,29 +1,64 @@
-"""`segserve rollout replay`: each decision made again from its record, and what another policy would have done."""
+"""`segserve rollout list` and `replay`: records of rollouts, and their decisions derived again."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from segserve.cli.failures import CommandError
+from segserve.cli.errors import CommandError
+from segserve.cli.rollout.render import COLOURS, span
 from segserve.cli.rollout.status import decision_document, stamp
-from segserve.platforms.port import ROLLOUT
-from segserve.platforms.rollouts.rollout_view import chunked_rows, record_of, standing_of
+from segserve.platforms.port import ROLLOUT, Json, Platform
+from segserve.platforms.rollouts.rollout_view import chunked_rows, is_written, record_of, state_of
 from segserve_operator.api.rollout_policy import RolloutPolicy
-from segserve_operator.core.rollout.replay import replay
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.rollout.replay import Replayed, WhatIf, replay
 from segserve_operator.mapping.packed_evidence import CHUNK_ROWS
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+COLUMNS: Final = ("ROLLOUT", "MODEL", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "AGE", "TOOK")
 
-    from segserve.platforms.port import Json, Platform
-    from segserve_operator.core.rollout.record import Record
-    from segserve_operator.core.rollout.replay import Replayed, WhatIf
+
+def rollouts(platform: Platform, model: str | None) -> list[tuple[Json, Record]]:
+    """Return the records of all models' rollouts, or of one model's, with their resources; the newest first."""
+    found = [(manifest, record_of(manifest)) for manifest in platform.rollouts() if is_written(manifest)]
+    mine = [(manifest, record) for manifest, record in found if model in (None, record.model)]
+    return sorted(mine, key=lambda each: (-float(each[1].progress.started_s), each[1].name))
+
+
+def rollouts_table(records: Iterable[Record], *, wide: bool = False) -> Table:
+    """Return rollouts as a table; what a record says last may be some seconds behind its model's status."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (*COLUMNS, "REASON", "MESSAGE") if wide else COLUMNS:
+        table.add_column(name, no_wrap=True)
+    now_s = time.time()
+    for record in records:
+        table.add_row(*_row(record, now_s, wide=wide))
+    return table
+
+
+def _row(record: Record, now_s: float, *, wide: bool) -> list[str]:
+    phase, started_s = Phase(int(record.progress.phase)), float(record.progress.started_s)
+    last = record.decisions[-1] if record.decisions else None
+    row = [
+        record.name,
+        record.model,
+        record.stable,
+        record.candidate,
+        f"[{COLOURS[phase]}]{phase.label}[/]",
+        str(last.weight if last is not None else 0),
+        span(now_s - started_s),
+        span(float(record.progress.since_s) - started_s) if phase in ENDED else "",
+    ]
+    return [*row, *((last.reason, escape(last.message)) if last is not None else ("", ""))] if wide else row
+
 
 FILES: Final = (".json", ".yaml", ".yml")
 
@@ -41,16 +76,16 @@ def record_from_file(path: Path) -> Record:
     return record_of(found[0])
 
 
-def record_of_name(here: Platform, name: str) -> Record:
+def record_of_name(platform: Platform, name: str) -> Record:
     """Return a record by its own name, or of a model's latest rollout."""
-    manifest = here.rollout(name)
+    manifest = platform.rollout(name)
     if manifest is None:
-        standing = standing_of(here.model(name))
-        manifest = None if standing is None else here.rollout(standing.rollout)
+        standing = state_of(platform.model(name))
+        manifest = None if standing is None else platform.rollout(standing.rollout)
     if manifest is None:
         raise CommandError(f"no record of {name!r}; `segserve rollout list` shows what there is")
     count = -(-chunked_rows(manifest) // CHUNK_ROWS)
-    return record_of(manifest, here.chunks(manifest["metadata"]["name"], count) if count else ())
+    return record_of(manifest, platform.chunks(manifest["metadata"]["name"], count) if count else ())
 
 
 def policy_from_file(path: Path) -> RolloutPolicy:

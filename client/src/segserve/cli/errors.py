@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from segserve.platforms.extras import needs as needs
+from segserve.platforms.errors import needs as needs
 from segserve_common.errors import SegserveError
 
 
@@ -24,8 +24,8 @@ def user_errors() -> tuple[type[Exception], ...]:
     with contextlib.suppress(ImportError):
         from segserve_operator.adapters.local.gateway import PortTakenError
         from segserve_operator.adapters.local.runtime import RuntimeEnvironmentError
-        from segserve_operator.adapters.local.store import NotFoundError
+        from segserve_operator.adapters.local.store import ResourceNotFoundError
         from segserve_operator.local_platform.supervisor import PlatformError
 
-        found += [PlatformError, PortTakenError, RuntimeEnvironmentError, NotFoundError]
+        found += [PlatformError, PortTakenError, RuntimeEnvironmentError, ResourceNotFoundError]
     return tuple(found)

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from fakes.kube_http import CONFIG
-from segserve.cli.platform_options import Where, is_local
+from segserve.cli.platform_options import PlatformOptions, is_local
 from segserve.platforms.cluster.config import config_of
 from segserve.platforms.errors import NoPlatformError
-from segserve.platforms.platform_ref import Cluster
+from segserve.platforms.port import Cluster
 
 from .conftest import Command
 
@@ -27,7 +27,7 @@ def written(path: Path, **changes: Any) -> Path:
 
 
 def test_without_any_kubeconfig_this_machine_is_meant() -> None:
-    assert is_local(Where())
+    assert is_local(PlatformOptions())
 
 
 def test_a_kubeconfig_means_its_cluster_unless_this_machine_is_named(
@@ -35,8 +35,8 @@ def test_a_kubeconfig_means_its_cluster_unless_this_machine_is_named(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
 
-    assert not is_local(Where())
-    assert is_local(Where(local=True))
+    assert not is_local(PlatformOptions())
+    assert is_local(PlatformOptions(local=True))
 
 
 def test_a_state_folder_that_is_named_is_meant_beside_a_kubeconfig(
@@ -45,14 +45,14 @@ def test_a_state_folder_that_is_named_is_meant_beside_a_kubeconfig(
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     monkeypatch.setenv("SEGSERVE_STATE", str(tmp_path))
 
-    assert is_local(Where())
-    assert not is_local(Where(namespace="lab"))
+    assert is_local(PlatformOptions())
+    assert not is_local(PlatformOptions(namespace="lab"))
 
 
 def test_the_kubectl_plugin_means_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/kubectl-segserve"])
 
-    assert not is_local(Where())
+    assert not is_local(PlatformOptions())
 
 
 def test_this_machine_and_a_cluster_cannot_both_be_meant(command: Command) -> None:

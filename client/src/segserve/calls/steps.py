@@ -1,0 +1,89 @@
+"""The steps of a call, which clients carry out: `Send` a request, or `Pause`; and the options of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from segserve.calls.timeouts import DEFAULT, Timeouts
+from segserve.results.values import ENCODINGS, Encoding
+from segserve_common.errors import BadRequestError
+from segserve_common.kserve import InferRequest, Parameter
+
+T = TypeVar("T")
+
+TransportName: TypeAlias = Literal["http", "grpc"]
+StreamId: TypeAlias = str | int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRequest:
+    """A request for a model's configuration; its reply is a `ModelInfo`."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the request within `timeout_s` and reply with its answer, or throw the `SegserveError` into the flow."""
+
+    request: ConfigRequest | InferRequest
+    timeout_s: float
+    timeouts: Timeouts = DEFAULT
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let this many seconds pass."""
+
+    seconds: float
+
+
+Flow: TypeAlias = "Generator[Send | Pause, Any, T]"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPosition:
+    """The place of a frame in a stream; `number` counts frames from 0, including those that were not sent."""
+
+    stream: StreamId
+    number: int
+    starts: bool = False
+    ends: bool = False
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Return the request parameters: those of Triton's sequences, and the frame's number."""
+        flags = {"sequence_start": self.starts, "sequence_end": self.ends}
+        return {"sequence_id": self.stream, "frame": self.number, **flags}
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentOptions:
+    """The options of one segmentation; None leaves an option to the model's resource."""
+
+    model: str
+    score_threshold: float | None = None
+    max_detections: int | None = None
+    encoding: Encoding | None = None
+    confidence: bool = False
+    timeout_s: float | Timeouts | None = None
+    request_id: str | None = None
+    position: StreamPosition | None = None
+
+    def parameters(self, outputs: Iterable[str]) -> dict[str, Parameter]:
+        """Return the request parameters: the options that are set, and the outputs to compute.
+
+        Raises `BadRequestError` for an unknown encoding.
+        """
+        parameters: dict[str, Parameter] = {"outputs": ",".join(outputs)}
+        if self.score_threshold is not None:
+            parameters["score_threshold"] = float(self.score_threshold)
+        if self.max_detections is not None:
+            parameters["max_detections"] = int(self.max_detections)
+        if self.encoding is not None:
+            if self.encoding not in ENCODINGS:
+                raise BadRequestError(f"encoding must be one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
+            parameters["encoding"] = self.encoding
+        return parameters if self.position is None else {**parameters, **self.position.parameters()}

@@ -1,0 +1,108 @@
+"""Models as a table, and one model as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import yaml
+from rich.table import Table
+
+from segserve.platforms.port import Json, Platform
+from segserve.platforms.waiting import condition, readiness
+
+COLUMNS: Final = ("NAME", "READY", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "SLO", "URL", "AGE")
+
+
+def models_table(manifests: Iterable[Mapping[str, Any]], *, wide: bool = False) -> Table:
+    """Return the models as a table with the resource's printer columns; never folded, as kubectl's."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in [*COLUMNS, "GROUP", "MESSAGE"] if wide else COLUMNS:
+        table.add_column(name, no_wrap=True)
+    for manifest in manifests:
+        table.add_row(*_row(manifest, wide=wide))
+    return table
+
+
+def _row(manifest: Mapping[str, Any], *, wide: bool) -> list[str]:
+    status = manifest.get("status") or {}
+    roles = status.get("roles", {})
+    ready = condition(manifest, "Ready")["status"]
+    colour = {"True": "green", "False": "red"}.get(ready, "yellow")
+    row = [
+        manifest["metadata"]["name"],
+        f"[{colour}]{ready}[/]",
+        roles.get("stable", {}).get("revision", ""),
+        _candidate(roles.get("candidate")),
+        (status.get("rollout") or {}).get("phase", ""),
+        str(status.get("weight", "")),
+        _slo(status.get("slo")),
+        status.get("url", ""),
+        age(manifest["metadata"]["creationTimestamp"]),
+    ]
+    return [*row, roles.get("stable", {}).get("group", ""), readiness(manifest).text] if wide else row
+
+
+def _slo(said: str | None) -> str:
+    colour = {"Met": "green", "Breached": "red"}.get(said or "", "yellow")
+    return f"[{colour}]{said}[/]" if said else ""
+
+
+def _candidate(candidate: Mapping[str, Any] | None) -> str:
+    if candidate is None:
+        return ""
+    failed = candidate["state"] == "Failed"
+    return (
+        f"[red]{candidate['revision']} ({candidate['reason']})[/]" if failed else f"[yellow]{candidate['revision']}[/]"
+    )
+
+
+def age(time: str) -> str:
+    """Return how long ago an RFC 3339 time was, as kubectl writes it: `45s`, `12m`, `3h`, `2d`."""
+    seconds = int((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{max(seconds, 0)}s"
+
+
+DECISIONS: Final = 10
+
+
+def latest_record(platform: Platform, model: Json) -> Json | None:
+    """Return the record of a model's latest rollout; None where there is none."""
+    name = ((model.get("status") or {}).get("rollout") or {}).get("name")
+    return platform.rollout(name) if name else None
+
+
+def model_text(manifest: Json, record: Json | None = None) -> str:
+    """Return what a model's own resource says, and the `record` of its latest rollout."""
+    status = manifest.get("status") or {}
+    spec = yaml.safe_dump({"metadata": manifest["metadata"], "spec": manifest["spec"]}, sort_keys=False)
+    lines = [spec.rstrip("\n"), f"url: {status.get('url', '')}", "roles:"]
+    for role, holder in status.get("roles", {}).items():
+        failed = f"  {holder['reason']}: {holder['message']}" if holder.get("reason") else ""
+        platform_options = f" in group {holder['group']}" if holder.get("group") else ""
+        lines.append(f"  {role:<10} {holder['revision']}{platform_options} since {age(holder['since'])}{failed}")
+    if status.get("rollout"):
+        lines += _rollout(status["rollout"], (record or {}).get("status") or {})
+    lines.append("conditions:")
+    for found in status.get("conditions", []):
+        lines.append(f"  {found['type']:<17} {found['status']:<8} {age(found['lastTransitionTime']):>4}  {_why(found)}")
+    return "\n".join(lines)
+
+
+def _rollout(at: Json, record: Json) -> Iterator[str]:
+    paused = ", paused" if at.get("paused") else ""
+    yield f"rollout: {at['name']}"
+    yield f"  {at['revision']} is {at['phase']} at {at.get('weight', 0)} %{paused} since {age(at['since'])}  {_why(at)}"
+    for verdict in record.get("verdicts") or ():
+        skipped = " (skipped)" if verdict["gate"] in (at.get("skippedGates") or ()) else ""
+        yield f"  gate {verdict['gate']:<15} {verdict['outcome']:<9} {_why(verdict)}{skipped}"
+    for made in (record.get("decisions") or ())[-DECISIONS:]:
+        yield f"  {age(made['at']):>4}  {made['phase']:<11} {made['weight']:>3} %  {_why(made)} (by {made['actor']})"
+
+
+def _why(said: Json) -> str:
+    return ": ".join(filter(None, (said.get("reason"), said.get("message"))))

@@ -1,0 +1,89 @@
+"""The platform that is meant: named, by default, or opened on first use."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TypeAlias
+
+from segserve.platforms.errors import needs
+from segserve.platforms.port import Cluster, Local, Platform, PlatformRef
+
+
+def open_platform(ref: PlatformRef | None = None) -> Platform:
+    """Return the platform of a ref; None: see `default_platform_ref`. Nothing is asked of it yet.
+
+    Raises `NoPlatformError` for a cluster that nothing names well, and `MissingExtraError` where the extra `local` or
+    `cluster` is not installed.
+    """
+    ref = default_platform_ref() if ref is None else ref
+    if isinstance(ref, Local):
+        from segserve.platforms.local import LocalPlatform
+
+        return LocalPlatform(ref)
+    with needs("cluster"):
+        from segserve.platforms.cluster.platform import ClusterPlatform
+
+    return ClusterPlatform.connect(ref)
+
+
+def default_platform_ref() -> PlatformRef:
+    """Return this machine where `SEGSERVE_STATE` names its platform or one is up here, else the kube context.
+
+    Without a kubeconfig it is this machine.
+    """
+    return Local() if _is_local_named() or _is_local_up() or not _is_cluster_named() else Cluster()
+
+
+def _is_local_named() -> bool:
+    from segserve_operator.adapters.local.files import STATE_VARIABLE
+
+    return bool(os.environ.get(STATE_VARIABLE))
+
+
+def _is_local_up() -> bool:
+    from segserve_operator.adapters.local.files import StateFolder, state_folder
+
+    state = StateFolder(state_folder())
+    if not state.platform.exists():
+        return False
+    try:
+        from segserve_operator.local_platform.supervisor import read_platform
+    except ModuleNotFoundError:
+        return False
+    return read_platform(state) is not None
+
+
+def _is_cluster_named() -> bool:
+    named = os.environ.get("KUBECONFIG", "").strip(os.pathsep)
+    in_a_pod = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+    return bool(named) or in_a_pod or Path("~/.kube/config").expanduser().is_file()
+
+
+PlatformLike: TypeAlias = "Local | Cluster | Platform | None"
+"""Which platform is meant; None: as for the command line, see `segserve.platforms.selection.default_platform_ref`."""
+
+
+class LazyPlatform:
+    """A platform that is opened at the first call, and again at the first one after `close`; safe for threads."""
+
+    def __init__(self, platform: PlatformLike = None) -> None:
+        self._given = platform
+        self._opened: Platform | None = None
+        self._lock = threading.Lock()
+
+    def platform(self) -> Platform:
+        """Return the platform that is meant; raises as `open_platform`."""
+        with self._lock:
+            if self._opened is None:
+                given = self._given
+                self._opened = open_platform(given) if given is None or isinstance(given, Local | Cluster) else given
+            return self._opened
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()

@@ -1,0 +1,52 @@
+"""Values that results, sessions and drawings share: classes, colours, encodings, and a served model's description."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+Colour: TypeAlias = tuple[int, int, int]
+"""Red, green and blue, each 0 to 255."""
+Rectangle: TypeAlias = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in pixels."""
+Shapes: TypeAlias = Literal["mask", "polygon"]
+Encoding: TypeAlias = Literal["rle", "polygons", "png", "raw"]
+ENCODINGS: Final[tuple[Encoding, ...]] = ("rle", "polygons", "png", "raw")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentClass:
+    """A class of a model; `colour` is None if the model's resource names none."""
+
+    id: int
+    name: str
+    colour: Colour | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PixelFormat:
+    """The arrays that a model accepts: 1 channel (grey) or 3 (RGB), dtype UINT8 or UINT16."""
+
+    channels: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model served under a name: its outputs, revision, classes and pixel format.
+
+    A model that segserve did not build has no revision and no classes.
+    """
+
+    model: str
+    outputs: frozenset[str]
+    revision: str | None = None
+    classes: tuple[SegmentClass, ...] = ()
+    pixels: PixelFormat | None = None
+
+    def class_of(self, class_id: int) -> SegmentClass:
+        """Return the class with this id; a class the model does not name gets its id as name."""
+        for known in self.classes:
+            if known.id == class_id:
+                return known
+        return SegmentClass(class_id, str(class_id))

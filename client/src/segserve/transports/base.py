@@ -1,0 +1,91 @@
+"""What both transports share: the connection's settings, deadlines, and checks before a request is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from segserve.calls.credentials import Credentials, Tls
+from segserve.calls.endpoint import GatewayEndpoint
+from segserve.calls.steps import Send
+from segserve.errors import DeadlineExceededError, ForkedClientError
+from segserve.results.values import ModelInfo
+from segserve_common.errors import BadRequestError
+from segserve_common.kserve import InferAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The gateway, the credentials and the protocol options of a transport; `http2` and `gzip` apply to HTTP only."""
+
+    endpoint: GatewayEndpoint
+    credentials: Credentials = field(default_factory=Credentials)
+    tls: Tls | None = None
+    http2: bool = False
+    gzip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tls is not None and self.endpoint.scheme != "https":
+            raise BadRequestError(f"tls needs an https gateway, got {self.endpoint.url!r}")
+
+
+class Transport(Protocol):
+    """Sends requests from many threads over kept connections."""
+
+    def send(self, step: Send) -> ModelInfo | InferAnswer:
+        """Return the answer within the step's timeout, or raise a `SegserveError`."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+class AsyncTransport(Protocol):
+    """Sends requests from many tasks of one event loop over kept connections."""
+
+    async def send(self, step: Send) -> ModelInfo | InferAnswer:
+        """Return the answer within the step's timeout, or raise a `SegserveError`."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+@asynccontextmanager
+async def deadline(endpoint: GatewayEndpoint, step: Send) -> AsyncIterator[None]:
+    """Cancel the block with a `DeadlineExceededError` when the step's timeout has passed."""
+    try:
+        async with asyncio.timeout(step.timeout_s) as timer:
+            yield
+    except TimeoutError as error:
+        if not timer.expired():
+            raise  # raised by a bearer token's function
+        raise deadline_exceeded(endpoint, step) from error
+
+
+def deadline_exceeded(endpoint: GatewayEndpoint, step: Send) -> DeadlineExceededError:
+    """Return the error of a request whose timeout has passed."""
+    seconds = step.timeout_s
+    duration = f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1000:.2g} ms"
+    return DeadlineExceededError(f"request to {endpoint.url} timed out after {duration}")
+
+
+def check_process(made_in: int) -> None:
+    """Raise `ForkedClientError` in any process but the one that made the connections."""
+    if made_in != os.getpid():
+        raise ForkedClientError(
+            f"this client was made in process {made_in} and is used in its fork {os.getpid()}: "
+            "make one after the fork, or use the start method spawn"
+        )
+
+
+def check_open(closed: bool) -> None:
+    """Raise `BadRequestError` if the connections were closed."""
+    if closed:
+        raise BadRequestError("the client is closed")
