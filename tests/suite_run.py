@@ -24,8 +24,8 @@ import psutil
 import pytest
 
 from cluster.node import default_node
-from segserve_operator.adapters.local.files import StateFolder, replace_file
-from segserve_operator.adapters.local.processes import ProcessRecord, alive
+from segserve_operator.adapters.local.files import StateFolder, write_private
+from segserve_operator.adapters.local.processes import ProcessRecord, is_alive
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from tools import CACHE
 
@@ -65,7 +65,7 @@ class Run:
         """Whether its owner runs; one of a container beside this one may, as far as can be seen from here."""
         if self.boot != _boot():
             return False
-        return self.namespace != _namespace() or alive(ProcessRecord(self.pid, self.create_time))
+        return self.namespace != _namespace() or is_alive(ProcessRecord(self.pid, self.create_time))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def begin() -> Run:
     # Short: the paths of Unix sockets lie below it.
     folder = temporary / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
     run = Run(own.pid, own.create_time(), _boot(), _namespace(), str(folder))
-    replace_file(run.record, json.dumps(asdict(run)))
+    write_private(run.record, json.dumps(asdict(run)))
     folder.mkdir(mode=0o700)
     return run
 

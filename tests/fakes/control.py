@@ -21,11 +21,11 @@ from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
 from segserve import AsyncClient, Client, Local
 from segserve.platforms.port import Platform
-from segserve_operator.adapters.local.files import StateFolder, replace_file, write_yaml
+from segserve_operator.adapters.local.files import StateFolder, write_private, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
-from segserve_operator.core.models.observed import ModelStatus, Statement
-from segserve_operator.core.rollout.record import Record, Standing
+from segserve_operator.core.models.observed import ModelStatus, ObservedCondition
+from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.mapping.statuses import to_api
 
 Json = dict[str, Any]
@@ -34,20 +34,20 @@ KINDS = (f"{API}/segmentationmodels", f"{API}/tritonpools", f"{API}/segmentation
 PATH = f"/{API}/namespaces/lab/segmentationmodels"
 
 SERVES = (
-    Statement("Ready", "True", "Serving", "it gets all requests"),
-    Statement("Progressing", "False", "Done"),
-    Statement("Degraded", "False", "AsWanted"),
+    ObservedCondition("Ready", "True", "Serving", "it gets all requests"),
+    ObservedCondition("Progressing", "False", "Done"),
+    ObservedCondition("Degraded", "False", "AsWanted"),
 )
 FAILED = (
-    Statement("Ready", "False", "NoRevision"),
-    Statement("Progressing", "False", "Done"),
-    Statement("Degraded", "True", "GoldenFailed", "IoU 0.2, allowed 0.9"),
+    ObservedCondition("Ready", "False", "NoRevision"),
+    ObservedCondition("Progressing", "False", "Done"),
+    ObservedCondition("Degraded", "True", "GoldenFailed", "IoU 0.2, allowed 0.9"),
 )
-LOADING = (Statement("Ready", "False", "Loading", "one of two servers"), Statement("Progressing", "True", "Loading"))
+LOADING = (ObservedCondition("Ready", "False", "Loading", "one of two servers"), ObservedCondition("Progressing", "True", "Loading"))
 
 
 def status(
-    statements: tuple[Statement, ...] = SERVES, at: Standing | None = None, handled: tuple[str, ...] = ()
+    statements: tuple[ObservedCondition, ...] = SERVES, at: RolloutState | None = None, handled: tuple[str, ...] = ()
 ) -> Json:
     """Return a model's status of its first generation."""
     known = ModelStatus(
@@ -80,7 +80,7 @@ class LocalHarness:
         me = psutil.Process()
         found = {"pid": os.getpid(), "createTime": me.create_time(), "url": "http://127.0.0.1:1", "observed": True}
         folder.mkdir(exist_ok=True)
-        replace_file(self.state.platform, json.dumps(found))
+        write_private(self.state.platform, json.dumps(found))
 
     def place(self) -> Local:
         return Local(self.state.root)

@@ -9,12 +9,12 @@ from fakes.cluster_world import DEFAULTS, KEY, NAMESPACE, model_manifest
 from fakes.kube import FakeKube
 from fakes.kube_faults import Crash, Faulty, crash_at
 from fakes.platform import InMemoryStore, assigned
-from segserve_builder.cluster.names import ROLLOUT_LABEL
-from segserve_operator.adapters.kube.api import CHILDREN, CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, Kind
+from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, Kind
+from segserve_common.kube.names import ROLLOUT_LABEL
 from segserve_operator.adapters.kube.known_models import KnownModels
 from segserve_operator.adapters.kube.known_writes import KnownWrites
 from segserve_operator.adapters.kube.store import ClusterStore, Parsed
-from segserve_operator.adapters.kube.target import Targets
+from segserve_operator.adapters.kube.target import PoolContexts
 from segserve_operator.adapters.kube.view import View
 from segserve_operator.adapters.local import rollouts as rollout_files
 from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_yaml
@@ -102,7 +102,7 @@ class FileHarness:
     def dies_at(self, write: int, monkeypatch: Any) -> None:
         """Let the process die before its n-th write of a record."""
         count = 0
-        for function in ("replace_file", "write_yaml"):
+        for function in ("write_private", "write_yaml"):
             real = getattr(rollout_files, function)
 
             def counted(*arguments: Any, real: Any = real) -> None:
@@ -152,7 +152,7 @@ class ClusterHarness:
                 view.take(kind, found)
         self.api = Faulty(self.kube)
         api = KnownWrites(self.api, view)
-        targets = Targets(view, DEFAULTS)
+        targets = PoolContexts(view, DEFAULTS)
         self.store = ClusterStore(api, view, targets, KEY, Parsed(), KnownModels(), lambda: NOW_S)
 
         def feed(event: str, kind: Kind, found: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from segserve_operator.adapters.local.files import replace_file
+from segserve_operator.adapters.local.files import write_private
 
 VARIABLE: Final = "FAULTS"
 """The variable of a server's environment that holds a plan, or names its file."""
@@ -55,7 +55,7 @@ class Plan:
         self._write()
 
     def _write(self) -> None:
-        replace_file(self.path, text(self.faults))
+        write_private(self.path, text(self.faults))
 
 
 def text(faults: dict[str, Fault]) -> str:

@@ -22,7 +22,7 @@ from fakes.watching import Watched
 from faults.plan import VARIABLE, Plan
 from faults.supervisor import CLOCK_STEP
 from segserve_operator.adapters.local import processes
-from segserve_operator.adapters.local.files import StateFolder, replace_file
+from segserve_operator.adapters.local.files import StateFolder, write_private
 from segserve_operator.core.models.observed import Wanted
 from segserve_operator.local_platform.supervisor import read_platform
 from segserve_operator.mapping.specs import wanted_of
@@ -68,7 +68,7 @@ class FaultyPlatform:
 
     def step_clock(self, seconds: float) -> None:
         """Set the supervisor's clock ahead, or back."""
-        replace_file(self.running.state / CLOCK_STEP, str(seconds))
+        write_private(self.running.state / CLOCK_STEP, str(seconds))
 
     @contextmanager
     def no_samples(self) -> Iterator[None]:

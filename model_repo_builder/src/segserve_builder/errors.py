@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
 
 
 class BuilderError(Exception):
@@ -121,6 +122,16 @@ class PublishError(BuilderError):
 
     reason = "PublishFailed"
     retryable = True
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the `OSError` of a failed write into a `PublishError` that names `path` and the system's reason."""
+    try:
+        yield
+    except OSError as error:
+        code = errno.errorcode.get(error.errno or 0, "")
+        raise PublishError(f"{path} cannot be written: {error.strerror or error} {code}".rstrip()) from error
 
 
 class StepConflictError(PublishError):

@@ -1,33 +1,59 @@
-"""Writes that outlive a crash: synced names, and one typed error for a disk that refuses."""
+"""Durable replacement of files: readers see the old content or the new one, also after a power cut."""
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Final
 
-from segserve_builder.errors import PublishError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+_NUMBERS: Final = itertools.count()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def replace_file(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
+    """Write `content` (text as UTF-8) to `path`, in place of what is there; the umask applies to `mode`.
+
+    The folder has to exist. Raises `OSError`, and leaves `path` as it was.
+    """
+    with replacing(path, mode=mode) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failed write into a `PublishError` that names `path` and what the system said."""
+def replacing(path: Path, *, suffix: str | None = None, mode: int = 0o666) -> Iterator[Path]:
+    """Yield the path of an empty file to write; at the end of the block it is synced and takes the name `path`.
+
+    The file is in the same folder, by default under a name that no other writer uses. With a `suffix` it is `path` with
+    that suffix, for a large file of one writer: the next run then overwrites what a killed process left. If the block
+    raises, the file is removed.
+    """
+    name = f".{path.name}.{os.getpid()}-{next(_NUMBERS)}.new" if suffix is None else f"{path.name}{suffix}"
+    temporary = path.with_name(name)
+    os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, mode))
     try:
-        yield
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    if os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
     except OSError as error:
-        code = errno.errorcode.get(error.errno or 0, "")
-        raise PublishError(f"{path} cannot be written: {error.strerror or error} {code}".rstrip()) from error
+        # Some network file systems cannot sync a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from segserve_operator.adapters.local.files import bound_log, replace_file
+from segserve_operator.adapters.local.files import bound_log, write_private
 
 
 def test_a_replaced_file_leaves_no_temporary_one(tmp_path: Path) -> None:
-    replace_file(tmp_path / "deep/file.json", "one")
-    replace_file(tmp_path / "deep/file.json", "two")
+    write_private(tmp_path / "deep/file.json", "one")
+    write_private(tmp_path / "deep/file.json", "two")
 
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file.json"]
     assert (tmp_path / "deep/file.json").read_text() == "two"
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
-    replace_file(tmp_path / "file.json", "one")
+    write_private(tmp_path / "file.json", "one")
 
     with pytest.raises(UnicodeEncodeError):
-        replace_file(tmp_path / "file.json", "\ud800")
+        write_private(tmp_path / "file.json", "\ud800")
 
     assert [path.read_text() for path in tmp_path.iterdir()] == ["one"]
 

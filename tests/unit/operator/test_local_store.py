@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segserve_operator.adapters.local.files import StateFolder, replace_file
-from segserve_operator.adapters.local.store import LocalStore, NotFoundError
+from segserve_operator.adapters.local.files import StateFolder, write_private
+from segserve_operator.adapters.local.store import LocalStore, ResourceNotFoundError
 from segserve_operator.api.loading import load
 
 TEXT = """
@@ -62,7 +62,7 @@ async def test_a_resource_that_was_applied_again_is_not_forgotten(store: LocalSt
 def test_an_unknown_name_is_answered_with_the_known_ones(store: LocalStore) -> None:
     apply(store)
 
-    with pytest.raises(NotFoundError, match=r"no SegmentationModel 'cells'; there are: coins"):
+    with pytest.raises(ResourceNotFoundError, match=r"no SegmentationModel 'cells'; there are: coins"):
         store.get("SegmentationModel", "cells")
 
 
@@ -73,7 +73,7 @@ def test_a_name_never_leads_out_of_the_folder(store: LocalStore, tmp_path: Path,
     (tmp_path.parent / "other/spec.yaml").write_text("metadata: {name: other}\n")
 
     for touch in (store.get, store.delete):
-        with pytest.raises(NotFoundError, match="there are: coins"):
+        with pytest.raises(ResourceNotFoundError, match="there are: coins"):
             touch("SegmentationModel", name)
     assert (tmp_path.parent / "other/spec.yaml").read_text() == "metadata: {name: other}\n"
 
@@ -83,7 +83,7 @@ async def test_a_file_that_was_broken_by_hand_is_a_problem_of_that_model_alone(s
     path = store.state.objects / "SegmentationModel/coins/spec.yaml"
     manifest = yaml.safe_load(path.read_text())
     manifest["spec"]["postprocess"] = [{"argmaxx": {}}]
-    replace_file(path, yaml.safe_dump(manifest))
+    write_private(path, yaml.safe_dump(manifest))
 
     (model,) = await store.models()
 

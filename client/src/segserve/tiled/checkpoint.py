@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,11 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from segserve.tiled.errors import CheckpointError
+from segserve_common.files import replace_file
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 TILES: Final = "tiles"
 SEGMENTS: Final = "segments"
+PART: Final = ".part"
+"""Suffix of a large file while it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +132,8 @@ class Checkpoint:
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = None) -> None:
-    """Write JSON so that the file is whole whenever it is there."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(value, indent=indent, allow_nan=False))
-    beside.replace(path)
+    """Replace a JSON file durably."""
+    replace_file(path, json.dumps(value, indent=indent, allow_nan=False))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

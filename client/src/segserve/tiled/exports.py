@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +13,14 @@ from numpy.typing import NDArray
 from segserve.errors import MissingExtraError
 from segserve.results.annotation import Annotation
 from segserve.results.masks import EncodedMask
+from segserve.tiled.checkpoint import PART
 from segserve.tiled.errors import ImageTooLargeError
 from segserve.tiled.merging import TiledObject
 from segserve.tiled.results import TiledObjects, TiledSemanticResult
 from segserve.tiled.sources import MAX_DECODED_PIXELS
 from segserve.tiled.tile_masks import LocalRle, encode_intervals
 from segserve_common.errors import BadRequestError
+from segserve_common.files import replacing
 
 TIFF_TILE: Final = 512
 LARGEST_CLASSIC_TIFF: Final = 4_000_000_000
@@ -37,7 +38,7 @@ def write_coco(result: TiledObjects, path: Path, file_name: str) -> None:
         raise ImageTooLargeError(f"COCO counts up to {MAX_COCO_PIXELS} pixels an image, got {height} x {width}")
     image = {"id": 1, "width": width, "height": height, "file_name": file_name}
     categories = [{"id": known.id, "name": known.name} for known in result.classes]
-    with _written(path) as file:
+    with replacing(path, suffix=PART) as partial, partial.open("w") as file:
         file.write(f'{{"images": [{json.dumps(image)}], "categories": {json.dumps(categories)}, "annotations": [')
         for number, found in enumerate(result):
             file.write(("," if number else "") + "\n" + json.dumps(_annotation(found, height, width)))
@@ -51,7 +52,7 @@ def write_geojson(result: TiledObjects, path: Path, affine: Sequence[float] | No
     """
     from segserve.exports.geojson import features_of
 
-    with _written(path) as file:
+    with replacing(path, suffix=PART) as partial, partial.open("w") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         first = True
         for found in result:
@@ -71,20 +72,19 @@ def write_tiff(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
         ) from error
     labels = _map(result)
     height, width = result.size
-    beside = path.with_name(f"{path.name}.part")
-    tifffile.imwrite(
-        beside,
-        _tiles(labels, height, width),
-        shape=(height, width),
-        dtype=labels.dtype,
-        tile=(TIFF_TILE, TIFF_TILE),
-        photometric="minisblack",
-        compression="zlib",
-        bigtiff=height * width * labels.dtype.itemsize > LARGEST_CLASSIC_TIFF,
-        metadata=None,
-        software="segserve",
-    )
-    beside.replace(path)
+    with replacing(path, suffix=PART) as partial:
+        tifffile.imwrite(
+            partial,
+            _tiles(labels, height, width),
+            shape=(height, width),
+            dtype=labels.dtype,
+            tile=(TIFF_TILE, TIFF_TILE),
+            photometric="minisblack",
+            compression="zlib",
+            bigtiff=height * width * labels.dtype.itemsize > LARGEST_CLASSIC_TIFF,
+            metadata=None,
+            software="segserve",
+        )
 
 
 def write_png(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
@@ -108,9 +108,8 @@ def write_png(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
         picture = Image.fromarray(labels).convert("L")
         if isinstance(result, TiledSemanticResult) and any(known.colour for known in result.classes):
             picture.putpalette(_palette(result))
-    beside = path.with_name(f"{path.name}.part")
-    picture.save(beside, "PNG")
-    beside.replace(path)
+    with replacing(path, suffix=PART) as partial:
+        picture.save(partial, "PNG")
 
 
 def _palette(result: TiledSemanticResult) -> bytes:
@@ -183,11 +182,3 @@ def _shifted(affine: Sequence[float] | None, origin: tuple[int, int]) -> tuple[f
     a, b, c, d, e, f, *rest = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) if affine is None else affine
     x, y = origin
     return (a, b, c + a * x + b * y, d, e, f + d * x + e * y, *rest)
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[TextIO]:
-    beside = path.with_name(f"{path.name}.part")
-    with beside.open("w") as file:
-        yield file
-    beside.replace(path)

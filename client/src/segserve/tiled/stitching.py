@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segserve.results.values import ModelInfo
-from segserve.tiled.checkpoint import Checkpoint
+from segserve.tiled.checkpoint import PART, Checkpoint
 from segserve.tiled.grid import Grid, Tile, Window
 from segserve.tiled.maps import PixelMap
 from segserve.tiled.merging import TiledObject
@@ -22,6 +20,7 @@ from segserve.tiled.results import object_of, row_of
 from segserve.tiled.streaming_merge import merged_objects
 from segserve.tiled.tile_masks import Piece, of_bitmap
 from segserve.tiled.tile_results import pieces_of
+from segserve_common.files import replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def write_objects(
     reader = _Reader(grid, checkpoint)
     areas: Counter[int] = Counter()
     number = 0
-    with _written(table) as lines:
+    with replacing(table, suffix=PART) as partial, partial.open("w") as lines:
         for number, merged in enumerate(merged_objects(grid, reader.pieces, at_least=at_least), 1):
             found = merged.numbered(number, info.class_of(merged.piece.class_id).name)
             areas[found.class_id] += found.area
@@ -76,7 +75,7 @@ def write_segments(
     numbers: dict[tuple[int, int], int] = {}
     areas: Counter[int] = Counter()
     number = 0
-    with _written(table) as lines:
+    with replacing(table, suffix=PART) as partial, partial.open("w") as lines:
         for number, merged in enumerate(merged_objects(grid, reader.pieces, at_least=at_least, by_cells=True), 1):
             numbers.update(((piece.tile, piece.number), number) for piece in merged.pieces)
             found = merged.numbered(number, info.class_of(merged.piece.class_id).name)
@@ -176,15 +175,6 @@ def _relabel(
             new[row["id"]] = one.id
         whole.write(tile.cell, new[ids])
     return stuff
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[TextIO]:
-    """Yield a file to write that takes its place when it is whole."""
-    beside = path.with_name(f"{path.name}.part")
-    with beside.open("w") as file:
-        yield file
-    beside.replace(path)
 
 
 def _lines_by_cell(grid: Grid, table: Path) -> Mapping[int, list[int]]:

@@ -35,6 +35,7 @@ from segserve_builder.agent.state import (
 )
 from segserve_builder.render.publish import sweep
 from segserve_builder.sources.eviction import Leases
+from segserve_common.files import replace_file
 
 TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 1.0
@@ -248,9 +249,7 @@ class ReportFile:
         if content == self._content and now_s - self._written_s < HEARTBEAT_S:
             return
         report = Report(heartbeat=time.time(), server_ready=server_ready, models=models)
-        staging = self._path.with_name(f".{self._path.name}.new")
-        staging.write_text(report.model_dump_json(by_alias=True))
-        staging.replace(self._path)
+        replace_file(self._path, report.model_dump_json(by_alias=True))
         if content != self._content:
             self._on_report(server_ready, models)
         self._content, self._written_s = content, now_s

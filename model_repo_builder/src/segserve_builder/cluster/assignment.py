@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_builder.cluster.shard_inbox import Shard, ShardInbox
 from segserve_builder.errors import OtherVersionError
+from segserve_common.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from segserve_builder.cluster.config_maps import ConfigMap
+    from segserve_builder.cluster.config_map_watch import ConfigMap
 
 Refused: TypeAlias = tuple[ModelReport, ...]
 
@@ -65,9 +66,8 @@ class AssignmentInbox:
 
     def _deliver(self, shards: tuple[Shard[_Part], ...]) -> None:
         models = sorted((model for shard in shards for model in shard.value.models), key=lambda told: told.model)
-        staging = self._path.with_name(f".{self._path.name}.new")
-        staging.write_text(Assignment(models=tuple(models)).model_dump_json(by_alias=True, exclude_none=True))
-        staging.replace(self._path)
+        text = Assignment(models=tuple(models)).model_dump_json(by_alias=True, exclude_none=True)
+        replace_file(self._path, text)
         self._known = {told.model: told for told in models}
         self._on_change(tuple(refusal for shard in shards for refusal in shard.value.refused))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from segserve_common.files import replace_file
 
 MOST_BYTES: Final = 20 * 2**20
 
@@ -33,8 +33,6 @@ class BoundedLog:
             old.seek(-(self._most_bytes // 2), 2)
             old.readline()
             kept = old.read()
-        staging = self._path.with_name(f".{self._path.name}.new")
-        staging.write_bytes(kept)
-        staging.replace(self._path)
+        replace_file(self._path, kept)
         self._file.close()
         self._file = self._path.open("ab", buffering=0)

@@ -17,6 +17,7 @@ from segserve_builder.cluster import secret
 from segserve_builder.cluster.bounded_log import BoundedLog
 from segserve_builder.cluster.settings import TritonSettings
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments, sweep_shm
+from segserve_common.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,9 +109,7 @@ class Launcher:
 
 
 def _write_record(path: Path, pid: int) -> None:
-    staging = path.with_name(f".{path.name}.new")
-    staging.write_text(json.dumps({"pid": pid, "create_time": psutil.Process(pid).create_time()}))
-    staging.replace(path)
+    replace_file(path, json.dumps({"pid": pid, "create_time": psutil.Process(pid).create_time()}))
 
 
 def _wait_for(server: subprocess.Popen[bytes]) -> int:

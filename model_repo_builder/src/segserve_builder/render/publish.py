@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.errors import StepConflictError
+from segserve_builder.errors import StepConflictError, writing
 from segserve_builder.render.tree import CONFIG_FILE
-from segserve_common.files import sync_folder, writing
+from segserve_common.files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

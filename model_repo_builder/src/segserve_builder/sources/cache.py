@@ -11,8 +11,8 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.errors import ArtifactTooLargeError, PublishError, SourceUnavailableError
-from segserve_common.files import sync_folder, writing
+from segserve_builder.errors import ArtifactTooLargeError, PublishError, SourceUnavailableError, writing
+from segserve_common.files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

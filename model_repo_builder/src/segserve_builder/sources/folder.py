@@ -18,10 +18,11 @@ from segserve_builder.errors import (
     ArtifactTooLargeError,
     DigestMismatchError,
     UnsafeArtifactError,
+    writing,
 )
 from segserve_builder.sources import archives
 from segserve_builder.sources.cache import Arriving, copy_hashed, folder_path, partial_path
-from segserve_common.files import sync_folder, writing
+from segserve_common.files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

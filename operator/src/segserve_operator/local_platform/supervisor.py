@@ -23,17 +23,17 @@ from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.access import local_access
-from segserve_operator.adapters.local.files import StateFolder, bound_log, replace_file
+from segserve_operator.adapters.local.files import StateFolder, bound_log, write_private
 from segserve_operator.adapters.local.fleet import LocalFleet, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
-from segserve_operator.adapters.local.resources import LocalResources
-from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
+from segserve_operator.adapters.local.fleet import LocalResources
+from segserve_operator.adapters.local.runtime import RuntimeEnvironment, ensure_runtime
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.announcer import PoolAnnouncer
 from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.adapters.notify.targets import targets
-from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
+from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.models.actions import Action
 from segserve_operator.service import Service, brief
@@ -66,14 +66,14 @@ def read_platform(state: StateFolder) -> PlatformRecord | None:
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         found = json.loads(state.platform.read_text())
         process = processes.ProcessRecord(found["pid"], found["createTime"])
-        return PlatformRecord(process, found["url"], found["observed"]) if processes.alive(process) else None
+        return PlatformRecord(process, found["url"], found["observed"]) if processes.is_alive(process) else None
     return None
 
 
-class Platform:
+class Supervisor:
     """Runs the service's pass whenever a file changed, and once a second in any case."""
 
-    def __init__(self, state: StateFolder, cache: Path, pool: TritonPool, runtime: Runtime) -> None:
+    def __init__(self, state: StateFolder, cache: Path, pool: TritonPool, runtime: RuntimeEnvironment) -> None:
         self.state = state
         self.gateway = LocalGateway(state, pool.spec.gateway)
         access = local_access(pool.spec.artifacts)
@@ -120,16 +120,16 @@ class Platform:
         await self.notifier.aclose()
 
     def _write_record(self, *, observed: bool) -> None:
-        own = processes.current()
+        own = processes.current_process()
         record = {"pid": own.pid, "createTime": own.create_time, "url": self.gateway.url, "observed": observed}
-        replace_file(self.state.platform, json.dumps(record))
+        write_private(self.state.platform, json.dumps(record))
 
     async def _pass(self) -> bool:
         """Make a pass, and tell whether it wrote anything."""
         actions: tuple[Action, ...] = ()
         try:
             actions = await self.service.run_once()
-        except (GatewayUnreachableError, PortTakenError) as error:
+        except (EnvoyUnreachableError, PortTakenError) as error:
             log.warning("%s; the next pass tries again", error)
         except Exception:
             # One failed pass is never the end: the next one sees the world anew.
@@ -172,11 +172,11 @@ def supervise(state: StateFolder, cache: Path, pool: TritonPool, progress: Calla
     """Run a platform in this process until SIGTERM or SIGINT. Its servers run on: `end` is what stops them."""
     with only_supervisor(state):
         runtime = ensure_runtime(cache, progress)
-        asyncio.run(_run(Platform(state, cache, pool, runtime)))
+        asyncio.run(_run(Supervisor(state, cache, pool, runtime)))
         state.platform.unlink(missing_ok=True)
 
 
-async def _run(platform: Platform) -> None:
+async def _run(platform: Supervisor) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, platform.stopping.set)
@@ -193,7 +193,7 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
     record = read_platform(state)
     if record is not None and record.process.pid != os.getpid():
         processes.end(record.process, grace_s=STOP_GRACE_S, descendants=False)
-    ended = processes.end_all_of(state.root, grace_s=STOP_GRACE_S)
+    ended = processes.end_marked_processes(state.root, grace_s=STOP_GRACE_S)
     for group in state.groups.glob("*"):
         sweep_shm(shm_prefix(state, group.name))
     sweep_step_environments()

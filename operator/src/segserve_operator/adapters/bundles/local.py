@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.render.tritonserver import Ports
+from segserve_common.files import replace_file
 from segserve_operator.adapters.bundles.contents import LOG_BYTES, Gathered, bundle
 from segserve_operator.adapters.bundles.statistics import NoStatisticsError, statistics
 from segserve_operator.adapters.local.fleet import GroupFolder
@@ -58,7 +59,8 @@ class LocalBundles:
                 missing.append(f"{folder.root.name}'s log of {process}: {error.strerror}")
         content = bundle(record, Gathered(logs, told, tuple(missing)))
         path = bundle_file(self.state, record.name)
-        _replace(path, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
         _remove_old(path.parent)
         return path
 
@@ -77,13 +79,6 @@ def _end(path: Path) -> bytes:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - LOG_BYTES - 1, 0))
         return file.read()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def _remove_old(folder: Path) -> None:

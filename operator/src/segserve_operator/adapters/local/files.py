@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
+
+from segserve_common.files import replace_file
 
 STATE_VARIABLE: Final = "SEGSERVE_STATE"
 CACHE_VARIABLE: Final = "SEGSERVE_CACHE"
@@ -95,22 +96,13 @@ def read_yaml(path: Path) -> Any:
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """Write a mapping as a YAML file, by rename."""
-    replace_file(path, yaml.dump(dict(value), Dumper=_DUMPER, sort_keys=False))
+    write_private(path, yaml.dump(dict(value), Dumper=_DUMPER, sort_keys=False))
 
 
-def replace_file(path: Path, content: str) -> None:
-    """Write a file by rename, so that readers see the old content or the new, never a part."""
+def write_private(path: Path, content: str) -> None:
+    """Replace a file durably, and create its folder; only this user can read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, content, mode=0o600)
 
 
 def bound_log(path: Path, *, limit_bytes: int, kept_bytes: int) -> None:

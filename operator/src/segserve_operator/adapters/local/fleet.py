@@ -16,11 +16,10 @@ from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_common.backoff import Backoff
 from segserve_operator.adapters.local import processes
-from segserve_operator.adapters.local.files import StateFolder, replace_file
-from segserve_operator.adapters.local.ports import is_free
-from segserve_operator.adapters.local.runtime import Runtime
+from segserve_operator.adapters.local.files import StateFolder, write_private
+from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
-from segserve_operator.adapters.local.triton import LOOPBACK, runtime_environment, triton_command
+from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free, runtime_environment, triton_command
 from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
 
@@ -92,7 +91,7 @@ class LocalFleet:
     """The groups of one platform. Everything but the times of starts and stops is in files, so a new one takes over."""
 
     state: StateFolder
-    runtime: Runtime
+    runtime: RuntimeEnvironment
     cache: Path
     access: Access
     _restarts: dict[Path, Restarts] = field(default_factory=dict)
@@ -109,7 +108,7 @@ class LocalFleet:
         folder = self._folder(name)
         ports = _read_ports(folder)
         report = _read_report(folder)
-        alive = {name: processes.alive(processes.recorded(folder.record(name))) for name in ("triton", "agent")}
+        alive = {name: processes.is_alive(processes.read_record(folder.record(name))) for name in ("triton", "agent")}
         fresh = report is not None and time.time() - report.heartbeat < SILENCE_S
         server = ServerObserved(
             name=name,
@@ -132,12 +131,12 @@ class LocalFleet:
         self._start_process(folder, "agent", self._agent_argv(folder), environment)
 
     def _start_triton(self, group: str, folder: GroupFolder) -> None:
-        if processes.alive(processes.recorded(folder.record("triton"))):
+        if processes.is_alive(processes.read_record(folder.record("triton"))):
             return
         ports = _read_ports(folder)
-        if not all(is_free(port) for port in (ports.http, ports.grpc, ports.metrics)):
+        if not all(is_port_free(port) for port in (ports.http, ports.grpc, ports.metrics)):
             self._choose_ports(folder)
-            processes.end(processes.recorded(folder.record("agent")), grace_s=5)
+            processes.end(processes.read_record(folder.record("agent")), grace_s=5)
             ports = _read_ports(folder)
         prefix = shm_prefix(self.state, group)
         if self._may_start(folder.record("triton")):
@@ -152,7 +151,7 @@ class LocalFleet:
     def _choose_ports(self, folder: GroupFolder) -> None:
         others = [_read_ports(GroupFolder(path.parent)) for path in self.state.groups.glob("*/ports.json")]
         taken = frozenset(port for ports in others for port in (ports.http, ports.grpc, ports.metrics))
-        replace_file(folder.ports, json.dumps(asdict(_free_ports(taken))))
+        write_private(folder.ports, json.dumps(asdict(_free_ports(taken))))
 
     def _agent_argv(self, folder: GroupFolder) -> list[str]:
         ports = _read_ports(folder)
@@ -172,7 +171,7 @@ class LocalFleet:
         self, folder: GroupFolder, name: str, argv: Sequence[str], environment: Mapping[str, str]
     ) -> None:
         record = folder.record(name)
-        if processes.alive(processes.recorded(record)) or not self._may_start(record):
+        if processes.is_alive(processes.read_record(record)) or not self._may_start(record):
             return
         self._restarts[record].note(time.monotonic())
         processes.start(argv, record=record, log=folder.log(name), environment=environment, state=self.state.root)
@@ -180,19 +179,19 @@ class LocalFleet:
     async def assign(self, group: str, assignment: Assignment) -> None:
         """Tell a group's agent what to hold."""
         text = json.dumps(assignment.model_dump(mode="json", by_alias=True, exclude_none=True))
-        replace_file(self._folder(group).assignment, text)
+        write_private(self._folder(group).assignment, text)
 
     async def stop(self, group: str) -> None:
         """End a group's processes and then remove its files and shared memory: by a later call, for a Triton
         takes seconds to end, and other groups need attention meanwhile.
         """
         folder = self._folder(group)
-        records = [processes.recorded(folder.record(process)) for process in ("agent", "triton")]
+        records = [processes.read_record(folder.record(process)) for process in ("agent", "triton")]
         if group not in self._stopping_since:
             self._stopping_since[group] = time.monotonic()
             for record in records:
-                processes.ask_to_end(record)
-        if time.monotonic() - self._stopping_since[group] < STOP_GRACE_S and any(map(processes.alive, records)):
+                processes.terminate(record)
+        if time.monotonic() - self._stopping_since[group] < STOP_GRACE_S and any(map(processes.is_alive, records)):
             return
         for record in records:
             processes.end(record, grace_s=0)
@@ -231,5 +230,5 @@ def _read_report(folder: GroupFolder) -> Report | None:
 
 
 def _free_ports(taken: frozenset[int]) -> Ports:
-    found = (port for port in random.sample(PORTS, len(PORTS)) if port not in taken and is_free(port))
+    found = (port for port in random.sample(PORTS, len(PORTS)) if port not in taken and is_port_free(port))
     return Ports(next(found), next(found), next(found))

@@ -14,7 +14,7 @@ from typing import Final
 
 import psutil
 
-from segserve_operator.adapters.local.files import replace_file
+from segserve_operator.adapters.local.files import write_private
 
 # Not SEGSERVE_STATE, which people export: their shell and all it starts would carry the mark.
 MARK: Final = "SEGSERVE_CHILD_OF"
@@ -52,7 +52,7 @@ def start(
     # Its end is seen by polling, as that of a process which an earlier supervisor started.
     child.returncode = 0
     started = ProcessRecord(child.pid, psutil.Process(child.pid).create_time())
-    replace_file(record, json.dumps(asdict(started)))
+    write_private(record, json.dumps(asdict(started)))
     return started
 
 
@@ -61,12 +61,12 @@ def marked_environment(environment: Mapping[str, str], state: Path) -> dict[str,
     return {**environment, MARK: str(state)}
 
 
-def current() -> ProcessRecord:
+def current_process() -> ProcessRecord:
     """Return the record of this process."""
     return ProcessRecord(os.getpid(), psutil.Process().create_time())
 
 
-def recorded(record: Path) -> ProcessRecord | None:
+def read_record(record: Path) -> ProcessRecord | None:
     """Read a record; None where there is none."""
     try:
         return ProcessRecord(**json.loads(record.read_text()))
@@ -74,7 +74,7 @@ def recorded(record: Path) -> ProcessRecord | None:
         return None
 
 
-def alive(process: ProcessRecord | None) -> bool:
+def is_alive(process: ProcessRecord | None) -> bool:
     """Tell whether that very process runs, reaping it if it is an ended child of ours."""
     return process is not None and _find(process) is not None
 
@@ -93,8 +93,8 @@ def _find(process: ProcessRecord) -> psutil.Process | None:
     return found
 
 
-def ask_to_end(process: ProcessRecord | None) -> None:
-    """Send SIGTERM and return at once; `alive` tells when it has ended."""
+def terminate(process: ProcessRecord | None) -> None:
+    """Send SIGTERM and return at once; `is_alive` tells when it has ended."""
     found = _find(process) if process is not None else None
     if found is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -112,19 +112,19 @@ def end(process: ProcessRecord | None, *, grace_s: float, descendants: bool = Tr
         _reap(family, grace_s)
 
 
-def all_of(state: Path) -> list[psutil.Process]:
+def marked_processes(state: Path) -> list[psutil.Process]:
     """Return every process that carries the platform's mark, this one excepted."""
     return [process for process in psutil.process_iter() if _carries(process, state)]
 
 
-def end_all_of(state: Path, *, grace_s: float) -> int:
-    """End `all_of` the platform's processes; return how many there were.
+def end_marked_processes(state: Path, *, grace_s: float) -> int:
+    """End `marked_processes` the platform's processes; return how many there were.
 
     Looks again until none is left: one that was ending may have started another.
     """
     count = 0
     for _ in range(ROUNDS):
-        marked = [process for process in all_of(state) if _runs(process)]
+        marked = [process for process in marked_processes(state) if _runs(process)]
         if not marked:
             break
         count += len(marked)
@@ -144,7 +144,7 @@ def _end_leaders(marked: Sequence[psutil.Process]) -> None:
 
 def kill_by_argument(state: Path, beginning: str) -> None:
     """Kill this platform's processes that have an argument which begins so."""
-    for process in all_of(state):
+    for process in marked_processes(state):
         with contextlib.suppress(psutil.Error):
             if any(part.startswith(beginning) for part in process.cmdline()):
                 process.kill()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from segserve_operator.adapters.local.files import read_yaml, replace_file, write_yaml
+from segserve_operator.adapters.local.files import read_yaml, write_private, write_yaml
 from segserve_operator.api.segmentation_rollout import SegmentationRollout
 from segserve_operator.core.rollout.record import Record, Row
 from segserve_operator.mapping.packed_evidence import (
@@ -61,7 +61,7 @@ class RolloutFiles:
         apart = chunks(record.rows)
         for number, rows in enumerate(apart):
             if known is None or known.chunks[number : number + 1] != (rows,):
-                replace_file(chunk_file(folder, number), pack_rows(rows))
+                write_private(chunk_file(folder, number), pack_rows(rows))
         now = datetime.now(UTC)
         self._write_spec(folder, record, now)
         write_yaml(folder / "status.yaml", status_of(record, now))

