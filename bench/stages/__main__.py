@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bench import stages
+from bench.stages._plot import draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 RESULT: Final = ROOT / "bench/out/stages.json"
 DOCUMENT: Final = ROOT / "docs/evidence/performance.md"
+PLOT: Final = ROOT / "docs/images/stage-ratios.svg"
 BEGIN: Final = "<!-- stages: written by make bench-stages -->"
 END: Final = "<!-- end of stages -->"
 WARM: Final = {
@@ -60,6 +62,7 @@ def main() -> None:
     rows.sort(key=lambda row: groups.index(row["group"]))
     RESULT.write_text(json.dumps(rows, indent=1) + "\n")
     _write_table(rows)
+    draw(rows, PLOT)
 
 
 def _one_thread() -> None:

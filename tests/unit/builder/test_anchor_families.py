@@ -183,7 +183,7 @@ def test_free_sizes_are_accepted() -> None:
     [
         (
             (LOGITS, DELTAS),
-            "has the outputs 'cls_logits' FP32.*and may have 'levels' INT64.*the network has 'cls_logits'",
+            "has the outputs 'cls_logits' FP32.*and optionally 'levels' INT64.*the network has 'cls_logits'",
         ),
         ((LOGITS, DELTAS, ANCHORS, replace(LEVELS, name="scores")), "the network has.*'scores' INT64"),
         ((LOGITS, DELTAS, replace(ANCHORS, shape=(500, 4))), r"'anchors' FP32 \[500, 4\]: the shape must be \[batch"),
@@ -191,7 +191,7 @@ def test_free_sizes_are_accepted() -> None:
         ((LOGITS, replace(DELTAS, shape=(None, 500, 28)), ANCHORS), "its last dimension must be 4"),
         (
             (replace(LOGITS, shape=(None, 500, 6)), DELTAS, ANCHORS),
-            "class 6 has no channel; the class ids must be of 0 to 5",
+            "class 6 has no channel; class ids must be between 0 and 5",
         ),
         ((LOGITS, DELTAS, ANCHORS, replace(LEVELS, shape=(5,))), r"must be INT64 \[batch, levels\]"),
         ((LOGITS, DELTAS, ANCHORS, replace(LEVELS, dtype="FP32")), r"must be INT64 \[batch, levels\]"),

@@ -73,7 +73,7 @@ def test_the_layout_is_where_the_channels_are(
         (TensorSpec("x", "FP32", (None, None, None, None)), "for colour GREY the shape must be"),
         (TensorSpec("x", "FP32", (None, 1, 8)), "for colour GREY the shape must be"),
         (TensorSpec("x", "FP32", (1, 1, 8, 8)), "batch size must be free, or 1 with runtime.maxBatchSize 1"),
-        (TensorSpec("x", "FP32", (4, 1, 8, 8)), "here it is 4 with runtime.maxBatchSize 8"),
+        (TensorSpec("x", "FP32", (4, 1, 8, 8)), "it is 4 with runtime.maxBatchSize 8"),
     ],
 )
 def test_an_input_that_is_no_image_is_refused(image: TensorSpec, says: str) -> None:
@@ -84,7 +84,7 @@ def test_an_input_that_is_no_image_is_refused(image: TensorSpec, says: str) -> N
 def test_a_network_with_a_second_input_is_refused() -> None:
     signature = NetworkSignature((GREY, TensorSpec("orig_size", "INT64", (None, 2))), (LOGITS,))
 
-    with pytest.raises(SignatureError, match=r"has one input, the image; this one has 2: 'image' UINT8.*'orig_size'"):
+    with pytest.raises(SignatureError, match=r"has 2 inputs: 'image' UINT8.*'orig_size'.*expected one, the image"):
         FAMILIES["semantic-logits"].network_io(signature, pipeline("semantic-logits", 2))
 
 

@@ -69,15 +69,15 @@ def test_three_classes_look_like_boxes_unless_they_are_named() -> None:
     logits = TensorSpec("logits", "FP32", (None, 100, 4))
 
     assert chosen("detr", BOXES, logits, classes=3).outputs == (logits, BOXES)
-    with pytest.raises(SignatureError, match="of the outputs 2 may be 'logits'"):
+    with pytest.raises(SignatureError, match="2 of the outputs may be 'logits'"):
         chosen("detr", named(BOXES, "a"), named(logits, "b"), classes=3)
 
 
 @pytest.mark.parametrize(
     ("outputs", "says"),
     [
-        ((CLASSES,), "of the outputs 0 may be 'masks_queries_logits'"),
-        ((named(CLASSES, "a"), MASKS, named(PIXELS, "b")), "of the outputs 2 may be 'masks_queries_logits'"),
+        ((CLASSES,), "0 of the outputs may be 'masks_queries_logits'"),
+        ((named(CLASSES, "a"), MASKS, named(PIXELS, "b")), "2 of the outputs may be 'masks_queries_logits'"),
         ((TensorSpec("class_queries_logits", "FP32", (None, 100, 9)), MASKS), r"5 \+ 1 for the model's classes"),
         ((TensorSpec("class_queries_logits", "FP16", (None, 100, 6)), MASKS), "dtype must be FP32"),
         ((CLASSES, TensorSpec("masks_queries_logits", "FP32", (None, 100, 96))), "the shape must be"),

@@ -129,7 +129,7 @@ def test_outputs_without_a_batch_need_a_batch_size_of_one() -> None:
     image = TensorSpec("image", "UINT8", (None, 3, None, None))
 
     with pytest.raises(
-        SignatureError, match=r"runs one image at a time, so runtime.maxBatchSize must be 1; here it is 8"
+        SignatureError, match=r"runs one image at a time, so runtime.maxBatchSize must be 1; it is 8"
     ):
         io("mask-rcnn", BOXES, LABELS, SCORES, MASKS, image=image, batch=8)
 
@@ -196,7 +196,7 @@ def test_label_0_is_a_class_where_the_model_has_it() -> None:
 
 
 def test_a_label_that_is_no_class_is_refused() -> None:
-    with pytest.raises(SignatureError, match="label 3 is no class of the model; its classes are 1, 2"):
+    with pytest.raises(SignatureError, match="label 3 is not a class of the model; its classes are 1, 2"):
         read("mask-rcnn", ids=(1, 2))
 
 
@@ -204,7 +204,7 @@ def test_of_masks_a_label_each_detection_has_its_own() -> None:
     heads = np.random.default_rng(1).random((1, 3, 4, 14, 14)).astype(np.float32)
 
     assert np.array_equal(masks_of(read("mask-rcnn", heads=heads)), heads[0, [0, 1, 2], [2, 1, 3]])
-    with pytest.raises(SignatureError, match="have 3 channels, one a label; label 3 has none"):
+    with pytest.raises(SignatureError, match="have 3 channels, one per label; label 3 has none"):
         read("mask-rcnn", heads=heads[:, :, :3])
 
 
@@ -221,9 +221,9 @@ def test_masks_may_have_no_channel() -> None:
         (np.zeros((1, 3, 1, 300, 300), np.float32), "masks of 300 x 300 are already pasted"),
         (
             np.full((1, 3, 1, 28, 28), -2, np.float32),
-            "probabilities, 0 to 1; here they are -2 to -2: export their sigmoid",
+            "probabilities, 0 to 1; these are -2 to -2: export their sigmoid",
         ),
-        (np.full((1, 3, 1, 28, 28), 1.5, np.float32), "here they are 1.5 to 1.5"),
+        (np.full((1, 3, 1, 28, 28), 1.5, np.float32), "these are 1.5 to 1.5"),
         (np.zeros((1, 3, 28), np.float32), r"the masks have shape \[3, 28\]"),
         (np.zeros((1, 2, 1, 28, 28), np.float32), r"'heads' \[1, 2, 1, 28, 28\].*each begins with \[1, N\]"),
     ],

@@ -42,7 +42,7 @@ from segserve_builder.values import (
 
 CALLED = PREPROCESS | POSTPROCESS
 STAGES = CALLED | INFERENCE
-SHARED = {"anchors", "base", "signature", "detections", "queries", "yolo"}
+SHARED = {"base", "signature"}
 OPTIONS = {Resize: {"mode": "letterbox", "size": 8}}  # of stages whose required options depend on each other
 
 

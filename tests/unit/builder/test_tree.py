@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from google.protobuf import text_format
@@ -13,7 +14,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from segserve_builder.errors import PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.families.base import Family, NetworkIO, TensorSpec
 from segserve_builder.render.tree import Tree, render, with_network_alias
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.step_options import PARAMETER, NetOptions, PostOptions, PreOptions
@@ -220,7 +221,8 @@ def test_a_stage_that_changed_its_answers_is_another_step(monkeypatch: pytest.Mo
 
 def test_a_family_that_changed_its_answers_is_another_post_step(monkeypatch: pytest.MonkeyPatch) -> None:
     before = rendered()
-    monkeypatch.setattr(type(FAMILIES["semantic-logits"]), "version", 99)
+    changed = replace(FAMILIES["semantic-logits"], version=99)
+    monkeypatch.setitem(cast("dict[str, Family]", FAMILIES), "semantic-logits", changed)
 
     assert [a == b for a, b in zip(before.steps, rendered().steps, strict=True)] == [True, True, False]
 

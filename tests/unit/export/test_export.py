@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 from networks import hugging_face
 from segserve.cli.app import app
 from segserve_builder.errors import ExportError
-from segserve_builder.export.graph import Shape, folded, largest_difference, write
+from segserve_builder.export.graph import ExportShape, folded, largest_difference, write
 from segserve_builder.export.isolated import load_weights
 from segserve_builder.export.networks import Preparation, family_of, load
+from segserve_builder.families import FAMILIES
 from segserve_builder.golden.judging import compare
 from segserve_builder.golden.judging import load as load_golden
 from segserve_builder.stages.base import RequestOptions
@@ -108,8 +109,8 @@ def test_a_smaller_file_is_measured_against_labels(code: str, images: Path, tmp_
 def test_the_file_normalises_in_its_graph_and_takes_any_batch_and_size(code: str, tmp_path: Path) -> None:
     network = load(f"{code}:make").module
     preparation = Preparation(1 / 255, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    whole = folded(network, "semantic-logits", preparation)
-    write(whole, "semantic-logits", Shape(64, 64, 3, free_size=True), tmp_path / "a.onnx")
+    whole = folded(network, FAMILIES["semantic-logits"], preparation)
+    write(whole, FAMILIES["semantic-logits"], ExportShape(64, 64, 3, free_size=True), tmp_path / "a.onnx")
     batch = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 96)).astype(np.uint8)
 
     signature = read_signature(tmp_path / "a.onnx")
@@ -196,9 +197,9 @@ def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("nothing-at-all", r"'nothing-at-all' is no network; allowed are package\.module:name"),
+        ("nothing-at-all", r"'nothing-at-all' is not a network; allowed are package\.module:name"),
         ("{code}:missing", "KeyError: 'missing'"),
-        ("{code}:seven", r"is a int; a torch\.nn\.Module"),
+        ("{code}:seven", r"is a int; expected a torch\.nn\.Module"),
         ("no.such.package:x", "ModuleNotFoundError"),
     ],
 )
@@ -210,7 +211,7 @@ def test_what_is_no_network_is_refused(code: str, source: str, says: str) -> Non
 def test_weights_of_another_network_are_refused(code: str, tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "w.pth")
 
-    with pytest.raises(ExportError, match=r"the weights of w\.pth are not the network's: Missing key"):
+    with pytest.raises(ExportError, match=r"the weights in w\.pth do not fit the network: Missing key"):
         load(f"{code}:make", tmp_path / "w.pth")
 
 
@@ -224,7 +225,7 @@ def test_a_transformers_checkpoint_says_its_family_classes_and_preparation(tmp_p
 
     loaded = load(str(tmp_path))
 
-    assert loaded.family == "semantic-logits"
+    assert loaded.family is FAMILIES["semantic-logits"]
     assert loaded.classes == ("sky", "road", "car", "tree", "person")
     assert loaded.preparation == Preparation(1 / 255, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (96, 64))
 
@@ -250,7 +251,7 @@ def test_a_transformers_checkpoint_is_exported_whole(name: str, family: str, ima
     ],
 )
 def test_the_class_of_a_checkpoint_names_its_family(architecture: str, family: str | None) -> None:
-    assert family_of(architecture) == family
+    assert family_of(architecture) == (FAMILIES[family] if family else None)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_the_class_of_a_checkpoint_names_its_family(architecture: str, family: s
         (["--family", "semantic-logits", "--classes", "a,b,c", "--size", "12"], "--size is height x width in pixels"),
         (["--family", "semantic-logits", "--classes", "a,b,c", "--mean", "1,2"], "--mean is one number, or three"),
         (["--family", "semantic-logits", "--classes", "a,b"], "for the model's 2 classes the number of channels"),
-        (["--family", "mask2former", "--classes", "a,b,c"], "the network answers out; the family's outputs are"),
+        (["--family", "mask2former", "--classes", "a,b,c"], "the network returns out; the family's outputs are"),
     ],
 )
 def test_a_wrong_option_is_told_with_what_is_allowed(
@@ -287,4 +288,4 @@ def test_a_network_whose_batch_is_fixed_in_the_graph_is_refused(tmp_path: Path, 
               str(images), "--family", "semantic-logits", "--classes", "a,b", "--size", "32x32"],
     )  # fmt: skip
 
-    assert "the network gives a batch of 1 for 2 images" in str(done.exception)
+    assert "the network returns a batch of 1 for 2 images" in str(done.exception)

@@ -14,6 +14,7 @@ from segserve.cli.image_files import images_in
 if TYPE_CHECKING:
     from segserve_builder.export.networks import NetworkSource, Preparation
     from segserve_builder.export.writing import Accuracy, ExportResult
+    from segserve_builder.families.base import Family
 
 
 def export(
@@ -85,12 +86,12 @@ def export(
         typer.echo(line)
 
 
-def _family(loaded: NetworkSource, given: str | None) -> str:
+def _family(loaded: NetworkSource, name: str | None) -> Family:
     from segserve_builder.families import FAMILIES
 
-    family = given or loaded.family
-    if family is None or family not in FAMILIES:
-        raise CommandError(f"--family is {family!r}; allowed are {', '.join(FAMILIES)}")
+    family = FAMILIES.get(name) if name else loaded.family
+    if family is None:
+        raise CommandError(f"--family is {name!r}; allowed are {', '.join(FAMILIES)}")
     return family
 
 

@@ -1,52 +1,31 @@
-"""Writes a torch network as an ONNX file: pixels in, normalisation in the graph, a free batch; and checks it."""
+"""Writes a torch network as an ONNX file that takes pixels and a free batch, and checks it against the network."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import ExportError
+from segserve_builder.export.networks import Preparation
+from segserve_builder.families.base import Family
 from segserve_builder.steps.session import open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from numpy.typing import NDArray
-
-    from segserve_builder.export.networks import Preparation
 
 OPSET: Final = 17
 INPUT: Final = "image"
-OUTPUTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "semantic-logits": ("logits",),
-    "mask2former": ("class_queries_logits", "masks_queries_logits"),
-    "maskformer": ("class_queries_logits", "masks_queries_logits"),
-    "detr": ("logits", "pred_boxes"),
-    "detr-panoptic": ("logits", "pred_boxes", "pred_masks"),
-    "yolo-seg": ("output0", "output1"),
-    "yolo-detect": ("output0",),
-    "yolov5-seg": ("output0", "output1"),
-    "yolov5-detect": ("output0",),
-    "yolo-nms-free-seg": ("output0", "output1"),
-    "yolo-nms-free-detect": ("output0",),
-    "retinanet": ("cls_logits", "bbox_regression", "anchors"),
-    "ssd": ("cls_logits", "bbox_regression", "anchors"),
-    "mask-rcnn": ("boxes", "labels", "scores", "masks"),
-    "faster-rcnn": ("boxes", "labels", "scores"),
-    "keypoint-rcnn": ("boxes", "labels", "scores", "keypoints"),
-}
-"""The outputs of each family, in the order in which a network that names none gives them."""
-UNBATCHED: Final = frozenset({"mask-rcnn", "faster-rcnn", "keypoint-rcnn"})
 ALIASES: Final[Mapping[str, tuple[str, ...]]] = {"logits": ("logits", "out", "segmentation", "pred", "output")}
-"""Names under which networks that answer a dict keep an output."""
+"""Keys under which networks that return a dict keep an output."""
 TOLERANCE: Final = 1e-3
-"""How far the file may be from the network, as a part of the outputs' range."""
+"""Largest allowed difference between the file and the network, relative to the outputs' range."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What the file takes: uint8 images of `channels`; a size that is given is fixed, else it is free."""
+class ExportShape:
+    """The input of the file: uint8 images of `channels`; with `free_size` the size is only that of the example."""
 
     height: int
     width: int
@@ -54,8 +33,11 @@ class Shape:
     free_size: bool
 
 
-def folded(module: Any, family: str, preparation: Preparation) -> Any:
-    """Return a network of uint8 (B, C, H, W) whose outputs are those of the family, in order."""
+def folded(module: Any, family: Family, preparation: Preparation) -> Any:
+    """Return a torch network that takes uint8 (B, C, H, W) and returns the family's outputs, in order.
+
+    Running it raises `ExportError` if the module returns others.
+    """
     import torch
 
     class Folded(torch.nn.Module):  # type: ignore[misc]
@@ -68,7 +50,7 @@ def folded(module: Any, family: str, preparation: Preparation) -> Any:
 
         def forward(self, image: Any) -> tuple[Any, ...]:
             pixels = (image.to(torch.float32) * preparation.scale - self.mean) / self.std
-            return tuple(_picked(self.network(pixels), OUTPUTS[family]))
+            return tuple(_picked(self.network(pixels), family.output_names))
 
     return Folded().eval()
 
@@ -79,39 +61,37 @@ def _picked(answer: Any, names: Sequence[str]) -> list[Any]:
     if isinstance(answer, torch.Tensor):
         answer = (answer,)
     if isinstance(answer, dict):  # transformers' outputs are dicts too
-        found = [next((answer[key] for key in ALIASES.get(name, (name,)) if key in answer), None) for name in names]
-        if any(one is None for one in found):
-            raise ExportError(f"the network answers {', '.join(answer)}; the family's outputs are {', '.join(names)}")
-        return found
+        outputs = [next((answer[key] for key in ALIASES.get(name, (name,)) if key in answer), None) for name in names]
+        if any(one is None for one in outputs):
+            raise ExportError(f"the network returns {', '.join(answer)}; the family's outputs are {', '.join(names)}")
+        return outputs
     if len(answer) < len(names):
-        raise ExportError(f"the network gives {len(answer)} outputs; the family has {', '.join(names)}")
+        raise ExportError(f"the network returns {len(answer)} outputs; the family has {', '.join(names)}")
     return list(answer[: len(names)])
 
 
-def write(network: Any, family: str, shape: Shape, path: Path) -> None:
-    """Write the network as ONNX; raises `ExportError` where torch cannot express it."""
+def write(network: Any, family: Family, shape: ExportShape, path: Path) -> None:
+    """Write the network as ONNX; raises `ExportError` if torch cannot express it."""
     import warnings
 
     import torch
 
-    names = OUTPUTS[family]
-    batched = family not in UNBATCHED
-    axes: dict[str, dict[int, str]] = {INPUT: {0: "batch"} if batched else {}}
-    axes |= {name: {0: "batch" if batched else "detections"} for name in names}
+    axes: dict[str, dict[int, str]] = {INPUT: {0: "batch"} if family.batched else {}}
+    axes |= {name: {0: "batch" if family.batched else "detections"} for name in family.output_names}
     if shape.free_size:
         axes[INPUT] |= {2: "height", 3: "width"}
-        if family == "semantic-logits":
-            axes["logits"] |= {2: "logits_height", 3: "logits_width"}
+        for name in family.image_sized_outputs:
+            axes[name] |= {2: f"{name}_height", 3: f"{name}_width"}
     example = torch.zeros(1, shape.channels, shape.height, shape.width, dtype=torch.uint8)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of what tracing fixes; the check below sees what matters
+            warnings.simplefilter("ignore")  # tracing warns about constants; `largest_difference` checks what matters
             torch.onnx.export(
                 network,
                 (example,),
                 str(path),
                 input_names=[INPUT],
-                output_names=list(names),
+                output_names=list(family.output_names),
                 dynamic_axes=axes,
                 opset_version=OPSET,
                 dynamo=False,
@@ -124,9 +104,10 @@ def write(network: Any, family: str, shape: Shape, path: Path) -> None:
 
 
 def largest_difference(network: Any, path: Path, batches: Sequence[NDArray[Any]], *, batched: bool) -> float:
-    """Return how far the file's outputs are from the network's, as a part of the outputs' range, over uint8 batches.
+    """Return the largest difference between the file's outputs and the network's, relative to the outputs' range.
 
-    Raises `ExportError` where they have other shapes, or, `batched`, not one answer an image.
+    `batches` are uint8 (B, C, H, W) or (B, H, W, C), as the file takes them. Raises `ExportError` if shapes differ or,
+    with `batched`, if the network does not return one answer per image.
     """
     import numpy as np
     import torch
@@ -138,10 +119,10 @@ def largest_difference(network: Any, path: Path, batches: Sequence[NDArray[Any]]
             expected = [one.numpy() for one in network(torch.from_numpy(batch))]
         for theirs, ours in zip(expected, session.run(None, {INPUT: batch}), strict=True):
             if theirs.shape != ours.shape:
-                raise ExportError(f"the file gives shape {list(ours.shape)}, the network {list(theirs.shape)}")
+                raise ExportError(f"the file returns shape {list(ours.shape)}, the network {list(theirs.shape)}")
             if batched and len(ours) != len(batch):
                 raise ExportError(
-                    f"the network gives a batch of {len(ours)} for {len(batch)} images; as many are allowed"
+                    f"the network returns a batch of {len(ours)} for {len(batch)} images; expected one answer per image"
                 )
             if theirs.size:
                 spread = max(float(np.ptp(theirs)), 1e-6)

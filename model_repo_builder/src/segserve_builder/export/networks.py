@@ -1,4 +1,4 @@
-"""Finds the torch network that a source names: a module or factory, a TorchScript file, a transformers checkpoint."""
+"""Loads the torch network that a source names: a module or factory, a TorchScript file, a transformers checkpoint."""
 
 from __future__ import annotations
 
@@ -7,30 +7,22 @@ import json
 import runpy
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from segserve_builder.errors import ExportError
 from segserve_builder.export.isolated import load_weights
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import Family
 
 SCRIPTS: Final = frozenset({".pt", ".pth", ".ts", ".torchscript"})
-HEADS: Final[Mapping[str, str]] = {
-    "ForSemanticSegmentation": "semantic-logits",
-    "Mask2FormerForUniversalSegmentation": "mask2former",
-    "MaskFormerForInstanceSegmentation": "maskformer",
-    "DetrForObjectDetection": "detr",
-    "DetrForSegmentation": "detr-panoptic",
-}
-"""The family of a transformers model, by the end of its class's name; the longest that fits counts."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What an image goes through before the network: (pixel * scale - mean) / std, at a size where one is usual."""
+    """The preprocessing of a network: (pixel * scale - mean) / std, resized to `size` (height, width) if set."""
 
     scale: float
     mean: tuple[float, ...]
@@ -40,10 +32,10 @@ class Preparation:
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """A network in evaluation mode, with what its source says of it; None where that says nothing."""
+    """A network in evaluation mode, with what its source tells about it; None if it does not."""
 
     module: Any
-    family: str | None = None
+    family: Family | None = None
     classes: tuple[str, ...] | None = None
     preparation: Preparation | None = None
 
@@ -51,9 +43,9 @@ class NetworkSource:
 def load(source: str, weights: Path | None = None) -> NetworkSource:
     """Return the network that `source` names.
 
-    `package.module:name` or `file.py:name` is a module, or is called without arguments and gives one; `weights` are
-    then loaded into it. A folder with config.json is a checkpoint of transformers, a file ending in .pt, .pth, .ts or
-    .torchscript is TorchScript. Raises `ExportError` where it is none of these.
+    `package.module:name` or `file.py:name` is a module, or a callable without arguments that returns one; `weights`
+    are loaded into it. A folder with config.json is a checkpoint of transformers, a file ending in .pt, .pth, .ts or
+    .torchscript is TorchScript. Raises `ExportError` if it is none of these.
     """
     path = Path(source)
     if (path / "config.json").is_file():
@@ -63,7 +55,7 @@ def load(source: str, weights: Path | None = None) -> NetworkSource:
     if ":" in source:
         return NetworkSource(_of_code(source, weights))
     raise ExportError(
-        f"{source!r} is no network; allowed are package.module:name, file.py:name, a TorchScript file "
+        f"{source!r} is not a network; allowed are package.module:name, file.py:name, a TorchScript file "
         f"({', '.join(sorted(SCRIPTS))}) and a folder with transformers' config.json"
     )
 
@@ -73,12 +65,14 @@ def _of_code(source: str, weights: Path | None) -> Any:
 
     home, _, name = source.rpartition(":")
     try:
-        found = _attributes(home)[name]
+        value = _attributes(home)[name]
     except (ImportError, OSError, KeyError) as error:
         raise ExportError(f"{source!r}: {type(error).__name__}: {error}") from error
-    module = found if isinstance(found, torch.nn.Module) else found() if callable(found) else found
+    module = value if isinstance(value, torch.nn.Module) else value() if callable(value) else value
     if not isinstance(module, torch.nn.Module):
-        raise ExportError(f"{source!r} is a {type(module).__name__}; a torch.nn.Module, or what gives one, is allowed")
+        raise ExportError(
+            f"{source!r} is a {type(module).__name__}; expected a torch.nn.Module, or a callable that returns one"
+        )
     if weights is not None:
         _fill(module, load_weights(weights), weights.name)
     return module.eval()
@@ -96,7 +90,7 @@ def _fill(module: Any, tensors: Mapping[str, Any], name: str) -> None:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise ExportError(f"the weights of {name} are not the network's: {' '.join(lines)}") from error
+        raise ExportError(f"the weights in {name} do not fit the network: {' '.join(lines)}") from error
 
 
 def _of_script(path: Path) -> Any:
@@ -104,7 +98,7 @@ def _of_script(path: Path) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript itself, which people still have
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated, but files of it are common
             return torch.jit.load(path, map_location="cpu").eval()
     except RuntimeError as error:
         raise ExportError(
@@ -119,34 +113,37 @@ def _of_transformers(folder: Path) -> NetworkSource:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     names = [name for name in config.architectures or () if family_of(name)]
     if not names:
-        seen = ", ".join(config.architectures or ()) or "none"
-        raise ExportError(f"{folder.name} is of architecture {seen}; allowed are ...{', ...'.join(HEADS)}")
+        listed = ", ".join(config.architectures or ()) or "none"
+        allowed = ", ".join(f"...{end}" for family in FAMILIES.values() for end in family.architectures)
+        raise ExportError(f"{folder.name} is of architecture {listed}; allowed are {allowed}")
     kind = getattr(transformers, names[0])
     pickled = folder / "pytorch_model.bin"
     if pickled.is_file() and not any(folder.glob("*.safetensors")):
         module = kind.from_pretrained(None, config=config, state_dict=load_weights(pickled))
     else:
         module = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    # Only in this form is attention exported as plain operators.
+    # Other implementations of attention are not exported as plain operators.
     module.set_attn_implementation("eager")
     classes = tuple(config.id2label[index] for index in sorted(config.id2label))
     return NetworkSource(module.eval(), family_of(names[0]), classes, _preparation(folder))
 
 
-def family_of(architecture: str) -> str | None:
-    """Return the family of a transformers class, or None where it has none."""
-    fitting = [end for end in HEADS if architecture.endswith(end)]
-    return HEADS[max(fitting, key=len)] if fitting else None
+def family_of(architecture: str) -> Family | None:
+    """Return the family of a transformers class by the longest fitting ending of its name, None if it has none."""
+    endings = [
+        (len(end), family) for family in FAMILIES.values() for end in family.architectures if architecture.endswith(end)
+    ]
+    return max(endings, key=lambda one: one[0])[1] if endings else None
 
 
 def _preparation(folder: Path) -> Preparation | None:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return None
-    told = json.loads(path.read_text())
-    size = told.get("size") or {}
+    config = json.loads(path.read_text())
+    size = config.get("size") or {}
     fixed = (size["height"], size["width"]) if isinstance(size, dict) and {"height", "width"} <= size.keys() else None
-    scale = told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 1.0
-    if not told.get("do_normalize", True):
+    scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+    if not config.get("do_normalize", True):
         return Preparation(scale, (0.0,), (1.0,), fixed)
-    return Preparation(scale, tuple(told["image_mean"]), tuple(told["image_std"]), fixed)
+    return Preparation(scale, tuple(config["image_mean"]), tuple(config["image_std"]), fixed)

@@ -1,17 +1,21 @@
-"""The whole of an export: the artifact, checked and perhaps made smaller, its golden set, the spec that serves it."""
+"""Exports a network: the artifact, checked and optionally reduced, its golden set, and the spec that serves it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from segserve_builder.errors import ExportError
 from segserve_builder.export.accuracy import class_iou, label_map, object_iou
-from segserve_builder.export.graph import TOLERANCE, UNBATCHED, Shape, folded, largest_difference, write
+from segserve_builder.export.graph import TOLERANCE, ExportShape, folded, largest_difference, write
+from segserve_builder.export.networks import Preparation
 from segserve_builder.export.reduced import to_fp16, to_int8
+from segserve_builder.families.base import Family
 from segserve_builder.golden.judging import GOLDEN_FILE, GoldenTolerance, record
 from segserve_builder.sources import folder_digest
 from segserve_builder.stages.base import RequestOptions
@@ -20,12 +24,7 @@ from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.public_outputs import has_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from numpy.typing import NDArray
-
-    from segserve_builder.export.networks import Preparation
 
 GOLDEN_IMAGES: Final = 3
 EXAMPLE_SIDE: Final = 256
@@ -35,13 +34,13 @@ CHANNELS: Final = {"RGB": 3, "GREY": 1}
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What is to be written.
+    """What to export.
 
-    `size` is height and width of the network's input, or None where images keep their own, padded to `multiple_of`.
+    `size` is the height and width of the network's input, or None if images keep theirs, padded to `multiple_of`.
     """
 
     name: str
-    family: str
+    family: Family
     classes: tuple[str, ...]
     preparation: Preparation
     size: tuple[int, int] | None
@@ -50,11 +49,11 @@ class ExportPlan:
     precision: Literal["fp32", "fp16", "int8"]
 
     @property
-    def shape(self) -> Shape:
-        """What the file takes."""
+    def shape(self) -> ExportShape:
+        """The input of the file."""
         side = -(-EXAMPLE_SIDE // self.multiple_of) * self.multiple_of
         height, width = self.size or (side, side)
-        return Shape(height, width, CHANNELS[self.colour], free_size=self.size is None)
+        return ExportShape(height, width, CHANNELS[self.colour], free_size=self.size is None)
 
     def spec(self, sha256: str, golden_sha256: str) -> dict[str, Any]:
         """Return the spec of the resource that serves the file."""
@@ -63,18 +62,18 @@ class ExportPlan:
             resize = {"mode": "stretch", "height": self.size[0], "width": self.size[1]}
         spec: dict[str, Any] = {
             "artifact": {"uri": f"{self.name}.onnx", "sha256": sha256},
-            "family": self.family,
+            "family": self.family.name,
             "input": {"colour": self.colour},
             "classes": [{"id": number, "name": name} for number, name in enumerate(self.classes)],
             "preprocess": [{"decode": {}}, {"resize": resize}],
             "golden": {"uri": "golden", "sha256": golden_sha256},
         }
-        return spec | ({"runtime": {"maxBatchSize": 1}} if self.family in UNBATCHED else {})
+        return spec | ({} if self.family.batched else {"runtime": {"maxBatchSize": 1}})
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Each class's IoU before and after a file was made smaller; None where a class was not seen."""
+    """Each class's IoU before and after a file was reduced, against `against`; None if a class does not occur."""
 
     against: str
     before: Sequence[float | None]
@@ -83,7 +82,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written: the spec of its resource, and how it was checked."""
+    """The result of an export: the spec of its resource, and the outcome of the checks."""
 
     spec: dict[str, Any]
     difference: float
@@ -96,8 +95,8 @@ def make(
 ) -> ExportResult:
     """Write `<name>.onnx` and `golden/` into `folder`.
 
-    `labels` are label PNGs by the stem of their image, of its size. Raises `ExportError` where the file does not answer
-    as the network does, and what the pipeline's own steps raise.
+    `labels` are label PNGs by the stem of their image, of its size. Raises `ExportError` if the file does not answer as
+    the network does, and the errors of the pipeline's own steps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, full = folder / f"{plan.name}.onnx", folder / f"{plan.name}.fp32.onnx"
@@ -106,10 +105,11 @@ def make(
         write(network, plan.family, plan.shape, full)
         original = _model(plan, full)
         batches = [original.network_input(image.read_bytes()).tensor for image in images]
-        difference = largest_difference(network, full, _with_pairs(batches, plan), batched=plan.family not in UNBATCHED)
+        difference = largest_difference(network, full, _with_pairs(batches, plan), batched=plan.family.batched)
         if difference > TOLERANCE:
             raise ExportError(
-                f"the file's outputs are off by {difference:.2g} of their range; at most {TOLERANCE:g} is allowed"
+                f"the file's outputs differ from the network's by {difference:.2g} of their range; "
+                f"at most {TOLERANCE:g} is allowed"
             )
         accuracy = _reduce(plan, full, target, original, batches, images, labels)
     finally:
@@ -121,10 +121,10 @@ def make(
 
 
 def _with_pairs(batches: Sequence[NDArray[Any]], plan: ExportPlan) -> list[NDArray[Any]]:
-    """Return the batches, and one of two images where the file takes them: a batch that is not free shows there."""
+    """Return the batches, and one of two images if the file takes batches, to find a batch size that is not free."""
     import numpy as np
 
-    if plan.family in UNBATCHED:
+    if not plan.family.batched:
         return list(batches)
     return [*batches, np.concatenate([batches[0], batches[0][..., ::-1]])]
 

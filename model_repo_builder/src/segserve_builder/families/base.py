@@ -1,23 +1,24 @@
-"""What a family is: the meaning of a network's raw outputs, and the check that a file has them."""
+"""The interface of a family of networks: the meaning of raw outputs, and the conventions of its exporters."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+from segserve_builder.spec.model_spec import Input, ModelClass, Runtime
+from segserve_builder.stages.base import Stage
+from segserve_builder.values import ResizeTransform, Value, ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
-
-    from segserve_builder.stages.base import Stage
-    from segserve_builder.steps.pipeline import Pipeline
-    from segserve_builder.values import ResizeTransform, Value, ValueType
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor of a network: Triton's dtype name (`FP32`) and its shape, the batch first; None where it is free."""
+    """A tensor of a network: name, Triton's dtype name (`FP32`) and shape, batch first; None is a free dimension."""
 
     name: str
     dtype: str
@@ -26,7 +27,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSignature:
-    """A network's inputs and outputs, as its file declares them."""
+    """The inputs and outputs that a network's file declares."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -34,10 +35,10 @@ class NetworkSignature:
 
 @dataclass(frozen=True, slots=True)
 class NetworkIO:
-    """The tensors of a network that a family uses: its one image input, and its outputs in the family's order.
+    """The tensors of a network that a family uses: its image input, and its outputs in the family's order.
 
-    Shapes have the batch first. Where the file's outputs have none (`batched` is False), the network runs one image at
-    a time, and a batch of one is put before each.
+    Shapes have the batch first. If the file's outputs have no batch (`batched` is False), the network runs one image
+    at a time, and a batch of one is prepended to each.
     """
 
     input: TensorSpec
@@ -46,24 +47,152 @@ class NetworkIO:
     batched: bool = True
 
 
-class Family(Protocol):
-    """One kind of network. `version` is raised whenever the answers change: it is part of a revision's digest."""
+class PipelineStage(Protocol):
+    """A stage as a pipeline lists it."""
 
-    version: ClassVar[int]
-    numbers_classes: ClassVar[bool]
-    """Whether classes are channels of an output, so that their ids count up from 0; else the network names the ids."""
-    gives: ClassVar[ValueType]
-    default_postprocess: ClassVar[tuple[Stage, ...]]
-    """The stages of a pipeline that lists none; they decide its task."""
-
-    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
-        """Return the tensors to use, or raise `SignatureError` that says what was seen and what is allowed."""
+    @property
+    def stage(self) -> Stage:
+        """The stage with its options."""
         ...
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Value:
+
+class ModelContext(Protocol):
+    """The fields of a pipeline that families read."""
+
+    @property
+    def classes(self) -> Sequence[ModelClass]:
+        """The model's classes."""
+        ...
+
+    @property
+    def input(self) -> Input:
+        """The type and colour of images."""
+        ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """How the network runs."""
+        ...
+
+    @property
+    def postprocess(self) -> Sequence[PipelineStage]:
+        """The stages after the network; empty if the family's defaults apply."""
+        ...
+
+
+class InspectedNetwork(Protocol):
+    """A network's file as `init` has inspected it."""
+
+    @property
+    def signature(self) -> NetworkSignature:
+        """The declared inputs and outputs."""
+        ...
+
+    @property
+    def operators(self) -> frozenset[str]:
+        """The types of the graph's operators."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The file's metadata, as exporters write it."""
+        ...
+
+    def shape(self, tensor: TensorSpec) -> tuple[int | None, ...]:
+        """Return an output's shape, with dimensions that only running the network has shown."""
+        ...
+
+
+class EvidenceWeight(IntEnum):
+    """How strongly an observation speaks for a family."""
+
+    SHAPES = 1
+    OBSERVATION = 10
+    NAMES = 20
+    METADATA = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyEvidence:
+    """An observation that speaks for a family, as a clause for messages."""
+
+    weight: EvidenceWeight
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageNote:
+    """A comment of `init` on the stages of a family; one that is not `sure` is listed for the user to check."""
+
+    text: str
+    sure: bool = False
+
+
+USUAL_THRESHOLDS: Final = StageNote("the thresholds are the family's usual ones; the right ones depend on your images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(ABC):
+    """One kind of network: the meaning of its raw outputs, and what `export` and `init` know of it.
+
+    Raise `version` whenever the answers change: it is part of a revision's digest.
+    """
+
+    name: str
+    version: int = 1
+    gives: ValueType
+    """The type of the value that `read` returns."""
+    default_postprocess: tuple[Stage, ...]
+    """The stages of a pipeline that lists none; they decide its task."""
+    numbers_classes: bool = True
+    """Whether classes are channels of an output, so that their ids count up from 0; else the network gives the ids."""
+
+    output_names: tuple[str, ...]
+    """The usual names of the outputs, in the order in which a network that names none returns them."""
+    batched: bool = True
+    """Whether networks of the family usually take batches."""
+    image_sized_outputs: tuple[str, ...] = ()
+    """Outputs whose height and width follow those of the input."""
+    architectures: tuple[str, ...] = ()
+    """Endings of the class names of transformers' models of the family."""
+
+    first_class_id: int = 0
+    """1 if channel 0 of the logits is the background."""
+    has_things: bool = False
+    """Whether classes are marked as things, counted one by one, or not."""
+    fixed_size_resize: Literal["stretch", "letterbox"] = "letterbox"
+    """How images of another aspect are usually resized to a fixed size."""
+    ultralytics_preprocessing: bool = False
+    """Whether networks are trained with Ultralytics' preprocessing: letterboxed images with pixels of 0 to 1."""
+    stage_notes: tuple[StageNote, ...] = (USUAL_THRESHOLDS,)
+
+    @abstractmethod
+    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+        """Return the tensors to use; raises `SignatureError` if the network has others."""
+
+    @abstractmethod
+    def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Value:
         """Turn one image's raw outputs into the first value of the postprocess stages.
 
-        `outputs` has a batch of one, is finite, and in the order of `network_io`. Raises `SignatureError` where its
-        shapes or class ids are not the family's.
+        `outputs` have a batch of one, are finite, and come in the order of `network_io`. Raises `SignatureError` if
+        their shapes or class ids are not the family's.
         """
-        ...
+
+    def implied_classes(self, network: InspectedNetwork) -> int | None:
+        """Return the number of classes that the outputs imply if the network is of this family, None if unknown."""
+        del network
+        return None
+
+    def class_channels(self, network: InspectedNetwork) -> int | None:
+        """Return the number of class ids that the outputs can give, the background's included; None if unknown."""
+        return self.implied_classes(network)
+
+    def implausibility(self, network: InspectedNetwork) -> str | None:
+        """Return why a network with fitting shapes is still not of this family, None if it may be."""
+        del network
+        return None
+
+    def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
+        """Yield observations beyond shapes and names that speak for this family."""
+        del network
+        yield from ()

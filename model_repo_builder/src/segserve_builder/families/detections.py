@@ -1,31 +1,45 @@
-"""What the families of detectors share that answer with boxes already chosen: Faster, Mask, Cascade, Keypoint R-CNN."""
+"""The families of detectors that answer with boxes already chosen: Faster, Mask, Cascade and Keypoint R-CNN."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import SignatureError
-from segserve_builder.families.base import NetworkIO
+from segserve_builder.families.base import (
+    USUAL_THRESHOLDS,
+    EvidenceWeight,
+    Family,
+    FamilyEvidence,
+    InspectedNetwork,
+    ModelContext,
+    NetworkIO,
+    NetworkSignature,
+    StageNote,
+    TensorSpec,
+)
 from segserve_builder.families.signature import check_batch, described, described_all, image_input
 from segserve_builder.imaging.boxes import to_image_coordinates
-from segserve_builder.values import Candidates, NoHeads, ResizeTransform
+from segserve_builder.stages.keypoints import Keypoints
+from segserve_builder.stages.paste_masks import PasteMasks
+from segserve_builder.stages.score_threshold import ScoreThreshold
+from segserve_builder.values import Candidates, HeatmapHeads, MaskHeads, NoHeads, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import NetworkSignature, TensorSpec
-    from segserve_builder.steps.pipeline import Pipeline
     from segserve_builder.values import Float32, Int32
+
+LARGEST_HEAD: Final = 256
+"""Raw masks are 14 to 112 cells wide, PointRend's 224; larger ones have been pasted into an image."""
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
-    """An output: the names that exporters give it, and for one image its dtypes and its shape, said and in numbers.
+class OutputRole:
+    """An output: the names that exporters give it, and for one image its dtypes and its shape, in words and numbers.
 
-    `last` are the sizes that its last dimension may have, where that tells it apart.
+    `last` are the sizes of its last dimension, if that tells it from others.
     """
 
     name: str
@@ -35,13 +49,11 @@ class Role:
     ranks: tuple[int, ...]
     last: tuple[int, ...] = ()
 
-    @property
-    def described(self) -> str:
-        """Say what it must be."""
+    def __str__(self) -> str:
         return f"{self.name} {' or '.join(self.dtypes)} {self.shape}"
 
 
-BOXES: Final = Role(
+BOXES: Final = OutputRole(
     "boxes",
     frozenset({"boxes", "dets", "bboxes", "pred_boxes"}),
     ("FP32",),
@@ -49,48 +61,138 @@ BOXES: Final = Role(
     (2,),
     (4, 5),
 )
-LABELS: Final = Role("labels", frozenset({"labels", "classes", "pred_classes"}), ("INT64", "INT32"), "[N]", (1,))
-SCORES: Final = Role("scores", frozenset({"scores"}), ("FP32",), "[N]", (1,))
+LABELS: Final = OutputRole("labels", frozenset({"labels", "classes", "pred_classes"}), ("INT64", "INT32"), "[N]", (1,))
+SCORES: Final = OutputRole("scores", frozenset({"scores"}), ("FP32",), "[N]", (1,))
+MASKS: Final = OutputRole(
+    "masks",
+    frozenset({"masks", "pred_masks"}),
+    ("FP32",),
+    "[N, M, M], [N, 1, M, M] or [N, classes, M, M]",
+    (3, 4),
+)
+HEATMAPS: Final = OutputRole(
+    "heatmaps",
+    frozenset({"heatmaps", "keypoints", "keypoint_logits", "keypoint_heatmaps", "pred_keypoint_heatmaps"}),
+    ("FP32",),
+    "[N, K, M, M]",
+    (4,),
+)
 
 
-def detection_io(family: str, signature: NetworkSignature, pipeline: Pipeline, heads: Role | None = None) -> NetworkIO:
-    """Return the tensors of a detector: boxes, labels, `heads` where the family has any, and scores if they are apart.
+@dataclass(frozen=True, kw_only=True)
+class DetectionFamily(Family):
+    """Boxes FP32 [N, 4] in pixels of the network's input, labels INT64 or INT32 [N] and scores FP32 [N].
 
-    Outputs are told apart by their names, or else by dtype and shape; others may be there and are left alone. All have
-    a batch before the shape that `Role` says, or none has.
+    Boxes may be [N, 5] with the score; all may have a batch in front. The network has chosen among its boxes: Faster
+    and Cascade R-CNN end so, as do RetinaNet, SSD and FCOS exported with their own NMS.
     """
-    image, layout = image_input(signature, pipeline, may_be_single=True)
-    roles = (BOXES, LABELS) if heads is None else (BOXES, LABELS, heads)
-    search = _Search(family, roles, signature.outputs)
-    boxes = search.find(BOXES, None)
-    batched = len(boxes.shape) == 3
-    found = [boxes, *(search.find(role, batched) for role in roles[1:])]
-    if boxes.shape[-1] != 5:
-        found.append(search.find(SCORES, batched))
-    if batched:
-        for tensor in found:
-            check_batch("output", tensor, pipeline)
-    elif pipeline.runtime.max_batch_size != 1:
-        raise SignatureError(
-            f"output {described(boxes)} has no batch: such a network runs one image at a time, so runtime.maxBatchSize "
-            f"must be 1; here it is {pipeline.runtime.max_batch_size}"
-        )
-    shown = found if batched else [replace(tensor, shape=(1, *tensor.shape)) for tensor in found]
-    return NetworkIO(image, layout, tuple(shown), batched)
+
+    heads: OutputRole | None = None
+    """The output with one mask or set of heat maps for each box."""
+
+    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+        """Return the image input, boxes, labels, heads, and scores if they are separate.
+
+        Outputs are told apart by their names, or else by dtype and shape; others are ignored. Either all have a batch
+        in front of the shape that `OutputRole` names, or none. Raises `SignatureError` if they cannot be told.
+        """
+        image, layout = image_input(signature, model, may_be_single=True)
+        roles = (BOXES, LABELS) if self.heads is None else (BOXES, LABELS, self.heads)
+        search = _Search(self.name, roles, signature.outputs)
+        boxes = search.find(BOXES, None)
+        batched = len(boxes.shape) == 3
+        tensors = [boxes, *(search.find(role, batched) for role in roles[1:])]
+        if boxes.shape[-1] != 5:
+            tensors.append(search.find(SCORES, batched))
+        if batched:
+            for tensor in tensors:
+                check_batch("output", tensor, model)
+        elif model.runtime.max_batch_size != 1:
+            raise SignatureError(
+                f"output {described(boxes)} has no batch: such a network runs one image at a time, so "
+                f"runtime.maxBatchSize must be 1; it is {model.runtime.max_batch_size}"
+            )
+        else:
+            tensors = [replace(tensor, shape=(1, *tensor.shape)) for tensor in tensors]
+        return NetworkIO(image, layout, tuple(tensors), batched)
+
+    def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Candidates:
+        """Return one image's boxes, in pixels of the original image, with their heads if the family has any.
+
+        Detections of the background, or of nothing (a label of 0 or less that is not a class), are dropped. Raises
+        `SignatureError` for shapes that do not match each other, and for other labels that are not a class.
+        """
+        boxes, labels, *others = outputs.values()
+        scores_output = others[0 if self.heads is None else 1 :]
+        first = (1, *boxes.shape[1:2])
+        width = 4 if scores_output else 5
+        if boxes.ndim != 3 or boxes.shape[2] != width or any(a.shape[:2] != first for a in outputs.values()):
+            shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in outputs.items())
+            raise SignatureError(
+                f"{self.name}'s outputs have the shapes {shapes}; for one image each begins with [1, N]"
+            )
+        scores: Float32 = scores_output[0][0] if scores_output else boxes[0, :, 4]
+        rows, classes = _known_classes(labels[0], model)
+        image_boxes = to_image_coordinates(boxes[0, rows, :4], transform)
+        candidates = Candidates(image_boxes, scores[rows], classes, NoHeads(), transform)
+        return candidates if self.heads is None else self._with_heads(candidates, others[0][0, rows])
+
+    def _with_heads(self, candidates: Candidates, heads: NDArray[Any]) -> Candidates:
+        raise NotImplementedError
+
+
+class MaskDetectionFamily(DetectionFamily):
+    """`DetectionFamily` with masks FP32 [N, 1, M, M]: probabilities over each box, M x M cells as the head gives them.
+
+    Masks may have a channel per label, or no channel.
+    """
+
+    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+        """Return the image input, boxes, labels, masks, and scores if they are separate; raises `SignatureError`."""
+        io = super().network_io(signature, model)
+        masks = io.outputs[2]
+        _check_raw(f"output {described(masks)}", *masks.shape[-2:])
+        return io
+
+    def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
+        """Yield that an output holds square masks."""
+        shapes = [tensor.shape for tensor in network.signature.outputs]
+        if any(len(shape) in (3, 4) and shape[-1] is not None and shape[-1] == shape[-2] for shape in shapes):
+            yield FamilyEvidence(EvidenceWeight.OBSERVATION, "an output has one small square mask per box")
+
+    def _with_heads(self, candidates: Candidates, heads: NDArray[Any]) -> Candidates:
+        shape = list(heads.shape)
+        if heads.ndim not in MASKS.ranks:
+            raise SignatureError(f"the masks have shape {shape}; for one image they are {MASKS.shape}")
+        _check_raw(f"the masks have shape {shape}", *heads.shape[-2:])
+        masks = heads if heads.ndim == 3 else _of_labels(heads, candidates.classes)
+        if masks.size and not 0 <= masks.min() <= masks.max() <= 1:
+            observed = f"{masks.min():.4g} to {masks.max():.4g}"
+            raise SignatureError(f"masks must be probabilities, 0 to 1; these are {observed}: export their sigmoid")
+        return replace(candidates, heads=MaskHeads(masks))
+
+
+class KeypointDetectionFamily(DetectionFamily):
+    """`DetectionFamily` with heat maps FP32 [N, K, M, M]: logits over each box, one map per keypoint."""
+
+    def _with_heads(self, candidates: Candidates, heads: NDArray[Any]) -> Candidates:
+        if heads.ndim not in HEATMAPS.ranks:
+            raise SignatureError(f"the heat maps have shape {list(heads.shape)}; they are {HEATMAPS.shape}")
+        return replace(candidates, heads=HeatmapHeads(heads))
 
 
 class _Search:
     """Finds outputs by their names first, then by their form among those that no name has claimed."""
 
-    def __init__(self, family: str, roles: tuple[Role, ...], outputs: Sequence[TensorSpec]) -> None:
-        self._family, self._roles, self._outputs = family, roles, outputs
-        self._named = {role: [t for t in outputs if t.name.lower() in role.names] for role in (*roles, SCORES)}
+    def __init__(self, family: str, roles: tuple[OutputRole, ...], outputs: Sequence[TensorSpec]) -> None:
+        self._family, self._roles, self._outputs = family, (*roles, SCORES), outputs
+        self._named = {role: [t for t in outputs if t.name.lower() in role.names] for role in self._roles}
         self._taken = [tensor for tensors in self._named.values() for tensor in tensors]
 
-    def find(self, role: Role, batched: bool | None) -> TensorSpec:
-        """Return the one output of a role; where `batched` is None it may have a batch or not."""
-        more = (0, 1) if batched is None else (int(batched),)
-        ranks = [rank + extra for rank in role.ranks for extra in more]
+    def find(self, role: OutputRole, batched: bool | None) -> TensorSpec:
+        """Return the one output of a role; with `batched` None it may have a batch or not."""
+        extra = (0, 1) if batched is None else (int(batched),)
+        ranks = [rank + more for rank in role.ranks for more in extra]
         candidates = self._named[role] or [t for t in self._outputs if t not in self._taken]
         fitting = [t for t in candidates if t.dtype in role.dtypes and len(t.shape) in ranks and _ends(t, role)]
         if len(fitting) > 1:  # detectron2 adds the image's size, INT64 [2]; the number of detections is free
@@ -99,67 +201,84 @@ class _Search:
             self._taken.append(fitting[0])
             return fitting[0]
         batch = {None: "with or without a batch in front", True: "with a batch in front", False: "without a batch"}
-        wanted = "; ".join(one.described for one in (*self._roles, SCORES))
+        names = ", ".join(one.name for one in self._roles)
         raise SignatureError(
-            f"{self._family} needs the output {role.described}, {batch[batched]}; {len(fitting) or 'none'} of the "
-            f"network's outputs may be it: {described_all(self._outputs)}. It has {wanted} (unless the boxes have "
-            f"them); outputs named {', '.join(one.name for one in (*self._roles, SCORES))} need no guess"
+            f"{self._family} needs the output {role}, {batch[batched]}; {len(fitting) or 'none'} of the network's "
+            f"outputs may be it: {described_all(self._outputs)}. The family has {'; '.join(map(str, self._roles))} "
+            f"(unless the boxes have them); outputs named {names} are found by name"
         )
 
 
-def _ends(tensor: TensorSpec, role: Role) -> bool:
+def _ends(tensor: TensorSpec, role: OutputRole) -> bool:
     return not role.last or tensor.shape[-1] is None or tensor.shape[-1] in role.last
 
 
-def read_detections(
-    family: str, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline
-) -> Candidates:
-    """Read the boxes, labels and scores of one image, in the order of `detection_io`.
-
-    Boxes become those of the original image. Detections of the background, or of nothing (a label of 0 or less that is
-    no class), are left out. Raises `SignatureError` for shapes that do not fit together, and for other labels that are
-    no class.
-    """
-    boxes, labels, *scores = outputs.values()
-    return _read(family, outputs, (boxes, labels, scores), placement, pipeline)[0]
-
-
-def read_with_heads(
-    family: str, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline
-) -> tuple[Candidates, NDArray[Any]]:
-    """Read what `read_detections` does of a family that has heads, and return them beside it, a row a detection."""
-    boxes, labels, heads, *scores = outputs.values()
-    candidates, rows = _read(family, outputs, (boxes, labels, scores), placement, pipeline)
-    return candidates, heads[0, rows]
-
-
-def _read(
-    family: str,
-    outputs: Mapping[str, NDArray[Any]],
-    parts: tuple[NDArray[Any], NDArray[Any], list[NDArray[Any]]],
-    placement: ResizeTransform,
-    pipeline: Pipeline,
-) -> tuple[Candidates, NDArray[Any]]:
-    boxes, labels, apart = parts
-    first = (1, *boxes.shape[1:2])
-    if boxes.ndim != 3 or boxes.shape[2] != (4 if apart else 5) or any(a.shape[:2] != first for a in outputs.values()):
-        shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in outputs.items())
-        raise SignatureError(f"{family}'s outputs have the shapes {shapes}; for one image each begins with [1, N]")
-    scores: Float32 = apart[0][0] if apart else boxes[0, :, 4]
-    rows, classes = _known(labels[0], pipeline)
-    where = to_image_coordinates(boxes[0, rows, :4], placement)
-    return Candidates(where, scores[rows], classes, NoHeads(), placement), rows
-
-
-def _known(labels: NDArray[Any], pipeline: Pipeline) -> tuple[NDArray[Any], Int32]:
+def _known_classes(labels: NDArray[Any], model: ModelContext) -> tuple[NDArray[Any], Int32]:
     """Return the rows whose label is a class, and their labels."""
     import numpy as np
 
-    ids = np.array([item.id for item in pipeline.classes])
+    ids = np.array([item.id for item in model.classes])
     known = np.isin(labels, ids)
     strange = labels[~known & (labels > 0)]
     if strange.size:
         allowed = ", ".join(str(number) for number in ids)
-        raise SignatureError(f"the network's label {strange[0]} is no class of the model; its classes are {allowed}")
+        raise SignatureError(f"the network's label {strange[0]} is not a class of the model; its classes are {allowed}")
     rows = np.flatnonzero(known)
     return rows, labels[rows].astype(np.int32)
+
+
+def _check_raw(observed: str, height: int | None, width: int | None) -> None:
+    sizes = [size for size in (height, width) if size is not None]
+    if max(sizes, default=1) > LARGEST_HEAD or len(set(sizes)) > 1:
+        raise SignatureError(
+            f"{observed}: masks of {height or '?'} x {width or '?'} are already pasted into the image, which is slow; "
+            f"export the raw heads, M x M (28 x 28) per box and at most {LARGEST_HEAD} x {LARGEST_HEAD}"
+        )
+
+
+def _of_labels(masks: Float32, labels: NDArray[Any]) -> Float32:
+    """Return each box's mask of its own label, (N, M, M), of masks (N, channels, M, M)."""
+    import numpy as np
+
+    channels = masks.shape[1]
+    if channels == 1:
+        return masks[:, 0]
+    if labels.size and labels.max() >= channels:
+        raise SignatureError(f"the masks have {channels} channels, one per label; label {labels.max()} has none")
+    own: Float32 = masks[np.arange(len(labels)), labels]
+    return own
+
+
+FASTER_RCNN: Final = DetectionFamily(
+    name="faster-rcnn",
+    gives=ValueType.BOXES,
+    default_postprocess=(ScoreThreshold(threshold=0.05),),
+    numbers_classes=False,
+    output_names=("boxes", "labels", "scores"),
+    batched=False,
+)
+MASK_RCNN: Final = MaskDetectionFamily(
+    name="mask-rcnn",
+    gives=ValueType.MASK_HEADS,
+    default_postprocess=(ScoreThreshold(threshold=0.05), PasteMasks()),
+    numbers_classes=False,
+    output_names=("boxes", "labels", "scores", "masks"),
+    batched=False,
+    heads=MASKS,
+    stage_notes=(
+        USUAL_THRESHOLDS,
+        StageNote(
+            "how masks were drawn into their boxes in training is not in the file: pasteMasks has two conventions, "
+            "torchvision (as here) and detectron2"
+        ),
+    ),
+)
+KEYPOINT_RCNN: Final = KeypointDetectionFamily(
+    name="keypoint-rcnn",
+    gives=ValueType.HEATMAPS,
+    default_postprocess=(ScoreThreshold(threshold=0.05), Keypoints()),
+    numbers_classes=False,
+    output_names=("boxes", "labels", "scores", "keypoints"),
+    batched=False,
+    heads=HEATMAPS,
+)

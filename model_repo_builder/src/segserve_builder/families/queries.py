@@ -1,92 +1,128 @@
-"""What the families of query decoders share: every query has class logits, and masks or a box."""
+"""The families of query decoders: DETR, Mask2Former and MaskFormer. Each query has class logits, and masks or a box."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import SignatureError
-from segserve_builder.families.base import NetworkIO
-from segserve_builder.families.signature import described, float_output, image_input, things
-from segserve_builder.values import Queries, ValueType
+from segserve_builder.families.base import (
+    USUAL_THRESHOLDS,
+    EvidenceWeight,
+    Family,
+    FamilyEvidence,
+    InspectedNetwork,
+    ModelContext,
+    NetworkIO,
+    NetworkSignature,
+    StageNote,
+    TensorSpec,
+)
+from segserve_builder.families.signature import described, described_all, float_output, image_input, thing_ids
+from segserve_builder.stages.detection_queries import DetectionQueries
+from segserve_builder.stages.panoptic_queries import PanopticQueries
+from segserve_builder.values import Queries, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
-
-    from segserve_builder.families.base import NetworkSignature, TensorSpec
-    from segserve_builder.stages.base import Stage
-    from segserve_builder.steps.pipeline import Pipeline
-    from segserve_builder.values import ResizeTransform
 
 CLASSES: Final = "[batch, queries, classes + 1]"
 MASKS: Final = "[batch, queries, height, width]"
 BOXES: Final = "[batch, queries, 4]"
 RANKS: Final = {CLASSES: 3, MASKS: 4, BOXES: 3}
+DEFORMABLE_ATTENTION: Final = "GridSample"
 
 
 @dataclass(frozen=True, slots=True)
 class QueryOutput:
-    """An output by the name that transformers gives it, and what it is: CLASSES, MASKS or BOXES."""
+    """An output: the name that transformers gives it, and its meaning, which is CLASSES, MASKS or BOXES."""
 
     name: str
     meaning: str
 
 
-class QueryFamily:
-    """FP32 outputs of one query each: class logits, the last class "nothing", with masks or boxes or both.
+@dataclass(frozen=True, kw_only=True)
+class QueryFamily(Family):
+    """FP32 outputs with a row for each query: class logits, the last class "nothing", with masks or boxes or both.
 
-    An exporter may add others: outputs are found by the names that transformers gives them, else by their shapes.
+    Boxes are cx cy w h relative to the input. Further outputs are ignored: outputs are found by transformers' names,
+    or else by their shapes.
     """
 
-    version: ClassVar[int] = 1
-    numbers_classes: ClassVar[bool] = True
-    gives: ClassVar[ValueType] = ValueType.QUERIES
-    default_postprocess: ClassVar[tuple[Stage, ...]]
-    outputs: ClassVar[tuple[QueryOutput, ...]]
+    outputs: tuple[QueryOutput, ...]
     """Class logits first."""
+    uses_deformable_attention: bool | None = None
+    """Whether the graph samples features; None if that tells nothing."""
 
-    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
-        """Return the image input and the outputs of the family, or raise `SignatureError`."""
-        image, layout = image_input(signature, pipeline)
+    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+        """Return the image input and the family's outputs; raises `SignatureError` if they cannot be told."""
+        image, layout = image_input(signature, model)
         named = {tensor.name: tensor for tensor in signature.outputs}
         if all(output.name in named for output in self.outputs):
-            found = [named[output.name] for output in self.outputs]
+            candidates = [named[output.name] for output in self.outputs]
         else:
-            found = [self._by_shape(output, signature, pipeline) for output in self.outputs]
+            candidates = [self._by_shape(output, signature, model) for output in self.outputs]
         tensors = tuple(
-            float_output(tensor, pipeline, RANKS[output.meaning], output.meaning)
-            for tensor, output in zip(found, self.outputs, strict=True)
+            float_output(tensor, model, RANKS[output.meaning], output.meaning)
+            for tensor, output in zip(candidates, self.outputs, strict=True)
         )
         for tensor, output in zip(tensors, self.outputs, strict=True):
-            last = _last(output, pipeline)
+            last = _last(output, model)
             if last is not None and tensor.shape[-1] not in (None, last):
-                raise SignatureError(f"output {described(tensor)}: {_expected(output, pipeline)}")
+                raise SignatureError(f"output {described(tensor)}: {_expected(output, model)}")
         return NetworkIO(image, layout, tensors)
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Queries:
-        """Return one image's queries."""
+    def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Queries:
+        """Return one image's queries; raises `SignatureError` if shapes do not match each other or the classes."""
         arrays = dict(zip((output.meaning for output in self.outputs), outputs.values(), strict=True))
         number = arrays[CLASSES].shape[1:2]
         for output in self.outputs:
-            shape, last = arrays[output.meaning].shape, _last(output, pipeline)
+            shape, last = arrays[output.meaning].shape, _last(output, model)
             fits = len(shape) == RANKS[output.meaning] and shape[0] == 1 and shape[1:2] == number
             if not fits or last not in (None, shape[-1]):
                 raise SignatureError(
-                    f"{output.name!r} has shape {list(shape)} for one image; {_expected(output, pipeline)}"
+                    f"{output.name!r} has shape {list(shape)} for one image; {_expected(output, model)}"
                 )
         masks, boxes = arrays.get(MASKS), arrays.get(BOXES)
         return Queries(
             arrays[CLASSES][0],
             None if masks is None else masks[0],
             None if boxes is None else boxes[0],
-            things(pipeline),
-            placement,
+            thing_ids(model),
+            transform,
         )
 
-    def _by_shape(self, output: QueryOutput, signature: NetworkSignature, pipeline: Pipeline) -> TensorSpec:
-        last = _last(output, pipeline)
+    def implied_classes(self, network: InspectedNetwork) -> int | None:
+        """Return the size of the class logits without "nothing"."""
+        outputs = network.signature.outputs
+        named = [tensor for tensor in outputs if tensor.name == self.outputs[0].name]
+        logits = named or [tensor for tensor in outputs if len(tensor.shape) == 3]
+        last = network.shape(logits[0])[-1] if logits else None
+        return None if last is None or last < 2 else last - 1
+
+    def implausibility(self, network: InspectedNetwork) -> str | None:
+        """Return that outputs have different numbers of queries, if they do."""
+        numbers = {network.shape(tensor)[1] for tensor in network.signature.outputs if len(tensor.shape) >= 3} - {None}
+        if len(numbers) < 2:
+            return None
+        listed = " and ".join(map(str, sorted(numbers, key=str)))
+        return f"{self.name} has the same number of queries in all outputs; these have {listed}"
+
+    def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
+        """Yield whether the graph samples features, which tells Mask2Former from MaskFormer."""
+        samples = DEFORMABLE_ATTENTION in network.operators
+        if self.uses_deformable_attention is not samples:
+            return
+        text = "its graph samples features (GridSample), as Mask2Former's deformable attention does"
+        if not samples:
+            text = "its graph has no GridSample, which Mask2Former's deformable attention needs"
+        yield FamilyEvidence(EvidenceWeight.OBSERVATION, text)
+
+    def _by_shape(self, output: QueryOutput, signature: NetworkSignature, model: ModelContext) -> TensorSpec:
+        last = _last(output, model)
         fitting = [
             tensor
             for tensor in signature.outputs
@@ -96,20 +132,73 @@ class QueryFamily:
         ]
         if len(fitting) == 1:
             return fitting[0]
-        seen = ", ".join(described(tensor) for tensor in signature.outputs) or "none"
         names = ", ".join(repr(one.name) for one in self.outputs)
         raise SignatureError(
-            f"of the outputs {len(fitting)} may be {output.name!r}: {_expected(output, pipeline)}; outputs that are "
-            f"named {names} need no guess. The network has {seen}"
+            f"{len(fitting)} of the outputs may be {output.name!r}: {_expected(output, model)}. Outputs named "
+            f"{names} are found by name. The network has {described_all(signature.outputs)}"
         )
 
 
-def _last(output: QueryOutput, pipeline: Pipeline) -> int | None:
-    """Return the size of the output's last dimension, None where it is free."""
-    return {CLASSES: len(pipeline.classes) + 1, BOXES: 4, MASKS: None}[output.meaning]
+def _last(output: QueryOutput, model: ModelContext) -> int | None:
+    """Return the size of the output's last dimension, None if it is free."""
+    return {CLASSES: len(model.classes) + 1, BOXES: 4, MASKS: None}[output.meaning]
 
 
-def _expected(output: QueryOutput, pipeline: Pipeline) -> str:
-    number = len(pipeline.classes)
+def _expected(output: QueryOutput, model: ModelContext) -> str:
+    number = len(model.classes)
     counted = f", {number} + 1 for the model's classes and for nothing" if output.meaning == CLASSES else ""
     return f"it must be FP32 {output.meaning}{counted}"
+
+
+_MASKED: Final = (QueryOutput("class_queries_logits", CLASSES), QueryOutput("masks_queries_logits", MASKS))
+_BOXED: Final = (QueryOutput("logits", CLASSES), QueryOutput("pred_boxes", BOXES))
+_TASKS: Final = StageNote(
+    "the outputs suit panopticQueries, instanceQueries, and semanticQueries with argmax: which one the network was "
+    "trained for is not in the file"
+)
+
+MASK2FORMER: Final = QueryFamily(
+    name="mask2former",
+    gives=ValueType.QUERIES,
+    # transformers interpolates the masks to 384 x 384 before anything else.
+    default_postprocess=(PanopticQueries(mask_size=(384, 384)),),
+    outputs=_MASKED,
+    output_names=tuple(output.name for output in _MASKED),
+    architectures=("Mask2FormerForUniversalSegmentation",),
+    has_things=True,
+    stage_notes=(_TASKS, USUAL_THRESHOLDS),
+    uses_deformable_attention=True,
+)
+"""Stages that a pipeline lists need maskSize [384, 384] to answer as transformers does."""
+
+MASKFORMER: Final = QueryFamily(
+    name="maskformer",
+    gives=ValueType.QUERIES,
+    default_postprocess=(PanopticQueries(),),
+    outputs=_MASKED,
+    output_names=tuple(output.name for output in _MASKED),
+    architectures=("MaskFormerForInstanceSegmentation",),
+    has_things=True,
+    stage_notes=(_TASKS, USUAL_THRESHOLDS),
+    uses_deformable_attention=False,
+)
+
+DETR: Final = QueryFamily(
+    name="detr",
+    gives=ValueType.QUERIES,
+    default_postprocess=(DetectionQueries(),),
+    outputs=_BOXED,
+    output_names=tuple(output.name for output in _BOXED),
+    architectures=("DetrForObjectDetection",),
+)
+
+DETR_PANOPTIC: Final = QueryFamily(
+    name="detr-panoptic",
+    gives=ValueType.QUERIES,
+    default_postprocess=(PanopticQueries(),),
+    outputs=(*_BOXED, QueryOutput("pred_masks", MASKS)),
+    output_names=(*(output.name for output in _BOXED), "pred_masks"),
+    architectures=("DetrForSegmentation",),
+    has_things=True,
+    stage_notes=(_TASKS, USUAL_THRESHOLDS),
+)

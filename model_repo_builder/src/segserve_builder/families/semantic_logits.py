@@ -1,68 +1,90 @@
-"""The family of networks that give every pixel a logit a class."""
+"""The family of networks that give every pixel a logit for each class."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import SignatureError
-from segserve_builder.families.base import NetworkIO
-from segserve_builder.families.signature import described, float_output, image_input, things
+from segserve_builder.families.base import (
+    Family,
+    InspectedNetwork,
+    ModelContext,
+    NetworkIO,
+    NetworkSignature,
+    StageNote,
+)
+from segserve_builder.families.signature import described, described_all, float_output, image_input, thing_ids
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.multi_label import MultiLabel
 from segserve_builder.values import Logits, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
-
-    from segserve_builder.families.base import NetworkSignature
-    from segserve_builder.stages.base import Stage
-    from segserve_builder.steps.pipeline import Pipeline
 
 SHAPE: Final = "[batch, classes, height, width]"
 
 
-class SemanticLogits:
+@dataclass(frozen=True, kw_only=True)
+class SemanticLogits(Family):
     """One output, FP32 [batch, classes, h, w]: logits over the network's whole input, of any resolution.
 
-    They are those of a softmax, for a label a pixel (argmax, the default): a single channel is then the logit of the
-    second class of two. Or each is that of a sigmoid by itself, for masks that may overlap (multiLabel): then every
-    class has a channel.
+    By default they are those of a softmax, for one label per pixel (argmax); a single channel is then the logit of the
+    second of two classes. With multiLabel each is that of a sigmoid, for masks that may overlap, and every class has a
+    channel.
     """
 
-    version: ClassVar[int] = 1
-    numbers_classes: ClassVar[bool] = True
-    gives: ClassVar[ValueType] = ValueType.LOGITS
-    default_postprocess: ClassVar[tuple[Stage, ...]] = (Argmax(),)
-
-    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
-        """Return the image input and the logits; raises `SignatureError` where the family has others."""
-        image, layout = image_input(signature, pipeline)
+    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+        """Return the image input and the logits; raises `SignatureError` if the network has others."""
+        image, layout = image_input(signature, model)
         if len(signature.outputs) != 1:
-            seen = ", ".join(described(tensor) for tensor in signature.outputs) or "none"
-            raise SignatureError(f"semantic-logits has one output, FP32 {SHAPE}; the network has {seen}")
-        logits = float_output(signature.outputs[0], pipeline, 4, SHAPE)
+            raise SignatureError(
+                f"{self.name} has one output, FP32 {SHAPE}; the network has {described_all(signature.outputs)}"
+            )
+        logits = float_output(signature.outputs[0], model, 4, SHAPE)
         if logits.shape[1] is not None:
-            _check_channels(f"output {described(logits)}", logits.shape[1], pipeline)
+            _check_channels(f"output {described(logits)}", logits.shape[1], model)
         return NetworkIO(image, layout, (logits,))
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Logits:
-        """Return one image's logits."""
+    def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Logits:
+        """Return one image's logits; raises `SignatureError` if their shape is not [1, classes, h, w]."""
         (values,) = outputs.values()
         if values.ndim != 4 or values.shape[0] != 1:
             raise SignatureError(f"the logits have shape {list(values.shape)}; one image's are [1, classes, h, w]")
-        _check_channels(f"the logits have shape {list(values.shape)}", values.shape[1], pipeline)
-        return Logits(values[0], placement, things=things(pipeline))
+        _check_channels(f"the logits have shape {list(values.shape)}", values.shape[1], model)
+        return Logits(values[0], transform, things=thing_ids(model))
+
+    def implied_classes(self, network: InspectedNetwork) -> int | None:
+        """Return the number of channels, or 2 for a single one."""
+        outputs = network.signature.outputs
+        if len(outputs) != 1 or len(outputs[0].shape) != 4:
+            return None
+        channels = network.shape(outputs[0])[1]
+        return 2 if channels == 1 else channels
 
 
-def _check_channels(seen: str, channels: int, pipeline: Pipeline) -> None:
-    classes = len(pipeline.classes)
-    each = [step.stage for step in pipeline.postprocess if isinstance(step.stage, MultiLabel)]
-    for stage in each:
+def _check_channels(observed: str, channels: int, model: ModelContext) -> None:
+    classes = len(model.classes)
+    multi_label = [entry.stage for entry in model.postprocess if isinstance(entry.stage, MultiLabel)]
+    for stage in multi_label:
         stage.limits(channels)
-    if channels != classes and not (channels == 1 and classes == 2 and not each):
-        allowed = "2, or 1 (the logit of the second)" if classes == 2 and not each else str(classes)
-        raise SignatureError(f"{seen}: for the model's {classes} classes the number of channels must be {allowed}")
-    if classes == 1 and not each:
-        raise SignatureError(f"{seen}: one class is no choice for argmax; add the background as class 0, or multiLabel")
+    if channels != classes and not (channels == 1 and classes == 2 and not multi_label):
+        allowed = "2, or 1 (the logit of the second)" if classes == 2 and not multi_label else str(classes)
+        raise SignatureError(f"{observed}: for the model's {classes} classes the number of channels must be {allowed}")
+    if classes == 1 and not multi_label:
+        raise SignatureError(
+            f"{observed}: argmax needs at least two classes; add the background as class 0, or use multiLabel"
+        )
+
+
+SEMANTIC_LOGITS: Final = SemanticLogits(
+    name="semantic-logits",
+    gives=ValueType.LOGITS,
+    default_postprocess=(Argmax(),),
+    output_names=("logits",),
+    image_sized_outputs=("logits",),
+    architectures=("ForSemanticSegmentation",),
+    fixed_size_resize="stretch",
+    stage_notes=(StageNote("one label per pixel; for masks that may overlap, use multiLabel instead of argmax", True),),
+)

@@ -1,194 +1,322 @@
-"""What the YOLO families share: where a head's numbers lie, the checks of that, and boxes in the image's pixels.
+"""The YOLO families: detection and segmentation heads of YOLOv5 to v12 and v26.
 
 Layouts are read from the tensors that the projects' exporters document; none of their code is used.
 """
 
 from __future__ import annotations
 
+import ast
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from segserve_builder.errors import SignatureError
-from segserve_builder.families.base import NetworkIO
-from segserve_builder.families.signature import described, float_output, image_input
+from segserve_builder.families.base import (
+    EvidenceWeight,
+    Family,
+    FamilyEvidence,
+    InspectedNetwork,
+    ModelContext,
+    NetworkIO,
+    NetworkSignature,
+    TensorSpec,
+)
+from segserve_builder.families.signature import described, described_all, float_output, image_input
 from segserve_builder.imaging.boxes import to_image_coordinates
-from segserve_builder.values import Candidates, NoHeads, PrototypeHeads
+from segserve_builder.stages.crop_masks import CropMasks
+from segserve_builder.stages.nms import Nms
+from segserve_builder.stages.score_threshold import ScoreThreshold
+from segserve_builder.values import Candidates, Heads, NoHeads, PrototypeHeads, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import NetworkSignature, TensorSpec
-    from segserve_builder.steps.pipeline import Pipeline
-    from segserve_builder.values import Float32, Heads, Int32, ResizeTransform
+    from segserve_builder.values import Float32
 
 PROTOTYPES: Final = "[batch, coefficients, height, width]"
+MOST_CHOSEN: Final = 300
+"""Heads that choose among their boxes return at most this many; others return thousands."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the numbers of a detection lie in a head's output of three dimensions.
+@dataclass(frozen=True, kw_only=True)
+class YoloFamily(Family):
+    """A head with one detection per row or column, and optionally prototypes [batch, K, h, w] of its masks.
 
-    They are along `axis`: `before` numbers, a score a class where `scored`, and with `masks` the coefficients of mask
-    prototypes, which are a second output.
+    The output of detections has three dimensions. The values of a detection lie along `axis`: `leading_values`, then a
+    score for each class if `scored`, then K mask coefficients if `masks`; coefficients times prototypes are the mask's
+    logits. The two outputs are told apart by their number of dimensions. Boxes are in pixels of the network's input.
     """
 
-    family: str
     axis: Literal[1, 2]
-    before: int
+    leading_values: int
     scored: bool
     masks: bool
+    ultralytics_preprocessing: bool = True
 
-    def numbers(self, classes: int) -> int:
-        """Return how many numbers come before the coefficients."""
-        return self.before + (classes if self.scored else 0)
+    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+        """Return the image input, the detections and, for masks, the prototypes.
 
-    def shape(self, batch: str, classes: str, coefficients: str, candidates: str) -> str:
-        """Name the dimensions of the detections."""
-        numbers = str(self.before)
-        if self.scored:
-            numbers += f" + {classes}"
-        if self.masks:
-            numbers += f" + {coefficients}"
-        return f"[{batch}, {numbers}, {candidates}]" if self.axis == 1 else f"[{batch}, {candidates}, {numbers}]"
-
-
-class YoloFamily:
-    """A family whose head has a layout; what its numbers mean is up to a subclass."""
-
-    version: ClassVar[int] = 1
-    numbers_classes: ClassVar[bool] = True
-    layout: ClassVar[Layout]
-
-    def network_io(self, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
-        """Return the image input, the detections and, where there are masks, the prototypes.
-
-        Raises `SignatureError` where the network has others.
+        Raises `SignatureError` if the network has others.
         """
-        return _network_io(self.layout, signature, pipeline)
+        image, layout = image_input(signature, model)
+        meaning = self._shape("batch", "classes", "coefficients", "candidates")
+        outputs = sorted(signature.outputs, key=lambda tensor: len(tensor.shape))
+        if [len(tensor.shape) for tensor in outputs] != self._ranks:
+            allowed = f"two outputs, FP32 {meaning} and {PROTOTYPES}" if self.masks else f"one output, FP32 {meaning}"
+            raise SignatureError(f"{self.name} has {allowed}; the network has {described_all(signature.outputs)}")
+        detections = float_output(outputs[0], model, 3, meaning)
+        prototypes = [float_output(tensor, model, 4, PROTOTYPES) for tensor in outputs[1:]]
+        self._check_values(detections, prototypes, len(model.classes))
+        return NetworkIO(image, layout, (detections, *prototypes))
 
-    def read(self, outputs: Mapping[str, NDArray[Any]], placement: ResizeTransform, pipeline: Pipeline) -> Candidates:
-        """Return all of one image's candidates, with boxes in pixels of the original image."""
-        number = len(pipeline.classes)
-        head, heads = _read_head(self.layout, outputs, number)
-        return self._candidates(head, heads, placement, number)
+    def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Candidates:
+        """Return all of one image's candidates, with boxes in pixels of the original image.
 
-    def _candidates(self, head: Float32, heads: Heads, placement: ResizeTransform, classes: int) -> Candidates:
-        raise NotImplementedError
+        Raises `SignatureError` if the outputs have other shapes, or a detection has the number of no class.
+        """
+        number = len(model.classes)
+        head, heads = self._split(outputs, number)
+        return self._candidates(head, heads, transform, number)
+
+    def implied_classes(self, network: InspectedNetwork) -> int | None:
+        """Return the number of values that are neither leading values nor coefficients."""
+        detections, prototypes = _by_rank(network, 3), _by_rank(network, 4)
+        if not self.scored or len(detections) != 1 or len(prototypes) != int(self.masks):
+            return None
+        values = network.shape(detections[0])[self.axis]
+        coefficients = network.shape(prototypes[0])[1] if prototypes else 0
+        if values is None or coefficients is None:
+            return None
+        number = values - self.leading_values - coefficients
+        return number if number >= 1 else None
+
+    def implausibility(self, network: InspectedNetwork) -> str | None:
+        """Return that there are fewer candidates than values of each, or too many or too few values."""
+        head = _by_rank(network, 3)[0]
+        shape = network.shape(head)
+        values, candidates = shape[self.axis], shape[3 - self.axis]
+        if values is None:
+            return None
+        observed = f"output {head.name!r} has {values}"
+        if not self.scored:
+            prototypes = _by_rank(network, 4)
+            expected = self.leading_values + (network.shape(prototypes[0])[1] or 0 if prototypes else 0)
+            return None if values == expected else f"{self.name} has {expected} values per candidate, {observed}"
+        if candidates is not None and values > candidates:
+            return (
+                f"{self.name} has more candidates than values of each; output {head.name!r} has {candidates} "
+                f"candidates and {values} values"
+            )
+        if self.implied_classes(network) is None:
+            return f"{self.name} has at least {self.leading_values + 1} values per candidate, {observed}"
+        return None
+
+    def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
+        """Yield what Ultralytics' metadata says of the head."""
+        task, metadata = network.metadata.get("task"), network.metadata
+        if {"segment": True, "detect": False}.get(task or "") is not self.masks:
+            return
+        chosen = metadata.get("end2end") == "True" or _dict_literal(metadata.get("args", "")).get("nms") is True
+        head = (
+            ObjectnessHead if "v5" in metadata.get("description", "").lower() else ChosenHead if chosen else ScoredHead
+        )
+        if isinstance(self, head):
+            inside = ", with NMS inside" if chosen else ""
+            yield FamilyEvidence(EvidenceWeight.METADATA, f"its Ultralytics metadata says task {task!r}{inside}")
+
+    @abstractmethod
+    def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
+        """Return the candidates of one image's detections, shaped as the output without its batch."""
+
+    @property
+    def _ranks(self) -> list[int]:
+        return [3, 4] if self.masks else [3]
+
+    def _values(self, classes: int) -> int:
+        """Return the number of values before the coefficients."""
+        return self.leading_values + (classes if self.scored else 0)
+
+    def _shape(self, batch: str, classes: str, coefficients: str, candidates: str) -> str:
+        values = str(self.leading_values)
+        if self.scored:
+            values += f" + {classes}"
+        if self.masks:
+            values += f" + {coefficients}"
+        return f"[{batch}, {values}, {candidates}]" if self.axis == 1 else f"[{batch}, {candidates}, {values}]"
+
+    def _check_values(self, detections: TensorSpec, prototypes: list[TensorSpec], classes: int) -> None:
+        size, before = detections.shape[self.axis], self._values(classes)
+        coefficients = prototypes[0].shape[1] if prototypes else None
+        free = bool(prototypes) and coefficients is None
+        least = before + (coefficients or 1 if prototypes else 0)
+        if size is None or size == least or (free and size > least):
+            return
+        outputs = " and ".join(described(tensor) for tensor in (detections, *prototypes))
+        parts = f"{self.leading_values} + {classes}" if self.scored else str(self.leading_values)
+        raise SignatureError(
+            f"{self.name} output {outputs}: for the model's {classes} classes the detections must have "
+            f"{parts}{' + coefficients' if self.masks else ''} {'rows' if self.axis == 1 else 'columns'}, "
+            f"{'at least ' if free else ''}{least}"
+        )
+
+    def _split(self, outputs: Mapping[str, NDArray[Any]], classes: int) -> tuple[Float32, Heads]:
+        """Return one image's detections without the batch, and the heads of their masks."""
+        detections, *prototypes = outputs.values()
+        shapes = [array.shape for array in (detections, *prototypes)]
+        coefficients = shapes[1][1] if self.masks and len(shapes[1]) == 4 else 0
+        expected = self._values(classes) + coefficients
+        if [len(shape) for shape in shapes] != self._ranks or ((shapes[0][0], shapes[0][self.axis]) != (1, expected)):
+            observed = " and ".join(str(list(shape)) for shape in shapes)
+            allowed = self._shape("1", str(classes), "K", "N") + (" and [1, K, h, w]" if self.masks else "")
+            raise SignatureError(
+                f"the outputs have shapes {observed}; for one image and {classes} classes they are {allowed}"
+            )
+        head = detections[0]
+        if not self.masks:
+            return head, NoHeads()
+        rows = head.T if self.axis == 1 else head
+        return head, PrototypeHeads(rows[:, self._values(classes) :], prototypes[0][0])
 
 
 class ScoredHead(YoloFamily):
-    """YOLOv8, v9, v11 and v12: cx cy w h, and a score in 0..1 for every class, each a row."""
+    """YOLOv8, v9, v11 and v12: cx cy w h and a score in 0..1 for each class, one detection per column."""
 
-    def _candidates(self, head: Float32, heads: Heads, placement: ResizeTransform, classes: int) -> Candidates:
-        labels, scores = _best_class(head[4 : 4 + classes])
-        return Candidates(_centred_boxes(head, placement), scores, labels, heads, placement)
+    def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
+        import numpy as np
+
+        scores = head[4 : 4 + classes]
+        if classes == 1:
+            labels, best = np.zeros(scores.shape[1], np.int32), scores[0]
+        else:
+            from segserve_builder.kernels.labels import best_class
+
+            labels, best = best_class(scores)
+        return Candidates(_centred_boxes(head, transform), best, labels, heads, transform)
 
 
 class ObjectnessHead(YoloFamily):
-    """YOLOv5 and v7: cx cy w h, objectness, and a score for every class, each a column; the score is the product.
+    """YOLOv5 and v7: cx cy w h, objectness and a score for each class, one detection per row.
 
-    YOLOv7 takes the objectness alone where there is one class, whose own score it does not train.
+    A detection's score is that of its best class times its objectness. With a single class it is the objectness alone,
+    as in YOLOv7, which does not train the score of a single class.
     """
 
-    def _candidates(self, head: Float32, heads: Heads, placement: ResizeTransform, classes: int) -> Candidates:
+    def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
         from segserve_builder.kernels.rows import best_of_rows
 
         labels, scores = best_of_rows(head, 4, 5, 5 + classes)
-        return Candidates(_centred_boxes(head.T, placement), scores, labels, heads, placement)
+        return Candidates(_centred_boxes(head.T, transform), scores, labels, heads, transform)
 
 
 class ChosenHead(YoloFamily):
-    """YOLOv10 and v26, which have chosen among their boxes: x1 y1 x2 y2, a score and the number of a class.
+    """YOLOv10 and v26, whose NMS is inside: x1 y1 x2 y2, a score and a class number, one detection per row.
 
-    Rows with a score of 0 are left out, whatever their class: they only fill the tensor.
+    Rows with a score of 0 only fill the tensor and are dropped, whatever their class.
     """
 
-    def _candidates(self, head: Float32, heads: Heads, placement: ResizeTransform, classes: int) -> Candidates:
+    def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
+        """Yield the metadata's evidence, and a small number of candidates."""
+        yield from super().evidence(network)
+        candidates = network.shape(_by_rank(network, 3)[0])[1]
+        if (candidates or MOST_CHOSEN + 1) <= MOST_CHOSEN:
+            text = f"it returns only {candidates} candidates, so it has chosen among them"
+            yield FamilyEvidence(EvidenceWeight.OBSERVATION, text)
+
+    def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
         import numpy as np
 
-        which = np.flatnonzero(head[:, 4] > 0)
-        numbers = head[which, 5]
+        rows = np.flatnonzero(head[:, 4] > 0)
+        numbers = head[rows, 5]
         wrong = (numbers < 0) | (numbers >= classes) | (numbers != np.floor(numbers))
         if wrong.any():
             raise SignatureError(f"a detection is of class {numbers[wrong][0]:g}; the model's are 0 to {classes - 1}")
-        boxes = to_image_coordinates(head[which, :4], placement)
-        return Candidates(boxes, head[which, 4], numbers.astype(np.int32), heads.take(which), placement)
+        boxes = to_image_coordinates(head[rows, :4], transform)
+        return Candidates(boxes, head[rows, 4], numbers.astype(np.int32), heads.take(rows), transform)
 
 
-def _network_io(layout: Layout, signature: NetworkSignature, pipeline: Pipeline) -> NetworkIO:
-    image, axes = image_input(signature, pipeline)
-    meaning = layout.shape("batch", "classes", "coefficients", "candidates")
-    # The two outputs are told apart by their number of dimensions.
-    outputs = sorted(signature.outputs, key=lambda tensor: len(tensor.shape))
-    if [len(tensor.shape) for tensor in outputs] != ([3, 4] if layout.masks else [3]):
-        seen = ", ".join(described(tensor) for tensor in signature.outputs) or "none"
-        allowed = f"two outputs, FP32 {meaning} and {PROTOTYPES}" if layout.masks else f"one output, FP32 {meaning}"
-        raise SignatureError(f"{layout.family} has {allowed}; the network has {seen}")
-    detections = float_output(outputs[0], pipeline, 3, meaning)
-    if not layout.masks:
-        _check_numbers(layout, detections, None, len(pipeline.classes))
-        return NetworkIO(image, axes, (detections,))
-    prototypes = float_output(outputs[1], pipeline, 4, PROTOTYPES)
-    _check_numbers(layout, detections, prototypes, len(pipeline.classes))
-    return NetworkIO(image, axes, (detections, prototypes))
+def _by_rank(network: InspectedNetwork, rank: int) -> list[TensorSpec]:
+    return [tensor for tensor in network.signature.outputs if len(tensor.shape) == rank]
 
 
-def _read_head(layout: Layout, outputs: Mapping[str, NDArray[Any]], classes: int) -> tuple[Float32, Heads]:
-    """Return one image's detections as the output has them, without the batch, and what their masks are made of.
-
-    Raises `SignatureError` where the shapes are not the layout's.
-    """
-    detections, *others = outputs.values()
-    shapes = [array.shape for array in (detections, *others)]
-    coefficients = shapes[1][1] if layout.masks and len(shapes[1]) == 4 else 0
-    expected = layout.numbers(classes) + coefficients
-    if [len(shape) for shape in shapes] != ([3, 4] if layout.masks else [3]) or (
-        (shapes[0][0], shapes[0][layout.axis]) != (1, expected)
-    ):
-        seen = " and ".join(str(list(shape)) for shape in shapes)
-        allowed = layout.shape("1", str(classes), "K", "N") + (" and [1, K, h, w]" if layout.masks else "")
-        raise SignatureError(f"the outputs have shapes {seen}; for one image and {classes} classes they are {allowed}")
-    head = detections[0]
-    if not layout.masks:
-        return head, NoHeads()
-    rows = head.T if layout.axis == 1 else head
-    return head, PrototypeHeads(rows[:, layout.numbers(classes) :], others[0][0])
+def _dict_literal(text: str) -> Mapping[str, Any]:
+    """Parse a dict as Python writes it, which is how Ultralytics keeps arguments; empty if it is not one."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
-def _best_class(scores: Float32) -> tuple[Int32, Float32]:
-    """Return each detection's best class and its score, both (N,), of scores (C, N)."""
-    import numpy as np
-
-    if len(scores) == 1:
-        return np.zeros(scores.shape[1], np.int32), scores[0]
-    from segserve_builder.kernels import labels
-
-    return labels.best_class(scores)
-
-
-def _centred_boxes(head: Float32, placement: ResizeTransform) -> Float32:
+def _centred_boxes(head: Float32, transform: ResizeTransform) -> Float32:
     """Return x1 y1 x2 y2 in pixels of the original image, not clipped, float32 (N, 4), of cx cy w h (4, N)."""
     import numpy as np
 
-    x_scale, y_scale = map(np.float32, placement.scale)
-    x, y = (head[0] - np.float32(placement.left)) * x_scale, (head[1] - np.float32(placement.top)) * y_scale
+    x_scale, y_scale = map(np.float32, transform.scale)
+    x, y = (head[0] - np.float32(transform.left)) * x_scale, (head[1] - np.float32(transform.top)) * y_scale
     half_width, half_height = head[2] * (x_scale / 2), head[3] * (y_scale / 2)
     return np.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=1)
 
 
-def _check_numbers(layout: Layout, detections: TensorSpec, prototypes: TensorSpec | None, classes: int) -> None:
-    seen, before = detections.shape[layout.axis], layout.numbers(classes)
-    coefficients = None if prototypes is None else prototypes.shape[1]
-    free = prototypes is not None and coefficients is None
-    least = before + (coefficients or 1 if prototypes is not None else 0)
-    if seen is None or seen == least or (free and seen > least):
-        return
-    named = " and ".join(described(tensor) for tensor in (detections, prototypes) if tensor is not None)
-    parts = f"{layout.before} + {classes}" if layout.scored else str(layout.before)
-    raise SignatureError(
-        f"{layout.family} output {named}: for the model's {classes} classes the detections must have "
-        f"{parts}{' + coefficients' if layout.masks else ''} {'rows' if layout.axis == 1 else 'columns'}, "
-        f"{'at least ' if free else ''}{least}"
-    )
+_V5_NMS: Final = Nms(iou_threshold=0.45, max_detections=1000)
+
+YOLO_SEG: Final = ScoredHead(
+    name="yolo-seg",
+    gives=ValueType.PROTOTYPES,
+    default_postprocess=(ScoreThreshold(), Nms(), CropMasks()),
+    output_names=("output0", "output1"),
+    axis=1,
+    leading_values=4,
+    scored=True,
+    masks=True,
+)
+YOLO_DETECT: Final = ScoredHead(
+    name="yolo-detect",
+    gives=ValueType.BOXES,
+    default_postprocess=(ScoreThreshold(), Nms()),
+    output_names=("output0",),
+    axis=1,
+    leading_values=4,
+    scored=True,
+    masks=False,
+)
+YOLOV5_SEG: Final = ObjectnessHead(
+    name="yolov5-seg",
+    gives=ValueType.PROTOTYPES,
+    default_postprocess=(ScoreThreshold(), _V5_NMS, CropMasks()),
+    output_names=("output0", "output1"),
+    axis=2,
+    leading_values=5,
+    scored=True,
+    masks=True,
+)
+YOLOV5_DETECT: Final = ObjectnessHead(
+    name="yolov5-detect",
+    gives=ValueType.BOXES,
+    default_postprocess=(ScoreThreshold(), _V5_NMS),
+    output_names=("output0",),
+    axis=2,
+    leading_values=5,
+    scored=True,
+    masks=False,
+)
+YOLO_NMS_FREE_SEG: Final = ChosenHead(
+    name="yolo-nms-free-seg",
+    gives=ValueType.PROTOTYPES,
+    default_postprocess=(ScoreThreshold(), CropMasks()),
+    output_names=("output0", "output1"),
+    axis=2,
+    leading_values=6,
+    scored=False,
+    masks=True,
+)
+YOLO_NMS_FREE_DETECT: Final = ChosenHead(
+    name="yolo-nms-free-detect",
+    gives=ValueType.BOXES,
+    default_postprocess=(ScoreThreshold(),),
+    output_names=("output0",),
+    axis=2,
+    leading_values=6,
+    scored=False,
+    masks=False,
+)

@@ -10,11 +10,14 @@ import pytest
 
 from segserve_builder.cluster import report_sender
 from segserve_builder.cluster.config_map_watch import ConfigMapWatch
-from segserve_builder.cluster.config_maps import ApiLostError, ApiRefusedError, Bookmark, ConfigMaps, ExpiredError, Seen
-from segserve_builder.cluster.pause import Pause
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.shard_inbox import Shard, ShardInbox
-from segserve_builder.cluster.shards import CONTENT_KEY, pack
+from segserve_common.backoff import RetryDelays
+from segserve_common.kube.client import KubeClient
+from segserve_common.kube.errors import ConflictError, GoneError, NotFoundError, UnavailableError
+from segserve_common.kube.kinds import Kind
+from segserve_common.kube.requests import Selector, WatchEvent
+from segserve_common.kube.shards import CONTENT_KEY, pack
 
 
 class Stored:
@@ -24,23 +27,24 @@ class Stored:
         self.maps: dict[str, dict[str, Any]] = {}
         self.script: list[Exception] = []
         self.calls: list[str] = []
-        self.events: list[Seen | Bookmark | Exception | None] = []
+        self.events: list[WatchEvent | Exception | None] = []
         self.closed = False
 
-    def as_config_maps(self) -> ConfigMaps:
-        return cast(ConfigMaps, self)
+    def as_client(self) -> KubeClient:
+        return cast(KubeClient, self)
 
-    def list_one(self, name: str) -> Seen:
+    def list(self, kind: Kind, *, labels: dict[str, str], fields: str) -> tuple[list[dict[str, Any]], str]:
         self._call("list")
-        return Seen(str(len(self.calls)), self.maps.get(name))
+        name = fields.removeprefix("metadata.name=")
+        return [self.maps[name]] if name in self.maps else [], str(len(self.calls))
 
-    def get(self, name: str) -> dict[str, Any]:
+    def get(self, kind: Kind, name: str) -> dict[str, Any]:
         self._call("get")
         if name not in self.maps:
-            raise ApiRefusedError(404, "not there")
+            raise NotFoundError("not there")
         return self.maps[name]
 
-    def watch(self, name: str, version: str) -> Iterator[Seen | Bookmark]:
+    def watch(self, selector: Selector, version: str) -> Iterator[WatchEvent]:
         self._call(f"watch {version}")
         while not self.closed:
             if self.events:
@@ -52,11 +56,11 @@ class Stored:
                 yield event
             time.sleep(0.005)
 
-    def patch_binary(self, name: str, key: str, content: str) -> None:
+    def patch(self, kind: Kind, name: str, patch: dict[str, Any]) -> None:
         self._call("patch")
         if name not in self.maps:
-            raise ApiRefusedError(404, "not there")
-        self.maps[name].setdefault("binaryData", {})[key] = content
+            raise NotFoundError("not there")
+        self.maps[name].setdefault("binaryData", {}).update(patch["binaryData"])
 
     def close(self) -> None:
         self.closed = True
@@ -75,7 +79,7 @@ def stored() -> Stored:
 @pytest.fixture
 def sender(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReportSender]:
     monkeypatch.setattr(report_sender, "SHORTEST_INTERVAL_S", 0.05)
-    made = ReportSender(stored.as_config_maps(), "reports", "pod")
+    made = ReportSender(stored.as_client(), "reports", "pod")
     made.start()
     yield made
     made.stop()
@@ -85,7 +89,7 @@ def sender(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReportSe
 def told(stored: Stored) -> Iterator[list[Any]]:
     """What a watch of one name tells."""
     heard: list[Any] = []
-    watch = ConfigMapWatch(stored.as_config_maps(), ["name"], lambda _, found: heard.append(found))
+    watch = ConfigMapWatch(stored.as_client(), ["name"], lambda _, found: heard.append(found))
     watch.start()
     yield heard
     watch.stop()
@@ -109,18 +113,18 @@ def report_of(stored: Stored) -> object:
 def test_a_version_that_has_expired_is_listed_anew(stored: Stored, told: list[Any]) -> None:
     eventually(lambda: told == [None])
     stored.maps["name"] = {"made": "meanwhile"}
-    stored.events.append(ExpiredError(410, "too old"))
+    stored.events.append(GoneError("too old"))
     eventually(lambda: told == [None, {"made": "meanwhile"}])
 
 
 def test_a_watch_goes_on_from_the_last_bookmark(stored: Stored, told: list[Any]) -> None:
-    stored.events += [Bookmark("77"), None]
+    stored.events += [WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "77"}}), None]
     eventually(lambda: "watch 77" in stored.calls)
     assert stored.calls.count("list") == 1
 
 
 def test_a_watch_that_breaks_off_is_listed_anew(stored: Stored, told: list[Any]) -> None:
-    stored.events.append(ApiLostError("reset"))
+    stored.events.append(UnavailableError("reset"))
     eventually(lambda: told == [None, None])
 
 
@@ -133,16 +137,16 @@ def test_a_listener_that_fails_is_told_again(stored: Stored) -> None:
         if len(heard) == 1:
             raise OSError("the disk is full")
 
-    watch = ConfigMapWatch(stored.as_config_maps(), ["name"], fail_once)
+    watch = ConfigMapWatch(stored.as_client(), ["name"], fail_once)
     watch.start()
     eventually(lambda: heard == [{"value": 1}, {"value": 1}])
     watch.stop()
 
 
 def test_an_api_that_cannot_be_reached_tells_nothing(stored: Stored) -> None:
-    stored.script = [ApiLostError("refused")] * 3
+    stored.script = [UnavailableError("refused")] * 3
     heard: list[Any] = []
-    watch = ConfigMapWatch(stored.as_config_maps(), ["name"], lambda _, found: heard.append(found))
+    watch = ConfigMapWatch(stored.as_client(), ["name"], lambda _, found: heard.append(found))
     watch.start()
     eventually(lambda: heard == [None])
     assert stored.calls[:4] == ["list"] * 4
@@ -151,7 +155,7 @@ def test_an_api_that_cannot_be_reached_tells_nothing(stored: Stored) -> None:
 
 def test_a_report_is_sent_until_it_is_taken(stored: Stored, sender: ReportSender) -> None:
     stored.maps["reports"] = {}
-    stored.script = [ApiLostError("refused"), ApiRefusedError(500, "etcd"), ApiRefusedError(409, "conflict")]
+    stored.script = [UnavailableError("refused"), UnavailableError("etcd"), ConflictError("conflict")]
     sender.send({"ready": True})
     eventually(lambda: report_of(stored) == pack({"ready": True}))
     assert stored.calls == ["patch"] * 4
@@ -160,7 +164,7 @@ def test_a_report_is_sent_until_it_is_taken(stored: Stored, sender: ReportSender
 def test_a_report_that_failed_is_tried_at_once_when_somebody_asks(
     stored: Stored, sender: ReportSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pause, "next_s", lambda _: 3600.0)
+    monkeypatch.setattr(RetryDelays, "next_s", lambda _: 3600.0)
     sender.send({"ready": True})
     eventually(lambda: stored.calls == ["patch"])
     stored.maps["reports"] = {}
@@ -170,7 +174,7 @@ def test_a_report_that_failed_is_tried_at_once_when_somebody_asks(
 
 def test_only_the_newest_of_many_reports_is_sent_after_a_failure(stored: Stored, sender: ReportSender) -> None:
     stored.maps["reports"] = {}
-    stored.script = [ApiLostError("refused")]
+    stored.script = [UnavailableError("refused")]
     for number in range(50):
         sender.send({"number": number})
     eventually(lambda: report_of(stored) == pack({"number": 49}))
@@ -194,15 +198,6 @@ def test_equal_reports_are_one_write(stored: Stored, sender: ReportSender) -> No
     sender.check()
     eventually(lambda: "get" in stored.calls)
     assert stored.calls.count("patch") == 1
-
-
-def test_pauses_double_up_to_a_limit_and_begin_anew() -> None:
-    pause = Pause(first_s=0.2, longest_s=15.0)
-    seen = [pause.next_s() for _ in range(20)]
-    limits = [min(15.0, 0.2 * 2**attempt) for attempt in range(20)]
-    assert all(limit / 2 <= found <= limit for found, limit in zip(seen, limits, strict=True))
-    pause.reset()
-    assert pause.next_s() <= 0.2
 
 
 class Inbox:

@@ -18,12 +18,12 @@ from segserve_builder.cluster.assignment import AssignmentInbox
 from segserve_builder.cluster.bounded_log import BoundedLog
 from segserve_builder.cluster.probe_server import ProbeServer, said
 from segserve_builder.cluster.settings import AgentSettings, SettingsError, TritonSettings
-from segserve_builder.cluster.shards import CONTENT_KEY, pack
 from segserve_builder.cluster.triton import arguments, environment
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access, Credential
 from segserve_builder.spec.model_spec import Artifact
 from segserve_builder.steps.pipeline import Pipeline
+from segserve_common.kube.shards import CONTENT_KEY, pack
 
 TRITON = {
     "SEGSERVE_TRITONSERVER": "/opt/tritonserver/bin/tritonserver",

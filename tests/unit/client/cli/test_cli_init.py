@@ -17,9 +17,10 @@ from PIL import Image
 
 from segserve.cli.errors import CommandError
 from segserve.cli.init.families import candidates
-from segserve.cli.init.guess import Wish, guess
-from segserve.cli.init.image_input import image_input
-from segserve.cli.init.network import read_network
+from segserve.cli.init.guess import guess
+from segserve.cli.init.network import image_input, read_network
+from segserve.cli.init.values import Overrides
+from segserve_builder.families import FAMILIES
 from segserve_builder.golden.judging import GOLDEN_FILE, compare, load
 from segserve_builder.sources import folder_digest
 from segserve_builder.stages.base import RequestOptions
@@ -62,7 +63,7 @@ def network(path: Path, inputs: list[Any], outputs: list[Any], **metadata: str) 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda path: path.stem)
 def test_the_family_of_every_example_is_guessed_as_it_is_committed(file: Path) -> None:
-    guessed = guess(file, "0" * 64, [PHOTO], Wish())
+    guessed = guess(file, "0" * 64, [PHOTO], Overrides())
 
     spec, committed = guessed.spec, COMMITTED[file]
     assert spec["family"] == committed["family"]
@@ -80,7 +81,7 @@ def test_what_is_written_loads_and_answers_as_the_committed_one(
     code, printed, _ = command("init", photos, file, "-o", folder)
 
     assert code == 0
-    assert "what it could not know" in printed
+    assert "could not be determined" in printed
     (resource,) = load_resources((folder / "model.yaml").read_text(), "model.yaml")
     assert isinstance(resource, SegmentationModel)
     assert (folder / resource.spec.artifact.uri).resolve() == file
@@ -103,12 +104,12 @@ def test_everything_that_is_not_known_is_listed_and_marked_in_the_file(
 
     text = " ".join((tmp_path / "out/model.yaml").read_text().replace("#", " ").split())
     assert code == 0
-    listed = " ".join(printed.partition("could not know")[2].partition("next:")[0].split())
+    listed = " ".join(printed.partition("could not be determined")[2].partition("next:")[0].split())
     for unsure in (
         "the names of the classes are not in the file",
-        "only training knows all of them; seen on your images: 1",
-        "how they were made to fit in training is not in the file",
-        "thresholds are the usual ones",
+        "the file does not list them; observed on your images: 1",
+        "the file does not tell how training resized them",
+        "the thresholds are the family's usual ones",
         "pasteMasks has two conventions",
     ):
         assert unsure in listed
@@ -116,7 +117,7 @@ def test_everything_that_is_not_known_is_listed_and_marked_in_the_file(
     assert text.count("CHECK: ") == 6  # the sixth is the golden set
 
 
-FAMILIES: dict[str, list[tuple[str, list[Any]]]] = {
+OUTPUTS: dict[str, list[tuple[str, list[Any]]]] = {
     "yolo-detect": [("output0", ["b", 84, 8400])],
     "yolov5-detect": [("output0", ["b", 25200, 85])],
     "yolov5-seg": [("output0", ["b", 25200, 117]), ("output1", ["b", 32, 160, 160])],
@@ -139,14 +140,14 @@ FAMILIES: dict[str, list[tuple[str, list[Any]]]] = {
 """What exporters give a network of each family that no example is of."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OUTPUTS)
 def test_the_family_is_known_by_what_exporters_call_its_outputs(tmp_path: Path, family: str) -> None:
-    network_file = network(tmp_path / "m.onnx", [("images", ["b", 3, 640, 640])], FAMILIES[family])
+    network_file = network(tmp_path / "m.onnx", [("images", ["b", 3, 640, 640])], OUTPUTS[family])
 
     read = read_network(network_file)
 
     ranked = candidates(read, image_input(read.image))
-    assert ranked[0].family == family
+    assert ranked[0].family is FAMILIES[family]
     assert len(ranked) == 1 or ranked[0].weight > ranked[1].weight
 
 
@@ -161,9 +162,9 @@ def test_ultralytics_metadata_names_family_classes_and_preparation(tmp_path: Pat
         **ULTRALYTICS,
     )
 
-    guessed = guess(file, "0" * 64, [PHOTO], Wish())
+    guessed = guess(file, "0" * 64, [PHOTO], Overrides())
 
-    assert "task 'segment'" in guessed.family.because
+    assert "task 'segment'" in guessed.candidate.because
     assert [entry["name"] for entry in guessed.spec["classes"]] == ["person", "dog"]
     assert guessed.spec["preprocess"] == [
         {"decode": {}},
@@ -183,7 +184,7 @@ def test_a_checkpoints_config_beside_the_file_names_family_classes_and_preparati
     prepared = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2], "size": {"height": 64, "width": 64}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(prepared))
 
-    guessed = guess(file, "0" * 64, [PHOTO], Wish())
+    guessed = guess(file, "0" * 64, [PHOTO], Overrides())
 
     assert guessed.spec["family"] == "mask2former"
     assert [entry["name"] for entry in guessed.spec["classes"]] == ["road", "car"]
@@ -210,7 +211,7 @@ def without_its_normalisation(file: Path, target: Path) -> Path:
 def test_a_normalisation_that_nothing_says_is_tried_on_the_images(tmp_path: Path) -> None:
     file = without_its_normalisation(EXAMPLES / "coins/coins-unet.onnx", tmp_path / "float.onnx")
 
-    guessed = guess(file, "0" * 64, [PHOTO], Wish())
+    guessed = guess(file, "0" * 64, [PHOTO], Overrides())
 
     # It was trained with (pixel - 102) / 63.75: from -1.6 to 2.4.
     assert guessed.trials[0].name == "0 to 1 with ImageNet's mean and deviation"
@@ -249,7 +250,7 @@ def test_nothing_is_written_over_without_force(command: Command, photos: Path, t
     code, _, complaint = command(*arguments)
 
     assert (code, (folder / "model.yaml").read_text()) == (1, "mine")
-    assert "exists already; --force writes over it" in complaint
+    assert "already exists; use --force to overwrite it" in complaint
     assert not (folder / "golden").exists()
     assert command(*arguments, "--force")[0] == 0
     assert (folder / "golden" / GOLDEN_FILE).exists()
@@ -273,13 +274,13 @@ def test_files_that_cannot_be_served_are_told_with_what_was_seen(
         ((photos, noise(tmp_path / "noise.onnx")), "is not an ONNX model"),
         ((photos, tmp_path / "missing.onnx"), "No such file"),
         ((photos, photos), "Is a directory"),
-        ((photos, strange), "no family has the outputs of strange.onnx: 'depth' FP32 [?, 32]"),
+        ((photos, strange), "no family fits the outputs of strange.onnx: 'depth' FP32 [?, 32]"),
         ((photos, two), "has 2 inputs"),
-        ((photos, flat), "is no image"),
+        ((photos, flat), "is not an image"),
         ((empty, EXAMPLES / "coins/coins-unet.onnx"), "has no images"),
         ((photos, EXAMPLES / "coins/coins-unet.onnx", "--family", "yolo-seg"), "yolo-seg has two outputs"),
         ((photos, EXAMPLES / "coins/coins-unet.onnx", "--classes", "a,b,c"), "the network's outputs have 2"),
-        ((photos, EXAMPLES / "coins/coins-unet.onnx", "--name", "No Name"), "is no name for a model"),
+        ((photos, EXAMPLES / "coins/coins-unet.onnx", "--name", "No Name"), "is not a valid model name"),
     ):
         code, _, complaint = command("init", *arguments, "-o", tmp_path / "out")
         assert (code, said in " ".join(complaint.split())) == (1, True), complaint
@@ -289,8 +290,8 @@ def test_files_that_cannot_be_served_are_told_with_what_was_seen(
 def test_a_broken_image_is_named_before_anything_is_written(tmp_path: Path, photos: Path) -> None:
     noise(photos / "broken.jpg")
 
-    with pytest.raises(CommandError, match=r"broken\.jpg is no image"):
-        guess(EXAMPLES / "coins/coins-unet.onnx", "0" * 64, sorted(photos.iterdir()), Wish())
+    with pytest.raises(CommandError, match=r"broken\.jpg is not an image"):
+        guess(EXAMPLES / "coins/coins-unet.onnx", "0" * 64, sorted(photos.iterdir()), Overrides())
 
 
 def test_a_changed_pipeline_is_recorded_anew_and_the_file_keeps_its_comments(
@@ -322,7 +323,7 @@ def test_without_onnxruntime_less_is_known_and_that_is_said(
 
     said = " ".join(printed.split())
     assert code == 0
-    assert "no golden set: the network was not run, as onnxruntime is not installed" in said
+    assert "no golden set: the network was not run, because onnxruntime is not installed" in said
     assert "multiples of 32 are a guess" in said
     (resource,) = load_resources((tmp_path / "out/model.yaml").read_text(), "model.yaml")
     assert isinstance(resource, SegmentationModel)
@@ -337,7 +338,7 @@ def test_a_pipeline_that_does_not_answer_is_written_all_the_same(
     code, printed, _ = command("init", photos, file, "-o", tmp_path / "out")
 
     assert (code, (tmp_path / "out/model.yaml").exists()) == (0, True)
-    assert "no golden set: the pipeline does not answer your images" in " ".join(printed.split())
+    assert "no golden set: the pipeline fails on your images" in " ".join(printed.split())
 
 
 def test_recording_leaves_other_files_alone_and_takes_no_labels_away(

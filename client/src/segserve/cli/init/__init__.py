@@ -1,1 +1,1 @@
-"""`segserve init`: what an ONNX file says of itself, what can be found out by running it, and the resource of both."""
+"""`segserve init`: writes the resource for an ONNX file from its contents, trial runs and images."""

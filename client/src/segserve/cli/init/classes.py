@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from segserve.cli.errors import CommandError
-from segserve.cli.init.remarks import Remark
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from segserve.cli.init.network import NetworkFile
+from segserve.cli.init.network import NetworkFile
+from segserve.cli.init.values import Remark
+from segserve_builder.families.base import Family
 
 KEYS: Final = ("names", "class_names", "classes", "labels", "id2label")
 PLACE: Final = ("spec", "classes")
 LONGEST: Final = 100
-PANOPTIC: Final = frozenset({"mask2former", "maskformer", "detr-panoptic"})
 
 
 @dataclass(frozen=True)
-class Names:
-    """Names in the order of their ids, and where they are from."""
+class ClassNames:
+    """Names in the order of their ids, and where they come from."""
 
     names: tuple[str, ...]
     origin: str
@@ -31,59 +28,56 @@ class Names:
 
 @dataclass(frozen=True)
 class Classes:
-    """The resource's classes, and what is to be said of them."""
+    """The resource's classes, with remarks."""
 
     entries: tuple[Mapping[str, Any], ...]
     remarks: tuple[Remark, ...]
 
 
-def names_of(network: NetworkFile, given: str | None) -> Names | None:
-    """Return the names that the user gives, else those that come with the file, else None."""
+def names_of(network: NetworkFile, given: str | None) -> ClassNames | None:
+    """Return the user's names, else those that come with the file, else None."""
     if given is not None:
-        return Names(_split(given), "--classes")
+        return ClassNames(_split(given), "--classes")
     for key in KEYS:
-        found = _ordered(_read(network.metadata.get(key, "")))
-        if found:
-            return Names(found, f"the file's metadata ({key!r})")
-    found = _ordered(network.config.get("id2label"))
-    return Names(found, "the config.json beside the file") if found else None
+        names = _ordered(_read(network.metadata.get(key, "")))
+        if names:
+            return ClassNames(names, f"the file's metadata ({key!r})")
+    names = _ordered(network.config.get("id2label"))
+    return ClassNames(names, "the config.json beside the file") if names else None
 
 
-def classes_of(family: str, number: int | None, names: Names | None, labels: Iterable[int]) -> Classes:
+def classes_of(family: Family, number: int | None, names: ClassNames | None, labels: Iterable[int]) -> Classes:
     """Return the classes of a network.
 
-    `number` is what its outputs imply, None where it gives labels as numbers: `labels` are those that were seen then.
-    Raises `CommandError` where the user names another number of classes.
+    `number` is the number of class ids that its outputs can give, None if it gives labels as numbers: `labels` are
+    then those that it gave for the user's images. Raises `CommandError` if the user names another number of classes.
     """
-    first = 1 if family == "ssd" or (number is None and 0 not in set(labels)) else 0
-    many = max(labels, default=0) + 1 - first if number is None else number - first
-    told = None if names is None else _fitting(names, number if number is None else many)
-    if told is not None:
-        entries = _entries(family, told, first)
-        said = f"names from {names.origin}" if names is not None else ""
-        unsure = () if number is not None else (_ids_unsure(first, labels),)
-        return Classes(entries, (Remark(PLACE, said), *unsure, *_things(family)))
-    numbered = [f"class-{number}" for number in range(first, first + max(many, 1))]
-    seen = "" if names is None else f"; {names.origin} has {len(names.names)} names, which do not fit"
-    unknown = Remark(PLACE, f"the names of the classes are not in the file{seen}: they are numbered here", sure=False)
-    if number is None:
-        return Classes(_entries(family, numbered, first), (unknown, _ids_unsure(first, labels), *_things(family)))
-    return Classes(_entries(family, numbered, first), (unknown, *_things(family)))
+    first = 1 if family.first_class_id or (number is None and 0 not in set(labels)) else 0
+    count = max(labels, default=0) + 1 - first if number is None else number - first
+    fitting = None if names is None else _fitting(names, number if number is None else count)
+    if fitting is not None and names is not None:
+        listed, remark = fitting, Remark(PLACE, f"names from {names.origin}")
+    else:
+        listed = [f"class-{number}" for number in range(first, first + max(count, 1))]
+        why = "" if names is None else f"; {names.origin} has {len(names.names)} names, which do not fit"
+        remark = Remark(PLACE, f"the names of the classes are not in the file{why}: they are numbered here", sure=False)
+    unsure_ids = () if number is not None else (_unsure_ids(first, labels),)
+    return Classes(_entries(family, listed, first), (remark, *unsure_ids, *_things(family)))
 
 
-def _fitting(names: Names, number: int | None) -> Sequence[str] | None:
+def _fitting(names: ClassNames, number: int | None) -> Sequence[str] | None:
     if number is None or len(names.names) == number:
         return names.names
     if number == 2 and len(names.names) == 1:
         return ("background", *names.names)
     if names.origin == "--classes":
-        given = ", ".join(names.names)
-        raise CommandError(f"--classes names {len(names.names)} ({given}); the network's outputs have {number}")
+        listed = ", ".join(names.names)
+        raise CommandError(f"--classes has {len(names.names)} names ({listed}); the network's outputs have {number}")
     return None
 
 
-def _entries(family: str, names: Sequence[str], first: int) -> tuple[Mapping[str, Any], ...]:
-    things = family in PANOPTIC
+def _entries(family: Family, names: Sequence[str], first: int) -> tuple[Mapping[str, Any], ...]:
+    things = family.has_things
     return tuple(
         {"id": number, "name": name} | ({"thing": name.lower() != "background"} if things else {})
         for number, name in enumerate(_distinct(names), first)
@@ -91,27 +85,27 @@ def _entries(family: str, names: Sequence[str], first: int) -> tuple[Mapping[str
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    found = []
+    counts: dict[str, int] = {}
+    distinct = []
     for name in names:
         short = name.strip()[:LONGEST] or "unnamed"
-        seen[short] = seen.get(short, 0) + 1
-        found.append(short if seen[short] == 1 else f"{short[: LONGEST - 6]} ({seen[short]})")
-    return found
+        counts[short] = counts.get(short, 0) + 1
+        distinct.append(short if counts[short] == 1 else f"{short[: LONGEST - 6]} ({counts[short]})")
+    return distinct
 
 
-def _things(family: str) -> Iterable[Remark]:
-    if family in PANOPTIC:
-        text = "which classes are things (counted one by one) and which are not is not in the file: `thing` is a guess"
+def _things(family: Family) -> Iterable[Remark]:
+    if family.has_things:
+        text = "the file does not tell which classes are things, counted one by one: `thing` is a guess"
         yield Remark(PLACE, text, sure=False)
 
 
-def _ids_unsure(first: int, labels: Iterable[int]) -> Remark:
-    seen = ", ".join(str(label) for label in sorted(set(labels))[:12]) or "none"
+def _unsure_ids(first: int, labels: Iterable[int]) -> Remark:
+    observed = ", ".join(str(label) for label in sorted(set(labels))[:12]) or "none"
     return Remark(
         PLACE,
-        f"the network gives classes as numbers, and only training knows all of them; seen on your images: {seen}. "
-        f"Ids begin at {first} here; a number that is no class makes an answer fail",
+        f"the network returns class numbers, and the file does not list them; observed on your images: {observed}. "
+        f"Ids start at {first} here; a number that is not a class makes a request fail",
         sure=False,
     )
 
@@ -119,12 +113,14 @@ def _ids_unsure(first: int, labels: Iterable[int]) -> Remark:
 def _split(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
-        raise CommandError(f"--classes names the classes with commas between, as background,road,car; got {text!r}")
+        raise CommandError(
+            f"--classes is a list of names separated by commas, such as background,road,car; got {text!r}"
+        )
     return names
 
 
 def _read(text: str) -> Any:
-    """Read a value as Python or JSON writes it, or names with commas between."""
+    """Parse a Python or JSON literal, or names separated by commas."""
     for read in (ast.literal_eval, json.loads):
         try:
             return read(text)
@@ -133,14 +129,14 @@ def _read(text: str) -> Any:
     return [part.strip() for part in text.split(",")] if "," in text else None
 
 
-def _ordered(found: Any) -> tuple[str, ...]:
-    """Return names by id; nothing where ids have gaps, for then positions would be wrong."""
-    if isinstance(found, dict):
+def _ordered(value: Any) -> tuple[str, ...]:
+    """Return names by id; empty if ids have gaps, because positions would be wrong then."""
+    if isinstance(value, dict):
         try:
-            by_id = {int(key): str(value) for key, value in found.items()}
+            by_id = {int(key): str(name) for key, name in value.items()}
         except (ValueError, TypeError):
             return ()
         return tuple(by_id[key] for key in sorted(by_id)) if sorted(by_id) == list(range(len(by_id))) else ()
-    if isinstance(found, list | tuple) and all(isinstance(name, str) for name in found):
-        return tuple(found)
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return tuple(value)
     return ()

@@ -1,4 +1,4 @@
-"""`segserve init`: looks at an ONNX file and some images, and writes the resource that serves it."""
+"""The command `segserve init`: inspects an ONNX file and some images, and writes the resource that serves it."""
 
 from __future__ import annotations
 
@@ -19,57 +19,59 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from segserve.cli.init.guess import Guess
-    from segserve.cli.init.remarks import Remark
+    from segserve.cli.init.values import Remark
     from segserve.results.result import Result
 
 RESOURCE = "model.yaml"
 
 
 def init(
-    images: Annotated[Path, typer.Argument(metavar="IMAGE_FOLDER", help="Some images of the kind to be served.")],
-    network: Annotated[Path, typer.Argument(metavar="MODEL.ONNX", help="The network.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGE_FOLDER", help="Images like those to be served.")],
+    network: Annotated[Path, typer.Argument(metavar="MODEL.ONNX", help="The network as an ONNX file.")],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Where to write; a new folder of the model's name without it."
+            "--output", "-o", metavar="FOLDER", help="Folder to write to. Default: a folder named after the model."
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The model's name; else that of its file.", show_default=False)
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the model. Default: the name of its file.", show_default=False),
     ] = None,
     family: Annotated[
         str | None,
         typer.Option(
             metavar="FAMILY",
-            help="What the outputs mean, instead of a guess.",
+            help="Family of the network, instead of a guess.",
             show_default=False,
             autocompletion=family_names,
         ),
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(metavar="A,B,C", help="The classes' names in order, with commas between.", show_default=False),
+        typer.Option(metavar="A,B,C", help="Names of the classes in order, separated by commas.", show_default=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over what an earlier init has written.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the files of an earlier init.")] = False,
 ) -> None:
-    """Look at an ONNX file, and write the resource that serves it: a first one, with comments, to be checked.
+    """Write a first resource for an ONNX file, with comments to check.
 
-    Family, classes, size and normalisation are read from the file or found out by running it on the images. What
-    nobody can know from a file is listed, here and as CHECK in the resource. The answers to the first images become the
-    golden set; preview/ shows them: look there before you trust it.
+    Family, classes, size and normalisation are read from the file or determined by running it on the images. What the
+    file does not tell is listed, and marked CHECK in the resource. The answers to the first images become the golden
+    set; preview/ shows them: check them before you trust it.
     """
     from rich.console import Console
 
-    known = images_in(images)
-    title = _name(name, network)
-    folder = output if output is not None else Path(title)
+    image_files = images_in(images)
+    model = _name(name, network)
+    folder = output if output is not None else Path(model)
     _refuse_to_overwrite(folder, force=force)
     with needs("builder"):
-        from segserve.cli.init.guess import Wish, guess
+        from segserve.cli.init.guess import guess
         from segserve.cli.init.report import report
+        from segserve.cli.init.values import Overrides
 
-        guessed = guess(network, _sha256(network), known, Wish(family, classes))
-        results, remarks = _write(guessed, title, known, folder)
+        guessed = guess(network, _sha256(network), image_files, Overrides(family, classes))
+        results, remarks = _write(guessed, model, image_files, folder)
     Console(highlight=False).print(report(guessed, results, remarks, folder / RESOURCE))
 
 
@@ -79,19 +81,19 @@ def _name(given: str | None, network: Path) -> str:
     name = given or re.sub("[^a-z0-9]+", "-", network.stem.lower()).strip("-")[:MODEL_NAME_MAX_LENGTH].strip("-")
     if len(name) > MODEL_NAME_MAX_LENGTH or not re.fullmatch(MODEL_NAME_PATTERN, name):
         raise CommandError(
-            f"{name!r} is no name for a model: lower-case letters, digits and single dashes, at most "
-            f"{MODEL_NAME_MAX_LENGTH}; give one with --name"
+            f"{name!r} is not a valid model name: use at most {MODEL_NAME_MAX_LENGTH} lower-case letters, digits and "
+            "single dashes (--name)"
         )
     return name
 
 
 def _refuse_to_overwrite(folder: Path, *, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
-        raise CommandError(f"{folder} is a file; -o names a folder")
-    there = [path for path in (folder / RESOURCE, folder / "golden", folder / "preview") if path.exists()]
-    if there and not force:
+        raise CommandError(f"{folder} is a file; -o must be a folder")
+    existing = [path for path in (folder / RESOURCE, folder / "golden", folder / "preview") if path.exists()]
+    if existing and not force:
         raise CommandError(
-            f"{', '.join(map(str, there))} exists already; --force writes over it, -o names another folder"
+            f"{', '.join(map(str, existing))} already exists; use --force to overwrite it, or -o for another folder"
         )
 
 
@@ -106,36 +108,36 @@ def _sha256(path: Path) -> str:
 def _write(
     guessed: Guess, name: str, images: Sequence[Path], folder: Path
 ) -> tuple[Sequence[Result] | None, Sequence[Remark]]:
-    """Write all; return the answers to the golden images, None where there are none, and all remarks."""
+    """Write all files; return the answers to the golden images, None if there are none, and all remarks."""
     from segserve.cli.init.golden import write_golden, write_previews
     from segserve.cli.init.guess import model_of
-    from segserve.cli.init.remarks import Remark
     from segserve.cli.init.resource import commented, manifest_of
+    from segserve.cli.init.values import Remark
     from segserve_builder.errors import BuilderError
     from segserve_operator.api.segmentation_model import SegmentationModel
 
     spec: dict[str, Any] = {**guessed.spec, "artifact": {**guessed.spec["artifact"], "uri": _relative(guessed, folder)}}
-    manifest = manifest_of(name, spec)  # what would be refused is found out before anything is written
+    manifest = manifest_of(name, spec)  # validates before anything is written
     for old in (folder / "golden", folder / "preview"):
-        shutil.rmtree(old, ignore_errors=True)  # there with --force alone
+        shutil.rmtree(old, ignore_errors=True)  # they exist with --force only
     folder.mkdir(parents=True, exist_ok=True)
     remarks, results = list(guessed.remarks), None
-    if guessed.runs is None:
-        why = "the network was not run, as onnxruntime is not installed (pip install onnxruntime)"
+    if guessed.runner is None:
+        why = "the network was not run, because onnxruntime is not installed (pip install onnxruntime)"
     else:
         try:
             digest, answers = write_golden(model_of(guessed), images, folder / "golden")
             results = write_previews(answers, SegmentationModel.model_validate(manifest), folder / "preview")
             manifest = manifest_of(name, {**spec, "golden": {"uri": "golden", "sha256": digest}})
         except BuilderError as error:
-            why = f"the pipeline does not answer your images: {error}"
+            why = f"the pipeline fails on your images: {error}"
     if results is None:
         remarks.append(Remark(("spec",), f"no golden set: {why}", sure=False))
     else:
-        text = "the golden set is this guess's own answers: look at preview/ before you trust it"
+        text = "the golden set holds this guess's own answers: check preview/ before you trust it"
         remarks.append(Remark(("spec", "golden"), text, sure=False))
     head = [
-        f"ParsedResource by `segserve init` of {guessed.network.path.name}. Lines with CHECK are what it could not know.",
+        f"Written by `segserve init` for {guessed.network.path.name}. Check the lines marked CHECK.",
         f"`segserve up -f {RESOURCE}` serves it.",
     ]
     (folder / RESOURCE).write_text(commented(manifest, remarks, head))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from segserve.cli.failures import CommandError
-
-if TYPE_CHECKING:
-    from segserve.cli.init.network import ImageInput, NetworkFile
-    from segserve_builder.families.base import Family, FamilyEvidence
-    from segserve_builder.steps.pipeline import Pipeline
+from segserve.cli.errors import CommandError
+from segserve.cli.init.network import ImageInput, NetworkFile
+from segserve_builder.errors import BuilderError
+from segserve_builder.export.networks import family_of
+from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence
+from segserve_builder.families.signature import described_all
+from segserve_builder.steps.pipeline import Pipeline
 
 ANY_SHA256: Final = "0" * 64
 BATCH: Final = 8
@@ -41,9 +43,6 @@ def candidates(network: NetworkFile, image: ImageInput, named: int | None = None
 
     Raises `CommandError` with the network's outputs if no family fits.
     """
-    from segserve_builder.families import FAMILIES
-    from segserve_builder.families.signature import described_all
-
     fitting = []
     for family in FAMILIES.values():
         classes = family.implied_classes(network)
@@ -60,8 +59,6 @@ def candidates(network: NetworkFile, image: ImageInput, named: int | None = None
 
 def misfit(family: Family, network: NetworkFile, image: ImageInput, classes: int) -> str | None:
     """Return why a network is not of a family, None if it may be."""
-    from segserve_builder.errors import BuilderError
-
     try:
         family.network_io(network.signature, _pipeline_of(family, image, classes))
     except BuilderError as error:
@@ -71,8 +68,6 @@ def misfit(family: Family, network: NetworkFile, image: ImageInput, classes: int
 
 def _pipeline_of(family: Family, image: ImageInput, classes: int) -> Pipeline:
     """Return a minimal pipeline with a family and a number of classes."""
-    from segserve_builder.steps.pipeline import Pipeline
-
     return Pipeline.model_validate(
         {
             "model": "any",
@@ -89,9 +84,6 @@ def _pipeline_of(family: Family, image: ImageInput, classes: int) -> Pipeline:
 
 
 def _evidence(family: Family, network: NetworkFile, classes: int | None, named: int | None) -> Iterator[FamilyEvidence]:
-    from segserve_builder.export.networks import family_of
-    from segserve_builder.families.base import EvidenceWeight, FamilyEvidence
-
     yield FamilyEvidence(EvidenceWeight.SHAPES, "its outputs have the family's shapes")
     for architecture in network.config.get("architectures") or ():
         if family_of(str(architecture)) is family:

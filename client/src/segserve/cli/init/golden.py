@@ -1,4 +1,4 @@
-"""The golden set of a new model, and pictures of its answers for the user to judge before they are believed."""
+"""The golden set of a new model, and previews of its answers for the user to check."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ DATATYPES: Final = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
 
 
 def write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) -> tuple[str, list[tuple[Path, Answer]]]:
-    """Write the answers to some images as a golden set; return its digest, and the answers by image.
+    """Write the answers to the first images as a golden set; return its digest, and the answers by image.
 
-    Other files of the folder stay.
+    Other files in the folder are kept.
     """
     from segserve_builder.export.writing import GOLDEN_TOLERANCE
     from segserve_builder.golden.judging import GOLDEN_FILE, record
@@ -58,7 +58,7 @@ def write_previews(answers: Iterable[tuple[Path, Answer]], resource: Segmentatio
 
 
 def result_of(answer: Answer, resource: SegmentationModel) -> Result:
-    """Return what the client would make of an answer."""
+    """Return the result that the client would return for an answer."""
     from segserve.calls.answers import read_result
     from segserve.results.values import ModelInfo, SegmentClass
     from segserve_common.kserve import InferAnswer, Tensor, pack_bytes

@@ -1,55 +1,85 @@
-"""What an ONNX file says of itself, and of its folder: tensors, operators, metadata, the arithmetic it begins with."""
+"""Inspects an ONNX file and its folder: tensors, operators, metadata, and the arithmetic that the graph starts with."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from segserve.cli.errors import CommandError
+from segserve_builder.families.base import NetworkSignature, TensorSpec
+from segserve_builder.families.signature import IMAGE_DTYPES, described, described_all
+from segserve_builder.steps.onnx_signature import read_signature
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import NetworkSignature, TensorSpec
-
 PASSING: Final = frozenset({"Cast", "Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Pad", "Slice"})
-"""Operators that leave the values of pixels as they are."""
-ASIDE: Final = frozenset({"Shape", "Size"})
+"""Operators that do not change the values of pixels."""
+METADATA_OPERATORS: Final = frozenset({"Shape", "Size"})
 LONGEST_CHAIN: Final = 24
+COLOURS: Final[dict[int, Literal["RGB", "GREY"]]] = {3: "RGB", 1: "GREY"}
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What a graph does to pixels first: `pixel * factor + offset`, a number for every channel or one for all."""
+    """The arithmetic that a graph starts with: `pixel * factor + offset`, one number per channel or one for all."""
 
     factor: tuple[float, ...]
     offset: tuple[float, ...]
 
     @property
     def does_nothing(self) -> bool:
-        """Whether pixels go into the network as they come."""
+        """Whether pixels enter the network unchanged."""
         return set(self.factor) <= {1.0} and set(self.offset) <= {0.0}
 
     @property
     def of_bytes(self) -> bool:
-        """Whether it is meant for pixels of 0 to 255, and not of 0 to 1: networks want about -3 to 3."""
+        """Whether it is meant for pixels of 0 to 255 and not of 0 to 1, given that networks take about -3 to 3."""
         return max(map(abs, self.factor)) < 0.2 or max(map(abs, self.offset)) > 10
 
 
 @dataclass(frozen=True)
+class ImageInput:
+    """The image input of a network; None is a free size. `single` inputs have no batch axis."""
+
+    name: str
+    dtype: str
+    colour: Literal["RGB", "GREY"]
+    layout: Literal["NCHW", "NHWC"]
+    height: int | None
+    width: int | None
+    batch: int | None
+    single: bool = False
+
+    @property
+    def channels(self) -> int:
+        """3 for RGB, 1 for GREY."""
+        return 3 if self.colour == "RGB" else 1
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width if both are fixed."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
+
+    def shape(self, batch: int, height: int, width: int) -> tuple[int, ...]:
+        """Return the shape of a batch of images."""
+        sides = (self.channels, height, width) if self.layout == "NCHW" else (height, width, self.channels)
+        return sides if self.single else (batch, *sides)
+
+
+@dataclass(frozen=True)
 class NetworkFile:
-    """One ONNX file. `shapes` are those of the outputs for one image, where it was run; declared sizes may be free."""
+    """One ONNX file. `shapes` are those of the outputs for one image, if it was run; declared sizes may be free."""
 
     path: Path
     signature: NetworkSignature
     operators: frozenset[str]
     metadata: Mapping[str, str]
     arithmetic: Arithmetic | None
-    """None where the graph begins with something else than constants can say."""
+    """None if the graph starts with arithmetic that is not with constants."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config.json of transformers beside the file."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -60,32 +90,28 @@ class NetworkFile:
         return self.signature.inputs[0]
 
     def shape(self, tensor: TensorSpec) -> tuple[int | None, ...]:
-        """Return the shape of an output, with what running it has shown."""
-        seen = self.shapes.get(tensor.name, ())
-        if len(seen) != len(tensor.shape):
+        """Return the shape of an output, with dimensions that only running the network has shown."""
+        observed = self.shapes.get(tensor.name, ())
+        if len(observed) != len(tensor.shape):
             return tensor.shape
-        return tuple(old if old is not None else new for old, new in zip(tensor.shape, seen, strict=True))
+        return tuple(old if old is not None else new for old, new in zip(tensor.shape, observed, strict=True))
 
 
 def read_network(path: Path) -> NetworkFile:
-    """Return what the file at `path` says.
+    """Inspect the file at `path`.
 
-    Raises `CommandError` where there is no such file, and what `read_signature` raises for one that cannot be served.
+    Raises `CommandError` if there is no such file, and the errors of `read_signature` if it cannot be served.
     """
     import onnx
-
-    from segserve_builder.families.signature import described_all
-    from segserve_builder.steps.onnx_signature import read_signature
 
     try:
         signature = read_signature(path)
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror}") from error
     if len(signature.inputs) != 1:
-        seen = described_all(signature.inputs)
         raise CommandError(
-            f"{path} has {len(signature.inputs)} inputs: {seen}; one is allowed, the image. "
-            "Export it anew with the others fixed inside the graph"
+            f"{path} has {len(signature.inputs)} inputs: {described_all(signature.inputs)}; expected one, the image. "
+            "Export it again with the other inputs fixed inside the graph"
         )
     model = onnx.load(path, load_external_data=False)
     return NetworkFile(
@@ -98,22 +124,42 @@ def read_network(path: Path) -> NetworkFile:
     )
 
 
+def image_input(tensor: TensorSpec) -> ImageInput:
+    """Return the image input that a tensor describes; raises `CommandError` if it cannot be an image."""
+    axes = tensor.shape[1:] if len(tensor.shape) == 4 else tensor.shape
+    if tensor.dtype not in IMAGE_DTYPES or len(axes) != 3:
+        raise CommandError(
+            f"input {described(tensor)} is not an image; allowed are {', '.join(IMAGE_DTYPES)} with 4 axes: "
+            "[batch, 3, height, width], [batch, height, width, 3], or 1 channel instead of 3"
+        )
+    single = len(tensor.shape) == 3
+    batch = 1 if single else tensor.shape[0]
+    if axes[0] in COLOURS:
+        return ImageInput(tensor.name, tensor.dtype, COLOURS[axes[0]], "NCHW", axes[1], axes[2], batch, single)
+    if axes[2] in COLOURS:
+        return ImageInput(tensor.name, tensor.dtype, COLOURS[axes[2]], "NHWC", axes[0], axes[1], batch, single)
+    raise CommandError(
+        f"input {described(tensor)}: the number of channels must be in the file, 3 (RGB) or 1 (GREY), as its second or "
+        "last axis; export it with a fixed number of channels"
+    )
+
+
 def _beside(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads((path.parent / "config.json").read_text())
+        config = json.loads((path.parent / "config.json").read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and "architectures" in found else {}
+    return config if isinstance(config, dict) and "architectures" in config else {}
 
 
 def _arithmetic(graph: Any, name: str) -> Arithmetic | None:
-    """Follow the image through the graph for as long as all that happens to it is arithmetic with constants."""
+    """Follow the image through the graph as long as only arithmetic with constants is applied to it."""
     import numpy as np
 
     constants = dict(_constants(graph))
     factor, offset = np.ones(1), np.zeros(1)
     for _ in range(LONGEST_CHAIN):
-        users = [node for node in graph.node if name in node.input and node.op_type not in ASIDE]
+        users = [node for node in graph.node if name in node.input and node.op_type not in METADATA_OPERATORS]
         if len(users) != 1:
             break
         (node,) = users
@@ -151,13 +197,11 @@ def _applied(
 
 
 def _constants(graph: Any) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield small tensors by name: initialisers, constants, and what only gives one of them another shape."""
+    """Yield small tensors by name: initialisers, constants, and constants that were only reshaped."""
     from onnx import numpy_helper
 
-    known = {t.name: t for t in graph.initializer if sum(t.dims) <= 8}
-    for name, tensor in known.items():
-        yield name, numpy_helper.to_array(tensor)
-    small: dict[str, NDArray[Any]] = {name: numpy_helper.to_array(tensor) for name, tensor in known.items()}
+    small: dict[str, NDArray[Any]] = {t.name: numpy_helper.to_array(t) for t in graph.initializer if sum(t.dims) <= 8}
+    yield from small.items()
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             small[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)

@@ -1,57 +1,47 @@
-"""How images come to suit a network: size and normalisation, from its graph, its metadata and its family."""
+"""Resizing and normalisation of images for a network, from its graph, metadata and family."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
-from segserve.cli.init.remarks import Remark
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from segserve.cli.init.image_input import ImageInput
-    from segserve.cli.init.network import NetworkFile
-
-    Stage = Mapping[str, Any]
+from segserve.cli.init.network import ImageInput, NetworkFile
+from segserve.cli.init.values import Choice, Remark, StageOptions
+from segserve_builder.families.base import Family
 
 PLACE: Final = ("spec", "preprocess")
 SAFE_MULTIPLE: Final = 32
 YOLO_SIDE: Final = 640
 SAME_ASPECT: Final = 0.02
-IMAGENET: Final[Stage] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-USUAL: Final[Mapping[str, Stage]] = {
+IMAGENET: Final[StageOptions] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+USUAL: Final[Mapping[str, StageOptions]] = {
     "0 to 1": {},
     "0 to 1 with ImageNet's mean and deviation": IMAGENET,
     "-1 to 1": {"mean": [0.5], "std": [0.5]},
     "0 to 255": {"scale": 1.0},
 }
-"""What float networks are usually given, and the options of `normalise` for it."""
-
-
-@dataclass(frozen=True)
-class Said:
-    """Stages of a pipeline and the reason; None is to be found out."""
-
-    steps: tuple[Stage, ...] | None
-    remark: Remark
+"""The usual ranges of float pixels, with the options of `normalise` for each."""
 
 
 def resize_of(
-    family: str, network: NetworkFile, image: ImageInput, sizes: Sequence[tuple[int, int]], multiple: int | None
-) -> Said:
-    """Return how images get the network's size; `sizes` (H, W) are those of the user's images."""
+    family: Family, network: NetworkFile, image: ImageInput, sizes: Sequence[tuple[int, int]], multiple: int | None
+) -> Choice:
+    """Return how images are resized.
+
+    `sizes` are (height, width) of the user's images; `multiple` is what sides must be multiples of, None if unknown.
+    """
     from_config = _preprocessor(network).get("size") or {}
     if image.size is not None:
         return _to_fixed(family, network, image.size, from_config, sizes)
-    if _is_yolo(family, network):
-        side = _image_size(network) or YOLO_SIDE
-        text = f"any size is possible; {side} is what its metadata says" if _image_size(network) else (
-            f"any size is possible; {side} is usual for YOLO. Images are made to fit as in Ultralytics"
-        )  # fmt: skip
-        return _resize({"mode": "letterbox", "size": side}, Remark(PLACE, text, sure=_image_size(network) is not None))
+    if _is_like_ultralytics(family, network):
+        size = _image_size(network)
+        text = f"any size works; {size} is that of its metadata"
+        if size is None:
+            text = f"any size works; {YOLO_SIDE} is usual for YOLO. Images are letterboxed as in Ultralytics"
+        options = {"mode": "letterbox", "size": size or YOLO_SIDE}
+        return _resize(options, Remark(PLACE, text, sure=size is not None))
     if {"height", "width"} <= from_config.keys():
         options = {"mode": "stretch", "height": from_config["height"], "width": from_config["width"]}
         return _resize(options, Remark(PLACE, "the size is that of the preprocessor_config.json beside the file"))
@@ -62,79 +52,92 @@ def resize_of(
     return _as_they_are(multiple)
 
 
-def _as_they_are(multiple: int | None) -> Said:
+def _as_they_are(multiple: int | None) -> Choice:
     step = SAFE_MULTIPLE if multiple in (None, 1) else multiple
     why = {
-        None: f"multiples of {step} are a guess: nothing was tried",
-        1: f"it takes any size; {step} is what networks usually divide by",
-    }.get(multiple, f"it takes sides that are multiples of {step}: others were tried and fail")
-    text = f"images keep their size, as the network's is free; {why}"
+        None: f"multiples of {step} are a guess: the network was not run",
+        1: f"it takes any size; {step} is the usual stride of networks",
+    }.get(multiple, f"its sides must be multiples of {step}: others fail")
+    text = f"images keep their size, because the network's is free; {why}"
     options = {"mode": "keep", "multipleOf": step, "padding": "edge"}
     return _resize(options, Remark(PLACE, text, sure=multiple is not None))
 
 
 def _to_fixed(
-    family: str,
+    family: Family,
     network: NetworkFile,
     size: tuple[int, int],
     config: Mapping[str, Any],
     sizes: Sequence[tuple[int, int]],
-) -> Said:
+) -> Choice:
     height, width = size
-    stretch: Stage = {"mode": "stretch", "height": height, "width": width}
-    fit: Stage = {"mode": "letterbox"} | ({"size": height} if height == width else {"height": height, "width": width})
-    if _is_yolo(family, network):
-        return _resize(fit, Remark(PLACE, f"the size is fixed, {height} x {width}; YOLO networks are given images so"))
+    stretch: StageOptions = {"mode": "stretch", "height": height, "width": width}
+    fit: StageOptions = {"mode": "letterbox"} | (
+        {"size": height} if height == width else {"height": height, "width": width}
+    )
+    if _is_like_ultralytics(family, network):
+        return _resize(
+            fit, Remark(PLACE, f"the size is fixed, {height} x {width}; YOLO networks take letterboxed images")
+        )
     if {"height", "width"} <= config.keys():
-        return _resize(stretch, Remark(PLACE, "stretched, as the preprocessor_config.json beside the file says"))
+        return _resize(stretch, Remark(PLACE, "stretched, according to the preprocessor_config.json beside the file"))
     if sizes and all(math.isclose(w / h, width / height, rel_tol=SAME_ASPECT) for h, w in sizes):
         return _resize(
-            stretch, Remark(PLACE, f"the size is fixed, {height} x {width}, and your images have that aspect")
+            stretch, Remark(PLACE, f"the size is fixed, {height} x {width}, and your images have that aspect ratio")
         )
-    options, how = (stretch, "stretched") if family == "semantic-logits" else (fit, "fitted in, with a grey border")
-    other = "letterbox" if options is stretch else "stretch"
+    is_stretched = family.fixed_size_resize == "stretch"
+    options, how = (stretch, "stretched") if is_stretched else (fit, "letterboxed")
+    other = "letterbox" if is_stretched else "stretch"
     text = (
-        f"the size is fixed, {height} x {width}, your images have another aspect, and how they were made to fit in "
-        f"training is not in the file: they are {how} here (mode {options['mode']}; the other way is {other})"
+        f"the size is fixed, {height} x {width}, your images have another aspect ratio, and the file does not tell how "
+        f"training resized them: they are {how} here (mode {options['mode']}; the alternative is {other})"
     )
     return _resize(options, Remark(PLACE, text, sure=False))
 
 
-def normalise_of(family: str, network: NetworkFile, image: ImageInput) -> Said:
-    """Return what pixels go through once an image has its size."""
-    found = network.arithmetic
+def normalise_of(family: Family, network: NetworkFile, image: ImageInput) -> Choice:
+    """Return how pixels are normalised after resizing; its steps are None if trials have to determine it."""
+    arithmetic = network.arithmetic
     if image.dtype.startswith("UINT"):
-        inside = "" if found is None or found.does_nothing else f": {_formula(found.factor, found.offset)}"
-        text = f"pixels go in as {image.dtype}; the normalisation is in the graph{inside}"
-        return Said((), Remark(PLACE, text))
+        inside = (
+            ""
+            if arithmetic is None or arithmetic.does_nothing
+            else f": {_formula(arithmetic.factor, arithmetic.offset)}"
+        )
+        text = f"pixels are {image.dtype}; the normalisation is in the graph{inside}"
+        return Choice((), Remark(PLACE, text))
     config = _preprocessor(network)
-    if found is not None and not found.does_nothing:
-        unit = "0 to 255" if found.of_bytes else "0 to 1"
-        text = f"the graph itself does {_formula(found.factor, found.offset)}, so it wants pixels of {unit}"
-        return _normalise({"scale": 1.0} if found.of_bytes else {}, Remark(PLACE, text))
+    if arithmetic is not None and not arithmetic.does_nothing:
+        unit = "0 to 255" if arithmetic.of_bytes else "0 to 1"
+        text = (
+            f"the graph itself applies {_formula(arithmetic.factor, arithmetic.offset)}, so it takes pixels of {unit}"
+        )
+        return _normalise({"scale": 1.0} if arithmetic.of_bytes else {}, Remark(PLACE, text))
     if config.get("image_mean") and config.get("do_normalize", True):
         options = {"mean": config["image_mean"], "std": config["image_std"]}
         scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
-        told = options if math.isclose(scale, 1 / 255, rel_tol=1e-6) else options | {"scale": scale}
-        return _normalise(told, Remark(PLACE, "mean and std are those of the preprocessor_config.json beside the file"))
-    if _is_yolo(family, network):
+        options = options if math.isclose(scale, 1 / 255, rel_tol=1e-6) else options | {"scale": scale}
+        return _normalise(
+            options, Remark(PLACE, "mean and std are those of the preprocessor_config.json beside the file")
+        )
+    if _is_like_ultralytics(family, network):
         sure = "task" in network.metadata
-        return _normalise({}, Remark(PLACE, "YOLO networks are given pixels of 0 to 1", sure=sure))
-    return Said(None, Remark(PLACE, "nothing in the file says how pixels are normalised", sure=False))
+        return _normalise({}, Remark(PLACE, "YOLO networks take pixels of 0 to 1", sure=sure))
+    return Choice(None, Remark(PLACE, "the file does not tell how pixels are normalised", sure=False))
 
 
-def _resize(options: Stage, remark: Remark) -> Said:
-    return Said(({"resize": options},), remark)
+def _resize(options: StageOptions, remark: Remark) -> Choice:
+    return Choice(({"resize": options},), remark)
 
 
-def _normalise(options: Stage, remark: Remark) -> Said:
-    return Said(({"normalise": options},), remark)
+def _normalise(options: StageOptions, remark: Remark) -> Choice:
+    return Choice(({"normalise": options},), remark)
 
 
 def _formula(factor: Sequence[float], offset: Sequence[float]) -> str:
-    """Write `pixel * factor + offset` as people know it: less a mean, by a deviation."""
-    many = max(len(factor), len(offset))
-    scales, shifts = (list(one) * (many // len(one)) for one in (factor, offset))
+    """Write `pixel * factor + offset` in the usual form: minus a mean, divided by a deviation."""
+    channels = max(len(factor), len(offset))
+    scales, shifts = (list(one) * (channels // len(one)) for one in (factor, offset))
     mean = ", ".join(f"{-shift / scale:.4g}" for scale, shift in zip(scales, shifts, strict=True))
     deviation = ", ".join(f"{1 / scale:.4g}" for scale in scales)
     return f"(pixel - {_grouped(mean)}) / {_grouped(deviation)}"
@@ -144,8 +147,8 @@ def _grouped(numbers: str) -> str:
     return f"({numbers})" if "," in numbers or numbers.startswith("-") else numbers
 
 
-def _is_yolo(family: str, network: NetworkFile) -> bool:
-    return family.startswith("yolo") or "imgsz" in network.metadata
+def _is_like_ultralytics(family: Family, network: NetworkFile) -> bool:
+    return family.ultralytics_preprocessing or "imgsz" in network.metadata
 
 
 def _image_size(network: NetworkFile) -> int | None:
@@ -159,10 +162,10 @@ def _image_size(network: NetworkFile) -> int | None:
 
 def _preprocessor(network: NetworkFile) -> Mapping[str, Any]:
     try:
-        found = json.loads((network.path.parent / "preprocessor_config.json").read_text())
+        config = json.loads((network.path.parent / "preprocessor_config.json").read_text())
     except (OSError, ValueError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         return {}
-    size = found.get("size")
-    return {**found, "size": size if isinstance(size, dict) else {}}
+    size = config.get("size")
+    return {**config, "size": size if isinstance(size, dict) else {}}

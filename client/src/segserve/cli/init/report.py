@@ -1,51 +1,50 @@
-"""What `segserve init` says of a guess: what was seen, what was written, what nobody can know from a file."""
+"""The terminal output of `segserve init`: what it observed, what it wrote, and what the user must check."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from segserve.cli.init.guess import Guess
+from segserve.cli.init.values import Remark
 from segserve.rendering.display import one_line, printable
+from segserve.results.result import Result
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from rich.console import RenderableType
-
-    from segserve.cli.init.guess import Guess
-    from segserve.cli.init.remarks import Remark
-    from segserve.results.result import Result
-
-NAMED: Final = 8
+MOST_NAMES: Final = 8
 
 
 def report(
     guessed: Guess, results: Sequence[Result] | None, remarks: Sequence[Remark], resource: Path
 ) -> RenderableType:
-    """Return all of it, as wide as the terminal; `results` are the golden answers, None where none were made."""
+    """Return the report, as wide as the terminal; `results` are the golden answers, None if there are none."""
     size = guessed.network.path.stat().st_size / 2**20
     title = Text.assemble((printable(guessed.network.path.name, 200), "bold"), f"  {size:.1f} MiB")
-    parts: list[RenderableType] = [title, _pairs(_seen(guessed)), "", _pairs(_written(results, resource))]
+    parts: list[RenderableType] = [title, _pairs(_observed(guessed)), "", _pairs(_written(results, resource))]
     unsure = [remark.text for remark in remarks if not remark.sure]
     if unsure:
-        parts += ["", Text.assemble(("what it could not know", "yellow"), "; check, and edit the file:"), _list(unsure)]
+        parts += [
+            "",
+            Text.assemble(("could not be determined", "yellow"), "; check, and edit the file:"),
+            _list(unsure),
+        ]
     return Group(*parts, "", Text(f"next: segserve up -f {resource}"))
 
 
-def _seen(guessed: Guess) -> Iterator[tuple[str, str]]:
-    from segserve_builder.families.signature import model_text
+def _observed(guessed: Guess) -> Iterator[tuple[str, str]]:
+    from segserve_builder.families.signature import described
 
-    yield "input", model_text(guessed.network.image)
+    yield "input", described(guessed.network.image)
     for tensor in guessed.network.signature.outputs:
-        yield "output", model_text(tensor)
-    yield "family", f"{guessed.family.family}: {guessed.family.because}"
+        yield "output", described(tensor)
+    yield "family", f"{guessed.candidate.family.name}: {guessed.candidate.because}"
     names = [printable(entry["name"]) for entry in guessed.spec["classes"]]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    yield "classes", f"{len(names)}: {', '.join(names[:NAMED])}{more}"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    yield "classes", f"{len(names)}: {', '.join(names[:MOST_NAMES])}{more}"
     for key in ("preprocess", "postprocess"):
         yield key, " > ".join(_stages(guessed.spec[key]))
 
@@ -55,16 +54,16 @@ def _written(results: Sequence[Result] | None, resource: Path) -> Iterator[tuple
     if results is None:
         return
     yield "", f"{resource.with_name('golden')}: the answers to {len(results)} of your images"
-    yield "", f"{resource.with_name('preview')}: the same drawn; look at them"
+    yield "", f"{resource.with_name('preview')}: the same answers drawn over the images; check them"
     for result in results:
         yield "found", one_line(result).partition(": ")[2].rstrip(">")
 
 
-def _stages(listed: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for item in listed:
+def _stages(stages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for item in stages:
         for name, options in item.items():
-            said = ", ".join(f"{key} {_plain(value)}" for key, value in options.items())
-            yield f"{name} ({said})" if said else name
+            listed = ", ".join(f"{key} {_plain(value)}" for key, value in options.items())
+            yield f"{name} ({listed})" if listed else name
 
 
 def _plain(value: Any) -> str:

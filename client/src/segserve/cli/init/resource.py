@@ -1,24 +1,22 @@
-"""The resource file: a typed object, serialised, with remarks as comments above the fields that they are about."""
+"""The resource file: a validated manifest, serialised with remarks as comments above their fields."""
 
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from segserve.cli.init.remarks import Place, Remark
-    from segserve_builder.stages.base import Stage
+from segserve.cli.init.values import Remark
+from segserve_builder.stages.base import Stage
 
 WIDTH: Final = 110
 CHECK: Final = "CHECK: "
 SHOWN: Final = frozenset({"threshold", "iouThreshold", "scoreThreshold", "maskThreshold"})
-"""Options that a file has even where they are the usual ones: they are what people change first."""
+"""Options that are written even with their default values, since users change them first."""
 
 
 def manifest_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the resource; raises `SpecError` where it would be refused when it is applied."""
+    """Return the resource; raises `SpecError` if applying it would be refused."""
     from segserve_operator.api.loading import parse
 
     manifest = {
@@ -32,7 +30,7 @@ def manifest_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def listed(stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """Return stages as a resource has them: options that are as usual are left out, but for thresholds."""
+    """Return stages as a resource lists them, without options at their default, except for thresholds."""
     from segserve_builder.stages import POSTPROCESS
 
     names = {stage: name for name, stage in POSTPROCESS.items()}
@@ -41,12 +39,12 @@ def listed(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 def _options(stage: Stage) -> dict[str, Any]:
     every = stage.model_dump(mode="json", by_alias=True, exclude_none=True)
-    unusual = stage.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-    return {key: value for key, value in every.items() if key in unusual or key in SHOWN}
+    changed = stage.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+    return {key: value for key, value in every.items() if key in changed or key in SHOWN}
 
 
 def commented(manifest: Mapping[str, Any], remarks: Iterable[Remark], head: Sequence[str]) -> str:
-    """Return the resource as YAML: `head` first, and each remark in lines of its own above its field."""
+    """Return the resource as YAML: `head` as comments first, and each remark as comments above its field."""
     from segserve_operator.api.documents import read_documents, write_documents
 
     text = write_documents([manifest])
@@ -54,17 +52,14 @@ def commented(manifest: Mapping[str, Any], remarks: Iterable[Remark], head: Sequ
     above: dict[int, list[str]] = {}
     for remark in remarks:
         mark = document.keys.get(remark.place) or document.values[remark.place]
-        said = remark.text if remark.sure else f"{CHECK}{remark.text}"
-        above.setdefault(mark.line, []).extend(_comment(said, _indent(remark.place, mark.column)))
+        comment = remark.text if remark.sure else f"{CHECK}{remark.text}"
+        # The first key of a list's item stands behind its dash.
+        indent = mark.column - 2 if isinstance(remark.place[-1], int) else mark.column
+        above.setdefault(mark.line, []).extend(_comment(comment, indent))
     lines = [line for text in head for line in _comment(text, 0)]
     for number, line in enumerate(text.splitlines()):
         lines += [*above.get(number, ()), line]
     return "\n".join(lines) + "\n"
-
-
-def _indent(place: Place, column: int) -> int:
-    # The first key of a list's item stands behind the dash.
-    return column - 2 if isinstance(place[-1], int) else column
 
 
 def _comment(text: str, indent: int) -> list[str]:

@@ -1,8 +1,7 @@
-"""Tries a pipeline in this process: which normalisation gives sure and steady answers, and what the answers are."""
+"""Trials of a pipeline in this process, to score how confident and consistent its answers are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,29 +15,21 @@ if TYPE_CHECKING:
 
     Answer = Mapping[str, NDArray[Any]]
 
-TRIED: Final = 2
-"""Images that each way is tried on, as they are and mirrored."""
-SAME: Final = 0.5
-"""The IoU from which a box is the same as one of the mirrored image."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """How one way of preparing images did: 0 (nothing found, or by chance) to 1 (sure, and the same mirrored)."""
-
-    name: str
-    score: float
+TRIAL_IMAGES: Final = 2
+"""Images of each trial; each is also mirrored."""
+SAME_OBJECT_IOU: Final = 0.5
+"""IoU above which a box matches one of the mirrored image."""
 
 
 def steadiness(model: InProcessModel, images: Sequence[Path]) -> float:
-    """Return how sure a model is, times how much its answer agrees with that for the mirrored image.
+    """Return the model's confidence times the agreement of its answers for each image and its mirror image, 0 to 1.
 
-    Sure alone would not do: networks that are given pixels of 0 to 255 instead of 0 to 1 are sure of noise.
+    Confidence alone is not enough: networks that get pixels of 0 to 255 instead of 0 to 1 are confident about noise.
     """
     from segserve_builder.errors import BuilderError
 
     scores = []
-    for path in images[:TRIED]:
+    for path in images[:TRIAL_IMAGES]:
         try:
             scores.append(_compared(model, path))
         except BuilderError:
@@ -68,7 +59,7 @@ def _mirrored(path: Path) -> bytes:
 
 
 def _labels_agree(answer: Answer, mirrored: Answer) -> float:
-    """Return Cohen's kappa of two label maps, 0 where all pixels are of one class, times the mean confidence."""
+    """Return Cohen's kappa of two label maps, 0 if all pixels are of one class, times the mean confidence."""
     import numpy as np
 
     from segserve_builder.export.accuracy import label_map
@@ -82,12 +73,12 @@ def _labels_agree(answer: Answer, mirrored: Answer) -> float:
     agreed = float((labels == other).mean())
     kappa = 0.0 if chance >= 1 else max(0.0, (agreed - chance) / (1 - chance))
     areas = answer["AREAS"].astype(float)
-    sure = float(areas @ answer["CONFIDENCE"]) / max(float(areas.sum()), 1.0)
-    return kappa * sure
+    confidence = float(areas @ answer["CONFIDENCE"]) / max(float(areas.sum()), 1.0)
+    return kappa * confidence
 
 
 def _objects_agree(answer: Answer, mirrored: Answer) -> float:
-    """Return the scores of objects that are found mirrored too, as a part of how many are found in each."""
+    """Return the scores of objects that have a match in the mirrored image, relative to the mean number of objects."""
     import numpy as np
 
     from segserve_builder.golden.judging import with_columns
@@ -98,7 +89,7 @@ def _objects_agree(answer: Answer, mirrored: Answer) -> float:
     if not len(boxes) or not len(other):
         return 0.0
     other[:, [0, 2]] = width - other[:, [2, 0]]
-    same = (_overlaps(boxes, other) > SAME) & (mine["CLASSES"][:, None] == theirs["CLASSES"][None])
+    same = (_overlaps(boxes, other) > SAME_OBJECT_IOU) & (mine["CLASSES"][:, None] == theirs["CLASSES"][None])
     return float((mine["SCORES"] * same.any(axis=1)).sum() * 2 / (len(boxes) + len(other))) if np.any(same) else 0.0
 
 

@@ -1,12 +1,14 @@
-"""What is said of a field: why it is as it is, or that nobody but the user can know it."""
+"""The values that a guess is made of: the user's overrides, choices with their reasons, trials."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Place: TypeAlias = tuple[str | int, ...]
-"""Where in a resource: `("spec", "classes")`."""
+"""A path within a resource: `("spec", "classes")`."""
+StageOptions: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -16,3 +18,27 @@ class Remark:
     place: Place
     text: str
     sure: bool = True
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """The user's own statements about the network; None is guessed."""
+
+    family: str | None = None
+    classes: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Stages of a pipeline and the reason for them; None if they are still to be determined by trials."""
+
+    steps: tuple[StageOptions, ...] | None
+    remark: Remark
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The result of one way of preparing images: 0 (nothing found, or by chance) to 1 (sure, and the same mirrored)."""
+
+    name: str
+    score: float
