@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""The asynchronous client."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 class AsyncClient(BaseClient[AsyncTransport]):
     """`Client` for the tasks of one event loop; see there.
 
-    The function of a `bearer_token` may be asynchronous. After `os.fork` a child gets a `ForkedClientError`.
+    The function of a `bearer_token` may be asynchronous. After `os.fork`, a child gets a `ForkedClientError`.
     """
 
     async def segment(
@@ -57,7 +57,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
     ) -> Result:
         """Segment one image, as `Client.segment` does."""
         options = SegmentOptions(model, score_threshold, max_detections, encoding, confidence, timeout_s, request_id)
-        # Reading a file or decoding would hold up every other task.
+        # Reading a file or decoding would block every other task.
         tensor = image_tensor(image) if isinstance(image, bytes) else await asyncio.to_thread(image_tensor, image)
         return await self._run(self._session.segment(tensor, options))
 
@@ -92,13 +92,13 @@ class AsyncClient(BaseClient[AsyncTransport]):
         on_error: OnError = "raise",
         **options: Unpack[SegmentKeywords],
     ) -> AsyncGenerator[Any, None]:
-        """Segment images at once, as `Client.segment_many` does; `images` may be asynchronous.
+        """Segment images concurrently, as `Client.segment_many` does; `images` may be asynchronous.
 
-        Where the iteration is left early, `contextlib.aclosing` ends it at once.
+        Use `contextlib.aclosing` to end an iteration early.
         """
         check_many(images, in_flight, on_error)
         segment = partial(self._segment, SegmentOptions(model, **options))
-        calls = (partial(outcome_async, pulled, segment, on_error) async for pulled in pull(images))
+        calls = (partial(outcome_async, pending, segment, on_error) async for pending in pull(images))
         return in_order_async(calls, in_flight)
 
     @overload
@@ -132,9 +132,9 @@ class AsyncClient(BaseClient[AsyncTransport]):
         on_error: OnError = "raise",
         **options: Unpack[SegmentKeywords],
     ) -> AsyncGenerator[Any, None]:
-        """Segment the frames of a video one after the other, as `Client.segment_stream` does.
+        """Segment the frames of a video in order, as `Client.segment_stream` does.
 
-        `frames` may be asynchronous. Where the iteration is left early, `contextlib.aclosing` ends it at once.
+        `frames` may be asynchronous. Use `contextlib.aclosing` to end an iteration early.
         """
         check_many(frames, 1, on_error)
         return self._stream(frames, open_stream(stream_id, frames), SegmentOptions(model, **options), on_error)
@@ -142,35 +142,35 @@ class AsyncClient(BaseClient[AsyncTransport]):
     async def segment_tiled(
         self, image: object, *, model: str, progress: Progress = True, **options: Unpack[TiledOptions]
     ) -> TiledSemanticResult | TiledObjects:
-        """Segment an image too large for one request, as `Client.segment_tiled` does, from this event loop.
+        """Segment an image too large for one request, as `Client.segment_tiled` does, on this event loop.
 
-        Pixels and masks are dealt with in threads. For a Dask cluster use `Client`.
+        Pixels and masks are processed in threads. Use `Client` for a Dask cluster.
         """
         from segserve.tiled import Options, run_tiled_async
 
         return await run_tiled_async(self, image, Options.of(model, **options), progress=progress)
 
     async def model_info(self, model: str) -> ModelInfo:
-        """Return what is served under a name now: revision, classes, outputs."""
+        """Return the revision, classes and outputs of the model that is served under a name."""
         return await self._run(self._session.model_info(model))
 
     @property
     def models(self) -> AsyncModels:
-        """The models of the platform, as typed resources: list, get, apply, delete, wait."""
+        """The models of the platform as typed resources: list, get, apply, delete, wait."""
         from segserve.control.models import AsyncModels
 
         return AsyncModels(self._lazy_platform.platform)
 
     @property
     def pools(self) -> AsyncPools:
-        """The pools of servers of the platform, as typed resources: list, get, apply, delete."""
+        """The server pools of the platform as typed resources: list, get, apply, delete."""
         from segserve.control.models import AsyncPools
 
         return AsyncPools(self._lazy_platform.platform)
 
     @property
     def rollouts(self) -> AsyncRollouts:
-        """How new revisions come to serve, and your word in it: status, promote, abort and the other verbs, wait."""
+        """The rollouts of new revisions: status, promote, abort, pause, resume, retry, rollback, skip_gate, wait."""
         from segserve.control.rollouts import AsyncRollouts
 
         return AsyncRollouts(self._lazy_platform.platform)
@@ -202,8 +202,8 @@ class AsyncClient(BaseClient[AsyncTransport]):
 
         try:
             async for frame in each_of(frames):
-                pulled, position = await asyncio.to_thread(stream.next, frame)
-                yield await outcome_async(pulled, partial(segment, position), on_error)
+                pending, position = await asyncio.to_thread(stream.next, frame)
+                yield await outcome_async(pending, partial(segment, position), on_error)
         except GeneratorExit:
             await self._end(stream, options)
             raise

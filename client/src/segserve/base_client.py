@@ -1,4 +1,4 @@
-"""What both clients are made of: who is called, as whom, and how; all but the sending."""
+"""The common base of both clients: gateway, credentials and policy; everything except sending."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OpenT = TypeVar("OpenT")
 
 
 class BaseClient(Generic[OpenT]):
-    """The part of `Client` and `AsyncClient` that they share."""
+    """The common base of `Client` and `AsyncClient`."""
 
     def __init__(
         self,
@@ -63,9 +63,9 @@ class BaseClient(Generic[OpenT]):
         headers: Mapping[str, str] | None = None,
         hooks: Hooks | None = None,
     ) -> Self:
-        """Return a client that asks in another way over the same connections, and knows the same models.
+        """Return a client with other options that shares the connections and the cache of models.
 
-        `headers` are sent beside those that the client has. What is None stays. Closing either closes both.
+        `headers` are added to the client's own. None leaves an option unchanged. Closing either client closes both.
         """
         old = self._session.policy
         added = checked_headers(headers or {})
@@ -82,7 +82,7 @@ class BaseClient(Generic[OpenT]):
         return other
 
     def _arguments(self) -> dict[str, Any]:
-        """Return what makes a client that asks as this one does, of any platform."""
+        """Return the arguments of a client with the same settings, for any platform."""
         connection, policy = self._connection, self._session.policy
         return {
             "url": connection.endpoint.url,

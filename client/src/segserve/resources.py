@@ -1,4 +1,4 @@
-"""The resources' types, as `client.models`, `client.pools` and `client.rollouts` take and return them."""
+"""Types of the resources that `client.models`, `client.pools` and `client.rollouts` accept and return."""
 
 from __future__ import annotations
 

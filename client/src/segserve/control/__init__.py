@@ -1,1 +1,1 @@
-"""The control plane: a platform's models, pools and rollouts as typed resources, for threads and for asyncio."""
+"""The control plane: models, pools and rollouts of a platform as typed resources, for threads and for asyncio."""

@@ -17,7 +17,7 @@ from segserve_operator.api.triton_pool import TritonPool
 ModelList: TypeAlias = list[SegmentationModel]
 PoolList: TypeAlias = list[TritonPool]
 Target: TypeAlias = Literal["Ready", "delete"]
-"""What to wait for of a model: that its newest spec serves, or that nothing of it is left."""
+"""The state of a model to wait for: its newest spec serves, or it is deleted."""
 
 WAIT_S: Final = 120.0
 
@@ -29,7 +29,7 @@ class Models:
         self._platform = platform
 
     def list(self) -> ModelList:
-        """Return all models by name."""
+        """Return all models, sorted by name."""
         return [typed(manifest, SegmentationModel) for manifest in self._platform().models()]
 
     def get(self, name: str) -> SegmentationModel:
@@ -37,25 +37,25 @@ class Models:
         return typed(self._platform().model(name), SegmentationModel)
 
     def apply(self, source: Source, *, force: bool = False) -> SegmentationModel:
-        """Create or change a model, and return it as it is stored; it serves later (see `wait`).
+        """Create or change a model and return it as stored; it serves later (see `wait`).
 
-        `source` is a `SegmentationModel`, its JSON as a mapping, a path, or YAML text (a string of more than one
-        line), with one model in it. A relative address of an artifact is relative to its file (else to the current
-        folder) on this machine, on a cluster to the pool's artifact base. `force` takes over fields that another tool
-        has set on a cluster. Raises `InvalidResourceError`, which names each field that is wrong and what is allowed,
-        and `ConflictError`.
+        `source` is a `SegmentationModel`, its JSON as a mapping, a path, or YAML text (a string with more than one
+        line), with exactly one model. On this machine a relative artifact address is relative to its file, or else to
+        the current folder; on a cluster, to the pool's artifact base. On a cluster, `force` takes over fields that
+        another tool has set. Raises `InvalidResourceError` with each invalid field and its allowed values, and
+        `ConflictError`.
         """
         return applied(self._platform(), source, SegmentationModel, force=force)
 
     def apply_all(self, source: Source, *, force: bool = False) -> ModelList:
-        """Create or change all resources of a file or text, or none where one is wrong, and return the models.
+        """Create or change all resources of a source, or none if one is invalid, and return the models.
 
-        It may have pools too. Otherwise as `apply`.
+        The source may also contain pools. Otherwise as `apply`.
         """
         return all_applied(self._platform(), source, force=force)
 
     def delete(self, name: str) -> None:
-        """Ask for a model's deletion: requests to it end first, then it is unloaded. Raises `NotFoundError`."""
+        """Request a model's deletion: its traffic ends first, then it is unloaded. Raises `NotFoundError`."""
         self._platform().delete(MODEL, name)
 
     @overload
@@ -63,10 +63,10 @@ class Models:
     @overload
     def wait(self, name: str, *, for_: Literal["delete"], timeout_s: float = WAIT_S) -> None: ...
     def wait(self, name: str, *, for_: Target = "Ready", timeout_s: float = WAIT_S) -> SegmentationModel | None:
-        """Return the model once its newest spec serves all its callers, or None once nothing is left of it.
+        """Return the model once its newest spec serves all callers, or None once it is deleted.
 
-        Raises `NotServingError` with the cause as soon as it cannot come to serve by itself, `NoPlatformError` where
-        nothing runs that could carry it out, `NotFoundError`, and `WaitTimeoutError`.
+        Raises `NotServingError` with the cause as soon as it cannot serve without a change, `NoPlatformError` if no
+        platform runs, `NotFoundError`, and `WaitTimeoutError`.
         """
         platform, deadline_s = self._platform(), time.monotonic() + timeout_s
         manifest = wait_for(platform, goal_of(platform, name, for_), deadline_s, f"{timeout_s:g} s")
@@ -74,13 +74,13 @@ class Models:
 
 
 class Pools:
-    """The TritonPools of a platform: `client.pools`. This machine's one pool needs no resource."""
+    """The TritonPools of a platform: `client.pools`. The single pool of this machine needs no resource."""
 
     def __init__(self, platform: Callable[[], Platform]) -> None:
         self._platform = platform
 
     def list(self) -> PoolList:
-        """Return all pools by name."""
+        """Return all pools, sorted by name."""
         return [typed(manifest, TritonPool) for manifest in self._platform().pools()]
 
     def get(self, name: str) -> TritonPool:
@@ -92,7 +92,7 @@ class Pools:
         return applied(self._platform(), source, TritonPool, force=force)
 
     def delete(self, name: str) -> None:
-        """Ask for a pool's deletion; this machine's stays until `segserve down`. Raises `NotFoundError`."""
+        """Request a pool's deletion; the pool of this machine stays until `segserve down`. Raises `NotFoundError`."""
         self._platform().delete(POOL, name)
 
 
@@ -104,7 +104,7 @@ class AsyncModels:
         self._models = Models(platform)
 
     async def list(self) -> ModelList:
-        """Return all models by name."""
+        """Return all models, sorted by name."""
         return await asyncio.to_thread(self._models.list)
 
     async def get(self, name: str) -> SegmentationModel:
@@ -116,11 +116,11 @@ class AsyncModels:
         return await asyncio.to_thread(self._models.apply, source, force=force)
 
     async def apply_all(self, source: Source, *, force: bool = False) -> ModelList:
-        """Create or change all resources of a file or text, as `Models.apply_all` does."""
+        """Create or change all resources of a source, as `Models.apply_all` does."""
         return await asyncio.to_thread(self._models.apply_all, source, force=force)
 
     async def delete(self, name: str) -> None:
-        """Ask for a model's deletion; raises `NotFoundError`."""
+        """Request a model's deletion; raises `NotFoundError`."""
         await asyncio.to_thread(self._models.delete, name)
 
     @overload
@@ -130,7 +130,7 @@ class AsyncModels:
     @overload
     async def wait(self, name: str, *, for_: Literal["delete"], timeout_s: float = WAIT_S) -> None: ...
     async def wait(self, name: str, *, for_: Target = "Ready", timeout_s: float = WAIT_S) -> SegmentationModel | None:
-        """Return the model once it serves, or None once nothing is left of it, as `Models.wait` does."""
+        """Return the model once it serves, or None once it is deleted, as `Models.wait` does."""
         platform = await asyncio.to_thread(self._platform)
         goal = await asyncio.to_thread(goal_of, platform, name, for_)
         manifest = await wait_for_async(platform, goal, timeout_s)
@@ -144,7 +144,7 @@ class AsyncPools:
         self._pools = Pools(platform)
 
     async def list(self) -> PoolList:
-        """Return all pools by name."""
+        """Return all pools, sorted by name."""
         return await asyncio.to_thread(self._pools.list)
 
     async def get(self, name: str) -> TritonPool:
@@ -156,5 +156,5 @@ class AsyncPools:
         return await asyncio.to_thread(self._pools.apply, source, force=force)
 
     async def delete(self, name: str) -> None:
-        """Ask for a pool's deletion; this machine's stays until `segserve down`. Raises `NotFoundError`."""
+        """Request a pool's deletion; the pool of this machine stays until `segserve down`. Raises `NotFoundError`."""
         await asyncio.to_thread(self._pools.delete, name)

@@ -24,72 +24,74 @@ WAIT_S: Final = 3600.0
 
 
 class Rollouts:
-    """How new revisions come to serve, and your word in it: `client.rollouts`.
+    """The rollouts of new revisions: `client.rollouts`.
 
-    A verb names the model, and means the rollout that it is at. It returns where the rollout stands once the platform
-    has dealt with it. It raises `ConflictError` where it cannot be met (any more), and `WaitTimeoutError` where nobody
-    has dealt with it within `timeout_s`; then it stays asked. With `timeout_s=0` it asks and does not wait.
+    An action names the model and applies to its current rollout. It returns the state of the rollout once the platform
+    has handled the action. It raises `ConflictError` if the action is not possible (any more), and `WaitTimeoutError`
+    if it was not handled within `timeout_s`; the request then stays in place. `timeout_s=0` does not wait.
     """
 
     def __init__(self, platform: Callable[[], Platform]) -> None:
         self._platform = platform
 
     def list(self, model: str | None = None) -> RolloutList:
-        """Return the records of rollouts, of one model or all, the newest first."""
+        """Return the records of rollouts of one model or all, newest first."""
         found = [typed(each, SegmentationRollout) for each in self._platform().rollouts() if is_written(each)]
         return sorted((each for each in found if model in (None, each.spec.model)), key=_begun, reverse=True)
 
     def get(self, name: str) -> SegmentationRollout:
-        """Return the record of a rollout; its name is `status(model).name`. Raises `NotFoundError`."""
+        """Return the record of a rollout, whose name is `status(model).name`. Raises `NotFoundError`."""
         return record(self._platform(), name)
 
     def status(self, model: str) -> RolloutStatus:
-        """Return where a model's latest rollout stands; raises `NotFoundError` where it has had none."""
+        """Return the state of a model's latest rollout; raises `NotFoundError` if it has had none."""
         return standing(self._platform().model(model))
 
     def promote(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Send all requests to the new revision now, whatever gates still wait for."""
+        """Send all requests to the new revision now, regardless of its gates."""
         return self._ask(model, "promote", timeout_s)
 
     def abort(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Send no requests to the new revision from now on, and fail it."""
+        """Stop sending requests to the new revision, and mark it as failed."""
         return self._ask(model, "abort", timeout_s)
 
     def pause(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Keep the weight where it is; a breach still rolls back."""
+        """Keep the current weight; a breach still rolls back."""
         return self._ask(model, "pause", timeout_s)
 
     def resume(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Go on after a pause, or after a step that waits for a person's word."""
+        """Continue after a pause, or after a step that needs approval."""
         return self._ask(model, "resume", timeout_s)
 
     def retry(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Try the revision that failed once more, from the beginning."""
+        """Roll out the failed revision again from the start."""
         return self._ask(model, "retry", timeout_s)
 
     def rollback(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Leave the stable revision for the one before it, which is still loaded."""
+        """Return from the stable revision to the previous one, which is still loaded."""
         return self._ask(model, "rollback", timeout_s)
 
     def skip_gate(self, model: str, gate: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Put a gate aside for this rollout: it neither holds the candidate nor rolls it back."""
+        """Ignore a gate for this rollout: it neither blocks the candidate nor rolls it back."""
         return self._ask(model, "skip-gate", timeout_s, gate)
 
     def wait(self, model: str, *, timeout_s: float = WAIT_S) -> RolloutStatus:
-        """Return where a model's rollout stands once it is over, with its revision in service.
+        """Return the state of a model's rollout once it has ended with its revision in service.
 
-        One that is about to begin is waited for too. Raises `NotServingError` with the cause where it ended otherwise,
-        `NotFoundError` where none is to come, `NoPlatformError` where nothing runs, and `WaitTimeoutError`.
+        Also waits for a rollout that is about to start. Raises `NotServingError` with the cause if it ended otherwise,
+        `NotFoundError` if none is to come, `NoPlatformError` if no platform runs, and `WaitTimeoutError`.
         """
         platform, deadline_s = self._platform(), time.monotonic() + timeout_s
         check_runs(platform, model)
         return succeeded(wait_for(platform, Ended(model), deadline_s, f"{timeout_s:g} s"))
 
     def bundle(self, name: str) -> bytes:
-        """Return what was kept of a rollout that was rolled back, as .tar.gz; raises `NotFoundError`."""
+        """Return the bundle of a rollout that was rolled back, as .tar.gz; raises `NotFoundError`."""
         content = self._platform().bundle(name)
         if content is None:
-            raise NotFoundError(f"no bundle of rollout {name!r}: only rollbacks leave one, and the newest few are kept")
+            raise NotFoundError(
+                f"no bundle of rollout {name!r}: only rollbacks leave one, and only the newest are kept"
+            )
         return content
 
     def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
@@ -99,7 +101,7 @@ class Rollouts:
 
 
 def standing(model: Json) -> RolloutStatus:
-    """Return where a model's latest rollout stands; raises `NotFoundError` where it has had none."""
+    """Return the state of a model's latest rollout; raises `NotFoundError` if it has had none."""
     status = typed(model, SegmentationModel).status
     if status is None or status.rollout is None:
         raise no_rollout(model)
@@ -107,8 +109,8 @@ def standing(model: Json) -> RolloutStatus:
 
 
 def succeeded(model: Json | None) -> RolloutStatus:
-    """Return where the rollout of a model stands that has ended; raises `NotServingError` for a bad end."""
-    assert model is not None, "a model that is gone has no rollout that ends"
+    """Return the state of a model's ended rollout; raises `NotServingError` if it did not succeed."""
+    assert model is not None, "`reached` raises for a deleted model"
     found = standing(model)
     if found.phase is not RolloutPhase.SUCCEEDED:
         cause = ": ".join(filter(None, (found.reason, found.message)))
@@ -132,7 +134,7 @@ class AsyncRollouts:
         self._rollouts = Rollouts(platform)
 
     async def list(self, model: str | None = None) -> RolloutList:
-        """Return the records of rollouts, of one model or all, the newest first."""
+        """Return the records of rollouts of one model or all, newest first."""
         return await asyncio.to_thread(self._rollouts.list, model)
 
     async def get(self, name: str) -> SegmentationRollout:
@@ -140,45 +142,47 @@ class AsyncRollouts:
         return await asyncio.to_thread(self._rollouts.get, name)
 
     async def status(self, model: str) -> RolloutStatus:
-        """Return where a model's latest rollout stands; raises `NotFoundError` where it has had none."""
+        """Return the state of a model's latest rollout; raises `NotFoundError` if it has had none."""
         return await asyncio.to_thread(self._rollouts.status, model)
 
     async def promote(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Send all requests to the new revision now, whatever gates still wait for."""
+        """Send all requests to the new revision now, regardless of its gates."""
         return await self._ask(model, "promote", timeout_s)
 
     async def abort(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Send no requests to the new revision from now on, and fail it."""
+        """Stop sending requests to the new revision, and mark it as failed."""
         return await self._ask(model, "abort", timeout_s)
 
     async def pause(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Keep the weight where it is; a breach still rolls back."""
+        """Keep the current weight; a breach still rolls back."""
         return await self._ask(model, "pause", timeout_s)
 
     async def resume(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Go on after a pause, or after a step that waits for a person's word."""
+        """Continue after a pause, or after a step that needs approval."""
         return await self._ask(model, "resume", timeout_s)
 
     async def retry(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Try the revision that failed once more, from the beginning."""
+        """Roll out the failed revision again from the start."""
         return await self._ask(model, "retry", timeout_s)
 
     async def rollback(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Leave the stable revision for the one before it, which is still loaded."""
+        """Return from the stable revision to the previous one, which is still loaded."""
         return await self._ask(model, "rollback", timeout_s)
 
     async def skip_gate(self, model: str, gate: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Put a gate aside for this rollout: it neither holds the candidate nor rolls it back."""
+        """Ignore a gate for this rollout: it neither blocks the candidate nor rolls it back."""
         return await self._ask(model, "skip-gate", timeout_s, gate)
 
     async def wait(self, model: str, *, timeout_s: float = WAIT_S) -> RolloutStatus:
-        """Return where a model's rollout stands once it is over and its revision serves, as `Rollouts.wait` does."""
+        """Return the state of a model's rollout once it has ended with its revision in service, as `Rollouts.wait`
+        does.
+        """
         platform = await asyncio.to_thread(self._platform)
         await asyncio.to_thread(check_runs, platform, model)
         return succeeded(await wait_for_async(platform, Ended(model), timeout_s))
 
     async def bundle(self, name: str) -> bytes:
-        """Return what was kept of a rollout that was rolled back, as .tar.gz; raises `NotFoundError`."""
+        """Return the bundle of a rollout that was rolled back, as .tar.gz; raises `NotFoundError`."""
         return await asyncio.to_thread(self._rollouts.bundle, name)
 
     async def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
@@ -186,6 +190,6 @@ class AsyncRollouts:
         request = await asyncio.to_thread(requested, platform, model, verb, gate)
         if timeout_s > 0:
             answered = await wait_for_async(platform, Handled(model, request), timeout_s)
-            assert answered is not None, "a model that is gone has answered nothing"
+            assert answered is not None, "`reached` raises for a deleted model"
             await asyncio.to_thread(outcome, platform, answered, request)
         return standing(await asyncio.to_thread(platform.model, model))

@@ -27,24 +27,24 @@ READ: Final[Mapping[str, Callable[[Platform, str], Json]]] = {
 
 
 def typed(manifest: Json, kind: type[R]) -> R:
-    """Return a stored resource as its type; raises `ControlError` for one of another version than this client."""
+    """Return a stored resource as its type; raises `ControlError` for one from another version of segserve."""
     title = f"{kind.__name__} {manifest.get('metadata', {}).get('name')!r}"
     try:
         found: Any = parse({"apiVersion": "segserve.dev/v1alpha1", "kind": kind.__name__, **manifest}, title)
     except SpecError as error:
-        raise ControlError(f"{error}; is it of another version of segserve than this client?") from error
+        raise ControlError(f"{error}; it may be from another version of segserve") from error
     assert isinstance(found, kind), "the kind says the type"
     return found
 
 
 def applied(platform: Platform, source: Source, kind: type[R], *, force: bool) -> R:
-    """Apply the one resource of a source and return it as it is stored."""
+    """Apply the one resource of a source and return it as stored."""
     resources = read(source)
     kinds = [written.resource.kind for written in resources]
     if kinds != [kind.__name__]:
         raise InvalidResourceError(
-            f"{resources[0].source}: one {kind.__name__} is wanted here, got {', '.join(kinds)}; "
-            "`models.apply_all` takes files of several resources"
+            f"{resources[0].source}: expected one {kind.__name__}, got {', '.join(kinds)}; "
+            "use `models.apply_all` for several resources"
         )
     platform.check_namespace(resources)
     platform.apply(resources, force=force)
@@ -52,7 +52,7 @@ def applied(platform: Platform, source: Source, kind: type[R], *, force: bool) -
 
 
 def all_applied(platform: Platform, source: Source, *, force: bool) -> list[SegmentationModel]:
-    """Apply all resources of a source, and return the models as they are stored."""
+    """Apply all resources of a source and return the models as stored."""
     resources = read(source)
     platform.check_namespace(resources)
     platform.apply(resources, force=force)
@@ -61,14 +61,13 @@ def all_applied(platform: Platform, source: Source, *, force: bool) -> list[Segm
 
 
 def goal_of(platform: Platform, name: str, target: str) -> Goal:
-    """Return what is waited for of a model.
+    """Return the goal to wait for.
 
-    Raises `NoPlatformError` where nothing runs that could bring it about, and `NotFoundError` for an unknown model
-    that is to serve.
+    Raises `NoPlatformError` if no platform runs, and `NotFoundError` for an unknown model that is to serve.
     """
     goals: dict[str, Goal] = {"Ready": Serving(name), "delete": Gone(MODEL, name)}
     if target not in goals:
-        raise BadRequestError(f"for_ is one of {', '.join(goals)}, got {target!r}")
+        raise BadRequestError(f"for_ must be one of {', '.join(goals)}, got {target!r}")
     if target == "Ready":
         platform.model(name)
     check_runs(platform, name)
@@ -76,16 +75,16 @@ def goal_of(platform: Platform, name: str, target: str) -> Goal:
 
 
 def check_runs(platform: Platform, name: str) -> None:
-    """Raise `NoPlatformError` where nothing runs that could carry out what is asked of a model."""
+    """Raise `NoPlatformError` if no platform runs that could carry out a request for a model."""
     if not platform.runs():
-        raise NoPlatformError(f"no platform is up here to carry out what is asked of {name}: `segserve up` starts it")
+        raise NoPlatformError(f"no platform is up on this machine to process {name}: start it with `segserve up`")
 
 
 def record(platform: Platform, name: str) -> SegmentationRollout:
     """Return the record of a rollout; raises `NotFoundError`."""
     manifest = platform.rollout(name)
     if manifest is None:
-        raise NotFoundError(f"no record of a rollout {name!r}; `client.rollouts.list()` has what there is")
+        raise NotFoundError(f"no record of a rollout {name!r}; `client.rollouts.list()` returns all")
     return typed(manifest, SegmentationRollout)
 
 
@@ -93,7 +92,10 @@ LOOK_S: Final = 0.5
 
 
 async def wait_for_async(platform: Platform, goal: Goal, timeout_s: float) -> Json | None:
-    """Return the resource as soon as it is as wanted; raises what the goal raises, and `WaitTimeoutError`."""
+    """Return the resource once it reaches the goal; raises the errors of the goal, and `WaitTimeoutError`.
+
+    Polls in threads, so that a cancelled task leaves nothing behind.
+    """
     deadline_s = time.monotonic() + timeout_s
     while True:
         manifest = await asyncio.to_thread(platform.find, goal.kind, goal.name)

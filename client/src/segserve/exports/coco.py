@@ -1,4 +1,4 @@
-"""COCO's JSON: the data set of what was found in one or more images."""
+"""COCO's JSON: a data set of the annotations of one or more images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segserve.results.values import SegmentClass
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image, `size` as (height, width), and what was found in it."""
+    """One image, `size` as (height, width), and its annotations."""
 
     size: tuple[int, int]
     found: tuple[Annotation, ...]
@@ -21,7 +21,7 @@ class Entry:
 
 
 def data_set(entries: Sequence[Entry], classes: Iterable[SegmentClass]) -> dict[str, Any]:
-    """Return the images, categories and annotations, numbered from 1, with RLE counts as text."""
+    """Return images, categories and annotations, numbered from 1, with RLE counts as text."""
     found = [(entry.image_id, one) for entry in entries for one in entry.found]
     return {
         "images": [image_entry(entry.image_id, entry.size, entry.file_name) for entry in entries],
@@ -31,7 +31,7 @@ def data_set(entries: Sequence[Entry], classes: Iterable[SegmentClass]) -> dict[
 
 
 def merge(data_sets: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the data sets as one, annotations numbered anew; their images must be numbered apart."""
+    """Return the data sets as one, with annotations renumbered; their image ids must be distinct."""
     categories = {category["id"]: category for part in data_sets for category in part["categories"]}
     annotations = [annotation for part in data_sets for annotation in part["annotations"]]
     return {
@@ -42,7 +42,7 @@ def merge(data_sets: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def image_entry(image_id: int, size: tuple[int, int], file_name: str | None) -> dict[str, Any]:
-    """Return an image as COCO lists it; `size` is (height, width)."""
+    """Return COCO's entry for an image; `size` is (height, width)."""
     height, width = size
     image = {"id": image_id, "width": width, "height": height}
     return image if file_name is None else image | {"file_name": file_name}
@@ -56,7 +56,7 @@ def _annotation(number: int, image_id: int, found: Annotation) -> dict[str, Any]
         rle = found.mask.rle
         annotation["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
     if found.points is not None:
-        # COCO's third number says whether a point is labelled and visible; all that are answered are.
+        # COCO's third number says whether a point is labelled and visible, which all points of an answer are.
         points = [number for x, y, _ in found.points.tolist() for number in (x, y, 2)]
         annotation |= {"keypoints": points, "num_keypoints": len(found.points)}
     return annotation if found.score is None else annotation | {"score": found.score}

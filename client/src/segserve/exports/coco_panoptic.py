@@ -1,4 +1,4 @@
-"""COCO's panoptic format: a JSON table of segments beside a PNG whose colours are their ids."""
+"""COCO's panoptic format: a JSON table of segments, and a PNG whose colours are segment ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CVAT's XML, "CVAT for images 1.1": masks, polygons, boxes and points with their scores."""
+"""CVAT's XML, "CVAT for images 1.1": masks, polygons, boxes and points with scores."""
 
 from __future__ import annotations
 
@@ -36,10 +36,13 @@ def document(result: AnnotatedResult, file_name: str, *, image_id: int, shapes: 
 
 
 def merge(documents: Sequence[str]) -> str:
-    """Return the documents of several images as one, images numbered anew: a task of CVAT takes one file."""
+    """Return the documents of several images as one, with images renumbered; a CVAT task accepts one file.
+
+    Raises `BadRequestError` for no document.
+    """
     roots = [ET.fromstring(document) for document in documents]
     if not roots:
-        raise BadRequestError("there is no document to merge")
+        raise BadRequestError("merge needs at least one document")
     merged = roots[0]
     labels = merged.find("meta/task/labels")
     known = {label.findtext("name") for label in merged.iterfind("meta/task/labels/label")}
@@ -98,7 +101,7 @@ def _shape(found: Annotation, kind: str, **attributes: str) -> ET.Element:
 
 
 def _mask(patch: Patch) -> dict[str, str]:
-    """Return the runs of a mask's rectangle, row by row, the first of them outside."""
+    """Return the runs of a mask's rectangle in row order, starting outside the mask."""
     values = patch.pixels.ravel()
     borders = np.flatnonzero(values[1:] != values[:-1]) + 1
     runs = np.diff(borders, prepend=0, append=values.size).tolist()

@@ -1,4 +1,4 @@
-"""Results as files of other tools: a format a module, all of them in one registry."""
+"""The registry of export formats that are files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from segserve_common.errors import BadRequestError
 
 @dataclass(frozen=True, slots=True)
 class ExportFormat:
-    """A way to write one image's result: `encode(result, file_name)` returns the content of a file.
+    """A format for one image's result: `encode(result, file_name)` returns the content of a file.
 
-    `suffix` is what its name ends with, `file_name` that of the image. `encode` raises `BadRequestError` for a
-    kind of result that the format has no form for.
+    `suffix` is the file's suffix; `file_name` is the name of the image. `encode` raises `BadRequestError` for a type of
+    result that the format does not support.
     """
 
     suffix: str
@@ -34,7 +34,7 @@ def _panoptic_png(result: Segmentation, file_name: str) -> bytes:
 
 def _panoptic(result: Segmentation, file_name: str) -> tuple[dict[str, Any], bytes]:
     if not isinstance(result, PanopticResult):
-        raise BadRequestError(f"COCO's panoptic format takes a PanopticResult, got a {type(result).__name__}")
+        raise BadRequestError(f"COCO's panoptic format needs a PanopticResult, got a {type(result).__name__}")
     return result.to_coco_panoptic(file_name=file_name)
 
 

@@ -1,4 +1,4 @@
-"""GeoJSON (RFC 7946): polygons with holes, in the coordinates of a map."""
+"""GeoJSON (RFC 7946): polygons with holes, in pixel or world coordinates."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Json: TypeAlias = dict[str, Any]
 
 
 def feature_collection(result: AnnotatedResult, affine: Sequence[float] | None, crs: str | None) -> Json:
-    """Return a feature for each thing that was found, and one for its points where it has any.
+    """Return a feature per annotation, and one for its points if it has any.
 
-    The geometry of one whose mask is empty is null. Raises `BadRequestError` for an affine that is not one.
+    The geometry of an empty mask is null. Raises `BadRequestError` for an invalid affine.
     """
     world = _World(affine)
     features = [feature for found in result.annotations() for feature in _features(found, world)]
@@ -33,37 +33,37 @@ def feature_collection(result: AnnotatedResult, affine: Sequence[float] | None, 
 
 
 def features_of(found: Annotation, affine: Sequence[float] | None) -> list[Json]:
-    """Return the features of one thing, for what writes them one by one; raises as `feature_collection` does."""
+    """Return the features of one annotation, for writing one by one; raises as `feature_collection` does."""
     return list(_features(found, _World(affine)))
 
 
 class _World:
-    """From corners of pixels to the map."""
+    """The mapping from pixel corners to world coordinates."""
 
     def __init__(self, affine: Sequence[float] | None) -> None:
         numbers = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) if affine is None else tuple(map(float, affine))
-        # `affine.Affine` has the last row of its matrix too.
+        # `affine.Affine` includes the last row of its matrix.
         if numbers[6:] not in ((), (0.0, 0.0, 1.0)) or len(numbers) < 6 or not all(map(math.isfinite, numbers)):
-            raise BadRequestError(f"an affine is six finite numbers a, b, c, d, e, f, got {numbers}")
+            raise BadRequestError(f"affine must be six finite numbers a, b, c, d, e, f, got {numbers}")
         a, b, c, d, e, f = numbers[:6]
         determinant = a * e - b * d
         if determinant == 0:
-            raise BadRequestError(f"an affine keeps areas above 0, got {numbers}")
+            raise BadRequestError(f"affine must be invertible, got {numbers}")
         self._linear, self._shift = np.array([[a, d], [b, e]]), np.array([c, f])
         self._mirrors = determinant < 0
 
     def points(self, pixels: NDArray[Any]) -> list[list[float]]:
-        """Return x, y of each point on the map."""
+        """Return x, y of each point in world coordinates."""
         points: list[list[float]] = (pixels @ self._linear + self._shift).tolist()
         return points
 
     def ring(self, ring: NDArray[Any]) -> list[list[float]]:
-        """Return a closed ring; outer ones come out counterclockwise on a map whose y goes up."""
+        """Return a closed ring; outer rings come out counterclockwise in coordinates whose y points up."""
         points = self.points(ring[::-1] if self._mirrors else ring)
         return [*points, points[0]]
 
     def polygon(self, part: Part) -> list[list[list[float]]]:
-        """Return the outer ring and those of the holes."""
+        """Return the outer ring and the rings of the holes."""
         return [self.ring(part.outer), *map(self.ring, part.holes)]
 
 

@@ -1,4 +1,4 @@
-"""Label Studio: tasks with predictions, masks in the brush's own run-length encoding."""
+"""Label Studio: tasks with predictions, masks in the run-length encoding of its brush."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ TAGS: Final = {
     "rectanglelabels": ("RectangleLabels", "box"),
     "keypointlabels": ("KeyPointLabels", "point"),
 }
-# Bits that the length of a run may take; each run says which by two bits.
+# The widths of a run's length in bits; each run selects one with two bits.
 _LENGTH_BITS: Final = np.array([3, 4, 8, 16])
 _LONGEST_RUN: Final = 1 << 16
-# Whether a run, which length, the length, the value.
+# Run flag, width selector, length, value.
 _RUN_BITS: Final = 1 + 2 + 16 + 8
 
 
 def task(result: AnnotatedResult, image: str, *, shapes: Shapes) -> Json:
-    """Return a task of the image at a URL, with one prediction; see `Segmentation.to_label_studio`."""
+    """Return a task for the image at a URL, with one prediction; see `Segmentation.to_label_studio`."""
     found = list(foreground(result.annotations()))
     scores = [one.score for one in found if one.score is not None]
     regions = [region for one in found for region in _regions(one, result.size, shapes)]
@@ -42,7 +42,7 @@ def task(result: AnnotatedResult, image: str, *, shapes: Shapes) -> Json:
 
 
 def labelling_config(result: AnnotatedResult) -> str:
-    """Return the labelling configuration (XML) of a project for the results of this model."""
+    """Return the labelling configuration (XML) of a project for results of this model."""
     view = ET.Element("View")
     ET.SubElement(view, "Image", name="image", value="$image", zoom="true")
     for tag, name in TAGS.values():
@@ -54,7 +54,7 @@ def labelling_config(result: AnnotatedResult) -> str:
 
 
 def brush_rle(mask: NDArray[np.bool_]) -> list[int]:
-    """Return a mask (H, W) as Label Studio's brush has it: runs of RGBA bytes, packed bit by bit."""
+    """Return a mask, bool (H, W), in the encoding of Label Studio's brush: bit-packed runs of RGBA bytes."""
     values = mask.ravel()
     starts = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
     lengths = np.diff(starts, append=values.size) * 4
@@ -82,7 +82,7 @@ def _regions(found: Annotation, size: tuple[int, int], shapes: Shapes) -> Iterat
     percent = np.array([100 / width, 100 / height])
     name = f"object-{found.number}"
     if found.mask is None:
-        # Label Studio takes no box that leaves the image.
+        # Label Studio rejects boxes that leave the image.
         x1, y1, x2, y2 = np.clip(found.box, 0, (width, height, width, height))
         (x, y), (across, down) = (percent * (x1, y1)).tolist(), (percent * (x2 - x1, y2 - y1)).tolist()
         value = {"x": x, "y": y, "width": across, "height": down, "rotation": 0}

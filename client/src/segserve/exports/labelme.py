@@ -24,7 +24,7 @@ VERSION: Final = "5.5.0"
 def label_file(result: AnnotatedResult, file_name: str, *, image: ImageLike | None, shapes: Shapes) -> Json:
     """Return the content of a label file; see `Segmentation.to_labelme`.
 
-    Raises `BadRequestError` for an image of another size than the result's.
+    Raises `BadRequestError` if the size of the image differs from the result's.
     """
     height, width = result.size
     found = [shape for one in foreground(result.annotations()) for shape in _shapes(one, shapes)]
@@ -49,7 +49,7 @@ def _shapes(found: Annotation, shapes: Shapes) -> Iterator[Json]:
             x1, y1, x2, y2 = patch.box
             yield _shape(found, "mask", [[x1, y1], [x2 - 1, y2 - 1]]) | {"mask": _png(patch)}
     else:
-        # LabelMe draws the pixels of a polygon's points too: along pixels' edges it would be one pixel too large.
+        # LabelMe also draws the pixels of a polygon's points: a polygon along pixel edges would be one pixel too large.
         for polygon in found.mask.polygons:
             ring = through_centres(np.array(polygon).reshape(-1, 2))
             yield _shape(found, "polygon", ring.tolist())
@@ -78,7 +78,9 @@ def _png(patch: Patch) -> str:
 def _embedded(image: ImageLike, size: tuple[int, int]) -> str:
     opened = picture(image)
     if (opened.height, opened.width) != size:
-        raise BadRequestError(f"the image is of {opened.height} x {opened.width}, the result of {size[0]} x {size[1]}")
+        raise BadRequestError(
+            f"the image is {opened.height} x {opened.width} (height x width), the result {size[0]} x {size[1]}"
+        )
     return _base64(opened)
 
 

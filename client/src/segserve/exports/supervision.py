@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def detections(result: AnnotatedResult, *, compact: bool) -> Detections:
-    """Return the `Detections` of what was found; see `Segmentation.to_supervision`."""
+    """Return the `Detections` of a result; see `Segmentation.to_supervision`."""
     sv = _supervision()
     found = list(result.annotations())
     has_masks = bool(found) and all(one.mask is not None for one in found)
@@ -56,7 +56,7 @@ def _compact(found: list[Annotation], size: tuple[int, int]) -> CompactMask:
     from supervision.detection.compact_mask import CompactMask
 
     masks = [one.mask for one in found if one.mask is not None]
-    # Its boxes include their last pixels.
+    # CompactMask's boxes include their last pixels.
     boxes = np.array([mask.patch().box for mask in masks], np.float32).reshape(-1, 4) - (0, 0, 1, 1)
     return CompactMask.from_coco_rle([mask.rle for mask in masks], boxes, size)
 

@@ -1,1 +1,1 @@
-"""Where models are served, whoever asks: this machine or a cluster, behind one port; no command line in here."""
+"""Platforms: this machine and clusters behind one port, independent of the command line."""

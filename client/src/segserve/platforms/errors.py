@@ -7,90 +7,94 @@ from collections.abc import Iterator
 from typing import Final
 
 from segserve.errors import MissingExtraError
-from segserve_common.errors import SegserveError
+from segserve_common.errors import ControlError
+from segserve_common.kube.errors import ConflictError, ForbiddenError, NotFoundError
+
+__all__ = [
+    "ConflictError",
+    "ControlError",
+    "ForbiddenError",
+    "InvalidResourceError",
+    "NoPlatformError",
+    "NotFoundError",
+    "NotInstalledError",
+    "NotServingError",
+    "PlatformUnreachableError",
+    "WaitTimeoutError",
+    "forbidden",
+    "needs",
+    "no_kubeconfig",
+    "not_installed",
+    "refused",
+    "unreachable",
+]
 
 INSTALL: Final = "helm install segserve charts/segserve --namespace segserve --create-namespace"
-REFUSED: Final = "the API server refuses it: "
-
-
-class ControlError(SegserveError):
-    """A platform cannot do what was asked; the text says what was seen and what helps."""
-
-
-class NotFoundError(ControlError):
-    """There is no resource of that kind and name, or no such namespace."""
+REFUSED: Final = "rejected by the API server: "
 
 
 class InvalidResourceError(ControlError):
-    """A resource that cannot be used: the text has a line for each field that is wrong, with what is allowed."""
-
-
-class ConflictError(ControlError):
-    """Another has set the same fields, or changed the resource meanwhile."""
-
-
-class ForbiddenError(ControlError):
-    """The user may not do this."""
+    """A resource is invalid; the message has a line per invalid field with the allowed values."""
 
 
 class NotInstalledError(ControlError):
-    """The cluster does not know the kind."""
+    """The cluster does not have the custom resource definition."""
 
 
 class NoPlatformError(ControlError):
-    """Nothing says how to reach a cluster, or it cannot be read; or no platform is up here."""
+    """No platform is up on this machine, or no usable kubeconfig selects a cluster."""
 
 
 class PlatformUnreachableError(ControlError):
-    """The API server does not answer."""
+    """The API server does not respond."""
 
 
 class NotServingError(ControlError):
-    """A model's newest spec, or a rollout, cannot come to what was waited for without a change."""
+    """A model's newest spec, or a rollout, cannot succeed without a further change."""
 
 
 class WaitTimeoutError(ControlError):
-    """What was waited for has not come in time; nothing was undone."""
+    """The condition did not come true within the timeout; nothing was undone."""
 
 
 def no_kubeconfig(seen: str) -> NoPlatformError:
-    """Return the error of a cluster that nothing names well."""
+    """Return the error of a missing or unusable kubeconfig."""
     return NoPlatformError(
-        f"{seen}; --kubeconfig FILE or KUBECONFIG names a cluster, --local this machine (`segserve up` starts it)"
+        f"{seen}; select a cluster with --kubeconfig FILE or KUBECONFIG, or this machine with --local (`segserve up`)"
     )
 
 
 def unreachable(server: str, context: str, seen: str) -> PlatformUnreachableError:
-    """Return the error of an API server that does not answer."""
+    """Return the error of an API server that does not respond."""
     return PlatformUnreachableError(
-        f"{server} of context {context!r} does not answer: {seen}; is the cluster up, and is it the one you mean "
-        "(--context NAME names another)?"
+        f"{server} of context {context!r} does not respond: {seen}; check that the cluster is up, or select another "
+        "one with --context NAME"
     )
 
 
 def not_installed(kind: str, context: str) -> NotInstalledError:
-    """Return the error of a cluster without the kind."""
+    """Return the error of a cluster without the custom resource definition."""
     return NotInstalledError(
-        f"the cluster of context {context!r} does not know {kind}; install segserve there: {INSTALL}"
+        f"the cluster of context {context!r} has no {kind} resources; install segserve there: {INSTALL}"
     )
 
 
 def forbidden(said: str) -> ForbiddenError:
-    """Return the error of a user without the right."""
+    """Return the error of a missing permission."""
     return ForbiddenError(
-        f"{said}; ask who runs the cluster for the role `edit` in this namespace (to look, `view` is enough): "
+        f"{said}; ask the cluster's administrator for the role `edit` in this namespace (`view` suffices for reading): "
         "segserve's chart adds its resources to both"
     )
 
 
 def refused(said: str) -> InvalidResourceError:
-    """Return the error of content that the API server does not take."""
+    """Return the error of a resource that the API server rejects."""
     return InvalidResourceError(f"{REFUSED}{said}")
 
 
 @contextlib.contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Turn a missing package into a `MissingExtraError` that has the command that installs it."""
+    """Turn a missing package into a `MissingExtraError` with the command that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""This machine's platform: resources as files, servers as processes."""
+"""The platform of this machine: resources as files, servers as processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 POLL_S: Final = 0.2
 MARK_BYTES: Final = 4096
-"""By how much of what was read last a log that was cut is recognised: lines repeat, that many rarely do."""
+"""Length of the text by which a truncated log is recognised: single lines repeat, texts of this length rarely do."""
 
 
 def local_store(place: Local | None = None) -> LocalStore:
-    """Return the resources of the local platform."""
+    """Return the store of the local platform's resources."""
     with needs("local"):
         from segserve_operator.adapters.local.files import StateFolder, state_folder
         from segserve_operator.adapters.local.store import LocalStore
@@ -29,21 +29,21 @@ def local_store(place: Local | None = None) -> LocalStore:
 
 
 class LocalPlatform:
-    """Implements `Platform` on one state folder: that of `place`, or the one that the environment names."""
+    """The `Platform` of one state folder: that of `ref`, or the default one."""
 
     def __init__(self, place: Local | None = None) -> None:
         self.store = local_store(place)
 
     def apply(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[str]:
-        """Store them; nobody else sets fields here."""
+        """Store the resources; there is no field ownership on this machine."""
         manifests = [(written.resource, written.complete()) for written in resources]
         return [self.store.apply(resource, manifest) for resource, manifest in manifests]
 
     def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
-        """Take all: here are no namespaces."""
+        """Accept all: there are no namespaces on this machine."""
 
     def delete(self, kind: str, name: str) -> str:
-        """Mark a model; this machine's one pool is not deleted, it ends with `segserve down`."""
+        """Mark a model for deletion; the pool of this machine stays until `segserve down`."""
         if kind == POOL:
             return "kept: `segserve down` ends it"
         with _known():
@@ -55,39 +55,39 @@ class LocalPlatform:
         return self._url() is not None
 
     def models(self) -> list[Json]:
-        """Read the files."""
+        """Read all models from their files."""
         return [self.store.get(MODEL, name) for name in self.store.names(MODEL)]
 
     def model(self, name: str) -> Json:
-        """Read the file."""
+        """Read a model from its file."""
         return self._get(MODEL, name)
 
     def find(self, kind: str, name: str) -> Json | None:
-        """Read the file."""
+        """Read a resource from its file."""
         try:
             return self._get(kind, name)
         except NotFoundError:
             return None
 
     def pools(self) -> list[Json]:
-        """Read the files; the default pool has none."""
+        """Read all pools from their files; the default pool has none."""
         return [self.store.get(POOL, name) for name in self.store.names(POOL)]
 
     def pool(self, name: str) -> Json:
-        """Read the file."""
+        """Read a pool from its file."""
         return self._get(POOL, name)
 
     def rollouts(self) -> list[Json]:
-        """Read the files."""
+        """Read all records from their files."""
         found = (self.rollout(name) for name in self.store.names(ROLLOUT))
         return [record for record in found if record is not None]
 
     def rollout(self, name: str) -> Json | None:
-        """Read the file."""
+        """Read a record from its file."""
         return self.find(ROLLOUT, name)
 
     def chunks(self, rollout: str, count: int) -> list[str]:
-        """Read the files beside the record."""
+        """Read the files next to the record."""
         from segserve_operator.adapters.local.rollouts import chunk_file
 
         folder = self.store.state.objects / ROLLOUT / rollout
@@ -97,19 +97,19 @@ class LocalPlatform:
             return []
 
     def bundle(self, rollout: str) -> bytes | None:
-        """Read the file beside the platform's own."""
+        """Read the bundle from its file."""
         from segserve_operator.adapters.bundles.local import bundle_file
 
         path = bundle_file(self.store.state, rollout)
         return path.read_bytes() if path.is_file() else None
 
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
-        """Write them into the user's part of the file."""
+        """Write the annotations into the user's part of the file."""
         with _known():
             self.store.annotate(kind, name, annotations)
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
-        """Look again and again: files tell nobody that they changed."""
+        """Poll the file every 0.2 s."""
         while True:
             yield self.find(kind, name)
             time.sleep(POLL_S)
@@ -118,7 +118,7 @@ class LocalPlatform:
         """Yield the logs of supervisor, gateway, servers and agents."""
         state = self.store.state
         if request.previous:
-            raise ControlError("--previous is for clusters: here a log goes on where the process before it ended")
+            raise ControlError("--previous is only for clusters: on this machine a log continues after a restart")
         if not state.root.exists():
             raise ControlError(f"no platform has run in {state.root}")
         known: dict[Path, _LogFile] = {}
@@ -135,18 +135,18 @@ class LocalPlatform:
 
     @contextmanager
     def gateway(self, model: str) -> Iterator[str | None]:
-        """Return what the running platform says; where none is up, the usual address may still answer."""
+        """Yield the URL of the running platform; None if it is down, since the default URL may still respond."""
         try:
             url = self._url()
         except ModuleNotFoundError:
-            url = None  # without what platforms need, none of this machine is up
+            url = None  # without the extra `local`, no platform can be up here
         yield url
 
     def close(self) -> None:
-        """Hold nothing open."""
+        """Do nothing: no connection is open."""
 
     def checks(self) -> Iterator[DoctorCheck]:
-        """Examine what a platform needs of this machine."""
+        """Yield the checks of this machine."""
         with needs("local"):
             from segserve_operator.local_platform.doctor import examine
 
@@ -183,7 +183,7 @@ def _known() -> Iterator[None]:
 
 
 class _LogFile:
-    """The lines of a log that others append to, and may cut or replace; each of them is given once, and whole."""
+    """A log that other processes append to, truncate or replace; each complete line is returned once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -191,7 +191,7 @@ class _LogFile:
         self._mark = b""  # what stood before the offset
 
     def new_lines(self, *, to_the_end: bool) -> list[str]:
-        """Return the lines since the last call; `to_the_end`: what has no line end yet is a line too."""
+        """Return the lines since the last call; `to_the_end` includes a last line without its end."""
         try:
             with self._path.open("rb") as file:
                 data = self._unread(file)
@@ -207,7 +207,7 @@ class _LogFile:
         data = file.read()
         if data.startswith(self._mark):
             return data[len(self._mark) :]
-        # It was cut: what was read last stands nearer to its beginning now, or nowhere if all of it is new.
+        # The log was truncated: the text read last is now closer to the start, or gone if everything is new.
         file.seek(0)
         data = file.read()
         found = data.find(self._mark)

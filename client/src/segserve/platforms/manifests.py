@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from segserve_operator.api.resources import Resource
 
 Source: TypeAlias = "Resource | Mapping[str, Any] | Path | str"
-"""A typed resource, its JSON, a file, or (a text of more than one line) YAML."""
+"""A typed resource, its JSON, a path, or YAML (a string with more than one line)."""
 
 STDIN: Final = "-"
 
@@ -23,8 +23,8 @@ STDIN: Final = "-"
 def read(source: Source) -> list[ParsedResource]:
     """Return the resources of a source.
 
-    Raises `InvalidResourceError` with every problem found, `ControlError` for a file that cannot be read, and
-    `BadRequestError` for what is no source.
+    Raises `InvalidResourceError` with every problem, `ControlError` for an unreadable file, and `BadRequestError` for
+    an unsupported source.
     """
     match source:
         case Path():
@@ -40,7 +40,7 @@ def read(source: Source) -> list[ParsedResource]:
 
 
 def read_files(paths: Iterable[Path]) -> list[ParsedResource]:
-    """Return the resources of files, in their order; all of them are read before the first is returned."""
+    """Return the resources of files in order; all files are read before any is returned."""
     return [written for path in paths for written in read_file(path)]
 
 
@@ -69,7 +69,7 @@ def _read_mapping(value: Mapping[str, Any]) -> ParsedResource:
     except SpecError as error:
         raise InvalidResourceError(str(error)) from error
     except TypeError as error:
-        raise InvalidResourceError(f"the resource: a resource has only what JSON has: {error}") from error
+        raise InvalidResourceError(f"the resource: a resource may contain only JSON types: {error}") from error
 
 
 def _read_typed(value: object) -> ParsedResource:
@@ -78,9 +78,9 @@ def _read_typed(value: object) -> ParsedResource:
     kind = KINDS.get(type(value).__name__)
     if kind is None or not isinstance(value, kind.type):
         raise BadRequestError(
-            f"a resource is one of {', '.join(KINDS)}, a mapping, a path or YAML text, got {type(value).__name__}"
+            f"a resource must be one of {', '.join(KINDS)}, a mapping, a path or YAML text, got {type(value).__name__}"
         )
-    # What was not set stays unset: on a cluster the server fills it in, and others may set it.
+    # Unset fields stay unset: on a cluster the server fills in defaults, and other tools may own the fields.
     given = value.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
     written: Json = {"apiVersion": value.api_version, "kind": value.kind, **given}
     return ParsedResource(value, written, value.metadata.name, Path())
@@ -92,4 +92,4 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise ControlError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ControlError(f"{path}: a resource file is UTF-8 text; byte {error.start} is not") from error
+        raise ControlError(f"{path}: a resource file must be UTF-8; byte {error.start} is not") from error

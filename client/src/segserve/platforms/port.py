@@ -1,4 +1,4 @@
-"""The port to a platform: what the machine's own one and a cluster both can do."""
+"""The port to a platform, implemented by this machine and by clusters."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ _NOT_APPLIED: Final = ("status",)
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """The platform of this machine; `state` is its folder, where it is not that of `SEGSERVE_STATE` or the usual."""
+    """The platform of this machine; `state` is its folder, by default `SEGSERVE_STATE` or the user's state folder."""
 
     state: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A namespace of a cluster; what is None is as kubectl has it: kubeconfig, its context, that one's namespace."""
+    """A namespace of a cluster. Defaults are kubectl's: the usual kubeconfig, its current context, that context's
+    namespace.
+    """
 
     context: str | None = None
     namespace: str | None = None
@@ -41,7 +43,7 @@ PlatformRef: TypeAlias = Local | Cluster
 
 @dataclass(frozen=True, slots=True)
 class ParsedResource:
-    """One resource: typed, and as it was written; `folder` is where its relative addresses begin."""
+    """One resource, typed and as written; relative addresses are relative to `folder`."""
 
     resource: Resource
     value: Json
@@ -54,7 +56,7 @@ class ParsedResource:
         return f"{self.resource.kind.lower()}/{self.resource.metadata.name}"
 
     def complete(self) -> Json:
-        """Return the manifest with all defaults, and addresses that do not depend on a folder."""
+        """Return the manifest with all defaults and absolute addresses, without status."""
         manifest = {key: value for key, value in self.resource.to_dict().items() if key not in _NOT_APPLIED}
         manifest["metadata"] = {key: value for key, value in manifest["metadata"].items() if value}
         second = manifest["spec"].get("instances") or {}
@@ -65,7 +67,7 @@ class ParsedResource:
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:
-    """Which logs to show: of all where `name` is None; `container` is triton or agent, both where it is None."""
+    """The logs to show: of the model `name`, of the `container` triton or agent; None selects all. `lines` is per log."""
 
     name: str | None = None
     container: str | None = None
@@ -76,9 +78,9 @@ class LogRequest:
 
 @dataclass(frozen=True, slots=True)
 class DoctorCheck:
-    """One thing that a platform needs: what it is, what was seen, and what to do where it is not good.
+    """One requirement of a platform: its name, what was found, and advice if it is not met.
 
-    `fix` is a command that mends it, where there is one.
+    `fix` is a command that fixes it, if there is one.
     """
 
     what: str
@@ -89,85 +91,85 @@ class DoctorCheck:
 
 
 class Platform(Protocol):
-    """Resources and what runs for them. What cannot be done raises a `ControlError` that says what helps."""
+    """A place where resources are stored and served. Requests that fail raise a `ControlError` that says what helps."""
 
     def apply(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[str]:
-        """Create or change resources, all or none; return what became of each: created, configured or unchanged.
+        """Create or change all resources or none; return for each: created, configured or unchanged.
 
-        `force` takes over fields that another tool has set, where platforms keep book of that.
+        `force` takes over fields that another tool has set, if the platform tracks field ownership.
         """
         ...
 
     def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
-        """Raise where one of them is of another place than this platform's."""
+        """Raise if a resource belongs to another namespace than the platform's."""
         ...
 
     def delete(self, kind: str, name: str) -> str:
-        """Ask for the deletion of a resource, and return what becomes of it; an unknown one is an error."""
+        """Request the deletion of a resource and return its outcome; raises `NotFoundError`."""
         ...
 
     def runs(self) -> bool:
-        """Return whether something runs that carries out what is asked, so that waiting for it makes sense."""
+        """Return whether a platform runs that carries out requests, so that waiting makes sense."""
         ...
 
     def models(self) -> list[Json]:
-        """Return all models by name."""
+        """Return all models, sorted by name."""
         ...
 
     def model(self, name: str) -> Json:
-        """Return one model; an unknown one is an error."""
+        """Return one model; raises `NotFoundError`."""
         ...
 
     def find(self, kind: str, name: str) -> Json | None:
-        """Return a model or pool; None where there is none (any more)."""
+        """Return a model or pool, or None if it does not exist."""
         ...
 
     def pools(self) -> list[Json]:
-        """Return all pools by name."""
+        """Return all pools, sorted by name."""
         ...
 
     def pool(self, name: str) -> Json:
-        """Return one pool; an unknown one is an error."""
+        """Return one pool; raises `NotFoundError`."""
         ...
 
     def rollouts(self) -> list[Json]:
-        """Return the records of rollouts by name, as resources."""
+        """Return the records of rollouts as resources, sorted by name."""
         ...
 
     def rollout(self, name: str) -> Json | None:
-        """Return the record of a rollout; None where there is none (yet, or any more)."""
+        """Return the record of a rollout, or None if it does not exist."""
         ...
 
     def chunks(self, rollout: str, count: int) -> list[str]:
-        """Return the first `count` chunks of a record's oldest evidence, packed; none where any of them is lost."""
+        """Return the first `count` chunks of a record's oldest evidence, packed; [] if any of them is missing."""
         ...
 
     def bundle(self, rollout: str) -> bytes | None:
-        """Return what was kept of a rollout that was rolled back, as .tar.gz; None where nothing is kept."""
+        """Return the bundle of a rollout that was rolled back, as .tar.gz; None if there is none."""
         ...
 
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
-        """Set annotations of a resource; its others stay. An unknown resource is an error."""
+        """Set annotations of a resource and keep its others; raises `NotFoundError`."""
         ...
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
-        """Yield a resource as it is now, and again after each change and at least every second; None is gone."""
+        """Yield a resource now, after each change and at least every second, without end; None if it does not exist."""
         ...
 
     def logs(self, request: LogRequest) -> Iterator[str]:
-        """Yield lines of logs, each with its origin; without an end where they are followed."""
+        """Yield log lines, each with its origin; without end if they are followed."""
         ...
 
     def gateway(self, model: str) -> AbstractContextManager[str | None]:
-        """Make the gateway of a model reachable for the time of the block; None where it is at the usual address."""
+        """Make the gateway of a model reachable inside the block; yields its URL, or None for the default URL."""
         ...
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         ...
 
     def checks(self) -> Iterator[DoctorCheck]:
-        """Examine what the platform needs, in the order in which to mend it."""
+        """Yield the checks of the platform's requirements, in the order in which to fix them."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The platform that is meant: named, by default, or opened on first use."""
+"""The selection of a platform: the default one, and opening it, at once or on first use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from segserve.platforms.port import Cluster, Local, Platform, PlatformRef
 
 
 def open_platform(ref: PlatformRef | None = None) -> Platform:
-    """Return the platform of a ref; None: see `default_platform_ref`. Nothing is asked of it yet.
+    """Return the platform of `ref`, or of `default_platform_ref()` for None. Connects on the first call.
 
-    Raises `NoPlatformError` for a cluster that nothing names well, and `MissingExtraError` where the extra `local` or
-    `cluster` is not installed.
+    Raises `NoPlatformError` if the kubeconfig does not select a cluster, and `MissingExtraError` if the extra `local`
+    or `cluster` is not installed.
     """
     ref = default_platform_ref() if ref is None else ref
     if isinstance(ref, Local):
@@ -29,9 +29,9 @@ def open_platform(ref: PlatformRef | None = None) -> Platform:
 
 
 def default_platform_ref() -> PlatformRef:
-    """Return this machine where `SEGSERVE_STATE` names its platform or one is up here, else the kube context.
+    """Return this machine if `SEGSERVE_STATE` is set or a platform is up here, else the kube context.
 
-    Without a kubeconfig it is this machine.
+    Without a kubeconfig, return this machine.
     """
     return Local() if _is_local_named() or _is_local_up() or not _is_cluster_named() else Cluster()
 
@@ -62,11 +62,11 @@ def _is_cluster_named() -> bool:
 
 
 PlatformLike: TypeAlias = "Local | Cluster | Platform | None"
-"""Which platform is meant; None: as for the command line, see `segserve.platforms.selection.default_platform_ref`."""
+"""A platform or a reference to one; None means `default_platform_ref()`, as for the command line."""
 
 
 class LazyPlatform:
-    """A platform that is opened at the first call, and again at the first one after `close`; safe for threads."""
+    """A platform that is opened by the first call, and reopened by the first one after `close`. Thread-safe."""
 
     def __init__(self, platform: PlatformLike = None) -> None:
         self._given = platform
@@ -74,7 +74,7 @@ class LazyPlatform:
         self._lock = threading.Lock()
 
     def platform(self) -> Platform:
-        """Return the platform that is meant; raises as `open_platform`."""
+        """Return the platform; raises as `open_platform` does."""
         with self._lock:
             if self._opened is None:
                 given = self._given

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from segserve.platforms.errors import NotFoundError, NotServingError, WaitTimeoutError
 from segserve.platforms.port import MODEL, Json, Platform
 
-# A server that is being started again is not the change's fault, nor is a cluster's room or its registry.
+# A restarting server, a full cluster or its registry is not the fault of the change.
 PASSING_REASONS: Final = frozenset(
     {
         "NoServer",
@@ -29,7 +29,7 @@ PASSING_REASONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether the newest spec serves, can no longer come to serve by itself, or is on its way."""
+    """Whether a model's newest spec serves, cannot serve without a change, or is in progress."""
 
     serves: bool
     failed: bool
@@ -37,7 +37,7 @@ class Readiness:
 
 
 def readiness(manifest: Mapping[str, Any]) -> Readiness:
-    """Return how far the newest spec of a model has come."""
+    """Return the readiness of a model's newest spec, from its conditions."""
     status = manifest.get("status") or {}
     if status.get("observedGeneration") != manifest["metadata"]["generation"]:
         return Readiness(serves=False, failed=False, text="waiting for the platform")
@@ -45,7 +45,7 @@ def readiness(manifest: Mapping[str, Any]) -> Readiness:
     if degraded["status"] == "True" and degraded["reason"] not in PASSING_REASONS:
         return Readiness(serves=False, failed=True, text=_said(degraded))
     ready, moving = condition(manifest, "Ready"), condition(manifest, "Progressing")
-    # While callers are being sent to the newest revision, the one before it still answers some.
+    # During the switch to the newest revision, the previous one still answers some requests.
     if ready["status"] == "True" and ready["reason"] != "Switching" and moving["status"] == "False":
         return Readiness(serves=True, failed=False, text=ready.get("message", ""))
     newest = next((said for said in (degraded, moving) if said["status"] == "True"), ready)
@@ -57,14 +57,14 @@ def _said(condition: Mapping[str, Any]) -> str:
 
 
 def condition(manifest: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return a condition of a resource; one that was never observed is Unknown."""
+    """Return a condition of a resource; a missing one is Unknown."""
     conditions = (manifest.get("status") or {}).get("conditions", [])
     unknown = {"type": kind, "status": "Unknown", "reason": "Waiting"}
     return next((found for found in conditions if found["type"] == kind), unknown)
 
 
 class Goal(Protocol):
-    """What is waited for of one resource."""
+    """A state to wait for of one resource."""
 
     @property
     def kind(self) -> str:
@@ -77,73 +77,74 @@ class Goal(Protocol):
         ...
 
     def reached(self, manifest: Json | None) -> bool:
-        """Return whether a resource (None: it is gone) is as wanted; raises where it cannot come to that by itself."""
+        """Return whether a resource (None if it does not exist) is in the state; raises if it cannot get there by
+        itself.
+        """
         ...
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
-        """Return the error of one who has waited so long in vain: it says what is still missing."""
+        """Return the error of a timeout, which says what is still missing."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A model's newest spec serves. What cannot come to serve raises `NotServingError`, at once."""
+    """A model's newest spec serves. Raises `NotServingError` as soon as it cannot."""
 
     name: str
     kind: str = MODEL
 
     def reached(self, manifest: Json | None) -> bool:
-        """Judge the conditions."""
+        """Check the conditions."""
         if manifest is None:
-            raise NotFoundError(f"there is no model {self.name!r} (any more)", model=self.name)
+            raise NotFoundError(f"model {self.name!r} does not exist (any more)", model=self.name)
         state = readiness(manifest)
         if state.failed:
             raise NotServingError(f"{self.name}: {state.text}", model=self.name)
         return state.serves
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
-        """Say what the conditions say."""
-        said = "it is gone" if manifest is None else readiness(manifest).text
-        return WaitTimeoutError(f"{self.name} is not ready after {timeout}: {said}", model=self.name)
+        """Return the error with the current conditions."""
+        state = "it was deleted" if manifest is None else readiness(manifest).text
+        return WaitTimeoutError(f"{self.name} is not ready after {timeout}: {state}", model=self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """Nothing is left of a resource."""
+    """A resource no longer exists."""
 
     kind: str
     name: str
 
     def reached(self, manifest: Json | None) -> bool:
-        """Judge whether it is there."""
+        """Check whether it exists."""
         return manifest is None
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
-        """Say who holds it."""
+        """Return the error with the finalizers that block the deletion."""
         finalizers = (manifest or {}).get("metadata", {}).get("finalizers")
-        holds = f"`segserve describe {self.name}` says what holds it"
+        cause = f"see `segserve describe {self.name}`"
         if finalizers:
-            who = ", ".join(finalizers)
-            holds = f"it waits for who takes away {who}: `segserve doctor` says whether an operator runs"
-        return WaitTimeoutError(f"{self.name} is not gone after {timeout}; {holds}")
+            names = ", ".join(finalizers)
+            cause = f"it waits for the removal of the finalizer {names}: check the operator with `segserve doctor`"
+        return WaitTimeoutError(f"{self.name} still exists after {timeout}; {cause}")
 
 
 def wait_for(platform: Platform, goal: Goal, deadline_s: float, timeout: str) -> Json | None:
-    """Return the resource as soon as it is as wanted.
+    """Return the resource once it reaches the goal.
 
-    `deadline_s` is of `time.monotonic`, `timeout` the whole time in the caller's words. Raises what the goal raises,
-    and `WaitTimeoutError`.
+    `deadline_s` is in terms of `time.monotonic`; `timeout` is the total time as text for the error. Raises the errors
+    of the goal, and `WaitTimeoutError`.
     """
-    for manifest in platform.states(goal.kind, goal.name):
-        if goal.reached(manifest):
-            return manifest
+    states = platform.states(goal.kind, goal.name)
+    while not goal.reached(manifest := next(states)):
         if time.monotonic() > deadline_s:
             raise goal.late(manifest, timeout)
-    raise AssertionError("states have no end")
+    return manifest
 
 
 def wait_serving(platform: Platform, name: str, deadline_s: float, timeout: str) -> str:
-    """Return what a model says once its newest spec serves; raises as `wait_for` does, and for an unknown one."""
+    """Return the message of a model once its newest spec serves; raises as `wait_for` does, and `NotFoundError`."""
     platform.model(name)
     manifest = wait_for(platform, Serving(name), deadline_s, timeout)
     assert manifest is not None, "what serves is there"

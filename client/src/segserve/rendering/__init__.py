@@ -1,1 +1,1 @@
-"""Results as pictures, tables and notebook cells."""
+"""Results as overlays, tables and notebook cells."""

@@ -1,4 +1,4 @@
-"""Paint: masks and their contours on an image, and text that keeps out of its own way."""
+"""Drawing primitives: masks and contours on an image, boxes, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
 _DARK: Final = (20, 20, 20)
-# Of the image, to text.
+# Fractions of the image that text may cover.
 _MOST_LABELS: Final = 0.25
 _MOST_LEGEND: Final = 0.3
-# Pixels of the image's shorter side, below which a second line would hide what it is around.
+# The shortest side of an image in pixels below which a second line would hide the object.
 _LEAST_CASED: Final = 128
 
 
 class Canvas:
-    """The image as masks are painted on it, uint8 (H, W, 3)."""
+    """An image, uint8 (H, W, 3), on which masks are painted."""
 
     def __init__(self, image: Image.Image) -> None:
         self.pixels: NDArray[np.uint8] = np.array(image)
         self._width = line_width(image)
 
     def fill(self, patch: Patch, colour: Colour, alpha: float) -> None:
-        """Blend `alpha` of the colour into the mask."""
+        """Blend the colour into the mask with the weight `alpha` (0 to 1)."""
         part = self.pixels[patch.window]
         levels = np.arange(256)
         for channel, tint in enumerate(colour):
@@ -41,10 +41,9 @@ class Canvas:
             part[..., channel][patch.pixels] = blended[part[..., channel][patch.pixels]]
 
     def contour(self, patch: Patch, colour: Colour) -> None:
-        """Draw the mask's outline, all of it inside: the colour, then a thin line that stands out from it.
+        """Draw the mask's outline inside the mask: the colour, then a thin contrasting line.
 
-        The second line is what shows the contour where the image has the same colour. There is no outline
-        where the mask leaves the image.
+        The second line shows the contour on an image of the same colour. There is no outline along the image's border.
         """
         if not patch.pixels.size:
             return
@@ -57,13 +56,13 @@ class Canvas:
             part[core & ~_eroded(inner, thin)] = readable_on(colour)
 
     def finished(self) -> Image.Image:
-        """Return what was painted."""
+        """Return the painted image."""
         from PIL import Image
 
         return Image.fromarray(self.pixels)
 
     def _grown(self, patch: Patch, margin: int) -> NDArray[np.bool_]:
-        """Return the mask with a margin: outside, but going on where it leaves the image."""
+        """Return the mask with a margin: empty, except that the mask continues beyond the image's border."""
         height, width = self.pixels.shape[:2]
         x1, y1, x2, y2 = patch.box
         leaves = ((y1 == 0, y2 == height), (x1 == 0, x2 == width))
@@ -72,7 +71,7 @@ class Canvas:
 
 
 def line_width(image: Image.Image) -> int:
-    """Return how many pixels a line is wide on an image of that size."""
+    """Return the line width in pixels for an image of that size."""
     return math.ceil(min(image.size) / 256)
 
 
@@ -92,7 +91,9 @@ class Writer:
         self._room = image.width * image.height * _MOST_LABELS
 
     def label(self, box: Rectangle, texts: Sequence[str], colour: Colour) -> None:
-        """Write the first of `texts` that finds room near `box`; none where labels are there or everywhere."""
+        """Write the first of `texts` that fits near `box`; none if labels already cover the area, or too much of the
+        image.
+        """
         for text in map(printable, texts):
             width, height = self._measure(text)
             if width > self.image.width or width * height > self._room:
@@ -108,7 +109,7 @@ class Writer:
                 return
 
     def box(self, box: Rectangle, colour: Colour) -> None:
-        """Draw a box's outline, with a thin line inside that stands out from it."""
+        """Draw a box's outline, with a thin contrasting line inside."""
         x1, y1, x2, y2 = box
         if x1 > x2 or y1 > y2:
             return
@@ -125,9 +126,9 @@ class Writer:
             self._draw.ellipse(place, fill=colour, outline=readable_on(colour), width=max(1, self._line // 2))
 
     def legend(self, entries: Sequence[tuple[Colour, str]]) -> None:
-        """Write the entries under each other, each behind its colour, in the top left corner.
+        """Write the entries below each other, each next to its colour, in the top left corner.
 
-        Those that the image has no room for are counted in a last line; an image that it would hide has none.
+        Entries without room are counted in the last line; there is no legend if it would hide the image.
         """
         swatch, gap = self._size, self._pad * 2
         line = self._size + gap
@@ -161,7 +162,7 @@ class Writer:
 
 
 def _places(box: Rectangle, width: float, height: float) -> Iterator[Rectangle]:
-    """Yield where a label may go: above, below, and down along the inside of the box."""
+    """Yield places for a label: above and below the box, then downwards inside it."""
     x1, y1, x2, y2 = box
     middle = (x1 + x2 - width) / 2
     corners = (
@@ -180,7 +181,7 @@ def _overlap(one: Rectangle, other: Rectangle) -> bool:
 
 
 def _eroded(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """Return the mask without its outermost pixels, smaller by as many on each side."""
+    """Return the mask without its outermost pixels, smaller by that many on each side."""
     for _ in range(pixels):
         mask = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     return mask

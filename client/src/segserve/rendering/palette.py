@@ -1,4 +1,4 @@
-"""Colours that stay with a class, that colour-blind people can tell apart, and what is readable on them."""
+"""Colours: stable per class, distinguishable for colour-blind viewers; and readable text on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from segserve.results.values import Colour, SegmentClass
 
 BLACK: Final = (0, 0, 0)
 WHITE: Final = (255, 255, 255)
-# Okabe and Ito's colours without black, which is no colour to fill with; neighbours differ in brightness too.
+# Okabe and Ito's colours without black, which does not suit fills; neighbours differ in brightness too.
 OKABE_ITO: Final = (
     (230, 159, 0),
     (86, 180, 233),
@@ -25,7 +25,7 @@ _TONES: Final = ((0.85, 1.0), (0.6, 0.95), (1.0, 0.8))
 
 
 def palette(index: int) -> Colour:
-    """Return the colour of that number, always the same: Okabe and Ito's, then lighter, darker and other ones."""
+    """Return the colour with this number, always the same: Okabe and Ito's, then lighter, darker and further ones."""
     tint, place = divmod(index, len(OKABE_ITO))
     if tint < len(_TINTS):
         towards, share = _TINTS[tint]
@@ -38,12 +38,12 @@ def palette(index: int) -> Colour:
 
 
 def class_colour(known: SegmentClass) -> Colour:
-    """Return the colour that the model's file gives a class, else that of its id."""
+    """Return the colour of a class from the model's resource, or else by its id."""
     return known.colour or palette(known.id)
 
 
 def readable_on(colour: Colour) -> Colour:
-    """Return black or white, whichever stands out from the colour."""
+    """Return black or white, whichever contrasts more with the colour."""
     luminance = sum(weight * (part / 255) ** 2.2 for weight, part in zip((0.2126, 0.7152, 0.0722), colour, strict=True))
-    # Where the contrast with black is that with white, as WCAG 2 measures it.
+    # At this luminance, WCAG 2 measures the same contrast with black and with white.
     return BLACK if luminance > 0.179 else WHITE

@@ -1,1 +1,1 @@
-"""The typed results of a request, by task, and the masks, outlines and images in them."""
+"""Typed results of requests, one class per task, and their masks, outlines and images."""

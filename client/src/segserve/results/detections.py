@@ -1,4 +1,4 @@
-"""Boxes, and boxes with keypoints: what detection and keypoint models answer."""
+"""Results of detection and keypoint models: boxes, and boxes with keypoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class KeypointDetection(Detection):
-    """One object with its points, float32 (K, 3): x, y and score of each; x and y in pixels of the image."""
+    """One object with its keypoints, float32 (K, 3): x, y and score; x and y in pixels of the image."""
 
     points: NDArray[np.float32] = field(repr=False)
 
@@ -34,7 +34,7 @@ class _Boxes(Objects[Found]):
         return self.detections
 
     def annotations(self) -> Iterator[Annotation]:
-        """Yield the objects in the form that the exports share."""
+        """Yield the objects in the form that exports share."""
         for number, one in enumerate(self, 1):
             points = one.points if isinstance(one, KeypointDetection) else None
             yield Annotation(number, one.class_id, one.class_name, one.score, one.box, None, points)
@@ -49,10 +49,10 @@ class _Boxes(Objects[Found]):
         legend: bool | None = None,
         colour_by: Literal["instance", "class"] | None = None,
     ) -> Image.Image:
-        """Return the image with every box, and its points, drawn and labelled; boxes are not filled.
+        """Return the image with every box and its keypoints drawn and labelled; boxes are not filled.
 
-        `alpha` is not used. Without `contour` only points and labels are drawn. `legend` and `colour_by` are as
-        for instances. Raises `BadRequestError` for an image of another size than the one that was sent.
+        `alpha` has no effect. Without `contour`, only keypoints and labels are drawn. `legend` and `colour_by` are as
+        for instances. Raises `BadRequestError` if the size of `image` differs from that of the segmented image.
         """
         from segserve.rendering.drawing import Style, draw_detections
 
@@ -62,16 +62,16 @@ class _Boxes(Objects[Found]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DetectionResult(_Boxes[Detection]):
-    """The boxes of one image, best score first as the model gives them."""
+    """The boxes of one image in the model's order, best score first."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KeypointResult(_Boxes[KeypointDetection]):
-    """The objects of one image with their points, best score first as the model gives them."""
+    """The objects of one image with their keypoints, in the model's order, best score first."""
 
     @property
     def points(self) -> NDArray[np.float32]:
-        """All points, float32 (N, K, 3)."""
+        """All keypoints, float32 (N, K, 3)."""
         found = [one.points for one in self]
         return np.stack(found) if found else np.zeros((0, 0, 3), np.float32)
 

@@ -1,4 +1,4 @@
-"""Images as callers have them, as tensors for the wire and as pictures to draw on."""
+"""Images as callers provide them: converted to tensors for requests and to pictures for drawing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ReadableFile(Protocol):
-    """An open binary file, or what reads like one: a response of urllib, an upload."""
+    """An open binary file, or an object with the same `read`: a urllib response, an upload."""
 
     def read(self) -> bytes:
         """Return all bytes."""
@@ -30,7 +30,7 @@ class ReadableFile(Protocol):
 
 
 class FetchedImage(Protocol):
-    """A response that a caller fetched, as httpx and requests give it."""
+    """An HTTP response of httpx or requests that was fetched by the caller."""
 
     @property
     def status_code(self) -> int:
@@ -39,12 +39,12 @@ class FetchedImage(Protocol):
 
     @property
     def content(self) -> Any:
-        """The body's bytes."""
+        """The bytes of the body."""
         ...
 
 
 class SupportsArray(Protocol):
-    """What numpy makes an array of: a tensor of torch on the CPU, an array of another library."""
+    """An object that numpy can convert: a torch tensor on the CPU, an array of another library."""
 
     def __array__(self) -> Any:
         """Return the array."""
@@ -73,14 +73,14 @@ _PIL_MODES: Final = {
     "YCbCr": "RGB",
     "HSV": "RGB",
 }
-"""The modes of 8 bits, and what each is sent as."""
+"""8-bit modes, and the mode that each is sent as."""
 
 
 def image_tensor(image: ImageLike) -> Tensor:
-    """Return the input that carries `image`: the bytes of a file as IMAGE, anything decoded as PIXELS (H, W, C).
+    """Return the input tensor for an image: the bytes of a file as IMAGE, decoded images as PIXELS (H, W, C).
 
-    A PIL image is turned as its EXIF data says. What was given is not changed. Raises `BadRequestError` for
-    what cannot be sent, and `OSError` for a file that cannot be read.
+    A PIL image is rotated as its EXIF data says. The caller's object is not changed. Raises `BadRequestError` for an
+    object that cannot be sent, and `OSError` for a file that cannot be read.
     """
     encoded = _encoded(image)
     if encoded is not None:
@@ -89,7 +89,7 @@ def image_tensor(image: ImageLike) -> Tensor:
 
 
 def picture(image: ImageLike) -> Image.Image:
-    """Return an image as RGB, turned as its EXIF data says, to draw on; raises as `image_tensor` does."""
+    """Return an image as RGB, rotated as its EXIF data says, for drawing; raises as `image_tensor` does."""
     from PIL import Image
 
     encoded = _encoded(image)
@@ -99,7 +99,7 @@ def picture(image: ImageLike) -> Image.Image:
         with Image.open(io.BytesIO(encoded)) as opened:
             return _to_rgb(_pil_pixels(opened))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadRequestError(f"an image that cannot be read: {error}") from error
+        raise BadRequestError(f"the image cannot be read: {error}") from error
 
 
 def _to_rgb(pixels: NDArray[Any]) -> Image.Image:
@@ -110,7 +110,7 @@ def _to_rgb(pixels: NDArray[Any]) -> Image.Image:
 
 
 def _encoded(image: Any) -> bytes | None:
-    """Return the bytes of an image file, or None for what is decoded already."""
+    """Return the bytes of an image file, or None for a decoded image."""
     match image:
         case bytes():
             return image
@@ -130,8 +130,8 @@ def _encoded(image: Any) -> bytes | None:
 def _file(path: str | os.PathLike[str]) -> bytes:
     if isinstance(path, str) and _URL.match(path):
         raise BadRequestError(
-            f"the client fetches no URL, got {path[:200]!r}; fetch it and give the response, "
-            "as segment(httpx.get(url), ...)"
+            f"the client does not fetch URLs, got {path[:200]!r}; fetch it and pass the response: "
+            "segment(httpx.get(url), ...)"
         )
     return Path(path).read_bytes()
 
@@ -147,25 +147,22 @@ def _is_pil(image: Any) -> bool:
 def _check_status(image: Any) -> None:
     status = getattr(image, "status_code", getattr(image, "status", None))
     if isinstance(status, int) and status != 200:
-        raise BadRequestError(f"the response holds no image: its HTTP status is {status}; 200 is allowed")
+        raise BadRequestError(f"the response is not an image: its HTTP status is {status}, not 200")
 
 
 def _content(image: Any) -> object:
     read: Callable[[], object] | None = getattr(image, "read", None)
     if inspect.iscoroutinefunction(read):
-        raise BadRequestError(f"await the {type(image).__name__}'s read() and give the bytes")
+        raise BadRequestError(f"await the read() of the {type(image).__name__} and pass the bytes")
     if hasattr(image, "status_code"):
         try:
             return image.content
         except RuntimeError as error:  # httpx's, of a response that is still a stream
-            raise BadRequestError(f"read the response before it is given: {error}") from error
+            raise BadRequestError(f"read the response before passing it: {error}") from error
     if read is None:
-        raise BadRequestError(f"an image is {_ALLOWED}; got {type(image).__name__}{_list_advice(image)}")
+        advice = ": use segment_many for several images" if isinstance(image, list | tuple) else ""
+        raise BadRequestError(f"an image must be {_ALLOWED}; got {type(image).__name__}{advice}")
     return read()
-
-
-def _list_advice(image: object) -> str:
-    return ": several images go to segment_many" if isinstance(image, list | tuple) else ""
 
 
 def _decoded(image: Any) -> NDArray[Any]:
@@ -174,7 +171,7 @@ def _decoded(image: Any) -> NDArray[Any]:
     try:
         array = np.asarray(image)
     except (TypeError, RuntimeError) as error:  # torch's, of a tensor on a device or with a gradient
-        raise BadRequestError(f"a {type(image).__name__} that numpy makes no array of: {error}") from error
+        raise BadRequestError(f"numpy cannot convert this {type(image).__name__} to an array: {error}") from error
     return pixels_of(array)
 
 
@@ -186,7 +183,7 @@ def _pil_pixels(image: Image.Image) -> NDArray[Any]:
         return pixels_of(_sixteen_bits(np.asarray(upright)))
     if image.mode not in _PIL_MODES:
         allowed = ", ".join((*_PIL_MODES, "I", "I;16"))
-        raise BadRequestError(f"a PIL image of mode {image.mode!r} cannot be sent; allowed are {allowed}")
+        raise BadRequestError(f"a PIL image of mode {image.mode!r} cannot be sent; allowed: {allowed}")
     wanted = _PIL_MODES[image.mode]
     return pixels_of(np.asarray(upright if upright.mode == wanted else upright.convert(wanted)))
 
@@ -194,6 +191,6 @@ def _pil_pixels(image: Image.Image) -> NDArray[Any]:
 def _sixteen_bits(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.itemsize > 2 and (array.min() < 0 or array.max() > 0xFFFF):
         raise BadRequestError(
-            f"a PIL image of 32-bit integers has values from {array.min()} to {array.max()}; allowed are 0 to 65535"
+            f"a PIL image of 32-bit integers has values from {array.min()} to {array.max()}; allowed: 0 to 65535"
         )
     return array.astype(np.uint16)

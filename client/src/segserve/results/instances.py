@@ -1,4 +1,4 @@
-"""Objects with masks: what instance models answer."""
+"""Results of instance models: objects with masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Instance(Detection):
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The mask as bool, shaped (H, W) of the whole image, read-only."""
+        """The mask, bool (H, W) of the whole image, read-only. Raises `ProtocolError` for a malformed mask."""
         return self.encoded.bitmap
 
     @property
@@ -40,13 +40,13 @@ class Instance(Detection):
 
     @property
     def area(self) -> int:
-        """The mask's pixels."""
+        """The area of the mask in pixels."""
         return self.encoded.area
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InstanceResult(Objects[Instance]):
-    """The objects of one image, best score first as the model gives them."""
+    """The objects of one image in the model's order, best score first."""
 
     instances: tuple[Instance, ...]
 
@@ -55,7 +55,7 @@ class InstanceResult(Objects[Instance]):
         return self.instances
 
     def annotations(self) -> Iterator[Annotation]:
-        """Yield the instances in the form that the exports share."""
+        """Yield the instances in the form that exports share."""
         for number, one in enumerate(self, 1):
             yield Annotation(number, one.class_id, one.class_name, one.score, one.box, one.encoded)
 
@@ -69,11 +69,11 @@ class InstanceResult(Objects[Instance]):
         legend: bool | None = None,
         colour_by: Literal["instance", "class"] | None = None,
     ) -> Image.Image:
-        """Return the image with every mask filled (`alpha` of its colour, 0 for none), outlined and labelled.
+        """Return the image with every mask filled (`alpha` of its colour, 0 to 1), outlined and labelled.
 
-        Labels that find no room are left out. With `legend`, the classes are named in a corner, and colours are
-        theirs unless `colour_by` says otherwise. Raises `BadRequestError` for an image of another size than the
-        one that was segmented.
+        Labels without room are left out. `legend` names the classes in a corner and colours objects by class unless
+        `colour_by` says otherwise. Raises `BadRequestError` if the size of `image` differs from that of the segmented
+        image.
         """
         from segserve.rendering.drawing import Style, draw_instances
 

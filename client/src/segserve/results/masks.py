@@ -1,4 +1,4 @@
-"""Masks as they cross the wire: the encodings told apart, and turned into the form that is asked for."""
+"""Masks as the server sends them, in any encoding, and their conversion to bitmaps, RLE and polygons."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RLE_FIRST, _RLE_LAST = ord("0"), ord("o")
 
 
 class Rle(TypedDict):
-    """COCO's compressed run-length encoding: `size` is [height, width], `counts` ASCII bytes."""
+    """COCO's compressed run-length encoding: `size` is [height, width], `counts` are ASCII bytes."""
 
     size: list[int]
     counts: bytes
@@ -30,9 +30,9 @@ class Rle(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """The smallest rectangle that has all of a mask: bool (h, w), its top left pixel at `x`, `y` of the image.
+    """The bounding rectangle of a mask: bool (h, w), with its top left pixel at `x`, `y` of the image.
 
-    That of an empty mask is (0, 0).
+    The patch of an empty mask has the shape (0, 0).
     """
 
     x: int
@@ -41,7 +41,7 @@ class Patch:
 
     @classmethod
     def of(cls, bitmap: NDArray[np.bool_], x: int = 0, y: int = 0) -> Patch:
-        """Cut the patch out of a bitmap whose top left pixel is at `x`, `y`."""
+        """Cut the patch out of a bitmap, bool (H, W), whose top left pixel is at `x`, `y`."""
         rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
         if rows.size == 0:
             return cls(0, 0, np.zeros((0, 0), np.bool_))
@@ -50,22 +50,22 @@ class Patch:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The rectangle as x1, y1, x2, y2; x2 and y2 are those of the first pixels beyond."""
+        """The rectangle as x1, y1, x2, y2; x2 and y2 are exclusive."""
         height, width = self.pixels.shape
         return self.x, self.y, self.x + width, self.y + height
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Where it is in an array of the whole image."""
+        """The index of the patch in an array of the whole image."""
         x1, y1, x2, y2 = self.box
         return slice(y1, y2), slice(x1, x2)
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedMask:
-    """One mask of a `height` x `width` image in any encoding; nothing is decoded before it is asked for.
+    """One mask of a `height` x `width` image in any encoding, decoded on first use.
 
-    What cannot be decoded raises `ProtocolError` then.
+    Accessing a malformed mask raises `ProtocolError`.
     """
 
     data: bytes = field(repr=False)
@@ -74,7 +74,7 @@ class EncodedMask:
 
     @classmethod
     def of(cls, bitmap: NDArray[np.bool_]) -> EncodedMask:
-        """Encode a bitmap, shaped (H, W), as run lengths."""
+        """Encode a bitmap, bool (H, W), as COCO RLE."""
         from pycocotools import mask as coco
 
         height, width = bitmap.shape
@@ -82,7 +82,7 @@ class EncodedMask:
 
     @classmethod
     def empty(cls, height: int, width: int) -> EncodedMask:
-        """Return the mask of nothing."""
+        """Return an empty mask."""
         from pycocotools import mask as coco
 
         (rle,) = coco.frPyObjects([{"size": [height, width], "counts": [height * width]}], height, width)
@@ -90,7 +90,7 @@ class EncodedMask:
 
     @cached_property
     def bitmap(self) -> NDArray[np.bool_]:
-        """The mask as bool, shaped (H, W), read-only."""
+        """The mask, bool (H, W), read-only."""
         bitmap = self._pixels()
         if bitmap is None:
             # pycocotools' own decoding warns on numpy 2 and does not check the runs.
@@ -107,7 +107,7 @@ class EncodedMask:
         if bitmap is not None:
             return EncodedMask.of(bitmap).rle
         if self._is_polygons:
-            # A polygon of two corners encloses nothing, and pycocotools does not take it.
+            # A polygon with two corners encloses nothing, and pycocotools rejects it.
             parts = [polygon for polygon in self.polygons if len(polygon) >= 6]
             if not parts:
                 return EncodedMask.empty(self.height, self.width).rle
@@ -116,7 +116,7 @@ class EncodedMask:
         return Rle(size=[self.height, self.width], counts=self.data)
 
     def patch(self) -> Patch:
-        """Decode no more than the mask's own rectangle, and keep nothing: for many masks of a large image."""
+        """Decode only the mask's bounding rectangle, and cache nothing: for many masks of a large image."""
         bitmap = self.__dict__.get("bitmap", self._pixels())
         if bitmap is not None:
             return Patch.of(bitmap)
@@ -132,9 +132,9 @@ class EncodedMask:
 
     @cached_property
     def polygons(self) -> list[Polygon]:
-        """The outlines as [x, y, x, y, ...] in pixels: the server's, or traced around the pixels of the mask.
+        """The outlines as [x, y, x, y, ...] in pixels: the server's, or traced around the mask's pixels.
 
-        These have no holes; `parts` has them.
+        They have no holes; `parts` includes holes.
         """
         if self._is_polygons:
             return _read_polygons(self.data, self.height, self.width)
@@ -143,9 +143,9 @@ class EncodedMask:
         return [(ring + corner).ravel().tolist() for ring in outer_rings(patch.pixels)]
 
     def parts(self) -> tuple[Part, ...]:
-        """Return the outlines of the 4-connected parts with their holes, traced around their pixels.
+        """Return the outlines of the 4-connected parts with their holes, traced around the mask's pixels.
 
-        Of a mask that the server sent as polygons these are the polygons, without holes.
+        For a mask that the server sent as polygons, these are its polygons, without holes.
         """
         if self._is_polygons:
             rings = (np.array(polygon).reshape(-1, 2) for polygon in self.polygons)
@@ -155,47 +155,49 @@ class EncodedMask:
 
     @cached_property
     def area(self) -> int:
-        """The number of pixels."""
+        """The area in pixels."""
         from pycocotools import mask as coco
 
         return int(coco.area(self.rle))
 
     def _pixels(self) -> NDArray[np.bool_] | None:
-        """Return the bitmap of a mask that came as PNG or raw, else None."""
+        """Return the bitmap of a mask sent as PNG or raw bytes, else None."""
         if self.data.startswith(PNG_MAGIC):
             return read_png(self.data, self.height, self.width) > 0
-        # RLE and JSON have no bytes below 0x20, raw masks no others.
+        # Bytes below 0x20 occur in raw masks only, never in RLE or JSON.
         if len(self.data) == self.height * self.width and self.data[0] <= 1:
             return np.frombuffer(self.data, np.uint8).reshape(self.height, self.width) > 0
         return None
 
     @property
     def _is_polygons(self) -> bool:
-        # `[` may begin an RLE, `]` cannot end one: its continuation bit is set.
+        # `[` may start an RLE, but `]` cannot end one: its continuation bit is set.
         return self.data.startswith(b"[") and self.data.endswith(b"]")
 
 
 def read_png(data: bytes, height: int, width: int) -> NDArray[Any]:
-    """Return a PNG's grey values or palette indices, uint8 or uint16 (H, W), or raise `ProtocolError`."""
+    """Return the grey values or palette indices of a PNG, uint8 or uint16 (H, W); raises `ProtocolError` for other
+    files.
+    """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.size != (width, height):
-                raise ProtocolError(f"a PNG of {image.width} x {image.height} came for an image of {width} x {height}")
+                raise ProtocolError(f"expected a PNG of {width} x {height}, got {image.width} x {image.height}")
             if image.mode not in {"1", "L", "P", "I;16", "I"}:
-                raise ProtocolError(f"a label PNG has one channel, got mode {image.mode!r}")
+                raise ProtocolError(f"a label PNG must have one channel, got mode {image.mode!r}")
             pixels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ProtocolError(f"a PNG that cannot be read: {error}") from error
+        raise ProtocolError(f"the PNG cannot be read: {error}") from error
     return pixels.astype(np.uint8 if image.mode in {"1", "L", "P"} else np.uint16)
 
 
 def run_lengths(counts: bytes, height: int, width: int) -> NDArray[np.int64]:
-    """Return the runs of COCO compressed RLE counts, down the columns, outside and inside by turns.
+    """Return the runs of COCO RLE counts, int64, in column order, alternating between outside and inside.
 
-    Raises `ProtocolError` where they are not those of a `height` x `width` mask; pycocotools would return
-    uninitialised memory.
+    Raises `ProtocolError` if they do not describe a `height` x `width` mask; pycocotools would return uninitialised
+    memory.
     """
     symbols = np.frombuffer(counts, np.uint8).astype(np.int64)
     if symbols.size == 0 or symbols.min() < _RLE_FIRST or symbols.max() > _RLE_LAST:
@@ -205,22 +207,22 @@ def run_lengths(counts: bytes, height: int, width: int) -> NDArray[np.int64]:
     ends = np.flatnonzero(is_last)
     starts = np.concatenate(([0], ends[:-1] + 1))
     if not is_last[-1] or (ends - starts).max() > 6:
-        raise ProtocolError(f"COCO RLE counts that end within a number: {counts[-40:]!r}")
+        raise ProtocolError(f"COCO RLE counts end within a number: {counts[-40:]!r}")
     run = np.repeat(np.arange(ends.size), ends - starts + 1)
     place = np.arange(symbols.size) - starts[run]
     lengths = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
     negative = (symbols[ends] & 0x10) != 0
     lengths[negative] -= np.int64(1) << (5 * (place[ends[negative]] + 1))
-    # From the fourth on, each number is the difference to the run of the same value before it.
+    # From the fourth on, each number is the difference from the previous run of the same value.
     lengths[1::2] = np.cumsum(lengths[1::2])
     lengths[2::2] = np.cumsum(lengths[2::2])
     if lengths.min() < 0 or lengths.max() > height * width or int(lengths.sum()) != height * width:
-        raise ProtocolError(f"COCO RLE runs of {int(lengths.sum())} pixels came for an image of {height} x {width}")
+        raise ProtocolError(f"COCO RLE runs cover {int(lengths.sum())} pixels, but the image is {height} x {width}")
     return lengths
 
 
 def _columns(runs: NDArray[np.int64], height: int) -> NDArray[np.bool_]:
-    """Return whole columns of a mask out of their runs, bool (height, w)."""
+    """Return full columns of a mask from their runs, bool (height, w)."""
     is_inside = np.arange(runs.size) % 2 == 1
     return np.repeat(is_inside, runs).reshape(-1, height).T
 
@@ -230,18 +232,18 @@ def _read_polygons(data: bytes, height: int, width: int) -> list[Polygon]:
     try:
         polygons = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"polygons that are not JSON: {data[:40]!r}") from error
+        raise ProtocolError(f"polygons must be JSON, got {data[:40]!r}") from error
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) % 2 or not all(type(n) in {int, float} for n in polygon):
-            raise ProtocolError(f"a polygon is a list of x, y, x, y, ..., got {str(polygon)[:80]}")
-        # pycocotools needs memory for every pixel that an edge passes, in the image or not.
+            raise ProtocolError(f"a polygon must be a list x, y, x, y, ..., got {str(polygon)[:80]}")
+        # pycocotools allocates memory for every pixel along an edge, inside the image or not.
         if not all(math.isfinite(n) and -bound <= n <= 2 * bound for n in polygon):
-            raise ProtocolError(f"a polygon of an image of {height} x {width} leaves it, got {str(polygon)[:80]}")
+            raise ProtocolError(f"a polygon lies outside its image of {height} x {width}, got {str(polygon)[:80]}")
     return [[float(number) for number in polygon] for polygon in polygons]
 
 
 def masks_of_labels(labels: NDArray[Any]) -> dict[int, EncodedMask]:
-    """Return the mask of every value of a label map (H, W) but 0, in one pass over the map."""
+    """Return the mask of every value of a label map (H, W) except 0, in one pass over the map."""
     from pycocotools import mask as coco
 
     height, width = labels.shape
@@ -261,10 +263,12 @@ def masks_of_labels(labels: NDArray[Any]) -> dict[int, EncodedMask]:
 
 
 def read_labels(data: bytes, height: int, width: int) -> NDArray[Any]:
-    """Return the label map, PNG or raw little-endian, as uint8 or uint16 shaped (H, W)."""
+    """Return a label map sent as PNG or raw little-endian bytes, uint8 or uint16 (H, W); raises `ProtocolError`
+    otherwise.
+    """
     if data.startswith(PNG_MAGIC):
         return read_png(data, height, width)
     for dtype in (np.dtype("u1"), np.dtype("<u2")):
         if len(data) == height * width * dtype.itemsize:
             return np.frombuffer(data, dtype).reshape(height, width).copy()
-    raise ProtocolError(f"a label map of {len(data)} bytes came for an image of {height} x {width}")
+    raise ProtocolError(f"a label map of {len(data)} bytes does not fit an image of {height} x {width}")

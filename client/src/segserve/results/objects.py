@@ -1,4 +1,4 @@
-"""What answers of separate objects share: each has a box, a score and a class."""
+"""The base of results with separate objects, each with a box, a score and a class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One object: `box` is x1, y1, x2, y2 in pixels of the image."""
+    """One object; `box` is x1, y1, x2, y2 in pixels of the image."""
 
     box: tuple[float, float, float, float]
     score: float
@@ -32,7 +32,7 @@ Found = TypeVar("Found", bound=Detection)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Objects(Segmentation, Generic[Found]):
-    """A sequence of the objects of one image."""
+    """A sequence of the objects in one image."""
 
     def __len__(self) -> int:
         return len(self._found)
@@ -64,7 +64,7 @@ class Objects(Segmentation, Generic[Found]):
 
     @property
     def areas(self) -> NDArray[Any]:
-        """Pixels of each mask, int64 (N,); without masks those of each box, float64."""
+        """Areas of the masks in pixels, int64 (N,); without masks those of the boxes, float64."""
         areas = [found.area for found in self.annotations()]
         return np.array(areas) if areas else np.zeros(0, np.int64)
 
@@ -77,19 +77,18 @@ class Objects(Segmentation, Generic[Found]):
         return object_rows(self, self.size)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return a flat row for each object, for `csv.DictWriter` or a data frame."""
+        """Return a flat row per object, for `csv.DictWriter` or a data frame."""
         return [self._row(index, found) for index, found in enumerate(self)]
 
     def crop(self, index: int, image: ImageLike, *, margin: int = 0, cut_out: bool = False) -> Image.Image:
-        """Return the part of the image in the box of one object, with `margin` pixels around where there are any.
+        """Return the part of the image in one object's box, with up to `margin` pixels around it.
 
-        `cut_out` makes all but the object's mask transparent. Raises `IndexError` for an object that is not
-        there, `BadRequestError` for an image of another size, an empty box, and `cut_out` without a mask.
+        `cut_out` makes everything outside the object's mask transparent. Raises `IndexError` for an index out of range,
+        and `BadRequestError` for an image of another size, an empty box, or `cut_out` without a mask.
         """
         from segserve.rendering.drawing import crop
 
-        found = tuple(self.annotations())[index]
-        return crop(found, image, self.size, margin=margin, cut_out=cut_out)
+        return crop(tuple(self.annotations())[index], image, self.size, margin=margin, cut_out=cut_out)
 
     def _row(self, index: int, found: Found) -> dict[str, Any]:
         x1, y1, x2, y2 = found.box

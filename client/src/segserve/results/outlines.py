@@ -1,4 +1,4 @@
-"""Outlines of masks along the edges of their pixels, exact, with their holes. Pure numpy."""
+"""Exact outlines of masks along the edges of their pixels, with holes, in plain numpy."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ _FALLING, _RISING = 9, 6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """A 4-connected part of a mask: its `outer` ring and those of its `holes`, each float64 (N, 2), x before y.
+    """A 4-connected part of a mask: its `outer` ring and the rings of its `holes`, each float64 (N, 2), x before y.
 
-    Rings run along the edges of pixels, in pixels from the image's top left corner; the first point is not
-    repeated at the end. Outer rings are clockwise as one sees the image, holes run the other way round. Rings
-    do not cross or touch themselves; a hole may touch another ring at single points.
+    Rings follow pixel edges, in pixels from the image's top left corner; the first point is not repeated at the end.
+    Outer rings run clockwise as seen on screen, holes counterclockwise. Rings do not cross or touch themselves; a hole
+    may touch another ring at single points.
     """
 
     outer: Ring
     holes: tuple[Ring, ...] = ()
 
     def moved(self, x: float, y: float) -> Part:
-        """Return the part where it is when the mask's top left corner is at `x`, `y`."""
+        """Return the part for a mask whose top left corner is at `x`, `y`."""
         corner = np.array((x, y))
         return Part(self.outer + corner, tuple(hole + corner for hole in self.holes))
 
 
 @dataclass(frozen=True, slots=True)
 class _Border:
-    """The corners of one border, int (N, 2), as they are walked; `is_hole` where the part lies around it."""
+    """The corners of one border in walking order, int (N, 2); `is_hole` if the part lies around it."""
 
     corners: NDArray[np.int64]
     is_hole: bool
 
 
 def trace(bitmap: NDArray[np.bool_]) -> list[Part]:
-    """Return the 4-connected parts of a mask with their holes, in the order of their topmost corners.
+    """Return the 4-connected parts of a mask, bool (H, W), with their holes, ordered by their topmost corners.
 
-    The parts' polygons are valid as OGC and shapely have it, and cover exactly the pixels of the mask.
+    The parts are valid polygons for OGC and shapely, and cover exactly the mask's pixels.
     """
     corners = _Corners.of(bitmap)
     cycles = corners.cycles()
@@ -65,9 +65,9 @@ def trace(bitmap: NDArray[np.bool_]) -> list[Part]:
 
 
 def outer_rings(bitmap: NDArray[np.bool_]) -> list[Ring]:
-    """Return the outer ring of each 4-connected part of a mask, for formats that have no holes.
+    """Return the outer ring of each 4-connected part of a mask, for formats without holes.
 
-    Where a part touches itself at a corner the ring passes there twice, so as not to fill what lies beyond.
+    If a part touches itself at a corner, the ring passes that corner twice and does not fill the gap.
     """
     corners = _Corners.of(bitmap)
     rings = (corners.walk(cycle) for cycle in corners.cycles())
@@ -75,9 +75,9 @@ def outer_rings(bitmap: NDArray[np.bool_]) -> list[Ring]:
 
 
 def through_centres(ring: Ring) -> Ring:
-    """Return an outer ring half a pixel further in, in the numbers of its border pixels: as OpenCV has contours.
+    """Return an outer ring half a pixel further in, through the centres of border pixels, as OpenCV's contours run.
 
-    That is what rasterisers want that draw a polygon's outline as well as fill it.
+    Rasterisers that draw a polygon's outline in addition to filling it need this form.
     """
     forward = np.sign(np.roll(ring, -1, axis=0) - ring)
     inward = forward + np.roll(forward, 1, axis=0)
@@ -88,10 +88,10 @@ def through_centres(ring: Ring) -> Ring:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Corners:
-    """Every corner of a mask's borders; one where two pixels touch diagonally is there twice.
+    """Every corner of a mask's borders; a corner between two diagonal pixels appears twice.
 
-    `x` and `y` are in reading order. A border's horizontal edge leads from corner i to `across[i]`, its
-    vertical edge from there to `down[across[i]]`; `starts` has the i's from which the mask is on the right.
+    `x` and `y` are in reading order. A border's horizontal edge leads from corner i to `across[i]`, its vertical edge
+    from there to `down[across[i]]`; `starts` are the i's from which the mask is on the right.
     """
 
     x: NDArray[np.int64]
@@ -121,7 +121,7 @@ class _Corners:
         return cls(x, y, across, down, starts)
 
     def cycles(self) -> list[list[int]]:
-        """Return the starts of each border's horizontal edges, as they are walked, borders in reading order."""
+        """Return the starts of each border's horizontal edges in walking order, borders in reading order."""
         following = self.down[self.across].tolist()
         is_left = bytearray(len(following))
         cycles = []
@@ -138,13 +138,13 @@ class _Corners:
         return cycles
 
     def walk(self, cycle: list[int]) -> NDArray[np.int64]:
-        """Return all corners of a border, (N, 2), x before y; of an outer one from its topmost left corner on."""
+        """Return all corners of a border, (N, 2), x before y; an outer border starts at its topmost left corner."""
         begins = np.array(cycle)
         order = np.stack([begins, self.across[begins]], 1).ravel()
         return np.stack([self.x[order], self.y[order]], 1)
 
     def owners(self, cycles: list[list[int]], bitmap: NDArray[np.bool_]) -> list[int]:
-        """Return for each border the number of the one that is around the same part of the mask from outside."""
+        """Return for each border the number of the outer border around the same part."""
         border_of = np.empty(len(self.x), np.int64)
         for number, cycle in enumerate(cycles):
             border_of[cycle] = number
@@ -153,7 +153,7 @@ class _Corners:
         is_hole = [not bitmap[self.y[top], self.x[top]] for top in tops.tolist()]
         lefts = self._borders_to_the_left(tops[is_hole], border_of, bitmap) if any(is_hole) else iter(())
         owners: list[int] = []
-        # A border on the left in the same row begins above this one or before it, so its owner is known.
+        # A border further left in the same row starts above this one or before it, so its owner is known.
         for number, inside in enumerate(is_hole):
             owners.append(owners[next(lefts)] if inside else number)
         return owners
@@ -161,7 +161,7 @@ class _Corners:
     def _borders_to_the_left(
         self, tops: NDArray[np.int64], border_of: NDArray[np.int64], bitmap: NDArray[np.bool_]
     ) -> Iterator[int]:
-        """Yield the border at which the run of mask pixels begins that ends at each of these corners."""
+        """Yield the border at which the run of mask pixels that ends at each of these corners starts."""
         height, width = bitmap.shape
         flat = np.zeros((height, width + 1), np.int8)
         flat[:, 1:] = bitmap  # in C order, and a column apart, so that no run goes on in the next row
@@ -198,6 +198,6 @@ def _untouching(ring: NDArray[np.int64]) -> list[_Border]:
 
 
 def _signed_area(ring: NDArray[np.int64]) -> float:
-    # Each horizontal edge is the top or the bottom of what lies between it and the x axis; the sides add nothing.
+    # Each horizontal edge bounds the area between it and the x axis; vertical edges contribute nothing.
     x, y = ring[:, 0], ring[:, 1]
     return float(((x[:-1] - x[1:]) * (y[:-1] + y[1:])).sum() + (x[-1] - x[0]) * (y[-1] + y[0])) / 2

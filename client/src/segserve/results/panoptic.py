@@ -1,4 +1,4 @@
-"""A segment for every pixel, things one by one and stuff as a whole: what panoptic models answer."""
+"""Results of panoptic models: a segment for every pixel, things one by one and stuff per class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class PanopticSegment(Detection):
     """One segment: a thing, or all of a class of stuff.
 
-    `id` is its number in `PanopticResult.ids`; `area` is in pixels.
+    `id` is its value in `PanopticResult.ids`; `area` is in pixels.
     """
 
     id: int
@@ -35,7 +35,7 @@ class PanopticSegment(Detection):
 class PanopticResult(Objects[PanopticSegment]):
     """The segments of one image.
 
-    `encoded` is the map of segment ids as PNG or raw bytes, or None where `encoded_masks` has their masks by id.
+    `encoded` is the map of segment ids as PNG or raw bytes, or None if `encoded_masks` holds the masks by segment id.
     """
 
     segments: tuple[PanopticSegment, ...]
@@ -48,7 +48,7 @@ class PanopticResult(Objects[PanopticSegment]):
 
     @cached_property
     def ids(self) -> NDArray[Any]:
-        """Segment ids, uint8 or uint16 shaped (H, W), read-only, 0 where there is none; approximate out of polygons."""
+        """Segment ids, uint8 or uint16 (H, W), read-only; 0 is no segment. Approximate if the masks are polygons."""
         if self.encoded is not None:
             ids = read_labels(self.encoded, *self.size)
         else:
@@ -59,21 +59,21 @@ class PanopticResult(Objects[PanopticSegment]):
         return ids
 
     def mask(self, segment: PanopticSegment) -> NDArray[np.bool_]:
-        """Return a segment's pixels as bool shaped (H, W)."""
+        """Return the mask of a segment, bool (H, W)."""
         mask: NDArray[np.bool_] = self.ids == segment.id
         return mask
 
     def annotations(self) -> Iterator[Annotation]:
-        """Yield the segments in the form that the exports share; one without pixels has an empty mask."""
+        """Yield the segments in the form that exports share; a segment without pixels has an empty mask."""
         empty = EncodedMask.empty(*self.size)
         for one in self:
             mask = self._masks.get(one.id, empty)
             yield Annotation(one.id, one.class_id, one.class_name, one.score, one.box, mask)
 
     def to_coco_panoptic(self, *, image_id: int = 1, file_name: str | None = None) -> tuple[dict[str, Any], bytes]:
-        """Return a data set of this one image in COCO's panoptic format: its JSON, and the PNG of segment ids.
+        """Return a COCO panoptic data set of this one image: its JSON, and the PNG of segment ids.
 
-        The JSON names the PNG as `file_name` with the suffix `.png`, or by the id where there is none.
+        The JSON refers to the PNG by `file_name` with the suffix `.png`, or else by `image_id`.
         """
         from segserve.exports.coco_panoptic import data_set
 
@@ -89,11 +89,11 @@ class PanopticResult(Objects[PanopticSegment]):
         contour: bool = True,
         legend: bool | None = None,
     ) -> Image.Image:
-        """Return the image with every segment filled (`alpha` of its colour, 0 for none) and outlined.
+        """Return the image with every segment filled (`alpha` of its colour, 0 to 1) and outlined.
 
-        Things have colours of their own and labels; stuff has those of its classes, which the legend names.
-        `legend` is as `labels` unless given. Raises `BadRequestError` for an image of another size than the one
-        that was sent.
+        Things have individual colours and labels; stuff has the colours of its classes, which the legend names.
+        `legend` defaults to `labels`. Raises `BadRequestError` if the size of `image` differs from that of the
+        segmented image.
         """
         from segserve.rendering.drawing import Style, draw_segments
 

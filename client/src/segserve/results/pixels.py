@@ -1,4 +1,4 @@
-"""Arrays of pixels: which can be sent, and as what a model takes them."""
+"""Arrays of pixels: which can be sent, and their conversion to a model's pixel format."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ PIXELS: Final = "PIXELS"
 _RED, _GREEN, _BLUE, _BITS = (np.uint32(number) for number in (9798, 19235, 3735, 15))
 _ROWS: Final = 64
 _ADVICE: Final = {
-    "b": "a mask is sent by mask.astype(np.uint8) * 255",
-    "f": "where values are from 0 to 1, send (array * 255).round().astype(np.uint8)",
-    "i": "where values are from 0 to 255, send array.astype(np.uint8)",
-    "u": "where values are from 0 to 255, send array.astype(np.uint8)",
+    "b": "for a mask, send mask.astype(np.uint8) * 255",
+    "f": "for values from 0 to 1, send (array * 255).round().astype(np.uint8)",
+    "i": "for values from 0 to 255, send array.astype(np.uint8)",
+    "u": "for values from 0 to 255, send array.astype(np.uint8)",
 }
 
 
 def pixels_of(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array as (H, W, C), uint8 or uint16, with 1 to 4 channels; raises `BadRequestError`."""
+    """Return an array as (H, W, C), uint8 or uint16, with 1 to 4 channels; raises `BadRequestError` otherwise."""
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        advice = _ADVICE.get(array.dtype.kind, "see segserve.results.images.ImageLike for what can be sent")
-        raise BadRequestError(f"an array of pixels is uint8 or uint16, got {array.dtype} {array.shape}: {advice}")
+        advice = _ADVICE.get(array.dtype.kind, "see segserve.results.images.ImageLike for the types that can be sent")
+        raise BadRequestError(f"an array of pixels must be uint8 or uint16, got {array.dtype} {array.shape}: {advice}")
     shaped = array[:, :, np.newaxis] if array.ndim == 2 else array
     if shaped.ndim == 3 and shaped.shape[2] in (1, 2, 3, 4) and shaped.size:
         return shaped
     raise BadRequestError(
-        f"an array of pixels is shaped (H, W) or (H, W, channels), got {array.shape}{_shape_advice(array.shape)}"
+        f"an array of pixels must be shaped (H, W) or (H, W, C), got {array.shape}{_shape_advice(array.shape)}"
     )
 
 
 def to_pixel_format(image: Tensor, wanted: PixelFormat | None) -> Tensor:
-    """Return PIXELS as a model takes them, converted as the server converts files; IMAGE as it is.
+    """Return PIXELS in a model's format, converted as the server converts files; IMAGE unchanged.
 
-    Alpha is dropped, 16 bits become 8 by their high byte and 8 become 16 times 257, colour becomes grey by
-    BT.601 luma, grey becomes colour of three equal channels. None: a model that tells no format gets what was
-    given.
+    Alpha is dropped. 16 bits are reduced to 8 by their high byte, 8 bits extended to 16 by the factor 257. Colour
+    becomes grey by BT.601 luma, grey becomes three equal channels. Without a format (None), the tensor is returned
+    unchanged.
     """
     if image.name != PIXELS or wanted is None:
         return image
@@ -52,7 +52,7 @@ def to_pixel_format(image: Tensor, wanted: PixelFormat | None) -> Tensor:
 
 
 def to_dtype(pixels: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return uint8 or uint16 pixels as the other type; white stays white."""
+    """Return uint8 or uint16 pixels as the other dtype; white stays white."""
     if pixels.dtype == dtype:
         return pixels
     return (pixels >> 8).astype(dtype) if dtype.itemsize == 1 else pixels.astype(dtype) * dtype.type(257)
@@ -74,7 +74,7 @@ def _to_channels(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
 def _luma(pixels: NDArray[Any]) -> NDArray[Any]:
     luma = np.empty((*pixels.shape[:2], 1), pixels.dtype)
     half = np.uint32(1 << 14)
-    # Some rows at a time: the products of a whole image would take ten times its memory.
+    # A few rows at a time: the products of a whole image would take ten times its memory.
     for top in range(0, len(pixels), _ROWS):
         red, green, blue = np.moveaxis(pixels[top : top + _ROWS], -1, 0)
         luma[top : top + _ROWS, :, 0] = (red * _RED + green * _GREEN + blue * _BLUE + half) >> _BITS
@@ -83,9 +83,9 @@ def _luma(pixels: NDArray[Any]) -> NDArray[Any]:
 
 def _shape_advice(shape: tuple[int, ...]) -> str:
     if 0 in shape:
-        return ": it holds no pixel"
+        return ": it has no pixels"
     if len(shape) == 3 and shape[0] in (1, 3, 4):
-        return ": where channels come first, send np.moveaxis(array, 0, -1)"
+        return ": if channels come first, send np.moveaxis(array, 0, -1)"
     if len(shape) == 4:
-        return ": a batch is sent image by image, segment_many(batch) does it"
+        return ": use segment_many(batch) for a batch"
     return ""

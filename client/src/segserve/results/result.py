@@ -1,4 +1,4 @@
-"""All that a model can answer."""
+"""`Result`: the union of all result types."""
 
 from __future__ import annotations
 

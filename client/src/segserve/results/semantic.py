@@ -1,4 +1,4 @@
-"""A class for every pixel: what semantic models answer."""
+"""Results of semantic models: a class for every pixel."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SemanticResult(Segmentation):
-    """A class for every pixel of one image, or, of multi-label models, a mask for every class.
+    """A class for every pixel of one image, or for multi-label models a mask per class.
 
-    `areas` is pixels by class name. `confidence` is the mean probability by class name over the pixels of
-    that class (0 where there are none), or None where it was not asked for. `encoded` is the label map as PNG
-    or raw bytes, or None where `encoded_masks` has each class's mask by id; those of multi-label models may overlap.
+    `areas` are pixels by class name. `confidence` is the mean probability by class name over that class's pixels (0 if
+    there are none), or None if not requested. `encoded` is the label map as PNG or raw bytes, or None if
+    `encoded_masks` holds each class's mask by id; masks of multi-label models may overlap.
     """
 
     areas: Mapping[str, int]
@@ -36,22 +36,22 @@ class SemanticResult(Segmentation):
 
     @cached_property
     def labels(self) -> NDArray[Any]:
-        """Class ids, uint8 or uint16 shaped (H, W), read-only; approximate out of polygons, which have no holes.
+        """Class ids, uint8 or uint16 (H, W), read-only. Approximate if the masks are polygons, which have no holes.
 
-        Where masks overlap, the class with the smaller one has the pixel.
+        If masks overlap, the class with the smaller mask gets the pixel.
         """
         if self.encoded is not None:
             labels = read_labels(self.encoded, *self.size)
         else:
             labels = np.zeros(self.size, np.uint16 if max(self.encoded_masks, default=0) > 255 else np.uint8)
-            # Polygons have no holes: what lies in them is smaller, and painted later.
+            # Polygons have no holes: masks inside them are smaller, and painted later.
             for class_id, mask in sorted(self.encoded_masks.items(), key=lambda item: -item[1].area):
                 labels[mask.bitmap] = class_id
         labels.flags.writeable = False
         return labels
 
     def mask(self, class_: int | str) -> NDArray[np.bool_]:
-        """Return one class's pixels, by id or by name, as bool shaped (H, W).
+        """Return the mask of one class, by id or name, bool (H, W).
 
         Raises `KeyError` for a class that the model does not have.
         """
@@ -62,7 +62,7 @@ class SemanticResult(Segmentation):
         return mask
 
     def annotations(self) -> Iterator[Annotation]:
-        """Yield the classes that are there, all pixels of each as one mask; `score` is the confidence."""
+        """Yield each class with pixels as one mask; `score` is the confidence."""
         for known in self.classes:
             if self.areas.get(known.name):
                 score = None if self.confidence is None else self.confidence[known.name]
@@ -78,7 +78,7 @@ class SemanticResult(Segmentation):
         return area_rows(self.areas, self.size)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return a flat row for each class, for `csv.DictWriter` or a data frame; `share` is of all pixels."""
+        """Return a flat row per class, for `csv.DictWriter` or a data frame; `share` is the fraction of all pixels."""
         pixels = self.size[0] * self.size[1]
         rows = []
         for known in self.classes:
@@ -97,10 +97,10 @@ class SemanticResult(Segmentation):
         contour: bool = True,
         legend: bool | None = None,
     ) -> Image.Image:
-        """Return the image with every class but `background` filled (`alpha` of its colour, 0 for none) and outlined.
+        """Return the image with every class except `background` filled (`alpha` of its colour, 0 to 1) and outlined.
 
-        The legend names the classes that are there with their share of the image; it is as `labels` unless
-        given. Raises `BadRequestError` for an image of another size than the one that was segmented.
+        The legend names the classes with their share of the image and defaults to `labels`. Raises `BadRequestError` if
+        the size of `image` differs from that of the segmented image.
         """
         from segserve.rendering.drawing import Style, draw_labels
 

@@ -1,4 +1,4 @@
-"""What has been answered so far, in a folder: a manifest that says of what, and a file for each tile."""
+"""Checkpoints: the answered tiles of a run in a folder, one file per tile, and a manifest of what they depend on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ PART: Final = ".part"
 
 @dataclass(frozen=True, slots=True)
 class RunManifest:
-    """All that the answers depend on. `source` is the digest of the image's pixels, None where none was made."""
+    """Everything that the answers of a run depend on. `source` is the digest of the image's pixels, or None if not
+    computed.
+    """
 
     model: str
     revision: str | None
@@ -45,7 +47,7 @@ class RunManifest:
     format: int = FORMAT
 
     def differences(self, other: RunManifest) -> list[str]:
-        """Return what differs, as `name was ..., now ...`."""
+        """Return the differences as `name was ..., now ...`."""
         return [
             f"{one.name} was {mine!r}, now {theirs!r}"
             for one in fields(self)
@@ -53,40 +55,40 @@ class RunManifest:
         ]
 
     def check_same(self, other: RunManifest, folder: Path, *, any_revision: bool) -> None:
-        """Raise `CheckpointError`, which says what differs, where `folder` is of this run and `other` is asked for."""
+        """Raise `CheckpointError` with the differences if `folder` holds this run and `other` is requested."""
         compared = replace(self, revision=other.revision) if any_revision else self
         differences = compared.differences(other)
         if differences:
             raise CheckpointError(
-                f"{str(folder)!r} is of another run: {'; '.join(differences)}. Give another folder, or start over, "
-                "which deletes that run (start_over=True, --start-over)"
+                f"{str(folder)!r} holds another run: {'; '.join(differences)}. Use another folder, or start over "
+                "(start_over=True, --start-over), which deletes that run"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the manifest for JSON."""
         return asdict(self)
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> RunManifest:
-        """Read what `to_dict` gave; raises `CheckpointError` for anything else."""
+        """Read the output of `to_dict`; raises `CheckpointError` for anything else."""
         try:
             return cls(**value)
         except TypeError as error:
-            raise CheckpointError(f"a run of another version of segserve: {error}. Start over") from None
+            raise CheckpointError(f"the run is from another version of segserve: {error}. Start over") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder of answered tiles. Every file in it is written beside its place and moved there."""
+    """A folder of answered tiles. Every file in it is written under another name and then moved into place."""
 
     folder: Path
 
     @classmethod
     def open(cls, folder: Path, manifest: RunManifest, *, any_revision: bool = False) -> Checkpoint:
-        """Return the checkpoint of that run, new where the folder has none.
+        """Return the checkpoint of this run, newly created if the folder has none.
 
-        Raises `CheckpointError`, which says what differs, for the folder of another run. `any_revision` lets the
-        revision differ.
+        Raises `CheckpointError` with the differences if the folder holds another run. `any_revision` allows another
+        revision.
         """
         found = cls(folder)
         known = found.manifest()
@@ -98,28 +100,28 @@ class Checkpoint:
         return found
 
     def manifest(self) -> RunManifest | None:
-        """Return what is being answered, None where nothing has begun; raises `CheckpointError` for a damaged one."""
+        """Return the manifest, or None if no run has started; raises `CheckpointError` if it is damaged."""
         value = read_json(self.folder / MANIFEST)
         return None if value is None else RunManifest.of(value)
 
     def done(self) -> set[int]:
-        """Return the numbers of the tiles that are answered."""
+        """Return the indices of the answered tiles."""
         return {int(path.stem) for path in (self.folder / TILES).glob("*.json")}
 
     def write(self, tile: int, record: Mapping[str, Any]) -> None:
-        """Keep a tile's answer."""
+        """Store a tile's answer."""
         write_json(self._path(tile), record)
 
     def read(self, tile: int) -> dict[str, Any]:
-        """Return a tile's answer; raises `CheckpointError` where it is not there."""
+        """Return a tile's answer; raises `CheckpointError` if it is missing."""
         record = read_json(self._path(tile))
         if record is None:
             raise CheckpointError(f"tile {tile} is missing in the checkpoint {str(self.folder)!r}")
         return record
 
     def clear(self) -> None:
-        """Delete it, with the map of the tiles' segments; what else lies in the folder stays."""
-        # Without its manifest the rest is nobody's, should this end half-way.
+        """Delete the run and the map of its tiles' segments; other files in the folder stay."""
+        # The manifest first: without it the rest counts as no run, should this stop half-way.
         (self.folder / MANIFEST).unlink(missing_ok=True)
         for name in (TILES, f"{SEGMENTS}.zarr"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -132,12 +134,12 @@ class Checkpoint:
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = None) -> None:
-    """Replace a JSON file durably."""
+    """Write JSON atomically: the file is complete whenever it exists."""
     replace_file(path, json.dumps(value, indent=indent, allow_nan=False))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, or None where there is no file; raises `CheckpointError` for anything else."""
+    """Return a JSON object, or None if there is no file; raises `CheckpointError` for anything else."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A large image's result in other programs' formats, written piece by piece: COCO, GeoJSON, TIFF, PNG."""
+"""Exports of a large image's result, written piece by piece: COCO, GeoJSON, TIFF, PNG."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from segserve_common.files import replacing
 
 TIFF_TILE: Final = 512
 LARGEST_CLASSIC_TIFF: Final = 4_000_000_000
-# Four bytes a run is what COCO's own tools count in.
+# COCO's tools count runs with 32 bits.
 MAX_COCO_PIXELS: Final = (1 << 32) - 1
 
 
 def write_coco(result: TiledObjects, path: Path, file_name: str) -> None:
     """Write the objects as a COCO data set of one image, masks as RLE of the whole image.
 
-    Raises `ImageTooLargeError` beyond what COCO's RLE can count.
+    Raises `ImageTooLargeError` above the number of pixels that COCO's RLE can count.
     """
     height, width = result.size
     if height * width > MAX_COCO_PIXELS:
-        raise ImageTooLargeError(f"COCO counts up to {MAX_COCO_PIXELS} pixels an image, got {height} x {width}")
+        raise ImageTooLargeError(f"COCO supports up to {MAX_COCO_PIXELS} pixels per image, got {height} x {width}")
     image = {"id": 1, "width": width, "height": height, "file_name": file_name}
     categories = [{"id": known.id, "name": known.name} for known in result.classes]
     with replacing(path, suffix=PART) as partial, partial.open("w") as file:
@@ -46,9 +46,9 @@ def write_coco(result: TiledObjects, path: Path, file_name: str) -> None:
 
 
 def write_geojson(result: TiledObjects, path: Path, affine: Sequence[float] | None = None) -> None:
-    """Write the objects as GeoJSON: outlines with holes, boxes where there are no masks.
+    """Write the objects as GeoJSON: outlines with holes, or boxes for objects without masks.
 
-    `affine` turns pixels into world coordinates, as in `Segmentation.to_geojson`.
+    `affine` maps pixels to world coordinates, as in `Segmentation.to_geojson`.
     """
     from segserve.exports.geojson import features_of
 
@@ -63,7 +63,7 @@ def write_geojson(result: TiledObjects, path: Path, affine: Sequence[float] | No
 
 
 def write_tiff(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
-    """Write the map as a tiled TIFF, BigTIFF where it has to be; raises `MissingExtraError` without `batch`."""
+    """Write the map as a tiled TIFF, or as BigTIFF above 4 GB; raises `MissingExtraError` without the extra `batch`."""
     try:
         import tifffile
     except ImportError as error:
@@ -88,21 +88,23 @@ def write_tiff(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
 
 
 def write_png(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
-    """Write the map as a PNG, in the colours of the classes where it has up to 256.
+    """Write the map as a PNG, in the colours of the classes if ids fit into 8 bits.
 
-    Raises `ImageTooLargeError` beyond `MAX_DECODED_PIXELS`, and for ids that 16 bits do not hold.
+    Raises `ImageTooLargeError` above `MAX_DECODED_PIXELS`, and for ids that do not fit into 16 bits.
     """
     from PIL import Image
 
     height, width = result.size
     if height * width > MAX_DECODED_PIXELS:
         raise ImageTooLargeError(
-            f"a PNG is made as a whole, up to {MAX_DECODED_PIXELS} pixels; the map has {height} x {width}. Write a TIFF"
+            f"a PNG may have up to {MAX_DECODED_PIXELS} pixels; the map has {height} x {width}. Write a TIFF"
         )
     labels = np.asarray(_map(result)[:])
     if labels.dtype.itemsize > 1:
         if labels.max(initial=0) > np.iinfo(np.uint16).max:
-            raise ImageTooLargeError(f"a PNG holds ids up to 65535, the map has {labels.max()}. Write a TIFF")
+            raise ImageTooLargeError(
+                f"PNG output is limited to ids up to 65535; the map has {labels.max()}. Write a TIFF"
+            )
         picture = Image.fromarray(labels.astype(np.uint16))
     else:
         picture = Image.fromarray(labels).convert("L")
@@ -124,7 +126,7 @@ def _palette(result: TiledSemanticResult) -> bytes:
 def _map(result: TiledSemanticResult | TiledObjects) -> Any:
     found = result.labels if isinstance(result, TiledSemanticResult) else result.ids
     if found is None:
-        raise BadRequestError("the result has no map: ask for the map of ids with id_map=True (--id-map)")
+        raise BadRequestError("the result has no map: request the map of ids with id_map=True (--id-map)")
     return found
 
 
@@ -158,7 +160,7 @@ def _annotation(found: TiledObject, height: int, width: int) -> dict[str, Any]:
 
 
 def _in_the_image(mask: NDArray[np.bool_], origin: tuple[int, int], height: int, width: int) -> LocalRle:
-    """Return the RLE of a mask as one of the whole image, without drawing it."""
+    """Return the RLE of a mask in the whole image without drawing it."""
     steps = np.diff(np.pad(mask.astype(np.int8), ((1, 1), (0, 0))), axis=0).T
     left, top = origin
     columns, starts = np.nonzero(steps == 1)
@@ -168,7 +170,7 @@ def _in_the_image(mask: NDArray[np.bool_], origin: tuple[int, int], height: int,
 
 
 def _local(found: TiledObject) -> Annotation:
-    """Return an object in the form that exports share, in pixels of its mask's box where it has a mask."""
+    """Return an object in the form that exports share, in pixels of its mask's box if it has a mask."""
     left, top = found.origin or (0, 0)
     x1, y1, x2, y2 = found.box
     mask = None if found.rle is None else EncodedMask(found.rle["counts"].encode(), *found.rle["size"])
@@ -178,7 +180,7 @@ def _local(found: TiledObject) -> Annotation:
 
 
 def _shifted(affine: Sequence[float] | None, origin: tuple[int, int]) -> tuple[float, ...]:
-    """Return the affine for pixels that are counted from `origin`."""
+    """Return the affine for pixels counted from `origin`."""
     a, b, c, d, e, f, *rest = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) if affine is None else affine
     x, y = origin
     return (a, b, c + a * x + b * y, d, e, f + d * x + e * y, *rest)

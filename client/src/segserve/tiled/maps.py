@@ -1,4 +1,4 @@
-"""Maps of labels or ids as large as the image, written cell by cell: a zarr array, or a .npy file."""
+"""Maps of labels or ids the size of the image, written cell by cell: a zarr array or a .npy file."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ ZARR, NPY = ".zarr", ".npy"
 
 
 class PixelMap(Protocol):
-    """A map that many threads, and where it is zarr many processes, write: each cell once, by one of them."""
+    """A map that many threads (with zarr, many processes) write, each cell once."""
 
     def write(self, cell: Window, values: NDArray[Any]) -> None:
-        """Set a cell's pixels."""
+        """Set the pixels of a cell."""
         ...
 
     def read(self, cell: Window) -> NDArray[Any]:
-        """Return a cell's pixels."""
+        """Return the pixels of a cell."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class MapFile:
-    """Where a map lies and what it holds; `chunk` is the side of its chunks in zarr."""
+    """The file and format of a map; `chunk` is the side of its chunks in zarr."""
 
     path: str
     height: int
@@ -40,7 +40,7 @@ class MapFile:
     chunk: int
 
     def create(self, attributes: Mapping[str, Any]) -> PixelMap:
-        """Make the map, all 0, in place of one that is there."""
+        """Create the map, filled with 0, replacing an existing one; `attributes` are stored in zarr."""
         if self.path.endswith(ZARR):
             shape, chunks = (self.height, self.width), (self.chunk, self.chunk)
             _zarr().create_array(
@@ -52,7 +52,7 @@ class MapFile:
         return self.open()
 
     def open(self) -> PixelMap:
-        """Open the map; raises `CheckpointError` where it is not there or another."""
+        """Open the map; raises `CheckpointError` if it is missing or of another shape or dtype."""
         try:
             if self.path.endswith(ZARR):
                 array = _zarr().open_array(self.path, mode="r+")
@@ -64,7 +64,7 @@ class MapFile:
                 found = _NpyMap(self.path, mapped.offset, self.width, mapped.dtype)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"the map {self.path!r} of a run that was begun cannot be opened: {error}. Start over"
+                f"the map {self.path!r} of the unfinished run cannot be opened: {error}. Start over"
             ) from error
         if shape != (self.height, self.width) or dtype != np.dtype(self.dtype):
             raise CheckpointError(
@@ -79,14 +79,14 @@ def _zarr() -> Any:
         import zarr
     except ImportError as error:
         raise MissingExtraError(
-            "a zarr map needs a package that is not installed: pip install 'segserve[batch]', or ask for labels='npy'"
+            "a zarr map needs a package that is not installed: pip install 'segserve[batch]', or use labels='npy'"
         ) from error
     return zarr
 
 
 @dataclass(frozen=True, slots=True)
 class _ZarrMap:
-    # A chunk belongs to one cell, so that no two writers read and write the same one.
+    # A chunk belongs to one cell, so no two writers touch the same one.
     array: Any
 
     def write(self, cell: Window, values: NDArray[Any]) -> None:
@@ -98,7 +98,7 @@ class _ZarrMap:
 
 @dataclass(frozen=True, slots=True)
 class _NpyMap:
-    # ParsedResource as a file: the pages of a memory map would count as this process's memory.
+    # Written with pwrite: the pages of a memory map would count as this process's memory.
     path: str
     offset: int
     width: int
@@ -127,5 +127,5 @@ class _NpyMap:
 
 
 def labels_dtype(largest: int) -> str:
-    """Return the smallest type that holds the ids of a model's classes."""
+    """Return the smallest dtype that holds the class ids up to `largest`."""
     return "uint8" if largest < 256 else "uint16"

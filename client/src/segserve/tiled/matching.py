@@ -1,4 +1,4 @@
-"""Which objects of neighbouring tiles are one. Pure; the answer does not depend on the order of anything."""
+"""Matching: which pieces in neighbouring tiles show the same object. Pure, and independent of the order of tiles."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Match:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The strongest come first; which of the two was named first does not count."""
+        """The sort key: strongest first, independent of which piece was named first."""
         return -self.strength, *sorted((self.first.key, self.second.key))
 
 
 def id_of(piece: Piece) -> Id:
-    """Return what tells a piece from all others."""
+    """Return the unique id of a piece."""
     return piece.tile, piece.number
 
 
 def strength(first: Piece, second: Piece, band: Window) -> float:
-    """Return how much two pieces of one class agree in the `band` that both their tiles show, 0 to 1.
+    """Return how much two pieces of one class agree in the `band` that both tiles show, 0 to 1.
 
-    It is the IoU of their parts in the band. A piece that its tile cuts is a fragment, so for it the intersection
-    over the smaller of the two counts too: a fragment that lies in an object is of that object.
+    This is the IoU of their parts in the band. A piece cut by its tile is a fragment; for fragments, the intersection
+    over the smaller piece counts too, so a fragment inside an object belongs to that object.
     """
     shared = first.patch.window.intersection(second.patch.window)
     if first.class_id != second.class_id or shared.is_empty:
@@ -53,7 +53,7 @@ def strength(first: Piece, second: Piece, band: Window) -> float:
 
 
 def matches(first: Sequence[Piece], second: Sequence[Piece], band: Window, at_least: float = SAME) -> list[Match]:
-    """Return the pairs of two tiles' pieces that agree by `at_least`."""
+    """Return the pairs of pieces of two tiles that agree by at least `at_least`."""
     if not first or not second:
         return []
     boxes, others = (np.array([_bounds(piece) for piece in pieces]) for pieces in (first, second))
@@ -74,9 +74,9 @@ def _bounds(piece: Piece) -> tuple[int, int, int, int]:
 
 @dataclass
 class Groups:
-    """Pieces that are one object. Two whole ones are in one group only where they match each other.
+    """Groups of pieces that are one object. Two whole pieces share a group only if they match each other.
 
-    Otherwise a fragment of two objects that touch would make one of them, and one would be lost.
+    Otherwise a fragment that overlaps two touching objects would merge them, and one would be lost.
     """
 
     _members: dict[Id, list[Piece]] = field(default_factory=dict)
@@ -84,13 +84,13 @@ class Groups:
     _matched: dict[Id, set[Id]] = field(default_factory=dict)
 
     def add(self, pieces: Iterable[Piece]) -> None:
-        """Let each piece be a group of its own."""
+        """Add each piece as a group of its own."""
         for piece in pieces:
             self._members[id_of(piece)] = [piece]
             self._group_of[id_of(piece)] = id_of(piece)
 
     def join(self, found: Iterable[Match]) -> None:
-        """Join the groups of matching pieces, the strongest match first."""
+        """Join the groups of matching pieces, strongest match first."""
         ordered = sorted(found, key=lambda match: match.key)
         for match in ordered:
             self._matched.setdefault(id_of(match.first), set()).add(id_of(match.second))
@@ -101,11 +101,11 @@ class Groups:
                 self._unite(min(one, other), max(one, other))
 
     def groups(self) -> list[list[Piece]]:
-        """Return every group, its pieces in order of their keys."""
+        """Return every group, with its pieces in the order of their keys."""
         return [sorted(pieces, key=lambda piece: piece.key) for _, pieces in sorted(self._members.items())]
 
     def take(self, group: Sequence[Piece]) -> None:
-        """Forget a group that no further piece can join."""
+        """Remove a group that no further piece can join."""
         ids = {id_of(piece) for piece in group}
         del self._members[self._group_of[next(iter(ids))]]
         for known in ids:

@@ -1,4 +1,4 @@
-"""One object out of the pieces of it that tiles show. Pure."""
+"""Merging: one object from the pieces that tiles show of it. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segserve.tiled.grid import Grid, Window
 from segserve.tiled.tile_masks import LocalRle, Piece, decode, encode_intervals, intervals
 
-# So wide a part of an object is drawn at once, whatever the size of the object.
+# Objects are drawn in strips of this width, to bound memory for objects of any size.
 STRIP_PX: Final = 1024
 
 Box: TypeAlias = tuple[float, float, float, float]
@@ -23,10 +23,10 @@ Box: TypeAlias = tuple[float, float, float, float]
 class TiledObject:
     """One object of a large image.
 
-    `id` counts from 1 and is the object's number in the map of ids. `box` is x1, y1, x2, y2 in pixels of the image.
-    `origin` is x and y of the mask's first pixel and `rle` the mask within its own box, COCO compressed; both
-    are None for models without masks. `area` is in pixels, of the box where there is no mask. `points` are
-    x, y, score of each keypoint. `tiles` are the tiles that showed it.
+    `id` counts from 1 and is the object's value in the map of ids. `box` is x1, y1, x2, y2 in pixels of the image.
+    `origin` is x and y of the mask's first pixel, and `rle` the mask within its own box as COCO RLE; both are None for
+    models without masks. `area` is in pixels, that of the box if there is no mask. `points` are x, y, score of each
+    keypoint. `tiles` are the indices of the tiles that showed the object.
     """
 
     id: int
@@ -42,14 +42,16 @@ class TiledObject:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The mask within its own box, bool (h, w); its first pixel is at `origin`. Raises `ValueError` without one."""
+        """The mask within its own box, bool (h, w), with its first pixel at `origin`. Raises `ValueError` without a
+        mask.
+        """
         if self.rle is None:
-            raise ValueError(f"object {self.id} has no mask: its model answers boxes")
+            raise ValueError(f"object {self.id} has no mask: its model returns boxes")
         return decode(self.rle)
 
     @property
     def window(self) -> Window:
-        """The pixels that the mask's box covers, or the box where there is no mask."""
+        """The pixels covered by the mask's box, or by the box if there is no mask."""
         if self.origin is None or self.rle is None:
             x1, y1, x2, y2 = self.box
             return Window(int(np.floor(y1)), int(np.floor(x1)), int(np.ceil(y2)), int(np.ceil(x2)))
@@ -59,7 +61,7 @@ class TiledObject:
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """A group's object, yet without number and name, and the pieces that it is made of."""
+    """An object merged from `pieces`, without its number and class name."""
 
     piece: Piece
     pieces: tuple[Piece, ...]
@@ -86,15 +88,15 @@ class Merged:
 
 
 def merge(group: Sequence[Piece], grid: Grid, *, by_cells: bool = False) -> Merged | None:
-    """Return the object that a group of matching pieces is, or None for what no tile answers for.
+    """Return the object that a group of matching pieces shows, or None if no tile is responsible for it.
 
-    - Where a tile shows it whole, the object is as the tile shows it that has it farthest from its cut edges. Of an
-      object in several parts a tile may show one alone, which no edge cuts: then the others' cells say so.
-    - Otherwise every tile gives the part in its own cell, and its other pixels where no tile of the group
-      has its cell; the score is their mean by the pixels that each gives. `by_cells` does so in any case, with the
-      parts in the cells alone.
-    - A lone piece without a pixel in its tile's cell is None: the tile whose cell it is in saw it from
-      farther within and did not find it.
+    - If a tile shows the object whole, the result comes from the tile in which it lies farthest from the cut edges. For
+      an object in several parts, a tile may show one part uncut; then the cells of the other tiles show that it
+      continues.
+    - Otherwise every tile contributes the part in its own cell, and pixels outside the cells of the group's tiles. The
+      score is the mean weighted by contributed pixels. `by_cells` always merges this way, and from the cells only.
+    - A lone piece without a pixel in its tile's cell is None: the tile with that cell had a better view and found
+      nothing.
     """
     ordered = sorted(group, key=lambda piece: piece.key)
     shares = [piece.patch.area_within(grid[piece.tile].cell) for piece in ordered]
@@ -107,7 +109,7 @@ def merge(group: Sequence[Piece], grid: Grid, *, by_cells: bool = False) -> Merg
 
 
 def _goes_on_beyond(piece: Piece, others: Sequence[Piece], grid: Grid) -> bool:
-    """Return whether another tile's cell has pixels of the object that the piece's tile cannot see."""
+    """Return whether another tile's cell has pixels of the object outside the window of the piece's tile."""
     seen = grid[piece.tile].window
     cells = [grid[other.tile].cell for other in others]
     return any(
@@ -117,7 +119,7 @@ def _goes_on_beyond(piece: Piece, others: Sequence[Piece], grid: Grid) -> bool:
 
 
 def _depth(piece: Piece, grid: Grid) -> int:
-    """Return the pixels between the piece and the nearest edge of its tile that is not the image's."""
+    """Return the distance in pixels between the piece and the nearest cut edge of its tile."""
     seen, own = grid[piece.tile].window, piece.patch.window
     far = max(grid.height, grid.width)
     return min(
@@ -140,7 +142,7 @@ def _as_shown(piece: Piece, ordered: Sequence[Piece]) -> Merged:
 def _united(ordered: Sequence[Piece], shares: Sequence[int], grid: Grid, *, by_cells: bool) -> Merged | None:
     weights = shares if any(shares) else [piece.area for piece in ordered]
     score = float(np.average([piece.score for piece in ordered], weights=weights))
-    # Keypoints cannot be joined: they are those of the piece with most of the object.
+    # Keypoints cannot be merged: they come from the piece with the largest part of the object.
     best = min(zip(weights, ordered, strict=True), key=lambda pair: (-pair[0], pair[1].key))[1]
     boxes = np.array([piece.box for piece in ordered])
     x1, y1 = boxes[:, :2].min(axis=0).tolist()
@@ -159,7 +161,7 @@ def _united(ordered: Sequence[Piece], shares: Sequence[int], grid: Grid, *, by_c
 
 
 def _drawn_window(pieces: Sequence[Piece], grid: Grid, *, by_cells: bool) -> Window | None:
-    """Return the smallest window around what is drawn of the pieces, or None where nothing is."""
+    """Return the bounding window of the pixels drawn from the pieces, or None if there are none."""
     windows = [piece.patch.window for piece in pieces]
     hull = reduce(Window.hull, windows)
     in_row, in_column = np.zeros(hull.height, np.bool_), []
@@ -174,7 +176,7 @@ def _drawn_window(pieces: Sequence[Piece], grid: Grid, *, by_cells: bool) -> Win
 
 
 def _strips(pieces: Sequence[Piece], window: Window, grid: Grid, *, by_cells: bool) -> Iterator[NDArray[np.bool_]]:
-    """Yield the object in `window`, drawn strip by strip from left to right."""
+    """Yield the object in `window`, drawn in strips from left to right."""
     cells = [grid[piece.tile].cell for piece in pieces]
     for left in range(window.left, window.right, STRIP_PX):
         strip = Window(window.top, left, window.bottom, min(left + STRIP_PX, window.right))

@@ -1,4 +1,4 @@
-"""How a large image is segmented: what can be asked for, checked before anything is sent."""
+"""The options of tiled segmentation, validated before anything is sent."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ ON_REVISION_CHANGE: Final[tuple[OnRevisionChange, ...]] = ("error", "restart", "
 
 
 class TiledOptions(TypedDict, total=False):
-    """What can be asked of `segment_tiled` beside the model.
+    """The options of `segment_tiled` other than the model.
 
-    - `tile` (1024) and `overlap` (128) are in pixels of the image. Half of the overlap is what a network sees around
-      the part of a tile that counts; an object that fits into the overlap is seen whole by some tile.
-    - `blend`: `centre` gives every pixel the answer of the tile whose cut edges are farthest from it.
+    - `tile` (1024) and `overlap` (128) are in pixels of the image. The network sees half the overlap around the part of
+      a tile that counts; an object smaller than the overlap is seen whole by some tile.
+    - `blend`: `centre` gives every pixel the answer of the tile whose cut edges are farthest away.
     - `out` is a folder for the result: `labels.zarr` (or `.npy`), `objects.jsonl`, `ids.zarr`, `result.json`. Without
       it the result is in memory.
-    - `checkpoint` is a folder where answered tiles are kept until all are; by default it is in `out`. The same call
-      again sends only the missing tiles. `start_over` deletes what is there of another run.
-    - `id_map` writes the map of the objects' ids too, for models of instances and boxes.
-    - `labels` is the form of maps in `out`: `zarr` (needs the extra `batch`) or `npy`.
-    - `send` is how tiles travel: `pixels` as they are, `png` for a slow network.
-    - `same_at_least` (0.5) is how much two tiles' objects must agree to be one; see `matching.strength`.
-    - `on_revision_change` is what to do where another revision begins to answer: `error`, `restart` with the new one,
-      or `allow` a result of both.
-    - `in_flight` (8) tiles are on their way at a time; so many are held in memory.
-    - `score_threshold`, `max_detections` and `timeout_s` are for each tile, as in `Client.segment`.
+    - `checkpoint` is a folder for answered tiles until the run is complete; by default inside `out`. The same call
+      again sends only the missing tiles. `start_over` deletes what another run has left.
+    - `id_map` also writes the map of object ids, for instance and detection models.
+    - `labels` is the format of maps in `out`: `zarr` (needs the extra `batch`) or `npy`.
+    - `send` is the format of tiles in requests: `pixels` uncompressed, `png` for slow networks.
+    - `same_at_least` (0.5) is the agreement from which objects of two tiles are one; see `matching.strength`.
+    - `on_revision_change` is the reaction to a new revision during the run: `error`, `restart` with the new one, or
+      `allow` a result of both.
+    - `in_flight` (8) is the number of concurrent tiles; as many are held in memory.
+    - `score_threshold`, `max_detections` and `timeout_s` apply to each tile, as in `Client.segment`.
     """
 
     tile: int
@@ -60,7 +60,7 @@ class TiledOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How an image is segmented by tiles; `TiledOptions` says what each is. Raises `BadRequestError`."""
+    """The options of a tiled segmentation; see `TiledOptions`. Raises `BadRequestError` for invalid values."""
 
     model: str
     tile: int = 1024
@@ -81,7 +81,7 @@ class Options:
 
     @classmethod
     def of(cls, model: str, **given: Unpack[TiledOptions]) -> Options:
-        """Return the options of a call; paths may be given as text."""
+        """Return the options of a call; paths may be strings."""
         values: dict[str, Any] = {**given}
         paths = {name: Path(values[name]) for name in ("out", "checkpoint") if values.get(name) is not None}
         return cls(model, **(values | paths))
@@ -92,12 +92,12 @@ class Options:
         _check("send", self.send, TILE_ENCODINGS)
         _check("on_revision_change", self.on_revision_change, ON_REVISION_CHANGE)
         if not 1 <= self.in_flight <= 256:
-            raise BadRequestError(f"in_flight is 1 to 256 tiles at a time, got {self.in_flight!r}")
+            raise BadRequestError(f"in_flight must be 1 to 256, got {self.in_flight!r}")
         if not 0 < self.same_at_least <= 1:
-            raise BadRequestError(f"same_at_least is above 0 and at most 1, got {self.same_at_least!r}")
+            raise BadRequestError(f"same_at_least must be above 0 and at most 1, got {self.same_at_least!r}")
 
 
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        why = "; label maps cannot be averaged, and probabilities do not cross the wire" if name == "blend" else ""
-        raise BadRequestError(f"{name} is one of {', '.join(allowed)}, got {value!r}{why}")
+        why = "; label maps cannot be averaged, and servers do not send probabilities" if name == "blend" else ""
+        raise BadRequestError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{why}")

@@ -1,4 +1,4 @@
-"""What a large image's answer is: a map on disk or in memory, or a table of objects that is read as it is used."""
+"""Results of large images: a map, or a table of objects, on disk or in memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LABELS, IDS = "labels", "ids"
 
 @dataclass(frozen=True, eq=False)
 class TiledResult:
-    """What every large image's answer has.
+    """The common part of every large image's result.
 
-    `size` is height and width. `revisions` are those that answered, one unless a change was allowed. `areas` is
-    pixels by class name. `tiles` is the number of requests it took, `sent` how many of them this call made: fewer
-    where a checkpoint had some. `folder` is where it lies, None where it is in memory.
+    `size` is height and width. `revisions` are those that answered, more than one only if a change was allowed. `areas`
+    are pixels by class name. `tiles` is the total number of tiles, `sent` the number sent by this call: fewer if a
+    checkpoint had some. `folder` holds the result, or is None for a result in memory.
     """
 
     model: str
@@ -42,15 +42,15 @@ class TiledResult:
 
     @property
     def revision(self) -> str:
-        """The revision that answered; the first by name where several did."""
+        """The revision that answered; the first by name if there were several."""
         return self.revisions[0]
 
 
 @dataclass(frozen=True, eq=False)
 class TiledSemanticResult(TiledResult):
-    """A class for every pixel: `labels` (H, W), uint8 or uint16, a numpy array where it is in memory.
+    """A class for every pixel: `labels` (H, W), uint8 or uint16; a numpy array if in memory.
 
-    In a folder it is a zarr array, or a read-only memory map for `labels="npy"`.
+    In a folder it is a zarr array, or with `labels="npy"` a read-only memory map.
     """
 
     labels: Any
@@ -58,10 +58,10 @@ class TiledSemanticResult(TiledResult):
 
 @dataclass(frozen=True, eq=False)
 class TiledObjects(TiledResult):
-    """The objects of a large image, from top to bottom; in a folder they are read from disk as they are iterated.
+    """The objects of a large image from top to bottom; objects in a folder are read from disk during iteration.
 
-    `ids` is the map of their ids, uint32 (H, W), 0 where there is none; None where it was not asked for. `held` are
-    the objects where they are in memory.
+    `ids` is the map of their ids, uint32 (H, W), 0 for no object; None if not requested. `held` are the objects of a
+    result in memory.
     """
 
     count: int
@@ -101,7 +101,7 @@ def row_of(found: TiledObject) -> dict[str, Any]:
 
 
 def object_of(row: Mapping[str, Any]) -> TiledObject:
-    """Read what `row_of` gave."""
+    """Read the output of `row_of`."""
     x1, y1, x2, y2 = row["box"]
     origin = row.get("origin")
     points = row.get("points")
@@ -120,23 +120,23 @@ def object_of(row: Mapping[str, Any]) -> TiledObject:
 
 
 def read_objects(path: Path) -> Iterator[TiledObject]:
-    """Yield the objects of a table, one line at a time."""
+    """Yield the objects of a table, line by line."""
     with path.open() as lines:
         for line in lines:
             yield object_of(json.loads(line))
 
 
 def open_result(folder: str | Path) -> TiledSemanticResult | TiledObjects:
-    """Open the result of `segment_tiled(..., out=folder)`; raises `CheckpointError` where none is complete."""
+    """Open the result of `segment_tiled(..., out=folder)`; raises `CheckpointError` if there is no complete one."""
     folder = Path(folder)
     value = read_json(folder / RESULT)
     if value is None:
-        raise CheckpointError(f"{str(folder)!r} has no {RESULT}: nothing was segmented into it, or not to the end")
+        raise CheckpointError(f"{str(folder)!r} has no {RESULT}: it holds no run, or an unfinished one")
     return from_folder(folder, value, sent=0)
 
 
 def from_folder(folder: Path, value: Mapping[str, Any], *, sent: int) -> TiledSemanticResult | TiledObjects:
-    """Return the result that a folder's `result.json` describes."""
+    """Return the result described by a folder's `result.json`."""
     common = read_common(value) | {"sent": sent, "folder": folder}
     if value["kind"] == "semantic":
         return TiledSemanticResult(**common, labels=_open_map(folder, LABELS))
@@ -144,9 +144,9 @@ def from_folder(folder: Path, value: Mapping[str, Any], *, sent: int) -> TiledSe
 
 
 def in_memory(folder: Path, value: Mapping[str, Any], *, sent: int) -> TiledSemanticResult | TiledObjects:
-    """Return the result in memory, out of a folder that will go.
+    """Return the result in memory, from a folder that will be deleted.
 
-    Raises `ImageTooLargeError` for a table that is too large for that.
+    Raises `ImageTooLargeError` if the table of objects is too large for that.
     """
     common = read_common(value) | {"sent": sent, "folder": None}
     if value["kind"] == "semantic":
@@ -155,7 +155,7 @@ def in_memory(folder: Path, value: Mapping[str, Any], *, sent: int) -> TiledSema
     if size > MAX_TABLE_IN_MEMORY:
         raise ImageTooLargeError(
             f"the table of {value['objects']} objects has {size} bytes; up to {MAX_TABLE_IN_MEMORY} are held in "
-            "memory. Give a folder with out="
+            "memory. Set a folder with out="
         )
     ids = _open_map(folder, IDS)
     held = tuple(read_objects(folder / OBJECTS))
@@ -163,7 +163,7 @@ def in_memory(folder: Path, value: Mapping[str, Any], *, sent: int) -> TiledSema
 
 
 def read_common(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `result.json` says of every kind of result."""
+    """Return the fields of `result.json` that every type of result has."""
     height, width = value["size"]
     classes = tuple(
         SegmentClass(one["id"], one["name"], None if one["colour"] is None else (*one["colour"],))

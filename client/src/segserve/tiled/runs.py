@@ -1,4 +1,4 @@
-"""A run over one large image: what it is of, which tiles are missing, and the result when none is."""
+"""Runs: the state of one tiled segmentation in its folder, from the first tile to the stitched result."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from segserve.tiled.tile_results import WITH_MAP, Record, kind_of
 
 CHECKPOINT: Final = "checkpoint"
 _OWN: Final = frozenset({RESULT, OBJECTS, *(f"{name}.{form}" for name in (LABELS, IDS) for form in ("zarr", "npy"))})
-# A result without a folder is held in memory; beyond this it has to have one.
+# The largest result that is held in memory; larger ones need a folder.
 MAX_PIXELS_IN_MEMORY: Final = 268_435_456
 
 
 @dataclass
 class Run:
-    """One image, one model, one set of options. `folder` is where maps and tables are made.
+    """One image, one model, one set of options. `folder` holds maps and tables.
 
-    `described` is what `result.json` says of a run that was finished before.
+    `described` is the content of `result.json` if the run was completed before.
     """
 
     options: Options
@@ -61,11 +61,11 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What kind of answers the model gives."""
+        """The model's task."""
         return self.manifest.kind
 
     def job(self) -> TileJob:
-        """Return what answers the tiles; its map exists."""
+        """Return the description of the tiles; its map exists."""
         options = self.options
         request = TileRequest(options.model, options.score_threshold, options.max_detections, options.timeout_s)
         revision = None if options.on_revision_change == "allow" else self.info.revision
@@ -80,7 +80,7 @@ class Run:
         return [tile for tile in self.grid if tile.index not in self._done]
 
     def keep(self, tile: Tile, record: Record) -> None:
-        """Keep a tile's answer; its map was written before. Safe for threads."""
+        """Store a tile's answer, after its map was written. Thread-safe."""
         self.checkpoint.write(tile.index, record)
         with self._lock:
             self.sent += 1
@@ -88,7 +88,7 @@ class Run:
             self.tick(len(self._done), len(self.grid))
 
     def finish(self) -> TiledSemanticResult | TiledObjects:
-        """Stitch the tiles and return the result; in its folder it is complete when `result.json` is there."""
+        """Stitch the tiles and return the result; `result.json`, written last, marks a complete folder."""
         described = self.described or self._describe(self._stitch())
         if self.options.out is None:
             return in_memory(self.folder, described, sent=self.sent)
@@ -97,7 +97,7 @@ class Run:
         return from_folder(self.folder, described, sent=self.sent)
 
     def prepare(self) -> None:
-        """Make the map that tiles are written to, where this run has one and none of its tiles is answered."""
+        """Create the map that tiles are written to, if this run has one and no tile is answered."""
         tile_map = self._tile_map()
         if tile_map is not None and not self.checkpoint.done():
             tile_map.create(self._attributes())
@@ -155,9 +155,9 @@ class Run:
 
 @contextmanager
 def open_run(source: PixelSource, info: ModelInfo, options: Options, *, for_workers: bool) -> Iterator[Run]:
-    """Yield the run, begun or taken up; where nothing has to stay its folder ends with the block.
+    """Yield a new or resumed run; a folder that is not to be kept is deleted after the block.
 
-    Raises `CheckpointError` for a folder of another run, `ImageTooLargeError` for a result without a folder that is
+    Raises `CheckpointError` if the folder holds another run, and `ImageTooLargeError` if a result without a folder is
     too large for memory.
     """
     grid = Grid(source.height, source.width, options.tile, options.overlap)
@@ -165,12 +165,12 @@ def open_run(source: PixelSource, info: ModelInfo, options: Options, *, for_work
     has_map = kind in WITH_MAP or options.id_map
     if options.out is None and has_map and grid.height * grid.width > MAX_PIXELS_IN_MEMORY:
         raise ImageTooLargeError(
-            f"the map of {grid.height} x {grid.width} pixels would be held in memory, which is done up to "
-            f"{MAX_PIXELS_IN_MEMORY}; give a folder with out="
+            f"the map of {grid.height} x {grid.width} pixels is too large for memory (up to {MAX_PIXELS_IN_MEMORY}); "
+            "set a folder with out="
         )
     with ExitStack() as stack:
         kept = options.out or options.checkpoint
-        # Only where it is needed: a killed run leaves it.
+        # Only if needed: a killed run leaves it behind.
         folder = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segserve-tiled-")))
         manifest = _manifest(source, info, kind, grid, options, is_kept=kept is not None)
         map_format = "zarr" if for_workers else options.labels if options.out is not None else "npy"
@@ -208,15 +208,15 @@ def _manifest(
 
 
 def _checkpoint_of(folder: Path, options: Options) -> Checkpoint:
-    """Return where the tiles of a run into `folder` are kept."""
+    """Return the checkpoint for the tiles of a run into `folder`."""
     return Checkpoint(options.checkpoint or folder / CHECKPOINT)
 
 
 def _opened(folder: Path, options: Options, manifest: RunManifest) -> Checkpoint:
-    """Return the checkpoint of a run into `folder`, new where there is none.
+    """Return the checkpoint of a run into `folder`, newly created if there is none.
 
-    Raises `CheckpointError` where the folder holds another run or other files; `start_over` deletes a run, and never
-    other files.
+    Raises `CheckpointError` if the folder holds another run or other files; `start_over` deletes a run, and never other
+    files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = _checkpoint_of(folder, options)
@@ -230,9 +230,9 @@ def _opened(folder: Path, options: Options, manifest: RunManifest) -> Checkpoint
 
 
 def _finished(folder: Path, manifest: RunManifest, options: Options) -> dict[str, Any] | None:
-    """Return what `result.json` says of a run that is complete, None where it is not.
+    """Return the content of `result.json` for a complete run, else None.
 
-    Raises `CheckpointError` where it is of another run.
+    Raises `CheckpointError` if it belongs to another run.
     """
     value = read_json(folder / RESULT)
     if value is None or options.start_over:
@@ -246,13 +246,13 @@ def _refuse_other_files(folder: Path, checkpoint: Path) -> None:
     others = sorted(path.name for path in folder.iterdir() if path != checkpoint)
     if others:
         raise CheckpointError(
-            f"the folder {str(folder)!r} is not empty and holds no run that could be taken up: "
-            f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}. Give a new folder"
+            f"the folder {str(folder)!r} is not empty and holds no run to resume: "
+            f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}. Use a new folder"
         )
 
 
 def _clear(folder: Path) -> None:
-    # The result first: without it what is left is a run that was not finished.
+    # The result first: without it, the rest counts as an unfinished run.
     (folder / RESULT).unlink(missing_ok=True)
     for name in sorted(_OWN):
         path = folder / name

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CHANNELS: Final = (1, 3, 4)
 DIGEST_ROWS: Final = 256
-# A PNG or JPEG has to be decoded from its first row to its last: 270 MB for RGB. It is Pillow's own limit.
+# Pillow's own limit for images that are decoded as a whole: 270 MB for RGB.
 MAX_DECODED_PIXELS: Final = 89_478_485
 # One strip or tile of a TIFF is decoded as a whole.
 MAX_CHUNK_BYTES: Final = 268_435_456
@@ -36,7 +36,7 @@ _ALLOWED: Final = (
 
 
 class PixelSource(Protocol):
-    """An image of `height` x `width` pixels with `channels` 1, 3 or 4, uint8 or uint16. Safe for threads."""
+    """An image of `height` x `width` pixels with 1, 3 or 4 `channels`, uint8 or uint16. Thread-safe."""
 
     height: int
     width: int
@@ -48,17 +48,17 @@ class PixelSource(Protocol):
         ...
 
     def digest(self) -> str:
-        """Return what differs for other pixels; it reads all of them."""
+        """Return a digest of all pixels."""
         ...
 
     def close(self) -> None:
-        """Close the files that were opened for it."""
+        """Close the files that were opened for the source."""
         ...
 
 
 @runtime_checkable
 class Sliceable(Protocol):
-    """What zarr arrays, h5py datasets and others have in common."""
+    """The common interface of zarr arrays, h5py datasets and others."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,7 +67,7 @@ class Sliceable(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of its elements."""
+        """The dtype of its elements."""
         ...
 
     def __getitem__(self, key: Any) -> Any: ...
@@ -75,17 +75,17 @@ class Sliceable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SourcePath:
-    """An image by its path: what workers elsewhere can open themselves."""
+    """The path of an image, which workers on other machines can open."""
 
     path: str
 
     def open(self) -> PixelSource:
-        """Open it; raises what `open_source` raises."""
+        """Open the image; raises as `open_source` does."""
         return open_path(Path(self.path))
 
 
 class ArraySource:
-    """An array whose windows are read by slicing, one at a time where `is_shared` says that it must be so."""
+    """An array whose windows are read by slicing; not `is_shared` allows one read at a time."""
 
     def __init__(self, array: Sliceable, *, is_shared: bool = True) -> None:
         self.height, self.width, self.channels = _layout(array.shape, array.dtype)
@@ -111,7 +111,7 @@ class ArraySource:
         return found.hexdigest()
 
     def close(self) -> None:
-        """Leave the array as it is: it is the caller's."""
+        """Do nothing: the array belongs to the caller."""
 
     def _sliced(self, window: Window) -> NDArray[Any]:
         pixels = np.array(self._array[window.slices()])
@@ -120,10 +120,10 @@ class ArraySource:
 
 
 class ImageFileSource(ArraySource):
-    """An array out of a file; its digest is the file's, as it is, which is faster than decoding it."""
+    """An array from a file; its digest is that of the file, which is faster than decoding it."""
 
     def __init__(self, array: Any, path: Path, *, store: Any = None) -> None:
-        # What decodes a TIFF is not made for threads.
+        # TIFF decoding is not thread-safe.
         super().__init__(array, is_shared=store is None)
         self._path = path
         self._store = store
@@ -140,7 +140,7 @@ class ImageFileSource(ArraySource):
 
 
 class StripArray:
-    """The strips of a TIFF, decoded one by one; those that the next windows will need again are kept."""
+    """The strips of a TIFF, decoded one by one; those that the next windows need are cached."""
 
     def __init__(self, array: Any) -> None:
         self.shape, self.dtype = array.shape, array.dtype
@@ -168,9 +168,9 @@ class StripArray:
 
 
 def _forget_pages(array: object) -> None:
-    """Let go of a memory map's pages, which else count as this process's memory until another needs it."""
+    """Release a memory map's pages, which would otherwise count as this process's memory."""
     mapped = getattr(array, "_mmap", None)
-    # Pages of a copy-on-write map may hold changes that are nowhere else.
+    # Pages of a copy-on-write map may hold changes that exist nowhere else.
     if isinstance(mapped, mmap.mmap) and getattr(array, "mode", "c") in {"r", "r+", "w+"}:
         mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -178,18 +178,18 @@ def _forget_pages(array: object) -> None:
 def open_source(image: object) -> PixelSource:
     """Open a large image.
 
-    Raises `BadRequestError` for what cannot be one, `ImageTooLargeError` for a PNG, JPEG or WebP that would be too
-    large decoded, `MissingExtraError` where the extra `batch` is needed, and `OSError` for a file that cannot be read.
+    Raises `BadRequestError` for an unsupported object, `ImageTooLargeError` for a PNG, JPEG or WebP that is too large
+    to decode, `MissingExtraError` if the extra `batch` is needed, and `OSError` for a file that cannot be read.
     """
     if isinstance(image, str | os.PathLike):
         return open_path(Path(image))
     if isinstance(image, Sliceable):
         return ArraySource(image)
-    raise BadRequestError(f"a large image is {_ALLOWED}; got {type(image).__name__}")
+    raise BadRequestError(f"a large image must be {_ALLOWED}; got {type(image).__name__}")
 
 
 def open_path(path: Path) -> PixelSource:
-    """Open a file or a zarr folder by its path; raises as `open_source` does."""
+    """Open a file or a zarr folder; raises as `open_source` does."""
     if path.is_dir():
         return ArraySource(_open_zarr(path))
     if path.suffix.lower() == ".npy":
@@ -205,24 +205,23 @@ def open_path(path: Path) -> PixelSource:
 
 
 def open_tiff(path: Path) -> PixelSource:
-    """Open the first image of a TIFF or BigTIFF at its full resolution.
+    """Open the first image of a TIFF or BigTIFF at full resolution.
 
-    Raises `BadRequestError` for one that cannot be read by windows, `MissingExtraError` without the extra `batch`.
+    Raises `BadRequestError` if it cannot be read by windows, and `MissingExtraError` without the extra `batch`.
     """
     try:
         import tifffile
         import zarr
     except ImportError as error:
         raise MissingExtraError(
-            f"a TIFF that is read by windows needs packages that are not installed ({error}): "
-            "pip install 'segserve[batch]'"
+            f"reading a TIFF by windows needs packages that are not installed ({error}): pip install 'segserve[batch]'"
         ) from error
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
             if series.axes not in ("YX", "YXS", "YXC"):
                 raise BadRequestError(
-                    f"{str(path)!r} has the axes {series.axes}, shaped {series.shape}; allowed are YX and YXS, "
+                    f"{str(path)!r} has the axes {series.axes}, shaped {series.shape}; allowed: YX and YXS, "
                     "a page of grey or interleaved colours"
                 )
             if series.dataoffset is not None and series.dtype is not None and series.dtype.isnative:
@@ -244,20 +243,20 @@ def open_tiff(path: Path) -> PixelSource:
 
 
 def _try_a_pixel(array: Any, path: Path) -> None:
-    """Raise where a strip or tile is too large to decode, or its codec is not there."""
+    """Raise if a strip or tile is too large to decode, or its codec is missing."""
     size = int(np.prod(array.chunks)) * array.dtype.itemsize
     if size > MAX_CHUNK_BYTES:
         raise ImageTooLargeError(
-            f"{str(path)!r} has its pixels in compressed strips of {array.chunks[0]} rows, {size} bytes each; up to "
-            f"{MAX_CHUNK_BYTES} can be read. Write it with tiles, or with strips of fewer rows"
+            f"{str(path)!r} stores pixels in compressed strips of {array.chunks[0]} rows, {size} bytes each; up to "
+            f"{MAX_CHUNK_BYTES} bytes are supported. Write it with tiles, or with strips of fewer rows"
         )
     array[:1, :1]
 
 
 def open_picture(path: Path) -> PixelSource:
-    """Open a PNG, JPEG or WebP, which is decoded as a whole when first read; EXIF turns it.
+    """Open a PNG, JPEG or WebP, which is decoded as a whole and rotated as its EXIF data says.
 
-    Raises `ImageTooLargeError` beyond `MAX_DECODED_PIXELS`, `BadRequestError` for other files.
+    Raises `ImageTooLargeError` above `MAX_DECODED_PIXELS`, and `BadRequestError` for other files.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -271,8 +270,7 @@ def open_picture(path: Path) -> PixelSource:
         raise _too_large(path, "more than twice as many pixels") from error
     except (UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise BadRequestError(
-            f"{str(path)!r} is not an image that can be read by tiles: {error}; allowed are TIFF, PNG, JPEG, WebP, "
-            ".npy and zarr"
+            f"{str(path)!r} cannot be read as a large image: {error}; allowed: TIFF, PNG, JPEG, WebP, .npy and zarr"
         ) from error
     return ImageFileSource(pixels, path)
 
@@ -286,15 +284,15 @@ def _pixels(image: Image.Image) -> NDArray[Any]:
 
 def _too_large(path: Path, size: str) -> ImageTooLargeError:
     return ImageTooLargeError(
-        f"{str(path)!r} has {size}; a PNG, JPEG or WebP is decoded as a whole, which is done up to "
-        f"{MAX_DECODED_PIXELS} pixels. Larger images are read from TIFF, zarr or .npy"
+        f"{str(path)!r} has {size}; PNG, JPEG and WebP are decoded as a whole and limited to "
+        f"{MAX_DECODED_PIXELS} pixels. Use TIFF, zarr or .npy for larger images"
     )
 
 
 def by_path(image: object) -> SourcePath:
-    """Return how workers open the image themselves.
+    """Return the path of an image for workers.
 
-    Raises `BadRequestError` where they cannot: for an array in memory.
+    Raises `BadRequestError` for an array in memory.
     """
     if isinstance(image, str | os.PathLike):
         return SourcePath(str(Path(image).resolve()))
@@ -303,7 +301,7 @@ def by_path(image: object) -> SourcePath:
     if root is not None and isinstance(inner, str):
         return SourcePath(str(Path(root).resolve() / inner))
     raise BadRequestError(
-        f"with a scheduler the workers open the image themselves: give its path or a zarr array of a folder that they "
+        f"with a scheduler, workers open the image themselves: pass its path, or a zarr array in a folder that they "
         f"can reach; got {type(image).__name__}"
     )
 
@@ -318,19 +316,19 @@ def _open_zarr(path: Path) -> Sliceable:
     try:
         found = zarr.open(str(path), mode="r")
     except (OSError, ValueError, KeyError) as error:
-        raise BadRequestError(f"the folder {str(path)!r} is no zarr array: {error}") from error
+        raise BadRequestError(f"the folder {str(path)!r} is not a zarr array: {error}") from error
     if not isinstance(found, zarr.Array):
         raise BadRequestError(
-            f"{str(path)!r} is a zarr group of {', '.join(sorted(found.keys())) or 'nothing'}; give an array's path"
+            f"{str(path)!r} is a zarr group of {', '.join(sorted(found.keys())) or 'nothing'}; pass an array's path"
         )
     return found
 
 
 def _layout(shape: tuple[int, ...], dtype: object) -> tuple[int, int, int]:
-    """Return height, width and channels, or raise `BadRequestError`."""
+    """Return height, width and channels; raises `BadRequestError` for other shapes and dtypes."""
     if np.dtype(dtype) not in (np.dtype(np.uint8), np.dtype(np.uint16)):  # type: ignore[call-overload]
-        raise BadRequestError(f"a large image is {_ALLOWED}; got {dtype}")
+        raise BadRequestError(f"a large image must be {_ALLOWED}; got {dtype}")
     channels = shape[2] if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or channels not in CHANNELS or 0 in shape:
-        raise BadRequestError(f"a large image is {_ALLOWED}; got the shape {tuple(shape)}")
+        raise BadRequestError(f"a large image must be {_ALLOWED}; got the shape {tuple(shape)}")
     return int(shape[0]), int(shape[1]), int(channels)

@@ -1,4 +1,4 @@
-"""The whole out of the tiles that are answered: areas, the table of objects, the map of their ids."""
+"""Stitching: areas, the table of objects and the map of their ids from the answered tiles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from segserve_common.files import replacing
 
 @dataclass(frozen=True, slots=True)
 class StitchedTotals:
-    """What is known when all is stitched: the revisions that answered, pixels by class id, the number of objects."""
+    """The totals of a stitched run: the revisions that answered, pixels by class id, the number of objects."""
 
     revisions: tuple[str, ...]
     areas: Mapping[int, int]
@@ -33,7 +33,7 @@ class StitchedTotals:
 
 
 def count_labels(grid: Grid, checkpoint: Checkpoint) -> StitchedTotals:
-    """Sum up the areas of a semantic model's tiles."""
+    """Return the totals of a semantic model's tiles."""
     revisions: set[str] = set()
     areas: Counter[int] = Counter()
     for tile in grid:
@@ -46,7 +46,7 @@ def count_labels(grid: Grid, checkpoint: Checkpoint) -> StitchedTotals:
 def write_objects(
     grid: Grid, checkpoint: Checkpoint, info: ModelInfo, table: Path, *, at_least: float
 ) -> StitchedTotals:
-    """Merge the objects of all tiles into a table, a line each."""
+    """Merge the objects of all tiles into a table, one per line."""
     reader = _Reader(grid, checkpoint)
     areas: Counter[int] = Counter()
     number = 0
@@ -67,9 +67,10 @@ def write_segments(
     *,
     at_least: float,
 ) -> StitchedTotals:
-    """Give a panoptic model's segments ids of the whole image: things merged over seams, stuff one a class.
+    """Give the segments of a panoptic model ids of the whole image: things merged across tiles, one segment per stuff
+    class.
 
-    `maps` are the tiles' own ids, and the map to write. What a segment is there is what it has in the table.
+    `maps` are the map of the tiles' own ids and the map to write. The map and the table agree.
     """
     reader = _Reader(grid, checkpoint)
     numbers: dict[tuple[int, int], int] = {}
@@ -90,7 +91,7 @@ def write_segments(
 
 
 def paint_ids(grid: Grid, table: Path, pixel_map: PixelMap) -> None:
-    """Draw every object's id into the map, cell by cell; where masks overlap the better score is on top."""
+    """Draw every object's id into the map, cell by cell; if masks overlap, the better score is on top."""
     of_cell = _lines_by_cell(grid, table)
     with table.open("rb") as lines:
         for tile in grid:
@@ -106,7 +107,7 @@ def paint_ids(grid: Grid, table: Path, pixel_map: PixelMap) -> None:
 
 @dataclass
 class _Reader:
-    """Reads the tiles' pieces and remembers which revisions answered."""
+    """Reads the pieces of tiles and collects the revisions that answered."""
 
     grid: Grid
     checkpoint: Checkpoint
@@ -120,7 +121,7 @@ class _Reader:
 
 @dataclass
 class _Stuff:
-    """All segments of one class of stuff."""
+    """All segments of one stuff class."""
 
     id: int
     class_id: int
@@ -156,7 +157,7 @@ def _relabel(
     last: int,
     maps: tuple[PixelMap, PixelMap],
 ) -> Mapping[int, _Stuff]:
-    """Write the map of the image's ids out of the tiles' and return the stuff, by class; ids go on after `last`."""
+    """Write the map of the image's ids from that of the tiles, and return the stuff by class; its ids follow `last`."""
     own, whole = maps
     records = (checkpoint.read(tile.index) for tile in grid)
     classes = sorted({row["class"] for record in records for row in record["objects"] if row.get("is_stuff")})
@@ -178,7 +179,7 @@ def _relabel(
 
 
 def _lines_by_cell(grid: Grid, table: Path) -> Mapping[int, list[int]]:
-    """Return where in the table the objects begin that lie in each tile's cell."""
+    """Return the offsets of the objects in the table by the tile whose cell they touch."""
     found: dict[int, list[int]] = {}
     with table.open("rb") as lines:
         start = 0

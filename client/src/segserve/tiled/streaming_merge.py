@@ -1,4 +1,4 @@
-"""Goes over the rows of tiles and gives out each object as soon as no tile can add to it. Pure."""
+"""Streaming merge: rows of tiles from top to bottom, each object emitted once no further tile can add to it. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from segserve.tiled.tile_masks import Piece
 def merged_objects(
     grid: Grid, pieces_of: Callable[[int], Sequence[Piece]], *, at_least: float = SAME, by_cells: bool = False
 ) -> Iterator[Merged]:
-    """Yield the objects of an image from its tiles' pieces, from top to bottom.
+    """Yield the objects of an image from the pieces of its tiles, from top to bottom.
 
-    `pieces_of` is asked for each tile by its number, once. Only the pieces of those rows are held that a tile to
-    come can overlap. Pieces that agree by `at_least` (see `matching.strength`) are one object.
+    `pieces_of` is called once per tile with its index. Only pieces that a later tile can overlap are held. Pieces that
+    agree by at least `at_least` (see `matching.strength`) are one object.
     """
     groups = Groups()
     around: dict[int, list[Piece]] = {}

@@ -1,4 +1,4 @@
-"""The objects of one tile: where their pixels are, without a mask the size of the image. Pure."""
+"""Masks of one tile's objects, stored within their bounding boxes. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from segserve.results.masks import EncodedMask
 from segserve.tiled.grid import Tile, Window
 
-# A mask that a network draws at a fraction of the resolution ends a little before the edge that cuts it.
+# Networks draw masks at a fraction of the resolution, so a cut mask ends a little before the edge.
 EDGE_PX: Final = 3
 
 
 class LocalRle(TypedDict):
-    """COCO's compressed run-length encoding of a box: `size` is [height, width] of that box, `counts` text."""
+    """COCO's compressed run-length encoding of a box: `size` is [height, width] of that box, `counts` is text."""
 
     size: list[int]
     counts: str
@@ -24,7 +24,7 @@ class LocalRle(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class TilePatch:
-    """Some pixels of an image: a bool bitmap whose first pixel is at `top`, `left`."""
+    """A part of an image: a bool bitmap whose first pixel is at `top`, `left`."""
 
     top: int
     left: int
@@ -32,19 +32,19 @@ class TilePatch:
 
     @property
     def window(self) -> Window:
-        """The rectangle that the bitmap covers."""
+        """The window that the bitmap covers."""
         height, width = self.bitmap.shape
         return Window(self.top, self.left, self.top + height, self.left + width)
 
     def within(self, window: Window) -> NDArray[np.bool_]:
-        """Return the part of the bitmap that lies in `window`, which may be empty."""
+        """Return the part of the bitmap inside `window`, possibly empty."""
         part = self.window.intersection(window)
         if part.is_empty:
             return np.zeros((0, 0), np.bool_)
         return self.bitmap[part.slices((self.top, self.left))]
 
     def area_within(self, window: Window) -> int:
-        """Return how many of its pixels lie in `window`."""
+        """Return the number of its pixels inside `window`."""
         return int(np.count_nonzero(self.within(window)))
 
 
@@ -52,8 +52,8 @@ class TilePatch:
 class Piece:
     """An object as one tile shows it, in pixels of the whole image.
 
-    `box` is x1, y1, x2, y2. `patch` is its mask, or its box, filled, where the model gives none (`has_mask`).
-    `is_whole` says that no edge of the tile cuts it. `number` is its place in the tile's answer.
+    `box` is x1, y1, x2, y2. `patch` is the mask, or the filled box if the model gives no mask (not `has_mask`).
+    `is_whole` means that no edge of the tile cuts the object. `number` is its index in the tile's answer.
     """
 
     tile: int
@@ -69,12 +69,12 @@ class Piece:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What pieces are put in order by: the same however they come."""
+        """The sort key of pieces, independent of the order in which they arrive."""
         return self.tile, self.box, self.class_id, -self.score, self.area, self.number
 
 
 def crop(mask: EncodedMask) -> TilePatch | None:
-    """Return a mask within its box, at its place in the tile; None where it has no pixel."""
+    """Return a mask within its bounding box, placed in the tile; None if it has no pixel."""
     from segserve.results.masks import run_lengths
 
     runs = run_lengths(mask.rle["counts"], mask.height, mask.width)
@@ -97,7 +97,7 @@ def crop(mask: EncodedMask) -> TilePatch | None:
 
 
 def of_bitmap(bitmap: NDArray[np.bool_]) -> TilePatch | None:
-    """Return a bitmap within its box; None where it has no pixel."""
+    """Return a bitmap within its bounding box; None if it has no pixel."""
     rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
     if rows.size == 0:
         return None
@@ -106,14 +106,14 @@ def of_bitmap(bitmap: NDArray[np.bool_]) -> TilePatch | None:
 
 
 def of_box(box: tuple[float, float, float, float]) -> TilePatch | None:
-    """Return a box, filled; None where it covers no pixel."""
+    """Return a filled box; None if it covers no pixel."""
     left, top = int(np.floor(box[0])), int(np.floor(box[1]))
     height, width = int(np.ceil(box[3])) - top, int(np.ceil(box[2])) - left
     return TilePatch(top, left, np.ones((height, width), np.bool_)) if height > 0 and width > 0 else None
 
 
 def is_whole(patch: TilePatch, tile: Tile, height: int, width: int) -> bool:
-    """Return whether no edge of the tile cuts the object; the image's own edges cut nothing.
+    """Return whether no edge of the tile cuts the object; the image's own border does not count as a cut.
 
     `patch` is in pixels of the whole image, which is `height` x `width`.
     """
@@ -135,25 +135,25 @@ def encode(bitmap: NDArray[np.bool_]) -> LocalRle:
 
 
 def decode(rle: LocalRle) -> NDArray[np.bool_]:
-    """Return the bitmap of `encode`; raises `ProtocolError` for anything else."""
+    """Return the bitmap of an RLE, bool (h, w); raises `ProtocolError` for a malformed one."""
     from segserve.results.masks import EncodedMask
 
     return EncodedMask(rle["counts"].encode(), *rle["size"]).bitmap
 
 
 def intervals(bitmap: NDArray[np.bool_], skipped: int = 0) -> NDArray[np.int64]:
-    """Return from and to (N, 2) of the runs of True down the columns, counted from `skipped`."""
+    """Return start and end (N, 2) of the runs of True in column order, counted from `skipped`."""
     flat = np.concatenate(([False], bitmap.ravel(order="F"), [False]))
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     return edges.reshape(-1, 2).astype(np.int64) + skipped
 
 
 def encode_intervals(found: NDArray[np.int64], height: int, width: int) -> LocalRle:
-    """Return the RLE of a `height` x `width` mask whose pixels, down the columns, are the intervals in order."""
+    """Return the RLE of a `height` x `width` mask whose pixels, in column order, are the sorted intervals."""
     from pycocotools import mask as coco
 
     if found.size:
-        # Where a run ends where the next begins they are one, as in any other encoder's RLE.
+        # Adjacent runs are merged, as in any other encoder's RLE.
         joins = np.flatnonzero(found[1:, 0] == found[:-1, 1])
         found = np.column_stack((np.delete(found[:, 0], joins + 1), np.delete(found[:, 1], joins)))
     ends = np.concatenate(([0], found.ravel(), [height * width]))

@@ -1,4 +1,4 @@
-"""What a tile's answer is kept as: JSON that says which objects it has, in pixels of the whole image."""
+"""Records of tiles: a tile's answer as JSON, with its objects in pixels of the whole image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from segserve_common.errors import BadRequestError
 
 Record: TypeAlias = dict[str, Any]
 
-# By the output that no other kind has, in the order in which they are looked for.
+# Tasks by the output that identifies them, in order of precedence.
 KINDS: Final = {
     "KEYPOINTS": "keypoints",
     "SEGMENTS": "panoptic",
@@ -33,31 +33,31 @@ WITH_MAP: Final = frozenset({"semantic", "panoptic"})
 
 
 def kind_of(info: ModelInfo) -> str:
-    """Return what kind of answers a model gives; raises `BadRequestError` for one that segserve did not build."""
+    """Return a model's task; raises `BadRequestError` for a model that segserve did not build."""
     found = next((kind for output, kind in KINDS.items() if output in info.outputs), None)
     if found is None:
         raise BadRequestError(
-            f"model {info.model!r} answers with {', '.join(sorted(info.outputs)) or 'nothing'}, not as segserve's do"
+            f"model {info.model!r} is not a segserve model; its outputs are {', '.join(sorted(info.outputs)) or 'none'}"
         )
     return found
 
 
 def map_of(result: Result) -> NDArray[Any] | None:
-    """Return the class or segment id of every pixel of a tile, None for kinds that have none.
+    """Return the class or segment id of every pixel of a tile, or None for tasks without a map.
 
-    Raises `BadRequestError` for a multi-label answer, whose masks overlap: it has no map.
+    Raises `BadRequestError` for a multi-label answer, whose overlapping masks have no single map.
     """
     if isinstance(result, SemanticResult):
         if result.encoded is None:
             raise BadRequestError(
-                f"model {result.model!r} is multi-label: its masks may overlap, so there is no one map to stitch"
+                f"model {result.model!r} is multi-label: its masks may overlap, so there is no single map to stitch"
             )
         return result.labels
     return result.ids if isinstance(result, PanopticResult) else None
 
 
 def record_of(result: Result, tile: Tile, grid: Grid) -> Record:
-    """Return what is kept of an answer: areas by class id in the tile's cell, or the objects in its window."""
+    """Return the record of an answer: areas by class id in the tile's cell, or the objects in its window."""
     record: Record = {"revision": result.revision}
     if isinstance(result, SemanticResult):
         cell = result.labels[tile.cell.slices((tile.window.top, tile.window.left))]
@@ -69,14 +69,14 @@ def record_of(result: Result, tile: Tile, grid: Grid) -> Record:
 
 
 def pieces_of(record: Mapping[str, Any], tile: Tile) -> list[Piece]:
-    """Return the pieces of a tile's record; stuff is none."""
+    """Return the pieces of a tile's record; stuff has none."""
     return [
         _piece(number, row, tile) for number, row in enumerate(record.get("objects", ())) if not row.get("is_stuff")
     ]
 
 
 def _object(found: Detection, tile: Tile, grid: Grid) -> Record | None:
-    """Return an object's row, or None for one without a pixel in the tile."""
+    """Return an object's row, or None for an object without a pixel in the tile."""
     top, left = tile.window.top, tile.window.left
     x1, y1, x2, y2 = found.box
     row: Record = {
@@ -123,7 +123,7 @@ def _piece(number: int, row: Mapping[str, Any], tile: Tile) -> Piece:
         left, top = row["at"]
         patch = TilePatch(top, left, decode(row["rle"]))
     else:
-        # What rounds to nothing was left out when the record was written.
+        # Boxes that round to nothing were left out when the record was written.
         patch = of_box((x1, y1, x2, y2)) or TilePatch(int(y1), int(x1), np.ones((1, 1), np.bool_))
     return Piece(
         tile=tile.index,

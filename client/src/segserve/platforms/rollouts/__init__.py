@@ -1,1 +1,1 @@
-"""What is known of a rollout, and a person's word in it."""
+"""Rollouts: their view, and the actions of a user on them."""

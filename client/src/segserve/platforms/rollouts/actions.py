@@ -1,4 +1,4 @@
-"""A person's word in a rollout: an annotation that names the revision, and what came of it."""
+"""Actions of a user on a rollout: an annotation with the revision, and its outcome."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ TOKEN_BYTES: Final = 3
 
 
 def ask(platform: Platform, name: str, verb: str, *, gate: str = "", timeout_s: float) -> str:
-    """Ask something of a model's rollout, and return what came of it.
+    """Request an action on a model's rollout, and return the outcome.
 
-    Raises `ConflictError` where it cannot be met, and `WaitTimeoutError` where nobody has dealt with it in time; then
-    it stays asked.
+    Raises `ConflictError` if the action is not possible, and `WaitTimeoutError` if it was not handled in time; the
+    request then stays in place.
     """
     request = requested(platform, name, verb, gate)
     if timeout_s <= 0:
-        return f"asked: {PREFIX}{verb}: {request.value}"
+        return f"requested: {PREFIX}{verb}: {request.value}"
     model = wait_for(platform, Handled(name, request), time.monotonic() + timeout_s, f"{timeout_s:g} s")
-    assert model is not None, "a model that is gone has answered nothing"
+    assert model is not None, "`reached` raises for a deleted model"
     return outcome(platform, model, request)
 
 
 def requested(platform: Platform, name: str, verb: str, gate: str = "") -> Request:
-    """Ask something of a model's rollout, and return the request; raises `ConflictError` where it cannot be met now."""
+    """Write the request for an action and return it; raises `ConflictError` if the action is not possible now."""
     request = _request(platform.model(name), verb, gate)
     platform.annotate(MODEL, name, {PREFIX + verb: request.value})
     return request
@@ -45,30 +45,30 @@ def requested(platform: Platform, name: str, verb: str, gate: str = "") -> Reque
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A request was dealt with."""
+    """A request was handled by the platform."""
 
     name: str
     request: Request
     kind: str = MODEL
 
     def reached(self, manifest: Json | None) -> bool:
-        """Look for it among what was dealt with."""
+        """Look for the request among the handled ones."""
         if manifest is None:
             raise NotFoundError(f"{self.name} was deleted", model=self.name)
         return self.request.text in ((manifest.get("status") or {}).get("handledAnnotations") or ())
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
-        """Say that it stays asked."""
-        asked = f"{PREFIX}{self.request.verb}: {self.request.value}"
+        """Return the error, which says that the request stays in place."""
+        annotation = f"{PREFIX}{self.request.verb}: {self.request.value}"
         return WaitTimeoutError(
-            f"{self.name}: asked, and nobody has answered in {timeout} ({asked}); it stays asked: "
-            "`segserve doctor` says whether the platform runs",
+            f"{self.name}: the request was not handled within {timeout} and stays in place ({annotation}); "
+            "check the platform with `segserve doctor`",
             model=self.name,
         )
 
 
 def _request(model: Json, verb: str, gate: str) -> Request:
-    """Return the request, about the revision that it can only be about; raises where it could not be met now."""
+    """Return the request with the revision it applies to; raises `ConflictError` if the action is not possible now."""
     status, name = _status(model), model["metadata"]["name"]
     revision = _revision(status, verb)
     about = f"{gate}@{revision}" if gate else revision
@@ -84,7 +84,7 @@ def _status(model: Json) -> ModelStatus:
 
 
 def _revision(status: ModelStatus, verb: str) -> str:
-    """Return the revision that a verb is about: the one to leave, the one that failed, or the one on its way."""
+    """Return the revision that a verb applies to: the stable one, the failed one, or the candidate."""
     roles, standing = status.roles, status.rollout
     match verb:
         case "rollback":
@@ -97,11 +97,11 @@ def _revision(status: ModelStatus, verb: str) -> str:
 
 
 def _instead(model: Json, standing: RolloutState | None) -> str:
-    """Return what there is where there is nothing to ask about."""
+    """Return the actual state, for a request without a revision."""
     if standing is not None:
         return f"; that of {standing.revision} is {standing.phase.label}"
     if not model["spec"].get("rollout"):
-        return "; without `spec.rollout` a revision is promoted as soon as it is proved"
+        return "; without `spec.rollout`, a revision is promoted as soon as it is ready"
     return ""
 
 
@@ -116,31 +116,31 @@ def _pointless(request: Request, standing: RolloutState | None) -> str | None:
 
 
 def _gates(model: Json) -> tuple[str, ...]:
-    """Return the names of the gates that judge a model's candidates, as verdicts have them."""
+    """Return the names of the gates that judge a model's candidates, as verdicts use them."""
     policy = RolloutPolicy.model_validate(model["spec"].get("rollout") or {})
     return tuple(gate_name(gate) for gate in policy.gates)
 
 
 def outcome(platform: Platform, model: Json, request: Request) -> str:
-    """Return what came of a request that was dealt with; raises `ConflictError` where it came too late."""
+    """Return the outcome of a handled request; raises `ConflictError` if it came too late."""
     name, standing = model["metadata"]["name"], _status(model).rollout
     if standing is None:
-        return f"{name}: {request.verb} of {request.revision} is dealt with"
-    said = f"{standing.revision} is {standing.phase.label} at {standing.weight} %"
-    said += ", paused" if standing.paused else ""
+        return f"{name}: {request.verb} of {request.revision} was handled"
+    state = f"{standing.revision} is {standing.phase.label} at {standing.weight} %"
+    state += ", paused" if standing.paused else ""
     manifest = platform.rollout(standing.rollout)
     decisions = record_of(manifest).decisions if manifest is not None and is_written(manifest) else ()
     last = decisions[-1] if decisions and decisions[-1].sequence >= standing.sequence else None
     reason, message = (last.reason, last.message) if last is not None else (standing.reason, standing.message)
     cause = ": ".join(part for part in (reason, message) if part)
-    told = f"{name}: {said}" + (f" ({cause})" if cause else "")
+    text = f"{name}: {state}" + (f" ({cause})" if cause else "")
     if not _is_met(request, standing):
-        raise ConflictError(f"{told}; {request.verb} came too late, or was refused")
-    return told
+        raise ConflictError(f"{text}; {request.verb} came too late or was refused")
+    return text
 
 
 def _is_met(request: Request, standing: RolloutState) -> bool:
-    """Return whether a rollout is as a request that was answered wanted it; of what takes longer, True."""
+    """Return whether a rollout is in the state that a handled request asked for; True for actions that take longer."""
     match request.verb:
         case "promote":
             return standing.phase in (Phase.BAKING, Phase.SUCCEEDED)

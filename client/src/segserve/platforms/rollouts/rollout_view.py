@@ -1,4 +1,4 @@
-"""What is known of a model's rollout at one moment: where its status says it stands, and its record's evidence."""
+"""A model's rollout at one moment: its state from the model's status, and the evidence of its record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segserve.platforms.port import MODEL, Json, Platform
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Record, Row, RolloutState
+from segserve_operator.core.rollout.record import Record, RolloutState, Row
 from segserve_operator.mapping import rollouts
 from segserve_operator.mapping.packed_evidence import UnreadableRecordError, unpack_rows
 from segserve_operator.mapping.statuses import from_api
@@ -24,7 +24,7 @@ _PROMOTED: Final = frozenset({Phase.BAKING, Phase.SUCCEEDED})
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two revisions: its percentage of requests now, and what was counted of it while both had some.
+    """One of the two revisions: its percentage of requests now, and its counts while both had requests.
 
     `latencies` are counts by bin of `EDGES_MS`.
     """
@@ -38,13 +38,13 @@ class Side:
 
     @property
     def error_percent(self) -> float | None:
-        """So many of 100 requests failed; None where there were none."""
+        """The percentage of requests that failed; None without requests."""
         return 100.0 * self.errors / self.requests if self.requests else None
 
     def quantile_ms(self, share: float) -> float | None:
-        """Return the latency that this share of requests stays below, read off the bins; None without requests.
+        """Return the latency that this share of requests stays below, interpolated in its bin; None without requests.
 
-        Infinite where it is in the last bin, which holds what hung too.
+        Infinite in the last bin, which also holds requests that hung.
         """
         counts = sorted((self.latencies or {}).items())
         wanted, below = share * sum(count for _, count in counts), 0.0
@@ -64,10 +64,10 @@ def _within(number: int, share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class RolloutView:
-    """A rollout as it was at `now_s`; `record` is None until it was first written.
+    """A rollout at `now_s`; `record` is None until it is first written.
 
-    `stable` is the former revision. `behind`: the operator has not come to the newest spec yet, so this may be the
-    rollout before it.
+    `stable` is the former revision. `behind` means that the operator has not processed the newest spec yet, so this may
+    be the previous rollout.
     """
 
     model: str
@@ -79,7 +79,7 @@ class RolloutView:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come of it, and of no other that is about to begin."""
+        """Whether the rollout has ended and no other is about to start."""
         return self.standing.ended and not self.behind
 
     @property
@@ -103,7 +103,7 @@ class RolloutView:
 
 
 def _shared(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows at which both had requests; all of them where there are none: a comparison is of one time."""
+    """Return the rows in which both revisions had requests, or all rows if there are none."""
     return [row for row in rows if 0 < row.weight < 100] or list(rows)
 
 
@@ -121,9 +121,9 @@ def _columns(rows: Sequence[Row]) -> tuple[list[tuple[int, int]], list[tuple[int
 
 
 def record_of(manifest: Json, packed: Sequence[str] = ()) -> Record:
-    """Return what a SegmentationRollout holds; `packed` are the chunks of its oldest rows, where they are wanted.
+    """Return the record in a SegmentationRollout; `packed` are the chunks of its oldest rows, if needed.
 
-    Raises `ControlError` where it is of a shape that is not known here.
+    Raises `ControlError` for a record of unknown form.
     """
     try:
         apart = [row for chunk in packed for row in unpack_rows(chunk)]
@@ -131,28 +131,28 @@ def record_of(manifest: Json, packed: Sequence[str] = ()) -> Record:
     except ValueError as error:
         raise ControlError(f"the oldest evidence of {manifest['metadata']['name']} cannot be read: {error}") from error
     except UnreadableRecordError as error:
-        raise ControlError(f"{error}; is it of another version of segserve than this command?") from error
+        raise ControlError(f"{error}; it may be from another version of segserve") from error
 
 
 def chunked_rows(manifest: Json) -> int:
-    """Return how many rows, the oldest, are kept beside a record."""
+    """Return how many of the oldest rows are stored outside the record."""
     return int((manifest.get("status") or {}).get("chunkedRows") or 0)
 
 
 def is_written(manifest: Json | None) -> bool:
-    """Return whether a record has been written, as opposed to only made."""
+    """Return whether a record has content, as opposed to being only created."""
     return bool(manifest is not None and (manifest.get("status") or {}).get("state"))
 
 
 def state_of(model: Json) -> RolloutState | None:
-    """Return where a model's rollout stands, from its status; None where there was none."""
+    """Return the state of a model's rollout from its status; None if it has had none."""
     if not (model.get("status") or {}).get("rollout"):
         return None
     return from_api(SegmentationModelStatus.model_validate(model["status"])).rollout
 
 
 def read_rollout(platform: Platform, model: Json, former: RolloutView | None = None) -> RolloutView | None:
-    """Return a model's rollout, or None where it has none; the record of `former` is read again after a second."""
+    """Return a model's rollout, or None if it has none; the record of `former` is reread after a second."""
     standing, now_s = state_of(model), time.time()
     if standing is None:
         return None
@@ -171,7 +171,7 @@ def _former_revision(model: Json, standing: RolloutState) -> str:
 
 
 def is_behind(model: Json, standing: RolloutState | None) -> bool:
-    """Return whether another rollout than `standing` is about to begin, or may be."""
+    """Return whether a rollout other than this one is about to start, or may be."""
     status = model.get("status") or {}
     if status.get("observedGeneration") != model["metadata"].get("generation"):
         return True
@@ -181,7 +181,7 @@ def is_behind(model: Json, standing: RolloutState | None) -> bool:
 
 
 def watch_rollout(platform: Platform, name: str) -> Iterator[RolloutView | None]:
-    """Yield a model's rollout as it is now and after changes; None while there is none, but one may come."""
+    """Yield a model's rollout now and after changes, without end; None while there is none but one may come."""
     former: RolloutView | None = None
     for manifest in platform.states(MODEL, name):
         model = manifest if manifest is not None else platform.model(name)
@@ -193,15 +193,15 @@ def watch_rollout(platform: Platform, name: str) -> Iterator[RolloutView | None]
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A model's rollout is over, and no other is about to begin."""
+    """A model's rollout has ended, and no other is about to start."""
 
     name: str
     kind: str = MODEL
 
     def reached(self, manifest: Json | None) -> bool:
-        """Judge the model's status; raises `NotFoundError` where no rollout is to come."""
+        """Check the model's status; raises `NotFoundError` if no rollout is to come."""
         if manifest is None:
-            raise NotFoundError(f"there is no model {self.name!r} (any more)", model=self.name)
+            raise NotFoundError(f"model {self.name!r} does not exist (any more)", model=self.name)
         standing = state_of(manifest)
         behind = is_behind(manifest, standing)
         if standing is None and not behind:
@@ -209,10 +209,10 @@ class Ended:
         return standing is not None and standing.ended and not behind
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
-        """Say where it stands."""
+        """Return the error with the rollout's current state."""
         standing = None if manifest is None else state_of(manifest)
-        seen = "it has not begun" if standing is None else f"{standing.revision} is {standing.phase.label}"
-        return WaitTimeoutError(f"the rollout of {self.name} is not over after {timeout}: {seen}", model=self.name)
+        state = "it has not started" if standing is None else f"{standing.revision} is {standing.phase.label}"
+        return WaitTimeoutError(f"the rollout of {self.name} has not ended after {timeout}: {state}", model=self.name)
 
 
 def no_rollout(model: Json) -> NotFoundError:
@@ -220,6 +220,6 @@ def no_rollout(model: Json) -> NotFoundError:
     name = model["metadata"]["name"]
     if not (model.get("spec") or {}).get("rollout"):
         return NotFoundError(
-            f"{name} has no rollout: without `spec.rollout` a new revision is promoted as soon as it is proved"
+            f"{name} has no rollout: without `spec.rollout`, a new revision is promoted as soon as it is ready"
         )
-    return NotFoundError(f"{name} has had no rollout yet; one begins with the next change of its spec")
+    return NotFoundError(f"{name} has had no rollout yet; the next change of its spec starts one")
