@@ -35,7 +35,7 @@ PHOTO: Final = (ROOT / "examples/coins/coins.png").read_bytes()
 
 
 @dataclass
-class Tally:
+class SeriesCounts:
     """What the clients saw."""
 
     revisions: Counter[str] = field(default_factory=Counter)
@@ -43,7 +43,7 @@ class Tally:
     latencies_ms: list[float] = field(default_factory=list)
 
 
-def load(url: str, transport: str, tally: Tally, stop: threading.Event) -> None:
+def load(url: str, transport: str, tally: SeriesCounts, stop: threading.Event) -> None:
     """Ask for the photograph's mask again and again, without retries, so that every failure shows."""
     with Client(url, transport=transport, retries=0) as client:
         while not stop.is_set():
@@ -76,9 +76,9 @@ def sample(running: Running) -> dict[str, Any]:
     }
 
 
-def drive(running: Running, seconds: float) -> tuple[Tally, list[dict[str, Any]], int]:
+def drive(running: Running, seconds: float) -> tuple[SeriesCounts, list[dict[str, Any]], int]:
     """Load, edit and sample for some time."""
-    tally, stop = Tally(), threading.Event()
+    tally, stop = SeriesCounts(), threading.Event()
     threads = [
         threading.Thread(target=load, args=(running.url, "grpc" if index % 2 else "http", tally, stop))
         for index in range(CLIENTS)
@@ -113,7 +113,7 @@ def growth(samples: list[dict[str, Any]]) -> dict[str, float]:
     return grown | {"by_kind_mib": kinds}
 
 
-def summary(tally: Tally, samples: list[dict[str, Any]], edits: int, seconds: float) -> dict[str, Any]:
+def summary(tally: SeriesCounts, samples: list[dict[str, Any]], edits: int, seconds: float) -> dict[str, Any]:
     """Return what was seen as JSON."""
     latencies = sorted(tally.latencies_ms)
     return {

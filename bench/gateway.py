@@ -28,8 +28,8 @@ from rich.table import Table
 
 from bench.gateway_parts import Plans, gateway, only_main, packed_shard, plan, server, sidecar
 from bench.platform import ROOT
-from segserve_builder.cluster.names import SHARDS
-from segserve_builder.cluster.shards import shard_of, version_of
+from segserve_common.kube.names import SHARDS
+from segserve_common.kube.shards import shard_of, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ async def by_candidate(models: int, old: Endpoint, new: Endpoint) -> dict[str, f
             began_s = time.perf_counter()
             await traffic.shift(told)
             taken_s.append(time.perf_counter() - began_s)
-            await traffic.tidy()
+            await traffic.remove_unused()
     return {
         "new_group_ms": round(1e3 * statistics.median(taken_s[::2]), 1),
         "envoy_mib": round(rss_mib, 1),

@@ -22,10 +22,10 @@ from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import ConfigMap, Namespace
 
 from bench.ports import free_port
-from segserve_builder.cluster.names import GATEWAY, SHARDS, plan_name, reports_name
-from segserve_builder.cluster.shards import CONTENT_KEY, pack, shard_of, unpack, version_of
+from segserve_common.kube.names import GATEWAY, SHARDS, plan_name, reports_name
+from segserve_common.kube.shards import CONTENT_KEY, pack, shard_of, unpack, version_of
 from segserve_operator.adapters.traffic.envoy_config import command
-from segserve_operator.adapters.traffic.envoy_record import PLANS
+from segserve_operator.adapters.traffic.envoy_files import PLANS
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
 

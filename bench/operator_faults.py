@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests python -m bench.operator_faults [--go-on]
 
-Runs on the tests' cluster, about an hour; writes bench/out/operator_faults.json and the tables of docs/evidence/reliability.md
-after each run. Ends at the first whose final state is not that of the undisturbed one. `--go-on` leaves out the
-deaths and faults that were run before.
+Runs on the tests' cluster, about an hour; writes bench/out/operator_faults.json, and the tables and plot of
+docs/evidence/reliability.md after each run. Ends at the first whose final state is not that of the undisturbed one.
+`--go-on` leaves out the deaths and faults that were run before.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from bench.platform import ROOT
+from bench.svg import BLUE, plot_style, save_svg
 from cluster.images import ENVOY_IMAGE, OPERATOR_IMAGE, SERVER_IMAGE, images
 from cluster.node import default_node
 from fakes.cluster import Cluster, ImageNames
@@ -35,6 +37,22 @@ if TYPE_CHECKING:
 KILLS: Final = "tests/e2e/cluster/test_kills.py"
 OUT: Final = ROOT / "bench/out/operator_faults.json"
 DOCUMENT: Final = ROOT / "docs/evidence/reliability.md"
+PLOT: Final = ROOT / "docs/images/kills.svg"
+LABELS: Final = {
+    "a killed operator is not missed": "the operator is killed",
+    "an api server that hangs is not missed and an envoy that dies meanwhile comes back with the last plan": (
+        "the API server hangs, an Envoy dies meanwhile"
+    ),
+    "a server that is deleted is replaced and no request fails": "a server pod is deleted",
+    "a gateway that is deleted is replaced and no request fails[new connections]": (
+        "a gateway pod is deleted, new connections"
+    ),
+    "a gateway that is deleted is replaced and no request fails[kept connections]": (
+        "a gateway pod is deleted, kept connections"
+    ),
+    "a killed kubelet is not missed and then does what was to be done meanwhile": "the kubelet is killed",
+}
+"""Short names of tests in the table and in the plot."""
 Json = dict[str, Any]
 
 
@@ -93,16 +111,36 @@ def publish(found: Json) -> None:
         head, rest = text.split(begin)
         text = "\n".join([head + begin, "", *lines(found), "", end + rest.split(end)[1]])
     DOCUMENT.write_text(text)
+    draw(found["kills"])
+
+
+def draw(kills: Json) -> None:
+    """Draw how long the platform took to be whole again after each kill, with the requests that failed."""
+    with plot_style():
+        figure = Figure(figsize=(8.5, 3.6), layout="constrained")
+        axes = figure.subplots()
+        names = [LABELS.get(name, name) for name in map(_killed, kills)]
+        axes.barh(names, [seen["back_s"] for seen in kills.values()], color=BLUE, height=0.6)
+        for row, seen in enumerate(kills.values()):
+            axes.text(seen["back_s"] + 0.4, row, f"{seen['failed']} of {seen['requests']} requests failed", va="center")
+        axes.set(xlabel="seconds until everything was whole again", xlim=(0, 45))
+        axes.grid(visible=False, axis="y")
+        axes.invert_yaxis()
+        save_svg(figure, PLOT)
+
+
+def _killed(name: str) -> str:
+    """Return what a test killed, from the test's name."""
+    killed = re.search(r"process.*\[(.*)\]$", name)
+    return f"{killed[1]} is killed" if killed else name.removeprefix("test_").replace("_", " ")
 
 
 def _of_kills(found: Json) -> Iterator[str]:
-    yield "| what | requests | on their way | failed | failed otherwise | whole again after |"
+    yield "| what | requests | in flight | failed | failed otherwise | whole again after |"
     yield "|---|---|---|---|---|---|"
     for name, seen in found["kills"].items():
-        killed = re.search(r"process.*\[(.*)\]$", name)
-        words = f"{killed[1]} is killed" if killed else name.removeprefix("test_").replace("_", " ")
         counts = " | ".join(str(seen[key]) for key in ("requests", "on_their_way", "failed", "failed_otherwise"))
-        yield f"| {words} | {counts} | {seen['back_s']} s |"
+        yield f"| {LABELS.get(_killed(name), _killed(name))} | {counts} | {seen['back_s']} s |"
 
 
 def _of_deaths(found: Json) -> Iterator[str]:
@@ -110,6 +148,8 @@ def _of_deaths(found: Json) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for stage in STAGES:
         mine = [seen for name, seen in found["deaths"].items() if name.endswith(f"of the {stage}")]
+        if len(mine) < 2 * found["writes"][stage]:
+            continue  # a stage is published once all of its moments were run
         hit = [seen for seen in mine if seen["hits"]]
         counts = (found["writes"][stage], 2 * found["writes"][stage], len(hit), len(mine) - len(hit), 0)
         slowest = max((seen["seconds"] for seen in hit), default=0)
@@ -117,6 +157,8 @@ def _of_deaths(found: Json) -> Iterator[str]:
 
 
 def _of_faults(found: Json) -> Iterator[str]:
+    if not found["faults"]:
+        return
     yield "| fault | calls hit | ended otherwise | apply, edit, delete took |"
     yield "|---|---|---|---|"
     for fault in FAULTS:

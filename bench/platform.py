@@ -46,7 +46,7 @@ class Running:
 
     def processes(self) -> list[psutil.Process]:
         """Return all of its processes that carry its mark: supervisor, servers, agents, steps, gateway."""
-        return processes.all_of(self.state)
+        return processes.marked_processes(self.state)
 
     def memory_by_kind_mib(self) -> dict[str, float]:
         """Return its processes' proportional memory (PSS: what is shared counts once) by what they are."""

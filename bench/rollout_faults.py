@@ -3,8 +3,8 @@
     PYTHONPATH=tests python -m bench.rollout_faults [--go-on] [--only NAME]
 
 Runs in real time on local platforms of its own, about three hours; writes bench/out/rollout_faults.json and the tables
-of docs/evidence/reliability.md after each run. Exits with 1 where an outcome is not one of those declared. `--go-on` leaves out
-what was run before; `--only` runs what has the words in its name and rate, and keeps the other results.
+of docs/evidence/reliability.md after each run. Exits with 1 where an outcome is not one of those declared. `--go-on`
+leaves out what was run before; `--only` runs what has the words in its name and rate, and keeps the other results.
 """
 
 from __future__ import annotations

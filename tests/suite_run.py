@@ -24,7 +24,8 @@ import psutil
 import pytest
 
 from cluster.node import default_node
-from segserve_operator.adapters.local.files import StateFolder, write_private
+from segserve_common.files import write_private
+from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.processes import ProcessRecord, is_alive
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from tools import CACHE

@@ -26,7 +26,9 @@ from lightkube.resources.core_v1 import ConfigMap
 
 from bench.operator.watching import watched
 from segserve_builder.agent.protocol import ModelReport, ModelState
-from segserve_builder.cluster.names import (
+from segserve_common.kube.errors import ApiError, ConflictError, NotFoundError
+from segserve_common.kube.kinds import CONFIG_MAPS, PODS, Json
+from segserve_common.kube.names import (
     COMPONENT_LABEL,
     GATEWAY,
     GROUP_LABEL,
@@ -38,8 +40,7 @@ from segserve_builder.cluster.names import (
     plan_name,
     reports_name,
 )
-from segserve_builder.cluster.shards import CONTENT_KEY, pack, unpack, version_of
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, PODS, ApiError, ConflictError, Json, NotFoundError
+from segserve_common.kube.shards import CONTENT_KEY, pack, unpack, version_of
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 if TYPE_CHECKING:

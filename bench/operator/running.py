@@ -20,7 +20,7 @@ import psutil
 from bench.operator.api_server import OPERATOR, OTHERS, ApiServer, call
 from bench.platform import ROOT
 from bench.ports import free_port
-from segserve_operator.adapters.kube.api import MODELS, POOLS, Json
+from segserve_common.kube.kinds import MODELS, POOLS, Json
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 if TYPE_CHECKING:

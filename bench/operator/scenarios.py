@@ -22,20 +22,17 @@ from bench.operator.running import (
     user_api,
     wait_until,
 )
-from segserve_builder.cluster.names import SHARDS, plan_name
-from segserve_builder.cluster.shards import content_of, unpack
-from segserve_operator.adapters.kube.api import (
-    CONFIG_MAPS,
-    MODELS,
-)
-from segserve_operator.adapters.kube.api import POOLS as POOL_KIND
+from segserve_common.kube.kinds import CONFIG_MAPS, MODELS
+from segserve_common.kube.kinds import POOLS as POOL_KIND
+from segserve_common.kube.names import SHARDS, plan_name
+from segserve_common.kube.shards import content_of, unpack
 from segserve_operator.adapters.kube.view import PoolKey, fill
 from segserve_operator.main import assemble
 from segserve_operator.metrics import Metrics
 from segserve_operator.settings import Settings
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.api import Json
+    from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 READS: Final = frozenset({"get", "list", "watch"})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-    from segserve_operator.adapters.kube.api import Json
+    from segserve_common.kube.kinds import Json
 
 
 async def watched(

@@ -37,17 +37,18 @@ from bench.operator.running import (
 )
 from bench.operator.watching import watched
 from bench.ports import free_port
-from segserve_builder.cluster.names import GATEWAY, object_name, plan_name
-from segserve_builder.cluster.shards import shard_of
-from segserve_operator.adapters.kube.api import MODELS, PODS, NotFoundError
-from segserve_operator.adapters.kube.api import POOLS as POOL_KIND
+from segserve_common.kube.errors import NotFoundError
+from segserve_common.kube.kinds import MODELS, PODS
+from segserve_common.kube.kinds import POOLS as POOL_KIND
+from segserve_common.kube.names import GATEWAY, object_name, plan_name
+from segserve_common.kube.shards import shard_of
 from segserve_operator.adapters.traffic.envoy_config import command
 from segserve_operator.gateway_sync.settings import FOLDER_VARIABLE, GATEWAY_VARIABLE, GatewaySettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from segserve_operator.adapters.kube.api import Json
+    from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 FLIPS: Final = 12

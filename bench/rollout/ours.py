@@ -12,11 +12,11 @@ from bench.rollout.outcomes import Outcomes
 from bench.rollout.series import WEIGHTS
 from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
-from segserve_operator.core.evidence import Look
+from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.probe import probe_outcome
-from segserve_operator.core.rollout.engine import Heard, Progress, decide, watch, weights
+from segserve_operator.core.rollout.engine import Signals, Progress, next_transition, watch, weights
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.policy import engine_policy
 
@@ -59,7 +59,7 @@ class Runs:
     progress: Progress
     gates: dict[str, Any]
     golden: NDArray[np.int8]
-    held: Look
+    held: EvidenceWindow
     asked: Floats
     failed: Floats
 
@@ -68,16 +68,16 @@ def our_outcomes(world: World, pace: str, golden: NDArray[np.int8], horizon_s: f
     """Return what the engine does with a world's runs; `golden` [runs] is what the labelled images say of each."""
     rate, slo = world.setting.rate, Slo(error_percent=1.0, p95_milliseconds=world.setting.slo_ms)
     policy = PACES[pace]
-    engine, gates = engine_policy(policy, slo), measured_gates(policy, slo, EDGES_MS)
+    engine, gates = engine_policy(policy), measured_gates(policy, slo, EDGES_MS)
     runs = len(golden)
     outcomes = Outcomes(np.full(runs, np.inf), np.full(runs, np.inf), np.zeros(runs))
     left = _begun(gates, golden)
-    for now_s, seconds in looks(rate, horizon_s):
+    for now_s, seconds in windows(rate, horizon_s):
         weight = weights(engine, left.progress.phase, left.progress.step) / 100.0
         if now_s >= 0:
             outcomes.excess[left.number] += world.excess(now_s) * seconds * weight
         before = left.progress.phase
-        left = _looked(left, world, gates, weight, now_s, seconds)
+        left = _measured(left, world, gates, weight, now_s, seconds)
         left = _decided(left, gates, engine, now_s + seconds)
         _note(outcomes, before, left, now_s + seconds)
         going = ~np.isin(left.progress.phase, [int(phase) for phase in ENDED])
@@ -91,7 +91,7 @@ def our_outcomes(world: World, pace: str, golden: NDArray[np.int8], horizon_s: f
     return outcomes
 
 
-def looks(rate: float, horizon_s: float) -> Iterator[tuple[float, float]]:
+def windows(rate: float, horizon_s: float) -> Iterator[tuple[float, float]]:
     """Yield the begin and the length of each look: a second while seconds matter, longer for slow or old rollouts.
 
     Before 0 the candidate has no requests.
@@ -114,43 +114,43 @@ def _begun(gates: Mapping[str, MeasuredGate[Any]], golden: NDArray[np.int8]) -> 
         progress=Progress.begun(-GOLDEN_S, shape),
         gates={name: gate.start(shape) for name, gate in gates.items()},
         golden=golden,
-        held=Look.nothing(shape, edges=len(EDGES_MS)),
+        held=EvidenceWindow.nothing(shape, edges=len(EDGES_MS)),
         asked=np.zeros((runs, 2)),
         failed=np.zeros((runs, 2)),
     )
 
 
-def _looked(
+def _measured(
     left: Runs, world: World, gates: Mapping[str, MeasuredGate[Any]], weight: Floats, now_s: float, seconds: float
 ) -> Runs:
     """Take in what the gateways have counted. What is not measured comes with the first look that is."""
-    look, held = _look(world.count(now_s, seconds, weight), left.held, seconds)
+    window, held = _next_window(world.count(now_s, seconds, weight), left.held, seconds)
     quarantined = (left.progress.phase == Phase.QUARANTINED)[:, None]
     fresh = np.where(quarantined[:, 0], PROBES_A_SECOND * seconds, 0.0)
     failures = np.stack([world.probes(now_s, fresh, role) for role in (STABLE, CANDIDATE)], -1)
     return replace(
         left,
-        gates={name: gate.update(left.gates[name], look) for name, gate in gates.items()},
-        progress=watch(left.progress, look, now_s + seconds),
+        gates={name: gate.update(left.gates[name], window) for name, gate in gates.items()},
+        progress=watch(left.progress, window, now_s + seconds),
         held=held,
         asked=np.where(quarantined, left.asked + fresh[:, None], 0.0),
         failed=np.where(quarantined, left.failed + failures, 0.0),
     )
 
 
-def _look(counted: Counted, held: Look, seconds: float) -> tuple[Look, Look]:
+def _next_window(counted: Counted, held: EvidenceWindow, seconds: float) -> tuple[EvidenceWindow, EvidenceWindow]:
     """Return what is seen now, and what is still held back."""
     seen, role, bins = counted.measured, counted.measured[:, None], counted.measured[:, None, None]
-    together = Look(
+    together = EvidenceWindow(
         held.seconds + seconds,
         held.requests + counted.requests,
         held.errors + counted.errors,
         held.latencies + counted.latencies,
     )
     masks = (seen, role, role, bins)
-    values = [getattr(together, field.name) for field in fields(Look)]
-    now = Look(*(np.where(mask, value, 0.0) for mask, value in zip(masks, values, strict=True)))
-    kept = Look(*(np.where(mask, 0.0, value) for mask, value in zip(masks, values, strict=True)))
+    values = [getattr(together, field.name) for field in fields(EvidenceWindow)]
+    now = EvidenceWindow(*(np.where(mask, value, 0.0) for mask, value in zip(masks, values, strict=True)))
+    kept = EvidenceWindow(*(np.where(mask, 0.0, value) for mask, value in zip(masks, values, strict=True)))
     return now, kept
 
 
@@ -158,14 +158,14 @@ def _decided(left: Runs, gates: Mapping[str, MeasuredGate[Any]], engine: Policy,
     judged = [gate.judge(left.gates[name]) for name, gate in gates.items()]
     probes = _probes(left, now_s)
     started = np.full(left.golden.shape, now_s >= 0)
-    heard = Heard(
+    heard = Signals(
         ready=True,
         golden=np.where(started, left.golden, 0).astype(np.int8),
         probes=probes,
         forbidden=started & (left.golden < 0),
         allowed=started & (left.golden > 0),
     )
-    return replace(left, progress=decide(engine, left.progress, judged, heard, now_s).progress)
+    return replace(left, progress=next_transition(engine, left.progress, judged, heard, now_s).progress)
 
 
 def _probes(left: Runs, now_s: float) -> NDArray[np.int8]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -15,10 +14,10 @@ from bench.rollout.faults import NONE
 from bench.rollout.figures import Results
 from bench.rollout.ours import ALPHA
 from bench.rollout.peers import PEERS
+from bench.svg import plot_style, save_svg
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from matplotlib.axes import Axes
 
@@ -35,18 +34,10 @@ _LEAST: Final = 1e-4
 def draw(found: Mapping[str, Any]) -> None:
     """Draw what there is results for."""
     results = Results.of(found)
-    with mpl.rc_context(
-        {"svg.hashsalt": "segserve", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
-    ):
-        _saved(_false_rollbacks(results), IMAGES / "rollout-false.svg")
-        _saved(_curves(results, "excess"), IMAGES / "rollout-excess.svg")
-        _saved(_curves(results, "detection_s"), IMAGES / "rollout-detection.svg")
-
-
-def _saved(figure: Figure, path: Path) -> None:
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(line.rstrip() for line in lines) + "\n")
+    with plot_style():
+        save_svg(_false_rollbacks(results), IMAGES / "rollout-false.svg")
+        save_svg(_curves(results, "excess"), IMAGES / "rollout-excess.svg")
+        save_svg(_curves(results, "detection_s"), IMAGES / "rollout-detection.svg")
 
 
 def _rules(row: Row) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -3,8 +3,8 @@
     python -m examples.zoo.report [NAME ...]
 
 Each network goes through the real Triton and the real Envoy, with and without optional stages, on scenes that it was
-not trained on. Writes report.json, the tables of docs/evidence/quality.md and its pictures; ends in an error where the two
-disagree.
+not trained on. Writes report.json, and the tables, pictures and plot of docs/evidence/quality.md; ends in an error where
+the two disagree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from bench.platform import platform
-from examples.zoo import pages, pictures
+from examples.zoo import pages, pictures, plots
 from examples.zoo.compare import ask, compare
 from examples.zoo.evaluate import islands
 from examples.zoo.networks import NETWORKS
@@ -84,6 +84,7 @@ def main() -> None:
     report = {"scenes": SCENES, "seed": SEED, "sizes": SIZES, "islands": truth, "networks": parts}
     REPORT.write_text(json.dumps(report, indent=1) + "\n")
     pages.write(report)
+    plots.draw(report)
     complaints = [
         f"{name}, {way}: {complaint}"
         for name, part in parts.items()

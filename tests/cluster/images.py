@@ -38,7 +38,7 @@ from cluster.make_image import (
     write_layer,
 )
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE, code_digest
-from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime, run_or_raise
+from segserve_operator.adapters.local.runtime import RuntimeEnvironment, ensure_runtime, run_or_raise
 
 SERVER_IMAGE: Final = "localhost/segserve-server:test"
 OPERATOR_IMAGE: Final = "localhost/segserve-operator:test"
@@ -78,7 +78,7 @@ def images() -> tuple[Image, ...]:
         return (_server(base, runtime), _operator(base), _envoy(base[:-1]))
 
 
-def _server(base: tuple[Layer, ...], runtime: Runtime) -> Image:
+def _server(base: tuple[Layer, ...], runtime: RuntimeEnvironment) -> Image:
     site = f"{_HOME}/runtime/lib/{_NAME}/site-packages"
     layers = (
         *base,
@@ -140,7 +140,7 @@ def _debian() -> tuple[Layer, ...]:
     return (_layer("debian", key, write),)
 
 
-def _python(runtime: Runtime) -> Layer:
+def _python(runtime: RuntimeEnvironment) -> Layer:
     """Return the layer of the interpreter that runs this, without its packages."""
     standard = Path(sysconfig.get_path("stdlib"))
     interpreter = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
@@ -155,7 +155,7 @@ def _python(runtime: Runtime) -> Layer:
     return _layer("python", key, lambda path: write_layer(path, parts))
 
 
-def _runtime_parts(runtime: Runtime) -> list[Part]:
+def _runtime_parts(runtime: RuntimeEnvironment) -> list[Part]:
     """Return the environment of what runs inside Triton, moved to a folder of its own: it finds itself by its place."""
     target = f"{_HOME}/runtime"
     site = f"{target}/lib/{_NAME}/site-packages"

@@ -18,7 +18,7 @@ from cluster.node import default_node, unfit
 from fakes.kube_servers import THINGS, FakeServer, RealServer, Server, things_crd
 from fakes.mlflow_server import MlflowServer, mlflow_server
 from fakes.waiting import connections_are_closed, eventually
-from segserve_operator.adapters.kube.api import UnavailableError
+from segserve_common.kube.errors import UnavailableError
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 

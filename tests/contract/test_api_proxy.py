@@ -19,18 +19,16 @@ from lightkube.resources.core_v1 import ConfigMap, Namespace
 from fakes.api_proxy import ApiProxy
 from fakes.api_proxy_rules import Answer, Call, Hang, Kill, Rule
 from fakes.waiting import HANG_S, eventually
-from segserve_operator.adapters.kube.api import (
-    CONFIG_MAPS,
-    LEASES,
+from segserve_common.kube.errors import (
     ApiError,
     ConflictError,
     GoneError,
     InvalidError,
-    Json,
     NotFoundError,
     ThrottledError,
     UnavailableError,
 )
+from segserve_common.kube.kinds import CONFIG_MAPS, LEASES, Json
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 pytestmark = pytest.mark.cluster

@@ -20,7 +20,7 @@ from segserve_operator.core.gates.checks import Check, CheckResult
 
 EVERY_S = 0.02
 GATE = WebhookGate(name="latency-budget", url="http://service.example/")
-CHECK = order("check", "coins-1/latency-budget", gate="latency-budget", spec=GATE, every_s=EVERY_S)
+CHECK = order("check", "coins-1/latency-budget", gate="latency-budget", spec=GATE, interval_s=EVERY_S)
 OTHER = replace(CHECK, key="coins-2/latency-budget", candidate="coins-cccccccccc")
 
 
@@ -116,7 +116,7 @@ async def test_nothing_is_known_before_it_is_answered(asked: Asked) -> None:
 
 
 async def test_an_answer_is_known_for_as_long_as_it_is_ordered(asked: Asked) -> None:
-    once = replace(CHECK, every_s=float("inf"))
+    once = replace(CHECK, interval_s=float("inf"))
     await pass_until(asked, lambda: asked.begun, once)
     await asked.answer(passes=True)
     for _ in range(8):

@@ -40,7 +40,7 @@ POOL = "apiVersion: segserve.dev/v1alpha1\nkind: TritonPool\nmetadata: {name: de
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segserve.control.waiting.LOOK_S", 0.02)
+    monkeypatch.setattr("segserve.control.typed.LOOK_S", 0.02)
     monkeypatch.setattr("segserve.platforms.local.POLL_S", 0.02)
 
 
@@ -275,7 +275,7 @@ def test_a_verb_that_cannot_be_met_changes_nothing(call: Caller, harness: Harnes
     call("models.apply", COINS)
     harness.tell("coins", status())
 
-    with pytest.raises(ConflictError, match="promote: no rollout is under way"):
+    with pytest.raises(ConflictError, match="promote: no rollout is in progress"):
         call("rollouts.promote", "coins")
     assert harness.annotations("coins") == {}
 
@@ -352,7 +352,7 @@ def run(program: str, **environment: str) -> str:
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
     program = (
-        "import sys; sys.modules['lightkube'] = None\n"
+        "import sys; sys.modules['kubernetes'] = None\n"
         "from segserve import Client, Cluster, MissingExtraError\n"
         "try: Client(platform=Cluster()).models.list()\n"
         "except MissingExtraError as error: print(error)"
@@ -364,7 +364,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
 def test_a_client_that_only_segments_loads_nothing_of_the_control_plane() -> None:
     program = (
         "import sys, segserve; segserve.Client()\n"
-        "print([name for name in ('segserve_operator', 'pydantic', 'lightkube', 'yaml') if name in sys.modules])"
+        "print([name for name in ('segserve_operator', 'pydantic', 'kubernetes', 'yaml') if name in sys.modules])"
     )
 
     assert run(program) == "[]"

@@ -7,7 +7,8 @@ import base64
 import pytest
 
 from fakes.kube_servers import THINGS, UNSERVED, Server, config, gone, thing, version
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, ConflictError, InvalidError, Json, Kind, NotFoundError
+from segserve_common.kube.errors import ConflictError, InvalidError, NotFoundError
+from segserve_common.kube.kinds import CONFIG_MAPS, Json, Kind
 
 
 async def test_a_version_that_is_no_longer_the_newest_is_refused(server: Server, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fakes.kube_servers import Server, config, deployment, version
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS
+from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS
 
 
 async def test_applying_the_same_again_writes_nothing(server: Server, name: str) -> None:

@@ -10,17 +10,17 @@ from typing import TypeAlias
 import pytest
 
 from fakes.kube_faults import Crash
-from fakes.rollout_evidence import STARTED_S, record, row, same, standing
+from fakes.rollout_evidence import STARTED_S, record, row, same, state_of_record
 from fakes.stores import ClusterHarness, FileHarness, MemoryHarness
-from segserve_builder.spec.names import canonical_json
-from segserve_operator.adapters.kube.api import ConflictError
+from segserve_common.canonical import canonical_json
+from segserve_common.kube.errors import ConflictError
 from segserve_operator.core.models.observed import ModelStatus
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.mapping.rollouts import OBJECT_BYTES
 
 Harness: TypeAlias = MemoryHarness | FileHarness | ClusterHarness
-Kept: TypeAlias = FileHarness | ClusterHarness
+Stores: TypeAlias = FileHarness | ClusterHarness
 NOW_S = STARTED_S + 3600.0
 
 
@@ -35,9 +35,9 @@ async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
 
 
 @pytest.fixture(params=["files", "cluster"])
-async def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+async def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     """A store that outlives its process."""
-    made: Kept = FileHarness(tmp_path) if request.param == "files" else ClusterHarness()
+    made: Stores = FileHarness(tmp_path) if request.param == "files" else ClusterHarness()
     made.apply("coins", "one")
     return made
 
@@ -45,7 +45,7 @@ async def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
 async def begun(harness: Harness, found: Record, **changes: object) -> None:
     """Have the model's status name a rollout."""
     await harness.store.models()
-    await harness.store.save_status(found.model, ModelStatus(rollout=standing(found, **changes)))
+    await harness.store.save_status(found.model, ModelStatus(rollout=state_of_record(found, **changes)))
     await harness.store.models()
 
 
@@ -67,7 +67,7 @@ async def test_a_record_comes_back_to_the_last_bit(harness: Harness) -> None:
 
 async def test_a_standing_comes_back_with_the_status(harness: Harness) -> None:
     await begun(harness, record())
-    at = standing(record(), paused=True, quarantines=1)
+    at = state_of_record(record(), paused=True, quarantines=1)
     written = ModelStatus(rollout=at, handled=("coins-2@1", "coins-2@2"), slo="Met")
     await harness.store.save_status("coins", written)
     harness.restart()
@@ -150,7 +150,7 @@ async def test_records_end_with_their_model(harness: Harness) -> None:
     assert harness.rollout_names() == set()
 
 
-async def test_old_evidence_is_kept_apart_and_comes_back(kept: Kept) -> None:
+async def test_old_evidence_is_kept_apart_and_comes_back(kept: Stores) -> None:
     written = record(rows=1700)
     await begun(kept, written)
     await kept.store.save_rollout(written)
@@ -161,7 +161,7 @@ async def test_old_evidence_is_kept_apart_and_comes_back(kept: Kept) -> None:
     assert same(await read(kept, written.name), written)
 
 
-async def test_a_full_chunk_is_never_written_again(kept: Kept) -> None:
+async def test_a_full_chunk_is_never_written_again(kept: Stores) -> None:
     written = record(rows=1700)
     await begun(kept, written)
     await kept.store.save_rollout(written)
@@ -179,7 +179,7 @@ async def test_a_full_chunk_is_never_written_again(kept: Kept) -> None:
     assert kept.chunk_versions(written.name) == grown
 
 
-async def test_lost_evidence_takes_nothing_else_with_it(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+async def test_lost_evidence_takes_nothing_else_with_it(kept: Stores, caplog: pytest.LogCaptureFixture) -> None:
     written = record(rows=1700)
     await begun(kept, written)
     await kept.store.save_rollout(written)
@@ -204,7 +204,7 @@ async def test_lost_evidence_takes_nothing_else_with_it(kept: Kept, caplog: pyte
     ],
 )
 async def test_a_record_that_somebody_broke_is_named_absent_and_written_anew(
-    kept: Kept, edit: dict[str, object], caplog: pytest.LogCaptureFixture
+    kept: Stores, edit: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     written = record()
     await begun(kept, written)
@@ -222,7 +222,7 @@ async def test_a_record_that_somebody_broke_is_named_absent_and_written_anew(
 
 @pytest.mark.parametrize("write", range(1, 7))
 async def test_a_death_between_the_writes_of_a_record_harms_nothing(
-    kept: Kept, write: int, monkeypatch: pytest.MonkeyPatch
+    kept: Stores, write: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = record(rows=900), record(rows=1800, sequence=4)
     await begun(kept, first)
@@ -244,7 +244,7 @@ async def test_a_death_between_the_writes_of_a_record_harms_nothing(
 
 @pytest.mark.parametrize("write", range(1, 4))
 async def test_a_death_while_a_record_begins_harms_nothing(
-    kept: Kept, write: int, monkeypatch: pytest.MonkeyPatch
+    kept: Stores, write: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = record(rows=900)
     await begun(kept, written)
@@ -258,7 +258,7 @@ async def test_a_death_while_a_record_begins_harms_nothing(
     assert same(await read(kept, written.name), written)
 
 
-async def test_people_read_what_was_decided(kept: Kept) -> None:
+async def test_people_read_what_was_decided(kept: Stores) -> None:
     await begun(kept, record())
     await kept.store.save_rollout(record())
 

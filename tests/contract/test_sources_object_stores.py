@@ -25,8 +25,8 @@ from segserve_builder.errors import (
 )
 from segserve_builder.sources import Retrying, fetch, fetch_folder, folder_digest, object_store, resolved
 from segserve_builder.sources.access import Access
-from segserve_builder.sources.asking import Answer
 from segserve_builder.sources.object_store import ObjectStoreSource
+from segserve_common.http.guarded_http import StreamedResponse
 
 CONTENT = bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -87,22 +87,22 @@ def test_what_lies_past_the_end_starts_anew(server: ObjectServer, access: Access
 def test_a_download_goes_on_from_where_it_broke_off(
     server: ObjectServer, access: Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers: list[Answer] = []
-    read = Answer.read
+    responses: list[StreamedResponse] = []
+    read = StreamedResponse.read
 
-    def breaking(answer: Answer, size: int) -> bytes:
-        if answer not in answers:
-            answers.append(answer)
-        elif len(answers) == 1:
+    def breaking(response: StreamedResponse, size: int) -> bytes:
+        if response not in responses:
+            responses.append(response)
+        elif len(responses) == 1:
             raise OSError("the line broke")
-        return read(answer, size)
+        return read(response, size)
 
-    monkeypatch.setattr(Answer, "read", breaking)
+    monkeypatch.setattr(StreamedResponse, "read", breaking)
 
     found = fetch(uri(server, "folder/model.onnx"), SHA256, tmp_path / "cache", access, retrying=Retrying(first_s=0.01))
 
     assert found.read_bytes() == CONTENT
-    assert [answer.status for answer in answers] == [200, 206]
+    assert [response.status for response in responses] == [200, 206]
 
 
 def test_a_folder_of_a_bucket_is_pinned_by_its_digest(server: ObjectServer, access: Access, tmp_path: Path) -> None:

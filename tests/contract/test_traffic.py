@@ -8,7 +8,7 @@ import pytest
 
 from fakes.gateway import running_gateway
 from fakes.platform import RecordedTraffic
-from segserve_operator.core.rollout.windows import look_between
+from segserve_operator.core.rollout.windows import window_between
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ async def test_a_model_that_nobody_calls_has_no_requests_in_its_samples(traffic:
     first, later = [await traffic.samples({"coins": (OLD.group, NEW.group)}) for _ in range(2)]
 
     assert set(first) == {"coins"}
-    assert look_between(first["coins"], later["coins"], OLD.group, NEW.group).look.requests.sum() == 0
+    assert window_between(first["coins"], later["coins"], OLD.group, NEW.group).window.requests.sum() == 0
 
 
 async def test_nothing_is_said_of_models_where_none_is_asked_for(traffic: Traffic) -> None:

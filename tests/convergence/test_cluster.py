@@ -6,8 +6,8 @@ import pytest
 
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Faulty, crash_at
-from segserve_builder.cluster.names import reports_name
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, MODELS, POOLS, REVISIONS, SERVICES
+from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, MODELS, POOLS, REVISIONS, SERVICES
+from segserve_common.kube.names import reports_name
 from segserve_operator.core.models.slots import GROUPS_AT_ONCE
 
 CONDITIONS = ("Ready", "Degraded", "Progressing")

@@ -11,17 +11,15 @@ import pytest
 from convergence.test_cluster import final_state, story, undisturbed
 from fakes.cluster_world import ClusterWorld, model_manifest
 from fakes.kube_faults import Fault, Faulty, crash_at, refusal
-from segserve_operator.adapters.kube.api import (
-    MODELS,
+from segserve_common.kube.errors import (
     ApiError,
     ConflictError,
     GoneError,
     InvalidError,
-    Json,
-    Kind,
     ThrottledError,
     UnavailableError,
 )
+from segserve_common.kube.kinds import MODELS, Json, Kind
 from segserve_operator.adapters.kube.view import audit
 
 Answer = TypeVar("Answer")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.platform import CountedWrites, Crash, Verdict, World, assigned
-from segserve_operator.core.models.actions import SaveStatus, SetTraffic, StartGroup, Tell
+from segserve_operator.core.models.actions import SaveStatus, SetTraffic, StartGroup, EmitEvent
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
 
@@ -86,7 +86,7 @@ async def test_going_back_while_the_previous_revision_is_kept_is_one_weight_writ
 
     actions = await world.service.run_once()
 
-    assert [type(action) for action in actions] == [Tell, SaveStatus, SetTraffic]
+    assert [type(action) for action in actions] == [EmitEvent, SaveStatus, SetTraffic]
     assert world.traffic.groups_of("coins") == {"main": 100}
     assert world.role("coins", "previous") == (SECOND.revision, SECOND.revision)
 

@@ -19,9 +19,9 @@ from segserve_operator.api.rollout_policy import (
 )
 from segserve_operator.core.gates.checks import CheckResult, Check
 from segserve_operator.core.rollout.phases import ENDED, Phase
-from segserve_operator.core.rollout.record import Record, Standing
+from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.rollout.replay import replay
-from segserve_operator.core.traffic import twin_of
+from segserve_operator.core.traffic import shadow_of
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
 POLICY = RolloutPolicy(
@@ -56,15 +56,15 @@ class Rollout:
             self.world.traffic.count("coins", group, sent, failed, self.slow_ms.get(revision, 20.0))
         await self.world.passes(1)
 
-    async def until(self, done: Callable[[Standing], bool], seconds: int = 1200) -> Standing:
+    async def until(self, done: Callable[[RolloutState], bool], seconds: int = 1200) -> RolloutState:
         for _ in range(seconds):
             await self.second()
-            if self.standing is not None and done(self.standing):
-                return self.standing
-        raise AssertionError(f"after {seconds} s: {self.standing}")
+            if self.state is not None and done(self.state):
+                return self.state
+        raise AssertionError(f"after {seconds} s: {self.state}")
 
-    async def end(self, seconds: int = 1200) -> Standing:
-        return await self.until(lambda standing: standing.phase in ENDED, seconds)
+    async def end(self, seconds: int = 1200) -> RolloutState:
+        return await self.until(lambda state: state.phase in ENDED, seconds)
 
     def _whole(self, key: tuple[str, str], amount: float) -> int:
         owed = self._owed.get(key, 0.0) + amount
@@ -72,13 +72,13 @@ class Rollout:
         return int(owed)
 
     @property
-    def standing(self) -> Standing | None:
+    def state(self) -> RolloutState | None:
         return self.world.store.objects["coins"].status.rollout
 
     @property
     def record(self) -> Record:
-        assert self.standing is not None
-        return self.world.ledger.records[self.standing.rollout]
+        assert self.state is not None
+        return self.world.rollout_cache.records[self.state.rollout]
 
     def ask(self, verb: str, value: str) -> None:
         known = self.world.store.objects["coins"]
@@ -97,13 +97,13 @@ def fails(check: Check) -> CheckResult:
 async def test_a_healthy_revision_goes_up_by_steps_and_is_promoted_and_the_old_one_is_kept() -> None:
     rollout, weights = Rollout(), []
     await rollout.begin()
-    while rollout.standing is None or not rollout.standing.ended:
+    while rollout.state is None or not rollout.state.ended:
         await rollout.second()
         weights.append(rollout.world.traffic.groups_of("coins").get(SECOND.revision, 0))
 
     assert sorted(set(weights)) == [0, 5, 25, 50, 95, 100]
     assert weights == sorted(weights)
-    assert rollout.standing.phase is Phase.SUCCEEDED
+    assert rollout.state.phase is Phase.SUCCEEDED
     assert rollout.world.role("coins", "stable") == (SECOND.revision, SECOND.revision)
     assert rollout.world.role("coins", "previous") == (FIRST.revision, "main")
 
@@ -129,7 +129,7 @@ async def test_three_failures_in_a_row_quarantine_and_failing_probes_roll_back()
     rollout = Rollout(errors={SECOND.revision: 1.0})
     rollout.world.found.answers["probe"] = fails
     await rollout.begin()
-    quarantined = await rollout.until(lambda standing: standing.phase is Phase.QUARANTINED)
+    quarantined = await rollout.until(lambda state: state.phase is Phase.QUARANTINED)
 
     assert rollout.failed[SECOND.revision] <= 6
     assert rollout.world.traffic.groups_of("coins") == {"main": 100}
@@ -143,7 +143,7 @@ async def test_three_failures_in_a_row_quarantine_and_failing_probes_roll_back()
 async def test_a_quarantined_revision_whose_probes_are_answered_goes_on_where_it_was() -> None:
     rollout = Rollout(errors={SECOND.revision: 1.0})
     await rollout.begin()
-    await rollout.until(lambda standing: standing.phase is Phase.QUARANTINED)
+    await rollout.until(lambda state: state.phase is Phase.QUARANTINED)
     rollout.errors = {}
     rollout.world.found.answers["probe"] = answers
     ended = await rollout.end()
@@ -155,13 +155,13 @@ async def test_a_quarantined_revision_whose_probes_are_answered_goes_on_where_it
 async def test_an_incident_that_hits_both_holds_and_rolls_nothing_back() -> None:
     rollout = Rollout()
     await rollout.begin()
-    await rollout.until(lambda standing: standing.weight == 5)
+    await rollout.until(lambda state: state.weight == 5)
     rollout.errors = {FIRST.revision: 0.2, SECOND.revision: 0.2}
     for _ in range(180):
         await rollout.second()
 
-    assert rollout.standing is not None
-    assert rollout.standing.phase in (Phase.PROGRESSING, Phase.QUARANTINED)
+    assert rollout.state is not None
+    assert rollout.state.phase in (Phase.PROGRESSING, Phase.QUARANTINED)
 
     rollout.errors = {}
     rollout.world.found.answers["probe"] = answers
@@ -175,8 +175,8 @@ async def test_without_requests_a_weight_never_rises() -> None:
     for _ in range(300):
         await rollout.second()
 
-    assert rollout.standing is not None
-    assert (rollout.standing.weight, rollout.standing.reason) == (5, "TooFewRequests")
+    assert rollout.state is not None
+    assert (rollout.state.weight, rollout.state.reason) == (5, "TooFewRequests")
 
 
 @pytest.mark.parametrize(("policy", "phase"), [("Rollback", Phase.ROLLED_BACK), ("Promote", Phase.SUCCEEDED)])
@@ -191,11 +191,11 @@ async def test_the_deadline_does_with_the_undecided_what_the_policy_says(policy:
 async def test_gateways_that_cannot_be_asked_hold_the_weight_and_lose_no_evidence() -> None:
     rollout = Rollout()
     await rollout.begin()
-    await rollout.until(lambda standing: standing.weight == 5)
+    await rollout.until(lambda state: state.weight == 5)
     rollout.world.traffic.blind = True
     for _ in range(60):
         await rollout.second()
-    weight = rollout.standing.weight if rollout.standing else None
+    weight = rollout.state.weight if rollout.state else None
     rollout.world.traffic.blind = False
     await rollout.second()
 
@@ -206,9 +206,9 @@ async def test_gateways_that_cannot_be_asked_hold_the_weight_and_lose_no_evidenc
 async def test_a_new_revision_in_the_middle_begins_anew_and_cancels_the_one_before() -> None:
     rollout = Rollout()
     await rollout.begin()
-    first = await rollout.until(lambda standing: standing.weight == 25)
+    first = await rollout.until(lambda state: state.weight == 25)
     rollout.world.store.apply(THIRD, policy=POLICY, slo=Slo())
-    second = await rollout.until(lambda standing: standing.revision == THIRD.revision)
+    second = await rollout.until(lambda state: state.revision == THIRD.revision)
 
     assert rollout.world.store.rollout_records[first.rollout].progress.phase == Phase.CANCELLED
     assert second.weight == 0
@@ -219,7 +219,7 @@ async def test_a_new_revision_in_the_middle_begins_anew_and_cancels_the_one_befo
 async def test_to_go_back_to_stable_cancels() -> None:
     rollout = Rollout()
     await rollout.begin()
-    await rollout.until(lambda standing: standing.weight == 25)
+    await rollout.until(lambda state: state.weight == 25)
     rollout.world.store.apply(FIRST, policy=POLICY, slo=Slo())
     ended = await rollout.end(3)
     await rollout.world.passes(5)
@@ -230,18 +230,18 @@ async def test_to_go_back_to_stable_cancels() -> None:
 
 
 @pytest.mark.parametrize("every_s", [1, 7])
-async def test_a_process_that_is_ended_over_and_over_decides_as_one_that_runs_through(every_s: int) -> None:
+async def test_a_process_that_is_ended_over_and_over_decides_as_one_that_runs_through(interval_s: int) -> None:
     ends = []
     for restarts in (False, True):
         rollout, passed = Rollout(errors={SECOND.revision: 0.08}), 0
         rollout.world.found.answers["probe"] = answers
         await rollout.begin()
-        while rollout.standing is None or not rollout.standing.ended:
+        while rollout.state is None or not rollout.state.ended:
             await rollout.second()
             passed += 1
-            if restarts and passed % every_s == 0:
+            if restarts and passed % interval_s == 0:
                 rollout.world.restart()
-        ends.append(rollout.standing.phase)
+        ends.append(rollout.state.phase)
 
     assert ends == [Phase.ROLLED_BACK, Phase.ROLLED_BACK]
 
@@ -261,7 +261,7 @@ async def test_every_decision_is_made_again_from_the_record_byte_for_byte() -> N
 async def test_blue_green_takes_all_requests_at_once_and_gives_them_back_when_it_fails() -> None:
     rollout = Rollout()
     await rollout.begin(POLICY.model_copy(update={"strategy": "blueGreen"}))
-    await rollout.until(lambda standing: standing.phase is Phase.BAKING)
+    await rollout.until(lambda state: state.phase is Phase.BAKING)
     assert rollout.world.traffic.groups_of("coins") == {SECOND.revision: 100}
 
     rollout.errors = {SECOND.revision: 1.0}
@@ -276,7 +276,7 @@ async def test_blue_green_takes_all_requests_at_once_and_gives_them_back_when_it
 async def test_a_fault_that_begins_after_the_promotion_is_seen_against_what_the_former_revision_keeps() -> None:
     rollout = Rollout()
     await rollout.begin(POLICY.model_copy(update={"bakeTime": timedelta(minutes=20)}))
-    await rollout.until(lambda standing: standing.phase is Phase.BAKING)
+    await rollout.until(lambda state: state.phase is Phase.BAKING)
     rollout.errors = {SECOND.revision: 0.08}
     rollout.world.found.answers["probe"] = answers
     ended = await rollout.end()
@@ -293,12 +293,12 @@ async def test_a_fault_that_begins_after_the_promotion_is_seen_against_what_the_
 async def test_a_persons_word_is_done_once(verb: str, weight: int, phase: Phase) -> None:
     rollout = Rollout()
     await rollout.begin()
-    await rollout.until(lambda standing: standing.weight == weight)
+    await rollout.until(lambda state: state.weight == weight)
     rollout.ask(verb, SECOND.revision)
     await rollout.second()
 
-    assert rollout.standing is not None
-    assert rollout.standing.phase is phase
+    assert rollout.state is not None
+    assert rollout.state.phase is phase
     assert f"{verb}={SECOND.revision}" in rollout.world.store.objects["coins"].status.handled
     assert rollout.record.decisions[-1].actor == f"{verb}={SECOND.revision}"
 
@@ -306,13 +306,13 @@ async def test_a_persons_word_is_done_once(verb: str, weight: int, phase: Phase)
 async def test_pause_holds_and_resume_lets_go_on_and_the_same_text_again_does_nothing() -> None:
     rollout = Rollout()
     await rollout.begin()
-    await rollout.until(lambda standing: standing.weight == 5)
+    await rollout.until(lambda state: state.weight == 5)
     rollout.ask("pause", f"{SECOND.revision}@1")
     for _ in range(120):
         await rollout.second()
-    held = rollout.standing
+    held = rollout.state
     rollout.ask("resume", f"{SECOND.revision}@1")
-    await rollout.until(lambda standing: standing.weight == 25)
+    await rollout.until(lambda state: state.weight == 25)
 
     assert held is not None
     assert (held.weight, held.paused, held.reason) == (5, True, "Paused")
@@ -323,17 +323,17 @@ async def test_pause_holds_and_resume_lets_go_on_and_the_same_text_again_does_no
 async def test_a_rollout_on_hold_outlasts_its_deadline_and_has_it_anew_after_resume(choice: str) -> None:
     rollout = Rollout(requests_per_s=0)
     await rollout.begin(POLICY.model_copy(update={"on_undecided": choice, "deadline": timedelta(minutes=2)}))
-    await rollout.until(lambda standing: standing.weight == 5)
+    await rollout.until(lambda state: state.weight == 5)
     rollout.ask("pause", f"{SECOND.revision}@1")
     for _ in range(180):
         await rollout.second()
-    held = rollout.standing
+    held = rollout.state
     rollout.ask("resume", f"{SECOND.revision}@1")
     for _ in range(60):
         await rollout.second()
     rollout.world.restart()
     await rollout.second()
-    resumed = rollout.standing
+    resumed = rollout.state
 
     assert held is not None
     assert resumed is not None
@@ -342,26 +342,26 @@ async def test_a_rollout_on_hold_outlasts_its_deadline_and_has_it_anew_after_res
     for _ in range(60):
         await rollout.second()
     ends = {"Hold": Phase.PROGRESSING, "Rollback": Phase.ROLLED_BACK, "Promote": Phase.BAKING}
-    assert rollout.standing is not None
-    assert (rollout.standing.phase, "DeadlinePassed" in rollout.standing.reason) == (ends[choice], choice != "Promote")
+    assert rollout.state is not None
+    assert (rollout.state.phase, "DeadlinePassed" in rollout.state.reason) == (ends[choice], choice != "Promote")
 
 
 async def test_a_word_about_another_revision_is_refused_and_told() -> None:
     rollout = Rollout()
     await rollout.begin()
-    await rollout.until(lambda standing: standing.weight == 5)
+    await rollout.until(lambda state: state.weight == 5)
     rollout.ask("promote", FIRST.revision)
     await rollout.second()
 
-    assert rollout.standing is not None
-    assert rollout.standing.phase is Phase.PROGRESSING
+    assert rollout.state is not None
+    assert rollout.state.phase is Phase.PROGRESSING
     assert ("coins", "RequestRefused") in rollout.world.store.told
 
 
 async def test_abort_goes_before_promote_where_both_are_asked_for() -> None:
     rollout = Rollout()
     await rollout.begin()
-    await rollout.until(lambda standing: standing.weight == 5)
+    await rollout.until(lambda state: state.weight == 5)
     rollout.ask("promote", SECOND.revision)
     rollout.ask("abort", SECOND.revision)
     ended = await rollout.end(3)
@@ -375,7 +375,7 @@ async def test_a_gate_that_is_put_aside_judges_no_more_and_its_share_of_alpha_is
     rollout = Rollout(slow_ms={SECOND.revision: 33.0})
     rollout.world.found.answers["probe"] = answers
     await rollout.begin(POLICY.model_copy(update={"max_bad_requests": 100_000}))
-    await rollout.until(lambda standing: standing.weight == 5)
+    await rollout.until(lambda state: state.weight == 5)
     rollout.ask("skip-gate", f"latency@{SECOND.revision}")
     ended = await rollout.end()
 
@@ -386,11 +386,11 @@ async def test_a_gate_that_is_put_aside_judges_no_more_and_its_share_of_alpha_is
 async def test_retry_begins_a_new_rollout_of_what_was_rolled_back() -> None:
     rollout = Rollout()
     await rollout.begin()
-    await rollout.until(lambda standing: standing.weight == 5)
+    await rollout.until(lambda state: state.weight == 5)
     rollout.ask("abort", SECOND.revision)
     first = await rollout.end(3)
     rollout.ask("retry", SECOND.revision)
-    second = await rollout.until(lambda standing: standing.phase is Phase.SUCCEEDED)
+    second = await rollout.until(lambda state: state.phase is Phase.SUCCEEDED)
 
     assert (first.phase, second.phase) == (Phase.ROLLED_BACK, Phase.SUCCEEDED)
     assert first.rollout != second.rollout
@@ -413,10 +413,10 @@ async def test_a_step_that_waits_for_a_person_ends_with_resume() -> None:
     rollout = Rollout()
     steps = (RolloutStep(weight=10, pause=True), RolloutStep(weight=50))
     await rollout.begin(POLICY.model_copy(update={"steps": steps}))
-    await rollout.until(lambda standing: standing.reason == "PersonAsked")
+    await rollout.until(lambda state: state.reason == "PersonAsked")
     rollout.ask("resume", SECOND.revision)
 
-    assert (await rollout.until(lambda standing: standing.weight == 50, 5)).step == 1
+    assert (await rollout.until(lambda state: state.weight == 50, 5)).step == 1
 
 
 @pytest.mark.parametrize(("passes", "phase"), [(True, Phase.SUCCEEDED), (False, Phase.ROLLED_BACK)])
@@ -436,7 +436,7 @@ async def test_a_service_that_takes_longer_than_its_interval_is_heard(passes: bo
 async def test_a_candidate_whose_servers_are_gone_gets_no_requests() -> None:
     rollout = Rollout()
     await rollout.begin()
-    await rollout.until(lambda standing: standing.weight == 25)
+    await rollout.until(lambda state: state.weight == 25)
     rollout.world.fleet.kill(SECOND.revision)
     await rollout.world.service.run_once()
 
@@ -447,13 +447,13 @@ async def test_a_split_that_is_not_what_was_written_is_said() -> None:
     rollout = Rollout()
     slow = POLICY.model_copy(update={"pace": "steps", "steps": (RolloutStep(weight=5, min_duration=timedelta(minutes=9)),)})
     await rollout.begin(slow)
-    await rollout.until(lambda standing: standing.weight == 5)
+    await rollout.until(lambda state: state.weight == 5)
     for _ in range(90):
         rollout.world.traffic.count("coins", SECOND.revision, 40, 0)  # somebody else sends requests there
         await rollout.second()
 
-    assert rollout.standing is not None
-    assert (rollout.standing.phase, rollout.standing.reason) == (Phase.PROGRESSING, "SplitNotAsWritten")
+    assert rollout.state is not None
+    assert (rollout.state.phase, rollout.state.reason) == (Phase.PROGRESSING, "SplitNotAsWritten")
     assert ("coins", "SplitNotAsWritten") in rollout.world.store.told
 
 
@@ -464,7 +464,7 @@ async def test_a_step_of_the_clock_promotes_nothing_bad_and_blocks_nothing_good(
         rollout = Rollout(errors=errors)
         rollout.world.found.answers["probe"] = answers
         await rollout.begin(POLICY.model_copy(update={"deadline": timedelta(days=3)}))
-        await rollout.until(lambda standing: standing.weight == 5)
+        await rollout.until(lambda state: state.weight == 5)
         rollout.world.now_s += step_s
         ends.append((await rollout.end(3600)).phase)
 
@@ -475,12 +475,12 @@ async def test_at_rest_stable_is_compared_with_itself_where_that_is_asked_for() 
     world = World()
     world.store.apply(FIRST, policy=POLICY.model_copy(update={"self_test": True}), slo=Slo())
     for _ in range(600):
-        for group in ("main", twin_of("main")):
+        for group in ("main", shadow_of("main")):
             world.traffic.count("coins", group, 5, 0)
         await world.passes(1)
-    told = world.ledger.self_tests["coins"]
+    told = world.rollout_cache.self_tests["coins"]
 
-    assert [share.twin for route in world.traffic.plan.routes for share in route.shares] == [True]
+    assert [share.shadow for route in world.traffic.plan.routes for share in route.shares] == [True]
     assert (told.false_alarms, told.looked_s > 1_000_500) == (0, True)
     assert world.store.objects["coins"].status.slo == "Met"
 
@@ -511,6 +511,6 @@ async def test_a_crash_before_or_after_any_write_of_a_rollout_ends_as_without_it
         for after in (False, True):
             rollout = Rollout()
             await story(rollout, die_at, after=after)
-            assert rollout.standing is not None
-            assert rollout.standing.phase is Phase.SUCCEEDED, (die_at, after)
+            assert rollout.state is not None
+            assert rollout.state.phase is Phase.SUCCEEDED, (die_at, after)
             assert rollout.world.role("coins", "stable") == (SECOND.revision, SECOND.revision)

@@ -14,7 +14,7 @@ from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
 from segserve_builder.render.tritonserver import shm_regions, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
-from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
+from segserve_operator.adapters.local.runtime import RuntimeEnvironment, ensure_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.platform
 
 
 @pytest.fixture(scope="session")
-def runtime() -> Runtime:
+def runtime() -> RuntimeEnvironment:
     return ensure_runtime(cache_folder())
 
 
 @pytest.fixture(scope="module")
-def shared(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
+def shared(runtime: RuntimeEnvironment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     made = Group(tmp_path_factory.mktemp("group"), runtime)
     try:
         made.start_triton()

@@ -25,8 +25,8 @@ from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_operator.adapters.local.resources import LocalResources
-from segserve_operator.adapters.traffic.internal import SOCKET
+from segserve_operator.adapters.local.fleet import LocalResources
+from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
 from segserve_operator.api.rollout_policy import GoldenQualityGate, ResourceGate, RolloutPolicy
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.core.gates.asked import ASKED
@@ -55,7 +55,7 @@ async def check_runner(coins: Running, tmp_path: Path) -> AsyncIterator[Backgrou
     state = StateFolder(coins.state)
 
     async def socket() -> str:
-        return f"{SOCKET}{state.gateway / 'internal.sock'}"
+        return f"{UNIX_SCHEME}{state.gateway / 'internal.sock'}"
 
     resources, cache = LocalResources(state), tmp_path / "cache"
     tools = CheckContext(InternalGateway(socket), cache, resources, time.time, local=True, access=lambda: LOCAL)

@@ -25,7 +25,7 @@ from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelRepo
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources import folder_digest
-from segserve_operator.adapters.local.runtime import Runtime
+from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.triton import runtime_environment, triton_command
 from suite_run import shm_prefix
 
@@ -85,7 +85,7 @@ class Group:
     """One Triton with its agent, as the supervisor starts them."""
 
     folder: Path
-    runtime: Runtime
+    runtime: RuntimeEnvironment
     prefix: str = field(default_factory=shm_prefix)
     ports: list[int] = field(default_factory=lambda: free_ports(3))
     triton: subprocess.Popen[bytes] | None = None

@@ -13,7 +13,7 @@ import yaml
 
 from fakes.cluster import Cluster
 from fakes.waiting import HANG_S
-from segserve_builder.cluster.names import (
+from segserve_common.kube.names import (
     COMPONENT_LABEL,
     GATEWAY,
     GROUP_LABEL,
@@ -25,7 +25,7 @@ from segserve_builder.cluster.names import (
     object_name,
     plan_name,
 )
-from segserve_builder.cluster.shards import content_of, unpack
+from segserve_common.kube.shards import content_of, unpack
 
 T = TypeVar("T")
 Json = dict[str, Any]

@@ -10,7 +10,9 @@ from typing import Any
 from fakes.kube import FakeKube
 from fakes.kube_faults import Crash
 from segserve_builder.agent.protocol import ModelReport, ModelState
-from segserve_builder.cluster.names import (
+from segserve_common.kube.errors import ApiError, NotFoundError
+from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DEPLOYMENTS, EVENTS, MODELS, PODS, POOLS, Kind
+from segserve_common.kube.names import (
     AGENT_CONTAINER,
     COMPONENT_LABEL,
     GATEWAY,
@@ -21,25 +23,13 @@ from segserve_builder.cluster.names import (
     plan_name,
     reports_name,
 )
-from segserve_builder.cluster.shards import content_of, pack, unpack, version_of
-from segserve_operator.adapters.kube.api import (
-    CHILDREN,
-    CONFIG_MAPS,
-    DEPLOYMENTS,
-    EVENTS,
-    MODELS,
-    PODS,
-    POOLS,
-    Api,
-    ApiError,
-    Kind,
-    NotFoundError,
-)
+from segserve_common.kube.shards import content_of, pack, unpack, version_of
+from segserve_operator.adapters.kube.api import Api
 from segserve_operator.adapters.kube.known_writes import KnownWrites
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.view import PoolKey, View, fill
 from segserve_operator.adapters.notify.notifier import Notifier
-from segserve_operator.reconciler import Outside, Passes
+from segserve_operator.reconciler import Dependencies, PoolReconciler
 from segserve_operator.rollout_metrics import RolloutMetrics
 
 NAMESPACE = "tests"
@@ -96,8 +86,8 @@ class ClusterWorld:
         for watch in list(self.kube.watches):
             watch.close()
         self.view = View((MODELS, POOLS, *CHILDREN))
-        outside = Outside(NoLogs(), Path("/nonexistent"), Notifier(loopback=True), RolloutMetrics())
-        self.passes = Passes(KnownWrites(self.api, self.view), self.view, DEFAULTS, outside, lambda: self.now_s)
+        outside = Dependencies(NoLogs(), Path("/nonexistent"), Notifier(loopback=True), RolloutMetrics())
+        self.passes = PoolReconciler(KnownWrites(self.api, self.view), self.view, DEFAULTS, outside, lambda: self.now_s)
         self.filled = False
 
     async def run_pass(self) -> int:

@@ -21,7 +21,8 @@ from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
 from segserve import AsyncClient, Client, Local
 from segserve.platforms.port import Platform
-from segserve_operator.adapters.local.files import StateFolder, write_private, write_yaml
+from segserve_common.files import write_private
+from segserve_operator.adapters.local.files import StateFolder, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.models.observed import ModelStatus, ObservedCondition

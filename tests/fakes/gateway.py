@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bench.ports import free_ports
 from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
-from segserve_operator.adapters.traffic.envoy_listener import Gateway
+from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ class RunningGateway:
 
     folder: Path
     traffic: EnvoyTraffic
-    gateway: Gateway
+    gateway: EnvoySettings
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -102,7 +102,7 @@ async def running_gateway(
 ) -> AsyncIterator[RunningGateway]:
     """Run Envoy on a free port, in `folder`."""
     port, internal_port = free_ports(2)
-    gateway = Gateway(port=port, max_request_bytes=max_request_bytes, internal_port=internal_port)
+    gateway = EnvoySettings(port=port, max_request_bytes=max_request_bytes, internal_port=internal_port)
     running = RunningGateway(folder, EnvoyTraffic(folder, gateway, timeout_s=timeout_s), gateway)
     try:
         await running.start()

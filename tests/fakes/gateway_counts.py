@@ -10,7 +10,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from fakes.waiting import HANG_S
-from segserve_operator.core.rollout.counters import Count, Series, Tally
+from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 
 if TYPE_CHECKING:
     from fakes.gateway import RunningGateway
@@ -35,15 +35,15 @@ async def by_grpc_status(gateway: RunningGateway) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-async def counted(gateway: RunningGateway) -> Count:
+async def counted(gateway: RunningGateway) -> Counters:
     """Return what is counted, once Envoy's threads have put their latencies together."""
     await gateway.latencies_are_merged()
-    return (await gateway.traffic.count(["coins"])).get("coins", Count("", 0.0))
+    return (await gateway.traffic.count(["coins"])).get("coins", Counters("", 0.0))
 
 
-async def tally(gateway: RunningGateway, series: Series) -> Tally:
-    return (await counted(gateway)).tallies[series]
+async def tally(gateway: RunningGateway, series: Series) -> SeriesCounts:
+    return (await counted(gateway)).by_series[series]
 
 
-def timed(found: Tally) -> int:
+def timed(found: SeriesCounts) -> int:
     return sum(count for _, count in found.latencies)

@@ -20,10 +20,10 @@ from lightkube.resources.core_v1 import ConfigMap
 
 from bench.ports import free_ports
 from fakes.waiting import HANG_S
-from segserve_builder.cluster.names import GATEWAY, SHARDS, plan_name, reports_name
-from segserve_builder.cluster.shards import pack, shard_of, unpack, version_of
+from segserve_common.kube.names import GATEWAY, SHARDS, plan_name, reports_name
+from segserve_common.kube.shards import pack, shard_of, unpack, version_of
 from segserve_operator.adapters.traffic.envoy_config import command
-from segserve_operator.adapters.traffic.envoy_record import PLANS
+from segserve_operator.adapters.traffic.envoy_files import PLANS
 from segserve_operator.core.traffic import TrafficPlan
 
 POOL = "main"

@@ -23,8 +23,9 @@ from fakes.kube_rules import (
     versions_of,
 )
 from fakes.kube_views import Lagging, OnEvent, Watch
-from segserve_builder.cluster.names import FIELD_MANAGER
-from segserve_operator.adapters.kube.api import ConflictError, InvalidError, Kind, NotFoundError
+from segserve_common.kube.errors import ConflictError, InvalidError, NotFoundError
+from segserve_common.kube.kinds import Kind
+from segserve_common.kube.names import FIELD_MANAGER
 
 Items: TypeAlias = list[Json]
 Pairs: TypeAlias = list[tuple[Kind, Json]]

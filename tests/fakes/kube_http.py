@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx2
-from lightkube.config.kubeconfig import KubeConfig
+import httpx
+import urllib3
+from kubernetes.client.configuration import Configuration
 
-from segserve.platforms.cluster.calls import Calls
+from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.cluster.platform import ClusterPlatform
 from segserve.platforms.port import Cluster
 
 Json = dict[str, Any]
 WATCH_S = 0.02
-Answer = Callable[[httpx2.Request], httpx2.Response]
+Answer = Callable[[httpx.Request], httpx.Response]
 
 CONFIG = {
     "clusters": [{"name": "here", "cluster": {"server": "http://api.test"}}],
@@ -27,9 +29,56 @@ CONFIG = {
 }
 
 
-def refusal(code: int, message: str, **details: Any) -> httpx2.Response:
+def refusal(code: int, message: str, **details: Any) -> httpx.Response:
     """Return the answer of an API server that refuses."""
-    return httpx2.Response(code, json={"kind": "Status", "message": message, "details": details})
+    return httpx.Response(code, json={"kind": "Status", "message": message, "details": details})
+
+
+class _Body(io.RawIOBase):
+    """An answer's content as a socket gives it: piece by piece."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = piece
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+    def read1(self, size: int = -1) -> bytes:
+        return self.read(size if size >= 0 else 2**16) or b""
+
+
+class FakePool(urllib3.PoolManager):
+    """A connection pool whose requests a function answers."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def urlopen(  # type: ignore[override]
+        self, method: str, url: str, redirect: bool = True, **options: Any
+    ) -> urllib3.BaseHTTPResponse:
+        request = httpx.Request(method, url, headers=dict(options["headers"]), content=options.get("body"))
+        try:
+            response = self._answer(request)
+        except httpx.ConnectError as error:
+            raise urllib3.exceptions.HTTPError(str(error)) from error
+        return urllib3.HTTPResponse(
+            body=_Body(iter([response.content]) if response.is_stream_consumed else response.iter_raw()),
+            headers={name: value for name, value in response.headers.items() if name != "transfer-encoding"},
+            status=response.status_code,
+            preload_content=options["preload_content"],
+            request_method=method,
+        )
 
 
 @dataclass
@@ -39,7 +88,7 @@ class FakeServer:
     objects: dict[str, Json] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=set)
     answers: dict[tuple[str, str], Answer] = field(default_factory=dict)
-    requests: list[httpx2.Request] = field(default_factory=list)
+    requests: list[httpx.Request] = field(default_factory=list)
 
     def put(self, root: str, *items: Json, namespace: str = "lab") -> None:
         """Add objects of a kind, such as `apis/apps/v1/deployments`."""
@@ -52,41 +101,39 @@ class FakeServer:
             self.objects[path] = item
 
     def platform(self, **place: Any) -> ClusterPlatform:
-        return ClusterPlatform(self.calls(), Cluster(**place))
+        return ClusterPlatform(self.client(), Cluster(**place))
 
-    def calls(self) -> Calls:
-        config = KubeConfig.from_dict(CONFIG).get()
-        assert config is not None
-        return Calls(config, httpx2.MockTransport(self._answer))
+    def client(self) -> ContextClient:
+        return ContextClient("test", Configuration(host="http://api.test"), "lab", FakePool(self._answer))
 
     def sent(self, method: str) -> list[tuple[str, Json]]:
         """Return path and body of the requests of a method."""
         return [(each.url.path, json.loads(each.content or b"{}")) for each in self.requests if each.method == method]
 
-    def _answer(self, request: httpx2.Request) -> httpx2.Response:
+    def _answer(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
         path, method = request.url.path, request.method
         if (method, path) in self.answers:
             return self.answers[method, path](request)
         if method == "GET" and path in self.objects:
-            return httpx2.Response(200, json=self.objects[path])
+            return httpx.Response(200, json=self.objects[path])
         if method == "GET" and (found := self._list(request)) is not None and "watch" in request.url.params:
             return self._watch(found)
         if method == "GET" and found is not None:
-            return httpx2.Response(200, json={"items": found, "metadata": {"resourceVersion": "1"}})
+            return httpx.Response(200, json={"items": found, "metadata": {"resourceVersion": "1"}})
         if method == "DELETE" and path in self.objects:
-            return httpx2.Response(200, json={"kind": "Status", "metadata": self.objects.pop(path)["metadata"]})
+            return httpx.Response(200, json={"kind": "Status", "metadata": self.objects.pop(path)["metadata"]})
         if method == "PATCH" and (self._kind(path) in self.kinds or path in self.objects):
             return self._patch(request)
         if self._kind(path) in self.kinds:
             return refusal(404, f"{path.rpartition('/')[2]!r} not found", name=path.rpartition("/")[2])
-        return httpx2.Response(404, text="404 page not found\n")
+        return httpx.Response(404, text="404 page not found\n")
 
     def _kind(self, path: str) -> str:
         base, _, rest = path.partition("/namespaces/")
         return f"{base}/{rest.split('/')[1]}" if rest.count("/") == 2 else path
 
-    def _list(self, request: httpx2.Request) -> list[Json] | None:
+    def _list(self, request: httpx.Request) -> list[Json] | None:
         base, _, rest = request.url.path.partition("/namespaces/")
         namespace, _, plural = rest.partition("/")
         kind = f"{base}/{plural}" if rest else base
@@ -98,12 +145,14 @@ class FakeServer:
         wanted = dict(part.split("=") for part in request.url.params.get("labelSelector", "").split(",") if part)
         return [v for v in found if wanted.items() <= v["metadata"].get("labels", {}).items()]
 
-    def _watch(self, found: list[Json]) -> httpx2.Response:
-        """Tell of all objects, and end: whoever follows lists them again."""
+    def _watch(self, found: list[Json]) -> httpx.Response:
+        """Send all objects, and an expired version: whoever follows lists them again."""
         time.sleep(WATCH_S)
-        return httpx2.Response(200, text="\n".join(json.dumps({"type": "MODIFIED", "object": each}) for each in found))
+        events = [{"type": "MODIFIED", "object": each} for each in found]
+        expired = {"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}}
+        return httpx.Response(200, text="\n".join(map(json.dumps, [*events, expired])))
 
-    def _patch(self, request: httpx2.Request) -> httpx2.Response:
+    def _patch(self, request: httpx.Request) -> httpx.Response:
         body, path = json.loads(request.content), request.url.path
         former = self.objects.get(path, {"metadata": {"resourceVersion": "0"}})
         born = {"creationTimestamp": "2026-01-01T00:00:00Z"}
@@ -114,4 +163,4 @@ class FakeServer:
         now = {**former, **body, "metadata": kept}
         if "dryRun" not in request.url.params:
             self.objects[path] = now
-        return httpx2.Response(200, json=now)
+        return httpx.Response(200, json=now)

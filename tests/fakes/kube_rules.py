@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fakes.kube_fields import Json, copied
-from segserve_operator.adapters.kube.api import (
+from segserve_common.kube.errors import ConflictError, InvalidError
+from segserve_common.kube.kinds import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
@@ -17,8 +18,6 @@ from segserve_operator.adapters.kube.api import (
     REVISIONS,
     ROLE_BINDINGS,
     SERVICES,
-    ConflictError,
-    InvalidError,
     Kind,
 )
 

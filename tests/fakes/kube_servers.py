@@ -19,7 +19,9 @@ from lightkube.resources.core_v1 import ConfigMap
 from lightkube.types import PatchType
 
 from fakes.kube import FakeKube
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, Api, Json, Kind, NotFoundError
+from segserve_common.kube.errors import NotFoundError
+from segserve_common.kube.kinds import CONFIG_MAPS, Json, Kind
+from segserve_operator.adapters.kube.api import Api
 
 THINGS = Kind("contract.segserve.dev", "v1", "Thing", "things")
 UNSERVED = Kind("contract.segserve.dev", "v9", "Ghost", "ghosts")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from fakes.kube_fields import Json, copied
 from fakes.kube_rules import named, selected, versions_of
-from segserve_operator.adapters.kube.api import Kind, NotFoundError
+from segserve_common.kube.errors import NotFoundError
+from segserve_common.kube.kinds import Kind
 
 if TYPE_CHECKING:
     from fakes.kube import FakeKube

@@ -12,17 +12,17 @@ from segserve_operator.core.failure import Failure
 from segserve_operator.core.models.observed import (
     Candidate,
     GroupObserved,
-    Holder,
     ModelObserved,
     ModelStatus,
     Observed,
+    ObservedCondition,
+    RoleHolder,
     Roles,
     ServerObserved,
-    Statement,
     Wanted,
 )
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Standing
+from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan, TrafficState
 
 NOW_S = 1_000_020.0
@@ -38,9 +38,9 @@ _STATES = (ModelState.FETCHING, ModelState.LOADING, ModelState.PROVING, ModelSta
 _WEIGHTS = {Phase.PROGRESSING: 25, Phase.BAKING: 95, Phase.SUCCEEDED: 100}
 
 
-def holder(told: AssignedModel, group: str = "", *, since_s: float = THEN_S) -> Holder:
+def holder(told: AssignedModel, group: str = "", *, since_s: float = THEN_S) -> RoleHolder:
     """Return who holds a revision; unless told otherwise in the group that it was proved in."""
-    return Holder(told.revision, group or told.revision, since_s)
+    return RoleHolder(told.revision, group or told.revision, since_s)
 
 
 def candidate(
@@ -51,7 +51,7 @@ def candidate(
     return Candidate(told.revision, group, since_s, failure)
 
 
-def standing(told: AssignedModel, phase: Phase, **changes: Any) -> Standing:
+def state(told: AssignedModel, phase: Phase, **changes: Any) -> RolloutState:
     """Return where the rollout of a revision stands: with the weight that the phase has."""
     known = {
         "step": 1 if phase >= Phase.PROGRESSING else -1,
@@ -61,7 +61,7 @@ def standing(told: AssignedModel, phase: Phase, **changes: Any) -> Standing:
         "step_since_s": THEN_S,
         "weight": _WEIGHTS.get(phase, 0),
     }
-    return Standing(f"{told.revision}-1", told.revision, phase, **(known | changes))
+    return RolloutState(f"{told.revision}-1", told.revision, phase, **(known | changes))
 
 
 def model(
@@ -72,8 +72,8 @@ def model(
     allow_class_changes: bool = False,
     policy: RolloutPolicy | None = None,
     slo: Slo | None = None,
-    rollout: Standing | None = None,
-    said: Collection[Statement] = (),
+    rollout: RolloutState | None = None,
+    said: Collection[ObservedCondition] = (),
     **changes: Any,
 ) -> ModelObserved:
     """Return a model whose spec asks for a revision (None: it cannot be read), and whose status has these roles."""
@@ -81,7 +81,7 @@ def model(
         name=wanted.model if wanted is not None else "coins",
         generation=1,
         wanted=Wanted(wanted, keep_previous_s, allow_class_changes, policy, slo) if wanted is not None else None,
-        status=ModelStatus(roles=roles or Roles(), rollout=rollout, statements=tuple(said)),
+        status=ModelStatus(roles=roles or Roles(), rollout=rollout, conditions=tuple(said)),
         **changes,
     )
 

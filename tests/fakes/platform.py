@@ -11,9 +11,9 @@ from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelRepo
 from segserve_builder.spec.model_spec import Artifact, Input, ModelClass, Output, Runtime
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.caches import Ledger
+from segserve_operator.caches import RolloutCache
 from segserve_operator.core.gates.checks import Check, CheckResult
-from segserve_operator.core.models.events import Notice
+from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import (
     GroupObserved,
     ModelObserved,
@@ -23,8 +23,8 @@ from segserve_operator.core.models.observed import (
     ServerObserved,
     Wanted,
 )
-from segserve_operator.core.rollout.counters import Count, Sample, Series, Tally
-from segserve_operator.core.rollout.record import Record, Standing
+from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
+from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import Endpoint, TrafficPlan, TrafficState
 from segserve_operator.mapping.rollouts import HISTORY
 from segserve_operator.service import Service
@@ -93,8 +93,8 @@ class InMemoryStore:
         if self.pool is not None:
             self.pool = replace(self.pool, status=status)
 
-    async def tell(self, model: str | None, notice: Notice) -> None:
-        self.told.append((model, notice.reason))
+    async def emit(self, model: str | None, event: Event) -> None:
+        self.told.append((model, event.reason))
 
     async def models(self) -> tuple[ModelObserved, ...]:
         return tuple(self.objects.values())
@@ -109,8 +109,8 @@ class InMemoryStore:
         self.records.pop(revision, None)
 
     async def rollouts(self, now_s: float) -> Mapping[str, Record]:
-        standings = [model.status.rollout for model in self.objects.values()]
-        names = [standing.rollout for standing in standings if standing is not None and standing.matters(now_s)]
+        states = [model.status.rollout for model in self.objects.values()]
+        names = [state.rollout for state in states if state is not None and state.matters(now_s)]
         return {name: self.rollout_records[name] for name in names if name in self.rollout_records}
 
     async def save_rollout(self, record: Record) -> None:
@@ -205,7 +205,7 @@ class RecordedTraffic:
     plan: TrafficPlan | None = None
     active: dict[tuple[str, str], int] = field(default_factory=dict)
     url: str = "http://127.0.0.1:8080"
-    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    by_series: dict[tuple[str, str], SeriesCounts] = field(default_factory=dict)
     blind: bool = False
     clock: Callable[[], float] = field(default=lambda: 0.0)
 
@@ -219,12 +219,12 @@ class RecordedTraffic:
         if self.blind:
             return {}
         return {
-            model: {"gateway": Count("first", self.clock(), {Series(g, "http"): self._tally(model, g) for g in groups})}
+            model: {"gateway": Counters("first", self.clock(), {Series(g, "http"): self._tally(model, g) for g in groups})}
             for model, groups in models.items()
         }
 
-    def _tally(self, model: str, group: str) -> Tally:
-        return self.tallies.get((model, group), Tally())
+    def _tally(self, model: str, group: str) -> SeriesCounts:
+        return self.by_series.get((model, group), SeriesCounts())
 
     def count(self, model: str, group: str, requests: int, failed: int, latency_ms: float = 20.0) -> None:
         """Let requests of a model come to a group."""
@@ -232,7 +232,7 @@ class RecordedTraffic:
         bins = dict(was.latencies)
         bins[latency_ms] = bins.get(latency_ms, 0) + requests - failed
         latencies = tuple(sorted(bins.items()))
-        self.tallies[model, group] = Tally(was.attempts + requests, was.failed + failed, latencies=latencies)
+        self.by_series[model, group] = SeriesCounts(was.attempts + requests, was.failed + failed, latencies=latencies)
 
     def groups_of(self, model: str) -> dict[str, int]:
         """Return the weight of every group that gets requests of a model."""
@@ -263,7 +263,7 @@ class Found:
             for kept in (self._under_way, self._begun_s, self._known):
                 kept.pop(key, None)
         for key, check in wanted.items():
-            due_s = self._begun_s.get(key, -math.inf) + check.every_s
+            due_s = self._begun_s.get(key, -math.inf) + check.interval_s
             if key not in self._begun_s or (key not in self._under_way and self.clock() >= due_s):
                 self._under_way[key], self._begun_s[key] = check, self.clock()
                 self.begun.append(check)
@@ -297,8 +297,8 @@ class Announced:
 
     told: list[tuple[str, str]] = field(default_factory=list)
 
-    def announce(self, model: str, standing: Standing, notices: Collection[Notice], url: str) -> None:
-        self.told += [(model, notice.reason) for notice in notices]
+    def announce(self, model: str, state: RolloutState, events: Collection[Event], url: str) -> None:
+        self.told += [(model, event.reason) for event in events]
 
 
 @dataclass
@@ -311,7 +311,7 @@ class World:
     found: Found = field(default_factory=Found)
     bundles: KeptBundles = field(default_factory=KeptBundles)
     announced: Announced = field(default_factory=Announced)
-    ledger: Ledger = field(default_factory=Ledger)
+    rollout_cache: RolloutCache = field(default_factory=RolloutCache)
     now_s: float = 1_000_000
 
     def __post_init__(self) -> None:
@@ -322,12 +322,12 @@ class World:
         return self.service_over(self.store, self.fleet, self.traffic)
 
     def service_over(self, store: Any, fleet: Any, traffic: Any) -> Service:
-        asked = (self.found, self.bundles, self.announced, self.ledger)
+        asked = (self.found, self.bundles, self.announced, self.rollout_cache)
         return Service(store, fleet, traffic, lambda: self.now_s, *asked)
 
     def restart(self) -> None:
         """End the process that makes passes, with what only it knew."""
-        self.ledger = Ledger()
+        self.rollout_cache = RolloutCache()
 
     async def passes(self, count: int = 8, *, seconds_each: float = 1) -> None:
         for _ in range(count):
@@ -350,7 +350,7 @@ class World:
         return (holder.revision, holder.group) if holder is not None else None
 
     def condition(self, model: str, kind: str) -> tuple[str, str]:
-        found = next(s for s in self.store.objects[model].status.statements if s.type == kind)
+        found = next(s for s in self.store.objects[model].status.conditions if s.type == kind)
         return found.status, found.reason
 
 
@@ -369,7 +369,7 @@ class CountedWrites:
 
 WRITES = frozenset(
     {
-        *("save_revision", "drop_revision", "save_status", "save_pool_status", "tell", "forget"),
+        *("save_revision", "drop_revision", "save_status", "save_pool_status", "emit", "forget"),
         "save_rollout",
         *("start", "assign", "stop", "apply"),
     }

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_operator.adapters.kube.objects import Defaults, PoolTarget
+from segserve_operator.adapters.kube.objects import Defaults, PoolContext
 from segserve_operator.api.loading import load
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.triton_pool import TritonPool
@@ -112,17 +112,17 @@ spec:
 """
 
 
-def pool_target(text: str, **spec: Any) -> PoolTarget:
+def pool_target(text: str, **spec: Any) -> PoolContext:
     """Return the target of a pool's file; `spec` replaces fields of its spec, given as the file has them."""
     value = yaml.safe_load(text)
     value["spec"] = {**value.get("spec", {}), **spec}
     (pool,) = load(yaml.safe_dump(value), "pool.yaml")
     assert isinstance(pool, TritonPool)
     meta = pool.metadata
-    return PoolTarget(meta.namespace, meta.name, meta.uid or "", pool.spec, DEFAULTS)
+    return PoolContext(meta.namespace, meta.name, meta.uid or "", pool.spec, DEFAULTS)
 
 
-def with_defaults(target: PoolTarget, **changed: Any) -> PoolTarget:
+def with_defaults(target: PoolContext, **changed: Any) -> PoolContext:
     """Return a target of another operator."""
     return replace(target, defaults=replace(target.defaults, **changed))
 

@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.evidence import EDGES_MS, Look
+from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.rollout.counters import Count, Hung, Moment, Series, Tally, Waiting
+from segserve_operator.core.rollout.counters import (
+    Counters,
+    HungRequests,
+    InFlight,
+    InFlightSample,
+    Series,
+    SeriesCounts,
+)
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.plain import canonical
-from segserve_operator.core.rollout.record import Decision, Record, Row, Standing
+from segserve_operator.core.rollout.record import Decision, Record, RolloutState, Row
 from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 STARTED_S = 1_790_000_000.0
@@ -68,8 +75,8 @@ def record(name: str = "coins-2-1", model: str = "coins", *, rows: int = 20, seq
         progress=progress,
         sequence=sequence,
         gates=gates,
-        seen={"gateway-0": _count(), "gateway-1": Count("second", STARTED_S + 0.1)},
-        hung=Hung((("gateway-0", Waiting((1 / 3, 0.0), (Moment(STARTED_S, (1.0, 2.0), (0.0, 1.0)),))),)),
+        seen={"gateway-0": _count(), "gateway-1": Counters("second", STARTED_S + 0.1)},
+        hung=HungRequests((("gateway-0", InFlight((1 / 3, 0.0), (InFlightSample(STARTED_S, (1.0, 2.0), (0.0, 1.0)),))),)),
         split=SampleRatio().start(),
         rows=_rows(rows),
         decisions=tuple(decision(number) for number in range(1, sequence + 1)),
@@ -101,8 +108,8 @@ def decision(sequence: int) -> Decision:
         reason="StepDone",
         message="the evidence allows the next weight",
         verdicts=(verdict(),),
-        saw=canonical({"nowS": STARTED_S + sequence / 3, "numbers": [*AWKWARD, np.inf]}),
-        made=canonical({"signal": "ADVANCE"}),
+        inputs=canonical({"nowS": STARTED_S + sequence / 3, "numbers": [*AWKWARD, np.inf]}),
+        result=canonical({"signal": "ADVANCE"}),
     )
 
 
@@ -112,9 +119,9 @@ def verdict() -> Verdict:
     return Verdict("latency", Outcome.UNDECIDED, "NoProof", "4.9 % are slower", 1 / 3, numbers)
 
 
-def standing(found: Record, **changes: Any) -> Standing:
+def state_of_record(found: Record, **changes: Any) -> RolloutState:
     """Return where a record's rollout stands, as its model's status says it."""
-    at = Standing(
+    at = RolloutState(
         rollout=found.name,
         revision=found.candidate,
         phase=Phase.PROGRESSING,
@@ -132,12 +139,12 @@ def standing(found: Record, **changes: Any) -> Standing:
     return replace(at, **changes)
 
 
-def _look(numbers: np.random.Generator) -> Look:
+def _look(numbers: np.random.Generator) -> EvidenceWindow:
     requests = np.array([900.0, 100.0])
     latencies = numbers.multinomial(900, np.full(len(EDGES_MS) + 1, 1 / (len(EDGES_MS) + 1)), 2).astype(float)
-    return Look(np.array(1 / 3), requests, np.array([3.0, 1.0]), latencies)
+    return EvidenceWindow(np.array(1 / 3), requests, np.array([3.0, 1.0]), latencies)
 
 
-def _count() -> Count:
-    tally = Tally(1000, 3, 1, 2, ((0.5, 3), (120.0, 990), (100_000.0, 1)))
-    return Count("first", STARTED_S + 1 / 3, {Series("main", "http"): tally, Series("coins-2", "grpc"): Tally()})
+def _count() -> Counters:
+    tally = SeriesCounts(1000, 3, 1, 2, ((0.5, 3), (120.0, 990), (100_000.0, 1)))
+    return Counters("first", STARTED_S + 1 / 3, {Series("main", "http"): tally, Series("coins-2", "grpc"): SeriesCounts()})

@@ -18,10 +18,10 @@ from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.failure import Failure
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.models.observed import Candidate, Holder, ModelStatus, Roles
+from segserve_operator.core.models.observed import Candidate, ModelStatus, RoleHolder, Roles
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Decision, Record, Row, Standing
+from segserve_operator.core.rollout.record import Decision, Record, RolloutState, Row
 from segserve_operator.mapping.rollouts import manifest_of, status_of
 from segserve_operator.mapping.statuses import to_api
 
@@ -111,11 +111,11 @@ def _spread(requests: int, first: int) -> tuple[tuple[int, int], ...]:
     return tuple((first + 2 * number, int(requests * share)) for number, share in enumerate(shares))
 
 
-def standing(found: Record | None = None, **changes: Any) -> Standing:
+def standing(found: Record | None = None, **changes: Any) -> RolloutState:
     """Return where the rollout of a record stands."""
     found = record() if found is None else found
     progress = found.progress
-    at = Standing(
+    at = RolloutState(
         rollout=found.name,
         revision=found.candidate,
         phase=Phase(int(progress.phase)),
@@ -137,7 +137,7 @@ def manifest(found: Record) -> dict[str, Any]:
     return {**manifest_of(found), "status": status_of(found, datetime.now(UTC))}
 
 
-def coins(at: Standing | None, roles: Roles | None = None, *, generation: int = 1, **spec: Any) -> dict[str, Any]:
+def coins(at: RolloutState | None, roles: Roles | None = None, *, generation: int = 1, **spec: Any) -> dict[str, Any]:
     """Return the model's resource, whose status says that its rollout stands so, and was told of `generation`."""
     known = ModelStatus(observed_generation=1, roles=roles or roles_of(at), rollout=at, weight=at.weight if at else 100)
     status = to_api(known, SegmentationModelStatus(), datetime.now(UTC)).to_dict()
@@ -151,9 +151,9 @@ def coins(at: Standing | None, roles: Roles | None = None, *, generation: int = 
     }
 
 
-def roles_of(at: Standing | None) -> Roles:
+def roles_of(at: RolloutState | None) -> Roles:
     """Return the roles that go with where a rollout stands."""
-    old, new = (Holder(revision, f"group-{revision}", STARTED_S) for revision in (STABLE, CANDIDATE))
+    old, new = (RoleHolder(revision, f"group-{revision}", STARTED_S) for revision in (STABLE, CANDIDATE))
     if at is None:
         return Roles(stable=old)
     match at.phase:

@@ -13,7 +13,7 @@ from fakes.callers import EIGHT, Load
 from fakes.cluster import Cluster, Json
 from fakes.installed_operator import InstalledOperator
 from fakes.waiting import HANG_S
-from segserve_builder.cluster.names import (
+from segserve_common.kube.names import (
     COMPONENT_LABEL,
     GATEWAY,
     GROUP_LABEL,
@@ -23,7 +23,7 @@ from segserve_builder.cluster.names import (
     SERVER,
     object_name,
 )
-from segserve_builder.cluster.shards import unpack
+from segserve_common.kube.shards import unpack
 
 MODEL: Final = "segmentationmodel"
 POOL: Final = "tritonpool"

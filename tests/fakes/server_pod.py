@@ -18,7 +18,7 @@ from fakes.waiting import HANG_S
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.cluster import secret
 from segserve_builder.render.tritonserver import Ports, sweep_shm
-from segserve_operator.adapters.local.runtime import Runtime
+from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.triton import triton_command
 from suite_run import shm_prefix
 
@@ -28,7 +28,7 @@ class ServerPod:
     """One pod, its containers' environment as the operator and the image would set it."""
 
     folder: Path
-    runtime: Runtime
+    runtime: RuntimeEnvironment
     more: dict[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(4))
     prefix: str = field(default_factory=shm_prefix)

@@ -18,7 +18,7 @@ from segserve_builder.render.tritonserver import shm_regions
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import shm_prefix
-from segserve_operator.adapters.local.store import LocalStore, NotFoundError
+from segserve_operator.adapters.local.store import LocalStore, ResourceNotFoundError
 
 
 def segserve(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +48,7 @@ class Watched:
     def exists(self, model: str) -> bool:
         try:
             return bool(self.manifest(model))
-        except NotFoundError:
+        except ResourceNotFoundError:
             return False
 
     def condition(self, model: str, kind: str) -> dict[str, Any]:
@@ -81,8 +81,8 @@ class Watched:
 
     def process(self, record: str) -> psutil.Process | None:
         """Return the living process of a record such as `groups/main/triton` or `gateway/envoy`."""
-        found = processes.recorded(self.running.state / f"{record}.process.json")
-        return psutil.Process(found.pid) if found is not None and processes.alive(found) else None
+        found = processes.read_record(self.running.state / f"{record}.process.json")
+        return psutil.Process(found.pid) if found is not None and processes.is_alive(found) else None
 
     def supervisor(self) -> psutil.Process:
         from segserve_operator.local_platform.supervisor import read_platform

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from segserve_operator.adapters.local.files import write_private
+from segserve_common.files import write_private
 
 VARIABLE: Final = "FAULTS"
 """The variable of a server's environment that holds a plan, or names its file."""

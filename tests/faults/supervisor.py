@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from segserve_operator.adapters.local.files import StateFolder, cache_folder
-from segserve_operator.adapters.local.runtime import Runtime, ensure_runtime
+from segserve_operator.adapters.local.runtime import RuntimeEnvironment, ensure_runtime
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.local_platform import supervisor
 
@@ -24,7 +24,7 @@ INSIDE: Final = Path(__file__).with_name("inside")
 CLOCK_STEP: Final = "clock-step"
 
 
-def code_with_faults(folder: Path, runtime: Runtime) -> Path:
+def code_with_faults(folder: Path, runtime: RuntimeEnvironment) -> Path:
     """Make the folder of the servers' code: the runtime's own package, and what makes it misbehave."""
     if not folder.exists():
         shutil.copytree(runtime.code, folder)
@@ -48,7 +48,7 @@ def main() -> None:
     with supervisor.only_supervisor(state):
         runtime = ensure_runtime(cache_folder())
         runtime = replace(runtime, code=code_with_faults(Path(sys.argv[2]), runtime))
-        platform = supervisor.Platform(state, cache_folder(), LocalStore(state).pool(), runtime)
+        platform = supervisor.Supervisor(state, cache_folder(), LocalStore(state).pool(), runtime)
         platform.service = replace(platform.service, clock=lambda: stepped(state))
         asyncio.run(supervisor._run(platform))
         state.platform.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.rollout.world import Floats
 
 ALPHA: Final = 0.05
-LOOK_S: Final = 60.0
+INTERVAL_S: Final = 60.0
 _PATHS: Final = 400_000
 
 
@@ -57,5 +57,5 @@ def rolled_back_s(zs: list[Floats], bounds: tuple[float, ...], scale: float = 1.
     """Return when each run's first z passes its look's bound times `scale`, inf where none does; each [runs, looks]."""
     limit = np.array(bounds) * scale
     proved = np.logical_or.reduce([z >= limit for z in zs])
-    found: Floats = np.where(proved.any(1), (proved.argmax(1) + 1) * LOOK_S, np.inf)
+    found: Floats = np.where(proved.any(1), (proved.argmax(1) + 1) * INTERVAL_S, np.inf)
     return found

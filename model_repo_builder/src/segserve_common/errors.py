@@ -52,3 +52,7 @@ class BadRequestError(SegserveError):
 
 class ProtocolError(SegserveError):
     """An answer that is not one: truncated, contradictory, or not of this protocol."""
+
+
+class ControlError(SegserveError):
+    """A platform cannot do what was requested; the message says what happened and what helps."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve_operator.core.models.planning import Desired
+    from segserve_operator.core.models.planning import DesiredState
     from segserve_operator.core.models.self_test import SelfTest
     from segserve_operator.core.models.slo import SloWatch
     from segserve_operator.core.rollout.record import Record
 
 
 @dataclass(slots=True)
-class Ledger:
+class RolloutCache:
     """The newest records of rollouts, by name. Losing it loses no more than what came since the last write.
 
     `written` is by name the last decision that the store has, and since when (Unix seconds); `watches` by model how it
@@ -35,11 +35,11 @@ class Ledger:
                 self.records[name] = record
                 self.written[name] = (record.sequence, now_s)
 
-    def keep(self, desired: Desired) -> None:
+    def keep(self, desired: DesiredState) -> None:
         """Keep what a pass made of it, and forget the records that nobody names any more."""
         self.watches, self.self_tests = desired.watches, desired.self_tests
-        standings = (status.rollout for status in desired.statuses.values())
-        named = {standing.rollout for standing in standings if standing is not None}
+        states = (status.rollout for status in desired.statuses.values())
+        named = {state.rollout for state in states if state is not None}
         self.records.update(desired.records)
         for name in self.records.keys() - named - desired.records.keys():
             del self.records[name]

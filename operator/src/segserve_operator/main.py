@@ -15,11 +15,11 @@ from urllib.parse import unquote, urlsplit
 
 import kopf
 
+from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.errors import ApiError
 from segserve_common.kube.kinds import CHILDREN, DISRUPTION_BUDGETS, MODELS, OLD_DISRUPTION_BUDGETS, POOLS
 from segserve_operator.adapters.kube.known_writes import KnownWrites
 from segserve_operator.adapters.kube.lease import Fenced, LeaderLease
-from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
@@ -27,7 +27,7 @@ from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.handlers import registry_of, settings_of
 from segserve_operator.health import health_server
 from segserve_operator.metrics import Metrics
-from segserve_operator.reconciler import Outside, Passes
+from segserve_operator.reconciler import Dependencies, PoolReconciler
 from segserve_operator.settings import Settings, SettingsError
 from segserve_operator.worker import Worker
 
@@ -53,7 +53,7 @@ class Operator:
     view: View
     lease: LeaderLease
     worker: Worker[PoolKey]
-    passes: Passes
+    passes: PoolReconciler
     metrics: Metrics
     audited_at_s: float
 
@@ -133,7 +133,7 @@ class Operator:
         return f"the cluster was last seen {age_s:.0f} s ago" if age_s > SILENCE_S else None
 
 
-async def assemble(settings: Settings, api: LightkubeApi, metrics: Metrics) -> Operator:
+async def assemble(settings: Settings, api: AsyncKubeClient, metrics: Metrics) -> Operator:
     """Put the parts together for the cluster that `api` reaches."""
     modern = await api.has(DISRUPTION_BUDGETS)
     children = [kind for kind in CHILDREN if kind != DISRUPTION_BUDGETS]
@@ -145,7 +145,7 @@ async def assemble(settings: Settings, api: LightkubeApi, metrics: Metrics) -> O
 
     lease = LeaderLease(api, settings.lease_namespace, settings.lease_name, settings.pod_name, on_acquired=wake_all)
     told = _notifier(api, metrics)
-    outside = Outside(
+    outside = Dependencies(
         logs=api,
         cache=Path(settings.cache),
         notifier=told,
@@ -154,7 +154,7 @@ async def assemble(settings: Settings, api: LightkubeApi, metrics: Metrics) -> O
         artifacts=_artifacts(settings),
     )
     fenced = KnownWrites(Fenced(api, lease), view)
-    passes = Passes(fenced, view, _defaults(settings, modern=modern), outside, time.time)
+    passes = PoolReconciler(fenced, view, _defaults(settings, modern=modern), outside, time.time)
     worker = Worker(passes.run, passes.wanted, lease.is_held, metrics)
     return Operator(settings, api, view, lease, worker, passes, metrics, time.monotonic())
 
@@ -165,7 +165,7 @@ def _artifacts(settings: Settings) -> Path | None:
     return Path(unquote(base.path)) if base.scheme == "file" else None
 
 
-def _notifier(api: LightkubeApi, metrics: Metrics) -> Notifier:
+def _notifier(api: AsyncKubeClient, metrics: Metrics) -> Notifier:
     return Notifier(loopback=False, on_outcome=metrics.rollouts.notified, read=Secrets(api).read)
 
 
@@ -191,14 +191,14 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     metrics = Metrics()
-    async with LightkubeApi.connect(on_call=metrics.called) as api:
+    async with AsyncKubeClient.connect(on_call=metrics.called) as api:
         await (await assemble(settings, api, metrics)).run(stopping)
 
 
 def main() -> None:
     """Run the operator until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    for quiet in ("httpx", "httpx2", "kopf", "aiohttp"):
+    for quiet in ("httpx", "kopf", "aiohttp"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
     try:
         settings = Settings.from_environment(os.environ)

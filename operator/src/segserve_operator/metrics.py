@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from segserve_operator.adapters.kube.api import MODELS, POOLS
+from segserve_common.kube.kinds import MODELS, POOLS
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.rollout_metrics import RolloutMetrics
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from segserve_operator.adapters.kube.api import Kind
+    from segserve_common.kube.kinds import Kind
     from segserve_operator.adapters.kube.view import View
 
 _DEFAULT_ERROR_PERCENT = Slo().error_percent

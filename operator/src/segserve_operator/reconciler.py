@@ -18,10 +18,10 @@ from segserve_operator.adapters.kube.known_models import KnownModels
 from segserve_operator.adapters.kube.objects import access_without_secrets, base_of
 from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.store import ClusterStore, Parsed
-from segserve_operator.adapters.kube.target import Targets
+from segserve_operator.adapters.kube.target import PoolContexts
 from segserve_operator.adapters.notify.announcer import PoolAnnouncer
 from segserve_operator.adapters.notify.targets import targets
-from segserve_operator.caches import Ledger
+from segserve_operator.caches import RolloutCache
 from segserve_operator.core.models.roles import next_due_s
 from segserve_operator.service import Service, brief
 from segserve_operator.worker import ReconcileResult
@@ -45,7 +45,7 @@ _NOTHING: Final = Access(schemes=())
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
+class Dependencies:
     """What passes reach beside the API's objects.
 
     `logs` reads pods' logs, `cache` is the folder for fetched golden sets, `notifier` tells people of rollouts. Where
@@ -62,12 +62,12 @@ class Outside:
 
 
 @dataclass(slots=True)
-class Kept:
+class PoolCache:
     """What passes over one pool keep between them: what was decoded already, and the last seconds' evidence."""
 
     check_runner: BackgroundCheckRunner
     announcer: PoolAnnouncer
-    ledger: Ledger = field(default_factory=Ledger)
+    rollout_cache: RolloutCache = field(default_factory=RolloutCache)
     false_alarms: dict[str, int] = field(default_factory=dict)
     known: KnownModels = field(default_factory=KnownModels)
     parsed: Parsed = field(default_factory=Parsed)
@@ -75,16 +75,16 @@ class Kept:
     plans: dict[str, TrafficPlan] = field(default_factory=dict)
 
 
-class Passes:
+class PoolReconciler:
     """Makes passes. `clock` returns Unix time in seconds."""
 
-    def __init__(self, api: Api, view: View, defaults: Defaults, outside: Outside, clock: Callable[[], float]) -> None:
+    def __init__(self, api: Api, view: View, defaults: Defaults, outside: Dependencies, clock: Callable[[], float]) -> None:
         self._api = api
         self._view = view
-        self._targets = Targets(view, defaults)
+        self._targets = PoolContexts(view, defaults)
         self._outside = outside
         self._clock = clock
-        self._kept: dict[PoolKey, Kept] = {}
+        self._kept: dict[PoolKey, PoolCache] = {}
 
     async def run(self, key: PoolKey) -> ReconcileResult:
         """Make a pass over a pool; raises what a call to the API raised."""
@@ -93,14 +93,14 @@ class Passes:
         fleet = ClusterFleet(self._api, self._view, self._targets, key, kept.decoded, kept.known, self._clock)
         traffic = self._traffic(key, kept.plans)
         bundles = ClusterBundles(self._api, self._outside.logs, key)
-        asked = (kept.check_runner, bundles, kept.announcer, kept.ledger)
+        asked = (kept.check_runner, bundles, kept.announcer, kept.rollout_cache)
         actions = await Service(store, fleet, traffic, self._clock, *asked).run_once()
         for action in actions:
             log.info("%s/%s: %s", key.namespace, key.pool, brief(action))
         models = await store.models()
-        standings = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
-        self._outside.metrics.look(key.namespace, key.pool, standings, kept.ledger.records)
-        for model, test in kept.ledger.self_tests.items():
+        states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
+        self._outside.metrics.look(key.namespace, key.pool, states, kept.rollout_cache.records)
+        for model, test in kept.rollout_cache.self_tests.items():
             new = test.false_alarms - kept.false_alarms.get(model, 0)
             self._outside.metrics.self_tested(
                 key.namespace, key.pool, model, false_alarms=max(new, 0), dispersion=test.dispersion
@@ -108,7 +108,7 @@ class Passes:
             kept.false_alarms[model] = test.false_alarms
         return ReconcileResult(len(actions), next_due_s(models, self._clock()))
 
-    def _begin(self, key: PoolKey) -> Kept:
+    def _begin(self, key: PoolKey) -> PoolCache:
         plans: dict[str, TrafficPlan] = {}
         traffic = self._traffic(key, plans)
         tools = CheckContext(
@@ -120,7 +120,7 @@ class Passes:
             access=partial(self._access, key),
         )
         announcer = PoolAnnouncer(self._outside.notifier, key.namespace, partial(self._told, key), self._clock)
-        return self._kept.setdefault(key, Kept(BackgroundCheckRunner(tools), announcer, plans=plans))
+        return self._kept.setdefault(key, PoolCache(BackgroundCheckRunner(tools), announcer, plans=plans))
 
     def _traffic(self, key: PoolKey, plans: dict[str, TrafficPlan]) -> ClusterTraffic:
         prometheus = self._outside.prometheus

@@ -14,7 +14,7 @@ from segserve_operator.core.rollout.phases import ENDED, Phase
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from segserve_operator.core.rollout.record import Record, Standing
+    from segserve_operator.core.rollout.record import Record, RolloutState
 
 EXCESS: Final = "excess"
 """The number of a verdict that counts requests which went wrong because of the candidate."""
@@ -26,7 +26,7 @@ _MODEL: Final = ("namespace", "pool", "model")
 class _Known:
     """The running rollouts of one pool as last seen, and up to which decision each rollout was counted."""
 
-    standings: Mapping[str, Standing] = field(default_factory=dict)
+    states: Mapping[str, RolloutState] = field(default_factory=dict)
     records: Mapping[str, Record] = field(default_factory=dict)
     sequences: Mapping[str, int] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ class RolloutMetrics:
         text = "Messages to people, by what became of them."
         self.notifications = Counter("segserve_notifications", text, ["outcome"], registry=self.registry)
 
-    def look(self, namespace: str, pool: str, standings: Mapping[str, Standing], records: Mapping[str, Record]) -> None:
+    def look(self, namespace: str, pool: str, states: Mapping[str, RolloutState], records: Mapping[str, Record]) -> None:
         """Take in how the rollouts of a pool stand: `standings` by model, `records` by the rollouts' names.
 
         Those that are not named any more are taken out; of a pool that is gone, none are to be named. It is called
@@ -81,17 +81,17 @@ class RolloutMetrics:
         """
         known = self._pools.get((namespace, pool), _Known())
         sequences: dict[str, int] = {}
-        for model, standing in standings.items():
-            key, name = (namespace, pool, model), standing.rollout
+        for model, state in states.items():
+            key, name = (namespace, pool, model), state.rollout
             if name in records:
                 sequences[name] = self._count(key, records[name], known.sequences.get(name, 0))
-            former = known.standings.get(model)
+            former = known.states.get(model)
             was_running = former is not None and former.rollout == name
-            if standing.ended and was_running:
-                self.ends.labels(*key, standing.phase.label).inc()
-            elif not standing.ended and not was_running:
+            if state.ended and was_running:
+                self.ends.labels(*key, state.phase.label).inc()
+            elif not state.ended and not was_running:
                 self._begin(key)
-        running = {model: standing for model, standing in standings.items() if not standing.ended}
+        running = {model: state for model, state in states.items() if not state.ended}
         of_running = {each.rollout: records[each.rollout] for each in running.values() if each.rollout in records}
         self._pools[namespace, pool] = _Known(running, of_running, sequences)
 
@@ -99,8 +99,8 @@ class RolloutMetrics:
         """Set the gauges to what was last seen; to be called when they are asked for."""
         shown: set[tuple[Gauge, tuple[str, ...]]] = set()
         for (namespace, pool), known in self._pools.items():
-            for model, standing in known.standings.items():
-                shown.update(self._show((namespace, pool, model), standing, known.records.get(standing.rollout)))
+            for model, state in known.states.items():
+                shown.update(self._show((namespace, pool, model), state, known.records.get(state.rollout)))
         for gauge, labels in self._shown - shown:
             gauge.remove(*labels)
         self._shown = shown
@@ -129,13 +129,13 @@ class RolloutMetrics:
         return max(counted, record.sequence)
 
     def _show(
-        self, key: tuple[str, ...], standing: Standing, record: Record | None
+        self, key: tuple[str, ...], state: RolloutState, record: Record | None
     ) -> Iterator[tuple[Gauge, tuple[str, ...]]]:
         values: list[tuple[Gauge, float, tuple[str, ...]]] = [
-            (self.phase, 1, (*key, standing.phase.label)),
-            (self.weight, standing.weight, key),
+            (self.phase, 1, (*key, state.phase.label)),
+            (self.weight, state.weight, key),
         ]
-        hold = hold_of(standing)
+        hold = hold_of(state)
         if hold:
             values.append((self.held, 1, (*key, hold)))
         if record is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Protocol
 
-from segserve_operator.caches import Ledger
+from segserve_operator.caches import RolloutCache
 from segserve_operator.core.models.actions import (
     Action,
     Announce,
@@ -22,12 +22,12 @@ from segserve_operator.core.models.actions import (
     SetTraffic,
     StartGroup,
     StopGroup,
-    Tell,
-    TellOfPool,
+    EmitEvent,
+    EmitPoolEvent,
 )
 from segserve_operator.core.models.inputs import sampled_groups
 from segserve_operator.core.models.observed import Observed
-from segserve_operator.core.models.planning import decide, effects, intents
+from segserve_operator.core.models.planning import desired_state, effects, intents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel, Assignment
     from segserve_operator.core.gates.checks import Check, CheckResult
     from segserve_operator.core.models.actions import Effect, Intent
-    from segserve_operator.core.models.events import Notice
+    from segserve_operator.core.models.events import Event
     from segserve_operator.core.models.observed import (
         GroupObserved,
         ModelObserved,
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
         PoolObserved,
         PoolStatus,
     )
-    from segserve_operator.core.models.planning import Desired
+    from segserve_operator.core.models.planning import DesiredState
     from segserve_operator.core.rollout.counters import Sample
-    from segserve_operator.core.rollout.record import Record, Standing
+    from segserve_operator.core.rollout.record import Record, RolloutState
     from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 WRITES_AT_ONCE: Final = 16
@@ -90,7 +90,7 @@ class Store(Protocol):
         """Write a rollout's record; of those that ended only the latest of each model are kept."""
         ...
 
-    async def tell(self, model: str | None, notice: Notice) -> None:
+    async def emit(self, model: str | None, event: Event) -> None:
         """Let people know something of a model, or (None) of the pool."""
         ...
 
@@ -163,7 +163,7 @@ class Bundles(Protocol):
 class Announcer(Protocol):
     """Tells people outside of the platform, in the background."""
 
-    def announce(self, model: str, standing: Standing, notices: Collection[Notice], url: str) -> None:
+    def announce(self, model: str, state: RolloutState, events: Collection[Event], url: str) -> None:
         """Tell what became of a model's rollout."""
         ...
 
@@ -179,14 +179,14 @@ class Service:
     check_runner: CheckRunner
     bundles: Bundles
     announcer: Announcer
-    ledger: Ledger = field(default_factory=Ledger)
+    rollout_cache: RolloutCache = field(default_factory=RolloutCache)
 
     async def observe(self) -> Observed:
         """Read the world into one immutable value."""
         # Kubernetes' times are whole seconds: a finer one would come back changed from a status.
         now_s = float(int(self.clock()))
         models = await self.store.models()
-        self.ledger.take(await self.store.rollouts(now_s), now_s)
+        self.rollout_cache.take(await self.store.rollouts(now_s), now_s)
         return Observed(
             now_s=now_s,
             gateway_url=self.traffic.url,
@@ -195,12 +195,12 @@ class Service:
             revisions=await self.store.revisions(),
             groups=await self.fleet.groups(),
             traffic=await self.traffic.observe(),
-            records=dict(self.ledger.records),
-            written=dict(self.ledger.written),
-            samples=await self.traffic.samples(sampled_groups(models, self.ledger.watches, now_s)),
+            records=dict(self.rollout_cache.records),
+            written=dict(self.rollout_cache.written),
+            samples=await self.traffic.samples(sampled_groups(models, self.rollout_cache.watches, now_s)),
             findings=self.check_runner.findings(),
-            watches=self.ledger.watches,
-            self_tests=self.ledger.self_tests,
+            watches=self.rollout_cache.watches,
+            self_tests=self.rollout_cache.self_tests,
         )
 
     async def run_once(self) -> tuple[Action, ...]:
@@ -210,11 +210,11 @@ class Service:
         raised once they are done.
         """
         world = await self.observe()
-        desired = decide(world)
+        desired = desired_state(world)
         wanted = intents(desired, world)
         failures = await self._record(wanted)
         if failures:
-            desired = decide(world, frozenset(failures))
+            desired = desired_state(world, frozenset(failures))
         self._learn(desired)
         after = tuple(effects(desired, world))
         for action in after:
@@ -223,9 +223,9 @@ class Service:
             raise failure
         return (*chain.from_iterable(wanted.values()), *after)
 
-    def _learn(self, desired: Desired) -> None:
+    def _learn(self, desired: DesiredState) -> None:
         """Keep what the rollouts saw, and have found out what they ask for."""
-        self.ledger.keep(desired)
+        self.rollout_cache.keep(desired)
         self.check_runner.ask(desired.checks)
 
     async def _record(self, wanted: Mapping[str, Sequence[Intent]]) -> dict[str, Exception]:
@@ -250,8 +250,8 @@ class Service:
         match intent:
             case SaveRevision(revision, assigned):
                 await self.store.save_revision(revision, assigned)
-            case Tell(model, notice):
-                await self.store.tell(model, notice)
+            case EmitEvent(model, event):
+                await self.store.emit(model, event)
             case SaveStatus(model, status):
                 await self.store.save_status(model, status)
 
@@ -265,7 +265,7 @@ class Service:
                 await self.traffic.apply(traffic_plan)
             case SaveRollout(record):
                 await self.store.save_rollout(record)
-                self.ledger.wrote(record, float(int(self.clock())))
+                self.rollout_cache.wrote(record, float(int(self.clock())))
             case StopGroup(group):
                 await self.fleet.stop(group)
             case _:
@@ -275,14 +275,14 @@ class Service:
         match effect:
             case SaveBundle(record, group):
                 await self.bundles.save(record, group)
-            case Announce(model, standing, notices, url):
-                self.announcer.announce(model, standing, notices, url)
+            case Announce(model, state, events, url):
+                self.announcer.announce(model, state, events, url)
             case Forget(model):
                 await self.store.forget(model)
             case DropRevision(revision):
                 await self.store.drop_revision(revision)
-            case TellOfPool(notice):
-                await self.store.tell(None, notice)
+            case EmitPoolEvent(event):
+                await self.store.emit(None, event)
             case SavePoolStatus(status):
                 await self.store.save_pool_status(status)
 
@@ -291,5 +291,5 @@ def brief(action: Action) -> str:
     """Return an action in a few words, for a log."""
     fields = (getattr(action, name) for name in action.__dataclass_fields__)
     named = [value for value in fields if isinstance(value, str)]
-    told = [value.reason for value in (getattr(action, "notice", None),) if value is not None]
+    told = [value.reason for value in (getattr(action, "event", None),) if value is not None]
     return " ".join([type(action).__name__, *named, *told])

@@ -7,8 +7,8 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
-from segserve_builder.cluster.names import CACHE_FOLDER
 from segserve_builder.spec.schemes import SCHEMES
+from segserve_common.kube.names import CACHE_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -23,7 +23,7 @@ from segserve_builder.cluster.config_map_watch import ConfigMapWatch
 from segserve_builder.cluster.config_maps import ConfigMaps, ExpiredError
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.shard_inbox import Shard, ShardInbox
-from segserve_builder.cluster.shards import CONTENT_KEY, pack, unpack, version_of
+from segserve_common.kube.shards import CONTENT_KEY, pack, unpack, version_of
 
 pytestmark = pytest.mark.cluster
 
@@ -70,8 +70,8 @@ class World:
         self._ends.callback(made.close)
         return made
 
-    def follow(self, relay: TcpRelay | None = None) -> Heard:
-        heard = Heard()
+    def follow(self, relay: TcpRelay | None = None) -> Signals:
+        heard = Signals()
         inbox = ShardInbox(NAMES, heard.read, heard.deliver)
         watch = ConfigMapWatch(self.link(relay), NAMES, inbox.take)
         watch.start()
@@ -91,7 +91,7 @@ class World:
         self.client.apply(made, field_manager="test", force=True)
 
 
-class Heard:
+class Signals:
     """What was delivered."""
 
     def __init__(self) -> None:

@@ -13,8 +13,8 @@ import pytest
 from fakes.callers import EIGHT, Load
 from fakes.cluster_models import model, pool
 from fakes.served_namespace import MODEL, POOL, ServedNamespace
-from segserve_builder.cluster.names import COMPONENT_LABEL, GATEWAY, MODEL_LABEL, POOL_LABEL, SERVER, object_name
-from segserve_builder.cluster.shards import content_of, version_of
+from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, MODEL_LABEL, POOL_LABEL, SERVER, object_name
+from segserve_common.kube.shards import content_of, version_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -15,8 +15,8 @@ from fakes.gateway_pod import POOL, GatewayPod, PlanObjects, versions_of
 from fakes.tcp_relay import TcpRelay
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S
-from segserve_builder.cluster.names import plan_name
-from segserve_builder.cluster.shards import shard_of
+from segserve_common.kube.names import plan_name
+from segserve_common.kube.shards import shard_of
 
 pytestmark = pytest.mark.cluster
 

@@ -11,22 +11,14 @@ import pytest
 
 from fakes.cluster import Cluster
 from fakes.pools import FULL, MINIMAL, coins, pool_target, with_defaults
-from segserve_builder.cluster.names import reports_name
-from segserve_builder.cluster.shards import pack
-from segserve_operator.adapters.kube.api import (
-    CHILDREN,
-    CONFIG_MAPS,
-    DISRUPTION_BUDGETS,
-    OLD_DISRUPTION_BUDGETS,
-    POOLS,
-    InvalidError,
-    Kind,
-    NotFoundError,
-)
+from segserve_common.kube.errors import InvalidError, NotFoundError
+from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DISRUPTION_BUDGETS, OLD_DISRUPTION_BUDGETS, POOLS, Kind
+from segserve_common.kube.names import reports_name
+from segserve_common.kube.shards import pack
 from segserve_operator.adapters.kube.drift import covers
 from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 from segserve_operator.adapters.kube.objects import (
-    PoolTarget,
+    PoolContext,
     assignment_config_map,
     gateway_objects,
     group_objects,
@@ -50,7 +42,7 @@ class World:
     namespace: str
     disruption_api: str
 
-    async def target(self, text: str, **spec: Any) -> PoolTarget:
+    async def target(self, text: str, **spec: Any) -> PoolContext:
         """Return the target of a pool that is there: what belongs to none would be collected."""
         target = with_defaults(pool_target(text, **spec), disruption_api=self.disruption_api)
         pool = {"apiVersion": POOLS.api_version, "kind": POOLS.name, "metadata": {"name": target.pool}, "spec": {}}
@@ -95,7 +87,7 @@ def without_pods(manifest: Json) -> Json:
     return {**manifest, "spec": {**manifest["spec"], "replicas": 0}}
 
 
-def rendered(target: PoolTarget) -> list[Json]:
+def rendered(target: PoolContext) -> list[Json]:
     own = coins()
     content = pack([own.model_dump(mode="json", by_alias=True, exclude_none=True)])
     revision = revision_object(

@@ -16,8 +16,8 @@ from fakes.cluster import Cluster
 from fakes.server_pod import ServerPod
 from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
-from segserve_builder.cluster.names import SHARDS, assignment_name, reports_name
-from segserve_builder.cluster.shards import CONTENT_KEY, pack, shard_of, unpack
+from segserve_common.kube.names import SHARDS, assignment_name, reports_name
+from segserve_common.kube.shards import CONTENT_KEY, pack, shard_of, unpack
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
 

@@ -18,8 +18,8 @@ from fakes.cluster_models import default_pool, model, on_this_machine, smallest
 from fakes.served_namespace import POOL, ServedNamespace
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
 from segserve import Client
-from segserve_builder.cluster.names import SHARDS, plan_name
-from segserve_builder.cluster.shards import shard_of
+from segserve_common.kube.names import SHARDS, plan_name
+from segserve_common.kube.shards import shard_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

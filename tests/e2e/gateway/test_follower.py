@@ -15,13 +15,13 @@ from fakes.waiting import eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.gateway_sync.follower import Follower
-from segserve_operator.gateway_sync.plan_shards import Told
+from segserve_operator.gateway_sync.plan_shards import ShardContent
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 
-def told(plan: TrafficPlan, version: str, refused: dict[str, str] | None = None) -> Told:
-    return Told(plan, {"0": version, "1": "b", "2": "c", "3": "d"}, refused or {})
+def told(plan: TrafficPlan, version: str, refused: dict[str, str] | None = None) -> ShardContent:
+    return ShardContent(plan, {"0": version, "1": "b", "2": "c", "3": "d"}, refused or {})
 
 
 class Following:
@@ -50,15 +50,15 @@ class Following:
     async def passes(self, count: int) -> None:
         """Return after so many more rounds, whatever came of them."""
         for _ in range(count):
-            former_s = self.follower.pulse.passed_s
+            former_s = self.follower.health.passed_s
 
             async def passed(former_s: float = former_s) -> bool:
-                return self.follower.pulse.passed_s != former_s
+                return self.follower.health.passed_s != former_s
 
             await eventually(passed, "a round of the follower")
 
-    async def tell(self, news: Told) -> dict[str, Any]:
-        self.follower.tell(news)
+    async def tell(self, news: ShardContent) -> dict[str, Any]:
+        self.follower.follow(news)
         return await self.until(lambda report: report["shards"] == news.versions)
 
 
@@ -112,7 +112,7 @@ async def test_the_last_of_many_plans_is_followed(
     gateway: RunningGateway, following: Following, old: StubTriton, new: StubTriton
 ) -> None:
     for number in range(30):
-        following.follower.tell(told(served(old, new, number), f"v{number}"))
+        following.follower.follow(told(served(old, new, number), f"v{number}"))
 
     await following.until(lambda report: report["shards"].get("0") == "v29")
 
@@ -124,7 +124,7 @@ async def test_a_refused_plan_is_said_and_the_one_before_stays(
 ) -> None:
     await following.tell(told(served(old), "v1"))
     share = Share("main", "coins-old", 100, (Endpoint("not an address", 80, 81),))
-    following.follower.tell(told(TrafficPlan((Route("coins", (share,)),)), "v2"))
+    following.follower.follow(told(TrafficPlan((Route("coins", (share,)),)), "v2"))
 
     report = await following.until(lambda said: bool(said["refused"]))
     healed = await following.tell(told(served(old, new, 50), "v3"))
@@ -138,10 +138,10 @@ async def test_a_refused_plan_is_said_and_the_one_before_stays(
 async def test_a_refused_plan_that_is_taken_back_is_refused_no_more(following: Following, old: StubTriton) -> None:
     await following.tell(told(served(old), "v1"))
     share = Share("main", "coins-old", 100, (Endpoint("not an address", 80, 81),))
-    following.follower.tell(told(TrafficPlan((Route("coins", (share,)),)), "v2"))
+    following.follower.follow(told(TrafficPlan((Route("coins", (share,)),)), "v2"))
     await following.until(lambda said: bool(said["refused"]))
 
-    following.follower.tell(told(served(old), "v3"))
+    following.follower.follow(told(served(old), "v3"))
 
     report = await following.until(lambda said: not said["refused"])
     assert report["shards"]["0"] == "v3"
@@ -152,7 +152,7 @@ async def test_an_envoy_that_starts_again_serves_at_once_and_follows_what_was_to
 ) -> None:
     await following.tell(told(served(old), "v1"))
     gateway.kill()
-    following.follower.tell(told(served(old, new, 100), "v2"))
+    following.follower.follow(told(served(old, new, 100), "v2"))
     await following.passes(2)  # the first may have begun before the plan was told
     assert following.version() == "v1"
 

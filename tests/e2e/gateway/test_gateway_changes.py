@@ -12,8 +12,8 @@ from fakes.gateway_clients import Load, ask, by_grpc, served
 from fakes.triton import StubTriton
 from fakes.waiting import eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
-from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
-from segserve_operator.adapters.traffic.envoy_files import GatewayRefusedError
+from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
+from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
@@ -127,7 +127,7 @@ async def test_an_envoy_killed_in_the_middle_of_a_change_follows_it_when_it_is_b
     await gateway.traffic.apply(served(old))
     gateway.kill()
 
-    with pytest.raises(GatewayUnreachableError):
+    with pytest.raises(EnvoyUnreachableError):
         await gateway.traffic.apply(served(old, new, 100))
     await gateway.resume()
     await gateway.traffic.apply(served(old, new, 100))
@@ -215,7 +215,7 @@ async def test_a_plan_that_envoy_refuses_leaves_the_one_before_in_force(
 ) -> None:
     share = Share("coins-new", "coins-new", 100, (Endpoint("not an address", 80, 81),))
 
-    with pytest.raises(GatewayRefusedError, match="refused"):
+    with pytest.raises(ConfigurationRejectedError, match="refused"):
         await serving.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
 
     assert (await serving.traffic.observe()).plan == served(old)

@@ -84,12 +84,12 @@ async def test_a_sidecar_says_what_its_envoy_has_counted(
     await asyncio.to_thread(by_http, gateway.authority)
     await asyncio.to_thread(by_grpc, gateway.authority)
 
-    async with wire.client() as client:
+    async with wire.pod_client() as client:
         answer = await client.get(f"{sidecar}/counts", params={"model": ["cells", "coins"]})
-    found = wire.read(answer.content, 5000.0)
+    found = wire.decode(answer.content, 5000.0)
 
     assert set(found) == {"coins"}
-    assert {series: tally.attempts for series, tally in found["coins"].tallies.items()} == {
+    assert {series: tally.attempts for series, tally in found["coins"].by_series.items()} == {
         Series("main", "http"): 1,
         Series("main", "grpc"): 1,
     }
@@ -98,7 +98,7 @@ async def test_a_sidecar_says_what_its_envoy_has_counted(
 
 
 async def test_a_sidecar_that_is_asked_of_no_model_says_what_it_needs(sidecar: str) -> None:
-    async with wire.client() as client:
+    async with wire.pod_client() as client:
         answer = await client.get(f"{sidecar}/counts")
 
     assert (answer.status_code, answer.text) == (400, "/counts needs model=, once or more\n")
@@ -107,7 +107,7 @@ async def test_a_sidecar_that_is_asked_of_no_model_says_what_it_needs(sidecar: s
 async def test_a_sidecar_without_its_envoy_says_so(gateway: RunningGateway, sidecar: str) -> None:
     gateway.kill()
 
-    async with wire.client() as client:
+    async with wire.pod_client() as client:
         answer = await client.get(f"{sidecar}/counts", params={"model": "coins"})
 
     assert answer.status_code == 503
@@ -129,14 +129,14 @@ async def test_a_prometheus_says_the_same_but_for_the_edges_of_latencies(
     said = (await gateway.traffic.count(["coins"]))["coins"]
     async with asyncio.timeout(HANG_S):
         while not (found := (await _sample(source)).get("gateway-0")) or (
-            _counts(found.tallies) != _counts(said.tallies)
+            _counts(found.by_series) != _counts(said.by_series)
         ):
             await asyncio.sleep(0.2)
             said = (await gateway.traffic.count(["coins"]))["coins"]
 
     assert found.began_s == pytest.approx(said.began_s, abs=0.01)
-    for series, tally in found.tallies.items():
-        assert sum(count for _, count in tally.latencies) == sum(c for _, c in said.tallies[series].latencies)
+    for series, tally in found.by_series.items():
+        assert sum(count for _, count in tally.latencies) == sum(c for _, c in said.by_series[series].latencies)
         slow = sum(count for lower_ms, count in tally.latencies if lower_ms >= 100.0)
         assert slow >= tally.attempts - tally.failed
 
@@ -153,5 +153,5 @@ async def _sample(source: PrometheusSamples) -> Any:
         return {}  # it starts
 
 
-def _counts(tallies: Any) -> Any:
-    return {series: replace(tally, latencies=()) for series, tally in tallies.items()}
+def _counts(by_series: Any) -> Any:
+    return {series: replace(tally, latencies=()) for series, tally in by_series.items()}

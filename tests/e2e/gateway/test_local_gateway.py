@@ -17,7 +17,7 @@ from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.gateway import LocalGateway
-from segserve_operator.adapters.traffic.internal import internal_client
+from segserve_operator.adapters.traffic.envoy_admin import internal_client
 from segserve_operator.api.triton_pool import Gateway
 from segserve_operator.core.rollout.counters import Series
 
@@ -45,7 +45,7 @@ async def local(tmp_path: Path) -> AsyncIterator[LocalGateway]:
 
     await eventually(follows, "the gateway follows a plan")
     yield gateway
-    processes.end_all_of(state.root, grace_s=5)
+    processes.end_marked_processes(state.root, grace_s=5)
 
 
 async def test_its_samples_are_of_one_gateway(local: LocalGateway, old: StubTriton) -> None:
@@ -56,7 +56,7 @@ async def test_its_samples_are_of_one_gateway(local: LocalGateway, old: StubTrit
 
     assert found["cells"] == {}
     assert set(found["coins"]) == {"local"}
-    assert found["coins"]["local"].tallies[Series("main", "http")].attempts == 1
+    assert found["coins"]["local"].by_series[Series("main", "http")].attempts == 1
 
 
 async def test_segserve_itself_reaches_a_group_without_weight(

@@ -15,7 +15,7 @@ from fakes.gateway_clients import Load, ask, by_grpc, by_http, served
 from fakes.gateway_counts import GRPC, HTTP, INFER, by_grpc_status, by_http_status, counted, tally, timed
 from fakes.waiting import eventually
 from segserve_operator.core.evidence import EDGES_MS
-from segserve_operator.core.rollout.counters import Series, Tally
+from segserve_operator.core.rollout.counters import Series, SeriesCounts
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ async def test_answers_of_both_protocols_are_attempts_that_did_not_fail(serving:
         await asyncio.to_thread(by_http, serving.authority)
         await asyncio.to_thread(by_grpc, serving.authority)
 
-    found = (await counted(serving)).tallies
+    found = (await counted(serving)).by_series
 
     assert set(found) == {HTTP, GRPC}
     for each in found.values():
-        assert replace(each, latencies=()) == Tally(attempts=3)
+        assert replace(each, latencies=()) == SeriesCounts(attempts=3)
         assert timed(each) == 3
 
 
@@ -153,7 +153,7 @@ async def test_a_group_without_servers_fails(
     assert await by_http_status(gateway) == 503
     assert await by_grpc_status(gateway) is grpc.StatusCode.UNAVAILABLE
 
-    found = (await counted(gateway)).tallies
+    found = (await counted(gateway)).by_series
 
     for series in (HTTP, GRPC):
         assert (found[series].attempts, found[series].failed, found[series].given_up) == (attempts, attempts, 0)
@@ -184,11 +184,11 @@ async def test_a_request_that_takes_too_long_has_failed_and_is_given_up(
     assert await by_http_status(impatient) == 504
     assert await by_grpc_status(impatient) is grpc.StatusCode.DEADLINE_EXCEEDED
 
-    found = (await counted(impatient)).tallies
+    found = (await counted(impatient)).by_series
 
     assert {series: replace(each, latencies=()) for series, each in found.items()} == {
-        HTTP: Tally(1, 1, 1, 0),
-        GRPC: Tally(1, 1, 1, 0),
+        HTTP: SeriesCounts(1, 1, 1, 0),
+        GRPC: SeriesCounts(1, 1, 1, 0),
     }
     assert not any(map(timed, found.values()))
 
@@ -203,9 +203,9 @@ async def test_a_caller_that_goes_away_has_given_up_and_nothing_has_failed(
         asked.cancel()
         await serving.in_flight({})
 
-    found = (await counted(serving)).tallies
+    found = (await counted(serving)).by_series
 
-    assert dict(found) == {HTTP: Tally(1, 0, 1, 0), GRPC: Tally(1, 0, 1, 0)}
+    assert dict(found) == {HTTP: SeriesCounts(1, 0, 1, 0), GRPC: SeriesCounts(1, 0, 1, 0)}
 
 
 async def test_latencies_are_in_the_right_bins(serving: RunningGateway, old: StubTriton) -> None:
@@ -218,7 +218,7 @@ async def test_latencies_are_in_the_right_bins(serving: RunningGateway, old: Stu
             await asks(serving)
             waited_ms[series].append(1000 * (time.monotonic() - began_s))
 
-    for series, each in (await counted(serving)).tallies.items():
+    for series, each in (await counted(serving)).by_series.items():
         lower_ms = [lower for lower, count in each.latencies for _ in range(count)]
         assert len(lower_ms) == 3
         for took_ms, lower, waited in zip((50, 200, 200), lower_ms, sorted(waited_ms[series]), strict=True):
@@ -233,7 +233,7 @@ async def test_the_groups_of_a_split_are_counted_apart(
     async with load:
         await load.hears("old", "new")
 
-    found = (await counted(gateway)).tallies
+    found = (await counted(gateway)).by_series
 
     by_group = {group: sum(t.attempts for s, t in found.items() if s.group == group) for group in ("main", "coins-new")}
     assert by_group == {"main": load.answers["old"], "coins-new": load.answers["new"]}

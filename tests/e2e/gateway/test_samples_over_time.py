@@ -12,10 +12,10 @@ from fakes.gateway import RunningGateway, running_gateway
 from fakes.gateway_clients import served
 from fakes.gateway_counts import GRPC, HTTP, by_grpc_status, by_http_status, counted, timed
 from fakes.waiting import eventually
-from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
+from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.core.evidence import CANDIDATE, STABLE
-from segserve_operator.core.rollout.counters import Hung, Sample
-from segserve_operator.core.rollout.windows import look_between
+from segserve_operator.core.rollout.counters import HungRequests, Sample
+from segserve_operator.core.rollout.windows import window_between
 from segserve_operator.core.traffic import Route, Share, TrafficPlan
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fakes.triton import StubTriton
-    from segserve_operator.core.rollout.windows import Looked
+    from segserve_operator.core.rollout.windows import WindowResult
 
 pytestmark = pytest.mark.platform
 
@@ -45,10 +45,10 @@ async def test_a_change_of_servers_loses_nothing_that_was_counted(
     await by_grpc_status(serving)
     after = await counted(serving)
 
-    assert between.tallies == before.tallies
+    assert between.by_series == before.by_series
     for series in (HTTP, GRPC):
-        assert (after.tallies[series].attempts, after.tallies[series].failed) == (4, 3)
-        assert timed(after.tallies[series]) == 4
+        assert (after.by_series[series].attempts, after.by_series[series].failed) == (4, 3)
+        assert timed(after.by_series[series]) == 4
 
 
 async def test_failures_in_the_moment_before_servers_change_are_not_lost(
@@ -63,9 +63,9 @@ async def test_failures_in_the_moment_before_servers_change_are_not_lost(
         await by_http_status(serving)
     await serving.traffic.apply(TrafficPlan((Route("coins", (Share("main", "coins-old", 100, ()),)),)))
 
-    look = look_between(first, {"local": await counted(serving)}, "main", "none").look
+    window = window_between(first, {"local": await counted(serving)}, "main", "none").window
 
-    assert (look.requests[STABLE], look.errors[STABLE]) == (6, 6)
+    assert (window.requests[STABLE], window.errors[STABLE]) == (6, 6)
 
 
 async def test_an_envoy_that_starts_again_adds_nothing_and_loses_nothing_that_was_sampled(
@@ -76,7 +76,7 @@ async def test_an_envoy_that_starts_again_adds_nothing_and_loses_nothing_that_wa
     before = await counted(serving)
 
     serving.kill()
-    with pytest.raises(GatewayUnreachableError):
+    with pytest.raises(EnvoyUnreachableError):
         await serving.traffic.count(["coins"])
     await serving.resume()
     empty = await serving.traffic.count(["coins"])
@@ -87,30 +87,30 @@ async def test_an_envoy_that_starts_again_adds_nothing_and_loses_nothing_that_wa
     assert empty == {}
     assert after.epoch != before.epoch
     assert after.began_s > before.at_s
-    look = look_between({"local": before}, {"local": after}, "main", "none").look
-    assert look.requests[STABLE] == 2
-    assert look.latencies[STABLE].sum() == 2
+    window = window_between({"local": before}, {"local": after}, "main", "none").window
+    assert window.requests[STABLE] == 2
+    assert window.latencies[STABLE].sum() == 2
 
 
-async def follow(gateway: RunningGateway, slow: int, *, slow_after_s: float) -> list[Looked]:
+async def follow(gateway: RunningGateway, slow: int, *, slow_after_s: float) -> list[WindowResult]:
     """Take looks until so many requests are in the last bin of latencies."""
     seen: Sample = {"local": (await gateway.traffic.count(["coins"]))["coins"]}
-    hung = Hung()
-    looks: list[Looked] = []
+    hung = HungRequests()
+    windows: list[WindowResult] = []
 
-    async def look() -> bool:
+    async def window() -> bool:
         nonlocal seen, hung
         now = {"local": (await gateway.traffic.count(["coins"]))["coins"]}
-        looks.append(look_between(seen, now, "coins-new", "main", hung=hung, slow_after_s=slow_after_s))
-        seen, hung = looks[-1].seen, looks[-1].hung
-        return in_last_bin(looks) >= slow
+        windows.append(window_between(seen, now, "coins-new", "main", hung=hung, slow_after_s=slow_after_s))
+        seen, hung = windows[-1].seen, windows[-1].hung
+        return in_last_bin(windows) >= slow
 
-    await eventually(look, f"{slow} slow requests")
-    return looks
+    await eventually(window, f"{slow} slow requests")
+    return windows
 
 
-def in_last_bin(looks: list[Looked]) -> float:
-    return sum(looked.look.latencies[CANDIDATE, -1] for looked in looks)
+def in_last_bin(windows: list[WindowResult]) -> float:
+    return sum(measured.window.latencies[CANDIDATE, -1] for measured in windows)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ async def test_requests_that_hang_are_seen_as_slow_before_they_end(
     assert in_last_bin(early) == 3
     assert not any(task.done() for task in asked)
     assert set(await asyncio.gather(*asked)) <= {504, grpc.StatusCode.DEADLINE_EXCEEDED}
-    later = look_between(
+    later = window_between(
         early[-1].seen,
         {"local": await counted(patient)},
         "coins-new",
@@ -143,5 +143,5 @@ async def test_requests_that_hang_are_seen_as_slow_before_they_end(
         hung=early[-1].hung,
         slow_after_s=0.4,
     )
-    assert (later.look.requests[CANDIDATE], later.look.errors[CANDIDATE]) == (3, 3)
-    assert later.look.latencies[CANDIDATE].sum() == 0
+    assert (later.window.requests[CANDIDATE], later.window.errors[CANDIDATE]) == (3, 3)
+    assert later.window.latencies[CANDIDATE].sum() == 0

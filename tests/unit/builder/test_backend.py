@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -46,6 +47,25 @@ PIPELINE = Pipeline.model_validate(
         "runtime": {},
     }
 )
+
+
+ALONE = """
+import sys, types
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("segserve", "segserve_common", "segserve_operator"):
+            raise ImportError(f"{name} is not in the copy that Triton's steps run from")
+sys.meta_path.insert(0, Refuse())
+sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
+from segserve_builder.backend import net, post, pre
+from segserve_builder.steps import tiling, views
+"""
+
+
+def test_steps_need_nothing_but_the_copy_of_the_builder_that_they_run_from() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +121,26 @@ def test_a_uri_that_readers_could_read_differently_is_denied_even_where_all_is_a
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:
-    """Let the resolver give another address at each look; the last one stays."""
+    """Let the resolver give a name another address at each look, the last one from then on. An address is itself."""
     asked: list[str] = []
 
     def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
-        asked.append(host)
-        address = answers[min(len(asked), len(answers)) - 1]
+        address = host
+        if not is_address(host):
+            asked.append(host)
+            address = answers[min(len(asked), len(answers)) - 1]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
-    monkeypatch.setattr("segserve_builder.sources.connecting.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return asked
+
+
+def is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -141,7 +152,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             connected.append(address)
             raise ConnectionRefusedError
 
-    monkeypatch.setattr("segserve_builder.sources.connecting.socket.socket", Watched)
+    monkeypatch.setattr(socket, "socket", Watched)
     return connected
 
 
@@ -175,7 +186,7 @@ def test_a_name_with_one_address_of_this_machine_is_denied_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in (PUBLIC, "127.0.0.1")]
-    monkeypatch.setattr("segserve_builder.sources.connecting.socket.getaddrinfo", lambda *_, **__: both)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
     connected = watched(monkeypatch)
 
     denied("http://both.example/x", Access(), tmp_path)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from lightkube.codecs import from_dict
 
-from segserve_builder.cluster.names import object_name
+from segserve_common.kube.names import object_name
 from segserve_operator.api.loading import parse
 from segserve_operator.api.resources import KINDS
 from segserve_operator.settings import Settings

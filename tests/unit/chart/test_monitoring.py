@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from charts import rollout_dashboard
-from segserve_builder.cluster.names import AGENT_PORT, GATEWAY, METRICS_PORT, SERVER, SYNC_PORT
+from segserve_common.kube.names import AGENT_PORT, GATEWAY, METRICS_PORT, SERVER, SYNC_PORT
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
 from segserve_operator.adapters.traffic.envoy_counts import FAULTS
 from segserve_operator.adapters.traffic.envoy_listener import STAT_PREFIX

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import pytest
 
-from segserve_builder.cluster.names import object_name
-from segserve_operator.adapters.kube.api import CHILDREN, EVENTS, LEASES, MODELS, PODS, POOLS, ROLLOUTS, Kind
+from segserve_common.kube.kinds import CHILDREN, EVENTS, LEASES, MODELS, PODS, POOLS, ROLLOUTS, Kind
+from segserve_common.kube.names import object_name
 from segserve_operator.adapters.kube.objects import Defaults
 
 from .conftest import Render, of_kind, the

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx2
+import httpx
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
@@ -25,7 +25,7 @@ class PodLog:
 
     def __init__(self) -> None:
         self.entries: list[tuple[datetime, str]] = []
-        self.refused: list[httpx2.Response] = []
+        self.refused: list[httpx.Response] = []
         self.opened = 0
         self._cuts = 0
         self._is_over = False
@@ -60,7 +60,7 @@ class PodLog:
         with self._changed:
             assert self._changed.wait_for(lambda: self.opened >= times, 60)
 
-    def answer(self, request: httpx2.Request) -> httpx2.Response:
+    def answer(self, request: httpx.Request) -> httpx.Response:
         if self.refused:
             return self.refused.pop(0)
         params = request.url.params
@@ -74,7 +74,7 @@ class PodLog:
             if "sinceSeconds" in params:
                 since = NOW - timedelta(seconds=int(params["sinceSeconds"]))
             shown = _stamped if params.get("timestamps") == "true" else _plain
-            return httpx2.Response(200, content=self._stream(position, since, self._cuts, shown))
+            return httpx.Response(200, content=self._stream(position, since, self._cuts, shown))
 
     def _stream(self, position: int, since: datetime, cuts: int, shown: Callable[..., str]) -> Iterator[bytes]:
         while True:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from segserve_operator.adapters.local.files import bound_log, write_private
+from segserve_common.files import write_private
+from segserve_operator.adapters.local.files import bound_log
 
 
 def test_a_replaced_file_leaves_no_temporary_one(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segserve_operator.adapters.local.files import StateFolder, write_private
+from segserve_common.files import write_private
+from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.store import LocalStore, ResourceNotFoundError
 from segserve_operator.api.loading import load
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from segserve_operator.adapters.kube.api import MODELS, POOLS
+from segserve_common.kube.kinds import MODELS, POOLS
 from segserve_operator.adapters.kube.view import View
 from segserve_operator.metrics import Metrics
 

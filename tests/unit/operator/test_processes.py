@@ -29,7 +29,7 @@ def launch(tmp_path: Path):
         )
 
     yield start
-    processes.end_all_of(tmp_path, grace_s=1)
+    processes.end_marked_processes(tmp_path, grace_s=1)
 
 
 def eventually(claim) -> bool:
@@ -42,21 +42,21 @@ def eventually(claim) -> bool:
 def test_a_recorded_process_is_recognised_by_whoever_reads_the_record(launch, tmp_path: Path) -> None:
     started = launch(SLEEPER)
 
-    assert processes.recorded(tmp_path / "it.process.json") == started
-    assert processes.alive(started)
+    assert processes.read_record(tmp_path / "it.process.json") == started
+    assert processes.is_alive(started)
 
 
 def test_an_id_that_was_given_out_again_is_not_mistaken_for_the_process() -> None:
-    own = processes.current()
+    own = processes.current_process()
 
-    assert processes.alive(own)
-    assert not processes.alive(processes.ProcessRecord(own.pid, own.create_time - 100))
+    assert processes.is_alive(own)
+    assert not processes.is_alive(processes.ProcessRecord(own.pid, own.create_time - 100))
 
 
 def test_a_process_that_ended_is_dead_and_leaves_no_zombie(launch) -> None:
     started = launch("pass")
 
-    assert eventually(lambda: not processes.alive(started))
+    assert eventually(lambda: not processes.is_alive(started))
     assert eventually(lambda: not psutil.pid_exists(started.pid))
 
 
@@ -66,7 +66,7 @@ def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(launch, tmp_pa
 
     processes.end(started, grace_s=0.2)
 
-    assert not processes.alive(started)
+    assert not processes.is_alive(started)
 
 
 def test_descendants_end_with_their_ancestor(launch) -> None:
@@ -84,12 +84,12 @@ def test_unrecorded_processes_are_found_by_their_mark(launch, tmp_path: Path) ->
     assert eventually(lambda: psutil.Process(started.pid).children())
     (tmp_path / "it.process.json").unlink()
 
-    assert processes.end_all_of(tmp_path, grace_s=2) == 2
-    assert not processes.alive(started)
+    assert processes.end_marked_processes(tmp_path, grace_s=2) == 2
+    assert not processes.is_alive(started)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "null", '{"pid": 1}'])
 def test_a_damaged_record_is_no_record(tmp_path: Path, content: str) -> None:
     (tmp_path / "it.process.json").write_text(content)
 
-    assert processes.recorded(tmp_path / "it.process.json") is None
+    assert processes.read_record(tmp_path / "it.process.json") is None

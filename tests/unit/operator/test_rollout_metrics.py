@@ -12,11 +12,11 @@ from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Decision, Record, Row, Standing
+from segserve_operator.core.rollout.record import Decision, Record, Row, RolloutState
 from segserve_operator.rollout_metrics import RolloutMetrics
 
 NOW_S = 1000.0
-STANDING = Standing("coins-7f", "coins-r2", Phase.PROGRESSING, step=0, weight=5)
+STANDING = RolloutState("coins-7f", "coins-r2", Phase.PROGRESSING, step=0, weight=5)
 VERDICTS = (
     Verdict("errorRate", Outcome.UNDECIDED, "Unproved", "", 0.25, {"excess": 7.0}),
     Verdict("latency", Outcome.UNDECIDED, "Unproved", "", 0.5),
@@ -85,7 +85,7 @@ def test_a_phase_that_was_left_is_gone(metrics: RolloutMetrics) -> None:
 
 
 @pytest.mark.parametrize("end", [{}, {"coins": replace(STANDING, phase=Phase.ROLLED_BACK)}], ids=["gone", "ended"])
-def test_of_a_rollout_that_has_ended_no_gauge_stays(end: dict[str, Standing], metrics: RolloutMetrics) -> None:
+def test_of_a_rollout_that_has_ended_no_gauge_stays(end: dict[str, RolloutState], metrics: RolloutMetrics) -> None:
     metrics.look("lab", "default", {"coins": replace(STANDING, paused=True)}, {"coins-7f": RECORD})
     metrics.look("lab", "default", end, {"coins-7f": RECORD})
     for name in ("phase", "weight", "held", "evidence", "bad_requests", "look_seconds"):
@@ -95,7 +95,7 @@ def test_of_a_rollout_that_has_ended_no_gauge_stays(end: dict[str, Standing], me
 def test_a_rollout_that_takes_the_place_of_another_starts_anew(metrics: RolloutMetrics) -> None:
     metrics.look("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
     assert seen(metrics, "bad_requests") == {(): 7}
-    metrics.look("lab", "default", {"coins": Standing("coins-80", "coins-r3")}, {"coins-7f": RECORD})
+    metrics.look("lab", "default", {"coins": RolloutState("coins-80", "coins-r3")}, {"coins-7f": RECORD})
     assert seen(metrics, "phase") == {("Pending",): 1}
     assert seen(metrics, "bad_requests") == {}
 

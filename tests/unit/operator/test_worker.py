@@ -11,7 +11,7 @@ from segserve_operator.worker import ReconcileResult, Worker
 
 
 @dataclass
-class Passes:
+class PoolReconciler:
     """Counts passes, and does in each what a test says."""
 
     answers: list[ReconcileResult | Exception] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Passes:
 
 
 @asynccontextmanager
-async def working(passes: Passes) -> AsyncIterator[Worker[str]]:
+async def working(passes: PoolReconciler) -> AsyncIterator[Worker[str]]:
     worker = Worker(passes.run, lambda _: passes.wanted, lambda: passes.leader, passes)
     try:
         yield worker
@@ -52,7 +52,7 @@ async def until(what: Callable[[], bool]) -> None:
 
 
 async def test_many_wakes_before_a_pass_are_one() -> None:
-    passes = Passes()
+    passes = PoolReconciler()
     async with working(passes) as worker:
         for _ in range(50):
             worker.enqueue("pool")
@@ -63,7 +63,7 @@ async def test_many_wakes_before_a_pass_are_one() -> None:
 
 
 async def test_a_wake_during_a_pass_is_not_lost() -> None:
-    passes = Passes()
+    passes = PoolReconciler()
     async with working(passes) as worker:
         worker.enqueue("pool")
         await until(lambda: bool(passes.running))
@@ -72,7 +72,7 @@ async def test_a_wake_during_a_pass_is_not_lost() -> None:
 
 
 async def test_a_pass_that_wrote_is_followed_by_another_until_nothing_is_left_to_write() -> None:
-    passes = Passes(answers=[ReconcileResult(writes=3), ReconcileResult(writes=1), ReconcileResult(writes=0)])
+    passes = PoolReconciler(answers=[ReconcileResult(writes=3), ReconcileResult(writes=1), ReconcileResult(writes=0)])
     async with working(passes) as worker:
         worker.enqueue("pool")
         await until(lambda: len(passes.made) == 3)
@@ -82,14 +82,14 @@ async def test_a_pass_that_wrote_is_followed_by_another_until_nothing_is_left_to
 
 
 async def test_a_failed_pass_is_tried_again_without_being_asked() -> None:
-    passes = Passes(answers=[RuntimeError("once"), ValueError("twice")])
+    passes = PoolReconciler(answers=[RuntimeError("once"), ValueError("twice")])
     async with working(passes) as worker:
         worker.enqueue("pool")
         await until(lambda: passes.outcomes == ["RuntimeError", "ValueError", "ok"])
 
 
 async def test_one_key_that_always_fails_does_not_hold_up_another() -> None:
-    passes = Passes()
+    passes = PoolReconciler()
 
     async def run(key: str) -> ReconcileResult:
         if key == "poison":
@@ -104,14 +104,14 @@ async def test_one_key_that_always_fails_does_not_hold_up_another() -> None:
 
 
 async def test_what_is_due_by_itself_is_done_then() -> None:
-    passes = Passes(answers=[ReconcileResult(writes=0, due_s=0.1)])
+    passes = PoolReconciler(answers=[ReconcileResult(writes=0, due_s=0.1)])
     async with working(passes) as worker:
         worker.enqueue("pool")
         await until(lambda: len(passes.made) == 2)
 
 
 async def test_a_process_that_does_not_lead_makes_no_pass_until_it_does() -> None:
-    passes = Passes(leader=False)
+    passes = PoolReconciler(leader=False)
     async with working(passes) as worker:
         worker.enqueue("pool")
         await asyncio.sleep(0.2)
@@ -123,7 +123,7 @@ async def test_a_process_that_does_not_lead_makes_no_pass_until_it_does() -> Non
 
 
 async def test_a_pool_of_which_nothing_is_left_is_let_go() -> None:
-    passes = Passes()
+    passes = PoolReconciler()
     async with working(passes) as worker:
         worker.enqueue("pool")
         await until(lambda: len(passes.made) == 1)

@@ -231,25 +231,25 @@ def cleanup(
         raise CommandError("cleanup is for clusters (--context, --namespace); here `segserve down` leaves nothing")
     with needs("cluster"):
         from segserve.cli.cluster.cleanup import leftovers, remove, running_operator
-        from segserve.platforms.cluster.calls import Calls
-        from segserve.platforms.cluster.config import config_of
+        from segserve.platforms.cluster.config import context_of
+        from segserve.platforms.cluster.context_client import ContextClient
 
-    with Calls(
-        config_of(Cluster(platform_options.context, platform_options.namespace, platform_options.kubeconfig))
-    ) as calls:
-        found = leftovers(calls, everywhere=everywhere, of_all=everything)
-        place = "all namespaces" if everywhere else f"namespace {calls.namespace}"
+    with ContextClient.connect(
+        context_of(Cluster(platform_options.context, platform_options.namespace, platform_options.kubeconfig))
+    ) as client:
+        found = leftovers(client, everywhere=everywhere, of_all=everything)
+        place = "all namespaces" if everywhere else f"namespace {client.namespace}"
         if not found:
             typer.echo(f"nothing is left in {place}")
             return
         for leftover in found:
             typer.echo(str(leftover))
-        if (operator := running_operator(calls)) is not None:
+        if (operator := running_operator(client)) is not None:
             typer.echo(f"an operator runs ({operator}): it removes what it can by itself", err=True)
         if not yes and not _agreed(f"remove these {len(found)} from {place}?"):
             raise CommandError("nothing was removed")
         for leftover in found:
-            remove(calls, leftover)
+            remove(client, leftover)
         typer.echo(f"{len(found)} removed")
 
 

@@ -18,17 +18,16 @@ from segserve_builder.agent.triton_files import Repository
 from segserve_builder.cluster import secret
 from segserve_builder.cluster.agent_metrics import AgentMetrics
 from segserve_builder.cluster.assignment import AssignmentInbox
-from segserve_builder.cluster.config_map_watch import ConfigMapWatch
-from segserve_builder.cluster.config_maps import connect
-from segserve_builder.cluster.names import SHARDS, assignment_name, reports_name
+from segserve_builder.cluster.config_map_watch import ConfigMap, ConfigMapWatch
 from segserve_builder.cluster.probe_server import Answer, ProbeServer, said
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.settings import AgentSettings
+from segserve_common.kube.client import KubeClient, connect
+from segserve_common.kube.names import SHARDS, assignment_name, reports_name
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import ModelReport
     from segserve_builder.cluster.assignment import Refused
-    from segserve_builder.cluster.config_maps import ConfigMap, ConfigMaps
 
 LONGEST_PASS_S: Final = 30.0
 
@@ -36,7 +35,7 @@ LONGEST_PASS_S: Final = 30.0
 def main() -> None:
     """Keep this pod's Triton equal to its group's assignment until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     settings = AgentSettings.of(os.environ)
     pod = Pod(settings, connect(settings.namespace))
     stop = threading.Event()
@@ -56,7 +55,7 @@ def main() -> None:
 class Pod:
     """An agent with its links: to its server, to the API, and to those who ask how it is."""
 
-    def __init__(self, settings: AgentSettings, config_maps: ConfigMaps) -> None:
+    def __init__(self, settings: AgentSettings, client: KubeClient) -> None:
         folder, pool, group = settings.folder, settings.pool, settings.group
         self._pod_uid = settings.pod_uid
         self._saying = threading.Lock()
@@ -68,10 +67,10 @@ class Pod:
         runner = ActionRunner(server, repository, settings.cache, folder.log, *sources)
         observer = ServerObserver(server, repository, StepProcesses(folder.record))
         self.agent = Agent(folder.root, runner, observer, self._report)
-        self._sender = ReportSender(config_maps, reports_name(pool, group), settings.pod)
+        self._sender = ReportSender(client, reports_name(pool, group), settings.pod)
         names = [assignment_name(pool, group, shard) for shard in range(SHARDS)]
         self._inbox = AssignmentInbox(names, folder.root / "assignment.json", self._refuse)
-        self._watch = ConfigMapWatch(config_maps, names, self._take)
+        self._watch = ConfigMapWatch(client, names, self._take)
         metrics = AgentMetrics(
             lambda: self.agent.health, self._watch.contact_age_s, lambda: resident_bytes(folder.record)
         )

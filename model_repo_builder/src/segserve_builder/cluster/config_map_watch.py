@@ -1,96 +1,79 @@
-"""Follows some ConfigMaps by name: whatever the API does in between, in the end the newest of each is known."""
+"""Follows some ConfigMaps by name: whatever the API server does, the newest of each is delivered in the end."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, TypeAlias
 
-from segserve_builder.cluster.config_maps import ApiError, ExpiredError, Seen
-from segserve_builder.cluster.pause import LONGEST_S, Pause
+from segserve_common.errors import ControlError
+from segserve_common.kube.client import KubeClient
+from segserve_common.kube.kinds import CONFIG_MAPS
+from segserve_common.kube.requests import Selector, WatchEvent
+from segserve_common.kube.watch import DELETED, Reflector
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from segserve_builder.cluster.config_maps import ConfigMap, ConfigMaps
+ConfigMap: TypeAlias = Mapping[str, Any]
 
 JOIN_S: Final = 5.0
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class ConfigMapWatch:
-    """Tells `on_change` of each ConfigMap in `names`: at first, and whenever it changed, came or went.
+    """Calls `on_change` for each ConfigMap in `names`: at first, and whenever it changes, appears or is deleted.
 
-    It gets the name and the object, None where there is none, one call at a time, from threads of its own; it may
-    be told again what it knows. What it raises is logged, and it is told again. While the API cannot be reached nothing
-    is told.
+    The callback gets the name and the object, None if there is none, one call at a time, from threads of its own; it
+    may get the same content again. What it raises is logged, and it is called again. While the API server cannot be
+    reached nothing is delivered.
     """
 
     def __init__(
-        self, config_maps: ConfigMaps, names: Sequence[str], on_change: Callable[[str, ConfigMap | None], None]
+        self, client: KubeClient, names: Sequence[str], on_change: Callable[[str, ConfigMap | None], None]
     ) -> None:
-        self._config_maps = config_maps
+        self._client = client
         self._on_change = on_change
-        self._telling = threading.Lock()
-        self._stop = threading.Event()
-        self._contact_s = dict.fromkeys(names, time.monotonic())
-        self._threads = [
-            threading.Thread(target=self._follow, args=(name,), name=f"watch {name}", daemon=True) for name in names
-        ]
+        self._delivering = threading.Lock()
+        self._stopped = threading.Event()
+        self._reflectors = [self._reflector(name) for name in names]
 
     def start(self) -> None:
         """Begin; returns at once."""
-        for thread in self._threads:
-            thread.start()
+        for reflector in self._reflectors:
+            reflector.start()
 
     def stop(self) -> None:
-        """End, and close the link to the API."""
-        self._stop.set()
-        self._config_maps.close()
-        for thread in self._threads:
-            thread.join(JOIN_S)
+        """End, and close the client."""
+        self._stopped.set()
+        for reflector in self._reflectors:
+            reflector.stop()
+        self._client.close()
+        for reflector in self._reflectors:
+            reflector.join(JOIN_S)
 
     def contact_age_s(self) -> float:
-        """Return for how many seconds the API has said nothing about the name that waits longest."""
-        return time.monotonic() - min(self._contact_s.values())
+        """Return the seconds since the API server last said anything of the name that waits longest."""
+        return time.monotonic() - min(reflector.contact_s for reflector in self._reflectors)
 
-    def _follow(self, name: str) -> None:
-        pause = Pause()
-        while not self._stop.is_set():
-            try:
-                seen = self._config_maps.list_one(name)
-                self._take(name, seen)
-                version = seen.version
-                while not self._stop.is_set():
-                    version = self._watch(name, version, pause)
-                    self._stop.wait(pause.next_s())
-            except ExpiredError:
-                self._stop.wait(pause.next_s())
-            except ApiError as error:
-                if not self._stop.is_set():
-                    _LOG.warning("%s is watched anew: %s", name, error)
-                self._stop.wait(pause.next_s())
-            except Exception:
-                _LOG.exception("what became of %s was not taken in; it is told again", name)
-                self._stop.wait(pause.next_s())
+    def _reflector(self, name: str) -> Reflector:
+        def on_event(event: WatchEvent) -> None:
+            self._deliver(name, None if event.type == DELETED else event.object)
 
-    def _watch(self, name: str, version: str, pause: Pause) -> str:
-        """Follow one answer of the API to its end, and return the version to go on from."""
-        began_s = time.monotonic()
-        for event in self._config_maps.watch(name, version):
-            version = event.version
-            pause.reset()
-            self._contact_s[name] = time.monotonic()
-            if isinstance(event, Seen):
-                self._take(name, event)
-        # An answer that ends as soon as it began is no better than a refusal.
-        if time.monotonic() - began_s > LONGEST_S:
-            pause.reset()
-        return version
+        return Reflector(
+            self._client,
+            # The one form of a list or watch that a right to single names allows.
+            Selector(CONFIG_MAPS, fields=f"metadata.name={name}"),
+            on_list=lambda items: self._deliver(name, next(iter(items), None)),
+            on_event=on_event,
+            on_error=partial(_warn, name),
+        )
 
-    def _take(self, name: str, seen: Seen) -> None:
-        self._contact_s[name] = time.monotonic()
-        with self._telling:
-            if not self._stop.is_set():
-                self._on_change(name, seen.config_map)
+    def _deliver(self, name: str, config_map: ConfigMap | None) -> None:
+        with self._delivering:
+            if not self._stopped.is_set():
+                self._on_change(name, config_map)
+
+
+def _warn(name: str, error: ControlError) -> None:
+    _log.warning("%s is watched again: %s", name, error)

@@ -6,30 +6,30 @@ import logging
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from segserve_builder.cluster.config_maps import ApiError
-from segserve_builder.cluster.pause import Pause
-from segserve_builder.cluster.shards import pack
+from segserve_common.backoff import Backoff, RetryDelays
+from segserve_common.kube.client import KubeClient
+from segserve_common.kube.errors import ApiError
+from segserve_common.kube.kinds import CONFIG_MAPS
+from segserve_common.kube.shards import pack
 
-if TYPE_CHECKING:
-    from segserve_builder.cluster.config_maps import ConfigMaps
-
+BACKOFF: Final = Backoff(0.2, 15.0, jitter=(0.5, 1.0))
 SHORTEST_INTERVAL_S: Final = 0.2
 CHECK_S: Final = 20.0
 JOIN_S: Final = 5.0
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class ReportSender:
     """Keeps `binaryData[key]` of the ConfigMap `name` equal to the newest report, by at most 5 writes a second.
 
-    Nothing is written while nothing changes. Now and then it looks whether what it wrote is still there: somebody may
-    have deleted the ConfigMap, and it was made anew.
+    Nothing is written while nothing changes. Every `CHECK_S` it checks that the report is still stored: the ConfigMap
+    may have been deleted and created again.
     """
 
-    def __init__(self, config_maps: ConfigMaps, name: str, key: str) -> None:
-        self._config_maps = config_maps
+    def __init__(self, client: KubeClient, name: str, key: str) -> None:
+        self._client = client
         self._name = name
         self._key = key
         self._newest: str | None = None
@@ -37,7 +37,7 @@ class ReportSender:
         self._check_at_s = 0.0
         self._answered_s: float | None = None
         self._stopped = False
-        self._asked = False
+        self._requested = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"report to {name}", daemon=True)
 
@@ -46,7 +46,7 @@ class ReportSender:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; what was not sent yet is not sent any more."""
+        """End; a report that was not sent yet is dropped."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -61,32 +61,32 @@ class ReportSender:
                 self._changed.notify_all()
 
     def check(self) -> None:
-        """Look at once whether what was written is still there, and try at once what failed."""
+        """Check now that the report is stored, and retry now what failed."""
         with self._changed:
             self._check_at_s = 0.0
-            self._asked = True
+            self._requested = True
             self._changed.notify_all()
 
     def answered_age_s(self) -> float | None:
-        """Return for how many seconds the API has not answered, None where it never did."""
+        """Return the seconds since the API server last answered, None if it never did."""
         return None if self._answered_s is None else time.monotonic() - self._answered_s
 
     def _run(self) -> None:
-        pause = Pause()
+        delays = RetryDelays(BACKOFF)
         while (newest := self._next()) is not None:
             try:
                 if newest != self._sent or not self._is_stored(newest):
-                    self._config_maps.patch_binary(self._name, self._key, newest)
+                    self._client.patch(CONFIG_MAPS, self._name, {"binaryData": {self._key: newest}})
                 self._sent, self._answered_s = newest, time.monotonic()
                 self._check_at_s = time.monotonic() + CHECK_S * random.uniform(0.8, 1.2)
-                pause.reset()
+                delays.reset()
                 self._wait(SHORTEST_INTERVAL_S)
             except ApiError as error:
-                _LOG.warning("the report to %s was not sent: %s", self._name, error)
-                self._wait(pause.next_s(), unless_asked=True)
+                _log.warning("the report to %s was not sent: %s", self._name, error)
+                self._wait(delays.next_s(), unless_requested=True)
 
     def _next(self) -> str | None:
-        """Wait until there is something to send or to check, and return what should be stored; None at the end."""
+        """Wait until there is a report to send or to check, and return it; None at the end."""
         with self._changed:
             while not self._stopped:
                 if self._newest is not None:
@@ -99,14 +99,14 @@ class ReportSender:
             return None
 
     def _is_stored(self, content: str) -> bool:
-        stored = self._config_maps.get(self._name).get("binaryData") or {}
+        stored = self._client.get(CONFIG_MAPS, self._name).get("binaryData") or {}
         return bool(stored.get(self._key) == content)
 
-    def _wait(self, seconds: float, *, unless_asked: bool = False) -> None:
+    def _wait(self, seconds: float, *, unless_requested: bool = False) -> None:
         deadline_s = time.monotonic() + seconds
         with self._changed:
             while not self._stopped and (left_s := deadline_s - time.monotonic()) > 0:
-                if unless_asked and self._asked:
+                if unless_requested and self._requested:
                     break
                 self._changed.wait(left_s)
-            self._asked = False
+            self._requested = False

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 from pydantic import ValidationError
 
-from segserve_builder.cluster.names import AGENT_PORT, CACHE_FOLDER, GRPC_PORT, HTTP_PORT, METRICS_PORT, RUN_FOLDER
 from segserve_builder.render.target import RenderTarget
 from segserve_builder.render.tritonserver import Ports
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
+from segserve_common.kube.names import AGENT_PORT, CACHE_FOLDER, GRPC_PORT, HTTP_PORT, METRICS_PORT, RUN_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

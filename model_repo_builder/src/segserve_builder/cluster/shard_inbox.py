@@ -6,12 +6,12 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from segserve_builder.cluster.shards import content_of, unpack, version_of
+from segserve_common.kube.shards import content_of, unpack, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from segserve_builder.cluster.config_maps import ConfigMap
+    from segserve_builder.cluster.config_map_watch import ConfigMap
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from segserve_common.canonical import canonical_json
+from segserve_builder.spec.names import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

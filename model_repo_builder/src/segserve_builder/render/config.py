@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from segserve_builder.spec.names import canonical_json
 from segserve_builder.steps.public_outputs import (
     GEOMETRY,
     GUIDE,
@@ -16,7 +17,6 @@ from segserve_builder.steps.public_outputs import (
 )
 from segserve_builder.steps.step_options import PARAMETER
 from segserve_builder.steps.streams import smoothing_of
-from segserve_common.canonical import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

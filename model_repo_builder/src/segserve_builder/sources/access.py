@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from segserve_builder.errors import SourceDeniedError, SourceUnauthorizedError
-from segserve_builder.sources.addresses import is_within, refusal
 from segserve_builder.spec.model_spec import FrozenModel
+from segserve_common.http.addresses import is_within, refusal
 
 ACCESS_VARIABLE: Final = "SEGSERVE_ARTIFACT_ACCESS"
 """What agents are told it by: the JSON of an `Access`."""

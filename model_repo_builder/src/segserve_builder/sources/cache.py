@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import http.client
 import os
 import shutil
 import time
@@ -169,7 +168,7 @@ def chunks(stream: Readable, uri: str) -> Iterator[bytes]:
             if arrived < SLOWEST_BYTES:
                 raise SourceUnavailableError(f"{uri!r} gave {arrived} bytes in {SLOW_S:.0f} s")
             since_s, arrived = time.monotonic(), 0
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         raise SourceUnavailableError(f"{uri!r} broke off: {error}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import random
 import ssl
 import time
@@ -24,7 +23,7 @@ Progress: TypeAlias = "Callable[[int, int | None], None]"
 """Is told how many bytes are there, and of how many; None where the source does not say."""
 
 _WORTH_A_NEW_TRY: Final = 1024 * 1024
-_BROKEN_OFF: Final = (ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
+_BROKEN_OFF: Final = (ConnectionError, TimeoutError, ssl.SSLError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urldefrag
 
-from segserve_builder.sources.asking import Ask, place_of
-from segserve_builder.sources.ranges import authorization, opened
+from segserve_builder.sources.http_requests import SourceRequest, authorization, open_file, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +21,9 @@ class HttpSource:
     @contextmanager
     def open(self, uri: str, access: Access, start: int = 0) -> Iterator[Stream]:
         """Open the response's body."""
-        place = place_of(urldefrag(uri).url)
-        access.check_uri(place.scheme, place.host)
-        secret = access.secret(place.scheme, place.host)
-        what = Ask(place.scheme, authorization=authorization(secret), authority=secret.get("ca.crt"))
-        with opened(urldefrag(uri).url, access, what, start) as stream:
+        url = url_of(urldefrag(uri).url)
+        access.check_uri(url.scheme, url.host)
+        secret = access.secret(url.scheme, url.host)
+        request = SourceRequest(url.scheme, authorization=authorization(secret), authority=secret.get("ca.crt"))
+        with open_file(urldefrag(uri).url, access, request, start) as stream:
             yield stream

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urlencode, urljoin
 
 from segserve_builder.errors import ArtifactMissingError, SourceUnauthorizedError
-from segserve_builder.sources.asking import Ask, ask
-from segserve_builder.sources.ranges import authorization, opened
+from segserve_builder.sources.http_requests import SourceRequest, authorization, get, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +58,7 @@ class HuggingFaceSource:
         if not file.path:
             raise ArtifactMissingError(f"{uri!r} names a repository; an artifact is one of its files")
         url = _hub(access) + file.resolve_path()
-        with _telling(uri, file), opened(url, access, _ask(file, access), start) as stream:
+        with _telling(uri, file), open_file(url, access, _request(file, access), start) as stream:
             yield stream
 
     def files(self, uri: str, access: Access) -> Iterator[str]:
@@ -67,8 +66,8 @@ class HuggingFaceSource:
         folder = _parsed(uri.rstrip("/"))
         page = f"{_hub(access)}{folder.tree_path()}?{urlencode({'recursive': 'true'})}"
         for _ in range(_MOST_PAGES):
-            with _telling(uri, folder), ask(page, access, _ask(folder, access)) as answer:
-                listed, following = answer.json(), _NEXT.search(answer.headers.get("Link", ""))
+            with _telling(uri, folder), get(page, access, _request(folder, access)) as response:
+                listed, following = response.json(), _NEXT.search(response.headers.get("Link", ""))
             for entry in listed:
                 if entry["type"] == "file":
                     yield str(entry["path"]).removeprefix(f"{folder.path}/" if folder.path else "")
@@ -91,10 +90,10 @@ def _hub(access: Access) -> str:
     return (access.endpoints.get("hf") or ambient or HUB).rstrip("/")
 
 
-def _ask(file: _File, access: Access) -> Ask:
+def _request(file: _File, access: Access) -> SourceRequest:
     secret = access.secret("hf", file.name.partition("/")[0], ("token",))
     token = secret.get("token") or (_ambient_token() if access.ambient else None)
-    return Ask(
+    return SourceRequest(
         "hf",
         authorization=authorization({"token": token}) if token else None,
         authority=secret.get("ca.crt"),

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError, UnknownNameError
-from segserve_builder.sources.asking import Ask, ask, place_of
 from segserve_builder.sources.base import FolderSource
-from segserve_builder.sources.ranges import authorization, opened
+from segserve_builder.sources.http_requests import SourceRequest, authorization, get, open_file, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,12 +31,12 @@ class _Tracking:
 
     url: str
     access: Access
-    what: Ask
+    request: SourceRequest
 
     def get(self, path: str, /, **query: str) -> Any:
         """Return what the server says about something."""
-        with ask(f"{self.url}/api/2.0/{path}?{urlencode(query)}", self.access, self.what) as answer:
-            return answer.json()
+        with get(f"{self.url}/api/2.0/{path}?{urlencode(query)}", self.access, self.request) as response:
+            return response.json()
 
     def location(self, name: str, version: str | None, alias: str) -> str:
         """Return the URI of the folder where a model version's files are."""
@@ -81,7 +80,7 @@ class MlflowSource:
         path = path or self._only_network(uri, location, tracking)
         if urlsplit(location).scheme == _PROXIED:
             url = f"{tracking.url}/api/2.0/mlflow-artifacts/artifacts/{quote(tracking.proxied(location))}/{quote(path)}"
-            with opened(url, access, tracking.what, start) as stream:
+            with open_file(url, access, tracking.request, start) as stream:
                 yield stream
             return
         with self._store(location, access).open(f"{location}/{quote(path)}", access, start) as stored:
@@ -135,10 +134,11 @@ def _tracking(access: Access) -> _Tracking:
         raise ArtifactMissingError(
             f"the MLflow server is {url!r}; needed is its http(s) URL: an endpoint for models, or MLFLOW_TRACKING_URI"
         )
-    secret = access.secret("models", place_of(url).host, *_KEYS)
+    secret = access.secret("models", url_of(url).host, *_KEYS)
     known = secret or {
         key: value
         for key in ("token", "username", "password")
         if (value := ambient.get(f"MLFLOW_TRACKING_{key.upper()}"))
     }
-    return _Tracking(url.rstrip("/"), access, Ask("models", {}, authorization(known), secret.get("ca.crt")))
+    request = SourceRequest("models", authorization=authorization(known), authority=secret.get("ca.crt"))
+    return _Tracking(url.rstrip("/"), access, request)

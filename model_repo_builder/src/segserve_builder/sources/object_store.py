@@ -15,6 +15,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
+import httpx
+
 from segserve_builder.errors import (
     ArtifactMissingError,
     ArtifactTooLargeError,
@@ -22,9 +24,9 @@ from segserve_builder.errors import (
     SourceUnauthorizedError,
     SourceUnavailableError,
 )
-from segserve_builder.sources.asking import Ask
-from segserve_builder.sources.connecting import checked_addresses
-from segserve_builder.sources.ranges import opened
+from segserve_builder.sources.http_requests import SourceRequest, open_file
+from segserve_common.http.guard import lookup
+from segserve_common.http.guarded_http import RequestError, StreamedResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, GCSStore, ObjectStore, RetryConfig, S3Store
 
     from segserve_builder.sources.access import Access
-    from segserve_builder.sources.asking import Answer
     from segserve_builder.sources.base import Stream
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{0,221}")
@@ -122,7 +123,7 @@ class ObjectStoreSource(ABC):
         if not isinstance(asked, str):
             yield TokenStream(asked)
             return
-        with opened(asked, access, self._ask(bucket, access), start, as_stored=True) as stream:
+        with open_file(asked, access, self._request(bucket, access), start, as_stored=True) as stream:
             yield stream
 
     def files(self, uri: str, access: Access) -> Iterator[str]:
@@ -146,10 +147,12 @@ class ObjectStoreSource(ABC):
         access.check_uri(self.scheme, bucket)
         return bucket, unquote(key)
 
-    def _ask(self, bucket: str, access: Access) -> Ask:
+    def _request(self, bucket: str, access: Access) -> SourceRequest:
         authority = _authorities(access.secret(self.scheme, bucket))
         who = self._who(bucket, access)
-        return Ask(self.scheme, self.headers, authority=authority, refusal=lambda answer: _refusal(answer, who))
+        return SourceRequest(
+            self.scheme, self.headers, authority=authority, refusal=lambda response: _refusal(response, who)
+        )
 
     @contextmanager
     def _telling(self, uri: str, bucket: str, access: Access) -> Iterator[None]:
@@ -178,7 +181,10 @@ def guarded(access: Access, scheme: str, usual: str) -> str:
     if named is not None:
         return named.rstrip("/")
     place = urlsplit(usual)
-    checked_addresses(place.hostname or "", place.port or 443, access)
+    try:
+        lookup(place.hostname or "", place.port or 443, access.check_address)
+    except httpx.ConnectError as error:
+        raise SourceUnavailableError(str(error)) from error
     return usual.rstrip("/")
 
 
@@ -252,14 +258,14 @@ def said(error: Exception) -> str:
     return text.rpartition(" - ")[2].strip() + (f" ({why[0]})" if why else "")
 
 
-def _refusal(answer: Answer, who: str) -> str:
+def _refusal(response: StreamedResponse, who: str) -> str:
     """Return what a store says in its refusal, and to whom."""
     try:
-        code = _CODE.search(answer.content().decode(errors="replace"))
-    except (ArtifactMissingError, SourceUnavailableError):
+        code = _CODE.search(response.content().decode(errors="replace"))
+    except RequestError:
         code = None
     text = (f" ({code[1]})" if code else "") + f" to {who}"
-    if region := answer.headers["x-amz-bucket-region"]:
+    if region := response.headers.get("x-amz-bucket-region"):
         text += f"; the bucket is in the region {region!r}, which is named by the key region of its Secret"
     return text
 

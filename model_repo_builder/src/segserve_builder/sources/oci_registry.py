@@ -24,15 +24,13 @@ from segserve_builder.errors import (
     SourceDeniedError,
     SourceUnauthorizedError,
 )
-from segserve_builder.sources.asking import Ask, ask, place_of
-from segserve_builder.sources.ranges import authorization, opened
+from segserve_builder.sources.http_requests import HttpStream, SourceRequest, authorization, get, open_file, url_of
+from segserve_common.http.guarded_http import StreamedResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from segserve_builder.sources.access import Access
-    from segserve_builder.sources.asking import Answer
-    from segserve_builder.sources.ranges import HttpStream
 
 _MANIFESTS: Final = ", ".join(
     (
@@ -106,7 +104,7 @@ class Registry:
         host = urlsplit(f"//{reference.registry}").hostname or ""
         self._url = f"{_base(reference.registry, host, access)}/v2/{reference.repository}"
         self._account, authority = _account(reference.registry, host, access)
-        self._ask = Ask("oci", authority=authority)
+        self._request = SourceRequest("oci", authority=authority)
 
     @property
     def max_bytes(self) -> int:
@@ -126,32 +124,32 @@ class Registry:
     @contextmanager
     def blob(self, layer: Layer, start: int = 0) -> Iterator[HttpStream]:
         """Open a layer; `layers` was called before, so that the token is there."""
-        with opened(f"{self._url}/blobs/{layer.digest}", self._access, self._ask, start) as stream:
+        with open_file(f"{self._url}/blobs/{layer.digest}", self._access, self._request, start) as stream:
             yield stream
 
     def _manifest(self, name: str) -> Manifest:
-        with self._asked(f"{self._url}/manifests/{name}") as answer:
-            body = answer.content()
+        with self._authenticated(f"{self._url}/manifests/{name}") as response:
+            body = response.content()
         actual = f"sha256:{hashlib.sha256(body).hexdigest()}"
         if name.startswith("sha256:") and actual != name:
             raise DigestMismatchError(f"the manifest of {self._url}", name, actual)
         try:
             return Manifest.model_validate_json(body)
         except ValidationError as error:
-            raise ArtifactMissingError(f"{answer.place.text!r} is no manifest: {error.errors()[0]['msg']}") from error
+            raise ArtifactMissingError(f"'{response.url}' is no manifest: {error.errors()[0]['msg']}") from error
 
     @contextmanager
-    def _asked(self, url: str) -> Iterator[Answer]:
-        """Ask as nobody, and again as whom the registry wants to see."""
-        what = replace(self._ask, headers={"Accept": _MANIFESTS})
-        with ask(url, self._access, replace(what, returned=frozenset({401}))) as answer:
-            if answer.status != 401:
-                yield answer
+    def _authenticated(self, url: str) -> Iterator[StreamedResponse]:
+        """Send a request without credentials, and again with those that the registry's challenge asks for."""
+        request = replace(self._request, headers={"Accept": _MANIFESTS})
+        with get(url, self._access, replace(request, returned=frozenset({401}))) as response:
+            if response.status != 401:
+                yield response
                 return
-            challenges = answer.headers.get_all("WWW-Authenticate", [])
-        self._ask = replace(self._ask, authorization=self._authorized(challenges))
-        with ask(url, self._access, replace(what, authorization=self._ask.authorization)) as answer:
-            yield answer
+            challenges = response.headers.get_list("WWW-Authenticate")
+        self._request = replace(self._request, authorization=self._authorized(challenges))
+        with get(url, self._access, replace(request, authorization=self._request.authorization)) as response:
+            yield response
 
     def _authorized(self, challenges: Sequence[str]) -> str | None:
         for challenge in challenges:
@@ -161,19 +159,20 @@ class Registry:
 
     def _token(self, wanted: Mapping[str, str]) -> str:
         """Return the token that the server gives which the registry names, checked as every other host is."""
-        realm, own = place_of(wanted.get("realm", "")), place_of(self._url)
+        realm, own = url_of(wanted.get("realm", "")), url_of(self._url)
         if own.scheme == "https" and realm.scheme != "https":
-            raise SourceDeniedError(f"{own.host!r} wants a password to be sent to {realm.text!r}; allowed: https")
+            raise SourceDeniedError(f"{own.host!r} wants a password to be sent to '{realm}'; allowed: https")
         if realm.host != own.host:
             self._access.check_uri("oci", realm.host)
         scope = wanted.get("scope", f"repository:{self._reference.repository}:pull")
         query = urlencode({"service": wanted.get("service", ""), "scope": scope})
         url = f"{wanted['realm']}{'&' if '?' in wanted['realm'] else '?'}{query}"
-        with ask(url, self._access, Ask("oci", {}, self._account, self._ask.authority)) as answer:
-            found = answer.json()
+        request = SourceRequest("oci", authorization=self._account, authority=self._request.authority)
+        with get(url, self._access, request) as response:
+            found = response.json()
         token = found.get("token") or found.get("access_token") if isinstance(found, dict) else None
         if not isinstance(token, str) or not token.isprintable():
-            raise SourceUnauthorizedError(f"{realm.text!r} gives no token")
+            raise SourceUnauthorizedError(f"'{realm}' gives no token")
         return token
 
 

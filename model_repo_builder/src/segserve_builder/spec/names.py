@@ -1,10 +1,13 @@
-"""Names and digests: canonical JSON, step names, revision names."""
+"""Names and digests: canonical JSON, step names, revision names.
+
+Steps inside Triton run from a copy of `segserve_builder` alone, so nothing here comes from `segserve_common`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any, Final
-
-from segserve_common.canonical import json_digest
 
 DIGEST_LENGTH: Final = 10
 STEP_PREFIX: Final = "segserve--"
@@ -12,9 +15,14 @@ MODEL_NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9]|-[a-z0-9])*$"
 MODEL_NAME_MAX_LENGTH: Final = 40
 
 
+def canonical_json(value: Any) -> str:
+    """Serialise a JSON value so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
 def digest(value: Any) -> str:
     """Return the first 10 hex digits of the sha256 of `value`'s canonical JSON."""
-    return json_digest(value, DIGEST_LENGTH)
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def step_name(kind: str, content: Any) -> str:

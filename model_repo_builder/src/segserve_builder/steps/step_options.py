@@ -8,10 +8,10 @@ from typing import Any, Final, Literal, Self
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.spec.model_spec import FrozenModel, Input
+from segserve_builder.spec.names import canonical_json
 from segserve_builder.steps.pipeline import InferenceStep, Pipeline, PreprocessStep
 from segserve_builder.steps.postprocess import postprocess_stages
 from segserve_builder.steps.public_outputs import NETWORK_INPUT
-from segserve_common.canonical import canonical_json
 
 PARAMETER: Final = "segserve"
 MODEL_FILE: Final = "model.onnx"

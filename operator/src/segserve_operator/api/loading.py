@@ -14,7 +14,7 @@ from segserve_operator.api.documents import Document, Path, read_documents, writ
 from segserve_operator.api.errors import Problem, SpecError
 from segserve_operator.api.meta import GROUP_VERSION, UNREAD_METADATA
 from segserve_operator.api.resources import KINDS
-from segserve_operator.api.rollout_policy import GATES
+from segserve_operator.api.rollout_policy import GATE_SPECS
 from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.tagged_unions import untagged
 
@@ -46,6 +46,7 @@ _RENAMED: Final = {
     "passes": "passCondition",
     "share": "alphaShare",
     "handledRequests": "handledAnnotations",
+    "saw": "inputs",
 }
 _BRIEF: Final = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
@@ -141,7 +142,7 @@ def _problem(document: Document, model: type[BaseModel], detail: ErrorDetails) -
             noun = "item" if isinstance(path[-1], int) else "field"
             return document.problem(path[:-1], f"{noun} {path[-1]!r} is missing")
         case "extra_forbidden":
-            known = _fields(structural_schema(GATES[tag] if tag else model), () if tag else path[:-1])
+            known = _fields(structural_schema(GATE_SPECS[tag] if tag else model), () if tag else path[:-1])
             return document.problem(path, _unknown(_noun(path), str(path[-1]), known), key=True)
         case _:
             return document.problem(path, _message(detail))

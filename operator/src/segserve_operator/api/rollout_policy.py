@@ -6,19 +6,17 @@ API server. `test_rollout_rules` holds the two together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeAlias
+from typing import Annotated, Final, Literal, Self, TypeAlias, Union
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema, model_validator
+from pydantic.config import JsonDict
+from pydantic_core import CoreSchema
 
 from segserve_operator.api.checks import located
 from segserve_operator.api.meta import ApiValue, Duration, format_duration
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from pydantic.config import JsonDict
 
 _MINUTES_10: Final = timedelta(minutes=10)
 
@@ -142,25 +140,39 @@ class Tolerance(ApiValue):
     )
 
 
-class ErrorRateGate(ApiValue):
+class GateSpec(ApiValue):
+    """Base of the specs of all gates; `gate` is the key in the registry of gates."""
+
+    gate: str
+
+
+class AlphaGateSpec(GateSpec):
+    """Base of the specs of gates that test a hypothesis and take a share of alpha."""
+
+    alpha_share: float = Field(
+        1.0, gt=0, le=100, description="Weight of this gate when alpha is divided among the gates."
+    )
+
+
+class CheckedGateSpec(GateSpec):
+    """Base of the specs of gates that judge the results of checks."""
+
+    interval: SomeTime = Field(timedelta(minutes=1), description="Interval between checks.")
+
+
+class ErrorRateGate(AlphaGateSpec):
     """Compares the rate of failed requests with stable's at the same moment and with the SLO."""
 
     gate: Literal["errorRate"] = Field("errorRate", description="Name of the gate.")
-    alpha_share: float = Field(
-        1.0, gt=0, le=100, description="Weight of this gate when alpha is divided among the gates."
-    )
 
 
-class LatencyGate(ApiValue):
+class LatencyGate(AlphaGateSpec):
     """Compares latencies with stable's at the same moment and with the SLO; requests that hang count as slow."""
 
     gate: Literal["latency"] = Field("latency", description="Name of the gate.")
-    alpha_share: float = Field(
-        1.0, gt=0, le=100, description="Weight of this gate when alpha is divided among the gates."
-    )
 
 
-class BurnRateGate(ApiValue):
+class BurnRateGate(GateSpec):
     """Breaches if the promoted revision burns the SLO's error budget too fast over a long and a short window."""
 
     gate: Literal["burnRate"] = Field("burnRate", description="Name of the gate.")
@@ -172,13 +184,10 @@ class BurnRateGate(ApiValue):
     )
 
 
-class GoldenQualityGate(ApiValue):
+class GoldenQualityGate(AlphaGateSpec, CheckedGateSpec):
     """Replays the golden images through the gateway to candidate and stable, and compares the scores of the answers."""
 
     gate: Literal["goldenQuality"] = Field("goldenQuality", description="Name of the gate.")
-    alpha_share: float = Field(
-        1.0, gt=0, le=100, description="Weight of this gate when alpha is divided among the gates."
-    )
     min_iou: float | None = Field(
         None, ge=0, le=1, description="Lowest acceptable mean intersection over union, 0 to 1. Default: no limit."
     )
@@ -212,7 +221,7 @@ class GoldenQualityGate(ApiValue):
         return tuple(name for name in named if name.startswith("min"))
 
 
-class ResourceGate(ApiValue):
+class ResourceGate(CheckedGateSpec):
     """Checks memory, restarts and queueing time of the candidate's servers."""
 
     gate: Literal["resource"] = Field("resource", description="Name of the gate.")
@@ -228,7 +237,7 @@ class ResourceGate(ApiValue):
     interval: SomeTime = Field(timedelta(seconds=10), description="Interval between measurements.")
 
 
-class WebhookGate(ApiValue):
+class WebhookGate(CheckedGateSpec):
     """Calls a service of your own (POST with a JSON body) and judges its answer with CEL expressions."""
 
     gate: Literal["webhook"] = Field("webhook", description="Name of the gate.")
@@ -241,10 +250,9 @@ class WebhookGate(ApiValue):
         "false", max_length=1024, description="CEL expression over status and body; true is a breach."
     )
     timeout: SomeTime = Field(timedelta(seconds=10), description="How long to wait for the answer.")
-    interval: SomeTime = Field(timedelta(minutes=1), description="Interval between checks.")
 
 
-class PromqlGate(ApiValue):
+class PromqlGate(CheckedGateSpec):
     """Queries Prometheus and judges the result with CEL expressions."""
 
     gate: Literal["promql"] = Field("promql", description="Name of the gate.")
@@ -259,14 +267,9 @@ class PromqlGate(ApiValue):
     )
     breach_condition: str = Field("false", max_length=1024, description="CEL expression over result; true is a breach.")
     timeout: SomeTime = Field(timedelta(seconds=10), description="How long to wait for the answer.")
-    interval: SomeTime = Field(timedelta(minutes=1), description="Interval between checks.")
 
 
-Gate: TypeAlias = Annotated[
-    ErrorRateGate | LatencyGate | BurnRateGate | GoldenQualityGate | ResourceGate | WebhookGate | PromqlGate,
-    Field(discriminator="gate"),
-]
-GATES: Final[Mapping[str, type[ApiValue]]] = {
+GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
     "errorRate": ErrorRateGate,
     "latency": LatencyGate,
     "burnRate": BurnRateGate,
@@ -275,6 +278,16 @@ GATES: Final[Mapping[str, type[ApiValue]]] = {
     "webhook": WebhookGate,
     "promql": PromqlGate,
 }
+"""Specs of gates by name; the gates themselves are in `core.gates.GATES`."""
+
+
+def _gate_schema(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+    """Return the schema of a union over `GATE_SPECS`, tagged by the field `gate`."""
+    union = Union[tuple(GATE_SPECS.values())]  # noqa: UP007  (a union made of a registry has no `|` form)
+    return handler.generate_schema(Annotated[union, Field(discriminator="gate")])
+
+
+Gate: TypeAlias = Annotated[GateSpec, GetPydanticSchema(_gate_schema)]
 DEFAULT_GATES: Final = (ErrorRateGate(), LatencyGate(), BurnRateGate(), GoldenQualityGate())
 DEFAULT_STEPS: Final = (RolloutStep(weight=5), RolloutStep(weight=25), RolloutStep(weight=50))
 _ALL_AT_ONCE: Final = "steps are for the strategy canary; the other strategies switch all requests at once"
@@ -302,9 +315,9 @@ def _check_gates(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
         name = gate_name(gate)
         if name in seen:
             raise located(f"{_GATE_TWICE}: gates[{seen[name]}] is {name!r} already", index)
-        if name in GATES and isinstance(gate, WebhookGate | PromqlGate):
+        if name in GATE_SPECS and isinstance(gate, WebhookGate | PromqlGate):
             raise located(
-                f"the name {name!r} belongs to another gate; reserved names: {', '.join(GATES)}", index, "name"
+                f"the name {name!r} belongs to another gate; reserved names: {', '.join(GATE_SPECS)}", index, "name"
             )
         seen[name] = index
     return gates

@@ -69,7 +69,7 @@ class DecisionStatus(ApiValue):
     actor: str = Field(max_length=1024, description="Who decided: segserve, or a person's annotation.")
     reason: str = Field("", max_length=1024, description="Reason as one CamelCase word.")
     message: str = Field("", max_length=MESSAGE_MAX_LENGTH, description="Reason as a sentence.")
-    saw: str | None = Field(
+    inputs: str | None = Field(
         None,
         description="Inputs, result and verdicts of the decision as gzipped JSON in base64; absent from very old ones.",
     )

@@ -13,9 +13,9 @@ _OWN: Final = ("description", "default")
 def merged(tag: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return a schema of all fields of all types, with rules for the fields that each type allows.
 
-    tag: the field that names the type; options: the structural schema of each type by that name. Defaults appear only in
-    the descriptions: filled into every value, they would be unknown fields of the other types. Raises ValueError if two
-    types define a field of the same name differently.
+    tag: the field that names the type; options: the structural schema of each type by that name. Defaults appear only
+    in the descriptions: filled into every value, they would be unknown fields of the other types. Raises ValueError if
+    two types define a field of the same name differently.
     """
     names = list(dict.fromkeys(name for option in options.values() for name in option["properties"] if name != tag))
     return {

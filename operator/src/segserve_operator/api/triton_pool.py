@@ -122,7 +122,7 @@ class Gateway(ApiValue):
     )
     sync_resources: Resources | None = Field(
         None,
-        description="Resources of the sidecar that writes the configuration. Default: requests of 20m cpu and 96Mi memory.",
+        description="Resources of the configuration sidecar. Default: requests of 20m cpu and 96Mi memory.",
     )
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
         "ClusterIP", description="Type of the Service."

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from segserve_operator.core.failure import Failure
 
 
-_TWIN: Final = "~twin"  # a name that no group can have
+_SHADOW: Final = "~shadow"  # a name that no group can have
 
 
-def twin_of(group: str) -> str:
+def shadow_of(group: str) -> str:
     """Return the name that the other half of a group's requests is counted under."""
-    return f"{group}{_TWIN}"
+    return f"{group}{_SHADOW}"
 
 
 def real_group(name: str) -> str:
-    """Return the group that `name` or its twin is."""
-    return name.removesuffix(_TWIN)
+    """Return the group that `name` or its shadow is."""
+    return name.removesuffix(_SHADOW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Share:
 
     `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none,
     its requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once. With a
-    `twin`, half of its inference requests are sent and counted under the name `twin_of(group)`, to the same servers.
+    `shadow`, half of its inference requests are sent and counted under the name `shadow_of(group)`, to the same servers.
     """
 
     group: str
@@ -51,7 +51,7 @@ class Share:
     weight: int
     endpoints: tuple[Endpoint, ...] = ()
     max_requests: int = 1024
-    twin: bool = False
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

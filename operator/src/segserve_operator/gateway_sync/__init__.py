@@ -1,1 +1,1 @@
-"""The gateway pod's link to the Kubernetes API: it turns plan ConfigMaps into what Envoy follows, and reports."""
+"""The gateway pod's sidecar: turns the plan's ConfigMaps into the files that Envoy follows, and reports."""

@@ -9,8 +9,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.cluster.config_maps import connect
-from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
+from segserve_common.kube.client import connect
+from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.gateway_sync.prepare import prepare
 from segserve_operator.gateway_sync.settings import Settings, SettingsError
 from segserve_operator.gateway_sync.sidecar import follow
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do what the one argument says."""
+    """Run the task that the one argument names."""
     task = TASKS.get(arguments[0]) if len(arguments) == 1 else None
     if task is None:
         sys.exit(f"the arguments are {list(arguments)!r}; allowed is one of {', '.join(map(repr, TASKS))}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for chatty in ("httpx", "httpx2"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = Settings.of(os.environ)
     except SettingsError as error:
@@ -43,11 +42,11 @@ def _follow(settings: Settings) -> None:
 
 
 def _drain(settings: Settings) -> None:
-    """Say to callers that they should go, and wait: this is run before the pod's processes are ended."""
+    """Ask callers to go, and wait: the kubelet runs this before it ends the pod's processes."""
     try:
         asyncio.run(settings.traffic().drain())
-    except GatewayUnreachableError as error:
-        sys.exit(str(error))  # there is nobody to wait for
+    except EnvoyUnreachableError as error:
+        sys.exit(str(error))  # without Envoy there is no caller to wait for
     time.sleep(settings.drain_s)
 
 

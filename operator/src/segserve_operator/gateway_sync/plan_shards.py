@@ -1,28 +1,28 @@
-"""Puts a plan together from the shards that the API shows, of each the last content that could be read."""
+"""Joins a plan from its shards, of each the last content that could be read."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from segserve_builder.cluster.names import SHARDS, plan_name
-from segserve_builder.cluster.shards import content_of, unpack, version_of
-from segserve_operator.adapters.traffic.envoy_record import PLANS
+from segserve_common.kube.names import SHARDS, plan_name
+from segserve_common.kube.shards import content_of, unpack, version_of
+from segserve_operator.adapters.traffic.envoy_files import PLANS
 from segserve_operator.core.traffic import TrafficPlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve_builder.cluster.config_maps import ConfigMap
+    from segserve_builder.cluster.config_map_watch import ConfigMap
 
 _LOG = logging.getLogger(__name__)
-_SHOWN: int = 500
+_MESSAGE_LENGTH: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the API says: the plan, the versions of its shards, and by shard why newer content is not in it."""
+class ShardContent:
+    """A plan, the versions of its shards, and by shard why newer content was refused."""
 
     plan: TrafficPlan
     versions: Mapping[str, str]
@@ -44,28 +44,28 @@ class PlanShards:
         return tuple(self._shards)
 
     @property
-    def told(self) -> Told | None:
-        """What is known; None until every shard was read once."""
+    def content(self) -> ShardContent | None:
+        """The plan as it was last read; None until every shard was read once."""
         if len(self._plans) < SHARDS:
             return None
         plan = TrafficPlan.joined(self._plans[shard] for shard in sorted(self._plans))
-        return Told(plan, dict(self._versions), dict(self._refused))
+        return ShardContent(plan, dict(self._versions), dict(self._refused))
 
     def take(self, name: str, config_map: ConfigMap | None) -> None:
-        """Take in what the API says of a ConfigMap; one that is gone, empty or unreadable changes no route."""
-        content = content_of(config_map) if config_map is not None else None
-        if content is None:
-            _LOG.warning("%s is empty or gone; what it said before stays", name)
+        """Read a ConfigMap, None if it is gone; one that is gone, empty or unreadable changes no route."""
+        packed = content_of(config_map) if config_map is not None else None
+        if packed is None:
+            _LOG.warning("%s is empty or gone; its last content stays in force", name)
             return
-        shard, version = self._shards[name], version_of(content)
+        shard, version = self._shards[name], version_of(packed)
         if version == self._versions.get(shard):
             self._refused.pop(shard, None)
             return
         try:
-            self._plans[shard] = PLANS.validate_python(unpack(content))
+            self._plans[shard] = PLANS.validate_python(unpack(packed))
         except ValueError as error:
-            _LOG.error("%s cannot be read; what it said before stays: %s", name, error)
-            self._refused[shard] = f"version {version}: {str(error)[:_SHOWN]}"
+            _LOG.error("%s cannot be read; its last content stays in force: %s", name, error)
+            self._refused[shard] = f"version {version}: {str(error)[:_MESSAGE_LENGTH]}"
         else:
             self._versions[shard] = version
             self._refused.pop(shard, None)

@@ -1,4 +1,4 @@
-"""Writes what Envoy starts from, once, before it starts: the plan that the API shows, or else the last one."""
+"""Writes the files that Envoy starts from: with the plan of the API server, or else with the last one."""
 
 from __future__ import annotations
 
@@ -6,42 +6,43 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.cluster.config_maps import ApiError
+from segserve_common.kube.client import KubeClient
+from segserve_common.kube.errors import ApiError
+from segserve_common.kube.kinds import CONFIG_MAPS
 from segserve_operator.gateway_sync.plan_shards import PlanShards
 
 if TYPE_CHECKING:
-    from segserve_builder.cluster.config_maps import ConfigMaps
     from segserve_operator.gateway_sync.settings import Settings
 
-_PAUSE_S: Final = 1.0
-_PATIENCE_S: Final = 5.0
+PAUSE_S: Final = 1.0
+PATIENCE_S: Final = 5.0
 _LOG = logging.getLogger(__name__)
 
 
-def prepare(settings: Settings, config_maps: ConfigMaps) -> None:
+def prepare(settings: Settings, client: KubeClient) -> None:
     """Write the files.
 
-    Where there is a plan of before (the node was restarted), it is good enough once the API has kept us waiting for
-    a while; where there is none we wait as long as it takes: an Envoy without a plan is of no use to anybody.
+    An earlier plan (the node was restarted) is good enough if the API server does not answer within `PATIENCE_S`.
+    Without one this waits as long as it takes: an Envoy without a plan serves nobody.
     """
     traffic, shards = settings.traffic(), PlanShards(settings.pool)
-    deadline_s = time.monotonic() + _PATIENCE_S
+    deadline_s = time.monotonic() + PATIENCE_S
     while True:
-        _read(shards, config_maps)
-        if (told := shards.told) is not None:
-            traffic.prepare(told.plan)
+        _read(shards, client)
+        if (content := shards.content) is not None:
+            traffic.prepare(content.plan)
             return
         if traffic.has_plan and time.monotonic() > deadline_s:
-            _LOG.warning("the plan of before is taken")
+            _LOG.warning("the earlier plan is used")
             traffic.prepare()
             return
-        time.sleep(_PAUSE_S)
+        time.sleep(PAUSE_S)
 
 
-def _read(shards: PlanShards, config_maps: ConfigMaps) -> None:
+def _read(shards: PlanShards, client: KubeClient) -> None:
     for name in shards.names:
         try:
-            shards.take(name, config_maps.get(name))
+            shards.take(name, client.get(CONFIG_MAPS, name))
         except ApiError as error:
             _LOG.warning("%s cannot be read: %s", name, error)
             return

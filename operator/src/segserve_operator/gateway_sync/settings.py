@@ -1,4 +1,4 @@
-"""What a gateway pod's containers are told by their environment; nothing else of them reads it."""
+"""The settings of a gateway pod's containers, read from the environment."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from segserve_builder.cluster.names import INTERNAL_PORT, RUN_FOLDER, SYNC_PORT
+from segserve_common.kube.names import INTERNAL_PORT, RUN_FOLDER, SYNC_PORT
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
-from segserve_operator.adapters.traffic.envoy_listener import Gateway
+from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,7 @@ _Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class SettingsError(Exception):
-    """An environment that lacks something, or has something that makes no sense."""
+    """An environment that lacks a variable, or has an invalid one."""
 
 
 class GatewaySettings(BaseModel):
@@ -44,7 +44,7 @@ class GatewaySettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Which pod this is, of which pool, and what it serves."""
+    """The pod, its pool, and the gateway's own settings."""
 
     pod: str
     uid: str
@@ -69,14 +69,14 @@ class Settings:
         return cls(pod, uid, namespace, pool, gateway, folder, float(environment.get(DRAIN_VARIABLE) or 0))
 
     def traffic(self) -> EnvoyTraffic:
-        """Return what steers this pod's Envoy."""
-        told = self.gateway
-        gateway = Gateway(
-            host=told.host,
-            port=told.port,
-            max_request_bytes=told.max_request_bytes,
-            workers=told.workers,
-            internal_port=told.internal_port,
-            heap_bytes=told.heap_bytes,
+        """Return the control of this pod's Envoy."""
+        settings = self.gateway
+        gateway = EnvoySettings(
+            host=settings.host,
+            port=settings.port,
+            max_request_bytes=settings.max_request_bytes,
+            workers=settings.workers,
+            internal_port=settings.internal_port,
+            heap_bytes=settings.heap_bytes,
         )
-        return EnvoyTraffic(self.folder, gateway, timeout_s=told.request_timeout_seconds)
+        return EnvoyTraffic(self.folder, gateway, timeout_s=settings.request_timeout_seconds)

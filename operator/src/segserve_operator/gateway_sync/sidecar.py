@@ -1,4 +1,4 @@
-"""The sidecar of a gateway pod: a follower with its links to Envoy, to the API, and to those who ask how it is."""
+"""The sidecar of a gateway pod: a follower connected to Envoy, to the API server and to probes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from segserve_builder.cluster.config_map_watch import ConfigMapWatch
-from segserve_builder.cluster.names import GATEWAY, reports_name
+from segserve_builder.cluster.config_map_watch import ConfigMap, ConfigMapWatch
 from segserve_builder.cluster.probe_server import Answer, ProbeServer, said
 from segserve_builder.cluster.report_sender import ReportSender
+from segserve_common.kube.client import KubeClient
+from segserve_common.kube.names import GATEWAY, reports_name
 from segserve_operator.adapters.samples import wire
-from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError
+from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.gateway_sync.follower import Follower
 from segserve_operator.gateway_sync.plan_shards import PlanShards
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
-    from segserve_builder.cluster.config_maps import ConfigMap, ConfigMaps
     from segserve_operator.gateway_sync.settings import Settings
 
 T = TypeVar("T")
@@ -31,9 +31,9 @@ _READY_S: Final = 1.0
 _METRICS_S: Final = 8.0
 
 
-async def follow(settings: Settings, config_maps: ConfigMaps) -> None:
-    """Keep this pod's Envoy equal to the plan that the API shows until SIGTERM."""
-    sidecar = Sidecar(settings, config_maps)
+async def follow(settings: Settings, client: KubeClient) -> None:
+    """Keep this pod's Envoy on the plan of the API server until SIGTERM."""
+    sidecar = Sidecar(settings, client)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -41,23 +41,23 @@ async def follow(settings: Settings, config_maps: ConfigMaps) -> None:
 
 
 class Sidecar:
-    """Threads bring news and ask questions; all work with Envoy is done in the one event loop that this is made in."""
+    """Watches and probes run in threads; all work with Envoy is done in the event loop that this is created in."""
 
-    def __init__(self, settings: Settings, config_maps: ConfigMaps) -> None:
+    def __init__(self, settings: Settings, client: KubeClient) -> None:
         self._loop = asyncio.get_running_loop()
         self._traffic = settings.traffic()
         self._shards = PlanShards(settings.pool)
-        self._sender = ReportSender(config_maps, reports_name(settings.pool, GATEWAY), settings.pod)
+        self._sender = ReportSender(client, reports_name(settings.pool, GATEWAY), settings.pod)
         self.follower = Follower(self._traffic, settings.uid, self._sender.send)
-        self._watch = ConfigMapWatch(config_maps, self._shards.names, self._take)
+        self._watch = ConfigMapWatch(client, self._shards.names, self._take)
         self._uid = settings.uid
-        questions = {"/live": self._live, "/ready": self._ready, "/metrics": self._metrics}
-        self.probes = ProbeServer(settings.gateway.sync_port, questions, {wire.PATH: self._counts})
+        answers = {"/live": self._live, "/ready": self._ready, "/metrics": self._metrics}
+        self.probes = ProbeServer(settings.gateway.sync_port, answers, {wire.PATH: self._counts})
         self._answered_s = float("-inf")
         self._registry, self._gauges = _gauges()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Go round until `stop` is set."""
+        """Run until `stop` is set."""
         self.probes.start()
         self._sender.start()
         self._watch.start()
@@ -73,64 +73,64 @@ class Sidecar:
 
     def _take(self, name: str, config_map: ConfigMap | None) -> None:
         self._shards.take(name, config_map)
-        self.follower.tell(self._shards.told)
-        # Whoever makes the reports anew, after they were deleted, can ask for them by touching a plan.
+        self.follower.follow(self._shards.content)
+        # Reports that were deleted come back at once after a change of a plan.
         self._sender.check()
 
     def _live(self) -> Answer:
-        age_s = time.monotonic() - self.follower.pulse.passed_s
+        age_s = time.monotonic() - self.follower.health.passed_s
         return said(age_s < LONGEST_PASS_S, f"the last pass was {age_s:.1f} s ago")
 
     def _ready(self) -> Answer:
-        """Envoy that is gone is not ready; one that is slow to answer reads a change, and serves all the while."""
+        """Envoy that is gone is not ready; one that is slow to answer applies a change, and serves meanwhile."""
         try:
-            self._ask(self._traffic.check_ready(), _READY_S)
-        except GatewayUnreachableError as error:
+            self._run(self._traffic.check_ready(), _READY_S)
+        except EnvoyUnreachableError as error:
             return said(False, str(error))
         except TimeoutError:
             busy_s = time.monotonic() - self._answered_s
             return said(busy_s < LONGEST_BUSY_S, f"Envoy has not answered for {busy_s:.1f} s")
         self._answered_s = time.monotonic()
-        followed = "the plan of the API" if self.follower.pulse.followed is not None else "the plan of its start"
+        followed = "the plan of the API" if self.follower.health.followed is not None else "the plan of its start"
         return said(True, f"Envoy answers and follows {followed}")
 
     def _metrics(self) -> Answer:
-        pulse = self.follower.pulse
+        health = self.follower.health
         now_s = time.monotonic()
-        told = {
+        values = {
             "contact": self._watch.contact_age_s(),
-            "pass": now_s - pulse.passed_s,
-            "shifts": pulse.shifts,
-            "shift": pulse.followed_s,
-            "refusals": pulse.refusals,
-            "draining": pulse.draining,
+            "pass": now_s - health.passed_s,
+            "shifts": health.shifts,
+            "shift": health.followed_s,
+            "refusals": health.refusals,
+            "draining": health.draining,
         }
-        for name, value in told.items():
+        for name, value in values.items():
             self._gauges[name].set(value)
         try:
             self._gauges["started"].set(int(self._traffic.epoch()) / 1e9)
-            of_envoy = self._ask(self._traffic.metrics(), _METRICS_S)
-        except (GatewayUnreachableError, TimeoutError):
-            of_envoy = b""  # it is away: what we know ourselves is told all the same
+            of_envoy = self._run(self._traffic.metrics(), _METRICS_S)
+        except (EnvoyUnreachableError, TimeoutError):
+            of_envoy = b""  # our own metrics do not need Envoy
         return Answer(200, generate_latest(self._registry) + of_envoy, "text/plain; version=0.0.4; charset=utf-8")
 
     def _counts(self, query: Mapping[str, list[str]]) -> Answer:
-        """Say what Envoy has counted of the models that are named."""
+        """Answer with Envoy's counts of the models in a query."""
         models = query.get(wire.MODEL, [])
         if not models:
             return Answer(400, f"{wire.PATH} needs {wire.MODEL}=, once or more\n".encode())
         try:
-            counts = self._ask(self._traffic.count(models), wire.PATIENCE_S)
-        except (GatewayUnreachableError, TimeoutError) as error:
+            counts = self._run(self._traffic.count(models), wire.TIMEOUT_S)
+        except (EnvoyUnreachableError, TimeoutError) as error:
             return said(False, f"Envoy does not answer: {error!r}")
-        return Answer(200, wire.written(counts, uid=self._uid), "application/json")
+        return Answer(200, wire.encode(counts, uid=self._uid), "application/json")
 
-    def _ask(self, question: Coroutine[None, None, T], patience_s: float) -> T:
-        asked = asyncio.run_coroutine_threadsafe(question, self._loop)
+    def _run(self, coroutine: Coroutine[None, None, T], timeout_s: float) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
-            return asked.result(patience_s)
+            return future.result(timeout_s)
         finally:
-            asked.cancel()
+            future.cancel()
 
 
 def _gauges() -> tuple[CollectorRegistry, dict[str, Gauge]]:

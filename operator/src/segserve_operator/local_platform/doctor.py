@@ -180,7 +180,7 @@ def _record(store: LocalStore) -> Finding:
     running = read_platform(state)
     if running is not None:
         return Finding(what, good=True, seen=f"up at {running.url}")
-    left = len(processes.all_of(state.root)) if state.root.exists() else 0
+    left = len(processes.marked_processes(state.root)) if state.root.exists() else 0
     if not left and not state.platform.exists():
         return Finding(what, good=True, seen="none is up")
     seen = f"its supervisor has died; processes that it has left: {left}"

@@ -23,7 +23,8 @@ from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.access import local_access
-from segserve_operator.adapters.local.files import StateFolder, bound_log, write_private
+from segserve_common.files import write_private
+from segserve_operator.adapters.local.files import StateFolder, bound_log
 from segserve_operator.adapters.local.fleet import LocalFleet, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
 from segserve_operator.adapters.local.fleet import LocalResources

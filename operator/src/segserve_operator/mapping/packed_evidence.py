@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_builder.cluster.shards import pack, unpack
+from segserve_common.kube.shards import pack, unpack
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.rollout.counters import Count, Hung, Series, Tally
+from segserve_operator.core.rollout.counters import Counters, HungRequests, Series, SeriesCounts
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.plain import from_plain, to_plain
 from segserve_operator.core.rollout.record import Row
@@ -88,7 +88,7 @@ def unpack_state(text: str, policy: RolloutPolicy, slo: Slo) -> dict[str, Any]:
             "progress": from_plain(Progress.begun(0.0), state["progress"]),
             "gates": {name: from_plain(gate.start(), state["gates"][name]) for name, gate in gates.items()},
             "split": None if state["split"] is None else from_plain(SampleRatio().start(), state["split"]),
-            "hung": None if state["hung"] is None else from_plain(Hung(), state["hung"]),
+            "hung": None if state["hung"] is None else from_plain(HungRequests(), state["hung"]),
             "seen": {gateway: _count(value) for gateway, value in state["seen"].items()},
             "verdicts": _verdicts(state["verdicts"]),
         }
@@ -98,14 +98,14 @@ def unpack_state(text: str, policy: RolloutPolicy, slo: Slo) -> dict[str, Any]:
 
 def pack_seen(decision: Decision) -> str:
     """Return what a decision saw and came to as one text."""
-    return pack({"saw": decision.saw, "made": decision.made, "verdicts": _verdict_values(decision.verdicts)})
+    return pack({"saw": decision.inputs, "made": decision.result, "verdicts": _verdict_values(decision.verdicts)})
 
 
 def unpack_seen(text: str) -> dict[str, Any]:
     """Return the fields of the decision that `pack_seen` packed; ValueError where the text holds something else."""
     try:
         seen = unpack(text)
-        return {"saw": seen["saw"], "made": seen["made"], "verdicts": _verdicts(seen["verdicts"])}
+        return {"inputs": seen["saw"], "result": seen["made"], "verdicts": _verdicts(seen["verdicts"])}
     except (TypeError, KeyError) as error:
         raise ValueError(f"not what a decision saw: {error!r}") from error
 
@@ -133,23 +133,23 @@ def _row(at_s: float, seconds: float, weight: int, *rest: Any) -> Row:
     return Row(at_s, seconds, weight, (stable, candidate), (stable_failed, candidate_failed), latencies)
 
 
-def _count_value(count: Count) -> list[Any]:
-    tallies = [
+def _count_value(count: Counters) -> list[Any]:
+    by_series = [
         [series.group, series.protocol, tally.attempts, tally.failed, tally.given_up, tally.active, tally.latencies]
-        for series, tally in count.tallies.items()
+        for series, tally in count.by_series.items()
     ]
-    return [count.epoch, count.at_s, count.began_s, tallies]
+    return [count.epoch, count.at_s, count.began_s, by_series]
 
 
-def _count(value: Sequence[Any]) -> Count:
-    epoch, at_s, began_s, tallies = value
-    return Count(epoch, at_s, dict(_tally(*each) for each in tallies), began_s)
+def _count(value: Sequence[Any]) -> Counters:
+    epoch, at_s, began_s, by_series = value
+    return Counters(epoch, at_s, dict(_tally(*each) for each in by_series), began_s)
 
 
-def _tally(group: str, protocol: Any, attempts: int, failed: int, given_up: int, *rest: Any) -> tuple[Series, Tally]:
+def _tally(group: str, protocol: Any, attempts: int, failed: int, given_up: int, *rest: Any) -> tuple[Series, SeriesCounts]:
     active, latencies = rest
     bins = tuple((edge_ms, count) for edge_ms, count in latencies)
-    return Series(group, protocol), Tally(attempts, failed, given_up, active, bins)
+    return Series(group, protocol), SeriesCounts(attempts, failed, given_up, active, bins)
 
 
 def _verdict_values(verdicts: Iterable[Verdict]) -> list[Any]:

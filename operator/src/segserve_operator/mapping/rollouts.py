@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from segserve_builder.spec.names import canonical_json
+from segserve_common.canonical import canonical_json
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import GROUP_VERSION
@@ -131,13 +131,13 @@ def _decision_statuses(decisions: tuple[Decision, ...], room: int) -> tuple[Deci
     room_of_seen = _SEEN_BYTES
     for decision in reversed(decisions[-MAX_DECISIONS:]):
         brief, seen = _decision_status(decision), pack_seen(decision)
-        size, size_of_seen = (len(canonical_json(value)) + 1 for value in (brief.to_dict(), {"saw": seen}))
+        size, size_of_seen = (len(canonical_json(value)) + 1 for value in (brief.to_dict(), {"inputs": seen}))
         if room < size:
             break
         room -= size
         if size_of_seen < min(room, room_of_seen):
             room, room_of_seen = room - size_of_seen, room_of_seen - size_of_seen
-            brief = brief.model_copy(update={"saw": seen})
+            brief = brief.model_copy(update={"inputs": seen})
         found.append(brief)
     return tuple(reversed(found))
 
@@ -166,7 +166,7 @@ def _decision(status: DecisionStatus) -> Decision:
         actor=status.actor,
         reason=status.reason,
         message=status.message,
-        **(unpack_seen(status.saw) if status.saw is not None else {}),
+        **(unpack_seen(status.inputs) if status.inputs is not None else {}),
     )
 
 

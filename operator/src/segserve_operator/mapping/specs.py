@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_builder.cluster.names import DOMAIN
+from segserve_common.kube.names import DOMAIN
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.segmentation_model import SegmentationModel

@@ -18,9 +18,9 @@ from segserve_operator.api.segmentation_model import (
 from segserve_operator.api.segmentation_model import Roles as ApiRoles
 from segserve_operator.api.triton_pool import TritonPoolStatus
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.models.observed import Candidate, Holder, ModelStatus, PoolStatus, Roles, Statement
+from segserve_operator.core.models.observed import Candidate, RoleHolder, ModelStatus, PoolStatus, Roles, ObservedCondition
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Standing
+from segserve_operator.core.rollout.record import RolloutState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,7 +35,7 @@ def from_api(status: SegmentationModelStatus) -> ModelStatus:
             candidate=_candidate(status.roles.candidate),
             previous=_holder(status.roles.previous),
         ),
-        statements=_statements(status.conditions),
+        conditions=_conditions(status.conditions),
         weight=status.weight or 0,
         url=status.url or "",
         rollout=_standing(status.rollout),
@@ -48,7 +48,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
     """Write a status; what did not change keeps the times that it had in `former`."""
     return SegmentationModelStatus(
         observed_generation=status.observed_generation,
-        conditions=_conditions(status.statements, status.observed_generation, former.conditions, now),
+        conditions=_conditions(status.conditions, status.observed_generation, former.conditions, now),
         roles=ApiRoles(
             stable=_role_status(status.roles.stable),
             candidate=_candidate_status(status.roles.candidate),
@@ -67,7 +67,7 @@ def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
     """Read the core's view of a pool's status."""
     return PoolStatus(
         observed_generation=status.observed_generation or 0,
-        statements=_statements(status.conditions),
+        conditions=_conditions(status.conditions),
         main_group=status.main_group or "",
         servers=status.replicas or 0,
         models=status.models or 0,
@@ -79,7 +79,7 @@ def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, sel
     """Write a pool's status; `selector` finds the servers of its main group."""
     return TritonPoolStatus(
         observed_generation=status.observed_generation,
-        conditions=_conditions(status.statements, status.observed_generation, former.conditions, now),
+        conditions=_conditions(status.conditions, status.observed_generation, former.conditions, now),
         replicas=status.servers,
         selector=selector,
         url=status.url or None,
@@ -88,12 +88,12 @@ def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, sel
     )
 
 
-def _statements(conditions: Iterable[Condition]) -> tuple[Statement, ...]:
-    return tuple(Statement(c.type, c.status.value, c.reason, c.message) for c in conditions)
+def _conditions(conditions: Iterable[Condition]) -> tuple[ObservedCondition, ...]:
+    return tuple(ObservedCondition(c.type, c.status.value, c.reason, c.message) for c in conditions)
 
 
-def _holder(role: RoleStatus | None) -> Holder | None:
-    return Holder(role.revision, role.group, role.since.timestamp()) if role is not None else None
+def _holder(role: RoleStatus | None) -> RoleHolder | None:
+    return RoleHolder(role.revision, role.group, role.since.timestamp()) if role is not None else None
 
 
 def _candidate(role: CandidateStatus | None) -> Candidate | None:
@@ -104,10 +104,10 @@ def _candidate(role: CandidateStatus | None) -> Candidate | None:
     return Candidate(role.revision, role.group, role.since.timestamp(), failure)
 
 
-def _standing(status: RolloutStatus | None) -> Standing | None:
+def _standing(status: RolloutStatus | None) -> RolloutState | None:
     if status is None:
         return None
-    return Standing(
+    return RolloutState(
         rollout=status.name,
         revision=status.revision,
         phase=Phase.labelled(status.phase),
@@ -126,29 +126,29 @@ def _standing(status: RolloutStatus | None) -> Standing | None:
     )
 
 
-def _rollout_status(standing: Standing | None) -> RolloutStatus | None:
-    if standing is None:
+def _rollout_status(state: RolloutState | None) -> RolloutStatus | None:
+    if state is None:
         return None
     return RolloutStatus(
-        name=standing.rollout,
-        revision=standing.revision,
-        phase=RolloutPhase(standing.phase.label),
-        step=standing.step,
-        sequence=standing.sequence,
-        paused=standing.paused,
-        quarantines=standing.quarantines,
-        started_at=_time(standing.started_s),
-        since=_time(standing.since_s),
-        step_since=_time(standing.step_since_s),
-        resumed_at=_time(standing.resumed_s) if standing.resumed_s else None,
-        weight=standing.weight,
-        skipped_gates=standing.skipped,
-        reason=standing.reason or None,
-        message=standing.message or None,
+        name=state.rollout,
+        revision=state.revision,
+        phase=RolloutPhase(state.phase.label),
+        step=state.step,
+        sequence=state.sequence,
+        paused=state.paused,
+        quarantines=state.quarantines,
+        started_at=_time(state.started_s),
+        since=_time(state.since_s),
+        step_since=_time(state.step_since_s),
+        resumed_at=_time(state.resumed_s) if state.resumed_s else None,
+        weight=state.weight,
+        skipped_gates=state.skipped,
+        reason=state.reason or None,
+        message=state.message or None,
     )
 
 
-def _role_status(holder: Holder | None) -> RoleStatus | None:
+def _role_status(holder: RoleHolder | None) -> RoleStatus | None:
     if holder is None:
         return None
     return RoleStatus(revision=holder.revision, group=holder.group, since=_time(holder.since_s))
@@ -169,13 +169,13 @@ def _candidate_status(candidate: Candidate | None) -> CandidateStatus | None:
 
 
 def _conditions(
-    said: Iterable[Statement], generation: int, former: Iterable[Condition], now: datetime
+    said: Iterable[ObservedCondition], generation: int, former: Iterable[Condition], now: datetime
 ) -> tuple[Condition, ...]:
     before = {condition.type: condition for condition in former}
     return tuple(_condition(each, generation, before.get(each.type), now) for each in said)
 
 
-def _condition(said: Statement, generation: int, before: Condition | None, now: datetime) -> Condition:
+def _condition(said: ObservedCondition, generation: int, before: Condition | None, now: datetime) -> Condition:
     kept = before is not None and before.status == said.status
     return Condition(
         type=said.type,

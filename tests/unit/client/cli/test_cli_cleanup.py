@@ -9,7 +9,7 @@ import pytest
 
 from fakes.kube_http import FakeServer
 from segserve.cli.cluster.cleanup import leftovers, remove, running_operator
-from segserve.platforms.cluster import calls
+from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.errors import ForbiddenError
 
 from .conftest import MODELS, POOLS, Command, deployment, model, pod, pool
@@ -43,7 +43,7 @@ def left(server: FakeServer) -> FakeServer:
 
 
 def test_only_what_nobody_owns_and_who_waits_to_go_is_left(left: FakeServer) -> None:
-    found = leftovers(left.calls(), everywhere=False, of_all=False)
+    found = leftovers(left.client(), everywhere=False, of_all=False)
 
     assert list(map(str, found)) == [
         f"lab: finalizer {FINALIZER} of segmentationmodel/going (it waits to be deleted)",
@@ -54,13 +54,13 @@ def test_only_what_nobody_owns_and_who_waits_to_go_is_left(left: FakeServer) -> 
 
 
 def test_all_takes_the_finalizer_of_models_that_stay_too(left: FakeServer) -> None:
-    found = leftovers(left.calls(), everywhere=True, of_all=True)
+    found = leftovers(left.client(), everywhere=True, of_all=True)
 
     assert [item.name for item in found if item.finalizers is not None] == ["going", "staying"]
 
 
 def test_removing_keeps_others_finalizers_and_living_objects(left: FakeServer) -> None:
-    api = left.calls()
+    api = left.client()
     for leftover in leftovers(api, everywhere=False, of_all=False):
         remove(api, leftover)
 
@@ -78,7 +78,7 @@ def test_where_owners_may_not_be_seen_nothing_counts_as_orphaned(left: FakeServe
     left.answers["GET", "/apis/segserve.dev/v1alpha1/namespaces/lab/tritonpools"] = lambda _: refusal(403, "no")
 
     with pytest.raises(ForbiddenError):
-        leftovers(left.calls(), everywhere=False, of_all=False)
+        leftovers(left.client(), everywhere=False, of_all=False)
 
 
 def test_an_operator_that_runs_is_found(left: FakeServer) -> None:
@@ -87,16 +87,16 @@ def test_an_operator_that_runs_is_found(left: FakeServer) -> None:
         "name": "segserve",
         "labels": {"app.kubernetes.io/name": "segserve", "app.kubernetes.io/component": "operator"},
     }
-    assert running_operator(left.calls()) is None
+    assert running_operator(left.client()) is None
 
     left.put("apis/apps/v1/deployments", operator, namespace="system")
 
-    assert running_operator(left.calls()) == "deployment/segserve in system"
+    assert running_operator(left.client()) == "deployment/segserve in system"
 
 
 @pytest.fixture
 def real(left: FakeServer, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
-    monkeypatch.setattr(calls, "Calls", lambda _: left.calls())
+    monkeypatch.setattr(ContextClient, "connect", lambda _: left.client())
     return left
 
 

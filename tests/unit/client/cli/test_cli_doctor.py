@@ -6,7 +6,7 @@ import subprocess
 from copy import deepcopy
 from typing import Any
 
-import httpx2
+import httpx
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
@@ -34,14 +34,14 @@ def operator(ready: int = 1, namespaces: str = "") -> Any:
 def healthy(server: FakeServer) -> FakeServer:
     definitions = {kind: crd(KINDS[kind]) for kind in KINDS}
 
-    def listed(request: httpx2.Request) -> httpx2.Response:
+    def listed(request: httpx.Request) -> httpx.Response:
         name = request.url.params["fieldSelector"].partition("=")[2]
         items = [each for each in definitions.values() if each["metadata"]["name"] == name]
-        return httpx2.Response(200, json={"items": items, "metadata": {}})
+        return httpx.Response(200, json={"items": items, "metadata": {}})
 
-    allowed = httpx2.Response(201, json={"status": {"allowed": True}, "metadata": {}})
+    allowed = httpx.Response(201, json={"status": {"allowed": True}, "metadata": {}})
     server.answers |= {
-        ("GET", "/version"): lambda _: httpx2.Response(
+        ("GET", "/version"): lambda _: httpx.Response(
             200, json={"major": "1", "minor": "36+", "gitVersion": "v1.36.1"}
         ),
         ("GET", CRDS): listed,
@@ -83,7 +83,7 @@ def test_where_nothing_answers_nothing_more_is_asked(server: FakeServer) -> None
 def test_definitions_that_lack_a_field_are_older(healthy: FakeServer) -> None:
     old = deepcopy(crd(KINDS["TritonPool"]))
     del old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["isolation"]
-    healthy.answers["GET", CRDS] = lambda _: httpx2.Response(200, json={"items": [old], "metadata": {}})
+    healthy.answers["GET", CRDS] = lambda _: httpx.Response(200, json={"items": [old], "metadata": {}})
 
     check = examined(healthy)["tritonpools.segserve.dev"]
 
@@ -93,7 +93,7 @@ def test_definitions_that_lack_a_field_are_older(healthy: FakeServer) -> None:
 
 
 def test_definitions_that_are_not_there_name_the_install(healthy: FakeServer) -> None:
-    healthy.answers["GET", CRDS] = lambda _: httpx2.Response(200, json={"items": [], "metadata": {}})
+    healthy.answers["GET", CRDS] = lambda _: httpx.Response(200, json={"items": [], "metadata": {}})
 
     check = examined(healthy)["segmentationmodels.segserve.dev"]
 
@@ -118,8 +118,8 @@ def test_an_operator_that_does_nothing_here_is_no_operator(healthy: FakeServer, 
 
 
 def test_rights_that_are_missing_are_named(healthy: FakeServer) -> None:
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        return httpx2.Response(201, json={"status": {"allowed": b'"delete"' not in request.content}, "metadata": {}})
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(201, json={"status": {"allowed": b'"delete"' not in request.content}, "metadata": {}})
 
     healthy.answers["POST", REVIEWS] = answer
 

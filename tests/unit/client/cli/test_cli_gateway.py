@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import httpx
 import pytest
 
 from fakes.kube_http import FakeServer
@@ -35,7 +35,7 @@ def test_a_load_balancer_is_likelier_than_the_clusters_address_than_a_node(serve
     server.answers["GET", "/api/v1/nodes"] = lambda _: _nodes(known)
     balanced = service(loadBalancer={"ingress": [{"hostname": "lb.example"}]})
 
-    assert list(addresses(server.calls(), balanced)) == [
+    assert list(addresses(server.client(), balanced)) == [
         "http://lb.example:8080",
         "http://127.0.0.1:8080",
         "http://8.0.0.7:30080",
@@ -45,7 +45,7 @@ def test_a_load_balancer_is_likelier_than_the_clusters_address_than_a_node(serve
 
 def _nodes(known: list[dict[str, str]]) -> Any:
     items = [{"metadata": {"name": "n"}, "status": {"addresses": known}}]
-    return httpx2.Response(200, json={"items": items, "metadata": {}})
+    return httpx.Response(200, json={"items": items, "metadata": {}})
 
 
 class Triton(BaseHTTPRequestHandler):
@@ -73,7 +73,7 @@ def listening() -> Iterator[int]:
 def test_what_answers_as_a_gateway_is_taken(server: FakeServer, listening: int) -> None:
     server.put(SERVICES, service(listening))
 
-    with gateway(server.calls(), "default", []) as found:
+    with gateway(server.client(), "default", []) as found:
         assert found == f"http://127.0.0.1:{listening}"
     assert not answers("http://127.0.0.1:1")
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_reached_is_forwarded_by_kubectl_and_ended_after(
     script = f'echo "$@ $$" > {tmp_path}/asked; echo "Forwarding from 127.0.0.1:4321 -> 8080"; exec sleep 60'
     monkeypatch.setenv("PATH", f"{written(tmp_path / 'bin', script)}:{os.environ['PATH']}")
 
-    with gateway(server.calls(), "default", ["--context", "test"]) as url:
+    with gateway(server.client(), "default", ["--context", "test"]) as url:
         assert url == "http://127.0.0.1:4321"
         *asked, pid = (tmp_path / "asked").read_text().split()
         assert asked[:3] == ["--context", "test", "port-forward"]
@@ -108,7 +108,7 @@ def test_what_kubectl_says_is_passed_on(server: FakeServer, tmp_path: Path, monk
 
     with (
         pytest.raises(ControlError, match="service/segserve-default: error: pods is forbidden"),
-        gateway(server.calls(), "default", []),
+        gateway(server.client(), "default", []),
     ):
         pass
 
@@ -123,7 +123,7 @@ def test_without_kubectl_the_command_is_told(
         pytest.raises(
             ControlError, match=r"kubectl -n lab port-forward service/segserve-default 8080:1`.*SEGSERVE_URL"
         ),
-        gateway(server.calls(), "default", []),
+        gateway(server.client(), "default", []),
     ):
         pass
 

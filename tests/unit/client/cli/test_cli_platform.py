@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import httpx
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
@@ -70,9 +70,9 @@ def test_what_is_applied_again_is_unchanged_whatever_the_operator_writes(server:
 def test_a_conflict_names_who_else_set_the_field_and_force_takes_it_over(server: FakeServer) -> None:
     causes = [{"reason": "FieldManagerConflict", "field": ".spec.golden", "message": 'conflict with "helm"'}]
 
-    def answer(request: httpx2.Request) -> httpx2.Response:
+    def answer(request: httpx.Request) -> httpx.Response:
         if request.url.params["force"] == "true":
-            return httpx2.Response(200, json={"metadata": {"name": "coins"}, "spec": {}})
+            return httpx.Response(200, json={"metadata": {"name": "coins"}, "spec": {}})
         return refusal(409, "Apply failed", causes=causes)
 
     server.answers["PATCH", f"{PATH}/coins"] = answer
@@ -112,10 +112,10 @@ def test_deleting_names_the_kind_and_an_unknown_name_is_told_with_the_known(serv
 
 
 REFUSALS: dict[str, tuple[Any, type[ControlError], str]] = {
-    "no definitions": (httpx2.Response(404, text="404 page not found"), NotInstalledError, "helm install segserve"),
+    "no definitions": (httpx.Response(404, text="404 page not found"), NotInstalledError, "helm install segserve"),
     "no rights": (refusal(403, 'User "eve" cannot list'), ForbiddenError, 'User "eve" cannot list; ask .* `edit`'),
     "no credentials": (refusal(401, "Unauthorized"), ForbiddenError, "context 'test' are not accepted"),
-    "no JSON": (httpx2.Response(200, text="<html>"), PlatformUnreachableError, "'<html>', no JSON"),
+    "no JSON": (httpx.Response(200, text="<html>"), PlatformUnreachableError, "'<html>', not JSON"),
     "a failure": (refusal(500, "etcd is full"), ControlError, "answered 500: etcd is full"),
 }
 
@@ -130,8 +130,8 @@ def test_a_refusal_says_what_helps(server: FakeServer, refused: str) -> None:
 
 
 def test_a_server_that_does_not_answer_is_named_with_its_context(server: FakeServer) -> None:
-    def silent(request: httpx2.Request) -> httpx2.Response:
-        raise httpx2.ConnectError("connection refused", request=request)
+    def silent(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("connection refused", request=request)
 
     server.answers["GET", PATH] = silent
 
@@ -145,13 +145,13 @@ def test_a_state_follows_the_servers_events_until_the_model_is_gone(server: Fake
     events = [{"type": "MODIFIED", "object": model(weight=50)}, {"type": "DELETED", "object": model()}]
     stored = [model()]
 
-    def answer(request: httpx2.Request) -> httpx2.Response:
+    def answer(request: httpx.Request) -> httpx.Response:
         if "watch" not in request.url.params:
-            return httpx2.Response(200, json={"items": stored, "metadata": {"resourceVersion": "5"}})
+            return httpx.Response(200, json={"items": stored, "metadata": {"resourceVersion": "5"}})
         assert request.url.params["resourceVersion"] == "5"
         assert request.url.params["fieldSelector"] == "metadata.name=coins"
         stored.clear()
-        return httpx2.Response(200, text="\n".join(map(json.dumps, events)))
+        return httpx.Response(200, text="\n".join(map(json.dumps, events)))
 
     server.answers["GET", PATH] = answer
 
@@ -181,11 +181,11 @@ def test_logs_are_of_the_groups_that_hold_the_model_and_one_without_any_says_so(
     server.put("api/v1/pods", pod("main-1", "a"), pod("other", "b"))
     log = "/api/v1/namespaces/lab/pods/segserve-default--main-1-abc-a/log"
 
-    def answer(request: httpx2.Request) -> httpx2.Response:
+    def answer(request: httpx.Request) -> httpx.Response:
         if request.url.params["container"] == "agent":
             return refusal(400, 'container "agent" is waiting to start')
         assert request.url.params["previous"] == "true"
-        return httpx2.Response(200, text="one\ntwo\n")
+        return httpx.Response(200, text="one\ntwo\n")
 
     server.answers["GET", log] = answer
     here = server.platform()

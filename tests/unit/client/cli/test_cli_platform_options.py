@@ -13,9 +13,11 @@ import yaml
 
 from fakes.kube_http import CONFIG
 from segserve.cli.platform_options import PlatformOptions, is_local
-from segserve.platforms.cluster.config import config_of
+from segserve.platforms.cluster.config import context_of
+from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.errors import NoPlatformError
 from segserve.platforms.port import Cluster
+from segserve_common.kube.config import authorization
 
 from .conftest import Command
 
@@ -68,21 +70,21 @@ def test_the_usual_file_the_named_ones_and_the_option_are_read_in_that_order(
     others = [{"name": "other", "context": {"cluster": "here", "user": "me"}}]
     usual = written(tmp_path / "home/.kube/config")
     first = written(tmp_path / "first", **{"contexts": others, "current-context": None})
-    assert config_of(Cluster()).context_name == "test"
+    assert context_of(Cluster()).name == "test"
 
     monkeypatch.setenv("KUBECONFIG", os.pathsep.join((str(first), str(usual))))
 
-    assert config_of(Cluster()).context_name == "test"
-    assert config_of(Cluster(context="other")).namespace == "default"
-    assert config_of(Cluster(context="other", namespace="lab")).namespace == "lab"
-    assert config_of(Cluster(kubeconfig=usual)).namespace == "lab"
+    assert context_of(Cluster()).name == "test"
+    assert context_of(Cluster(context="other")).namespace == "default"
+    assert context_of(Cluster(context="other", namespace="lab")).namespace == "lab"
+    assert context_of(Cluster(kubeconfig=usual)).namespace == "lab"
 
 
 BROKEN = {
-    "nothing": (None, "no kubeconfig: Configuration file .* not found"),
-    "no YAML": ("a: [", "is no kubeconfig: while parsing"),
-    "another file": ("a: 1", "is no kubeconfig: has no 'clusters'"),
-    "no cluster": (json.dumps(CONFIG | {"clusters": []}), "is no kubeconfig: has no 'here'"),
+    "nothing": (None, "is not a kubeconfig: .*No such file"),
+    "no YAML": ("a: [", "is not a kubeconfig: while parsing"),
+    "another file": ("a: 1", "is not a kubeconfig: it has no 'contexts'"),
+    "no cluster": (json.dumps(CONFIG | {"clusters": []}), "is not a kubeconfig: it has no 'here'"),
     "no current context": (json.dumps(CONFIG | {"current-context": None}), "names no current context"),
 }
 
@@ -95,7 +97,7 @@ def test_a_kubeconfig_that_cannot_be_used_is_named_with_what_helps(broken: str, 
         file.write_text(text)
 
     with pytest.raises(NoPlatformError, match=said) as caught:
-        config_of(Cluster(kubeconfig=file))
+        context_of(Cluster(kubeconfig=file))
 
     assert str(file) in str(caught.value)
     assert "--local" in str(caught.value)
@@ -103,18 +105,31 @@ def test_a_kubeconfig_that_cannot_be_used_is_named_with_what_helps(broken: str, 
 
 def test_an_unknown_context_is_told_with_those_that_there_are(kubeconfig: Path) -> None:
     with pytest.raises(NoPlatformError, match=r"no context 'prod' in .*; there are: test"):
-        config_of(Cluster(kubeconfig=kubeconfig, context="prod"))
+        context_of(Cluster(kubeconfig=kubeconfig, context="prod"))
 
 
-def test_a_credential_plugin_of_todays_version_is_told_what_it_is_asked_for(tmp_path: Path) -> None:
-    version = "client.authentication.k8s.io/v1"
-    plugin = {"apiVersion": version, "command": "token-tool", "args": ["get"]}
+PLUGIN = """#!/bin/sh
+test -n "$KUBERNETES_EXEC_INFO" || exit 1
+printf '{"apiVersion": "%s", "kind": "ExecCredential", "status": {"token": "secret"}}' "$1"
+"""
+
+
+@pytest.mark.parametrize("version", ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"])
+def test_a_credential_plugin_gives_the_token(version: str, tmp_path: Path) -> None:
+    tool = tmp_path / "token-tool"
+    tool.write_text(PLUGIN)
+    tool.chmod(0o755)
+    plugin = {"apiVersion": version, "command": str(tool), "args": [version]}
     file = written(tmp_path / "config", users=[{"name": "me", "user": {"exec": plugin}}])
 
-    user = config_of(Cluster(kubeconfig=file)).user
+    configuration = context_of(Cluster(kubeconfig=file)).configuration()
 
-    assert user is not None
-    assert user.exec is not None
-    assert (user.exec.command, user.exec.args) == ("token-tool", ["get"])
-    asked = {variable.name: json.loads(variable.value) for variable in user.exec.env or []}
-    assert asked["KUBERNETES_EXEC_INFO"]["apiVersion"] == version
+    assert authorization(configuration) == {"Authorization": "Bearer secret"}
+
+
+def test_a_credential_plugin_that_fails_is_named(tmp_path: Path) -> None:
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/false"}
+    file = written(tmp_path / "config", users=[{"name": "me", "user": {"exec": plugin}}])
+
+    with pytest.raises(NoPlatformError, match="credential plugin '/bin/false' .*--kubeconfig FILE"):
+        ContextClient.connect(context_of(Cluster(kubeconfig=file)))

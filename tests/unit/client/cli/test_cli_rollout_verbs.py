@@ -112,11 +112,11 @@ REFUSED: dict[str, tuple[Any, ...]] = {
         ("promote",),
         Phase.SUCCEEDED,
         {},
-        "no rollout is under way; that of coins-8d6f11d641 is",
+        "no rollout is in progress; that of coins-8d6f11d641 is",
     ),
     "abort, which has ended": (("abort",), Phase.ROLLED_BACK, {}, "that of coins-8d6f11d641 is RolledBack"),
     "pause twice": (("pause",), Phase.PROGRESSING, {"paused": True}, "is paused already"),
-    "resume after the end": (("resume",), Phase.CANCELLED, {}, "no rollout is under way"),
+    "resume after the end": (("resume",), Phase.CANCELLED, {}, "no rollout is in progress"),
     "retry of nothing": (("retry",), Phase.PROGRESSING, {}, "no revision has failed"),
     "rollback to nothing": (("rollback",), Phase.PROGRESSING, {}, "no former revision is kept beside coins-f3ce7142e5"),
     "an unknown gate": (("skip-gate", "latenzy"), Phase.GOLDEN, {}, "no gate 'latenzy'; there are: errorRate, latency"),
@@ -149,7 +149,7 @@ def test_a_model_without_a_rollout_or_without_a_policy_has_nothing_to_ask_about(
     here.scenes = [records.coins(None, Roles())]
     _, _, nothing = command("rollout", "rollback", "coins")
 
-    assert none == "error: coins: promote: no rollout is under way\n"
+    assert none == "error: coins: promote: no rollout is in progress\n"
     assert "without `spec.rollout` a revision is promoted as soon as it is proved" in never
     assert "no revision is stable" in nothing
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segserve_operator.adapters.samples import wire
-from segserve_operator.adapters.traffic.envoy_counts import Totals, parsed, pattern, tallies, tally
-from segserve_operator.core.rollout.counters import Count, Series, Tally
+from segserve_operator.adapters.traffic.envoy_counts import CumulativeStats, counts_by_model, parse_stats, series_counts, stats_pattern
+from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,19 +36,19 @@ def test_names_with_dots_are_read_back() -> None:
         ]
     }
 
-    assert parsed(answer) == {HTTP: {"upstream_rq_completed": 3, "upstream_rq_time:1.1": 2}}
-    assert tallies(parsed(answer)) == {
-        "coins.v2": {Series("main", "http"): Tally(attempts=3, latencies=((1.1, 2),))},
+    assert parse_stats(answer) == {HTTP: {"upstream_rq_completed": 3, "upstream_rq_time:1.1": 2}}
+    assert counts_by_model(parse_stats(answer)) == {
+        "coins.v2": {Series("main", "http"): SeriesCounts(attempts=3, latencies=((1.1, 2),))},
     }
 
 
 def test_the_pattern_takes_a_models_name_literally_and_inference_alone() -> None:
-    found = re.compile(pattern(["coins.v2"]))
+    found = re.compile(stats_pattern(["coins.v2"]))
 
     assert found.fullmatch(f"cluster.{HTTP}.upstream_rq_5xx")
     assert not found.fullmatch("cluster.coins-v2/main/infer/http.upstream_rq_5xx")
     assert not found.fullmatch("cluster.coins.v2/main/aside/http.upstream_rq_5xx")
-    assert re.fullmatch(pattern([]), f"cluster.{HTTP}.upstream_rq_5xx")
+    assert re.fullmatch(stats_pattern([]), f"cluster.{HTTP}.upstream_rq_5xx")
 
 
 def test_what_envoy_took_back_itself_is_no_caller_that_went_away(tmp_path: Path) -> None:
@@ -61,38 +61,38 @@ def test_what_envoy_took_back_itself_is_no_caller_that_went_away(tmp_path: Path)
         "upstream_cx_destroy_local_with_active_rq": 3,
     }
 
-    total = Totals(tmp_path / "totals.json").take("1", ["coins.v2"], {HTTP: stats})
+    total = CumulativeStats(tmp_path / "totals.json").update("1", ["coins.v2"], {HTTP: stats})
 
-    assert tally(total[HTTP], "http") == Tally(attempts=7, failed=3, given_up=2)
+    assert series_counts(total[HTTP], "http") == SeriesCounts(attempts=7, failed=3, given_up=2)
 
 
 def test_totals_go_on_where_statistics_begin_anew(tmp_path: Path) -> None:
-    totals = Totals(tmp_path / "totals.json")
-    totals.take("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": 9, "upstream_rq_5xx": 7, "upstream_rq_active": 4}})
+    totals = CumulativeStats(tmp_path / "totals.json")
+    totals.update("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": 9, "upstream_rq_5xx": 7, "upstream_rq_active": 4}})
 
-    found = totals.take("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": 11, "upstream_rq_5xx": 1}})
+    found = totals.update("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": 11, "upstream_rq_5xx": 1}})
 
-    assert tally(found[HTTP], "http") == Tally(attempts=11, failed=8)
+    assert series_counts(found[HTTP], "http") == SeriesCounts(attempts=11, failed=8)
 
 
 def test_who_comes_after_goes_on_with_the_totals_of_the_same_envoy(tmp_path: Path) -> None:
-    first = Totals(tmp_path / "totals.json")
-    first.take("1", ["coins.v2"], {HTTP: {"upstream_rq_5xx": 7}})
-    first.take("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": 1}})
+    first = CumulativeStats(tmp_path / "totals.json")
+    first.update("1", ["coins.v2"], {HTTP: {"upstream_rq_5xx": 7}})
+    first.update("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": 1}})
 
-    same, other = Totals(tmp_path / "totals.json"), Totals(tmp_path / "totals.json")
+    same, other = CumulativeStats(tmp_path / "totals.json"), CumulativeStats(tmp_path / "totals.json")
 
-    assert same.take("1", ["coins.v2"], {HTTP: {"upstream_rq_5xx": 2}})[HTTP]["upstream_rq_5xx"] == 9
-    assert other.take("2", ["coins.v2"], {HTTP: {"upstream_rq_5xx": 2}})[HTTP]["upstream_rq_5xx"] == 2
+    assert same.update("1", ["coins.v2"], {HTTP: {"upstream_rq_5xx": 2}})[HTTP]["upstream_rq_5xx"] == 9
+    assert other.update("2", ["coins.v2"], {HTTP: {"upstream_rq_5xx": 2}})[HTTP]["upstream_rq_5xx"] == 2
 
 
 def test_a_cluster_that_is_gone_is_forgotten_and_others_are_not(tmp_path: Path) -> None:
-    totals = Totals(tmp_path / "totals.json")
+    totals = CumulativeStats(tmp_path / "totals.json")
     other = "cells/main/infer/http"
-    totals.take("1", ["coins.v2", "cells"], {HTTP: {"upstream_rq_5xx": 7}, other: {"upstream_rq_5xx": 5}})
-    totals.take("1", ["coins.v2"], {})
+    totals.update("1", ["coins.v2", "cells"], {HTTP: {"upstream_rq_5xx": 7}, other: {"upstream_rq_5xx": 5}})
+    totals.update("1", ["coins.v2"], {})
 
-    found = totals.take("1", ["coins.v2", "cells"], {HTTP: {"upstream_rq_5xx": 1}, other: {"upstream_rq_5xx": 1}})
+    found = totals.update("1", ["coins.v2", "cells"], {HTTP: {"upstream_rq_5xx": 1}, other: {"upstream_rq_5xx": 1}})
 
     assert {name: stats["upstream_rq_5xx"] for name, stats in found.items()} == {HTTP: 1, other: 6}
 
@@ -102,29 +102,29 @@ def test_totals_never_fall_and_miss_nothing(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int, bool]]
 ) -> None:
     """Where what comes after a fall is less than what was before it, as it is where each change is looked at."""
-    totals, raw, told, last = Totals(tmp_path_factory.mktemp("t") / "totals.json"), 0, 0, 0
+    totals, raw, told, last = CumulativeStats(tmp_path_factory.mktemp("t") / "totals.json"), 0, 0, 0
     for more, later, falls in steps:
         raw, told = raw + more, told + more
-        found = totals.take("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": raw}})
+        found = totals.update("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": raw}})
         if falls:
             raw = 0
-            totals.take("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": raw}})
+            totals.update("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": raw}})
         raw, told = raw + later, told + later
         assert found[HTTP]["upstream_rq_completed"] >= last
         last = found[HTTP]["upstream_rq_completed"]
 
-    found = totals.take("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": raw}})
+    found = totals.update("1", ["coins.v2"], {HTTP: {"upstream_rq_completed": raw}})
     assert found[HTTP]["upstream_rq_completed"] == told
 
 
 def test_what_a_pod_says_is_what_the_operator_reads_with_times_of_its_own_clock() -> None:
-    tallies_ = {Series("main", "grpc"): Tally(5, 1, 1, 2, ((0.0, 1), (1.1, 2)))}
-    said = wire.written({"coins": Count("77", 5000.0, tallies_, 4000.0)}, uid="uid-1")
+    tallies_ = {Series("main", "grpc"): SeriesCounts(5, 1, 1, 2, ((0.0, 1), (1.1, 2)))}
+    said = wire.encode({"coins": Counters("77", 5000.0, tallies_, 4000.0)}, uid="uid-1")
 
-    assert wire.read(said, 9000.0) == {"coins": Count("uid-1/77", 9000.0, tallies_, 8000.0)}
+    assert wire.decode(said, 9000.0) == {"coins": Counters("uid-1/77", 9000.0, tallies_, 8000.0)}
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}x", b'{"coins": 3}', b'{"coins": {"epoch": "1", "tallies": [[1]]}}'])
 def test_what_no_gateway_says_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        wire.read(text, 0.0)
+        wire.decode(text, 0.0)

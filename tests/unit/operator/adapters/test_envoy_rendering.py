@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
-from segserve_operator.adapters.traffic.envoy_admin import GatewayUnreachableError, active_by_model
+from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError, active_by_model
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
-from segserve_operator.adapters.traffic.envoy_config import Sources, command, render_bootstrap
-from segserve_operator.adapters.traffic.envoy_files import document
-from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, Gateway
-from segserve_operator.adapters.traffic.envoy_record import read_plan
-from segserve_operator.adapters.traffic.envoy_rendering import Configuration, render
+from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command, render_bootstrap
+from segserve_operator.adapters.traffic.envoy_files import discovery_response
+from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, EnvoySettings
+from segserve_operator.adapters.traffic.envoy_files import read_plan
+from segserve_operator.adapters.traffic.envoy_rendering import EnvoyConfiguration, render
 from segserve_operator.adapters.traffic.envoy_routes import render_routes
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
@@ -30,7 +30,7 @@ def plan(new_weight: int = 30, *, exposed: tuple[str, ...] = ()) -> TrafficPlan:
     return TrafficPlan((Route("coins", shares, steps=(STEP,), exposed=exposed),), OLD.endpoints)
 
 
-def rendered(told: TrafficPlan, before: Configuration | None = None) -> Configuration:
+def rendered(told: TrafficPlan, before: EnvoyConfiguration | None = None) -> EnvoyConfiguration:
     return render(told, before, timeout_s=60)
 
 
@@ -41,7 +41,7 @@ def table(told: TrafficPlan) -> dict[str, Any]:
     return {key: entry["action"]["typed_config"]["route"] for key, entry in entries.items()}
 
 
-def clusters_of(told: TrafficPlan) -> dict[str, Any]:
+def route_clusters(told: TrafficPlan) -> dict[str, Any]:
     return {name: json.loads(cluster.text) for name, cluster in rendered(told).clusters.items()}
 
 
@@ -63,7 +63,7 @@ def test_requests_are_split_over_all_shares_by_weight(new_weight: int, expected:
 
 @pytest.mark.parametrize("new_weight", [0, 30, 100])
 def test_every_share_has_its_clusters_whatever_its_weight(new_weight: int) -> None:
-    clusters = clusters_of(plan(new_weight))
+    clusters = route_clusters(plan(new_weight))
 
     purposes = [f"{purpose}/{p}" for purpose in ("infer", "aside") for p in ("http", "grpc")]
     assert {f"coins/{group}/{ending}" for group in ("main", "coins-bb") for ending in purposes} <= set(clusters)
@@ -74,7 +74,7 @@ def test_every_cluster_that_a_route_names_is_rendered() -> None:
 
     named = {name for a in table(told).values() for name in ([a["cluster"]] if "cluster" in a else weights(a))}
 
-    assert named <= set(clusters_of(told))
+    assert named <= set(route_clusters(told))
 
 
 def test_a_plan_opens_exactly_these_questions() -> None:
@@ -112,7 +112,7 @@ def test_each_share_tells_its_revision_and_group() -> None:
 
 
 def test_a_cluster_speaks_its_protocol_to_its_port() -> None:
-    clusters = clusters_of(plan())
+    clusters = route_clusters(plan())
 
     def port(name: str) -> int:
         found = clusters[name]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
@@ -131,7 +131,7 @@ def test_a_share_without_servers_has_clusters_without_endpoints() -> None:
 
 
 def test_equal_plans_give_equal_text_and_another_plan_another_version() -> None:
-    first, again, other = (document([rendered(plan(weight)).entries]) for weight in (30, 30, 31))
+    first, again, other = (discovery_response([rendered(plan(weight)).entries]) for weight in (30, 30, 31))
 
     assert first == again
     assert first.version != other.version
@@ -199,7 +199,7 @@ def test_callers_requests_in_flight_are_summed_up_by_model_and_group() -> None:
 
 
 def test_the_script_knows_every_method_that_names_a_model() -> None:
-    bootstrap = json.dumps(render_bootstrap(Gateway(), Sources(Path("/g")), timeout_s=60))
+    bootstrap = json.dumps(render_bootstrap(EnvoySettings(), EnvoyFiles(Path("/g")), timeout_s=60))
 
     assert all(f"{method} = " in bootstrap for method in NAME_FIELDS)
 
@@ -207,7 +207,7 @@ def test_the_script_knows_every_method_that_names_a_model() -> None:
 @pytest.mark.parametrize("size", [0, 1000, 2**31])
 def test_a_limit_that_http2_has_no_window_for_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"{size}; allowed are 65535 to 2147483647"):
-        Gateway(max_request_bytes=size)
+        EnvoySettings(max_request_bytes=size)
 
 
 def test_a_folder_too_deep_for_a_socket_is_refused() -> None:
@@ -219,7 +219,7 @@ async def test_a_gateway_that_does_not_run_follows_no_plan_and_takes_none(tmp_pa
     traffic = EnvoyTraffic(tmp_path)
 
     assert (await traffic.observe()).plan is None
-    with pytest.raises(GatewayUnreachableError, match=r"admin\.sock"):
+    with pytest.raises(EnvoyUnreachableError, match=r"admin\.sock"):
         await traffic.apply(plan())
 
 
@@ -253,30 +253,30 @@ def test_a_container_runs_envoy_on_the_files_of_its_folder() -> None:
     assert "--log-path" not in told
 
 
-def test_a_twin_halves_a_shares_inference_and_nothing_else() -> None:
-    shares = (replace(OLD, weight=75, twin=True), replace(NEW, weight=25))
+def test_a_shadow_halves_a_shares_inference_and_nothing_else() -> None:
+    shares = (replace(OLD, weight=75, shadow=True), replace(NEW, weight=25))
     told = TrafficPlan((Route("coins", shares, exposed=("coins.network",)),), OLD.endpoints)
 
     routes = table(told)
 
     assert weights(routes["http:infer:coins"]) == {
         "coins/main/infer/http": 75,
-        "coins/main~twin/infer/http": 75,
+        "coins/main~shadow/infer/http": 75,
         "coins/coins-bb/infer/http": 50,
     }
     assert weights(routes["http:infer:coins.network"]) == {
         "coins/main/network/http": 75,
         "coins/coins-bb/network/http": 25,
     }
-    twins = {name for name in clusters_of(told) if "~" in name}
-    assert twins == {"coins/main~twin/infer/http", "coins/main~twin/infer/grpc"}
-    for name in twins:
-        twin, real = clusters_of(told)[name], clusters_of(told)[name.replace("~twin", "")]
-        assert twin["load_assignment"]["endpoints"] == real["load_assignment"]["endpoints"]
+    shadows = {name for name in route_clusters(told) if "~" in name}
+    assert shadows == {"coins/main~shadow/infer/http", "coins/main~shadow/infer/grpc"}
+    for name in shadows:
+        shadow, real = route_clusters(told)[name], route_clusters(told)[name.replace("~shadow", "")]
+        assert shadow["load_assignment"]["endpoints"] == real["load_assignment"]["endpoints"]
 
 
-def test_newer_weights_keep_a_twins_half() -> None:
-    shares = (replace(OLD, weight=75, twin=True), replace(NEW, weight=25))
+def test_newer_weights_keep_a_shadows_half() -> None:
+    shares = (replace(OLD, weight=75, shadow=True), replace(NEW, weight=25))
     route = Route("coins", shares)
     before = rendered(TrafficPlan((route,)))
 
@@ -286,12 +286,12 @@ def test_newer_weights_keep_a_twins_half() -> None:
 
     assert {key.partition(".coins/")[2]: value for key, value in after.weights.items() if "http" in key} == {
         "main/infer/http": 60,
-        "main~twin/infer/http": 60,
+        "main~shadow/infer/http": 60,
         "coins-bb/infer/http": 80,
     }
 
 
-def test_requests_to_a_twin_are_under_way_to_its_group() -> None:
-    active = {"coins/main/infer/http": 1, "coins/main~twin/infer/http": 2}
+def test_requests_to_a_shadow_are_under_way_to_its_group() -> None:
+    active = {"coins/main/infer/http": 1, "coins/main~shadow/infer/http": 2}
 
     assert active_by_model(active) == {("coins", "main"): 3}

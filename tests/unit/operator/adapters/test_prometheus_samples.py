@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
-from segserve_operator.core.rollout.counters import Count, Series, Tally
+from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,11 +69,11 @@ async def test_series_of_each_gateway_become_its_counts() -> None:
     async with prometheus(200, {"status": "success", "data": {"resultType": "vector", "result": RESULT}}) as (url, _):
         found = await PrometheusSamples(url).samples(MODELS, 1000.0)
 
-    tally = Tally(attempts=8, failed=3, active=3, latencies=((100.0, 4), (250.0, 1)))
+    tally = SeriesCounts(attempts=8, failed=3, active=3, latencies=((100.0, 4), (250.0, 1)))
     assert found == {
         "coins": {
-            "gw-a": Count("900.500", 1000.0, {Series("main", "http"): tally}, 900.5),
-            "gw-b": Count("950.000", 1000.0, {Series("main", "http"): Tally(attempts=1)}, 950.0),
+            "gw-a": Counters("900.500", 1000.0, {Series("main", "http"): tally}, 900.5),
+            "gw-b": Counters("950.000", 1000.0, {Series("main", "http"): SeriesCounts(attempts=1)}, 950.0),
         },
         "cells.v2": {},
     }

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fakes.rollout_evidence import STARTED_S, decision, record, row, same, standing
-from segserve_builder.spec.names import canonical_json
+from fakes.rollout_evidence import STARTED_S, decision, record, row, same, state_of_record
+from segserve_common.canonical import canonical_json
 from segserve_operator.api.segmentation_rollout import MAX_DECISIONS, MESSAGE_MAX_LENGTH
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.rollout import decisions as core_decisions
@@ -44,8 +44,8 @@ def dense(number: int, most: int) -> Row:
 
 
 def wordy(sequence: int) -> core_decisions.Decision:
-    saw = canonical({"x": np.random.default_rng(sequence).random(400).tolist()})
-    return replace(decision(sequence), saw=saw, message="x" * 5000)
+    inputs = canonical({"x": np.random.default_rng(sequence).random(400).tolist()})
+    return replace(decision(sequence), inputs=inputs, message="x" * 5000)
 
 
 @pytest.mark.parametrize("most", [1000, 10**9])
@@ -59,7 +59,7 @@ def test_no_record_is_larger_than_its_limit(most: int) -> None:
     assert [(each.at_s, each.requests) for each in found.rows] == [(each.at_s, each.requests) for each in rows]
     assert same(found.rows[-10:], rows[-10:])
     newest = found.decisions[-1]
-    assert (newest.sequence, newest.saw) == (300, full.decisions[-1].saw)
+    assert (newest.sequence, newest.inputs) == (300, full.decisions[-1].inputs)
     assert same(found.progress, full.progress)
 
 
@@ -68,7 +68,7 @@ def test_what_the_oldest_decisions_saw_goes_first() -> None:
 
     found = record_of(written(full), ())
 
-    kept = [each.saw != "" for each in found.decisions]
+    kept = [each.inputs != "" for each in found.decisions]
     assert len(kept) == MAX_DECISIONS == core_decisions.MAX_DECISIONS
     assert kept == sorted(kept)
     assert 0 < sum(kept) < MAX_DECISIONS
@@ -113,7 +113,7 @@ def test_a_record_that_cannot_be_read_is_named() -> None:
 
 @pytest.mark.parametrize(
     "sample",
-    [record(), decision(1), row(7), standing(record(), paused=True, quarantines=1)],
+    [record(), decision(1), row(7), state_of_record(record(), paused=True, quarantines=1)],
     ids=lambda s: type(s).__name__,
 )
 def test_the_records_of_these_tests_leave_no_field_at_its_default(sample: Any) -> None:

@@ -15,12 +15,13 @@ import pytest
 from aiohttp import web
 
 from fakes.kube import FakeKube
-from segserve_builder.cluster.names import GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
+from segserve_common.kube.errors import NotFoundError
+from segserve_common.kube.kinds import CONFIG_MAPS, PODS, ROLLOUTS
+from segserve_common.kube.names import GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_operator.adapters.bundles.archive import packed, tail, unpacked
 from segserve_operator.adapters.bundles.cluster import KEY, LIMIT_BYTES, PODS_KEPT, ClusterBundles
 from segserve_operator.adapters.bundles.contents import LOG_BYTES, Gathered, bundle
 from segserve_operator.adapters.bundles.local import KEPT, LocalBundles, bundle_file
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, PODS, ROLLOUTS, NotFoundError
 from segserve_operator.adapters.kube.view import PoolKey, selector
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
@@ -38,7 +39,7 @@ RECORD = Record(
     RolloutPolicy(),
     Slo(),
     Progress.begun(1000.0),
-    decisions=(Decision(1, 1000.0, "BREACH", Phase.ROLLED_BACK, 0, "segserve", "Worse", "", (VERDICT,), saw="{}"),),
+    decisions=(Decision(1, 1000.0, "BREACH", Phase.ROLLED_BACK, 0, "segserve", "Worse", "", (VERDICT,), inputs="{}"),),
     rows=(Row(1000.0, 1.0, 5, (95, 5), (0, 1)),),
     verdicts=(VERDICT,),
 )
@@ -64,7 +65,7 @@ def test_a_bundle_has_the_record_what_was_decided_and_what_the_servers_said() ->
     assert json.loads(files["coins-7f/verdicts.json"])[0]["numbers"] == {"candidate": 0.15}
     (decision,) = json.loads(files["coins-7f/decisions.json"])
     assert decision["signal"] == "BREACH"
-    assert "saw" not in decision
+    assert "inputs" not in decision
 
 
 def test_a_bundle_says_what_it_has_not() -> None:

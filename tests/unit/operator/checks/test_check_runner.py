@@ -90,7 +90,7 @@ async def test_what_had_a_problem_is_asked_again_when_it_is_due_however_long_the
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
         url, listener.url = listener.url, None
         check_runner = check_runner_of(listener)
-        wanted = order("golden", revision=pictures.revision(), every_s=0.5)
+        wanted = order("golden", revision=pictures.revision(), interval_s=0.5)
         check_runner.ask([wanted])
         await until(check_runner, wanted.key, lambda found: bool(found.problem))
         listener.url = url

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from segserve_builder.cluster.names import GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_builder.render.tritonserver import Ports
+from segserve_common.kube.kinds import PODS, Json
+from segserve_common.kube.names import GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_operator.adapters.kube import resources as cluster
-from segserve_operator.adapters.kube.api import PODS, Json
 from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.view import PoolKey, View
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import GroupFolder
-from segserve_operator.adapters.local.resources import LocalResources
+from segserve_operator.adapters.local.fleet import LocalResources
 from segserve_operator.core.gates.checks import ResourceSample
 
 MIB = 2**20
@@ -42,7 +42,7 @@ segserve_agent_server_memory_bytes 1.5e+09
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[StateFolder]:
     yield StateFolder(tmp_path)
-    processes.end_all_of(tmp_path, grace_s=1)
+    processes.end_marked_processes(tmp_path, grace_s=1)
 
 
 def start(state: StateFolder, group: str) -> GroupFolder:
@@ -80,7 +80,7 @@ async def test_each_new_process_is_a_restart(state: StateFolder) -> None:
     source = LocalResources(state)
     folder = start(state, "own")
     await source.look("own")
-    processes.end(processes.recorded(folder.record("triton")), grace_s=1)
+    processes.end(processes.read_record(folder.record("triton")), grace_s=1)
     assert (await source.look("own")).memory_bytes == {}
     start(state, "own")
 

@@ -23,20 +23,20 @@ from fakes.observed_models import (
     model,
     report,
     server,
-    standing,
+    state,
     world,
 )
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.core.failure import Failure
 from segserve_operator.core.models import conditions
-from segserve_operator.core.models.advance import Rolled
+from segserve_operator.core.models.advance import RolloutUpdate
 from segserve_operator.core.models.conditions import ARTIFACT_REASONS, GOLDEN_REASONS, status_of
-from segserve_operator.core.models.observed import ModelObserved, ModelStatus, Observed, Roles, Statement
+from segserve_operator.core.models.observed import ModelObserved, ModelStatus, Observed, Roles, ObservedCondition
 from segserve_operator.core.models.slo import Minute, SloWatch
 from segserve_operator.core.models.slots import GROUPS_AT_ONCE
 from segserve_operator.core.rollout.phases import ENDED, Phase
-from segserve_operator.core.rollout.record import Standing
+from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.traffic import TrafficState
 
 MAIN = group("main", FIRST)
@@ -46,7 +46,7 @@ CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
 CHANGED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
 PROVING_FIRST = Roles(candidate=candidate(FIRST, "main"))
 NO_NODE = Failure("Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu")
-WAS_READY = Statement("TrafficReady", "True", "Serving")
+WAS_READY = ObservedCondition("TrafficReady", "True", "Serving")
 NO_WAY = TrafficState(None)
 ON_ITS_WAY = [phase for phase in Phase if phase not in {*ENDED, Phase.PENDING}]
 
@@ -54,7 +54,7 @@ ON_ITS_WAY = [phase for phase in Phase if phase not in {*ENDED, Phase.PENDING}]
 def status(seen: Observed) -> ModelStatus:
     """Return the status of coins, whose roles and rollout stay as they are."""
     coins = next(each for each in seen.models if each.name == "coins")
-    return status_of(coins, coins.roles, Rolled(coins.status.rollout), seen.watches, seen)
+    return status_of(coins, coins.roles, RolloutUpdate(coins.status.rollout), seen.watches, seen)
 
 
 def with_candidate_said(said: str = "", *, state: ModelState, **changes: object) -> Observed:
@@ -78,33 +78,33 @@ def given_up(reason: str) -> Observed:
 ARTIFACT_VERIFIED = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        Statement("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names"),
+        ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names"),
         id="the stable revision's artifact is the one that was asked for",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.LOADING),
-        Statement("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names"),
+        ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names"),
         id="the candidate's artifact is the one that was asked for as soon as it is fetched",
     ),
     pytest.param(
         world(model(FIRST)),
-        Statement("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
+        ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
         id="nothing is known of an artifact before any server was asked for it",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.FETCHING),
-        Statement("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
+        ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
         id="nothing is known of an artifact that is being fetched",
     ),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision, SECOND)]),
-        Statement("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
+        ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
         id="nothing is known of an artifact where the candidate's servers are lost",
     ),
     *(
         pytest.param(
             with_candidate_failed(reason),
-            Statement("ArtifactVerified", "False", reason, "what was seen"),
+            ObservedCondition("ArtifactVerified", "False", reason, "what was seen"),
             id=f"an artifact that a server refuses as {reason} is not verified",
         )
         for reason in sorted(ARTIFACT_REASONS)
@@ -112,7 +112,7 @@ ARTIFACT_VERIFIED = [
     *(
         pytest.param(
             given_up(reason),
-            Statement("ArtifactVerified", "False", reason, "what was seen"),
+            ObservedCondition("ArtifactVerified", "False", reason, "what was seen"),
             id=f"an artifact stays refused as {reason} when the candidate has given its group back",
         )
         for reason in sorted(ARTIFACT_REASONS)
@@ -122,53 +122,53 @@ ARTIFACT_VERIFIED = [
 REVISION_LOADED = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        Statement("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
+        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
         id="the stable revision is loaded where it is served",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.PROVING),
-        Statement("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
+        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
         id="the candidate is loaded before it is proved",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.LOADING),
-        Statement("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
+        ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
         id="nothing is known of a candidate that is being loaded",
     ),
     pytest.param(
         world(model(FIRST)),
-        Statement("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
+        ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
         id="nothing is known of a revision that no server was told of",
     ),
     pytest.param(
         with_candidate_failed("LoadFailed"),
-        Statement("RevisionLoaded", "False", "LoadFailed", "what was seen"),
+        ObservedCondition("RevisionLoaded", "False", "LoadFailed", "what was seen"),
         id="a revision that Triton refuses is not loaded",
     ),
     pytest.param(
         given_up("LoadFailed"),
-        Statement("RevisionLoaded", "False", "LoadFailed", "what was seen"),
+        ObservedCondition("RevisionLoaded", "False", "LoadFailed", "what was seen"),
         id="a revision that Triton refused for good is not loaded",
     ),
     pytest.param(
         given_up("ClassesChanged"),
-        Statement("RevisionLoaded", "False", "ClassesChanged", "what was seen"),
+        ObservedCondition("RevisionLoaded", "False", "ClassesChanged", "what was seen"),
         id="a revision that drops classes is not loaded",
     ),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision, SECOND, problem=NO_NODE)]),
-        Statement("RevisionLoaded", "False", "Unschedulable", NO_NODE.message),
+        ObservedCondition("RevisionLoaded", "False", "Unschedulable", NO_NODE.message),
         id="a revision whose servers find no node is not loaded, and the scheduler says why",
     ),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, replace(OWN, problem=NO_NODE)]),
-        Statement("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
+        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
         id="a trouble of a group that is complete is none of the revision's",
     ),
     *(
         pytest.param(
             with_candidate_failed(reason),
-            Statement("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
+            ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
             id=f"what is wrong as {reason} does not count as refused by Triton",
         )
         for reason in sorted(ARTIFACT_REASONS | GOLDEN_REASONS)
@@ -178,12 +178,12 @@ REVISION_LOADED = [
 GOLDEN_PASSED = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        Statement("GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance"),
+        ObservedCondition("GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance"),
         id="the golden set was answered",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.READY, proof="builtin"),
-        Statement(
+        ObservedCondition(
             "GoldenPassed",
             "True",
             "BuiltinOnly",
@@ -194,23 +194,23 @@ GOLDEN_PASSED = [
     ),
     pytest.param(
         with_candidate_said(state=ModelState.PROVING),
-        Statement("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
+        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
         id="nothing is known of golden answers while they are asked for",
     ),
     pytest.param(
         world(model(FIRST)),
-        Statement("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
+        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
         id="nothing is known of golden answers before any server was told of the revision",
     ),
     pytest.param(
         with_candidate_failed("LoadFailed"),
-        Statement("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
+        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
         id="a revision that cannot be loaded was not asked for golden answers",
     ),
     *(
         pytest.param(
             given_up(reason),
-            Statement("GoldenPassed", "False", reason, "what was seen"),
+            ObservedCondition("GoldenPassed", "False", reason, "what was seen"),
             id=f"a revision with wrong answers has not passed: {reason}",
         )
         for reason in sorted(GOLDEN_REASONS)
@@ -220,22 +220,22 @@ GOLDEN_PASSED = [
 TRAFFIC_READY = [
     pytest.param(
         world(model(FIRST, PROVING_FIRST), groups=[group("main", FIRST, state=ModelState.LOADING)]),
-        Statement("TrafficReady", "False", "NoStable", "no revision has answered its golden images yet"),
+        ObservedCondition("TrafficReady", "False", "NoStable", "no revision has answered its golden images yet"),
         id="a model without a stable revision serves nobody",
     ),
     pytest.param(
         world(model(FIRST, SERVED)),
-        Statement("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
         id="a stable revision whose group is gone serves nobody",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[lost("main", FIRST)]),
-        Statement("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
         id="a stable revision whose servers are lost serves nobody",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[group("main", FIRST, reports=[failed(FIRST, "LoadFailed", "no memory")])]),
-        Statement("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}: no memory"),
+        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}: no memory"),
         id="a stable revision that its server lost serves nobody, and the server says why",
     ),
     pytest.param(
@@ -243,7 +243,7 @@ TRAFFIC_READY = [
             model(FIRST, SERVED),
             groups=[replace(MAIN, servers=(server("silent", report(FIRST), ready=False),))],
         ),
-        Statement("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
         id="what a silent agent once said does not count",
     ),
     pytest.param(
@@ -251,46 +251,46 @@ TRAFFIC_READY = [
             model(FIRST, SERVED),
             groups=[replace(MAIN, servers=(), leaving=MAIN.servers)],
         ),
-        Statement("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets all requests"),
+        ObservedCondition("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets all requests"),
         id="a server that is about to end serves where no other does",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], traffic=TrafficState(None, answering=False)),
-        Statement("TrafficReady", "False", "NoGateway", "no gateway takes requests"),
+        ObservedCondition("TrafficReady", "False", "NoGateway", "no gateway takes requests"),
         id="nobody is served without a gateway",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        Statement("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets all requests"),
+        ObservedCondition("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets all requests"),
         id="a stable revision gets all requests",
     ),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, OWN], weights={"main": 75, SECOND.revision: 25}),
-        Statement("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets 75 % of requests"),
+        ObservedCondition("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets 75 % of requests"),
         id="a stable revision shares requests with the candidate",
     ),
     pytest.param(
         world(model(SECOND, CHANGED, said=[WAS_READY]), groups=[MAIN, OWN], weights={"main": 100}),
-        Statement("TrafficReady", "True", "Switching", f"the gateway does not send requests to {SECOND.revision} yet"),
+        ObservedCondition("TrafficReady", "True", "Switching", f"the gateway does not send requests to {SECOND.revision} yet"),
         id="callers are served by the former revision until the gateway follows",
     ),
     pytest.param(
         world(model(FIRST, SERVED, said=[WAS_READY]), groups=[MAIN], traffic=NO_WAY),
-        Statement("TrafficReady", "True", "Switching", f"the gateway does not send requests to {FIRST.revision} yet"),
+        ObservedCondition("TrafficReady", "True", "Switching", f"the gateway does not send requests to {FIRST.revision} yet"),
         id="a gateway that has not told its plan yet ends nothing",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
-        Statement("TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"),
+        ObservedCondition("TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"),
         id="a first revision waits for the gateway",
     ),
     pytest.param(
         world(
-            model(FIRST, SERVED, said=[Statement("TrafficReady", "False", "NoServer")]),
+            model(FIRST, SERVED, said=[ObservedCondition("TrafficReady", "False", "NoServer")]),
             groups=[MAIN],
             traffic=world(model(FIRST, SERVED), groups=[lost("main", FIRST)]).traffic,
         ),
-        Statement("TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"),
+        ObservedCondition("TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"),
         id="a server that has come back waits for the gateway",
     ),
 ]
@@ -302,7 +302,7 @@ READY = [
     ),
     pytest.param(
         world(model(FIRST, SERVED, deleting=True), groups=[MAIN]),
-        Statement("Ready", "False", "Deleting", "the model is being deleted"),
+        ObservedCondition("Ready", "False", "Deleting", "the model is being deleted"),
         id="a model that is being deleted is not ready, though it still answers",
     ),
 ]
@@ -310,32 +310,32 @@ READY = [
 PROGRESSING = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        Statement("Progressing", "False", "Idle", "nothing is under way"),
+        ObservedCondition("Progressing", "False", "Idle", "nothing is under way"),
         id="nothing is under way where the spec's revision is stable in main",
     ),
     pytest.param(
         world(model(FIRST, SERVED)),
-        Statement("Progressing", "False", "Idle", "nothing is under way"),
+        ObservedCondition("Progressing", "False", "Idle", "nothing is under way"),
         id="a stable revision without servers makes no progress of its own",
     ),
     pytest.param(
         given_up("LoadFailed"),
-        Statement("Progressing", "False", "Idle", "nothing is under way"),
+        ObservedCondition("Progressing", "False", "Idle", "nothing is under way"),
         id="nothing is under way where the candidate has failed for good",
     ),
     pytest.param(
         world(model(SECOND, CHANGED), groups=[MAIN, OWN]),
-        Statement("Progressing", "False", "Idle", "nothing is under way"),
+        ObservedCondition("Progressing", "False", "Idle", "nothing is under way"),
         id="nothing is under way while the former revision is kept",
     ),
     pytest.param(
         world(model(FIRST, Roles(), deleting=True), groups=[MAIN]),
-        Statement("Progressing", "True", "Deleting", "requests end first, then servers let the model go"),
+        ObservedCondition("Progressing", "True", "Deleting", "requests end first, then servers let the model go"),
         id="a model that is being deleted goes step by step",
     ),
     pytest.param(
         world(model(SECOND, replace(SERVED, candidate=candidate(SECOND, None))), groups=[MAIN]),
-        Statement(
+        ObservedCondition(
             "Progressing",
             "True",
             "Queued",
@@ -345,18 +345,18 @@ PROGRESSING = [
     ),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN]),
-        Statement("Progressing", "True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
+        ObservedCondition("Progressing", "True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
         id="a candidate's group is started",
     ),
     pytest.param(
-        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.PENDING)), groups=[MAIN]),
-        Statement("Progressing", "True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
+        world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.PENDING)), groups=[MAIN]),
+        ObservedCondition("Progressing", "True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
         id="a rollout that waits for its servers tells how these come on",
     ),
     *(
         pytest.param(
             with_candidate_said("half done", state=state),
-            Statement("Progressing", "True", state.value, f"{SECOND.revision} in group {SECOND.revision}: half done"),
+            ObservedCondition("Progressing", "True", state.value, f"{SECOND.revision} in group {SECOND.revision}: half done"),
             id=f"a candidate's server tells how far it is: {state.value}",
         )
         for state in ModelState
@@ -364,12 +364,12 @@ PROGRESSING = [
     ),
     pytest.param(
         with_candidate_said(state=ModelState.LOADING),
-        Statement("Progressing", "True", "Loading", f"{SECOND.revision} in group {SECOND.revision}"),
+        ObservedCondition("Progressing", "True", "Loading", f"{SECOND.revision} in group {SECOND.revision}"),
         id="a candidate's server has nothing to add",
     ),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, replace(OWN, wanted=3)]),
-        Statement(
+        ObservedCondition(
             "Progressing", "True", "Ready", f"{SECOND.revision} in group {SECOND.revision}: 1 of 3 servers answer"
         ),
         id="servers that answer are counted while others are missing",
@@ -377,22 +377,22 @@ PROGRESSING = [
     *(
         pytest.param(
             world(
-                model(SECOND, CHANGING, rollout=standing(SECOND, phase, weight=25, message="because")),
+                model(SECOND, CHANGING, rollout=state(SECOND, phase, weight=25, message="because")),
                 groups=[MAIN, OWN],
             ),
-            Statement("Progressing", "True", phase.label, f"{SECOND.revision} gets 25 % of requests: because"),
+            ObservedCondition("Progressing", "True", phase.label, f"{SECOND.revision} gets 25 % of requests: because"),
             id=f"a rollout tells its phase, the weight and why: {phase.label}",
         )
         for phase in ON_ITS_WAY
     ),
     pytest.param(
-        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
-        Statement("Progressing", "True", "Progressing", f"{SECOND.revision} gets 25 % of requests: all is well"),
+        world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
+        ObservedCondition("Progressing", "True", "Progressing", f"{SECOND.revision} gets 25 % of requests: all is well"),
         id="a rollout that nothing holds up says so",
     ),
     pytest.param(
         world(model(SECOND, Roles(holder(SECOND))), groups=[group("main"), OWN]),
-        Statement("Progressing", "True", "Settling", f"{SECOND.revision} moves into main"),
+        ObservedCondition("Progressing", "True", "Settling", f"{SECOND.revision} moves into main"),
         id="a stable revision moves into main",
     ),
 ]
@@ -400,70 +400,70 @@ PROGRESSING = [
 DEGRADED = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        Statement("Degraded", "False", "AsWanted", "nothing is wrong"),
+        ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong"),
         id="nothing is wrong where the stable revision is served",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.LOADING),
-        Statement("Degraded", "False", "AsWanted", "nothing is wrong"),
+        ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong"),
         id="nothing is wrong while a candidate is loaded",
     ),
     pytest.param(
         world(model(FIRST, PROVING_FIRST), groups=[group("main", FIRST, state=ModelState.LOADING)]),
-        Statement("Degraded", "False", "AsWanted", "nothing is wrong"),
+        ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong"),
         id="nothing is wrong before the first revision was proved",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
-        Statement("Degraded", "False", "AsWanted", "nothing is wrong"),
+        ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong"),
         id="nothing is wrong while the gateway is told",
     ),
     pytest.param(
         world(model(None, SERVED, problem=Failure("PoolNotFound", "there is no pool 'lab'")), groups=[MAIN]),
-        Statement("Degraded", "True", "PoolNotFound", "there is no pool 'lab'"),
+        ObservedCondition("Degraded", "True", "PoolNotFound", "there is no pool 'lab'"),
         id="a spec that cannot be followed is named first",
     ),
     pytest.param(
         replace(given_up("LoadFailed"), models=(model(None, SERVED, problem=FAILURE),)),
-        Statement("Degraded", "True", FAILURE.reason, FAILURE.message),
+        ObservedCondition("Degraded", "True", FAILURE.reason, FAILURE.message),
         id="a spec that cannot be read comes before what its last revision lacks",
     ),
     *(
         pytest.param(
             given_up(reason),
-            Statement("Degraded", "True", reason, "what was seen"),
+            ObservedCondition("Degraded", "True", reason, "what was seen"),
             id=f"a candidate that has failed for good is named: {reason}",
         )
         for reason in ("ClassesChanged", "DigestMismatch", "GoldenFailed", "LoadFailed", "RolledBack")
     ),
     pytest.param(
         with_candidate_failed("ArtifactMissing"),
-        Statement("Degraded", "True", "ArtifactMissing", "what was seen"),
+        ObservedCondition("Degraded", "True", "ArtifactMissing", "what was seen"),
         id="a candidate that is tried again is named",
     ),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision, SECOND, problem=NO_NODE)]),
-        Statement("Degraded", "True", "Unschedulable", NO_NODE.message),
+        ObservedCondition("Degraded", "True", "Unschedulable", NO_NODE.message),
         id="servers of a candidate that find no node are named",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[replace(MAIN, wanted=2, problem=NO_NODE)]),
-        Statement("Degraded", "True", "Unschedulable", NO_NODE.message),
+        ObservedCondition("Degraded", "True", "Unschedulable", NO_NODE.message),
         id="a server of the stable revision that finds no node is named while the others serve",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[replace(MAIN, problem=NO_NODE)]),
-        Statement("Degraded", "False", "AsWanted", "nothing is wrong"),
+        ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong"),
         id="a trouble of a group whose servers all answer is none of the model's",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[lost("main", FIRST)]),
-        Statement("Degraded", "True", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        ObservedCondition("Degraded", "True", "NoServer", f"no server of group main answers {FIRST.revision}"),
         id="a stable revision without servers is named",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], traffic=TrafficState(None, answering=False)),
-        Statement("Degraded", "True", "NoGateway", "no gateway takes requests"),
+        ObservedCondition("Degraded", "True", "NoGateway", "no gateway takes requests"),
         id="a missing gateway is named",
     ),
 ]
@@ -472,17 +472,17 @@ TABLES = (ARTIFACT_VERIFIED, REVISION_LOADED, GOLDEN_PASSED, TRAFFIC_READY, READ
 
 
 @pytest.mark.parametrize(("seen", "expected"), [row for table in TABLES for row in table])
-def test_a_condition_says_what_is(seen: Observed, expected: Statement) -> None:
-    said = {each.type: each for each in status(seen).statements}
+def test_a_condition_says_what_is(seen: Observed, expected: ObservedCondition) -> None:
+    said = {each.type: each for each in status(seen).conditions}
 
     assert said[expected.type] == expected
 
 
 @pytest.mark.parametrize("seen", [pytest.param(row.values[0], id=row.id) for table in TABLES for row in table])
 def test_every_status_has_each_condition_once_and_each_reason_is_one_word(seen: Observed) -> None:
-    statements = status(seen).statements
+    conditions = status(seen).conditions
 
-    assert [each.type for each in statements] == [
+    assert [each.type for each in conditions] == [
         "ArtifactVerified",
         "RevisionLoaded",
         "GoldenPassed",
@@ -491,7 +491,7 @@ def test_every_status_has_each_condition_once_and_each_reason_is_one_word(seen: 
         "Progressing",
         "Degraded",
     ]
-    assert all(each.reason.isalnum() and each.reason[0].isupper() for each in statements)
+    assert all(each.reason.isalnum() and each.reason[0].isupper() for each in conditions)
 
 
 def test_every_reason_that_conditions_name_has_a_row() -> None:
@@ -516,34 +516,34 @@ def test_every_reason_that_conditions_name_has_a_row() -> None:
         pytest.param(PROVING_FIRST, None, 0, id="a first revision gets no requests before it is proved"),
         pytest.param(SERVED, None, 100, id="a stable revision is the newest one and gets all requests"),
         pytest.param(CHANGING, None, 0, id="a candidate without a rollout gets no requests"),
-        pytest.param(CHANGING, standing(SECOND, Phase.PROGRESSING), 25, id="a candidate gets what its rollout says"),
-        pytest.param(CHANGING, standing(SECOND, Phase.QUARANTINED), 0, id="a candidate in quarantine gets no requests"),
-        pytest.param(CHANGING, standing(THIRD, Phase.PROGRESSING), 0, id="another revision's rollout gives it nothing"),
+        pytest.param(CHANGING, state(SECOND, Phase.PROGRESSING), 25, id="a candidate gets what its rollout says"),
+        pytest.param(CHANGING, state(SECOND, Phase.QUARANTINED), 0, id="a candidate in quarantine gets no requests"),
+        pytest.param(CHANGING, state(THIRD, Phase.PROGRESSING), 0, id="another revision's rollout gives it nothing"),
         pytest.param(
-            CHANGED, standing(SECOND, Phase.BAKING), 95, id="a promoted revision gets what its bake leaves it"
+            CHANGED, state(SECOND, Phase.BAKING), 95, id="a promoted revision gets what its bake leaves it"
         ),
-        pytest.param(CHANGED, standing(SECOND, Phase.SUCCEEDED), 100, id="a revision that succeeded gets all requests"),
+        pytest.param(CHANGED, state(SECOND, Phase.SUCCEEDED), 100, id="a revision that succeeded gets all requests"),
         pytest.param(
             replace(SERVED, candidate=candidate(SECOND, failure=FAILURE)),
-            standing(SECOND, Phase.SUCCEEDED),
+            state(SECOND, Phase.SUCCEEDED),
             0,
             id="a revision that succeeded and was left later gets no requests",
         ),
         pytest.param(
             CHANGING,
-            standing(SECOND, Phase.SUCCEEDED),
+            state(SECOND, Phase.SUCCEEDED),
             0,
             id="a revision that once succeeded and is proved anew gets no requests",
         ),
         pytest.param(
             replace(SERVED, candidate=candidate(SECOND, failure=FAILURE)),
-            standing(SECOND, Phase.ROLLED_BACK),
+            state(SECOND, Phase.ROLLED_BACK),
             0,
             id="a revision that was rolled back gets no requests",
         ),
     ],
 )
-def test_the_weight_is_the_newest_revisions(roles: Roles, rollout: Standing | None, expected: int) -> None:
+def test_the_weight_is_the_newest_revisions(roles: Roles, rollout: RolloutState | None, expected: int) -> None:
     assert status(world(model(SECOND, roles, rollout=rollout), groups=[MAIN, OWN])).weight == expected
 
 
@@ -578,10 +578,10 @@ def test_a_status_says_whether_the_slo_is_kept(slo: Slo | None, watch: SloWatch 
 
 def test_a_status_keeps_what_was_decided_and_the_generation_that_was_read() -> None:
     coins = replace(model(SECOND, CHANGING), generation=7)
-    rolled = Rolled(standing(SECOND, Phase.PROGRESSING), handled=("pause=coins@1",))
+    rolled = RolloutUpdate(state(SECOND, Phase.PROGRESSING), handled=("pause=coins@1",))
     found = status_of(coins, CHANGED, rolled, {}, world(coins, model(CELLS), groups=[MAIN, OWN]))
 
     assert found.observed_generation == 7
     assert found.roles == CHANGED
-    assert found.rollout == rolled.standing
+    assert found.rollout == rolled.state
     assert found.handled == rolled.handled

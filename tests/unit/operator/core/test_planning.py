@@ -25,7 +25,7 @@ from fakes.observed_models import (
     model,
     report,
     server,
-    standing,
+    state,
     world,
 )
 from segserve_builder.agent.protocol import AssignedModel, ModelState
@@ -44,8 +44,8 @@ from segserve_operator.core.models.actions import (
     SetTraffic,
     StartGroup,
     StopGroup,
-    Tell,
-    TellOfPool,
+    EmitEvent,
+    EmitPoolEvent,
 )
 from segserve_operator.core.models.observed import (
     GroupObserved,
@@ -55,7 +55,7 @@ from segserve_operator.core.models.observed import (
     PoolStatus,
     Roles,
 )
-from segserve_operator.core.models.planning import Desired, decide, effects, intents
+from segserve_operator.core.models.planning import DesiredState, desired_state, effects, intents
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record
@@ -73,14 +73,14 @@ SETTLED = Roles(holder(SECOND, "main"))
 NAMES = {FIRST.revision: "first", SECOND.revision: "second", THIRD.revision: "third", CELLS.revision: "cells"}
 
 
-def as_it_is(seen: Observed) -> Desired:
+def as_it_is(seen: Observed) -> DesiredState:
     """Return what follows from the roles and rollouts as they are: none of them moves."""
-    return decide(seen, frozenset(each.name for each in seen.models))
+    return desired_state(seen, frozenset(each.name for each in seen.models))
 
 
 def at_rest(seen: Observed) -> Observed:
     """Return the world once all that was decided of statuses is written down."""
-    desired = decide(seen)
+    desired = desired_state(seen)
     pool = replace(seen.pool, status=desired.pool) if seen.pool is not None else None
     models = tuple(replace(each, status=desired.statuses[each.name]) for each in seen.models)
     return replace(seen, models=models, pool=pool)
@@ -88,7 +88,7 @@ def at_rest(seen: Observed) -> Observed:
 
 def actions(seen: Observed) -> list[Action]:
     """Return all that one pass does, in its order."""
-    desired = decide(seen)
+    desired = desired_state(seen)
     return [*chain.from_iterable(intents(desired, seen).values()), *effects(desired, seen)]
 
 
@@ -110,18 +110,18 @@ def shown(route: Route) -> str:
 
 LINES: dict[type[Action], Callable[[Any], str]] = {
     SaveRevision: lambda it: f"record {it.revision}",
-    Tell: lambda it: f"tell of {it.model}: {it.notice.reason}",
+    EmitEvent: lambda it: f"event of {it.model}: {it.event.reason}",
     SaveStatus: lambda it: f"status of {it.model}",
     StartGroup: lambda it: f"start {it.group}",
     Assign: lambda it: f"assign {it.group}: {', '.join(told.revision for told in it.assignment.models) or 'nothing'}",
     SetTraffic: lambda it: f"route {'; '.join(map(shown, it.plan.routes)) or 'nothing'}",
     SaveRollout: lambda it: f"record the rollout of {it.record.candidate}",
     SaveBundle: lambda it: f"bundle the rollout of {it.record.candidate} from {it.group}",
-    Announce: lambda it: f"announce {it.model}: {', '.join(notice.reason for notice in it.notices)}",
+    Announce: lambda it: f"announce {it.model}: {', '.join(event.reason for event in it.events)}",
     StopGroup: lambda it: f"stop {it.group}",
     Forget: lambda it: f"forget {it.model}",
     DropRevision: lambda it: f"drop {it.revision}",
-    TellOfPool: lambda it: f"tell of the pool: {it.notice.reason}",
+    EmitPoolEvent: lambda it: f"event of the pool: {it.event.reason}",
     SavePoolStatus: lambda _: "status of the pool",
 }
 
@@ -138,30 +138,30 @@ def routed_as(seen: Observed, other: Observed) -> Observed:
 
 def rollout_record(told: AssignedModel, phase: Phase, sequence: int) -> Record:
     progress = replace(Progress.begun(THEN_S), phase=np.array(phase, np.int8))
-    name = standing(told, phase).rollout
+    name = state(told, phase).rollout
     return Record(name, told.model, FIRST.revision, told.revision, POLICY, Slo(), progress, sequence)
 
 
 AT_REST = at_rest(world(model(FIRST, SERVED), groups=[MAIN]))
 PROMOTING = world(model(SECOND, CHANGING), groups=[MAIN, OWN])
-ROLLING = model(SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PROGRESSING))
+ROLLING = model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING))
 ROLLED = world(ROLLING, groups=[MAIN, OWN], weights={"main": 75, SECOND.revision: 25})
-BAKING = model(SECOND, CHANGED, policy=POLICY, rollout=standing(SECOND, Phase.BAKING))
-SUCCEEDED = model(SECOND, CHANGED, policy=POLICY, rollout=standing(SECOND, Phase.SUCCEEDED))
+BAKING = model(SECOND, CHANGED, policy=POLICY, rollout=state(SECOND, Phase.BAKING))
+SUCCEEDED = model(SECOND, CHANGED, policy=POLICY, rollout=state(SECOND, Phase.SUCCEEDED))
 ABORT = {"segserve.dev/abort": SECOND.revision}
 
 PASSES = [
     pytest.param(AT_REST, [], id="nothing is written where nothing differs"),
     pytest.param(
         world(model(FIRST)),
-        ["record first", "tell of coins: CandidateStarted", "status of coins", "start main", "assign main: first"],
+        ["record first", "event of coins: CandidateStarted", "status of coins", "start main", "assign main: first"],
         id="a first revision is written down before servers are started for it",
     ),
     pytest.param(
         asks_for(AT_REST, SECOND),
         [
             "record second",
-            "tell of coins: CandidateStarted",
+            "event of coins: CandidateStarted",
             "status of coins",
             "start second",
             "assign second: second",
@@ -180,12 +180,12 @@ PASSES = [
     ),
     pytest.param(
         PROMOTING,
-        ["tell of coins: Promoted", "status of coins", "route coins second 100 %, main 0 %"],
+        ["event of coins: Promoted", "status of coins", "route coins second 100 %, main 0 %"],
         id="a promotion is one write of the status and one of the weights",
     ),
     pytest.param(
         asks_for(at_rest(world(model(SECOND, CHANGED), groups=[MAIN, OWN], weights={SECOND.revision: 100})), FIRST),
-        ["tell of coins: RolledBack", "status of coins", "route coins main 100 %, second 0 %"],
+        ["event of coins: RolledBack", "status of coins", "route coins main 100 %, second 0 %"],
         id="a return to the former revision is one write of the status and one of the weights",
     ),
     pytest.param(
@@ -196,7 +196,7 @@ PASSES = [
     pytest.param(
         asks_for(at_rest(replace(ROLLED, traffic=PROMOTING.traffic)), FIRST),
         [
-            "tell of coins: Cancelled",
+            "event of coins: Cancelled",
             "status of coins",
             "route coins main 100 %",
             "record the rollout of second",
@@ -271,7 +271,7 @@ PASSES = [
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], pool=PoolObserved("default", status=PoolStatus())),
-        ["tell of coins: Ready", "status of coins", "tell of the pool: Ready", "status of the pool"],
+        ["event of coins: Ready", "status of coins", "event of the pool: Ready", "status of the pool"],
         id="the pool's status comes last",
     ),
     pytest.param(
@@ -282,10 +282,10 @@ PASSES = [
     pytest.param(
         replace(ROLLED, models=(replace(ROLLING, annotations=ABORT),)),
         [
-            "tell of coins: RequestTaken",
-            "tell of coins: Ready",
-            "tell of coins: Aborted",
-            "tell of coins: RolledBack",
+            "event of coins: RequestTaken",
+            "event of coins: Ready",
+            "event of coins: Aborted",
+            "event of coins: RolledBack",
             "status of coins",
             "route coins main 100 %",
             "record the rollout of second",
@@ -297,10 +297,10 @@ PASSES = [
     pytest.param(
         world(replace(BAKING, annotations=ABORT), groups=[MAIN, OWN], weights={SECOND.revision: 95, "main": 5}),
         [
-            "tell of coins: RequestTaken",
-            "tell of coins: Ready",
-            "tell of coins: Aborted",
-            "tell of coins: RolledBack",
+            "event of coins: RequestTaken",
+            "event of coins: Ready",
+            "event of coins: Aborted",
+            "event of coins: RolledBack",
             "status of coins",
             "route coins main 100 %",
             "record the rollout of second",
@@ -311,14 +311,14 @@ PASSES = [
     ),
     pytest.param(
         world(
-            model(SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PENDING), annotations=ABORT),
+            model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PENDING), annotations=ABORT),
             groups=[MAIN],
         ),
         [
-            "tell of coins: RequestTaken",
-            "tell of coins: Ready",
-            "tell of coins: Aborted",
-            "tell of coins: RolledBack",
+            "event of coins: RequestTaken",
+            "event of coins: Ready",
+            "event of coins: Aborted",
+            "event of coins: RolledBack",
             "status of coins",
             "record the rollout of second",
             "bundle the rollout of second from second",
@@ -334,7 +334,7 @@ def test_one_pass_writes(seen: Observed, expected: list[str]) -> None:
     assert lines(seen) == expected
 
 
-def shares(seen: Observed, desired: Desired) -> list[tuple[str, int, int]]:
+def shares(seen: Observed, desired: DesiredState) -> list[tuple[str, int, int]]:
     """Return the shares of coins: the group, the weight, and how many of its servers answer."""
     assert desired.traffic is not None
     found = [share for route in desired.traffic.routes if route.model == "coins" for share in route.shares]
@@ -414,17 +414,17 @@ ROUTES = [
         world(ROLLING, groups=[MAIN]), [("main", 100, 1)], id="a candidate whose group is gone keeps the stable serving"
     ),
     pytest.param(
-        world(model(SECOND, CHANGING, policy=POLICY, rollout=standing(THIRD, Phase.PROGRESSING)), groups=[MAIN, OWN]),
+        world(model(SECOND, CHANGING, policy=POLICY, rollout=state(THIRD, Phase.PROGRESSING)), groups=[MAIN, OWN]),
         [("main", 100, 1), ("second", 0, 1)],
         id="a candidate gets nothing of another revision's rollout",
     ),
     pytest.param(
-        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.SUCCEEDED)), groups=[MAIN, OWN]),
+        world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.SUCCEEDED)), groups=[MAIN, OWN]),
         [("main", 100, 1), ("second", 0, 1)],
         id="a candidate gets nothing of a rollout that ended before it was wanted anew",
     ),
     pytest.param(
-        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.QUARANTINED)), groups=[MAIN, OWN]),
+        world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.QUARANTINED)), groups=[MAIN, OWN]),
         [("main", 100, 1), ("second", 0, 1)],
         id="a candidate in quarantine gets our own requests alone",
     ),
@@ -439,13 +439,13 @@ ROUTES = [
         id="a former revision whose server is lost keeps no requests",
     ),
     pytest.param(
-        world(model(SECOND, ELSEWHERE, policy=POLICY, rollout=standing(SECOND, Phase.BAKING)), groups=[OWN]),
+        world(model(SECOND, ELSEWHERE, policy=POLICY, rollout=state(SECOND, Phase.BAKING)), groups=[OWN]),
         [("second", 100, 1)],
         id="a watched revision without a former one gets all requests",
     ),
     pytest.param(
         world(
-            model(THIRD, CHANGED, policy=POLICY, rollout=standing(THIRD, Phase.BAKING)),
+            model(THIRD, CHANGED, policy=POLICY, rollout=state(THIRD, Phase.BAKING)),
             groups=[MAIN, OWN],
         ),
         [("second", 100, 1), ("main", 0, 1)],
@@ -523,26 +523,26 @@ SELF_TEST = RolloutPolicy(gates=(), self_test=True)
 
 
 @pytest.mark.parametrize(
-    ("coins", "twins"),
+    ("coins", "shadows"),
     [
-        pytest.param(model(FIRST, SERVED, policy=SELF_TEST), [True], id="what is compared with itself has a twin"),
-        pytest.param(model(FIRST, SERVED, policy=POLICY), [False], id="what is not compared has no twin"),
+        pytest.param(model(FIRST, SERVED, policy=SELF_TEST), [True], id="what is compared with itself has a shadow"),
+        pytest.param(model(FIRST, SERVED, policy=POLICY), [False], id="what is not compared has no shadow"),
         pytest.param(
-            model(SECOND, CHANGING, policy=SELF_TEST, rollout=standing(SECOND, Phase.PROGRESSING)),
+            model(SECOND, CHANGING, policy=SELF_TEST, rollout=state(SECOND, Phase.PROGRESSING)),
             [False, False],
-            id="a rollout needs all requests and leaves none to a twin",
+            id="a rollout needs all requests and leaves none to a shadow",
         ),
         pytest.param(
-            model(SECOND, CHANGED, policy=SELF_TEST, rollout=standing(SECOND, Phase.SUCCEEDED)),
+            model(SECOND, CHANGED, policy=SELF_TEST, rollout=state(SECOND, Phase.SUCCEEDED)),
             [True, False],
-            id="after a rollout the stable revision alone has a twin",
+            id="after a rollout the stable revision alone has a shadow",
         ),
     ],
 )
-def test_twins_are_counted_apart(coins: ModelObserved, twins: list[bool]) -> None:
+def test_shadows_are_counted_apart(coins: ModelObserved, shadows: list[bool]) -> None:
     route = plan_of(world(coins, groups=[MAIN, OWN])).routes[0]
 
-    assert [share.twin for share in route.shares] == twins
+    assert [share.shadow for share in route.shares] == shadows
 
 
 ASSIGNMENTS = [
@@ -674,7 +674,7 @@ def test_revisions_are_written_down(seen: Observed, expected: set[str]) -> None:
     ],
 )
 def test_models_are_forgotten(seen: Observed, expected: tuple[str, ...]) -> None:
-    assert decide(seen).forgotten == expected
+    assert desired_state(seen).forgotten == expected
 
 
 def test_a_model_that_cannot_be_written_down_stays_as_it_is_and_others_go_on() -> None:
@@ -683,7 +683,7 @@ def test_a_model_that_cannot_be_written_down_stays_as_it_is_and_others_go_on() -
         model(CELLS),
         groups=[MAIN],
     )
-    desired = decide(both, frozenset({"coins"}))
+    desired = desired_state(both, frozenset({"coins"}))
 
     assert desired.statuses["coins"].roles == SERVED
     assert desired.statuses["cells"].roles.candidate is not None
@@ -716,7 +716,7 @@ def test_what_a_process_did_not_write_of_an_ended_rollout_is_written_by_the_next
     seen = replace(seen, records={behind.name: behind}, written={behind.name: (0, NOW_S)})
 
     assert lines(seen) == ["record the rollout of second"]
-    assert decide(seen).records[behind.name].decisions[-1].signal == "LOST"
+    assert desired_state(seen).records[behind.name].decisions[-1].signal == "LOST"
 
 
 @pytest.mark.parametrize(
@@ -727,7 +727,7 @@ def test_what_a_process_did_not_write_of_an_ended_rollout_is_written_by_the_next
     ],
 )
 def test_what_a_rollout_under_way_has_seen_is_written_now_and_then(written_s: float, expected: list[str]) -> None:
-    paused = standing(SECOND, Phase.PROGRESSING, paused=True)
+    paused = state(SECOND, Phase.PROGRESSING, paused=True)
     coins = model(SECOND, CHANGING, policy=POLICY, rollout=paused)
     seen = at_rest(world(coins, groups=[MAIN, OWN], weights={"main": 75, SECOND.revision: 25}))
 

@@ -40,7 +40,7 @@ def with_gates(*gates: Any, alpha: float = 0.03) -> RolloutPolicy:
 
 @pytest.mark.parametrize("kind", TESTING)
 def test_a_gate_that_tests_can_prove_something_at_its_part_of_alpha(kind: str) -> None:
-    alone = engine_policy(with_gates(GATES[kind]()), Slo())
+    alone = engine_policy(with_gates(GATES[kind]()))
 
     assert alone.levels == (pytest.approx(0.03),)
     assert 0.0 < alone.tolerances[0] < 1.0
@@ -74,6 +74,6 @@ def test_a_gate_that_tests_without_a_share_is_an_error_and_not_one_that_never_pr
 
 def test_all_shares_together_are_alpha() -> None:
     policy = with_gates(*DEFAULT_GATES)
-    tested = [level for level in engine_policy(policy, Slo()).levels if level != RULE_LEVEL]
+    tested = [level for level in engine_policy(policy).levels if level != RULE_LEVEL]
 
     assert sum(tested) + golden_level(policy) == pytest.approx(0.03)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.models.observed import Candidate, Holder, Roles
+from segserve_operator.core.models.observed import Candidate, RoleHolder, Roles
 from segserve_operator.core.models.requests import (
     MAX_HANDLED,
     PHASES,
@@ -16,17 +16,17 @@ from segserve_operator.core.models.requests import (
     with_handled,
 )
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Standing
+from segserve_operator.core.rollout.record import RolloutState
 
 OLD, NEW = "coins-1", "coins-2"
-ROLLING = Roles(Holder(OLD, "main", 0.0), Candidate(NEW, NEW, 0.0))
-BAKING = Roles(Holder(NEW, NEW, 0.0), previous=Holder(OLD, "main", 0.0))
-FAILED = Roles(Holder(OLD, "main", 0.0), Candidate(NEW, None, 0.0, Failure("Breach", "it failed")))
+ROLLING = Roles(RoleHolder(OLD, "main", 0.0), Candidate(NEW, NEW, 0.0))
+BAKING = Roles(RoleHolder(NEW, NEW, 0.0), previous=RoleHolder(OLD, "main", 0.0))
+FAILED = Roles(RoleHolder(OLD, "main", 0.0), Candidate(NEW, None, 0.0, Failure("Breach", "it failed")))
 GATES = ("errorRate", "night")
 
 
-def standing(phase: Phase) -> Standing:
-    return Standing("coins-2-1", NEW, phase)
+def state(phase: Phase) -> RolloutState:
+    return RolloutState("coins-2-1", NEW, phase)
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -34,12 +34,12 @@ def standing(phase: Phase) -> Standing:
 def test_each_verb_is_taken_in_its_phases_and_refused_with_the_phase_in_others(verb: str, phase: Phase) -> None:
     value = f"night@{NEW}@1" if verb == "skip-gate" else f"{NEW}@1"
     roles = BAKING if phase is Phase.BAKING else ROLLING
-    told = refusal(Request(verb, value), standing(phase), roles, GATES)
+    told = refusal(Request(verb, value), state(phase), roles, GATES)
 
     if phase in PHASES[verb]:
         assert told is None
-    elif standing(phase).ended:
-        assert told == f"{verb}: no rollout is under way"
+    elif state(phase).ended:
+        assert told == f"{verb}: no rollout is in progress"
     else:
         assert told is not None
         assert phase.label in told
@@ -48,7 +48,7 @@ def test_each_verb_is_taken_in_its_phases_and_refused_with_the_phase_in_others(v
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "skip-gate"])
 def test_a_word_about_another_revision_is_refused_and_both_are_named(verb: str) -> None:
     roles = FAILED if verb == "retry" else BAKING if verb == "rollback" else ROLLING
-    told = refusal(Request(verb, "coins-9@1"), standing(Phase.PROGRESSING), roles, GATES)
+    told = refusal(Request(verb, "coins-9@1"), state(Phase.PROGRESSING), roles, GATES)
 
     assert told is not None
     assert "'coins-9'" in told
@@ -56,17 +56,17 @@ def test_a_word_about_another_revision_is_refused_and_both_are_named(verb: str) 
 
 
 def test_a_gate_that_is_not_there_is_refused_and_those_that_are_are_named() -> None:
-    told = refusal(Request("skip-gate", f"day@{NEW}"), standing(Phase.PROGRESSING), ROLLING, GATES)
+    told = refusal(Request("skip-gate", f"day@{NEW}"), state(Phase.PROGRESSING), ROLLING, GATES)
 
     assert told == "skip-gate: there is no gate 'day'; there are: errorRate, night"
 
 
 def test_rollback_needs_a_former_revision_and_retry_a_failed_one() -> None:
-    alone = Roles(Holder(NEW, NEW, 0.0))
+    alone = Roles(RoleHolder(NEW, NEW, 0.0))
 
     assert "no former revision is kept" in (refusal(Request("rollback", NEW), None, alone, ()) or "")
     assert refusal(Request("retry", NEW), None, alone, ()) == "retry: no revision has failed"
-    assert refusal(Request("retry", NEW), standing(Phase.ROLLED_BACK), FAILED, ()) is None
+    assert refusal(Request("retry", NEW), state(Phase.ROLLED_BACK), FAILED, ()) is None
 
 
 def test_the_text_that_a_gitops_loop_applies_again_is_no_new_request_and_a_new_token_is() -> None:

@@ -20,7 +20,7 @@ from fakes.observed_models import (
     holder,
     lost,
     model,
-    standing,
+    state,
     world,
 )
 from fakes.platform import assigned
@@ -383,12 +383,12 @@ PROMOTIONS = [
         id="a proved candidate with a policy waits for its rollout",
     ),
     pytest.param(
-        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
+        world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
         CHANGING,
         id="a rollout under way decides also where its policy was removed",
     ),
     pytest.param(
-        world(model(SECOND, CHANGING, rollout=standing(THIRD, Phase.PROGRESSING)), groups=[MAIN, OWN]),
+        world(model(SECOND, CHANGING, rollout=state(THIRD, Phase.PROGRESSING)), groups=[MAIN, OWN]),
         Roles(holder(SECOND, since_s=NOW_S), previous=holder(FIRST, "main", since_s=NOW_S)),
         id="a rollout of another revision does not hold a candidate up",
     ),
@@ -396,7 +396,7 @@ PROMOTIONS = [
 
 ROLLOUTS = [
     pytest.param(
-        world(model(SECOND, CHANGING, policy=AT_ONCE, rollout=standing(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
+        world(model(SECOND, CHANGING, policy=AT_ONCE, rollout=state(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
         Roles(holder(SECOND, since_s=NOW_S), previous=holder(FIRST, "main", since_s=NOW_S)),
         id="a rollout that has done its last step makes its candidate stable",
     ),
@@ -406,7 +406,7 @@ ROLLOUTS = [
                 SECOND,
                 CHANGING,
                 policy=POLICY,
-                rollout=standing(SECOND, Phase.PROGRESSING),
+                rollout=state(SECOND, Phase.PROGRESSING),
                 annotations=asks("promote"),
             ),
             groups=[MAIN, OWN],
@@ -417,7 +417,7 @@ ROLLOUTS = [
     pytest.param(
         world(
             model(
-                SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PROGRESSING), annotations=asks("abort")
+                SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING), annotations=asks("abort")
             ),
             groups=[MAIN, OWN],
         ),
@@ -426,7 +426,7 @@ ROLLOUTS = [
     ),
     pytest.param(
         world(
-            model(SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PENDING)),
+            model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PENDING)),
             groups=[MAIN, group(SECOND.revision, SECOND, reports=[failed(SECOND, "Bad")])],
         ),
         replace(SERVED, candidate=candidate(SECOND, None, failure=Failure("Bad", "it failed"))),
@@ -434,7 +434,7 @@ ROLLOUTS = [
     ),
     pytest.param(
         world(
-            model(SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PROGRESSING)),
+            model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING)),
             groups=[MAIN, lost(SECOND.revision, SECOND)],
             weights={"main": 75, SECOND.revision: 25},
         ),
@@ -443,7 +443,7 @@ ROLLOUTS = [
     ),
     pytest.param(
         world(
-            model(SECOND, CHANGED, policy=POLICY, rollout=standing(SECOND, Phase.BAKING), annotations=asks("abort")),
+            model(SECOND, CHANGED, policy=POLICY, rollout=state(SECOND, Phase.BAKING), annotations=asks("abort")),
             groups=[MAIN, OWN],
         ),
         Roles(holder(FIRST, "main", since_s=NOW_S), candidate(SECOND, since_s=NOW_S, failure=ABORTED)),
@@ -451,7 +451,7 @@ ROLLOUTS = [
     ),
     pytest.param(
         world(
-            model(SECOND, CHANGED, policy=POLICY, rollout=standing(SECOND, Phase.BAKING)),
+            model(SECOND, CHANGED, policy=POLICY, rollout=state(SECOND, Phase.BAKING)),
             groups=[MAIN, lost(SECOND.revision, SECOND)],
         ),
         Roles(holder(FIRST, "main", since_s=NOW_S), candidate(SECOND, since_s=NOW_S)),
@@ -463,7 +463,7 @@ ROLLOUTS = [
                 SECOND,
                 Roles(holder(SECOND)),
                 policy=POLICY,
-                rollout=standing(SECOND, Phase.BAKING),
+                rollout=state(SECOND, Phase.BAKING),
                 annotations=asks("abort"),
             ),
             groups=[OWN],
@@ -482,24 +482,24 @@ ROLLOUTS = [
         id="a rollout that begins changes no role",
     ),
     pytest.param(
-        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.SUCCEEDED)), groups=[MAIN]),
+        world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.SUCCEEDED)), groups=[MAIN]),
         CHANGING,
         id="a revision that once succeeded is proved anew before it is stable again",
     ),
     pytest.param(
-        world(model(SECOND, CHANGING, rollout=standing(SECOND, Phase.ROLLED_BACK)), groups=[MAIN]),
+        world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.ROLLED_BACK)), groups=[MAIN]),
         CHANGING,
         id="a revision that was once rolled back is proved anew where the spec asks for it anew",
     ),
     pytest.param(
         world(
-            model(SECOND, QUEUED, policy=POLICY, rollout=standing(SECOND, Phase.ROLLED_BACK)), *others(GROUPS_AT_ONCE)
+            model(SECOND, QUEUED, policy=POLICY, rollout=state(SECOND, Phase.ROLLED_BACK)), *others(GROUPS_AT_ONCE)
         ),
         QUEUED,
         id="a revision that is tried again after a rollback may wait for its turn",
     ),
     pytest.param(
-        world(model(SECOND, GIVEN_UP, policy=POLICY, rollout=standing(SECOND, Phase.ROLLED_BACK))),
+        world(model(SECOND, GIVEN_UP, policy=POLICY, rollout=state(SECOND, Phase.ROLLED_BACK))),
         GIVEN_UP,
         id="a revision that was rolled back is not tried again by itself",
     ),
@@ -535,7 +535,7 @@ IN_TIME = [
     pytest.param(
         world(
             model(
-                SECOND, CHANGED, keep_previous_s=60, policy=POLICY, rollout=standing(SECOND, Phase.BAKING, paused=True)
+                SECOND, CHANGED, keep_previous_s=60, policy=POLICY, rollout=state(SECOND, Phase.BAKING, paused=True)
             ),
             groups=[MAIN, OWN],
             weights={SECOND.revision: 100},
@@ -545,7 +545,7 @@ IN_TIME = [
     ),
     pytest.param(
         world(
-            model(SECOND, CHANGED, keep_previous_s=60, policy=POLICY, rollout=standing(SECOND, Phase.SUCCEEDED)),
+            model(SECOND, CHANGED, keep_previous_s=60, policy=POLICY, rollout=state(SECOND, Phase.SUCCEEDED)),
             groups=[MAIN, OWN],
             weights={SECOND.revision: 100},
         ),
@@ -823,12 +823,12 @@ def test_a_server_is_told_of_a_revision(
         pytest.param(model(FIRST, SERVED, slo=Slo()), 15.0, id="an SLO is looked after now and then"),
         pytest.param(model(SECOND, CHANGED, keep_previous_s=62, slo=Slo()), 3.0, id="the earlier of two looks is due"),
         pytest.param(
-            model(SECOND, CHANGING, policy=POLICY, rollout=standing(SECOND, Phase.PROGRESSING)),
+            model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING)),
             1.0,
             id="a rollout looks every second",
         ),
         pytest.param(
-            model(SECOND, Roles(holder(SECOND)), policy=POLICY, rollout=standing(SECOND, Phase.SUCCEEDED)),
+            model(SECOND, Roles(holder(SECOND)), policy=POLICY, rollout=state(SECOND, Phase.SUCCEEDED)),
             math.inf,
             id="a rollout that has ended looks no more",
         ),

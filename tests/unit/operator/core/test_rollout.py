@@ -7,15 +7,15 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from segserve_operator.core.evidence import Judgement, Look
+from segserve_operator.core.evidence import Judgement, EvidenceWindow
 from segserve_operator.core.rollout.engine import (
     WAITS,
-    Heard,
+    Signals,
     OnUndecided,
     Policy,
     Progress,
     Step,
-    decide,
+    next_transition,
     watch,
     weights,
 )
@@ -33,13 +33,13 @@ def progress(phase: Phase = Phase.PROGRESSING, step: int = 0, **changed: float) 
     return replace(found, **{name: np.array(value) for name, value in known.items()})
 
 
-def look(requests: tuple[float, float], errors: tuple[float, float], seconds: float = 1.0) -> Look:
-    return Look(np.array(seconds), np.array(requests), np.array(errors), np.zeros((2, 4)))
+def window(requests: tuple[float, float], errors: tuple[float, float], seconds: float = 1.0) -> EvidenceWindow:
+    return EvidenceWindow(np.array(seconds), np.array(requests), np.array(errors), np.zeros((2, 4)))
 
 
 def after(start: Progress, *judged: Judgement, now_s: float = 1010.0, policy: Policy = POLICY, **heard: object):
-    decided = decide(policy, start, judged or (FINE,), Heard(**heard), now_s)
-    return Phase(int(decided.progress.phase)), Signal(int(decided.signal)), float(decided.weight)
+    transition = next_transition(policy, start, judged or (FINE,), Signals(**heard), now_s)
+    return Phase(int(transition.progress.phase)), Signal(int(transition.signal)), float(transition.weight)
 
 
 def test_evidence_that_the_harm_is_small_brings_the_next_step() -> None:
@@ -56,8 +56,8 @@ def test_a_broken_stable_does_not_block_its_fix_and_an_incident_of_both_holds() 
     broken = replace(FINE, incident=np.array(True))
     assert after(progress(), broken)[1] is Signal.ADVANCE
     assert after(progress(step=2), broken)[1] is Signal.CERTIFIED
-    decided = decide(POLICY, progress(), (replace(broken, shared=np.array(True)),), Heard(), 1010.0)
-    assert (WAITS[int(decided.waits_for)].value, int(decided.signal)) == ("Incident", Signal.NONE)
+    transition = next_transition(POLICY, progress(), (replace(broken, shared=np.array(True)),), Signals(), 1010.0)
+    assert (WAITS[int(transition.waits_for)].value, int(transition.signal)) == ("Incident", Signal.NONE)
 
 
 def test_each_gate_has_a_tolerance_of_its_own() -> None:
@@ -78,23 +78,23 @@ def test_each_gate_has_a_tolerance_of_its_own() -> None:
     ],
 )
 def test_what_is_not_known_holds_the_weight(start: Progress, judged: Judgement, heard: dict, waits: str) -> None:
-    decided = decide(POLICY, start, (judged,), Heard(**heard), 1010.0)
+    transition = next_transition(POLICY, start, (judged,), Signals(**heard), 1010.0)
 
-    assert WAITS[int(decided.waits_for)].value == waits
-    assert (int(decided.signal), float(decided.weight)) == (Signal.NONE, 5.0)
+    assert WAITS[int(transition.waits_for)].value == waits
+    assert (int(transition.signal), float(transition.weight)) == (Signal.NONE, 5.0)
 
 
 def test_three_failures_in_a_row_while_stable_answers_quarantine_at_once() -> None:
     seen = progress(failures=0.0)
     for _ in range(3):
-        seen = watch(seen, look((9, 1), (0, 1)), 1009.0)
+        seen = watch(seen, window((9, 1), (0, 1)), 1009.0)
 
     assert after(seen) == (Phase.QUARANTINED, Signal.QUARANTINE, 0.0)
 
 
 def test_failures_are_not_in_a_row_where_an_answer_came_between_or_may_have() -> None:
-    mixed = watch(progress(failures=2.0), look((9, 2), (0, 1)), 1009.0)
-    answered = watch(progress(failures=2.0), look((9, 1), (0, 0)), 1009.0)
+    mixed = watch(progress(failures=2.0), window((9, 2), (0, 1)), 1009.0)
+    answered = watch(progress(failures=2.0), window((9, 1), (0, 0)), 1009.0)
 
     assert float(mixed.failures) == float(answered.failures) == 0.0
 
@@ -201,12 +201,12 @@ def test_many_rollouts_are_decided_as_each_is_alone() -> None:
         harm=rng.choice([1e-4, 0.01, 1.0], runs),
         excess=rng.uniform(0, 120, runs),
     )
-    together = decide(POLICY, many, (judged,), Heard(), 1000.0)
+    together = next_transition(POLICY, many, (judged,), Signals(), 1000.0)
 
     for run in range(runs):
         alone = Progress(**{field.name: getattr(many, field.name)[run] for field in fields(Progress)})
         one = Judgement(**{field.name: getattr(judged, field.name)[run] for field in fields(Judgement)})
-        found = decide(POLICY, alone, (one,), Heard(), 1000.0)
+        found = next_transition(POLICY, alone, (one,), Signals(), 1000.0)
         assert (found.signal, found.weight, found.progress.phase, found.progress.step) == (
             together.signal[run],
             together.weight[run],

@@ -11,13 +11,13 @@ import pytest
 from segserve_operator.core.evidence import Judgement
 from segserve_operator.core.rollout.engine import (
     WAITS,
-    Heard,
+    Signals,
     OnUndecided,
     Policy,
     Progress,
     Step,
     Wait,
-    decide,
+    next_transition,
     with_pause,
 )
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
@@ -58,7 +58,7 @@ class Given:
     rate: float = 10.0
     judged: Judgement = GOOD
     policy: Policy = field(default_factory=lambda: POLICY)
-    heard: Heard = field(default_factory=Heard)
+    heard: Signals = field(default_factory=Signals)
 
     def progress(self) -> Progress:
         return replace(
@@ -88,8 +88,8 @@ def undecided(choice: OnUndecided, policy: Policy = POLICY) -> Policy:
     return replace(policy, on_undecided=choice)
 
 
-def said(signal: Signal) -> Heard:
-    return Heard(asked=int(signal))
+def said(signal: Signal) -> Signals:
+    return Signals(asked=int(signal))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ STEPS = [
     ),
     pytest.param(Given(judged=INCIDENT), stays(25.0, Wait.INCIDENT), id="an incident of both holds the weight"),
     pytest.param(
-        Given(heard=Heard(allowed=False)), stays(25.0, Wait.GATE), id="a gate of another kind that is undecided holds"
+        Given(heard=Signals(allowed=False)), stays(25.0, Wait.GATE), id="a gate of another kind that is undecided holds"
     ),
     pytest.param(Given(policy=TIMED), stays(25.0, Wait.TIME), id="a step lasts for its minimum, whatever is proved"),
     pytest.param(Given(policy=TIMED, step_s=120.0), NEXT_STEP, id="a step ends at its minimum where all is proved"),
@@ -175,17 +175,17 @@ LATE = [
         id="the deadline is of no account where the evidence allows the next step",
     ),
     pytest.param(
-        Given(Phase.GOLDEN, -1, started_s=LATE_S, policy=undecided(ROLLBACK), heard=Heard(golden=0, allowed=False)),
+        Given(Phase.GOLDEN, -1, started_s=LATE_S, policy=undecided(ROLLBACK), heard=Signals(golden=0, allowed=False)),
         back(Signal.GIVE_UP),
         id="Rollback ends at the deadline what waits for its labels",
     ),
     pytest.param(
-        replace(QUARANTINE, quarantines=4.0, started_s=LATE_S, policy=undecided(ROLLBACK), heard=Heard(probes=1)),
+        replace(QUARANTINE, quarantines=4.0, started_s=LATE_S, policy=undecided(ROLLBACK), heard=Signals(probes=1)),
         Follows(Signal.NONE, Phase.QUARANTINED, 0.0),
         id="what was quarantined too often waits for a person, not for the deadline",
     ),
     pytest.param(
-        Given(Phase.GOLDEN, -1, started_s=LATE_S, policy=undecided(PROMOTE), heard=Heard(golden=0, allowed=False)),
+        Given(Phase.GOLDEN, -1, started_s=LATE_S, policy=undecided(PROMOTE), heard=Signals(golden=0, allowed=False)),
         stays(0.0, Wait.GATE, Phase.GOLDEN),
         id="Promote at the deadline promotes nothing that has had no requests",
     ),
@@ -218,7 +218,7 @@ LATE = [
         Given(step_s=600.0, policy=undecided(ROLLBACK, TIMED)), NEXT_STEP, id="a maximum ends nothing that is proved"
     ),
     pytest.param(
-        replace(QUARANTINE, step_s=600.0, policy=undecided(PROMOTE, TIMED), heard=Heard(probes=0)),
+        replace(QUARANTINE, step_s=600.0, policy=undecided(PROMOTE, TIMED), heard=Signals(probes=0)),
         Follows(Signal.NONE, Phase.QUARANTINED, 0.0),
         id="a step's maximum does not run in quarantine",
     ),
@@ -251,8 +251,8 @@ PAUSED = [
             id=f"the deadline does not end what a person holds while it is {start.phase.label}",
         )
         for start in (
-            Given(Phase.PENDING, -1, heard=Heard(ready=False)),
-            Given(Phase.GOLDEN, -1, heard=Heard(golden=0, allowed=False)),
+            Given(Phase.PENDING, -1, heard=Signals(ready=False)),
+            Given(Phase.GOLDEN, -1, heard=Signals(golden=0, allowed=False)),
             QUARANTINE,
         )
     ),
@@ -291,7 +291,7 @@ PAUSED = [
     ),
     pytest.param(Given(paused=True, judged=PROVED_WORSE), back(Signal.BREACH), id="a breach rolls back what is paused"),
     pytest.param(
-        Given(paused=True, heard=Heard(forbidden=True)),
+        Given(paused=True, heard=Signals(forbidden=True)),
         back(Signal.BREACH),
         id="a breach of another kind of gate rolls back what is paused",
     ),
@@ -303,7 +303,7 @@ PAUSED = [
     ),
     pytest.param(Given(paused=True, heard=said(Signal.PROMOTE)), PROMOTED, id="a person may promote what is paused"),
     pytest.param(
-        Given(paused=True, heard=Heard(superseded=True)),
+        Given(paused=True, heard=Signals(superseded=True)),
         Follows(Signal.CANCEL, Phase.CANCELLED, 0.0),
         id="another revision cancels what is paused",
     ),
@@ -314,7 +314,7 @@ HARM = [
         Given(judged=PROVED_WORSE), back(Signal.BREACH), id="proof against a candidate takes all its requests"
     ),
     pytest.param(
-        Given(heard=Heard(forbidden=True)), back(Signal.BREACH), id="another gate's breach needs no proof here"
+        Given(heard=Signals(forbidden=True)), back(Signal.BREACH), id="another gate's breach needs no proof here"
     ),
     pytest.param(
         Given(judged=PROVED_WORSE, started_s=LATE_S, policy=undecided(PROMOTE)),
@@ -340,7 +340,7 @@ HARM = [
     ),
     pytest.param(Given(judged=SUSPECT), QUARANTINED, id="a suspicion has us ask the candidate ourselves"),
     pytest.param(Given(judged=SUSPECT, quarantines=1.0), NEXT_STEP, id="a suspicion quarantines once"),
-    pytest.param(Given(heard=Heard(lost=True)), QUARANTINED, id="a candidate without servers gets no requests"),
+    pytest.param(Given(heard=Signals(lost=True)), QUARANTINED, id="a candidate without servers gets no requests"),
     pytest.param(
         replace(BAKING, failures=3.0, stable_answered_s=1e4),
         QUARANTINED,
@@ -350,7 +350,7 @@ HARM = [
 
 ON_THE_WAY = [
     pytest.param(
-        Given(Phase.PENDING, -1, heard=Heard(ready=False)),
+        Given(Phase.PENDING, -1, heard=Signals(ready=False)),
         Follows(Signal.NONE, Phase.PENDING, 0.0),
         id="what is not proved gets no requests",
     ),
@@ -358,12 +358,12 @@ ON_THE_WAY = [
         Given(Phase.PENDING, -1), Follows(Signal.PROVED, Phase.GOLDEN, 0.0), id="what is proved is asked labels"
     ),
     pytest.param(
-        Given(Phase.GOLDEN, -1, heard=Heard(golden=-1)),
+        Given(Phase.GOLDEN, -1, heard=Signals(golden=-1)),
         back(Signal.BREACH),
         id="failed labels end it before any request",
     ),
     pytest.param(
-        Given(Phase.GOLDEN, -1, heard=Heard(golden=0)),
+        Given(Phase.GOLDEN, -1, heard=Signals(golden=0)),
         stays(0.0, Wait.NOTHING, Phase.GOLDEN),
         id="labels that are not answered yet hold it at 0 %",
     ),
@@ -373,13 +373,13 @@ ON_THE_WAY = [
         id="answered labels bring the first step",
     ),
     pytest.param(
-        replace(QUARANTINE, heard=Heard(probes=1)),
+        replace(QUARANTINE, heard=Signals(probes=1)),
         Follows(Signal.RESUMED, Phase.PROGRESSING, 25.0),
         id="answered probes bring back the step's weight",
     ),
-    pytest.param(replace(QUARANTINE, heard=Heard(probes=-1)), back(Signal.CONFIRMED), id="failed probes roll back"),
+    pytest.param(replace(QUARANTINE, heard=Signals(probes=-1)), back(Signal.CONFIRMED), id="failed probes roll back"),
     pytest.param(
-        replace(QUARANTINE, quarantines=4.0, heard=Heard(probes=1)),
+        replace(QUARANTINE, quarantines=4.0, heard=Signals(probes=1)),
         Follows(Signal.NONE, Phase.QUARANTINED, 0.0),
         id="after maxQuarantines answered probes are not enough",
     ),
@@ -403,18 +403,18 @@ VERBS = [
         Given(judged=PROVED_WORSE, heard=said(Signal.ABORT)), back(Signal.ABORT), id="abort goes before a breach"
     ),
     pytest.param(
-        Given(heard=Heard(asked=int(Signal.ABORT), superseded=True)),
+        Given(heard=Signals(asked=int(Signal.ABORT), superseded=True)),
         Follows(Signal.CANCEL, Phase.CANCELLED, 0.0),
         id="another revision goes before abort",
     ),
     pytest.param(Given(judged=NO_DATA, heard=said(Signal.PROMOTE)), PROMOTED, id="promote needs no evidence"),
     pytest.param(
-        Given(Phase.GOLDEN, -1, heard=Heard(golden=0, asked=int(Signal.PROMOTE))),
+        Given(Phase.GOLDEN, -1, heard=Signals(golden=0, asked=int(Signal.PROMOTE))),
         PROMOTED,
         id="promote does not wait for labels",
     ),
     pytest.param(
-        Given(Phase.PENDING, -1, heard=Heard(ready=False, asked=int(Signal.PROMOTE))),
+        Given(Phase.PENDING, -1, heard=Signals(ready=False, asked=int(Signal.PROMOTE))),
         Follows(Signal.NONE, Phase.PENDING, 0.0),
         id="promote moves nothing that no server holds",
     ),
@@ -423,7 +423,7 @@ VERBS = [
     ),
     *(
         pytest.param(
-            Given(phase, 2, started_s=LATE_S, judged=PROVED_WORSE, heard=Heard(asked=asked, superseded=True)),
+            Given(phase, 2, started_s=LATE_S, judged=PROVED_WORSE, heard=Signals(asked=asked, superseded=True)),
             Follows(Signal.NONE, phase, 100.0 if phase is Phase.SUCCEEDED else 0.0),
             id=f"{name} moves nothing that is {phase.label}",
         )
@@ -435,13 +435,13 @@ VERBS = [
 
 @pytest.mark.parametrize(("given", "follows"), [*STEPS, *LATE, *PAUSED, *HARM, *ON_THE_WAY, *VERBS])
 def test_one_decision_follows_from(given: Given, follows: Follows) -> None:
-    decided = decide(given.policy, given.progress(), (given.judged,), given.heard, NOW_S)
+    transition = next_transition(given.policy, given.progress(), (given.judged,), given.heard, NOW_S)
 
     found = Follows(
-        Signal(int(decided.signal)),
-        Phase(int(decided.progress.phase)),
-        float(decided.weight),
-        WAITS[int(decided.waits_for)] if follows.wait is not None else None,
+        Signal(int(transition.signal)),
+        Phase(int(transition.progress.phase)),
+        float(transition.weight),
+        WAITS[int(transition.waits_for)] if follows.wait is not None else None,
     )
     assert found == follows
 
@@ -469,6 +469,6 @@ def test_a_second_pause_keeps_the_time_of_the_resume_before() -> None:
 
 def test_a_clock_that_was_put_back_leaves_no_deadline_in_a_time_to_come() -> None:
     ahead = Given(judged=NO_DATA, started_s=-HOUR_S, step_s=-HOUR_S, resumed_s=-HOUR_S)
-    after = decide(POLICY, ahead.progress(), (NO_DATA,), Heard(), NOW_S).progress
+    after = next_transition(POLICY, ahead.progress(), (NO_DATA,), Signals(), NOW_S).progress
 
     assert (float(after.started_s), float(after.step_since_s), float(after.resumed_s)) == (NOW_S, NOW_S, NOW_S)

@@ -6,29 +6,29 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve_operator.core.evidence import Look
+from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.rollout.record import Row
-from segserve_operator.core.rollout.rows import kept, look_of, row_of
+from segserve_operator.core.rollout.rows import kept, window_of, row_of
 
 
-def look(requests: tuple[int, int] = (9, 1), errors: tuple[int, int] = (1, 0)) -> Look:
+def window(requests: tuple[int, int] = (9, 1), errors: tuple[int, int] = (1, 0)) -> EvidenceWindow:
     latencies = np.zeros((2, 6))
     latencies[0, 3], latencies[1, 5] = requests
-    return Look(np.array(1.0), np.array(requests, float), np.array(errors, float), latencies)
+    return EvidenceWindow(np.array(1.0), np.array(requests, float), np.array(errors, float), latencies)
 
 
 def day(seconds: int, weight: int = 5) -> tuple[Row, ...]:
     rows: tuple[Row, ...] = ()
     for second in range(seconds):
-        rows = kept(rows, row_of(look(), 1_000_000.0 + second, weight))
+        rows = kept(rows, row_of(window(), 1_000_000.0 + second, weight))
     return rows
 
 
 def test_a_look_is_the_same_read_back_from_its_row() -> None:
-    again = look_of(row_of(look(), 5.0, 25), 6)
+    again = window_of(row_of(window(), 5.0, 25), 6)
 
-    for name in Look.__dataclass_fields__:
-        assert np.array_equal(getattr(again, name), getattr(look(), name))
+    for name in EvidenceWindow.__dataclass_fields__:
+        assert np.array_equal(getattr(again, name), getattr(window(), name))
 
 
 def test_two_hours_are_kept_in_few_rows_and_every_request_is_counted() -> None:
@@ -45,7 +45,7 @@ def test_two_hours_are_kept_in_few_rows_and_every_request_is_counted() -> None:
 def test_rows_at_different_weights_are_not_merged() -> None:
     rows = day(60)
     for second in range(60, 400):
-        rows = kept(rows, row_of(look(), 1_000_000.0 + second, 25))
+        rows = kept(rows, row_of(window(), 1_000_000.0 + second, 25))
 
     assert {row.weight for row in rows} == {5, 25}
     assert sum(row.seconds for row in rows if row.weight == 5) == 60
@@ -56,7 +56,7 @@ def test_gaps_of_any_length_lose_nothing(gaps: list[int]) -> None:
     rows, now_s = (), 1_000_000.0
     for gap in gaps:
         now_s += gap
-        rows = kept(rows, row_of(look(), now_s, 5))
+        rows = kept(rows, row_of(window(), now_s, 5))
 
     assert sum(row.requests[1] for row in rows) == len(gaps)
     assert [row.at_s for row in rows] == sorted(row.at_s for row in rows)

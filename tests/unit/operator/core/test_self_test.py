@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from fakes.observed_models import FAILURE, FIRST, NOW_S, SECOND, candidate, group, holder, model, standing, world
+from fakes.observed_models import FAILURE, FIRST, NOW_S, SECOND, candidate, group, holder, model, state, world
 from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Slo
 from segserve_operator.core.models import self_test
 from segserve_operator.core.models.observed import ModelObserved, Roles
 from segserve_operator.core.models.self_test import ROUND_S, SelfTest, self_tests
-from segserve_operator.core.models.slo import LOOK_S
-from segserve_operator.core.rollout.counters import Count, Sample, Series, Tally
+from segserve_operator.core.models.slo import INTERVAL_S
+from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 from segserve_operator.core.rollout.phases import ENDED, Phase
-from segserve_operator.core.traffic import twin_of
+from segserve_operator.core.traffic import shadow_of
 
 POLICY = RolloutPolicy(self_test=True, gates=(ErrorRateGate(),))
 SERVED = Roles(holder(FIRST, "main"))
@@ -23,20 +23,20 @@ CHANGED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
 COINS = model(FIRST, SERVED, policy=POLICY, slo=Slo())
 
 
-def sample(at_s: float, halves: tuple[Tally, Tally], name: str = "main") -> Sample:
+def sample(at_s: float, halves: tuple[SeriesCounts, SeriesCounts], name: str = "main") -> Sample:
     """Return what one gateway has counted of both halves of a group."""
-    return {"gateway": Count("1", at_s, {Series(name, "http"): halves[0], Series(twin_of(name), "http"): halves[1]})}
+    return {"gateway": Counters("1", at_s, {Series(name, "http"): halves[0], Series(shadow_of(name), "http"): halves[1]})}
 
 
-def answered(requests: int, failed: int = 0) -> Tally:
-    return Tally(requests, failed, latencies=((20.0, requests - failed),))
+def answered(requests: int, failed: int = 0) -> SeriesCounts:
+    return SeriesCounts(requests, failed, latencies=((20.0, requests - failed),))
 
 
-def after(looks: list[tuple[Tally, Tally]], known: SelfTest | None = None, coins: ModelObserved = COINS) -> SelfTest:
+def after(windows: list[tuple[SeriesCounts, SeriesCounts]], known: SelfTest | None = None, coins: ModelObserved = COINS) -> SelfTest:
     """Return the test after one look each at these counts, as often as the gateways are asked."""
     found = known or SelfTest("main", NOW_S)
-    for number, halves in enumerate(looks, start=1):
-        now_s = NOW_S + number * LOOK_S
+    for number, halves in enumerate(windows, start=1):
+        now_s = NOW_S + number * INTERVAL_S
         seen = world(coins, now_s=now_s, samples={"coins": sample(now_s, halves)}, self_tests={"coins": found})
         found = self_tests(seen.models, seen)["coins"]
     return found
@@ -61,7 +61,7 @@ def after(looks: list[tuple[Tally, Tally]], known: SelfTest | None = None, coins
         ),
         *(
             pytest.param(
-                model(SECOND, CHANGED, policy=POLICY, rollout=standing(SECOND, phase)),
+                model(SECOND, CHANGED, policy=POLICY, rollout=state(SECOND, phase)),
                 phase in ENDED,
                 id=f"a model whose rollout is {phase.label} is {'compared' if phase in ENDED else 'not compared'}",
             )
@@ -75,7 +75,7 @@ def test_a_model_is_compared_with_itself_where_no_rollout_needs_its_requests(
     assert self_test.tests_itself(coins) is expected
 
 
-KNOWN = SelfTest("main", NOW_S - 100, NOW_S - LOOK_S, sample(NOW_S - LOOK_S, (answered(10), answered(10))))
+KNOWN = SelfTest("main", NOW_S - 100, NOW_S - INTERVAL_S, sample(NOW_S - INTERVAL_S, (answered(10), answered(10))))
 NEWS = {"coins": sample(NOW_S, (answered(30), answered(30)))}
 
 
@@ -87,9 +87,9 @@ NEWS = {"coins": sample(NOW_S, (answered(30), answered(30)))}
         pytest.param(
             model(FIRST, SERVED, policy=POLICY), KNOWN, NEWS, NOW_S, id="a model without an SLO is looked at too"
         ),
-        pytest.param(COINS, KNOWN, {}, KNOWN.looked_s, id="gateways that do not answer change nothing"),
+        pytest.param(COINS, KNOWN, {}, KNOWN.measured_s, id="gateways that do not answer change nothing"),
         pytest.param(
-            COINS, replace(KNOWN, looked_s=NOW_S - 1), NEWS, NOW_S - 1, id="what was looked at just now stays as it is"
+            COINS, replace(KNOWN, measured_s=NOW_S - 1), NEWS, NOW_S - 1, id="what was looked at just now stays as it is"
         ),
         pytest.param(model(FIRST, SERVED), KNOWN, NEWS, None, id="what is not asked for is not looked at"),
         pytest.param(
@@ -102,7 +102,7 @@ NEWS = {"coins": sample(NOW_S, (answered(30), answered(30)))}
     ],
 )
 def test_halves_are_looked_at_now_and_then(
-    coins: ModelObserved, known: SelfTest | None, samples: dict[str, Sample], looked_s: float | None
+    coins: ModelObserved, known: SelfTest | None, samples: dict[str, Sample], measured_s: float | None
 ) -> None:
     seen = world(
         coins,
@@ -112,8 +112,8 @@ def test_halves_are_looked_at_now_and_then(
     )
     found = self_tests(seen.models, seen)
 
-    assert {name: each.looked_s for name, each in found.items()} == (
-        {"coins": looked_s} if looked_s is not None else {}
+    assert {name: each.measured_s for name, each in found.items()} == (
+        {"coins": measured_s} if measured_s is not None else {}
     )
 
 
@@ -125,29 +125,29 @@ def test_what_gateways_had_counted_before_the_first_look_is_no_evidence() -> Non
 
 
 def test_halves_that_are_alike_raise_no_alarm() -> None:
-    found = after([(answered(100 * look, failed=look), answered(100 * look, failed=look)) for look in range(1, 60)])
+    found = after([(answered(100 * window, failed=window), answered(100 * window, failed=window)) for window in range(1, 60)])
 
     assert (found.rounds, found.false_alarms) == (0, 0)
     assert found.gates
 
 
 def test_a_half_that_is_proved_worse_than_the_other_is_a_false_alarm_and_the_next_round_begins() -> None:
-    looks = [(answered(100 * look), answered(100 * look, failed=50 * look)) for look in range(1, 60)]
+    windows = [(answered(100 * window), answered(100 * window, failed=50 * window)) for window in range(1, 60)]
     found = SelfTest("main", NOW_S)
-    for upto in range(1, len(looks) + 1):
-        found = after(looks[:upto])
+    for upto in range(1, len(windows) + 1):
+        found = after(windows[:upto])
         if found.rounds:
             break
 
     assert (found.rounds, found.false_alarms) == (1, 1)
     assert found.gates == {}
-    assert found.began_s == found.looked_s
+    assert found.began_s == found.measured_s
 
 
 @pytest.mark.parametrize(
     ("began_s", "rounds"),
     [
-        pytest.param(NOW_S - ROUND_S + LOOK_S, 0, id="a round goes on until its time is over"),
+        pytest.param(NOW_S - ROUND_S + INTERVAL_S, 0, id="a round goes on until its time is over"),
         pytest.param(NOW_S - ROUND_S, 1, id="a round ends when its time is over"),
         pytest.param(NOW_S + ROUND_S, 1, id="a round ends where the clock was put back"),
     ],
@@ -172,8 +172,8 @@ def test_another_group_begins_a_round_anew_and_former_rounds_still_count() -> No
 
 def test_failures_that_come_in_bursts_are_told_by_their_dispersion() -> None:
     """The same failures, evenly or in bursts; both halves alike."""
-    even = [answered(100 * look, failed=2 * look) for look in range(1, 41)]
-    bursts = [answered(100 * look, failed=20 * (look // 10)) for look in range(1, 41)]
+    even = [answered(100 * window, failed=2 * window) for window in range(1, 41)]
+    bursts = [answered(100 * window, failed=20 * (window // 10)) for window in range(1, 41)]
 
     assert after([(each, each) for each in even]).dispersion < after([(each, each) for each in bursts]).dispersion
 
@@ -184,6 +184,6 @@ def test_failures_that_come_in_bursts_are_told_by_their_dispersion() -> None:
 )
 def test_dispersion_is_one_where_errors_are_not_judged(gates: tuple[LatencyGate, ...]) -> None:
     coins = model(FIRST, SERVED, policy=RolloutPolicy(self_test=True, gates=gates))
-    looks = [(answered(100 * look, failed=50 * (look // 5)),) * 2 for look in range(1, 20)]
+    windows = [(answered(100 * window, failed=50 * (window // 5)),) * 2 for window in range(1, 20)]
 
-    assert after(looks, coins=coins).dispersion == 1.0
+    assert after(windows, coins=coins).dispersion == 1.0

@@ -11,20 +11,20 @@ from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.models.observed import ModelObserved, Roles
 from segserve_operator.core.models.slo import (
     BREACHED,
-    LOOK_S,
+    INTERVAL_S,
     MET,
     UNKNOWN,
     Minute,
     SloWatch,
     is_due,
     is_watched,
-    looked,
+    measured,
     promises,
     slo_of,
     watches,
     word,
 )
-from segserve_operator.core.rollout.counters import Count, Sample, Series, Tally
+from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 
 NOW = int(NOW_S // 60)
 SLO = Slo(p95_milliseconds=200.0)
@@ -37,13 +37,13 @@ def minutes(*told: tuple[int, int, dict[str, int]]) -> tuple[Minute, ...]:
     return tuple(Minute(NOW - ago, requests, broken) for ago, requests, broken in told)
 
 
-def sample(at_s: float, tally: Tally, *, group_name: str = "main") -> Sample:
-    return {"gateway": Count("1", at_s, {Series(group_name, "http"): tally})}
+def sample(at_s: float, tally: SeriesCounts, *, group_name: str = "main") -> Sample:
+    return {"gateway": Counters("1", at_s, {Series(group_name, "http"): tally})}
 
 
-def answered(*latencies: tuple[float, int], failed: int = 0, given_up: int = 0) -> Tally:
+def answered(*latencies: tuple[float, int], failed: int = 0, given_up: int = 0) -> SeriesCounts:
     """Return so many answers of each latency (ms), and those that failed or whose caller went away."""
-    return Tally(sum(count for _, count in latencies) + failed + given_up, failed, given_up, latencies=latencies)
+    return SeriesCounts(sum(count for _, count in latencies) + failed + given_up, failed, given_up, latencies=latencies)
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_the_slo_is_the_specs() -> None:
     ("looked_s", "due"),
     [
         pytest.param(float("-inf"), True, id="what was never looked at is due"),
-        pytest.param(NOW_S - LOOK_S, True, id="what was looked at long enough ago is due"),
-        pytest.param(NOW_S - LOOK_S + 1, False, id="what was looked at just now is not due"),
+        pytest.param(NOW_S - INTERVAL_S, True, id="what was looked at long enough ago is due"),
+        pytest.param(NOW_S - INTERVAL_S + 1, False, id="what was looked at just now is not due"),
         pytest.param(NOW_S + 3600, True, id="what was looked at in the future is due: the clock was put back"),
     ],
 )
-def test_gateways_are_asked_now_and_then(looked_s: float, *, due: bool) -> None:
-    assert is_due(looked_s, NOW_S) is due
+def test_gateways_are_asked_now_and_then(measured_s: float, *, due: bool) -> None:
+    assert is_due(measured_s, NOW_S) is due
 
 
 @pytest.mark.parametrize(
@@ -175,20 +175,20 @@ def test_gateways_are_asked_now_and_then(looked_s: float, *, due: bool) -> None:
         ),
     ],
 )
-def test_a_minute_counts_what_came_since_the_last_look(before: Tally, after: Tally, expected: Minute) -> None:
-    watch = SloWatch("main", NOW_S - LOOK_S, sample(NOW_S - LOOK_S, before))
-    found = looked(watch, sample(NOW_S, after), "main", SLO, NOW_S)
+def test_a_minute_counts_what_came_since_the_last_look(before: SeriesCounts, after: SeriesCounts, expected: Minute) -> None:
+    watch = SloWatch("main", NOW_S - INTERVAL_S, sample(NOW_S - INTERVAL_S, before))
+    found = measured(watch, sample(NOW_S, after), "main", SLO, NOW_S)
 
     assert found.minutes == (expected,)
-    assert found.looked_s == NOW_S
+    assert found.measured_s == NOW_S
 
 
 def test_a_minute_is_slow_from_a_limit_between_two_bins_on() -> None:
     """The bin of 200 to 220 ms is kept by a promise of 210 ms: only what is surely later breaks it."""
-    watch = SloWatch("main", NOW_S - LOOK_S, sample(NOW_S - LOOK_S, answered()))
+    watch = SloWatch("main", NOW_S - INTERVAL_S, sample(NOW_S - INTERVAL_S, answered()))
     after = sample(NOW_S, answered((200.0, 3), (220.0, 2)))
 
-    assert looked(watch, after, "main", Slo(p95_milliseconds=210.0), NOW_S).minutes[0].broken["p95"] == 2
+    assert measured(watch, after, "main", Slo(p95_milliseconds=210.0), NOW_S).minutes[0].broken["p95"] == 2
 
 
 @pytest.mark.parametrize(
@@ -204,36 +204,36 @@ def test_a_minute_is_slow_from_a_limit_between_two_bins_on() -> None:
     ],
 )
 def test_a_watch_keeps_the_minutes_of_an_hour(known: tuple[Minute, ...], expected: list[tuple[int, int]]) -> None:
-    watch = SloWatch("main", NOW_S - LOOK_S, sample(NOW_S - LOOK_S, answered((20.0, 10))), minutes=known)
-    found = looked(watch, sample(NOW_S, answered((20.0, 15))), "main", SLO, NOW_S)
+    watch = SloWatch("main", NOW_S - INTERVAL_S, sample(NOW_S - INTERVAL_S, answered((20.0, 10))), minutes=known)
+    found = measured(watch, sample(NOW_S, answered((20.0, 15))), "main", SLO, NOW_S)
 
     assert [(NOW - minute.minute, minute.requests) for minute in found.minutes] == expected
 
 
 def test_broken_promises_of_one_minute_are_added_up() -> None:
     known = minutes((0, 100, {"error": 4}))
-    watch = SloWatch("main", NOW_S - LOOK_S, sample(NOW_S - LOOK_S, answered((20.0, 10))), minutes=known)
-    found = looked(watch, sample(NOW_S, answered((20.0, 15), (300.0, 2), failed=3)), "main", SLO, NOW_S)
+    watch = SloWatch("main", NOW_S - INTERVAL_S, sample(NOW_S - INTERVAL_S, answered((20.0, 10))), minutes=known)
+    found = measured(watch, sample(NOW_S, answered((20.0, 15), (300.0, 2), failed=3)), "main", SLO, NOW_S)
 
     assert found.minutes == (Minute(NOW, 110, {"error": 7, "p95": 2}),)
 
 
 def test_what_gateways_had_counted_before_the_first_look_is_no_minute() -> None:
-    found = looked(SloWatch(), sample(NOW_S, answered((20.0, 1000))), "main", SLO, NOW_S)
+    found = measured(SloWatch(), sample(NOW_S, answered((20.0, 1000))), "main", SLO, NOW_S)
 
-    assert (found.group, found.looked_s, found.minutes) == ("main", NOW_S, ())
+    assert (found.group, found.measured_s, found.minutes) == ("main", NOW_S, ())
 
 
 def test_a_watch_begins_anew_with_another_group() -> None:
     watch = SloWatch(
-        "main", NOW_S - LOOK_S, sample(NOW_S - LOOK_S, answered((20.0, 10))), minutes=minutes((1, 100, {}))
+        "main", NOW_S - INTERVAL_S, sample(NOW_S - INTERVAL_S, answered((20.0, 10))), minutes=minutes((1, 100, {}))
     )
-    found = looked(watch, sample(NOW_S, answered((20.0, 15)), group_name="new"), "new", SLO, NOW_S)
+    found = measured(watch, sample(NOW_S, answered((20.0, 15)), group_name="new"), "new", SLO, NOW_S)
 
     assert (found.group, found.minutes) == ("new", ())
 
 
-KNOWN = SloWatch("main", NOW_S - LOOK_S, sample(NOW_S - LOOK_S, answered((20.0, 10))))
+KNOWN = SloWatch("main", NOW_S - INTERVAL_S, sample(NOW_S - INTERVAL_S, answered((20.0, 10))))
 NEWS = {"coins": sample(NOW_S, answered((20.0, 15)))}
 
 
@@ -249,7 +249,7 @@ NEWS = {"coins": sample(NOW_S, answered((20.0, 15)))}
         ),
         pytest.param(
             model(FIRST, SERVED, slo=SLO),
-            replace(KNOWN, looked_s=NOW_S - 1),
+            replace(KNOWN, measured_s=NOW_S - 1),
             NEWS,
             0,
             id="what is not due stays as it is",

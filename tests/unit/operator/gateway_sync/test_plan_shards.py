@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from segserve_builder.cluster.names import SHARDS, plan_name
-from segserve_builder.cluster.shards import pack, shard_of, version_of
-from segserve_operator.adapters.traffic.envoy_record import PLANS
+from segserve_common.kube.names import SHARDS, plan_name
+from segserve_common.kube.shards import pack, shard_of, version_of
+from segserve_operator.adapters.traffic.envoy_files import PLANS
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.gateway_sync.plan_shards import PlanShards
 from segserve_operator.gateway_sync.settings import Settings, SettingsError
@@ -50,16 +50,16 @@ def test_nothing_is_told_until_every_shard_was_read() -> None:
     read = PlanShards("main")
 
     for shard in range(SHARDS):
-        assert read.told is None
+        assert read.content is None
         read.take(plan_name("main", shard), config_map(content(PLAN, shard)))
 
-    assert read.told is not None
+    assert read.content is not None
 
 
 def test_the_shards_make_up_the_plan(shards: PlanShards) -> None:
-    assert shards.told is not None
-    assert shards.told.plan == PLAN
-    assert shards.told.versions == {str(shard): version_of(content(PLAN, shard)) for shard in range(SHARDS)}
+    assert shards.content is not None
+    assert shards.content.plan == PLAN
+    assert shards.content.versions == {str(shard): version_of(content(PLAN, shard)) for shard in range(SHARDS)}
 
 
 @pytest.mark.parametrize(
@@ -73,32 +73,32 @@ def test_the_shards_make_up_the_plan(shards: PlanShards) -> None:
     ],
 )
 def test_a_shard_that_cannot_be_read_keeps_what_it_said_and_is_told(shards: PlanShards, bad: str) -> None:
-    before = shards.told
+    before = shards.content
     assert before is not None
 
     shards.take(plan_name("main", 2), config_map(bad))
 
-    assert shards.told is not None
-    assert (shards.told.plan, shards.told.versions) == (before.plan, before.versions)
-    assert list(shards.told.refused) == ["2"]
-    assert shards.told.refused["2"].startswith(f"version {version_of(bad)}: ")
+    assert shards.content is not None
+    assert (shards.content.plan, shards.content.versions) == (before.plan, before.versions)
+    assert list(shards.content.refused) == ["2"]
+    assert shards.content.refused["2"].startswith(f"version {version_of(bad)}: ")
 
 
 def test_a_shard_that_can_be_read_again_is_not_refused_any_more(shards: PlanShards) -> None:
     shards.take(plan_name("main", 2), config_map("bad"))
     shards.take(plan_name("main", 2), config_map(content(PLAN, 2)))
 
-    assert shards.told is not None
-    assert shards.told.refused == {}
+    assert shards.content is not None
+    assert shards.content.refused == {}
 
 
 @pytest.mark.parametrize("seen", [None, {}, {"binaryData": None}, {"binaryData": {}}])
 def test_a_shard_that_is_gone_or_empty_changes_no_route(shards: PlanShards, seen: dict[str, Any] | None) -> None:
-    before = shards.told
+    before = shards.content
 
     shards.take(plan_name("main", 1), seen)
 
-    assert shards.told == before
+    assert shards.content == before
 
 
 def test_an_environment_says_what_the_gateway_is() -> None:

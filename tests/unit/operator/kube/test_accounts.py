@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fakes.pools import MINIMAL, pool_target
+from segserve_common.kube.kinds import DEPLOYMENTS, SERVICE_ACCOUNTS
 from segserve_operator.adapters.kube.accounts import with_valid_tokens
-from segserve_operator.adapters.kube.api import DEPLOYMENTS, SERVICE_ACCOUNTS
 from segserve_operator.adapters.kube.objects import group_objects
 from segserve_operator.adapters.kube.view import PoolKey, View
 

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from segserve_builder.cluster.names import GATEWAY, SYNC_PORT
 from segserve_builder.cluster.probe_server import Answer, ProbeServer
-from segserve_operator.adapters.kube.api import PODS
+from segserve_common.kube.kinds import PODS
+from segserve_common.kube.names import GATEWAY, SYNC_PORT
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.view import PoolKey
 from segserve_operator.adapters.samples import wire
-from segserve_operator.core.rollout.counters import Count, Series, Tally
+from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 KEY = PoolKey("vision", "main")
-HELD = {"coins": Count("1", 100.0, {Series("main", "http"): Tally(7)}, 40.0)}
+HELD = {"coins": Counters("1", 100.0, {Series("main", "http"): SeriesCounts(7)}, 40.0)}
 
 
 class OnePool:
@@ -56,7 +56,7 @@ def gateways() -> Iterator[list[Mapping[str, list[str]]]]:
 
     def counts(query: Mapping[str, list[str]]) -> Answer:
         asked.append(query)
-        return Answer(200, wire.written(HELD, uid=f"uid-{len(asked)}"), "application/json")
+        return Answer(200, wire.encode(HELD, uid=f"uid-{len(asked)}"), "application/json")
 
     server = ProbeServer(SYNC_PORT, {}, {wire.PATH: counts})
     server.start()
@@ -71,7 +71,7 @@ async def test_every_gateway_that_is_ready_is_in_the_sample(gateways: list[Mappi
     found = await traffic(*pods, servers).samples({"coins": ("main", "new"), "cells": ("main", "new")})
 
     assert {model: set(sample) for model, sample in found.items()} == {"coins": {"gw-a", "gw-b"}, "cells": set()}
-    assert found["coins"]["gw-a"].tallies == HELD["coins"].tallies
+    assert found["coins"]["gw-a"].by_series == HELD["coins"].by_series
     assert {count.epoch for count in found["coins"].values()} == {"uid-1/1", "uid-2/1"}
     assert [(count.at_s, count.began_s) for count in found["coins"].values()] == [(1000.0, 940.0)] * 2
     assert gateways == [{"model": ["cells", "coins"]}] * 2

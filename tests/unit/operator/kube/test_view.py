@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fakes.kube import FakeKube
-from segserve_builder.cluster.names import MANAGED_LABELS, POOL_LABEL
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, MODELS, POOLS, Json
+from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, Json
+from segserve_common.kube.names import MANAGED_LABELS, POOL_LABEL
 from segserve_operator.adapters.kube.known_writes import KnownWrites
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
 

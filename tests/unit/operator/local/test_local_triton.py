@@ -10,9 +10,9 @@ import pytest
 from segserve_builder.render import tritonserver
 from segserve_builder.render.tritonserver import Ports
 from segserve_operator.adapters.local import triton
-from segserve_operator.adapters.local.runtime import Runtime
+from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
-RUNTIME = Runtime(root=Path("/cache/runtime/1"), code=Path("/cache/runtime/1/code/2"), library_folder=Path("/lib"))
+RUNTIME = RuntimeEnvironment(root=Path("/cache/runtime/1"), code=Path("/cache/runtime/1/code/2"), library_folder=Path("/lib"))
 
 
 @pytest.fixture

@@ -13,16 +13,16 @@ from aiohttp import web
 
 from fakes.kube import FakeKube
 from fakes.webhook import webhook
-from segserve_operator.adapters.kube.api import SECRETS, Json
+from segserve_common.kube.kinds import SECRETS, Json
 from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.notify.announcer import PoolAnnouncer
 from segserve_operator.adapters.notify.messages import Message, Secret, Target
 from segserve_operator.adapters.notify.notifier import WAITING, Notifier
 from segserve_operator.adapters.notify.targets import targets
 from segserve_operator.api.triton_pool import TritonPoolSpec
-from segserve_operator.core.models.events import Notice
+from segserve_operator.core.models.events import Event
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Standing
+from segserve_operator.core.rollout.record import RolloutState
 
 MESSAGE = Message(
     model="coins",
@@ -287,9 +287,9 @@ async def test_a_hold_that_comes_again_is_another_message() -> None:
     async with webhook() as receiver, quick() as notifier:
         times = iter((1000.0, 1060.0))
         announcer = PoolAnnouncer(notifier, "lab", lambda: [Target(receiver.url)], lambda: next(times))
-        standing = Standing("coins-7f", "coins-r2", Phase.PROGRESSING, step=0, sequence=3, weight=5)
+        state = RolloutState("coins-7f", "coins-r2", Phase.PROGRESSING, step=0, sequence=3, weight=5)
         for _ in range(2):
-            announcer.announce("coins", standing, [Notice("Warning", "Held", "stable fails as well")], "http://g")
+            announcer.announce("coins", state, [Event("Warning", "Held", "stable fails as well")], "http://g")
         await notifier.idle()
     first, second = receiver.received
     assert first["id"] != second["id"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from segserve.platforms.cluster.calls import Calls
+from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.cluster.doctor import OPERATOR
 from segserve.platforms.errors import ForbiddenError, NotFoundError, NotInstalledError
 from segserve.platforms.port import Json
@@ -34,45 +34,45 @@ class Leftover:
         return f"{self.namespace}: {what}{self.kind.name.lower()}/{self.name} ({self.why})"
 
 
-def leftovers(calls: Calls, *, everywhere: bool, of_all: bool) -> list[Leftover]:
+def leftovers(client: ContextClient, *, everywhere: bool, of_all: bool) -> list[Leftover]:
     """Return what is left in the namespace or everywhere: held models first, then objects that nobody owns.
 
     A model is held that is being deleted; with `of_all` every one that has the finalizer.
     """
     # Children first: of one that is made between both lists, the owner is known.
-    children = [(kind, item) for kind in KINDS for item in _listed(calls, kind, MANAGED_LABELS, everywhere=everywhere)]
-    models, pools = (_listed(calls, kind, {}, everywhere=everywhere) for kind in (MODELS, POOLS))
+    children = [(kind, item) for kind in KINDS for item in _listed(client, kind, MANAGED_LABELS, everywhere=everywhere)]
+    models, pools = (_listed(client, kind, {}, everywhere=everywhere) for kind in (MODELS, POOLS))
     living = {item["metadata"]["uid"] for item in (*models, *pools)}
     held = [_held(model) for model in models if _is_held(model, of_all=of_all)]
     return [*held, *_orphans(children, living)]
 
 
-def running_operator(calls: Calls) -> str | None:
+def running_operator(client: ContextClient) -> str | None:
     """Return where an operator runs that would do all this by itself; None where none does, or nobody may know."""
     try:
-        found, _ = calls.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
+        found, _ = client.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
     except ForbiddenError:
         return None
     ready = [each["metadata"] for each in found if (each.get("status") or {}).get("readyReplicas")]
     return f"deployment/{ready[0]['name']} in {ready[0]['namespace']}" if ready else None
 
 
-def remove(calls: Calls, leftover: Leftover) -> None:
+def remove(client: ContextClient, leftover: Leftover) -> None:
     """Remove one; what is gone meanwhile is fine, what has changed is left alone with an error."""
     try:
         if leftover.finalizers is None:
-            calls.delete(leftover.kind, leftover.name, namespace=leftover.namespace, uid=leftover.uid)
+            client.delete(leftover.kind, leftover.name, namespace=leftover.namespace, uid=leftover.uid)
             return
         metadata = {"finalizers": [*leftover.finalizers], "resourceVersion": leftover.version}
-        calls.merge(leftover.kind, leftover.name, {"metadata": metadata}, namespace=leftover.namespace)
+        client.patch(leftover.kind, leftover.name, {"metadata": metadata}, namespace=leftover.namespace)
     except NotFoundError:
         return
 
 
-def _listed(calls: Calls, kind: Kind, labels: Mapping[str, str], *, everywhere: bool) -> list[Json]:
+def _listed(client: ContextClient, kind: Kind, labels: Mapping[str, str], *, everywhere: bool) -> list[Json]:
     """Return all of a kind; none where the server has no such kind (any more, or not in this version)."""
     try:
-        return calls.list(kind, labels=labels, everywhere=everywhere)[0]
+        return client.list(kind, labels=labels, everywhere=everywhere)[0]
     except NotInstalledError:
         return []
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from segserve.cli.cluster.pods import pod_state
 from segserve.cli.models_view import age, model_text
-from segserve.platforms.cluster.calls import Calls
+from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.cluster.platform import ClusterPlatform
 from segserve.platforms.errors import ForbiddenError
 from segserve.platforms.port import Json
@@ -23,14 +23,14 @@ def describe_on_cluster(platform: ClusterPlatform, model: Json, record: Json | N
     kept = {key: value for key, value in metadata.pop("annotations", {}).items() if key != _ANNOTATION}
     shown = {**model, "metadata": metadata | ({"annotations": kept} if kept else {})}
     return "\n".join(
-        (model_text(shown, record), "events:", *_events(platform.calls, model), "pods:", *_pods(platform.calls, model))
+        (model_text(shown, record), "events:", *_events(platform.client, model), "pods:", *_pods(platform.client, model))
     )
 
 
-def _events(calls: Calls, model: Json) -> Iterator[str]:
+def _events(client: ContextClient, model: Json) -> Iterator[str]:
     metadata = model["metadata"]
     try:
-        found, _ = calls.list(
+        found, _ = client.list(
             EVENTS, fields=f"involvedObject.name={metadata['name']},involvedObject.uid={metadata['uid']}"
         )
     except ForbiddenError as error:
@@ -49,11 +49,11 @@ def _time(event: Json) -> str:
     return str(event.get("lastTimestamp") or event.get("eventTime") or datetime.now(UTC).isoformat())
 
 
-def _pods(calls: Calls, model: Json) -> Iterator[str]:
+def _pods(client: ContextClient, model: Json) -> Iterator[str]:
     roles = (model.get("status") or {}).get("roles") or {}
     groups = {holder["group"]: role for role, holder in reversed(roles.items()) if holder.get("group")}
     try:
-        pods, _ = calls.list(PODS, labels=MANAGED_LABELS)
+        pods, _ = client.list(PODS, labels=MANAGED_LABELS)
     except ForbiddenError as error:
         yield f"  {error}"
         return

@@ -13,11 +13,12 @@ from rich.text import Text
 from segserve.cli.cluster.pods import group_state, pod_state
 from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
 from segserve.platforms.cluster.platform import LOOK_S, ClusterPlatform
-from segserve.platforms.cluster.watching import Look, Watching
+from segserve.platforms.cluster.watcher import Watcher
 from segserve.platforms.port import Json
 from segserve.platforms.waiting import condition
 from segserve_common.kube.kinds import DEPLOYMENTS, MODELS, PODS, POOLS
 from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
+from segserve_common.kube.requests import Selector
 from segserve_operator.core.failure import Failure
 
 _ROLES: Final = {"stable": GOOD, "candidate": MOVING, "previous": QUIET}
@@ -42,16 +43,21 @@ class Snapshot:
 
 def frames(platform: ClusterPlatform, name: str | None, *, wide: bool) -> Iterator[PoolTree]:
     """Follow the server's events of one model or all; the caller's pace is the picture's."""
-    looks = (Look(MODELS), Look(POOLS), Look(PODS, MANAGED_LABELS), Look(DEPLOYMENTS, MANAGED_LABELS))
+    selectors = (
+        Selector(MODELS),
+        Selector(POOLS),
+        Selector(PODS, MANAGED_LABELS),
+        Selector(DEPLOYMENTS, MANAGED_LABELS),
+    )
     if name is not None:
         platform.model(name)
-    title = f"namespace {platform.calls.namespace}, context {platform.calls.context}"
-    with Watching(platform.calls, looks) as watching:
+    title = f"namespace {platform.client.namespace}, context {platform.client.context}"
+    with Watcher(platform.client, selectors) as watcher:
         seen = -1
         while True:
-            seen = watching.wait(seen, LOOK_S)
-            models, pools, pods, deployments = (watching.all(look.kind) for look in looks)
-            yield PoolTree(Snapshot(title, models, pools, pods, deployments, watching.trouble, name, wide))
+            seen = watcher.wait(seen, LOOK_S)
+            models, pools, pods, deployments = (watcher.all(selector.kind) for selector in selectors)
+            yield PoolTree(Snapshot(title, models, pools, pods, deployments, watcher.problem, name, wide))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve.platforms.errors import INSTALL, ControlError, ForbiddenError
 from segserve.platforms.port import ROLLOUT, DoctorCheck
 from segserve.platforms.waiting import condition
-from segserve_common.kube.kinds import DEPLOYMENTS, LEASES, POOLS, Kind
+from segserve_common.kube.kinds import ACCESS_REVIEWS, CUSTOM_RESOURCE_DEFINITIONS, DEPLOYMENTS, LEASES, POOLS
 from segserve_operator.api.crd import crd
 from segserve_operator.api.meta import API_GROUP
 from segserve_operator.api.resources import KINDS
@@ -18,11 +18,9 @@ from segserve_operator.api.resources import KINDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from segserve.platforms.cluster.calls import Calls
+    from segserve.platforms.cluster.context_client import ContextClient
     from segserve.platforms.port import Json
 
-CRDS: Final = Kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions")
-REVIEWS: Final = Kind("authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
 OPERATOR: Final = {"app.kubernetes.io/name": "segserve", "app.kubernetes.io/component": "operator"}
 LEASE: Final = "segserve-operator"
 LEASE_S: Final = 30
@@ -38,20 +36,20 @@ ADD_POOL: Final = (
 _UPGRADE: Final = "helm upgrade segserve charts/segserve, or `segserve crds | kubectl apply --server-side -f -`"
 
 
-def checks(calls: Calls) -> Iterator[DoctorCheck]:
+def checks(client: ContextClient) -> Iterator[DoctorCheck]:
     """Yield a check for each need, in the order in which to mend them; the rest is left out where nothing answers."""
-    yield DoctorCheck("context", good=True, seen=f"{calls.context}, namespace {calls.namespace}, {calls.server}")
+    yield DoctorCheck("context", good=True, seen=f"{client.context}, namespace {client.namespace}, {client.server}")
     try:
-        version = json.loads(calls.text("version"))
+        version = json.loads(client.text("/version"))
     except ControlError as error:
         yield DoctorCheck("API server", good=False, seen="no answer", advice=str(error))
         return
     yield _version(version)
     for kind in KINDS.values():
-        yield _guarded(kind.crd_name, partial(_definition, calls, kind.kind))
-    yield _guarded("operator", lambda: _operator(calls))
-    yield _guarded("your rights", lambda: _rights(calls))
-    yield _guarded("pool default", lambda: _pool(calls))
+        yield _guarded(kind.crd_name, partial(_definition, client, kind.kind))
+    yield _guarded("operator", lambda: _operator(client))
+    yield _guarded("your rights", lambda: _rights(client))
+    yield _guarded("pool default", lambda: _pool(client))
 
 
 def _guarded(what: str, check: Callable[[], DoctorCheck]) -> DoctorCheck:
@@ -70,10 +68,10 @@ def _version(found: Mapping[str, str]) -> DoctorCheck:
     )
 
 
-def _definition(calls: Calls, kind: str) -> DoctorCheck:
+def _definition(client: ContextClient, kind: str) -> DoctorCheck:
     wanted = crd(KINDS[kind])
     name = wanted["metadata"]["name"]
-    everywhere, _ = calls.list(CRDS, fields=f"metadata.name={name}", everywhere=True)
+    everywhere, _ = client.list(CUSTOM_RESOURCE_DEFINITIONS, fields=f"metadata.name={name}", everywhere=True)
     if not everywhere:
         return DoctorCheck(name, good=False, seen="not there", advice=INSTALL, fix=DEFINE)
     missing = sorted(_fields(wanted) - _fields(everywhere[0]))
@@ -105,12 +103,12 @@ def _walk(schema: Any, path: str, found: set[str]) -> None:
         _walk(schema["items"], f"{path}[]", found)
 
 
-def _operator(calls: Calls) -> DoctorCheck:
+def _operator(client: ContextClient) -> DoctorCheck:
     try:
-        found, _ = calls.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
+        found, _ = client.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
     except ForbiddenError:
-        found, _ = calls.list(DEPLOYMENTS, labels=OPERATOR)
-    mine = [each for each in found if _works_in(each, calls.namespace)]
+        found, _ = client.list(DEPLOYMENTS, labels=OPERATOR)
+    mine = [each for each in found if _works_in(each, client.namespace)]
     for deployment in sorted(mine, key=lambda each: not (each.get("status") or {}).get("readyReplicas")):
         metadata, status = deployment["metadata"], deployment.get("status") or {}
         ready, wanted = status.get("readyReplicas", 0), deployment["spec"].get("replicas", 1)
@@ -118,11 +116,11 @@ def _operator(calls: Calls) -> DoctorCheck:
         place = f"deployment/{metadata['name']} in {metadata['namespace']}"
         advice = f"kubectl -n {metadata['namespace']} describe deployment/{metadata['name']}, and its logs"
         return DoctorCheck("operator", ready > 0, f"{place}, {ready} of {wanted} ready, {image}", advice)
-    holder = _lease_holder(calls)
+    holder = _lease_holder(client)
     if holder is not None:
         return DoctorCheck("operator", good=True, seen=f"no Deployment, but {holder} holds the lease")
     others = ", ".join(sorted(f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in found))
-    seen = f"none works in {calls.namespace}; others: {others}" if others else "no Deployment, and nobody holds a lease"
+    seen = f"none works in {client.namespace}; others: {others}" if others else "no Deployment, and nobody holds a lease"
     return DoctorCheck("operator", good=False, seen=seen, advice=INSTALL)
 
 
@@ -134,9 +132,9 @@ def _works_in(deployment: Json, namespace: str) -> bool:
     return not named or namespace in named
 
 
-def _lease_holder(calls: Calls) -> str | None:
+def _lease_holder(client: ContextClient) -> str | None:
     """Return who led lately."""
-    leases, _ = calls.list(LEASES, fields=f"metadata.name={LEASE}", everywhere=True)
+    leases, _ = client.list(LEASES, fields=f"metadata.name={LEASE}", everywhere=True)
     for lease in leases:
         spec = lease.get("spec") or {}
         renewed = spec.get("renewTime")
@@ -145,28 +143,28 @@ def _lease_holder(calls: Calls) -> str | None:
     return None
 
 
-def _rights(calls: Calls) -> DoctorCheck:
+def _rights(client: ContextClient) -> DoctorCheck:
     # Records are written by the operator alone.
     needed = [(verb, kind.plural) for name, kind in KINDS.items() for verb in (READING if name == ROLLOUT else VERBS)]
-    refused = [f"{verb} {plural}" for verb, plural in needed if not _may(calls, verb, plural)]
+    refused = [f"{verb} {plural}" for verb, plural in needed if not _may(client, verb, plural)]
     advice = "ask who runs the cluster for the role `edit` in this namespace: segserve's chart adds its resources to it"
     seen = (
-        f"you may not {', '.join(refused)}" if refused else f"{', '.join(VERBS)} models and pools in {calls.namespace}"
+        f"you may not {', '.join(refused)}" if refused else f"{', '.join(VERBS)} models and pools in {client.namespace}"
     )
     return DoctorCheck("your rights", not refused, seen, advice)
 
 
-def _may(calls: Calls, verb: str, plural: str) -> bool:
-    asked = {"namespace": calls.namespace, "verb": verb, "group": API_GROUP, "resource": plural}
-    review = {"apiVersion": REVIEWS.api_version, "kind": REVIEWS.name, "spec": {"resourceAttributes": asked}}
-    return bool(calls.create(REVIEWS, review, everywhere=True)["status"].get("allowed"))
+def _may(client: ContextClient, verb: str, plural: str) -> bool:
+    asked = {"namespace": client.namespace, "verb": verb, "group": API_GROUP, "resource": plural}
+    review = {"apiVersion": ACCESS_REVIEWS.api_version, "kind": ACCESS_REVIEWS.name, "spec": {"resourceAttributes": asked}}
+    return bool(client.create(ACCESS_REVIEWS, review, cluster_wide=True)["status"].get("allowed"))
 
 
-def _pool(calls: Calls) -> DoctorCheck:
+def _pool(client: ContextClient) -> DoctorCheck:
     what = "pool default"
-    pools = {pool["metadata"]["name"]: pool for pool in calls.list(POOLS)[0]}
+    pools = {pool["metadata"]["name"]: pool for pool in client.list(POOLS)[0]}
     if "default" not in pools:
-        seen = f"not in {calls.namespace}" + (f"; there are: {', '.join(pools)}" if pools else "")
+        seen = f"not in {client.namespace}" + (f"; there are: {', '.join(pools)}" if pools else "")
         advice = "apply a TritonPool named default (spec: {}), or name another in each model's spec.pool"
         return DoctorCheck(what, bool(pools), seen, advice, ADD_POOL)
     ready = condition(pools["default"], "Ready")

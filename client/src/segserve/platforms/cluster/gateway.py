@@ -10,37 +10,34 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
-
 from segserve.platforms.errors import ControlError
-from segserve_common.kube.kinds import SERVICES, Kind
+from segserve_common.kube.kinds import NODES, SERVICES
 from segserve_common.kube.names import object_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve.platforms.cluster.calls import Calls
+    from segserve.platforms.cluster.context_client import ContextClient
     from segserve.platforms.port import Json
 
-NODES: Final = Kind("", "v1", "Node", "nodes")
 REACH_S: Final = 1.0
 FORWARD_S: Final = 15.0
 _FORWARDED: Final = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ->")
 
 
 @contextmanager
-def gateway(calls: Calls, pool: str, kubectl_options: list[str]) -> Iterator[str]:
+def gateway(client: ContextClient, pool: str, kubectl_options: list[str]) -> Iterator[str]:
     """Make a pool's gateway reachable for the time of the block, and return its URL."""
-    service = calls.get(SERVICES, object_name(pool))
-    for url in addresses(calls, service):
+    service = client.get(SERVICES, object_name(pool))
+    for url in addresses(client, service):
         if answers(url):
             yield url
             return
-    with forwarded(calls, service, kubectl_options) as url:
+    with forwarded(client, service, kubectl_options) as url:
         yield url
 
 
-def addresses(calls: Calls, service: Json) -> Iterator[str]:
+def addresses(client: ContextClient, service: Json) -> Iterator[str]:
     """Yield where a Service may be reached, the likeliest first."""
     spec, port = service["spec"], service["spec"]["ports"][0]
     for ingress in (service.get("status", {}).get("loadBalancer") or {}).get("ingress") or ():
@@ -48,13 +45,13 @@ def addresses(calls: Calls, service: Json) -> Iterator[str]:
     if spec.get("clusterIP") not in (None, "", "None"):
         yield _url(spec["clusterIP"], port["port"])
     if port.get("nodePort"):
-        for address in _node_addresses(calls):
+        for address in _node_addresses(client):
             yield _url(address, port["nodePort"])
 
 
-def _node_addresses(calls: Calls) -> list[str]:
+def _node_addresses(client: ContextClient) -> list[str]:
     try:
-        nodes, _ = calls.list(NODES, everywhere=True)
+        nodes, _ = client.list(NODES, everywhere=True)
     except ControlError:
         return []  # few may look at nodes
     known = [address for node in nodes for address in node.get("status", {}).get("addresses", ())]
@@ -68,6 +65,8 @@ def _url(host: str, port: int) -> str:
 
 def answers(url: str) -> bool:
     """Return whether a Triton's gateway answers there: another network may have the same addresses."""
+    import httpx  # other commands start without it
+
     try:
         said: Any = httpx.get(f"{url}/v2", timeout=REACH_S, trust_env=False).json()
     except (httpx.HTTPError, ValueError):
@@ -76,14 +75,14 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def forwarded(calls: Calls, service: Json, kubectl_options: list[str]) -> Iterator[str]:
+def forwarded(client: ContextClient, service: Json, kubectl_options: list[str]) -> Iterator[str]:
     """Forward a free port of this machine to a Service for the time of the block, and return its URL."""
     name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise ControlError(
-            f"service {name!r} of namespace {calls.namespace!r} cannot be reached from here, and there is no kubectl "
-            f"to forward a port with; where there is one, run `kubectl -n {calls.namespace} port-forward "
+            f"service {name!r} of namespace {client.namespace!r} cannot be reached from here, and there is no kubectl "
+            f"to forward a port with; where there is one, run `kubectl -n {client.namespace} port-forward "
             f"service/{name} 8080:{port}`, then SEGSERVE_URL=http://127.0.0.1:8080 names it"
         )
     command = [kubectl, *kubectl_options, "port-forward", "--address", "127.0.0.1", f"service/{name}", f":{port}"]

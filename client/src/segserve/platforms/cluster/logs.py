@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve.platforms.cluster.watching import Look, Watching
+from segserve.platforms.cluster.watcher import Watcher
 from segserve.platforms.errors import REFUSED, ControlError
 from segserve_common.kube.kinds import PODS
+from segserve_common.kube.requests import Selector
 from segserve_common.kube.names import GATEWAY, GROUP_LABEL, MANAGED_LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from segserve.platforms.cluster.calls import Calls
+    from segserve.platforms.cluster.context_client import ContextClient
     from segserve.platforms.port import Json, LogRequest
 
 POLL_S: Final = 1.0
@@ -52,34 +53,34 @@ def sources(pods: Sequence[Json], groups: Sequence[str] | None, container: str |
     return found
 
 
-def printed(calls: Calls, request: LogRequest, groups: Sequence[str] | None) -> Iterator[str]:
+def printed(client: ContextClient, request: LogRequest, groups: Sequence[str] | None) -> Iterator[str]:
     """Yield the lines that are there. What has no log (a container that never ran before) is said in its place."""
-    pods, _ = calls.list(PODS, labels=MANAGED_LABELS)
+    pods, _ = client.list(PODS, labels=MANAGED_LABELS)
     chosen = sources(pods, groups, request.container)
     if not chosen:
         raise ControlError("no pods that could have logs; `segserve describe NAME` says why")
     params = {"tailLines": str(request.lines)} | ({"previous": "true"} if request.previous else {})
     for source in chosen:
         try:
-            for line in calls.text(_path(calls, source), {**params, "container": source.container}).splitlines():
+            for line in client.text(_path(client, source), {**params, "container": source.container}).splitlines():
                 yield f"{source.origin} | {line}"
         except ControlError as error:
             yield f"{source.origin} | {_absent(error)}"
 
 
-def followed(calls: Calls, request: LogRequest, groups: Sequence[str] | None) -> Iterator[str]:
+def followed(client: ContextClient, request: LogRequest, groups: Sequence[str] | None) -> Iterator[str]:
     """Yield lines as they come, also of pods and containers that come later.
 
     A stream may end at any time (API servers and balancers end them): it is opened again while its container runs.
     """
     lines: queue.Queue[str] = queue.Queue()
     readers: dict[Source, _Reader] = {}
-    with Watching(calls, [Look(PODS, MANAGED_LABELS)]) as watching:
+    with Watcher(client, [Selector(PODS, MANAGED_LABELS)]) as watcher:
         while True:
-            pods = watching.all(PODS)
+            pods = watcher.all(PODS)
             for source in sources(pods, groups, request.container):
                 if source not in readers and _started(pods, source) is not None:
-                    readers[source] = _Reader(calls, source, request.lines, lines)
+                    readers[source] = _Reader(client, source, request.lines, lines)
             for source, reader in readers.items():
                 reader.go_on(_started(pods, source))
             try:
@@ -91,8 +92,8 @@ def followed(calls: Calls, request: LogRequest, groups: Sequence[str] | None) ->
 class _Reader:
     """Follows one container's log, stream after stream and start after start; every line is told once."""
 
-    def __init__(self, calls: Calls, source: Source, tail: int, told: queue.Queue[str]) -> None:
-        self._calls, self._source, self._tail, self._told = calls, source, tail, told
+    def __init__(self, client: ContextClient, source: Source, tail: int, told: queue.Queue[str]) -> None:
+        self._calls, self._source, self._tail, self._told = client, source, tail, told
         self._thread: threading.Thread | None = None
         self._started: int | None = None
         self._trouble = self._cut = ""
@@ -190,5 +191,5 @@ def _absent(error: ControlError) -> str:
     return f"(no log: {str(error).removeprefix(REFUSED)})"
 
 
-def _path(calls: Calls, source: Source) -> str:
-    return f"{calls.path(PODS, source.pod)}/log"
+def _path(client: ContextClient, source: Source) -> str:
+    return client.path(PODS, source.pod, None, "log")

@@ -8,8 +8,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from segserve_builder.cluster.names import (
+from segserve_common.kube.errors import ApiError
+from segserve_common.kube.kinds import CONFIG_MAPS, PODS, ROLLOUTS
+from segserve_common.kube.names import (
     AGENT_CONTAINER,
+    BUNDLE_KEY,
     GROUP_LABEL,
     GRPC_PORT,
     HTTP_PORT,
@@ -17,17 +20,18 @@ from segserve_builder.cluster.names import (
     MODEL_LABEL,
     POOL_LABEL,
     TRITON_CONTAINER,
+    bundle_name,
 )
 from segserve_operator.adapters.bundles.contents import LOG_BYTES, Gathered, bundle
 from segserve_operator.adapters.bundles.statistics import NoStatisticsError, statistics
 from segserve_operator.adapters.kube import pods
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, PODS, ROLLOUTS, ApiError
 from segserve_operator.core.traffic import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from segserve_operator.adapters.kube.api import Api, Json
+    from segserve_common.kube.kinds import Json
+    from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.view import PoolKey
     from segserve_operator.core.rollout.record import Record
 
@@ -36,7 +40,6 @@ LIMIT_BYTES: Final = 900 * 1024
 
 PODS_KEPT: Final = 8
 LOGS_S: Final = 5.0
-KEY: Final = "bundle.tar.gz"
 
 log = logging.getLogger("segserve")
 
@@ -47,11 +50,6 @@ class PodLogs(Protocol):
     async def pod_log(self, namespace: str, pod: str, container: str, *, previous: bool = False) -> bytes:
         """Return the end of a container's log, or of the one that ran before it; raises `ApiError`."""
         ...
-
-
-def bundle_name(rollout: str) -> str:
-    """Return the name of the ConfigMap that holds the bundle of a rollout."""
-    return f"{rollout}-bundle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,5 +147,5 @@ def _config_map(record: Record, owner_uid: str, content: bytes) -> Json:
                 }
             ],
         },
-        "binaryData": {KEY: base64.b64encode(content).decode()},
+        "binaryData": {BUNDLE_KEY: base64.b64encode(content).decode()},
     }

@@ -22,13 +22,13 @@ LOG_BYTES: Final = 1024 * 1024
 STATISTICS_BYTES: Final = 1024 * 1024
 STATISTICS_S: Final = 2.0
 
-_LONG: Final = ("saw", "made")
+_LONG: Final = ("inputs", "result")
 _README: Final = """\
 Why {candidate} of model {model} was rolled back (rollout {name}).
 
 record.json      the whole record: `segserve rollout replay record.json` makes each decision again
-decisions.json   the decisions without what they saw
-rows.json        all looks at the gateways' counts that were kept, the oldest first
+decisions.json   the decisions without their inputs
+rows.json        all windows of the gateways' counts that were kept, the oldest first
 verdicts.json    what each gate said last
 logs/            the ends of the candidate's servers' logs, at most {log_bytes:,} bytes each
 statistics/      Triton's own statistics of each server

@@ -11,7 +11,7 @@ import numpy as np
 from segserve_common.errors import SegserveError
 from segserve_common.kserve import BYTES, HEADER_LENGTH, InferRequest, Tensor, decode_http, encode_http, model_path
 from segserve_operator.adapters.checks.errors import CheckError
-from segserve_operator.adapters.traffic.internal import internal_client
+from segserve_operator.adapters.traffic.envoy_admin import internal_client
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

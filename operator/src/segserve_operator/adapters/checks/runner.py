@@ -76,12 +76,12 @@ class BackgroundCheckRunner:
             finding = await self._attempt(order)
             self._keep(finding)
             if finding.problem:
-                pause_s = min(PAUSES_S[min(problems, len(PAUSES_S) - 1)], order.every_s)
+                pause_s = min(PAUSES_S[min(problems, len(PAUSES_S) - 1)], order.interval_s)
                 problems += 1
-            elif math.isinf(order.every_s):
+            elif math.isinf(order.interval_s):
                 return
             else:
-                pause_s, problems = order.every_s - (clock() - began_s) % order.every_s, 0
+                pause_s, problems = order.interval_s - (clock() - began_s) % order.interval_s, 0
             await asyncio.sleep(pause_s)
 
     async def _attempt(self, order: Check) -> CheckResult:

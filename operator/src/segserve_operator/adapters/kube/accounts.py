@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.cluster.names import DOMAIN
-from segserve_operator.adapters.kube.api import DEPLOYMENTS, SERVICE_ACCOUNTS
+from segserve_common.kube.kinds import DEPLOYMENTS, SERVICE_ACCOUNTS
+from segserve_common.kube.names import DOMAIN
 from segserve_operator.adapters.kube.objects.target import stamped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from segserve_operator.adapters.kube.api import Json
+    from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.view import PoolKey, View
 
 _ANNOTATION: Final = f"{DOMAIN}/service-account"

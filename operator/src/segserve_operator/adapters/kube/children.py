@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from segserve_operator.adapters.kube.api import CHILDREN, OLD_DISRUPTION_BUDGETS, InvalidError
+from segserve_common.kube.errors import InvalidError
+from segserve_common.kube.kinds import CHILDREN, OLD_DISRUPTION_BUDGETS
 from segserve_operator.adapters.kube.drift import covers
 from segserve_operator.adapters.kube.pods import is_going
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from segserve_operator.adapters.kube.api import Api, Json, Kind
+    from segserve_common.kube.kinds import Json, Kind
+    from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.view import PoolKey, View
 
 _KINDS: Final = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, OLD_DISRUPTION_BUDGETS)}

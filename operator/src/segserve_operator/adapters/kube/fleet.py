@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import TypeAdapter
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport
-from segserve_builder.cluster.names import (
+from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, PODS
+from segserve_common.kube.names import (
     AGENT_CONTAINER,
     COMPONENT_LABEL,
     GROUP_LABEL,
@@ -20,10 +21,9 @@ from segserve_builder.cluster.names import (
     assignment_name,
     reports_name,
 )
-from segserve_builder.cluster.shards import content_of, pack, shard_of, unpack
+from segserve_common.kube.shards import content_of, pack, shard_of, unpack
 from segserve_operator.adapters.kube import pods
 from segserve_operator.adapters.kube.accounts import with_valid_tokens
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, PODS
 from segserve_operator.adapters.kube.children import apply_differing, differing
 from segserve_operator.adapters.kube.objects import assignment_config_map, group_objects, main_group
 from segserve_operator.adapters.kube.pod_failures import trouble
@@ -33,10 +33,11 @@ from segserve_operator.core.traffic import Endpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from segserve_operator.adapters.kube.api import Api, Json
+    from segserve_common.kube.kinds import Json
+    from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.known_models import KnownModels
-    from segserve_operator.adapters.kube.objects import PoolTarget
-    from segserve_operator.adapters.kube.target import Targets
+    from segserve_operator.adapters.kube.objects import PoolContext
+    from segserve_operator.adapters.kube.target import PoolContexts
     from segserve_operator.adapters.kube.view import PoolKey, View
 
 AGENT_GRACE_S: Final = 30.0
@@ -76,7 +77,7 @@ class ClusterFleet:
 
     api: Api
     view: View
-    targets: Targets
+    targets: PoolContexts
     key: PoolKey
     decoded: Decoded
     known: KnownModels
@@ -101,7 +102,7 @@ class ClusterFleet:
         }
 
     def _observe(
-        self, target: PoolTarget, name: str, deployment: Json | None, members: list[Json], maps: Mapping[str, Json]
+        self, target: PoolContext, name: str, deployment: Json | None, members: list[Json], maps: Mapping[str, Json]
     ) -> GroupObserved:
         shards = [maps.get(assignment_name(self.key.pool, name, shard)) for shard in range(SHARDS)]
         packed = [content_of(found) if found is not None and not pods.is_going(found) else None for found in shards]
@@ -118,13 +119,13 @@ class ClusterFleet:
             problem=trouble(deployment, members),
         )
 
-    def _broken(self, target: PoolTarget, group: str) -> bool:
+    def _broken(self, target: PoolContext, group: str) -> bool:
         """Tell whether something of a group is not as it should be; one of an earlier template is left as it is."""
         if not _is_current(target, group):
             return False
         return any(True for _ in differing(self.view, self.key, self._objects(target, group)))
 
-    def _objects(self, target: PoolTarget, group: str) -> tuple[Json, ...]:
+    def _objects(self, target: PoolContext, group: str) -> tuple[Json, ...]:
         return with_valid_tokens(self.view, self.key, group_objects(target, group, target.spec.replicas))
 
     def _assigned(self, packed: str | None) -> tuple[AssignedModel, ...]:
@@ -204,7 +205,7 @@ def _group(found: Mapping[str, Any]) -> str | None:
     return group
 
 
-def _is_current(target: PoolTarget, group: str) -> bool:
+def _is_current(target: PoolContext, group: str) -> bool:
     """Tell whether a group is of the present template: the last part of its name says of which it is."""
     return group.rpartition("-")[2] == main_group(target).rpartition("-")[2]
 

@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_builder.cluster.names import (
+from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, PODS
+from segserve_common.kube.names import (
     COMPONENT_LABEL,
     ENVOY_CONTAINER,
     GATEWAY,
@@ -19,25 +20,25 @@ from segserve_builder.cluster.names import (
     plan_name,
     reports_name,
 )
-from segserve_builder.cluster.shards import VERSION_KEY, content_of, pack, shard_of, unpack
+from segserve_common.kube.shards import VERSION_KEY, content_of, pack, shard_of, unpack
 from segserve_operator.adapters.kube import pods
 from segserve_operator.adapters.kube.accounts import with_valid_tokens
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, DEPLOYMENTS, PODS
 from segserve_operator.adapters.kube.children import apply_differing, differing
 from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url, plan_config_map
 from segserve_operator.adapters.kube.pod_failures import trouble
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
-from segserve_operator.adapters.traffic.envoy_record import PLANS
+from segserve_operator.adapters.traffic.envoy_files import PLANS
 from segserve_operator.core.failure import Failure
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from segserve_operator.adapters.kube.api import Api, Json
-    from segserve_operator.adapters.kube.objects import PoolTarget
-    from segserve_operator.adapters.kube.target import Targets
+    from segserve_common.kube.kinds import Json
+    from segserve_operator.adapters.kube.api import Api
+    from segserve_operator.adapters.kube.objects import PoolContext
+    from segserve_operator.adapters.kube.target import PoolContexts
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.core.rollout.counters import Sample
     from segserve_operator.core.traffic import Route
@@ -56,7 +57,7 @@ class ClusterTraffic:
 
     api: Api
     view: View
-    targets: Targets
+    targets: PoolContexts
     key: PoolKey
     decoded: dict[str, TrafficPlan]
     clock: Callable[[], float] = time.time
@@ -128,8 +129,8 @@ class ClusterTraffic:
         if not ready:
             return {model: {} for model in models}
         now_s = self.clock()
-        async with wire.client() as client:
-            asked = (wire.ask(client, host, models, now_s) for host in ready.values())
+        async with wire.pod_client() as client:
+            asked = (wire.fetch_counts(client, host, models, now_s) for host in ready.values())
             answers = dict(zip(ready, await asyncio.gather(*asked), strict=True))
         return {model: {name: counts[model] for name, counts in answers.items() if model in counts} for model in models}
 
@@ -170,7 +171,7 @@ class ClusterTraffic:
             del self.decoded[text]
         await apply_differing(self.api, self.view, self.key, self._objects(target))
 
-    def _objects(self, target: PoolTarget) -> tuple[Json, ...]:
+    def _objects(self, target: PoolContext) -> tuple[Json, ...]:
         return with_valid_tokens(self.view, self.key, gateway_objects(target))
 
     def _content(self, found: Json | None, part: TrafficPlan) -> str:

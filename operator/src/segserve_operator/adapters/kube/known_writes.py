@@ -11,7 +11,8 @@ from segserve_operator.adapters.kube.view import selector
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve_operator.adapters.kube.api import Api, Json, Kind
+    from segserve_common.kube.kinds import Json, Kind
+    from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.view import View
 
 

@@ -9,17 +9,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from segserve_operator.adapters.kube.api import (
-    LEASES,
-    Api,
-    ApiError,
-    ConflictError,
-    Json,
-    Kind,
-    NotFoundError,
-    NotLeaderError,
-    UnavailableError,
-)
+from segserve_common.kube.errors import ApiError, ConflictError, NotFoundError, UnavailableError
+from segserve_common.kube.kinds import LEASES, Json, Kind
+from segserve_operator.adapters.kube.api import Api, NotLeaderError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

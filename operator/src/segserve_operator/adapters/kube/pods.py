@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_builder.cluster.shards import unpack
+from segserve_common.kube.shards import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve_operator.adapters.kube.api import Json
+    from segserve_common.kube.kinds import Json
 
 STALE_REPORTS: Final = 8
 """Reports of pods that are gone are removed once there are more."""

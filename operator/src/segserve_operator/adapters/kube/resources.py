@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from segserve_builder.cluster.names import AGENT_PORT, GROUP_LABEL, METRICS_PORT, TRITON_CONTAINER
+from segserve_common.kube.kinds import PODS
+from segserve_common.kube.names import AGENT_PORT, GROUP_LABEL, METRICS_PORT, TRITON_CONTAINER
 from segserve_operator.adapters.checks.triton_queue import queue_of
 from segserve_operator.adapters.kube import pods
-from segserve_operator.adapters.kube.api import PODS
 from segserve_operator.core.gates.checks import ResourceSample
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.cluster.names import MODEL_LABEL
-from segserve_builder.cluster.shards import content_of
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, ROLLOUTS, ApiError, ConflictError, NotFoundError
-from segserve_operator.adapters.kube.objects.rollout import chunk_name, evidence_config_map, rollout_object
+from segserve_common.kube.errors import ApiError, ConflictError, NotFoundError
+from segserve_common.kube.kinds import CONFIG_MAPS, ROLLOUTS
+from segserve_common.kube.names import chunk_name, MODEL_LABEL
+from segserve_common.kube.shards import content_of
+from segserve_operator.adapters.kube.objects.rollout import evidence_config_map, rollout_object
 from segserve_operator.api.segmentation_rollout import SegmentationRolloutStatus
 from segserve_operator.mapping.packed_evidence import (
     CHUNK_ROWS,
@@ -25,7 +26,8 @@ from segserve_operator.mapping.rollouts import HISTORY, record_of, status_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from segserve_operator.adapters.kube.api import Api, Json
+    from segserve_common.kube.kinds import Json
+    from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.view import PoolKey
     from segserve_operator.core.rollout.record import Record, Row
 

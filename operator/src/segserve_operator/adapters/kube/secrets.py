@@ -6,7 +6,8 @@ import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segserve_operator.adapters.kube.api import SECRETS, ApiError
+from segserve_common.kube.errors import ApiError
+from segserve_common.kube.kinds import SECRETS
 from segserve_operator.adapters.notify.notifier import SecretError
 
 if TYPE_CHECKING:

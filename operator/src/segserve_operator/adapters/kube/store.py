@@ -9,15 +9,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_builder.cluster.names import FINALIZER, MODEL_LABEL, REVISION_LABEL
-from segserve_operator.adapters.kube.api import (
-    EVENTS,
-    MODELS,
-    POOLS,
-    REVISIONS,
-    ConflictError,
-    NotFoundError,
-)
+from segserve_common.kube.errors import ConflictError, NotFoundError
+from segserve_common.kube.kinds import EVENTS, MODELS, POOLS, REVISIONS
+from segserve_common.kube.names import FINALIZER, MODEL_LABEL, REVISION_LABEL
 from segserve_operator.adapters.kube.merge import merge_patch
 from segserve_operator.adapters.kube.objects import revision_object, scale_selector, template_digest
 from segserve_operator.adapters.kube.pods import is_going
@@ -32,11 +26,12 @@ from segserve_operator.mapping.statuses import from_api, pool_from_api, pool_to_
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from segserve_operator.adapters.kube.api import Api, Json, Kind
+    from segserve_common.kube.kinds import Json, Kind
+    from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.known_models import KnownModels
-    from segserve_operator.adapters.kube.target import Targets
+    from segserve_operator.adapters.kube.target import PoolContexts
     from segserve_operator.adapters.kube.view import PoolKey, View
-    from segserve_operator.core.models.events import Notice
+    from segserve_operator.core.models.events import Event
     from segserve_operator.core.models.observed import ModelStatus, PoolStatus
     from segserve_operator.core.rollout.record import Record
 
@@ -60,7 +55,7 @@ class ClusterStore:
 
     api: Api
     view: View
-    targets: Targets
+    targets: PoolContexts
     key: PoolKey
     parsed: Parsed
     known: KnownModels
@@ -218,13 +213,13 @@ class ClusterStore:
         with suppress(NotFoundError):
             await self._patch(POOLS, found, {"status": merge_patch(present, wanted.to_dict())}, status=True)
 
-    async def tell(self, model: str | None, notice: Notice) -> None:
+    async def emit(self, model: str | None, event: Event) -> None:
         """Post an Event; the same notice of the same state is the same Event."""
         kind, about = (MODELS, self._seen.get(model)) if model is not None else (POOLS, self.targets.resource(self.key))
         if about is None:
             return
         with suppress(ConflictError):
-            await self.api.create(EVENTS, self.key.namespace, _event(kind, about, notice, self._now()))
+            await self.api.create(EVENTS, self.key.namespace, _event(kind, about, event, self._now()))
 
     async def forget(self, model: str) -> None:
         """Let a deleted model go, unless it is another by now."""
@@ -244,9 +239,9 @@ class ClusterStore:
         return await self.api.patch(kind, self.key.namespace, name, {**patch, "metadata": metadata}, status=status)
 
 
-def _event(kind: Kind, about: Json, notice: Notice, now: datetime) -> Json:
+def _event(kind: Kind, about: Json, event: Event, now: datetime) -> Json:
     metadata = about["metadata"]
-    said = f"{metadata['uid']} {metadata['generation']} {notice.reason} {notice.message}"
+    said = f"{metadata['uid']} {metadata['generation']} {event.reason} {event.message}"
     at = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",
@@ -263,9 +258,9 @@ def _event(kind: Kind, about: Json, notice: Notice, now: datetime) -> Json:
             "uid": metadata["uid"],
             "resourceVersion": metadata["resourceVersion"],
         },
-        "type": notice.kind,
-        "reason": notice.reason,
-        "message": notice.message[:MESSAGE_LENGTH],
+        "type": event.kind,
+        "reason": event.reason,
+        "message": event.message[:MESSAGE_LENGTH],
         "firstTimestamp": at,
         "lastTimestamp": at,
         "count": 1,

@@ -5,32 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from segserve_operator.adapters.kube.api import POOLS
-from segserve_operator.adapters.kube.objects import PoolTarget
+from segserve_common.kube.kinds import POOLS
+from segserve_operator.adapters.kube.objects import PoolContext
 from segserve_operator.adapters.kube.pods import is_going
 from segserve_operator.api.loading import parse
 from segserve_operator.api.triton_pool import TritonPool
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.api import Json
+    from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.objects import Defaults
     from segserve_operator.adapters.kube.view import PoolKey, View
 
 
 @dataclass(slots=True)
-class Targets:
+class PoolContexts:
     """Reads pools from the view; what was read of one is kept until its spec changes."""
 
     view: View
     defaults: Defaults
-    _read: dict[PoolKey, tuple[int, PoolTarget]] = field(default_factory=dict)
+    _read: dict[PoolKey, tuple[int, PoolContext]] = field(default_factory=dict)
 
     def resource(self, key: PoolKey) -> Json | None:
         """Return the pool's resource; None where there is none or it is being deleted."""
         found = self.view.get(POOLS, key.namespace, key.pool)
         return None if found is None or is_going(found) else found
 
-    def target(self, key: PoolKey) -> PoolTarget | None:
+    def target(self, key: PoolKey) -> PoolContext | None:
         """Return what the pool's objects are rendered from; None without a pool.
 
         Raises `SpecError` where its spec cannot be read.
@@ -43,6 +43,6 @@ class Targets:
         if known is None or (known[0], known[1].uid) != (generation, uid):
             pool = parse({name: value for name, value in found.items() if name != "status"}, key.pool)
             assert isinstance(pool, TritonPool)
-            known = (generation, PoolTarget(key.namespace, key.pool, uid, pool.spec, self.defaults))
+            known = (generation, PoolContext(key.namespace, key.pool, uid, pool.spec, self.defaults))
             self._read[key] = known
         return known[1]

@@ -6,13 +6,15 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_builder.cluster.names import MANAGED_LABELS, POOL_LABEL
-from segserve_operator.adapters.kube.api import MODELS, POOLS, NotFoundError
+from segserve_common.kube.errors import NotFoundError
+from segserve_common.kube.kinds import MODELS, POOLS
+from segserve_common.kube.names import MANAGED_LABELS, POOL_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from segserve_operator.adapters.kube.api import Api, Json, Kind
+    from segserve_common.kube.kinds import Json, Kind
+    from segserve_operator.adapters.kube.api import Api
 
 DEFAULT_POOL: Final = "default"
 REMEMBERED_DELETIONS: Final = 10_000

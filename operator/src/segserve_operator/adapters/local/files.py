@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml
 
-from segserve_common.files import replace_file
+from segserve_common.files import write_private
 
 STATE_VARIABLE: Final = "SEGSERVE_STATE"
 CACHE_VARIABLE: Final = "SEGSERVE_CACHE"
@@ -97,12 +97,6 @@ def read_yaml(path: Path) -> Any:
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """Write a mapping as a YAML file, by rename."""
     write_private(path, yaml.dump(dict(value), Dumper=_DUMPER, sort_keys=False))
-
-
-def write_private(path: Path, content: str) -> None:
-    """Replace a file durably, and create its folder; only this user can read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, content, mode=0o600)
 
 
 def bound_log(path: Path, *, limit_bytes: int, kept_bytes: int) -> None:

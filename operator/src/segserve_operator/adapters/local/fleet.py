@@ -16,7 +16,8 @@ from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_common.backoff import Backoff
 from segserve_operator.adapters.local import processes
-from segserve_operator.adapters.local.files import StateFolder, write_private
+from segserve_common.files import write_private
+from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free, runtime_environment, triton_command

@@ -1,4 +1,4 @@
-"""The local gateway: Envoy as a process that is started, watched, and taken over from an earlier supervisor."""
+"""The local gateway: Envoy as a child process, which a new supervisor adopts from an earlier one."""
 
 from __future__ import annotations
 
@@ -12,41 +12,40 @@ import psutil
 
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_operator.adapters.local.ports import is_free
-from segserve_operator.adapters.local.triton import LOOPBACK
+from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
-from segserve_operator.adapters.traffic.envoy_listener import Gateway
-from segserve_operator.adapters.traffic.internal import SOCKET
+from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
+from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.api.triton_pool import Gateway as GatewaySpec
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
-PAUSE_S: Final = 1.0
+START_INTERVAL_S: Final = 1.0
 
 
 class PortTakenError(Exception):
-    """Somebody else listens on the gateway's port."""
+    """Another process listens on the gateway's port."""
 
 
 class LocalGateway:
-    """Envoy on loopback. Every look at it first makes sure that it runs."""
+    """Envoy on loopback; `observe` and `apply` start it if it does not run."""
 
     def __init__(self, state: StateFolder, spec: GatewaySpec) -> None:
         self._state = state
         self._port = spec.port
         self._started_s = 0.0
         self._internal = state.gateway / "internal.sock"
-        gateway = Gateway(
+        settings = EnvoySettings(
             host=LOOPBACK,
             port=spec.port,
             max_request_bytes=spec.max_request_bytes,
             internal_socket=str(self._internal),
         )
-        self._envoy = EnvoyTraffic(state.gateway, gateway, timeout_s=spec.request_timeout_seconds)
+        self._envoy = EnvoyTraffic(state.gateway, settings, timeout_s=spec.request_timeout_seconds)
 
     @property
     def url(self) -> str:
-        """Where clients call it."""
+        """URL for clients."""
         return self._envoy.url
 
     async def observe(self) -> TrafficState:
@@ -60,15 +59,15 @@ class LocalGateway:
         await self._envoy.apply(plan)
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
-        """Return what the gateway has counted of each model; nothing while it does not answer."""
+        """Return the sample of each model, empty while the gateway does not answer."""
         return await self._envoy.samples(models)
 
     async def internal_url(self) -> str | None:
-        """Return where segserve itself calls it; None where it does not run, or was started by an earlier version."""
-        return f"{SOCKET}{self._internal}" if self._internal.exists() else None
+        """Return the URL for segserve's own requests, or None if Envoy does not run or an earlier version started it."""
+        return f"{UNIX_SCHEME}{self._internal}" if self._internal.exists() else None
 
     def _keep_running(self) -> None:
-        if processes.alive(processes.recorded(_record(self._state))) or time.monotonic() - self._started_s < PAUSE_S:
+        if processes.is_alive(processes.read_record(_record(self._state))) or time.monotonic() - self._started_s < START_INTERVAL_S:
             return
         check_port(self._state, self._port)
         self._started_s = time.monotonic()
@@ -82,9 +81,9 @@ class LocalGateway:
 
 
 def check_port(state: StateFolder, port: int) -> None:
-    """Raise `PortTakenError` where somebody other than this platform's gateway listens on the port."""
-    if not processes.alive(processes.recorded(_record(state))) and not is_free(port):
-        raise PortTakenError(f"port {port} is taken{_owner(port)}; choose another with --port, or end it")
+    """Raise `PortTakenError` if a process other than this platform's gateway listens on the port."""
+    if not processes.is_alive(processes.read_record(_record(state))) and not is_port_free(port):
+        raise PortTakenError(f"port {port} is in use{_owner(port)}; stop that process, or choose another port with --port")
 
 
 def _record(state: StateFolder) -> Path:

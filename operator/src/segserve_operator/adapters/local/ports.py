@@ -7,7 +7,7 @@ import socket
 from segserve_operator.adapters.local.triton import LOOPBACK
 
 
-def is_free(port: int) -> bool:
+def is_port_free(port: int) -> bool:
     """Tell whether a server could listen on the port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

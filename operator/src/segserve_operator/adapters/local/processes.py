@@ -14,7 +14,7 @@ from typing import Final
 
 import psutil
 
-from segserve_operator.adapters.local.files import write_private
+from segserve_common.files import write_private
 
 # Not SEGSERVE_STATE, which people export: their shell and all it starts would carry the mark.
 MARK: Final = "SEGSERVE_CHILD_OF"

@@ -26,7 +26,7 @@ class LocalResources:
     async def look(self, group: str) -> ResourceSample:
         """Return what a group uses now; restarts are those since this object first saw its server."""
         folder = GroupFolder(self._state.groups / group)
-        process = processes.recorded(folder.record("triton"))
+        process = processes.read_record(folder.record("triton"))
         if process is None:
             return ResourceSample()
         self._seen[group].add(process)

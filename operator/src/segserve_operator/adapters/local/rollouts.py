@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from segserve_operator.adapters.local.files import read_yaml, write_private, write_yaml
+from segserve_common.files import write_private
+from segserve_operator.adapters.local.files import read_yaml, write_yaml
 from segserve_operator.api.segmentation_rollout import SegmentationRollout
 from segserve_operator.core.rollout.record import Record, Row
 from segserve_operator.mapping.packed_evidence import (

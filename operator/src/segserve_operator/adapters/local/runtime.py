@@ -48,7 +48,7 @@ class InstallError(RuntimeEnvironmentError):
 
 
 @dataclass(frozen=True, slots=True)
-class Runtime:
+class RuntimeEnvironment:
     """A complete runtime environment.
 
     `python` is its interpreter, `code` the folder that holds the package segserve_builder for it and nothing
@@ -80,7 +80,7 @@ class Runtime:
         return self.root / "backends"
 
 
-def ensure_runtime(cache: Path, progress: Callable[[str], None] = lambda _: None) -> Runtime:
+def ensure_runtime(cache: Path, progress: Callable[[str], None] = lambda _: None) -> RuntimeEnvironment:
     """Return the runtime environment below `cache`, made on first use and given the code of this segserve.
 
     Safe to call at any time and from many processes: one makes it, the others wait. A half-made environment is
@@ -93,7 +93,7 @@ def ensure_runtime(cache: Path, progress: Callable[[str], None] = lambda _: None
         if not _is_complete(root):
             _install(root, progress)
         code = install_code(root, _PACKAGE, lambda staging: _compile_kernels(root, staging, progress))
-    return Runtime(root, code, library_folder)
+    return RuntimeEnvironment(root, code, library_folder)
 
 
 def find_runtime(cache: Path) -> Path | None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_private, write_yaml
+from segserve_common.files import write_private
+from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_yaml
 from segserve_operator.adapters.local.rollouts import KIND as ROLLOUT
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.checks import meant

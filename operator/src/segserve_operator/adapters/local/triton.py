@@ -1,8 +1,9 @@
-"""The embedded Triton: how it is started, on loopback alone, and the shared memory that it may leave."""
+"""The embedded Triton: its command line and environment; it listens on loopback only."""
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,28 +11,28 @@ from typing import Final
 
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, Ports, server_arguments
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
-from segserve_operator.adapters.local.runtime import Runtime
+from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
 LOOPBACK: Final = "127.0.0.1"
-"""The only address: this build of Triton has known holes and is for development (see docs)."""
+"""The only address it listens on: this build of Triton has known vulnerabilities and is for development (see docs)."""
 
 EXIT_TIMEOUT_S: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A process to start: its arguments, the executable first, and its whole environment."""
+    """A process to start: its arguments, with the executable first, and its complete environment."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
 
 
-def triton_command(runtime: Runtime, repository: Path, *, ports: Ports, shm_prefix: str) -> Command:
-    """Return the command that serves `repository`, empty at first: models are loaded when asked for.
+def triton_command(runtime: RuntimeEnvironment, repository: Path, *, ports: Ports, shm_prefix: str) -> Command:
+    """Return the command that serves `repository`, in explicit mode: models are loaded only on request.
 
-    `shm_prefix` names its shared memory and must differ between servers of one machine. The server logs to
-    stdout and stderr. On SIGTERM it stops within `EXIT_TIMEOUT_S`; where a stub has died it then exits with
-    code 1, and its shared memory stays until `sweep_shm`.
+    The names of its shared memory regions begin with `shm_prefix`, which must be unique on the machine. The server logs
+    to stdout and stderr. On SIGTERM it stops within `EXIT_TIMEOUT_S`; if a stub has died it exits with code 1, and its
+    shared memory stays until `sweep_shm`.
     """
     argv = server_arguments(
         runtime.tritonserver,
@@ -46,14 +47,25 @@ def triton_command(runtime: Runtime, repository: Path, *, ports: Ports, shm_pref
     return Command(argv, environment)
 
 
-def runtime_environment(runtime: Runtime) -> dict[str, str]:
-    """Return this process's environment, with the runtime's interpreter first and its code pinned."""
+def runtime_environment(runtime: RuntimeEnvironment) -> dict[str, str]:
+    """Return this process's environment variables, with the runtime's interpreter first in PATH and its code pinned."""
     inherited = os.environ.get("PATH", os.defpath)
     path = os.pathsep.join([str(runtime.python.parent), inherited])  # stubs find their Python through PATH
     return dict(os.environ) | {"PATH": path, CODE_VARIABLE: str(runtime.code)} | SILENT
 
 
-def _library_path(runtime: Runtime) -> dict[str, str]:
+def is_port_free(port: int) -> bool:
+    """Tell whether a server can listen on the port of loopback now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def _library_path(runtime: RuntimeEnvironment) -> dict[str, str]:
     folders = [str(runtime.library_folder), str(runtime.site_packages / "nvidia_pytriton.libs")]
     inherited = os.environ.get("LD_LIBRARY_PATH")
     return {"LD_LIBRARY_PATH": os.pathsep.join([*folders, inherited] if inherited else folders)}

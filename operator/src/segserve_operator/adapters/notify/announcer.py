@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from segserve_operator.adapters.notify.messages import Target
     from segserve_operator.adapters.notify.notifier import Notifier
-    from segserve_operator.core.models.events import Notice
-    from segserve_operator.core.rollout.record import Standing
+    from segserve_operator.core.models.events import Event
+    from segserve_operator.core.rollout.record import RolloutState
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +25,20 @@ class PoolAnnouncer:
     targets: Callable[[], Collection[Target]]
     clock: Callable[[], float]
 
-    def announce(self, model: str, standing: Standing, notices: Collection[Notice], url: str) -> None:
+    def announce(self, model: str, state: RolloutState, events: Collection[Event], url: str) -> None:
         """Take in what is to be told, and return at once."""
         targets = self.targets()
-        for notice in notices if targets else ():
+        for event in events if targets else ():
             message = Message(
                 model=model,
                 namespace=self.namespace,
-                rollout=standing.rollout,
-                sequence=standing.sequence,
-                revision=standing.revision,
-                phase=standing.phase.label,
-                weight=standing.weight,
-                reason=notice.reason,
-                message=notice.message,
+                rollout=state.rollout,
+                sequence=state.sequence,
+                revision=state.revision,
+                phase=state.phase.label,
+                weight=state.weight,
+                reason=event.reason,
+                message=event.message,
                 at_s=self.clock(),
                 url=url,
             )

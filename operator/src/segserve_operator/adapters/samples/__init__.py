@@ -1,1 +1,1 @@
-"""Where samples of what gateways count come from, beside the gateways of this process."""
+"""Samples of request counts from gateways in other pods: directly, or through Prometheus."""

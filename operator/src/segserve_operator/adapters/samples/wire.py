@@ -1,4 +1,4 @@
-"""What a gateway pod says of its counts, as compact JSON, and how the operator asks it."""
+"""Request counts of a gateway pod as compact JSON, and the request with which the operator fetches them."""
 
 from __future__ import annotations
 
@@ -7,65 +7,69 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import httpx
-from segserve_builder.cluster.names import SYNC_PORT
 
-from segserve_operator.core.rollout.counters import Count, Series, Tally
+from segserve_common.kube.names import SYNC_PORT
+from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 
 PATH: Final = "/counts"
 MODEL: Final = "model"
-PATIENCE_S: Final = 0.8
-"""Samples are taken once a second: whoever answers later is in the next one."""
+TIMEOUT_S: Final = 0.8
+"""Samples are taken once a second; a later response is part of the next one."""
 
 
-def written(counts: Mapping[str, Count], *, uid: str) -> bytes:
-    """Return counts by model as a pod `uid` tells them: ages instead of times, for clocks differ."""
+def encode(counts: Mapping[str, Counters], *, uid: str) -> bytes:
+    """Encode the counts of the pod `uid` by model, with ages instead of times because clocks differ."""
     models = {
         model: {
-            "epoch": f"{uid}/{count.epoch}",
-            "age": round(count.at_s - count.began_s, 3),
-            "tallies": [[series.group, series.protocol, *_numbers(tally)] for series, tally in count.tallies.items()],
+            "epoch": f"{uid}/{counters.epoch}",
+            "age": round(counters.at_s - counters.began_s, 3),
+            "tallies": [
+                [series.group, series.protocol, *_numbers(values)] for series, values in counters.by_series.items()
+            ],
         }
-        for model, count in counts.items()
+        for model, counters in counts.items()
     }
     return json.dumps(models, separators=(",", ":")).encode()
 
 
-def read(text: bytes, now_s: float) -> dict[str, Count]:
-    """Return counts by model; raises `ValueError` where that is not what a gateway says."""
+def decode(text: bytes, now_s: float) -> dict[str, Counters]:
+    """Decode counts by model from `encode`, on this machine's clock; raises `ValueError` for anything else."""
     try:
-        return {model: _count(said, now_s) for model, said in json.loads(text).items()}
+        return {model: _counters(fields, now_s) for model, fields in json.loads(text).items()}
     except (AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"a gateway said {text[:200]!r}") from error
+        raise ValueError(f"not the counts of a gateway: {text[:200]!r}") from error
 
 
-async def ask(client: httpx.AsyncClient, host: str, models: Collection[str], now_s: float) -> dict[str, Count]:
-    """Return what the gateway pod at this address has counted; nothing where it does not answer in time."""
+async def fetch_counts(
+    client: httpx.AsyncClient, host: str, models: Collection[str], now_s: float
+) -> dict[str, Counters]:
+    """Fetch the counts of the gateway pod at this address; empty if it does not answer in time."""
     try:
-        answer = await client.get(f"http://{bracketed(host)}:{SYNC_PORT}{PATH}", params={MODEL: sorted(models)})
-        return read(answer.raise_for_status().content, now_s)
+        response = await client.get(f"http://{bracketed(host)}:{SYNC_PORT}{PATH}", params={MODEL: sorted(models)})
+        return decode(response.raise_for_status().content, now_s)
     except (httpx.HTTPError, ValueError):
         return {}
 
 
-def client() -> httpx.AsyncClient:
-    """Return a client that asks pods directly."""
-    return httpx.AsyncClient(timeout=PATIENCE_S, verify=False, trust_env=False)
+def pod_client() -> httpx.AsyncClient:
+    """Return a client that calls pods directly, without proxies."""
+    return httpx.AsyncClient(timeout=TIMEOUT_S, verify=False, trust_env=False)
 
 
-def _numbers(tally: Tally) -> list[Any]:
-    return [tally.attempts, tally.failed, tally.given_up, tally.active, tally.latencies]
+def _numbers(counts: SeriesCounts) -> list[Any]:
+    return [counts.attempts, counts.failed, counts.given_up, counts.active, counts.latencies]
 
 
-def _count(said: Mapping[str, Any], now_s: float) -> Count:
-    tallies = {
-        Series(group, protocol): Tally(
+def _counters(fields: Mapping[str, Any], now_s: float) -> Counters:
+    by_series = {
+        Series(group, protocol): SeriesCounts(
             attempts, failed, given_up, active, tuple((float(lower), int(count)) for lower, count in latencies)
         )
-        for group, protocol, attempts, failed, given_up, active, latencies in said["tallies"]
+        for group, protocol, attempts, failed, given_up, active, latencies in fields["tallies"]
     }
-    return Count(said["epoch"], now_s, tallies, now_s - said["age"])
+    return Counters(fields["epoch"], now_s, by_series, now_s - fields["age"])
 
 
 def bracketed(host: str) -> str:
-    """Return a host as addresses have it."""
+    """Return a host for use in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host

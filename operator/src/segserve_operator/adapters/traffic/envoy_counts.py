@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from segserve_operator.adapters.local.files import write_private
+from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_clusters import Protocol, Upstream
 from segserve_operator.core.rollout.counters import Series, SeriesCounts
 

@@ -1,4 +1,4 @@
-"""Renders the gateway's listeners, for HTTP/1.1, h2c and gRPC, and the filters that a request passes."""
+"""Renders the gateway's listeners, for HTTP/1.1, h2c and gRPC, and their chains of filters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from segserve_operator.adapters.traffic.envoy_routes import (
 )
 
 STAT_PREFIX: Final = "ingress"
-# Which field of which request names the model.
 NAME_FIELDS: Final = {
     "ModelInfer": "model_name",
     "ModelStreamInfer": "model_name",
@@ -27,18 +26,19 @@ NAME_FIELDS: Final = {
     "ModelConfig": "name",
     "ModelStatistics": "name",
 }
+"""The field that contains the model's name, by gRPC method."""
 _ANY_CASE: Final = {"ignore_case": True}
-_WINDOW: Final = range(65_535, 2**31)  # what HTTP/2 allows
+_WINDOW: Final = range(65_535, 2**31)  # the window sizes that HTTP/2 allows
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
-    """What a gateway is started with; a change of it takes a new start.
+class EnvoySettings:
+    """Settings with which Envoy is started; changing them takes a restart.
 
-    `max_request_bytes` bounds a request's body, of a gRPC stream its first message. `workers` is the number
-    of threads that carry requests. With an `internal_port` there is a second listener, for segserve itself: its
-    requests name the group in the header x-segserve-group, whatever the weights; it may be an `internal_socket`
-    instead, for this user alone. Requests are refused (503) before Envoy holds more than `heap_bytes`.
+    `max_request_bytes` limits the body of a request, or the first message of a gRPC stream. `workers` is the number of
+    threads that handle requests. With `internal_port` there is a second listener, for segserve's own requests, which
+    choose a group by the header x-segserve-group regardless of weights; with `internal_socket` it is a Unix socket that
+    only this user can open. Requests are rejected (503) before Envoy uses more than `heap_bytes` of memory.
     """
 
     host: str = "127.0.0.1"
@@ -52,12 +52,12 @@ class Gateway:
     def __post_init__(self) -> None:
         if self.max_request_bytes not in _WINDOW:
             allowed = f"{_WINDOW.start} to {_WINDOW.stop - 1}"
-            raise ValueError(f"max_request_bytes is {self.max_request_bytes!r}; allowed are {allowed}")
+            raise ValueError(f"max_request_bytes is {self.max_request_bytes!r}; allowed: {allowed}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Listener:
-    """What differs between the listeners. `internal` ones may be told a group."""
+    """The differences between listeners. Requests to `internal` ones may choose a group."""
 
     name: str
     address: Json
@@ -65,39 +65,37 @@ class _Listener:
     internal: bool
 
 
-def render_listeners(gateway: Gateway, routes: Json, *, timeout_s: float) -> list[Json]:
-    """Return the listeners; `routes` is the source of the public one's routes."""
+def render_listeners(settings: EnvoySettings, routes: Json, *, timeout_s: float) -> list[Json]:
+    """Return the listeners; `routes` is the configuration source of the public listener's routes."""
     rds = {"rds": {"route_config_name": ROUTES_NAME, "config_source": routes}}
-    public = _Listener(STAT_PREFIX, socket_address(gateway.host, gateway.port), rds, internal=False)
+    public = _Listener(STAT_PREFIX, socket_address(settings.host, settings.port), rds, internal=False)
     fixed = {"route_config": render_internal_routes(timeout_s=timeout_s)}
-    return [
-        _listener(gateway, public),
-        *(_listener(gateway, _Listener("internal", at, fixed, internal=True)) for at in _internal_addresses(gateway)),
-    ]
+    internal = [_Listener("internal", address, fixed, internal=True) for address in _internal_addresses(settings)]
+    return [_render_listener(settings, listener) for listener in (public, *internal)]
 
 
-def _internal_addresses(gateway: Gateway) -> list[Json]:
-    if gateway.internal_socket is not None:
-        return [{"pipe": {"path": gateway.internal_socket, "mode": 0o600}}]
-    return [socket_address(gateway.host, gateway.internal_port)] if gateway.internal_port is not None else []
+def _internal_addresses(settings: EnvoySettings) -> list[Json]:
+    if settings.internal_socket is not None:
+        return [{"pipe": {"path": settings.internal_socket, "mode": 0o600}}]
+    return [socket_address(settings.host, settings.internal_port)] if settings.internal_port is not None else []
 
 
-def _listener(gateway: Gateway, told: _Listener) -> Json:
+def _render_listener(settings: EnvoySettings, listener: _Listener) -> Json:
     return {
-        "name": told.name,
-        "address": told.address,
+        "name": listener.name,
+        "address": listener.address,
         "per_connection_buffer_limit_bytes": 2**20,
-        "filter_chains": [{"filters": [_connection_manager(gateway, told)]}],
+        "filter_chains": [{"filters": [_connection_manager(settings, listener)]}],
     }
 
 
-def _connection_manager(gateway: Gateway, told: _Listener) -> Json:
+def _connection_manager(settings: EnvoySettings, listener: _Listener) -> Json:
     return _extension(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix=told.name,
+        stat_prefix=listener.name,
         codec_type="AUTO",
-        **told.routes,
+        **listener.routes,
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action="UNESCAPE_AND_FORWARD",
@@ -107,22 +105,22 @@ def _connection_manager(gateway: Gateway, told: _Listener) -> Json:
         stream_idle_timeout="300s",
         http2_protocol_options={
             "max_concurrent_streams": 1024,
-            # The extraction holds a gRPC message until it is whole, at most as much as this window.
-            "initial_stream_window_size": gateway.max_request_bytes,
-            "initial_connection_window_size": gateway.max_request_bytes,
+            # The extraction filter buffers a whole gRPC message, and can buffer no more than this window.
+            "initial_stream_window_size": settings.max_request_bytes,
+            "initial_connection_window_size": settings.max_request_bytes,
         },
-        early_header_mutation_extensions=[_stripped_headers(keep_group=told.internal)],
-        local_reply_config=render_local_replies(gateway.max_request_bytes, internal=told.internal),
+        early_header_mutation_extensions=[_stripped_headers(keep_group=listener.internal)],
+        local_reply_config=render_local_replies(settings.max_request_bytes, internal=listener.internal),
         http_filters=[
-            *(_refused_body(gateway), _bounded_body(gateway), _name_extraction(), _route_key()),
-            *([] if told.internal else [_grpc_statuses()]),
+            *(_rejected_body(settings), _bounded_body(settings), _name_extraction(), _lua("route_key.lua")),
+            *([] if listener.internal else [_grpc_statuses()]),
             _router(),
         ],
     )
 
 
 def _stripped_headers(*, keep_group: bool) -> Json:
-    """What only Envoy and segserve may say."""
+    """Remove request headers that only Envoy and segserve may set."""
     ours = (
         [{"exact": ROUTE_HEADER}, {"exact": MODEL_HEADER}] if keep_group else [{"prefix": "x-segserve-", **_ANY_CASE}]
     )
@@ -134,23 +132,23 @@ def _stripped_headers(*, keep_group: bool) -> Json:
     )
 
 
-def _refused_body(gateway: Gateway) -> Json:
-    """Refuses a body that is announced as too large.
+def _rejected_body(settings: EnvoySettings) -> Json:
+    """Reject a body whose Content-Length is too large.
 
-    Of all filters the one for health checks reads a body without holding it, so that clients that read nothing
-    before they have sent everything see the answer. It answers 503, which the local replies turn into 413.
+    Only the filter for health checks reads a body without buffering it, so clients that read nothing before they have
+    sent everything get the response, too. It responds with 503, which the local replies turn into 413.
     """
     return _extension(
         "envoy.filters.http.health_check",
         "extensions.filters.http.health_check.v3.HealthCheck",
         pass_through_mode=False,
-        headers=[too_large(gateway.max_request_bytes)],
+        headers=[too_large(settings.max_request_bytes)],
         cluster_min_healthy_percentages={"no such cluster": {"value": 100.0}},
     )
 
 
-def _bounded_body(gateway: Gateway) -> Json:
-    """Bounds, by holding it, a body of unannounced length; a gRPC message is bounded by its window."""
+def _bounded_body(settings: EnvoySettings) -> Json:
+    """Buffer a body without Content-Length, up to the limit; a gRPC message is limited by its window."""
     announced = _header_matches("content-length", {"safe_regex": {"google_re2": {}, "regex": ".+"}})
     grpc = _header_matches("content-type", {"prefix": "application/grpc"})
     skip = _extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")
@@ -161,7 +159,7 @@ def _bounded_body(gateway: Gateway) -> Json:
         extension_config=_extension(
             "envoy.filters.http.buffer",
             "extensions.filters.http.buffer.v3.Buffer",
-            max_request_bytes=gateway.max_request_bytes,
+            max_request_bytes=settings.max_request_bytes,
         ),
         xds_matcher={"matcher_list": {"matchers": [matcher]}},
     )
@@ -173,7 +171,7 @@ def _header_matches(name: str, match: Json) -> Json:
 
 
 def _name_extraction() -> Json:
-    """Reads the model's name out of gRPC messages, into dynamic metadata."""
+    """Extract the model's name from gRPC messages into dynamic metadata."""
     return _extension(
         "envoy.filters.http.grpc_field_extraction",
         "extensions.filters.http.grpc_field_extraction.v3.GrpcFieldExtractionConfig",
@@ -188,16 +186,11 @@ def _triton_descriptors() -> bytes:
     from google.protobuf import descriptor_pb2
     from tritonclient.grpc import service_pb2
 
-    found = descriptor_pb2.FileDescriptorSet()
+    descriptors = descriptor_pb2.FileDescriptorSet()
     for file in (*service_pb2.DESCRIPTOR.dependencies, service_pb2.DESCRIPTOR):
-        file.CopyToProto(found.file.add())
-    descriptors: bytes = found.SerializeToString()
-    return descriptors
-
-
-def _route_key() -> Json:
-    """Turns path and extracted name into the key of the table of routes."""
-    return _lua("route_key.lua")
+        file.CopyToProto(descriptors.file.add())
+    serialized: bytes = descriptors.SerializeToString()
+    return serialized
 
 
 def _lua(script: str) -> Json:
@@ -210,11 +203,11 @@ def _lua(script: str) -> Json:
 
 
 def _grpc_statuses() -> Json:
-    """Counts gRPC's statuses by cluster; it has to know the route, and so comes after the filter that finds it."""
+    """Count gRPC statuses by cluster; it needs the route, and so comes after the filter that sets its key."""
     return _extension(
         "envoy.filters.http.grpc_stats",
         "extensions.filters.http.grpc_stats.v3.FilterConfig",
-        individual_method_stats_allowlist={},  # of no method of its own: all of a cluster together
+        individual_method_stats_allowlist={},  # no statistics by method, only sums of a cluster
     )
 
 
@@ -224,7 +217,7 @@ def _router() -> Json:
         "envoy.filters.http.router",
         "extensions.filters.http.router.v3.Router",
         suppress_envoy_headers=True,
-        # Each attempt passes these, before it is judged and counted.
+        # These apply to each attempt, before its outcome is counted or retried.
         upstream_http_filters=[_lua("clients_faults.lua"), codec],
     )
 

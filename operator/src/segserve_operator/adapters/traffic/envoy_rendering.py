@@ -1,101 +1,106 @@
-"""Renders plan after plan, anew only what one changes: a gateway may have a thousand models."""
+"""Renders traffic plans incrementally, only the models that changed: a gateway may serve a thousand models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from segserve_operator.adapters.traffic.envoy_clusters import Json, clusters_of, clusters_of_servers, has_endpoints
-from segserve_operator.adapters.traffic.envoy_files import as_text
-from segserve_operator.adapters.traffic.envoy_routes import Table
-from segserve_operator.adapters.traffic.envoy_weights import weights_of
+from segserve_operator.adapters.traffic.envoy_clusters import Json, has_endpoints, route_clusters, server_clusters
+from segserve_operator.adapters.traffic.envoy_files import serialize
+from segserve_operator.adapters.traffic.envoy_routes import RouteTable, changed_weights
 from segserve_operator.core.traffic import Route, TrafficPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """A cluster as a part of its file; `usable` where it has a server."""
+class EnvoyCluster:
+    """The JSON text of a cluster; `usable` if it has a server."""
 
     text: str
     usable: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
-    """One model's part: `entries` of the table name the weights of `written`, `weights` are the newer ones.
+class RenderedRoute:
+    """The configuration of one model.
 
-    `early_weights` are for the table as it was: with them Envoy does what the route says of weights before it has
-    read the new table.
+    `entries` of the table contain the weights of the route `written`; `weights` override them. `early_weights` apply
+    the route's weights to the former table, until Envoy has loaded the new one.
     """
 
     route: Route
     written: Route
-    clusters: dict[str, Cluster]
+    clusters: dict[str, EnvoyCluster]
     entries: dict[str, Json]
     weights: dict[str, int]
     early_weights: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Configuration:
-    """All that Envoy is told: equal parts of an earlier one are the same objects."""
+class EnvoyConfiguration:
+    """The complete dynamic configuration. Parts that equal those of the one before it are the same objects."""
 
     plan: TrafficPlan
-    models: dict[str, Rendered] = field(default_factory=dict)
-    clusters: dict[str, Cluster] = field(default_factory=dict)
+    models: dict[str, RenderedRoute] = field(default_factory=dict)
+    clusters: dict[str, EnvoyCluster] = field(default_factory=dict)
     entries: dict[str, Json] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
     early_weights: dict[str, int] = field(default_factory=dict)
 
 
-def render(plan: TrafficPlan, before: Configuration | None, *, timeout_s: float) -> Configuration:
-    """Return the configuration for `plan`; `before` is the one that Envoy follows now, as far as it is known."""
-    table = Table(timeout_s)
-    known = before.models if before is not None else {}
-    found = Configuration(plan)
-    found.clusters.update(_pieces(clusters_of_servers(plan.servers)))
+def render(plan: TrafficPlan, before: EnvoyConfiguration | None, *, timeout_s: float) -> EnvoyConfiguration:
+    """Return the configuration for `plan`; `before` is the one that Envoy follows now, or None if it is not known."""
+    table = RouteTable(timeout_s)
+    models_before = before.models if before is not None else {}
+    configuration = EnvoyConfiguration(plan)
+    configuration.clusters.update(_serialized(server_clusters(plan.servers)))
     for route in plan.routes:
-        rendered = _rendered(route, known.get(route.model), table)
-        found.models[route.model] = rendered
-        found.clusters.update(rendered.clusters)
-        found.entries.update(rendered.entries)
-        found.weights.update(rendered.weights)
-        found.early_weights.update(rendered.early_weights)
-    return found
+        rendered = _rendered(route, models_before.get(route.model), table)
+        configuration.models[route.model] = rendered
+        configuration.clusters.update(rendered.clusters)
+        configuration.entries.update(rendered.entries)
+        configuration.weights.update(rendered.weights)
+        configuration.early_weights.update(rendered.early_weights)
+    return configuration
 
 
-def usable_clusters(present: Mapping[str, Cluster], wanted: Mapping[str, Cluster]) -> dict[str, Cluster]:
-    """Return the clusters with which both the old routes and the new ones find servers."""
-    return {**present, **{name: new for name, new in wanted.items() if name not in present or new.usable}}
+def usable_clusters(
+    present: Mapping[str, EnvoyCluster], desired: Mapping[str, EnvoyCluster]
+) -> dict[str, EnvoyCluster]:
+    """Return clusters with which both the present routes and the desired ones reach servers."""
+    return {**present, **{name: new for name, new in desired.items() if name not in present or new.usable}}
 
 
-def read_clusters(resources: Iterable[Json]) -> dict[str, Cluster]:
-    """Return by name the clusters that a file holds."""
-    return _pieces({resource["name"]: resource for resource in resources})
+def read_clusters(resources: Iterable[Json]) -> dict[str, EnvoyCluster]:
+    """Return the clusters in a file by name, given its resources."""
+    return _serialized({resource["name"]: resource for resource in resources})
 
 
-def _rendered(route: Route, before: Rendered | None, table: Table) -> Rendered:
+def _rendered(route: Route, before: RenderedRoute | None, table: RouteTable) -> RenderedRoute:
     if before is None:
-        return Rendered(route, route, _pieces(clusters_of(route)), table.entries_of(route, route), {}, {})
+        return RenderedRoute(
+            route, route, _serialized(route_clusters(route)), table.route_entries(route, route), {}, {}
+        )
     if before.route == route:
         return replace(before, early_weights=before.weights)
-    clusters = _pieces(clusters_of(route))
+    clusters = _serialized(route_clusters(route))
+    # The same objects as before, so that comparing whole configurations is cheap.
     clusters = before.clusters if clusters == before.clusters else clusters
-    if _clusters_in_order(route) != _clusters_in_order(before.written):
-        return Rendered(route, route, clusters, table.entries_of(route, route), {}, {})
-    newer = weights_of(route, before.written)
+    if _split_of(route) != _split_of(before.written):
+        return RenderedRoute(route, route, clusters, table.route_entries(route, route), {}, {})
+    # Only weights have changed: override them, without a new table, unless anything else in the entries differs.
+    weights = changed_weights(route, before.written)
     shares = tuple(
         replace(new, weight=old.weight) for new, old in zip(route.shares, before.written.shares, strict=True)
     )
     written = replace(route, shares=shares)
-    if table.entries_of(route, written) == before.entries:
-        return Rendered(route, written, clusters, before.entries, newer, newer)
-    return Rendered(route, route, clusters, table.entries_of(route, route), {}, newer)
+    if table.route_entries(route, written) == before.entries:
+        return RenderedRoute(route, written, clusters, before.entries, weights, weights)
+    return RenderedRoute(route, route, clusters, table.route_entries(route, route), {}, weights)
 
 
-def _clusters_in_order(route: Route) -> list[tuple[str, str, bool]]:
-    return [(share.group, share.revision, share.twin) for share in route.shares]
+def _split_of(route: Route) -> list[tuple[str, str, bool]]:
+    return [(share.group, share.revision, share.shadow) for share in route.shares]
 
 
-def _pieces(clusters: dict[str, Json]) -> dict[str, Cluster]:
-    return {name: Cluster(as_text(cluster), has_endpoints(cluster)) for name, cluster in clusters.items()}
+def _serialized(clusters: dict[str, Json]) -> dict[str, EnvoyCluster]:
+    return {name: EnvoyCluster(serialize(cluster), has_endpoints(cluster)) for name, cluster in clusters.items()}

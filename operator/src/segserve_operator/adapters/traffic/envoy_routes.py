@@ -1,7 +1,9 @@
-"""Renders Envoy's routes from a traffic plan: one table, looked up by the key that route_key.lua writes."""
+"""Renders Envoy's routes: one table, whose keys route_key.lua computes, and the weights that override those in it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,9 +16,8 @@ from segserve_operator.adapters.traffic.envoy_clusters import (
     Purpose,
     Upstream,
     heaviest,
-    weighted,
+    weighted_clusters,
 )
-from segserve_operator.adapters.traffic.envoy_weights import weights_prefix
 from segserve_operator.core.traffic import Route, Share
 
 ROUTES_NAME: Final = "models"
@@ -27,8 +28,9 @@ GROUP_HEADER: Final = "x-segserve-group"
 SERVICE: Final = "inference.GRPCInferenceService"
 SERVER_PATHS: Final = ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats")
 SERVER_METHODS: Final = ("ServerLive", "ServerReady", "ServerMetadata", "ModelStatistics")
-# An inference changes nothing, so that it may be asked once more where no answer had begun; another server is
-# preferred, and the clusters' retry budget keeps a failing group from doubling its own load.
+WEIGHTS_NAME: Final = "weights"
+# Inference has no side effects, so a request may be retried once if no response had begun; another server is preferred,
+# and the clusters' retry budget keeps a failing group from doubling its own load.
 _RETRY: Final = {
     "retry_on": "connect-failure,refused-stream,reset",
     "num_retries": 1,
@@ -38,11 +40,11 @@ _RETRY: Final = {
             "typed_config": {"@type": f"{TYPES}.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
         }
     ],
-    # The server that just failed has the fewest requests, and is chosen again and again.
+    # The server that just failed has the fewest requests in flight, so the balancer keeps choosing it.
     "host_selection_retry_max_attempts": 100,
 }
-# A server whose step has died answers 500 (INTERNAL) until its agent has seen that. Our own requests are not asked
-# again for it: a revision that fails now and then has to show.
+# A server with a dead Python step responds with 500 (INTERNAL) until its agent notices. segserve's own requests are not
+# retried on it: a revision that fails sometimes has to be seen failing.
 _CALLERS_RETRY: Final = {
     **_RETRY,
     "retry_on": f"{_RETRY['retry_on']},retriable-status-codes,internal",
@@ -51,42 +53,42 @@ _CALLERS_RETRY: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Renders entries of the table of routes. `timeout_s` bounds one request, from its last byte in to its answer's.
+class RouteTable:
+    """Renders entries of the table of routes. `timeout_s` is the time limit of one request.
 
-    Entries name weights, and where newer ones are looked up first (`envoy_weights`): weights change far more often
-    than anything else here, and Envoy reads a table whole.
+    It runs from the last byte of the request to the last of the response. Entries contain weights, and the key prefix
+    of weights that override them: weights change far more often than the rest, and Envoy reads a table as a whole.
     """
 
     timeout_s: float
 
-    def entries_of(self, route: Route, written: Route) -> dict[str, Json]:
-        """Return the entries of one model; `written` is the same route with the weights that they are to name."""
-        found: dict[str, Json] = {}
+    def route_entries(self, route: Route, written: Route) -> dict[str, Json]:
+        """Return the entries of one model; `written` is the same route with the weights to write into them."""
+        entries: dict[str, Json] = {}
         for protocol in PROTOCOLS:
-            about = self.to(Upstream("aside", protocol, route.model, heaviest(route).group))
-            found |= {f"{protocol}:about:{name}": about for name in (route.model, *route.steps, *route.exposed)}
-            found[f"{protocol}:infer:{route.model}"] = self._split("infer", protocol, written)
-            found |= {f"{protocol}:infer:{name}": self._split("network", protocol, written) for name in route.exposed}
-        return found
+            about = self.cluster_entry(Upstream("aside", protocol, route.model, heaviest(route).group))
+            entries |= {f"{protocol}:about:{name}": about for name in (route.model, *route.steps, *route.exposed)}
+            entries[f"{protocol}:infer:{route.model}"] = self._split("infer", protocol, written)
+            entries |= {f"{protocol}:infer:{name}": self._split("network", protocol, written) for name in route.exposed}
+        return entries
 
-    def to(self, upstream: Upstream) -> Json:
-        """Return the entry that sends everything to one cluster."""
+    def cluster_entry(self, upstream: Upstream) -> Json:
+        """Return the entry that sends all requests to one cluster."""
         return _entry(route={"cluster": upstream.name, "timeout": f"{self.timeout_s:.3f}s"})
 
     def _split(self, purpose: Purpose, protocol: Protocol, route: Route) -> Json:
         parts = [
-            {"name": name, "weight": weight, "response_headers_to_add": _told(share)}
-            for share, name, weight in weighted(route, purpose, protocol)
+            {"name": name, "weight": weight, "response_headers_to_add": _response_headers(share)}
+            for share, name, weight in weighted_clusters(route, purpose, protocol)
         ]
-        clusters = {"clusters": parts, "runtime_key_prefix": weights_prefix(route)}
+        clusters = {"clusters": parts, "runtime_key_prefix": _weights_prefix(route)}
         return _entry(route={"weighted_clusters": clusters, "timeout": f"{self.timeout_s:.3f}s"})
 
 
 def render_routes(entries: Mapping[str, Json], *, timeout_s: float) -> Json:
-    """Return the route configuration with these entries for models and those of the servers."""
+    """Return the route configuration of the public listener: these entries of models, and those about servers."""
     key = {"@type": f"{TYPES}.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ROUTE_HEADER}
-    table = {**entries, **_server_entries(Table(timeout_s))}
+    table = {**entries, **_server_entries(RouteTable(timeout_s))}
     tree = {"input": {"name": "route key", "typed_config": key}, "exact_match_map": {"map": table}}
     not_found = _entry(direct_response={"status": 404, "body": {"inline_string": "not found"}})
     matcher = {"matcher_tree": tree, "on_no_match": not_found}
@@ -99,12 +101,12 @@ def render_routes(entries: Mapping[str, Json], *, timeout_s: float) -> Json:
 
 
 def render_internal_routes(*, timeout_s: float) -> Json:
-    """Return the internal listener's route configuration, which is the same whatever the plan.
+    """Return the route configuration of the internal listener, which does not depend on the plan.
 
-    The key that route_key.lua writes is the name of a cluster there, and a cluster that is not there says that the
-    model has no such group.
+    There the key from route_key.lua is the name of a cluster; if the cluster does not exist, the model has no such
+    group.
     """
-    to = {
+    action = {
         "cluster_header": ROUTE_HEADER,
         "cluster_not_found_response_code": "NOT_FOUND",
         "timeout": f"{timeout_s:.3f}s",
@@ -116,19 +118,49 @@ def render_internal_routes(*, timeout_s: float) -> Json:
             {
                 "name": "internal",
                 "domains": ["*"],
-                "routes": [{"match": {"prefix": "/"}, "route": to}],
+                "routes": [{"match": {"prefix": "/"}, "route": action}],
                 "retry_policy": _RETRY,
             }
         ],
     }
 
 
-def _entry(**what: Any) -> Json:
-    route = {"@type": f"{TYPES}.config.route.v3.Route", "match": {"prefix": "/"}, **what}
+def changed_weights(route: Route, written: Route) -> dict[str, int]:
+    """Return the weights of `route` by key, or none if `written`, a route to the same groups, has the same weights."""
+    if [share.weight for share in route.shares] == [share.weight for share in written.shares]:
+        return {}
+    purposes: tuple[Purpose, ...] = ("infer", "network") if route.exposed else ("infer",)
+    prefix = _weights_prefix(written)
+    return {
+        f"{prefix}.{name}": weight
+        for purpose in purposes
+        for protocol in PROTOCOLS
+        for _, name, weight in weighted_clusters(route, purpose, protocol)
+    }
+
+
+def render_weights(values: Mapping[str, int]) -> Json:
+    """Return the layer of Envoy's runtime that holds these weights."""
+    return {
+        "@type": "type.googleapis.com/envoy.service.runtime.v3.Runtime",
+        "name": WEIGHTS_NAME,
+        "layer": dict(values),
+    }
+
+
+def _weights_prefix(written: Route) -> str:
+    # It depends on the weights in the table, because table and weights reach Envoy one after the other: keys for one
+    # table then never match in another.
+    named = json.dumps([[share.group, share.weight, *(["shadow"] if share.shadow else [])] for share in written.shares])
+    return f"segserve.{hashlib.sha256(named.encode()).hexdigest()[:8]}"
+
+
+def _entry(**action: Any) -> Json:
+    route = {"@type": f"{TYPES}.config.route.v3.Route", "match": {"prefix": "/"}, **action}
     return {"action": {"name": "route", "typed_config": route}}
 
 
-def _told(share: Share) -> list[Json]:
+def _response_headers(share: Share) -> list[Json]:
     headers = {REVISION_HEADER: share.revision, GROUP_HEADER: share.group}
     return [
         {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
@@ -136,7 +168,7 @@ def _told(share: Share) -> list[Json]:
     ]
 
 
-def _server_entries(table: Table) -> dict[str, Json]:
+def _server_entries(table: RouteTable) -> dict[str, Json]:
     methods = [f"/{SERVICE}/{method}" for method in SERVER_METHODS]
-    http, grpc = (table.to(Upstream("server", protocol)) for protocol in PROTOCOLS)
+    http, grpc = (table.cluster_entry(Upstream("server", protocol)) for protocol in PROTOCOLS)
     return dict.fromkeys(SERVER_PATHS, http) | dict.fromkeys(methods, grpc)

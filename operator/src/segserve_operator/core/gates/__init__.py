@@ -1,5 +1,48 @@
-"""What judges a candidate: one gate a file, in one of two registries, measured and asked."""
+"""The registry of gates: a new gate is a file here, a line in `GATES`, and its spec in `api.rollout_policy`."""
 
-from segserve_operator.core.gates.measured import MEASURED, measured_gates
+from __future__ import annotations
 
-__all__ = ["MEASURED", "measured_gates"]
+from collections.abc import Mapping
+from typing import Any, Final
+
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.evidence import EDGES_MS
+from segserve_operator.core.gates import (
+    burn_rate,
+    error_rate,
+    golden_quality,
+    latency,
+    promql,
+    resource,
+    webhook,
+)
+from segserve_operator.core.gates.base import CheckedGateType, Edges, GateType, MeasuredGate, MeasuredGateType
+
+__all__ = ["GATES", "checked_gate", "measured_gates"]
+
+GATES: Final[Mapping[str, GateType]] = {
+    "errorRate": error_rate.GATE,
+    "latency": latency.GATE,
+    "burnRate": burn_rate.GATE,
+    "goldenQuality": golden_quality.GATE,
+    "resource": resource.GATE,
+    "webhook": webhook.GATE,
+    "promql": promql.GATE,
+}
+"""Gate types by the name that resources use."""
+
+
+def measured_gates(policy: RolloutPolicy, slo: Slo, edges: Edges = EDGES_MS) -> dict[str, MeasuredGate[Any]]:
+    """Return the policy's gates that measure requests, by name and in the policy's order."""
+    declared = ((spec, GATES[spec.gate]) for spec in policy.gates)
+    return {
+        spec.gate: gate_type.build(spec, slo, policy, edges)
+        for spec, gate_type in declared
+        if isinstance(gate_type, MeasuredGateType)
+    }
+
+
+def checked_gate(name: str) -> CheckedGateType | None:
+    """Return the gate type of that name if it judges checks, else None."""
+    gate_type = GATES[name]
+    return gate_type if isinstance(gate_type, CheckedGateType) else None

@@ -1,21 +1,25 @@
-"""What every gate offers: evidence in, verdict out."""
+"""Verdicts, and the two kinds of gates: those that measure requests and those that judge the results of checks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+import numpy as np
 
-    from segserve_operator.core.evidence import Judgement, Look
+from segserve_operator.api.rollout_policy import CheckedGateSpec, GateSpec, RolloutPolicy, Slo
+from segserve_operator.core.evidence import EvidenceWindow, Judgement
+from segserve_operator.core.gates.checks import CheckResult, Purpose
 
 State = TypeVar("State")
+Edges: TypeAlias = tuple[float, ...]
+"""Edges of latency bins in milliseconds."""
 
 
 class Outcome(StrEnum):
-    """What a gate says. No data is Undecided, never a pass."""
+    """The outcome of a gate. No data is Undecided, never Pass."""
 
     PASS = "Pass"
     BREACH = "Breach"
@@ -24,7 +28,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A gate's outcome with the numbers that made it. `progress` is the evidence's share (0 to 1) of its bound."""
+    """A gate's outcome with the numbers behind it. `progress` is the evidence as a fraction (0 to 1) of its bound."""
 
     gate: str
     outcome: Outcome
@@ -35,24 +39,105 @@ class Verdict:
 
 
 class MeasuredGate(Protocol[State]):
-    """Judges what is counted at the gateways. Pure; a state is a frozen dataclass of float64 arrays.
+    """Judges requests counted at the gateways. Pure; a state is a frozen dataclass of float64 arrays.
 
     All arrays have leading axes, none for one rollout and [runs] in a simulation, so that ten thousand rollouts are
-    judged by the very code that judges one.
+    judged by the same code as one.
     """
 
     def start(self, shape: tuple[int, ...] = ()) -> State:
-        """Return the state before any look."""
+        """Return the state before any window."""
         ...
 
-    def update(self, state: State, look: Look) -> State:
-        """Return the state after one more look. What a look has not seen changes nothing."""
+    def update(self, state: State, window: EvidenceWindow) -> State:
+        """Return the state after one more window. An empty window changes nothing."""
         ...
 
     def judge(self, state: State) -> Judgement:
-        """Return what all looks together amount to."""
+        """Return the judgement over all windows so far."""
         ...
 
     def explain(self, state: State, level: float) -> Verdict:
-        """Say it of one rollout (no leading axes), whose proof is worth `level` (its share of alpha)."""
+        """Return the verdict on one rollout (no leading axes); `level` is the gate's share of alpha."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredGateType:
+    """Registry entry of a gate that measures requests.
+
+    `build` takes the gate's spec, the SLO, the rollout's policy and the latency edges. `tolerated_harm` returns the
+    share of the candidate's requests (0 to 1) whose harm is negligible. A rule (`is_rule`) has evidence that is infinite
+    or none, and takes no alpha; any other gate tests, and its spec is an `AlphaGateSpec`.
+    """
+
+    spec: type[GateSpec]
+    build: Callable[[Any, Slo, RolloutPolicy, Edges], MeasuredGate[Any]]
+    tolerated_harm: Callable[[RolloutPolicy], float]
+    is_rule: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedGateType:
+    """Registry entry of a gate that judges the result of a check, which an adapter runs every `spec.interval`.
+
+    `judge` takes the gate's spec, the latest result, the rollout's policy and the gate's share of alpha; it is pure.
+    `purpose` names the kind of check: "golden" needs golden images, "check" is run by the adapter of the gate's name.
+    """
+
+    spec: type[CheckedGateSpec]
+    judge: Callable[[Any, CheckResult, RolloutPolicy, float], Verdict]
+    purpose: Purpose = "check"
+    is_rule: bool = True
+
+
+GateType: TypeAlias = MeasuredGateType | CheckedGateType
+
+
+def outcome_of(judgement: Judgement, level: float) -> tuple[Outcome, str, float]:
+    """Return outcome, reason and progress (0 to 1) of a measured gate for one rollout."""
+    progress = float(np.clip(judgement.breach / -np.log(level), 0.0, 1.0))
+    if progress >= 1.0:
+        return Outcome.BREACH, "WorseThanStable", progress
+    if bool(judgement.shared):
+        return Outcome.UNDECIDED, "Incident", progress
+    if not bool(judgement.enough):
+        return Outcome.UNDECIDED, "NoData", progress
+    if float(judgement.harm) >= 1.0:
+        return Outcome.UNDECIDED, "TooFewRequests", progress
+    return Outcome.PASS, "NoWorse", progress
+
+
+def comparison(candidate: str, stable: str, judgement: Judgement, level: float) -> str:
+    """Return a message with both figures, the odds against the candidate, the odds required and the harm possible."""
+    if not bool(judgement.enough):
+        return "no requests yet that both revisions had at the same time"
+    odds = f"evidence {_odds(float(judgement.breach))} of 1:{1 / level:,.0f}"
+    harm = f"at most {100 * float(judgement.harm):.3g} % of its requests are worse off" if judgement.harm < 1 else ""
+    parts = [f"{candidate}, stable {stable}", odds, harm]
+    if bool(judgement.incident):
+        parts.append("both miss the SLO: an incident" if judgement.shared else "stable misses the SLO")
+    return "; ".join(part for part in parts if part)
+
+
+def no_answer(gate: str, result: CheckResult) -> Verdict:
+    """Return the verdict on a check without a usable result."""
+    message = result.problem or ("the answer contains nothing to judge" if result.done else "no result yet")
+    return Verdict(gate, Outcome.UNDECIDED, "NoAnswer", message)
+
+
+def judge_by_expressions(gate: str, result: CheckResult, pass_condition: str, breach_condition: str) -> Verdict:
+    """Judge by a user's two expressions. A breach takes precedence over a pass; neither is Undecided."""
+    if result.problem or result.passes is None or result.breaches is None:
+        return no_answer(gate, result)
+    if result.breaches:
+        message = f"{breach_condition} is true: {result.shown}"
+        return Verdict(gate, Outcome.BREACH, "Breaches", message, progress=1.0)
+    if result.passes:
+        return Verdict(gate, Outcome.PASS, "Passes", f"{pass_condition} is true: {result.shown}")
+    message = f"neither {pass_condition} nor {breach_condition} is true: {result.shown}"
+    return Verdict(gate, Outcome.UNDECIDED, "Neither", message)
+
+
+def _odds(log_evidence: float) -> str:
+    return f"1:{np.exp(np.clip(log_evidence, 0.0, 25.0)):,.0f}"

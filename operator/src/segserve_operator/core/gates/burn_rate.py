@@ -1,38 +1,36 @@
-"""How fast a promoted revision uses up the SLO's error budget: a rule, not a test, with no false-alarm rate.
+"""The gate `burnRate`: how fast a promoted revision uses up the SLO's error budget.
 
-After promotion there is nothing to compare with. As in the SRE workbook (chapter 5), it breaches where a long and a
-short window both burn the budget faster than `factor` times: the long one so that a blip is none, the short one so that
-it is still going on. Time before the promotion counts as good: a short incident soon after it is not a long one.
-Neither its breaches nor their absence say anything of alpha.
+A rule, not a test: after promotion there is nothing to compare with, so it has no false-alarm rate and no share of
+alpha. As in the SRE workbook (chapter 5), it breaches if a long and a short window both burn the budget faster than
+`factor` times the rate allowed: the long one ignores blips, the short one shows that the burn continues. Time before the
+promotion counts as good, so that a short incident soon after it is not taken for a long one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, Judgement
-from segserve_operator.core.gates.base import Outcome, Verdict
-
-if TYPE_CHECKING:
-    from segserve_operator.core.evidence import Bools, Floats, Look
+from segserve_operator.api.rollout_policy import BurnRateGate, RolloutPolicy, Slo
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, Bools, EvidenceWindow, Floats, Judgement
+from segserve_operator.core.gates.base import Edges, MeasuredGateType, Outcome, Verdict
 
 BUCKETS: Final = 48
 SHORT: Final = BUCKETS // 12
 """The short window is a twelfth of the long one."""
 HELD_BACK: Final = 0.25
-"""What the former revision keeps during the bake is less than this part of what the promoted one gets."""
-HANDFUL: Final = 10.0
-"""So many bad requests a breach needs at least, so that a quiet night is none."""
+"""Upper bound of the former revision's requests during the bake, as a part of the promoted one's."""
+MIN_BAD_REQUESTS: Final = 10.0
+"""Bad requests that a breach needs at least, so that one failure in a quiet night is not enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class BurnState:
-    """requests, bad [..., streams, BUCKETS]: counts by age, the newest first; the newest is age_s [...] old.
+    """requests, bad [..., streams, BUCKETS]: counts by age, newest first; the newest bucket is age_s [...] old.
 
-    served_s [...]: since the promotion.
+    served_s [...]: seconds since the promotion.
     """
 
     served_s: Floats
@@ -43,7 +41,7 @@ class BurnState:
 
 @dataclass(frozen=True, slots=True)
 class BurnRate:
-    """Breaches where errors, or requests slower than the SLO's p95 or p99, use up their budget too fast.
+    """Breaches if errors, or requests slower than the SLO's p95 or p99, use up their budget too fast.
 
     `slo_rate` is the share (0 to 1) of requests that may fail; `slo_ms` has (quantile, milliseconds), 1 - quantile of
     the requests may be slower. `long_s` is the long window.
@@ -61,27 +59,27 @@ class BurnRate:
         return np.array([self.slo_rate, *(1.0 - quantile for quantile, _ in self.slo_ms)])
 
     def start(self, shape: tuple[int, ...] = ()) -> BurnState:
-        """Return the state before any look."""
+        """Return the state before any window."""
         buckets = np.zeros((*shape, len(self.budgets), BUCKETS))
         return BurnState(np.zeros(shape), np.zeros(shape), buckets, buckets)
 
-    def update(self, state: BurnState, look: Look) -> BurnState:
-        """Return the state after one more look: of what serves nearly all requests, which is after promotion."""
-        held_back = HELD_BACK * look.requests[..., CANDIDATE]
-        alone = (look.requests[..., STABLE] <= held_back) & (look.requests[..., CANDIDATE] > 0)
+    def update(self, state: BurnState, window: EvidenceWindow) -> BurnState:
+        """Return the state after one more window; counts only what serves nearly all requests, i.e. after promotion."""
+        held_back = HELD_BACK * window.requests[..., CANDIDATE]
+        alone = (window.requests[..., STABLE] <= held_back) & (window.requests[..., CANDIDATE] > 0)
         begun = state.served_s > 0
-        # A look without requests is no sign of a change of roles; time passes all the same.
-        served = alone | (begun & (look.requests[..., CANDIDATE] <= 0) & (look.requests[..., STABLE] <= 0))
-        passed_s = np.where(served, look.seconds, 0.0)
+        # A window without requests does not mean a change of roles, yet its time passes.
+        served = alone | (begun & (window.requests[..., CANDIDATE] <= 0) & (window.requests[..., STABLE] <= 0))
+        passed_s = np.where(served, window.seconds, 0.0)
         age_s = state.age_s + passed_s
         steps = np.floor(age_s / (self.long_s / BUCKETS))
         requests, bad = self._aged(state.requests, steps), self._aged(state.bad, steps)
-        requests[..., 0] += np.where(alone, look.requests[..., CANDIDATE], 0.0)[..., None]
-        bad[..., 0] += np.where(alone[..., None], self._bad(look), 0.0)
+        requests[..., 0] += np.where(alone, window.requests[..., CANDIDATE], 0.0)[..., None]
+        bad[..., 0] += np.where(alone[..., None], self._bad(window), 0.0)
         return BurnState(state.served_s + passed_s, age_s - steps * (self.long_s / BUCKETS), requests, bad)
 
     def judge(self, state: BurnState) -> Judgement:
-        """Return +inf as evidence where the budget burns, else -inf; harm and excess stay 0: others watch those."""
+        """Return +inf as evidence if the budget burns, else -inf; harm and excess are 0, since other gates watch them."""
         burns = self._burns(state)
         nothing = np.zeros(burns.shape)
         return Judgement(
@@ -94,7 +92,7 @@ class BurnRate:
         )
 
     def explain(self, state: BurnState, level: float) -> Verdict:
-        """Say it of one rollout; `level` is of no account to a rule."""
+        """Return the verdict on one rollout; a rule ignores `level`."""
         long, short = (self._rate(state, width) for width in (BUCKETS, SHORT))
         worst = int(np.argmax(np.minimum(long, short)))
         what = ["failed requests", *(f"requests above the SLO's p{100 * each:g}" for each, _ in self.slo_ms)][worst]
@@ -118,27 +116,27 @@ class BurnRate:
 
     def _burns(self, state: BurnState) -> Bools:
         fast = (self._rate(state, BUCKETS) > self.factor) & (self._rate(state, SHORT) > self.factor)
-        burns: Bools = (fast & (state.bad.sum(-1) >= HANDFUL)).any(-1)
+        burns: Bools = (fast & (state.bad.sum(-1) >= MIN_BAD_REQUESTS)).any(-1)
         return burns
 
     def _rate(self, state: BurnState, width: int) -> Floats:
-        """Return how many times as fast as the SLO allows each budget [..., streams] burned in the newest buckets."""
+        """Return the burn rate of each budget [..., streams] in the newest buckets, in multiples of the rate allowed."""
         requests, bad = state.requests[..., :width].sum(-1), state.bad[..., :width].sum(-1)
         window_s = self.long_s * width / BUCKETS
         unseen = np.maximum(window_s / np.maximum(state.served_s, 1e-9), 1.0)[..., None]
         rate: Floats = bad / np.maximum(requests * unseen, 1.0) / self.budgets
         return rate
 
-    def _bad(self, look: Look) -> Floats:
+    def _bad(self, window: EvidenceWindow) -> Floats:
         """Return the candidate's bad requests [..., streams]."""
         slow = [
-            look.latencies[..., CANDIDATE, 1 + int(np.searchsorted(self.edges, limit * (1 - 1e-9))) :].sum(-1)
+            window.latencies[..., CANDIDATE, 1 + int(np.searchsorted(self.edges, limit * (1 - 1e-9))) :].sum(-1)
             for _, limit in self.slo_ms
         ]
-        return np.stack([look.errors[..., CANDIDATE], *slow], -1)
+        return np.stack([window.errors[..., CANDIDATE], *slow], -1)
 
     def _aged(self, buckets: Floats, steps: Floats) -> Floats:
-        """Return a copy of the buckets, moved to greater age by so many [...]; what is too old falls out."""
+        """Return a copy of the buckets, shifted to greater age by `steps` [...]; the oldest fall out."""
         if not steps.any():
             return buckets.copy()
         if (steps == steps.flat[0]).all():
@@ -148,3 +146,11 @@ class BurnRate:
         before = np.arange(BUCKETS) - np.minimum(steps, BUCKETS).astype(np.intp)[..., None]
         found = np.take_along_axis(buckets, np.broadcast_to(np.maximum(before, 0)[..., None, :], buckets.shape), -1)
         return np.where(before[..., None, :] >= 0, found, 0.0)
+
+
+def _build(spec: BurnRateGate, slo: Slo, _policy: RolloutPolicy, edges: Edges) -> BurnRate:
+    strict = tuple((quantile, limit_ms) for quantile, limit_ms in slo.latencies if quantile > 0.5)
+    return BurnRate(slo.error_percent / 100, spec.factor, spec.long_window.total_seconds(), strict, edges)
+
+
+GATE: Final = MeasuredGateType(BurnRateGate, _build, lambda _: 1.0, is_rule=True)

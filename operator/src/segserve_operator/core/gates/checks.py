@@ -1,16 +1,14 @@
-"""What a rollout has to find out by asking: orders for adapters, and what came of them."""
+"""Checks that adapters run for a rollout, and their results."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_builder.agent.protocol import AssignedModel
-    from segserve_operator.api.rollout_policy import Gate
+from segserve_builder.agent.protocol import AssignedModel
+from segserve_operator.api.rollout_policy import CheckedGateSpec
 
 Purpose: TypeAlias = Literal["golden", "probe", "check"]
 Pair: TypeAlias = tuple[float, float]
@@ -18,16 +16,16 @@ Pair: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing to find out, known by its key: asked once, or anew every `every_s` after it was begun.
+    """One check, identified by its key; it runs once, or every `interval_s` seconds.
 
-    What is due while it is still under way is not begun twice: its answer counts, and the next time is waited for.
+    A check that is still running when it is due again is not started twice: it continues, and its result counts.
 
-    golden: replay the labelled images through the internal listener to both groups, and score the answers.
-    probe: ask both groups the golden images (or the built-in one), over and over for `seconds`, while quarantined.
-    check: what the gate `gate` of another kind asks (resource, webhook, promql).
+    golden: replay the golden images through the internal listener to both groups, and score the answers.
+    probe: send both groups the golden images (or the built-in one) repeatedly for `seconds`, while quarantined.
+    check: whatever the gate `gate` of another kind needs (resource, webhook, promql).
 
-    `revision` is the record of the candidate: its golden images and its classes are those that are asked. `spec` is the
-    gate that a check is for; `phase` and `weight` (percent) are told to webhooks.
+    `revision` is the record of the candidate, with its golden images and classes. `spec` is the gate that the check is
+    for; `phase` and `weight` (percent) are passed to webhooks.
     """
 
     key: str
@@ -39,9 +37,9 @@ class Check:
     candidate: str
     gate: str = ""
     seconds: float = 0.0
-    every_s: float = math.inf
+    interval_s: float = math.inf
     revision: AssignedModel | None = None
-    spec: Gate | None = None
+    spec: CheckedGateSpec | None = None
     phase: str = ""
     weight: int = 0
 
@@ -53,12 +51,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Quality of both revisions on the golden images that both answered, 0 to 1, as (candidate, stable).
+    """Scores of both revisions on the golden images that both answered, 0 to 1, as (candidate, stable).
 
-    `paired` has the quality of each image, in an order that says nothing of their content. `classes` has each class's
-    by name, `means` each metric's: `iou`, `recall` and, of objects with scores, `ap`. Where stable answered nothing,
-    its numbers are NaN and `paired` is empty. `labelled` is False where an image has no labels, and its expected answer
-    stood in for them: then the numbers say how well the answers agree with it.
+    `paired` has the score of each image, in an order independent of their content. `classes` has the score of each class
+    by name, `means` each metric: `iou`, `recall` and, for objects with scores, `ap`. If stable answered nothing, its
+    scores are NaN and `paired` is empty. `labelled` is False if an image has no labels, so that its expected answer
+    stands in for them: the scores then measure agreement with it.
     """
 
     paired: tuple[Pair, ...] = ()
@@ -69,10 +67,10 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ResourceSample:
-    """What a group's servers use, by server. What cannot be measured is absent.
+    """Resource usage of a group's servers, by server. A quantity that cannot be measured is absent.
 
-    `memory_bytes` is resident memory, `restarts` how often a server's process was started again; `queued_s` and
-    `requests` count since the servers started: the time that requests waited in Triton, and how many there were.
+    `memory_bytes` is resident memory, `restarts` the number of restarts of a server's process; `queued_s` and `requests`
+    count since the servers started: seconds that requests waited in Triton, and their number.
     """
 
     memory_bytes: Mapping[str, float] = field(default_factory=dict)

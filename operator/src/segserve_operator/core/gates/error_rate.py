@@ -1,29 +1,26 @@
-"""Failed requests: the candidate's share against stable's at the same time, and against the SLO."""
+"""The gate `errorRate`: the candidate's rate of failed requests against stable's at the same time and the SLO."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import CANDIDATE, STABLE
-from segserve_operator.core.gates.base import Verdict
-from segserve_operator.core.gates.words import compared, outcome_of
+from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, Slo
+from segserve_operator.core.evidence import CANDIDATE, STABLE, EvidenceWindow, Floats, Judgement
+from segserve_operator.core.gates.base import Edges, MeasuredGateType, Verdict, comparison, outcome_of
 from segserve_operator.core.statistics.exceedance import Exceedance, ExceedanceState, Stream
 
-if TYPE_CHECKING:
-    from segserve_operator.core.evidence import Floats, Judgement, Look
-
 SWING: Final = 0.3
-"""Healthy servers have better and worse half minutes of their own; their error rates differ so much of themselves."""
+"""Relative difference of error rates between two healthy servers: each has better and worse half minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorRate:
-    """Breaches where the candidate fails more often than stable by `tolerance`, or than both stable and `slo_rate`.
+    """Breaches if the candidate fails more often than stable by `tolerance`, or than both stable and `slo_rate`.
 
-    Both are shares of requests, 0 to 1. Both revisions beyond `slo_rate` are an incident.
+    Both are shares of requests, 0 to 1. If both revisions exceed `slo_rate`, it is an incident.
     """
 
     slo_rate: float
@@ -31,25 +28,25 @@ class ErrorRate:
 
     @property
     def test(self) -> Exceedance:
-        """What the counts go to: bin 0 holds the answered requests, bin 1 the failed ones."""
+        """The test over bin 0, the answered requests, and bin 1, the failed ones."""
         beside_stable = Stream(0.75, tolerance=self.tolerance, swing=SWING)
         return Exceedance((1.0,), (beside_stable, Stream(0.25, floor=self.slo_rate, swing=SWING)))
 
     def start(self, shape: tuple[int, ...] = ()) -> ExceedanceState:
-        """Return the state before any look."""
+        """Return the state before any window."""
         return self.test.start(shape)
 
-    def update(self, state: ExceedanceState, look: Look) -> ExceedanceState:
-        """Return the state after one more look."""
-        bins: Floats = np.stack([look.requests - look.errors, look.errors], -1)
-        return self.test.update(state, bins, look.seconds)
+    def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
+        """Return the state after one more window."""
+        bins: Floats = np.stack([window.requests - window.errors, window.errors], -1)
+        return self.test.update(state, bins, window.seconds)
 
     def judge(self, state: ExceedanceState) -> Judgement:
-        """Return what all looks together amount to."""
+        """Return the judgement over all windows so far."""
         return self.test.judge(state)
 
     def explain(self, state: ExceedanceState, level: float) -> Verdict:
-        """Say it of one rollout: the shares of failed requests of both."""
+        """Return the verdict on one rollout, with the rates of failed requests of both revisions."""
         judged = self.judge(state)
         outcome, reason, progress = outcome_of(judged, level)
         requests, errors = state.total.sum(-1), state.total[..., 1]
@@ -65,5 +62,12 @@ class ErrorRate:
         candidate, stable = (
             f"{100 * rates[role]:.3g} % of {requests[role]:,.0f} requests" for role in (CANDIDATE, STABLE)
         )
-        message = compared(f"{candidate} failed", stable, judged, level)
+        message = comparison(f"{candidate} failed", stable, judged, level)
         return Verdict("errorRate", outcome, reason, message, progress, numbers)
+
+
+def _build(_: ErrorRateGate, slo: Slo, policy: RolloutPolicy, _edges: Edges) -> ErrorRate:
+    return ErrorRate(slo.error_percent / 100, policy.tolerance.error_percent / 100)
+
+
+GATE: Final = MeasuredGateType(ErrorRateGate, _build, lambda policy: policy.tolerance.error_percent / 100)

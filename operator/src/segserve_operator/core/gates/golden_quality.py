@@ -1,61 +1,57 @@
-"""The gate `goldenQuality`: what labelled images say of a candidate, by floors and beside stable.
+"""The gate `goldenQuality`: the candidate's scores on golden images, against limits and against stable.
 
-Floors and the limit of a class's drop are plain rules over this very set, and take nothing of alpha. That the candidate
-is worse in general is concluded from single images, paired with stable's answers to the same ones, by the test of
-`statistics.paired`: where differences have a standard deviation of .05 and 1 point is tolerated, 100 images prove a
-drop of 5 points, 50 one of 10, and 20 one of 20. Undecided is what has odds of 20 to 1 against it and no proof: one in
-twenty candidates at the very edge of the tolerance, and next to none that are as good as stable. The same images asked
-again are no new evidence: every replay is judged by itself.
+The limits (minimum scores and the largest drop of a class) are plain rules over this set of images and take no alpha.
+Whether the candidate is worse in general is tested on single images, paired with stable's answers to the same ones, by
+`statistics.paired`: with differences of standard deviation .05 and 1 point tolerated, 100 images prove a drop of 5
+points, 50 one of 10, and 20 one of 20. Odds of 20 to 1 without proof are Undecided: that concerns one in twenty
+candidates at the edge of the tolerance and hardly any that equal stable. Replaying the same images adds no evidence, so
+every replay is judged by itself.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 
-from segserve_operator.core.gates.answers import no_answer
-from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy
+from segserve_operator.core.gates.base import CheckedGateType, Outcome, Verdict, no_answer
+from segserve_operator.core.gates.checks import CheckResult, Scores
 from segserve_operator.core.statistics.paired import proved_worse, worse
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy
-    from segserve_operator.core.gates.checks import CheckResult, Scores
-
-GATE: Final = "goldenQuality"
+NAME: Final = "goldenQuality"
 SUSPECT: Final = math.log(20.0)
-"""With this evidence against a candidate, and less than a proof, a person has to look."""
+"""Evidence from which on the gate is Undecided instead of Pass, so that a person looks."""
 
 
-def judge(spec: GoldenQualityGate, finding: CheckResult, policy: RolloutPolicy, level: float) -> Verdict:
-    """Judge one replay: floors first, then each class's drop, then the paired test at `level`, its share of alpha."""
-    scores = finding.scores
-    if finding.problem or not finding.done or scores is None or not scores.means:
-        return no_answer(GATE, finding)
+def judge(spec: GoldenQualityGate, result: CheckResult, policy: RolloutPolicy, level: float) -> Verdict:
+    """Judge one replay: minimum scores, then each class's drop, then the paired test at `level`, its share of alpha."""
+    scores = result.scores
+    if result.problem or not result.done or scores is None or not scores.means:
+        return no_answer(NAME, result)
     numbers = _numbers(scores)
     missing = [name for name, floor, seen in _floors(spec, scores) if floor is not None and math.isnan(seen)]
     broken = [
-        f"{name} is {seen:.3f}; at least {floor:.3f} is asked for"
+        f"{name} is {seen:.3f}; at least {floor:.3f} is required"
         for name, floor, seen in _floors(spec, scores)
         if floor is not None and seen < floor
     ]
     if broken:
-        return Verdict(GATE, Outcome.BREACH, "BelowFloor", _about(scores, broken[0]), 1.0, numbers)
+        return Verdict(NAME, Outcome.BREACH, "BelowFloor", _about(scores, broken[0]), 1.0, numbers)
     if dropped := _dropped(spec, scores):
-        return Verdict(GATE, Outcome.BREACH, "ClassLost", _about(scores, dropped), 1.0, numbers)
+        return Verdict(NAME, Outcome.BREACH, "ClassLost", _about(scores, dropped), 1.0, numbers)
     if missing:
         message = f"{' and '.join(missing)} cannot be measured on these images"
-        return Verdict(GATE, Outcome.UNDECIDED, "NotMeasured", _about(scores, message), numbers=numbers)
+        return Verdict(NAME, Outcome.UNDECIDED, "NotMeasured", _about(scores, message), numbers=numbers)
     return _paired(scores, policy.tolerance.iou, level, numbers)
 
 
 def _paired(scores: Scores, tolerance: float, level: float, numbers: dict[str, float]) -> Verdict:
     if not scores.paired:
-        message = "stable answered none of the images: floors alone judge"
-        return Verdict(GATE, Outcome.PASS, "WithoutStable", _about(scores, message), numbers=numbers)
+        message = "stable answered none of the images: only the minimum scores are judged"
+        return Verdict(NAME, Outcome.PASS, "WithoutStable", _about(scores, message), numbers=numbers)
     differences = np.array([candidate - stable for candidate, stable in scores.paired])
     stable = np.array([each for _, each in scores.paired])
     evidence = proved_worse(differences, stable, tolerance)
@@ -65,15 +61,15 @@ def _paired(scores: Scores, tolerance: float, level: float, numbers: dict[str, f
     numbers = {**numbers, "meanChange": change, "evidence": evidence, "bound": bound}
     message = f"mean quality changes by {change:+.4f} on {len(differences)} images ({-tolerance:+.4f} is tolerated)"
     if evidence >= bound:
-        return Verdict(GATE, Outcome.BREACH, "WorseThanStable", _about(scores, message), 1.0, numbers)
+        return Verdict(NAME, Outcome.BREACH, "WorseThanStable", _about(scores, message), 1.0, numbers)
     if worse(differences, tolerance) >= SUSPECT:
         message = f"{message}, too few to prove it"
-        return Verdict(GATE, Outcome.UNDECIDED, "LooksWorse", _about(scores, message), progress, numbers)
-    return Verdict(GATE, Outcome.PASS, "NoWorse", _about(scores, message), progress, numbers)
+        return Verdict(NAME, Outcome.UNDECIDED, "LooksWorse", _about(scores, message), progress, numbers)
+    return Verdict(NAME, Outcome.PASS, "NoWorse", _about(scores, message), progress, numbers)
 
 
 def _floors(spec: GoldenQualityGate, scores: Scores) -> Iterator[tuple[str, float | None, float]]:
-    """Yield the name, the floor and what the candidate reaches; NaN is what cannot be measured."""
+    """Yield name, limit and the candidate's score; a score that cannot be measured is NaN."""
     for metric, floor in (("iou", spec.min_iou), ("recall", spec.min_recall), ("ap", spec.min_ap)):
         yield metric, floor, scores.means.get(metric, (math.nan, math.nan))[0]
     for name, (candidate, _) in scores.classes.items():
@@ -81,13 +77,13 @@ def _floors(spec: GoldenQualityGate, scores: Scores) -> Iterator[tuple[str, floa
 
 
 def _dropped(spec: GoldenQualityGate, scores: Scores) -> str:
-    """Return which class fell by most, where that is more than is allowed."""
+    """Return a message about the class with the largest drop if that exceeds the limit, else an empty string."""
     drops = {name: stable - candidate for name, (candidate, stable) in scores.classes.items()}
     worst = max(drops, key=lambda name: -math.inf if math.isnan(drops[name]) else drops[name], default="")
     if not worst or not drops[worst] > spec.max_class_drop:
         return ""
     candidate, stable = scores.classes[worst]
-    seen = f"iou of class {worst!r} is {candidate:.3f}, and {stable:.3f} at stable"
+    seen = f"iou of class {worst!r} is {candidate:.3f}, and {stable:.3f} for stable"
     return f"{seen}; it may fall by {spec.max_class_drop:.3f}"
 
 
@@ -96,10 +92,13 @@ def _about(scores: Scores, message: str) -> str:
 
 
 def _numbers(scores: Scores) -> dict[str, float]:
-    """Return what made the verdict: the means, and each class's; those of stable too where it answered."""
+    """Return the numbers behind the verdict: means and classes of the candidate, and of stable if it answered."""
     found: dict[str, float] = {"images": float(len(scores.paired))}
     for prefix, pairs in (("", scores.means), ("class.", scores.classes)):
         for name, (candidate, stable) in pairs.items():
             found[f"{prefix}{name}"] = candidate
             found[f"{prefix}{name}.stable"] = stable
     return {name: number for name, number in found.items() if not math.isnan(number)}
+
+
+GATE: Final = CheckedGateType(GoldenQualityGate, judge, purpose="golden", is_rule=False)

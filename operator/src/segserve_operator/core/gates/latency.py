@@ -1,39 +1,37 @@
-"""Slow requests: the candidate's share against stable's at the same time, and against the SLO."""
+"""The gate `latency`: the candidate's share of slow requests against stable's at the same time and the SLO."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
-from segserve_operator.core.gates.base import Verdict
-from segserve_operator.core.gates.words import compared, outcome_of
+from segserve_operator.api.rollout_policy import LatencyGate, RolloutPolicy, Slo
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, EvidenceWindow, Floats, Judgement
+from segserve_operator.core.gates.base import Edges, MeasuredGateType, Verdict, comparison, outcome_of
 from segserve_operator.core.statistics.exceedance import Exceedance, ExceedanceState, Stream
 
-if TYPE_CHECKING:
-    from segserve_operator.core.evidence import Floats, Judgement, Look
-
 RELATIVE: Final = 0.75
-"""Part of the evidence for the comparison with stable, where the SLO names latencies too; the rest is for those."""
+"""Part of the evidence for the comparison with stable if the SLO names latencies too; the rest is for those."""
 WARM_UP_S: Final = 20.0
-"""Caches and connections of a new server are cold for so long; its first answers prove nothing."""
+"""Time in which caches and connections of a new server are cold; its first answers prove nothing."""
 ODDS: Final = (1.1, 1.4, 2.5)
-"""Alternatives that are bet on besides: odds of being slow, against those allowed."""
+"""Additional alternatives to bet on: ratio of the odds of being slow to the odds allowed."""
 SWINGS: Final = {0.5: 0.04, 0.95: 0.06, 0.99: 0.1}
-"""Healthy servers have better and worse half minutes of their own; their shares of slow requests (by quantile) swing so
-much, in parts of themselves: the tail more than the median."""
+"""Relative difference of the share of slow requests between two healthy servers, by quantile: the tail swings more than
+the median."""
 P99_PART: Final = 0.2
-"""The tolerance of slow requests is meant for the slowest twentieth; among the slowest hundredth it is so much less."""
+"""Part of the tolerance that applies at p99: the tolerance is meant for p95, the slowest twentieth."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Breaches where more of the candidate's requests are slow than of stable's, or than the SLO and stable allow.
+    """Breaches if more of the candidate's requests are slow than of stable's, or than both the SLO and stable allow.
 
-    Slow is `stretch` times stable's own median, p95 or p99 (of the past minutes), or what the SLO says: milliseconds by
-    quantile, which count as the next edge. `tolerance` is the share of requests that may be slow beyond stable's.
+    A request is slow above `stretch` times stable's own median, p95 or p99 of the past minutes, or above the SLO's
+    milliseconds by quantile, rounded up to the next edge. `tolerance` is the share of requests that may be slow in
+    addition to stable's.
     """
 
     tolerance: float
@@ -43,7 +41,7 @@ class Latency:
 
     @property
     def test(self) -> Exceedance:
-        """What the counts go to: relative streams first."""
+        """The test over latency bins; streams relative to stable come first."""
         relative = RELATIVE if self.slo_ms else 1.0
         tolerances = {0.5: self.tolerance, 0.95: self.tolerance, 0.99: P99_PART * self.tolerance}
         streams = [
@@ -65,19 +63,19 @@ class Latency:
         return Exceedance(self.edges, tuple(streams), counted=counted, warm_up_s=WARM_UP_S, odds=ODDS)
 
     def start(self, shape: tuple[int, ...] = ()) -> ExceedanceState:
-        """Return the state before any look."""
+        """Return the state before any window."""
         return self.test.start(shape)
 
-    def update(self, state: ExceedanceState, look: Look) -> ExceedanceState:
-        """Return the state after one more look; its latencies must have this gate's edges."""
-        return self.test.update(state, look.latencies, look.seconds)
+    def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
+        """Return the state after one more window; its latencies must have this gate's edges."""
+        return self.test.update(state, window.latencies, window.seconds)
 
     def judge(self, state: ExceedanceState) -> Judgement:
-        """Return what all looks together amount to."""
+        """Return the judgement over all windows so far."""
         return self.test.judge(state)
 
     def explain(self, state: ExceedanceState, level: float) -> Verdict:
-        """Say it of one rollout: p50 and p95 of both."""
+        """Return the verdict on one rollout, with p50 and p95 of both revisions."""
         judged = self.judge(state)
         outcome, reason, progress = outcome_of(judged, level)
         numbers = {
@@ -87,7 +85,7 @@ class Latency:
         }
         numbers |= {"stable_requests": float(state.total[STABLE].sum()), "harm": float(judged.harm)}
         numbers |= {"candidate_requests": float(state.total[CANDIDATE].sum()), "excess": float(judged.excess)}
-        message = compared(
+        message = comparison(
             f"p50 {numbers['candidate_p50_ms']:.3g} ms and p95 {numbers['candidate_p95_ms']:.3g} ms",
             f"{numbers['stable_p50_ms']:.3g} and {numbers['stable_p95_ms']:.3g} ms",
             judged,
@@ -104,5 +102,13 @@ class Latency:
 
 
 def _strictest(quantile: float) -> float:
-    """Order the SLO's latencies by how well they tell a bad request: p95, else p99, else p50."""
+    """Return a sort key that prefers the SLO latency best suited to recognise bad requests: p95, else p99, else p50."""
     return {0.95: 2.0, 0.99: 1.0}.get(quantile, 0.0)
+
+
+def _build(_: LatencyGate, slo: Slo, policy: RolloutPolicy, edges: Edges) -> Latency:
+    tolerance = policy.tolerance
+    return Latency(tolerance.slow_percent / 100, 1 + tolerance.latency_percent / 100, slo.latencies, edges)
+
+
+GATE: Final = MeasuredGateType(LatencyGate, _build, lambda policy: policy.tolerance.slow_percent / 100)

@@ -1,19 +1,17 @@
-"""The gate `promql`: what a query to Prometheus says of a candidate."""
+"""The gate `promql`: judges the result of a Prometheus query."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Final
 
-from segserve_operator.api.rollout_policy import gate_name
-from segserve_operator.core.gates.answers import by_expressions
-
-if TYPE_CHECKING:
-    from segserve_operator.api.rollout_policy import PromqlGate, RolloutPolicy
-    from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.api.rollout_policy import PromqlGate, RolloutPolicy
+from segserve_operator.core.gates.base import CheckedGateType, Verdict, judge_by_expressions
+from segserve_operator.core.gates.checks import CheckResult
 
 
-def judge(spec: PromqlGate, finding: CheckResult, policy: RolloutPolicy, level: float) -> Verdict:
-    """Judge by what the expressions say of the latest result; one that is empty or NaN says nothing."""
-    del policy, level  # the user's own rule has no tolerance, and takes nothing of alpha
-    return by_expressions(gate_name(spec), finding, spec.pass_condition, spec.breach_condition)
+def judge(spec: PromqlGate, result: CheckResult, _policy: RolloutPolicy, _level: float) -> Verdict:
+    """Judge the latest query result by the spec's expressions; one that is empty or NaN is Undecided."""
+    return judge_by_expressions(spec.name, result, spec.pass_condition, spec.breach_condition)
+
+
+GATE: Final = CheckedGateType(PromqlGate, judge)

@@ -1,19 +1,17 @@
-"""The gate `webhook`: a service of the user's own says whether a candidate is good."""
+"""The gate `webhook`: judges the answer of a service of the user's own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Final
 
-from segserve_operator.api.rollout_policy import gate_name
-from segserve_operator.core.gates.answers import by_expressions
-
-if TYPE_CHECKING:
-    from segserve_operator.api.rollout_policy import RolloutPolicy, WebhookGate
-    from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.api.rollout_policy import RolloutPolicy, WebhookGate
+from segserve_operator.core.gates.base import CheckedGateType, Verdict, judge_by_expressions
+from segserve_operator.core.gates.checks import CheckResult
 
 
-def judge(spec: WebhookGate, finding: CheckResult, policy: RolloutPolicy, level: float) -> Verdict:
-    """Judge by what the expressions say of the latest answer."""
-    del policy, level  # the user's own rule has no tolerance, and takes nothing of alpha
-    return by_expressions(gate_name(spec), finding, spec.pass_condition, spec.breach_condition)
+def judge(spec: WebhookGate, result: CheckResult, _policy: RolloutPolicy, _level: float) -> Verdict:
+    """Judge the latest answer by the spec's expressions."""
+    return judge_by_expressions(spec.name, result, spec.pass_condition, spec.breach_condition)
+
+
+GATE: Final = CheckedGateType(WebhookGate, judge)

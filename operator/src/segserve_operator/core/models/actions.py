@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel, Assignment
-    from segserve_operator.core.models.events import Notice
+    from segserve_operator.core.models.events import Event
     from segserve_operator.core.models.observed import ModelStatus, PoolStatus
-    from segserve_operator.core.rollout.record import Record, Standing
+    from segserve_operator.core.rollout.record import Record, RolloutState
     from segserve_operator.core.traffic import TrafficPlan
 
 
@@ -22,11 +22,11 @@ class SaveRevision:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class EmitEvent:
     """Let people know what happens to a model; told again, it is the same notice."""
 
     model: str
-    notice: Notice
+    event: Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ class Announce:
     """Tell those whom the pool names what became of a rollout; `url` is where the model answers."""
 
     model: str
-    standing: Standing
-    notices: tuple[Notice, ...]
+    state: RolloutState
+    events: tuple[Event, ...]
     url: str
 
 
@@ -106,10 +106,10 @@ class DropRevision:
 
 
 @dataclass(frozen=True, slots=True)
-class TellOfPool:
+class EmitPoolEvent:
     """Let people know what happens to the pool."""
 
-    notice: Notice
+    event: Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class SavePoolStatus:
     status: PoolStatus
 
 
-Intent: TypeAlias = SaveRevision | Tell | SaveStatus
+Intent: TypeAlias = SaveRevision | EmitEvent | SaveStatus
 Effect: TypeAlias = (
     StartGroup
     | Assign
@@ -130,7 +130,7 @@ Effect: TypeAlias = (
     | StopGroup
     | Forget
     | DropRevision
-    | TellOfPool
+    | EmitPoolEvent
     | SavePoolStatus
 )
 Action: TypeAlias = Intent | Effect

@@ -1,238 +1,233 @@
-"""A model's rollout in one pass: which one it is, what it hears, and what it asks for."""
+"""One pass over a model's rollout: which one it is, what it decides from, and its next state."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
-from segserve_operator.core.models.events import Notice
-from segserve_operator.core.models.inputs import checks, groups_of, hear, is_about, verdicts_with
-from segserve_operator.core.models.requests import next_request, refusal, with_handled
-from segserve_operator.core.models.rollout_texts import SPLIT_STORY, story
+from segserve_operator.core.evidence import EvidenceWindow
+from segserve_operator.core.gates.checks import Check
+from segserve_operator.core.models.events import Event
+from segserve_operator.core.models.inputs import checks, gather_signals, groups_of, is_about, verdicts_with
+from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.models.requests import VERB_SIGNALS, Request, next_request, refusal, with_handled
+from segserve_operator.core.models.rollout_texts import SPLIT_EXPLANATION, explanation
 from segserve_operator.core.rollout import decisions
-from segserve_operator.core.rollout.counters import Hung
-from segserve_operator.core.rollout.decisions import News, caught_up, standing_of
+from segserve_operator.core.rollout.counters import HungRequests
+from segserve_operator.core.rollout.decisions import DecisionInput, DecisionResult, caught_up, state_of
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Signal
-from segserve_operator.core.rollout.record import Record, Standing
-from segserve_operator.core.rollout.windows import look_between
+from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.rollout.windows import window_between
 from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
-if TYPE_CHECKING:
-    from segserve_operator.core.evidence import Look
-    from segserve_operator.core.gates.checks import Check
-    from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
-    from segserve_operator.core.models.requests import Request
-    from segserve_operator.core.rollout.decisions import Made
-
-WRITE_S: Final = 10.0
-"""A record is written so often at most, but for what decisions change."""
+WRITE_INTERVAL_S: Final = 10.0
+"""Shortest time between two writes of a record without a new decision."""
 SETTLED_S: Final = 10.0
-"""After a change of weight the split of requests proves nothing for so long."""
+"""Time after a change of weight in which the split of requests is not tested."""
 SPLIT: Final = SampleRatio()
 SPLIT_ODDS: Final = 1e4
-LONGEST_S: Final = 10.0
-"""What is under way for so long hangs, whatever the SLO says."""
+MAX_HUNG_AFTER_S: Final = 10.0
+"""A request in flight for this long hangs, whatever the SLO says."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rolled:
-    """What a pass makes of a model's rollout.
+class RolloutUpdate:
+    """The outcome of one pass for a model's rollout.
 
-    `records` are those of rollouts that saw something new. `retried`: a failed candidate is to be tried again; `left`:
-    the stable revision is to be left for the previous one, without any rollout under way.
+    `records` are those with new evidence. `retry`: a failed candidate is tried again. `return_to_previous`: the stable
+    revision is replaced by the previous one although no rollout is in progress.
     """
 
-    standing: Standing | None = None
+    state: RolloutState | None = None
     records: tuple[Record, ...] = ()
     checks: tuple[Check, ...] = ()
     handled: tuple[str, ...] = ()
-    told: tuple[Notice, ...] = ()
-    retried: bool = False
-    left: bool = False
+    events: tuple[Event, ...] = ()
+    retry: bool = False
+    return_to_previous: bool = False
 
 
-def roll(model: ModelObserved, roles: Roles, world: Observed) -> Rolled:
-    """Take a model's rollout one look further; `roles` are those that the spec and the servers ask for."""
-    standing, ended = _current(model, roles, world)
-    if standing is None or standing.ended:
-        rolled, granted = _answered(model, roles, standing, ())
+def advance(model: ModelObserved, roles: Roles, world: Observed) -> RolloutUpdate:
+    """Advance a model's rollout by one window of evidence; `roles` follow from the spec and the servers."""
+    state, superseded = _current(model, roles, world)
+    if state is None or state.ended:
+        update, request = _handle_request(model, roles, state, ())
         return replace(
-            rolled,
-            records=(*ended, *_behind(standing, world)),
-            left=granted is not None and granted.verb == "rollback",
+            update,
+            records=(*superseded, *_unfinished_record(state, world)),
+            return_to_previous=request is not None and request.verb == "rollback",
         )
-    record = _record(standing, roles, model, world)
-    rolled, granted = _answered(model, roles, standing, tuple(map(gate_name, record.policy.gates)))
-    made = _step(standing, record, roles, model, world, granted)
-    after, taken = _told(standing, made, roles), made.record
-    if made.changed or is_due(record, world):
-        taken = decisions.with_verdicts(taken, after.skipped)
+    record = _record(state, roles, model, world)
+    update, request = _handle_request(model, roles, state, tuple(map(gate_name, record.policy.gates)))
+    result, after = _decide(state, record, roles, model, world, request)
+    latest = result.record
+    if result.changed or is_due(record, world):
+        latest = decisions.with_verdicts(latest, after.skipped)
     else:
-        after = replace(after, reason=standing.reason or after.reason, message=standing.message or after.message)
-    return replace(rolled, standing=after, records=(*ended, taken))
+        # Reason and message change only together with a write, so that a status is not rewritten every second.
+        after = replace(after, reason=state.reason or after.reason, message=state.message or after.message)
+    return replace(update, state=after, records=(*superseded, latest))
 
 
-def _current(model: ModelObserved, roles: Roles, world: Observed) -> tuple[Standing | None, tuple[Record, ...]]:
-    """Return the rollout that is under way now, and the record of one that another has taken the place of."""
-    standing = model.status.rollout
+def with_checks(update: RolloutUpdate, roles: Roles, model: ModelObserved, world: Observed) -> RolloutUpdate:
+    """Return the update with the checks to run; `roles` are the new ones, which say what groups to check."""
+    state = update.state
+    record = next((record for record in update.records if state and record.name == state.rollout), None)
+    if state is None or record is None:
+        return update
+    return replace(update, checks=checks(state, record, roles, model, world))
+
+
+def unchanged(model: ModelObserved, world: Observed) -> RolloutUpdate:
+    """Return the rollout as it is, for a model whose status cannot be written; its checks continue meanwhile."""
+    state = model.status.rollout
+    update = RolloutUpdate(state=state, handled=model.status.handled)
+    record = world.records.get(state.rollout) if state is not None else None
+    if state is None or record is None:
+        return update
+    return replace(update, checks=checks(state, record, model.roles, model, world))
+
+
+def is_due(record: Record, world: Observed, *, active: bool = True) -> bool:
+    """Tell whether to write a record: at once after a decision, otherwise every `WRITE_INTERVAL_S` while active."""
+    written = world.written.get(record.name)
+    if written is None or written[0] < record.sequence:
+        return True
+    return active and abs(world.now_s - written[1]) >= WRITE_INTERVAL_S
+
+
+def _current(model: ModelObserved, roles: Roles, world: Observed) -> tuple[RolloutState | None, tuple[Record, ...]]:
+    """Return the rollout in progress, and the final record of one that it supersedes."""
+    state = model.status.rollout
     ended: tuple[Record, ...] = ()
-    if standing is not None and not standing.ended and not is_about(standing, roles):
-        made = _step(standing, _record(standing, roles, model, world), roles, model, world, None)
-        standing, ended = _told(standing, made, roles), (made.record,)
-    return (_begun(roles, world) if _begins(standing, model, roles) else standing), ended
+    if state is not None and not state.ended and not is_about(state, roles):
+        result, state = _decide(state, _record(state, roles, model, world), roles, model, world, None)
+        ended = (result.record,)
+    return (_started(roles, world) if _starts(state, model, roles) else state), ended
 
 
-def _answered(
-    model: ModelObserved, roles: Roles, standing: Standing | None, gates: tuple[str, ...]
-) -> tuple[Rolled, Request | None]:
-    """Return what becomes of the next request of people, and the request itself where it is granted."""
-    handled = model.status.handled
-    request = next_request(model.annotations, handled)
-    if request is None:
-        return Rolled(standing, handled=handled), None
-    refused = refusal(request, standing, roles, gates)
-    if refused is not None:
-        notice = Notice("Warning", "RequestRefused", refused)
-    else:
-        notice = Notice("Normal", "RequestTaken", request.text)
-    retried = refused is None and request.verb == "retry"
-    rolled = Rolled(standing, handled=with_handled(handled, request), told=(notice,), retried=retried)
-    return rolled, request if refused is None else None
-
-
-def with_checks(rolled: Rolled, roles: Roles, model: ModelObserved, world: Observed) -> Rolled:
-    """Return it with what is to be found out, once it is known which groups the roles are in from now on."""
-    standing = rolled.standing
-    record = next((record for record in rolled.records if standing and record.name == standing.rollout), None)
-    if standing is None or record is None:
-        return rolled
-    return replace(rolled, checks=checks(standing, record, roles, model, world))
-
-
-def unchanged(model: ModelObserved, world: Observed) -> Rolled:
-    """Return a rollout as it is, of a model that could not be written down; what it has found out goes on meanwhile."""
-    standing = model.status.rollout
-    rolled = Rolled(standing=standing, handled=model.status.handled)
-    record = world.records.get(standing.rollout) if standing is not None else None
-    if standing is None or record is None:
-        return rolled
-    return replace(rolled, checks=checks(standing, record, model.roles, model, world))
-
-
-def _behind(standing: Standing | None, world: Observed) -> tuple[Record, ...]:
-    """Return the record of a rollout that has ended where that is not in it yet: a process ended at that moment."""
-    record = world.records.get(standing.rollout) if standing is not None else None
-    if standing is None or record is None or record.sequence >= standing.sequence:
-        return ()
-    return (caught_up(record, standing),)
-
-
-def _begins(standing: Standing | None, model: ModelObserved, roles: Roles) -> bool:
-    """Tell whether a rollout is to begin: somebody's requests are at stake, and the candidate has servers."""
+def _starts(state: RolloutState | None, model: ModelObserved, roles: Roles) -> bool:
+    """Tell whether a rollout starts: there is traffic to protect, and the candidate has servers."""
     candidate = roles.candidate
     if model.wanted is None or model.wanted.policy is None or roles.stable is None or candidate is None:
         return False
     if candidate.group is None or candidate.failure is not None:
         return False
-    return standing is None or standing.ended or standing.revision != candidate.revision
+    return state is None or state.ended or state.revision != candidate.revision
 
 
-def _begun(roles: Roles, world: Observed) -> Standing:
+def _started(roles: Roles, world: Observed) -> RolloutState:
     assert roles.candidate is not None
     revision, now_s = roles.candidate.revision, world.now_s
     name = f"{revision}-{int(now_s):08x}"
-    return Standing(name, revision, started_s=now_s, since_s=now_s, step_since_s=now_s)
+    return RolloutState(name, revision, started_s=now_s, since_s=now_s, step_since_s=now_s)
 
 
-def _record(standing: Standing, roles: Roles, model: ModelObserved, world: Observed) -> Record:
-    """Return the rollout's record, in agreement with the status; a new one where there is none (any more)."""
-    found = world.records.get(standing.rollout)
-    if found is None:
+def _handle_request(
+    model: ModelObserved, roles: Roles, state: RolloutState | None, gates: tuple[str, ...]
+) -> tuple[RolloutUpdate, Request | None]:
+    """Return the outcome of the next request made by annotation, and the request itself if it is granted."""
+    handled = model.status.handled
+    request = next_request(model.annotations, handled)
+    if request is None:
+        return RolloutUpdate(state, handled=handled), None
+    refused = refusal(request, state, roles, gates)
+    if refused is not None:
+        event = Event("Warning", "RequestRefused", refused)
+    else:
+        event = Event("Normal", "RequestTaken", request.text)
+    retry = refused is None and request.verb == "retry"
+    update = RolloutUpdate(state, handled=with_handled(handled, request), events=(event,), retry=retry)
+    return update, request if refused is None else None
+
+
+def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Observed) -> Record:
+    """Return the rollout's record in agreement with the status; a new one if there is none."""
+    record = world.records.get(state.rollout)
+    if record is None:
         wanted = model.wanted
-        found = Record(
-            name=standing.rollout,
+        record = Record(
+            name=state.rollout,
             model=model.name,
             stable=roles.stable.revision if roles.stable is not None else "",
-            candidate=standing.revision,
+            candidate=state.revision,
             policy=(wanted.policy if wanted is not None else None) or RolloutPolicy(),
             slo=(wanted.slo if wanted is not None else None) or Slo(),
-            progress=Progress.begun(standing.started_s),
+            progress=Progress.begun(state.started_s),
         )
-    return caught_up(found, standing)
+    return caught_up(record, state)
 
 
-def _step(
-    standing: Standing, record: Record, roles: Roles, model: ModelObserved, world: Observed, granted: Request | None
-) -> Made:
-    record = replace(record, verdicts=verdicts_with(record, standing, model, world))
-    record, look = _looked(record, standing, roles, model, world)
-    record = _with_split(record, standing, look, world.now_s)
-    heard = hear(record, standing, roles, model, world)
-    verb = granted.verb if granted is not None else ""
-    asked = {"abort": Signal.ABORT, "rollback": Signal.ABORT, "promote": Signal.PROMOTE, "resume": Signal.ADVANCE}
-    skipped = (*standing.skipped, granted.gate) if granted is not None and verb == "skip-gate" else standing.skipped
-    news = News(
+def _unfinished_record(state: RolloutState | None, world: Observed) -> tuple[Record, ...]:
+    """Return the record of an ended rollout that lacks its last decision: the process stopped before writing it."""
+    record = world.records.get(state.rollout) if state is not None else None
+    if state is None or record is None or record.sequence >= state.sequence:
+        return ()
+    return (caught_up(record, state),)
+
+
+def _decide(
+    state: RolloutState, record: Record, roles: Roles, model: ModelObserved, world: Observed, request: Request | None
+) -> tuple[DecisionResult, RolloutState]:
+    """Return the decision on all that is known now, and the state that follows from it."""
+    record = replace(record, verdicts=verdicts_with(record, state, model, world))
+    record, window = _with_window(record, state, roles, model, world)
+    record = _with_split(record, state, window, world.now_s)
+    verb = request.verb if request is not None else ""
+    skipped = (*state.skipped, request.gate) if request is not None and verb == "skip-gate" else state.skipped
+    signals = gather_signals(record, state, roles, model, world)
+    inputs = DecisionInput(
         now_s=world.now_s,
-        heard=replace(heard, asked=int(asked.get(verb, Signal.NONE))),
-        look=look,
-        paused=verb == "pause" or (standing.paused and verb != "resume"),
+        signals=replace(signals, asked=int(VERB_SIGNALS.get(verb, Signal.NONE))),
+        window=window,
+        paused=verb == "pause" or (state.paused and verb != "resume"),
         skipped=skipped,
-        actor=granted.text if granted is not None else "segserve",
+        actor=request.text if request is not None else "segserve",
     )
-    made = decisions.make(record, news)
-    return made if not made.changed else decisions.told(made, *story(standing, made, roles))
+    result = decisions.decide(record, inputs)
+    reason, message = explanation(state, result, roles)
+    if result.changed:
+        result = decisions.with_reason(result, reason, message)
+    elif not _is_split_as_written(result.record):
+        reason, message = SPLIT_EXPLANATION
+    after = replace(state_of(result.record, state.revision), skipped=result.skipped, reason=reason, message=message)
+    return result, after
 
 
-def _looked(
-    record: Record, standing: Standing, roles: Roles, model: ModelObserved, world: Observed
-) -> tuple[Record, Look | None]:
-    """Return what the gateways have counted since the last look; no look where none of them answers."""
+def _with_window(
+    record: Record, state: RolloutState, roles: Roles, model: ModelObserved, world: Observed
+) -> tuple[Record, EvidenceWindow | None]:
+    """Return the record with the gateways' latest counters, and the window since the former ones if there are any."""
     sample = world.samples.get(model.name)
     if not sample or sample == record.seen:
         return record, None
-    looked = look_between(
+    counted = window_between(
         record.seen,
         sample,
-        *groups_of(standing, roles),
-        hung=record.hung or Hung(),
+        *groups_of(state, roles),
+        hung=record.hung or HungRequests(),
         slow_after_s=_hung_after_s(record.slo),
     )
-    return replace(record, seen=looked.seen, hung=looked.hung), looked.look if record.seen else None
+    return replace(record, seen=counted.seen, hung=counted.hung), counted.window if record.seen else None
 
 
 def _hung_after_s(slo: Slo) -> float:
-    """Return after how long a request that is under way counts as one that hangs."""
+    """Return the seconds in flight after which a request counts as hung."""
     promised_ms = slo.p99_milliseconds or slo.p95_milliseconds
-    return LONGEST_S if promised_ms is None else min(max(4 * promised_ms / 1000, 1.0), LONGEST_S)
+    return MAX_HUNG_AFTER_S if promised_ms is None else min(max(4 * promised_ms / 1000, 1.0), MAX_HUNG_AFTER_S)
 
 
-def _with_split(record: Record, standing: Standing, look: Look | None, now_s: float) -> Record:
-    """Take a look into the test of the weights, but those at a change: gateways and long requests take their time."""
-    if look is None or not 0 < standing.weight < 100 or 0 <= now_s - standing.step_since_s < SETTLED_S:
+def _with_split(record: Record, state: RolloutState, window: EvidenceWindow | None, now_s: float) -> Record:
+    """Add a window to the test of the split, except just after a change of weight: requests then lag behind it."""
+    if window is None or not 0 < state.weight < 100 or 0 <= now_s - state.step_since_s < SETTLED_S:
         return record
     split = record.split or SPLIT.start()
-    return replace(record, split=SPLIT.update(split, np.array(float(standing.weight)), look.requests))
+    return replace(record, split=SPLIT.update(split, np.array(float(state.weight)), window.requests))
 
 
 def _is_split_as_written(record: Record) -> bool:
     return record.split is None or float(SPLIT.evidence(record.split)) < np.log(SPLIT_ODDS)
-
-
-def _told(before: Standing, made: Made, roles: Roles) -> Standing:
-    reason, message = story(before, made, roles)
-    if not made.changed and not _is_split_as_written(made.record):
-        reason, message = SPLIT_STORY
-    after = standing_of(made.record, before.revision)
-    return replace(after, skipped=made.skipped, reason=reason, message=message)
-
-
-def is_due(record: Record, world: Observed, *, active: bool = True) -> bool:
-    """Tell whether a record is to be written: what was decided at once, what only was seen now and then."""
-    written = world.written.get(record.name)
-    if written is None or written[0] < record.sequence:
-        return True
-    return active and abs(world.now_s - written[1]) >= WRITE_S

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.protocol import ModelState
-from segserve_operator.core.models.observed import ModelStatus, Statement
+from segserve_operator.core.models.observed import ModelStatus, ObservedCondition
 from segserve_operator.core.models.roles import settling
 from segserve_operator.core.models.slo import slo_of, word
 from segserve_operator.core.models.slots import GROUPS_AT_ONCE
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from segserve_builder.agent.protocol import ModelReport
-    from segserve_operator.core.models.advance import Rolled
+    from segserve_operator.core.models.advance import RolloutUpdate
     from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
     from segserve_operator.core.models.slo import SloWatch
-    from segserve_operator.core.rollout.record import Standing
+    from segserve_operator.core.rollout.record import RolloutState
 
 ARTIFACT_REASONS: Final = frozenset(
     {
@@ -39,34 +39,34 @@ GOLDEN_REASONS: Final = frozenset({"GoldenFailed", "NonFinite"})
 
 
 def status_of(
-    model: ModelObserved, roles: Roles, rolled: Rolled, watches: Mapping[str, SloWatch], world: Observed
+    model: ModelObserved, roles: Roles, update: RolloutUpdate, watches: Mapping[str, SloWatch], world: Observed
 ) -> ModelStatus:
     """Return the status of a model whose roles and rollout were just decided."""
     slo, watch = slo_of(model), watches.get(model.name)
     return ModelStatus(
         observed_generation=model.generation,
         roles=roles,
-        statements=_statements(model, roles, rolled.standing, world),
-        weight=_weight(roles, rolled.standing),
+        conditions=_conditions(model, roles, update.state, world),
+        weight=_weight(roles, update.state),
         url=f"{world.gateway_url}/v2/models/{model.name}" if roles.stable is not None else "",
-        rollout=rolled.standing,
-        handled=rolled.handled,
+        rollout=update.state,
+        handled=update.handled,
         slo=word(watch, slo, world.now_s) if slo is not None and watch is not None else "",
     )
 
 
-def _weight(roles: Roles, standing: Standing | None) -> int:
-    if roles.candidate is None and standing is not None and standing.phase is Phase.BAKING:
-        return standing.weight
+def _weight(roles: Roles, state: RolloutState | None) -> int:
+    if roles.candidate is None and state is not None and state.phase is Phase.BAKING:
+        return state.weight
     if roles.candidate is None:
         return 100 if roles.stable is not None else 0
-    rolls = standing is not None and not standing.ended and standing.revision == roles.candidate.revision
-    return standing.weight if standing is not None and rolls else 0
+    rolls = state is not None and not state.ended and state.revision == roles.candidate.revision
+    return state.weight if state is not None and rolls else 0
 
 
-def _statements(
-    model: ModelObserved, roles: Roles, standing: Standing | None, world: Observed
-) -> tuple[Statement, ...]:
+def _conditions(
+    model: ModelObserved, roles: Roles, state: RolloutState | None, world: Observed
+) -> tuple[ObservedCondition, ...]:
     newest = _newest(roles, world)
     serving = _serving(model, roles, world)
     problem = _problem(roles, newest, world)
@@ -76,7 +76,7 @@ def _statements(
         _golden(roles, newest),
         serving,
         _ready(model, serving),
-        _progressing(model, roles, standing, newest, world),
+        _progressing(model, roles, state, newest, world),
         _degraded(model, roles, newest, serving, problem),
     )
 
@@ -108,113 +108,113 @@ def _failed(roles: Roles, report: ModelReport | None) -> tuple[str, str] | None:
     return None
 
 
-def _artifact(roles: Roles, report: ModelReport | None) -> Statement:
+def _artifact(roles: Roles, report: ModelReport | None) -> ObservedCondition:
     failed = _failed(roles, report)
     if failed is not None and failed[0] in ARTIFACT_REASONS:
-        return Statement("ArtifactVerified", "False", *failed)
+        return ObservedCondition("ArtifactVerified", "False", *failed)
     if report is not None and report.artifact_verified:
-        return Statement("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names")
-    return Statement("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet")
+        return ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names")
+    return ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet")
 
 
-def _loaded(roles: Roles, report: ModelReport | None, problem: tuple[str, str] | None) -> Statement:
+def _loaded(roles: Roles, report: ModelReport | None, problem: tuple[str, str] | None) -> ObservedCondition:
     if report is not None and report.loaded:
-        return Statement("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision")
+        return ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision")
     failed = _failed(roles, report) or problem
     if failed is not None and failed[0] not in ARTIFACT_REASONS | GOLDEN_REASONS:
-        return Statement("RevisionLoaded", "False", *failed)
-    return Statement("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet")
+        return ObservedCondition("RevisionLoaded", "False", *failed)
+    return ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet")
 
 
-def _golden(roles: Roles, report: ModelReport | None) -> Statement:
+def _golden(roles: Roles, report: ModelReport | None) -> ObservedCondition:
     failed = _failed(roles, report)
     if failed is not None and failed[0] in GOLDEN_REASONS:
-        return Statement("GoldenPassed", "False", *failed)
+        return ObservedCondition("GoldenPassed", "False", *failed)
     if report is None or report.proof is None:
-        return Statement("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet")
+        return ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet")
     if report.proof == "golden":
-        return Statement("GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance")
+        return ObservedCondition("GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance")
     text = "no golden set: a built-in image proved that the pipeline runs, and that its answer is finite and repeatable"
-    return Statement("GoldenPassed", "True", "BuiltinOnly", text)
+    return ObservedCondition("GoldenPassed", "True", "BuiltinOnly", text)
 
 
-def _serving(model: ModelObserved, roles: Roles, world: Observed) -> Statement:
+def _serving(model: ModelObserved, roles: Roles, world: Observed) -> ObservedCondition:
     stable = roles.stable
     if stable is None:
-        return Statement("TrafficReady", "False", "NoStable", "no revision has answered its golden images yet")
+        return ObservedCondition("TrafficReady", "False", "NoStable", "no revision has answered its golden images yet")
     group = world.groups.get(stable.group)
     if group is None or not group.endpoints(stable.revision):
         report = group.report(stable.revision) if group is not None else None
         why = f": {report.message}" if report is not None and report.message else ""
         text = f"no server of group {stable.group} answers {stable.revision}{why}"
-        return Statement("TrafficReady", "False", "NoServer", text)
+        return ObservedCondition("TrafficReady", "False", "NoServer", text)
     if not world.traffic.answering:
-        return Statement("TrafficReady", "False", "NoGateway", "no gateway takes requests")
+        return ObservedCondition("TrafficReady", "False", "NoGateway", "no gateway takes requests")
     share = world.traffic.share(model.name, stable.group)
     if share is not None and share.revision == stable.revision and share.weight and share.endpoints:
         part = "all" if share.weight == 100 else f"{share.weight} % of"
         text = f"{stable.revision} in group {stable.group} gets {part} requests"
-        return Statement("TrafficReady", "True", "Serving", text)
+        return ObservedCondition("TrafficReady", "True", "Serving", text)
     text = f"the gateway does not send requests to {stable.revision} yet"
     if _served(model) and model.roles.stable is not None:
         # What served before is let go only once nobody calls it: callers notice nothing of the change.
-        return Statement("TrafficReady", "True", "Switching", text)
-    return Statement("TrafficReady", "False", "Routing", text)
+        return ObservedCondition("TrafficReady", "True", "Switching", text)
+    return ObservedCondition("TrafficReady", "False", "Routing", text)
 
 
 def _served(model: ModelObserved) -> bool:
-    return any(said.type == "TrafficReady" and said.status == "True" for said in model.status.statements)
+    return any(said.type == "TrafficReady" and said.status == "True" for said in model.status.conditions)
 
 
-def _ready(model: ModelObserved, serving: Statement) -> Statement:
+def _ready(model: ModelObserved, serving: ObservedCondition) -> ObservedCondition:
     if model.deleting:
-        return Statement("Ready", "False", "Deleting", "the model is being deleted")
-    return Statement("Ready", serving.status, serving.reason, serving.message)
+        return ObservedCondition("Ready", "False", "Deleting", "the model is being deleted")
+    return ObservedCondition("Ready", serving.status, serving.reason, serving.message)
 
 
 def _progressing(
-    model: ModelObserved, roles: Roles, standing: Standing | None, report: ModelReport | None, world: Observed
-) -> Statement:
+    model: ModelObserved, roles: Roles, state: RolloutState | None, report: ModelReport | None, world: Observed
+) -> ObservedCondition:
     candidate = roles.candidate
     if model.deleting:
-        return Statement("Progressing", "True", "Deleting", "requests end first, then servers let the model go")
-    if standing is not None and not standing.ended and standing.phase is not Phase.PENDING:
-        text = f"{standing.revision} gets {standing.weight} % of requests: {standing.message or 'all is well'}"
-        return Statement("Progressing", "True", standing.phase.label, text)
+        return ObservedCondition("Progressing", "True", "Deleting", "requests end first, then servers let the model go")
+    if state is not None and not state.ended and state.phase is not Phase.PENDING:
+        text = f"{state.revision} gets {state.weight} % of requests: {state.message or 'all is well'}"
+        return ObservedCondition("Progressing", "True", state.phase.label, text)
     if candidate is None or candidate.failure is not None:
         return _settling(roles, world)
     if candidate.group is None:
         text = f"{candidate.revision} waits for its turn: {GROUPS_AT_ONCE} candidates are proved at a time"
-        return Statement("Progressing", "True", "Queued", text)
+        return ObservedCondition("Progressing", "True", "Queued", text)
     if report is None:
-        return Statement("Progressing", "True", "Starting", f"group {candidate.group} starts for {candidate.revision}")
+        return ObservedCondition("Progressing", "True", "Starting", f"group {candidate.group} starts for {candidate.revision}")
     why = f": {report.message}" if report.message else ""
     group = world.groups.get(candidate.group or "")
     if report.state is ModelState.READY and group is not None:
         why = f": {len(group.proved(candidate.revision))} of {group.wanted} servers answer"
-    return Statement("Progressing", "True", report.state.value, f"{candidate.revision} in group {candidate.group}{why}")
+    return ObservedCondition("Progressing", "True", report.state.value, f"{candidate.revision} in group {candidate.group}{why}")
 
 
-def _settling(roles: Roles, world: Observed) -> Statement:
+def _settling(roles: Roles, world: Observed) -> ObservedCondition:
     main = world.groups.get(world.main)
     if roles.stable is None or main is None or not settling(roles, world.main):
-        return Statement("Progressing", "False", "Idle", "nothing is under way")
+        return ObservedCondition("Progressing", "False", "Idle", "nothing is under way")
     why = f": {main.problem.message}" if main.problem is not None else ""
-    return Statement("Progressing", "True", "Settling", f"{roles.stable.revision} moves into {world.main}{why}")
+    return ObservedCondition("Progressing", "True", "Settling", f"{roles.stable.revision} moves into {world.main}{why}")
 
 
 def _degraded(
     model: ModelObserved,
     roles: Roles,
     report: ModelReport | None,
-    serving: Statement,
+    serving: ObservedCondition,
     problem: tuple[str, str] | None,
-) -> Statement:
+) -> ObservedCondition:
     if model.problem is not None:
-        return Statement("Degraded", "True", model.problem.reason, model.problem.message)
+        return ObservedCondition("Degraded", "True", model.problem.reason, model.problem.message)
     failed = _failed(roles, report) or problem
     if failed is not None:
-        return Statement("Degraded", "True", *failed)
+        return ObservedCondition("Degraded", "True", *failed)
     if roles.stable is not None and serving.status == "False" and serving.reason in ("NoServer", "NoGateway"):
-        return Statement("Degraded", "True", serving.reason, serving.message)
-    return Statement("Degraded", "False", "AsWanted", "nothing is wrong")
+        return ObservedCondition("Degraded", "True", serving.reason, serving.message)
+    return ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong")

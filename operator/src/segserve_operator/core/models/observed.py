@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from segserve_operator.core.models.self_test import SelfTest
     from segserve_operator.core.models.slo import SloWatch
     from segserve_operator.core.rollout.counters import Sample
-    from segserve_operator.core.rollout.record import Record, Standing
+    from segserve_operator.core.rollout.record import Record, RolloutState
     from segserve_operator.core.traffic import Endpoint
 
 MAIN: Final = "main"
@@ -27,7 +27,7 @@ Truth = Literal["True", "False", "Unknown"]
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class RoleHolder:
     """A revision that has a role, the group that holds it, and since when (Unix seconds) it has the role."""
 
     revision: str
@@ -49,11 +49,11 @@ class Candidate:
 class Roles:
     """What each revision is to its model now."""
 
-    stable: Holder | None = None
+    stable: RoleHolder | None = None
     candidate: Candidate | None = None
-    previous: Holder | None = None
+    previous: RoleHolder | None = None
 
-    def held(self) -> tuple[tuple[str, str], ...]:
+    def loaded_revisions(self) -> tuple[tuple[str, str], ...]:
         """Return the (group, revision) pairs that the roles keep loaded."""
         holders = [(h.group, h.revision) for h in (self.stable, self.previous) if h is not None]
         if self.candidate is not None and self.candidate.group is not None:
@@ -66,7 +66,7 @@ class Roles:
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class ObservedCondition:
     """One condition without its times: `reason` is one CamelCase word."""
 
     type: str
@@ -85,10 +85,10 @@ class ModelStatus:
 
     observed_generation: int = 0
     roles: Roles = Roles()
-    statements: tuple[Statement, ...] = ()
+    conditions: tuple[ObservedCondition, ...] = ()
     weight: int = 0
     url: str = ""
-    rollout: Standing | None = None
+    rollout: RolloutState | None = None
     handled: tuple[str, ...] = ()
     slo: str = ""
 
@@ -213,7 +213,7 @@ class PoolStatus:
     """What a pool's status records. `servers` counts the main group's that are ready."""
 
     observed_generation: int = 0
-    statements: tuple[Statement, ...] = ()
+    conditions: tuple[ObservedCondition, ...] = ()
     main_group: str = ""
     servers: int = 0
     models: int = 0

@@ -22,15 +22,15 @@ from segserve_operator.core.models.actions import (
     SetTraffic,
     StartGroup,
     StopGroup,
-    Tell,
-    TellOfPool,
+    EmitEvent,
+    EmitPoolEvent,
 )
-from segserve_operator.core.models.advance import Rolled, is_due, unchanged
+from segserve_operator.core.models.advance import RolloutUpdate, is_due, unchanged
 from segserve_operator.core.models.conditions import status_of
-from segserve_operator.core.models.events import notices
-from segserve_operator.core.models.pool import pool_notices, pool_status
+from segserve_operator.core.models.events import status_events
+from segserve_operator.core.models.pool import pool_events, pool_status
 from segserve_operator.core.models.roles import assigned_model, next_roles, settling
-from segserve_operator.core.models.rollout_events import rollout_notices
+from segserve_operator.core.models.rollout_events import rollout_events
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.slots import turns
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
     from segserve_operator.core.gates.base import Verdict
     from segserve_operator.core.gates.checks import Check
-    from segserve_operator.core.models.events import Notice
+    from segserve_operator.core.models.events import Event
     from segserve_operator.core.models.observed import (
         Candidate,
-        Holder,
+        RoleHolder,
         ModelObserved,
         ModelStatus,
         Observed,
@@ -54,11 +54,11 @@ if TYPE_CHECKING:
     )
     from segserve_operator.core.models.self_test import SelfTest
     from segserve_operator.core.models.slo import SloWatch
-    from segserve_operator.core.rollout.record import Record, Standing
+    from segserve_operator.core.rollout.record import Record, RolloutState
 
 
 @dataclass(frozen=True, slots=True)
-class Desired:
+class DesiredState:
     """The world as it should be now. Groups that are not named here end.
 
     `records` are the rollouts' as they are after this pass, `checks` what is to be found out, `answers` by model
@@ -74,12 +74,12 @@ class Desired:
     pool: PoolStatus | None
     records: Mapping[str, Record]
     checks: tuple[Check, ...]
-    answers: Mapping[str, tuple[Notice, ...]]
+    answers: Mapping[str, tuple[Event, ...]]
     watches: Mapping[str, SloWatch]
     self_tests: Mapping[str, SelfTest]
 
 
-def decide(world: Observed, unrecorded: frozenset[str] = frozenset()) -> Desired:
+def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> DesiredState:
     """Return the world as it should be, from the world as it is.
 
     The models `unrecorded` could not have their roles written down: they stay as they are.
@@ -92,26 +92,26 @@ def decide(world: Observed, unrecorded: frozenset[str] = frozenset()) -> Desired
         for model in world.models
     }
     roles = {name: found for name, (found, _) in decided.items()}
-    rolled = {name: found for name, (_, found) in decided.items()}
+    updates = {name: found for name, (_, found) in decided.items()}
     seen = watches(world.models, world)
     held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
     forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
-    return Desired(
-        statuses={m.name: status_of(m, roles[m.name], rolled[m.name], seen, world) for m in world.models},
+    return DesiredState(
+        statuses={m.name: status_of(m, roles[m.name], updates[m.name], seen, world) for m in world.models},
         revisions=_records(roles, world),
         groups=_assignments(roles, world) if world.pool is not None else {},
-        traffic=_traffic(roles, rolled, world) if world.pool is not None else None,
+        traffic=_traffic(roles, updates, world) if world.pool is not None else None,
         forgotten=forgotten,
         pool=pool_status(world),
-        records={record.name: record for each in rolled.values() for record in each.records},
-        checks=tuple(check for each in rolled.values() for check in each.checks),
-        answers={name: each.told for name, each in rolled.items() if each.told},
+        records={record.name: record for each in updates.values() for record in each.records},
+        checks=tuple(check for each in updates.values() for check in each.checks),
+        answers={name: update.events for name, update in updates.items() if update.events},
         watches=seen,
         self_tests=self_tests(world.models, world),
     )
 
 
-def intents(desired: Desired, world: Observed) -> dict[str, list[Intent]]:
+def intents(desired: DesiredState, world: Observed) -> dict[str, list[Intent]]:
     """Return by model what has to be written down, in this order, before any effect of it."""
     found: dict[str, list[Intent]] = {}
     owners = {revision: assigned.model for revision, assigned in desired.revisions.items()}
@@ -121,25 +121,25 @@ def intents(desired: Desired, world: Observed) -> dict[str, list[Intent]]:
     for model in world.models:
         status = desired.statuses[model.name]
         if status != model.status:
-            about = (*desired.answers.get(model.name, ()), *notices(model.status, status))
-            told = (Tell(model.name, notice) for notice in (*about, *_of_rollout(model, desired)))
+            about = (*desired.answers.get(model.name, ()), *status_events(model.status, status))
+            told = (EmitEvent(model.name, event) for event in (*about, *_of_rollout(model, desired)))
             found.setdefault(model.name, []).extend([*told, SaveStatus(model.name, status)])
     return found
 
 
-def _of_rollout(model: ModelObserved, desired: Desired) -> tuple[Notice, ...]:
+def _of_rollout(model: ModelObserved, desired: DesiredState) -> tuple[Event, ...]:
     status = desired.statuses[model.name]
-    return rollout_notices(model.status.rollout, status.rollout, _verdicts(desired, status))
+    return rollout_events(model.status.rollout, status.rollout, _verdicts(desired, status))
 
 
-def _verdicts(desired: Desired, status: ModelStatus) -> tuple[Verdict, ...]:
+def _verdicts(desired: DesiredState, status: ModelStatus) -> tuple[Verdict, ...]:
     record = desired.records.get(status.rollout.rollout) if status.rollout is not None else None
     if record is None:
         return ()
     return record.verdicts
 
 
-def effects(desired: Desired, world: Observed) -> Iterator[Effect]:
+def effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
     """Yield the writes that turn the world into the desired one, in the order in which they are safe.
 
     Servers hold a revision before requests go to it, and what nobody calls any more is removed last. Nothing is
@@ -159,11 +159,11 @@ def effects(desired: Desired, world: Observed) -> Iterator[Effect]:
     yield from map(Forget, desired.forgotten)
     yield from map(DropRevision, sorted(world.revisions.keys() - desired.revisions.keys()))
     if world.pool is not None and desired.pool is not None and desired.pool != world.pool.status:
-        yield from map(TellOfPool, pool_notices(world.pool.status, desired.pool))
+        yield from map(EmitPoolEvent, pool_events(world.pool.status, desired.pool))
         yield SavePoolStatus(desired.pool)
 
 
-def _record_effects(desired: Desired, world: Observed) -> Iterator[Effect]:
+def _record_effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
     """Yield the writes of records: at once what was decided, and now and then what was seen."""
     roles = {model.name: model.roles for model in world.models}
     for record in {**world.records, **desired.records}.values():
@@ -181,7 +181,7 @@ def _record_effects(desired: Desired, world: Observed) -> Iterator[Effect]:
             yield Announce(model.name, status.rollout, told, status.url)
 
 
-def _group_effects(desired: Desired, world: Observed) -> Iterator[Effect]:
+def _group_effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
     for group, assignment in desired.groups.items():
         if group not in world.groups or not world.groups[group].intact:
             yield StartGroup(group)
@@ -192,7 +192,7 @@ def _group_effects(desired: Desired, world: Observed) -> Iterator[Effect]:
 
 def _wanted_holdings(roles: Mapping[str, Roles], main: str) -> set[tuple[str, str, str]]:
     """Return (group, model, revision) for all that the roles ask to be loaded."""
-    held = {(group, model, revision) for model, r in roles.items() for group, revision in r.held()}
+    held = {(group, model, revision) for model, r in roles.items() for group, revision in r.loaded_revisions()}
     moving = {
         (main, model, r.stable.revision) for model, r in roles.items() if r.stable is not None and settling(r, main)
     }
@@ -227,8 +227,8 @@ def _records(roles: Mapping[str, Roles], world: Observed) -> dict[str, AssignedM
     return records | {name: world.revisions[name] for name in loaded if name in world.revisions and name not in records}
 
 
-def _traffic(roles: Mapping[str, Roles], rolled: Mapping[str, Rolled], world: Observed) -> TrafficPlan:
-    routes = [_route(model, roles[model.name], rolled[model.name].standing, world) for model in world.models]
+def _traffic(roles: Mapping[str, Roles], updates: Mapping[str, RolloutUpdate], world: Observed) -> TrafficPlan:
+    routes = [_route(model, roles[model.name], updates[model.name].state, world) for model in world.models]
     main = world.groups.get(world.main)
     return TrafficPlan(
         routes=tuple(sorted((r for r in routes if r is not None), key=lambda route: route.model)),
@@ -236,16 +236,16 @@ def _traffic(roles: Mapping[str, Roles], rolled: Mapping[str, Rolled], world: Ob
     )
 
 
-def _route(model: ModelObserved, roles: Roles, standing: Standing | None, world: Observed) -> Route | None:
+def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world: Observed) -> Route | None:
     stable = roles.stable
     told = assigned_model(stable.revision, model, world) if stable is not None else None
     if stable is None or told is None:
         return None
     group = world.groups.get(stable.group)
     report = group.report(stable.revision) if group is not None else None
-    other, weight = _other_weight(roles, standing, world)
-    twin = weight == 0 and tests_itself(model)
-    shares = [replace(_share(stable.group, told, 100 - weight, world), twin=twin)]
+    other, weight = _other_weight(roles, state, world)
+    shadow = weight == 0 and tests_itself(model)
+    shares = [replace(_share(stable.group, told, 100 - weight, world), shadow=shadow)]
     for waiting in (roles.candidate, roles.previous):
         known = assigned_model(waiting.revision, model, world) if waiting is not None else None
         if waiting is None or waiting.group is None or known is None:
@@ -262,16 +262,16 @@ def _route(model: ModelObserved, roles: Roles, standing: Standing | None, world:
     )
 
 
-def _other_weight(roles: Roles, standing: Standing | None, world: Observed) -> tuple[Candidate | Holder | None, int]:
+def _other_weight(roles: Roles, state: RolloutState | None, world: Observed) -> tuple[Candidate | RoleHolder | None, int]:
     """Return who beside stable gets requests, and the percentage: nobody where no server of it answers."""
-    if standing is None or standing.ended:
+    if state is None or state.ended:
         return None, 0
-    other: Candidate | Holder | None = None
+    other: Candidate | RoleHolder | None = None
     weight = 0
-    if roles.candidate is not None and roles.candidate.revision == standing.revision:
-        other, weight = roles.candidate, standing.weight
-    elif standing.phase is Phase.BAKING and roles.stable is not None and roles.stable.revision == standing.revision:
-        other, weight = roles.previous, 100 - standing.weight
+    if roles.candidate is not None and roles.candidate.revision == state.revision:
+        other, weight = roles.candidate, state.weight
+    elif state.phase is Phase.BAKING and roles.stable is not None and roles.stable.revision == state.revision:
+        other, weight = roles.previous, 100 - state.weight
     group = world.groups.get(other.group or "") if other is not None else None
     answers = other is not None and group is not None and group.endpoints(other.revision)
     return (other, weight) if answers else (None, 0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from segserve_operator.core.models.events import troubles
-from segserve_operator.core.models.observed import PoolStatus, Statement
+from segserve_operator.core.models.events import condition_events
+from segserve_operator.core.models.observed import PoolStatus, ObservedCondition
 
 if TYPE_CHECKING:
     from segserve_operator.core.failure import Failure
-    from segserve_operator.core.models.events import Notice
+    from segserve_operator.core.models.events import Event
     from segserve_operator.core.models.observed import Observed
 
 
@@ -21,7 +21,7 @@ def pool_status(world: Observed) -> PoolStatus | None:
     ready = _ready(world)
     return PoolStatus(
         observed_generation=pool.generation,
-        statements=(ready, _progressing(world, ready), _degraded(world)),
+        conditions=(ready, _progressing(world, ready), _degraded(world)),
         main_group=pool.main,
         servers=_servers(world),
         models=len(world.models),
@@ -29,9 +29,9 @@ def pool_status(world: Observed) -> PoolStatus | None:
     )
 
 
-def pool_notices(before: PoolStatus | None, after: PoolStatus) -> tuple[Notice, ...]:
+def pool_events(before: PoolStatus | None, after: PoolStatus) -> tuple[Event, ...]:
     """Return what to tell of a change of a pool's status."""
-    return tuple(troubles(before.statements if before is not None else (), after.statements))
+    return tuple(condition_events(before.conditions if before is not None else (), after.conditions))
 
 
 def _servers(world: Observed) -> int:
@@ -39,32 +39,32 @@ def _servers(world: Observed) -> int:
     return sum(server.ready for server in main.servers) if main is not None else 0
 
 
-def _ready(world: Observed) -> Statement:
+def _ready(world: Observed) -> ObservedCondition:
     main = world.groups.get(world.main)
     wanted = main.wanted if main is not None else 1
     servers = _servers(world)
     if servers < wanted:
-        return Statement("Ready", "False", "WaitingForServers", f"{servers} of {wanted} servers of {world.main} answer")
+        return ObservedCondition("Ready", "False", "WaitingForServers", f"{servers} of {wanted} servers of {world.main} answer")
     if world.traffic.plan is None or not world.traffic.answering:
-        return Statement("Ready", "False", "NoGateway", "no gateway takes requests yet")
-    return Statement("Ready", "True", "Serving", f"{servers} of {wanted} servers of {world.main} answer")
+        return ObservedCondition("Ready", "False", "NoGateway", "no gateway takes requests yet")
+    return ObservedCondition("Ready", "True", "Serving", f"{servers} of {wanted} servers of {world.main} answer")
 
 
-def _progressing(world: Observed, ready: Statement) -> Statement:
+def _progressing(world: Observed, ready: ObservedCondition) -> ObservedCondition:
     moving = sum(m.roles.stable is not None and m.roles.stable.group != world.main for m in world.models)
     if moving:
         text = f"{moving} of {len(world.models)} models are not in {world.main} yet"
-        return Statement("Progressing", "True", "Moving", text)
+        return ObservedCondition("Progressing", "True", "Moving", text)
     if ready.status != "True":
-        return Statement("Progressing", "True", ready.reason, ready.message)
-    return Statement("Progressing", "False", "Idle", "nothing is under way")
+        return ObservedCondition("Progressing", "True", ready.reason, ready.message)
+    return ObservedCondition("Progressing", "False", "Idle", "nothing is under way")
 
 
-def _degraded(world: Observed) -> Statement:
+def _degraded(world: Observed) -> ObservedCondition:
     problem = _problem(world)
     if problem is None:
-        return Statement("Degraded", "False", "AsWanted", "nothing is wrong")
-    return Statement("Degraded", "True", problem.reason, problem.message)
+        return ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong")
+    return ObservedCondition("Degraded", "True", problem.reason, problem.message)
 
 
 def _problem(world: Observed) -> Failure | None:

@@ -1,21 +1,21 @@
-"""What people ask of a rollout by annotations: bound to a revision, and dealt with once."""
+"""Requests about a rollout, made by annotation: each names a revision and is handled once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.phases import Phase, Signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from segserve_operator.core.models.observed import Roles
-    from segserve_operator.core.rollout.record import Standing
+    from segserve_operator.core.rollout.record import RolloutState
 
 PREFIX: Final = "segserve.dev/"
 VERBS: Final = ("abort", "rollback", "pause", "promote", "resume", "skip-gate", "retry")
-"""In the order in which they are dealt with where several are there at once."""
+"""In the order in which several annotations are handled."""
 MAX_HANDLED: Final = 32
 _WATCHED: Final = (Phase.GOLDEN, Phase.PROGRESSING, Phase.QUARANTINED)
 PHASES: Final[Mapping[str, tuple[Phase, ...]]] = {
@@ -25,19 +25,26 @@ PHASES: Final[Mapping[str, tuple[Phase, ...]]] = {
     "promote": _WATCHED,
     "skip-gate": (Phase.PENDING, *_WATCHED, Phase.BAKING),
 }
-"""When each verb that is about a running rollout means anything."""
+"""The phases in which each verb about a rollout in progress is valid."""
+VERB_SIGNALS: Final[Mapping[str, Signal]] = {
+    "abort": Signal.ABORT,
+    "rollback": Signal.ABORT,
+    "promote": Signal.PROMOTE,
+    "resume": Signal.ADVANCE,
+}
+"""The signal that a verb sends to the engine; the others change the state itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One annotation: a verb, the revision that it is about, and for skip-gate the gate."""
+    """One annotation: a verb with the revision, and for skip-gate the gate, that it names."""
 
     verb: str
     value: str
 
     @property
     def text(self) -> str:
-        """What marks it as handled."""
+        """The text that marks it as handled."""
         return f"{self.verb}={self.value}"
 
     @property
@@ -53,7 +60,7 @@ class Request:
 
 
 def next_request(annotations: Mapping[str, str], handled: Iterable[str]) -> Request | None:
-    """Return the first request that was not dealt with yet."""
+    """Return the first request that has not been handled."""
     known = frozenset(handled)
     for verb in VERBS:
         if PREFIX + verb in annotations:
@@ -64,25 +71,25 @@ def next_request(annotations: Mapping[str, str], handled: Iterable[str]) -> Requ
 
 
 def with_handled(handled: tuple[str, ...], request: Request) -> tuple[str, ...]:
-    """Return the texts of what was dealt with, the newest last."""
+    """Return the texts of handled requests, the newest last."""
     return (*(text for text in handled if text != request.text), request.text)[-MAX_HANDLED:]
 
 
-def refusal(request: Request, standing: Standing | None, roles: Roles, gates: Iterable[str]) -> str | None:
-    """Return why a request cannot be met; None where it can."""
+def refusal(request: Request, state: RolloutState | None, roles: Roles, gates: Iterable[str]) -> str | None:
+    """Return why a request is refused, or None if it is granted."""
     if request.verb == "rollback":
         return _rollback_refusal(request, roles)
     if request.verb == "retry":
         failed = roles.candidate if roles.candidate is not None and roles.candidate.failure is not None else None
         return _other(request, failed.revision if failed is not None else None, "has failed")
-    if standing is None or standing.ended:
-        return f"{request.verb}: no rollout is under way"
-    if request.revision != standing.revision:
-        return _other(request, standing.revision, "is rolled out")
-    if standing.phase not in PHASES[request.verb]:
-        return f"{request.verb}: not while the rollout is {standing.phase.label}"
+    if state is None or state.ended:
+        return f"{request.verb}: no rollout is in progress"
+    if request.revision != state.revision:
+        return _other(request, state.revision, "is being rolled out")
+    if state.phase not in PHASES[request.verb]:
+        return f"{request.verb}: not possible while the rollout is {state.phase.label}"
     if request.verb == "skip-gate" and request.gate not in gates:
-        return f"skip-gate: there is no gate {request.gate!r}; there are: {', '.join(gates) or 'none'}"
+        return f"skip-gate: unknown gate {request.gate!r}; known: {', '.join(gates) or 'none'}"
     return None
 
 
@@ -90,7 +97,7 @@ def _rollback_refusal(request: Request, roles: Roles) -> str | None:
     if roles.stable is None or request.revision != roles.stable.revision:
         return _other(request, roles.stable.revision if roles.stable is not None else None, "is stable")
     if roles.previous is None:
-        return f"rollback: no former revision is kept beside {request.revision}; apply the one that you want"
+        return f"rollback: no revision is kept to return from {request.revision} to; apply the one that you want"
     return None
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.classes import class_changes
 from segserve_operator.core.failure import Failure
-from segserve_operator.core.models.advance import Rolled, roll, with_checks
-from segserve_operator.core.models.observed import Candidate, Holder, Roles
-from segserve_operator.core.models.slo import LOOK_S as SLO_LOOK_S
+from segserve_operator.core.models.advance import RolloutUpdate, advance, with_checks
+from segserve_operator.core.models.observed import Candidate, RoleHolder, Roles
+from segserve_operator.core.models.slo import INTERVAL_S as SLO_LOOK_S
 from segserve_operator.core.models.slo import is_watched
 from segserve_operator.core.rollout.phases import Phase
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from segserve_operator.core.models.observed import ModelObserved, Observed
 
 CLASSES_CHANGED: Final = "ClassesChanged"
-LOOK_S: Final = 1.0
+INTERVAL_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +42,23 @@ class Scope:
         return self.model.wanted.assigned.revision if self.model.wanted else None
 
 
-def next_roles(model: ModelObserved, world: Observed, turns: frozenset[str]) -> tuple[Roles, Rolled]:
+def next_roles(model: ModelObserved, world: Observed, turns: frozenset[str]) -> tuple[Roles, RolloutUpdate]:
     """Return the roles that a model should have now, and what becomes of its rollout.
 
     One being deleted, or without a pool, has none. Only the candidates of the models `turns` get a group of their own;
     the others wait.
     """
     if model.deleting or world.pool is None:
-        return Roles(), Rolled(standing=model.status.rollout, handled=model.status.handled)
+        return Roles(), RolloutUpdate(state=model.status.rollout, handled=model.status.handled)
     scope = Scope(model, world, turns)
     roles = model.roles
     for rule in _ASKED_FOR:
         roles = rule(roles, scope)
-    rolled = roll(model, roles, world)
-    roles = _follow_rollout(roles, rolled, scope)
+    update = advance(model, roles, world)
+    roles = _follow_rollout(roles, update, scope)
     for rule in _IN_TIME:
         roles = rule(roles, scope)
-    return roles, with_checks(rolled, roles, model, world)
+    return roles, with_checks(update, roles, model, world)
 
 
 def settling(roles: Roles, main: str) -> bool:
@@ -171,7 +171,7 @@ def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
 def _promoted(roles: Roles, candidate: Candidate, now_s: float) -> Roles:
     assert candidate.group is not None
     former = replace(roles.stable, since_s=now_s) if roles.stable else None
-    return Roles(stable=Holder(candidate.revision, candidate.group, now_s), previous=former)
+    return Roles(stable=RoleHolder(candidate.revision, candidate.group, now_s), previous=former)
 
 
 def _may_take_all(candidate: Candidate, scope: Scope) -> bool:
@@ -179,35 +179,35 @@ def _may_take_all(candidate: Candidate, scope: Scope) -> bool:
 
     Every gateway knows its servers by then, so that to give it requests is to change a weight.
     """
-    standing = scope.model.status.rollout
-    rolls = standing is not None and not standing.ended and standing.revision == candidate.revision
+    state = scope.model.status.rollout
+    rolls = state is not None and not state.ended and state.revision == candidate.revision
     if candidate.group is None or rolls or (scope.model.wanted is not None and scope.model.wanted.policy is not None):
         return False
     share = scope.world.traffic.share(scope.model.name, candidate.group)
     return share is not None and share.revision == candidate.revision and bool(share.endpoints)
 
 
-def _follow_rollout(roles: Roles, rolled: Rolled, scope: Scope) -> Roles:
+def _follow_rollout(roles: Roles, update: RolloutUpdate, scope: Scope) -> Roles:
     """Return the roles that go with where the rollout stands: both are written at once."""
-    candidate, standing, now_s = roles.candidate, rolled.standing, scope.world.now_s
-    if rolled.left and roles.stable is not None:
+    candidate, state, now_s = roles.candidate, update.state, scope.world.now_s
+    if update.return_to_previous and roles.stable is not None:
         return _returned(roles, Failure("RolledBack", "a person left it for the former revision"), now_s)
-    if rolled.retried and candidate is not None:
+    if update.retry and candidate is not None:
         return replace(roles, candidate=_new_candidate(roles, scope, candidate.revision))
-    if standing is None or (standing.ended and standing == scope.model.status.rollout):
+    if state is None or (state.ended and state == scope.model.status.rollout):
         # What one that ended earlier asked for was written with its end; its revision may be wanted anew since.
         return roles
-    if candidate is not None and candidate.revision == standing.revision:
-        if standing.phase in (Phase.BAKING, Phase.SUCCEEDED) and candidate.group is not None:
+    if candidate is not None and candidate.revision == state.revision:
+        if state.phase in (Phase.BAKING, Phase.SUCCEEDED) and candidate.group is not None:
             return _promoted(roles, candidate, now_s)
-        if standing.phase is Phase.ROLLED_BACK and candidate.failure is None:
-            failed = replace(candidate, group=None, failure=Failure(standing.reason, standing.message))
+        if state.phase is Phase.ROLLED_BACK and candidate.failure is None:
+            failed = replace(candidate, group=None, failure=Failure(state.reason, state.message))
             return replace(roles, candidate=failed)
         return roles
-    was_promoted = roles.stable is not None and roles.stable.revision == standing.revision
-    if was_promoted and standing.phase is Phase.ROLLED_BACK:
-        return _returned(roles, Failure(standing.reason, standing.message), now_s)
-    if was_promoted and standing.phase is Phase.QUARANTINED:
+    was_promoted = roles.stable is not None and roles.stable.revision == state.revision
+    if was_promoted and state.phase is Phase.ROLLED_BACK:
+        return _returned(roles, Failure(state.reason, state.message), now_s)
+    if was_promoted and state.phase is Phase.QUARANTINED:
         return _returned(roles, None, now_s)
     return roles
 
@@ -231,8 +231,8 @@ def _expire_previous(roles: Roles, scope: Scope) -> Roles:
 
 
 def _is_watched(roles: Roles, scope: Scope) -> bool:
-    standing = scope.model.status.rollout
-    return standing is not None and standing.phase is Phase.BAKING and standing.revision in roles.revisions()
+    state = scope.model.status.rollout
+    return state is not None and state.phase is Phase.BAKING and state.revision in roles.revisions()
 
 
 def _settle(roles: Roles, scope: Scope) -> Roles:
@@ -271,7 +271,7 @@ def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
     Rollouts look every second, and SLOs are looked after now and then.
     """
     if any(model.status.rollout is not None and not model.status.rollout.ended for model in models):
-        return LOOK_S
+        return INTERVAL_S
     ends = [
         model.roles.previous.since_s + model.wanted.keep_previous_s - now_s
         for model in models

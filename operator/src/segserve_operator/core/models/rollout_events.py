@@ -6,11 +6,11 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.models.events import Notice
+from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.rollout_texts import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, TOO_OFTEN, WAITS
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Standing
+from segserve_operator.core.rollout.record import RolloutState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,38 +25,38 @@ _HOUR_S: Final = 3600
 _MINUTE_S: Final = 60
 
 
-def rollout_notices(before: Standing | None, after: Standing | None, verdicts: Sequence[Verdict]) -> tuple[Notice, ...]:
+def rollout_events(before: RolloutState | None, after: RolloutState | None, verdicts: Sequence[Verdict]) -> tuple[Event, ...]:
     """Return what to tell of a change; nothing where both are equal.
 
     `verdicts` are the gates' at the time of the change. None is no rollout; one that is gone before its end, or has
     another in its place, was cancelled.
     """
     same = before is not None and after is not None and before.rollout == after.rollout
-    told: list[Iterable[Notice]] = []
+    told: list[Iterable[Event]] = []
     if before is not None and not same and not before.ended:
         told.append((_cancelled(before),))
     if after is not None:
         known = before if same else None
-        told.append(_changes(known or Standing(after.rollout, after.revision), after, verdicts, new=known is None))
+        told.append(_changes(known or RolloutState(after.rollout, after.revision), after, verdicts, new=known is None))
     return tuple(dict.fromkeys(chain.from_iterable(told)))
 
 
-def hold_of(standing: Standing) -> str:
+def hold_of(state: RolloutState) -> str:
     """Return why a rollout is held until somebody acts, one of `HELD`; empty where it is not."""
-    if standing.ended:
+    if state.ended:
         return ""
-    if standing.paused:
+    if state.paused:
         return Wait.PAUSED.value
-    return standing.reason if standing.reason in HELD else ""
+    return state.reason if state.reason in HELD else ""
 
 
-def _changes(before: Standing, after: Standing, verdicts: Sequence[Verdict], *, new: bool) -> Iterator[Notice]:
+def _changes(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdict], *, new: bool) -> Iterator[Event]:
     if new:
-        yield Notice("Normal", "RolloutStarted", f"rollout {after.rollout}: {after.revision} is on its way")
+        yield Event("Normal", "RolloutStarted", f"rollout {after.rollout}: {after.revision} is on its way")
     if after.reason == DEADLINE_PASSED != before.reason:
-        yield Notice("Warning", "DeadlinePassed", f"{after.revision} is undecided after {_age(after)}{_because(after)}")
+        yield Event("Warning", "DeadlinePassed", f"{after.revision} is undecided after {_age(after)}{_because(after)}")
     if after.reason == SPLIT_NOT_AS_WRITTEN != before.reason:
-        yield Notice("Warning", SPLIT_NOT_AS_WRITTEN, _split(after, verdicts))
+        yield Event("Warning", SPLIT_NOT_AS_WRITTEN, _split(after, verdicts))
     if after.phase is not before.phase:
         yield from _entered(before, after, verdicts)
     elif after.phase is Phase.PROGRESSING and (after.step, after.weight) != (before.step, before.weight):
@@ -64,32 +64,32 @@ def _changes(before: Standing, after: Standing, verdicts: Sequence[Verdict], *, 
     yield from _held(before, after)
 
 
-def _entered(before: Standing, after: Standing, verdicts: Sequence[Verdict]) -> Iterator[Notice]:
+def _entered(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdict]) -> Iterator[Event]:
     revision, age = after.revision, _age(after)
     match after.phase:
         case Phase.PROGRESSING if before.phase is Phase.QUARANTINED:
             text = f"{revision} answers our own requests, and gets {after.weight} % of the callers' again"
-            yield Notice("Normal", "Resumed", text)
+            yield Event("Normal", "Resumed", text)
         case Phase.PROGRESSING:
             yield _step_reached(after)
         case Phase.QUARANTINED:
             text = f"{revision} gets no requests for now (quarantine {max(after.quarantines, 1)}){_because(after)}"
-            yield Notice("Warning", "Quarantined", text)
+            yield Event("Warning", "Quarantined", text)
         case Phase.BAKING:
             part = "all" if after.weight == 100 else f"{after.weight} % of"
             text = f"{revision} gets {part} requests after {age}, and is watched{_because(after)}"
-            yield Notice("Normal", "Promoted", text)
+            yield Event("Normal", "Promoted", text)
         case Phase.SUCCEEDED:
-            yield Notice("Normal", "Succeeded", f"{revision} is stable; its rollout took {age}")
+            yield Event("Normal", "Succeeded", f"{revision} is stable; its rollout took {age}")
         case Phase.ROLLED_BACK:
             lost = f" at {before.weight} %" if before.weight else ""
             text = f"{revision} was rolled back after {age}{lost}{_proof(verdicts) or _because(after)}"
-            yield Notice("Warning", "RolledBack", text)
+            yield Event("Warning", "RolledBack", text)
         case Phase.CANCELLED:
             yield _cancelled(after)
 
 
-def _held(before: Standing, after: Standing) -> Iterator[Notice]:
+def _held(before: RolloutState, after: RolloutState) -> Iterator[Event]:
     if after.ended:
         return
     was, now = hold_of(before), hold_of(after)
@@ -99,23 +99,23 @@ def _held(before: Standing, after: Standing) -> Iterator[Notice]:
             if after.message and after.reason == now
             else (WAITS[Wait.PAUSED] if now == Wait.PAUSED else now)
         )
-        yield Notice("Warning", "Held", f"{after.revision} stays at {after.weight} %: {why}")
+        yield Event("Warning", "Held", f"{after.revision} stays at {after.weight} %: {why}")
     elif was and not now and after.phase is before.phase and after.step == before.step:
-        yield Notice("Normal", "Resumed", f"{after.revision} goes on at {after.weight} %")
+        yield Event("Normal", "Resumed", f"{after.revision} goes on at {after.weight} %")
 
 
-def _step_reached(after: Standing) -> Notice:
-    return Notice(
+def _step_reached(after: RolloutState) -> Event:
+    return Event(
         "Normal", "StepReached", f"{after.revision} gets {after.weight} % of requests (step {after.step + 1})"
     )
 
 
-def _cancelled(standing: Standing) -> Notice:
-    text = f"the rollout of {standing.revision} was cancelled{_because(standing)}"
-    return Notice("Normal", "Cancelled", text)
+def _cancelled(state: RolloutState) -> Event:
+    text = f"the rollout of {state.revision} was cancelled{_because(state)}"
+    return Event("Normal", "Cancelled", text)
 
 
-def _split(after: Standing, verdicts: Iterable[Verdict]) -> str:
+def _split(after: RolloutState, verdicts: Iterable[Verdict]) -> str:
     said = next((verdict for verdict in verdicts if verdict.reason == SPLIT_NOT_AS_WRITTEN), None)
     seen = f": {said.message}{_figures(said.numbers)}" if said is not None else _because(after)
     return f"{after.revision} does not get the {after.weight} % of requests that were written{seen}"
@@ -132,12 +132,12 @@ def _figures(numbers: Mapping[str, float]) -> str:
     return f" ({told})" if told else ""
 
 
-def _because(standing: Standing) -> str:
-    return f": {standing.message}" if standing.message else ""
+def _because(state: RolloutState) -> str:
+    return f": {state.message}" if state.message else ""
 
 
-def _age(standing: Standing) -> str:
-    seconds = round(max(standing.since_s - standing.started_s, 0.0))
+def _age(state: RolloutState) -> str:
+    seconds = round(max(state.since_s - state.started_s, 0.0))
     if seconds < _MINUTE_S:
         return f"{seconds} s"
     if seconds < _HOUR_S:

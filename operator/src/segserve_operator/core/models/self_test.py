@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.models.slo import is_due
-from segserve_operator.core.rollout.counters import Hung
+from segserve_operator.core.rollout.counters import HungRequests
 from segserve_operator.core.rollout.decisions import Rules, judge
 from segserve_operator.core.rollout.engine import breached
-from segserve_operator.core.rollout.windows import look_between
+from segserve_operator.core.rollout.windows import window_between
 from segserve_operator.core.statistics.baseline import spread_of
 from segserve_operator.core.statistics.exceedance import ExceedanceState
-from segserve_operator.core.traffic import twin_of
+from segserve_operator.core.traffic import shadow_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,9 +34,9 @@ class SelfTest:
 
     group: str = ""
     began_s: float = 0.0
-    looked_s: float = float("-inf")
+    measured_s: float = float("-inf")
     seen: Sample = field(default_factory=dict)
-    hung: Hung = field(default_factory=Hung)
+    hung: HungRequests = field(default_factory=HungRequests)
     gates: Mapping[str, Any] = field(default_factory=dict)
     rounds: int = 0
     false_alarms: int = 0
@@ -45,9 +45,9 @@ class SelfTest:
 
 def tests_itself(model: ModelObserved) -> bool:
     """Tell whether a model's stable revision is to be compared with itself now: no rollout needs its requests."""
-    standing, wanted = model.status.rollout, model.wanted
+    state, wanted = model.status.rollout, model.wanted
     asked = wanted is not None and wanted.policy is not None and wanted.policy.self_test
-    return asked and model.roles.candidate is None and (standing is None or standing.ended)
+    return asked and model.roles.candidate is None and (state is None or state.ended)
 
 
 def self_tests(models: Iterable[ModelObserved], world: Observed) -> dict[str, SelfTest]:
@@ -59,20 +59,20 @@ def self_tests(models: Iterable[ModelObserved], world: Observed) -> dict[str, Se
             continue
         known = world.self_tests.get(model.name) or SelfTest()
         policy, slo = model.wanted.policy or RolloutPolicy(), model.wanted.slo or Slo()
-        due = sample and is_due(known.looked_s, world.now_s)
-        found[model.name] = _looked(known, sample, stable.group, policy, slo, world.now_s) if sample and due else known
+        due = sample and is_due(known.measured_s, world.now_s)
+        found[model.name] = _measured(known, sample, stable.group, policy, slo, world.now_s) if sample and due else known
     return found
 
 
-def _looked(known: SelfTest, sample: Sample, group: str, policy: RolloutPolicy, slo: Slo, now_s: float) -> SelfTest:
+def _measured(known: SelfTest, sample: Sample, group: str, policy: RolloutPolicy, slo: Slo, now_s: float) -> SelfTest:
     if known.group != group:
         known = replace(SelfTest(group, now_s), rounds=known.rounds, false_alarms=known.false_alarms)
-    looked = look_between(known.seen, sample, group, twin_of(group), hung=known.hung)
+    measured = window_between(known.seen, sample, group, shadow_of(group), hung=known.hung)
     rules = Rules.of(policy, slo)
     states = {name: known.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
     if known.seen:
-        states = {name: gate.update(states[name], looked.look) for name, gate in rules.gates.items()}
-    after = replace(known, looked_s=now_s, seen=looked.seen, hung=looked.hung, gates=states)
+        states = {name: gate.update(states[name], measured.window) for name, gate in rules.gates.items()}
+    after = replace(known, measured_s=now_s, seen=measured.seen, hung=measured.hung, gates=states)
     return _round(after, rules, now_s)
 
 

@@ -9,20 +9,20 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.core.evidence import EDGES_MS, STABLE
-from segserve_operator.core.rollout.counters import Hung
-from segserve_operator.core.rollout.windows import look_between
+from segserve_operator.core.rollout.counters import HungRequests
+from segserve_operator.core.rollout.windows import window_between
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from segserve_operator.core.evidence import Look
+    from segserve_operator.core.evidence import EvidenceWindow
     from segserve_operator.core.models.observed import ModelObserved, Observed
     from segserve_operator.core.rollout.counters import Sample
 
 MET: Final = "Met"
 BREACHED: Final = "Breached"
 UNKNOWN: Final = "Unknown"
-LOOK_S: Final = 15.0
+INTERVAL_S: Final = 15.0
 """Outside of rollouts gateways are asked so often."""
 LONG_MIN: Final = 60
 SHORT_MIN: Final = 5
@@ -44,9 +44,9 @@ class SloWatch:
     """The last hour of one model's stable group."""
 
     group: str = ""
-    looked_s: float = float("-inf")
+    measured_s: float = float("-inf")
     seen: Sample = field(default_factory=dict)
-    hung: Hung = field(default_factory=Hung)
+    hung: HungRequests = field(default_factory=HungRequests)
     minutes: tuple[Minute, ...] = ()
 
 
@@ -61,9 +61,9 @@ def is_watched(model: ModelObserved) -> bool:
     return wanted is not None and (wanted.slo is not None or (wanted.policy is not None and wanted.policy.self_test))
 
 
-def is_due(looked_s: float, now_s: float) -> bool:
+def is_due(measured_s: float, now_s: float) -> bool:
     """Tell whether it is time to ask the gateways again; a clock may have been put back since."""
-    return abs(now_s - looked_s) >= LOOK_S
+    return abs(now_s - measured_s) >= INTERVAL_S
 
 
 def watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, SloWatch]:
@@ -73,20 +73,20 @@ def watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, SloWa
         slo, stable, sample = slo_of(model) or Slo(), model.roles.stable, world.samples.get(model.name)
         watch = world.watches.get(model.name) or SloWatch()
         if is_watched(model) and stable is not None:
-            due = sample and is_due(watch.looked_s, world.now_s)
-            found[model.name] = looked(watch, sample, stable.group, slo, world.now_s) if sample and due else watch
+            due = sample and is_due(watch.measured_s, world.now_s)
+            found[model.name] = measured(watch, sample, stable.group, slo, world.now_s) if sample and due else watch
     return found
 
 
-def looked(watch: SloWatch, sample: Sample, group: str, slo: Slo, now_s: float) -> SloWatch:
+def measured(watch: SloWatch, sample: Sample, group: str, slo: Slo, now_s: float) -> SloWatch:
     """Return the watch after the gateways were asked once more; another group begins anew."""
     if watch.group != group:
         watch = SloWatch(group)
-    found = look_between(watch.seen, sample, group, "", hung=watch.hung)
+    found = window_between(watch.seen, sample, group, "", hung=watch.hung)
     minutes = watch.minutes
     if watch.seen:
-        minutes = tuple(_with(watch.minutes, _minute(found.look, slo, now_s)))
-    return replace(watch, looked_s=now_s, seen=found.seen, hung=found.hung, minutes=minutes)
+        minutes = tuple(_with(watch.minutes, _minute(found.window, slo, now_s)))
+    return replace(watch, measured_s=now_s, seen=found.seen, hung=found.hung, minutes=minutes)
 
 
 def word(watch: SloWatch, slo: Slo, now_s: float) -> str:
@@ -118,13 +118,13 @@ def _breaks(minutes: list[Minute], name: str, share: float) -> bool:
     return broken >= ENOUGH_BAD and broken > share * requests
 
 
-def _minute(look: Look, slo: Slo, now_s: float) -> Minute:
+def _minute(window: EvidenceWindow, slo: Slo, now_s: float) -> Minute:
     slow = {
-        _name(quantile): int(look.latencies[STABLE, int(np.searchsorted(EDGES_MS, limit_ms)) + 1 :].sum())
+        _name(quantile): int(window.latencies[STABLE, int(np.searchsorted(EDGES_MS, limit_ms)) + 1 :].sum())
         for quantile, limit_ms in slo.latencies
     }
-    broken = {"error": int(look.errors[STABLE]), **slow}
-    return Minute(int(now_s // 60), int(look.requests[STABLE]), broken)
+    broken = {"error": int(window.errors[STABLE]), **slow}
+    return Minute(int(now_s // 60), int(window.requests[STABLE]), broken)
 
 
 def _with(minutes: tuple[Minute, ...], new: Minute) -> Iterator[Minute]:

@@ -20,7 +20,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class SeriesCounts:
     """What one gateway has counted of one series since it knows the group.
 
     attempts: requests that ended; one that was asked again counts as often as it was asked. failed: those that failed
@@ -37,7 +37,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class Counters:
     """What one gateway says. `epoch` changes when it starts anew, and its counts begin at zero again.
 
     `at_s` is when it was asked and `began_s` when it started, both Unix time.
@@ -45,15 +45,15 @@ class Count:
 
     epoch: str
     at_s: float
-    tallies: Mapping[Series, Tally] = field(default_factory=dict)
+    by_series: Mapping[Series, SeriesCounts] = field(default_factory=dict)
     began_s: float = 0.0
 
 
-Sample: TypeAlias = "Mapping[str, Count]"
+Sample: TypeAlias = "Mapping[str, Counters]"
 """What all gateways that answered said of one model, by gateway."""
 
 
-class Moment(NamedTuple):
+class InFlightSample(NamedTuple):
     """How many attempts of (stable, candidate) had ended at one gateway, and how many were under way."""
 
     at_s: float
@@ -61,23 +61,23 @@ class Moment(NamedTuple):
     active: tuple[float, float]
 
 
-class Waiting(NamedTuple):
+class InFlight(NamedTuple):
     """What is known of one gateway's attempts under way: how many of (stable, candidate) are in latencies before their
     end, because they hang, and recent moments, the oldest first."""
 
     charged: tuple[float, float] = (0.0, 0.0)
-    moments: tuple[Moment, ...] = ()
+    moments: tuple[InFlightSample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Hung:
+class HungRequests:
     """What has to be known from look to look, so that an attempt that hangs is in latencies once; by gateway."""
 
-    gateways: tuple[tuple[str, Waiting], ...] = ()
+    gateways: tuple[tuple[str, InFlight], ...] = ()
 
-    def of(self, gateway: str) -> Waiting:
+    def of(self, gateway: str) -> InFlight:
         """Return what is known of a gateway; plain tuples do as well, as JSON gives them."""
         for name, (charged, moments) in self.gateways:
             if name == gateway:
-                return Waiting(charged, tuple(Moment(*moment) for moment in moments))
-        return Waiting()
+                return InFlight(charged, tuple(InFlightSample(*moment) for moment in moments))
+        return InFlight()

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from segserve_operator.api.segmentation_rollout import MAX_DECISIONS
-from segserve_operator.core.evidence import Look
+from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.gates import measured_gates
-from segserve_operator.core.rollout.engine import WAITS, Heard, Progress, Wait, decide, watch, with_pause
+from segserve_operator.core.rollout.engine import WAITS, Signals, Progress, Wait, next_transition, watch, with_pause
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.plain import canonical, from_plain
 from segserve_operator.core.rollout.policy import engine_policy
-from segserve_operator.core.rollout.record import Decision, Record, Standing
+from segserve_operator.core.rollout.record import Decision, Record, RolloutState
 from segserve_operator.core.rollout.rows import kept, row_of
 
 if TYPE_CHECKING:
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
     from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
     from segserve_operator.core.evidence import Judgement
     from segserve_operator.core.gates.base import MeasuredGate, Verdict
-    from segserve_operator.core.rollout.engine import Decided, Policy
+    from segserve_operator.core.rollout.engine import Transition, Policy
 
 LOST: Final = "LOST"
 """The signal of a decision whose process ended before it was written down."""
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class DecisionInput:
     """What a decision sees beside the record: a look at the gateways (or none), what was heard, what people want.
 
     `skipped` are the gates put aside, `paused` whether a person holds it. `actor` is who asked, for the record.
     """
 
     now_s: float
-    heard: Heard = field(default_factory=Heard)
-    look: Look | None = None
+    signals: Signals = field(default_factory=Signals)
+    window: EvidenceWindow | None = None
     paused: bool = False
     skipped: tuple[str, ...] = ()
     actor: str = "segserve"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class DecisionResult:
     """What came of it: the record with all that was seen, the outcome of the engine, and whether anything changed."""
 
     record: Record
-    decided: Decided
+    transition: Transition
     changed: bool
     skipped: tuple[str, ...]
     at_s: float
@@ -59,12 +59,12 @@ class Made:
     @property
     def signal(self) -> Signal:
         """What the engine made of all that it saw."""
-        return Signal(int(self.decided.signal))
+        return Signal(int(self.transition.signal))
 
     @property
     def wait(self) -> Wait:
         """Why the rollout does not go on now."""
-        return WAITS[int(self.decided.waits_for)]
+        return WAITS[int(self.transition.waits_for)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Rules:
     @classmethod
     def of(cls, policy: RolloutPolicy, slo: Slo, skipped: tuple[str, ...] = ()) -> Rules:
         """Return the rules without the gates that were put aside; the others' shares of alpha stay."""
-        gates, engine = measured_gates(policy, slo), engine_policy(policy, slo)
+        gates, engine = measured_gates(policy, slo), engine_policy(policy)
         kept = [name not in skipped for name in gates]
         return cls(
             policy=replace(
@@ -94,28 +94,28 @@ class Rules:
         return tuple(gate.explain(states[name], level) for (name, gate), level in named if name in states)
 
 
-def make(record: Record, news: News) -> Made:
+def decide(record: Record, inputs: DecisionInput) -> DecisionResult:
     """Take in what is new, and decide."""
-    rules = Rules.of(record.policy, record.slo, news.skipped)
+    rules = Rules.of(record.policy, record.slo, inputs.skipped)
     before = {name: record.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
-    progress = with_pause(record.progress, np.array(news.paused), news.now_s)
-    states, decided = _engine(rules, before, progress, news.look, news.heard, news.now_s)
-    signal = Signal(int(decided.signal))
-    changed = signal is not Signal.NONE or bool(record.progress.paused) != news.paused
+    progress = with_pause(record.progress, np.array(inputs.paused), inputs.now_s)
+    states, transition = _engine(rules, before, progress, inputs.window, inputs.signals, inputs.now_s)
+    signal = Signal(int(transition.signal))
+    changed = signal is not Signal.NONE or bool(record.progress.paused) != inputs.paused
     rows = record.rows
-    if news.look is not None:
-        rows = kept(rows, row_of(news.look, news.now_s, _weight(record)))
-    after = replace(record, progress=decided.progress, gates={**record.gates, **states}, rows=rows)
+    if inputs.window is not None:
+        rows = kept(rows, row_of(inputs.window, inputs.now_s, _weight(record)))
+    after = replace(record, progress=transition.progress, gates={**record.gates, **states}, rows=rows)
     if changed:
-        after = _written_down(after, rules, news, decided, _saw(before, progress, news))
-    return Made(after, decided, changed, news.skipped, news.now_s)
+        after = _written_down(after, rules, inputs, transition, _encoded_inputs(before, progress, inputs))
+    return DecisionResult(after, transition, changed, inputs.skipped, inputs.now_s)
 
 
-def told(made: Made, reason: str, message: str) -> Made:
+def with_reason(result: DecisionResult, reason: str, message: str) -> DecisionResult:
     """Return it with what people read of the decision: one CamelCase word, and a sentence."""
-    *former, last = made.record.decisions
+    *former, last = result.record.decisions
     decision = replace(last, reason=reason, message=message)
-    return replace(made, record=replace(made.record, decisions=(*former, decision)))
+    return replace(result, record=replace(result.record, decisions=(*former, decision)))
 
 
 def with_verdicts(record: Record, skipped: tuple[str, ...]) -> Record:
@@ -130,13 +130,13 @@ def again(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
 
     Raises ValueError where what it saw cannot be read.
     """
-    seen = json.loads(decision.saw)
-    rules = Rules.of(policy, slo, tuple(seen["skipped"]))
-    before = {name: from_plain(gate.start(), seen["gates"][name]) for name, gate in rules.gates.items()}
-    look = from_plain(Look.nothing(), seen["look"]) if seen["look"] is not None else None
-    progress = from_plain(Progress.begun(0.0), seen["progress"])
-    states, decided = _engine(rules, before, progress, look, from_plain(Heard(), seen["heard"]), seen["nowS"])
-    return decided_text(decided, rules.explain(states))
+    inputs = json.loads(decision.inputs)
+    rules = Rules.of(policy, slo, tuple(inputs["skipped"]))
+    before = {name: from_plain(gate.start(), inputs["gates"][name]) for name, gate in rules.gates.items()}
+    window = from_plain(EvidenceWindow.nothing(), inputs["look"]) if inputs["look"] is not None else None
+    progress = from_plain(Progress.begun(0.0), inputs["progress"])
+    states, transition = _engine(rules, before, progress, window, from_plain(Signals(), inputs["heard"]), inputs["nowS"])
+    return decided_text(transition, rules.explain(states))
 
 
 def judge(rules: Rules, states: Mapping[str, Any]) -> list[Judgement]:
@@ -144,37 +144,37 @@ def judge(rules: Rules, states: Mapping[str, Any]) -> list[Judgement]:
     return [gate.judge(states[name]) for name, gate in rules.gates.items()]
 
 
-def decided_text(decided: Decided, verdicts: tuple[Verdict, ...]) -> str:
+def decided_text(transition: Transition, verdicts: tuple[Verdict, ...]) -> str:
     """Return a decision as canonical JSON."""
     return canonical(
         {
-            "signal": Signal(int(decided.signal)).name,
-            "progress": decided.progress,
-            "weight": float(decided.weight),
+            "signal": Signal(int(transition.signal)).name,
+            "progress": transition.progress,
+            "weight": float(transition.weight),
             "verdicts": verdicts,
         }
     )
 
 
 def _engine(
-    rules: Rules, before: Mapping[str, Any], progress: Progress, look: Look | None, heard: Heard, now_s: float
-) -> tuple[dict[str, Any], Decided]:
+    rules: Rules, before: Mapping[str, Any], progress: Progress, window: EvidenceWindow | None, signals: Signals, now_s: float
+) -> tuple[dict[str, Any], Transition]:
     states = dict(before)
-    if look is not None:
-        states = {name: gate.update(before[name], look) for name, gate in rules.gates.items()}
-        progress = watch(progress, look, now_s)
-    return states, decide(rules.policy, progress, judge(rules, states), heard, now_s)
+    if window is not None:
+        states = {name: gate.update(before[name], window) for name, gate in rules.gates.items()}
+        progress = watch(progress, window, now_s)
+    return states, next_transition(rules.policy, progress, judge(rules, states), signals, now_s)
 
 
-def _saw(before: Mapping[str, Any], progress: Progress, news: News) -> str:
+def _encoded_inputs(before: Mapping[str, Any], progress: Progress, inputs: DecisionInput) -> str:
     return canonical(
         {
             "gates": before,
             "progress": progress,
-            "look": news.look,
-            "heard": news.heard,
-            "skipped": news.skipped,
-            "nowS": news.now_s,
+            "look": inputs.window,
+            "heard": inputs.signals,
+            "skipped": inputs.skipped,
+            "nowS": inputs.now_s,
         }
     )
 
@@ -183,30 +183,30 @@ def _weight(record: Record) -> int:
     return record.decisions[-1].weight if record.decisions else 0
 
 
-def _written_down(record: Record, rules: Rules, news: News, decided: Decided, saw: str) -> Record:
+def _written_down(record: Record, rules: Rules, inputs: DecisionInput, transition: Transition, encoded_inputs: str) -> Record:
     verdicts = rules.explain(record.gates)
-    signal = Signal(int(decided.signal))
+    signal = Signal(int(transition.signal))
     decision = Decision(
         sequence=record.sequence + 1,
-        at_s=news.now_s,
+        at_s=inputs.now_s,
         signal=signal.name,
-        phase=Phase(int(decided.progress.phase)),
-        weight=round(float(decided.weight)),
-        actor=news.actor,
+        phase=Phase(int(transition.progress.phase)),
+        weight=round(float(transition.weight)),
+        actor=inputs.actor,
         reason="",
         message="",
         verdicts=verdicts,
-        saw=saw,
-        made=decided_text(decided, verdicts),
+        inputs=encoded_inputs,
+        result=decided_text(transition, verdicts),
     )
     decisions = (*record.decisions, decision)[-MAX_DECISIONS:]
     return replace(record, sequence=decision.sequence, decisions=decisions)
 
 
-def standing_of(record: Record, revision: str) -> Standing:
+def state_of(record: Record, revision: str) -> RolloutState:
     """Return where a record's rollout stands, for its model's status."""
     progress = record.progress
-    return Standing(
+    return RolloutState(
         rollout=record.name,
         revision=revision,
         phase=Phase(int(progress.phase)),
@@ -222,7 +222,7 @@ def standing_of(record: Record, revision: str) -> Standing:
     )
 
 
-def caught_up(record: Record, standing: Standing) -> Record:
+def caught_up(record: Record, standing: RolloutState) -> Record:
     """Return a record that agrees with what its model's status says, which is written first and decides.
 
     Where a process ended between the two, what its last decision saw is lost, and the record says so.

@@ -17,9 +17,9 @@ from segserve_operator.core.rollout.phases import Phase, Signal, legal, moved
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from segserve_operator.core.evidence import Bools, Floats, Ints, Look
+    from segserve_operator.core.evidence import Bools, Floats, Ints, EvidenceWindow
 
-ONE_LOOK_AHEAD_S: Final = 60.0
+LOOKAHEAD_S: Final = 60.0
 PART_AT_RISK: Final = 0.1
 """No step may risk more than this part of what is left of the budget for bad requests."""
 LARGEST_HARM: Final = 0.05
@@ -117,7 +117,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Signals:
     """What else a decision sees. Arrays as in `Progress`, or plain values for all.
 
     `ready`: all the candidate's servers answer, and the gateways know them. `lost`: it has requests and no server
@@ -138,7 +138,7 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class Transition:
     """The next progress, the signal that led there, and the weight (percent) of the candidate from now on."""
 
     progress: Progress
@@ -177,15 +177,15 @@ def with_pause(progress: Progress, paused: Bools, now_s: float) -> Progress:
     return replace(progress, paused=paused, resumed_s=resumed_s)
 
 
-def watch(progress: Progress, look: Look, now_s: float) -> Progress:
+def watch(progress: Progress, window: EvidenceWindow, now_s: float) -> Progress:
     """Take a look in: failures in a row, the rate, and the requests of this step."""
-    requests, errors = look.requests[..., CANDIDATE], look.errors[..., CANDIDATE]
+    requests, errors = window.requests[..., CANDIDATE], window.errors[..., CANDIDATE]
     # The order within a look is not known: where some failed and some did not, nothing is in a row.
     in_a_row = np.where(errors >= requests, progress.failures + errors, 0.0)
     failures = np.where(requests > 0, in_a_row, progress.failures)
-    answered = look.requests[..., STABLE] - look.errors[..., STABLE] > 0.5 * look.requests[..., STABLE]
-    share = -np.expm1(-look.seconds / RATE_MEMORY_S)
-    rate = look.requests.sum(-1) / np.maximum(look.seconds, 1e-9)
+    answered = window.requests[..., STABLE] - window.errors[..., STABLE] > 0.5 * window.requests[..., STABLE]
+    share = -np.expm1(-window.seconds / RATE_MEMORY_S)
+    rate = window.requests.sum(-1) / np.maximum(window.seconds, 1e-9)
     return replace(
         progress,
         failures=failures,
@@ -195,7 +195,7 @@ def watch(progress: Progress, look: Look, now_s: float) -> Progress:
     )
 
 
-def decide(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Heard, now_s: float) -> Decided:
+def next_transition(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float) -> Transition:
     """Return what follows from all that was seen; a decision repeated on the same input is the same."""
     progress = _not_ahead(progress, now_s)
     wait = _waits(policy, progress, judged, heard, now_s)
@@ -217,7 +217,7 @@ def decide(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
         quarantines=progress.quarantines + quarantined,
         bad=np.where(quarantined, excess, progress.bad),
     )
-    return Decided(after, signal, weights(policy, phase, step), wait)
+    return Transition(after, signal, weights(policy, phase, step), wait)
 
 
 def _not_ahead(progress: Progress, now_s: float) -> Progress:
@@ -232,7 +232,7 @@ def _excess(judged: Sequence[Judgement], progress: Progress) -> Floats:
 
 
 def _signal(
-    policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Heard, wait: Ints, now_s: float
+    policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, wait: Ints, now_s: float
 ) -> Ints:
     """Return for each rollout the first legal signal of those that its look gives."""
     phase = progress.phase
@@ -273,7 +273,7 @@ def breached(policy: Policy, judged: Sequence[Judgement]) -> Bools:
     return found
 
 
-def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Heard, now_s: float) -> Bools:
+def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float) -> Bools:
     """Tell whether the candidate fails while stable answers, or does more harm than was declared."""
     answers = (now_s - progress.stable_answered_s < RATE_MEMORY_S) | (progress.phase == Phase.BAKING)
     in_a_row = (progress.failures >= policy.failures_in_a_row) & answers
@@ -305,7 +305,7 @@ def _late(policy: Policy, progress: Progress, now_s: float) -> Bools:
     return late
 
 
-def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Heard, now_s: float) -> Ints:
+def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float) -> Ints:
     """Return for each rollout why it does not go on, as an index into `WAITS`; of several the last there."""
     phase, shape = progress.phase, progress.phase.shape
     at = np.clip(progress.step + 1, 0, len(policy.steps))
@@ -339,7 +339,7 @@ def _affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement])
     """
     following = np.array([*(step.weight for step in policy.steps), 100.0])
     at = np.clip(progress.step + 1, 0, len(policy.steps))
-    seconds = np.where(at == len(policy.steps), max(policy.bake_s, ONE_LOOK_AHEAD_S), ONE_LOOK_AHEAD_S)
+    seconds = np.where(at == len(policy.steps), max(policy.bake_s, LOOKAHEAD_S), LOOKAHEAD_S)
     part = np.where(at == len(policy.steps), 1.0, PART_AT_RISK)
     largest = np.where(at == len(policy.steps), LARGEST_HARM, 1.0)
     at_risk = progress.rate * following[at] / 100.0 * seconds

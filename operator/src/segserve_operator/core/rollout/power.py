@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import CANDIDATE, Look
+from segserve_operator.core.evidence import CANDIDATE, EvidenceWindow
 from segserve_operator.core.gates import measured_gates
-from segserve_operator.core.rollout.engine import Heard, Progress, decide, watch, weights
+from segserve_operator.core.rollout.engine import Signals, Progress, next_transition, watch, weights
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import engine_policy
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ERRORS: Final = (0.01, 0.02, 0.05, 0.2)
 SLOWER: Final = (1.25, 1.5, 2.0, 3.0)
 RUNS: Final = 40
-LOOK_S: Final = 5.0
+INTERVAL_S: Final = 5.0
 HISTORY_S: Final = 120.0
 SURE: Final = 0.9
 EDGES: Final = tuple(float(f"{each:.3g}") for each in np.geomspace(0.2, 12.0, 43))
@@ -108,14 +108,14 @@ class _Traffic:
     latencies: Floats
     random: np.random.Generator
 
-    def look(self, percent: Floats) -> Look:
+    def window(self, percent: Floats) -> EvidenceWindow:
         """Return what `LOOK_S` seconds at these weights [runs] bring."""
         share = np.stack([1.0 - percent / 100.0, percent / 100.0], -1)
-        requests = self.random.poisson(self.requests_per_second * LOOK_S * share)
+        requests = self.random.poisson(self.requests_per_second * INTERVAL_S * share)
         stable = self.random.multinomial(requests[:, 0], _latencies(1.0))
         candidate = self.random.multinomial(requests[:, 1], self.latencies)
-        return Look(
-            seconds=np.full(len(percent), LOOK_S),
+        return EvidenceWindow(
+            seconds=np.full(len(percent), INTERVAL_S),
             requests=requests.astype(float),
             errors=self.random.binomial(requests, self.errors).astype(float),
             latencies=np.stack([stable, candidate], 1).astype(float),
@@ -126,17 +126,17 @@ def _followed(
     policy: RolloutPolicy, slo: Slo, edges: tuple[float, ...], traffic: _Traffic, lasts_s: float
 ) -> tuple[Floats, Floats]:
     """Return when each rollout was stopped and when promoted, in seconds from its first request; or infinity."""
-    engine, gates = engine_policy(policy, slo), measured_gates(policy, slo, edges)
+    engine, gates = engine_policy(policy), measured_gates(policy, slo, edges)
     shape = (len(traffic.errors),)
     progress, states = Progress.begun(-HISTORY_S, shape), {name: gate.start(shape) for name, gate in gates.items()}
     first_s, stopped_s, promoted_s = (np.full(shape, np.inf) for _ in range(3))
-    for now_s in np.arange(-HISTORY_S, lasts_s, LOOK_S) + LOOK_S:
-        look = traffic.look(weights(engine, progress.phase, progress.step))
-        progress = watch(progress, look, now_s)
-        states = {name: gate.update(states[name], look) for name, gate in gates.items()}
+    for now_s in np.arange(-HISTORY_S, lasts_s, INTERVAL_S) + INTERVAL_S:
+        window = traffic.window(weights(engine, progress.phase, progress.step))
+        progress = watch(progress, window, now_s)
+        states = {name: gate.update(states[name], window) for name, gate in gates.items()}
         judged = [gate.judge(states[name]) for name, gate in gates.items()]
-        progress = decide(engine, progress, judged, Heard(ready=bool(now_s >= 0)), now_s).progress
-        first_s = np.where(np.isinf(first_s) & (look.requests[:, CANDIDATE] > 0), now_s - LOOK_S, first_s)
+        progress = next_transition(engine, progress, judged, Signals(ready=bool(now_s >= 0)), now_s).progress
+        first_s = np.where(np.isinf(first_s) & (window.requests[:, CANDIDATE] > 0), now_s - INTERVAL_S, first_s)
         stopped_s = _since(first_s, stopped_s, np.isin(progress.phase, _ENDED), now_s)
         promoted_s = _since(first_s, promoted_s, progress.phase == Phase.BAKING, now_s)
     return stopped_s, promoted_s

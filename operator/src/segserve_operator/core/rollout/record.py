@@ -19,7 +19,7 @@ LAST_WORDS_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RolloutState:
     """Where a rollout stands, as its model's status says it, in one write with the roles: traffic follows from it.
 
     `sequence` counts the decisions that changed something, so that a record that is behind is noticed. Times are Unix
@@ -74,7 +74,7 @@ class Row:
 class Decision:
     """One decision that changed something.
 
-    `saw` is all that it saw and `made` what it came to, both as canonical JSON: it can be made again, and compared.
+    `inputs` and `result` are canonical JSON, so that `replay` can repeat the decision and compare.
     """
 
     sequence: int
@@ -86,8 +86,8 @@ class Decision:
     reason: str
     message: str
     verdicts: tuple[Verdict, ...] = ()
-    saw: str = ""
-    made: str = ""
+    inputs: str = ""
+    result: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import numpy as np
 
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.rollout.decisions import Rules, again, judge
-from segserve_operator.core.rollout.engine import Heard, Progress, decide, watch
+from segserve_operator.core.rollout.engine import Signals, Progress, next_transition, watch
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
-from segserve_operator.core.rollout.rows import look_of
+from segserve_operator.core.rollout.rows import window_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +50,8 @@ def replay(record: Record) -> tuple[Replayed, ...]:
 
     Raises ValueError where a decision's reasons cannot be read.
     """
-    made = (decision for decision in record.decisions if decision.saw)
-    return tuple(Replayed(each.sequence, each.at_s, each.made, again(each, record.policy, record.slo)) for each in made)
+    result = (decision for decision in record.decisions if decision.inputs)
+    return tuple(Replayed(each.sequence, each.at_s, each.result, again(each, record.policy, record.slo)) for each in result)
 
 
 def what_if(record: Record, policy: RolloutPolicy) -> tuple[WhatIf, ...]:
@@ -69,12 +69,12 @@ def _decisions(record: Record, policy: RolloutPolicy) -> Iterator[WhatIf]:
     begun_s = record.rows[0].at_s - record.rows[0].seconds if record.rows else 0.0
     progress = replace(Progress.begun(begun_s), phase=np.array(Phase.GOLDEN, np.int8))
     for row in record.rows:
-        look = look_of(row, len(EDGES_MS) + 1)
-        states = {name: gate.update(states[name], look) for name, gate in rules.gates.items()}
-        decided = decide(rules.policy, watch(progress, look, row.at_s), judge(rules, states), Heard(), row.at_s)
-        progress = decided.progress
-        phase, signal = Phase(int(progress.phase)), Signal(int(decided.signal))
+        window = window_of(row, len(EDGES_MS) + 1)
+        states = {name: gate.update(states[name], window) for name, gate in rules.gates.items()}
+        transition = next_transition(rules.policy, watch(progress, window, row.at_s), judge(rules, states), Signals(), row.at_s)
+        progress = transition.progress
+        phase, signal = Phase(int(progress.phase)), Signal(int(transition.signal))
         if signal is not Signal.NONE:
-            yield WhatIf(row.at_s, signal.name, phase, round(float(decided.weight)))
+            yield WhatIf(row.at_s, signal.name, phase, round(float(transition.weight)))
         if phase in ENDED:
             return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import Look
+from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.rollout.record import Row
 
 if TYPE_CHECKING:
@@ -20,20 +20,20 @@ AGES_S: Final = ((3600.0, 60.0), (120.0, 15.0))
 _FINEST_S: Final = AGES_S[-1][1]
 
 
-def row_of(look: Look, at_s: float, weight: int) -> Row:
+def row_of(window: EvidenceWindow, at_s: float, weight: int) -> Row:
     """Return a look (no leading axes) as a row."""
-    requests, errors = look.requests.astype(int).tolist(), look.errors.astype(int).tolist()
-    stable, candidate = (_sparse(latencies) for latencies in look.latencies)
-    return Row(at_s, float(look.seconds), weight, tuple(requests), tuple(errors), (stable, candidate))
+    requests, errors = window.requests.astype(int).tolist(), window.errors.astype(int).tolist()
+    stable, candidate = (_sparse(latencies) for latencies in window.latencies)
+    return Row(at_s, float(window.seconds), weight, tuple(requests), tuple(errors), (stable, candidate))
 
 
-def look_of(row: Row, bins: int) -> Look:
+def window_of(row: Row, bins: int) -> EvidenceWindow:
     """Return a row as a look with so many latency bins."""
     latencies = np.zeros((2, bins))
     for role, found in enumerate(row.latencies):
         for index, count in found:
             latencies[role, index] = count
-    return Look(np.array(row.seconds), np.array(row.requests, float), np.array(row.errors, float), latencies)
+    return EvidenceWindow(np.array(row.seconds), np.array(row.requests, float), np.array(row.errors, float), latencies)
 
 
 def kept(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:

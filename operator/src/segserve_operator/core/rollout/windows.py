@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import EDGES_MS, Look
-from segserve_operator.core.rollout.counters import Count, Hung, Moment, Tally, Waiting
-from segserve_operator.core.traffic import twin_of
+from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
+from segserve_operator.core.rollout.counters import Counters, HungRequests, InFlightSample, SeriesCounts, InFlight
+from segserve_operator.core.traffic import shadow_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,12 +26,12 @@ _MOMENTS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class WindowResult:
     """A look, and what the next one needs: `seen` is its `before`, and `hung` its `hung`."""
 
-    look: Look
+    window: EvidenceWindow
     seen: Sample
-    hung: Hung
+    hung: HungRequests
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,16 @@ class _Arm:
     active: int
 
 
-def look_between(
+def window_between(
     before: Sample,
     after: Sample,
     stable_group: str,
     candidate_group: str,
     *,
-    hung: Hung | None = None,
+    hung: HungRequests | None = None,
     slow_after_s: float = 10.0,
     edges: Sequence[float] = EDGES_MS,
-) -> Looked:
+) -> WindowResult:
     """Return what was counted after `before` and up to `after`; nothing of it is ever negative.
 
     Counts that a gateway had before its first sample are no part of a look, unless it has started since `before`. One
@@ -68,29 +68,29 @@ def look_between(
     or an upload, that takes so long counts likewise, of both groups. `slow_after_s` may not change while `hung` is
     handed on.
 
-    A group's twin counts as the group, but where it is the other one.
+    A group's shadow counts as the group, but where it is the other one.
     """
-    known = hung or Hung()
+    known = hung or HungRequests()
     waiting = dict(known.gateways)
     names = (_names(stable_group, candidate_group), _names(candidate_group, stable_group))
     newest_s = max((count.at_s for count in before.values()), default=None)
-    look = Look.nothing(edges=len(edges))
+    window = EvidenceWindow.nothing(edges=len(edges))
     for name, now in after.items():
         then = before.get(name, _first(now, newest_s))
         arms = (_between(then, now, names[0]), _between(then, now, names[1]))
-        held = _continued(known.of(name) if then.epoch == now.epoch else Waiting(), now.at_s, arms)
+        held = _continued(known.of(name) if then.epoch == now.epoch else InFlight(), now.at_s, arms)
         latencies = np.stack([_binned(arm, edges) for arm in arms])
         charged = [_charge(held, at, arms[at], latencies[at], slow_after_s, edges) for at in range(2)]
-        waiting[name] = Waiting((charged[0], charged[1]), _recent(held.moments, now.at_s - slow_after_s))
-        look = _with(look, now.at_s - then.at_s, arms, latencies)
+        waiting[name] = InFlight((charged[0], charged[1]), _recent(held.moments, now.at_s - slow_after_s))
+        window = _with(window, now.at_s - then.at_s, arms, latencies)
     seen = _kept(before, after)
-    return Looked(look, seen, Hung(tuple((name, held) for name, held in sorted(waiting.items()) if name in seen)))
+    return WindowResult(window, seen, HungRequests(tuple((name, held) for name, held in sorted(waiting.items()) if name in seen)))
 
 
-def _first(now: Count, newest_s: float | None) -> Count:
+def _first(now: Counters, newest_s: float | None) -> Counters:
     """Return what an unknown gateway is compared with: nothing where it is new, else itself."""
     if newest_s is not None and now.began_s >= newest_s:
-        return Count(now.epoch, newest_s)
+        return Counters(now.epoch, newest_s)
     return now
 
 
@@ -100,13 +100,13 @@ def _kept(before: Sample, after: Sample) -> Sample:
 
 
 def _names(group: str, other: str) -> frozenset[str]:
-    """Return the names that a group's requests are counted under; its twin is apart where the two are compared."""
-    return frozenset({group, twin_of(group)} - {other})
+    """Return the names that a group's requests are counted under; its shadow is apart where the two are compared."""
+    return frozenset({group, shadow_of(group)} - {other})
 
 
-def _between(then: Count, now: Count, names: frozenset[str]) -> _Arm:
-    former = then.tallies if then.epoch == now.epoch else {}
-    pairs = [(former.get(series, Tally()), tally) for series, tally in now.tallies.items() if series.group in names]
+def _between(then: Counters, now: Counters, names: frozenset[str]) -> _Arm:
+    former = then.by_series if then.epoch == now.epoch else {}
+    pairs = [(former.get(series, SeriesCounts()), tally) for series, tally in now.by_series.items() if series.group in names]
     latencies: Counter[float] = Counter()
     for was, tally in pairs:
         known = dict(was.latencies)
@@ -135,16 +135,16 @@ def _binned(arm: _Arm, edges: Sequence[float]) -> Floats:
     return binned
 
 
-def _continued(held: Waiting, at_s: float, arms: tuple[_Arm, _Arm]) -> Waiting:
+def _continued(held: InFlight, at_s: float, arms: tuple[_Arm, _Arm]) -> InFlight:
     """Return what is known with this moment; where counts have fallen, with this moment alone."""
-    moment = Moment(at_s, (arms[0].ended, arms[1].ended), (arms[0].active, arms[1].active))
+    moment = InFlightSample(at_s, (arms[0].ended, arms[1].ended), (arms[0].active, arms[1].active))
     last = held.moments[-1] if held.moments else moment
     if at_s < last.at_s or any(now < then for now, then in zip(moment.ended, last.ended, strict=True)):
-        return Waiting(moments=(moment,))
-    return Waiting(held.charged, (*held.moments, moment))
+        return InFlight(moments=(moment,))
+    return InFlight(held.charged, (*held.moments, moment))
 
 
-def _charge(held: Waiting, at: int, arm: _Arm, latencies: Floats, slow_after_s: float, edges: Sequence[float]) -> float:
+def _charge(held: InFlight, at: int, arm: _Arm, latencies: Floats, slow_after_s: float, edges: Sequence[float]) -> float:
     """Put into `latencies` those that hang and are not there yet, take out those that have been and have ended now.
 
     Returns how many under way are in latencies from now on.
@@ -170,7 +170,7 @@ def _taken(latencies: Floats, slow: int, at_most: float) -> float:
     return at_most - left
 
 
-def _recent(moments: tuple[Moment, ...], since_s: float) -> tuple[Moment, ...]:
+def _recent(moments: tuple[InFlightSample, ...], since_s: float) -> tuple[InFlightSample, ...]:
     """Return the last moment before `since_s` and those after it, no more of them than are told apart."""
     old = [moment for moment in moments if moment.at_s <= since_s]
     kept = [*old[-1:], *(moment for moment in moments if moment.at_s > since_s)]
@@ -181,10 +181,10 @@ def _recent(moments: tuple[Moment, ...], since_s: float) -> tuple[Moment, ...]:
     return tuple(kept)
 
 
-def _with(look: Look, seconds: float, arms: tuple[_Arm, _Arm], latencies: Floats) -> Look:
-    return Look(
-        np.maximum(look.seconds, seconds),
-        look.requests + [arm.attempts for arm in arms],
-        look.errors + [min(arm.failed, arm.attempts) for arm in arms],
-        look.latencies + latencies,
+def _with(window: EvidenceWindow, seconds: float, arms: tuple[_Arm, _Arm], latencies: Floats) -> EvidenceWindow:
+    return EvidenceWindow(
+        np.maximum(window.seconds, seconds),
+        window.requests + [arm.attempts for arm in arms],
+        window.errors + [min(arm.failed, arm.attempts) for arm in arms],
+        window.latencies + latencies,
     )

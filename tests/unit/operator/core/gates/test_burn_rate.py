@@ -6,21 +6,21 @@ from dataclasses import fields
 
 import numpy as np
 
-from segserve_operator.core.evidence import Look
+from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.burn_rate import BurnRate, BurnState
 
 GATE = BurnRate(slo_rate=0.01, factor=14.4, long_s=600.0)
 
 
-def look(requests: tuple[float, float], bad: float, seconds: float = 1.0) -> Look:
-    return Look(np.array(seconds), np.array(requests), np.array([0.0, bad]), np.zeros((2, 3)))
+def window(requests: tuple[float, float], bad: float, seconds: float = 1.0) -> EvidenceWindow:
+    return EvidenceWindow(np.array(seconds), np.array(requests), np.array([0.0, bad]), np.zeros((2, 3)))
 
 
 def served(seconds: int, bad: float, state: BurnState | None = None, stable: float = 0.0) -> BurnState:
     state = GATE.start() if state is None else state
     for _ in range(seconds):
-        state = GATE.update(state, look((stable, 10.0), bad))
+        state = GATE.update(state, window((stable, 10.0), bad))
     return state
 
 
@@ -53,14 +53,14 @@ def test_what_is_over_is_no_breach_any_more() -> None:
 def test_a_handful_of_bad_requests_is_asked_for() -> None:
     state = GATE.start()
     for _ in range(60):
-        state = GATE.update(state, look((0.0, 0.1), 0.1, 10.0))
+        state = GATE.update(state, window((0.0, 0.1), 0.1, 10.0))
     assert not burns(state)
 
 
 def test_time_without_requests_passes() -> None:
     failed = served(150, 10.0)
     for _ in range(60):
-        failed = GATE.update(failed, look((0.0, 0.0), 0.0, 10.0))
+        failed = GATE.update(failed, window((0.0, 0.0), 0.0, 10.0))
     assert not failed.bad.any()
 
 
@@ -68,7 +68,7 @@ def test_slow_requests_burn_their_own_budget() -> None:
     gate = BurnRate(0.01, 5.0, 600.0, slo_ms=((0.95, 20.0),), edges=(10.0, 20.0))
     state, bins = gate.start(), np.array([[0.0, 0.0, 0.0], [5.0, 0.0, 5.0]])
     for _ in range(600):
-        state = gate.update(state, Look(np.array(1.0), np.array([0.0, 10.0]), np.zeros(2), bins))
+        state = gate.update(state, EvidenceWindow(np.array(1.0), np.array([0.0, 10.0]), np.zeros(2), bins))
     verdict = gate.explain(state, 1e-12)
     assert verdict.outcome is Outcome.BREACH
     assert "above the SLO's p95" in verdict.message
@@ -81,9 +81,9 @@ def test_rollouts_judged_together_are_judged_as_each_alone() -> None:
     for _ in range(80):
         requests = random.integers(0, 2, (4, 2)) * [2.0, 30.0]
         seconds, errors = random.integers(0, 40, 4).astype(float), np.floor(requests * random.random((4, 2)))
-        together = GATE.update(together, Look(seconds, requests, errors, np.zeros((4, 2, 3))))
+        together = GATE.update(together, EvidenceWindow(seconds, requests, errors, np.zeros((4, 2, 3))))
         alone = [
-            GATE.update(state, Look(seconds[index], requests[index], errors[index], np.zeros((2, 3))))
+            GATE.update(state, EvidenceWindow(seconds[index], requests[index], errors[index], np.zeros((2, 3))))
             for index, state in enumerate(alone)
         ]
     for index, state in enumerate(alone):

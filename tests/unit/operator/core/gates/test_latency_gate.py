@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from segserve_operator.core.evidence import EDGES_MS, Look
+from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.latency import WARM_UP_S, Latency
 
@@ -42,7 +42,7 @@ def breached(
         stable = random.multinomial(requests[:, 0], shares(100 * factor))
         candidate = random.multinomial(requests[:, 1], shares(100 * factor * times, tail))
         bins = np.stack([stable, candidate], 1).astype(float)
-        state = gate.update(state, Look(np.ones(runs), requests.astype(float), np.zeros((runs, 2)), bins))
+        state = gate.update(state, EvidenceWindow(np.ones(runs), requests.astype(float), np.zeros((runs, 2)), bins))
         judged = gate.judge(state)
         found = np.where(np.isinf(found) & (judged.breach >= ODDS), now + 1.0, found)
     return found
@@ -69,22 +69,22 @@ def test_what_is_within_the_tolerance_is_no_breach() -> None:
     assert np.isinf(breached(times=1.05)).all()
 
 
-def look(stable: dict[float, int], candidate: dict[float, int], seconds: float = 15.0) -> Look:
+def window(stable: dict[float, int], candidate: dict[float, int], seconds: float = 15.0) -> EvidenceWindow:
     bins = np.zeros((2, len(EDGES_MS) + 1))
     for role, latencies in enumerate((stable, candidate)):
         for milliseconds, count in latencies.items():
             bins[role, np.searchsorted(EDGES_MS, milliseconds, side="right")] += count
-    return Look(np.array(seconds), bins.sum(-1), np.zeros(2), bins)
+    return EvidenceWindow(np.array(seconds), bins.sum(-1), np.zeros(2), bins)
 
 
 def test_a_request_at_the_slo_is_fast_and_one_in_the_bin_of_the_next_edge_is_not() -> None:
     gate = Latency(0.03, slo_ms=((0.95, 250.0),))
     state = gate.start()
     for _ in range(4):
-        state = gate.update(state, look({100.0: 99, 280.0: 1}, {100.0: 100}))
+        state = gate.update(state, window({100.0: 99, 280.0: 1}, {100.0: 100}))
     assert not gate.judge(state).incident
     for _ in range(4):
-        state = gate.update(state, look({100.0: 50, 280.0: 50}, {100.0: 100}))
+        state = gate.update(state, window({100.0: 50, 280.0: 50}, {100.0: 100}))
     assert gate.judge(state).incident
 
 
@@ -93,14 +93,14 @@ def test_hung_requests_count_as_slow() -> None:
     bins = np.zeros((2, len(EDGES) + 1))
     bins[0, 20], bins[1, 20], bins[1, -1] = 200.0, 100.0, 100.0
     for _ in range(10):
-        state = GATE.update(state, Look(np.array(15.0), bins.sum(-1), np.zeros(2), bins))
+        state = GATE.update(state, EvidenceWindow(np.array(15.0), bins.sum(-1), np.zeros(2), bins))
     assert GATE.judge(state).breach > ODDS
 
 
 def test_the_first_answers_of_a_cold_candidate_are_no_evidence() -> None:
     gate, state = Latency(0.03), Latency(0.03).start()
     for _ in range(int(WARM_UP_S)):
-        state = gate.update(state, look({100.0: 100}, {3000.0: 100}, seconds=1.0))
+        state = gate.update(state, window({100.0: 100}, {3000.0: 100}, seconds=1.0))
     assert not state.total[1].any()
 
 
@@ -108,7 +108,7 @@ def test_the_verdict_names_latencies_and_how_near_the_proof_is() -> None:
     gate, state = Latency(0.03), Latency(0.03).start()
     assert gate.explain(state, LEVEL).outcome is Outcome.UNDECIDED
     for _ in range(20):
-        state = gate.update(state, look({100.0: 90, 300.0: 10}, {200.0: 90, 600.0: 10}))
+        state = gate.update(state, window({100.0: 90, 300.0: 10}, {200.0: 90, 600.0: 10}))
     verdict = gate.explain(state, LEVEL)
     assert verdict.outcome is Outcome.BREACH
     assert verdict.progress == 1.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segserve_operator.api.rollout_policy import ErrorRateGate, Gate, LatencyGate, RolloutPolicy, RolloutStep, Slo
-from segserve_operator.core.evidence import Look
+from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.gates import MEASURED, measured_gates
 from segserve_operator.core.gates.asked import ASKED
 from segserve_operator.core.gates.base import Outcome
@@ -23,7 +23,7 @@ def test_every_gate_of_the_spec_is_in_one_registry() -> None:
 
 def test_gates_share_alpha_and_rules_take_nothing() -> None:
     policy = RolloutPolicy(alpha=0.03)
-    engine = engine_policy(policy, Slo())
+    engine = engine_policy(policy)
     assert tuple(measured_gates(policy, Slo())) == ("errorRate", "latency", "burnRate")
     assert engine.levels == (pytest.approx(0.01), pytest.approx(0.01), 1e-12)
     assert golden_level(policy) == pytest.approx(0.01)
@@ -31,24 +31,24 @@ def test_gates_share_alpha_and_rules_take_nothing() -> None:
 
 def test_a_gate_with_a_larger_share_has_more_of_alpha() -> None:
     policy = RolloutPolicy(gates=(ErrorRateGate(alpha_share=3.0), LatencyGate()))
-    assert engine_policy(policy, Slo()).levels == (pytest.approx(0.0075), pytest.approx(0.0025))
+    assert engine_policy(policy).levels == (pytest.approx(0.0075), pytest.approx(0.0025))
     assert golden_level(policy) == 0.0
 
 
 def test_only_a_canary_goes_by_steps_and_evidence_sets_its_pace() -> None:
     steps = (RolloutStep(weight=10), RolloutStep(weight=50, pause=True))
-    assert [step.minimum_s for step in engine_policy(RolloutPolicy(steps=steps), Slo()).steps] == [0.0, 0.0]
-    timed = engine_policy(RolloutPolicy(steps=steps, pace="steps"), Slo()).steps
+    assert [step.minimum_s for step in engine_policy(RolloutPolicy(steps=steps)).steps] == [0.0, 0.0]
+    timed = engine_policy(RolloutPolicy(steps=steps, pace="steps")).steps
     assert [(step.minimum_s, step.ask) for step in timed] == [(60.0, False), (60.0, True)]
-    assert engine_policy(RolloutPolicy(strategy="blueGreen"), Slo()).steps == ()
+    assert engine_policy(RolloutPolicy(strategy="blueGreen")).steps == ()
 
 
-def explained(stable: tuple[float, float], candidate: tuple[float, float], looks: int = 20):
+def explained(stable: tuple[float, float], candidate: tuple[float, float], windows: int = 20):
     gate = measured_gates(RolloutPolicy(), Slo())["errorRate"]
     state = gate.start()
     requests, errors = np.array([stable[0], candidate[0]]), np.array([stable[1], candidate[1]])
-    for _ in range(looks):
-        state = gate.update(state, Look(np.array(5.0), requests, errors, np.zeros((2, 1))))
+    for _ in range(windows):
+        state = gate.update(state, EvidenceWindow(np.array(5.0), requests, errors, np.zeros((2, 1))))
     return gate.explain(state, 0.01)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segserve_operator.core.evidence import Look
+from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import Latency
 from segserve_operator.core.statistics.exceedance import TOLERATED, ExceedanceState
@@ -23,7 +23,7 @@ LEVEL = np.log(300.0)
 counts = st.tuples(st.integers(0, 200), st.integers(0, 200), st.floats(0, 1), st.floats(0, 1), st.integers(0, 70))
 
 
-def looked(rows: list[tuple[int, int, float, float, int]]) -> list[Look]:
+def measured(rows: list[tuple[int, int, float, float, int]]) -> list[EvidenceWindow]:
     """Looks of one rollout: (requests of both, shares of errors of both, seconds)."""
     found = []
     for stable, candidate, bad_stable, bad_candidate, seconds in rows:
@@ -31,12 +31,12 @@ def looked(rows: list[tuple[int, int, float, float, int]]) -> list[Look]:
         errors = np.floor(requests * [bad_stable, bad_candidate])
         latencies = np.zeros((2, len(EDGES) + 1))
         latencies[:, 2], latencies[:, 7] = requests - errors, errors
-        found.append(Look(np.array(float(seconds)), requests, errors, latencies))
+        found.append(EvidenceWindow(np.array(float(seconds)), requests, errors, latencies))
     return found
 
 
-def together(looks: list[Look]) -> Look:
-    return Look(*(np.stack([getattr(look, field.name) for look in looks]) for field in fields(Look)))
+def together(windows: list[EvidenceWindow]) -> EvidenceWindow:
+    return EvidenceWindow(*(np.stack([getattr(window, field.name) for window in windows]) for field in fields(EvidenceWindow)))
 
 
 def same(left: ExceedanceState, right: ExceedanceState) -> bool:
@@ -48,9 +48,9 @@ def same(left: ExceedanceState, right: ExceedanceState) -> bool:
 def test_rollouts_judged_together_are_judged_as_each_alone(rows: list, gate: ErrorRate | Latency) -> None:
     all_at_once, alone = gate.start((3,)), [gate.start() for _ in range(3)]
     for row in rows:
-        looks = looked(list(row))
-        all_at_once = gate.update(all_at_once, together(looks))
-        alone = [gate.update(state, look) for state, look in zip(alone, looks, strict=True)]
+        windows = measured(list(row))
+        all_at_once = gate.update(all_at_once, together(windows))
+        alone = [gate.update(state, window) for state, window in zip(alone, windows, strict=True)]
     judged = gate.judge(all_at_once)
     for index, state in enumerate(alone):
         assert same(ExceedanceState(*(getattr(all_at_once, each.name)[index] for each in fields(state))), state)
@@ -61,9 +61,9 @@ def test_rollouts_judged_together_are_judged_as_each_alone(rows: list, gate: Err
 @given(st.lists(counts, min_size=1, max_size=10), st.sampled_from([GATE, LATENCY]))
 def test_a_look_that_saw_nothing_changes_nothing(rows: list, gate: ErrorRate | Latency) -> None:
     state = gate.start()
-    for look in looked(rows):
-        state = gate.update(state, look)
-    assert same(gate.update(state, Look.nothing(edges=len(EDGES))), state)
+    for window in measured(rows):
+        state = gate.update(state, window)
+    assert same(gate.update(state, EvidenceWindow.nothing(edges=len(EDGES))), state)
 
 
 @settings(max_examples=50, deadline=None)
@@ -71,8 +71,8 @@ def test_a_look_that_saw_nothing_changes_nothing(rows: list, gate: ErrorRate | L
 def test_numbers_stay_finite_and_harm_a_share(rows: list) -> None:
     for gate in (GATE, LATENCY):
         state = gate.start()
-        for look in looked(rows):
-            state = gate.update(state, look)
+        for window in measured(rows):
+            state = gate.update(state, window)
             judged = gate.judge(state)
             assert all(np.isfinite(getattr(state, each.name)).all() for each in fields(state))
             assert 0 < judged.harm <= 1
@@ -87,16 +87,16 @@ def test_more_errors_of_the_candidate_are_never_less_evidence(rows: list, which:
     stable, candidate, bad_stable, bad, seconds = worse[which % len(rows)]
     worse[which % len(rows)] = (stable, candidate, bad_stable, max(bad, share), seconds)
     states = [GATE.start(), GATE.start()]
-    for looks in zip(looked(rows), looked(worse), strict=True):
-        states = [GATE.update(state, look) for state, look in zip(states, looks, strict=True)]
+    for windows in zip(measured(rows), measured(worse), strict=True):
+        states = [GATE.update(state, window) for state, window in zip(states, windows, strict=True)]
     assert GATE.judge(states[1]).breach >= GATE.judge(states[0]).breach - 1e-9
 
 
 def test_when_a_block_ends_does_not_depend_on_how_requests_end() -> None:
     fine, failing = GATE.start(), GATE.start()
     for count in (3, 17, 40, 2, 0, 25):
-        fine = GATE.update(fine, looked([(count, 2, 0.0, 0.0, 2)])[0])
-        failing = GATE.update(failing, looked([(count, 2, 1.0, 1.0, 2)])[0])
+        fine = GATE.update(fine, measured([(count, 2, 0.0, 0.0, 2)])[0])
+        failing = GATE.update(failing, measured([(count, 2, 1.0, 1.0, 2)])[0])
         assert fine.age_s == failing.age_s
         assert np.array_equal(fine.pending.sum(-1), failing.pending.sum(-1))
 
@@ -132,8 +132,8 @@ def rollouts(
             size = 1 / rho - 1
             rates = random.beta(rates * size, (1 - rates) * size)
         requests = random.poisson(rps * np.array([1 - weight, weight]), (runs, 2))
-        look = Look(np.ones(runs), requests.astype(float), random.binomial(requests, rates).astype(float), np.zeros(0))
-        state = GATE.update(state, look)
+        window = EvidenceWindow(np.ones(runs), requests.astype(float), random.binomial(requests, rates).astype(float), np.zeros(0))
+        state = GATE.update(state, window)
         judged = GATE.judge(state)
         now_proved = judged.breach >= LEVEL
         breached = np.where(np.isinf(breached) & now_proved, now + 1.0, breached)
@@ -208,7 +208,7 @@ def test_what_mends_a_broken_stable_is_soon_known_to_do_no_harm(base: float) -> 
 
 def test_an_incident_of_both_is_over_once_one_serves_alone() -> None:
     _, failing = rollouts(runs=5, base=0.3, rps=10.0)
-    alone = Look(np.full(5, 70.0), np.tile([0.0, 90.0], (5, 1)), np.zeros((5, 2)), np.zeros(0))
+    alone = EvidenceWindow(np.full(5, 70.0), np.tile([0.0, 90.0], (5, 1)), np.zeros((5, 2)), np.zeros(0))
     assert GATE.judge(failing).shared.all()
     for _ in range(2):
         failing = GATE.update(failing, alone)

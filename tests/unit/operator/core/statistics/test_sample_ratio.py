@@ -11,13 +11,13 @@ TEST = SampleRatio()
 PROOF = np.log(1000.0)
 
 
-def evidence(share: float, written: float = 25.0, looks: int = 300, runs: int = 300, begins: int = 0) -> np.ndarray:
+def evidence(share: float, written: float = 25.0, windows: int = 300, runs: int = 300, begins: int = 0) -> np.ndarray:
     """The largest evidence of each run; from `begins` on the candidate's share is `share`."""
     random = np.random.default_rng(0)
     state, found = TEST.start((runs,)), np.zeros(runs)
-    for look in range(looks):
-        weight = np.full(runs, 5.0 if look < 50 else written)
-        real = share if look >= begins else weight[0] / 100
+    for window in range(windows):
+        weight = np.full(runs, 5.0 if window < 50 else written)
+        real = share if window >= begins else weight[0] / 100
         requests = random.poisson(20.0 * np.array([1 - real, real]), (runs, 2)).astype(float)
         state = TEST.update(state, weight, requests)
         found = np.maximum(found, TEST.evidence(state))
@@ -27,8 +27,8 @@ def evidence(share: float, written: float = 25.0, looks: int = 300, runs: int = 
 def test_a_split_as_written_is_never_accused_when_weights_change() -> None:
     random = np.random.default_rng(1)
     state = TEST.start((500,))
-    for look in range(300):
-        share = (0.05, 0.25, 0.5)[look // 100]
+    for window in range(300):
+        share = (0.05, 0.25, 0.5)[window // 100]
         requests = random.poisson(20.0 * np.array([1 - share, share]), (500, 2)).astype(float)
         state = TEST.update(state, np.full(500, 100 * share), requests)
         assert (TEST.evidence(state) < PROOF).all()

@@ -17,18 +17,18 @@ from segserve_operator.adapters.kube.objects import (
     group_objects,
     server_template,
 )
-from segserve_operator.adapters.kube.objects.target import PoolTarget
+from segserve_operator.adapters.kube.objects.target import PoolContext
 
 FULL_POOL = pool_target(FULL)
 COINS = Path("/opt/segserve/examples/coins")
 
 
-def container(target: PoolTarget, name: str) -> dict[str, Any]:
+def container(target: PoolContext, name: str) -> dict[str, Any]:
     spec = server_template(target, "main-0")["spec"]
     return next(found for found in spec["containers"] if found["name"] == name)
 
 
-def told(target: PoolTarget) -> Access:
+def told(target: PoolContext) -> Access:
     """Return what the agent reads from its environment."""
     variables = {found["name"]: found.get("value", "x") for found in container(target, "agent")["env"]}
     return AgentSettings.of(variables).access

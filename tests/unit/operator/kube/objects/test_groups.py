@@ -7,7 +7,7 @@ import pytest
 
 from fakes.pools import FULL, MINIMAL, coins, pool_target, with_defaults
 from segserve_operator.adapters.kube.objects import (
-    PoolTarget,
+    PoolContext,
     assignment_config_map,
     gateway_objects,
     gateway_url,
@@ -44,7 +44,7 @@ def record(**changed: Any) -> dict[str, Any]:
         pytest.param(with_defaults(TARGET, operator_image="segserve/operator:2"), id="the operator's image"),
     ],
 )
-def test_what_servers_are_not_made_of_leaves_the_main_group(other: PoolTarget) -> None:
+def test_what_servers_are_not_made_of_leaves_the_main_group(other: PoolContext) -> None:
     assert main_group(other) == main_group(TARGET)
 
 
@@ -61,7 +61,7 @@ def test_what_servers_are_not_made_of_leaves_the_main_group(other: PoolTarget) -
         pytest.param(with_defaults(TARGET, triton_version="26.05"), id="the release"),
     ],
 )
-def test_other_servers_are_another_main_group(other: PoolTarget) -> None:
+def test_other_servers_are_another_main_group(other: PoolContext) -> None:
     assert main_group(other) != main_group(TARGET)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fakes.pools import FULL, MINIMAL, coins, pool_target
-from segserve_builder.cluster.shards import pack
+from segserve_common.kube.shards import pack
 from segserve_operator.adapters.kube.objects import (
-    PoolTarget,
+    PoolContext,
     assignment_config_map,
     gateway_objects,
     group_objects,
@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).parents[4] / "golden" / "kube"
 POOLS = {"minimal": MINIMAL, "full": FULL}
 
 
-def told(target: PoolTarget) -> tuple[dict[str, Any], ...]:
+def told(target: PoolContext) -> tuple[dict[str, Any], ...]:
     own = coins()
     content = pack([own.model_dump(mode="json", by_alias=True, exclude_none=True)])
     return (

@@ -6,11 +6,11 @@ from segserve_operator.adapters.kube.objects.gateway import gateway_objects
 from segserve_operator.adapters.kube.objects.group import group_objects
 from segserve_operator.adapters.kube.objects.revision import revision_object
 from segserve_operator.adapters.kube.objects.server import main_group, server_template, template_digest
-from segserve_operator.adapters.kube.objects.target import Defaults, PoolTarget, gateway_url, scale_selector
+from segserve_operator.adapters.kube.objects.target import Defaults, PoolContext, gateway_url, scale_selector
 
 __all__ = [
     "Defaults",
-    "PoolTarget",
+    "PoolContext",
     "access_without_secrets",
     "assignment_config_map",
     "base_of",

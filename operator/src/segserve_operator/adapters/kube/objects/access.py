@@ -13,11 +13,11 @@ from segserve_operator.adapters.kube.objects.target import meta
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from segserve_operator.adapters.kube.objects.target import PoolTarget
+    from segserve_operator.adapters.kube.objects.target import PoolContext
 
 
 def access_objects(
-    target: PoolTarget,
+    target: PoolContext,
     name: str,
     labels: Mapping[str, str],
     *,

@@ -14,25 +14,25 @@ from lightkube.models.core_v1 import (
     VolumeMount,
 )
 
-from segserve_builder.cluster.names import CLAIMS_FOLDER, SECRETS_FOLDER
+from segserve_common.kube.names import CLAIMS_FOLDER, SECRETS_FOLDER
 from segserve_operator.mapping import artifact_access
 from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
     from segserve_builder.sources.access import Access
-    from segserve_operator.adapters.kube.objects.target import PoolTarget
+    from segserve_operator.adapters.kube.objects.target import PoolContext
     from segserve_operator.api.artifacts import Artifacts
 
 _KEPT_SHARE: Final = 0.8
 """Of the cache's own folder: what arrives needs room too, and a pod that fills more than its folder is evicted."""
 
 
-def base_of(target: PoolTarget) -> str | None:
+def base_of(target: PoolContext) -> str | None:
     """Return what relative URIs of the pool are relative to."""
     return target.spec.artifacts.base or target.defaults.artifact_base
 
 
-def access_of(target: PoolTarget) -> Access:
+def access_of(target: PoolContext) -> Access:
     """Return what the pool's agents may reach, with Secrets and claims where they are mounted.
 
     Files are read below the pool's base and the operator's, where these are folders: models are written by people who
@@ -54,7 +54,7 @@ def access_of(target: PoolTarget) -> Access:
     )
 
 
-def access_without_secrets(target: PoolTarget, folder: Path | None) -> Access:
+def access_without_secrets(target: PoolContext, folder: Path | None) -> Access:
     """Return what the operator itself may reach for the pool: it reads no Secrets, and files below `folder` alone."""
     folders = (folder,) if folder is not None else ()
     update = {"folders": folders, "claims": None, "credentials": (), "ambient": False, "max_cache_bytes": None}

@@ -7,29 +7,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lightkube.resources.core_v1 import ConfigMap
 
-from segserve_builder.cluster.names import (
-    GATEWAY,
-    assignment_name,
-    plan_name,
-    reports_name,
-)
-from segserve_builder.cluster.shards import CONTENT_KEY, VERSION_KEY, version_of
+from segserve_common.kube.names import GATEWAY, assignment_name, plan_name, reports_name
+from segserve_common.kube.shards import CONTENT_KEY, VERSION_KEY, version_of
 from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, server_selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from segserve_operator.adapters.kube.objects.target import PoolTarget
+    from segserve_operator.adapters.kube.objects.target import PoolContext
 
 CHANGED_KEY: Final = "changed"
 
 
-def assignment_config_map(target: PoolTarget, group: str, shard: int, content: str) -> dict[str, Any]:
+def assignment_config_map(target: PoolContext, group: str, shard: int, content: str) -> dict[str, Any]:
     """Return one shard of what a group is to hold; `content` is packed."""
     return _told(target, assignment_name(target.pool, group, shard), server_selector(target, group), content)
 
 
-def plan_config_map(target: PoolTarget, shard: int, content: str, changed: Iterable[str]) -> dict[str, Any]:
+def plan_config_map(target: PoolContext, shard: int, content: str, changed: Iterable[str]) -> dict[str, Any]:
     """Return one shard of a gateway's plan; `content` is packed.
 
     `changed` names the models whose route is another than in a version that some gateway may still follow.
@@ -39,17 +34,17 @@ def plan_config_map(target: PoolTarget, shard: int, content: str, changed: Itera
     return told
 
 
-def group_reports(target: PoolTarget, group: str) -> dict[str, Any]:
+def group_reports(target: PoolContext, group: str) -> dict[str, Any]:
     """Return the ConfigMap of a group's reports, without any: its keys are the pods' own."""
     return _empty(target, reports_name(target.pool, group), server_selector(target, group))
 
 
-def gateway_reports(target: PoolTarget) -> dict[str, Any]:
+def gateway_reports(target: PoolContext) -> dict[str, Any]:
     """Return the ConfigMap of the gateway's reports, without any: its keys are the pods' own."""
     return _empty(target, reports_name(target.pool, GATEWAY), gateway_selector(target))
 
 
-def _told(target: PoolTarget, name: str, labels: Mapping[str, str], content: str) -> dict[str, Any]:
+def _told(target: PoolContext, name: str, labels: Mapping[str, str], content: str) -> dict[str, Any]:
     return ConfigMap(
         metadata=meta(target, name, labels),
         data={VERSION_KEY: version_of(content)},
@@ -57,5 +52,5 @@ def _told(target: PoolTarget, name: str, labels: Mapping[str, str], content: str
     ).to_dict()
 
 
-def _empty(target: PoolTarget, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+def _empty(target: PoolContext, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
     return ConfigMap(metadata=meta(target, name, labels)).to_dict()

@@ -13,10 +13,10 @@ from segserve_operator.adapters.kube.objects.target import meta
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve_operator.adapters.kube.objects.target import PoolTarget
+    from segserve_operator.adapters.kube.objects.target import PoolContext
 
 
-def disruption_budget(target: PoolTarget, name: str, selector: Mapping[str, str]) -> dict[str, Any]:
+def disruption_budget(target: PoolContext, name: str, selector: Mapping[str, str]) -> dict[str, Any]:
     """Return the budget of one pod at a time: also a single one must not block a node's drain for ever."""
     spec = PodDisruptionBudgetSpec(maxUnavailable=1, selector=LabelSelector(matchLabels=dict(selector)))
     budget = PodDisruptionBudget(metadata=meta(target, name, selector), spec=spec).to_dict()

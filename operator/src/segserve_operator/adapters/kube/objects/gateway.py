@@ -20,7 +20,7 @@ from lightkube.models.core_v1 import (
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import Service
 
-from segserve_builder.cluster.names import (
+from segserve_common.kube.names import (
     ENVOY_CONTAINER,
     GATEWAY,
     INTERNAL_PORT,
@@ -45,7 +45,7 @@ from segserve_operator.api.pod_template import Resources
 from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.target import PoolTarget
+    from segserve_operator.adapters.kube.objects.target import PoolContext
 
 LISTEN_PORT: Final = 8080
 """Where Envoy listens in its pod, whatever the Service's port: one that needs no privilege."""
@@ -60,7 +60,7 @@ _HEAP_SHARE: Final = Decimal("0.8")
 _SYNC: Final = ("python3", "-m", "segserve_operator.gateway_sync")
 
 
-def gateway_objects(target: PoolTarget) -> tuple[dict[str, Any], ...]:
+def gateway_objects(target: PoolContext) -> tuple[dict[str, Any], ...]:
     """Return the gateway's objects in the order in which they are made: the pods last, which need the others."""
     name = object_name(target.pool, GATEWAY)
     selector = gateway_selector(target)
@@ -76,7 +76,7 @@ def gateway_objects(target: PoolTarget) -> tuple[dict[str, Any], ...]:
     return tuple(map(stamped, manifests))
 
 
-def _service(target: PoolTarget) -> dict[str, Any]:
+def _service(target: PoolContext) -> dict[str, Any]:
     gateway = target.spec.gateway
     own = meta(target, object_name(target.pool), gateway_selector(target))
     own.annotations = dict(gateway.service_annotations) or None
@@ -85,7 +85,7 @@ def _service(target: PoolTarget) -> dict[str, Any]:
     return Service(metadata=own, spec=spec).to_dict()
 
 
-def _template(target: PoolTarget) -> PodTemplateSpec:
+def _template(target: PoolContext) -> PodTemplateSpec:
     gateway = target.spec.gateway
     selector = gateway_selector(target)
     spec = PodSpec(
@@ -108,7 +108,7 @@ def _template(target: PoolTarget) -> PodTemplateSpec:
     return PodTemplateSpec(metadata=ObjectMeta(labels=labels, annotations=annotations), spec=spec)
 
 
-def _envoy(target: PoolTarget) -> Container:
+def _envoy(target: PoolContext) -> Container:
     """Envoy goes on with its last configuration whatever becomes of the API: so do its probes."""
     gateway = target.spec.gateway
     return Container(
@@ -133,7 +133,7 @@ def _envoy(target: PoolTarget) -> Container:
     )
 
 
-def _sync(target: PoolTarget) -> Container:
+def _sync(target: PoolContext) -> Container:
     container = _sync_container(target, SYNC_CONTAINER, "follow")
     container.ports = [ContainerPort(name="sync", containerPort=SYNC_PORT, protocol="TCP")]
     container.startupProbe = pods.http_probe("/live", SYNC_PORT, period_s=1, timeout_s=2, failures=120)
@@ -143,7 +143,7 @@ def _sync(target: PoolTarget) -> Container:
     return container
 
 
-def _sync_container(target: PoolTarget, name: str, task: str) -> Container:
+def _sync_container(target: PoolContext, name: str, task: str) -> Container:
     gateway = target.spec.gateway
     settings = {
         "port": LISTEN_PORT,

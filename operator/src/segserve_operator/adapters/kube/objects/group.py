@@ -10,7 +10,7 @@ from lightkube.models.meta_v1 import LabelSelector
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.core_v1 import Service
 
-from segserve_builder.cluster.names import (
+from segserve_common.kube.names import (
     GRPC_PORT,
     HTTP_PORT,
     METRICS_PORT,
@@ -27,13 +27,13 @@ from segserve_operator.adapters.kube.objects.server import server_template
 from segserve_operator.adapters.kube.objects.target import meta, server_selector, stamped
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.target import PoolTarget
+    from segserve_operator.adapters.kube.objects.target import PoolContext
 
 _PROGRESS_S: Final = 1800
 """An image of Triton has some 10 GB to be pulled first."""
 
 
-def group_objects(target: PoolTarget, group: str, replicas: int) -> tuple[dict[str, Any], ...]:
+def group_objects(target: PoolContext, group: str, replicas: int) -> tuple[dict[str, Any], ...]:
     """Return a group's objects in the order in which they are made: the pods last, which need the others."""
     name = object_name(target.pool, group)
     selector = server_selector(target, group)
@@ -57,7 +57,7 @@ def group_objects(target: PoolTarget, group: str, replicas: int) -> tuple[dict[s
 
 
 def deployment(
-    target: PoolTarget, name: str, selector: dict[str, str], *, replicas: int, template: dict[str, Any]
+    target: PoolContext, name: str, selector: dict[str, str], *, replicas: int, template: dict[str, Any]
 ) -> dict[str, Any]:
     """Return a Deployment that never has fewer ready pods than it should because of its own doing."""
     spec = DeploymentSpec(
@@ -75,7 +75,7 @@ def deployment(
     return manifest
 
 
-def _service(target: PoolTarget, group: str) -> dict[str, Any]:
+def _service(target: PoolContext, group: str) -> dict[str, Any]:
     selector = server_selector(target, group)
     ports = {"http": HTTP_PORT, "grpc": GRPC_PORT, "metrics": METRICS_PORT}
     spec = ServiceSpec(

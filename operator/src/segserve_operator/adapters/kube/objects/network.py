@@ -17,7 +17,7 @@ from lightkube.models.networking_v1 import (
 )
 from lightkube.resources.networking_v1 import NetworkPolicy
 
-from segserve_builder.cluster.names import (
+from segserve_common.kube.names import (
     AGENT_PORT,
     GRPC_PORT,
     HTTP_PORT,
@@ -31,20 +31,20 @@ from segserve_operator.adapters.kube.objects.target import gateway_selector, met
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from segserve_operator.adapters.kube.objects.target import PoolTarget
+    from segserve_operator.adapters.kube.objects.target import PoolContext
 
 # Any pod of the cluster: metrics are scraped from another namespace. A node's own probes are always allowed.
 _CLUSTER: Final = NetworkPolicyPeer(namespaceSelector=LabelSelector())
 
 
-def server_policy(target: PoolTarget, group: str) -> dict[str, Any]:
+def server_policy(target: PoolContext, group: str) -> dict[str, Any]:
     """Return the policy of a group: the pool's gateway alone sends it requests."""
     gateway = NetworkPolicyPeer(podSelector=LabelSelector(matchLabels=gateway_selector(target)))
     rules = [_rule((HTTP_PORT, GRPC_PORT), gateway), _rule((METRICS_PORT, AGENT_PORT), _CLUSTER)]
     return _policy(target, object_name(target.pool, group), server_selector(target, group), rules)
 
 
-def gateway_policy(target: PoolTarget, listen_port: int) -> dict[str, Any]:
+def gateway_policy(target: PoolContext, listen_port: int) -> dict[str, Any]:
     """Return the policy of the gateway: anybody may call, by the internal port the operator alone."""
     operator = NetworkPolicyPeer(
         namespaceSelector=LabelSelector(matchLabels=dict(target.defaults.operator_namespace_labels) or None),
@@ -64,7 +64,7 @@ def _rule(ports: Sequence[int], peer: NetworkPolicyPeer | None = None) -> Networ
 
 
 def _policy(
-    target: PoolTarget, name: str, selector: Mapping[str, str], rules: list[NetworkPolicyIngressRule]
+    target: PoolContext, name: str, selector: Mapping[str, str], rules: list[NetworkPolicyIngressRule]
 ) -> dict[str, Any]:
     spec = NetworkPolicySpec(
         podSelector=LabelSelector(matchLabels=dict(selector)), policyTypes=["Ingress"], ingress=rules

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
 from lightkube.resources.apps_v1 import ControllerRevision
 
-from segserve_builder.cluster.names import MANAGED_LABELS, MODEL_LABEL, POOL_LABEL, REVISION_LABEL
-from segserve_builder.spec.names import canonical_json
-from segserve_operator.adapters.kube.api import MODELS
+from segserve_common.canonical import canonical_json
+from segserve_common.kube.kinds import MODELS
+from segserve_common.kube.names import MANAGED_LABELS, MODEL_LABEL, POOL_LABEL, REVISION_LABEL
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_builder.cluster.names import MODEL_LABEL, POOL_LABEL, ROLLOUT_LABEL
-from segserve_builder.cluster.shards import CONTENT_KEY
-from segserve_operator.adapters.kube.api import CONFIG_MAPS, MODELS, ROLLOUTS
+from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, ROLLOUTS
+from segserve_common.kube.names import MODEL_LABEL, POOL_LABEL, ROLLOUT_LABEL, chunk_name
+from segserve_common.kube.shards import CONTENT_KEY
 from segserve_operator.mapping.rollouts import manifest_of
 
 if TYPE_CHECKING:
@@ -44,11 +44,6 @@ def evidence_config_map(
         "metadata": metadata,
         "binaryData": {CONTENT_KEY: content},
     }
-
-
-def chunk_name(rollout: str, number: int) -> str:
-    """Return the name of the ConfigMap that holds a chunk."""
-    return f"{rollout}-{number}"
 
 
 def _owner(api_version: str, kind: str, name: str, uid: str) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from lightkube.models.core_v1 import (
 )
 from lightkube.models.meta_v1 import ObjectMeta
 
-from segserve_builder.cluster.names import (
+from segserve_builder.sources.access import ACCESS_VARIABLE
+from segserve_common.canonical import canonical_json
+from segserve_common.kube.names import (
     AGENT_CONTAINER,
     AGENT_PORT,
     CACHE_FOLDER,
@@ -31,14 +33,12 @@ from segserve_builder.cluster.names import (
     TRITON_CONTAINER,
     object_name,
 )
-from segserve_builder.sources.access import ACCESS_VARIABLE
-from segserve_builder.spec.names import canonical_json
 from segserve_operator.adapters.kube.objects import artifacts, pods
 from segserve_operator.adapters.kube.objects.target import server_selector
 from segserve_operator.api.pod_template import Resources
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.target import PoolTarget
+    from segserve_operator.adapters.kube.objects.target import PoolContext
     from segserve_operator.api.triton_pool import Server
 
 _AGENT_RESOURCES: Final = Resources(requests={"cpu": "50m", "memory": "256Mi"})
@@ -51,17 +51,17 @@ _MAX_REQUEST_BYTES: Final = 2**31 - 1
 """The gateway's own limit is the one that counts, and can change without new servers."""
 
 
-def main_group(target: PoolTarget) -> str:
+def main_group(target: PoolContext) -> str:
     """Return the name of the group that models settle in: another one as soon as servers are to differ."""
     return f"main-{template_digest(target)}"
 
 
-def template_digest(target: PoolTarget) -> str:
+def template_digest(target: PoolContext) -> str:
     """Return 8 hex digits of all that servers of any group of the pool are made of."""
     return hashlib.sha256(canonical_json(server_template(target)).encode()).hexdigest()[:8]
 
 
-def server_template(target: PoolTarget, group: str = "") -> dict[str, Any]:
+def server_template(target: PoolContext, group: str = "") -> dict[str, Any]:
     """Return the PodTemplateSpec of a group's servers; without a group, what all groups' have in common."""
     server = target.spec.server
     selector = server_selector(target, group)
@@ -89,7 +89,7 @@ def server_template(target: PoolTarget, group: str = "") -> dict[str, Any]:
     return template.to_dict()
 
 
-def _triton(target: PoolTarget, group: str) -> Container:
+def _triton(target: PoolContext, group: str) -> Container:
     server = target.spec.server
     live, ready = "/v2/health/live", "/v2/health/ready"
     return Container(
@@ -128,7 +128,7 @@ def _triton(target: PoolTarget, group: str) -> Container:
     )
 
 
-def _agent(target: PoolTarget, group: str) -> Container:
+def _agent(target: PoolContext, group: str) -> Container:
     server = target.spec.server
     return Container(
         name=AGENT_CONTAINER,
@@ -160,7 +160,7 @@ def _agent(target: PoolTarget, group: str) -> Container:
     )
 
 
-def _common(target: PoolTarget, group: str) -> dict[str, str | None]:
+def _common(target: PoolContext, group: str) -> dict[str, str | None]:
     return {
         "SEGSERVE_POOL": target.pool,
         "SEGSERVE_GROUP": group or None,

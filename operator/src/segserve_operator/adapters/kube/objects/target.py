@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
 
-from segserve_builder.cluster.names import (
+from segserve_common.canonical import canonical_json
+from segserve_common.kube.kinds import POOLS
+from segserve_common.kube.names import (
     COMPONENT_LABEL,
     DOMAIN,
     GATEWAY,
@@ -18,8 +20,6 @@ from segserve_builder.cluster.names import (
     SERVER,
     object_name,
 )
-from segserve_builder.spec.names import canonical_json
-from segserve_operator.adapters.kube.api import POOLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +57,7 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolTarget:
+class PoolContext:
     """A pool whose objects are rendered. `uid` makes it their owner."""
 
     namespace: str
@@ -67,17 +67,17 @@ class PoolTarget:
     defaults: Defaults
 
 
-def server_selector(target: PoolTarget, group: str) -> dict[str, str]:
+def server_selector(target: PoolContext, group: str) -> dict[str, str]:
     """Return the labels that the pods of a group alone have."""
     return {POOL_LABEL: target.pool, GROUP_LABEL: group, COMPONENT_LABEL: SERVER}
 
 
-def gateway_selector(target: PoolTarget) -> dict[str, str]:
+def gateway_selector(target: PoolContext) -> dict[str, str]:
     """Return the labels that the pods of the gateway alone have."""
     return {POOL_LABEL: target.pool, COMPONENT_LABEL: GATEWAY}
 
 
-def meta(target: PoolTarget, name: str, labels: Mapping[str, str]) -> ObjectMeta:
+def meta(target: PoolContext, name: str, labels: Mapping[str, str]) -> ObjectMeta:
     """Return the metadata of an object that ends with its pool."""
     owner = OwnerReference(
         apiVersion=POOLS.api_version,
@@ -106,12 +106,12 @@ def stamped(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def gateway_url(target: PoolTarget) -> str:
+def gateway_url(target: PoolContext) -> str:
     """Return where the pool's models answer within the cluster; gRPC clients use its host and port."""
     service = f"{object_name(target.pool)}.{target.namespace}.svc.{target.defaults.cluster_domain}"
     return f"http://{service}:{target.spec.gateway.port}"
 
 
-def scale_selector(target: PoolTarget, group: str) -> str:
+def scale_selector(target: PoolContext, group: str) -> str:
     """Return the selector of a group's pods as the scale subresource has it."""
     return ",".join(f"{key}={value}" for key, value in sorted(server_selector(target, group).items()))

@@ -1,0 +1,81 @@
+"""Names of labels, containers, ports, folders and objects that operator, agents and gateway sidecars share."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+DOMAIN: Final = "segserve.dev"
+POOL_LABEL: Final = f"{DOMAIN}/pool"
+GROUP_LABEL: Final = f"{DOMAIN}/group"
+MODEL_LABEL: Final = f"{DOMAIN}/model"
+REVISION_LABEL: Final = f"{DOMAIN}/revision"
+ROLLOUT_LABEL: Final = f"{DOMAIN}/rollout"
+COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+MANAGED_LABELS: Final = {"app.kubernetes.io/managed-by": "segserve", "app.kubernetes.io/part-of": "segserve"}
+FINALIZER: Final = f"{DOMAIN}/traffic"
+FIELD_MANAGER: Final = "segserve"
+
+SERVER: Final = "server"
+GATEWAY: Final = "gateway"
+TRITON_CONTAINER: Final = "triton"
+AGENT_CONTAINER: Final = "agent"
+ENVOY_CONTAINER: Final = "envoy"
+SYNC_CONTAINER: Final = "sync"
+
+HTTP_PORT: Final = 8000
+GRPC_PORT: Final = 8001
+METRICS_PORT: Final = 8002
+AGENT_PORT: Final = 8010
+SYNC_PORT: Final = 8011
+INTERNAL_PORT: Final = 8081
+
+BUNDLE_KEY: Final = "bundle.tar.gz"
+"""Key of a rollout's bundle in its ConfigMap."""
+
+RUN_FOLDER: Final = "/run/segserve"
+CACHE_FOLDER: Final = "/var/cache/segserve"
+SECRETS_FOLDER: Final = "/mnt/segserve/secrets"
+CLAIMS_FOLDER: Final = "/mnt/segserve/claims"
+
+SHARDS: Final = 4
+"""Number of ConfigMaps over which an assignment or a plan is spread: Kubernetes stores at most 1 MiB in each."""
+
+# A pod's name is its Deployment's and 17 characters more, and a host's name has at most 63.
+_LONGEST: Final = 46
+
+
+def object_name(pool: str, *parts: str) -> str:
+    """Return the name of an object of a pool; names of models and pools have no `--`, so that no two are equal.
+
+    One that would be too long is cut and ends with a digest of the whole.
+    """
+    name = "--".join([f"segserve-{pool}", *parts])
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[: _LONGEST - 11].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
+def assignment_name(pool: str, group: str, shard: int) -> str:
+    """Return the name of the ConfigMap that holds one shard of a group's assignment."""
+    return object_name(pool, group, f"assignment-{shard}")
+
+
+def plan_name(pool: str, shard: int) -> str:
+    """Return the name of the ConfigMap that holds one shard of a gateway's plan."""
+    return object_name(pool, GATEWAY, f"plan-{shard}")
+
+
+def reports_name(pool: str, group: str) -> str:
+    """Return the name of the ConfigMap into which each pod of a group (or of `GATEWAY`) writes its report."""
+    return object_name(pool, group, "reports")
+
+
+def bundle_name(rollout: str) -> str:
+    """Return the name of the ConfigMap that holds the bundle of a rollout."""
+    return f"{rollout}-bundle"
+
+
+def chunk_name(rollout: str, number: int) -> str:
+    """Return the name of the ConfigMap that holds a chunk of a rollout's oldest evidence."""
+    return f"{rollout}-{number}"

@@ -1,0 +1,517 @@
+"""What a rollout hears beside the gateways' counts, and what it has found out, world by world."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fakes.observed_models import (
+    CELLS,
+    FAILURE,
+    FIRST,
+    NOW_S,
+    SECOND,
+    THEN_S,
+    THIRD,
+    candidate,
+    group,
+    holder,
+    lost,
+    model,
+    state,
+    world,
+)
+from segserve_builder.agent.protocol import ModelState
+from segserve_builder.spec.model_spec import Golden
+from segserve_operator.api.rollout_policy import (
+    ErrorRateGate,
+    GoldenQualityGate,
+    PromqlGate,
+    ResourceGate,
+    RolloutPolicy,
+    Slo,
+    WebhookGate,
+)
+from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.gates.checks import CheckResult, Scores
+from segserve_operator.core.gates.probe import LONGEST_S
+from segserve_operator.core.models.inputs import checks, groups_of, gather_signals, is_about, sampled_groups, verdicts_with
+from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.models.slo import INTERVAL_S, SloWatch
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.traffic import TrafficState, shadow_of
+
+LABELLED = SECOND.model_copy(update={"golden": Golden(uri="file:///golden", sha256="a" * 64)})
+CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
+PROMOTED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
+ALONE = Roles(holder(FIRST, "main"))
+MAIN, OWN = group("main", FIRST), group(SECOND.revision, SECOND)
+BUDGET = WebhookGate(name="budget", url="http://budget.example/", interval=timedelta(seconds=5))
+QUERY = PromqlGate(name="drift", address="http://prometheus.example", query="up", pass_condition="true")
+POLICY = RolloutPolicy(gates=(ErrorRateGate(), GoldenQualityGate(), BUDGET))
+PROGRESSING = state(SECOND, Phase.PROGRESSING)
+GOLDEN, PENDING, QUARANTINED, BAKING = (
+    state(SECOND, phase) for phase in (Phase.GOLDEN, Phase.PENDING, Phase.QUARANTINED, Phase.BAKING)
+)
+PROBE = f"{PROGRESSING.rollout}/probe/0"
+
+
+def said(gate: str, outcome: Outcome) -> Verdict:
+    return Verdict(gate, outcome, "Said", "so it is")
+
+
+def record(*verdicts: Verdict, policy: RolloutPolicy = POLICY) -> Record:
+    return Record(
+        PROGRESSING.rollout,
+        "coins",
+        FIRST.revision,
+        SECOND.revision,
+        policy,
+        Slo(),
+        Progress.begun(THEN_S),
+        verdicts=verdicts,
+    )
+
+
+def coins(roles: Roles = CHANGING, wanted: Any = LABELLED, **changes: Any) -> ModelObserved:
+    return model(wanted, roles, policy=POLICY, **changes)
+
+
+def seen(*models: ModelObserved, groups: Any = (MAIN, OWN), **changes: Any) -> Observed:
+    return world(*models, groups=groups, **changes)
+
+
+@pytest.mark.parametrize(
+    ("at", "roles", "groups"),
+    [
+        pytest.param(PROGRESSING, CHANGING, ("main", SECOND.revision), id="the candidate beside stable"),
+        pytest.param(PENDING, Roles(), ("", ""), id="nobody where no role is taken"),
+        pytest.param(
+            PENDING,
+            Roles(holder(FIRST, "main"), candidate(SECOND, None)),
+            ("main", ""),
+            id="no group of a candidate that waits for its turn",
+        ),
+        pytest.param(
+            BAKING, PROMOTED, ("main", SECOND.revision), id="the promoted revision beside the one that it replaced"
+        ),
+        pytest.param(
+            BAKING,
+            Roles(holder(SECOND)),
+            ("", SECOND.revision),
+            id="the promoted revision alone where the former is not kept",
+        ),
+    ],
+)
+def test_evidence_compares(at: RolloutState, roles: Roles, groups: tuple[str, str]) -> None:
+    assert groups_of(at, roles) == groups
+
+
+@pytest.mark.parametrize(
+    ("at", "roles", "about"),
+    [
+        pytest.param(PROGRESSING, CHANGING, True, id="the candidate is the one that is rolled out"),
+        pytest.param(
+            PROGRESSING, Roles(holder(FIRST, "main"), candidate(THIRD)), False, id="another candidate takes its place"
+        ),
+        pytest.param(PROGRESSING, ALONE, False, id="nobody is a candidate any more"),
+        pytest.param(BAKING, PROMOTED, True, id="what is watched is stable by now"),
+        pytest.param(BAKING, ALONE, False, id="another revision became stable meanwhile"),
+        pytest.param(BAKING, Roles(), False, id="nothing is stable"),
+        pytest.param(
+            BAKING, Roles(holder(SECOND), candidate(THIRD)), False, id="a candidate came while the former was watched"
+        ),
+    ],
+)
+def test_a_rollout_is_still_the_one_that_the_roles_ask_for(at: RolloutState, roles: Roles, about: bool) -> None:
+    assert is_about(at, roles) is about
+
+
+SLO = Slo(p95_milliseconds=250)
+TESTS_ITSELF = RolloutPolicy(self_test=True)
+
+
+@pytest.mark.parametrize(
+    ("observed", "watch", "groups"),
+    [
+        pytest.param(
+            coins(rollout=PROGRESSING),
+            SloWatch(measured_s=NOW_S),
+            ("main", SECOND.revision),
+            id="of a rollout both groups, at every look",
+        ),
+        pytest.param(coins(rollout=PENDING), None, None, id="of what is only being proved nothing, without an SLO"),
+        pytest.param(
+            model(LABELLED, CHANGING, slo=SLO, rollout=PENDING),
+            None,
+            ("main", ""),
+            id="stable's alone for its SLO while the candidate is only being proved",
+        ),
+        pytest.param(
+            model(FIRST, ALONE, slo=SLO), SloWatch(measured_s=NOW_S - INTERVAL_S), ("main", ""), id="an SLO's when it is due"
+        ),
+        pytest.param(
+            model(FIRST, ALONE, slo=SLO),
+            SloWatch(measured_s=NOW_S - INTERVAL_S + 1),
+            None,
+            id="an SLO's not before it is due",
+        ),
+        pytest.param(
+            model(FIRST, ALONE, slo=SLO),
+            SloWatch(measured_s=NOW_S + 2 * INTERVAL_S),
+            ("main", ""),
+            id="an SLO's at once where the clock was put back",
+        ),
+        pytest.param(model(FIRST, Roles(), slo=SLO), None, None, id="nothing where nothing is stable"),
+        pytest.param(model(FIRST, ALONE), None, None, id="nothing where nothing was promised"),
+        pytest.param(
+            model(FIRST, ALONE, policy=TESTS_ITSELF), None, ("main", shadow_of("main")), id="both halves of a self-test"
+        ),
+        pytest.param(
+            model(FIRST, ALONE, slo=SLO, rollout=state(SECOND, Phase.ROLLED_BACK)),
+            None,
+            ("main", ""),
+            id="of a rollout that has ended stable's alone",
+        ),
+    ],
+)
+def test_gateways_are_asked_for_the_counts_of(
+    observed: ModelObserved, watch: SloWatch | None, groups: tuple[str, str] | None
+) -> None:
+    watches = {"coins": watch} if watch is not None else {}
+
+    assert sampled_groups([observed], watches, NOW_S) == ({"coins": groups} if groups is not None else {})
+
+
+PASSED = (said("goldenQuality", Outcome.PASS), said("budget", Outcome.PASS))
+LOADING = group(SECOND.revision, SECOND, state=ModelState.LOADING)
+
+
+def probed(failed: int, asked: int = 40) -> dict[str, CheckResult]:
+    return {PROBE: CheckResult(PROBE, NOW_S, asked=(asked, asked), failed=(0, failed))}
+
+
+@pytest.mark.parametrize(
+    ("at", "known", "roles", "observed", "heard"),
+    [
+        pytest.param(
+            PROGRESSING,
+            record(*PASSED),
+            CHANGING,
+            seen(coins()),
+            {"ready": True, "lost": False, "golden": 1, "probes": 0, "forbidden": False, "allowed": True},
+            id="all is well",
+        ),
+        pytest.param(
+            PENDING,
+            record(),
+            CHANGING,
+            seen(coins(), groups=(MAIN, LOADING)),
+            {"ready": False, "lost": False},
+            id="what is still loaded is not ready, and not lost while it has no requests",
+        ),
+        pytest.param(
+            PENDING,
+            record(),
+            CHANGING,
+            seen(coins(), groups=(MAIN, replace(OWN, wanted=2))),
+            {"ready": False},
+            id="one of two servers is not ready",
+        ),
+        pytest.param(
+            PENDING,
+            record(),
+            CHANGING,
+            seen(coins(), traffic=TrafficState(None)),
+            {"ready": False},
+            id="what no gateway knows is not ready",
+        ),
+        pytest.param(
+            PENDING,
+            record(),
+            CHANGING,
+            seen(coins(Roles(holder(FIRST, "main"), candidate(THIRD, SECOND.revision)))),
+            {"ready": False, "superseded": False},
+            id="a group that the gateways know for another revision is not ready",
+        ),
+        pytest.param(
+            PENDING, record(), CHANGING, seen(coins(), groups=(MAIN,)), {"ready": False}, id="no group is not ready"
+        ),
+        pytest.param(
+            PROGRESSING,
+            record(),
+            CHANGING,
+            seen(coins(), groups=(MAIN, lost(SECOND.revision, SECOND))),
+            {"lost": True, "ready": False},
+            id="requests whose servers are gone are lost",
+        ),
+        pytest.param(
+            PROGRESSING,
+            record(),
+            CHANGING,
+            seen(coins(), groups=(MAIN,)),
+            {"lost": True},
+            id="requests whose group is gone are lost",
+        ),
+        pytest.param(
+            PROGRESSING,
+            record(),
+            ALONE,
+            seen(coins(), groups=(MAIN,)),
+            {"lost": False, "superseded": True},
+            id="what nobody wants any more is not lost but superseded",
+        ),
+        pytest.param(
+            PROGRESSING,
+            record(),
+            Roles(holder(FIRST, "main"), candidate(SECOND, failure=FAILURE)),
+            seen(coins()),
+            {"forbidden": True, "superseded": False},
+            id="a candidate that failed on its servers is forbidden, not superseded",
+        ),
+        pytest.param(
+            PROGRESSING,
+            record(said("goldenQuality", Outcome.PASS)),
+            CHANGING,
+            seen(coins()),
+            {"allowed": False, "forbidden": False, "golden": 1},
+            id="a gate that was not asked yet does not allow",
+        ),
+        pytest.param(
+            PROGRESSING,
+            record(said("goldenQuality", Outcome.PASS), said("budget", Outcome.UNDECIDED)),
+            CHANGING,
+            seen(coins()),
+            {"allowed": False, "forbidden": False},
+            id="a gate without a verdict does not allow",
+        ),
+        pytest.param(
+            PROGRESSING,
+            record(said("goldenQuality", Outcome.PASS), said("budget", Outcome.BREACH)),
+            CHANGING,
+            seen(coins()),
+            {"allowed": False, "forbidden": True},
+            id="a gate that breaches forbids",
+        ),
+        pytest.param(
+            replace(PROGRESSING, skipped=("budget",)),
+            record(said("goldenQuality", Outcome.PASS), said("budget", Outcome.BREACH)),
+            CHANGING,
+            seen(coins()),
+            {"allowed": True, "forbidden": False},
+            id="a gate that was put aside says nothing",
+        ),
+        pytest.param(
+            GOLDEN,
+            record(),
+            CHANGING,
+            seen(coins()),
+            {"golden": 0, "allowed": False},
+            id="labels that are not answered",
+        ),
+        pytest.param(
+            GOLDEN,
+            record(said("goldenQuality", Outcome.BREACH), said("budget", Outcome.PASS)),
+            CHANGING,
+            seen(coins()),
+            {"golden": -1, "forbidden": True},
+            id="labels that fail",
+        ),
+        pytest.param(
+            GOLDEN,
+            record(said("budget", Outcome.PASS)),
+            CHANGING,
+            seen(coins(wanted=SECOND)),
+            {"golden": 1, "allowed": True},
+            id="a model without labels is not asked for them",
+        ),
+        pytest.param(
+            GOLDEN,
+            record(said("budget", Outcome.PASS)),
+            CHANGING,
+            seen(coins(wanted=None)),
+            {"golden": 1, "allowed": True},
+            id="a spec that cannot be read has no labels",
+        ),
+        pytest.param(
+            GOLDEN,
+            record(policy=RolloutPolicy(strategy="immediate", gates=(GoldenQualityGate(),))),
+            CHANGING,
+            seen(coins()),
+            {"golden": 1, "allowed": True},
+            id="who gives all requests at once does not wait for labels",
+        ),
+        pytest.param(QUARANTINED, record(), CHANGING, seen(coins()), {"probes": 0}, id="nothing was probed yet"),
+        pytest.param(
+            QUARANTINED, record(), CHANGING, seen(coins(), findings=probed(0)), {"probes": 1}, id="probes are answered"
+        ),
+        pytest.param(
+            QUARANTINED, record(), CHANGING, seen(coins(), findings=probed(40)), {"probes": -1}, id="probes fail"
+        ),
+        pytest.param(
+            replace(QUARANTINED, quarantines=1),
+            record(),
+            CHANGING,
+            seen(coins(), findings=probed(0)),
+            {"probes": 0},
+            id="the probes of a former quarantine say nothing of this one",
+        ),
+    ],
+)
+def test_a_decision_hears(at: RolloutState, known: Record, roles: Roles, observed: Observed, heard: dict[str, Any]) -> None:
+    found = gather_signals(known, at, roles, observed.models[0], observed)
+
+    assert {name: np.asarray(getattr(found, name)).item() for name in heard} == heard
+
+
+def orders(
+    at: RolloutState = PROGRESSING, policy: RolloutPolicy = POLICY, roles: Roles = CHANGING, now_s: float = NOW_S
+) -> dict[str, str]:
+    """Return what is ordered: purpose by key."""
+    observed = seen(coins(roles), now_s=now_s)
+    return {
+        each.key: each.purpose for each in checks(at, record(policy=policy), roles, observed.models[0], observed)
+    }
+
+
+ROLLOUT = PROGRESSING.rollout
+GATES_ASKED = {f"{ROLLOUT}/goldenQuality": "golden", f"{ROLLOUT}/budget": "check"}
+
+
+@pytest.mark.parametrize(
+    ("at", "roles", "ordered"),
+    [
+        pytest.param(PROGRESSING, CHANGING, GATES_ASKED, id="each gate that somebody has to be asked for"),
+        pytest.param(GOLDEN, CHANGING, GATES_ASKED, id="gates before the first request too"),
+        pytest.param(BAKING, PROMOTED, GATES_ASKED, id="gates of what is watched"),
+        pytest.param(
+            QUARANTINED,
+            CHANGING,
+            {f"{ROLLOUT}/probe/0": "probe", **GATES_ASKED},
+            id="probes beside the gates of what is quarantined",
+        ),
+        pytest.param(
+            replace(QUARANTINED, quarantines=2),
+            CHANGING,
+            {f"{ROLLOUT}/probe/2": "probe", **GATES_ASKED},
+            id="new probes in each quarantine",
+        ),
+        pytest.param(
+            replace(PROGRESSING, skipped=("budget",)),
+            CHANGING,
+            {f"{ROLLOUT}/goldenQuality": "golden"},
+            id="no gate that was put aside",
+        ),
+        pytest.param(PENDING, CHANGING, {}, id="nothing of what is only being proved"),
+        pytest.param(PROGRESSING, Roles(None, candidate(SECOND)), {}, id="nothing where nothing is stable"),
+        *(
+            pytest.param(state(SECOND, phase), CHANGING, {}, id=f"nothing of what is {phase.label}")
+            for phase in sorted(ENDED)
+        ),
+    ],
+)
+def test_what_is_to_be_found_out(at: RolloutState, roles: Roles, ordered: dict[str, str]) -> None:
+    assert orders(at, roles=roles) == ordered
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        pytest.param(GoldenQualityGate(interval=timedelta(seconds=5)), id="labelled images"),
+        pytest.param(BUDGET, id="a service"),
+        pytest.param(QUERY.model_copy(update={"interval": timedelta(seconds=5)}), id="a query"),
+        pytest.param(ResourceGate(interval=timedelta(seconds=5)), id="servers"),
+    ],
+)
+def test_an_order_stays_the_same_however_often_it_falls_due(gate: Any) -> None:
+    policy = RolloutPolicy(gates=(gate,))
+    first = orders(policy=policy)
+
+    assert len(first) == 1
+    assert all(orders(policy=policy, now_s=NOW_S + seconds) == first for seconds in range(60))
+
+
+def test_another_rollout_of_the_same_revision_orders_anew() -> None:
+    again = replace(PROGRESSING, rollout=f"{SECOND.revision}-2")
+
+    assert not orders().keys() & orders(again).keys()
+
+
+def test_an_order_says_whom_it_is_about_and_how_often_it_is_due() -> None:
+    observed = seen(coins())
+    quarantined = replace(QUARANTINED, weight=0)
+    probe, golden, budget = checks(quarantined, record(), CHANGING, observed.models[0], observed)
+
+    assert (probe.seconds, probe.interval_s) == (LONGEST_S, math.inf)
+    assert (golden.interval_s, golden.gate) == (600.0, "goldenQuality")
+    assert (budget.interval_s, budget.gate, budget.spec) == (5.0, "budget", BUDGET)
+    for each in (probe, golden, budget):
+        assert each.sides == (("main", FIRST.revision), (SECOND.revision, SECOND.revision))
+        assert (each.model, each.phase, each.weight, each.revision) == ("coins", "Quarantined", 0, SECOND)
+
+
+BUDGET_KEY = f"{ROLLOUT}/budget"
+GOLDEN_KEY = f"{ROLLOUT}/goldenQuality"
+KNOWN = said("budget", Outcome.PASS)
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        pytest.param({}, ("Pass", "Said"), id="a verdict stays while nothing is found out"),
+        pytest.param(
+            {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, passes=False, breaches=True)},
+            ("Breach", "Breaches"),
+            id="an answer renews it",
+        ),
+        pytest.param(
+            {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, done=False, passes=False, breaches=True)},
+            ("Pass", "Said"),
+            id="half an answer does not",
+        ),
+        pytest.param(
+            {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, problem="nobody is there")},
+            ("Undecided", "NoAnswer"),
+            id="a problem takes it back",
+        ),
+        pytest.param(
+            {"coins-x-2/budget": CheckResult("coins-x-2/budget", NOW_S, passes=False, breaches=True)},
+            ("Pass", "Said"),
+            id="another rollout's answer is none",
+        ),
+    ],
+)
+def test_the_verdict_of_a_gate(found: dict[str, CheckResult], verdict: tuple[str, str]) -> None:
+    observed = seen(coins(), findings=found)
+    verdicts = verdicts_with(record(KNOWN), PROGRESSING, observed.models[0], observed)
+
+    assert [(each.outcome.value, each.reason) for each in verdicts if each.gate == "budget"] == [verdict]
+
+
+def test_labels_are_judged_at_their_part_of_alpha_and_what_was_put_aside_keeps_its_last_verdict() -> None:
+    scores = Scores(paired=((0.9, 0.9),) * 20, means={"iou": (0.9, 0.9)})
+    found = {
+        GOLDEN_KEY: CheckResult(GOLDEN_KEY, NOW_S, scores=scores),
+        BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, passes=False, breaches=True),
+    }
+    observed = seen(coins(), findings=found)
+    at = replace(PROGRESSING, skipped=("budget",))
+    golden = {each.gate: each for each in verdicts_with(record(KNOWN), at, observed.models[0], observed)}
+
+    assert golden["goldenQuality"].outcome is Outcome.PASS
+    assert golden["goldenQuality"].numbers["bound"] == pytest.approx(-math.log(POLICY.alpha / 2))
+    assert golden["budget"] == KNOWN
+
+
+def test_gates_that_are_measured_are_nobodys_to_ask() -> None:
+    observed = seen(model(CELLS, Roles(holder(CELLS, "main"))), coins())
+    only_measured = record(policy=RolloutPolicy(gates=(ErrorRateGate(),)))
+
+    assert checks(PROGRESSING, only_measured, CHANGING, observed.models[1], observed) == ()
