@@ -3,7 +3,7 @@
     python -m examples.zoo.report [NAME ...]
 
 Each network goes through the real Triton and the real Envoy, with and without optional stages, on scenes that it was
-not trained on. Writes report.json, and the tables, pictures and plot of docs/evidence/quality.md; ends in an error where
+not trained on. Writes report.json, and the tables, pictures and plot of docs/evidence/quality.md; ends in an error if
 the two disagree.
 """
 
