@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from segserve_builder.sources.access import Access
-from segserve_operator.adapters.bundles.cluster import ClusterBundles
+from segserve_operator.adapters.bundles.cluster import ClusterBundles, PodLogs
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
+from segserve_operator.adapters.kube.api import Api
 from segserve_operator.adapters.kube.fleet import ClusterFleet, Decoded
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.known_models import KnownModels
-from segserve_operator.adapters.kube.objects import access_without_secrets, base_of
+from segserve_operator.adapters.kube.objects import Defaults, access_without_secrets, base_of
 from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.store import ClusterStore, Parsed
 from segserve_operator.adapters.kube.target import PoolContexts
-from segserve_operator.adapters.notify.announcer import PoolAnnouncer
-from segserve_operator.adapters.notify.targets import targets
+from segserve_operator.adapters.kube.view import PoolKey, View
+from segserve_operator.adapters.notify.announcer import PoolAnnouncer, targets
+from segserve_operator.adapters.notify.messages import Target
+from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.caches import RolloutCache
 from segserve_operator.core.models.roles import next_due_s
+from segserve_operator.core.traffic import TrafficPlan
+from segserve_operator.rollout_metrics import RolloutMetrics
 from segserve_operator.service import Service, brief
 from segserve_operator.worker import ReconcileResult
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from segserve_operator.adapters.bundles.cluster import PodLogs
-    from segserve_operator.adapters.kube.api import Api
-    from segserve_operator.adapters.kube.objects import Defaults
-    from segserve_operator.adapters.kube.view import PoolKey, View
-    from segserve_operator.adapters.notify.messages import Target
-    from segserve_operator.adapters.notify.notifier import Notifier
-    from segserve_operator.core.traffic import TrafficPlan
-    from segserve_operator.rollout_metrics import RolloutMetrics
 
 log = logging.getLogger("segserve")
 
@@ -78,7 +72,9 @@ class PoolCache:
 class PoolReconciler:
     """Makes passes. `clock` returns Unix time in seconds."""
 
-    def __init__(self, api: Api, view: View, defaults: Defaults, outside: Dependencies, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, api: Api, view: View, defaults: Defaults, outside: Dependencies, clock: Callable[[], float]
+    ) -> None:
         self._api = api
         self._view = view
         self._targets = PoolContexts(view, defaults)

@@ -17,23 +17,21 @@ from pathlib import Path
 from typing import Final
 
 from segserve_builder.render.tritonserver import sweep_shm
+from segserve_common.files import write_private
 from segserve_operator.adapters.bundles.local import LocalBundles
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.access import local_access
-from segserve_common.files import write_private
 from segserve_operator.adapters.local.files import StateFolder, bound_log
-from segserve_operator.adapters.local.fleet import LocalFleet, shm_prefix
+from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
-from segserve_operator.adapters.local.fleet import LocalResources
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment, ensure_runtime
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.store import LocalStore
-from segserve_operator.adapters.notify.announcer import PoolAnnouncer
+from segserve_operator.adapters.notify.announcer import PoolAnnouncer, targets
 from segserve_operator.adapters.notify.notifier import Notifier
-from segserve_operator.adapters.notify.targets import targets
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.models.actions import Action

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from segserve_operator.core.gates import GATES
+from segserve_operator.core.gates.base import CheckedGateType
 
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, order, tools_of
 from fakes.internal_gateway import internal_listener
@@ -16,7 +18,6 @@ from segserve_operator.adapters.checks import golden, runner
 from segserve_operator.adapters.checks.kinds import KINDS
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import ResourceGate
-from segserve_operator.core.gates.asked import ASKED
 from segserve_operator.core.gates.checks import CheckResult
 
 CHECK: dict[str, Any] = {"spec": ResourceGate(), "gate": "resource"}
@@ -28,9 +29,11 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "PAUSES_S", (0.01,))
 
 
-async def until(check_runner: BackgroundCheckRunner, key: str, holds: Callable[[CheckResult], bool] = lambda found: found.done) -> CheckResult:
+async def until(
+    check_runner: BackgroundCheckRunner, key: str, holds: Callable[[CheckResult], bool] = lambda found: found.done
+) -> CheckResult:
     async with asyncio.timeout(20):
-        while (found := check_runner.findings().get(key)) is None or not holds(found):
+        while (found := check_runner.check_results().get(key)) is None or not holds(found):
             await asyncio.sleep(0.005)
     return found
 
@@ -62,7 +65,7 @@ async def test_what_is_no_longer_ordered_is_given_up_and_forgotten(
         check_runner.ask([])
         await asyncio.sleep(0.05)
 
-        assert check_runner.findings() == {}
+        assert check_runner.check_results() == {}
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("inquiry")]
 
 
@@ -101,7 +104,9 @@ async def test_what_had_a_problem_is_asked_again_when_it_is_due_however_long_the
     assert found.scores is not None
 
 
-async def test_a_fault_of_our_own_is_a_problem_and_no_error_of_the_pass(check_runner_of: Callable[..., BackgroundCheckRunner]) -> None:
+async def test_a_fault_of_our_own_is_a_problem_and_no_error_of_the_pass(
+    check_runner_of: Callable[..., BackgroundCheckRunner],
+) -> None:
     check_runner = check_runner_of()  # its source of samples is empty, and raises IndexError
     check_runner.ask([order("check", **CHECK)])
 
@@ -115,7 +120,9 @@ async def test_a_kind_that_nothing_asks_for_is_a_problem(check_runner_of: Callab
     assert "'horoscope'" in (await until(check_runner, "coins-1/golden/0")).problem
 
 
-async def test_samples_keep_the_first_and_the_latest_of_a_group(check_runner_of: Callable[..., BackgroundCheckRunner]) -> None:
+async def test_samples_keep_the_first_and_the_latest_of_a_group(
+    check_runner_of: Callable[..., BackgroundCheckRunner],
+) -> None:
     check_runner = check_runner_of(memory=[1, 2, 3, 4, 5, 6, 7])
     for number in range(6):
         check_runner.ask([order("check", key=f"coins-1/resource/{number}", **CHECK)])
@@ -140,7 +147,9 @@ async def test_closing_ends_everything(tmp_path: Path, pictures: Pictures) -> No
 
 
 def test_every_gate_that_asks_has_something_that_asks_for_it() -> None:
-    assert {"golden", "probe", *ASKED} - {"goldenQuality"} == set(KINDS)
+    checked = {name for name, gate in GATES.items() if isinstance(gate, CheckedGateType) and gate.purpose == "check"}
+
+    assert {"golden", "probe", *checked} == set(KINDS)
 
 
 def test_every_file_that_asks_is_registered() -> None:

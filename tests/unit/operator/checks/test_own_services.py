@@ -129,8 +129,8 @@ async def test_a_large_answer_is_given_up(tmp_path: Path) -> None:
     [
         ("http://169.254.169.254/latest", True, "link-local"),
         ("http://[fe80::1]/", True, "link-local"),
-        ("http://127.0.0.1:1/", False, "operator itself"),
-        ("http://localhost:1/", False, "operator itself"),
+        ("http://127.0.0.1:1/", False, "this machine"),
+        ("http://localhost:1/", False, "this machine"),
         ("http://user:word@example.org/", True, "no credentials"),
         ("http://127.0.0.1:1/secret", True, r"http://127\.0\.0\.1:1 cannot be asked"),
     ],

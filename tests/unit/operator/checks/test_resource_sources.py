@@ -21,8 +21,7 @@ from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.view import PoolKey, View
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_operator.adapters.local.fleet import GroupFolder
-from segserve_operator.adapters.local.fleet import LocalResources
+from segserve_operator.adapters.local.fleet import GroupFolder, LocalResources
 from segserve_operator.core.gates.checks import ResourceSample
 
 MIB = 2**20

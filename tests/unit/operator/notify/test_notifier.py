@@ -15,10 +15,9 @@ from fakes.kube import FakeKube
 from fakes.webhook import webhook
 from segserve_common.kube.kinds import SECRETS, Json
 from segserve_operator.adapters.kube.secrets import Secrets
-from segserve_operator.adapters.notify.announcer import PoolAnnouncer
+from segserve_operator.adapters.notify.announcer import PoolAnnouncer, targets
 from segserve_operator.adapters.notify.messages import Message, Secret, Target
-from segserve_operator.adapters.notify.notifier import WAITING, Notifier
-from segserve_operator.adapters.notify.targets import targets
+from segserve_operator.adapters.notify.notifier import MAX_QUEUED, Notifier
 from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.rollout.phases import Phase
@@ -40,7 +39,7 @@ MESSAGE = Message(
 
 
 def quick(*, loopback: bool = True, timeout_s: float = 2.0) -> Notifier:
-    return Notifier(loopback=loopback, timeout_s=timeout_s, pauses_s=(0.01, 0.01))
+    return Notifier(loopback=loopback, timeout_s=timeout_s, delays_s=(0.01, 0.01))
 
 
 def failing(*statuses: int) -> object:
@@ -155,12 +154,12 @@ async def test_nobody_listens_and_nothing_is_raised() -> None:
 
 async def test_of_too_many_messages_the_oldest_are_dropped_and_the_others_come_in_order() -> None:
     async with webhook() as receiver, quick() as notifier:
-        for sequence in range(WAITING + 10):
+        for sequence in range(MAX_QUEUED + 10):
             notifier.send([Target(receiver.url)], replace(MESSAGE, sequence=sequence))
         await notifier.idle()
     told = [int(each["id"].split("/")[2]) for each in receiver.received]
-    assert told == list(range(10, WAITING + 10))
-    assert notifier.counts == {"dropped": 10, "sent": WAITING}
+    assert told == list(range(10, MAX_QUEUED + 10))
+    assert notifier.counts == {"dropped": 10, "sent": MAX_QUEUED}
 
 
 async def test_a_pass_goes_on_before_anything_was_sent() -> None:
@@ -247,7 +246,7 @@ async def test_a_secret_that_holds_no_url_is_told_and_nothing_of_it_shown(
 ) -> None:
     kube = FakeKube()
     kube.put(SECRETS, secret(**values))
-    async with Notifier(loopback=True, pauses_s=(0.01,), read=Secrets(kube).read) as notifier:
+    async with Notifier(loopback=True, delays_s=(0.01,), read=Secrets(kube).read) as notifier:
         notifier.send([SECRET], MESSAGE)
         await notifier.idle()
     assert notifier.counts == {"failed": 1}
@@ -257,7 +256,7 @@ async def test_a_secret_that_holds_no_url_is_told_and_nothing_of_it_shown(
 
 @pytest.mark.parametrize("reader", [{}, {"read": Secrets(FakeKube()).read}], ids=["here", "not there"])
 async def test_a_secret_that_cannot_be_read_fails_its_own_messages_alone(reader: Any) -> None:
-    async with webhook() as receiver, Notifier(loopback=True, pauses_s=(0.01,), **reader) as notifier:
+    async with webhook() as receiver, Notifier(loopback=True, delays_s=(0.01,), **reader) as notifier:
         notifier.send([SECRET, Target(receiver.url)], MESSAGE)
         await notifier.idle()
     assert notifier.counts == {"failed": 1, "sent": 1}

@@ -37,9 +37,14 @@ async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
         parameters={"query": filled(order.spec.query, names)},
     )
     numbers = numbers_of(reply.status, reply.body)
-    found = await truth_of({"passCondition": order.spec.pass_condition, "breachCondition": order.spec.breach_condition}, {"result": numbers})
+    found = await truth_of(
+        {"passCondition": order.spec.pass_condition, "breachCondition": order.spec.breach_condition},
+        {"result": numbers},
+    )
     shown = f"result {', '.join(f'{number:.6g}' for number in numbers[:SHOWN])}"
-    return CheckResult(order.key, tools.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown)
+    return CheckResult(
+        order.key, tools.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown
+    )
 
 
 def filled(query: str, names: Mapping[str, str]) -> str:

@@ -54,7 +54,7 @@ class BackgroundCheckRunner:
         for key in wanted.keys() - self._tasks.keys():
             self._tasks[key] = asyncio.create_task(self._find_out(key), name=f"check {key}")
 
-    def findings(self) -> Mapping[str, CheckResult]:
+    def check_results(self) -> Mapping[str, CheckResult]:
         """Return what is known now, by key; of what is still asked it may be part."""
         return dict(self._findings)
 

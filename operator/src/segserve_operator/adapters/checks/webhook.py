@@ -40,4 +40,6 @@ async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
     expressions = {"passCondition": order.spec.pass_condition, "breachCondition": order.spec.breach_condition}
     found = await truth_of(expressions, {"status": reply.status, "body": reply.body})
     shown = f"status {reply.status}, body {json.dumps(reply.body)[:SHOWN]}"
-    return CheckResult(order.key, tools.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown)
+    return CheckResult(
+        order.key, tools.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown
+    )

@@ -1,1 +1,1 @@
-"""Tells people of rollouts: HTTP POSTs in the background."""
+"""Notifications of rollouts: HTTP POSTs in the background."""

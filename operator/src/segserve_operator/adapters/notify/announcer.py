@@ -1,24 +1,20 @@
-"""Between a pool's rollouts and those whom its spec names."""
+"""Notifications of one pool: the targets that its spec names, and the events of its rollouts as messages."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from segserve_operator.adapters.notify.messages import Message
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from segserve_operator.adapters.notify.messages import Target
-    from segserve_operator.adapters.notify.notifier import Notifier
-    from segserve_operator.core.models.events import Event
-    from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.adapters.notify.messages import Message, Secret, Target
+from segserve_operator.adapters.notify.notifier import Notifier
+from segserve_operator.api.triton_pool import TritonPoolSpec
+from segserve_operator.core.models.events import Event
+from segserve_operator.core.rollout.record import RolloutState
 
 
 @dataclass(frozen=True, slots=True)
 class PoolAnnouncer:
-    """Sends what becomes of the rollouts of one pool to its targets of now. `clock` returns Unix time in seconds."""
+    """Sends the events of a pool's rollouts to its current targets. `clock` returns Unix time in seconds."""
 
     notifier: Notifier
     namespace: str
@@ -26,7 +22,7 @@ class PoolAnnouncer:
     clock: Callable[[], float]
 
     def announce(self, model: str, state: RolloutState, events: Collection[Event], url: str) -> None:
-        """Take in what is to be told, and return at once."""
+        """Queue a message for each event, and return at once."""
         targets = self.targets()
         for event in events if targets else ():
             message = Message(
@@ -43,3 +39,13 @@ class PoolAnnouncer:
                 url=url,
             )
             self.notifier.send(targets, message)
+
+
+def targets(spec: TritonPoolSpec, namespace: str) -> tuple[Target, ...]:
+    """Return the targets that a pool names; their Secrets are in the pool's own namespace."""
+    return tuple(
+        Target(each.url or "", each.format)
+        if each.secret_ref is None
+        else Target(format=each.format, secret=Secret(namespace, each.secret_ref.name, each.secret_ref.key))
+        for each in spec.notifications
+    )

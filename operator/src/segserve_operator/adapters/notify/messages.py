@@ -1,13 +1,11 @@
-"""What is told of one moment of a rollout, and the JSON of each format."""
+"""Messages about rollouts, and their JSON in each format."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, TypeAlias
 
 Json: TypeAlias = dict[str, Any]
 Format: TypeAlias = Literal["json", "slack"]
@@ -15,7 +13,7 @@ Format: TypeAlias = Literal["json", "slack"]
 SLACK_TEXT: Final = 2900
 """Slack refuses a block whose text has more than 3,000 characters."""
 
-_SIGNS: Final[Mapping[str, str]] = {
+_EMOJI: Final[Mapping[str, str]] = {
     "RolledBack": ":rotating_light:",
     "Quarantined": ":warning:",
     "Held": ":hourglass:",
@@ -27,7 +25,7 @@ _SIGNS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Where a URL is written that not everybody may read: a key of a Secret of a namespace."""
+    """A key of a Kubernetes Secret that holds a URL."""
 
     namespace: str
     name: str
@@ -36,9 +34,9 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to tell, and in which format; either by a URL, or by where one is written.
+    """A receiver of messages in one format, by its URL or by the Secret that holds the URL.
 
-    A URL may hold a secret: nothing of it but its host is ever logged.
+    A URL may itself be secret: only its host is ever logged.
     """
 
     url: str = ""
@@ -48,7 +46,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One thing to tell. `sequence` is the standing's, `at_s` Unix time, `url` where the model answers.
+    """An event of a rollout. `sequence` is the rollout state's, `at_s` Unix time, `url` the model's URL.
 
     `phase` is the phase's label, `weight` the percentage of requests that the candidate gets.
     """
@@ -67,9 +65,9 @@ class Message:
 
     @property
     def id(self) -> str:
-        """By which a receiver knows what it was told before: a message that is sent once more has the same.
+        """The key by which receivers recognise a message that is sent again.
 
-        The time is in it because a hold that comes, goes and comes again is no decision, and has the same sequence.
+        It includes the time because a hold that ends and begins again is not a decision, and keeps the sequence.
         """
         return f"{self.namespace}/{self.rollout}/{self.sequence}/{self.reason}/{int(self.at_s)}"
 
@@ -94,7 +92,7 @@ def as_json(message: Message) -> Json:
 def as_slack(message: Message) -> Json:
     """Return the payload of a Slack incoming webhook."""
     place = f"{message.namespace}/{message.model}" if message.namespace else message.model
-    head = f"{_SIGNS.get(message.reason, ':arrow_forward:')} *{_escaped(place)}* {_escaped(message.reason)}"
+    head = f"{_EMOJI.get(message.reason, ':arrow_forward:')} *{_escaped(place)}* {_escaped(message.reason)}"
     body = _escaped(message.message)
     foot = f"rollout {message.rollout}, {message.phase}, {message.weight} % of requests, {message.id}"
     return {

@@ -1,0 +1,1 @@
+"""Guarded HTTP: requests to URLs of users reach only addresses that are allowed."""
