@@ -6,15 +6,15 @@ of any height takes the memory of one row of tiles.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segserve_builder.errors import PipelineError
-from segserve_builder.kernels.blend import add_tile, divide_rows
+from segserve_builder.kernels.blend import Span, TileWeights, add_tile, divide_rows
 from segserve_builder.kernels.labels import label_map
 from segserve_builder.sampling import Axis
 
@@ -24,29 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segserve_builder.stages.tile import TiledInference
-
-SIGMA_SCALE: Final = 0.125
-LEAST_WEIGHT: Final = 1e-3
-"""No pixel is without any weight, as in MONAI."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Where a tile lies along one side of the image.
-
-    Its pixels from `skip` on cover `size` pixels of the image from `start` on. The first `old` of these lie in tiles
-    before it as well; the first `done` lie in none after it.
-    """
-
-    start: int
-    skip: int
-    size: int
-    old: int
-    done: int
-
-    def numbers(self) -> tuple[int, ...]:
-        """Return its fields in order, as kernels take them."""
-        return astuple(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +47,6 @@ class TileGrid:
         rows = tuple(Span(*(number // vertical for number in span.numbers())) for span in self.rows)
         columns = tuple(Span(*(number // horizontal for number in span.numbers())) for span in self.columns)
         return TileGrid(self.height // vertical, self.width // horizontal, rows, columns)
-
-
-@dataclass(frozen=True, slots=True)
-class TileWeights:
-    """How a tile's pixels count: the product of a weight a row and one a column, at least `least`."""
-
-    rows: NDArray[np.float32]
-    columns: NDArray[np.float32]
-    least: np.float32
-
-    @classmethod
-    def of(cls, blend: str, height: int, width: int) -> TileWeights:
-        """Return the weights of a tile's logits, `height` x `width`."""
-        curve = _CURVES[blend]
-        return cls(curve(height).astype(np.float32), curve(width).astype(np.float32), np.float32(LEAST_WEIGHT))
-
-    def weights(self) -> NDArray[np.float32]:
-        """Return every pixel's weight, (height, width)."""
-        weights: NDArray[np.float32] = np.maximum(self.rows[:, None] * self.columns, self.least)
-        return weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,29 +199,3 @@ def _ratio(side: str, tile: int, logits: int, multiple: int, size: int) -> int:
             f"multipleOf {ratio}"
         )
     return ratio
-
-
-def _gaussian(size: int) -> NDArray[np.float32]:
-    # In float32, as MONAI computes it.
-    at = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
-    curve: NDArray[np.float32] = np.exp(at**2 / np.float32(-2 * (size * SIGMA_SCALE) ** 2))
-    return curve
-
-
-def _hann(size: int) -> NDArray[Any]:
-    curve: NDArray[np.float64] = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
-    return curve
-
-
-def _linear(size: int) -> NDArray[Any]:
-    at = np.arange(size) + 0.5
-    curve: NDArray[np.float64] = np.minimum(at, size - at) * (2 / size)
-    return curve
-
-
-_CURVES: Final[dict[str, Callable[[int], NDArray[Any]]]] = {
-    "gaussian": _gaussian,
-    "hann": _hann,
-    "linear": _linear,
-    "constant": lambda size: np.ones(size),
-}

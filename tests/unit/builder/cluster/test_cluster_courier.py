@@ -33,7 +33,9 @@ class Stored:
     def as_client(self) -> KubeClient:
         return cast(KubeClient, self)
 
-    def list(self, kind: Kind, *, labels: dict[str, str], fields: str) -> tuple[list[dict[str, Any]], str]:
+    def list(
+        self, kind: Kind, *, labels: dict[str, str], fields: str, everywhere: bool
+    ) -> tuple[list[dict[str, Any]], str]:
         self._call("list")
         name = fields.removeprefix("metadata.name=")
         return [self.maps[name]] if name in self.maps else [], str(len(self.calls))
