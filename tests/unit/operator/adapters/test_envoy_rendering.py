@@ -13,9 +13,8 @@ from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError, active_by_model
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command, render_bootstrap
-from segserve_operator.adapters.traffic.envoy_files import discovery_response
+from segserve_operator.adapters.traffic.envoy_files import discovery_response, read_plan
 from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, EnvoySettings
-from segserve_operator.adapters.traffic.envoy_files import read_plan
 from segserve_operator.adapters.traffic.envoy_rendering import EnvoyConfiguration, render
 from segserve_operator.adapters.traffic.envoy_routes import render_routes
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
@@ -30,19 +29,19 @@ def plan(new_weight: int = 30, *, exposed: tuple[str, ...] = ()) -> TrafficPlan:
     return TrafficPlan((Route("coins", shares, steps=(STEP,), exposed=exposed),), OLD.endpoints)
 
 
-def rendered(told: TrafficPlan, before: EnvoyConfiguration | None = None) -> EnvoyConfiguration:
-    return render(told, before, timeout_s=60)
+def rendered(traffic_plan: TrafficPlan, before: EnvoyConfiguration | None = None) -> EnvoyConfiguration:
+    return render(traffic_plan, before, timeout_s=60)
 
 
-def table(told: TrafficPlan) -> dict[str, Any]:
+def table(traffic_plan: TrafficPlan) -> dict[str, Any]:
     """Return by key the action of every entry."""
-    routes = render_routes(rendered(told).entries, timeout_s=60)
+    routes = render_routes(rendered(traffic_plan).entries, timeout_s=60)
     entries = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
     return {key: entry["action"]["typed_config"]["route"] for key, entry in entries.items()}
 
 
-def route_clusters(told: TrafficPlan) -> dict[str, Any]:
-    return {name: json.loads(cluster.text) for name, cluster in rendered(told).clusters.items()}
+def route_clusters(traffic_plan: TrafficPlan) -> dict[str, Any]:
+    return {name: json.loads(cluster.text) for name, cluster in rendered(traffic_plan).clusters.items()}
 
 
 def weights(action: dict[str, Any]) -> dict[str, int]:
@@ -70,11 +69,11 @@ def test_every_share_has_its_clusters_whatever_its_weight(new_weight: int) -> No
 
 
 def test_every_cluster_that_a_route_names_is_rendered() -> None:
-    told = plan(exposed=("coins.network",))
+    traffic_plan = plan(exposed=("coins.network",))
 
-    named = {name for a in table(told).values() for name in ([a["cluster"]] if "cluster" in a else weights(a))}
+    named = {name for a in table(traffic_plan).values() for name in ([a["cluster"]] if "cluster" in a else weights(a))}
 
-    assert named <= set(route_clusters(told))
+    assert named <= set(route_clusters(traffic_plan))
 
 
 def test_a_plan_opens_exactly_these_questions() -> None:
@@ -107,16 +106,16 @@ def test_what_is_asked_about_a_model_goes_to_its_heaviest_share(new_weight: int,
 def test_each_share_tells_its_revision_and_group() -> None:
     part = table(plan(100))["grpc:infer:coins"]["weighted_clusters"]["clusters"][1]
 
-    told = {entry["header"]["key"]: entry["header"]["value"] for entry in part["response_headers_to_add"]}
-    assert told == {"x-segserve-revision": "coins-bbbbbbbbbb", "x-segserve-group": "coins-bb"}
+    headers = {entry["header"]["key"]: entry["header"]["value"] for entry in part["response_headers_to_add"]}
+    assert headers == {"x-segserve-revision": "coins-bbbbbbbbbb", "x-segserve-group": "coins-bb"}
 
 
 def test_a_cluster_speaks_its_protocol_to_its_port() -> None:
     clusters = route_clusters(plan())
 
     def port(name: str) -> int:
-        found = clusters[name]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
-        number: int = found["socket_address"]["port_value"]
+        address = clusters[name]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
+        number: int = address["socket_address"]["port_value"]
         return number
 
     assert [port(f"coins/coins-bb/infer/{protocol}") for protocol in ("http", "grpc")] == [8010, 8011]
@@ -125,9 +124,9 @@ def test_a_cluster_speaks_its_protocol_to_its_port() -> None:
 
 
 def test_a_share_without_servers_has_clusters_without_endpoints() -> None:
-    told = TrafficPlan((Route("coins", (Share("main", "coins-aa", 100),)),))
+    traffic_plan = TrafficPlan((Route("coins", (Share("main", "coins-aa", 100),)),))
 
-    assert not any(cluster.usable for cluster in rendered(told).clusters.values())
+    assert not any(cluster.usable for cluster in rendered(traffic_plan).clusters.values())
 
 
 def test_equal_plans_give_equal_text_and_another_plan_another_version() -> None:
@@ -198,15 +197,15 @@ def test_callers_requests_in_flight_are_summed_up_by_model_and_group() -> None:
     assert active_by_model(active) == {("coins", "main"): 3}
 
 
-def test_the_script_knows_every_method_that_names_a_model() -> None:
+def test_the_route_key_script_handles_every_method_that_names_a_model() -> None:
     bootstrap = json.dumps(render_bootstrap(EnvoySettings(), EnvoyFiles(Path("/g")), timeout_s=60))
 
     assert all(f"{method} = " in bootstrap for method in NAME_FIELDS)
 
 
 @pytest.mark.parametrize("size", [0, 1000, 2**31])
-def test_a_limit_that_http2_has_no_window_for_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"{size}; allowed are 65535 to 2147483647"):
+def test_a_size_limit_outside_the_windows_of_http2_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"{size}; allowed: 65535 to 2147483647"):
         EnvoySettings(max_request_bytes=size)
 
 
@@ -229,35 +228,35 @@ def test_starting_again_leaves_the_last_plan_in_its_files(tmp_path: Path) -> Non
 
     EnvoyTraffic(tmp_path).prepare()
 
-    found = read_plan(tmp_path / "plan.json")
-    assert found is not None
-    assert found[1] == plan(100)
+    recorded = read_plan(tmp_path / "plan.json")
+    assert recorded is not None
+    assert recorded[1] == plan(100)
     assert (tmp_path / "routes/routes.json").read_text() == written
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"versions": {}, "plan": {"routes": [{}]}}'])
-def test_a_plan_that_cannot_be_read_does_not_keep_envoy_from_starting(tmp_path: Path, text: str) -> None:
+def test_an_unreadable_plan_does_not_keep_envoy_from_starting(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
 
     EnvoyTraffic(tmp_path).prepare()
 
-    found = read_plan(tmp_path / "plan.json")
-    assert found is not None
-    assert found[1] == TrafficPlan()
+    recorded = read_plan(tmp_path / "plan.json")
+    assert recorded is not None
+    assert recorded[1] == TrafficPlan()
 
 
 def test_a_container_runs_envoy_on_the_files_of_its_folder() -> None:
-    told = command("envoy", Path("/run/segserve"), workers=2)
+    argv = command("envoy", Path("/run/segserve"), workers=2)
 
-    assert told[:5] == ["envoy", "--config-path", "/run/segserve/envoy.json", "--concurrency", "2"]
-    assert "--log-path" not in told
+    assert argv[:5] == ["envoy", "--config-path", "/run/segserve/envoy.json", "--concurrency", "2"]
+    assert "--log-path" not in argv
 
 
 def test_a_shadow_halves_a_shares_inference_and_nothing_else() -> None:
     shares = (replace(OLD, weight=75, shadow=True), replace(NEW, weight=25))
-    told = TrafficPlan((Route("coins", shares, exposed=("coins.network",)),), OLD.endpoints)
+    traffic_plan = TrafficPlan((Route("coins", shares, exposed=("coins.network",)),), OLD.endpoints)
 
-    routes = table(told)
+    routes = table(traffic_plan)
 
     assert weights(routes["http:infer:coins"]) == {
         "coins/main/infer/http": 75,
@@ -268,10 +267,10 @@ def test_a_shadow_halves_a_shares_inference_and_nothing_else() -> None:
         "coins/main/network/http": 75,
         "coins/coins-bb/network/http": 25,
     }
-    shadows = {name for name in route_clusters(told) if "~" in name}
+    shadows = {name for name in route_clusters(traffic_plan) if "~" in name}
     assert shadows == {"coins/main~shadow/infer/http", "coins/main~shadow/infer/grpc"}
     for name in shadows:
-        shadow, real = route_clusters(told)[name], route_clusters(told)[name.replace("~shadow", "")]
+        shadow, real = route_clusters(traffic_plan)[name], route_clusters(traffic_plan)[name.replace("~shadow", "")]
         assert shadow["load_assignment"]["endpoints"] == real["load_assignment"]["endpoints"]
 
 

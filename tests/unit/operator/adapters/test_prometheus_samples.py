@@ -67,10 +67,10 @@ async def prometheus(status: int, answer: Any) -> AsyncIterator[tuple[str, list[
 
 async def test_series_of_each_gateway_become_its_counts() -> None:
     async with prometheus(200, {"status": "success", "data": {"resultType": "vector", "result": RESULT}}) as (url, _):
-        found = await PrometheusSamples(url).samples(MODELS, 1000.0)
+        samples = await PrometheusSamples(url).samples(MODELS, 1000.0)
 
     tally = SeriesCounts(attempts=8, failed=3, active=3, latencies=((100.0, 4), (250.0, 1)))
-    assert found == {
+    assert samples == {
         "coins": {
             "gw-a": Counters("900.500", 1000.0, {Series("main", "http"): tally}, 900.5),
             "gw-b": Counters("950.000", 1000.0, {Series("main", "http"): SeriesCounts(attempts=1)}, 950.0),

@@ -55,14 +55,14 @@ def _fail(_: Path) -> None:
 
 def _compiled(root: Path, package: Path) -> set[str]:
     """Install `package` and return the modules that were compiled before anything was compiled for it."""
-    found: set[str] = set()
+    names: set[str] = set()
 
     def look(staging: Path) -> None:
-        found.update(path.name.partition(".")[0] for path in staging.rglob("*.nbc"))
-        assert found == {path.name.partition(".")[0] for path in staging.rglob("*.nbi")}
+        names.update(path.name.partition(".")[0] for path in staging.rglob("*.nbc"))
+        assert names == {path.name.partition(".")[0] for path in staging.rglob("*.nbi")}
 
     code_folder.install_code(root, package, look)
-    return found
+    return names
 
 
 def test_bytecode_does_not_change_the_code_digest_and_source_does(package: Path) -> None:

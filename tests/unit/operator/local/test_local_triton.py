@@ -12,7 +12,9 @@ from segserve_builder.render.tritonserver import Ports
 from segserve_operator.adapters.local import triton
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
-RUNTIME = RuntimeEnvironment(root=Path("/cache/runtime/1"), code=Path("/cache/runtime/1/code/2"), library_folder=Path("/lib"))
+RUNTIME = RuntimeEnvironment(
+    root=Path("/cache/runtime/1"), code=Path("/cache/runtime/1/code/2"), library_folder=Path("/lib")
+)
 
 
 @pytest.fixture

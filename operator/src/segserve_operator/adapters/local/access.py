@@ -1,4 +1,4 @@
-"""What fetches of this machine's user may reach: more than a cluster's, less where a pool says so."""
+"""Access of artifact fetches on this machine: more than on a cluster, unless the pool restricts it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from segserve_operator.mapping.artifact_access import access_of
 
 
 def local_access(artifacts: Artifacts | None = None) -> Access:
-    """Return what the user may reach, as far as `artifacts` of the machine's pool allow it.
+    """Return the access of this user, within the limits that `artifacts` of the machine's pool set.
 
-    A Secret is the folder `secrets/NAME` of the configuration with a file a key, a claim the folder `claims/NAME`.
-    Where there is no such folder, the user's own credentials count.
+    In the configuration folder, `secrets/NAME` stands for a Secret, with one file per key, and `claims/NAME` for a
+    volume claim. Without such a folder, the user's own credentials apply.
     """
     config = config_folder()
-    own = access_of(artifacts or Artifacts(), config / "secrets")
+    pool_access = access_of(artifacts or Artifacts(), config / "secrets")
     claims = config / "claims"
-    return own.model_copy(
+    return pool_access.model_copy(
         update={
-            "private": (*own.private, *LOCAL.private),
-            "credentials": tuple(each for each in own.credentials if each.folder.is_dir()),
+            "private": (*pool_access.private, *LOCAL.private),
+            "credentials": tuple(each for each in pool_access.credentials if each.folder.is_dir()),
             "claims": claims if claims.is_dir() else None,
             "ambient": True,
         }

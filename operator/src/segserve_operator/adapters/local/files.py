@@ -1,4 +1,4 @@
-"""Where the local platform keeps things, and files that are replaced whole or not at all."""
+"""Folders and files of the local platform."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ _DUMPER: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def state_folder() -> Path:
-    """Return the folder of the platform that this environment talks to."""
-    given = os.environ.get(STATE_VARIABLE)
-    return Path(given).resolve() if given else Path.home() / ".local/state/segserve"
+    """Return the state folder of the platform that commands act on."""
+    folder = os.environ.get(STATE_VARIABLE)
+    return Path(folder).resolve() if folder else Path.home() / ".local/state/segserve"
 
 
 def cache_folder() -> Path:
-    """Return the folder of what is costly to make again: the runtime environment, artifacts by digest."""
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given).resolve() if given else Path.home() / ".cache/segserve"
+    """Return the folder of everything that is costly to create again: the runtime environment, artifacts by digest."""
+    folder = os.environ.get(CACHE_VARIABLE)
+    return Path(folder).resolve() if folder else Path.home() / ".cache/segserve"
 
 
 def config_folder() -> Path:
-    """Return the folder of what the user keeps for all platforms: `secrets/NAME`, `claims/NAME`."""
-    given = os.environ.get(CONFIG_VARIABLE)
-    return Path(given).resolve() if given else Path.home() / ".config/segserve"
+    """Return the folder of the user's configuration for all platforms: `secrets/NAME`, `claims/NAME`."""
+    folder = os.environ.get(CONFIG_VARIABLE)
+    return Path(folder).resolve() if folder else Path.home() / ".config/segserve"
 
 
 @dataclass(frozen=True, slots=True)
 class StateFolder:
-    """The layout of one platform's state."""
+    """The layout of one platform's state folder."""
 
     root: Path
 
     @property
     def objects(self) -> Path:
-        """Resources: `<kind>/<name>/spec.yaml`, and `status.yaml` beside it."""
+        """Resources, as `<kind>/<name>/spec.yaml` and `status.yaml`."""
         return self.root / "objects"
 
     @property
@@ -57,7 +57,7 @@ class StateFolder:
 
     @property
     def groups(self) -> Path:
-        """A folder a group of servers."""
+        """Groups of servers, one folder each."""
         return self.root / "groups"
 
     @property
@@ -67,7 +67,7 @@ class StateFolder:
 
     @property
     def platform(self) -> Path:
-        """The record of the supervisor's process and the gateway's address."""
+        """Record of the supervisor's process and the gateway's URL."""
         return self.root / "platform.json"
 
     @property
@@ -77,32 +77,32 @@ class StateFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by the one supervisor."""
+        """Lock that the supervisor holds; there is only one."""
         return self.root / "lock"
 
     @property
     def shm_prefix(self) -> str:
-        """What the shared memory regions of this platform's servers begin with."""
+        """Prefix of the names of this platform's shared memory regions."""
         return f"segserve-{hashlib.sha256(str(self.root).encode()).hexdigest()[:8]}-"
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the value of a YAML file; ValueError where it is none."""
+    """Return the value of a YAML file; raises `ValueError` if it is not valid YAML."""
     try:
         return yaml.load(path.read_text(), Loader=_LOADER)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is no YAML: {error}") from error
+        raise ValueError(f"{path.name} is not valid YAML: {error}") from error
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a mapping as a YAML file, by rename."""
+    """Replace a YAML file durably, readable by this user only."""
     write_private(path, yaml.dump(dict(value), Dumper=_DUMPER, sort_keys=False))
 
 
 def bound_log(path: Path, *, limit_bytes: int, kept_bytes: int) -> None:
-    """Cut a log that others append to down to its last `kept_bytes`, once it is longer than `limit_bytes`.
+    """Truncate a log to its last `kept_bytes` if it is longer than `limit_bytes`.
 
-    It stays the same file, as its writers hold it open; what they write in this very moment may be lost.
+    It stays the same file, because other processes hold it open; what they write at this moment may be lost.
     """
     with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)

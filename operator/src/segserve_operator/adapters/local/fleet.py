@@ -1,34 +1,40 @@
-"""Groups as processes: an embedded Triton and its agent each, started, watched, restarted, ended."""
+"""Groups of the local platform: each is an embedded Triton and its agent, as child processes."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.agent.processes import resident_bytes
 from segserve_builder.agent.protocol import Assignment, Report
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_common.backoff import Backoff
-from segserve_operator.adapters.local import processes
 from segserve_common.files import write_private
+from segserve_operator.adapters.checks.triton_queue import queue_of
+from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free, runtime_environment, triton_command
+from segserve_operator.core.gates.checks import ResourceSample
 from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
 
-SILENCE_S: Final = 6.0
+REPORT_MAX_AGE_S: Final = 6.0
 RESTART_BACKOFF: Final = Backoff(first_s=0.5, longest_s=30.0)
-CALM_S: Final = 60.0
+STABLE_AFTER_S: Final = 60.0
+"""How long a process must have run for its end not to count as another failure in a row."""
 STOP_GRACE_S: Final = 10.0
-# Below the range from which Linux gives ports to outgoing connections: a restarted server finds its ports free.
+# Below the range that Linux assigns to outgoing connections, so that a restarted server finds its ports free.
 PORTS: Final = range(20_000, 32_000)
 
 
@@ -40,12 +46,12 @@ class GroupFolder:
 
     @property
     def assignment(self) -> Path:
-        """What the agent is told."""
+        """Revisions that the agent has to load; written by the supervisor."""
         return self.root / "assignment.json"
 
     @property
     def report(self) -> Path:
-        """What the agent says."""
+        """State of the server; written by the agent."""
         return self.root / "report.json"
 
     @property
@@ -55,51 +61,54 @@ class GroupFolder:
 
     @property
     def ports(self) -> Path:
-        """Where its Triton listens."""
+        """Ports of its Triton."""
         return self.root / "ports.json"
 
     def record(self, process: str) -> Path:
-        """Return the record of the process `triton` or `agent`."""
+        """Return the record file of the process `triton` or `agent`."""
         return self.root / f"{process}.process.json"
 
     def log(self, process: str) -> Path:
-        """Return the log of the process `triton` or `agent`."""
+        """Return the log file of the process `triton` or `agent`."""
         return self.root / f"{process}.log"
 
 
 @dataclass(slots=True)
-class Restarts:
-    """When a process may be started again: pauses double while it keeps ending soon after its start."""
+class RestartDelays:
+    """Delays between starts of a process, doubling while it keeps ending soon after its start."""
 
     started_s: float = 0.0
-    pause_s: float = 0.0
+    delay_s: float = 0.0
     starts: int = 0
-    """Starts in a row, each soon after the one before."""
+    """Consecutive starts, each soon after the one before."""
 
     def may_start(self, now_s: float) -> bool:
-        """Tell whether the pause is over."""
-        return now_s >= self.started_s + self.pause_s
+        """Tell whether the delay is over."""
+        return now_s >= self.started_s + self.delay_s
 
-    def note(self, now_s: float) -> None:
-        """Take a start down, and set the pause before the next."""
-        calm = now_s - self.started_s > CALM_S
-        self.starts = 1 if calm else self.starts + 1
-        self.pause_s, self.started_s = RESTART_BACKOFF.delay_s(self.starts), now_s
+    def record_start(self, now_s: float) -> None:
+        """Record a start, and set the delay before the next."""
+        was_stable = now_s - self.started_s > STABLE_AFTER_S
+        self.starts = 1 if was_stable else self.starts + 1
+        self.delay_s, self.started_s = RESTART_BACKOFF.delay_s(self.starts), now_s
 
 
 @dataclass(slots=True)
 class LocalFleet:
-    """The groups of one platform. Everything but the times of starts and stops is in files, so a new one takes over."""
+    """The groups of one platform.
+
+    All state but the times of starts and stops is in files, so a new supervisor continues where another one ended.
+    """
 
     state: StateFolder
     runtime: RuntimeEnvironment
     cache: Path
     access: Access
-    _restarts: dict[Path, Restarts] = field(default_factory=dict)
+    _restarts: dict[Path, RestartDelays] = field(default_factory=dict)
     _stopping_since: dict[str, float] = field(default_factory=dict)
 
     async def groups(self) -> Mapping[str, GroupObserved]:
-        """Return every group with what its agent reports."""
+        """Return every group with the state of its processes and the report of its agent."""
         if not self.state.groups.is_dir():
             return {}
         names = sorted(path.name for path in self.state.groups.iterdir() if (path / "ports.json").exists())
@@ -109,19 +118,19 @@ class LocalFleet:
         folder = self._folder(name)
         ports = _read_ports(folder)
         report = _read_report(folder)
-        alive = {name: processes.is_alive(processes.read_record(folder.record(name))) for name in ("triton", "agent")}
-        fresh = report is not None and time.time() - report.heartbeat < SILENCE_S
+        triton, agent = (processes.is_alive(processes.read_record(folder.record(name))) for name in ("triton", "agent"))
+        is_fresh = report is not None and time.time() - report.heartbeat < REPORT_MAX_AGE_S
         server = ServerObserved(
             name=name,
             endpoint=Endpoint(LOOPBACK, ports.http, ports.grpc),
-            # A server goes on without its agent for as long as what that said last is fresh.
-            ready=alive["triton"] and fresh and report is not None and report.server_ready,
+            # A server stays ready without its agent for as long as the last report is fresh.
+            ready=triton and is_fresh and report is not None and report.server_ready,
             reports=report.models if report is not None else (),
         )
-        return GroupObserved(name, (server,), intact=all(alive.values()), assignment=_read_assignment(folder))
+        return GroupObserved(name, (server,), intact=triton and agent, assignment=_read_assignment(folder))
 
     async def start(self, group: str) -> None:
-        """Start whichever of a group's processes does not run; one that keeps ending is started ever less often."""
+        """Start those of a group's processes that do not run, with growing delays if they keep ending."""
         folder = self._folder(group)
         self._stopping_since.pop(group, None)
         folder.repository.mkdir(parents=True, exist_ok=True)
@@ -141,18 +150,19 @@ class LocalFleet:
             ports = _read_ports(folder)
         prefix = shm_prefix(self.state, group)
         if self._may_start(folder.record("triton")):
-            # Python steps outlive a Triton that crashed, and would keep their memory for ever.
+            # Python steps outlive a Triton that crashed, and would hold their memory forever.
             processes.kill_by_argument(self.state.root, str(folder.repository))
             sweep_shm(prefix)
             sweep_step_environments()
             command = triton_command(self.runtime, folder.repository, ports=ports, shm_prefix=prefix)
-            folder.report.unlink(missing_ok=True)  # it speaks of the server that has ended
+            folder.report.unlink(missing_ok=True)  # it describes the server that has ended
             self._start_process(folder, "triton", command.argv, command.environment)
 
     def _choose_ports(self, folder: GroupFolder) -> None:
         others = [_read_ports(GroupFolder(path.parent)) for path in self.state.groups.glob("*/ports.json")]
         taken = frozenset(port for ports in others for port in (ports.http, ports.grpc, ports.metrics))
-        write_private(folder.ports, json.dumps(asdict(_free_ports(taken))))
+        free = (port for port in random.sample(PORTS, len(PORTS)) if port not in taken and is_port_free(port))
+        write_private(folder.ports, json.dumps(asdict(Ports(next(free), next(free), next(free)))))
 
     def _agent_argv(self, folder: GroupFolder) -> list[str]:
         ports = _read_ports(folder)
@@ -166,7 +176,7 @@ class LocalFleet:
         ]
 
     def _may_start(self, record: Path) -> bool:
-        return self._restarts.setdefault(record, Restarts()).may_start(time.monotonic())
+        return self._restarts.setdefault(record, RestartDelays()).may_start(time.monotonic())
 
     def _start_process(
         self, folder: GroupFolder, name: str, argv: Sequence[str], environment: Mapping[str, str]
@@ -174,17 +184,18 @@ class LocalFleet:
         record = folder.record(name)
         if processes.is_alive(processes.read_record(record)) or not self._may_start(record):
             return
-        self._restarts[record].note(time.monotonic())
+        self._restarts[record].record_start(time.monotonic())
         processes.start(argv, record=record, log=folder.log(name), environment=environment, state=self.state.root)
 
     async def assign(self, group: str, assignment: Assignment) -> None:
-        """Tell a group's agent what to hold."""
+        """Write the assignment of a group's agent."""
         text = json.dumps(assignment.model_dump(mode="json", by_alias=True, exclude_none=True))
         write_private(self._folder(group).assignment, text)
 
     async def stop(self, group: str) -> None:
-        """End a group's processes and then remove its files and shared memory: by a later call, for a Triton
-        takes seconds to end, and other groups need attention meanwhile.
+        """Request a group's processes to end; once they have, remove its files and shared memory.
+
+        That takes several calls: a Triton needs seconds to end, and the other groups must not wait for it.
         """
         folder = self._folder(group)
         records = [processes.read_record(folder.record(process)) for process in ("agent", "triton")]
@@ -207,8 +218,35 @@ class LocalFleet:
         return GroupFolder(self.state.groups / group)
 
 
+class LocalResources:
+    """Resource usage of groups: memory and restarts of their processes, and Triton's queue.
+
+    A group is one server, of the group's name.
+    """
+
+    def __init__(self, state: StateFolder) -> None:
+        self._state = state
+        self._servers: defaultdict[str, set[processes.ProcessRecord]] = defaultdict(set)
+
+    async def look(self, group: str) -> ResourceSample:
+        """Return what a group uses now; restarts are those since the first call for the group."""
+        folder = GroupFolder(self._state.groups / group)
+        process = processes.read_record(folder.record("triton"))
+        if process is None:
+            return ResourceSample()
+        self._servers[group].add(process)
+        memory_bytes = await asyncio.to_thread(resident_bytes, folder.record("triton"))
+        queue = await queue_of(LOOPBACK, _read_ports(folder).metrics)
+        return ResourceSample(
+            memory_bytes={} if memory_bytes is None else {group: memory_bytes},
+            restarts={group: len(self._servers[group]) - 1},
+            queued_s=None if queue is None else queue.queued_s,
+            requests=None if queue is None else queue.requests,
+        )
+
+
 def shm_prefix(state: StateFolder, group: str) -> str:
-    """Return what the names of a group's shared memory regions begin with."""
+    """Return the prefix of the names of a group's shared memory regions."""
     return f"{state.shm_prefix}{group}-"
 
 
@@ -228,8 +266,3 @@ def _read_report(folder: GroupFolder) -> Report | None:
         return Report.model_validate_json(folder.report.read_text())
     except FileNotFoundError:
         return None
-
-
-def _free_ports(taken: frozenset[int]) -> Ports:
-    found = (port for port in random.sample(PORTS, len(PORTS)) if port not in taken and is_port_free(port))
-    return Ports(next(found), next(found), next(found))

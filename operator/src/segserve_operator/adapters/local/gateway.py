@@ -63,11 +63,12 @@ class LocalGateway:
         return await self._envoy.samples(models)
 
     async def internal_url(self) -> str | None:
-        """Return the URL for segserve's own requests, or None if Envoy does not run or an earlier version started it."""
+        """Return the URL for segserve's own requests; None if Envoy does not run, or an earlier version started it."""
         return f"{UNIX_SCHEME}{self._internal}" if self._internal.exists() else None
 
     def _keep_running(self) -> None:
-        if processes.is_alive(processes.read_record(_record(self._state))) or time.monotonic() - self._started_s < START_INTERVAL_S:
+        recently = time.monotonic() - self._started_s < START_INTERVAL_S
+        if recently or processes.is_alive(processes.read_record(_record(self._state))):
             return
         check_port(self._state, self._port)
         self._started_s = time.monotonic()
@@ -83,7 +84,7 @@ class LocalGateway:
 def check_port(state: StateFolder, port: int) -> None:
     """Raise `PortTakenError` if a process other than this platform's gateway listens on the port."""
     if not processes.is_alive(processes.read_record(_record(state))) and not is_port_free(port):
-        raise PortTakenError(f"port {port} is in use{_owner(port)}; stop that process, or choose another port with --port")
+        raise PortTakenError(f"port {port} is in use{_owner(port)}; stop that process, or choose a port with --port")
 
 
 def _record(state: StateFolder) -> Path:

@@ -1,4 +1,4 @@
-"""Child processes that outlive their starter: started, recognised again after a restart, ended for sure."""
+"""Child processes that outlive the process that started them: starting, finding again after a restart, ending."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import psutil
 
 from segserve_common.files import write_private
 
-# Not SEGSERVE_STATE, which people export: their shell and all it starts would carry the mark.
+# Environment variable that marks child processes. Not SEGSERVE_STATE, which users export: their shell would be marked.
 MARK: Final = "SEGSERVE_CHILD_OF"
-ROUNDS: Final = 5
-WAIT_S: Final = 0.02
-KILLED_S: Final = 5.0
+MAX_ROUNDS: Final = 5
+POLL_S: Final = 0.02
+KILL_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessRecord:
-    """A process by id and start time, so that an id that was given out again is not mistaken for it."""
+    """A process, identified by its id and its start time, because ids are reused."""
 
     pid: int
     create_time: float
@@ -34,9 +34,9 @@ class ProcessRecord:
 def start(
     argv: Sequence[str], *, record: Path, log: Path, environment: Mapping[str, str], state: Path
 ) -> ProcessRecord:
-    """Start a process in a session of its own, its output appended to `log`, and record it.
+    """Start a process in a new session, append its output to `log`, and write its record to `record`.
 
-    `state` marks it, and so all its descendants, as one of this platform's, recorded or not.
+    It and all its descendants are marked as belonging to the platform of the state folder `state`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -49,7 +49,7 @@ def start(
             start_new_session=True,
             cwd=record.parent,
         )
-    # Its end is seen by polling, as that of a process which an earlier supervisor started.
+    # Its end is noticed by polling, as for processes that an earlier supervisor started; Popen must not wait for it.
     child.returncode = 0
     started = ProcessRecord(child.pid, psutil.Process(child.pid).create_time())
     write_private(record, json.dumps(asdict(started)))
@@ -57,7 +57,7 @@ def start(
 
 
 def marked_environment(environment: Mapping[str, str], state: Path) -> dict[str, str]:
-    """Return an environment by which a process, and all that it starts, is known as one of this platform's."""
+    """Return the environment that marks a process and its descendants as belonging to this platform."""
     return {**environment, MARK: str(state)}
 
 
@@ -67,7 +67,7 @@ def current_process() -> ProcessRecord:
 
 
 def read_record(record: Path) -> ProcessRecord | None:
-    """Read a record; None where there is none."""
+    """Read a record; None if it is missing or unreadable."""
     try:
         return ProcessRecord(**json.loads(record.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -75,106 +75,106 @@ def read_record(record: Path) -> ProcessRecord | None:
 
 
 def is_alive(process: ProcessRecord | None) -> bool:
-    """Tell whether that very process runs, reaping it if it is an ended child of ours."""
+    """Tell whether exactly this process runs; an ended child of this process is reaped."""
     return process is not None and _find(process) is not None
 
 
 def _find(process: ProcessRecord) -> psutil.Process | None:
     try:
-        found = psutil.Process(process.pid)
-        if abs(found.create_time() - process.create_time) > 0.05:
+        candidate = psutil.Process(process.pid)
+        if abs(candidate.create_time() - process.create_time) > 0.05:
             return None
-        if found.status() == psutil.STATUS_ZOMBIE:
+        if candidate.status() == psutil.STATUS_ZOMBIE:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(process.pid, os.WNOHANG)
             return None
     except psutil.NoSuchProcess:
         return None
-    return found
+    return candidate
 
 
 def terminate(process: ProcessRecord | None) -> None:
-    """Send SIGTERM and return at once; `is_alive` tells when it has ended."""
-    found = _find(process) if process is not None else None
-    if found is not None:
+    """Send SIGTERM and return at once; `is_alive` tells when the process has ended."""
+    running = _find(process) if process is not None else None
+    if running is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            found.terminate()
+            running.terminate()
 
 
 def end(process: ProcessRecord | None, *, grace_s: float, descendants: bool = True) -> None:
-    """End a process and its descendants: SIGTERM, then SIGKILL for whatever is left after `grace_s`."""
-    found = _find(process) if process is not None else None
-    if found is None:
+    """End a process and its descendants: SIGTERM, then SIGKILL for those that still run after `grace_s`."""
+    running = _find(process) if process is not None else None
+    if running is None:
         return
     with contextlib.suppress(psutil.NoSuchProcess):
-        family = [found, *(found.children(recursive=True) if descendants else ())]
-        found.terminate()
-        _reap(family, grace_s)
+        family = [running, *(running.children(recursive=True) if descendants else ())]
+        running.terminate()
+        _wait_or_kill(family, grace_s)
 
 
 def marked_processes(state: Path) -> list[psutil.Process]:
-    """Return every process that carries the platform's mark, this one excepted."""
-    return [process for process in psutil.process_iter() if _carries(process, state)]
+    """Return all processes with the platform's mark, except this one."""
+    return [process for process in psutil.process_iter() if _is_marked(process, state)]
 
 
 def end_marked_processes(state: Path, *, grace_s: float) -> int:
-    """End `marked_processes` the platform's processes; return how many there were.
+    """End the platform's `marked_processes`, and return how many there were.
 
-    Looks again until none is left: one that was ending may have started another.
+    Repeats until none is left, because one that was ending may have started another.
     """
     count = 0
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         marked = [process for process in marked_processes(state) if _runs(process)]
         if not marked:
             break
         count += len(marked)
         _end_leaders(marked)
-        _reap(marked, grace_s)
+        _wait_or_kill(marked, grace_s)
     return count
 
 
 def _end_leaders(marked: Sequence[psutil.Process]) -> None:
-    # A server ends its own steps, and tidies up after them: they are in its session.
-    numbers = {process.pid for process in marked}
+    # A server ends its own steps, which are in its session, and cleans up after them.
+    pids = {process.pid for process in marked}
     for process in marked:
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getsid(process.pid) == process.pid or process.ppid() not in numbers:
+            if os.getsid(process.pid) == process.pid or process.ppid() not in pids:
                 process.terminate()
 
 
-def kill_by_argument(state: Path, beginning: str) -> None:
-    """Kill this platform's processes that have an argument which begins so."""
+def kill_by_argument(state: Path, prefix: str) -> None:
+    """Kill this platform's processes that have an argument with this prefix."""
     for process in marked_processes(state):
         with contextlib.suppress(psutil.Error):
-            if any(part.startswith(beginning) for part in process.cmdline()):
+            if any(argument.startswith(prefix) for argument in process.cmdline()):
                 process.kill()
 
 
-def _carries(process: psutil.Process, state: Path) -> bool:
+def _is_marked(process: psutil.Process, state: Path) -> bool:
     try:
         return process.pid != os.getpid() and process.environ().get(MARK) == str(state)
     except (psutil.Error, OSError):
         return False
 
 
-def _reap(family: Sequence[psutil.Process], grace_s: float) -> None:
-    left = _outlast(family, grace_s)
-    for process in left:
+def _wait_or_kill(family: Sequence[psutil.Process], grace_s: float) -> None:
+    remaining = _wait(family, grace_s)
+    for process in remaining:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    _outlast(left, KILLED_S)
+    _wait(remaining, KILL_TIMEOUT_S)
 
 
-def _outlast(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait until all of some processes have ended, and return those that have not by then."""
-    # Not psutil.wait_procs: to it an ended process lives until its parent has reaped it, and what is first in a
-    # container may take seconds for that, or never do it.
-    deadline_s = time.monotonic() + seconds
-    left = [process for process in family if _runs(process)]
-    while left and time.monotonic() < deadline_s:
-        time.sleep(WAIT_S)
-        left = [process for process in left if _runs(process)]
-    return left
+def _wait(family: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait until all processes have ended, and return those that still run after `timeout_s`."""
+    # Not psutil.wait_procs: for it an ended process runs until its parent has reaped it, and the init process of a
+    # container may take seconds to do so, or never do it.
+    deadline_s = time.monotonic() + timeout_s
+    remaining = [process for process in family if _runs(process)]
+    while remaining and time.monotonic() < deadline_s:
+        time.sleep(POLL_S)
+        remaining = [process for process in remaining if _runs(process)]
+    return remaining
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -1,4 +1,4 @@
-"""Rollouts' records as files: `objects/SegmentationRollout/<name>/`, the oldest rows of each in files beside it."""
+"""Records of rollouts as files in `objects/SegmentationRollout/<name>/`; their oldest rows are in separate files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ log = logging.getLogger("segserve")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """A record as it was last read or written, and when its file was; None where it cannot be read."""
+class _CachedRecord:
+    """A record as last read or written (None if unreadable), and the modification time of its file in ns."""
 
-    stamp: int
+    mtime_ns: int
     record: Record | None
     chunks: tuple[tuple[Row, ...], ...] = ()
 
@@ -41,64 +41,64 @@ class RolloutFiles:
     """The records of one platform, in the folder of its resources."""
 
     objects: Path
-    _kept: dict[str, _Kept] = field(default_factory=dict)
+    _cache: dict[str, _CachedRecord] = field(default_factory=dict)
 
     def read(self, name: str) -> Record | None:
-        """Return a record; None where there is none, or what is there cannot be read."""
+        """Return a record, or None if it is missing or unreadable."""
         folder = self._folder(name)
         try:
-            stamp = (folder / "status.yaml").stat().st_mtime_ns
-            if name not in self._kept or self._kept[name].stamp != stamp:
-                self._kept[name] = self._read(folder, stamp)
+            mtime_ns = (folder / "status.yaml").stat().st_mtime_ns
+            if name not in self._cache or self._cache[name].mtime_ns != mtime_ns:
+                self._cache[name] = self._read(folder, mtime_ns)
         except FileNotFoundError:
-            self._kept.pop(name, None)
+            self._cache.pop(name, None)
             return None
-        return self._kept[name].record
+        return self._cache[name].record
 
     def write(self, record: Record) -> None:
-        """Write a record: first the rows that are kept apart, last what refers to them."""
+        """Write a record: first the rows in separate files, last the status that refers to them."""
         folder = self._folder(record.name)
-        known = self._kept.get(record.name)
-        apart = chunks(record.rows)
-        for number, rows in enumerate(apart):
-            if known is None or known.chunks[number : number + 1] != (rows,):
+        cached = self._cache.get(record.name)
+        row_chunks = chunks(record.rows)
+        for number, rows in enumerate(row_chunks):
+            if cached is None or cached.chunks[number : number + 1] != (rows,):
                 write_private(chunk_file(folder, number), pack_rows(rows))
         now = datetime.now(UTC)
         self._write_spec(folder, record, now)
         write_yaml(folder / "status.yaml", status_of(record, now))
-        self._kept[record.name] = _Kept((folder / "status.yaml").stat().st_mtime_ns, record, apart)
+        self._cache[record.name] = _CachedRecord((folder / "status.yaml").stat().st_mtime_ns, record, row_chunks)
 
     def drop(self, name: str) -> None:
-        """Remove a record; one that is gone already is fine."""
+        """Remove a record, if it exists."""
         shutil.rmtree(self._folder(name), ignore_errors=True)
-        self._kept.pop(name, None)
+        self._cache.pop(name, None)
 
     def drop_of(self, model: str) -> None:
         """Remove all records of a model."""
         for name in self._names_of(model):
             self.drop(name)
 
-    def _read(self, folder: Path, stamp: int) -> _Kept:
+    def _read(self, folder: Path, mtime_ns: int) -> _CachedRecord:
         try:
             manifest = {**_mapping(folder / "spec.yaml"), "status": _mapping(folder / "status.yaml")}
             record = record_of(manifest, _rows(folder, manifest["status"].get("chunkedRows", 0)))
         except UnreadableRecordError as error:
-            log.warning("%s; the rollout goes on from its model's status", error)
-            return _Kept(stamp, None)
-        return _Kept(stamp, record, chunks(record.rows))
+            log.warning("%s; the rollout continues from its model's status", error)
+            return _CachedRecord(mtime_ns, None)
+        return _CachedRecord(mtime_ns, record, chunks(record.rows))
 
     def _write_spec(self, folder: Path, record: Record, now: datetime) -> None:
         manifest, path = manifest_of(record), folder / "spec.yaml"
-        new = not path.exists()
-        if not new and _spec(path) == manifest["spec"]:
+        is_new = not path.exists()
+        if not is_new and _spec(path) == manifest["spec"]:
             return
-        born = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-        metadata = {**manifest["metadata"], "creationTimestamp": born, "generation": 1}
+        created = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        metadata = {**manifest["metadata"], "creationTimestamp": created, "generation": 1}
         write_yaml(path, {**manifest, "metadata": metadata})
-        if new:
-            self._forget_oldest(record)
+        if is_new:
+            self._drop_oldest(record)
 
-    def _forget_oldest(self, latest: Record) -> None:
+    def _drop_oldest(self, latest: Record) -> None:
         others = [name for name in self._names_of(latest.model) if name != latest.name]
         for name in others[: max(len(others) - HISTORY, 0)]:
             self.drop(name)
@@ -114,16 +114,16 @@ class RolloutFiles:
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        found = read_yaml(path)
+        value = read_yaml(path)
     except ValueError as error:
         raise UnreadableRecordError(path.parent.name, str(error)) from error
-    if not isinstance(found, dict):
-        raise UnreadableRecordError(path.parent.name, f"{path.name} holds no mapping")
-    return found
+    if not isinstance(value, dict):
+        raise UnreadableRecordError(path.parent.name, f"{path.name} does not contain a mapping")
+    return value
 
 
 def _spec(path: Path) -> dict[str, Any] | None:
-    """Return a record's spec; None where the file is gone or was broken."""
+    """Return a record's spec, or None if the file is missing or unreadable."""
     try:
         spec = _mapping(path).get("spec")
     except (UnreadableRecordError, FileNotFoundError):
@@ -132,17 +132,17 @@ def _spec(path: Path) -> dict[str, Any] | None:
 
 
 def _rows(folder: Path, count: int) -> tuple[Row, ...]:
-    """Return the rows that are kept apart; none where any of them is lost."""
-    found: list[Row] = []
+    """Return the first `count` rows from their separate files, or none if any of the files is lost."""
+    rows: list[Row] = []
     for number in range(-(-count // CHUNK_ROWS)):
         try:
-            found += unpack_rows(chunk_file(folder, number).read_text())
+            rows += unpack_rows(chunk_file(folder, number).read_text())
         except (FileNotFoundError, ValueError) as error:
-            log.warning("SegmentationRollout %r has lost its oldest evidence: %s", folder.name, error)
+            log.warning("SegmentationRollout %r: its oldest evidence is lost: %s", folder.name, error)
             return ()
-    return tuple(found[:count])
+    return tuple(rows[:count])
 
 
 def chunk_file(folder: Path, number: int) -> Path:
-    """Return the file of a chunk of the rows that are kept apart, packed; `folder` is the record's."""
+    """Return the file of one chunk of packed rows in the record's folder."""
     return folder / f"rows-{number}"

@@ -1,4 +1,4 @@
-"""The runtime environment: a locked virtual environment for what runs inside Triton and beside it."""
+"""The runtime environment: a virtual environment with pinned packages, for Triton, its Python steps and the agent."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _PACKAGE: Final = Path(segserve_builder.__file__).parent
 
 
 class RuntimeEnvironmentError(Exception):
-    """The runtime environment cannot be made; the text says why and what helps. `reason` is one word."""
+    """The runtime environment cannot be created; the message has the cause and a remedy, `reason` a single word."""
 
     reason: ClassVar[str] = "RuntimeFailed"
 
 
 class PythonLibraryMissingError(RuntimeEnvironmentError):
-    """Triton's Python backend loads Python as a shared library, and there is none."""
+    """Python has no shared library, which Triton's Python backend needs."""
 
     reason = "PythonLibraryMissing"
 
 
 class PythonVersionError(RuntimeEnvironmentError):
-    """The locked packages have no wheels for this Python."""
+    """The pinned packages have no wheels for this Python version."""
 
     reason = "PythonVersion"
 
 
 class InstallError(RuntimeEnvironmentError):
-    """`venv` or `pip` failed; the text ends with the last lines that it printed."""
+    """A command such as `venv` or `pip` failed; the message ends with the last lines of its output."""
 
     reason = "InstallFailed"
 
@@ -51,8 +51,8 @@ class InstallError(RuntimeEnvironmentError):
 class RuntimeEnvironment:
     """A complete runtime environment.
 
-    `python` is its interpreter, `code` the folder that holds the package segserve_builder for it and nothing
-    else, `library_folder` where libpython lies.
+    `root` is its folder, `code` the folder with its copy of the package segserve_builder and nothing else,
+    `library_folder` the folder of libpython.
     """
 
     root: Path
@@ -61,30 +61,30 @@ class RuntimeEnvironment:
 
     @property
     def python(self) -> Path:
-        """The environment's interpreter."""
+        """Path of the interpreter."""
         return self.root / "bin" / "python"
 
     @property
     def site_packages(self) -> Path:
-        """The environment's folder of packages."""
+        """Path of the `site-packages` folder."""
         return site_packages(self.root)
 
     @property
     def tritonserver(self) -> Path:
-        """The server's executable."""
+        """Path of the server's executable."""
         return _triton_folder(self.root) / "bin" / "tritonserver"
 
     @property
     def backends(self) -> Path:
-        """The folder of Triton backends, complete with the stub of this Python version."""
+        """Path of the folder of Triton's backends, with the stub for this Python version."""
         return self.root / "backends"
 
 
 def ensure_runtime(cache: Path, progress: Callable[[str], None] = lambda _: None) -> RuntimeEnvironment:
-    """Return the runtime environment below `cache`, made on first use and given the code of this segserve.
+    """Return the runtime environment in `cache`, created on first use, with the code of this version of segserve.
 
-    Safe to call at any time and from many processes: one makes it, the others wait. A half-made environment is
-    made anew. `progress` is told in words what takes long. Raises a `RuntimeEnvironmentError`.
+    Safe to call from several processes: one creates it, the others wait. An incomplete environment is created again.
+    `progress` is called with a message before each long step. Raises `RuntimeEnvironmentError`.
     """
     library_folder = find_python_library(Path(sys.base_prefix))
     root = _root(cache)
@@ -97,7 +97,7 @@ def ensure_runtime(cache: Path, progress: Callable[[str], None] = lambda _: None
 
 
 def find_runtime(cache: Path) -> Path | None:
-    """Return the folder of the environment below `cache`, None where it has yet to be made."""
+    """Return the folder of the environment in `cache`, or None if it does not exist yet."""
     root = _root(cache)
     return root if _is_complete(root) else None
 
@@ -107,12 +107,12 @@ def _root(cache: Path) -> Path:
 
 
 def lock_file() -> Path:
-    """Return the list of pinned packages."""
+    """Return the path of the list of pinned packages."""
     return _PACKAGE / "runtime.lock"
 
 
 def environment_digest(lock: bytes) -> str:
-    """Return the name of the environment of these packages and this Python: 16 hex digits."""
+    """Return the name of the environment with these packages and this Python: 16 hex digits."""
     text = b"\n".join([lock, sys.version.encode(), sys.base_prefix.encode()])
     return hashlib.sha256(text).hexdigest()[:16]
 
@@ -122,9 +122,9 @@ def find_python_library(prefix: Path) -> Path:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if sys.version_info[:2] not in PYTHON_VERSIONS:
         allowed = " or ".join(f"{major}.{minor}" for major, minor in PYTHON_VERSIONS)
-        raise PythonVersionError(f"Python {version} runs segserve; the embedded Triton needs {allowed}")
+        raise PythonVersionError(f"segserve runs on Python {version}; the embedded Triton needs {allowed}")
     triplet = sysconfig.get_config_var("MULTIARCH") or ""
-    # Relocated builds of Python report the LIBDIR of the machine that built them, so the prefix comes first.
+    # Relocated builds of Python report the LIBDIR of the build machine, so the prefix comes first.
     folders = [
         prefix / "lib",
         prefix / "lib" / triplet,
@@ -133,9 +133,9 @@ def find_python_library(prefix: Path) -> Path:
     for folder in folders:
         if (folder / f"libpython{version}.so.1.0").exists():
             return folder
-    seen = ", ".join(str(folder) for folder in dict.fromkeys(folders))
+    searched = ", ".join(str(folder) for folder in dict.fromkeys(folders))
     raise PythonLibraryMissingError(
-        f"no libpython{version}.so.1.0 in {seen}. On Debian and Ubuntu: apt-get install libpython{version}. "
+        f"no libpython{version}.so.1.0 in {searched}. On Debian and Ubuntu: apt-get install libpython{version}. "
         "With pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install"
     )
 
@@ -148,19 +148,19 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _is_complete(root: Path) -> bool:
-    # The interpreter is a link to the Python that made it, which may have been removed since.
+    # The interpreter is a link to the Python that created it, which may have been removed since.
     return (root / _MARKER).exists() and (root / "bin" / "python").exists()
 
 
 def _install(root: Path, progress: Callable[[str], None]) -> None:
     started = time.monotonic()
     shutil.rmtree(root, ignore_errors=True)
-    progress(f"making the runtime environment {root}")
+    progress(f"creating the runtime environment {root}")
     interpreter = getattr(sys, "_base_executable", sys.executable)
     run_or_raise([interpreter, "-m", "venv", str(root)], "On Debian and Ubuntu: apt-get install python3-venv")
     progress("installing Triton and its packages (about 240 MB to download on first use)")
     python = str(root / "bin" / "python")
-    # The list is complete; nvidia-pytriton's own requirements are for its Python code, which nobody imports.
+    # The list is complete. The requirements of nvidia-pytriton are for its Python code, which is not used.
     run_or_raise(
         [python, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check", "-r", str(lock_file())],
         "Is the package index reachable? pip's own configuration applies (PIP_INDEX_URL, pip.conf)",
@@ -171,7 +171,7 @@ def _install(root: Path, progress: Callable[[str], None]) -> None:
 
 
 def run_or_raise(command: list[str], advice: str) -> None:
-    """Run a command to its end; raises `InstallError` with the advice and what was printed last."""
+    """Run a command; raises `InstallError` with `advice` and the end of its output if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode != 0:
         tail = "\n".join(done.stdout.strip().splitlines()[-15:])
@@ -179,7 +179,7 @@ def run_or_raise(command: list[str], advice: str) -> None:
 
 
 def _prepare_backends(root: Path) -> None:
-    # The wheel keeps a stub for each Python version apart from the backend, which looks for one beside itself.
+    # The wheel has one stub per Python version in a separate folder; the backend expects it in its own.
     wheel = _triton_folder(root)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     target = root / "backends" / "python"
@@ -192,8 +192,8 @@ def _triton_folder(root: Path) -> Path:
 
 
 def _compile_kernels(root: Path, code: Path, progress: Callable[[str], None]) -> None:
-    progress("preparing the kernels (about a minute where they are new)")
-    # `env` rather than an argument of the call: what was inherited stays.
+    progress("compiling the kernels (about a minute if they are new)")
+    # `env` adds to the inherited environment.
     python = str(root / "bin" / "python")
     command = ["env", f"PYTHONPATH={code}", f"{CODE_VARIABLE}={code}", python, "-m", "segserve_builder.kernels"]
-    run_or_raise(command, "This is a defect of segserve; please report it")
+    run_or_raise(command, "This is a bug in segserve; please report it")

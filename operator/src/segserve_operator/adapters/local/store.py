@@ -1,4 +1,4 @@
-"""Resources as files of the shape that they have on a cluster: the spec is the user's, the status ours."""
+"""Resources as files, with the manifests that they have on a cluster; users write specs, the platform statuses."""
 
 from __future__ import annotations
 
@@ -33,19 +33,22 @@ from segserve_operator.mapping.statuses import from_api, to_api
 MODEL: Final = "SegmentationModel"
 POOL: Final = "TritonPool"
 DEFAULT_POOL: Final = "default"
-LONGEST_NAME: Final = 253
+MAX_NAME_LENGTH: Final = 253
 
 
 class ResourceNotFoundError(Exception):
-    """No resource of that kind and name."""
+    """There is no resource of this kind and name; `names` are those that exist."""
 
-    def __init__(self, kind: str, name: str, known: list[str]) -> None:
-        super().__init__(f"no {kind} {name!r}{meant(name, known)}; there are: {', '.join(known) or 'none'}")
+    def __init__(self, kind: str, name: str, names: list[str]) -> None:
+        super().__init__(f"no {kind} {name!r}{meant(name, names)}; there are: {', '.join(names) or 'none'}")
 
 
 @dataclass(slots=True)
 class LocalStore:
-    """One folder of resources. Users' writes and the platform's go to different files, so neither undoes the other."""
+    """The resources of one state folder.
+
+    Users and the platform write different files, so neither overwrites changes of the other.
+    """
 
     state: StateFolder
     _parsed: dict[Path, tuple[int, Any]] = field(default_factory=dict)
@@ -55,10 +58,10 @@ class LocalStore:
     def __post_init__(self) -> None:
         self._rollouts = RolloutFiles(self.state.objects)
 
-    # Users' side: the command line calls these.
+    # For users: called by the command line.
 
     def apply(self, resource: Resource, manifest: Mapping[str, Any]) -> str:
-        """Create or change a resource; return `created`, `configured` or `unchanged`."""
+        """Create or change a resource, and return `created`, `configured` or `unchanged`."""
         folder = self._folder(resource.kind, resource.metadata.name)
         with self._locked():
             current = self._manifest(folder / "spec.yaml")
@@ -66,15 +69,16 @@ class LocalStore:
             if current is not None and not deleting and _same(current, manifest):
                 return "unchanged"
             metadata = dict(manifest["metadata"]) | _annotations(current if not deleting else None, manifest)
-            born = _now() if current is None else current["metadata"]["creationTimestamp"]
-            changed = current is None or deleting or current["spec"] != manifest["spec"]
+            created = _now() if current is None else current["metadata"]["creationTimestamp"]
             generation = current["metadata"]["generation"] if current is not None else 0
-            metadata |= {"creationTimestamp": born, "generation": generation + changed}
+            if current is None or deleting or current["spec"] != manifest["spec"]:
+                generation += 1
+            metadata |= {"creationTimestamp": created, "generation": generation}
             write_yaml(folder / "spec.yaml", {**manifest, "metadata": metadata})
         return "created" if current is None else "configured"
 
     def pool(self) -> TritonPool:
-        """Return the one pool of this machine: the TritonPool resource, or the default one where there is none."""
+        """Return the pool of this machine: the TritonPool resource, or the default pool if there is none."""
         name = self._pool_name()
         if not self.names(POOL):
             return TritonPool(metadata=ObjectMeta(name=name))
@@ -83,14 +87,14 @@ class LocalStore:
         return pool
 
     def set_gateway_port(self, port: int) -> None:
-        """Change the pool's port; it takes effect when the platform starts."""
+        """Change the gateway port of the pool, from the next start of the platform."""
         manifest = self.pool().to_dict()
         manifest["spec"]["gateway"]["port"] = port
         manifest.pop("status", None)
         self.apply(parse(manifest, "--port"), manifest)
 
     def delete(self, kind: str, name: str) -> None:
-        """Mark a resource for deletion: it goes once nothing serves it any more, a rollout's record at once."""
+        """Mark a resource for deletion: it is removed once it is no longer served, a rollout's record at once."""
         path = self._folder(kind, name) / "spec.yaml"
         with self._locked():
             current = self._manifest(path)
@@ -103,7 +107,7 @@ class LocalStore:
             write_yaml(path, current)
 
     def annotate(self, kind: str, name: str, changes: Mapping[str, str | None]) -> None:
-        """Set annotations of a resource, or (None) take them away; its generation stays."""
+        """Set annotations of a resource, or remove those whose value is None; its generation stays."""
         path = self._folder(kind, name) / "spec.yaml"
         with self._locked():
             current = self._manifest(path)
@@ -111,15 +115,15 @@ class LocalStore:
                 raise ResourceNotFoundError(kind, name, self.names(kind))
             metadata = current["metadata"]
             annotations = {**metadata.get("annotations", {}), **changes}
-            kept = {key: value for key, value in annotations.items() if value is not None}
-            write_yaml(path, {**current, "metadata": {**metadata, "annotations": kept}})
+            remaining = {key: value for key, value in annotations.items() if value is not None}
+            write_yaml(path, {**current, "metadata": {**metadata, "annotations": remaining}})
 
     def names(self, kind: str) -> list[str]:
         """Return the names of all resources of a kind."""
         return sorted(path.parent.name for path in self.state.objects.glob(f"{kind}/*/spec.yaml"))
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        """Return a resource with its status, as it is on a cluster."""
+        """Return a resource with its status, as the API of a cluster does."""
         folder = self._folder(kind, name)
         manifest = self._manifest(folder / "spec.yaml")
         if manifest is None:
@@ -127,29 +131,29 @@ class LocalStore:
         status = self._manifest(folder / "status.yaml")
         return {**manifest, "status": status} if status is not None else dict(manifest)
 
-    # The platform's side.
+    # For the platform.
 
     async def observed_pool(self) -> PoolObserved:
-        """Return the pool of this machine; it is always there, and keeps no status."""
+        """Return the pool of this machine; it always exists, and has no status."""
         return PoolObserved(self._pool_name())
 
     async def save_pool_status(self, status: PoolStatus) -> None:
-        """Keep nothing: the pool's state is the processes'."""
+        """Do nothing: the state of the pool is that of its processes."""
 
     async def emit(self, model: str | None, event: Event) -> None:
-        """Tell nobody: the supervisor's log has every action."""
+        """Do nothing: the supervisor logs every action."""
 
     async def models(self) -> tuple[ModelObserved, ...]:
-        """Return every model with its spec and status; one that cannot be read says why."""
-        found, pool = [], self._pool_name()
+        """Return all models with their spec and status; an invalid one has a problem instead of a spec."""
+        models, pool = [], self._pool_name()
         for name in self.names(MODEL):
             with contextlib.suppress(ResourceNotFoundError):
-                found.append(self._observe(self.get(MODEL, name), pool))
-        return tuple(found)
+                models.append(self._observe(self.get(MODEL, name), pool))
+        return tuple(models)
 
     def _observe(self, manifest: Mapping[str, Any], pool: str) -> ModelObserved:
         metadata = manifest["metadata"]
-        spec = _outside(pool, manifest) or self._spec(manifest)
+        spec = _pool_mismatch(pool, manifest) or self._spec(manifest)
         return ModelObserved(
             name=metadata["name"],
             generation=metadata["generation"],
@@ -178,27 +182,27 @@ class LocalStore:
         return records
 
     async def save_revision(self, revision: str, assigned: AssignedModel) -> None:
-        """Record what a revision is made of."""
+        """Write the record of a revision."""
         text = json.dumps(assigned.model_dump(mode="json", by_alias=True, exclude_none=True), indent=1)
         write_private(self.state.revisions / f"{revision}.json", text)
 
     async def drop_revision(self, revision: str) -> None:
-        """Remove a record; one that is gone already is fine."""
+        """Remove the record of a revision, if it exists."""
         (self.state.revisions / f"{revision}.json").unlink(missing_ok=True)
 
     async def rollouts(self, now_s: float) -> Mapping[str, Record]:
-        """Return by name the records that may still change; one that cannot be read counts as absent."""
-        standings = [model.status.rollout for model in await self.models()]
-        names = [standing.rollout for standing in standings if standing is not None and standing.matters(now_s)]
+        """Return the records that may still change, by name; an unreadable record counts as missing."""
+        states = [model.status.rollout for model in await self.models()]
+        names = [state.rollout for state in states if state is not None and state.matters(now_s)]
         return {name: record for name in names if (record := self._rollouts.read(name)) is not None}
 
     async def save_rollout(self, record: Record) -> None:
-        """Write a rollout's record; of a model's former ones the latest are kept. A model that is gone is fine."""
+        """Write a rollout's record, and drop the model's oldest; without its model, do nothing."""
         if self._folder(MODEL, record.model).exists():
             self._rollouts.write(record)
 
     async def save_status(self, model: str, status: ModelStatus) -> None:
-        """Write a model's status, keeping the times of conditions that did not change."""
+        """Write a model's status; conditions that did not change keep their times. Without the model, do nothing."""
         folder = self._folder(MODEL, model)
         if not folder.exists():
             return
@@ -206,7 +210,7 @@ class LocalStore:
         write_yaml(folder / "status.yaml", to_api(status, former, datetime.now(UTC)).to_dict())
 
     async def forget(self, model: str) -> None:
-        """Remove a deleted model for good, unless it was applied again meanwhile."""
+        """Remove a model that is marked for deletion, unless it was applied again meanwhile."""
         folder = self._folder(MODEL, model)
         with self._locked():
             manifest = self._manifest(folder / "spec.yaml")
@@ -215,8 +219,8 @@ class LocalStore:
                 self._rollouts.drop_of(model)
 
     def _folder(self, kind: str, name: str) -> Path:
-        if name in ("", ".", "..") or "/" in name or len(name) > LONGEST_NAME:
-            # No resource can be called so, and a path that leaves the folder must not be read, let alone written.
+        if name in ("", ".", "..") or "/" in name or len(name) > MAX_NAME_LENGTH:
+            # No resource can have this name, and no path outside the folder may be read or written.
             raise ResourceNotFoundError(kind, name, self.names(kind))
         return self.state.objects / kind / name
 
@@ -228,9 +232,9 @@ class LocalStore:
         return manifest
 
     def _cached(self, path: Path, parse: Callable[[Path], Any]) -> Any:
-        stamp = path.stat().st_mtime_ns
-        if path not in self._parsed or self._parsed[path][0] != stamp:
-            self._parsed[path] = (stamp, parse(path))
+        mtime_ns = path.stat().st_mtime_ns
+        if path not in self._parsed or self._parsed[path][0] != mtime_ns:
+            self._parsed[path] = (mtime_ns, parse(path))
         return self._parsed[path][1]
 
     @contextlib.contextmanager
@@ -245,24 +249,24 @@ def _read_revision(path: Path) -> AssignedModel:
     return AssignedModel.model_validate_json(path.read_text())
 
 
-def _outside(pool: str, manifest: Mapping[str, Any]) -> Failure | None:
-    wanted = manifest["spec"].get("pool", DEFAULT_POOL)
-    if wanted == pool:
+def _pool_mismatch(pool: str, manifest: Mapping[str, Any]) -> Failure | None:
+    name = manifest["spec"].get("pool", DEFAULT_POOL)
+    if name == pool:
         return None
-    return Failure("PoolNotFound", f"spec.pool is {wanted!r}; the pool of this machine is {pool!r}")
+    return Failure("PoolNotFound", f"spec.pool is {name!r}; the pool of this machine is {pool!r}")
 
 
 def _annotations(current: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the annotations that a resource has once it is applied: what was asked for by them stays asked for."""
-    given = manifest["metadata"].get("annotations") or {}
-    asked = annotations_of(current) if current is not None else {}
-    return {"annotations": {**asked, **given}} if asked or given else {}
+    """Return the annotations of a resource after `apply`: requests that were made by annotation stay."""
+    annotations = manifest["metadata"].get("annotations") or {}
+    requests = annotations_of(current) if current is not None else {}
+    return {"annotations": {**requests, **annotations}} if requests or annotations else {}
 
 
 def _same(current: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
-    given = manifest["metadata"] | _annotations(current, manifest)
-    kept = {key: current["metadata"].get(key) for key in given}
-    return bool(current["spec"] == manifest["spec"] and kept == given)
+    metadata = manifest["metadata"] | _annotations(current, manifest)
+    current_metadata = {key: current["metadata"].get(key) for key in metadata}
+    return bool(current["spec"] == manifest["spec"] and current_metadata == metadata)
 
 
 def _now() -> str:
