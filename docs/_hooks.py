@@ -1,6 +1,6 @@
-"""What the site has beside the pages of this folder: the README as its start, scripts as pages, linked files.
+"""Adds to the site the README as its start page, the how-to scripts as pages, and the files that pages link to.
 
-A link of a page is written as it works in the repository; here it leads to the same thing in the site.
+Links are written so that they work in the repository; here they are rewritten to work in the site.
 """
 
 from __future__ import annotations
@@ -8,16 +8,13 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mkdocs.config.defaults import MkDocsConfig
-    from mkdocs.structure.pages import Page
+from mkdocs.structure.pages import Page
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 HOME: Final = "README.md"
@@ -29,7 +26,7 @@ _CELL: Final = re.compile(r"^# %%(?: *\[(\w+)\])?.*$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made here, and every file of the repository that a page links to."""
+    """Add the generated pages, and every file of the repository that a page links to."""
     files.append(File.generated(config, "index.md", content=(ROOT / HOME).read_text()))
     for path in _scripts():
         files.append(File.generated(config, _page_of_script(path), content=page_of(path.read_text(), path.name)))
@@ -39,20 +36,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links into the repository into links into the site."""
+    """Rewrite links into the repository as links into the site."""
     own = _in_repository(page.file.src_uri)
     parts = _FENCED.split(markdown)
     return "".join(
-        part if number % 2 else _LINK.sub(lambda found: _relinked(found, own, page.file.src_uri, files), part)
+        part if number % 2 else _LINK.sub(lambda link: _relinked(link, own, page.file.src_uri), part)
         for number, part in enumerate(parts)
     )
 
 
 def page_of(script: str, name: str) -> str:
-    """Return the page of a script in percent format: its text as text, its code as code."""
+    """Return a script in percent format as Markdown: text cells as text, code cells as code blocks."""
     _, *cells = _CELL.split(script)
     pages = [_cell(kind, text) for kind, text in zip(cells[::2], cells[1::2], strict=True)]
-    return "\n\n".join([*pages, f"[{name}]({name}) is all of this as a script."]) + "\n"
+    return "\n\n".join([*pages, f"[Download this page as a script]({name})."]) + "\n"
 
 
 def _cell(kind: str | None, text: str) -> str:
@@ -74,14 +71,14 @@ def _page_of_script(path: Path) -> str:
 
 
 def _in_repository(uri: str) -> str:
-    """Return what a page of the site is in the repository."""
+    """Return the path in the repository of a page of the site."""
     if uri == "index.md":
         return HOME
     return uri.removeprefix(LINKED) if uri.startswith(LINKED) else f"docs/{uri}"
 
 
 def _in_site(name: str) -> str:
-    """Return what a file of the repository is in the site."""
+    """Return the path in the site of a file of the repository."""
     if name == HOME:
         return "index.md"
     if not name.startswith("docs/"):
@@ -90,7 +87,7 @@ def _in_site(name: str) -> str:
 
 
 def _targets(markdown: str, own: str) -> Iterator[str]:
-    """Yield the files of the repository that a text links to; `own` is where it is itself."""
+    """Yield the files of the repository that a text links to; `own` is the text's path there."""
     for part in _FENCED.split(markdown)[::2]:
         for _, target, _ in _LINK.findall(part):
             if "://" not in target and not target.startswith(("mailto:", "/")):
@@ -98,29 +95,30 @@ def _targets(markdown: str, own: str) -> Iterator[str]:
 
 
 def _linked(files: Files) -> set[str]:
-    """Return the files outside this folder that pages link to, and those that these link to."""
-    found: set[str] = set()
+    """Return the files outside this folder that pages link to, and the files that those link to in turn."""
+    linked: set[str] = set()
     texts = [(_in_repository(file.src_uri), file.content_string) for file in files.documentation_pages()]
     while texts:
         own, text = texts.pop()
         for name in _targets(text, own):
-            if name in found or name == HOME or name.startswith(("docs/", "..")) or not (ROOT / name).is_file():
+            if name in linked or name == HOME or name.startswith(("docs/", "..")) or not (ROOT / name).is_file():
                 continue
-            found.add(name)
+            linked.add(name)
             if name.endswith(".md"):
                 texts.append((name, (ROOT / name).read_text()))
-    return found
+    return linked
 
 
 def _copied(config: MkDocsConfig, name: str) -> File:
-    given: dict[str, Any] = {"content": (ROOT / name).read_bytes(), "inclusion": InclusionLevel.NOT_IN_NAV}
-    return File.generated(config, LINKED + name, **given)
+    # mypy sees only the overload for text; mkdocs takes bytes as well.
+    content: Any = (ROOT / name).read_bytes()
+    return File.generated(config, LINKED + name, content=content, inclusion=InclusionLevel.NOT_IN_NAV)
 
 
-def _relinked(found: re.Match[str], own: str, uri: str, files: Files) -> str:
-    before, target, after = found.groups()
+def _relinked(link: re.Match[str], own: str, uri: str) -> str:
+    before, target, after = link.groups()
     if "://" in target or target.startswith("mailto:") or uri in _script_pages():
-        return found[0]
+        return link[0]
     name = posixpath.normpath(posixpath.join(posixpath.dirname(own), target))
     if (ROOT / name).is_dir():
         return before.lstrip("!").removeprefix("[").removesuffix("](")  # a folder has no page

@@ -1,4 +1,4 @@
-"""The table of docs/evidence/performance.md; what missed its goal is bold."""
+"""The table of docs/evidence/performance.md; figures that missed their goal are bold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_tables(found: Mapping[str, Any]) -> None:
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables' lines."""
     at_gateway, at_once = found["calls"]["gateway"], found["calls"]["at once"]
-    yield from ("| ms a call, one after the other | at the gateway | answered at once |", "|---|---|---|")
+    yield from ("| ms per call, sequential | at the gateway | answered at once |", "|---|---|---|")
     for name, ms in at_gateway["ms"].items():
         yield f"| {name} | {ms:.2f} | {at_once['ms'][name]:.2f} |"
     for name, ratio in at_gateway["ratios"].items():
@@ -35,7 +35,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     for title, rates in found["images_per_s"].items():
         counts = next(iter(rates.values()))
-        yield f"| images a second, {title} | {' | '.join(f'{count} in flight' for count in counts)} |"
+        yield f"| images per second, {title} | {' | '.join(f'{count} in flight' for count in counts)} |"
         yield f"|---|{'---|' * len(counts)}"
         for name, rate in rates.items():
             yield f"| {name} | {' | '.join(f'{each:.0f}' for each in rate.values())} |"
@@ -43,11 +43,11 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield from ("| reading 100 masks of 1080 x 1920 | ms |", "|---|---|")
     yield from (f"| {name} | {ms:.3g} |" for name, ms in found["decoding"]["ms"].items())
     yield ""
-    yield from ("| what else | measured |", "|---|---|")
+    yield from ("| other | measured |", "|---|---|")
     yield from _memory(found["memory"])
     for name, ms in found["importing_ms"].items():
         goal = IMPORT_GOAL_MS if name == "import segserve" else None
-        yield f"| `{name}`, beyond Python's own start | {_limited(ms, goal, ' ms')} |"
+        yield f"| `{name}`, on top of Python's start | {_limited(ms, goal, ' ms')} |"
 
 
 def _memory(memory: Mapping[str, Any]) -> Iterator[str]:
@@ -55,7 +55,7 @@ def _memory(memory: Mapping[str, Any]) -> Iterator[str]:
     yield f"| memory after {memory['calls']} more calls | {grown['calls']:+.1f} MiB |"
     images = f"{memory['images']} images of {memory['image_mib']} MiB, {memory['in_flight']} in flight"
     for name in ("threads", "tasks"):
-        yield f"| most memory of `segment_many` over {images}, {name} | {grown[name]:+.1f} MiB |"
+        yield f"| peak memory of `segment_many` over {images}, {name} | {grown[name]:+.1f} MiB |"
 
 
 def _limited(value: float, most: float | None, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""The table of docs/evidence/performance.md; what missed its goal is bold."""
+"""The table of docs/evidence/performance.md; figures that missed their goal are bold."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield _rest_row(hour)
     for size, row in found.get("weights", {}).items():
         goal = WEIGHT_GOALS_MS[size]
-        shown = f"{_missed(row['ms'], goal, 'ms')}, at worst {row['worst_ms']:g} ms of {row['flips']}"
-        what = f"a weight in a status to the first request on the new group, {_models(size)}"
+        shown = f"{_missed(row['ms'], goal, 'ms')}, worst of {row['flips']}: {row['worst_ms']:g} ms"
+        what = f"from a weight in a status to the first request on the new group, {_models(size)}"
         yield what, f"{shown}; {row['plan_written_ms']:g} ms until the plan is written", f"{goal} ms"
     yield from _envoy_row(found.get("weights", {}))
 
@@ -47,18 +47,18 @@ def _size_rows(size: str, row: Mapping[str, Any], *, goals: bool) -> Iterator[tu
     models, pools = _models(size), row["pools"]
     among = models if pools == 1 else f"{models} in {pools} pools"
     first, cold, rest = row["first_start"], row["cold_start"], row["rest_pass"]
-    yield f"new, until all are Ready: {among}", f"{first['ready_s']:g} s, {first['cpu_s']:g} s of CPU", ""
+    yield f"from nothing until all are Ready: {among}", f"{first['ready_s']:g} s, {first['cpu_s']:g} s of CPU", ""
     yield (
-        f"a pass at rest, pool of {_models(str(row['models'] // pools))}",
-        f"{rest['ms']:g} ms ({rest['per_s']:g} a second)",
+        f"one pass at rest, pool of {_models(str(row['models'] // pools))}",
+        f"{rest['ms']:g} ms ({rest['per_s']:g} per second)",
         "",
     )
     seconds = _missed(cold["seconds"], COLD_GOAL_S if goals else None, "s")
     memory = _missed(cold["peak_mib"], MEMORY_GOAL_MIB if goals else None, "MiB")
     requests = sum(cold["requests"].values())
     goal = f"{COLD_GOAL_S} s, {MEMORY_GOAL_MIB} MiB" if goals else ""
-    text = f"{seconds}, {cold['cpu_s']:g} s of CPU, at most {memory}, {requests} requests, 0 writes"
-    yield f"cold start on what is served already: {among}", text, goal
+    text = f"{seconds}, {cold['cpu_s']:g} s of CPU, peak memory {memory}, {requests} requests, 0 writes"
+    yield f"cold start with everything already served: {among}", text, goal
 
 
 def _rest_row(hour: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -70,7 +70,7 @@ def _rest_row(hour: Mapping[str, Any]) -> tuple[str, str, str]:
 def _envoy_row(sizes: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     one, most = (sizes.get(size, {}).get("envoy_mib") for size in ("1", "1000"))
     if one is not None and most is not None:
-        yield "Envoy's memory", f"{(most - one) / 999:.2f} MiB a model, beside {one:.0f} MiB with one", ""
+        yield "Envoy's memory", f"{(most - one) / 999:.2f} MiB per model, {one:.0f} MiB with one", ""
 
 
 def _models(count: str) -> str:

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence/decisions.md; what misses its goal is bold."""
+"""The tables of docs/evidence/decisions.md; figures that miss their goal are bold."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def documented_table(results: Results) -> str:
 def rules_table(results: Results) -> str:
     """Return what each tuned rule amounts to over all faults: nobody knows beforehand which fault it will be."""
     rows = [row for row in results.faulty(steady=True) if row["fault"] not in TOLERATED and not _of_quality(row)]
-    head = ("rule", "harm beside ours: all faults", "the worst", "cells with less harm", "worst false rollback")
+    head = ("rule", "harm / segserve's: all faults", "worst fault", "cells with less harm", "worst false rollbacks")
     return _table(head, (_rule_row(results, rows, peer) for peer in PEERS)) if rows else ""
 
 

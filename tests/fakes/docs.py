@@ -1,4 +1,4 @@
-"""The fenced blocks of the documentation, and what is said of each in a comment before it."""
+"""The fenced blocks of the documentation, with the comment before each that says how to run it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation shows of resources and commands is what there is."""
+"""Resources and commands in the documentation are valid."""
 
 from __future__ import annotations
 
