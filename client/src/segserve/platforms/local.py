@@ -151,7 +151,7 @@ class LocalPlatform:
             from segserve_operator.local_platform.doctor import examine
 
         for finding in examine(self.store):
-            yield DoctorCheck(finding.what, finding.good, finding.seen, finding.advice, finding.fix)
+            yield DoctorCheck(finding.name, finding.passed, finding.observed, finding.advice, finding.fix)
 
     def _get(self, kind: str, name: str) -> Json:
         with _known():

@@ -1,1 +1,1 @@
-"""The operator of one machine: supervises, ends and examines the local platform."""
+"""The operator on one machine: the local platform's supervisor, and checks of its prerequisites."""

@@ -12,14 +12,14 @@ from segserve_operator.local_platform.supervisor import supervise
 
 
 def main() -> None:
-    """Supervise the platform of the given state folder until SIGTERM."""
+    """Run the supervisor of the given state folder until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     state = StateFolder(Path(sys.argv[1]).resolve())
     try:
         supervise(state, cache_folder(), LocalStore(state).pool(), logging.getLogger("segserve").info)
     except Exception as error:
-        logging.getLogger("segserve").exception("the platform ends")
+        logging.getLogger("segserve").exception("the supervisor ends")
         sys.exit(f"{type(error).__name__}: {error}")
 
 

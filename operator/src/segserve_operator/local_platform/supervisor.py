@@ -1,4 +1,4 @@
-"""The local platform's supervisor: one process that keeps models, servers and gateway as the files ask for."""
+"""The local platform's supervisor: one process that reconciles servers and gateway with the resource files."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from segserve_operator.core.models.actions import Action
 from segserve_operator.service import Service, brief
 
 POLL_S: Final = 0.1
-IDLE_PASS_S: Final = 1.0
+PASS_INTERVAL_S: Final = 1.0
 STOP_GRACE_S: Final = 10.0
-TIDY_S: Final = 60.0
-LOG_BYTES: Final = 20 * 2**20
+LOG_CHECK_INTERVAL_S: Final = 60.0
+MAX_LOG_BYTES: Final = 20 * 2**20
 KEPT_LOG_BYTES: Final = 2**20
 
 log = logging.getLogger("segserve")
 
 
 class PlatformError(Exception):
-    """The local platform cannot do what was asked; the text says why and what helps."""
+    """The local platform cannot do what was requested; the message has the cause and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlatformRecord:
-    """Who supervises, where clients call, and whether what statuses say is of this supervisor's time."""
+    """The supervisor's process, the URL for clients, and whether this supervisor has written all statuses once."""
 
     process: processes.ProcessRecord
     url: str
@@ -61,16 +61,16 @@ class PlatformRecord:
 
 
 def read_platform(state: StateFolder) -> PlatformRecord | None:
-    """Return the record of the platform that runs now; None where none does."""
+    """Return the record of the running platform, or None if none runs."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        found = json.loads(state.platform.read_text())
-        process = processes.ProcessRecord(found["pid"], found["createTime"])
-        return PlatformRecord(process, found["url"], found["observed"]) if processes.is_alive(process) else None
+        record = json.loads(state.platform.read_text())
+        process = processes.ProcessRecord(record["pid"], record["createTime"])
+        return PlatformRecord(process, record["url"], record["observed"]) if processes.is_alive(process) else None
     return None
 
 
 class Supervisor:
-    """Runs the service's pass whenever a file changed, and once a second in any case."""
+    """Runs a pass of the service after each change of a file, and at least once a second."""
 
     def __init__(self, state: StateFolder, cache: Path, pool: TritonPool, runtime: RuntimeEnvironment) -> None:
         self.state = state
@@ -99,19 +99,19 @@ class Supervisor:
         self.stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Supervise until told to stop. What runs already, from an earlier supervisor, is taken over as it is."""
+        """Supervise until `stopping` is set. Processes of an earlier supervisor are adopted as they are."""
         self._write_record(observed=False)
         await self._pass()
         self._write_record(observed=True)
-        seen, passed_s, tidied_s = None, 0.0, 0.0
+        last_mtimes, passed_s, logs_checked_s = None, 0.0, 0.0
         while not self.stopping.is_set():
-            now = self._stamp()
-            if now != seen or time.monotonic() - passed_s > IDLE_PASS_S:
-                seen, passed_s = now, time.monotonic()
+            mtimes = self._mtimes()
+            if mtimes != last_mtimes or time.monotonic() - passed_s > PASS_INTERVAL_S:
+                last_mtimes, passed_s = mtimes, time.monotonic()
                 if await self._pass():
-                    passed_s = float("-inf")  # one thing leads to another
-            if time.monotonic() - tidied_s > TIDY_S:
-                tidied_s = time.monotonic()
+                    passed_s = float("-inf")  # its writes may allow further actions at once
+            if time.monotonic() - logs_checked_s > LOG_CHECK_INTERVAL_S:
+                logs_checked_s = time.monotonic()
                 self._bound_logs()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), POLL_S)
@@ -124,68 +124,68 @@ class Supervisor:
         write_private(self.state.platform, json.dumps(record))
 
     async def _pass(self) -> bool:
-        """Make a pass, and tell whether it wrote anything."""
+        """Run one pass, and return whether it took any action."""
         actions: tuple[Action, ...] = ()
         try:
             actions = await self.service.run_once()
         except (EnvoyUnreachableError, PortTakenError) as error:
-            log.warning("%s; the next pass tries again", error)
+            log.warning("%s; the next pass retries", error)
         except Exception:
-            # One failed pass is never the end: the next one sees the world anew.
-            log.exception("a pass failed; the next one tries again")
+            # A failed pass must not end the supervisor: the next one starts from the current state.
+            log.exception("a pass failed; the next one retries")
         for action in actions:
             log.info("%s", brief(action))
         return bool(actions)
 
     def _bound_logs(self) -> None:
         for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):
-            bound_log(path, limit_bytes=LOG_BYTES, kept_bytes=KEPT_LOG_BYTES)
+            bound_log(path, limit_bytes=MAX_LOG_BYTES, kept_bytes=KEPT_LOG_BYTES)
 
-    def _stamp(self) -> tuple[tuple[str, int], ...]:
-        """Return what changes whenever a resource or a report does."""
+    def _mtimes(self) -> dict[str, int]:
+        """Return the modification times, in ns, of resources, agents' reports and process records."""
         watched = [
             *self.state.objects.glob("*/*/spec.yaml"),
             *self.state.groups.glob("*/report.json"),
             *self.state.groups.glob("*/*.process.json"),
         ]
-        found = []
+        mtimes = {}
         for path in watched:
             with contextlib.suppress(FileNotFoundError):
-                found.append((str(path), path.stat().st_mtime_ns))
-        return tuple(sorted(found))
+                mtimes[str(path)] = path.stat().st_mtime_ns
+        return mtimes
 
 
 @contextlib.contextmanager
 def only_supervisor(state: StateFolder) -> Iterator[None]:
-    """Hold the lock that makes this process the platform's one supervisor, or raise `PlatformError`."""
+    """Hold the lock of the platform's only supervisor, or raise `PlatformError` if another process holds it."""
     state.root.mkdir(parents=True, exist_ok=True)
     with state.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PlatformError(f"a platform runs already in {state.root}; `segserve down` ends it") from None
+            raise PlatformError(f"a platform is already running in {state.root}; `segserve down` stops it") from None
         yield
 
 
 def supervise(state: StateFolder, cache: Path, pool: TritonPool, progress: Callable[[str], None]) -> None:
-    """Run a platform in this process until SIGTERM or SIGINT. Its servers run on: `end` is what stops them."""
+    """Run a supervisor in this process until SIGTERM or SIGINT. Its servers keep running: `end` stops them."""
     with only_supervisor(state):
         runtime = ensure_runtime(cache, progress)
         asyncio.run(_run(Supervisor(state, cache, pool, runtime)))
         state.platform.unlink(missing_ok=True)
 
 
-async def _run(platform: Supervisor) -> None:
+async def _run(supervisor: Supervisor) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, platform.stopping.set)
-    await platform.run()
+        loop.add_signal_handler(number, supervisor.stopping.set)
+    await supervisor.run()
 
 
 def end(state: StateFolder, *, keep_models: bool = False) -> bool:
-    """End the platform: its supervisor, servers, gateway, shared memory and files; tell whether anything was there.
+    """Stop the platform, remove its shared memory and files, and return whether there was anything to stop.
 
-    With `keep_models` the resources and the records of their revisions stay, and the next start serves them again.
+    With `keep_models` resources and the records of their revisions stay, and the next start serves them again.
     """
     if not state.root.exists():
         return False
@@ -196,7 +196,7 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
     for group in state.groups.glob("*"):
         sweep_shm(shm_prefix(state, group.name))
     sweep_step_environments()
-    # Only what is ours by name: the state folder may be one that people keep other things in.
+    # Only what the platform created: users may keep other files in the state folder.
     folders = [state.groups, state.gateway, *(() if keep_models else (state.objects, state.revisions))]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
