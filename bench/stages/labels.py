@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 from torch.nn import functional
 
 from bench.stages.case import Case, Peer
-from segserve_builder.imaging.confidence import class_statistics
+from segserve_builder.imaging.probabilities import class_statistics
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.multi_label import MultiLabel

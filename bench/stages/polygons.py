@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from bench.stages.case import Case, Peer
 from bench.stages.paste import blobs, boxes
-from segserve_builder.imaging.polygons import polygons_json
+from segserve_builder.imaging.masks import polygons_json
 from segserve_builder.kernels.paste import paste_rles
 from segserve_builder.kernels.rle_reader import decode, decode_bitmap
 

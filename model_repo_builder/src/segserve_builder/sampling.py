@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from segserve_builder.values import Float32, Int32, ResizeTransform
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from segserve_builder.values import Float32, Int32, ResizeTransform
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Float32: TypeAlias = NDArray[np.float32]
-    Int32: TypeAlias = NDArray[np.int32]
-    Int64: TypeAlias = NDArray[np.int64]
-    UInt8: TypeAlias = NDArray[np.uint8]
+# As text, so that the API and the command line do not load numpy.
+Float32: TypeAlias = "NDArray[np.float32]"
+Int32: TypeAlias = "NDArray[np.int32]"
+Int64: TypeAlias = "NDArray[np.int64]"
+UInt8: TypeAlias = "NDArray[np.uint8]"
 
 
 class ValueType(StrEnum):
@@ -65,6 +66,17 @@ class ResizeTransform:
     def scale(self) -> tuple[float, float]:
         """How many pixels of the image a pixel of the input is, along x and along y."""
         return self.width / self.inner_width, self.height / self.inner_height
+
+    def to_image_coordinates(self, boxes: Float32) -> Float32:
+        """Return boxes in pixels of the original image, not clipped, of those in pixels of the network's input.
+
+        Both are float32 (N, 4) as x1 y1 x2 y2.
+        """
+        import numpy as np
+
+        corner = np.array([self.left, self.top] * 2, np.float32)
+        moved: Float32 = (boxes - corner) * np.array(self.scale * 2, np.float32)
+        return moved
 
     def to_numbers(self) -> tuple[int, ...]:
         """Return the eight numbers that cross from preprocess to postprocess (tensor GEOMETRY, INT32 [8])."""

@@ -13,7 +13,7 @@ import pytest
 
 from segserve_builder.sources import fetch, folder_digest
 from segserve_builder.sources.cache import folder_path, object_path
-from segserve_builder.sources.eviction import JUST_FETCHED_S, Leases, evict
+from segserve_builder.sources.eviction import JUST_FETCHED_S, FileLocks, evict
 
 MIB = 2**20
 LATER_S = JUST_FETCHED_S + 100
@@ -56,7 +56,7 @@ def test_what_a_process_holds_stays_until_it_lets_go_or_ends(cache: Path) -> Non
     held = filled(cache, 0, LATER_S)
     other = filled(cache, 1, LATER_S)
     script = (
-        "import sys, pathlib; from segserve_builder.sources.eviction import Leases; leases = Leases();"
+        "import sys, pathlib; from segserve_builder.sources.eviction import FileLocks; leases = FileLocks();"
         "leases.keep([pathlib.Path(sys.argv[1])]); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -72,7 +72,7 @@ def test_what_a_process_holds_stays_until_it_lets_go_or_ends(cache: Path) -> Non
 
 def test_a_lease_that_is_not_renewed_ends(cache: Path) -> None:
     path = filled(cache, 0, LATER_S)
-    leases = Leases()
+    leases = FileLocks()
     leases.keep([path, cache / "not there yet"])
     assert evict(cache, 0) == []
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from segserve_builder.imaging.confidence import mean_confidence
+from segserve_builder.imaging.probabilities import mean_confidence
 from segserve_builder.kernels.rle import encode_bitmap
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.panoptic_fusion import PanopticFusion

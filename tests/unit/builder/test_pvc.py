@@ -97,5 +97,5 @@ def test_claims_are_allowed_by_name(access: Access) -> None:
 
 
 def test_an_unknown_claim_is_told_with_those_there_are(access: Access) -> None:
-    with pytest.raises(SourceDeniedError, match=r"'mine' is none of the pool's; .* models, other"):
+    with pytest.raises(SourceDeniedError, match=r"'mine' is not one of the pool's; .* models, other"):
         read("pvc://mine/x", access)

@@ -128,9 +128,7 @@ def test_other_outputs_than_those_of_mask_rcnn_are_refused(outputs: tuple[Tensor
 def test_outputs_without_a_batch_need_a_batch_size_of_one() -> None:
     image = TensorSpec("image", "UINT8", (None, 3, None, None))
 
-    with pytest.raises(
-        SignatureError, match=r"runs one image at a time, so runtime.maxBatchSize must be 1; it is 8"
-    ):
+    with pytest.raises(SignatureError, match=r"runs one image at a time, so runtime.maxBatchSize must be 1; it is 8"):
         io("mask-rcnn", BOXES, LABELS, SCORES, MASKS, image=image, batch=8)
 
 

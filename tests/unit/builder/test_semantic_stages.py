@@ -16,7 +16,7 @@ from torch.nn import functional
 from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkSignature, TensorSpec
-from segserve_builder.imaging.confidence import class_statistics, mean_confidence
+from segserve_builder.imaging.probabilities import class_statistics, mean_confidence
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import RequestOptions
@@ -198,7 +198,7 @@ def pipeline(classes: int, *stages: dict[str, Any]) -> Pipeline:
         (2, 1, {"argmax": {}}, None),
         (2, 1, {"multiLabel": {}}, "for the model's 2 classes the number of channels must be 2$"),
         (3, 3, {"multiLabel": {"thresholds": [0.5, 0.4]}}, "multiLabel has 2 thresholds; the network has 3 channels"),
-        (1, 1, {"argmax": {}}, "one class is no choice for argmax"),
+        (1, 1, {"argmax": {}}, "argmax needs at least two classes"),
     ],
 )
 def test_multi_label_needs_a_channel_a_class(classes: int, channels: int, stage: dict[str, Any], says: str) -> None:

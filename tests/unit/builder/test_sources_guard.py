@@ -12,11 +12,11 @@ import pytest
 
 from fakes.flaky_server import Behaviour, came, flaky_server, silent_listener
 from segserve_builder.errors import ArtifactMissingError, BuilderError, SourceDeniedError
-from segserve_builder.sources import Access, Retrying, fetch, fetch_folder, fetch_unpinned
+from segserve_builder.sources import Access, RetryPolicy, fetch, fetch_folder, fetch_unpinned
 from segserve_builder.sources.access import LOCAL
 
 SHA256 = "0" * 64
-ONCE = Retrying(tries=1)
+ONCE = RetryPolicy(tries=1)
 PUBLIC = "93.184.215.14"
 
 
@@ -28,9 +28,9 @@ def listener() -> Iterator[socket.socket]:
 
 def denied(uri: str, access: Access, cache: Path, error: type[BuilderError] = SourceDeniedError) -> str:
     with pytest.raises(error) as caught:
-        fetch(uri, SHA256, cache, access, retrying=ONCE)
+        fetch(uri, SHA256, cache, access, retry_policy=ONCE)
     with pytest.raises(error):
-        fetch_unpinned(uri, access, 1000, retrying=ONCE)
+        fetch_unpinned(uri, access, 1000, retry_policy=ONCE)
     assert [path for path in cache.rglob("*") if path.is_file()] == []
     return str(caught.value)
 
@@ -164,7 +164,7 @@ def test_a_name_that_means_this_machine_at_the_second_look_is_looked_up_once(
     port = listener.getsockname()[1]
 
     with pytest.raises(ArtifactMissingError):
-        fetch(f"http://rebinding.example:{port}/x", SHA256, tmp_path, Access(), retrying=ONCE)
+        fetch(f"http://rebinding.example:{port}/x", SHA256, tmp_path, Access(), retry_policy=ONCE)
 
     assert asked == ["rebinding.example"]
     assert connected == [(PUBLIC, port)]
@@ -176,7 +176,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(tmp_path: Path, mon
         answering(monkeypatch, "127.0.0.1", "127.0.0.2")
         port = server.url.rpartition(":")[2]
 
-        got = fetch_unpinned(f"http://rebinding.example:{port}/x", LOCAL, 10, retrying=ONCE)
+        got = fetch_unpinned(f"http://rebinding.example:{port}/x", LOCAL, 10, retry_policy=ONCE)
 
         assert got == b"net"
         assert server.seen[0][1]["Host"] == f"rebinding.example:{port}"

@@ -26,12 +26,12 @@ from segserve_builder.errors import (
     SourceUnauthorizedError,
     SourceUnavailableError,
 )
-from segserve_builder.sources import Access, Retrying, cache, fetch
+from segserve_builder.sources import Access, RetryPolicy, cache, fetch
 from segserve_builder.sources.access import LOCAL, Credential
 
 CONTENT = random.Random(1).randbytes(3_500_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Retrying(tries=4, first_s=0.001)
+QUICK = RetryPolicy(tries=4, first_s=0.001)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def server() -> Iterator[Behaviour]:
 
 
 def got(server: Behaviour, cache: Path, path: str = "/net", access: Access = LOCAL) -> bytes:
-    return fetch(server.url + path, SHA256, cache, access, retrying=QUICK).read_bytes()
+    return fetch(server.url + path, SHA256, cache, access, retry_policy=QUICK).read_bytes()
 
 
 def files_in(folder: Path) -> list[str]:
@@ -108,7 +108,7 @@ def test_a_server_that_knows_no_ranges_starts_again(server: Behaviour, tmp_path:
 def test_bytes_that_changed_meanwhile_start_again(server: Behaviour, tmp_path: Path) -> None:
     server.content, server.etag, server.cuts = CONTENT[::-1], '"old"', [2_000_000]
     with pytest.raises(ArtifactMissingError, match="broke off"):
-        fetch(f"{server.url}/net", SHA256, tmp_path, LOCAL, retrying=Retrying(tries=1))
+        fetch(f"{server.url}/net", SHA256, tmp_path, LOCAL, retry_policy=RetryPolicy(tries=1))
     assert [path.endswith(".part") for path in files_in(tmp_path)] == [False, True]
 
     server.content, server.etag = CONTENT, '"new"'
@@ -119,7 +119,7 @@ def test_bytes_that_changed_meanwhile_start_again(server: Behaviour, tmp_path: P
 def test_a_server_that_does_not_say_that_its_bytes_changed_starts_again(server: Behaviour, tmp_path: Path) -> None:
     server.content, server.cuts = CONTENT[::-1], [2_000_000]
     with pytest.raises(ArtifactMissingError):
-        fetch(f"{server.url}/net", SHA256, tmp_path, LOCAL, retrying=Retrying(tries=1))
+        fetch(f"{server.url}/net", SHA256, tmp_path, LOCAL, retry_policy=RetryPolicy(tries=1))
 
     server.content = CONTENT
 
@@ -129,9 +129,9 @@ def test_a_server_that_does_not_say_that_its_bytes_changed_starts_again(server: 
 def test_what_a_killed_process_left_is_gone_on_with(server: Behaviour, tmp_path: Path) -> None:
     server.cuts = [2_000_000]
     line = (
-        "import sys, pathlib; from segserve_builder.sources import fetch, Retrying;"
+        "import sys, pathlib; from segserve_builder.sources import fetch, RetryPolicy;"
         "from segserve_builder.sources.access import LOCAL;"
-        "fetch(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]), LOCAL, retrying=Retrying(first_s=60, longest_s=60))"
+        "fetch(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]), LOCAL, retry_policy=RetryPolicy(first_s=60, longest_s=60))"
     )
     process = subprocess.Popen([sys.executable, "-c", line, f"{server.url}/net", SHA256, str(tmp_path)])
     part = tmp_path / "partial" / f"{SHA256}.part"
@@ -209,7 +209,7 @@ def test_progress_counts_every_byte_once(server: Behaviour, tmp_path: Path) -> N
     server.cuts = [2_000_000]
     told: list[tuple[int, int | None]] = []
 
-    fetch(f"{server.url}/net", SHA256, tmp_path, LOCAL, retrying=QUICK, progress=lambda *at: told.append(at))
+    fetch(f"{server.url}/net", SHA256, tmp_path, LOCAL, retry_policy=QUICK, progress=lambda *at: told.append(at))
 
     assert told == sorted(told)
     assert told[-1] == (len(CONTENT), len(CONTENT))
@@ -218,7 +218,7 @@ def test_progress_counts_every_byte_once(server: Behaviour, tmp_path: Path) -> N
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:1/x", "http:///x", "http://[::1/x", "http://nobody.invalid/x"])
 def test_a_server_that_is_not_there_is_missing(uri: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissingError):
-        fetch(uri, SHA256, tmp_path, LOCAL, retrying=QUICK)
+        fetch(uri, SHA256, tmp_path, LOCAL, retry_policy=QUICK)
 
 
 def secret(folder: Path, **keys: str) -> Access:

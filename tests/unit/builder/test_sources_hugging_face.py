@@ -10,12 +10,12 @@ import pytest
 
 from fakes.hub import Hub, hub
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError, SourceUnauthorizedError
-from segserve_builder.sources import Access, Retrying, fetch, fetch_folder, folder_digest
+from segserve_builder.sources import Access, RetryPolicy, fetch, fetch_folder, folder_digest
 from segserve_builder.sources.access import LOCAL, Credential
 
 NET = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(NET).hexdigest()
-ONCE = Retrying(tries=1)
+ONCE = RetryPolicy(tries=1)
 TOKEN = "hf_of-somebody-who-accepted"
 GOLDEN = {"golden.json": b"{}", "images/a b.png": b"x", "images/b.png": NET, "images/c.png": b"z"}
 FILES = {
@@ -80,13 +80,13 @@ def test_a_file_of_a_revision_is_fetched_from_wherever_the_hub_keeps_it(
 ) -> None:
     digest = hashlib.sha256(content).hexdigest()
 
-    assert fetch(uri, digest, tmp_path, access, retrying=ONCE).read_bytes() == content
+    assert fetch(uri, digest, tmp_path, access, retry_policy=ONCE).read_bytes() == content
 
 
 def test_the_token_is_for_the_hub_and_not_for_its_storage(served: Hub, access: Access, tmp_path: Path) -> None:
     allowed = with_token(access, tmp_path / "secret")
 
-    assert fetch("hf://coins/gated/model.onnx", SHA256, tmp_path, allowed, retrying=ONCE).read_bytes() == NET
+    assert fetch("hf://coins/gated/model.onnx", SHA256, tmp_path, allowed, retry_policy=ONCE).read_bytes() == NET
     assert [headers["Authorization"] for _, headers in served.seen] == [f"Bearer {TOKEN}"]
     assert [headers["Authorization"] for _, headers in served.stored] == [None]
 
@@ -96,7 +96,7 @@ def test_a_gated_repository_says_what_to_do(access: Access, token: str | None, t
     asking = with_token(access, tmp_path / "secret", token) if token else access
 
     with pytest.raises(SourceUnauthorizedError, match="accept its conditions on its page; then name a credential") as e:
-        fetch("hf://coins/gated/model.onnx", SHA256, tmp_path, asking, retrying=ONCE)
+        fetch("hf://coins/gated/model.onnx", SHA256, tmp_path, asking, retry_policy=ONCE)
 
     assert token is None or token not in str(e.value)
 
@@ -107,9 +107,9 @@ def test_the_users_own_token_counts_where_the_users_own_do(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("HF_ENDPOINT", served.url)
 
-    assert fetch("hf://coins/gated/model.onnx", SHA256, tmp_path, LOCAL, retrying=ONCE).read_bytes() == NET
+    assert fetch("hf://coins/gated/model.onnx", SHA256, tmp_path, LOCAL, retry_policy=ONCE).read_bytes() == NET
     with pytest.raises(SourceUnauthorizedError):
-        fetch("hf://coins/gated/model.onnx", SHA256, tmp_path / "other", access, retrying=ONCE)
+        fetch("hf://coins/gated/model.onnx", SHA256, tmp_path / "other", access, retry_policy=ONCE)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_users_own_token_counts_where_the_users_own_do(
 )
 def test_what_is_not_there_is_said(uri: str, error: type[Exception], seen: str, access: Access, tmp_path: Path) -> None:
     with pytest.raises(error, match=seen):
-        fetch(uri, SHA256, tmp_path, access, retrying=ONCE)
+        fetch(uri, SHA256, tmp_path, access, retry_policy=ONCE)
 
 
 def test_a_golden_set_is_a_folder_of_a_dataset(access: Access, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_golden_set_is_a_folder_of_a_dataset(access: Access, tmp_path: Path) -
         (tmp_path / "set" / path).write_bytes(content)
     digest = folder_digest(tmp_path / "set")
 
-    found = fetch_folder("hf://datasets/coins/set/v1", digest, tmp_path / "cache", access, retrying=ONCE)
+    found = fetch_folder("hf://datasets/coins/set/v1", digest, tmp_path / "cache", access, retry_policy=ONCE)
 
     assert folder_digest(found) == digest
 

@@ -12,7 +12,7 @@ import trustme
 
 from fakes.flaky_server import Behaviour, flaky_server
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError, SourceUnauthorizedError
-from segserve_builder.sources import Access, Retrying, fetch
+from segserve_builder.sources import Access, RetryPolicy, fetch
 from segserve_builder.sources.access import LOCAL, Credential
 
 NET = bytes(range(256)) * 100
@@ -40,7 +40,7 @@ def trusting(folder: Path, pem: bytes) -> Access:
 
 
 def got(url: str, cache: Path, access: Access) -> bytes:
-    return fetch(f"{url}/net", SHA256, cache, access, retrying=Retrying(tries=1)).read_bytes()
+    return fetch(f"{url}/net", SHA256, cache, access, retry_policy=RetryPolicy(tries=1)).read_bytes()
 
 
 def test_the_authority_of_a_credential_is_trusted(server: Behaviour, authority: trustme.CA, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from segserve_builder.agent.state import (
     ServerSnapshot,
 )
 from segserve_builder.render.publish import sweep
-from segserve_builder.sources.eviction import Leases
+from segserve_builder.sources.eviction import FileLocks
 from segserve_common.files import replace_file
 
 TICK_S: Final = 0.5
@@ -88,7 +88,7 @@ class Agent:
         self._results: SimpleQueue[ActionResult] = SimpleQueue()
         self._progress: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._wake = threading.Event()
-        self._leases = Leases()
+        self._file_locks = FileLocks()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="action")
 
     def run(self, stop: threading.Event) -> None:
@@ -99,7 +99,7 @@ class Agent:
             self._wake.wait(TICK_S)
             self._wake.clear()
         self._workers.shutdown(wait=False, cancel_futures=True)
-        self._leases.close()
+        self._file_locks.close()
 
     def wake(self) -> None:
         """Start the next pass at once."""
@@ -115,7 +115,7 @@ class Agent:
         assignment = self._assignment_file.read()
         self._assignment = assignment or ()
         self._state.keep_only(self._assignment)
-        self._leases.keep(path for model in self._assignment for path in self._runner.objects(model.spec))
+        self._file_locks.keep(path for model in self._assignment for path in self._runner.objects(model.spec))
         snapshot = self._observer.take(self._state)
         self._state.invalidate_proofs(self._assignment, snapshot)
         if assignment is None:

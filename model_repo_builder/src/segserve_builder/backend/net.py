@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve_builder.backend.responses import error_response, input_array, response
 from segserve_builder.errors import BadImageError
 from segserve_builder.steps.session import NetworkSession
 from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 
 class TritonPythonModel:

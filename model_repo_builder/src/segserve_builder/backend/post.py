@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve_builder.backend.responses import input_array, respond
 from segserve_builder.errors import BadImageError
 from segserve_builder.steps.postprocess import Postprocess, request_from_parameters
 from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, REVISION, network_output, second_output
 from segserve_builder.steps.step_options import PostOptions
-from segserve_builder.steps.streams import FRAME, Streams, frame_number, smoothing_of
+from segserve_builder.steps.streams import FRAME, Frame, Streams, frame_number, smoothing_of
 from segserve_builder.values import ResizeTransform
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from segserve_builder.steps.streams import Frame
 
 
 class TritonPythonModel:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve_builder.backend.responses import input_array, respond
 from segserve_builder.steps.preprocess import Preprocess
 from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
 from segserve_builder.steps.step_options import PreOptions
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 class TritonPythonModel:

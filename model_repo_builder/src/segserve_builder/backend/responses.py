@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import triton_python_backend_utils as pb_utils
@@ -9,8 +10,6 @@ import triton_python_backend_utils as pb_utils
 from segserve_builder.errors import BadImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
     from numpy.typing import NDArray
 
 MESSAGE_MAX_LENGTH: Final = 500

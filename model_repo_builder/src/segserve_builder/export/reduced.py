@@ -1,15 +1,15 @@
-"""Smaller files: FP16 weights, or INT8 calibrated on images."""
+"""Reduced files: FP16 weights, or INT8 calibrated on images; and how much they change the answers, class by class."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segserve_builder.export.graph import INPUT
+from segserve_builder.golden.judging import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 
@@ -57,7 +57,7 @@ def to_int8(source: Path, target: Path, batches: Sequence[NDArray[Any]]) -> None
 
 
 def _drop_unused_domains(path: Path) -> None:
-    """Forget the operator sets that no node is of: quantisation lists all that ONNX Runtime knows."""
+    """Remove operator sets that no node uses: quantisation lists all that ONNX Runtime knows."""
     import onnx
 
     model = onnx.load(path)
@@ -66,3 +66,43 @@ def _drop_unused_domains(path: Path) -> None:
     del model.opset_import[:]
     model.opset_import.extend(kept)
     onnx.save(model, path)
+
+
+def label_map(answer: Answer) -> NDArray[Any]:
+    """Return the label map, uint8 or uint16 (H, W), of a semantic answer with `encoding=raw`."""
+    import numpy as np
+
+    height, width = (int(side) for side in answer["SIZE"])
+    data = answer["LABELS"].item()
+    return np.frombuffer(data, "u1" if len(data) == height * width else "<u2").reshape(height, width)
+
+
+def class_iou(expected: Iterable[NDArray[Any]], actual: Iterable[NDArray[Any]], number: int) -> list[float | None]:
+    """Return the IoU of each of `number` classes over pairs of label maps (H, W); None for a class in neither."""
+    import numpy as np
+
+    both, either = np.zeros(number, np.int64), np.zeros(number, np.int64)
+    for reference, labels in zip(expected, actual, strict=True):
+        for index in range(number):
+            one, other = reference == index, labels == index
+            both[index] += np.count_nonzero(one & other)
+            either[index] += np.count_nonzero(one | other)
+    return [inner / outer if outer else None for inner, outer in zip(both.tolist(), either.tolist(), strict=True)]
+
+
+def object_iou(expected: Iterable[Answer], actual: Iterable[Answer], ids: Sequence[int]) -> list[float | None]:
+    """Return, for each class, the mean of its expected boxes' best IoU with an actual one; None without boxes."""
+    from pycocotools import mask as coco
+
+    best: dict[int, list[float]] = {number: [] for number in ids}
+    for reference, answer in zip(expected, actual, strict=True):
+        for number in ids:
+            boxes, others = _boxes(reference, number), _boxes(answer, number)
+            overlaps = coco.iou(boxes, others, [0] * len(others)) if boxes and others else [[0.0]] * len(boxes)
+            best[number] += [float(max(row)) for row in overlaps]
+    return [sum(ious) / len(ious) if (ious := best[number]) else None for number in ids]
+
+
+def _boxes(answer: Answer, number: int) -> list[list[float]]:
+    boxes = answer["BOXES"][answer["CLASSES"] == number].tolist()
+    return [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes]

@@ -60,9 +60,7 @@ class AnchorFamily(Family):
             return NetworkIO(image, layout, tuple(heads))
         levels = outputs[LEVELS]
         if levels.dtype != "INT64" or len(levels.shape) != 2 or levels.shape[0] != heads[0].shape[0]:
-            raise SignatureError(
-                f"output {described(levels)}: it must be INT64 [batch, levels] with the same batch"
-            )
+            raise SignatureError(f"output {described(levels)}: it must be INT64 [batch, levels] with the same batch")
         return NetworkIO(image, layout, (*heads, levels))
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Anchors:

@@ -20,16 +20,22 @@ from segserve_builder.families.base import (
     TensorSpec,
 )
 from segserve_builder.families.signature import check_batch, described, described_all, image_input
-from segserve_builder.imaging.boxes import to_image_coordinates
 from segserve_builder.stages.keypoints import Keypoints
 from segserve_builder.stages.paste_masks import PasteMasks
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Candidates, HeatmapHeads, MaskHeads, NoHeads, ResizeTransform, ValueType
+from segserve_builder.values import (
+    Candidates,
+    Float32,
+    HeatmapHeads,
+    Int32,
+    MaskHeads,
+    NoHeads,
+    ResizeTransform,
+    ValueType,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from segserve_builder.values import Float32, Int32
 
 LARGEST_HEAD: Final = 256
 """Raw masks are 14 to 112 cells wide, PointRend's 224; larger ones have been pasted into an image."""
@@ -133,7 +139,7 @@ class DetectionFamily(Family):
             )
         scores: Float32 = scores_output[0][0] if scores_output else boxes[0, :, 4]
         rows, classes = _known_classes(labels[0], model)
-        image_boxes = to_image_coordinates(boxes[0, rows, :4], transform)
+        image_boxes = transform.to_image_coordinates(boxes[0, rows, :4])
         candidates = Candidates(image_boxes, scores[rows], classes, NoHeads(), transform)
         return candidates if self.heads is None else self._with_heads(candidates, others[0][0, rows])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,8 +25,6 @@ from segserve_builder.stages.panoptic_queries import PanopticQueries
 from segserve_builder.values import Queries, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
 CLASSES: Final = "[batch, queries, classes + 1]"

@@ -23,16 +23,13 @@ from segserve_builder.families.base import (
     TensorSpec,
 )
 from segserve_builder.families.signature import described, described_all, float_output, image_input
-from segserve_builder.imaging.boxes import to_image_coordinates
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Candidates, Heads, NoHeads, PrototypeHeads, ResizeTransform, ValueType
+from segserve_builder.values import Candidates, Float32, Heads, NoHeads, PrototypeHeads, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from segserve_builder.values import Float32
 
 PROTOTYPES: Final = "[batch, coefficients, height, width]"
 MOST_CHOSEN: Final = 300
@@ -231,7 +228,7 @@ class ChosenHead(YoloFamily):
         wrong = (numbers < 0) | (numbers >= classes) | (numbers != np.floor(numbers))
         if wrong.any():
             raise SignatureError(f"a detection is of class {numbers[wrong][0]:g}; the model's are 0 to {classes - 1}")
-        boxes = to_image_coordinates(head[rows, :4], transform)
+        boxes = transform.to_image_coordinates(head[rows, :4])
         return Candidates(boxes, head[rows, 4], numbers.astype(np.int32), heads.take(rows), transform)
 
 

@@ -5,14 +5,12 @@ After Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from segserve_builder.values import Float32
+from segserve_builder.values import Float32
 
 COLDEST: Final = 0.01
 HOTTEST: Final = 100.0

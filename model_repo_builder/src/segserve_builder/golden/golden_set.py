@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segserve_builder.errors import GoldenError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 GOLDEN_FILE: Final = "golden.json"
 DEFAULT_IOU: Final = 0.99

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.golden_set import (
@@ -18,14 +19,14 @@ from segserve_builder.golden.golden_set import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from numpy.typing import NDArray
 
-    Answer = Mapping[str, NDArray[Any]]
+Answer: TypeAlias = "Mapping[str, NDArray[Any]]"
+"""The outputs of one request, by name."""
 
 __all__ = [
     "GOLDEN_FILE",
+    "Answer",
     "Case",
     "Expected",
     "GoldenLabels",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import cv2
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 from segserve_builder.errors import BadImageError
 from segserve_builder.imaging.exif import (
@@ -22,9 +24,6 @@ from segserve_builder.imaging.exif import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from numpy.typing import NDArray
     from PIL.TiffImagePlugin import TiffImageFile
 
 Colour: TypeAlias = Literal["RGB", "GREY"]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
-    Rgb = tuple[int, int, int]
+Rgb: TypeAlias = tuple[int, int, int]
 
 COMPRESSION: Final = 1
 """zlib's fastest level: label maps are so regular that slower ones gain little."""

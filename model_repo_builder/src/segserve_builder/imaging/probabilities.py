@@ -1,12 +1,11 @@
-"""Logits and probabilities."""
+"""Logits, probabilities, and the mean probability of each class of a label map."""
 
 from __future__ import annotations
 
 from math import inf, log
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from segserve_builder.values import Float32
+from segserve_builder.sampling import axes
+from segserve_builder.values import Float32, Int64, LabelMap
 
 
 def logit(probability: float) -> float:
@@ -37,3 +36,29 @@ def sigmoid(logits: Float32) -> Float32:
             share += np.float32(1)
             np.divide(np.float32(1), share, out=share)
     return shares
+
+
+def class_statistics(value: LabelMap, number: int) -> tuple[Int64, Float32]:
+    """Return, for each of `number` classes, its area in pixels and its mean probability over them; 0 where none is.
+
+    int64 (number,) and float32 (number,). The probability is the softmax of the logits, sampled bilinearly at the pixel
+    and divided by their temperature; with one channel the sigmoid, and its complement for class 0.
+    """
+    import numpy as np
+
+    from segserve_builder.kernels.probability import label_sums
+
+    logits = value.logits.values
+    if len(logits) == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits])
+    rows, columns = axes(value.logits.placement, *logits.shape[1:], align_corners=value.logits.align_corners)
+    found, sums = label_sums(logits, rows, columns, value.labels, value.logits.temperature)
+    areas, mean = np.zeros(number, np.int64), np.zeros(number, np.float32)
+    areas[: len(found)] = found
+    mean[: len(found)] = sums / np.maximum(found, 1)
+    return areas, mean
+
+
+def mean_confidence(value: LabelMap, number: int) -> Float32:
+    """Return the second of `class_statistics`."""
+    return class_statistics(value, number)[1]

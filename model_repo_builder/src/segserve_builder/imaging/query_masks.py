@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.imaging.probabilities import sigmoid, softmax
 from segserve_builder.sampling import Axis, axes
+from segserve_builder.values import Float32, Int32, Queries
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from numpy.typing import NDArray
-
-    from segserve_builder.values import Float32, Int32, Queries
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_builder.errors import BadImageError
 from segserve_builder.sampling import axes
-from segserve_builder.values import ResizeTransform
+from segserve_builder.values import Float32, Logits, ResizeTransform, UInt8
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from segserve_builder.values import Float32, Logits, UInt8
 
 MAX_PIXELS: Final = 8 << 20
 MAX_BYTES: Final = 2 << 30

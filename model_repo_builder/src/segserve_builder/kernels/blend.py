@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SIGMA_SCALE: Final = 0.125
 LEAST_WEIGHT: Final = 1e-3

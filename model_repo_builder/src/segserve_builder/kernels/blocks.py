@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 from segserve_builder.kernels.rle import MAX_CHARACTERS, add_run, write_string
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _FIRST: Final = target(types.int32, 1)
 

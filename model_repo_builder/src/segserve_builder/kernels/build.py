@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from graphlib import TopologicalSorter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from segserve_builder.kernels import cache
 from segserve_builder.kernels.sources import module_imports
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 MOST_PROCESSES: Final = 8
 """Each takes some 300 MB, and more would only wait for the longest modules."""

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 from segserve_builder.kernels.probability import LOG2_E, blend, check_covers, exp2, is_straight, spread
 from segserve_builder.kernels.rle import MaskWindow, encode
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from segserve_builder.sampling import Axis
 
 F: Final = np.float32

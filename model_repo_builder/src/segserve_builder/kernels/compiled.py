@@ -6,15 +6,13 @@ request; inputs are declared read-only, which writable arrays fit as well.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numba import types
+from numpy.typing import DTypeLike, NDArray
 
 from segserve_builder.kernels import cache
-
-if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
 
 cache.use()
 

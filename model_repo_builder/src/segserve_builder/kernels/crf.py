@@ -8,18 +8,16 @@ one array; a row of pixels is sliced from the last one, normalised, and splatted
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import packed, target
 from segserve_builder.kernels.crf_lattice import Feature, Lattice, build_lattice
 from segserve_builder.kernels.crf_simd import LANES, blur8, slice3, slice6, splat3, splat6
 from segserve_builder.kernels.crf_softmax import FUSED, log_softmax_row, softmax_row
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 F: Final = np.float32
 SAFE_WEIGHT: Final = 16.0

@@ -7,19 +7,16 @@ computed for a whole row at a time, and a vertex is one 64-bit key: its coordina
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import source, target
 from segserve_builder.kernels.crf_softmax import FUSED, NEAREST
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 F: Final = np.float32
 KEY_BITS: Final = 62

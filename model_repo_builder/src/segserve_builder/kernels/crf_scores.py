@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import packed, source, target
 from segserve_builder.kernels.crf_simd import LANES
 from segserve_builder.kernels.crf_softmax import EMPTY, FUSED
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from segserve_builder.sampling import Axis
 
 F: Final = np.float32

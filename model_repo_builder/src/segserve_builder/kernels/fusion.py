@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _LABELS = source(types.uint16, 2)
 _IDS = target(types.uint16, 2)

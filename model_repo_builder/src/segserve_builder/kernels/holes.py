@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 from segserve_builder.kernels.regions import chosen_labels, flatten, link_rows, row_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from numpy.typing import NDArray
-
     from segserve_builder.kernels.regions import Connectivity
 
 ANY_AREA: Final = np.iinfo(np.int32).max

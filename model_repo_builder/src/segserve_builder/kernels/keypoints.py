@@ -6,15 +6,13 @@ of the four cells that it looks at. Where that bound is below the best value so 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 F: Final = np.float32
 A: Final = -0.75

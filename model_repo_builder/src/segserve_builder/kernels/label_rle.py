@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source
 from segserve_builder.kernels.rle import MAX_CHARACTERS, add_run, by_column, changes_below, write_string
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _RESULT = types.Tuple((types.Array(types.uint8, 1, "C"), types.Array(types.int64, 1, "C")))
 

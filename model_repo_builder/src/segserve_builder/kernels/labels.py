@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 from segserve_builder.kernels.probability import blend, check_covers
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from segserve_builder.sampling import Axis
 
 F: Final = np.float32

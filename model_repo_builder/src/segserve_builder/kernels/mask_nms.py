@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 from segserve_builder.kernels.rle_reader import next_number
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 
 @njit(**OPTIONS)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.bits import blend_above32, lowest_bit
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 from segserve_builder.kernels.rle import MAX_CHARACTERS, add_run, split, with_room, write_string
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from segserve_builder.sampling import Axis
 
 F: Final = np.float32

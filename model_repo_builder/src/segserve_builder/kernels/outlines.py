@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # Directions count against the clock from east; a step (dx, dy) has entry 3 * dy + dx + 4, y grows downwards.
 _DIRECTION: Final = np.array([3, 2, 1, 4, 0, 0, 5, 6, 7], np.int64)

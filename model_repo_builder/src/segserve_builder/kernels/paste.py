@@ -6,17 +6,15 @@ crossings of the threshold are solved for the row, and give the runs at once. Th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 from segserve_builder.kernels.masks import LANES, threshold_columns
 from segserve_builder.kernels.rle import MAX_CHARACTERS, split, with_room, write_string
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 F: Final = np.float32
 ONE: Final = F(1)

@@ -15,13 +15,12 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.bits import multiply_add
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from segserve_builder.sampling import Axis
 
 F: Final = np.float32

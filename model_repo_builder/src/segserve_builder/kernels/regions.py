@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Collection
+from typing import Any, Final, Literal
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.bits import clear64, differ64, lowest_bit
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from numpy.typing import NDArray
 
 Connectivity = Literal[4, 8]
 LABELS: Final = (np.uint8, np.uint16)

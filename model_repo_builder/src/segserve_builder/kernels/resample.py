@@ -7,18 +7,16 @@ weighted sum of source rows is made first, which is plain SIMD, then that of its
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Filter = Literal["bilinear", "cubic"]
 F: Final = np.float32

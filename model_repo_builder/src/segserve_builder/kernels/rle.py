@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.bits import differ64, lowest_bit
 from segserve_builder.kernels.compiled import OPTIONS, packed, source
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MAX_CHARACTERS = 7
 """A count takes at most this many characters: 5 bits each, and a sign, of a difference of two int32."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, source
 from segserve_builder.kernels.rle import MaskWindow
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @njit(**OPTIONS)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from segserve_builder.kernels.bits import lowest_bit, overlap16
 from segserve_builder.kernels.compiled import OPTIONS, source, target
 from segserve_builder.kernels.nms import BLOCK, add_box, checked, rooms
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 F: Final = np.float32
 D: Final = np.float64

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Final
 
 _IMPORT: Final = re.compile(r"^from segserve_builder\.kernels\.(\w+) import", re.MULTILINE)
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.render.target import RenderTarget
+from segserve_builder.spec.model_spec import Runtime
 from segserve_builder.spec.names import canonical_json
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.public_outputs import (
     GEOMETRY,
     GUIDE,
     NETWORK_INPUT,
     PUBLIC_OUTPUTS,
+    Task,
     network_output,
     public_inputs,
     second_output,
 )
-from segserve_builder.steps.step_options import PARAMETER
+from segserve_builder.steps.step_options import PARAMETER, NetOptions, PostOptions, PreOptions, StepOptions
 from segserve_builder.steps.streams import smoothing_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from segserve_builder.families.base import NetworkIO, TensorSpec
-    from segserve_builder.render.target import RenderTarget
-    from segserve_builder.spec.model_spec import Runtime
-    from segserve_builder.steps.pipeline import Pipeline
-    from segserve_builder.steps.public_outputs import Task
-    from segserve_builder.steps.step_options import NetOptions, PostOptions, PreOptions, StepOptions
 
 VERSION: Final = 1
 """The only version of each model; a step's is written out, since -1 would follow any later load."""

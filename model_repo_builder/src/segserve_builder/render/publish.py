@@ -9,18 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from segserve_builder.errors import StepConflictError, writing
-from segserve_builder.render.tree import CONFIG_FILE
+from segserve_builder.render.tree import CONFIG_FILE, Files, Tree
 from segserve_common.files import sync_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve_builder.render.tree import Files, Tree
 
 CONFIG: Final = CONFIG_FILE
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from pathlib import Path
 
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.render.publish import publish_tree
-from segserve_builder.render.target import EMBEDDED
+from segserve_builder.render.target import EMBEDDED, RenderTarget
 from segserve_builder.render.tree import Network, Tree, render, with_network_alias
 from segserve_builder.sources import fetch
-from segserve_builder.sources.access import LOCAL
+from segserve_builder.sources.access import LOCAL, Access
+from segserve_builder.sources.fetching import Progress
 from segserve_builder.sources.signatures import verify
+from segserve_builder.spec.model_spec import Artifact
 from segserve_builder.steps.inference import with_inference
 from segserve_builder.steps.onnx_signature import read_signature
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from pathlib import Path
-
-    from segserve_builder.render.target import RenderTarget
-    from segserve_builder.sources.access import Access
-    from segserve_builder.sources.fetching import Progress
-    from segserve_builder.spec.model_spec import Artifact
-    from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.pipeline import Pipeline
 
 
 def build_tree(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, get_args
+from typing import Final, Literal, Self, TypeAlias, get_args
 
 from segserve_builder.errors import UnknownNameError
-
-if TYPE_CHECKING:
-    from segserve_builder.families.base import NetworkIO
-    from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.families.base import NetworkIO
+from segserve_builder.steps.pipeline import Pipeline
 
 Backend: TypeAlias = Literal["python", "onnxruntime"]
 OLDEST: Final = (24, 10)

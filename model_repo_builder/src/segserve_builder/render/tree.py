@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import NetworkIO
 from segserve_builder.render import config
-from segserve_builder.render.target import EMBEDDED
+from segserve_builder.render.target import EMBEDDED, RenderTarget
 from segserve_builder.spec.names import network_alias, step_name
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.preprocess_rules import check_network_input, check_preprocess, common_input
 from segserve_builder.steps.step_options import MODEL_FILE, NetOptions, PostOptions, PreOptions
-
-if TYPE_CHECKING:
-    from segserve_builder.families.base import NetworkIO
-    from segserve_builder.render.target import RenderTarget
-    from segserve_builder.steps.pipeline import Pipeline
 
 Files: TypeAlias = Mapping[str, bytes | Path]
 """Contents by relative POSIX path; a `Path` is the verified artifact file, never read into memory."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 from segserve_builder.stages.argmax import Argmax
+from segserve_builder.stages.base import Stage
 from segserve_builder.stages.calibrate import Calibrate
 from segserve_builder.stages.crf import Crf
 from segserve_builder.stages.crop_masks import CropMasks
@@ -32,11 +34,6 @@ from segserve_builder.stages.soft_nms import SoftNms
 from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
 from segserve_builder.stages.tile import TiledInference
 from segserve_builder.stages.tta import Tta
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_builder.stages.base import Stage
 
 PREPROCESS: Final[Mapping[str, type[Stage]]] = {"decode": Decode, "resize": Resize, "normalise": Normalise}
 INFERENCE: Final[Mapping[str, type[Stage]]] = {"tile": TiledInference, "tta": Tta}

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
-from segserve_builder.values import Logits, ValueType
+from segserve_builder.stages.base import RequestOptions, Stage
+from segserve_builder.values import Logits, UInt8, ValueType
 
 if TYPE_CHECKING:
     from segserve_builder.kernels.crf import Terms
-    from segserve_builder.stages.base import RequestOptions
-    from segserve_builder.values import UInt8
 
 LEAST = 1e-3
 """A label that is this improbable everywhere cannot win anywhere: messages are weights times probabilities."""

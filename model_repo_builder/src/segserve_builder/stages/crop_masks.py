@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, cast
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
-from segserve_builder.values import Candidates, Instances, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
-    from segserve_builder.values import PrototypeHeads
+from segserve_builder.stages.base import RequestOptions, Stage
+from segserve_builder.values import Candidates, Instances, PrototypeHeads, ValueType
 
 
 class CropMasks(Stage):

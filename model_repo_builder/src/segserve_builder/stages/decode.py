@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Encoded, Image, ResizeTransform, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
 
 
 class Decode(Stage):

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
-from segserve_builder.values import Anchors, Candidates, NoHeads, ValueType
+from segserve_builder.stages.base import RequestOptions, Stage
+from segserve_builder.values import Anchors, Candidates, Float32, NoHeads, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from segserve_builder.stages.base import RequestOptions
-    from segserve_builder.values import Float32
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -80,8 +77,6 @@ class DecodeAnchors(Stage):
         """Return the boxes of some anchors, within the image, in pixels of the original image, float32 (N, 4)."""
         import numpy as np
 
-        from segserve_builder.imaging.boxes import to_image_coordinates
-
         anchors, deltas = value.anchors[which], value.deltas[which] / np.array(self.weights, np.float32)
         sizes = anchors[:, 2:] - anchors[:, :2]
         centres = deltas[:, :2] * sizes + (anchors[:, :2] + np.float32(0.5) * sizes)
@@ -89,4 +84,4 @@ class DecodeAnchors(Stage):
         boxes = np.concatenate([centres - halves, centres + halves], axis=1)
         p = value.placement
         first, last = [p.left, p.top] * 2, [p.left + p.inner_width, p.top + p.inner_height] * 2
-        return to_image_coordinates(np.clip(boxes, np.array(first, np.float32), np.array(last, np.float32)), p)
+        return p.to_image_coordinates(np.clip(boxes, np.array(first, np.float32), np.array(last, np.float32)))

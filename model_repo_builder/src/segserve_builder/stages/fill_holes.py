@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.remove_small_regions import ClassId
 from segserve_builder.values import Instances, LabelMap, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
 
 
 class FillHoles(Stage):
@@ -42,7 +39,7 @@ class FillHoles(Stage):
 
     def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:
         """Return the value with its holes filled."""
-        from segserve_builder.imaging.instance_masks import map_masks
+        from segserve_builder.imaging.masks import map_masks
         from segserve_builder.kernels.holes import fill_holes
 
         if isinstance(value, LabelMap):

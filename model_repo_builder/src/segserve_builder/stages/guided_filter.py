@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Logits, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
 
 LEAST = 1e-4
 """A label that is this improbable everywhere stays so, since the filter is linear."""

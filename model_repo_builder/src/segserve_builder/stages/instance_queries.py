@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
-from segserve_builder.values import Instances, Queries, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
-    from segserve_builder.values import Float32
+from segserve_builder.stages.base import RequestOptions, Stage
+from segserve_builder.values import Float32, Instances, Queries, ValueType
 
 
 class InstanceQueries(Stage):

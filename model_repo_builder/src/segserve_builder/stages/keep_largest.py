@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.remove_small_regions import ClassId
 from segserve_builder.values import Instances, LabelMap, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
 
 
 class KeepLargest(Stage):
@@ -31,7 +28,7 @@ class KeepLargest(Stage):
 
     def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:
         """Return the value with one region a class or instance."""
-        from segserve_builder.imaging.instance_masks import map_masks
+        from segserve_builder.imaging.masks import map_masks
         from segserve_builder.kernels.regions import keep_largest
 
         if isinstance(value, LabelMap):

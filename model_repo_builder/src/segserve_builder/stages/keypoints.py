@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import ClassVar, Final, cast
 
 from segserve_builder import values
-from segserve_builder.stages.base import Stage
-from segserve_builder.values import Candidates, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
-    from segserve_builder.values import Float32, HeatmapHeads, ResizeTransform
+from segserve_builder.stages.base import RequestOptions, Stage
+from segserve_builder.values import Candidates, Float32, HeatmapHeads, ResizeTransform, ValueType
 
 ROUNDINGS: Final = 8
 """How many float32 roundings a coordinate may have gone through on its way from the network's input and back."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
-from segserve_builder.values import Instances, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
-    from segserve_builder.values import Int32
+from segserve_builder.stages.base import RequestOptions, Stage
+from segserve_builder.values import Instances, Int32, ValueType
 
 
 class MaskNms(Stage):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Instances, LabelMap, ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
-
-    from segserve_builder.stages.base import RequestOptions
 
 
 class Morphology(Stage):
@@ -35,7 +32,7 @@ class Morphology(Stage):
 
     def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:
         """Return the value with every mask changed."""
-        from segserve_builder.imaging.instance_masks import map_masks
+        from segserve_builder.imaging.masks import map_masks
 
         change = self._on_bitmaps()
         if isinstance(value, LabelMap):

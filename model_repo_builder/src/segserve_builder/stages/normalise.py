@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Image, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from segserve_builder.stages.base import RequestOptions
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

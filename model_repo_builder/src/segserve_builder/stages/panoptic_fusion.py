@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Instances, LabelMap, Panoptic, Segment, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from segserve_builder.stages.base import RequestOptions
 
 
 class PanopticFusion(Stage):
@@ -73,7 +71,7 @@ class PanopticFusion(Stage):
         """Write the label map's classes into what is left of `ids`, whose segments so far are `number`."""
         import numpy as np
 
-        from segserve_builder.imaging.confidence import mean_confidence
+        from segserve_builder.imaging.probabilities import mean_confidence
         from segserve_builder.kernels.fusion import fill_free, free_areas
 
         classes = max(len(value.logits.values), 2)

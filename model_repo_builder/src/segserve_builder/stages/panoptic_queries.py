@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Panoptic, Queries, Segment, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
 
 
 class PanopticQueries(Stage):

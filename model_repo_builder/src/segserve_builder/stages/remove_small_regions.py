@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Instances, LabelMap, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
 
 ClassId = Annotated[int, Field(ge=0, le=65535)]
 
@@ -33,7 +30,7 @@ class RemoveSmallRegions(Stage):
 
     def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:
         """Return the value without its small regions."""
-        from segserve_builder.imaging.instance_masks import map_masks
+        from segserve_builder.imaging.masks import map_masks
         from segserve_builder.kernels.regions import drop_small
 
         if isinstance(value, LabelMap):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from pydantic import Field
 
-from segserve_builder.stages.base import Stage
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Logits, Queries, ValueType
-
-if TYPE_CHECKING:
-    from segserve_builder.stages.base import RequestOptions
 
 AT_ONCE: Final = 16
 """Queries whose masks are in memory as probabilities at a time."""

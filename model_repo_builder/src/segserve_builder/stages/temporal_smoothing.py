@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from segserve_builder.errors import PipelineError
-from segserve_builder.stages.base import Stage
-from segserve_builder.values import LabelMap, Logits, ValueType
+from segserve_builder.stages.base import RequestOptions, Stage
+from segserve_builder.values import LabelMap, Logits, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from segserve_builder.stages.base import RequestOptions
-    from segserve_builder.values import ResizeTransform
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_builder.errors import BadImageError
+from segserve_builder.spec.model_spec import Output
+from segserve_builder.stages.base import RequestOptions
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Candidates, ClassMasks, Instances, KeypointDetections, LabelMap, Panoptic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
     from numpy.typing import NDArray
 
-    from segserve_builder.spec.model_spec import Output
-    from segserve_builder.stages.base import RequestOptions
-    from segserve_builder.steps.pipeline import Pipeline
-
-    Makers = dict[str, Callable[[], NDArray[Any]]]
+Makers: TypeAlias = "dict[str, Callable[[], NDArray[Any]]]"
+"""Functions that compute the outputs, by name."""
 
 ENCODINGS: Final = ("rle", "polygons", "png", "raw")
 MAP_DEFAULT: Final = "png"
@@ -38,7 +37,7 @@ def encode(value: Any, pipeline: Pipeline, request: RequestOptions, wanted: froz
 def _label_map(value: LabelMap, pipeline: Pipeline, request: RequestOptions) -> Makers:
     import numpy as np
 
-    from segserve_builder.imaging.confidence import mean_confidence
+    from segserve_builder.imaging.probabilities import mean_confidence
 
     labels, number = value.labels, len(pipeline.classes)
     encoding = _encoding(pipeline, request, MAP_DEFAULT)
@@ -88,7 +87,7 @@ def _keypoints(value: KeypointDetections, pipeline: Pipeline, request: RequestOp
 def _panoptic(value: Panoptic, pipeline: Pipeline, request: RequestOptions) -> Makers:
     import numpy as np
 
-    from segserve_builder.imaging.segments import segments_json
+    from segserve_builder.imaging.masks import segments_json
 
     numbers = [segment.id for segment in value.segments]
     ids = value.ids.astype(np.uint8) if max(numbers, default=0) < 256 else value.ids
@@ -170,7 +169,7 @@ def _label_masks(labels: NDArray[Any], numbers: Sequence[int], encoding: str, ou
     """Return a mask for each of `numbers`, or nothing where the map is asked for."""
     import numpy as np
 
-    from segserve_builder.imaging.polygons import polygons_json
+    from segserve_builder.imaging.masks import polygons_json
     from segserve_builder.kernels.label_rle import encode_labels
     from segserve_builder.kernels.rle import MaskWindow, encode_bitmap
 
@@ -189,8 +188,8 @@ def _recoded(masks: Sequence[bytes], size: tuple[int, int], encoding: str, outpu
     """Return COCO RLE masks in the encoding that is asked for."""
     if encoding == "rle":
         return masks
+    from segserve_builder.imaging.masks import polygons_json
     from segserve_builder.imaging.png import mask_png
-    from segserve_builder.imaging.polygons import polygons_json
     from segserve_builder.kernels.rle_reader import decode, decode_bitmap
 
     if encoding == "polygons":

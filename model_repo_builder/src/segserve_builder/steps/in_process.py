@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import NetworkIO
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.inference import with_inference
 from segserve_builder.steps.onnx_signature import read_signature
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import Postprocess, check_postprocess
-from segserve_builder.steps.preprocess import Preprocess
+from segserve_builder.steps.preprocess import NetworkInput, Preprocess
 from segserve_builder.steps.preprocess_rules import common_input
 from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS
 from segserve_builder.steps.session import NetworkSession
 from segserve_builder.steps.step_options import NetOptions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
-
-    from segserve_builder.families.base import NetworkIO
-    from segserve_builder.stages.base import RequestOptions
-    from segserve_builder.steps.pipeline import Pipeline
-    from segserve_builder.steps.preprocess import NetworkInput
 
 
 class InProcessModel:

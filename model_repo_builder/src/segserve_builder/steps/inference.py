@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from segserve_builder.errors import PipelineError
 from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.stages.base import Stage
 from segserve_builder.stages.tile import TiledInference
 from segserve_builder.stages.tta import Tta
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from numpy.typing import NDArray
 
-    from segserve_builder.families.base import NetworkIO, TensorSpec
-    from segserve_builder.stages.base import Stage
-    from segserve_builder.steps.pipeline import Pipeline
-
-    Call = Callable[[NDArray[Any]], NDArray[Any]]
+Call: TypeAlias = "Callable[[NDArray[Any]], NDArray[Any]]"
+"""A run of the network over a batch."""
 
 Layout = Literal["NCHW", "NHWC"]
 

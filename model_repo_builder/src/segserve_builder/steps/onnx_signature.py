@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from segserve_builder.errors import ArtifactTooLargeError, SignatureError, UnsafeArtifactError
 from segserve_builder.families.base import NetworkSignature, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 MAX_BYTES: Final = 2**31 - 1
 """What protobuf can hold in one message; a larger network keeps its weights in other files, which are refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import ConfigDict, Field, create_model, model_validator
@@ -10,12 +11,8 @@ from segserve_builder.families import FAMILIES
 from segserve_builder.spec.model_spec import FrozenModel, Input, ModelClass, Output, Runtime, Sha256
 from segserve_builder.spec.names import digest
 from segserve_builder.stages import INFERENCE, POSTPROCESS, PREPROCESS
+from segserve_builder.stages.base import Stage
 from segserve_builder.stages.decode import Decode
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_builder.stages.base import Stage
 
 
 class PipelineStep(FrozenModel):

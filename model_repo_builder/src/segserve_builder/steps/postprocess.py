@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import Family, NetworkIO
+from segserve_builder.spec.model_spec import Output
 from segserve_builder.stages import POSTPROCESS
-from segserve_builder.stages.base import RequestOptions
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
 from segserve_builder.steps.encode import ENCODINGS, encode
-from segserve_builder.steps.pipeline import named_postprocess
-from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS, empty
-from segserve_builder.steps.streams import smoothing_of
-from segserve_builder.values import Candidates, Instances, KeypointDetections, ValueType
+from segserve_builder.steps.pipeline import Pipeline, named_postprocess
+from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS, Task, empty
+from segserve_builder.steps.streams import Frame, smoothing_of
+from segserve_builder.values import Candidates, Instances, KeypointDetections, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
-
-    from segserve_builder.families.base import Family, NetworkIO
-    from segserve_builder.spec.model_spec import Output
-    from segserve_builder.stages.base import Stage
-    from segserve_builder.steps.pipeline import Pipeline
-    from segserve_builder.steps.public_outputs import Task
-    from segserve_builder.steps.streams import Frame
-    from segserve_builder.values import ResizeTransform
 
 MAX_DETECTIONS: Final = 10_000
 TASKS: Final[Mapping[ValueType, Task]] = {

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve_builder.errors import BadImageError
+from segserve_builder.families.base import TensorSpec
+from segserve_builder.spec.model_spec import Input
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.decode import Decode
 from segserve_builder.stages.normalise import Normalise
-from segserve_builder.steps.preprocess_rules import CHANNELS, check_network_input, check_preprocess, network_size
+from segserve_builder.steps.pipeline import PipelineStep
+from segserve_builder.steps.preprocess_rules import (
+    CHANNELS,
+    Layout,
+    check_network_input,
+    check_preprocess,
+    network_size,
+)
 from segserve_builder.values import Encoded, Image, ResizeTransform
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from segserve_builder.families.base import TensorSpec
-    from segserve_builder.spec.model_spec import Input
-    from segserve_builder.steps.pipeline import PipelineStep
-    from segserve_builder.steps.preprocess_rules import Layout
 
 _NUMPY: Final = {"UINT8": np.uint8, "UINT16": np.uint16, "FP32": np.float32, "FP16": np.float16}
 _NO_OVERRIDES: Final = RequestOptions()

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from segserve_builder.errors import PipelineError
+from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.spec.model_spec import Input
 from segserve_builder.stages import PREPROCESS
+from segserve_builder.stages.base import Stage
 from segserve_builder.stages.normalise import Normalise
 from segserve_builder.stages.resize import Resize
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from segserve_builder.families.base import NetworkIO, TensorSpec
-    from segserve_builder.spec.model_spec import Input
-    from segserve_builder.stages.base import Stage
-    from segserve_builder.steps.pipeline import PipelineStep
+from segserve_builder.steps.pipeline import PipelineStep
 
 Layout = Literal["NCHW", "NHWC"]
 

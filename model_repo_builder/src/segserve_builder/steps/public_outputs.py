@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from segserve_builder.families.base import TensorSpec
+from segserve_builder.spec.model_spec import Input
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
-
-    from segserve_builder.spec.model_spec import Input
 
 Task: TypeAlias = Literal["semantic", "instance", "panoptic", "detection", "keypoints"]
 

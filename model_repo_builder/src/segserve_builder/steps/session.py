@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve_builder.steps.inference import run
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from segserve_builder.steps.step_options import NetOptions
+from segserve_builder.steps.step_options import NetOptions
 
 MUCH_SMALLER: Final = 16
 """How many times smaller than the largest before it an image is that makes memory be given back."""

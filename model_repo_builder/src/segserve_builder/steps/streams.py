@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from segserve_builder.errors import BadImageError, PipelineError
-from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
-from segserve_builder.steps.pipeline import named_postprocess
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from segserve_builder.stages.temporal_smoothing import History
-    from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.stages.temporal_smoothing import History, TemporalSmoothing
+from segserve_builder.steps.pipeline import Pipeline, named_postprocess
 
 FRAME: Final = "frame"
 """The request parameter that carries a frame's number."""

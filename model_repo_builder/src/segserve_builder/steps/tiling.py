@@ -6,24 +6,20 @@ of any height takes the memory of one row of tiles.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve_builder.errors import PipelineError
 from segserve_builder.kernels.blend import Span, TileWeights, add_tile, divide_rows
 from segserve_builder.kernels.labels import label_map
 from segserve_builder.sampling import Axis
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from numpy.typing import NDArray
-
-    from segserve_builder.stages.tile import TiledInference
+from segserve_builder.stages.tile import TiledInference
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve_builder.imaging.probabilities import softmax
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
-
-    from segserve_builder.stages.tta import Tta
+from segserve_builder.stages.tta import Tta
 
 FLIPS: Final = {"horizontal": (True, 0), "vertical": (True, 2), "both": (False, 2)}
 """Each as a mirror image of left and right, and quarter turns after it."""

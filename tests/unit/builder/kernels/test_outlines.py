@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from segserve_builder.imaging.polygons import outlines, polygons_json
+from segserve_builder.imaging.masks import outlines, polygons_json
 from segserve_builder.kernels.outlines import ring_json, simplified
 from segserve_builder.kernels.rle import MaskWindow
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from segserve.results.result import Result
-    from segserve_builder.steps.in_process import InProcessModel
-    from segserve_operator.api.segmentation_model import SegmentationModel
-
-    Answer = Mapping[str, NDArray[Any]]
+from segserve.calls.answers import read_result
+from segserve.results.result import Result
+from segserve.results.values import ModelInfo, SegmentClass
+from segserve_builder.export.writing import GOLDEN_TOLERANCE
+from segserve_builder.golden.judging import GOLDEN_FILE, Answer, record
+from segserve_builder.sources import folder_digest
+from segserve_builder.stages.base import RequestOptions
+from segserve_builder.steps.in_process import InProcessModel
+from segserve_builder.steps.public_outputs import has_masks
+from segserve_common.kserve import InferAnswer, Tensor, pack_bytes
+from segserve_operator.api.segmentation_model import SegmentationModel
 
 IMAGES: Final = 3
 DATATYPES: Final = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
@@ -27,11 +29,6 @@ def write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) ->
 
     Other files in the folder are kept.
     """
-    from segserve_builder.export.writing import GOLDEN_TOLERANCE
-    from segserve_builder.golden.judging import GOLDEN_FILE, record
-    from segserve_builder.sources import folder_digest
-    from segserve_builder.stages.base import RequestOptions
-    from segserve_builder.steps.public_outputs import has_masks
 
     request = RequestOptions(encoding="rle" if has_masks(model.task) else None)
     answers: list[tuple[Path, Answer]] = [
@@ -59,9 +56,6 @@ def write_previews(answers: Iterable[tuple[Path, Answer]], resource: Segmentatio
 
 def result_of(answer: Answer, resource: SegmentationModel) -> Result:
     """Return the result that the client would return for an answer."""
-    from segserve.calls.answers import read_result
-    from segserve.results.values import ModelInfo, SegmentClass
-    from segserve_common.kserve import InferAnswer, Tensor, pack_bytes
 
     revision = resource.assigned.revision
     tensors = {"REVISION": Tensor("REVISION", "BYTES", (1,), pack_bytes([revision.encode()]))}

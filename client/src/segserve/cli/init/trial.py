@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from PIL import Image, ImageOps
+
+from segserve_builder.errors import BuilderError
+from segserve_builder.export.reduced import label_map
+from segserve_builder.golden.judging import Answer, with_columns
+from segserve_builder.stages.base import RequestOptions
+from segserve_builder.steps.in_process import InProcessModel
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from numpy.typing import NDArray
-
-    from segserve_builder.steps.in_process import InProcessModel
-
-    Answer = Mapping[str, NDArray[Any]]
 
 TRIAL_IMAGES: Final = 2
 """Images of each trial; each is also mirrored."""
@@ -26,7 +29,6 @@ def steadiness(model: InProcessModel, images: Sequence[Path]) -> float:
 
     Confidence alone is not enough: networks that get pixels of 0 to 255 instead of 0 to 1 are confident about noise.
     """
-    from segserve_builder.errors import BuilderError
 
     scores = []
     for path in images[:TRIAL_IMAGES]:
@@ -38,7 +40,6 @@ def steadiness(model: InProcessModel, images: Sequence[Path]) -> float:
 
 
 def _compared(model: InProcessModel, path: Path) -> float:
-    from segserve_builder.stages.base import RequestOptions
 
     data, mirrored = path.read_bytes(), _mirrored(path)
     if model.task == "semantic":
@@ -49,7 +50,6 @@ def _compared(model: InProcessModel, path: Path) -> float:
 
 
 def _mirrored(path: Path) -> bytes:
-    from PIL import Image, ImageOps
 
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
@@ -61,8 +61,6 @@ def _mirrored(path: Path) -> bytes:
 def _labels_agree(answer: Answer, mirrored: Answer) -> float:
     """Return Cohen's kappa of two label maps, 0 if all pixels are of one class, times the mean confidence."""
     import numpy as np
-
-    from segserve_builder.export.accuracy import label_map
 
     labels, other = label_map(answer), label_map(mirrored)[:, ::-1]
     if labels.shape != other.shape or labels.min() == labels.max():
@@ -80,8 +78,6 @@ def _labels_agree(answer: Answer, mirrored: Answer) -> float:
 def _objects_agree(answer: Answer, mirrored: Answer) -> float:
     """Return the scores of objects that have a match in the mirrored image, relative to the mean number of objects."""
     import numpy as np
-
-    from segserve_builder.golden.judging import with_columns
 
     mine, theirs = with_columns("the image", answer), with_columns("the image", mirrored)
     width = float(answer["SIZE"][1])
