@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from segserve.cli.rollout.render import Picture
+from segserve.cli.rollout.render import RolloutTree
 from segserve.platforms.rollouts.rollout_view import Seen
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.models.observed import Candidate, ModelStatus, RoleHolder, Roles
 from segserve_operator.core.rollout.engine import Progress
@@ -58,7 +58,7 @@ VERDICTS = (
         {"iou": 0.9814, "meanChange": 0.0012},
     ),
 )
-REASON, MESSAGE = "HarmNotBounded", "at the next weight it might still do more harm than maxBadRequests allows"
+REASON, MESSAGE = "HarmNotBounded", "at the next weight it could still do more harm than maxBadRequests allows"
 
 
 def record(started_s: float = STARTED_S, **changes: Any) -> Record:
@@ -72,9 +72,9 @@ def record(started_s: float = STARTED_S, **changes: Any) -> Record:
         rate=np.array(40.0),
     )
     asked = (
-        (0, "NONE", Phase.PENDING, 0, "Proving", "its servers load it and prove it"),
-        (29, "PROVED", Phase.GOLDEN, 0, "Proved", "its servers hold it, and the gateways know them"),
-        (41, "GOLDEN_PASSED", Phase.PROGRESSING, 5, "GoldenPassed", "labelled images were answered well enough"),
+        (0, "NONE", Phase.PENDING, 0, "Proving", "its servers are loading and proving it"),
+        (29, "PROVED", Phase.GOLDEN, 0, "Proved", "its servers have loaded and proved it, and every gateway knows them"),
+        (41, "GOLDEN_PASSED", Phase.PROGRESSING, 5, "GoldenPassed", "the golden images were answered well enough"),
         (133, "ADVANCE", Phase.PROGRESSING, 25, "StepDone", "the evidence allows the next weight"),
     )
     decisions = tuple(
@@ -160,7 +160,7 @@ def roles_of(at: RolloutState | None) -> Roles:
         case Phase.BAKING | Phase.SUCCEEDED:
             return Roles(stable=new, previous=old)
         case Phase.ROLLED_BACK:
-            return Roles(stable=old, candidate=Candidate(CANDIDATE, None, STARTED_S, Failure("NoProof", "it fails")))
+            return Roles(stable=old, candidate=Candidate(CANDIDATE, None, STARTED_S, FailureReason("NoProof", "it fails")))
         case Phase.CANCELLED:
             return Roles(stable=old)
         case _:
@@ -179,7 +179,7 @@ def main(path: Path) -> None:
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True)
     preview = "10 min at 40 requests/s show errors from +2 pp on (in 2m55s), latency from x1.25 on (in 6m25s)"
     console.print("[dim]$[/] segserve rollout status coins -w", highlight=False)
-    console.print(Picture(seen(), preview=preview))
+    console.print(RolloutTree(seen(), preview=preview))
     console.save_svg(str(path), title="segserve rollout status", unique_id="rollout")
 
 

@@ -116,12 +116,12 @@ def test_what_is_left_without_an_operator_is_listed_and_removed(shell: Terminal)
     again = shell("cleanup")
 
     assert (held.returncode, held.stdout) == (1, "segmentationmodel/coins deleted\n")
-    assert "coins is not gone after 1s" in held.stderr
+    assert "coins still exists after 1s" in held.stderr
     assert asked.returncode == 1
     assert "--yes" in asked.stderr
-    assert f"finalizer {FINALIZER} of segmentationmodel/coins (it waits to be deleted)" in cleaned.stdout
-    assert "configmap/orphan (nobody owns it)" in cleaned.stdout
-    assert (again.returncode, again.stdout) == (0, f"nothing is left in namespace {shell.namespace}\n")
+    assert f"finalizer {FINALIZER} of segmentationmodel/coins (it is being deleted)" in cleaned.stdout
+    assert "configmap/orphan (no owner)" in cleaned.stdout
+    assert (again.returncode, again.stdout) == (0, f"nothing to remove in namespace {shell.namespace}\n")
     assert shell("wait", "coins", "--for", "delete", "--timeout", f"{HANG_S:g}s").returncode == 0
     assert [one["metadata"]["name"] for one in shell.cluster.get(shell.namespace, "segm")] == NAMES[1:]
 

@@ -77,13 +77,13 @@ def test_ignored_pixels_do_not_count(labelled: tuple[Path, Path]) -> None:
     Image.fromarray(pixels).save(label)
 
     assert "coins: 77952 pixels" in run(*labelled, "-f", MODELS, "--ignore", 255, "--pixels", 200_000).output
-    assert "has the label 255; classes are 0 to 1, --ignore leaves one out" in error(*labelled, "-f", MODELS)
+    assert "has the label 255; allowed: 0 to 1, and the label of --ignore" in error(*labelled, "-f", MODELS)
 
 
 def test_a_missing_label_is_named(labelled: tuple[Path, Path]) -> None:
     (labelled[1] / "coins.png").rename(labelled[1] / "other.png")
 
-    assert error(*labelled, "-f", MODELS).endswith("lacks coins.png: every image needs a label")
+    assert error(*labelled, "-f", MODELS).endswith("lacks coins.png: every image needs a label map")
 
 
 def test_a_label_of_another_size_is_named(labelled: tuple[Path, Path]) -> None:
@@ -101,7 +101,7 @@ def test_a_label_in_colours_is_refused(labelled: tuple[Path, Path]) -> None:
 def test_a_label_that_is_no_image_is_refused(labelled: tuple[Path, Path]) -> None:
     (labelled[1] / "coins.png").write_bytes(b"none")
 
-    assert "is no label map" in error(*labelled, "-f", MODELS)
+    assert "is not a label map" in error(*labelled, "-f", MODELS)
 
 
 def test_folders_without_images_are_refused(labelled: tuple[Path, Path], tmp_path: Path) -> None:

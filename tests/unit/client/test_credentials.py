@@ -259,7 +259,7 @@ def test_who_does_not_trust_or_is_not_trusted_is_told_and_nothing_is_asked(
     ("make", "message"),
     [
         pytest.param(lambda _: Tls("/nowhere.pem"), "no such file: '/nowhere.pem'", id="no file"),
-        pytest.param(lambda tls: Tls(certificate_file=tls.certificate_file), "come together", id="no key"),
+        pytest.param(lambda tls: Tls(certificate_file=tls.certificate_file), "given together", id="no key"),
         pytest.param(lambda tls: Client("http://127.0.0.1:1", tls=tls), "https gateway", id="no https"),
         pytest.param(
             lambda tls: Client("https://127.0.0.1:1", tls=Tls(tls.ca_file, tls.ca_file, tls.key_file)),

@@ -98,7 +98,7 @@ def test_the_log_names_requests_and_shows_neither_payloads_nor_secrets(
     lines = [record.getMessage() for record in caplog.records if record.name == "segserve"]
     assert len(lines) == 6
     assert all(f"request {request_id}: " in line for line in lines)
-    assert [record.levelname for record in caplog.records if "the next in" in record.getMessage()] == ["INFO"]
+    assert [record.levelname for record in caplog.records if "next in" in record.getMessage()] == ["INFO"]
     assert SECRET not in "".join(lines)
 
 

@@ -278,7 +278,7 @@ def test_no_images_give_no_results(caller: Any) -> None:
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
-        pytest.param("photo.png", {}, r"one str: segment\(\)", id="a path"),
+        pytest.param("photo.png", {}, r"one str: use segment\(\)", id="a path"),
         pytest.param(b"data", {}, "one bytes", id="bytes"),
         pytest.param(Path("photo.png"), {}, "one PosixPath", id="a Path"),
         pytest.param(np.zeros((4, 4, 3), np.uint8), {}, "one ndarray", id="an array"),

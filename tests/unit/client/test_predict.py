@@ -99,7 +99,7 @@ def test_overlays_of_several_images_go_to_files_of_their_own(
         pytest.param(["coins", "none.png"], BadRequestError, "none.png.*No such file", id="a missing image"),
         pytest.param(["coins", "IMAGE", "-o", "x.nope"], BadRequestError, "x.nope", id="an overlay of no format"),
         pytest.param(
-            ["coins", "IMAGE", "-o", "IMAGE"], BadRequestError, "would replace", id="an overlay over its image"
+            ["coins", "IMAGE", "-o", "IMAGE"], BadRequestError, "would overwrite", id="an overlay over its image"
         ),
     ],
 )

@@ -191,7 +191,7 @@ def test_confidence_is_asked_for_only_where_wanted_and_there() -> None:
 
 
 def test_a_model_that_answers_otherwise_is_named_with_what_it_has() -> None:
-    with pytest.raises(ProtocolError, match=r"'resnet'.*only logits"):
+    with pytest.raises(ProtocolError, match=r"'resnet'.*has logits"):
         wanted_outputs(ModelInfo("resnet", frozenset({"logits"})), confidence=False)
 
 

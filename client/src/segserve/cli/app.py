@@ -1,4 +1,4 @@
-"""The `segserve` command: one name for a platform, here or on a cluster, its models and their answers."""
+"""The `segserve` command."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from segserve.cli.init import command as init
 from segserve.cli.rollout import commands as rollouts
 
 COMPLETES: Final = "_SEGSERVE_COMPLETE"
-"""What a shell sets where it asks how a line may go on."""
+"""Set by shells to request completions of a line."""
 
 app = typer.Typer(
     name="segserve",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    add_completion=False,  # `segserve completion` prints it without touching anybody's files
+    add_completion=False,  # `segserve completion` prints the script without changing files
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
-    "From a file to masks": (init.init, predict.predict, batch.batch),
+    "Start here": (init.init, predict.predict, batch.batch),
     "Models": (resources.apply, resources.get, resources.describe, resources.wait, resources.delete),
-    "This machine's platform": (lifecycle.up, lifecycle.down, doctor.doctor, lifecycle.logs),
-    "Without a platform": (
+    "Local platform": (lifecycle.up, lifecycle.down, doctor.doctor, lifecycle.logs),
+    "Tools": (
         exporting.export,
         building.build,
         calibrating.calibrate,
@@ -42,10 +42,10 @@ COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
 }
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(requested: bool) -> None:
     from importlib.metadata import version
 
-    if wanted:
+    if requested:
         typer.echo(f"segserve {version('segserve')}")
         raise typer.Exit
 
@@ -53,7 +53,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def segserve(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Serve image segmentation on NVIDIA Triton: one resource file in, masks out."""
@@ -63,12 +63,12 @@ for _panel, _commands in COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel, epilog=epilog(_command.__name__))(_command)
 app.add_typer(rollouts.rollout, name="rollout", rich_help_panel="Models")
-app.add_typer(building.golden, name="golden", rich_help_panel="Without a platform")
-app.add_typer(building.runtime, name="runtime", rich_help_panel="This machine's platform")
+app.add_typer(building.golden, name="golden", rich_help_panel="Tools")
+app.add_typer(building.runtime, name="runtime", rich_help_panel="Local platform")
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with one line and exit code 1, never with a traceback."""
+    """Run the command line; a user error prints one line and exits with code 1, without a traceback."""
     if COMPLETES in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
@@ -76,7 +76,7 @@ def main() -> None:
     try:
         app()
     except SystemExit:
-        raise  # before all that knows errors is loaded
+        raise  # avoids importing the modules that define user errors
     except KeyboardInterrupt:
         sys.exit(130)
     except user_errors() as error:

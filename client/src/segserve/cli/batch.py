@@ -1,4 +1,4 @@
-"""`segserve batch`: images too large for one request, tile by tile, each into a folder of its own."""
+"""`segserve batch`: images too large for one request, tile by tile, each into its own folder."""
 
 from __future__ import annotations
 
@@ -48,65 +48,65 @@ def batch(
         list[str],
         typer.Argument(
             metavar="IMAGE...",
-            help="TIFF, BigTIFF, PNG, JPEG, WebP, .npy files and zarr arrays, globs in quotes, folders of images.",
+            help="TIFF, BigTIFF, PNG, JPEG, WebP and .npy files, zarr arrays, quoted globs, folders.",
             show_default=False,
         ),
     ],
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", metavar="FOLDER", help="Where each image gets a folder of its name.", show_default=False
+            "--out", "-o", metavar="FOLDER", help="Output folder with a subfolder per image.", show_default=False
         ),
     ],
     form: Annotated[
         BatchFormat,
         typer.Option(
             "--format",
-            help="What to write beside that folder: tiff and png are the map, coco and geojson the objects.",
-            rich_help_panel="What to write",
+            help="Additional output per image: tiff and png hold the map, coco and geojson the objects.",
+            rich_help_panel="Output",
         ),
     ] = "zarr",
     affine: Annotated[
         tuple[float, float, float, float, float, float] | None,
         typer.Option(
             metavar="A B C D E F",
-            help="For geojson: x = A column + B row + C, y = D column + E row + F.",
+            help="World coordinates for geojson: x = A column + B row + C, y = D column + E row + F.",
             show_default=False,
-            rich_help_panel="What to write",
+            rich_help_panel="Output",
         ),
     ] = None,
     id_map: Annotated[
-        bool, typer.Option("--id-map", help="Write the map of the objects' ids.", rich_help_panel="What to write")
+        bool, typer.Option("--id-map", help="Write the map of object ids.", rich_help_panel="Output")
     ] = False,
-    tile: Annotated[int, typer.Option(help="Pixels of a tile's side.", rich_help_panel="Tiles")] = 1024,
-    overlap: Annotated[int, typer.Option(help="Pixels that neighbours share.", rich_help_panel="Tiles")] = 128,
+    tile: Annotated[int, typer.Option(help="Side of a tile in pixels.", rich_help_panel="Tiles")] = 1024,
+    overlap: Annotated[
+        int, typer.Option(help="Overlap of neighbouring tiles in pixels.", rich_help_panel="Tiles")
+    ] = 128,
     score_threshold: ScoreThreshold = None,
-    in_flight: Annotated[int, typer.Option(min=1, max=256, help="How many tiles are asked for at once.")] = 8,
+    in_flight: Annotated[int, typer.Option(min=1, max=256, help="Concurrent tiles.")] = 8,
     start_over: Annotated[
         bool,
-        typer.Option(
-            "--start-over/--resume", help="Delete what an earlier run has made, or take it up.", show_default="--resume"
-        ),
+        typer.Option("--start-over/--resume", help="Delete an earlier run, or resume it.", show_default="--resume"),
     ] = False,
     on_revision_change: Annotated[
-        Literal["error", "restart", "allow"], typer.Option(help="What to do where the model changes under way.")
+        Literal["error", "restart", "allow"], typer.Option(help="Reaction to a new revision of the model during a run.")
     ] = "error",
     scheduler: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Send from the workers of a Dask cluster, as tcp://host:8786; local: of this machine.",
+            help="Send from the workers of this Dask cluster, such as tcp://host:8786; local: workers on this machine.",
             show_default=False,
         ),
     ] = None,
     url: GatewayUrl = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for each tile.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Timeout of each tile in seconds.")] = 60.0,
 ) -> None:
     """Segment images of any size, tile by tile.
 
-    Each is read by windows and stitched on disk, so that it need not fit into memory. The same command again takes up
-    what was interrupted, and sends only what is missing. An image that fails does not hold up the others: the exit
-    code is then 1.
+    Images are read by windows and results stitched on disk, so neither has to fit into memory. Running the same command
+    again resumes an interrupted run and sends only the missing tiles. An image that fails does not stop the others; the
+    exit code is then 1.
     """
     from segserve.client import Client
     from segserve.tiled import TiledOptions
@@ -114,7 +114,7 @@ def batch(
     given = large_images(images)
     folders = result_folders(given, out)
     if affine is not None and form != "geojson":
-        raise CommandError(f"--affine is for --format geojson, got --format {form}")
+        raise CommandError(f"--affine needs --format geojson, got --format {form}")
     options = TiledOptions(
         tile=tile,
         overlap=overlap,
@@ -140,9 +140,9 @@ def batch(
 
 
 def large_images(named: Iterable[str]) -> list[Path]:
-    """Return the files and zarr arrays that are named, each once, in their order.
+    """Return the named files and zarr arrays, each once, in order.
 
-    Raises `CommandError` for what is not there, a glob without matches and a folder without images.
+    Raises `CommandError` for a missing image, a glob without matches and a folder without images.
     """
     return list(dict.fromkeys(path for text in named for path in _named(text)))
 
@@ -171,28 +171,26 @@ def _is_zarr(path: Path) -> bool:
 
 
 def result_folders(images: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """Return each image's folder; raises `CommandError` where two would share one, or one is the image itself."""
+    """Return each image's result folder; raises `CommandError` if two would share one, or one is the image itself."""
     folders = {image: out / image.stem for image in images}
     shared = sorted({image.stem for image in images if [*folders.values()].count(folders[image]) > 1})
     if shared:
         raise CommandError(f"several images would share a folder in {str(out)!r}: {', '.join(shared)}")
     if out.exists() and not out.is_dir():
-        raise CommandError(f"--out names a folder; {str(out)!r} is a file")
+        raise CommandError(f"--out must be a folder; {str(out)!r} is a file")
     taken = [image for image, folder in folders.items() if folder.resolve() == image.resolve()]
     if taken:
-        raise CommandError(f"the result would replace the image {str(taken[0])!r}; give another --out")
+        raise CommandError(f"the result would overwrite the image {str(taken[0])!r}; use another --out")
     return folders
 
 
 def _checked(client: Client, model: str, form: BatchFormat, *, id_map: bool) -> bool:
-    """Return whether the map of ids is needed; raises `CommandError` for a form that the model's answers lack."""
+    """Return whether the map of ids is needed; raises `CommandError` for a format that the model does not support."""
     from segserve.tiled.tile_results import kind_of
 
     kind = kind_of(client.model_info(model))
     if form in OF_OBJECTS and kind == "semantic":
-        raise CommandError(
-            f"--format {form} is of objects; {model!r} is a semantic model: zarr, tiff and png are to be had"
-        )
+        raise CommandError(f"--format {form} needs objects; {model!r} is a semantic model: use zarr, tiff or png")
     return id_map or (form in OF_MAPS and kind != "semantic")
 
 
@@ -205,7 +203,7 @@ def _segment(
     options: TiledOptions,
     scheduler: str | None,
 ) -> bool:
-    """Segment one image and say what came of it; False where it failed, which is said too."""
+    """Segment one image and print the outcome; returns False on failure."""
     began_s = time.monotonic()
     try:
         result = client.segment_tiled(image, model=model, scheduler=scheduler, **(options | {"out": folder}))

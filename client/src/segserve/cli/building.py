@@ -19,22 +19,26 @@ if TYPE_CHECKING:
 
 
 def record(
-    images: Annotated[Path, typer.Argument(metavar="IMAGE_FOLDER", help="The first three images are taken.")],
-    file: Annotated[Path, typer.Option("--filename", "-f", help="The resource file; its digest is written anew.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGE_FOLDER", help="Folder of images; the first three are used.")],
+    file: Annotated[Path, typer.Option("--filename", "-f", help="Resource file; its digest is updated.")],
     model: Annotated[
         str | None,
-        typer.Option(help="Which model, where the file has several.", show_default=False, autocompletion=model_names),
+        typer.Option(help="Model to use if the file has several.", show_default=False, autocompletion=model_names),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Where the resource names no golden folder.", show_default=False
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder of the golden set, if the resource has none.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Record the answers of a model as its golden set; the network runs in this process.
+    """Record a model's answers as its golden set; the network runs in this process.
 
-    preview/ beside the set shows them: look there first, for whatever is recorded is what must be answered from now on.
+    Check the overlays in preview/ next to the set first: the recorded answers are required from every later revision.
     """
     known = images_in(images)
     with needs("builder"):
@@ -60,8 +64,8 @@ def _chosen(file: Path, name: str | None) -> SegmentationModel:
     if name is None and len(models) == 1:
         (name,) = models
     if name not in models:
-        asked = "several models" if name is None else f"no model {name!r}"
-        raise CommandError(f"{file} has {asked}; choose with --model: {', '.join(models) or 'none'}")
+        found = "several models" if name is None else f"no model {name!r}"
+        raise CommandError(f"{file} has {found}; select one with --model: {', '.join(models) or 'none'}")
     return SegmentationModel.model_validate(models[name])
 
 
@@ -71,48 +75,50 @@ def _folder(resource: SegmentationModel, output: Path | None) -> Path:
     if output is not None:
         return output
     if resource.spec.golden is None:
-        raise CommandError(f"{resource.metadata.name} has no spec.golden yet: -o names the folder to write")
+        raise CommandError(f"{resource.metadata.name} has no spec.golden yet: set the output folder with -o")
     parts = urlsplit(resource.spec.golden.uri)
     if parts.scheme != "file":
-        raise CommandError(f"spec.golden is at {resource.spec.golden.uri}, no folder here: -o names the one to write")
+        raise CommandError(
+            f"spec.golden is at {resource.spec.golden.uri}, which is not a local folder: set one with -o"
+        )
     return Path(url2pathname(parts.path))
 
 
 def _clear(folder: Path) -> None:
-    """Take away the images of the set before, and nothing else; one with labels is people's work, and stays."""
+    """Delete the images of the previous golden set, and nothing else; a set with labels is refused."""
     from segserve_builder.golden.judging import GOLDEN_FILE, load
 
     if not (folder / GOLDEN_FILE).exists():
         return
     before = load(folder)
     if any(case.labels is not None or case.label_map is not None for case in before.cases):
-        raise CommandError(f"{folder} has labels, which would be lost; -o names another folder")
+        raise CommandError(f"{folder} has labels, which would be lost; set another folder with -o")
     for case in before.cases:
         (folder / case.image).unlink()
 
 
 def _pinned(file: Path, resource: SegmentationModel, folder: Path, digest: str) -> str:
-    """Write the digest into the file, where the set is the one that it names; say what has become of it."""
+    """Write the digest into the file if it names this set, and return a message with the outcome."""
     golden = resource.spec.golden
     if golden is None or urlsplit(golden.uri).path != folder.resolve().as_uri().removeprefix("file://"):
-        return f"sha256 {digest}: spec.golden names the folder as uri, and this"
+        return f"sha256 {digest}: add it to spec.golden, with the folder as uri"
     text = file.read_text()
     if golden.sha256 == digest:
-        return f"{file} is as it was: the answers are the same"
-    # A digest is in a file once or not at all, and its comments stay this way.
+        return f"{file}: unchanged"
+    # The digest is in the file at most once; a textual replacement keeps the comments.
     file.write_text(text.replace(golden.sha256, digest, 1))
-    return f"written into {file}: sha256 {digest}"
+    return f"{file}: updated to sha256 {digest}"
 
 
-golden = typer.Typer(help="Golden sets: images with their expected answers.", no_args_is_help=True)
-runtime = typer.Typer(help="The environment that Triton's Python steps run in.", no_args_is_help=True)
+golden = typer.Typer(help="Manage golden sets: images with their expected answers.", no_args_is_help=True)
+runtime = typer.Typer(help="Manage the environment of Triton's Python steps.", no_args_is_help=True)
 
 
 def build(
-    files: Annotated[list[Path], typer.Option("--filename", "-f", help="Resource file; may be given again.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; made where it is missing.")],
+    files: Annotated[list[Path], typer.Option("--filename", "-f", help="Resource file; may be repeated.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder, created if missing.")],
 ) -> None:
-    """Write the Triton model repository of some models, for those who run Triton themselves."""
+    """Write the Triton model repository of models, for running Triton without segserve."""
     with needs("builder"):
         from segserve_builder.render.repository import write_repository
         from segserve_operator.adapters.local.access import local_access
@@ -144,9 +150,11 @@ def build(
 
 
 def crds(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder; printed without it.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Output folder. Default: print to standard output.")
+    ] = None,
 ) -> None:
-    """Print the custom resource definitions for a cluster: `segserve crds | kubectl apply --server-side -f -`."""
+    """Print the custom resource definitions: `segserve crds | kubectl apply --server-side -f -`."""
     from segserve_operator.api.crd import crd_files
 
     for name, text in crd_files().items():
@@ -158,8 +166,8 @@ def crds(
 
 
 @golden.command("digest")
-def golden_digest(folder: Annotated[Path, typer.Argument(help="A folder with golden.json.")]) -> None:
-    """Print the sha256 of a golden set, for `spec.golden.sha256`."""
+def golden_digest(folder: Annotated[Path, typer.Argument(help="Folder with golden.json.")]) -> None:
+    """Print the sha256 of a golden set for `spec.golden.sha256`."""
     with needs("builder"):
         from segserve_builder.sources import folder_digest
 
@@ -171,7 +179,7 @@ golden.command("record", epilog=epilog("golden record"))(record)
 
 @runtime.command("install")
 def runtime_install() -> None:
-    """Make the runtime environment now instead of at the first `segserve up`."""
+    """Install the runtime environment now instead of at the first `segserve up`."""
     with needs("local"):
         from segserve_operator.adapters.local.files import cache_folder
         from segserve_operator.adapters.local.runtime import ensure_runtime

@@ -1,4 +1,4 @@
-"""calibrate: the temperature that makes a semantic model's probabilities honest, from a labelled set."""
+"""`segserve calibrate`: fits the temperature of a semantic model's probabilities on a labelled set."""
 
 from __future__ import annotations
 
@@ -25,24 +25,20 @@ SHOWN: Final = 5
 
 
 def calibrate(
-    images: Annotated[Path, typer.Argument(help="A folder of images.", show_default=False)],
+    images: Annotated[Path, typer.Argument(help="Folder of images.", show_default=False)],
     labels: Annotated[
         Path,
         typer.Argument(
-            help="A folder with a PNG of each image's name and size: its pixels are class ids.", show_default=False
+            help="Folder with a PNG of class ids for each image, of the same name and size.", show_default=False
         ),
     ],
-    files: Annotated[list[Path], typer.Option("--filename", "-f", help="Resource file; may be given again.")],
+    files: Annotated[list[Path], typer.Option("--filename", "-f", help="Resource file; may be repeated.")],
     model: Annotated[
-        str | None, typer.Option(help="Which model, where the files have several.", show_default=False)
+        str | None, typer.Option(help="Model to use if the files have several.", show_default=False)
     ] = None,
-    ignore: Annotated[
-        int | None, typer.Option(help="The label of pixels that have no say.", show_default=False)
-    ] = None,
-    pixels: Annotated[
-        int, typer.Option(min=1, help="How many pixels of an image count; the same ones each time.")
-    ] = 20_000,
-    bins: Annotated[int, typer.Option(min=1, help="Of the expected calibration error.")] = 15,
+    ignore: Annotated[int | None, typer.Option(help="Label of pixels to ignore.", show_default=False)] = None,
+    pixels: Annotated[int, typer.Option(min=1, help="Pixels sampled per image, the same in every run.")] = 20_000,
+    bins: Annotated[int, typer.Option(min=1, help="Bins of the expected calibration error.")] = 15,
 ) -> None:
     """Fit the temperature of a model's stage `calibrate` on a labelled set; the network runs in this process."""
     import numpy as np
@@ -60,14 +56,14 @@ def calibrate(
     found = list(_labelled_pixels(resource, pairs, ignore, pixels))
     logits, truth = (np.concatenate(parts) for parts in list(zip(*found, strict=True))[:2])
     if not len(truth):
-        raise CommandError(f"{labels}: every pixel has the label {ignore}, which is ignored")
+        raise CommandError(f"{labels}: every pixel has the ignored label {ignore}")
     before, after = found[0][2], fit_temperature(logits, truth)
     typer.echo(f"{resource.metadata.name}: {len(truth)} pixels of {len(pairs)} images")
     for name, temperature in (("before", before), ("after", after)):
         loss = negative_log_likelihood(logits, truth, temperature)
         error = expected_calibration_error(*confidence_and_correct(logits, truth, temperature), bins)
         typer.echo(f"{name:7} temperature {temperature:<8.4g} NLL {loss:.4f}  ECE {error:.4f}")
-    typer.echo("postprocess, before what makes labels of logits:")
+    typer.echo("add to postprocess, before the stage that turns logits into labels:")
     typer.echo(f"    - calibrate: {{temperature: {after:.4g}}}")
 
 
@@ -79,7 +75,7 @@ def _pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     missing = [label.name for _, label in pairs if not label.is_file()]
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        raise CommandError(f"{labels} lacks {', '.join(missing[:SHOWN])}{more}: every image needs a label")
+        raise CommandError(f"{labels} lacks {', '.join(missing[:SHOWN])}{more}: every image needs a label map")
     return pairs
 
 
@@ -99,15 +95,15 @@ def _chosen(files: list[Path], name: str | None) -> SegmentationModel:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise CommandError(f"several models could be calibrated: {', '.join(models)}; choose one with --model")
+        raise CommandError(f"several models could be calibrated: {', '.join(models)}; select one with --model")
     raise CommandError(
-        f"{', '.join(asked) or 'nothing'} has no stage that takes {ValueType.LOGITS} and gives {ValueType.LABELS}; "
+        f"{', '.join(asked) or 'nothing'} has no stage from {ValueType.LOGITS} to {ValueType.LABELS}; "
         "only such a model can be calibrated with label maps"
     )
 
 
 def _label_stage(pipeline: Pipeline) -> Any:
-    """Return the stage that makes labels of logits, or None where the pipeline has none."""
+    """Return the stage that turns logits into labels, or None if the pipeline has none."""
     from segserve_builder.stages.argmax import Argmax
     from segserve_builder.steps.pipeline import named_postprocess
 
@@ -117,7 +113,7 @@ def _label_stage(pipeline: Pipeline) -> Any:
 def _labelled_pixels(
     resource: SegmentationModel, pairs: list[tuple[Path, Path]], ignore: int | None, pixels: int
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any], float]]:
-    """Yield the logits (N, C), the labels (N,) and the temperature, as it is now, of some pixels of each image."""
+    """Yield logits (N, C), labels (N,) and the current temperature for sampled pixels of each image."""
     import numpy as np
 
     from segserve_builder.sampling import axes, logits_at
@@ -126,7 +122,7 @@ def _labelled_pixels(
     model, aligned = loaded(resource, pipeline), _label_stage(pipeline).align_corners
     for image, label in pairs:
         value, truth = _logits(model, pipeline, image), _read_labels(label)
-        place = value.placement
+        place = value.transform
         if truth.shape != (place.height, place.width):
             seen = f"{label} has {truth.shape[0]} x {truth.shape[1]} pixels"
             raise CommandError(f"{seen}, {image.name} has {place.height} x {place.width}")
@@ -138,14 +134,14 @@ def _labelled_pixels(
         if own.size and not 0 <= own.min() <= own.max() < classes:
             outside = own[(own < 0) | (own >= classes)][0]
             raise CommandError(
-                f"{label} has the label {outside}; classes are 0 to {classes - 1}, --ignore leaves one out"
+                f"{label} has the label {outside}; allowed: 0 to {classes - 1}, and the label of --ignore"
             )
         rows, columns = axes(place, *value.values.shape[1:], align_corners=aligned)
         yield logits_at(value.values, rows, columns, *np.divmod(chosen, place.width)), own, value.temperature
 
 
 def loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
-    """Return a resource's pipeline with its files, ready to answer in this process."""
+    """Return a resource's pipeline with its artifacts, ready to run in this process."""
     from segserve_builder.sources import fetch
     from segserve_builder.steps.in_process import InProcessModel
     from segserve_operator.adapters.local.access import local_access
@@ -154,7 +150,7 @@ def loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
     try:
         import onnxruntime  # noqa: F401
     except ModuleNotFoundError as error:
-        raise CommandError("this command runs the network itself: pip install onnxruntime") from error
+        raise CommandError("this command runs the network in this process: pip install onnxruntime") from error
     spec, cache, access = resource.spec, cache_folder(), local_access()
     second = None
     if spec.instances is not None:
@@ -163,7 +159,7 @@ def loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
 
 
 def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:
-    """Return what argmax is given for one image."""
+    """Return the input of argmax for one image."""
     from dataclasses import replace
 
     import numpy as np
@@ -174,13 +170,13 @@ def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:
     from segserve_builder.steps.pipeline import named_postprocess
 
     given = model.network_input(image.read_bytes())
-    value: Any = FAMILIES[pipeline.family].read(model.raw(given), given.placement, pipeline)
+    value: Any = FAMILIES[pipeline.family].read(model.raw(given), given.transform, pipeline)
     for _, stage in named_postprocess(pipeline):
         if isinstance(stage, Argmax):
             break
         value = stage(replace(value, guide=given.guide) if stage.needs_guide else value, RequestOptions())
     if not np.isfinite(value.values).all():
-        raise CommandError(f"{image}: the network's answer has NaN or infinite values")
+        raise CommandError(f"{image}: the network's output has NaN or infinite values")
     logits: Logits = value
     return logits
 
@@ -197,4 +193,4 @@ def _read_labels(path: Path) -> NDArray[Any]:
                 )
             return np.asarray(image).astype(np.int64)
     except (UnidentifiedImageError, OSError) as error:
-        raise CommandError(f"{path} is no label map: {error}") from error
+        raise CommandError(f"{path} is not a label map: {error}") from error

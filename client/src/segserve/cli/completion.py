@@ -1,4 +1,4 @@
-"""Shell completion: the scripts, and the names of models as the platform has them now."""
+"""Shell completion: the scripts, and the names of the platform's models."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import typer
 from segserve.cli.platform_options import PlatformOptions
 
 PATIENCE_S: Final = 1.0
-"""How long somebody who has pressed a key waits for a cluster."""
+"""How long completion waits for a cluster."""
 
 
 def completion(
-    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Whose.", show_default=False)],
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Shell to complete in.", show_default=False)],
 ) -> None:
-    """Print the script that completes commands, options and the names of models.
+    """Print the shell script that completes commands, options and model names.
 
-    To have it in every shell: `segserve completion bash > ~/.local/share/bash-completion/completions/segserve`,
+    To install it permanently: `segserve completion bash > ~/.local/share/bash-completion/completions/segserve`,
     `segserve completion zsh > "${fpath[1]}/_segserve"`, `segserve completion fish >
     ~/.config/fish/completions/segserve.fish`.
     """
@@ -30,7 +30,7 @@ def completion(
 
 
 def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the models of the platform that the line so far names; none where it does not answer at once."""
+    """Return the models of the platform that the current line selects; none if it does not respond at once."""
     from segserve.cli.platform_options import PlatformOptions
 
     given = {key: ctx.params.get(key) for key in ("context", "namespace", "kubeconfig")}
@@ -42,17 +42,17 @@ def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def known_models(platform_options: PlatformOptions) -> list[str]:
-    """Return the names of a platform's models; none where it cannot say them, or a cluster does not answer at once."""
+    """Return the names of a platform's models; none on errors, or if a cluster does not respond at once."""
     from segserve.cli.platform_options import is_local
 
     try:
         return _names(platform_options) if is_local(platform_options) else _in_time(lambda: _names(platform_options))
-    except Exception:  # a line that is being typed is no place for errors
+    except Exception:  # completion must never print errors
         return []
 
 
 def family_names(incomplete: str) -> list[str]:
-    """Return the families."""
+    """Return the names of families."""
     from segserve_builder.families import FAMILIES
 
     return [name for name in FAMILIES if name.startswith(incomplete)]
@@ -65,7 +65,7 @@ def _names(platform_options: PlatformOptions) -> list[str]:
 
 
 def _in_time(find: Callable[[], list[str]]) -> list[str]:
-    """Return what is found within the patience of a user."""
+    """Return the result of `find`, or nothing if it takes longer than `PATIENCE_S`."""
     found: list[str] = []
 
     def look() -> None:

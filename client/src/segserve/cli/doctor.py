@@ -31,14 +31,14 @@ URL_VARIABLE: Final = "SEGSERVE_URL"
 INSTEAD: Final = {
     "opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
 }
-"""Distributions that bring the same modules."""
+"""Distributions that provide the same modules."""
 _REQUIREMENT: Final = re.compile(
     r"^(?P<name>[\w.-]+)(\[(?P<extras>[^]]*)])?\s*(?P<wanted>[^;]*)(;.*extra == .(?P<of>[\w-]+).)?"
 )
 
 
 def environment_checks(extra: str) -> Iterator[DoctorCheck]:
-    """Yield a check for each need of the client with an extra, in the order in which to mend them."""
+    """Yield the checks of the client with an extra, in the order in which to fix them."""
     yield _python()
     yield _packages(extra)
     url = os.environ.get(URL_VARIABLE)
@@ -63,15 +63,15 @@ def _packages(extra: str) -> DoctorCheck:
             wrong.append(f"{name} {seen} ({wanted} is needed)")
     what = f"packages of segserve[{extra}]"
     if not missing and not wrong:
-        return DoctorCheck(what, good=True, seen=f"all there, segserve {metadata.version(OURSELVES)}")
+        return DoctorCheck(what, good=True, seen=f"all installed, segserve {metadata.version(OURSELVES)}")
     seen = "; ".join(filter(None, [f"missing: {', '.join(missing)}" if missing else "", ", ".join(wrong)]))
     return DoctorCheck(
-        what, good=False, seen=seen, advice="install what is missing", fix=f"pip install 'segserve[{extra}]'"
+        what, good=False, seen=seen, advice="install the missing packages", fix=f"pip install 'segserve[{extra}]'"
     )
 
 
 def _required(extra: str | None) -> Iterator[tuple[str, str]]:
-    """Yield name and versions of each package that the base or an extra needs, other extras followed."""
+    """Yield name and version specifier of each package that the base or an extra needs, including nested extras."""
     for text in metadata.requires(OURSELVES) or ():
         found = _REQUIREMENT.match(text)
         if found is None or found["of"] not in (None, extra):
@@ -93,7 +93,7 @@ def _installed(name: str) -> str | None:
 
 
 def _fits(seen: str, wanted: str) -> bool:
-    """Return whether a version is within bounds such as `>=2.10`; what is written otherwise is not judged."""
+    """Return whether a version satisfies bounds such as `>=2.10`; other specifiers are not checked."""
     for bound in filter(None, wanted.split(",")):
         least = re.match(r"\s*(>=|==)\s*([\d.]+)", bound)
         if least is None:
@@ -124,24 +124,24 @@ def _gateway(url: str) -> DoctorCheck:
         return _proxy(proxy, host)
     answer = _connected(host, port)
     if answer is None:
-        return DoctorCheck(URL_VARIABLE, good=True, seen=f"{url} answers")
-    advice = "nothing answers there; without it commands find the platform's gateway by themselves"
+        return DoctorCheck(URL_VARIABLE, good=True, seen=f"{url} responds")
+    advice = "nothing responds there; without the variable, commands find the platform's gateway themselves"
     return DoctorCheck(URL_VARIABLE, good=False, seen=f"{url}: {answer}", advice=advice, fix=unset)
 
 
 def _proxy(proxy: str, host: str) -> DoctorCheck:
     parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    where = f"{parts.hostname}:{parts.port or 80}"  # what is shown may not have the password
+    where = f"{parts.hostname}:{parts.port or 80}"  # without the password
     answer = _connected(parts.hostname or "", parts.port or 80)
     if answer is None:
         return DoctorCheck("proxy", good=True, seen=f"requests to {host} go through {where}")
-    advice = f"requests to {host} would go through it; hosts in NO_PROXY are asked directly"
+    advice = f"requests to {host} would use this proxy; hosts in NO_PROXY are reached directly"
     fix = f'export NO_PROXY="$NO_PROXY,{host}" no_proxy="$no_proxy,{host}"'
     return DoctorCheck("proxy", good=False, seen=f"{where}: {answer}", advice=advice, fix=fix)
 
 
 def _connected(host: str, port: int) -> str | None:
-    """Return why nothing answers at an address; None where something does."""
+    """Return why a connection to an address fails, or None if it succeeds."""
     try:
         socket.create_connection((host, port), CONNECT_S).close()
     except (OSError, UnicodeError) as error:
@@ -152,11 +152,13 @@ def _connected(host: str, port: int) -> str | None:
 @with_platform_options
 def doctor(
     platform_options: PlatformOptions,
-    output: Annotated[Literal["table", "json", "yaml"], typer.Option("--output", "-o", help="How to print.")] = "table",
+    output: Annotated[
+        Literal["table", "json", "yaml"], typer.Option("--output", "-o", help="Output format.")
+    ] = "table",
 ) -> None:
-    """Check what the platform needs (this machine, or a cluster and your rights there), and how to mend it.
+    """Check what the platform needs (on this machine, or on a cluster including your permissions).
 
-    Exit code 1 where something is missing; a command that mends it is behind `fix`.
+    Exit code 1 if a check fails; `fix` shows the command that fixes it.
     """
     found = list(_checked(platform_options, live=output == "table"))
     if output != "table":
@@ -172,7 +174,7 @@ def doctor(
 
 
 def _checked(platform_options: PlatformOptions, *, live: bool) -> Iterator[DoctorCheck]:
-    """Yield all checks, shown as they come where a person waits for them."""
+    """Yield all checks, printing each at once if `live`."""
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False)
@@ -187,7 +189,7 @@ def _checks(platform_options: PlatformOptions) -> Iterable[DoctorCheck]:
     try:
         yield from selected_platform(platform_options).checks()
     except MissingExtraError:
-        return  # the check of packages has said so
+        return  # reported by the check of packages
 
 
 def _show(console: Console, check: DoctorCheck) -> None:

@@ -1,4 +1,4 @@
-"""Examples that end each command's help; tests run their options against the commands."""
+"""Examples at the end of each command's help; tests run their options."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
 
 
 def epilog(command: str) -> str | None:
-    """Return what ends the help of a command."""
+    """Return the examples for the help of a command."""
     lines = EXAMPLES.get(command)
     return None if lines is None else "\n\n".join(["Examples:", *(f"- `{line}`" for line in lines)])

@@ -1,4 +1,4 @@
-"""`segserve export`: a torch network becomes an artifact, its golden set and the resource file that serves it."""
+"""`segserve export`: a torch network becomes an ONNX artifact, its golden set and the resource that serves it."""
 
 from __future__ import annotations
 
@@ -21,50 +21,56 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            help="package.module:name or file.py:name (a torch module, or what gives one), a TorchScript file, or a "
-            "folder with a transformers checkpoint.",
+            help="package.module:name or file.py:name (a torch module, or a function that returns one), a TorchScript "
+            "file, or a folder with a transformers checkpoint.",
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; made where it is missing.")],
-    name: Annotated[str, typer.Option(help="The model's name.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder, created if missing.")],
+    name: Annotated[str, typer.Option(help="Model name.")],
     images: Annotated[
         Path,
-        typer.Option(help="A folder of images: the file is checked, calibrated and made golden on them."),
+        typer.Option(help="Folder of images for verification, calibration and the golden set."),
     ],
     family: Annotated[
-        str | None, typer.Option(help="What the outputs mean; known of transformers checkpoints.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Family: the meaning of the outputs. Default: detected for transformers checkpoints.",
+            show_default=False,
+        ),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="Weights for a module: .safetensors, or a pickle of tensors alone.", show_default=False),
+        typer.Option(help="Weights of a module: .safetensors, or a pickle with only tensors.", show_default=False),
     ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="The classes' names, with commas between.", show_default=False)
-    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Class names, separated by commas.", show_default=False)] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="Height x width that images are stretched to, as 512x512.", show_default=False),
+        typer.Option(help="Height x width that images are stretched to, such as 512x512.", show_default=False),
     ] = None,
-    multiple_of: Annotated[
-        int, typer.Option(help="Without --size images keep theirs, padded to multiples of this.", min=1)
-    ] = 32,
+    multiple_of: Annotated[int, typer.Option(help="Without --size: pad images to multiples of this.", min=1)] = 32,
     mean: Annotated[
         str | None,
-        typer.Option(help="Taken from scaled pixels: one number, or one a channel.", show_default=False),
+        typer.Option(help="Subtracted from scaled pixels: one number, or one per channel.", show_default=False),
     ] = None,
-    std: Annotated[str | None, typer.Option(help="What they are divided by then.", show_default=False)] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Divisor after the mean: one number, or one per channel.", show_default=False)
+    ] = None,
     scale: Annotated[
-        float | None, typer.Option(help="What pixels are multiplied by first; 1/255 unless said.", show_default=False)
+        float | None, typer.Option(help="Factor of pixels before mean and std. Default: 1/255.", show_default=False)
     ] = None,
-    colour: Annotated[Literal["RGB", "GREY"], typer.Option(help="What the network sees.")] = "RGB",
-    precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="fp16 and int8 are smaller.")] = "fp32",
+    colour: Annotated[Literal["RGB", "GREY"], typer.Option(help="Colours of the network's input.")] = "RGB",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Precision of the weights; fp16 and int8 are smaller.")
+    ] = "fp32",
     labels: Annotated[
         Path | None,
-        typer.Option(help="Label PNGs of the images' names: accuracy is measured against them.", show_default=False),
+        typer.Option(help="Folder of label PNGs with the images' names, for measuring accuracy.", show_default=False),
     ] = None,
 ) -> None:
-    """Turn a torch network into ONNX with its normalisation in the graph, check it, and write all that serves it."""
+    """Export a torch network as ONNX with its normalisation in the graph, verify it, and write its resource and golden
+    set.
+    """
     with needs("export"):
         from segserve_builder.export.networks import load
         from segserve_builder.export.writing import ExportPlan, make
@@ -82,7 +88,7 @@ def export(
             precision=precision,
         )
         made = make(loaded.module, plan, images_in(images), _labels(labels), output)
-    for line in _told(made, plan.classes, _write_resource(made, name, output)):
+    for line in _summary(made, plan.classes, _write_resource(made, name, output)):
         typer.echo(line)
 
 
@@ -91,14 +97,16 @@ def _family(loaded: NetworkSource, name: str | None) -> Family:
 
     family = FAMILIES.get(name) if name else loaded.family
     if family is None:
-        raise CommandError(f"--family is {name!r}; allowed are {', '.join(FAMILIES)}")
+        raise CommandError(f"--family must be one of {', '.join(FAMILIES)}, got {name!r}")
     return family
 
 
 def _classes(loaded: NetworkSource, given: str | None) -> tuple[str, ...]:
     names = tuple(name.strip() for name in given.split(",")) if given else loaded.classes
     if not names or not all(names):
-        raise CommandError(f"--classes names the network's classes, as background,road,car; got {given!r}")
+        raise CommandError(
+            f"--classes must be the names of the network's classes, such as background,road,car; got {given!r}"
+        )
     return names
 
 
@@ -120,14 +128,14 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if len(numbers) not in (1, 3):
-        raise CommandError(f"{option} is one number, or three with commas between, got {text!r}")
+        raise CommandError(f"{option} must be one number, or three separated by commas, got {text!r}")
     return numbers
 
 
 def _height_and_width(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise CommandError(f"--size is height x width in pixels, as 512x512, got {text!r}")
+        raise CommandError(f"--size must be height x width in pixels, such as 512x512, got {text!r}")
     return int(height), int(width)
 
 
@@ -151,10 +159,10 @@ def _write_resource(made: ExportResult, name: str, folder: Path) -> Path:
     return path
 
 
-def _told(made: ExportResult, classes: tuple[str, ...], resource: Path) -> Iterator[str]:
+def _summary(made: ExportResult, classes: tuple[str, ...], resource: Path) -> Iterator[str]:
     size = made.size_bytes / 2**20
     yield f"{made.spec['artifact']['uri']}  {size:.1f} MiB  sha256 {made.spec['artifact']['sha256'][:12]}..."
-    yield f"checked: outputs are within {made.difference:.1g} of the network's, as a part of their range"
+    yield f"verified: outputs differ from the network's by at most {made.difference:.1g} of their range"
     if made.accuracy is not None:
         yield from _accuracy(made.accuracy, classes)
     yield f"next: segserve up -f {resource}"
@@ -163,5 +171,5 @@ def _told(made: ExportResult, classes: tuple[str, ...], resource: Path) -> Itera
 def _accuracy(accuracy: Accuracy, classes: tuple[str, ...]) -> Iterator[str]:
     yield f"IoU by class against {accuracy.against}, before and after:"
     for name, before, after in zip(classes, accuracy.before, accuracy.after, strict=True):
-        seen = "not seen" if before is None or after is None else f"{before:.4f}  {after:.4f}"
-        yield f"  {name:<20} {seen}"
+        values = "not present" if before is None or after is None else f"{before:.4f}  {after:.4f}"
+        yield f"  {name:<20} {values}"

@@ -16,7 +16,7 @@ IMAGES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the images of a folder by name; raises `CommandError` where there are none, or no folder."""
+    """Return the images in a folder, sorted by name; raises `CommandError` if there are none, or no folder."""
     if not folder.is_dir():
         raise CommandError(f"{folder} is not a folder")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
@@ -31,21 +31,23 @@ STEM: Final = "{stem}"
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One image, standard input where `path` is None. `within` is where it lies in the folder that was named."""
+    """One image, standard input if `path` is None. `within` is its path relative to the folder named on the command
+    line.
+    """
 
     path: Path | None
     within: PurePath
 
     @property
     def name(self) -> str:
-        """What it is called in tables and in COCO."""
+        """Its name in tables and in COCO."""
         return self.within.as_posix()
 
     def __str__(self) -> str:
         return self.name if self.path is None else str(self.path)
 
     def read(self) -> bytes:
-        """Return the file; raises `BadRequestError` where it cannot be read."""
+        """Return the content; raises `BadRequestError` if it cannot be read."""
         if self.path is None:
             return sys.stdin.buffer.read()
         try:
@@ -55,10 +57,10 @@ class ImageFile:
 
 
 def image_files(named: Iterable[str], *, recursive: bool) -> list[ImageFile]:
-    """Return what is named, each image once: `-`, files, globs that the shell has left, and what lies in folders.
+    """Return each image once: `-` for standard input, files, globs that the shell did not expand, content of folders.
 
-    Raises `CommandError` for a glob or a folder without images. A file that is not there is only found out when it is
-    read, so that the others are not held up.
+    Raises `CommandError` for a glob or folder without images. A missing file is reported when it is read, so that the
+    others are processed.
     """
     found: dict[Path | None, ImageFile] = {}
     for text in named:
@@ -87,15 +89,15 @@ def _within(folder: Path, *, recursive: bool) -> Iterator[ImageFile]:
     paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
     images = [path for path in paths if path.suffix.lower() in IMAGES and path.is_file()]
     if not images:
-        deeper = "" if recursive else "; --recursive looks into the folders below"
+        deeper = "" if recursive else "; use --recursive for subfolders"
         raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(IMAGES))}{deeper}")
     yield from (ImageFile(path, path.relative_to(folder)) for path in images)
 
 
 def overlay_paths(images: list[ImageFile], output: Path | None) -> dict[ImageFile, Path]:
-    """Return where each image's overlay goes, nothing where none is asked for; folders keep their form.
+    """Return the path of each image's overlay; {} without `output`. The structure of folders is kept.
 
-    Raises `BadRequestError` where two overlays would share a file, or one would replace an image.
+    Raises `BadRequestError` if two overlays would share a file, or one would overwrite an image.
     """
     if output is None:
         return {}
@@ -111,11 +113,11 @@ def overlay_paths(images: list[ImageFile], output: Path | None) -> dict[ImageFil
     if len(set(targets.values())) < len(targets):
         raise BadRequestError(
             f"{len(images)} overlays need different files, got {str(output)!r}; "
-            f"allowed: a folder, or a path with {STEM} in it, and images of different names"
+            f"use a folder, or a path with {STEM}, and images with different names"
         )
     replaced = {target.resolve() for target in targets.values()} & {
         image.path.resolve() for image in images if image.path is not None
     }
     if replaced:
-        raise BadRequestError(f"an overlay would replace the image {str(min(replaced))!r}")
+        raise BadRequestError(f"an overlay would overwrite the image {str(min(replaced))!r}")
     return targets

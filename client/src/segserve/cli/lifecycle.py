@@ -1,4 +1,4 @@
-"""up, down, logs, cleanup: the platform itself."""
+"""`segserve up`, `down`, `logs` and `cleanup`: the life cycle of platforms."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ PORTS: Final = range(1, 65536)
 
 
 def up(
-    files: Annotated[list[Path] | None, typer.Option("--filename", "-f", help="Resource files to apply.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once the models serve.")] = False,
-    port: Annotated[int | None, typer.Option(help="The gateway's port, for HTTP and gRPC (8080).")] = None,
-    timeout: Annotated[str, typer.Option(help="With --detach: how long to wait for the models.")] = "180s",
+    files: Annotated[
+        list[Path] | None, typer.Option("--filename", "-f", help="Resource file to apply; may be repeated.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as the models serve.")] = False,
+    port: Annotated[int | None, typer.Option(help="Gateway port for HTTP and gRPC. Default: 8080.")] = None,
+    timeout: Annotated[str, typer.Option(help="With --detach: timeout for the models.")] = "180s",
 ) -> None:
-    """Start the local platform: a real Triton and a real Envoy as processes, on loopback.
+    """Start the local platform: Triton and Envoy as processes, listening on loopback.
 
-    In front of a terminal it shows a live table, and Ctrl-C ends everything; so do SIGTERM and the terminal's end, also
-    for a job in the background. What an earlier `up` left running is taken over as it is.
+    On a terminal it shows a live table, and Ctrl-C stops everything; so do SIGTERM and the end of the terminal, also
+    for a background job. A platform that is already running is taken over.
     """
-    # First what may be mistaken, for to install may take minutes.
+    # Input is checked first: the installation may take minutes.
     names = _apply(files or [], port)
     state = _install()
     _launch(state)
@@ -64,9 +66,9 @@ def up(
 def _ends_on_signals() -> Iterator[None]:
     """Let SIGTERM, SIGHUP and a terminal's Ctrl-C raise in the block.
 
-    What whoever started this ignores stays ignored, as `nohup` wants it: but for a Ctrl-C that is meant for this
-    process alone. A shell without job control ignores it for all that it starts in the background, with the input
-    closed, and what those start inherits that.
+    Signals that the parent process ignores stay ignored, as `nohup` requires, except a Ctrl-C meant only for this
+    process: a shell without job control ignores it for everything it starts in the background, with the input closed,
+    and those processes pass that on.
     """
 
     def end(number: int, _: object) -> None:
@@ -86,7 +88,7 @@ def _ends_on_signals() -> Iterator[None]:
 
 
 def _has_the_terminal() -> bool:
-    """Tell whether what is typed at a terminal is for this process."""
+    """Return whether input typed at a terminal goes to this process."""
     try:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:  # the input is no terminal
@@ -114,7 +116,7 @@ def _apply(files: list[Path], port: int | None) -> list[str]:
     if running is None:
         check_port(store.state, port or store.pool().spec.gateway.port)
     elif port is not None and not running.url.endswith(f":{port}"):
-        raise CommandError(f"the platform runs at {running.url}; `segserve down` ends it, then --port can be another")
+        raise CommandError(f"the platform runs at {running.url}; stop it with `segserve down` before changing --port")
     resources = read_files(files)
     for written, outcome in zip(resources, LocalPlatform().apply(resources), strict=True):
         typer.echo(f"{written.title} {outcome}")
@@ -127,7 +129,7 @@ def _apply(files: list[Path], port: int | None) -> list[str]:
 
 
 def _launch(state: StateFolder) -> None:
-    """Start a supervisor where none runs, and return once it has looked at everything."""
+    """Start a supervisor if none runs, and return once it has observed everything."""
     from segserve_operator.adapters.local.processes import marked_environment
     from segserve_operator.local_platform.supervisor import read_platform
 
@@ -147,7 +149,7 @@ def _launch(state: StateFolder) -> None:
     while (record := read_platform(state)) is None or not record.observed:
         if child.poll() is not None or time.monotonic() > deadline_s:
             last = state.log.read_text().strip().splitlines()[-1:]
-            raise CommandError(f"the platform did not start: {''.join(last)} (whole log: {state.log})")
+            raise CommandError(f"the platform did not start: {''.join(last)} (full log: {state.log})")
         time.sleep(POLL_S / 4)
 
 
@@ -158,7 +160,7 @@ def _wait_for(names: list[str], timeout_s: float, timeout: str) -> None:
     for name in names:
         typer.echo(f"{name}: {wait_serving(LocalPlatform(), name, deadline_s, timeout)}")
     record = read_platform(local_store().state)
-    typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC; `segserve down` ends it)")
+    typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC; stop it with `segserve down`)")
 
 
 def _show(state: StateFolder) -> None:
@@ -167,21 +169,21 @@ def _show(state: StateFolder) -> None:
     console = Console()
     with Live(console=console, auto_refresh=False, screen=False) as live:
         while True:
-            # The platform outlives a supervisor that died: a new one takes everything over as it runs.
+            # The platform survives a dead supervisor: a new one takes over the running processes.
             _launch(state)
             record = read_platform(state)
             manifests = [local_store().get(MODEL, name) for name in local_store().names(MODEL)]
             states = {manifest["metadata"]["name"]: readiness(manifest) for manifest in manifests}
             notes = [f"  {name}: {state.text}" for name, state in states.items() if not state.serves]
-            head = Text(f"segserve at {record.url if record is not None else '...'}   (Ctrl-C ends it)", style="bold")
+            head = Text(f"segserve at {record.url if record is not None else '...'}   (stop with Ctrl-C)", style="bold")
             live.update(Group(head, models_table(manifests), Text("\n".join(notes), style="dim")), refresh=True)
             time.sleep(POLL_S)
 
 
 def down(
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the models for the next `up`.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the models for the next `segserve up`.")] = False,
 ) -> None:
-    """End the local platform: no process, shared memory or file of it stays (downloads do)."""
+    """Stop the local platform and remove its processes, shared memory and files; downloads are kept."""
     with needs("local"):
         from segserve_operator.adapters.local.files import StateFolder, state_folder
 
@@ -191,23 +193,23 @@ def down(
 def _end(state: StateFolder, *, keep: bool) -> None:
     from segserve_operator.local_platform.supervisor import end
 
-    typer.echo("the platform has ended" if end(state, keep_models=keep) else "no platform was running")
+    typer.echo("the platform was stopped" if end(state, keep_models=keep) else "no platform was running")
 
 
 @with_platform_options
 def logs(
     platform_options: PlatformOptions,
     name: Annotated[
-        str | None, typer.Argument(help="Only the servers that hold this model.", autocompletion=model_names)
+        str | None, typer.Argument(help="Only the servers of this model.", autocompletion=model_names)
     ] = None,
     container: Annotated[
-        str | None, typer.Option("--container", "-c", help="Only triton's or the agent's; all without it.")
+        str | None, typer.Option("--container", "-c", help="Container: triton or agent. Default: all.")
     ] = None,
     previous: Annotated[
-        bool, typer.Option("--previous", "-p", help="On a cluster: of the containers before these.")
+        bool, typer.Option("--previous", "-p", help="On a cluster: logs of the previous containers.")
     ] = False,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
-    lines: Annotated[int, typer.Option("--tail", min=0, help="Lines of each log to begin with.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the logs.")] = False,
+    lines: Annotated[int, typer.Option("--tail", min=0, help="Initial lines of each log.")] = 50,
 ) -> None:
     """Show the logs of gateway, servers and agents, each line with its origin."""
     for line in selected_platform(platform_options).logs(LogRequest(name, container, previous, follow, lines)):
@@ -218,17 +220,19 @@ def logs(
 def cleanup(
     platform_options: PlatformOptions,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also take the finalizer of models that are not being deleted.")
+        bool, typer.Option("--all", help="Also remove the finalizer of models that are not being deleted.")
     ] = False,
-    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="In all namespaces.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Use all namespaces.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Remove from a cluster what is left where the operator was uninstalled before its models were deleted.
+    """Remove what remains on a cluster if the operator was uninstalled before its models were deleted.
 
-    That is: the finalizer of models that wait to be deleted, and objects of pools and models that are gone.
+    Removes the finalizer of models that wait for deletion, and objects of deleted pools and models.
     """
     if is_local(platform_options):
-        raise CommandError("cleanup is for clusters (--context, --namespace); here `segserve down` leaves nothing")
+        raise CommandError(
+            "cleanup is only for clusters (--context, --namespace); on this machine, use `segserve down`"
+        )
     with needs("cluster"):
         from segserve.cli.cluster.cleanup import leftovers, remove, running_operator
         from segserve.platforms.cluster.config import context_of
@@ -240,12 +244,12 @@ def cleanup(
         found = leftovers(client, everywhere=everywhere, of_all=everything)
         place = "all namespaces" if everywhere else f"namespace {client.namespace}"
         if not found:
-            typer.echo(f"nothing is left in {place}")
+            typer.echo(f"nothing to remove in {place}")
             return
         for leftover in found:
             typer.echo(str(leftover))
         if (operator := running_operator(client)) is not None:
-            typer.echo(f"an operator runs ({operator}): it removes what it can by itself", err=True)
+            typer.echo(f"an operator is running ({operator}) and removes these itself if it can", err=True)
         if not yes and not _agreed(f"remove these {len(found)} from {place}?"):
             raise CommandError("nothing was removed")
         for leftover in found:
@@ -255,5 +259,5 @@ def cleanup(
 
 def _agreed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise CommandError(f"{question} Nobody is there to ask: --yes says so")
+        raise CommandError(f"{question} Standard input is not a terminal: confirm with --yes")
     return typer.confirm(question)

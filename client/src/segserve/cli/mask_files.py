@@ -1,4 +1,4 @@
-"""Masks as PNG files: a label map of a semantic answer, ids of a panoptic one, a file for each object of others."""
+"""Masks as PNG files: label maps of semantic results, id maps of panoptic ones, a file per object of instances."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def write_masks(result: Result, folder: Path, within: PurePath) -> None:
-    """Write the masks of one image below `folder`, under the image's own name.
+    """Write the masks of one image into `folder`, under the image's relative path.
 
-    Semantic: `<name>.png`, a pixel is its class. Panoptic: `<name>.png`, a pixel is its segment's id, 0 is none, and
-    `<name>.json` says what each is. Instances: `<name>-001-<class>.png`, white where the object is. Raises
-    `BadRequestError` for answers without masks.
+    Semantic: `<name>.png`, pixels are class ids. Panoptic: `<name>.png`, pixels are segment ids (0: none), and
+    `<name>.json` describes the segments. Instances: `<name>-001-<class>.png`, white inside the object. Raises
+    `BadRequestError` for results without masks.
     """
     target = folder / within.with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def write_masks(result: Result, folder: Path, within: PurePath) -> None:
             name = re.sub(r"[^\w.-]+", "-", found.class_name)[:40]
             _write(found.mask.astype("uint8") * 255, target.with_name(f"{target.stem}-{number:03}-{name}.png"))
     else:
-        raise BadRequestError(f"model {result.model!r} gives boxes without masks; --masks has nothing to write")
+        raise BadRequestError(f"model {result.model!r} returns boxes without masks; --masks does not apply")
 
 
 def _write(pixels: NDArray[Any], target: Path) -> None:

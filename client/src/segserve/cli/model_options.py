@@ -1,4 +1,4 @@
-"""What commands that ask a model share: the way to its gateway, and what is said of a model that there is not."""
+"""Options and helpers of commands that call a model."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Annotated, Final
 import typer
 
 from segserve.cli.completion import known_models, model_names
-from segserve.cli.platform_options import PlatformOptions, is_local, selected_platform
+from segserve.cli.platform_options import PANEL, PlatformOptions, is_local, selected_platform
 from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError
 
-ModelName = Annotated[str, typer.Argument(help="The model.", show_default=False, autocompletion=model_names)]
-ScoreThreshold = Annotated[float | None, typer.Option(help="Leave out what scores less.", show_default=False)]
+ModelName = Annotated[str, typer.Argument(help="Model name.", show_default=False, autocompletion=model_names)]
+ScoreThreshold = Annotated[float | None, typer.Option(help="Minimum score of detections.", show_default=False)]
 GatewayUrl = Annotated[
     str | None,
     typer.Option(
         envvar="SEGSERVE_URL",
-        help="The gateway; without it the platform's, or http://127.0.0.1:8080 where none is up.",
-        rich_help_panel="Where",
+        help="Gateway URL. Default: that of the platform, or http://127.0.0.1:8080 if none is up.",
+        rich_help_panel=PANEL,
     ),
 ]
 
 HOPELESS: Final = (ModelNotFoundError, GatewayUnreachableError)
-"""What the first image fails of, all do."""
+"""Errors that affect every image alike."""
 
 
 def gateway(platform_options: PlatformOptions, model: str, url: str | None) -> AbstractContextManager[str | None]:
-    """Make the gateway reachable for the time of the block; one that is named is not looked for."""
+    """Make the gateway reachable inside the block; an explicit `url` is used as it is."""
     if url is not None:
         return nullcontext(url)
     try:
@@ -35,11 +35,11 @@ def gateway(platform_options: PlatformOptions, model: str, url: str | None) -> A
     except MissingExtraError:
         if not is_local(platform_options):
             raise
-        return nullcontext(None)  # to ask the usual address, nothing of the platform need be installed
+        return nullcontext(None)  # the default URL needs nothing of the extra `local`
 
 
 def with_advice(error: ModelNotFoundError, platform_options: PlatformOptions, name: str) -> ModelNotFoundError:
-    """Return the error with the name that may have been meant."""
+    """Return the error with a suggestion of the model that may have been meant."""
     known = known_models(platform_options)
     if not known:
         return error

@@ -16,7 +16,7 @@ COLUMNS: Final = ("NAME", "READY", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "SL
 
 
 def models_table(manifests: Iterable[Mapping[str, Any]], *, wide: bool = False) -> Table:
-    """Return the models as a table with the resource's printer columns; never folded, as kubectl's."""
+    """Return a table with the resource's printer columns; lines are never folded, as in kubectl."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in [*COLUMNS, "GROUP", "MESSAGE"] if wide else COLUMNS:
         table.add_column(name, no_wrap=True)
@@ -59,7 +59,7 @@ def _candidate(candidate: Mapping[str, Any] | None) -> str:
 
 
 def age(time: str) -> str:
-    """Return how long ago an RFC 3339 time was, as kubectl writes it: `45s`, `12m`, `3h`, `2d`."""
+    """Return the time since an RFC 3339 time in kubectl's form: `45s`, `12m`, `3h`, `2d`."""
     seconds = int((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:
@@ -71,13 +71,13 @@ DECISIONS: Final = 10
 
 
 def latest_record(platform: Platform, model: Json) -> Json | None:
-    """Return the record of a model's latest rollout; None where there is none."""
+    """Return the record of a model's latest rollout, or None if there is none."""
     name = ((model.get("status") or {}).get("rollout") or {}).get("name")
     return platform.rollout(name) if name else None
 
 
 def model_text(manifest: Json, record: Json | None = None) -> str:
-    """Return what a model's own resource says, and the `record` of its latest rollout."""
+    """Return a model's resource as text, with the `record` of its latest rollout."""
     status = manifest.get("status") or {}
     spec = yaml.safe_dump({"metadata": manifest["metadata"], "spec": manifest["spec"]}, sort_keys=False)
     lines = [spec.rstrip("\n"), f"url: {status.get('url', '')}", "roles:"]

@@ -1,4 +1,4 @@
-"""`segserve predict`: images in, what was found out, with overlays, masks or COCO JSON where asked."""
+"""`segserve predict`: segments images and prints results, with overlays, masks or COCO JSON on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 from segserve.cli.errors import CommandError
 from segserve.cli.image_files import ImageFile, image_files, overlay_paths
 from segserve.cli.model_options import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
-from segserve.cli.platform_options import PlatformOptions, with_platform_options
+from segserve.cli.platform_options import PANEL, PlatformOptions, with_platform_options
 from segserve.errors import ModelNotFoundError
 from segserve_common.errors import BadRequestError, SegserveError
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from segserve.results.result import Result
 
 TABLES: Final = 5
-"""Up to so many images have a table each; of more there is a line each."""
+"""Up to this many images print a table each; more print a line each."""
 
 
 @dataclass(frozen=True)
 class OutputTargets:
-    """What is to be made of each image."""
+    """The output files of each image."""
 
     overlays: Mapping[ImageFile, Path]
     masks: Path | None
@@ -41,7 +41,7 @@ class OutputTargets:
 
 @dataclass(frozen=True)
 class ImageOutcome:
-    """What became of one image: its COCO data set where asked, what to show of it, or its error."""
+    """The outcome of one image: its result and COCO data set, or its error."""
 
     image: ImageFile
     result: Result | None = None
@@ -57,60 +57,62 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE",
-            help="JPEG, PNG, WebP or TIFF files, globs in quotes, folders, - for standard input.",
+            help="JPEG, PNG, WebP or TIFF files, quoted globs, folders, or - for standard input.",
             show_default=False,
         ),
     ],
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into folders of folders.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="PATH",
-            help="Write overlays: a file for one image; for several a folder, or a path with {stem} in it.",
+            help="Write overlays: a file for one image; a folder, or a path with {stem}, for several.",
             show_default=False,
-            rich_help_panel="What to write",
+            rich_help_panel="Output",
         ),
     ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Write masks as PNG: label maps, or a file for each object.",
+            help="Write masks as PNG: label maps, or a file per object.",
             show_default=False,
-            rich_help_panel="What to write",
+            rich_help_panel="Output",
         ),
     ] = None,
     coco: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write all that was found as one COCO data set.",
+            help="Write all results as one COCO data set.",
             show_default=False,
-            rich_help_panel="What to write",
+            rich_help_panel="Output",
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print that data set instead of tables.", rich_help_panel="What to write")
+        bool, typer.Option("--json", help="Print the COCO data set instead of tables.", rich_help_panel="Output")
     ] = False,
     score_threshold: ScoreThreshold = None,
-    max_detections: Annotated[int | None, typer.Option(help="Keep so many of the best.", show_default=False)] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(help="Keep at most this many detections.", show_default=False)
+    ] = None,
     encoding: Annotated[
         Literal["rle", "polygons", "png", "raw"] | None,
-        typer.Option(help="How masks travel; the answer is the same.", show_default=False),
+        typer.Option(help="Encoding of masks in the answer; does not change the result.", show_default=False),
     ] = None,
-    in_flight: Annotated[int, typer.Option(min=1, max=256, help="How many images are asked for at once.")] = 4,
+    in_flight: Annotated[int, typer.Option(min=1, max=256, help="Concurrent images.")] = 4,
     url: GatewayUrl = None,
     transport: Annotated[
-        Literal["http", "grpc"], typer.Option(help="How to talk to the gateway.", rich_help_panel="Where")
+        Literal["http", "grpc"], typer.Option(help="Protocol to the gateway.", rich_help_panel=PANEL)
     ] = "http",
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for each image.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Timeout of each image in seconds.")] = 30.0,
 ) -> None:
-    """Segment images with a model, and print what was found.
+    """Segment images with a model and print the results.
 
-    Images are asked for several at once and told in their order. One that fails does not hold up the others: it is
-    named at the end, and the exit code is 1.
+    Up to --in-flight images are sent concurrently, and results print in input order. An image that fails does not stop
+    the others: errors are printed, and the exit code is 1.
     """
     from segserve.calls.many import SegmentKeywords
     from segserve.client import Client
@@ -141,7 +143,7 @@ def predict(
 def _outcomes(
     ask: Callable[[bytes], Result], images: Sequence[ImageFile], asked: OutputTargets, in_flight: int
 ) -> Iterator[ImageOutcome]:
-    """Yield an outcome for each image, in order; raises what makes all fail, where that is seen at the first."""
+    """Yield an outcome per image, in order; raises an error that affects all images if the first one has it."""
     from segserve.calls.many import in_order
 
     answered = False
@@ -170,7 +172,7 @@ def _outcome(ask: Callable[[bytes], Result], image: ImageFile, number: int, aske
 def _shown(
     outcomes: Iterator[ImageOutcome], images: Sequence[ImageFile], asked: OutputTargets, *, quiet: bool
 ) -> Iterator[ImageOutcome]:
-    """Yield the outcomes again, printed; they are let go of what they held."""
+    """Print the outcomes and yield them without their results, which are thereby released."""
     with _progress(len(images)) as advance:
         for outcome in outcomes:
             if outcome.error is not None:
@@ -185,7 +187,7 @@ def _shown(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show how far it is, on a terminal's stderr."""
+    """Show a progress bar if stderr is a terminal."""
     if total == 1 or not sys.stderr.isatty():
         yield lambda: None
         return
@@ -214,7 +216,7 @@ def _print(image: ImageFile, result: Result, *, table: bool) -> None:
 
 
 def result_table(image: Path, result: Result) -> Table:
-    """Return one image's table: a row a class, by number found or by area."""
+    """Return one image's table with a row per class, by count or by area."""
     from segserve.rendering.display import table
 
     return table(result, image.name)
@@ -224,7 +226,7 @@ def _summary(
     images: Sequence[ImageFile], failed: Sequence[ImageOutcome], seconds: float, written: Sequence[Path | None]
 ) -> str:
     places = ", ".join(str(path) for path in written if path is not None)
-    parts = [f"{len(images)} images", f"{len(failed)} failed" if failed else "all answered", f"{seconds:.1f} s"]
+    parts = [f"{len(images)} images", f"{len(failed)} failed" if failed else "all segmented", f"{seconds:.1f} s"]
     return ", ".join(parts) + (f"; written: {places}" if places else "")
 
 
@@ -244,13 +246,13 @@ def _write_coco(documents: list[dict[str, Any]], target: Path | None, *, print_i
 
 
 def _check_targets(images: Sequence[ImageFile], masks: Path | None, coco: Path | None) -> None:
-    """Find out before the first request what would only fail after the last."""
+    """Report output paths that are invalid before the first request is sent."""
     if masks is not None and masks.exists() and not masks.is_dir():
-        raise CommandError(f"--masks names a folder; {str(masks)!r} is a file")
+        raise CommandError(f"--masks must be a folder; {str(masks)!r} is a file")
     if masks is not None and len({image.within.with_suffix("") for image in images}) < len(images):
         raise CommandError("--masks: two images have the same name, so their masks would share a file")
     if coco is not None and coco.is_dir():
-        raise CommandError(f"--coco names a file; {str(coco)!r} is a folder")
+        raise CommandError(f"--coco must be a file; {str(coco)!r} is a folder")
 
 
 def _write_overlay(result: Result, image: bytes, target: Path) -> None:

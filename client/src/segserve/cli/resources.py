@@ -31,13 +31,13 @@ REFRESH_S: Final = 0.25
 WIDEST: Final = 1000
 
 Files = Annotated[
-    list[Path], typer.Option("--filename", "-f", help="Resource file, - for standard input; may be given again.")
+    list[Path], typer.Option("--filename", "-f", help="Resource file, or - for standard input; may be repeated.")
 ]
-Name = Annotated[str, typer.Argument(help="The model's name.", autocompletion=model_names)]
+Name = Annotated[str, typer.Argument(help="Model name.", autocompletion=model_names)]
 
 
 class OutputFormat(StrEnum):
-    """How `get` prints."""
+    """The output formats of `get` and `rollout`."""
 
     TABLE = "table"
     WIDE = "wide"
@@ -50,12 +50,12 @@ def apply(
     platform_options: PlatformOptions,
     files: Files,
     force: Annotated[
-        bool, typer.Option("--force-conflicts", help="On a cluster: take over fields that another tool has set.")
+        bool, typer.Option("--force-conflicts", help="On a cluster: take over fields that are owned by other tools.")
     ] = False,
 ) -> None:
-    """Create or change models and pools; all of the files' or, where one is wrong, none.
+    """Create or change all models and pools in the files, or none if one is invalid.
 
-    A relative address of an artifact is relative to its file on this machine; on a cluster to the pool's artifact base.
+    On this machine, a relative artifact address is relative to its file; on a cluster, to the pool's artifact base.
     """
     resources = read_files(files)
     for written, outcome in zip(
@@ -69,21 +69,21 @@ def delete(
     platform_options: PlatformOptions,
     names: Annotated[list[str] | None, typer.Argument(help="Models to delete.", autocompletion=model_names)] = None,
     files: Annotated[
-        list[Path] | None, typer.Option("--filename", "-f", help="Or the files that they came from.")
+        list[Path] | None, typer.Option("--filename", "-f", help="Delete the resources in this file; may be repeated.")
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Wait until nothing of them is left.")] = True,
-    timeout: Annotated[str, typer.Option(help="How long to wait: 90s, 2m.")] = "60s",
+    wait: Annotated[bool, typer.Option(help="Wait until the models are deleted.")] = True,
+    timeout: Annotated[str, typer.Option(help="Timeout, such as 90s or 2m.")] = "60s",
 ) -> None:
-    """Delete models: requests to them end first, then they are unloaded, and nothing of them stays."""
+    """Delete models: their traffic ends first, then they are unloaded."""
     platform = selected_platform(platform_options)
     written = read_files(files or [])
     platform.check_namespace(written)
     chosen = [(MODEL, name) for name in names or []]
     chosen += [(each.resource.kind, each.resource.metadata.name) for each in written]
     if not chosen:
-        raise CommandError("name the models to delete, or give the file that they came from with -f")
+        raise CommandError("pass the names of models to delete, or their files with -f")
     deadline_s = time.monotonic() + seconds(timeout)
-    # Pools last: models without one have nothing to be served by.
+    # Pools last: their models need them until they are unloaded.
     chosen = sorted(dict.fromkeys(chosen), key=lambda each: each[0] == POOL)
     going = []
     for kind, name in chosen:
@@ -98,16 +98,19 @@ def delete(
 @with_platform_options
 def get(
     platform_options: PlatformOptions,
-    name: Annotated[str | None, typer.Argument(help="One model; all without it.", autocompletion=model_names)] = None,
-    output: Annotated[OutputFormat, typer.Option("--output", "-o", help="How to print.")] = OutputFormat.TABLE,
+    name: Annotated[
+        str | None, typer.Argument(help="Model name. Default: all models.", autocompletion=model_names)
+    ] = None,
+    output: Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format.")] = OutputFormat.TABLE,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Keep it up to date; of a cluster as a tree down to the pods.")
+        bool,
+        typer.Option("--watch", "-w", help="Update the view continuously; on a cluster, as a tree down to the pods."),
     ] = False,
 ) -> None:
-    """Show models: what is ready, which revision serves, which is on its way."""
+    """List models: readiness, stable and candidate revisions, rollout."""
     wide = output is OutputFormat.WIDE
     if watch and output not in (OutputFormat.TABLE, OutputFormat.WIDE):
-        raise typer.BadParameter(f"-w shows a live view; with it -o is table or wide, not {output}")
+        raise typer.BadParameter(f"-w supports only -o table and -o wide, got {output}")
     platform = selected_platform(platform_options)
     if watch:
         _show(Console(), frames(platform, name, wide=wide))
@@ -118,7 +121,7 @@ def get(
 
 
 def _show(console: Console, frames: Iterator[RenderableType]) -> None:
-    """Show frames as they come, at most four a second; where nobody looks at a terminal, each that differs."""
+    """Show frames as they come, at most four per second; without a terminal, print each that differs."""
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             for picture in frames:
@@ -144,26 +147,26 @@ def _print(console: Console, manifests: list[dict[str, Any]], output: OutputForm
         case OutputFormat.YAML:
             typer.echo(yaml.safe_dump_all(manifests, sort_keys=False), nl=False)
         case _ if not manifests:
-            console.print("no models; `segserve apply -f model.yaml` adds one")
+            console.print("no models; add one with `segserve apply -f model.yaml`")
         case _:
             table = models_table(manifests, wide=output is OutputFormat.WIDE)
             wide_enough(console, table).print(table)
 
 
 def wide_enough(console: Console, shown: RenderableType) -> Console:
-    """Return a console as wide as what is shown: a line longer than the terminal is the terminal's to wrap."""
+    """Return a console wide enough for the content: the terminal wraps longer lines itself."""
     needed = Measurement.get(console, console.options.update(width=WIDEST), shown).maximum
     return Console(width=max(console.width, needed))
 
 
 @with_platform_options
 def describe(platform_options: PlatformOptions, name: Name) -> None:
-    """Show all that is known of a model: spec, roles, conditions with their causes; of a cluster events and pods."""
+    """Show details of a model: spec, roles, rollout, conditions; on a cluster also events and pods."""
     typer.echo(model_description(selected_platform(platform_options), name))
 
 
 class WaitCondition(StrEnum):
-    """What `wait` waits for."""
+    """The conditions that `wait` supports."""
 
     READY = "Ready"
     DELETE = "delete"
@@ -174,11 +177,11 @@ def wait(
     platform_options: PlatformOptions,
     names: Annotated[list[str], typer.Argument(help="Models to wait for.", autocompletion=model_names)],
     target: Annotated[
-        WaitCondition, typer.Option("--for", help="Ready: the newest spec serves. delete: nothing is left.")
+        WaitCondition, typer.Option("--for", help="Ready: the newest spec serves. delete: the model is deleted.")
     ] = (WaitCondition.READY),
-    timeout: Annotated[str, typer.Option(help="How long: 90s, 2m.")] = "120s",
+    timeout: Annotated[str, typer.Option(help="Timeout, such as 90s or 2m.")] = "120s",
 ) -> None:
-    """Wait until models serve their newest spec (or are gone); exit code 1 where one cannot, or not in time."""
+    """Wait until models serve their newest spec, or are deleted; exit code 1 on failure or timeout."""
     platform, deadline_s = selected_platform(platform_options), time.monotonic() + seconds(timeout)
     for name in names:
         if target is WaitCondition.DELETE:
@@ -188,7 +191,7 @@ def wait(
 
 
 def seconds(duration: str) -> float:
-    """Read a duration such as `90s` or `2m`."""
+    """Parse a duration such as `90s` or `2m`."""
     with needs("local"):
         from segserve_operator.api.meta import parse_duration
 
@@ -199,7 +202,7 @@ def seconds(duration: str) -> float:
 
 
 def frames(platform: Platform, name: str | None, *, wide: bool) -> Iterator[RenderableType]:
-    """Yield what `get -w` shows, of one model or all, now and after changes."""
+    """Yield the live view of `get -w`, of one model or all, now and after changes."""
     if not isinstance(platform, LocalPlatform):
         from segserve.cli.cluster.tree import frames as pictures_of_cluster
 
@@ -209,7 +212,7 @@ def frames(platform: Platform, name: str | None, *, wide: bool) -> Iterator[Rend
 
 
 def model_description(platform: Platform, name: str) -> str:
-    """Return all that is known of a model, as text."""
+    """Return the details of a model as text."""
     model = platform.model(name)
     record = latest_record(platform, model)
     if isinstance(platform, LocalPlatform):
@@ -222,5 +225,5 @@ def model_description(platform: Platform, name: str) -> str:
 def _cluster(platform: Platform) -> ClusterPlatform:
     from segserve.platforms.cluster.platform import ClusterPlatform
 
-    assert isinstance(platform, ClusterPlatform), "there are two platforms"
+    assert isinstance(platform, ClusterPlatform), "there are only two kinds of platform"
     return platform

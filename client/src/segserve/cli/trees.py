@@ -1,4 +1,4 @@
-"""Trees for terminals: rows with a state each, causes said once, plain ASCII where there is no more."""
+"""Trees for terminals: rows with a state, aligned in columns across levels, in ASCII if the terminal lacks Unicode."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from segserve_operator.core.failure import Failure
+    from segserve_operator.core.failure import FailureReason
 
 Branch = tuple[bool, ...]
-"""For each level down to a row, whether it is the last of its siblings."""
+"""For each level of a row's path, whether it is the last of its siblings."""
 
 GOOD, MOVING, BAD, QUIET = "green", "yellow", "red", "dim"
 _SIGNS: Final = {GOOD: "●", MOVING: "◐", BAD: "✗", QUIET: "○"}
@@ -21,24 +21,24 @@ _PLAIN_SIGNS: Final = {GOOD: "+", MOVING: "~", BAD: "x", QUIET: "-"}
 _GUIDES: Final = ("   ", "│  ", "└─ ", "├─ ")
 _PLAIN_GUIDES: Final = ("    ", "|   ", "`-- ", "|-- ")
 LONG: Final = 60
-"""What is longer is not said twice."""
+"""Longer messages are not repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One row: its name, its state as a colour and a word or two, what else to say, and the rows below it."""
+    """One row: name, state as a colour and a word, detail, and the rows below it."""
 
     name: Text
     colour: str
     state: str
     detail: Text
     below: list[Node] = field(default_factory=list)
-    cause: Failure | None = None
-    """Said after the detail; where the same was said further up, shortly."""
+    cause: FailureReason | None = None
+    """Printed after the detail; abbreviated if printed in a row above."""
 
 
 def tree(nodes: Sequence[Node], *, ascii_only: bool) -> Table:
-    """Return rows as a terminal shows them: name, state, detail."""
+    """Return rows as aligned columns: name with guides, state, detail."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)

@@ -67,7 +67,9 @@ class ParsedResource:
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:
-    """The logs to show: of the model `name`, of the `container` triton or agent; None selects all. `lines` is per log."""
+    """The logs to show: those of the model `name` and the `container` triton or agent, or all for None. `lines` is per
+    log.
+    """
 
     name: str | None = None
     container: str | None = None

@@ -46,10 +46,10 @@ def test_only_what_nobody_owns_and_who_waits_to_go_is_left(left: FakeServer) -> 
     found = leftovers(left.client(), everywhere=False, of_all=False)
 
     assert list(map(str, found)) == [
-        f"lab: finalizer {FINALIZER} of segmentationmodel/going (it waits to be deleted)",
-        "lab: deployment/segserve-default--gone-1 (nobody owns it)",
-        "lab: configmap/nobodys (nobody owns it)",
-        "lab: configmap/orphan (tritonpool/gone is gone)",
+        f"lab: finalizer {FINALIZER} of segmentationmodel/going (it is being deleted)",
+        "lab: deployment/segserve-default--gone-1 (no owner)",
+        "lab: configmap/nobodys (no owner)",
+        "lab: configmap/orphan (tritonpool/gone was deleted)",
     ]
 
 
@@ -105,11 +105,11 @@ def test_nobody_to_ask_removes_nothing_and_yes_is_an_answer(
 ) -> None:
     code, listed, complaint = command("cleanup", "--kubeconfig", kubeconfig)
     assert (code, len(listed.splitlines())) == (1, 4)
-    assert "remove these 4 from namespace lab? Nobody is there to ask: --yes says so" in complaint
+    assert "remove these 4 from namespace lab? Standard input is not a terminal: confirm with --yes" in complaint
     assert real.sent("DELETE") == []
 
     assert command("cleanup", "--kubeconfig", kubeconfig, "--yes")[:2] == (0, f"{listed}4 removed\n")
-    assert command("cleanup", "--kubeconfig", kubeconfig) == (0, "nothing is left in namespace lab\n", "")
+    assert command("cleanup", "--kubeconfig", kubeconfig) == (0, "nothing to remove in namespace lab\n", "")
 
 
 def test_this_machine_has_nothing_to_clean(command: Command) -> None:

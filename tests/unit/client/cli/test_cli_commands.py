@@ -111,7 +111,7 @@ def test_a_watch_has_no_machine_readable_form(command: Command, here: FakePlatfo
     code, _, complaint = command("get", "-w", "-o", "json")
 
     assert code == 2
-    assert "-o is table or wide" in complaint
+    assert "-w supports only -o table and -o wide" in complaint
 
 
 def test_wait_ends_when_the_newest_spec_serves(command: Command, here: FakePlatform) -> None:
@@ -197,7 +197,7 @@ def test_a_cluster_that_is_down_is_told_with_its_context(command: Command, kubec
     code, _, complaint = command("get", "--kubeconfig", kubeconfig)
 
     assert code == 1
-    assert complaint.startswith("error: http://127.0.0.1:1 of context 'test' does not answer: ")
+    assert complaint.startswith("error: http://127.0.0.1:1 of context 'test' does not respond: ")
     assert complaint.count("\n") == 1
 
 

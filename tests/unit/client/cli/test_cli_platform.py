@@ -49,7 +49,7 @@ def test_nothing_is_applied_where_the_server_refuses_one(server: FakeServer) -> 
         server.platform().apply(read_file(COINS))
 
     assert str(caught.value) == (
-        "segmentationmodel/coins-twostage: the API server refuses it: "
+        "segmentationmodel/coins-twostage: rejected by the API server: "
         "spec.input.maxPixels: must be less; spec.pool: is fixed"
     )
     assert server.platform().models() == []
@@ -136,7 +136,8 @@ def test_a_server_that_does_not_answer_is_named_with_its_context(server: FakeSer
     server.answers["GET", PATH] = silent
 
     with pytest.raises(
-        PlatformUnreachableError, match=r"http://api\.test of context 'test' .*: connection refused; is the cluster up"
+        PlatformUnreachableError,
+        match=r"http://api\.test of context 'test' .*: connection refused; check that the cluster is up",
     ):
         server.platform().models()
 

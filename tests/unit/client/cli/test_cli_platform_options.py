@@ -61,7 +61,7 @@ def test_this_machine_and_a_cluster_cannot_both_be_meant(command: Command) -> No
     code, _, complaint = command("get", "--local", "--namespace", "lab")
 
     assert code == 2
-    assert "--local is this machine" in complaint
+    assert "--local selects this machine" in complaint
 
 
 def test_the_usual_file_the_named_ones_and_the_option_are_read_in_that_order(
@@ -131,5 +131,5 @@ def test_a_credential_plugin_that_fails_is_named(tmp_path: Path) -> None:
     plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/false"}
     file = written(tmp_path / "config", users=[{"name": "me", "user": {"exec": plugin}}])
 
-    with pytest.raises(NoPlatformError, match="credential plugin '/bin/false' .*--kubeconfig FILE"):
+    with pytest.raises(NoPlatformError, match=r"credential plugin '/bin/false' .*--kubeconfig FILE"):
         ContextClient.connect(context_of(Cluster(kubeconfig=file)))

@@ -139,7 +139,9 @@ def test_of_many_images_each_has_a_line_in_the_order_of_their_names(
     assert all("2 coin" in line for line in lines)
 
 
-@pytest.mark.parametrize(("option", "said"), [("--masks", "--masks names a folder"), ("--coco", "--coco names a file")])
+@pytest.mark.parametrize(
+    ("option", "said"), [("--masks", "--masks must be a folder"), ("--coco", "--coco must be a file")]
+)
 def test_a_target_of_the_wrong_kind_is_found_out_before_anything_is_asked(
     command: Command, url: str, photos: Path, gateway: Gateway, option: str, said: str
 ) -> None:

@@ -22,7 +22,7 @@ from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.core.evidence import Look
 from segserve_operator.core.rollout.decisions import DecisionInput, decide
-from segserve_operator.core.rollout.engine import Signals, Progress
+from segserve_operator.core.rollout.engine import Progress, Signals
 from segserve_operator.core.rollout.record import Record, Row
 from segserve_operator.mapping.packed_evidence import chunks, pack_rows
 
@@ -46,7 +46,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> RolloutPlatform:
     """A model whose rollout the engine has made."""
     found = lived()
     fake = RolloutPlatform([records.coins(records.standing(found))], {found.name: records.manifest(found)})
-    monkeypatch.setattr(commands, "platform", lambda _: fake)
+    monkeypatch.setattr(commands, "selected_platform", lambda _: fake)
     return fake
 
 
@@ -67,7 +67,7 @@ def test_rollouts_are_listed_newest_first_and_of_one_model_where_one_is_named(
 def test_no_rollouts_says_how_one_begins(command: Command, here: RolloutPlatform) -> None:
     here.records = {}
 
-    assert command("rollout", "list")[1] == "no rollouts; the next change of a model with `spec.rollout` begins one\n"
+    assert command("rollout", "list")[1] == "no rollouts; the next change of a model with `spec.rollout` starts one\n"
 
 
 def test_records_are_printed_as_they_are_kept(command: Command, here: RolloutPlatform) -> None:
@@ -90,7 +90,7 @@ def test_every_decision_comes_out_again_byte_for_byte(
     count = len(lived().decisions)
     assert (code, complaint) == (0, "")
     assert count > 1
-    assert printed.endswith(f"{records.NAME}: {count} of {count} decisions come out the same, byte for byte\n")
+    assert printed.endswith(f"{records.NAME}: {count} of {count} decisions are reproduced byte for byte\n")
 
 
 def test_a_decision_that_comes_out_otherwise_is_shown_and_is_exit_code_1(
@@ -116,7 +116,7 @@ def test_a_record_without_what_its_decisions_saw_cannot_be_replayed(command: Com
     code, _, complaint = command("rollout", "replay", "coins")
 
     assert code == 1
-    assert "has 4 decisions, and of none what it saw" in complaint
+    assert "has 4 decisions, none with recorded evidence" in complaint
 
 
 def test_another_policy_says_what_it_would_have_done(command: Command, here: RolloutPlatform, tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_another_policy_says_what_it_would_have_done(command: Command, here: Rol
 
 
 WRONG: dict[str, tuple[str, str]] = {
-    "a field that is none": ("steps: [{wait: 5}]\n", "is no rollout policy: steps.0"),
-    "two documents": ("alpha: 0.1\n---\nalpha: 0.2\n", "has 2 documents; a policy is one"),
+    "a field that is none": ("steps: [{wait: 5}]\n", "is not a rollout policy: steps.0"),
+    "two documents": ("alpha: 0.1\n---\nalpha: 0.2\n", "must have one document with a policy, got 2"),
     "a model without one": ("kind: SegmentationModel\nspec: {}\n", "has no spec.rollout"),
-    "no mapping": ("- 5\n", "something else than resources or a policy"),
+    "no mapping": ("- 5\n", "must hold resources or a policy"),
     "no YAML": ("a: [\n", "cannot be read"),
 }
 
@@ -161,7 +161,10 @@ def test_a_file_without_a_record_and_a_name_without_one_are_told(
     (tmp_path / "none.yaml").write_text("kind: TritonPool\n")
     here.records = {}
 
-    assert "has 0 documents of the kind SegmentationRollout" in command("rollout", "replay", tmp_path / "none.yaml")[2]
+    assert (
+        "must have one document of the kind SegmentationRollout, got 0"
+        in command("rollout", "replay", tmp_path / "none.yaml")[2]
+    )
     assert "no record of 'coins'" in command("rollout", "replay", "coins")[2]
 
 
@@ -191,7 +194,7 @@ def test_a_plan_of_a_model_without_a_policy_says_so(command: Command) -> None:
     code, printed, _ = command("rollout", "plan", "-f", EXAMPLE.with_name("model.yaml"))
 
     assert code == 0
-    assert "coins-twostage: no `spec.rollout`: a new revision is promoted as soon as it is proved" in printed
+    assert "coins-twostage: no `spec.rollout`: a new revision is promoted as soon as it is ready" in printed
 
 
 def test_a_plan_of_no_model_names_what_there_is(command: Command, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.power import Preview
-from segserve_operator.core.rollout.power import RolloutView as Power
+from segserve_operator.core.rollout.power import Seen as Power
 from segserve_operator.core.rollout.record import Row
 
 from .conftest import Command
@@ -52,7 +52,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> RolloutPlatform:
     """A rollout that began 270 s ago."""
     found = records.record(time.time() - 270)
     fake = RolloutPlatform([records.coins(records.standing(found))], {found.name: records.manifest(found)})
-    monkeypatch.setattr(commands, "platform", lambda _: fake)
+    monkeypatch.setattr(commands, "selected_platform", lambda _: fake)
     monkeypatch.setattr("segserve.cli.rollout.status.REFRESH_S", 0.0)
     monkeypatch.setattr("segserve.cli.rollout.power.preview", lambda policy, slo, rate, minutes: PREVIEW)
     return fake
@@ -93,7 +93,7 @@ def test_each_gate_has_its_evidence_as_a_bar_its_verdict_and_why() -> None:
 def test_it_says_what_it_waits_for_how_long_it_has_and_what_came_last() -> None:
     said = " | ".join(words(line) for line in drawn(records.seen(), preview="+5 pp in 11 s"))
 
-    assert "waits for ◐ HarmNotBounded at the next weight it might still do more harm" in said
+    assert "waits for ◐ HarmNotBounded at the next weight it could still do more harm" in said
     assert "time left ○ 5h55m to the deadline, then: Hold" in said
     assert "power ○ +5 pp in 11 s" in said
     assert "2m17s ago ◐ Progressing 25 % segserve StepDone the evidence allows the next weight" in said
@@ -104,7 +104,7 @@ def test_the_deadline_is_told_from_the_last_resume_and_not_while_a_person_holds_
     paused = records.seen(standing=records.standing(paused=True))
 
     assert "time left ○ 5h57m to the deadline, then: Hold" in " | ".join(map(words, drawn(resumed)))
-    assert "time left ○ a person holds it; after resume, 6h to the deadline" in " | ".join(map(words, drawn(paused)))
+    assert "time left ○ paused; 6h to the deadline after resume" in " | ".join(map(words, drawn(paused)))
 
 
 def test_wide_adds_the_numbers_and_all_decisions() -> None:
@@ -116,7 +116,7 @@ def test_wide_adds_the_numbers_and_all_decisions() -> None:
     assert "(iou 0.9814, meanChange 0.0012)" in wide
     assert "meanChange" not in brief
     assert (brief.count(" ago "), wide.count(" ago ")) == (4, 12)
-    assert "8 before these; -o wide has all" in brief
+    assert "8 earlier ones; -o wide shows all" in brief
 
 
 @pytest.mark.parametrize("phase", [Phase.BAKING, Phase.SUCCEEDED])
@@ -125,7 +125,7 @@ def test_a_promoted_revision_is_the_stable_one(phase: Phase) -> None:
 
     assert f"{records.STABLE}  ○ previous" in lines[1]
     assert f"{records.CANDIDATE}  ● stable" in lines[2]
-    assert ("of 10m to watch it" in "".join(lines)) == (phase is Phase.BAKING)
+    assert ("of 10m of bake time" in "".join(lines)) == (phase is Phase.BAKING)
 
 
 def test_a_quarantine_a_skipped_gate_and_a_pause_are_shown() -> None:
@@ -253,7 +253,7 @@ def test_a_watch_right_after_apply_waits_for_the_rollout_that_is_to_come(
 
     assert code == 1
     assert "no rollout yet" in printed
-    assert "the operator has not come to the newest spec yet" in printed
+    assert "the operator has not processed the newest spec yet" in printed
 
 
 def test_a_model_without_a_rollout_says_why(command: Command, here: RolloutPlatform) -> None:
@@ -262,7 +262,7 @@ def test_a_model_without_a_rollout_says_why(command: Command, here: RolloutPlatf
     here.scenes = [records.coins(None, rollout=None)]
     code, _, without = command("rollout", "status", "coins", "-w")
 
-    assert "has had no rollout yet; one begins with the next change" in waiting
+    assert "has had no rollout yet; the next change of its spec starts one" in waiting
     assert code == 1
     assert "without `spec.rollout`" in without
 
@@ -296,7 +296,7 @@ def test_a_watch_has_no_machine_readable_form(command: Command, here: RolloutPla
     code, _, complaint = command("rollout", "status", "coins", "-w", "-o", "json")
 
     assert code == 2
-    assert "-o is table or wide" in complaint
+    assert "-w supports only -o table and -o wide" in complaint
 
 
 def test_the_documentation_shows_what_the_command_draws(tmp_path: Path) -> None:

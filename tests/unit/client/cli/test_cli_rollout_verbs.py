@@ -43,7 +43,7 @@ ANSWERED: dict[str, tuple[Any, ...]] = {
 def here(monkeypatch: pytest.MonkeyPatch) -> RolloutPlatform:
     """A rollout at its second step; nobody answers."""
     fake = RolloutPlatform([records.coins(records.standing())])
-    monkeypatch.setattr(commands, "platform", lambda _: fake)
+    monkeypatch.setattr(commands, "selected_platform", lambda _: fake)
     return fake
 
 
@@ -78,7 +78,7 @@ def test_what_was_answered_but_not_met_is_an_error(command: Command, here: Rollo
 
     assert (code, printed) == (1, "")
     assert complaint.startswith(f"error: coins: {NEW} is Progressing at 25 %")
-    assert "promote came too late, or was refused" in complaint
+    assert "promote came too late or was refused" in complaint
 
 
 def test_the_same_verb_asks_again_with_another_token(command: Command, here: RolloutPlatform) -> None:
@@ -94,7 +94,7 @@ def test_what_nobody_answers_stays_asked_and_is_an_error(command: Command, here:
     code, _, complaint = command("rollout", "abort", "coins", "--timeout", "1s")
 
     assert code == 1
-    assert "nobody has answered in 1 s (segserve.dev/abort: coins-8d6f11d641@" in complaint
+    assert "was not handled within 1 s and stays in place (segserve.dev/abort: coins-8d6f11d641@" in complaint
     assert "segserve doctor" in complaint
     assert "segserve.dev/abort" in here.annotations
 
@@ -150,7 +150,7 @@ def test_a_model_without_a_rollout_or_without_a_policy_has_nothing_to_ask_about(
     _, _, nothing = command("rollout", "rollback", "coins")
 
     assert none == "error: coins: promote: no rollout is in progress\n"
-    assert "without `spec.rollout` a revision is promoted as soon as it is proved" in never
+    assert "without `spec.rollout`, a revision is promoted as soon as it is ready" in never
     assert "no revision is stable" in nothing
 
 

@@ -100,7 +100,7 @@ def test_a_model_without_its_pool_a_quota_and_a_silent_server_are_told() -> None
     full = drawn(seen(model(), deployments=[refused], trouble="the API server does not answer"))
 
     assert " ".join(alone[1].split()) == "default ✗ no pool no TritonPool 'default' here: apply one"
-    assert full[1] == "what was last seen; the API server does not answer"
+    assert full[1] == "last known state; the API server does not answer"
     assert "├─ main-1  ✗ 0/2 pods  QuotaExceeded  exceeded quota: pods=2" in full
 
 
@@ -135,7 +135,7 @@ def test_a_spec_that_the_operator_has_not_seen_and_groups_of_two_pools_with_one_
         "default     ● ready    2/2 servers  http://gateway",
         "├─ main-1   ● 1/1 pod",
         "└─ coins    ● ready    coins-1111111111  100 %  in main-1",
-        "   └─ spec  ◐          the operator has not looked at it yet",
+        "   └─ spec  ◐          the operator has not processed it yet",
         "second      ● ready    2/2 servers  http://gateway",
         "├─ main-1   ○ no pods",
         "└─ roads    ● ready    roads-1111111111  100 %  in main-1",

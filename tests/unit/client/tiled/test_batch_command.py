@@ -93,7 +93,7 @@ def test_an_image_that_fails_is_named_and_does_not_hold_up_the_others(
     result = run(world, "classes", images, "--out", tmp_path / "out")
 
     assert result.exit_code == 1
-    assert "a.png' is not an image" in result.stderr
+    assert "a.png' cannot be read as a large image" in result.stderr
     assert "1 of 3 images failed" in result.stderr
     assert result.stdout.count("tiles (") == 2
 
@@ -101,10 +101,10 @@ def test_an_image_that_fails_is_named_and_does_not_hold_up_the_others(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("classes", "IMAGES/a.png", "--format", "coco"), "is a semantic model: zarr, tiff and png are to be had"),
+        (("classes", "IMAGES/a.png", "--format", "coco"), "is a semantic model: use zarr, tiff or png"),
         (("classes", "IMAGES/none.png"), "no such image"),
         (("classes", "IMAGES/*.bmp"), "no file matches"),
-        (("classes", "IMAGES/a.png", "--affine", "1", "0", "0", "0", "1", "0"), "--affine is for --format geojson"),
+        (("classes", "IMAGES/a.png", "--affine", "1", "0", "0", "0", "1", "0"), "--affine needs --format geojson"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_sent(

@@ -318,7 +318,7 @@ def test_what_is_no_image_is_refused(client: Client, image: object, said: str) -
 
 
 def test_options_that_cannot_be_are_refused(client: Client, scene: np.ndarray) -> None:
-    with pytest.raises(BadRequestError, match=r"blend is one of centre, got 'gaussian'.*probabilities"):
+    with pytest.raises(BadRequestError, match=r"blend must be one of centre, got 'gaussian'.*probabilities"):
         client.segment_tiled(scene, model="classes", blend="gaussian")  # type: ignore[arg-type]
     with pytest.raises(BadRequestError, match="in_flight"):
         client.segment_tiled(scene, model="classes", in_flight=0)
@@ -329,7 +329,7 @@ def test_options_that_cannot_be_are_refused(client: Client, scene: np.ndarray) -
 def test_a_map_too_large_for_memory_wants_a_folder(client: Client, tmp_path: Path) -> None:
     huge = zarr.create_array(tmp_path / "huge.zarr", shape=(20_000, 20_000), chunks=(1000, 1000), dtype="uint8")
 
-    with pytest.raises(ImageTooLargeError, match="give a folder with out="):
+    with pytest.raises(ImageTooLargeError, match="set a folder with out="):
         client.segment_tiled(huge, model="classes", progress=False)
 
 

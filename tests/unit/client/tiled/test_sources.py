@@ -68,7 +68,7 @@ def test_an_image_on_disk_is_not_kept_in_memory_by_reading_it(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.png", b"nothing", "is not an image that can be read by tiles"),
+        ("a.png", b"nothing", "cannot be read as a large image"),
         ("a.tif", b"II*\0nothing at all", "is not a TIFF that can be read"),
         ("a.npy", b"nothing", r"is not a \.npy file"),
     ],
@@ -90,7 +90,7 @@ def test_a_stack_of_pages_is_refused(tmp_path: Path) -> None:
 def test_a_zarr_group_is_refused(tmp_path: Path) -> None:
     zarr.create_group(tmp_path / "g.zarr").create_array("inner", shape=(4, 4), dtype="uint8")
 
-    with pytest.raises(BadRequestError, match="group of inner; give an array's path"):
+    with pytest.raises(BadRequestError, match="group of inner; pass an array's path"):
         open_source(tmp_path / "g.zarr")
 
 
@@ -98,7 +98,7 @@ def test_a_png_too_large_to_decode_is_refused(tmp_path: Path, monkeypatch: pytes
     Image.new("L", (100, 100)).save(tmp_path / "a.png")
     monkeypatch.setattr(sources, "MAX_DECODED_PIXELS", 9999)
 
-    with pytest.raises(ImageTooLargeError, match=r"100 x 100 pixels.*up to 9999"):
+    with pytest.raises(ImageTooLargeError, match=r"100 x 100 pixels.*limited to 9999"):
         open_source(tmp_path / "a.png")
 
 

@@ -1,1 +1,1 @@
-"""A cluster, as the command line sees it through the API server."""
+"""Views of a cluster for the command line."""

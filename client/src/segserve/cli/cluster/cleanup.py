@@ -1,4 +1,4 @@
-"""What is left where the operator went before its models did, and how to be rid of it."""
+"""Objects left behind if the operator was uninstalled before its models were deleted, and their removal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS: Final = (*(kind for kind in CHILDREN if kind is not PODS), OLD_DISRUPTION
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """One thing to remove: an object, or where `finalizers` is not None, that these stay of its finalizers."""
+    """One removal: of an object, or if `finalizers` is not None, of its finalizers except these."""
 
     kind: Kind
     namespace: str
@@ -35,11 +35,11 @@ class Leftover:
 
 
 def leftovers(client: ContextClient, *, everywhere: bool, of_all: bool) -> list[Leftover]:
-    """Return what is left in the namespace or everywhere: held models first, then objects that nobody owns.
+    """Return what is left in the namespace or everywhere: blocked models first, then objects without an owner.
 
-    A model is held that is being deleted; with `of_all` every one that has the finalizer.
+    A model is blocked if it is being deleted and has the finalizer; `of_all` includes every model with the finalizer.
     """
-    # Children first: of one that is made between both lists, the owner is known.
+    # Children first: the owner of a child created between both lists is then known.
     children = [(kind, item) for kind in KINDS for item in _listed(client, kind, MANAGED_LABELS, everywhere=everywhere)]
     models, pools = (_listed(client, kind, {}, everywhere=everywhere) for kind in (MODELS, POOLS))
     living = {item["metadata"]["uid"] for item in (*models, *pools)}
@@ -48,7 +48,7 @@ def leftovers(client: ContextClient, *, everywhere: bool, of_all: bool) -> list[
 
 
 def running_operator(client: ContextClient) -> str | None:
-    """Return where an operator runs that would do all this by itself; None where none does, or nobody may know."""
+    """Return a running operator that would do the cleanup itself; None if there is none, or the user may not see it."""
     try:
         found, _ = client.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
     except ForbiddenError:
@@ -58,7 +58,7 @@ def running_operator(client: ContextClient) -> str | None:
 
 
 def remove(client: ContextClient, leftover: Leftover) -> None:
-    """Remove one; what is gone meanwhile is fine, what has changed is left alone with an error."""
+    """Remove one leftover; one that is gone by now is ignored, one that has changed is left alone with an error."""
     try:
         if leftover.finalizers is None:
             client.delete(leftover.kind, leftover.name, namespace=leftover.namespace, uid=leftover.uid)
@@ -70,7 +70,7 @@ def remove(client: ContextClient, leftover: Leftover) -> None:
 
 
 def _listed(client: ContextClient, kind: Kind, labels: Mapping[str, str], *, everywhere: bool) -> list[Json]:
-    """Return all of a kind; none where the server has no such kind (any more, or not in this version)."""
+    """Return all objects of a kind; none if the server does not have the kind (in this version)."""
     try:
         return client.list(kind, labels=labels, everywhere=everywhere)[0]
     except NotInstalledError:
@@ -85,7 +85,7 @@ def _is_held(model: Json, *, of_all: bool) -> bool:
 def _held(model: Json) -> Leftover:
     kept = tuple(name for name in model["metadata"]["finalizers"] if name != FINALIZER)
     going = "deletionTimestamp" in model["metadata"]
-    return _leftover(MODELS, model, "it waits to be deleted" if going else "it stays, unguarded", kept)
+    return _leftover(MODELS, model, "it is being deleted" if going else "it is kept, without its finalizer", kept)
 
 
 def _orphans(children: Sequence[tuple[Kind, Json]], living: set[str]) -> Iterator[Leftover]:
@@ -96,7 +96,7 @@ def _orphans(children: Sequence[tuple[Kind, Json]], living: set[str]) -> Iterato
         if "deletionTimestamp" not in metadata and metadata["uid"] not in seen and not _owned(owners, living):
             seen.add(metadata["uid"])
             named = ", ".join(f"{owner['kind'].lower()}/{owner['name']}" for owner in owners)
-            yield _leftover(kind, item, f"{named} is gone" if named else "nobody owns it")
+            yield _leftover(kind, item, f"{named} was deleted" if named else "no owner")
 
 
 def _owned(owners: Sequence[Json], living: set[str]) -> bool:

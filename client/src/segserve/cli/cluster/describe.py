@@ -1,4 +1,4 @@
-"""What `describe` says of a model on a cluster: the resource, its events, and the pods of its groups."""
+"""`segserve describe` on a cluster: the resource, its events, and the pods of its groups."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ _ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 def describe_on_cluster(platform: ClusterPlatform, model: Json, record: Json | None) -> str:
-    """Return all that is known, with the `record` of the latest rollout; what the user may not see says so."""
+    """Return a model's details as text, with the `record` of its latest rollout; forbidden parts show the error."""
     metadata = dict(model["metadata"])
     kept = {key: value for key, value in metadata.pop("annotations", {}).items() if key != _ANNOTATION}
     shown = {**model, "metadata": metadata | ({"annotations": kept} if kept else {})}
     return "\n".join(
-        (model_text(shown, record), "events:", *_events(platform.client, model), "pods:", *_pods(platform.client, model))
+        (
+            model_text(shown, record),
+            "events:",
+            *_events(platform.client, model),
+            "pods:",
+            *_pods(platform.client, model),
+        )
     )
 
 
@@ -37,7 +43,7 @@ def _events(client: ContextClient, model: Json) -> Iterator[str]:
         yield f"  {error}"
         return
     if not found:
-        yield "  none (a cluster forgets them after an hour)"
+        yield "  none (clusters delete events after an hour)"
     for event in sorted(found, key=_time):
         count = int(event.get("count") or 1)
         often = f" ({count} times)" if count > 1 else ""

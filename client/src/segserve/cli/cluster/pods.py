@@ -1,4 +1,4 @@
-"""How a pod and a group of them do, in a word, with the cause where they do not do well."""
+"""States of pods and groups of pods: one word, and the cause if something is wrong."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from segserve.platforms.cluster.logs import short_name
 from segserve.platforms.port import Json
 from segserve_operator.adapters.kube.pod_failures import trouble
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 
 
 @dataclass(frozen=True, slots=True)
 class PodState:
-    """A name, a colour, a word or two, what else is worth knowing, and what troubles it."""
+    """A name, a colour, a word, a note, and the failure if there is one."""
 
     name: str
     colour: str
     word: str
     note: str = ""
-    trouble: Failure | None = None
+    trouble: FailureReason | None = None
 
 
 def pod_state(pod: Json) -> PodState:
-    """Return how a pod does."""
+    """Return the state of a pod."""
     name, status = short_name(pod), pod.get("status") or {}
     containers = status.get("containerStatuses") or []
     ready = sum(bool(each.get("ready")) for each in containers)
@@ -42,7 +42,7 @@ def pod_state(pod: Json) -> PodState:
 
 
 def group_state(deployment: Json | None, pods: Sequence[Json]) -> PodState:
-    """Return how the pods of a Deployment do together; `name` is empty."""
+    """Return the joint state of a Deployment's pods; `name` is empty."""
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     ready = sum(map(is_ready, staying))
     total = (deployment or {}).get("spec", {}).get("replicas", len(staying))
@@ -56,6 +56,6 @@ def group_state(deployment: Json | None, pods: Sequence[Json]) -> PodState:
 
 
 def is_ready(pod: Mapping[str, Any]) -> bool:
-    """Tell whether a pod gets requests."""
+    """Return whether a pod is ready to receive requests."""
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return any(said["type"] == "Ready" and said["status"] == "True" for said in conditions)

@@ -1,4 +1,4 @@
-"""The live tree of `get -w`: pools, their servers and models, revisions, pods, and what is not as wanted."""
+"""The live tree of `segserve get -w` on a cluster: pools, servers, models, revisions, pods, and deviations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segserve.platforms.waiting import condition
 from segserve_common.kube.kinds import DEPLOYMENTS, MODELS, PODS, POOLS
 from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_common.kube.requests import Selector
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 
 _ROLES: Final = {"stable": GOOD, "candidate": MOVING, "previous": QUIET}
 _FALSE_IS_WANTED: Final = frozenset({"Degraded", "Progressing"})
@@ -27,7 +27,7 @@ _FALSE_IS_WANTED: Final = frozenset({"Degraded", "Progressing"})
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is known of a namespace at one moment, as the API server's objects."""
+    """The objects of a namespace at one moment, as returned by the API server."""
 
     title: str
     models: Sequence[Json] = ()
@@ -36,13 +36,13 @@ class Snapshot:
     deployments: Sequence[Json] = ()
     trouble: str = ""
     name: str | None = None
-    """The one model to show; all where it is None."""
+    """The model to show, or None for all."""
     wide: bool = False
-    """Whether pods that are as they should be have a line each, with where they are."""
+    """Whether ready pods are listed too, with their nodes."""
 
 
 def frames(platform: ClusterPlatform, name: str | None, *, wide: bool) -> Iterator[PoolTree]:
-    """Follow the server's events of one model or all; the caller's pace is the picture's."""
+    """Yield a frame after each event of one model or all; the caller sets the pace."""
     selectors = (
         Selector(MODELS),
         Selector(POOLS),
@@ -62,17 +62,17 @@ def frames(platform: ClusterPlatform, name: str | None, *, wide: bool) -> Iterat
 
 @dataclass(frozen=True, slots=True)
 class PoolTree:
-    """A snapshot as a terminal shows it; in plain ASCII where the terminal has no more."""
+    """A snapshot as a tree for terminals."""
 
     snapshot: Snapshot
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self.snapshot.title, style=QUIET)
         if self.snapshot.trouble:
-            yield Text(f"what was last seen; {self.snapshot.trouble}", style=BAD)
+            yield Text(f"last known state; {self.snapshot.trouble}", style=BAD)
         nodes = list(_roots(self.snapshot))
         if not nodes:
-            yield Text("no models and no pools; `segserve apply -f model.yaml` adds a model")
+            yield Text("no models and no pools; add a model with `segserve apply -f model.yaml`")
         yield tree(nodes, ascii_only=options.ascii_only)
 
 
@@ -87,7 +87,7 @@ def _roots(seen: Snapshot) -> Iterator[Node]:
 
 
 def _pool(name: str, pool: Json | None, models: list[Json], seen: Snapshot) -> Node:
-    # Groups of two pools may have one name.
+    # Groups of two pools may have the same name.
     platform = replace(seen, pods=_labelled(seen.pods, POOL_LABEL, name),
                    deployments=_labelled(seen.deployments, POOL_LABEL, name))  # fmt: skip
     shared = _shared_groups(pool, models)
@@ -106,7 +106,7 @@ def _pool(name: str, pool: Json | None, models: list[Json], seen: Snapshot) -> N
 
 
 def _shared_groups(pool: Json | None, models: Sequence[Json]) -> set[str]:
-    """Return the groups that more than one model may use: their pods are shown once, at the pool."""
+    """Return the groups that several models may use: their pods are shown once, under the pool."""
     main = ((pool or {}).get("status") or {}).get("mainGroup")
     users: defaultdict[str, set[str]] = defaultdict(set)
     for model in models:
@@ -136,7 +136,7 @@ def _model(model: Json, shared: set[str], seen: Snapshot) -> Node:
 def _holder(role: str, holder: Json, share: int | None, groups: list[Node]) -> Node:
     detail, revision = _revision(role, holder, share, named=False), Text(holder["revision"])
     if role == "candidate" and holder.get("state") == "Failed":
-        cause = Failure(str(holder.get("reason")), holder.get("message") or "")
+        cause = FailureReason(str(holder.get("reason")), holder.get("message") or "")
         return Node(revision, BAD, "failed", detail, groups, cause)
     return Node(revision, _ROLES[role], role, detail, groups)
 
@@ -149,7 +149,7 @@ def _holders(model: Mapping[str, Any]) -> Iterator[tuple[str, Json]]:
 
 
 def _share(role: str, weight: int | None, holders: list[tuple[str, Json]]) -> int | None:
-    """Return a role's percent of the requests; the status has the candidate's."""
+    """Return a role's percentage of requests; the status holds that of the candidate."""
     if weight is None or role == "previous":
         return None if weight is None else 0
     return 100 - weight if role == "stable" and any(other == "candidate" for other, _ in holders) else weight
@@ -171,7 +171,7 @@ def _group(group: str, seen: Snapshot, label: str = GROUP_LABEL) -> Node:
     pods, deployments = _labelled(seen.pods, label, group), _labelled(seen.deployments, label, group)
     state = group_state(deployments[0] if deployments else None, pods)
     rows = [_pod(pod, wide=seen.wide) for pod in pods]
-    # Pods that are as they should be are not worth a line each.
+    # Pods that are ready do not need a line each.
     rows = [row for row in rows if row.colour is not GOOD or row.detail]
     return Node(Text(group), state.colour, state.word, Text(""), rows, state.trouble)
 
@@ -189,7 +189,7 @@ def _labelled(items: Sequence[Json], label: str, value: str) -> list[Json]:
 
 def _unseen(model: Json) -> Iterator[Node]:
     if (model.get("status") or {}).get("observedGeneration") != model["metadata"].get("generation"):
-        yield Node(Text("spec", QUIET), MOVING, "", Text("the operator has not looked at it yet"))
+        yield Node(Text("spec", QUIET), MOVING, "", Text("the operator has not processed it yet"))
 
 
 def _ready(manifest: Json) -> tuple[str, str]:
@@ -198,10 +198,10 @@ def _ready(manifest: Json) -> tuple[str, str]:
 
 
 def _conditions(manifest: Mapping[str, Any]) -> Iterator[Node]:
-    """Yield a row for each cause of conditions that are not as wanted."""
+    """Yield a row per cause of conditions that are not as wanted."""
     causes: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     conditions = (manifest.get("status") or {}).get("conditions") or ()
-    # What is under way comes first, then what is wrong; what waits for both is last.
+    # Progress first, then failures; conditions that wait for either are last.
     for said in sorted(conditions, key=lambda each: (each["reason"] == "Waiting", each["type"] != "Progressing")):
         wanted = "False" if said["type"] in _FALSE_IS_WANTED else "True"
         if said["status"] != wanted:
@@ -209,4 +209,4 @@ def _conditions(manifest: Mapping[str, Any]) -> Iterator[Node]:
     for (reason, message), types in causes.items():
         colour = MOVING if "Progressing" in types else QUIET if reason == "Waiting" else BAD
         shown = ", ".join(types if len(types) < 3 else [*types[:2], f"{len(types) - 2} more"])
-        yield Node(Text(shown, QUIET), colour, "", Text(""), cause=Failure(reason, message))
+        yield Node(Text(shown, QUIET), colour, "", Text(""), cause=FailureReason(reason, message))

@@ -1,1 +1,1 @@
-"""`segserve rollout`: how a new revision comes to serve, what decides it, and a person's word in it."""
+"""`segserve rollout`: the rollout of a new revision, its evidence, and the actions on it."""

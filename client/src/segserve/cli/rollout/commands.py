@@ -26,13 +26,15 @@ STANDARD_OUTPUT = Path("-")
 @with_platform_options
 def bundle(
     platform_options: PlatformOptions,
-    name: Annotated[str, typer.Argument(help="A model, for its latest rollout; or a rollout.")],
+    name: Annotated[str, typer.Argument(help="Model (for its latest rollout) or rollout.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Else ROLLOUT.tar.gz here; - is standard output."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Output file, or - for standard output. Default: ROLLOUT.tar.gz."
+        ),
     ] = None,
 ) -> None:
-    """Fetch what was kept when a rollout was rolled back, as .tar.gz: record, verdicts, logs of the servers."""
+    """Fetch the bundle of a rollout that was rolled back, as .tar.gz: record, verdicts, logs of the servers."""
     with needs("local"):
         rollout, content = fetched(selected_platform(platform_options), name)
     if output == STANDARD_OUTPUT:
@@ -47,14 +49,14 @@ def bundle(
 
 
 def fetched(platform: Platform, name: str) -> tuple[str, bytes]:
-    """Return the name of the rollout that is meant, and its bundle; `CommandError` where there is none."""
+    """Return the name of the rollout and its bundle; raises `CommandError` if there is none."""
     content = platform.bundle(name)
     if content is not None:
         return name, content
     rollout = _latest(platform, name)
     content = platform.bundle(rollout)
     if content is None:
-        raise CommandError(f"no bundle of rollout {rollout!r}: only rollbacks leave one, and the newest few are kept")
+        raise CommandError(f"no bundle of rollout {rollout!r}: only rollbacks leave one, and only the newest are kept")
     return rollout, content
 
 
@@ -67,16 +69,14 @@ def _latest(platform: Platform, model: str) -> str:
 
 NOT_LIVE: Final = (OutputFormat.JSON, OutputFormat.YAML)
 
-rollout = typer.Typer(
-    help="How a new revision comes to serve: what decides it, and your word in it.", no_args_is_help=True
-)
+rollout = typer.Typer(help="Follow and control the rollout of a new revision.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="The model's name.", autocompletion=model_names)]
+Name = Annotated[str, typer.Argument(help="Model name.", autocompletion=model_names)]
 Files = Annotated[
-    list[Path], typer.Option("--filename", "-f", help="Resource file, - for standard input; may be given again.")
+    list[Path], typer.Option("--filename", "-f", help="Resource file, or - for standard input; may be repeated.")
 ]
-Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="How to print.")]
-Timeout = Annotated[str, typer.Option(help="How long to wait for an answer: 10s; 0s does not wait.")]
+Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format.")]
+Timeout = Annotated[str, typer.Option(help="Timeout for the outcome, such as 10s; 0s does not wait.")]
 
 
 @rollout.command()
@@ -84,15 +84,17 @@ Timeout = Annotated[str, typer.Option(help="How long to wait for an answer: 10s;
 def status(
     platform_options: PlatformOptions,
     name: Name,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep it up to date until the rollout ends.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Update the view continuously until the rollout ends.")
+    ] = False,
     output: Output = OutputFormat.TABLE,
 ) -> None:
-    """Show a model's rollout: both revisions, the evidence of each gate, what it waits for.
+    """Show a model's rollout: both revisions, the evidence of each gate, and the pending decision.
 
-    Exit code 1 where it ended without its revision in service.
+    Exit code 1 if it ended without its revision in service.
     """
     if watch and output in NOT_LIVE:
-        raise typer.BadParameter(f"-w shows a live view; with it -o is table or wide, not {output}")
+        raise typer.BadParameter(f"-w supports only -o table and -o wide, got {output}")
     with needs("local"):
         from segserve.cli.rollout.status import current, document, follow, once
     console, platform, wide = Console(), selected_platform(platform_options), output is OutputFormat.WIDE
@@ -111,10 +113,10 @@ def status(
 @with_platform_options
 def list_(
     platform_options: PlatformOptions,
-    name: Annotated[str | None, typer.Argument(help="One model's; all without it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Model name. Default: all models.")] = None,
     output: Output = OutputFormat.TABLE,
 ) -> None:
-    """Show the rollouts that there were, newest first; -o yaml prints their records."""
+    """List rollouts, newest first; -o yaml prints their records."""
     with needs("local"):
         from segserve.cli.rollout.records import rollouts, rollouts_table
     found, console = rollouts(selected_platform(platform_options), name), Console()
@@ -123,7 +125,7 @@ def list_(
     elif output is OutputFormat.JSON:
         typer.echo(json.dumps([manifest for manifest, _ in found], indent=2))
     elif not found:
-        console.print("no rollouts; the next change of a model with `spec.rollout` begins one")
+        console.print("no rollouts; the next change of a model with `spec.rollout` starts one")
     else:
         _print(console, rollouts_table([record for _, record in found], wide=output is OutputFormat.WIDE))
 
@@ -131,10 +133,10 @@ def list_(
 @rollout.command()
 def plan(
     files: Files,
-    rps: Annotated[float, typer.Option(min=0.001, help="Requests a second to the model, of all callers.")] = 10.0,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long callers ask so often.")] = 10.0,
+    rps: Annotated[float, typer.Option(min=0.001, help="Requests per second to the model, from all callers.")] = 10.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Duration of this request rate in minutes.")] = 10.0,
 ) -> None:
-    """Say what a rollout by these files could see, and how soon, before anything is applied."""
+    """Show which regressions a rollout with these files could detect, and how soon, before anything is applied."""
     with needs("local"):
         from segserve.cli.rollout.power import previews
     for text in previews(files, rps, minutes):
@@ -146,16 +148,16 @@ def plan(
 def replay(
     platform_options: PlatformOptions,
     source: Annotated[
-        str, typer.Argument(metavar="NAME|FILE", help="A model, a rollout, or a record's .yaml or .json file.")
+        str, typer.Argument(metavar="NAME|FILE", help="Model, rollout, or .yaml or .json file of a record.")
     ],
     policy: Annotated[
-        Path | None, typer.Option("--with", metavar="FILE", help="Say what this policy would have done instead.")
+        Path | None, typer.Option("--with", metavar="FILE", help="Show what this policy would have done instead.")
     ] = None,
     output: Output = OutputFormat.TABLE,
 ) -> None:
-    """Make each decision again from what it saw; exit code 1 where one comes out otherwise.
+    """Derive each decision again from its recorded evidence; exit code 1 if one differs.
 
-    With another policy: what that would have done, of the looks as they were kept (of 1, 15 and 60 seconds).
+    With another policy, show what that policy would have done with the recorded windows (of 1, 15 and 60 seconds).
     """
     with needs("local"):
         from segserve.cli.rollout import records
@@ -190,7 +192,7 @@ def _what_if(record: Record, policy: Path, output: OutputFormat) -> None:
     if output in NOT_LIVE:
         _print_document(what_if_document(record, other), output)
     elif not other:
-        typer.echo(f"{record.name}: by {policy} nothing would have been decided on the requests that were counted")
+        typer.echo(f"{record.name}: {policy} would have decided nothing on the counted requests")
     else:
         _print(Console(), what_if_table(record, other))
 
@@ -209,42 +211,42 @@ rollout.command()(bundle)
 @rollout.command()
 @with_platform_options
 def promote(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Promote the candidate now, whatever the gates still wait for."""
+    """Promote the candidate now, regardless of its gates."""
     _ask(platform_options, name, "promote", timeout)
 
 
 @rollout.command()
 @with_platform_options
 def abort(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """End the rollout: the candidate gets no requests from now on."""
+    """End the rollout: the candidate gets no more requests."""
     _ask(platform_options, name, "abort", timeout)
 
 
 @rollout.command()
 @with_platform_options
 def pause(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Keep the weight where it is; a breach still rolls back."""
+    """Keep the current weight; a breach still rolls back."""
     _ask(platform_options, name, "pause", timeout)
 
 
 @rollout.command()
 @with_platform_options
 def resume(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Go on after a pause, or after a step that waits for a person's word."""
+    """Continue after a pause, or after a step that needs approval."""
     _ask(platform_options, name, "resume", timeout)
 
 
 @rollout.command()
 @with_platform_options
 def retry(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Try the revision that failed once more, from the beginning."""
+    """Roll out the failed revision again from the start."""
     _ask(platform_options, name, "retry", timeout)
 
 
 @rollout.command()
 @with_platform_options
 def rollback(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Leave the stable revision for the one before it, which is still loaded."""
+    """Return from the stable revision to the previous one, which is still loaded."""
     _ask(platform_options, name, "rollback", timeout)
 
 
@@ -252,11 +254,11 @@ def rollback(platform_options: PlatformOptions, name: Name, timeout: Timeout = "
 @with_platform_options
 def skip_gate(
     platform_options: PlatformOptions,
-    gate: Annotated[str, typer.Argument(help="The gate's name, as `status` shows it.")],
+    gate: Annotated[str, typer.Argument(help="Gate name, as shown by `status`.")],
     name: Name,
     timeout: Timeout = "10s",
 ) -> None:
-    """Put a gate aside for this rollout: it neither holds the candidate nor rolls it back."""
+    """Ignore a gate for this rollout: it neither blocks the candidate nor rolls it back."""
     _ask(platform_options, name, "skip-gate", timeout, gate=gate)
 
 

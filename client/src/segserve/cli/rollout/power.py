@@ -1,4 +1,4 @@
-"""`segserve rollout plan`: what a rollout could tell apart, by the requests that come."""
+"""`segserve rollout plan`: the regressions that a rollout could detect at a given request rate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEAST_RATE: Final = 0.01
 
 
 def previews(files: Iterable[Path], rps: float, minutes: float) -> list[str]:
-    """Return for each model of files what its rollout could see at so many requests a second."""
+    """Return for each model in the files what its rollout could detect at `rps` requests per second."""
     resources = [written.resource for written in read_files(files)]
     models = [each for each in resources if isinstance(each, SegmentationModel)]
     if not models:
@@ -34,7 +34,7 @@ def previews(files: Iterable[Path], rps: float, minutes: float) -> list[str]:
 def _preview(model: SegmentationModel, rps: float, minutes: float) -> str:
     name, policy = model.metadata.name, model.spec.rollout
     if policy is None:
-        return f"{name}: no `spec.rollout`: a new revision is promoted as soon as it is proved, whatever callers see"
+        return f"{name}: no `spec.rollout`: a new revision is promoted as soon as it is ready, whatever callers see"
     told = preview(policy, model.spec.slo or Slo(), rps, minutes).text()
     return f"{name}: {_how(policy)}\n{told}"
 
@@ -47,17 +47,17 @@ def _how(policy: RolloutPolicy) -> str:
 
 @dataclass(slots=True)
 class Outlook:
-    """What rollouts can see in ten minutes of the requests that come now, in a line.
+    """One line with the regressions that a rollout can detect in ten minutes at the current request rate.
 
-    It takes a second to work out, so that a live view asks again and again, and goes on meanwhile.
+    Computing it takes a second, so a live view polls and continues meanwhile.
     """
 
     _lines: dict[tuple[str, float], str] = field(default_factory=dict)
     _last: str = ""
 
     def line(self, record: Record, *, wait: bool = False) -> str:
-        """Return it, or what was known last; empty where no requests come, or until it is known."""
-        # One digit: a rate that goes up and down a little changes nothing.
+        """Return the line, or the last known one; empty without requests, or until the first one is computed."""
+        # One digit: small changes of the rate do not matter.
         rate = float(f"{float(record.progress.rate):.1g}")
         if rate < LEAST_RATE:
             return ""
@@ -75,7 +75,7 @@ class Outlook:
 
 
 def brief(found: Preview) -> str:
-    """Return the smallest harm of each kind that is seen, and how soon."""
+    """Return the smallest detectable regression of each kind, and how soon it is detected."""
     told = []
     for what in dict.fromkeys(row.what for row in found.rows):
         rows = [row for row in found.rows if row.what == what]

@@ -27,14 +27,14 @@ COLUMNS: Final = ("ROLLOUT", "MODEL", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", 
 
 
 def rollouts(platform: Platform, model: str | None) -> list[tuple[Json, Record]]:
-    """Return the records of all models' rollouts, or of one model's, with their resources; the newest first."""
+    """Return the records of all rollouts, or of one model's, with their resources; newest first."""
     found = [(manifest, record_of(manifest)) for manifest in platform.rollouts() if is_written(manifest)]
     mine = [(manifest, record) for manifest, record in found if model in (None, record.model)]
     return sorted(mine, key=lambda each: (-float(each[1].progress.started_s), each[1].name))
 
 
 def rollouts_table(records: Iterable[Record], *, wide: bool = False) -> Table:
-    """Return rollouts as a table; what a record says last may be some seconds behind its model's status."""
+    """Return rollouts as a table; a record may be some seconds behind its model's status."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (*COLUMNS, "REASON", "MESSAGE") if wide else COLUMNS:
         table.add_column(name, no_wrap=True)
@@ -64,35 +64,35 @@ FILES: Final = (".json", ".yaml", ".yml")
 
 
 def is_file(source: str) -> bool:
-    """Return whether a source is a file, as opposed to a name."""
+    """Return whether a source is a file rather than a name."""
     return source.endswith(FILES) or "/" in source
 
 
 def record_from_file(path: Path) -> Record:
-    """Return the record that a file holds, as `rollout list -o yaml` or a bundle has it."""
+    """Return the record in a file written by `rollout list -o yaml` or a bundle; raises `CommandError`."""
     found = [each for each in _documents(path) if each.get("kind") == ROLLOUT]
     if len(found) != 1:
-        raise CommandError(f"{path} has {len(found)} documents of the kind {ROLLOUT}; it is to have one")
+        raise CommandError(f"{path} must have one document of the kind {ROLLOUT}, got {len(found)}")
     return record_of(found[0])
 
 
 def record_of_name(platform: Platform, name: str) -> Record:
-    """Return a record by its own name, or of a model's latest rollout."""
+    """Return a record by its own name, or that of a model's latest rollout; raises `CommandError`."""
     manifest = platform.rollout(name)
     if manifest is None:
         standing = state_of(platform.model(name))
         manifest = None if standing is None else platform.rollout(standing.rollout)
     if manifest is None:
-        raise CommandError(f"no record of {name!r}; `segserve rollout list` shows what there is")
+        raise CommandError(f"no record of {name!r}; `segserve rollout list` shows all")
     count = -(-chunked_rows(manifest) // CHUNK_ROWS)
     return record_of(manifest, platform.chunks(manifest["metadata"]["name"], count) if count else ())
 
 
 def policy_from_file(path: Path) -> RolloutPolicy:
-    """Return the policy of a file: a model with `spec.rollout`, or what would stand there."""
+    """Return the policy in a file: a model with `spec.rollout`, or the policy itself; raises `CommandError`."""
     documents = _documents(path)
     if len(documents) != 1:
-        raise CommandError(f"{path} has {len(documents)} documents; a policy is one")
+        raise CommandError(f"{path} must have one document with a policy, got {len(documents)}")
     value = documents[0]
     if "kind" in value:
         value = (value.get("spec") or {}).get("rollout") or {}
@@ -101,8 +101,8 @@ def policy_from_file(path: Path) -> RolloutPolicy:
     try:
         return RolloutPolicy.model_validate(value)
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise CommandError(f"{path} is no rollout policy: {told}") from error
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise CommandError(f"{path} is not a rollout policy: {problems}") from error
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
@@ -113,43 +113,43 @@ def _documents(path: Path) -> list[dict[str, Any]]:
         raise CommandError(f"{path} cannot be read: {error}") from error
     found = [item for each in found for item in (each if isinstance(each, list) else [each])]
     if not all(isinstance(each, dict) for each in found):
-        raise CommandError(f"{path} holds something else than resources or a policy")
+        raise CommandError(f"{path} must hold resources or a policy")
     return found
 
 
 def made_again(record: Record) -> tuple[Replayed, ...]:
-    """Return all decisions again of which the record has what they saw; `CommandError` where it has none."""
+    """Return every decision whose evidence is recorded, derived again; raises `CommandError` if there is none."""
     try:
         again = replay(record)
     except ValueError as error:
         raise CommandError(f"{record.name} cannot be replayed: {error}") from error
     if not again:
-        raise CommandError(f"{record.name} has {len(record.decisions)} decisions, and of none what it saw")
+        raise CommandError(f"{record.name} has {len(record.decisions)} decisions, none with recorded evidence")
     return again
 
 
 def summary(record: Record, again: Iterable[Replayed]) -> str:
-    """Return in a line how the replay went."""
+    """Return the result of a replay in one line."""
     found = list(again)
     same, old = sum(each.same for each in found), len(record.decisions) - len(found)
-    kept = f"; {old} more are kept without what they saw" if old else ""
-    return f"{record.name}: {same} of {len(found)} decisions come out the same, byte for byte{kept}"
+    without = f"; {old} older ones have no recorded evidence" if old else ""
+    return f"{record.name}: {same} of {len(found)} decisions are reproduced byte for byte{without}"
 
 
 def replayed_table(record: Record, again: Iterable[Replayed]) -> Table:
-    """Return decisions with whether each came out as it is recorded."""
+    """Return decisions and whether each came out as recorded."""
     table = _table("DECISION", "AT", "SIGNAL", "PHASE", "WEIGHT", "ACTOR", "AGAIN")
     decisions = {decision.sequence: decision for decision in record.decisions}
     for each in again:
         found = decisions[each.sequence]
-        verdict = "[green]the same[/]" if each.same else "[red]another[/]"
+        verdict = "[green]same[/]" if each.same else "[red]differs[/]"
         row = (found.signal, found.phase.label, f"{found.weight} %", found.actor)
         table.add_row(str(each.sequence), stamp(each.at_s), *map(escape, row), verdict)
     return table
 
 
 def differences(again: Iterable[Replayed]) -> list[str]:
-    """Return what was recorded and what comes out, for each decision where that differs."""
+    """Return the recorded and the derived form of each decision that differs."""
     return [
         f"decision {each.sequence}\n  recorded {each.recorded}\n  derived  {each.derived}"
         for each in again
@@ -158,7 +158,7 @@ def differences(again: Iterable[Replayed]) -> list[str]:
 
 
 def replayed_document(record: Record, again: Iterable[Replayed]) -> Json:
-    """Return a replay for programs."""
+    """Return a replay as JSON."""
     decisions = {decision.sequence: decision for decision in record.decisions}
     found = [
         decision_document(decisions[each.sequence])
@@ -171,17 +171,17 @@ def replayed_document(record: Record, again: Iterable[Replayed]) -> Json:
 
 
 def what_if_table(record: Record, other: Iterable[WhatIf]) -> Table:
-    """Return what another policy would have done, beside what was done at or before that moment."""
+    """Return the moves of another policy next to what was done at or before that moment."""
     table = _table("AT", "SIGNAL", "PHASE", "WEIGHT", "IN FACT")
     for each in other:
         before = [decision for decision in record.decisions if decision.at_s <= each.at_s]
-        fact = f"{before[-1].phase.label} {before[-1].weight} %" if before else "not begun"
+        fact = f"{before[-1].phase.label} {before[-1].weight} %" if before else "not started"
         table.add_row(stamp(each.at_s), each.signal, each.phase.label, f"{each.weight} %", fact)
     return table
 
 
 def what_if_document(record: Record, other: Iterable[WhatIf]) -> Json:
-    """Return what another policy would have done, for programs."""
+    """Return the moves of another policy as JSON."""
     moves = [
         {"at": stamp(each.at_s), "signal": each.signal, "phase": each.phase.label, "weight": each.weight}
         for each in other

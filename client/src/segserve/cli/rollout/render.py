@@ -1,4 +1,4 @@
-"""The live tree of one rollout: both revisions, the gates' evidence, what it waits for, and how it came here."""
+"""The live tree of a rollout: both revisions, the evidence of each gate, the pending decision, and past decisions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.text import Text
 
 from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
 from segserve.platforms.rollouts.rollout_view import RolloutView, Side
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Decision, Record
 
 BAR: Final = 16
-"""Characters of a whole bar."""
+"""Length of a full bar in characters."""
 _FULL, _EMPTY, _PLAIN_FULL, _PLAIN_EMPTY = "█", "░", "#", "."
 _PARTS: Final = " ▏▎▍▌▋▊▉"
 DECISIONS: Final = 4
@@ -38,7 +38,7 @@ _LOST: Final = frozenset({Phase.QUARANTINED, Phase.ROLLED_BACK})
 
 @dataclass(frozen=True, slots=True)
 class RolloutTree:
-    """A rollout as a terminal shows it; `preview` says what its evidence can tell at the requests that come."""
+    """A rollout as a tree for terminals; `preview` is the line of its `Outlook`."""
 
     seen: RolloutView
     wide: bool = False
@@ -63,11 +63,11 @@ class RolloutTree:
 
 
 def _unseen() -> Node:
-    return Node(Text("spec", QUIET), MOVING, "", Text("the operator has not come to the newest spec yet"))
+    return Node(Text("spec", QUIET), MOVING, "", Text("the operator has not processed the newest spec yet"))
 
 
 def step_of(seen: RolloutView) -> str:
-    """Return which step of how many a rollout is at, with space after it; empty where it is at none."""
+    """Return the current step and the number of steps, with trailing space; empty if there is no current step."""
     if seen.standing.phase is not Phase.PROGRESSING:
         return ""
     steps = f" of {len(seen.record.policy.steps)}" if seen.record is not None else ""
@@ -102,16 +102,16 @@ def _gate(verdict: Verdict, *, skipped: bool, wide: bool, ascii_only: bool) -> N
     detail.append(f" {100 * min(max(verdict.progress, 0.0), 1.0):>3.0f} %")
     said = verdict.message + (f"  ({figures(verdict.numbers)})" if wide and verdict.numbers else "")
     state = "skipped" if skipped else verdict.outcome.value
-    return Node(Text(verdict.gate), colour, state, detail, cause=Failure(verdict.reason, said))
+    return Node(Text(verdict.gate), colour, state, detail, cause=FailureReason(verdict.reason, said))
 
 
 def bar(share: float, *, ascii_only: bool = False) -> str:
-    """Return a share (0 to 1; what is beyond counts as that) as a bar of `BAR` characters."""
+    """Return a share, clipped to 0..1, as a bar of `BAR` characters."""
     share = 0.0 if math.isnan(share) else min(max(share, 0.0), 1.0)
     if ascii_only:
         full = round(share * BAR)
         return _PLAIN_FULL * full + _PLAIN_EMPTY * (BAR - full)
-    # A part that is not full may not look so, nor one with something in it empty.
+    # A bar looks full only at 1 and empty only at 0.
     eighths = math.floor(share * BAR * 8) if share > 0 else 0
     full, rest = divmod(max(eighths, 1) if share > 0 else 0, 8)
     return (_FULL * full + (_PARTS[rest] if rest else "")).ljust(BAR, _EMPTY)
@@ -122,7 +122,7 @@ def _state(seen: RolloutView, preview: str) -> Iterator[Node]:
     if standing.reason:
         name = "because" if standing.phase in ENDED or standing.phase in _LOST else "waits for"
         colour = COLOURS[standing.phase]
-        yield Node(Text(name), colour, "", Text(""), cause=Failure(standing.reason, standing.message))
+        yield Node(Text(name), colour, "", Text(""), cause=FailureReason(standing.reason, standing.message))
     if standing.ended:
         took = span(standing.since_s - standing.started_s)
         yield Node(Text("took"), QUIET, "", Text(f"{took}, ended {span(seen.now_s - standing.since_s)} ago"))
@@ -140,9 +140,9 @@ def _time_left(seen: RolloutView, record: Record) -> str:
     standing, policy = seen.standing, record.policy
     if standing.phase is Phase.BAKING:
         left = standing.since_s + policy.bake_time.total_seconds() - seen.now_s
-        return f"{span(left)} of {span(policy.bake_time.total_seconds())} to watch it"
+        return f"{span(left)} of {span(policy.bake_time.total_seconds())} of bake time"
     if standing.paused:
-        return f"a person holds it; after resume, {span(policy.deadline.total_seconds())} to the deadline"
+        return f"paused; {span(policy.deadline.total_seconds())} to the deadline after resume"
     left = standing.undecided_since_s + policy.deadline.total_seconds() - seen.now_s
     if left <= 0:
         return f"none: undecided for {span(policy.deadline.total_seconds())}, so: {policy.on_undecided}"
@@ -154,14 +154,14 @@ def _decisions(seen: RolloutView, *, wide: bool) -> Node:
     newest = seen.record.decisions[::-1]
     shown = newest if wide else newest[:DECISIONS]
     rows = [_decision(each, seen.now_s) for each in shown]
-    more = f"{len(newest) - len(shown)} before these; -o wide has all" if len(newest) > len(shown) else ""
+    more = f"{len(newest) - len(shown)} earlier ones; -o wide shows all" if len(newest) > len(shown) else ""
     return Node(Text("decisions"), QUIET, "", Text(more, QUIET), rows)
 
 
 def _decision(decision: Decision, now_s: float) -> Node:
     detail = Text.assemble(f"{decision.weight:>3} %", (f"  {decision.actor}" if decision.actor else "", QUIET))
     when = Text(f"{span(now_s - decision.at_s)} ago", QUIET)
-    cause = Failure(decision.reason or decision.signal, decision.message)
+    cause = FailureReason(decision.reason or decision.signal, decision.message)
     return Node(when, COLOURS[decision.phase], decision.phase.label, detail, cause=cause)
 
 
@@ -177,7 +177,7 @@ def span(seconds: float) -> str:
 
 
 def latency(milliseconds: float | None) -> str:
-    """Return a latency with two digits: `23 ms`, `1.2 s`; `hung` where it has no end."""
+    """Return a latency with two digits: `23 ms`, `1.2 s`; `hung` if infinite."""
     if milliseconds is None:
         return "-"
     if math.isinf(milliseconds):
@@ -187,7 +187,7 @@ def latency(milliseconds: float | None) -> str:
 
 
 def figures(numbers: Mapping[str, float]) -> str:
-    """Return the numbers of a verdict in a line."""
+    """Return the numbers of a verdict in one line."""
     return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
 
 

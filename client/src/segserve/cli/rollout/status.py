@@ -1,4 +1,4 @@
-"""`segserve rollout status`: a rollout as a tree, as it goes, or as a document for programs."""
+"""`segserve rollout status`: a rollout as a tree, live, or as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from segserve_operator.core.rollout.record import Decision, Record
 
 
 def current(platform: Platform, name: str) -> RolloutView:
-    """Return a model's rollout; raises `CommandError` where it has none."""
+    """Return a model's rollout; raises `NotFoundError` if it has none."""
     model = platform.model(name)
     found = read_rollout(platform, model)
     if found is None:
@@ -35,19 +35,19 @@ def picture(
 ) -> RolloutTree | Text:
     """Return what a terminal shows of a rollout, or that one may come; `wait` for what `outlook` works out."""
     if found is None:
-        return Text(f"{name}: no rollout yet; the operator has not come to the newest spec")
+        return Text(f"{name}: no rollout yet; the operator has not processed the newest spec")
     if found.record is None or found.standing.ended or found.promoted:
         return RolloutTree(found, wide)
     return RolloutTree(found, wide, outlook.line(found.record, wait=wait))
 
 
 def once(found: RolloutView, *, wide: bool) -> RolloutTree | Text:
-    """Return what a terminal shows of a rollout at one moment; wide with what its evidence can tell."""
+    """Return the view of a rollout at one moment; `wide` includes its `Outlook`."""
     return picture(found, found.model, Outlook(), wide=wide, wait=True) if wide else RolloutTree(found)
 
 
 def follow(console: Console, platform: Platform, name: str, *, wide: bool) -> RolloutView:
-    """Show a rollout until it ends, and return it; where nobody watch_rollout at a terminal, at each of its moves."""
+    """Show a rollout until it ends, and return it; without a terminal, print each change."""
     shown = _redrawn if console.is_terminal else _printed
     return shown(console, watch_rollout(platform, name), name, wide=wide)
 
@@ -78,7 +78,7 @@ def _printed(console: Console, found: Iterator[RolloutView | None], name: str, *
 
 
 def _move(found: RolloutView | None) -> tuple[Any, ...]:
-    """Return what makes a picture worth a line in a log: not the clock, not every request."""
+    """Return what makes a frame worth printing in a log: not the clock, not every request."""
     if found is None:
         return (None,)
     at, verdicts = found.standing, found.record.verdicts if found.record is not None else ()
@@ -87,7 +87,7 @@ def _move(found: RolloutView | None) -> tuple[Any, ...]:
 
 
 def document(found: RolloutView) -> Json:
-    """Return a rollout for programs: camelCase, times in RFC 3339, what is not known left out."""
+    """Return a rollout as JSON: camelCase, times in RFC 3339, unknown values left out."""
     at, record = found.standing, found.record
     said: Json = {
         "rollout": at.rollout,
@@ -135,7 +135,7 @@ def _verdict(verdict: Verdict) -> Json:
 
 
 def decision_document(decision: Decision) -> Json:
-    """Return a decision for programs, without what it saw."""
+    """Return a decision as JSON, without its evidence."""
     return {
         "sequence": decision.sequence,
         "at": stamp(decision.at_s),
@@ -149,7 +149,7 @@ def decision_document(decision: Decision) -> Json:
 
 
 def finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the numbers that JSON has."""
+    """Return the finite numbers, which JSON can hold."""
     return {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
 
 
