@@ -22,6 +22,7 @@ HOW_TO: Final = "how-to/"
 LINKED: Final = "repository/"
 _LINK: Final = re.compile(r"(\[[^\]]*\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 _FENCED: Final = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
+_CODE: Final = re.compile(r"`[^`\n]*`")
 _CELL: Final = re.compile(r"^# %%(?: *\[(\w+)\])?.*$", re.MULTILINE)
 
 
@@ -36,13 +37,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite links into the repository as links into the site."""
+    """Rewrite links into the repository as links into the site, and pipes in tables' code as mkdocs reads them."""
     own = _in_repository(page.file.src_uri)
     parts = _FENCED.split(markdown)
-    return "".join(
-        part if number % 2 else _LINK.sub(lambda link: _relinked(link, own, page.file.src_uri), part)
-        for number, part in enumerate(parts)
-    )
+    for number, part in enumerate(parts[::2]):
+        linked = _LINK.sub(lambda link: _relinked(link, own, page.file.src_uri), part)
+        # GitHub wants a pipe in a table's code escaped; Python-Markdown would show the backslash.
+        parts[2 * number] = _CODE.sub(lambda code: code[0].replace(r"\|", "|"), linked)
+    return "".join(parts)
 
 
 def page_of(script: str, name: str) -> str:

@@ -85,6 +85,12 @@ def test_no_page_fetches_anything_from_another_host(site: Path) -> None:
     assert "@import" not in styles
 
 
+def test_no_page_shows_an_escaped_pipe(site: Path) -> None:
+    own = [page for page in pages(site) if "repository" not in page.parts]
+
+    assert [page.name for page in own if r"\|" in page.read_text()] == []
+
+
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     known = {each for page in (site / "reference/api").glob("*.html") for each in links(page).ids}
 
