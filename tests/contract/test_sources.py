@@ -19,15 +19,15 @@ from fakes.mlflow_server import MlflowServer
 from fakes.object_servers import SERVERS, needed
 from fakes.registry import registry
 from segserve_builder.errors import ArtifactMissingError, ArtifactTooLargeError, SourceDeniedError
-from segserve_builder.sources import Access, Retrying, fetch, fetch_folder, folder_digest, source_of
+from segserve_builder.sources import Access, RetryPolicy, fetch, fetch_folder, folder_digest, source_of
 from segserve_builder.sources.base import FolderSource
 
 NET = random.Random(2).randbytes(2_500_000)
 SHA256 = hashlib.sha256(NET).hexdigest()
 FILES = {"net.onnx": NET, "set/golden.json": b"{}", "set/images/a b.png": b"pixels"}
 CUT_AFTER = 700_000
-QUICK = Retrying(tries=5, first_s=0.001)
-ONCE = Retrying(tries=1)
+QUICK = RetryPolicy(tries=5, first_s=0.001)
+ONCE = RetryPolicy(tries=1)
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ def changed(place: Place, **what: Any) -> Access:
 
 
 def test_a_file_is_fetched_whole(place: Place, tmp_path: Path) -> None:
-    assert fetch(place.uri("net.onnx"), SHA256, tmp_path, place.access, retrying=ONCE).read_bytes() == NET
+    assert fetch(place.uri("net.onnx"), SHA256, tmp_path, place.access, retry_policy=ONCE).read_bytes() == NET
     small = fetch(place.uri("set/images/a b.png"), hashlib.sha256(b"pixels").hexdigest(), tmp_path, place.access)
     assert small.read_bytes() == b"pixels"
 
 
 def test_what_is_not_there_is_missing(place: Place, tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissingError):
-        fetch(place.uri("none.onnx"), SHA256, tmp_path, place.access, retrying=ONCE)
+        fetch(place.uri("none.onnx"), SHA256, tmp_path, place.access, retry_policy=ONCE)
 
     assert files_in(tmp_path) == []
 
@@ -181,14 +181,14 @@ def test_what_breaks_off_arrives_in_the_end(place: Place, tmp_path: Path) -> Non
     if place.relay is not None:
         place.relay.cuts = 2
 
-    assert fetch(place.uri("net.onnx"), SHA256, tmp_path, place.access, retrying=QUICK).read_bytes() == NET
+    assert fetch(place.uri("net.onnx"), SHA256, tmp_path, place.access, retry_policy=QUICK).read_bytes() == NET
     assert files_in(tmp_path) == [f"sha256/{SHA256}"]
     assert place.relay is None or place.relay.cuts == 0
 
 
 def test_more_than_is_allowed_is_refused_and_removed(place: Place, tmp_path: Path) -> None:
     with pytest.raises(ArtifactTooLargeError, match="100000 bytes"):
-        fetch(place.uri("net.onnx"), SHA256, tmp_path, changed(place, max_bytes=100_000), retrying=ONCE)
+        fetch(place.uri("net.onnx"), SHA256, tmp_path, changed(place, max_bytes=100_000), retry_policy=ONCE)
 
     assert files_in(tmp_path) == []
 
@@ -203,7 +203,7 @@ def test_a_scheme_that_is_not_allowed_is_denied_though_its_bytes_are_in_the_cach
 def test_a_folder_is_fetched_with_all_that_is_in_it(place: Place, tmp_path: Path) -> None:
     digest = folder_digest(written(tmp_path / "own") / "set")
 
-    found = fetch_folder(place.uri("set"), digest, tmp_path / "cache", place.access, retrying=QUICK)
+    found = fetch_folder(place.uri("set"), digest, tmp_path / "cache", place.access, retry_policy=QUICK)
 
     assert folder_digest(found) == digest
 

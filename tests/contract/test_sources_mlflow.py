@@ -9,7 +9,7 @@ import pytest
 
 from fakes.mlflow_server import MlflowServer
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError
-from segserve_builder.sources import Access, Retrying, fetch, fetch_folder, folder_digest
+from segserve_builder.sources import Access, RetryPolicy, fetch, fetch_folder, folder_digest
 
 pytestmark = pytest.mark.needs("peers")
 
@@ -71,12 +71,12 @@ def test_a_golden_set_is_a_folder_of_the_version(access: Access, tmp_path: Path)
         ("models:/coins/2/none.onnx", "40"),
         ("models:/two%20nets/1", "a.onnx, deep/b.onnx; name the file"),
         ("models:/coins/latest", "allowed: models:/name/version"),
-        ("models:/coins/2/../../x", "names no model version"),
+        ("models:/coins/2/../../x", "is not a model version"),
     ],
 )
 def test_what_is_not_there_or_not_one_file_is_said(uri: str, seen: str, access: Access, tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissingError, match=seen):
-        fetch(uri, SHA256, tmp_path, access, retrying=Retrying(tries=1))
+        fetch(uri, SHA256, tmp_path, access, retry_policy=RetryPolicy(tries=1))
 
 
 def test_files_that_lie_elsewhere_are_read_by_that_source_and_only_where_it_may(

@@ -23,7 +23,7 @@ from segserve_builder.errors import (
     SourceDeniedError,
     SourceUnauthorizedError,
 )
-from segserve_builder.sources import Retrying, fetch, fetch_folder, folder_digest, object_store, resolved
+from segserve_builder.sources import RetryPolicy, fetch, fetch_folder, folder_digest, object_store, resolved
 from segserve_builder.sources.access import Access
 from segserve_builder.sources.object_store import ObjectStoreSource
 from segserve_common.http.guarded_http import StreamedResponse
@@ -99,7 +99,9 @@ def test_a_download_goes_on_from_where_it_broke_off(
 
     monkeypatch.setattr(StreamedResponse, "read", breaking)
 
-    found = fetch(uri(server, "folder/model.onnx"), SHA256, tmp_path / "cache", access, retrying=Retrying(first_s=0.01))
+    found = fetch(
+        uri(server, "folder/model.onnx"), SHA256, tmp_path / "cache", access, retry_policy=RetryPolicy(first_s=0.01)
+    )
 
     assert found.read_bytes() == CONTENT
     assert [response.status for response in responses] == [200, 206]
@@ -173,7 +175,7 @@ def test_a_renewed_secret_counts_for_the_next_try(server: ObjectServer, access: 
     folder = tmp_path / "model-reader"
     for name in server.keys:
         (folder / name).unlink()
-    with pytest.raises(SourceUnauthorizedError, match="'model-reader' is not there"):
+    with pytest.raises(SourceUnauthorizedError, match="'model-reader' does not exist"):
         read(server.source, uri(server, "folder/model.onnx"), access)
 
     server.access(folder)

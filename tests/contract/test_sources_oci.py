@@ -32,12 +32,12 @@ from segserve_builder.errors import (
     SourceUnauthorizedError,
     UnsafeArtifactError,
 )
-from segserve_builder.sources import Access, Retrying, fetch, fetch_folder, folder_digest
+from segserve_builder.sources import Access, RetryPolicy, fetch, fetch_folder, folder_digest
 from segserve_builder.sources.access import LOCAL, Credential
 
 NET = bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(NET).hexdigest()
-ONCE = Retrying(tries=1)
+ONCE = RetryPolicy(tries=1)
 REACHING = LOCAL.model_copy(update={"ambient": False})
 pytestmark = pytest.mark.needs("docker-registry")
 
@@ -49,12 +49,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 
 def got(uri: str, cache: Path, access: Access = REACHING) -> bytes:
-    return fetch(uri, SHA256, cache, access, retrying=ONCE).read_bytes()
+    return fetch(uri, SHA256, cache, access, retry_policy=ONCE).read_bytes()
 
 
 def refused(uri: str, cache: Path, error: type[BuilderError], seen: str, access: Access = REACHING) -> None:
     with pytest.raises(error, match=seen):
-        fetch(uri, SHA256, cache, access, retrying=ONCE)
+        fetch(uri, SHA256, cache, access, retry_policy=ONCE)
     assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
@@ -115,7 +115,7 @@ def test_a_modelcar_that_breaks_off_is_read_again(
         uri = place.replace(server.host, relay.address) + "#models/model.onnx"
         digest = hashlib.sha256(net).hexdigest()
 
-        found = fetch(uri, digest, tmp_path, REACHING, retrying=Retrying(first_s=0.001))
+        found = fetch(uri, digest, tmp_path, REACHING, retry_policy=RetryPolicy(first_s=0.001))
 
         assert found.read_bytes() == net
         assert relay.cuts == 0
@@ -147,7 +147,7 @@ def test_a_layer_removes_nothing_of_its_own(server: Registry, order: tuple[str, 
         pytest.param(b"no tar at all" * 99, TAR, ArtifactMissingError, "cannot be unpacked", id="no tar"),
         pytest.param(b"no gzip" * 99, f"{TAR}+gzip", ArtifactMissingError, "unpacked|broke off", id="no gzip"),
         pytest.param(tar({"a": b""}, mode="w:gz")[:40], f"{TAR}+gzip", ArtifactMissingError, "unpacked", id="cut off"),
-        pytest.param(BASE, f"{TAR}+zstd", ArtifactMissingError, "compression that is not read", id="zstd"),
+        pytest.param(BASE, f"{TAR}+zstd", ArtifactMissingError, "compression that is not supported", id="zstd"),
     ],
 )
 def test_a_layer_that_cannot_be_trusted_is_refused(
@@ -251,9 +251,9 @@ def test_a_registry_that_wants_to_know_who_asks_is_told(running: Running, tmp_pa
 
         assert got(uri, tmp_path / "1", secret(tmp_path / "account", ACCOUNT)) == NET
         assert got(uri, tmp_path / "2", secret(tmp_path / "docker", {".dockerconfigjson": docker})) == NET
-        refused(uri, tmp_path / "3", SourceUnauthorizedError, "no credential fits it")
+        refused(uri, tmp_path / "3", SourceUnauthorizedError, "no credential matches it")
         wrong = secret(tmp_path / "wrong", ACCOUNT | {"password": "guessed"})
-        refused(uri, tmp_path / "4", SourceUnauthorizedError, "the credential is not enough", wrong)
+        refused(uri, tmp_path / "4", SourceUnauthorizedError, "the credential does not grant access", wrong)
 
 
 def test_a_password_is_sent_to_no_host_that_is_not_allowed(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_member_that_is_not_there_is_missed_by_name(tmp_path: Path, suffix: st
     path = archive_of(tmp_path, suffix, ("a.onnx", b"1"), ("b.onnx", b"2"))
 
     with (
-        pytest.raises(ArtifactMissingError, match=r"no file 'c.onnx'; it holds a.onnx, b.onnx"),
+        pytest.raises(ArtifactMissingError, match=r"no file 'c.onnx'; it has a.onnx, b.onnx"),
         open_member(Bytes(path.read_bytes()), path.name, "c.onnx", MOST, tmp_path),
     ):
         pass

@@ -284,12 +284,12 @@ def test_a_member_of_an_archive_is_pinned_by_its_own_digest(
     assert fetch(f"{archive.as_uri()}#deep/a%23b%20c.onnx", SHA256, cache).read_bytes() == CONTENT
     assert fetch(resolved(f"{name}#deep/a#b c.onnx", str(tmp_path)), SHA256, tmp_path / "other").is_file()
     assert files_in(cache) == [f"sha256/{SHA256}"]
-    with pytest.raises(ArtifactMissingError, match="holds no file 'gone'"):
+    with pytest.raises(ArtifactMissingError, match="has no file 'gone'"):
         fetch(f"{archive}#gone", "0" * 64, cache)
 
 
 def test_a_member_of_what_is_no_archive_is_refused(artifact: Path, cache: Path) -> None:
-    with pytest.raises(ArtifactMissingError, match=r"allowed: in \.tar"):
+    with pytest.raises(ArtifactMissingError, match=r"allowed in \.tar"):
         fetch(f"{artifact.as_uri()}#x", SHA256, cache)
 
 

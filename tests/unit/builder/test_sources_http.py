@@ -178,7 +178,7 @@ def test_a_length_that_lies_gives_other_bytes(server: Behaviour, tmp_path: Path)
 def test_a_compressed_answer_is_refused_and_never_unpacked(server: Behaviour, tmp_path: Path) -> None:
     server.content, server.headers = gzip.compress(CONTENT), {"Content-Encoding": "gzip"}
 
-    with pytest.raises(ArtifactMissingError, match="'gzip'; asked for is identity"):
+    with pytest.raises(ArtifactMissingError, match="'gzip'; expected identity"):
         got(server, tmp_path)
 
     assert {headers["Accept-Encoding"] for _, headers in server.seen} == {"identity"}

@@ -95,7 +95,7 @@ def test_the_token_is_for_the_hub_and_not_for_its_storage(served: Hub, access: A
 def test_a_gated_repository_says_what_to_do(access: Access, token: str | None, tmp_path: Path) -> None:
     asking = with_token(access, tmp_path / "secret", token) if token else access
 
-    with pytest.raises(SourceUnauthorizedError, match="accept its conditions on its page; then name a credential") as e:
+    with pytest.raises(SourceUnauthorizedError, match="accept its conditions on its page, and name a credential") as e:
         fetch("hf://coins/gated/model.onnx", SHA256, tmp_path, asking, retry_policy=ONCE)
 
     assert token is None or token not in str(e.value)
@@ -119,9 +119,9 @@ def test_the_users_own_token_counts_where_the_users_own_do(
         ("hf://coins/net@v9/onnx/model.onnx", ArtifactMissingError, "404"),
         ("hf://coins/nobody/model.onnx", SourceUnauthorizedError, "private, gated or not there"),
         ("hf://coins/net", ArtifactMissingError, "names a repository"),
-        ("hf://model.onnx", ArtifactMissingError, "it has the form hf://org/repo"),
-        ("hf://coins/net/../../x/model.onnx", ArtifactMissingError, "names no file"),
-        ("hf://coins/net/%2e%2e/model.onnx", ArtifactMissingError, "names no file"),
+        ("hf://model.onnx", ArtifactMissingError, "expected hf://org/repo"),
+        ("hf://coins/net/../../x/model.onnx", ArtifactMissingError, "is not a file of a hub"),
+        ("hf://coins/net/%2e%2e/model.onnx", ArtifactMissingError, "is not a file of a hub"),
     ],
 )
 def test_what_is_not_there_is_said(uri: str, error: type[Exception], seen: str, access: Access, tmp_path: Path) -> None:

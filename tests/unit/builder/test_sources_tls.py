@@ -55,7 +55,7 @@ def test_no_other_certificate_is(server: Behaviour, authority: trustme.CA, tmp_p
     for url, access in ((server.url, LOCAL), (server.url, other), (server.url.replace("localhost", "127.0.0.1"), own)):
         with pytest.raises(ArtifactMissingError, match="certificate is refused"):
             got(url, tmp_path / "cache", access)
-    with pytest.raises(SourceUnauthorizedError, match=r"ca\.crt .* no PEM"):
+    with pytest.raises(SourceUnauthorizedError, match=r"ca\.crt .* not a PEM"):
         got(server.url, tmp_path / "cache", trusting(tmp_path / "broken", b"no certificate"))
     assert server.seen == []
 

@@ -1,11 +1,13 @@
-"""Where artifacts come from: the registry of sources, and the cache that their bytes are verified into."""
+"""Sources of artifacts: the registry by scheme, and fetches that verify into the cache."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit
 
 from segserve_builder.errors import (
@@ -17,8 +19,8 @@ from segserve_builder.sources import cache as _cache
 from segserve_builder.sources.access import DEFAULT_MAX_BYTES, Access
 from segserve_builder.sources.archives import SUFFIXES, is_archive, open_member
 from segserve_builder.sources.az import AzSource
-from segserve_builder.sources.base import FolderSource
-from segserve_builder.sources.fetching import Download, Retrying
+from segserve_builder.sources.base import FolderSource, Source, Stream
+from segserve_builder.sources.fetching import Download, Progress, RetryPolicy
 from segserve_builder.sources.file import FileSource
 from segserve_builder.sources.folder import (
     copy_folder,
@@ -35,18 +37,11 @@ from segserve_builder.sources.oci import OciSource
 from segserve_builder.sources.pvc import PvcSource
 from segserve_builder.sources.s3 import S3Source
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-    from segserve_builder.sources.base import Source, Stream
-    from segserve_builder.sources.fetching import Progress
-
 __all__ = [
     "DEFAULT_MAX_BYTES",
     "SOURCES",
     "Access",
-    "Retrying",
+    "RetryPolicy",
     "fetch",
     "fetch_folder",
     "fetch_unpinned",
@@ -72,12 +67,12 @@ SOURCES: Final[Mapping[str, Source]] = {
 }
 
 _STRICT: Final = Access()
-_PATIENT: Final = Retrying()
+_DEFAULT_RETRY: Final = RetryPolicy()
 _DATASETS: Final = "hf://datasets/"
-"""Here a repository's kind comes before the organisation, which is what an allow-list names."""
+"""In these URIs the organisation, which allow-lists name, comes after the kind of the repository."""
 
 _WITH_MEMBERS: Final = frozenset({"oci"})
-"""Schemes that read `#member` themselves; to all others it is a file within an archive."""
+"""Schemes that handle `#member` themselves; for all others it is a file within an archive."""
 
 
 def fetch(
@@ -87,27 +82,27 @@ def fetch(
     access: Access = _STRICT,
     *,
     progress: Progress | None = None,
-    retrying: Retrying = _PATIENT,
+    retry_policy: RetryPolicy = _DEFAULT_RETRY,
 ) -> Path:
-    """Return the verified, read-only file `<cache>/sha256/<sha256>`, fetched from `uri` where it is missing.
+    """Return the verified, read-only file `<cache>/sha256/<sha256>`, fetched from `uri` if it is missing.
 
-    The digest is computed while the bytes stream in, and the file gets its name only after it was found right. What is
-    already there is not hashed again. What breaks off is gone on with where the source can, also by the next process.
-    Any number of processes may fetch into one cache at once: of one object, the others wait for the first.
+    The digest is computed while the bytes stream in, and the file gets its name only if the digest is right. A file
+    that is there is not hashed again. A download that breaks off is resumed if the source can, by another process too.
+    Any number of processes may fetch into one cache at once: for the same object, the others wait for the first.
 
     Raises `UnknownNameError` (scheme), `SourceDeniedError`, `SourceUnauthorizedError`, `ArtifactMissingError`,
-    `DigestMismatchError`, `ArtifactTooLargeError`, `UnsafeArtifactError` (archive), and `PublishError` where the cache
+    `DigestMismatchError`, `ArtifactTooLargeError`, `UnsafeArtifactError` (archive), and `PublishError` if the cache
     cannot be written.
     """
-    _allowed_source(uri, access)  # also of what another pool, or a former policy, left in the cache
+    _allowed_source(uri, access)  # also for what another pool, or an earlier policy, left in the cache
     target = _cache.object_path(cache, sha256)
     if target.is_file():
         return _cache.touch(target)
-    with _cache.arriving(cache, sha256) as part:
+    with _cache.locked_partial(cache, sha256) as part:
         if not target.is_file():
-            source = _Reading(access, cache, retrying, progress)
+            source = _Reader(access, cache, retry_policy, progress)
             source.download(uri, access.max_bytes).verified(part, sha256)
-            _cache.enter(part, cache, sha256)
+            _cache.commit(part, cache, sha256)
     return target
 
 
@@ -118,36 +113,36 @@ def fetch_folder(
     access: Access = _STRICT,
     *,
     progress: Progress | None = None,
-    retrying: Retrying = _PATIENT,
+    retry_policy: RetryPolicy = _DEFAULT_RETRY,
 ) -> Path:
-    """Return the verified folder `<cache>/folders/<sha256>`, copied, downloaded or unpacked where it is missing.
+    """Return the verified folder `<cache>/folders/<sha256>`, copied, downloaded or unpacked if it is missing.
 
-    `sha256` is a `folder_digest`. Over HTTP the list that it digests has to be at `<uri>.sha256`. Of an archive
-    `sha256` is that of the file, and checked before anything is unpacked. Raises as `fetch` does; symbolic links and
-    special files are refused.
+    `sha256` is a `folder_digest`; over HTTP, the list that it hashes has to be at `<uri>.sha256`. For an archive it is
+    the digest of the file, and checked before anything is unpacked. Raises as `fetch` does; symbolic links and special
+    files are refused.
     """
     source = _allowed_source(uri, access)
     target = _cache.folder_path(cache, sha256)
     if target.is_dir():
         return _cache.touch(target)
-    reading = _Reading(access, cache, retrying, progress)
+    reader = _Reader(access, cache, retry_policy, progress)
     if is_archive(uri):
-        archive = fetch(uri, sha256, cache, access, progress=progress, retrying=retrying)
+        archive = fetch(uri, sha256, cache, access, progress=progress, retry_policy=retry_policy)
         unpack_folder(archive, uri, sha256, cache, access.max_bytes)
     elif isinstance(source, FileSource):
         copy_folder(source.allowed(uri, access), uri, sha256, cache, access.max_bytes)
     elif isinstance(source, FolderSource):
         files = ((path, _below(uri, path)) for path in source.files(uri, access))
-        download_files(reading.receive, files, uri, sha256, cache, access.max_bytes)
+        download_files(reader.receive, files, uri, sha256, cache, access.max_bytes)
     else:
-        download_listed(reading.receive, uri, sha256, cache, access.max_bytes)
+        download_listed(reader.receive, uri, sha256, cache, access.max_bytes)
     return target
 
 
-def fetch_unpinned(uri: str, access: Access, max_bytes: int, *, retrying: Retrying = _PATIENT) -> bytes:
+def fetch_unpinned(uri: str, access: Access, max_bytes: int, *, retry_policy: RetryPolicy = _DEFAULT_RETRY) -> bytes:
     """Return the content of a small file that proves itself, such as a signature; raises as `fetch` does."""
     content = io.BytesIO()
-    _Reading(access, None, retrying, None).download(uri, max_bytes).into(_cache.Arriving(content))
+    _Reader(access, None, retry_policy, None).download(uri, max_bytes).into(_cache.PartialFile(content))
     return content.getvalue()
 
 
@@ -174,18 +169,18 @@ def source_of(uri: str) -> Source:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """Reads files, and files within archives. Without a cache no archive is read."""
+class _Reader:
+    """Reader of files, and of files within archives, which need a cache."""
 
     access: Access
     cache: Path | None
-    retrying: Retrying
+    retry_policy: RetryPolicy
     progress: Progress | None
 
     def download(self, uri: str, max_bytes: int) -> Download:
-        return Download(uri, lambda start: self.open(uri, start), max_bytes, self.retrying, self.progress)
+        return Download(uri, lambda start: self.open(uri, start), max_bytes, self.retry_policy, self.progress)
 
-    def receive(self, uri: str, part: _cache.Arriving, max_bytes: int) -> None:
+    def receive(self, uri: str, part: _cache.PartialFile, max_bytes: int) -> None:
         self.download(uri, max_bytes).into(part)
 
     @contextmanager
@@ -197,7 +192,7 @@ class _Reading:
                 yield stream
             return
         if self.cache is None or not is_archive(whole):
-            raise ArtifactMissingError(f"{uri!r} names a file within {whole!r}; allowed: in {', '.join(SUFFIXES)}")
+            raise ArtifactMissingError(f"{uri!r} names a file within {whole!r}; allowed in {', '.join(SUFFIXES)}")
         spool = _cache.partial_path(self.cache)
         with (
             source.open(whole, self.access) as archive,
@@ -211,7 +206,7 @@ def _allowed_source(uri: str, access: Access) -> Source:
     try:
         host = urlsplit(uri.replace(_DATASETS, "hf://", 1)).hostname or ""
     except ValueError as error:
-        raise ArtifactMissingError(f"{uri!r} is no URI: {error}") from error
+        raise ArtifactMissingError(f"{uri!r} is not a URI: {error}") from error
     access.check_uri(_scheme(uri), host if _has_scheme(uri) else "")
     if isinstance(source, FileSource):
         source.allowed(_split(uri)[0], access)
@@ -219,11 +214,11 @@ def _allowed_source(uri: str, access: Access) -> Source:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """Return the URI of a file, and what is meant within it."""
+    """Return the URI of a file, and the member within it, empty if there is none."""
     if _scheme(uri) in _WITH_MEMBERS:
         return uri, ""
     if not _has_scheme(uri):
-        # A path is no URI: a file's name may have a # of its own.
+        # A path is not a URI: the name of a file may contain a #.
         whole, _, member = uri.partition("#")
         return (whole, member) if is_archive(whole) else (uri, "")
     whole, member = urldefrag(uri)
@@ -236,7 +231,7 @@ def _below(uri: str, relative: str) -> str:
 
 
 def _joined(folder: str, relative: str) -> str:
-    """Join as `urljoin` does, which knows only a few schemes."""
+    """Join as `urljoin` does, for any scheme: it knows only a few."""
     scheme, _, rest = folder.partition(":")
     return f"{scheme}:{urljoin(f'file:{rest}', relative).removeprefix('file:')}"
 

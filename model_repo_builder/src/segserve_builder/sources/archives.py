@@ -1,7 +1,7 @@
-"""Reads tar and zip archives of strangers: one member as a stream, or all of them into an empty folder.
+"""Untrusted tar and zip archives: one member as a stream, or all of them unpacked into an empty folder.
 
-Only regular files and folders with plain relative names are taken; everything else is refused, not left out, since an
-archive that tries to escape is not to be trusted with the rest. Owners, modes and times are those of this process.
+Only regular files and folders with plain relative names are unpacked. Anything else fails the whole archive: the rest
+of one that tries to escape is not to be trusted either. Owners, modes and times are those of this process.
 """
 
 from __future__ import annotations
@@ -15,25 +15,20 @@ import tempfile
 import unicodedata
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 from segserve_builder.errors import ArtifactMissingError, ArtifactTooLargeError, UnsafeArtifactError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
-    from typing import BinaryIO
-
-    from segserve_builder.sources.base import Stream
+from segserve_builder.sources.base import Stream
 
 
 class Readable(Protocol):
-    """What bytes can be read from."""
+    """A source of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
+        """Return at most `size` bytes, none at the end."""
         ...
 
 
@@ -61,17 +56,17 @@ _BROKEN: Final = (
 
 
 def is_archive(name: str) -> bool:
-    """Return whether a name ends as an archive's that can be read does."""
+    """Return whether a name has the suffix of an archive that can be read."""
     return name.lower().endswith(SUFFIXES)
 
 
 @contextmanager
 def open_member(stream: Stream, name: str, member: str, max_bytes: int, spool: Path) -> Iterator[Stream]:
-    """Open one file within the archive `name`, whose bytes `stream` gives; a zip passes through the folder `spool`.
+    """Open one file within the archive `name` that `stream` yields; a zip is first written to the folder `spool`.
 
-    Nothing but that file is unpacked. Raises `ArtifactMissingError` where there is no such member or the archive is
-    broken, `UnsafeArtifactError` where what comes before it tries to escape, and `ArtifactTooLargeError` where more
-    than `max_bytes` were unpacked on the way.
+    Nothing but that file is unpacked. Raises `ArtifactMissingError` if there is no such member or the archive is
+    broken, `UnsafeArtifactError` if an entry before it is not allowed, and `ArtifactTooLargeError` if more than
+    `max_bytes` are unpacked on the way.
     """
     with readable(name):
         if name.lower().endswith(".zip"):
@@ -82,17 +77,17 @@ def open_member(stream: Stream, name: str, member: str, max_bytes: int, spool: P
                 with archive.open(infos[member]) as unpacked:
                     yield _Member(unpacked, infos[member].file_size)
             return
-        seen: list[str] = []
-        for path, found in tar_members(stream, name, max_bytes):
+        others: list[str] = []
+        for path, file in tar_members(stream, name, max_bytes):
             if path == member:
-                yield found
+                yield file
                 return
-            seen.append(path)
-        raise _missing(name, member, seen)
+            others.append(path)
+        raise _missing(name, member, others)
 
 
 def unpack(archive: Path, name: str, into: Path, max_bytes: int) -> None:
-    """Unpack all of the file `archive`, called `name`, into the empty folder `into`; raises as `open_member` does."""
+    """Unpack the file `archive`, named `name`, into the empty folder `into`; raises as `open_member` does."""
     with archive.open("rb") as file, readable(name):
         if name.lower().endswith(".zip"):
             _unpack_zip(file, name, into, max_bytes)
@@ -102,9 +97,9 @@ def unpack(archive: Path, name: str, into: Path, max_bytes: int) -> None:
 
 
 def tar_members(stream: Stream, name: str, max_bytes: int) -> Iterator[tuple[str, Stream]]:
-    """Yield the path and the bytes of each regular file of a tar, in its order; each is to be read before the next.
+    """Yield the path and the bytes of each regular file of a tar, in order; read each before the next.
 
-    The compression is that of `name`'s suffix. Raises as `open_member` does.
+    The suffix of `name` tells the compression. Raises as `open_member` does.
     """
     names = _Names(name)
     for info, found in tar_entries(stream, name, max_bytes):
@@ -116,21 +111,21 @@ def tar_members(stream: Stream, name: str, max_bytes: int) -> Iterator[tuple[str
 
 
 def tar_entries(stream: Stream, name: str, max_bytes: int) -> Iterator[tuple[tarfile.TarInfo, Stream | None]]:
-    """Yield every entry of a tar with its unchecked name, and the bytes of those that are regular files.
+    """Yield every entry of a tar with its unchecked name, and the bytes of regular files.
 
-    Raises `ArtifactTooLargeError` where more than `max_bytes` were unpacked, and `ArtifactMissingError` for a
-    compression that is not read.
+    Raises `ArtifactTooLargeError` if more than `max_bytes` are unpacked, and `ArtifactMissingError` for a compression
+    that is not supported.
     """
     opener = next((opener for suffix, opener in _OPENERS.items() if name.lower().endswith(suffix)), None)
     if opener is None:
-        raise ArtifactMissingError(f"{name!r} has a compression that is not read; allowed: {', '.join(_OPENERS)}")
+        raise ArtifactMissingError(f"{name!r} has a compression that is not supported; allowed: {', '.join(_OPENERS)}")
     bounded = _Bounded(opener(_Raw(stream)), name, max_bytes)
-    # A tar that is read forward alone needs less of a file than tarfile's type says.
+    # To read a tar forward, tarfile needs less of a file than its type annotation says.
     with tarfile.open(fileobj=cast("Any", bounded), mode="r:", errorlevel=2) as archive:
         for info in archive:
             found = archive.extractfile(info) if info.isreg() else None
             yield info, None if found is None else _Member(found, info.size)
-            archive.members.clear()  # type: ignore[attr-defined]  # else a million headers stay in memory
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise a million headers stay in memory
 
 
 def _unpack_zip(file: BinaryIO, name: str, into: Path, max_bytes: int) -> None:
@@ -155,7 +150,7 @@ def _zip_entries(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[str, zip
 
 
 class _Names:
-    """The names of one archive so far; one that leaves the folder, or that another one hides behind, is refused."""
+    """The names of one archive so far; refuses names outside the folder, and names that collide."""
 
     def __init__(self, archive: str) -> None:
         self._archive = archive
@@ -163,7 +158,7 @@ class _Names:
         self._folders: set[str] = set()
 
     def check(self, name: str, *, is_folder: bool) -> str:
-        """Return the relative path that `name` stands for, or raise `UnsafeArtifactError`."""
+        """Return the relative path of an entry, or raise `UnsafeArtifactError`."""
         path = PurePosixPath(name)
         is_plain = name.isprintable() and "\\" not in name and ":" not in name and len(name.encode()) <= MAX_NAME_BYTES
         if path.is_absolute() or ".." in path.parts or not is_plain or (not path.parts and not is_folder):
@@ -172,7 +167,7 @@ class _Names:
         folded = _folded(str(path))
         taken = self._files if is_folder else self._files | self._folders
         if folded in taken or folders & self._files:
-            raise UnsafeArtifactError(f"{self._archive}: {name!r} is there twice, or differs from another in case only")
+            raise UnsafeArtifactError(f"{self._archive}: {name!r} occurs twice, or differs from another only in case")
         self._folders |= folders | ({folded} if is_folder else set())
         if not is_folder:
             self._files.add(folded)
@@ -182,14 +177,14 @@ class _Names:
 
 
 class _Raw:
-    """A stream as the file that decompressors read."""
+    """A stream as a file for decompressors."""
 
     def __init__(self, stream: Stream) -> None:
         self.read = stream.read
 
 
 class _Bounded:
-    """A decompressed tar as the file that `tarfile` reads: forward alone, at most `max_bytes`, with small headers."""
+    """A decompressed tar as a file for `tarfile`: forward only, at most `max_bytes`, with bounded headers."""
 
     def __init__(self, file: Readable, name: str, max_bytes: int) -> None:
         self._file = file
@@ -198,7 +193,7 @@ class _Bounded:
         self._at = 0
 
     def read(self, size: int = -1) -> bytes:
-        # tarfile reads what a header announces in one piece; files are read in pieces that we choose.
+        # tarfile reads in one piece whatever size a header announces; the pieces of files are ours.
         if not 0 <= size <= max(_LARGEST_HEADER, CHUNK_BYTES):
             raise UnsafeArtifactError(f"{self._name} announces a header of {size} bytes")
         parts = []
@@ -215,7 +210,7 @@ class _Bounded:
 
     def seek(self, place: int) -> None:
         if place < self._at:
-            raise tarfile.StreamError("a tar is read forward alone")
+            raise tarfile.StreamError("a tar is only read forward")
         while self._at < place and self.read(min(CHUNK_BYTES, place - self._at)):
             pass
 
@@ -253,7 +248,7 @@ def _spooled(stream: Stream, name: str, max_bytes: int, spool: Path) -> Iterator
     with tempfile.TemporaryFile(dir=spool) as file:
         while chunk := stream.read(CHUNK_BYTES):
             if file.tell() + len(chunk) > max_bytes:
-                raise ArtifactTooLargeError(f"{name} has more than the {max_bytes} bytes that are allowed")
+                raise ArtifactTooLargeError(f"{name} is larger than the {max_bytes} bytes that are allowed")
             file.write(chunk)
         file.seek(0)
         yield file
@@ -261,17 +256,17 @@ def _spooled(stream: Stream, name: str, max_bytes: int, spool: Path) -> Iterator
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Raise what is wrong with a broken archive as `ArtifactMissingError`."""
+    """Raise the errors of a broken archive as `ArtifactMissingError`."""
     try:
         yield
     except _BROKEN as error:
         raise ArtifactMissingError(f"{name} cannot be unpacked: {error}") from error
 
 
-def _missing(name: str, member: str, seen: Iterable[str]) -> ArtifactMissingError:
-    names = sorted(seen)
+def _missing(name: str, member: str, members: Iterable[str]) -> ArtifactMissingError:
+    names = sorted(members)
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return ArtifactMissingError(f"{name} holds no file {member!r}; it holds {shown or 'none'}")
+    return ArtifactMissingError(f"{name} has no file {member!r}; it has {shown or 'none'}")
 
 
 def _kind(info: tarfile.TarInfo) -> str:

@@ -6,15 +6,18 @@ import base64
 import hmac
 import os
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import urlencode, urlsplit
 
 from segserve_builder.errors import SourceUnauthorizedError
+from segserve_builder.sources.access import Access
 from segserve_builder.sources.object_store import (
     RETRIES,
     SIGNED_FOR,
     Bucket,
+    Located,
     ObjectStoreSource,
     client,
     guarded,
@@ -23,12 +26,7 @@ from segserve_builder.sources.object_store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from obstore.store import AzureConfig
-
-    from segserve_builder.sources.access import Access
-    from segserve_builder.sources.object_store import Located
 
 _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
 _FORMS: Final = (("account-key",), ("sas-token",), ("client-id", "client-secret", "tenant-id"))
@@ -48,10 +46,10 @@ _TOKENS: Final = (
 
 
 class AzSource(ObjectStoreSource):
-    """Requests are signed where there is a key, and carry a token where there are other credentials.
+    """Blobs of Azure. Requests are signed with an account key, and carry a token with other credentials.
 
     A Secret has `account-key`, or `sas-token`, or `client-id`, `client-secret` and `tenant-id`; and `account-name`
-    where the endpoint does not name the account. Of the environment `AZURE_*` counts, with its workload identity.
+    unless the endpoint names the account. Ambient credentials are `AZURE_*` variables, with workload identity.
     """
 
     scheme = "az"
@@ -79,12 +77,12 @@ class AzSource(ObjectStoreSource):
             store = AzureStore(bucket, config=config, client_options=client(endpoint, secret), retry_config=RETRIES)
             return Bucket(store, None if by_token else _located(f"{endpoint}/{bucket}", account, secret))
         except (BaseError, ValueError) as error:
-            # The library's text may show parts of the key.
+            # The library's message may show parts of the key.
             raise SourceUnauthorizedError(f"az://{bucket}: the account's key or token cannot be used") from error
 
 
 def _account(secret: Mapping[str, str], environment: Mapping[str, str], endpoint: str | None) -> str:
-    """Return the account: as the Secret or environment names it, else the endpoint's path or first label."""
+    """Return the account that the Secret or the environment names, else the endpoint's path or first label."""
     named = secret.get("account-name") or environment.get("AZURE_STORAGE_ACCOUNT_NAME")
     if not named and endpoint is not None:
         place = urlsplit(endpoint)
@@ -98,7 +96,7 @@ def _account(secret: Mapping[str, str], environment: Mapping[str, str], endpoint
 
 
 def _located(bucket_url: str, account: str, secret: Mapping[str, str]) -> Located | None:
-    """Return how objects are asked for; None where a token is needed."""
+    """Return the function from keys to URLs; None if a token is needed."""
     if secret.get("account-key"):
         key = base64.b64decode(secret["account-key"])
         resource = f"/blob/{account}/{bucket_url.rpartition('/')[2]}"
@@ -109,9 +107,9 @@ def _located(bucket_url: str, account: str, secret: Mapping[str, str]) -> Locate
 
 
 def _signature(key: bytes, resource: str) -> str:
-    """Return the query that lets a blob be read for a while from now on.
+    """Return the query that grants reading a blob for an hour.
 
-    The library's own begins at this machine's time, and Azure refuses what begins later than its own.
+    The library's own signature starts at this machine's time, and Azure refuses one that starts in its future.
     """
     until = f"{datetime.now(UTC) + SIGNED_FOR:%Y-%m-%dT%H:%M:%SZ}"
     # Rights, start, end, resource, policy, address, protocol, version, kind, snapshot, encryption, five headers.
@@ -121,7 +119,7 @@ def _signature(key: bytes, resource: str) -> str:
 
 
 def _credentials(secret: Mapping[str, str]) -> AzureConfig:
-    # The type is named, so that nothing in the environment is taken instead.
+    # With the type named, the library takes nothing from the environment instead.
     if secret.get("account-key"):
         return {"account_key": secret["account-key"], "credential_type": "access_key"}
     if secret.get("sas-token"):

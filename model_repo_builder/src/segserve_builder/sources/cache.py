@@ -1,4 +1,4 @@
-"""The artifact cache: objects named by the digest that was verified before they got their name."""
+"""The artifact cache: objects are named by their digest, which is verified before they get that name."""
 
 from __future__ import annotations
 
@@ -7,56 +7,52 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import BinaryIO, Final
 
 from segserve_builder.errors import ArtifactTooLargeError, PublishError, SourceUnavailableError, writing
+from segserve_builder.sources.archives import Readable
 from segserve_common.files import sync_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from typing import BinaryIO
-
-    from segserve_builder.sources.archives import Readable
 
 CHUNK_BYTES: Final = 1024 * 1024
 ABANDONED_S: Final = 3600.0
 UNFINISHED_S: Final = 24 * 3600.0
-"""So long the beginning of a file is kept for whoever comes to go on with it."""
+"""How long a partial file is kept for a process that resumes it."""
 
 SLOW_S: Final = 60.0
 SLOWEST_BYTES: Final = 64 * 1024
-"""Of fewer bytes in `SLOW_S` one waits for the end in vain."""
+"""A source that sends fewer bytes in `SLOW_S` is given up."""
 
 _PART: Final = ".part"
 _IDENTITY: Final = ".identity"
 
 
 def object_path(cache: Path, sha256: str) -> Path:
-    """Return where the file of that digest is, once it was fetched."""
+    """Return the path of the file of that digest, once it is fetched."""
     return cache / "sha256" / sha256
 
 
 def folder_path(cache: Path, sha256: str) -> Path:
-    """Return where the folder of that digest is, once it was fetched."""
+    """Return the path of the folder of that digest, once it is fetched."""
     return cache / "folders" / sha256
 
 
 def touch(target: Path) -> Path:
-    """Note that an object is in use now, for who looks which was used last, where this process may."""
+    """Mark an object as used now, for eviction, if this process may write; return it."""
     with suppress(OSError):
         os.utime(target)
     return target
 
 
 def partial_path(cache: Path) -> Path:
-    """Return the folder for what is still arriving, clear of what a killed process left there."""
+    """Return the folder of partial files, without those that killed processes abandoned."""
     partial = cache / "partial"
     with writing(partial):
         partial.mkdir(parents=True, exist_ok=True)
     for leftover in partial.iterdir():
-        # Another process may be writing here: only what nobody has touched for long is abandoned.
+        # Another process may be writing here: only files that have not changed for long are abandoned.
         kept_s = UNFINISHED_S if leftover.suffix in (_PART, _IDENTITY) else ABANDONED_S
         with suppress(OSError):
             if time.time() - leftover.stat().st_mtime > kept_s:
@@ -64,14 +60,17 @@ def partial_path(cache: Path) -> Path:
     return partial
 
 
-class Arriving:
-    """A file that arrives, with the digest of what is there so far; `identity` is of the bytes that it is part of."""
+class PartialFile:
+    """A file that is being received, and the digest of its bytes so far.
 
-    def __init__(self, file: BinaryIO, beside: Path | None = None) -> None:
-        """Go on with what `file` holds, where the file `beside` says of which bytes it is the beginning."""
+    `identity` identifies the whole file at its source (an ETag, say); None if there is nothing to resume.
+    """
+
+    def __init__(self, file: BinaryIO, identity_path: Path | None = None) -> None:
+        """Resume `file` if the file `identity_path` holds the identity of the file that it is the beginning of."""
         self._file = file
-        self._beside = beside
-        self.identity = _read_identity(beside)
+        self._identity_path = identity_path
+        self.identity = _read_identity(identity_path)
         self.is_resumed = False
         self.size = 0
         self._digest = hashlib.sha256()
@@ -84,27 +83,27 @@ class Arriving:
 
     @property
     def sha256(self) -> str:
-        """The digest of what has arrived."""
+        """The sha256 of the bytes so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def restart(self, identity: str | None) -> None:
-        """Forget what arrived; what comes now is of the bytes of that identity."""
+        """Discard the bytes so far; those that follow are of the file of that identity."""
         self._file.seek(0)
         self._file.truncate()
         self.size, self._digest = 0, hashlib.sha256()
         self.identity, self.is_resumed = identity, False
-        if self._beside is not None:
-            self._beside.unlink(missing_ok=True)
+        if self._identity_path is not None:
+            self._identity_path.unlink(missing_ok=True)
             if identity is not None:
-                self._beside.write_text(identity)
+                self._identity_path.write_text(identity)
 
     def write(self, chunk: bytes) -> None:
-        """Append what came."""
+        """Append a chunk."""
         self._file.write(chunk)
         self._count(chunk)
 
     def sync(self) -> None:
-        """Make what arrived outlive a power cut."""
+        """Make the bytes so far survive a power cut."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -114,28 +113,28 @@ class Arriving:
 
 
 @contextmanager
-def arriving(cache: Path, sha256: str) -> Iterator[Arriving]:
-    """Hold what has arrived of an object, alone of all processes; another one waits here until this one ends.
+def locked_partial(cache: Path, sha256: str) -> Iterator[PartialFile]:
+    """Lock the partial file of an object against all other processes, which wait here, and yield it.
 
-    Where the object is in the cache by then, there is nothing to go on with. What cannot be gone on with is removed.
+    If the object is in the cache by then, the file is empty. A file that cannot be resumed is removed at the end.
     """
     path = partial_path(cache) / f"{sha256}{_PART}"
-    beside = path.with_suffix(_IDENTITY)
+    identity_path = path.with_suffix(_IDENTITY)
     with writing(path), _locked(path) as file:
-        part = Arriving(file, beside)
+        part = PartialFile(file, identity_path)
         try:
             yield part
         except PublishError:
-            part.identity = None  # a disk that is full must not stay so because of us
+            part.identity = None  # do not keep a full disk full
             raise
         finally:
             if part.identity is None or not part.size:
                 path.unlink(missing_ok=True)
-                beside.unlink(missing_ok=True)
+                identity_path.unlink(missing_ok=True)
 
 
-def enter(part: Arriving, cache: Path, sha256: str) -> None:
-    """Give an object that is verified its name."""
+def commit(part: PartialFile, cache: Path, sha256: str) -> None:
+    """Move a verified object to its name in the cache."""
     target = object_path(cache, sha256)
     path = cache / "partial" / f"{sha256}{_PART}"
     with writing(target):
@@ -149,7 +148,7 @@ def enter(part: Arriving, cache: Path, sha256: str) -> None:
 
 def copy_hashed(stream: Readable, file: BinaryIO, uri: str, max_bytes: int) -> str:
     """Copy all of `stream` to `file` and return the sha256 of what was copied."""
-    part = Arriving(file)
+    part = PartialFile(file)
     for chunk in chunks(stream, uri):
         check_size(part.size + len(chunk), uri, max_bytes)
         part.write(chunk)
@@ -157,7 +156,7 @@ def copy_hashed(stream: Readable, file: BinaryIO, uri: str, max_bytes: int) -> s
 
 
 def chunks(stream: Readable, uri: str) -> Iterator[bytes]:
-    """Yield all of `stream`; raises `SourceUnavailableError` where it breaks off or only drips."""
+    """Yield all of `stream`; raises `SourceUnavailableError` if it breaks off or is slower than `SLOWEST_BYTES`."""
     since_s, arrived = time.monotonic(), 0
     try:
         while chunk := stream.read(CHUNK_BYTES):
@@ -175,12 +174,12 @@ def chunks(stream: Readable, uri: str) -> Iterator[bytes]:
 def check_size(size: int, uri: str, max_bytes: int) -> None:
     """Raise `ArtifactTooLargeError` above the limit."""
     if size > max_bytes:
-        raise ArtifactTooLargeError(f"{uri!r} has more than the {max_bytes} bytes that are allowed")
+        raise ArtifactTooLargeError(f"{uri!r} is larger than the {max_bytes} bytes that are allowed")
 
 
-def _read_identity(beside: Path | None) -> str | None:
+def _read_identity(identity_path: Path | None) -> str | None:
     try:
-        return None if beside is None else beside.read_text()
+        return None if identity_path is None else identity_path.read_text()
     except FileNotFoundError:
         return None
 
@@ -197,7 +196,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
     while True:
         with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Who held it before may have given it its name, or removed it: then this is no longer the file.
+            # The process that held the lock may have renamed or removed the file: then this is another one.
             if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 file.seek(0)
                 yield file

@@ -1,7 +1,7 @@
-"""Keeps the artifact cache within a size: the longest unused goes first, and nothing that a process holds.
+"""Eviction: keeps the artifact cache below a size by removing the least recently used objects that are not locked.
 
-Who needs an object to stay holds a shared lock on it, which ends with the process whatever happens to it; who evicts
-takes only what nobody holds and nobody fetched a moment ago.
+A process that needs an object holds a shared lock on it, which ends with the process however that ends. Eviction takes
+only objects that are not locked and were not fetched a moment ago.
 """
 
 from __future__ import annotations
@@ -10,57 +10,55 @@ import fcntl
 import os
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from segserve_builder.sources.cache import partial_path
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
 JUST_FETCHED_S: Final = 600.0
-"""For so long after a fetch an object stays: whoever fetched it may not have taken hold of it yet."""
+"""How long an object stays after a fetch: the process that fetched it may not have locked it yet."""
 
 
 @dataclass(slots=True)
-class Leases:
-    """The objects of a cache that this process holds."""
+class FileLocks:
+    """The shared locks of this process on objects of a cache."""
 
     _held: dict[Path, int] = field(default_factory=dict)
 
     def keep(self, objects: Iterable[Path]) -> None:
-        """Hold just these from now on; one that is not there (yet, or any more) is held at a later call."""
-        wanted = set(objects)
-        for path in self._held.keys() - wanted:
+        """Lock exactly these objects; one that does not exist now is locked at a later call."""
+        paths = set(objects)
+        for path in self._held.keys() - paths:
             os.close(self._held.pop(path))
-        for path in wanted - self._held.keys():
+        for path in paths - self._held.keys():
             with suppress(FileNotFoundError):
                 self._held[path] = _locked(path, fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """Hold nothing any more."""
+        """Release all locks."""
         self.keep(())
 
 
 def evict(cache: Path, max_bytes: int, *, now_s: float | None = None) -> list[Path]:
-    """Remove objects of `cache`, the longest unused first, until it has at most `max_bytes`; return what went.
+    """Remove the least recently used objects of `cache` until it has at most `max_bytes`; return their paths.
 
-    What is held or was fetched a moment ago stays, so that more than `max_bytes` may stay too.
+    Objects that are locked or were just fetched stay, so the cache can stay larger.
     """
     now_s = time.time() if now_s is None else now_s
-    found = sorted((path.stat().st_mtime, path) for path in _objects(cache))
-    sizes = {path: _size(path) for _, path in found}
+    by_age = sorted((path.stat().st_mtime, path) for path in _objects(cache))
+    sizes = {path: _size(path) for _, path in by_age}
     total = sum(sizes.values())
-    gone = []
-    for used_s, path in found:
+    evicted = []
+    for used_s, path in by_age:
         if total <= max_bytes or now_s - used_s < JUST_FETCHED_S:
             break
         if _remove(path, partial_path(cache)):
             total -= sizes[path]
-            gone.append(path)
-    return gone
+            evicted.append(path)
+    return evicted
 
 
 def _objects(cache: Path) -> Iterator[Path]:
@@ -74,17 +72,17 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _remove(path: Path, graveyard: Path) -> bool:
-    """Take the object away, unless somebody holds it."""
+def _remove(path: Path, trash: Path) -> bool:
+    """Remove the object unless it is locked."""
     try:
         lock = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, FileNotFoundError):
         return False
     try:
-        # By one rename, so that no process ever meets half of a folder under its digest.
-        dead = graveyard / f"evicted-{path.name}-{os.getpid()}"
-        path.rename(dead)
-        shutil.rmtree(dead) if dead.is_dir() else dead.unlink()
+        # One rename first, so that no process reads a partly removed folder under its digest.
+        removed = trash / f"evicted-{path.name}-{os.getpid()}"
+        path.rename(removed)
+        shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
     finally:
         os.close(lock)
     return True

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve_builder.sources.access import Access
-    from segserve_builder.sources.base import Stream
+from segserve_builder.sources.access import Access
+from segserve_builder.sources.base import Stream
 
 
 class FileStream:
@@ -29,15 +26,15 @@ class FileStream:
 
 
 class LocalFiles:
-    """Regular files of this machine, which `allowed` finds."""
+    """Base of sources of local files: regular files whose path `allowed` returns."""
 
     @contextmanager
     def open(self, uri: str, access: Access, start: int = 0) -> Iterator[Stream]:
-        """Open the file, or raise `ArtifactMissingError` where no regular file can be read there."""
+        """Open the file, or raise `ArtifactMissingError` if it is not a regular file that can be read."""
         path = self.allowed(uri, access)
         if not path.is_file():
-            seen = "a folder" if path.is_dir() else "nothing" if not path.exists() else "a special file"
-            raise ArtifactMissingError(f"{uri!r} names {seen}; an artifact is a regular file")
+            kind = "a folder" if path.is_dir() else "nothing" if not path.exists() else "a special file"
+            raise ArtifactMissingError(f"{uri!r} names {kind}; an artifact is a regular file")
         try:
             file = path.open("rb")
         except OSError as error:
@@ -46,27 +43,27 @@ class LocalFiles:
             yield FileStream(file, start)
 
     def files(self, uri: str, access: Access) -> Iterator[str]:
-        """Yield the paths of all that is no folder below `uri`, relative to it."""
+        """Yield the paths of everything below `uri` except folders, relative to it."""
         folder = self.allowed(uri, access)
         if not folder.is_dir():
-            raise ArtifactMissingError(f"{uri!r} is no folder")
+            raise ArtifactMissingError(f"{uri!r} is not a folder")
         for path in sorted(folder.rglob("*")):
             if path.is_symlink() or not path.is_dir():
                 yield path.relative_to(folder).as_posix()
 
     def allowed(self, uri: str, access: Access) -> Path:
-        """Return the path that `uri` names, its links followed, before anything is read or looked for there.
+        """Return the path that `uri` names, with its links followed; nothing is opened.
 
-        Raises `SourceDeniedError` where `access` does not allow it: what is there, and whether, stays unsaid.
+        Raises `SourceDeniedError` if `access` does not allow it; the error does not tell whether anything is there.
         """
         raise NotImplementedError
 
 
 class FileSource(LocalFiles):
-    """Files by their path; a symbolic link is followed, as the digest pins what is read through it."""
+    """Files by their path. Symbolic links are followed: the digest pins the bytes that are read through them."""
 
     def allowed(self, uri: str, access: Access) -> Path:
-        """Return the path where it is below a folder that `access` allows."""
+        """Return the path if it is below a folder that `access` allows."""
         access.check_uri("file", "")
         path = self.path(uri)
         if access.folders is None:
@@ -82,10 +79,10 @@ class FileSource(LocalFiles):
         try:
             parts = urlsplit(uri)
         except ValueError as error:
-            raise ArtifactMissingError(f"{uri!r} is no file: URI: {error}") from error
+            raise ArtifactMissingError(f"{uri!r} is not a file: URI: {error}") from error
         if parts.netloc not in ("", "localhost"):
             raise ArtifactMissingError(f"{uri!r} names the host {parts.netloc!r}; file: reads this machine only")
         path = Path(unquote(parts.path)) if parts.scheme else Path(uri)
         if not path.is_absolute():
-            raise ArtifactMissingError(f"{uri!r} is relative; by now it must be an absolute path or file: URI")
+            raise ArtifactMissingError(f"{uri!r} is relative; expected an absolute path or file: URI")
         return path

@@ -1,4 +1,4 @@
-"""Folders pinned by one digest: how it is computed, and their verified copy in the cache."""
+"""Folders pinned by one digest: the digest, and the verified copy in the cache."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import Final, TypeAlias
 from urllib.parse import quote
 
 from segserve_builder.errors import (
@@ -21,28 +22,24 @@ from segserve_builder.errors import (
     writing,
 )
 from segserve_builder.sources import archives
-from segserve_builder.sources.cache import Arriving, copy_hashed, folder_path, partial_path
+from segserve_builder.sources.cache import PartialFile, copy_hashed, folder_path, partial_path
 from segserve_common.files import sync_folder
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import TypeAlias
-
-    Receive: TypeAlias = Callable[[str, Arriving, int], None]
-    """Fills a file with all bytes at an address, of which there may be so many."""
+Receive: TypeAlias = Callable[[str, PartialFile, int], None]
+"""Fills a file with all bytes at a URI, at most that many."""
 
 LIST_SUFFIX: Final = ".sha256"
-"""What a server offers beside a folder: the list of its files, which the folder's digest is the sha256 of."""
+"""Suffix of the list of a folder's files on a web server; the folder's digest is the sha256 of that list."""
 _LONGEST_LIST: Final = 16 * 2**20
 _MOST_FILES: Final = 100_000
 
 
 def folder_digest(folder: Path) -> str:
-    """Return the sha256 of the lines `<sha256>  <relative path>`, one a file, sorted by the path's bytes.
+    """Return the sha256 of the lines `<sha256>  <relative path>`, one for each file, sorted by the path's bytes.
 
     `cd F && find . -type f -printf '%P\\n' | LC_ALL=C sort | xargs sha256sum | sha256sum` prints the same.
-    Raises `ArtifactMissingError` where no folder is there and `UnsafeArtifactError` where it holds a
-    symbolic link or a special file.
+    Raises `ArtifactMissingError` if there is no folder, and `UnsafeArtifactError` if it holds a symbolic link or a
+    special file.
     """
     digests = {}
     for path, relative in _files(folder):
@@ -52,7 +49,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def copy_folder(folder: Path, uri: str, sha256: str, cache: Path, max_bytes: int) -> Path:
-    """Copy `folder` into the cache under its digest, computed over the very bytes that were copied."""
+    """Copy `folder` into the cache under its digest, which is computed over the bytes as they are copied."""
     with _entering(sha256, cache) as copy:
         actual = _digest(_copy(folder, copy, uri, max_bytes))
         if actual != sha256:
@@ -61,9 +58,9 @@ def copy_folder(folder: Path, uri: str, sha256: str, cache: Path, max_bytes: int
 
 
 def download_listed(receive: Receive, uri: str, sha256: str, cache: Path, max_bytes: int) -> Path:
-    """Download the files that the list `<uri>.sha256` names into the cache, each verified as it arrives.
+    """Download the files that the list `<uri>.sha256` names into the cache, and verify each as it is downloaded.
 
-    The list is what `folder_digest` digests, so that its own sha256 is the folder's.
+    The list is the text that `folder_digest` hashes, so its own sha256 is the folder's.
     """
     base = uri.rstrip("/")
     with _entering(sha256, cache) as copy:
@@ -80,7 +77,7 @@ def download_listed(receive: Receive, uri: str, sha256: str, cache: Path, max_by
 def download_files(
     receive: Receive, files: Iterable[tuple[str, str]], uri: str, sha256: str, cache: Path, max_bytes: int
 ) -> Path:
-    """Download a folder's files, each given by its path in the folder and its address, into the cache."""
+    """Download a folder's files into the cache; `files` yields the path of each in the folder, and its URI."""
     digests: dict[str, str] = {}
     with _entering(sha256, cache) as copy:
         left = max_bytes
@@ -106,7 +103,7 @@ def unpack_folder(archive: Path, name: str, sha256: str, cache: Path, max_bytes:
 
 @contextmanager
 def _entering(sha256: str, cache: Path) -> Iterator[Path]:
-    """Give an empty folder that enters the cache under its digest once it was filled without an error."""
+    """Yield an empty folder that enters the cache under its digest if the block ends without an error."""
     target = folder_path(cache, sha256)
     partial = partial_path(cache)
     with writing(target), tempfile.TemporaryDirectory(dir=partial) as temporary:
@@ -118,10 +115,10 @@ def _entering(sha256: str, cache: Path) -> Iterator[Path]:
         sync_folder(target.parent)
 
 
-def _downloaded(receive: Receive, address: str, target: Path, max_bytes: int) -> Arriving:
+def _downloaded(receive: Receive, address: str, target: Path, max_bytes: int) -> PartialFile:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("w+b") as file:
-        part = Arriving(file)
+        part = PartialFile(file)
         receive(address, part, max_bytes)
         part.sync()
     return part
@@ -129,7 +126,7 @@ def _downloaded(receive: Receive, address: str, target: Path, max_bytes: int) ->
 
 def _listed(receive: Receive, address: str, sha256: str) -> Iterator[tuple[str, str]]:
     content = io.BytesIO()
-    part = Arriving(content)
+    part = PartialFile(content)
     receive(address, part, _LONGEST_LIST)
     if part.sha256 != sha256:
         raise DigestMismatchError(address, sha256, part.sha256)
@@ -163,7 +160,7 @@ def _rename_unless_there(copy: Path, target: Path) -> None:
     try:
         copy.rename(target)
     except OSError:
-        # Another process was first with the same bytes: a folder cannot be renamed over a filled one.
+        # A folder cannot be renamed over one with files: another process was first, with the same bytes.
         if not target.is_dir():
             raise
         shutil.rmtree(copy)

@@ -1,18 +1,14 @@
-"""The sources `http` and `https`: GET, with at most five redirects, and 30 s for each wait on the server."""
+"""The sources `http` and `https`: files of web servers, with at most five redirects and 30 s for each wait."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 from urllib.parse import urldefrag
 
+from segserve_builder.sources.access import Access
+from segserve_builder.sources.base import Stream
 from segserve_builder.sources.http_requests import SourceRequest, authorization, open_file, url_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve_builder.sources.access import Access
-    from segserve_builder.sources.base import Stream
 
 
 class HttpSource:

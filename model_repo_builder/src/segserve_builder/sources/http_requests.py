@@ -104,7 +104,7 @@ def open_file(
         if response.status != _RANGE_NOT_SATISFIABLE:
             encoding = response.headers.get("Content-Encoding", "identity")
             if encoding != "identity" and not as_stored:
-                raise ArtifactMissingError(f"'{response.url}' is sent as {encoding!r}; asked for is identity")
+                raise ArtifactMissingError(f"'{response.url}' is sent as {encoding!r}; expected identity")
             stream = HttpStream(response)
             # Some servers send an empty range where others answer 416.
             if not start or stream.start != stream.size:
@@ -155,7 +155,7 @@ def _ssl_context(authority: str | None) -> ssl.SSLContext:
         if authority:
             context.load_verify_locations(cadata=authority)
     except (ssl.SSLError, ValueError) as error:
-        raise SourceUnauthorizedError(f"ca.crt of the credential is no PEM certificate: {error}") from error
+        raise SourceUnauthorizedError(f"ca.crt of the credential is not a PEM certificate: {error}") from error
     return context
 
 
@@ -167,7 +167,7 @@ def _check_status(response: StreamedResponse, request: SourceRequest) -> None:
     if request.refusal is not None:
         message += request.refusal(response)
     elif status in (401, 403):
-        message += "; the credential is not enough" if request.authorization else "; no credential fits it"
+        message += "; the credential does not grant access" if request.authorization else "; no credential matches it"
     if status in _TRANSIENT:
         # By the server's own clock, if it sends it: ours may be wrong.
         now = http_date(response.headers.get("Date"))

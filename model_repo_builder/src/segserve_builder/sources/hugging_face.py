@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import quote, unquote, urlencode, urljoin
 
 from segserve_builder.errors import ArtifactMissingError, SourceUnauthorizedError
+from segserve_builder.sources.access import Access
+from segserve_builder.sources.base import Stream
 from segserve_builder.sources.http_requests import SourceRequest, authorization, get, open_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve_builder.sources.access import Access
-    from segserve_builder.sources.base import Stream
 
 HUB: Final = "https://huggingface.co"
 _FORM: Final = re.compile(
@@ -29,36 +26,36 @@ _MOST_PAGES: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """What a URI names."""
+    """A file or folder of a repository."""
 
     kind: str
-    """`datasets/`, or nothing for a model."""
+    """`datasets/`, or empty for a model."""
 
     name: str
     revision: str
     path: str
 
     def resolve_path(self) -> str:
-        """Return where the hub gives the file."""
+        """Return the path of the file on the hub."""
         return f"/{self.kind}{self.name}/resolve/{quote(self.revision, safe='')}/{quote(self.path)}"
 
     def tree_path(self) -> str:
-        """Return where the hub lists the files below it."""
+        """Return the path of the list of files below it."""
         kind = self.kind or "models/"
         return f"/api/{kind}{self.name}/tree/{quote(self.revision, safe='')}/{quote(self.path)}".rstrip("/")
 
 
 class HuggingFaceSource:
-    """Files of models and datasets; a credential has `token`. The hub's redirects get no token on another host."""
+    """Files of models and datasets; a credential has `token`, which redirects to other hosts do not get."""
 
     @contextmanager
     def open(self, uri: str, access: Access, start: int = 0) -> Iterator[Stream]:
-        """Open a file; raises `SourceUnauthorizedError` where its repository is gated or private."""
+        """Open a file; raises `SourceUnauthorizedError` if its repository is gated or private."""
         file = _parsed(uri)
         if not file.path:
-            raise ArtifactMissingError(f"{uri!r} names a repository; an artifact is one of its files")
+            raise ArtifactMissingError(f"{uri!r} names a repository; expected one of its files")
         url = _hub(access) + file.resolve_path()
-        with _telling(uri, file), open_file(url, access, _request(file, access), start) as stream:
+        with _explained(uri, file), open_file(url, access, _request(file, access), start) as stream:
             yield stream
 
     def files(self, uri: str, access: Access) -> Iterator[str]:
@@ -66,7 +63,7 @@ class HuggingFaceSource:
         folder = _parsed(uri.rstrip("/"))
         page = f"{_hub(access)}{folder.tree_path()}?{urlencode({'recursive': 'true'})}"
         for _ in range(_MOST_PAGES):
-            with _telling(uri, folder), get(page, access, _request(folder, access)) as response:
+            with _explained(uri, folder), get(page, access, _request(folder, access)) as response:
                 listed, following = response.json(), _NEXT.search(response.headers.get("Link", ""))
             for entry in listed:
                 if entry["type"] == "file":
@@ -81,7 +78,7 @@ def _parsed(uri: str) -> _File:
     found = _FORM.fullmatch(uri)
     path = unquote(found["path"] or "") if found else ""
     if found is None or ".." in path.split("/"):
-        raise ArtifactMissingError(f"{uri!r} names no file of a hub; it has the form hf://org/repo[@revision]/path")
+        raise ArtifactMissingError(f"{uri!r} is not a file of a hub; expected hf://org/repo[@revision]/path")
     return _File(found["kind"] or "", found["name"], unquote(found["revision"] or "main"), path)
 
 
@@ -101,7 +98,7 @@ def _request(file: _File, access: Access) -> SourceRequest:
 
 
 def _ambient_token() -> str | None:
-    """Return the token that `hf auth login` and the hub's own library know."""
+    """Return the token that the hub's own library uses: of the environment, or of `hf auth login`."""
     if token := os.environ.get("HF_TOKEN"):
         return token
     home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
@@ -113,12 +110,12 @@ def _ambient_token() -> str | None:
 
 
 @contextmanager
-def _telling(uri: str, file: _File) -> Iterator[None]:
-    """Say what a refusal of the hub means: of a repository that is not there it says the same."""
+def _explained(uri: str, file: _File) -> Iterator[None]:
+    """Explain a refusal: the hub answers the same for a repository that does not exist."""
     try:
         yield
     except SourceUnauthorizedError as error:
         raise SourceUnauthorizedError(
-            f"{uri!r} is not given: {file.kind}{file.name} is private, gated or not there. Where it is gated, accept "
-            f"its conditions on its page; then name a credential for hf with the token of who did ({error})"
+            f"{uri!r} is refused: {file.kind}{file.name} is private, gated or not there. If it is gated, accept its "
+            f"conditions on its page, and name a credential for hf with the token of that account ({error})"
         ) from error

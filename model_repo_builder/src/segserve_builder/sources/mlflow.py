@@ -1,23 +1,19 @@
-"""The source `models`: registered models of an MLflow server, by MLflow's own `models:/name/version` or `@alias`."""
+"""The source `models`: registered models of an MLflow server, by MLflow's `models:/name/version` or `@alias`."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError, UnknownNameError
-from segserve_builder.sources.base import FolderSource
+from segserve_builder.sources.access import Access
+from segserve_builder.sources.base import FolderSource, Source, Stream
 from segserve_builder.sources.http_requests import SourceRequest, authorization, get, open_file, url_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from segserve_builder.sources.access import Access
-    from segserve_builder.sources.base import Source, Stream
 
 _FORM: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))(?:/(?P<path>.+))?")
 _PROXIED: Final = "mlflow-artifacts"
@@ -34,12 +30,12 @@ class _Tracking:
     request: SourceRequest
 
     def get(self, path: str, /, **query: str) -> Any:
-        """Return what the server says about something."""
+        """Return the JSON at a path of the API."""
         with get(f"{self.url}/api/2.0/{path}?{urlencode(query)}", self.access, self.request) as response:
             return response.json()
 
     def location(self, name: str, version: str | None, alias: str) -> str:
-        """Return the URI of the folder where a model version's files are."""
+        """Return the URI of the folder with a model version's files."""
         if version is None:
             found = self.get("mlflow/registered-models/alias", name=name, alias=alias)
             version = str(found["model_version"]["version"])
@@ -47,14 +43,14 @@ class _Tracking:
         return str(found["artifact_uri"]).rstrip("/")
 
     def proxied(self, location: str) -> str:
-        """Return the path, for the server, of what it gives out itself."""
+        """Return the path of a folder that the server itself serves."""
         parts = urlsplit(location)
         if parts.netloc not in ("", urlsplit(self.url).netloc):
-            raise SourceDeniedError(f"{location!r} is of another server than {self.url}, which named it")
+            raise SourceDeniedError(f"{location!r} is on another server than {self.url}, which named it")
         return parts.path.strip("/")
 
     def files(self, folder: str, depth: int = 0) -> Iterator[str]:
-        """Yield the paths below a folder that the server gives out, relative to it."""
+        """Yield the paths below a folder that the server itself serves, relative to it."""
         for entry in self.get("mlflow-artifacts/artifacts", path=folder).get("files", []):
             name = str(entry["path"]).rpartition("/")[2]
             if not entry["is_dir"]:
@@ -66,7 +62,7 @@ class _Tracking:
 class MlflowSource:
     """Files of model versions; a credential has `token`, or `username` and `password`, for the tracking server's host.
 
-    Files that the server does not give out itself are read by the `stores`, with what `access` allows there.
+    Files that the server does not serve itself are read by the `stores`, as `access` allows there.
     """
 
     def __init__(self, stores: Mapping[str, Source]) -> None:
@@ -74,7 +70,7 @@ class MlflowSource:
 
     @contextmanager
     def open(self, uri: str, access: Access, start: int = 0) -> Iterator[Stream]:
-        """Open the file that is named, or the version's only `.onnx` file where none is."""
+        """Open the file that the URI names, by default the version's only `.onnx` file."""
         tracking = _tracking(access)
         location, path = _located(uri, tracking)
         path = path or self._only_network(uri, location, tracking)
@@ -87,7 +83,7 @@ class MlflowSource:
             yield stored
 
     def files(self, uri: str, access: Access) -> Iterator[str]:
-        """Yield the paths of all files of the version, or below the folder that is named."""
+        """Yield the paths of all files of the version, or of those below the folder that the URI names."""
         tracking = _tracking(access)
         location, path = _located(uri, tracking)
         yield from self._files(f"{location}/{quote(path)}".rstrip("/"), tracking)
@@ -117,12 +113,12 @@ class MlflowSource:
 
 
 def _located(uri: str, tracking: _Tracking) -> tuple[str, str]:
-    """Return where a version's files are, and the path in there that the URI names, if any."""
+    """Return the URI of a version's files, and the path among them that the URI names, if any."""
     found = _FORM.fullmatch(uri.rstrip("/"))
     path = unquote(found["path"] or "") if found else ""
     if found is None or ".." in path.split("/"):
         raise ArtifactMissingError(
-            f"{uri!r} names no model version; allowed: models:/name/version[/path], models:/name@alias[/path]"
+            f"{uri!r} is not a model version; allowed: models:/name/version[/path], models:/name@alias[/path]"
         )
     return tracking.location(unquote(found["name"]), found["version"], unquote(found["alias"] or "")), path
 
@@ -132,7 +128,7 @@ def _tracking(access: Access) -> _Tracking:
     url = access.endpoints.get("models") or ambient.get("MLFLOW_TRACKING_URI", "")
     if not url.startswith(("http://", "https://")):
         raise ArtifactMissingError(
-            f"the MLflow server is {url!r}; needed is its http(s) URL: an endpoint for models, or MLFLOW_TRACKING_URI"
+            f"the MLflow server is {url!r}; set its http(s) URL: an endpoint for models, or MLFLOW_TRACKING_URI"
         )
     secret = access.secret("models", url_of(url).host, *_KEYS)
     known = secret or {

@@ -1,12 +1,13 @@
-"""What object stores have in common: buckets, keys, ranges, listings and errors.
+"""Base of the object stores: buckets, keys, ranges, listings and errors.
 
-Objects are read over the guard, by URLs that are signed; `obstore` lists, and reads where it alone has the token.
+Objects are read over guarded HTTP, by signed URLs. `obstore` lists, and reads if only it has the token.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,18 +25,15 @@ from segserve_builder.errors import (
     SourceUnauthorizedError,
     SourceUnavailableError,
 )
+from segserve_builder.sources.access import Access
+from segserve_builder.sources.base import Stream
 from segserve_builder.sources.http_requests import SourceRequest, open_file
 from segserve_common.http.guard import lookup
 from segserve_common.http.guarded_http import RequestError, StreamedResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
     from obstore import GetResult
     from obstore.store import ClientConfig, GCSStore, ObjectStore, RetryConfig, S3Store
-
-    from segserve_builder.sources.access import Access
-    from segserve_builder.sources.base import Stream
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{0,221}")
 _STATUS: Final = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
@@ -46,25 +44,25 @@ _CHUNK_BYTES: Final = 2**20
 MOST_FILES: Final = 100_000
 
 RETRIES: Final[RetryConfig] = {"max_retries": 2, "retry_timeout": timedelta(seconds=60)}
-"""Of one request of the library; whoever fetches tries again, from where it broke off."""
+"""Retries within one call of the library; beyond them `fetch` retries, and resumes."""
 
 SIGNED_FOR: Final = timedelta(hours=1)
-"""How long a signed URL opens its object: it is used at once, but clocks differ."""
+"""How long a signed URL is valid: it is used at once, but clocks differ."""
 
 Located: TypeAlias = "Callable[[str], str]"
-"""Returns the URL of the object with a key, as it may be asked for: signed where that is needed."""
+"""Returns the URL of the object with a key, signed if that is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A bucket as the library has it, and its objects' URLs; None where only the library can ask for them."""
+    """A bucket in the library, and the function to the URLs of its objects; None if only the library can read them."""
 
     store: ObjectStore
     located: Located | None
 
 
 class TokenStream:
-    """An object's bytes from `start` on, as the library reads them."""
+    """An object's bytes from `start` on, read by the library."""
 
     def __init__(self, result: GetResult) -> None:
         self._chunks = iter(result.stream(_CHUNK_BYTES))
@@ -74,14 +72,14 @@ class TokenStream:
         self.identity = result.meta["e_tag"]
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none once all were read. Raises `OSError` where they break off."""
+        """Return at most `size` bytes, none at the end. Raises `OSError` if they break off."""
         from obstore.exceptions import BaseError
 
         while not self._left:
             try:
                 chunk = next(self._chunks, None)
             except BaseError as error:
-                raise OSError(said(error)) from error
+                raise OSError(describe_error(error)) from error
             if chunk is None:
                 return b""
             self._left = memoryview(chunk)
@@ -90,10 +88,10 @@ class TokenStream:
 
 
 class ObjectStoreSource(ABC):
-    """Objects by `<scheme>://<bucket>/<key>`; in a key `%`, `?` and `#` are written percent-encoded.
+    """Objects by `<scheme>://<bucket>/<key>`; in a key `%`, `?` and `#` are percent-encoded.
 
-    The server's usual host is looked up and checked before anything is sent to it. Where the library connects, for
-    listings and with tokens, it can neither be told the address nor to follow no redirect.
+    The server's usual host is looked up and checked before anything is sent to it. The library itself connects for
+    listings and with tokens; it takes neither an address nor an option against redirects.
     """
 
     scheme: ClassVar[str]
@@ -101,23 +99,23 @@ class ObjectStoreSource(ABC):
 
     @abstractmethod
     def connect(self, bucket: str, access: Access) -> Bucket:
-        """Return the bucket, with the credentials that `access` has for it; nothing is sent yet.
+        """Return the bucket, with its credentials of `access`; sends nothing.
 
-        Raises `SourceUnauthorizedError` where a Secret lacks what is needed, `SourceDeniedError` as `guarded` does.
+        Raises `SourceUnauthorizedError` if a Secret lacks a key, and `SourceDeniedError` as `guarded` does.
         """
 
     @contextmanager
     def open(self, uri: str, access: Access, start: int = 0) -> Iterator[Stream]:
-        """Open the object, from its first byte where nothing is left after `start`.
+        """Open the object, at its first byte if nothing is left after `start`.
 
         Raises `SourceDeniedError`, `SourceUnauthorizedError`, `ArtifactMissingError` and `SourceUnavailableError`.
         """
         bucket, key = self._place(uri, access)
         if not key or key.endswith("/"):
-            raise ArtifactMissingError(f"{uri!r} names a folder; an artifact is one object")
+            raise ArtifactMissingError(f"{uri!r} names a folder; expected one object")
         if not {"", ".", ".."}.isdisjoint(key.split("/")):
-            raise ArtifactMissingError(f"{uri!r} is no object's name: none of its parts may be empty, '.' or '..'")
-        with self._telling(uri, bucket, access):
+            raise ArtifactMissingError(f"{uri!r} is not the name of an object: no part may be empty, '.' or '..'")
+        with self._translated_errors(uri, bucket, access):
             found = self.connect(bucket, access)
             asked = found.located(key) if found.located else _get(found.store, key, start)
         if not isinstance(asked, str):
@@ -127,36 +125,36 @@ class ObjectStoreSource(ABC):
             yield stream
 
     def files(self, uri: str, access: Access) -> Iterator[str]:
-        """Yield the keys of the objects below `uri`, relative to it; those that only mark a folder are left out."""
+        """Yield the keys of the objects below `uri`, relative to it, without those that only mark a folder."""
         bucket, key = self._place(uri, access)
         prefix = key.rstrip("/") + "/" if key else ""
-        with self._telling(uri, bucket, access):
+        with self._translated_errors(uri, bucket, access):
             found = dict(islice(_listed(self.connect(bucket, access).store, prefix), MOST_FILES + 1))
         if len(found) > MOST_FILES:
-            raise ArtifactTooLargeError(f"below {uri!r} are more than the {MOST_FILES} objects that are allowed")
+            raise ArtifactTooLargeError(f"{uri!r} has more than the {MOST_FILES} objects that are allowed")
         parents = {"/".join(parts[:n]) for parts in (name.split("/") for name in found) for n in range(len(parts))}
         names = [name for name, size in found.items() if size or name not in parents]
         if not names:
-            raise ArtifactMissingError(f"nothing is below {uri!r}")
+            raise ArtifactMissingError(f"there are no objects below {uri!r}")
         yield from sorted(names)
 
     def _place(self, uri: str, access: Access) -> tuple[str, str]:
         bucket, _, key = uri.partition("://")[2].partition("/")
         if not _BUCKET.fullmatch(bucket):
-            raise ArtifactMissingError(f"{uri!r} names no bucket; it has the form {self.scheme}://bucket/key")
+            raise ArtifactMissingError(f"{uri!r} names no bucket; expected {self.scheme}://bucket/key")
         access.check_uri(self.scheme, bucket)
         return bucket, unquote(key)
 
     def _request(self, bucket: str, access: Access) -> SourceRequest:
         authority = _authorities(access.secret(self.scheme, bucket))
-        who = self._who(bucket, access)
+        caller = self._caller(bucket, access)
         return SourceRequest(
-            self.scheme, self.headers, authority=authority, refusal=lambda response: _refusal(response, who)
+            self.scheme, self.headers, authority=authority, refusal=lambda response: _refusal(response, caller)
         )
 
     @contextmanager
-    def _telling(self, uri: str, bucket: str, access: Access) -> Iterator[None]:
-        """Raise what the library raises as ours."""
+    def _translated_errors(self, uri: str, bucket: str, access: Access) -> Iterator[None]:
+        """Raise the errors of the library as the builder's."""
         try:
             from obstore.exceptions import BaseError
         except ImportError as error:
@@ -164,11 +162,11 @@ class ObjectStoreSource(ABC):
         try:
             yield
         except ValueError as error:
-            raise ArtifactMissingError(f"{uri!r} is no object's name: {said(error)}") from error
+            raise ArtifactMissingError(f"{uri!r} is not the name of an object: {describe_error(error)}") from error
         except (BaseError, FileNotFoundError) as error:
-            raise _translated(error, uri, self._who(bucket, access)) from error
+            raise _translated(error, uri, self._caller(bucket, access)) from error
 
-    def _who(self, bucket: str, access: Access) -> str:
+    def _caller(self, bucket: str, access: Access) -> str:
         credential = access.credential(self.scheme, bucket)
         if credential is not None:
             return f"the Secret {credential.name!r}"
@@ -176,7 +174,7 @@ class ObjectStoreSource(ABC):
 
 
 def guarded(access: Access, scheme: str, usual: str) -> str:
-    """Return the server's URL: the one of `access`, which may lie anywhere, or the usual one, with its host checked."""
+    """Return the server's URL: that of `access`, at any address, or the usual one, whose host is checked."""
     named = access.endpoints.get(scheme)
     if named is not None:
         return named.rstrip("/")
@@ -189,9 +187,9 @@ def guarded(access: Access, scheme: str, usual: str) -> str:
 
 
 def client(endpoint: str, secret: Mapping[str, str]) -> ClientConfig:
-    """Return how connections are made: waits are bounded, the time for all of a large object is not.
+    """Return the options of connections: waits are bounded, the time for a large object is not.
 
-    `ca.crt` of the Secret is trusted beside this machine's authorities.
+    `ca.crt` of the Secret is trusted in addition to this machine's authorities.
     """
     options: ClientConfig = {
         "allow_http": endpoint.startswith("http:"),
@@ -206,19 +204,19 @@ def client(endpoint: str, secret: Mapping[str, str]) -> ClientConfig:
 
 
 def unsigned(bucket_url: str, query: str = "") -> Located:
-    """Return how objects are asked for by their URLs alone, with a `query` that opens all of them."""
+    """Return the function from keys to plain URLs, with a `query` that grants access to all objects."""
     return lambda key: f"{bucket_url}/{quoted(key)}" + (f"?{query}" if query else "")
 
 
 def signed(store: S3Store | GCSStore, *, encode: Callable[[str], str] = str) -> Located:
-    """Return how objects are asked for by URLs that the library signs; `encode` does what it leaves out of that."""
+    """Return the function from keys to URLs that the library signs; `encode` encodes keys if the library does not."""
     import obstore
 
     return lambda key: obstore.sign(store, "GET", encode(key), SIGNED_FOR)
 
 
 def quoted(key: str) -> str:
-    """Return a key as it stands in a URL."""
+    """Return a key encoded for a URL."""
     return quote(key, safe="/~")
 
 
@@ -228,7 +226,7 @@ def _authorities(secret: Mapping[str, str]) -> str:
 
 @cache
 def _has_authorities() -> bool:
-    """Tell whether the library finds authorities on this machine. Without any it connects to nobody, TLS or not."""
+    """Return whether the library finds authorities on this machine; without any it refuses all connections."""
     from obstore.exceptions import BaseError
     from obstore.store import HTTPStore
 
@@ -247,40 +245,40 @@ def _usual_authorities() -> str:
     return "\n" + certifi.contents()
 
 
-def said(error: Exception) -> str:
-    """Return what a server answered, or what went wrong before; without URLs, as they can be signed."""
+def describe_error(error: Exception) -> str:
+    """Return the server's answer, or the cause of a failed connection; without URLs, which can be signed."""
     text, _, details = str(error).partition("\n\nDebug source")
     if status := _STATUS.search(text):
         code = _CODE.search(text)
         return f"{status[1]}{status[2].rstrip()}" + (f" ({code[1]})" if code else "")
-    # Why there is no connection stands in the details alone.
+    # Only the details tell why there is no connection.
     why = _WHY.search(details)
     return text.rpartition(" - ")[2].strip() + (f" ({why[0]})" if why else "")
 
 
-def _refusal(response: StreamedResponse, who: str) -> str:
-    """Return what a store says in its refusal, and to whom."""
+def _refusal(response: StreamedResponse, caller: str) -> str:
+    """Return the code of a refusal, and the credentials that it is for."""
     try:
         code = _CODE.search(response.content().decode(errors="replace"))
     except RequestError:
         code = None
-    text = (f" ({code[1]})" if code else "") + f" to {who}"
+    text = (f" ({code[1]})" if code else "") + f" to {caller}"
     if region := response.headers.get("x-amz-bucket-region"):
         text += f"; the bucket is in the region {region!r}, which is named by the key region of its Secret"
     return text
 
 
-def _translated(error: Exception, uri: str, who: str) -> Exception:
+def _translated(error: Exception, uri: str, caller: str) -> Exception:
     text = str(error)
     found = _STATUS.search(text)
     status = int(found[1]) if found else None
     if status in (401, 403) or "token request" in text:
-        return SourceUnauthorizedError(f"{uri!r} is not given to {who}: {said(error)}")
+        return SourceUnauthorizedError(f"{uri!r} is refused to {caller}: {describe_error(error)}")
     if status is not None and status < 500 and status not in (408, 429):
-        return ArtifactMissingError(f"{uri!r} cannot be fetched: {said(error)}")
+        return ArtifactMissingError(f"{uri!r} cannot be fetched: {describe_error(error)}")
     if "redirect" in text:
-        return ArtifactMissingError(f"{uri!r} is in another region than was asked")
-    return SourceUnavailableError(f"{uri!r} cannot be fetched now: {said(error)}")
+        return ArtifactMissingError(f"{uri!r} is in another region than the one of the request")
+    return SourceUnavailableError(f"{uri!r} cannot be fetched now: {describe_error(error)}")
 
 
 def _get(store: ObjectStore, key: str, start: int) -> GetResult:

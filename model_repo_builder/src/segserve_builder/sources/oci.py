@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import unquote
 
 from segserve_builder.errors import ArtifactMissingError
 from segserve_builder.sources import oci_image
-from segserve_builder.sources.oci_registry import Reference, Registry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from segserve_builder.sources.access import Access
-    from segserve_builder.sources.base import Stream
-    from segserve_builder.sources.oci_registry import Layer
+from segserve_builder.sources.access import Access
+from segserve_builder.sources.base import Stream
+from segserve_builder.sources.oci_registry import Layer, Reference, Registry
 
 _NAME: Final = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _FORM: Final = re.compile(
@@ -28,15 +24,15 @@ _FORM: Final = re.compile(
 class OciSource:
     """Files by `oci://registry/repository[:tag][@sha256:...][#member]`.
 
-    A member is a layer of an artifact, by its title, or a path in an image; without one the only layer, or the only
-    `.onnx` file, is meant. A credential has `username` and `password`, or `.dockerconfigjson`.
+    A member is the title of an artifact's layer, or a path in an image; the default is the only layer, or the only
+    `.onnx` file. A credential has `username` and `password`, or `.dockerconfigjson`.
     """
 
     @contextmanager
     def open(self, uri: str, access: Access, start: int = 0) -> Iterator[Stream]:
-        """Open the file; raises as `ask` does, `DigestMismatchError` for another manifest than the one that is named.
+        """Open the file; raises as `get` does, and `DigestMismatchError` for a manifest with another digest.
 
-        A layer can be gone on with, a file within an image's layer cannot.
+        A layer can be resumed, a file within an image's layer cannot.
         """
         reference, member = _parsed(uri)
         registry = Registry(reference, access)
@@ -51,28 +47,28 @@ class OciSource:
             yield found
 
     def files(self, uri: str, access: Access) -> Iterator[str]:
-        """Yield the titles of an artifact's layers, all or those below the folder that is named."""
+        """Yield the titles of an artifact's layers, or of those below the folder that the URI names."""
         reference, member = _parsed(uri.rstrip("/"))
         titles = [layer.title for layer in Registry(reference, access).layers() if layer.is_file]
         if not titles:
-            raise ArtifactMissingError(f"{uri!r} is an image; a folder is an artifact of files, or an archive in it")
+            raise ArtifactMissingError(f"{uri!r} is an image; expected an artifact of files, or an archive in it")
         folder = f"{member}/" if member else ""
         yield from (title.removeprefix(folder) for title in titles if title.startswith(folder))
 
 
 def _parsed(uri: str) -> tuple[Reference, str]:
-    """Return what a URI names in its registry, and the member, if any."""
+    """Return the reference in a URI, and its member, empty if there is none."""
     found = _FORM.fullmatch(uri)
     if found is None:
         raise ArtifactMissingError(
-            f"{uri!r} names nothing of a registry; allowed: oci://registry/repository[:tag][@sha256:digest][#file]"
+            f"{uri!r} is not a reference; allowed: oci://registry/repository[:tag][@sha256:digest][#file]"
         )
     named = Reference(found["registry"], found["repository"], found["tag"] or "latest", found["digest"])
     return named, unquote(found["member"] or "").strip("/")
 
 
 def _chosen(layers: Sequence[Layer], member: str, uri: str) -> Layer | None:
-    """Return the layer that is the file; None where it is to be looked for within an image's layers."""
+    """Return the layer that is the file; None if the file is within an image's layers."""
     files = [layer for layer in layers if layer.is_file]
     if member:
         fitting = [layer for layer in files if layer.title == member]

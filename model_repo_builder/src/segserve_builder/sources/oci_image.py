@@ -1,22 +1,19 @@
-"""Files within the layers of an image, of which the upper ones hide what is below them."""
+"""Files within the layers of an image: an upper layer replaces or removes files of those below."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from segserve_builder.errors import ArtifactMissingError, UnsafeArtifactError
 from segserve_builder.sources.archives import readable, tar_entries
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
-
-    from segserve_builder.sources.base import Stream
-    from segserve_builder.sources.oci_registry import Layer, Registry
+from segserve_builder.sources.base import Stream
+from segserve_builder.sources.oci_registry import Layer, Registry
 
 MODELS: Final = "models"
-"""Where KServe's modelcars have their files."""
+"""Folder of the model in KServe's modelcar images."""
 
 _SUFFIXES: Final = {"+gzip": ".gz", ".gzip": ".gz"}
 _WHITEOUT: Final = ".wh."
@@ -27,7 +24,7 @@ _OPAQUE: Final = ".wh..wh..opq"
 def opened(registry: Registry, layers: Sequence[Layer], member: str, uri: str) -> Iterator[Stream]:
     """Open the file at the path `member`, from the topmost layer that has it.
 
-    Raises `ArtifactMissingError` where no layer has it or an upper one removed it, `UnsafeArtifactError` for a link.
+    Raises `ArtifactMissingError` if no layer has it or an upper layer removed it, and `UnsafeArtifactError` for a link.
     """
     for layer in reversed(layers):
         is_removed = False
@@ -45,24 +42,24 @@ def opened(registry: Registry, layers: Sequence[Layer], member: str, uri: str) -
 
 
 def only_network(registry: Registry, layers: Sequence[Layer], uri: str) -> str:
-    """Return the path of the only `.onnx` file of a modelcar; reads all its layers for it."""
-    seen: set[str] = set()
+    """Return the path of the only `.onnx` file of a modelcar; reads all its layers."""
+    networks: set[str] = set()
     removed: list[str] = []
     for layer in reversed(layers):
         entries = [(path, found is not None) for path, found, _ in _entries(registry, layer, uri)]
         files = [path for path, is_file in entries if is_file and _is_network(path)]
-        seen.update(path for path in files if not any(_hides(each, path) for each in removed))
+        networks.update(path for path in files if not any(_hides(each, path) for each in removed))
         removed += [path for path, _ in entries if PurePosixPath(path).name.startswith(_WHITEOUT)]
-    if len(seen) != 1:
-        names = ", ".join(sorted(seen)) or f"no .onnx file below /{MODELS}"
+    if len(networks) != 1:
+        names = ", ".join(sorted(networks)) or f"no .onnx file below /{MODELS}"
         raise ArtifactMissingError(f"{uri!r} has {names}; name the file: {uri.partition('#')[0]}#path")
-    return seen.pop()
+    return networks.pop()
 
 
 def _entries(registry: Registry, layer: Layer, uri: str) -> Generator[tuple[str, Stream | None, bool], None, None]:
-    """Yield each path of a layer, with its bytes where it is a file, and whether it is a link.
+    """Yield each path of a layer, its bytes if it is a file, and whether it is a link.
 
-    Nothing is written anywhere by these names, so that odd ones are just names.
+    The names are only compared, never written to, so unsafe ones do no harm.
     """
     with registry.blob(layer) as blob, readable(uri):
         for info, found in tar_entries(blob, _name(layer), registry.max_bytes):
@@ -70,14 +67,14 @@ def _entries(registry: Registry, layer: Layer, uri: str) -> Generator[tuple[str,
 
 
 def _hides(path: str, member: str) -> bool:
-    """Return whether the entry `path` of an upper layer removes the file `member` of those below."""
+    """Return whether the entry `path` removes the file `member` of the layers below."""
     entry, file = PurePosixPath(path), PurePosixPath(member)
     if entry.name == _OPAQUE:
         return entry.parent in file.parents
     if not entry.name.startswith(_WHITEOUT):
         return False
-    gone = entry.with_name(entry.name.removeprefix(_WHITEOUT))
-    return gone == file or gone in file.parents
+    removed = entry.with_name(entry.name.removeprefix(_WHITEOUT))
+    return removed == file or removed in file.parents
 
 
 def _is_network(path: str) -> bool:
@@ -86,6 +83,6 @@ def _is_network(path: str) -> bool:
 
 
 def _name(layer: Layer) -> str:
-    """Return the layer's name as a file's, whose suffix tells its compression."""
+    """Return a file name for the layer, whose suffix tells its compression."""
     kind = layer.media_type.rpartition("tar")[2]
     return f"{layer.digest}.tar{_SUFFIXES.get(kind, kind)}"

@@ -1,4 +1,4 @@
-"""The part of OCI's distribution protocol that reads: tokens, manifests and blobs, over the guard."""
+"""Reads of the OCI distribution protocol: tokens, manifests and blobs, over guarded HTTP."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
@@ -24,13 +25,9 @@ from segserve_builder.errors import (
     SourceDeniedError,
     SourceUnauthorizedError,
 )
+from segserve_builder.sources.access import Access
 from segserve_builder.sources.http_requests import HttpStream, SourceRequest, authorization, get, open_file, url_of
 from segserve_common.http.guarded_http import StreamedResponse
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from segserve_builder.sources.access import Access
 
 _MANIFESTS: Final = ", ".join(
     (
@@ -52,7 +49,7 @@ _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
 
 
 class Platform(BaseModel, frozen=True):
-    """What an image runs on."""
+    """The platform of an image."""
 
     os: str = ""
     architecture: str = ""
@@ -68,18 +65,18 @@ class Layer(BaseModel, frozen=True):
 
     @property
     def title(self) -> str:
-        """The name of a file; empty where it has none."""
+        """The name of the file; empty if it has none."""
         return (self.annotations or {}).get(_TITLE, "")
 
     @property
     def is_file(self) -> bool:
-        """Whether its bytes are a file of an artifact, and not a tar of several."""
+        """Whether the blob is one file of an artifact, and not a tar of several."""
         is_folder = (self.annotations or {}).get(_UNPACKED) == "true"
         return not is_folder and bool(self.title or not _TAR.fullmatch(self.media_type))
 
 
 class Manifest(BaseModel, frozen=True):
-    """What a reference names: the layers of one image or artifact, or an index of several."""
+    """A manifest: the layers of one image or artifact, or an index of several."""
 
     layers: tuple[Layer, ...] = ()
     manifests: tuple[Layer, ...] | None = None
@@ -87,7 +84,7 @@ class Manifest(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What is named in a registry; where there is a digest, the tag does not matter."""
+    """A reference to an image or artifact; a digest takes precedence over the tag."""
 
     registry: str
     repository: str
@@ -96,7 +93,7 @@ class Reference:
 
 
 class Registry:
-    """One repository of a registry, with the token that it gave."""
+    """One repository of a registry, with the token for it."""
 
     def __init__(self, reference: Reference, access: Access) -> None:
         self._reference = reference
@@ -108,11 +105,11 @@ class Registry:
 
     @property
     def max_bytes(self) -> int:
-        """How much of a layer is read at most, unpacked."""
+        """The largest number of bytes of a layer, unpacked, that is read."""
         return self._access.max_bytes
 
     def layers(self) -> Sequence[Layer]:
-        """Return the layers of what is named; of an index, those for this machine."""
+        """Return the layers of the reference; of an index, those for this machine."""
         name = self._reference.digest or self._reference.tag
         for _ in range(_DEEPEST_INDEX):
             manifest = self._manifest(name)
@@ -123,7 +120,7 @@ class Registry:
 
     @contextmanager
     def blob(self, layer: Layer, start: int = 0) -> Iterator[HttpStream]:
-        """Open a layer; `layers` was called before, so that the token is there."""
+        """Open a layer; call `layers` first, which gets the token."""
         with open_file(f"{self._url}/blobs/{layer.digest}", self._access, self._request, start) as stream:
             yield stream
 
@@ -136,7 +133,7 @@ class Registry:
         try:
             return Manifest.model_validate_json(body)
         except ValidationError as error:
-            raise ArtifactMissingError(f"'{response.url}' is no manifest: {error.errors()[0]['msg']}") from error
+            raise ArtifactMissingError(f"'{response.url}' is not a manifest: {error.errors()[0]['msg']}") from error
 
     @contextmanager
     def _authenticated(self, url: str) -> Iterator[StreamedResponse]:
@@ -157,27 +154,27 @@ class Registry:
                 return f"Bearer {self._token(dict(_CHALLENGE.findall(challenge)))}"
         return self._account
 
-    def _token(self, wanted: Mapping[str, str]) -> str:
-        """Return the token that the server gives which the registry names, checked as every other host is."""
-        realm, own = url_of(wanted.get("realm", "")), url_of(self._url)
+    def _token(self, challenge: Mapping[str, str]) -> str:
+        """Return a token of the server that the registry names, which is checked as every other host is."""
+        realm, own = url_of(challenge.get("realm", "")), url_of(self._url)
         if own.scheme == "https" and realm.scheme != "https":
-            raise SourceDeniedError(f"{own.host!r} wants a password to be sent to '{realm}'; allowed: https")
+            raise SourceDeniedError(f"{own.host!r} asks for the password to be sent to '{realm}'; allowed: https")
         if realm.host != own.host:
             self._access.check_uri("oci", realm.host)
-        scope = wanted.get("scope", f"repository:{self._reference.repository}:pull")
-        query = urlencode({"service": wanted.get("service", ""), "scope": scope})
-        url = f"{wanted['realm']}{'&' if '?' in wanted['realm'] else '?'}{query}"
+        scope = challenge.get("scope", f"repository:{self._reference.repository}:pull")
+        query = urlencode({"service": challenge.get("service", ""), "scope": scope})
+        url = f"{challenge['realm']}{'&' if '?' in challenge['realm'] else '?'}{query}"
         request = SourceRequest("oci", authorization=self._account, authority=self._request.authority)
         with get(url, self._access, request) as response:
-            found = response.json()
-        token = found.get("token") or found.get("access_token") if isinstance(found, dict) else None
+            answer = response.json()
+        token = answer.get("token") or answer.get("access_token") if isinstance(answer, dict) else None
         if not isinstance(token, str) or not token.isprintable():
-            raise SourceUnauthorizedError(f"'{realm}' gives no token")
+            raise SourceUnauthorizedError(f"'{realm}' returns no token")
         return token
 
 
 def _base(registry: str, host: str, access: Access) -> str:
-    """Return a registry's URL: https, but on this machine, or where the endpoint for oci says http."""
+    """Return a registry's URL: https, unless it is on this machine or the endpoint for oci is http."""
     endpoint = urlsplit(access.endpoints.get("oci", ""))
     if endpoint.netloc == registry:
         return f"{endpoint.scheme}://{registry}"
@@ -192,7 +189,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _account(registry: str, host: str, access: Access) -> tuple[str | None, str | None]:
-    """Return the Authorization header of a registry's account, if any, and the authority that is trusted beside."""
+    """Return the Authorization header of a registry's account, if any, and the PEM of an additional authority."""
     secret = access.secret("oci", host, ("username", "password"), (_DOCKER,))
     if not secret and access.ambient:
         path = Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser() / "config.json"
@@ -206,7 +203,7 @@ def _account(registry: str, host: str, access: Access) -> tuple[str | None, str 
 
 
 def _docker_account(text: str, registry: str) -> dict[str, str]:
-    """Return what a docker config says of a registry; helpers that it names are programs, and not run."""
+    """Return the account of a registry in a docker config; credential helpers are programs, and not run."""
     try:
         accounts: dict[str, Any] = json.loads(text).get("auths", {})
         wanted = (registry, f"https://{registry}", *([_HUB_ACCOUNT] if registry in _HUB else []))

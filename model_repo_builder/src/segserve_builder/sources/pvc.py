@@ -1,27 +1,24 @@
-"""The source `pvc`: files of a pool's claims, which its servers have mounted, by `pvc://claim/path`."""
+"""The source `pvc`: files of a pool's persistent volume claims, mounted by its servers: `pvc://claim/path`."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 from urllib.parse import unquote
 
 from segserve_builder.errors import SourceDeniedError
+from segserve_builder.sources.access import Access
 from segserve_builder.sources.file import LocalFiles
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from segserve_builder.sources.access import Access
 
 _CLAIM: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 class PvcSource(LocalFiles):
-    """Files of claims; symbolic links are followed within their claim, and refused where they lead out of it."""
+    """Files of claims. Symbolic links are followed within their claim, and refused if they lead out of it."""
 
     def allowed(self, uri: str, access: Access) -> Path:
-        """Return the path where it is in a claim of the pool."""
+        """Return the path if it is in a claim of the pool."""
         claim, _, rest = uri.partition("://")[2].partition("/")
         access.check_uri("pvc", claim)
         root = _root(claim, access)
@@ -44,6 +41,6 @@ def _root(claim: str, access: Access) -> Path:
     if not _CLAIM.fullmatch(claim) or not root.is_dir():
         there = sorted(path.name for path in access.claims.iterdir()) if access.claims.is_dir() else []
         raise SourceDeniedError(
-            f"the claim {claim!r} is none of the pool's; spec.artifacts.claims names: {', '.join(there) or 'none'}"
+            f"the claim {claim!r} is not one of the pool's; spec.artifacts.claims names: {', '.join(there) or 'none'}"
         )
     return root

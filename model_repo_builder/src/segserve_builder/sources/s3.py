@@ -1,26 +1,24 @@
-"""The source `s3`: Amazon S3, and what speaks its protocol, by `s3://bucket/key`."""
+"""The source `s3`: Amazon S3 and servers with its protocol, by `s3://bucket/key`."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from configparser import ConfigParser, Error
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.errors import SourceUnauthorizedError
+from segserve_builder.sources.access import Access
 from segserve_builder.sources.object_store import RETRIES, Bucket, ObjectStoreSource, client, guarded, signed, unsigned
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from obstore.store import S3Credential
-
-    from segserve_builder.sources.access import Access
 
 _KEYS: Final = ("access-key-id", "secret-access-key")
 _REGION: Final = re.compile(r"[a-z0-9-]{1,40}")
-_FOUND_BY_LIBRARY: Final = (
+_READ_BY_LIBRARY: Final = (
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
@@ -29,10 +27,10 @@ _FOUND_BY_LIBRARY: Final = (
 
 
 class S3Source(ObjectStoreSource):
-    """Requests are signed where there are credentials, and name the bucket in the path.
+    """Objects of S3. Requests are signed if there are credentials, and name the bucket in the path.
 
-    A Secret has `access-key-id` and `secret-access-key`, and may have `session-token` and `region`. Of the environment
-    `AWS_*` counts, and the profile in `~/.aws/credentials`; the machine's own role is not asked for.
+    A Secret has `access-key-id` and `secret-access-key`, and may have `session-token` and `region`. Ambient credentials
+    are `AWS_*` variables and the profile in `~/.aws/credentials`; the machine's own role is not used.
     """
 
     scheme = "s3"
@@ -43,31 +41,31 @@ class S3Source(ObjectStoreSource):
 
         secret = access.secret(self.scheme, bucket, _KEYS)
         environment = os.environ if access.ambient and not secret else {}
-        if environment and not any(environment.get(name) for name in _FOUND_BY_LIBRARY):
+        if environment and not any(environment.get(name) for name in _READ_BY_LIBRARY):
             secret = _profile(environment)
         region = _region(secret, environment)
         named = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
         endpoint = guarded(access, self.scheme, named or _usual_endpoint(region))
-        by_library = not secret and any(environment.get(name) for name in _FOUND_BY_LIBRARY)
+        by_library = not secret and any(environment.get(name) for name in _READ_BY_LIBRARY)
         store = S3Store(
             bucket,
             config={
                 "region": region,
                 "endpoint": endpoint,
-                # The library reads the environment too, and there this one would win.
+                # The library also reads the environment, where this option would take precedence.
                 "aws_endpoint_url_s3": endpoint,
                 "virtual_hosted_style_request": False,
                 "skip_signature": not secret and not by_library,
             },
             client_options=client(endpoint, secret),
             retry_config=RETRIES,
-            credential_provider=_Given(secret) if secret else None,
+            credential_provider=_StaticCredentials(secret) if secret else None,
         )
         return Bucket(store, signed(store) if secret or by_library else unsigned(f"{endpoint}/{bucket}"))
 
 
-class _Given:
-    """Credentials as the library asks for them; given so, it does not mix them with the environment's."""
+class _StaticCredentials:
+    """Credential provider of one Secret; with a provider, the library does not mix in the environment's credentials."""
 
     def __init__(self, secret: Mapping[str, str]) -> None:
         self._secret = secret
@@ -82,7 +80,7 @@ def _region(secret: Mapping[str, str], environment: Mapping[str, str]) -> str:
     named = secret.get("region") or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
     region = named or "us-east-1"
     if not _REGION.fullmatch(region):
-        raise SourceUnauthorizedError(f"{region!r} is no region of S3; one is such as 'eu-central-1'")
+        raise SourceUnauthorizedError(f"{region!r} is not a region of S3, such as 'eu-central-1'")
     return region
 
 
@@ -91,7 +89,7 @@ def _usual_endpoint(region: str) -> str:
 
 
 def _profile(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the keys of the profile that `aws` itself would take; nothing where there is none."""
+    """Return the keys of the profile that `aws` would use, empty if there is none."""
     path = environment.get("AWS_SHARED_CREDENTIALS_FILE")
     parser = ConfigParser(interpolation=None)
     try:
