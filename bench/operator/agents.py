@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
-from lightkube.resources.apps_v1 import Deployment
-from lightkube.resources.core_v1 import ConfigMap
 
 from bench.operator.watching import watched
 from segserve_builder.agent.protocol import ModelReport, ModelState
+from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.errors import ApiError, ConflictError, NotFoundError
-from segserve_common.kube.kinds import CONFIG_MAPS, PODS, Json
+from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, PODS, Json
 from segserve_common.kube.names import (
     COMPONENT_LABEL,
     GATEWAY,
@@ -41,7 +40,6 @@ from segserve_common.kube.names import (
     reports_name,
 )
 from segserve_common.kube.shards import CONTENT_KEY, pack, unpack, version_of
-from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -49,7 +47,6 @@ if TYPE_CHECKING:
 REPORTS_S: Final = 0.2
 """Agents and sidecars write at most so often."""
 RETRY_S: Final = 0.1
-ANYWHERE: Final = "*"
 
 log = logging.getLogger("agents")
 
@@ -76,7 +73,7 @@ class Members:
 class Around:
     """The world around the operator."""
 
-    api: LightkubeApi
+    api: AsyncKubeClient
     kubeconfig: Path
     real_gateways: str | None
     _groups: dict[Group, Members] = field(default_factory=lambda: defaultdict(Members))
@@ -89,7 +86,7 @@ class Around:
         await asyncio.gather(self._follow_deployments(), self._follow_config_maps())
 
     async def _follow_deployments(self) -> None:
-        async for event, found in watched(self.kubeconfig, Deployment, ANYWHERE, MANAGED_LABELS):
+        async for event, found in watched(self.kubeconfig, DEPLOYMENTS, None, MANAGED_LABELS):
             group = _group(found)
             if group is None:
                 continue
@@ -99,7 +96,7 @@ class Around:
                 self._start(self._run_pods(group, found))
 
     async def _follow_config_maps(self) -> None:
-        async for event, found in watched(self.kubeconfig, ConfigMap, ANYWHERE, MANAGED_LABELS):
+        async for event, found in watched(self.kubeconfig, CONFIG_MAPS, None, MANAGED_LABELS):
             group = _group(found)
             shard = _shard(group, found["metadata"]["name"]) if group is not None else None
             if group is None or shard is None:
@@ -245,7 +242,7 @@ async def _listen(group: str, address: str) -> web.AppRunner:
 
 async def _run(real_gateways: str | None) -> None:
     kubeconfig = Path(os.environ["KUBECONFIG"])
-    async with LightkubeApi.connect(kubeconfig) as api:
+    async with AsyncKubeClient.connect(kubeconfig) as api:
         await Around(api, kubeconfig, real_gateways).run()
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,8 +20,8 @@ import psutil
 from bench.operator.api_server import OPERATOR, OTHERS, ApiServer, call
 from bench.platform import ROOT
 from bench.ports import free_port
+from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.kinds import MODELS, POOLS, Json
-from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,9 +160,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def user_api(server: ApiServer) -> LightkubeApi:
+def user_api(server: ApiServer) -> AbstractAsyncContextManager[AsyncKubeClient]:
     """Return the API as users have it: these requests are not counted."""
-    return LightkubeApi.connect(server.kubeconfig(OTHERS))
+    return AsyncKubeClient.connect(server.kubeconfig(OTHERS))
 
 
 def make_namespaces(server: ApiServer, count: int) -> None:
@@ -176,7 +176,7 @@ async def apply_all(server: ApiServer, manifests: list[Json]) -> None:
     """Create pools and models, as many at a time as kubectl's users do together."""
     turns = asyncio.Semaphore(AT_ONCE)
 
-    async def create(api: LightkubeApi, manifest: Json) -> None:
+    async def create(api: AsyncKubeClient, manifest: Json) -> None:
         kind = POOLS if manifest["kind"] == POOLS.name else MODELS
         async with turns:
             await api.create(kind, manifest["metadata"]["namespace"], manifest)

@@ -29,11 +29,11 @@ from segserve_common.kube.shards import content_of, unpack
 from segserve_operator.adapters.kube.view import PoolKey, fill
 from segserve_operator.main import assemble
 from segserve_operator.metrics import Metrics
-from segserve_operator.settings import Settings
+from segserve_operator.settings import OperatorSettings
 
 if TYPE_CHECKING:
+    from segserve_common.kube.async_client import AsyncKubeClient
     from segserve_common.kube.kinds import Json
-    from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 READS: Final = frozenset({"get", "list", "watch"})
 LEASES: Final = "leases"
@@ -61,7 +61,7 @@ async def _apply_one(server: ApiServer, number: int) -> tuple[float, float]:
         return first_s, await _until_ready(api, namespace, 1, time.perf_counter())
 
 
-async def _until_ready(api: LightkubeApi, namespace: str, number: int, began_s: float) -> float:
+async def _until_ready(api: AsyncKubeClient, namespace: str, number: int, began_s: float) -> float:
     await api.create(MODELS, namespace, model_manifest(namespace, number))
     while not _is_ready(await api.get(MODELS, namespace, model_name(number))):
         await asyncio.sleep(0.005)
@@ -166,7 +166,7 @@ async def _check(server: ApiServer, models: int, pools: int) -> None:
         raise RuntimeError(f"of {models} models {ready} are Ready and {routed} have their route")
 
 
-async def _routes(api: LightkubeApi, namespace: str) -> list[Json]:
+async def _routes(api: AsyncKubeClient, namespace: str) -> list[Json]:
     shards = [await api.get(CONFIG_MAPS, namespace, plan_name("default", shard)) for shard in range(SHARDS)]
     return [route for shard in shards for route in unpack(content_of(shard) or "")["routes"]]
 
@@ -181,7 +181,7 @@ def _routed(routes: list[Json], main: str) -> int:
 
 async def _passes_at_rest(server: ApiServer, namespace: str) -> dict[str, float]:
     """Make passes over one pool of what is served, in this process; it leads nothing, so that a write would fail."""
-    settings = Settings.from_environment({"SEGSERVE_LEASE_NAMESPACE": LEASE_NAMESPACE})
+    settings = OperatorSettings.from_environment({"SEGSERVE_LEASE_NAMESPACE": LEASE_NAMESPACE})
     async with user_api(server) as api:
         assembled = await assemble(settings, api, Metrics())
         await fill(assembled.view, api, [namespace])

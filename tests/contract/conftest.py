@@ -9,17 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from lightkube import AsyncClient, Client, KubeConfig
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
-from lightkube.resources.core_v1 import Namespace
 
 from cluster.node import default_node, unfit
+from fakes.kube_connection import client_of_file
 from fakes.kube_servers import THINGS, FakeServer, RealServer, Server, things_crd
 from fakes.mlflow_server import MlflowServer, mlflow_server
 from fakes.waiting import connections_are_closed, eventually
+from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.errors import UnavailableError
-from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
+from segserve_common.kube.kinds import CUSTOM_RESOURCE_DEFINITIONS, NAMESPACES
 
 
 @pytest.fixture(scope="session")
@@ -42,14 +40,13 @@ def kubeconfig() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def own_namespace(kubeconfig: Path) -> Iterator[str]:
     """A namespace, and a kind of our own, on the real cluster."""
-    client = Client(KubeConfig.from_file(kubeconfig))
     name = f"contract-{uuid.uuid4().hex[:8]}"
-    client.create(Namespace(metadata=ObjectMeta(name=name)))
-    client.apply(things_crd(), field_manager="contract")
-    yield name
-    client.delete(Namespace, name)
-    client.delete(CustomResourceDefinition, f"{THINGS.plural}.{THINGS.group}")
-    client.close()
+    with client_of_file(kubeconfig, name) as client:
+        client.create(NAMESPACES, {"metadata": {"name": name}})
+        client.apply(CUSTOM_RESOURCE_DEFINITIONS, things_crd())
+        yield name
+        client.delete(NAMESPACES, name)
+        client.delete(CUSTOM_RESOURCE_DEFINITIONS, f"{THINGS.plural}.{THINGS.group}")
 
 
 @pytest.fixture(params=["in memory", pytest.param("real", marks=pytest.mark.cluster)])
@@ -59,7 +56,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
         yield FakeServer()
         return
     namespace, kubeconfig = request.getfixturevalue("own_namespace"), request.getfixturevalue("kubeconfig")
-    async with LightkubeApi.connect(kubeconfig) as api:
+    async with AsyncKubeClient.connect(kubeconfig) as api:
 
         async def is_served() -> bool:
             with suppress(UnavailableError):
@@ -67,9 +64,9 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
             return False
 
         await eventually(is_served, "our kind is served")
-        client = AsyncClient(KubeConfig.from_file(kubeconfig))
-        yield RealServer(api, client, namespace)
-        await client.close()
+        with client_of_file(kubeconfig, namespace) as client:
+            client.field_manager = "kubectl"
+            yield RealServer(api, client, namespace)
     await connections_are_closed()
 
 

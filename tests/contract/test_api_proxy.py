@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from lightkube import AsyncClient, Client, KubeConfig
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import ConfigMap, Namespace
 
 from fakes.api_proxy import ApiProxy
 from fakes.api_proxy_rules import Answer, Call, Hang, Kill, Rule
+from fakes.kube_connection import client_of_file
 from fakes.waiting import HANG_S, eventually
+from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.errors import (
     ApiError,
     ConflictError,
@@ -28,8 +27,8 @@ from segserve_common.kube.errors import (
     ThrottledError,
     UnavailableError,
 )
-from segserve_common.kube.kinds import CONFIG_MAPS, LEASES, Json
-from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
+from segserve_common.kube.kinds import CONFIG_MAPS, LEASES, NAMESPACES, Json
+from segserve_common.kube.requests import Selector
 
 pytestmark = pytest.mark.cluster
 
@@ -39,24 +38,34 @@ class Proxied:
     """A proxy, an API through it and one beside it."""
 
     proxy: ApiProxy
-    through: LightkubeApi
-    beside: LightkubeApi
+    through: AsyncKubeClient
+    beside: AsyncKubeClient
     namespace: str
     kubeconfig: Path
     told: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
 
     async def watch(self, prefix: str) -> None:
         """Tell of each event that a watch through the proxy brings of objects named so, and of its end."""
-        client = AsyncClient(KubeConfig.from_file(self.kubeconfig))
-        try:
-            async for type_, item in client.watch(ConfigMap, namespace=self.namespace):
-                assert item.metadata is not None
-                if (item.metadata.name or "").startswith(prefix):
-                    self.told.put_nowait(f"{type_} {item.metadata.name}")
-        except Exception as error:  # whatever ends it is what the test looks at
-            self.told.put_nowait(type(error).__name__)
-        finally:
-            await client.close()
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(text: str) -> None:
+            loop.call_soon_threadsafe(self.told.put_nowait, text)
+
+        def follow() -> None:
+            try:
+                _, version = client.list(CONFIG_MAPS)
+                for event in client.watch(Selector(CONFIG_MAPS), version):
+                    if event.object["metadata"]["name"].startswith(prefix):
+                        tell(f"{event.type} {event.object['metadata']['name']}")
+            except ApiError as error:  # whatever ends it is what the test looks at
+                if not ended.is_set():
+                    tell(type(error).__name__)
+
+        with client_of_file(self.kubeconfig, self.namespace) as client:
+            try:
+                await asyncio.to_thread(follow)
+            finally:
+                ended.set()
 
     async def exists(self, name: str) -> bool:
         try:
@@ -68,19 +77,18 @@ class Proxied:
 
 @pytest.fixture(scope="module")
 def namespace(kubeconfig: Path) -> Iterator[str]:
-    client = Client(KubeConfig.from_file(kubeconfig))
     name = f"proxy-{uuid.uuid4().hex[:8]}"
-    client.create(Namespace(metadata=ObjectMeta(name=name)))
-    yield name
-    client.delete(Namespace, name)
-    client.close()
+    with client_of_file(kubeconfig, name) as client:
+        client.create(NAMESPACES, {"metadata": {"name": name}})
+        yield name
+        client.delete(NAMESPACES, name)
 
 
 @pytest.fixture
 async def proxied(kubeconfig: Path, namespace: str, tmp_path: Path) -> AsyncIterator[Proxied]:
-    async with ApiProxy(kubeconfig).running() as proxy, LightkubeApi.connect(kubeconfig) as beside:
+    async with ApiProxy(kubeconfig).running() as proxy, AsyncKubeClient.connect(kubeconfig) as beside:
         proxys = proxy.write_kubeconfig(tmp_path / "kubeconfig")
-        async with LightkubeApi.connect(proxys) as through:
+        async with AsyncKubeClient.connect(proxys) as through:
             yield Proxied(proxy, through, beside, namespace, proxys)
 
 
@@ -191,11 +199,11 @@ async def test_watches_bring_events_late_never_again_or_end(proxied: Proxied, na
     assert asyncio.get_running_loop().time() - began >= 0.5
     proxied.proxy.heal()
     proxied.proxy.expire_watches()
-    assert await told() == "ApiError"
+    assert await told() == "GoneError"
 
     await watching(f"{name}-b")
     proxied.proxy.reset_watches()
-    assert await told() in ("RemoteProtocolError", "ReadError")
+    assert await told() == "UnavailableError"
 
     lost = await watching(f"{name}-c")
     proxied.proxy.watch_silent = True
@@ -215,8 +223,7 @@ async def test_watches_bring_events_late_never_again_or_end(proxied: Proxied, na
 
 def test_it_serves_blocking_callers_from_a_thread(kubeconfig: Path, namespace: str, tmp_path: Path, name: str) -> None:
     with ApiProxy(kubeconfig).in_thread() as proxy:
-        client = Client(KubeConfig.from_file(proxy.write_kubeconfig(tmp_path / "kubeconfig")))
-        client.create(ConfigMap(metadata=ObjectMeta(name=name, namespace=namespace), data={"large": "x" * 900_000}))
-        client.close()
+        with client_of_file(proxy.write_kubeconfig(tmp_path / "kubeconfig"), namespace) as client:
+            client.create(CONFIG_MAPS, config(name, large="x" * 900_000))
 
     assert [call.resource for call in proxy.writes] == ["configmaps"]

@@ -55,7 +55,7 @@ class InMemory:
 
     async def answer(self, *, passes: bool) -> None:
         self.check_runner.answers["check"] = lambda check: CheckResult(check.key, self.now_s, passes=passes)
-        self.check_runner.findings()
+        self.check_runner.check_results()
         del self.check_runner.answers["check"]
 
 
@@ -106,7 +106,7 @@ async def pass_until(asked: Asked, holds: Any, *orders: Check) -> None:
 
 
 def finding_of(asked: Asked, key: str = CHECK.key) -> CheckResult | None:
-    return asked.check_runner.findings().get(key)
+    return asked.check_runner.check_results().get(key)
 
 
 async def test_nothing_is_known_before_it_is_answered(asked: Asked) -> None:
@@ -163,7 +163,7 @@ async def test_what_is_no_longer_ordered_is_given_up_and_its_answer_is_nobodys(a
     await asked.answer(passes=True)
     await pass_until(asked, lambda: finding_of(asked, OTHER.key) is not None, OTHER)
 
-    assert set(asked.check_runner.findings()) == {OTHER.key}
+    assert set(asked.check_runner.check_results()) == {OTHER.key}
 
 
 async def test_what_is_ordered_again_after_it_was_not_is_asked_anew(asked: Asked) -> None:

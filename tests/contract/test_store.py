@@ -8,8 +8,8 @@ import pytest
 
 from fakes.platform import assigned
 from fakes.stores import FileHarness, MemoryHarness
-from segserve_operator.core.failure import Failure
-from segserve_operator.core.models.observed import Candidate, RoleHolder, ModelStatus, Roles, ObservedCondition
+from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.models.observed import Candidate, ModelStatus, ObservedCondition, RoleHolder, Roles
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,10 +26,13 @@ STATUS = ModelStatus(
     observed_generation=3,
     roles=Roles(
         stable=RoleHolder("coins-1", "main", 1_700_000_000),
-        candidate=Candidate("coins-2", None, 1_700_000_100, Failure("GoldenFailed", "IoU 0.2, allowed 0.9")),
+        candidate=Candidate("coins-2", None, 1_700_000_100, FailureReason("GoldenFailed", "IoU 0.2, allowed 0.9")),
         previous=RoleHolder("coins-0", "coins-0", 1_700_000_001),
     ),
-    statements=(ObservedCondition("Ready", "True", "Serving", "all is well"), ObservedCondition("Degraded", "False", "AsWanted")),
+    statements=(
+        ObservedCondition("Ready", "True", "Serving", "all is well"),
+        ObservedCondition("Degraded", "False", "AsWanted"),
+    ),
     weight=0,
     url="http://127.0.0.1:8080/v2/models/coins",
 )

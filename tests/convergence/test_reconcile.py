@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.platform import CountedWrites, Crash, Verdict, World, assigned
-from segserve_operator.core.models.actions import SaveStatus, SetTraffic, StartGroup, EmitEvent
+from segserve_operator.core.models.actions import EmitEvent, SaveStatus, SetTraffic, StartGroup
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
 

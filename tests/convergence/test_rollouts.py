@@ -17,7 +17,7 @@ from segserve_operator.api.rollout_policy import (
     Slo,
     WebhookGate,
 )
-from segserve_operator.core.gates.checks import CheckResult, Check
+from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.rollout.replay import replay
@@ -229,7 +229,7 @@ async def test_to_go_back_to_stable_cancels() -> None:
     assert set(rollout.world.fleet.members) == {"main"}
 
 
-@pytest.mark.parametrize("every_s", [1, 7])
+@pytest.mark.parametrize("interval_s", [1, 7])
 async def test_a_process_that_is_ended_over_and_over_decides_as_one_that_runs_through(interval_s: int) -> None:
     ends = []
     for restarts in (False, True):
@@ -275,7 +275,7 @@ async def test_blue_green_takes_all_requests_at_once_and_gives_them_back_when_it
 
 async def test_a_fault_that_begins_after_the_promotion_is_seen_against_what_the_former_revision_keeps() -> None:
     rollout = Rollout()
-    await rollout.begin(POLICY.model_copy(update={"bakeTime": timedelta(minutes=20)}))
+    await rollout.begin(POLICY.model_copy(update={"bake_time": timedelta(minutes=20)}))
     await rollout.until(lambda state: state.phase is Phase.BAKING)
     rollout.errors = {SECOND.revision: 0.08}
     rollout.world.found.answers["probe"] = answers
@@ -430,7 +430,7 @@ async def test_a_service_that_takes_longer_than_its_interval_is_heard(passes: bo
     await rollout.second()
 
     assert ended.phase is phase
-    assert rollout.world.found.findings() == {}
+    assert rollout.world.found.check_results() == {}
 
 
 async def test_a_candidate_whose_servers_are_gone_gets_no_requests() -> None:
@@ -445,7 +445,9 @@ async def test_a_candidate_whose_servers_are_gone_gets_no_requests() -> None:
 
 async def test_a_split_that_is_not_what_was_written_is_said() -> None:
     rollout = Rollout()
-    slow = POLICY.model_copy(update={"pace": "steps", "steps": (RolloutStep(weight=5, min_duration=timedelta(minutes=9)),)})
+    slow = POLICY.model_copy(
+        update={"pace": "steps", "steps": (RolloutStep(weight=5, min_duration=timedelta(minutes=9)),)}
+    )
     await rollout.begin(slow)
     await rollout.until(lambda state: state.weight == 5)
     for _ in range(90):
@@ -481,7 +483,7 @@ async def test_at_rest_stable_is_compared_with_itself_where_that_is_asked_for() 
     told = world.rollout_cache.self_tests["coins"]
 
     assert [share.shadow for route in world.traffic.plan.routes for share in route.shares] == [True]
-    assert (told.false_alarms, told.looked_s > 1_000_500) == (0, True)
+    assert (told.false_alarms, told.measured_s > 1_000_500) == (0, True)
     assert world.store.objects["coins"].status.slo == "Met"
 
 

@@ -14,10 +14,9 @@ from typing import Any
 import aiohttp
 import yaml
 from aiohttp import web
-from lightkube.config.client_adapter import verify_cluster
-from lightkube.config.kubeconfig import KubeConfig
 
 from fakes.api_proxy_rules import Answer, Call, Hang, Kill, Rule
+from fakes.kube_connection import context_of_file, ssl_context_of
 from fakes.waiting import HANG_S, connections_are_closed
 
 _HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade", "authorization"}
@@ -40,11 +39,9 @@ class ApiProxy:
     """
 
     def __init__(self, kubeconfig: Path, *rules: Rule, host: str = "127.0.0.1", port: int = 0) -> None:
-        config = KubeConfig.from_file(kubeconfig).get()
-        assert config is not None
-        assert config.user is not None
-        self._upstream = str(config.cluster.server).rstrip("/")
-        self._ssl = verify_cluster(config.cluster, config.user, config.abs_file)
+        context = context_of_file(kubeconfig)
+        self._upstream = context.server.rstrip("/")
+        self._ssl = ssl_context_of(context.configuration())
         self._host, self._port = host, port
         self.calls: list[Call] = []
         self.watch_delay_s = 0.0

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import lightkube
 import pytest
-from lightkube.config.kubeconfig import KubeConfig
 
 from cluster.node import API_SERVER, KUBELET, Node, Process
+from fakes.kube_connection import client_of_file
 from fakes.starting_servers import is_starting
 from fakes.waiting import HANG_S, until
+from segserve_common.kube.client import KubeClient
 from segserve_operator.api.resources import KINDS
 
 T = TypeVar("T")
@@ -52,11 +52,10 @@ class Cluster:
     images: ImageNames
     host: str
     node: Node | None = None
-    client: lightkube.Client = field(init=False, compare=False)
+    client: KubeClient = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        config = KubeConfig.from_file(str(self.kubeconfig)).get()
-        object.__setattr__(self, "client", lightkube.Client(config=config, trust_env=False))
+        object.__setattr__(self, "client", client_of_file(self.kubeconfig))
 
     def close(self) -> None:
         """Close the client's connections."""

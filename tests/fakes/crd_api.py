@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import httpx2
+import httpx
 import yaml
-from lightkube.config.client_adapter import Client, ConnectionParams
-from lightkube.config.kubeconfig import KubeConfig
 
+from fakes.kube_connection import context_of_file, ssl_context_of
 from fakes.starting_servers import read_again
-from fakes.waiting import until
+from fakes.waiting import HANG_S, until
+from segserve_common.kube.config import authorization
 
 Json = dict[str, Any]
 
@@ -35,10 +35,15 @@ class CrdApi:
     """Calls of the objects in the namespace `default`; each answer of 400 or more is a `RefusedError`."""
 
     def __init__(self, kubeconfig: Path) -> None:
-        config = KubeConfig.from_file(str(kubeconfig)).get()
-        if config is None:
-            raise ValueError(f"{kubeconfig} has no current context")
-        self._http = Client(config, ConnectionParams(trust_env=False))
+        context = context_of_file(kubeconfig)
+        configuration = context.configuration()
+        self._http = httpx.Client(
+            base_url=context.server,
+            headers=authorization(configuration),
+            verify=ssl_context_of(configuration),
+            trust_env=False,
+            timeout=HANG_S,
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -49,7 +54,7 @@ class CrdApi:
 
         def gone() -> bool:
             answer = read_again(lambda: self._http.delete(f"{_DEFINITIONS}/{name}"))
-            return answer.status_code == httpx2.codes.NOT_FOUND
+            return answer.status_code == httpx.codes.NOT_FOUND
 
         until(gone, f"{name} is gone")
 
@@ -57,7 +62,7 @@ class CrdApi:
         """Install a custom resource, or put this in the place of another, which may answer for a moment yet."""
         name = definition["metadata"]["name"]
         found = self._get(f"{_DEFINITIONS}/{name}")
-        if found.status_code == httpx2.codes.NOT_FOUND:
+        if found.status_code == httpx.codes.NOT_FOUND:
             self._json(self._http.post(_DEFINITIONS, json=definition))
         else:
             version = self._json(found)["metadata"]["resourceVersion"]
@@ -104,11 +109,11 @@ class CrdApi:
 
         until(served, f"{name} is served")
 
-    def _get(self, path: str, headers: Mapping[str, str] | None = None) -> httpx2.Response:
+    def _get(self, path: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
         return read_again(lambda: self._http.get(path, headers=headers))
 
     @staticmethod
-    def _json(answer: httpx2.Response) -> Json:
+    def _json(answer: httpx.Response) -> Json:
         content = answer.json()
         if answer.is_error:
             raise RefusedError(answer.status_code, content["message"])

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
-from lightkube import AsyncClient
-from lightkube.models.apiextensions_v1 import (
-    CustomResourceDefinitionNames,
-    CustomResourceDefinitionSpec,
-    CustomResourceDefinitionVersion,
-    CustomResourceSubresources,
-    CustomResourceValidation,
-    JSONSchemaProps,
-)
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
-from lightkube.resources.core_v1 import ConfigMap
-from lightkube.types import PatchType
-
 from fakes.kube import FakeKube
+from segserve_common.kube.client import KubeClient
 from segserve_common.kube.errors import NotFoundError
-from segserve_common.kube.kinds import CONFIG_MAPS, Json, Kind
+from segserve_common.kube.kinds import CONFIG_MAPS, CUSTOM_RESOURCE_DEFINITIONS, Json, Kind
 from segserve_operator.adapters.kube.api import Api
 
 THINGS = Kind("contract.segserve.dev", "v1", "Thing", "things")
@@ -68,7 +56,7 @@ class FakeServer:
 class RealServer:
     """The one that KUBECONFIG names."""
 
-    def __init__(self, api: Api, client: AsyncClient, namespace: str) -> None:
+    def __init__(self, api: Api, client: KubeClient, namespace: str) -> None:
         self._api, self._client, self.namespace = api, client, namespace
 
     @property
@@ -76,33 +64,32 @@ class RealServer:
         return self._api
 
     async def edit(self, name: str, data: Json) -> None:
-        await self._client.patch(
-            ConfigMap,
-            name,
-            {"data": data},
-            namespace=self.namespace,
-            patch_type=PatchType.MERGE,
-            field_manager="kubectl",
-        )
+        await asyncio.to_thread(self._client.patch, CONFIG_MAPS, name, {"data": data}, namespace=self.namespace)
 
     def collect(self) -> None:
         """The controllers do it."""
 
 
-def things_crd() -> CustomResourceDefinition:
-    anything = JSONSchemaProps(type="object", x_kubernetes_preserve_unknown_fields=True)
-    version = CustomResourceDefinitionVersion(
-        name=THINGS.version,
-        served=True,
-        storage=True,
-        schema=CustomResourceValidation(openAPIV3Schema=anything),
-        subresources=CustomResourceSubresources(status={}),
-    )
-    names = CustomResourceDefinitionNames(kind=THINGS.name, plural=THINGS.plural)
-    return CustomResourceDefinition(
-        metadata=ObjectMeta(name=f"{THINGS.plural}.{THINGS.group}"),
-        spec=CustomResourceDefinitionSpec(group=THINGS.group, names=names, scope="Namespaced", versions=[version]),
-    )
+def things_crd() -> Json:
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    version = {
+        "name": THINGS.version,
+        "served": True,
+        "storage": True,
+        "schema": schema,
+        "subresources": {"status": {}},
+    }
+    return {
+        "apiVersion": CUSTOM_RESOURCE_DEFINITIONS.api_version,
+        "kind": CUSTOM_RESOURCE_DEFINITIONS.name,
+        "metadata": {"name": f"{THINGS.plural}.{THINGS.group}"},
+        "spec": {
+            "group": THINGS.group,
+            "names": {"kind": THINGS.name, "plural": THINGS.plural},
+            "scope": "Namespaced",
+            "versions": [version],
+        },
+    }
 
 
 def config(name: str, metadata: Json | None = None, **data: str) -> Json:

@@ -8,7 +8,7 @@ from typing import Any
 from fakes.platform import assigned
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import (
     Candidate,
     GroupObserved,
@@ -31,7 +31,7 @@ THEN_S = NOW_S - 60.0
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
 CELLS = assigned("cells")
-FAILURE = Failure("LoadFailed", "Triton said no")
+FAILURE = FailureReason("LoadFailed", "Triton said no")
 
 _KNOWN = {told.revision: told for told in (FIRST, SECOND, THIRD, CELLS)}
 _STATES = (ModelState.FETCHING, ModelState.LOADING, ModelState.PROVING, ModelState.READY)
@@ -44,7 +44,7 @@ def holder(told: AssignedModel, group: str = "", *, since_s: float = THEN_S) -> 
 
 
 def candidate(
-    told: AssignedModel, group: str | None = "", *, since_s: float = THEN_S, failure: Failure | None = None
+    told: AssignedModel, group: str | None = "", *, since_s: float = THEN_S, failure: FailureReason | None = None
 ) -> Candidate:
     """Return a revision on its way: in a group of its own, or with None in no group."""
     group = told.revision if group == "" and failure is None else group or None

@@ -219,7 +219,9 @@ class RecordedTraffic:
         if self.blind:
             return {}
         return {
-            model: {"gateway": Counters("first", self.clock(), {Series(g, "http"): self._tally(model, g) for g in groups})}
+            model: {
+                "gateway": Counters("first", self.clock(), {Series(g, "http"): self._tally(model, g) for g in groups})
+            }
             for model, groups in models.items()
         }
 
@@ -268,7 +270,7 @@ class Found:
                 self._under_way[key], self._begun_s[key] = check, self.clock()
                 self.begun.append(check)
 
-    def findings(self) -> Mapping[str, CheckResult]:
+    def check_results(self) -> Mapping[str, CheckResult]:
         self._answer()
         return dict(self._known)
 

@@ -76,7 +76,9 @@ def record(name: str = "coins-2-1", model: str = "coins", *, rows: int = 20, seq
         sequence=sequence,
         gates=gates,
         seen={"gateway-0": _count(), "gateway-1": Counters("second", STARTED_S + 0.1)},
-        hung=HungRequests((("gateway-0", InFlight((1 / 3, 0.0), (InFlightSample(STARTED_S, (1.0, 2.0), (0.0, 1.0)),))),)),
+        hung=HungRequests(
+            (("gateway-0", InFlight((1 / 3, 0.0), (InFlightSample(STARTED_S, (1.0, 2.0), (0.0, 1.0)),))),)
+        ),
         split=SampleRatio().start(),
         rows=_rows(rows),
         decisions=tuple(decision(number) for number in range(1, sequence + 1)),
@@ -147,4 +149,6 @@ def _look(numbers: np.random.Generator) -> EvidenceWindow:
 
 def _count() -> Counters:
     tally = SeriesCounts(1000, 3, 1, 2, ((0.5, 3), (120.0, 990), (100_000.0, 1)))
-    return Counters("first", STARTED_S + 1 / 3, {Series("main", "http"): tally, Series("coins-2", "grpc"): SeriesCounts()})
+    return Counters(
+        "first", STARTED_S + 1 / 3, {Series("main", "http"): tally, Series("coins-2", "grpc"): SeriesCounts()}
+    )

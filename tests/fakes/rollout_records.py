@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from segserve.cli.rollout.render import RolloutTree
-from segserve.platforms.rollouts.rollout_view import Seen
+from segserve.platforms.rollouts.rollout_view import RolloutView
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.failure import FailureReason
@@ -167,10 +167,10 @@ def roles_of(at: RolloutState | None) -> Roles:
             return Roles(stable=old, candidate=Candidate(CANDIDATE, new.group, STARTED_S))
 
 
-def seen(**changes: Any) -> Seen:
+def seen(**changes: Any) -> RolloutView:
     """Return the rollout as it is 270 s after its beginning."""
     found = record()
-    at = Seen("coins", standing(found), STABLE, found, STARTED_S + 270)
+    at = RolloutView("coins", standing(found), STABLE, found, STARTED_S + 270)
     return replace(at, **changes)
 
 

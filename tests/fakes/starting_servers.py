@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-import httpx2
+import httpx
 
 from fakes.waiting import until
 
 T = TypeVar("T")
 
-BROKEN_OFF: Final = (httpx2.TransportError, OSError)
+BROKEN_OFF: Final = (httpx.TransportError, OSError)
 """What a connection ends with whose server is not there yet, or gives up before it has answered; also in the middle of
 a TLS record."""
 NOT_YET: Final = frozenset({429, 502, 503, 504})
@@ -29,19 +29,19 @@ NOT_YET_BY_KUBECTL: Final = (
 )
 
 
-def read_again(read: Callable[[], httpx2.Response]) -> httpx2.Response:
+def read_again(read: Callable[[], httpx.Response]) -> httpx.Response:
     """Return the first answer to a read that its server means. Only for what may be asked as often as one likes."""
-    answers: list[httpx2.Response | Exception] = []
+    answers: list[httpx.Response | Exception] = []
 
     def is_answered() -> bool:
         try:
             answers[:] = [read()]
         except BROKEN_OFF as error:
             answers[:] = [error]
-        return isinstance(answers[0], httpx2.Response) and answers[0].status_code not in NOT_YET
+        return isinstance(answers[0], httpx.Response) and answers[0].status_code not in NOT_YET
 
     until(is_answered, "an answer")
-    assert isinstance(answers[0], httpx2.Response)
+    assert isinstance(answers[0], httpx.Response)
     return answers[0]
 
 

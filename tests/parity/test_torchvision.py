@@ -118,7 +118,7 @@ def test_raw_heads_become_what_torchvision_answers(
     family = f"{kind}-rcnn"
     whole = torchvision.call("whole", kind, seed, photograph(seed, *size), True)
     inner_height, inner_width, input_height, input_width = whole["sizes"]
-    placement = ResizeTransform(*size, 0, 0, inner_height, inner_width, input_height, input_width)
+    transform = ResizeTransform(*size, 0, 0, inner_height, inner_width, input_height, input_width)
     order = [
         "boxes",
         "labels",
@@ -127,7 +127,7 @@ def test_raw_heads_become_what_torchvision_answers(
     ]
 
     model = pipeline(family, IDS[kind])
-    value: Any = FAMILIES[family].read({name: whole["raw"][name][None] for name in order}, placement, model)
+    value: Any = FAMILIES[family].read({name: whole["raw"][name][None] for name in order}, transform, model)
     for stage in postprocess_stages(model):
         value = stage(value, RequestOptions())
 

@@ -108,9 +108,9 @@ def pipeline(family: str) -> Pipeline:
     )
 
 
-def detections(family: str, outputs: list[np.ndarray], placement: ResizeTransform) -> Any:
+def detections(family: str, outputs: list[np.ndarray], transform: ResizeTransform) -> Any:
     named = dict(zip(("cls_logits", "bbox_regression", "anchors", "levels"), outputs, strict=True))
-    value: Any = FAMILIES[family].read(named, placement, pipeline(family))
+    value: Any = FAMILIES[family].read(named, transform, pipeline(family))
     for stage in FAMILIES[family].default_postprocess:
         value = stage(value, RequestOptions())
     return value
@@ -124,9 +124,9 @@ def test_detections_of_raw_heads_are_those_of_torchvision(
     height, width = 60 + 11 * seed, 130 - 17 * seed
     image = np.random.default_rng(seed).random((3, height, width)).astype(np.float32)
     inputs, inner, heads, answer = networks_of_torchvision.call("answer", family, seed, image)
-    placement = ResizeTransform(height, width, 0, 0, *inner, *inputs.shape[2:])
+    transform = ResizeTransform(height, width, 0, 0, *inner, *inputs.shape[2:])
 
-    found = detections(family, heads, placement)
+    found = detections(family, heads, transform)
 
     boxes, scores, labels = answer
     assert found.scores == pytest.approx(scores, abs=1e-6)

@@ -28,7 +28,7 @@ from segserve_operator.handlers import registry_of, settings_of
 from segserve_operator.health import health_server
 from segserve_operator.metrics import Metrics
 from segserve_operator.reconciler import Dependencies, PoolReconciler
-from segserve_operator.settings import Settings, SettingsError
+from segserve_operator.settings import OperatorSettings, OperatorSettingsError
 from segserve_operator.worker import Worker
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ log = logging.getLogger("segserve")
 class Operator:
     """All parts of one process."""
 
-    settings: Settings
+    settings: OperatorSettings
     api: Api
     view: View
     lease: LeaderLease
@@ -133,7 +133,7 @@ class Operator:
         return f"the cluster was last seen {age_s:.0f} s ago" if age_s > SILENCE_S else None
 
 
-async def assemble(settings: Settings, api: AsyncKubeClient, metrics: Metrics) -> Operator:
+async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Metrics) -> Operator:
     """Put the parts together for the cluster that `api` reaches."""
     modern = await api.has(DISRUPTION_BUDGETS)
     children = [kind for kind in CHILDREN if kind != DISRUPTION_BUDGETS]
@@ -159,7 +159,7 @@ async def assemble(settings: Settings, api: AsyncKubeClient, metrics: Metrics) -
     return Operator(settings, api, view, lease, worker, passes, metrics, time.monotonic())
 
 
-def _artifacts(settings: Settings) -> Path | None:
+def _artifacts(settings: OperatorSettings) -> Path | None:
     """Return the folder of artifacts that is in the operator's own image, if addresses are relative to one."""
     base = urlsplit(settings.artifact_base)
     return Path(unquote(base.path)) if base.scheme == "file" else None
@@ -169,7 +169,7 @@ def _notifier(api: AsyncKubeClient, metrics: Metrics) -> Notifier:
     return Notifier(loopback=False, on_outcome=metrics.rollouts.notified, read=Secrets(api).read)
 
 
-def _defaults(settings: Settings, *, modern: bool) -> Defaults:
+def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:
     return Defaults(
         server_image=settings.server_image,
         triton_version=settings.triton_version,
@@ -186,7 +186,7 @@ def _defaults(settings: Settings, *, modern: bool) -> Defaults:
     )
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: OperatorSettings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -201,7 +201,7 @@ def main() -> None:
     for quiet in ("httpx", "kopf", "aiohttp"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
     try:
-        settings = Settings.from_environment(os.environ)
-    except SettingsError as error:
+        settings = OperatorSettings.from_environment(os.environ)
+    except OperatorSettingsError as error:
         sys.exit(f"the environment cannot be used:\n{error}")
     asyncio.run(_run(settings))

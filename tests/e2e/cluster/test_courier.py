@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
-from lightkube.config import client_adapter
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import ConfigMap
 
 from fakes.agent_group import wait_for
 from fakes.cluster import Cluster
+from fakes.kube_connection import context_of_file, write_config_map
 from fakes.tcp_relay import TcpRelay
-from segserve_builder.cluster import config_maps as config_maps_module
 from segserve_builder.cluster.config_map_watch import ConfigMapWatch
-from segserve_builder.cluster.config_maps import ConfigMaps, ExpiredError
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.shard_inbox import Shard, ShardInbox
+from segserve_common.kube.client import SILENCE_S, KubeClient
+from segserve_common.kube.errors import GoneError
+from segserve_common.kube.kinds import CONFIG_MAPS
+from segserve_common.kube.requests import Selector
 from segserve_common.kube.shards import CONTENT_KEY, pack, unpack, version_of
 
 pytestmark = pytest.mark.cluster
@@ -36,44 +34,41 @@ class World:
     def __init__(self, cluster: Cluster, namespace: str, ends: ExitStack) -> None:
         self.client = cluster.client
         self.namespace = namespace
-        self._config = self.client.config
+        self._context = context_of_file(cluster.kubeconfig)
         self._ends = ends
 
     def write(self, name: str, value: Any) -> None:
         self._apply(name, {CONTENT_KEY: value if isinstance(value, str) else pack(value)})
 
     def delete(self, name: str) -> None:
-        self.client.delete(ConfigMap, name, namespace=self.namespace)
+        self.client.delete(CONFIG_MAPS, name, namespace=self.namespace)
 
     def make_reports(self) -> None:
         self._apply("reports", None)
 
     def reports(self) -> dict[str, Any]:
-        stored = self.client.get(ConfigMap, "reports", namespace=self.namespace).binaryData or {}
+        stored = self.client.get(CONFIG_MAPS, "reports", namespace=self.namespace).get("binaryData") or {}
         return {key: unpack(text) for key, text in stored.items()}
 
     def version_of_reports(self) -> str:
-        metadata = self.client.get(ConfigMap, "reports", namespace=self.namespace).metadata
-        assert metadata is not None
-        return str(metadata.resourceVersion)
+        return str(self.client.get(CONFIG_MAPS, "reports", namespace=self.namespace)["metadata"]["resourceVersion"])
 
-    def link(self, relay: TcpRelay | None = None) -> ConfigMaps:
-        server = copy.copy(self._config.cluster)
+    def link(self, relay: TcpRelay | None = None, *, silence_s: float = SILENCE_S) -> KubeClient:
+        configuration = self._context.configuration()
         if relay is not None:
-            server.server = f"https://127.0.0.1:{relay.port}"
-        params = client_adapter.ConnectionParams(timeout=httpx2.Timeout(1.0), trust_env=False)
-        return ConfigMaps(client_adapter.Client(self._config._replace(cluster=server), params), self.namespace)
+            configuration.host = f"https://127.0.0.1:{relay.port}"
+        return KubeClient(configuration, self.namespace, call_timeout_s=1.0, silence_s=silence_s)
 
     def relay(self) -> TcpRelay:
-        parts = urlsplit(self._config.cluster.server)
+        parts = urlsplit(self._context.server)
         made = TcpRelay((str(parts.hostname), parts.port or 443))
         self._ends.callback(made.close)
         return made
 
-    def follow(self, relay: TcpRelay | None = None) -> Signals:
+    def follow(self, relay: TcpRelay | None = None, *, silence_s: float = SILENCE_S) -> Signals:
         heard = Signals()
         inbox = ShardInbox(NAMES, heard.read, heard.deliver)
-        watch = ConfigMapWatch(self.link(relay), NAMES, inbox.take)
+        watch = ConfigMapWatch(self.link(relay, silence_s=silence_s), NAMES, inbox.take)
         watch.start()
         self._ends.callback(watch.stop)
         return heard
@@ -87,8 +82,7 @@ class World:
         return sender
 
     def _apply(self, name: str, binary: dict[str, str] | None) -> None:
-        made = ConfigMap(metadata=ObjectMeta(name=name, namespace=self.namespace), binaryData=binary)
-        self.client.apply(made, field_manager="test", force=True)
+        write_config_map(self.client, self.namespace, name, binary)
 
 
 class Signals:
@@ -136,7 +130,7 @@ def test_a_changed_shard_is_delivered_and_an_equal_one_is_not(world: World) -> N
     heard.wait(["a"], ["b"])
     world.write("first", ["a", "c"])
     heard.wait(["a", "c"], ["b"])
-    world.client.patch(ConfigMap, "first", {"metadata": {"labels": {"touched": "yes"}}}, namespace=world.namespace)
+    world.client.patch(CONFIG_MAPS, "first", {"metadata": {"labels": {"touched": "yes"}}}, namespace=world.namespace)
     world.write("second", ["d"])
     heard.wait(["a", "c"], ["d"])
     assert len(heard.values) == 3
@@ -180,12 +174,11 @@ def test_an_api_that_stops_answering_changes_nothing_and_is_followed_on_afterwar
     assert len(heard.values) == 2
 
 
-def test_a_connection_that_is_silent_for_too_long_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_maps_module, "SILENCE_S", 1.0)
+def test_a_connection_that_is_silent_for_too_long_is_given_up(world: World) -> None:
     world.write("first", ["a"])
     world.write("second", ["b"])
     relay = world.relay()
-    heard = world.follow(relay)
+    heard = world.follow(relay, silence_s=1.0)
     heard.wait(["a"], ["b"])
     relay.lose()
     world.write("first", ["meanwhile"])
@@ -196,8 +189,8 @@ def test_a_version_that_the_api_has_forgotten_is_said_to_be_expired(world: World
     world.write("first", ["a"])
     link = world.link()
     try:
-        with pytest.raises(ExpiredError):
-            list(link.watch("first", "1"))
+        with pytest.raises(GoneError):
+            list(link.watch(Selector(CONFIG_MAPS, fields="metadata.name=first"), "1"))
     finally:
         link.close()
 

@@ -43,7 +43,7 @@ def plans(cluster: Cluster, namespace: str) -> PlanObjects:
 @pytest.fixture
 def relay(cluster: Cluster) -> Iterator[TcpRelay]:
     """What is between the pod and the API."""
-    parts = urlsplit(cluster.client.config.cluster.server)
+    parts = urlsplit(cluster.client.server)
     made = TcpRelay((str(parts.hostname), parts.port or 443))
     yield made
     made.close()

@@ -5,21 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from lightkube.models.core_v1 import (
-    Capabilities,
-    Container,
-    EmptyDirVolumeSource,
-    PodSecurityContext,
-    PodSpec,
-    SecurityContext,
-    Volume,
-    VolumeMount,
-)
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import Pod
 
 from fakes.artifact_server import ArtifactServer
 from fakes.cluster import Cluster
+from segserve_common.kube.kinds import PODS
 
 pytestmark = pytest.mark.cluster
 
@@ -33,23 +22,25 @@ assert cache._is_complete(), "kernels would be compiled again"
 
 def start(cluster: Cluster, namespace: str, image: str, command: Sequence[str]) -> str:
     """Run a command in a pod that may do nothing but write to /tmp, and return the pod's name once it runs."""
-    context = SecurityContext(
-        readOnlyRootFilesystem=True, allowPrivilegeEscalation=False, capabilities=Capabilities(drop=["ALL"])
-    )
-    container = Container(
-        name="main",
-        image=image,
-        command=list(command),
-        securityContext=context,
-        volumeMounts=[VolumeMount(name="tmp", mountPath="/tmp")],
-    )
-    spec = PodSpec(
-        containers=[container],
-        terminationGracePeriodSeconds=1,
-        securityContext=PodSecurityContext(runAsNonRoot=True, fsGroup=1000),
-        volumes=[Volume(name="tmp", emptyDir=EmptyDirVolumeSource())],
-    )
-    cluster.client.create(Pod(metadata=ObjectMeta(name="main", namespace=namespace), spec=spec))
+    security = {
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    container = {
+        "name": "main",
+        "image": image,
+        "command": list(command),
+        "securityContext": security,
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    spec = {
+        "containers": [container],
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {"runAsNonRoot": True, "fsGroup": 1000},
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+    }
+    cluster.client.create(PODS, {"metadata": {"name": "main"}, "spec": spec}, namespace=namespace)
     cluster.wait("the pod runs", lambda: cluster.get(namespace, "pod", "main")["status"].get("phase") == "Running")
     return "main"
 
@@ -73,7 +64,7 @@ def test_the_server_image_runs_triton_as_nobody_special_on_a_root_that_is_read_o
 def test_the_operator_image_has_operator_client_and_example(cluster: Cluster, namespace: str) -> None:
     pod = start(cluster, namespace, cluster.images.operator, ["sleep", "1000"])
 
-    everything = "import kopf, lightkube, prometheus_client, segserve.cli.app, segserve_operator.service"
+    everything = "import kopf, kubernetes.aio.client, prometheus_client, segserve.cli.app, segserve_operator.service"
     run_in(cluster, namespace, pod, "python3", "-c", everything)
     seen = run_in(cluster, namespace, pod, "sh", "-c", "ls ${SEGSERVE_ARTIFACT_BASE#file://}")
     assert {"model.yaml", "coins-unet.onnx", "golden"} <= set(seen.split())

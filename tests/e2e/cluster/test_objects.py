@@ -11,12 +11,12 @@ import pytest
 
 from fakes.cluster import Cluster
 from fakes.pools import FULL, MINIMAL, coins, pool_target, with_defaults
+from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.errors import InvalidError, NotFoundError
 from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DISRUPTION_BUDGETS, OLD_DISRUPTION_BUDGETS, POOLS, Kind
 from segserve_common.kube.names import reports_name
 from segserve_common.kube.shards import pack
 from segserve_operator.adapters.kube.drift import covers
-from segserve_operator.adapters.kube.lightkube_api import LightkubeApi
 from segserve_operator.adapters.kube.objects import (
     PoolContext,
     assignment_config_map,
@@ -38,7 +38,7 @@ class World:
     """A namespace in which a pool's objects are applied; no pods come of them."""
 
     cluster: Cluster
-    api: LightkubeApi
+    api: AsyncKubeClient
     namespace: str
     disruption_api: str
 
@@ -112,14 +112,13 @@ def rendered(target: PoolContext) -> list[Json]:
 
 @pytest.fixture
 async def world(cluster: Cluster, namespace: str) -> AsyncIterator[World]:
-    api = LightkubeApi.connect(cluster.kubeconfig)
-    try:
-        await api.list(DISRUPTION_BUDGETS, namespace, {})
-        version = DISRUPTION_BUDGETS.api_version
-    except NotFoundError:
-        version = OLD_DISRUPTION_BUDGETS.api_version
-    yield World(cluster, api, namespace, version)
-    await api.aclose()
+    async with AsyncKubeClient.connect(cluster.kubeconfig) as api:
+        try:
+            await api.list(DISRUPTION_BUDGETS, namespace, {})
+            version = DISRUPTION_BUDGETS.api_version
+        except NotFoundError:
+            version = OLD_DISRUPTION_BUDGETS.api_version
+        yield World(cluster, api, namespace, version)
 
 
 @pytest.mark.parametrize("text", [pytest.param(MINIMAL, id="minimal"), pytest.param(FULL, id="full")])

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import ConfigMap
 
 from fakes.agent_group import assigned, picture, wait_for, with_golden, write_network
 from fakes.cluster import Cluster
+from fakes.kube_connection import write_config_map
 from fakes.server_pod import ServerPod
 from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
+from segserve_common.kube.kinds import CONFIG_MAPS
 from segserve_common.kube.names import SHARDS, assignment_name, reports_name
 from segserve_common.kube.shards import CONTENT_KEY, pack, shard_of, unpack
 from segserve_operator.adapters.local.files import cache_folder
@@ -42,7 +42,9 @@ class World:
             self._write(assignment_name(POOL, GROUP, shard), {CONTENT_KEY: pack(told)})
 
     def report(self) -> dict[str, Any]:
-        stored = self._client.get(ConfigMap, reports_name(POOL, GROUP), namespace=self._namespace).binaryData or {}
+        stored = (
+            self._client.get(CONFIG_MAPS, reports_name(POOL, GROUP), namespace=self._namespace).get("binaryData") or {}
+        )
         found: dict[str, Any] = unpack(stored["pod"]) if "pod" in stored else {}
         return found
 
@@ -58,8 +60,7 @@ class World:
         return wait_for(reached, lambda: f"{state}; {self.report()}; {self.pod.describe()}")
 
     def _write(self, name: str, binary: dict[str, str] | None) -> None:
-        made = ConfigMap(metadata=ObjectMeta(name=name, namespace=self._namespace), binaryData=binary)
-        self._client.apply(made, field_manager="test", force=True)
+        write_config_map(self._client, self._namespace, name, binary)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ DELTAS = TensorSpec("bbox_regression", "FP32", (None, 500, 4))
 ANCHORS = TensorSpec("anchors", "FP32", (None, 500, 4))
 LEVELS = TensorSpec("levels", "INT64", (None, 5))
 # 40 x 60 pixels, three times as large in the network's input, with padding all around.
-PLACEMENT = ResizeTransform(40, 60, 7, 5, 120, 180, 140, 200)
+TRANSFORM = ResizeTransform(40, 60, 7, 5, 120, 180, 140, 200)
 
 
 def pipeline(family: str, ids: tuple[int, ...] = (1, 2, 6)) -> Pipeline:
@@ -60,7 +60,7 @@ def heads(seed: int, levels: tuple[int, ...], classes: int) -> Anchors:
         rng.normal(size=(n, 4)).astype(np.float32) * rng.choice([1, 5]).astype(np.float32),
         np.concatenate([corner, corner + rng.random((n, 2)) * 50], axis=1).astype(np.float32),
         levels,
-        PLACEMENT,
+        TRANSFORM,
     )
 
 
@@ -210,7 +210,7 @@ def arrays(anchors: int = 6, channels: int = 7, levels: list[int] | None = None)
 
 @pytest.mark.parametrize(("levels", "read"), [(None, (6,)), ([3, 2, 1], (3, 2, 1)), ([6, 0], (6, 0))])
 def test_levels_are_those_of_the_output_or_one_of_all(levels: list[int] | None, read: tuple[int, ...]) -> None:
-    value: Any = FAMILIES["ssd"].read(arrays(levels=levels), PLACEMENT, pipeline("ssd"))
+    value: Any = FAMILIES["ssd"].read(arrays(levels=levels), TRANSFORM, pipeline("ssd"))
 
     assert value.levels == read
     assert value.channels == {1, 2, 6}
@@ -228,7 +228,7 @@ def test_levels_are_those_of_the_output_or_one_of_all(levels: list[int] | None, 
 )
 def test_arrays_that_do_not_fit_are_refused(outputs: dict[str, np.ndarray], says: str) -> None:
     with pytest.raises(SignatureError, match=says):
-        FAMILIES["ssd"].read(outputs, PLACEMENT, pipeline("ssd"))
+        FAMILIES["ssd"].read(outputs, TRANSFORM, pipeline("ssd"))
 
 
 @pytest.mark.parametrize("family", ["retinanet", "ssd"])

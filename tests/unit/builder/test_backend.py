@@ -262,8 +262,8 @@ class FakePostprocess:
     def __init__(self, pipeline: Pipeline, io: NetworkIO, second: NetworkIO | None) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def __call__(self, outputs, placement, request, wanted, guide, second, frame) -> dict[str, NDArray[Any]]:
-        self.calls.append((outputs, placement, request, wanted))
+    def __call__(self, outputs, transform, request, wanted, guide, second, frame) -> dict[str, NDArray[Any]]:
+        self.calls.append((outputs, transform, request, wanted))
         return {name: np.zeros(1, np.int32) for name in wanted}
 
 
@@ -293,12 +293,12 @@ def raw(wanted: list[str], parameters: str = "{}") -> FakeRequest:
 def test_only_requested_outputs_are_computed_from_the_networks_own_names(post: Any) -> None:
     arrays = post.execute([raw(["SIZE", "REVISION"], '{"score_threshold": 0.25}')])[0].arrays()
 
-    outputs, placement, request, wanted = post._postprocess.calls[0]
+    outputs, transform, request, wanted = post._postprocess.calls[0]
     assert set(arrays) == {"SIZE", "REVISION"}
     assert arrays["REVISION"].tolist() == [PIPELINE.revision.encode()]
     assert wanted == {"SIZE"}
     assert set(outputs) == {"y"}
-    assert placement == ResizeTransform.of(3, 4)
+    assert transform == ResizeTransform.of(3, 4)
     assert request.score_threshold == 0.25
 
 

@@ -161,9 +161,9 @@ def test_yolo_boxes_are_given_in_pixels_of_the_original_image() -> None:
     head[0, :, 0] = [100, 60, 40, 20, 0.2, 0.7, 1, 2, 3]
     head[0, :, 1] = [100, 60, 0, 0, 0.4, 0.4, 4, 5, 6]
     prototypes = np.ones((1, 3, 8, 8), np.float32)
-    placement = ResizeTransform(100, 50, 10, 30, 50, 100, 128, 128)  # rows shrunk to half, columns doubled
+    transform = ResizeTransform(100, 50, 10, 30, 50, 100, 128, 128)  # rows shrunk to half, columns doubled
 
-    read = FAMILIES["yolo-seg"].read({"a": head, "b": prototypes}, placement, pipeline("yolo-seg", 2))
+    read = FAMILIES["yolo-seg"].read({"a": head, "b": prototypes}, transform, pipeline("yolo-seg", 2))
 
     assert read.boxes.tolist() == [[25, 80, 45, 120], [35, 100, 35, 100]]  # type: ignore[union-attr]
     assert read.classes.tolist() == [1, 0]  # type: ignore[union-attr]

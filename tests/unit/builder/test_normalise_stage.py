@@ -19,7 +19,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 def normalise(pixels: np.ndarray, **options: Any) -> np.ndarray:
     value = Normalise(**options)(Image(pixels, ResizeTransform.of(*pixels.shape[:2])), RequestOptions())
-    assert value.placement == ResizeTransform.of(*pixels.shape[:2])
+    assert value.transform == ResizeTransform.of(*pixels.shape[:2])
     return value.pixels
 
 

@@ -24,7 +24,7 @@ from segserve_builder.steps.postprocess import (
 from segserve_builder.values import ResizeTransform
 
 INSTANCE = frozenset({"REVISION", "SIZE", "BOXES", "SCORES", "CLASSES", "MASKS"})
-PLACEMENT = ResizeTransform(32, 48, 0, 0, 32, 48, 32, 48)
+TRANSFORM = ResizeTransform(32, 48, 0, 0, 32, 48, 32, 48)
 
 
 def pipeline(family: str, *stages: dict[str, Any], classes: int = 2, **output: Any) -> Pipeline:
@@ -68,7 +68,7 @@ def test_a_label_map_comes_out_of_logits() -> None:
     logits.setflags(write=False)
     post = step(pipeline("semantic-logits", {"argmax": {}}, {"removeSmallRegions": {"minArea": 4}}))
 
-    answer = post({"logits": logits}, PLACEMENT, RequestOptions(encoding="rle"), frozenset({"SIZE", "MASKS", "AREAS"}))
+    answer = post({"logits": logits}, TRANSFORM, RequestOptions(encoding="rle"), frozenset({"SIZE", "MASKS", "AREAS"}))
 
     expected = np.zeros((32, 48), np.uint8)
     expected[4:20, 8:30] = 1
@@ -83,7 +83,7 @@ def test_outputs_that_are_not_read_stay_empty() -> None:
     wanted = frozenset({"SIZE", "LABELS", "AREAS", "CONFIDENCE"})
     asked = request_from_parameters({"outputs": "LABELS, AREAS"}, Output())
 
-    answer = step(pipeline("semantic-logits"))({"logits": logits}, PLACEMENT, asked, wanted)
+    answer = step(pipeline("semantic-logits"))({"logits": logits}, TRANSFORM, asked, wanted)
 
     assert answer.keys() == wanted
     assert answer["SIZE"].tolist() == [32, 48]
@@ -96,11 +96,11 @@ def test_an_output_that_the_task_does_not_have_cannot_be_read() -> None:
     asked = request_from_parameters({"outputs": "BOXES"}, Output())
 
     with pytest.raises(BadImageError, match="'outputs' names BOXES; allowed are REVISION, SIZE, LABELS"):
-        step(pipeline("semantic-logits"))({"logits": np.zeros((1, 1, 32, 48), np.float32)}, PLACEMENT, asked, INSTANCE)
+        step(pipeline("semantic-logits"))({"logits": np.zeros((1, 1, 32, 48), np.float32)}, TRANSFORM, asked, INSTANCE)
 
 
 def test_instances_come_out_of_a_yolo_head() -> None:
-    answer = step(pipeline("yolo-seg"))(yolo_outputs(), PLACEMENT, RequestOptions(), INSTANCE)
+    answer = step(pipeline("yolo-seg"))(yolo_outputs(), TRANSFORM, RequestOptions(), INSTANCE)
 
     assert answer["SCORES"].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     assert answer["CLASSES"].tolist() == [0, 1, 0, 1, 0, 1]
@@ -110,7 +110,7 @@ def test_instances_come_out_of_a_yolo_head() -> None:
 
 
 def test_no_detections_are_an_answer() -> None:
-    answer = step(pipeline("yolo-seg"))(yolo_outputs(), PLACEMENT, RequestOptions(score_threshold=1.0), INSTANCE)
+    answer = step(pipeline("yolo-seg"))(yolo_outputs(), TRANSFORM, RequestOptions(score_threshold=1.0), INSTANCE)
 
     assert {name: array.shape for name, array in answer.items()} == {
         "SIZE": (2,),
@@ -127,7 +127,7 @@ def test_the_best_instances_are_kept_up_to_the_limit(model: int, asked: int | No
     outputs = yolo_outputs()
     outputs["head"] = outputs["head"][:, :, ::-1]
 
-    answer = post(outputs, PLACEMENT, RequestOptions(max_detections=asked), INSTANCE)
+    answer = post(outputs, TRANSFORM, RequestOptions(max_detections=asked), INSTANCE)
 
     best = pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4][:number])
     assert sorted(answer["SCORES"].tolist(), reverse=True) == best
@@ -140,7 +140,7 @@ def test_outputs_that_are_not_finite_are_an_error(bad: float) -> None:
     outputs["masks"][0, 1, 2, 3] = bad
 
     with pytest.raises(NonFiniteError, match="'masks' has 1 values of 192 that are NaN or infinite"):
-        step(pipeline("yolo-seg"))(outputs, PLACEMENT, RequestOptions(), INSTANCE)
+        step(pipeline("yolo-seg"))(outputs, TRANSFORM, RequestOptions(), INSTANCE)
 
 
 def test_finite_outputs_whose_sum_overflows_are_no_error() -> None:

@@ -47,7 +47,7 @@ def test_an_image_file_and_its_pixels_give_the_same_input() -> None:
     run = preprocess(LETTERBOX, {"normalise": {}}, tensor=network("FP32"))
     from_file, from_pixels = run(png(RGB), None), run(None, RGB)
     np.testing.assert_array_equal(from_file.tensor, from_pixels.tensor)
-    assert from_file.placement == from_pixels.placement == ResizeTransform(30, 44, 10, 0, 44, 64, 64, 64)
+    assert from_file.transform == from_pixels.transform == ResizeTransform(30, 44, 10, 0, 44, 64, 64, 64)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -60,7 +60,7 @@ def test_the_result_is_a_batch_of_one_in_the_network_s_layout(layout: str, pixel
     np.testing.assert_array_equal(given.tensor, (pixels.transpose(2, 0, 1) if layout == "NCHW" else pixels)[None])
     assert given.tensor.flags.c_contiguous
     assert given.tensor.dtype == np.uint8
-    assert given.placement == ResizeTransform.of(30, 44)
+    assert given.transform == ResizeTransform.of(30, 44)
 
 
 def test_the_coins_path_is_the_training_s_own_padding() -> None:
@@ -68,7 +68,7 @@ def test_the_coins_path_is_the_training_s_own_padding() -> None:
     given = run(png(GREY), None)
     expected = np.pad(GREY[..., 0], ((0, -30 % 16), (0, -44 % 16)), mode="edge")[None, None]
     np.testing.assert_array_equal(given.tensor, expected)
-    assert given.placement == ResizeTransform(30, 44, 0, 0, 30, 44, 32, 48)
+    assert given.transform == ResizeTransform(30, 44, 0, 0, 30, 44, 32, 48)
 
 
 @pytest.mark.parametrize(("dtype", "numpy_dtype"), [("FP32", np.float32), ("FP16", np.float16)])
@@ -102,7 +102,7 @@ def test_the_input_is_what_the_stages_make_one_after_the_other(
 
     np.testing.assert_array_equal(made.tensor[0], expected.astype({"FP32": np.float32, "FP16": np.float16}[dtype]))
     assert made.tensor.flags.c_contiguous
-    assert made.placement == value.placement
+    assert made.transform == value.transform
 
 
 def test_uint16_goes_through_unscaled() -> None:
@@ -117,9 +117,9 @@ def test_decode_happens_with_its_defaults_where_it_is_not_listed() -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     data = png(RGB, exif=exif)
-    placed = preprocess()(data, None).placement
+    placed = preprocess()(data, None).transform
     assert (placed.height, placed.width) == (44, 30)
-    placed = preprocess({"decode": {"orientation": "ignore"}})(data, None).placement
+    placed = preprocess({"decode": {"orientation": "ignore"}})(data, None).transform
     assert (placed.height, placed.width) == (30, 44)
 
 
@@ -147,7 +147,7 @@ def test_read_only_and_strided_pixels_are_accepted_and_left_untouched() -> None:
 @pytest.mark.parametrize("steps", [(), (KEEP,), (LETTERBOX,)], ids=str)
 def test_an_image_of_one_pixel_goes_through(steps: tuple[dict[str, Any], ...]) -> None:
     given = preprocess(*steps)(png(np.full((1, 1, 3), 9, np.uint8)), None)
-    placed = given.placement
+    placed = given.transform
     assert given.tensor.shape == (1, 3, placed.input_height, placed.input_width)
     assert (given.tensor[0, :, placed.top, placed.left] == 9).all()
 
@@ -183,7 +183,7 @@ def test_the_limit_on_pixels_holds_for_both_inputs() -> None:
 @pytest.mark.parametrize(("layout", "shape"), [("NCHW", (None, 3, 32, None)), ("NHWC", (None, 32, None, 3))])
 def test_an_image_of_another_size_than_a_fixed_network_is_refused_with_both_sizes(layout: str, shape: Any) -> None:
     run = preprocess(tensor=network(shape=shape), layout=layout)
-    assert run(None, np.zeros((32, 7, 3), np.uint8)).placement == ResizeTransform.of(32, 7)
+    assert run(None, np.zeros((32, 7, 3), np.uint8)).transform == ResizeTransform.of(32, 7)
     seen = "image of 30 x 44 pixels makes an input of 30 x 44; the network's 'images' is 32 x any"
     with pytest.raises(BadImageError, match=seen):
         run(None, RGB)

@@ -22,7 +22,7 @@ HEATMAPS = TensorSpec("keypoints", "FP32", (None, 17, 56, 56))
 DETS = TensorSpec("dets", "FP32", (None, None, 5))
 BATCHED = (DETS, TensorSpec("labels", "INT64", (None, None)), TensorSpec("masks", "FP32", (None, None, 28, 28)))
 HEAD = {"mask-rcnn": MASKS, "keypoint-rcnn": HEATMAPS}
-PLACEMENT = ResizeTransform(200, 400, 10, 20, 100, 100, 120, 140)  # 2 x 4 pixels of the image are one of the network's
+TRANSFORM = ResizeTransform(200, 400, 10, 20, 100, 100, 120, 140)  # 2 x 4 pixels of the image are one of the network's
 
 
 def pipeline(family: str, ids: tuple[int, ...] = (1, 2, 3), batch: int = 1) -> Pipeline:
@@ -152,7 +152,7 @@ def arrays(n: int = 3, **changed: Any) -> dict[str, np.ndarray]:
 
 
 def read(family: str, *, ids: tuple[int, ...] = (1, 2, 3), **changed: Any) -> Candidates:
-    value = FAMILIES[family].read(arrays(**changed), PLACEMENT, pipeline(family, ids))
+    value = FAMILIES[family].read(arrays(**changed), TRANSFORM, pipeline(family, ids))
     assert isinstance(value, Candidates)
     return value
 

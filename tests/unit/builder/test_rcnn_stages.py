@@ -21,10 +21,10 @@ from segserve_builder.values import Candidates, HeatmapHeads, MaskHeads, ResizeT
 LETTERBOX = ResizeTransform(60, 100, 5, 7, 30, 50, 40, 64)
 
 
-def candidates(boxes: list[Any], heads: Any, placement: ResizeTransform = LETTERBOX) -> Candidates:
+def candidates(boxes: list[Any], heads: Any, transform: ResizeTransform = LETTERBOX) -> Candidates:
     n = len(boxes)
     found = np.array(boxes, np.float32).reshape(n, 4)
-    return Candidates(found, np.linspace(1, 0, n, dtype=np.float32), np.arange(n, dtype=np.int32), heads, placement)
+    return Candidates(found, np.linspace(1, 0, n, dtype=np.float32), np.arange(n, dtype=np.int32), heads, transform)
 
 
 @pytest.mark.parametrize("convention", ["torchvision", "detectron2"])
@@ -86,11 +86,11 @@ def test_a_point_may_lie_outside_the_image_where_its_box_does() -> None:
 def test_whole_boxes_of_the_network_have_the_same_points_after_their_way_to_the_image_and_back(
     image: int, inner: int, left: int, size: int, seed: int
 ) -> None:
-    placement = ResizeTransform(image, image, left, left, inner, inner, inner + left, inner + left)
+    transform = ResizeTransform(image, image, left, left, inner, inner, inner + left, inner + left)
     heat = np.random.default_rng(seed).normal(size=(1, 2, 14, 14)).astype(np.float32)
     box, scale = np.array([3, 3, 3 + size, 3 + size], np.float32), np.float32(image / inner)
 
-    found = Keypoints()(candidates([(box - left) * scale], HeatmapHeads(heat), placement), RequestOptions())
+    found = Keypoints()(candidates([(box - left) * scale], HeatmapHeads(heat), transform), RequestOptions())
 
     expected = keypoints(heat, box[None])
     assert found.points[..., :2] == pytest.approx((expected[..., :2] - left) * scale, rel=1e-5, abs=1e-3)
@@ -103,9 +103,9 @@ def test_the_points_of_whole_boxes_are_the_same_under_any_letterbox() -> None:
     heat = rng.normal(size=(1, 1, 2, 2)).astype(np.float32)
     wrong = []
     for image, inner, left, size in rng.integers((1, 1, 0, 1), (3001, 1501, 51, 31), (2000, 4)).tolist():
-        placement = ResizeTransform(image, image, left, left, inner, inner, inner + left, inner + left)
+        transform = ResizeTransform(image, image, left, left, inner, inner, inner + left, inner + left)
         box, scale = np.array([3, 3, 3 + size, 3 + size], np.float32), np.float32(image / inner)
-        found = Keypoints()(candidates([(box - left) * scale], HeatmapHeads(heat), placement), RequestOptions())
+        found = Keypoints()(candidates([(box - left) * scale], HeatmapHeads(heat), transform), RequestOptions())
         if not np.array_equal(found.points[..., 2], keypoints(heat, box[None])[..., 2]):
             wrong.append((image, inner, left, size))
 

@@ -57,16 +57,16 @@ def test_the_answer_is_log_probabilities_of_the_image_without_padding(
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(labels, h, w), scale=5).astype(np.float32)
-    placement = ResizeTransform(2 * height, 3 * width, top, left, height, width, height + 2 * top, width + left)
+    transform = ResizeTransform(2 * height, 3 * width, top, left, height, width, height + 2 * top, width + left)
     guide = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
-    value = Logits(logits, placement, 2.0, frozenset({1}), guide)
+    value = Logits(logits, transform, 2.0, frozenset({1}), guide)
 
     given = stage(value, RequestOptions())
 
     assert given.values.shape == (labels, height, width)
     assert given.values.dtype == np.float32
     assert np.isfinite(given.values).all()
-    assert given.placement == ResizeTransform(2 * height, 3 * width, 0, 0, height, width, height, width)
+    assert given.transform == ResizeTransform(2 * height, 3 * width, 0, 0, height, width, height, width)
     assert (given.temperature, given.things) == (1.0, frozenset({1}))
     if labels > 1:
         np.testing.assert_allclose(np.exp(given.values).sum(0), 1, atol=2e-2)

@@ -77,12 +77,12 @@ def test_letterbox_of_an_image_that_fits_one_side_only_pads_it() -> None:
     pixels = picture(30, 64, 1)
     given = resize(pixels, mode="letterbox", size=64)
     np.testing.assert_array_equal(given.pixels, np.pad(pixels, ((17, 17), (0, 0), (0, 0)), constant_values=114))
-    assert given.placement == ResizeTransform(30, 64, 17, 0, 30, 64, 64, 64)
+    assert given.transform == ResizeTransform(30, 64, 17, 0, 30, 64, 64, 64)
 
 
 def test_an_odd_rest_of_letterbox_goes_to_the_bottom() -> None:
-    placement = Resize(mode="letterbox", size=64).place(31, 64)
-    assert (placement.top, placement.input_height - placement.top - placement.inner_height) == (16, 17)
+    transform = Resize(mode="letterbox", size=64).place(31, 64)
+    assert (transform.top, transform.input_height - transform.top - transform.inner_height) == (16, 17)
 
 
 @given(SIDE, SIDE, st.integers(1, 1000), st.integers(1, 1000))
@@ -140,7 +140,7 @@ def test_keep_pads_as_numpy_pads(padding: dict[str, Any]) -> None:
     expected = np.pad(pixels, ((0, 1), (0, 0), (0, 0)), **mode)
     given = resize(pixels, mode="keep", multipleOf=16, **padding)
     np.testing.assert_array_equal(given.pixels, expected)
-    assert given.placement == ResizeTransform(303, 384, 0, 0, 303, 384, 304, 384)
+    assert given.transform == ResizeTransform(303, 384, 0, 0, 303, 384, 304, 384)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -152,7 +152,7 @@ def test_stretch_is_opencv_resize(interpolation: str, channels: int, dtype: Any)
     expected = cv2.resize(pixels, (20, 91), interpolation=METHODS[interpolation]).reshape(91, 20, channels)
     np.testing.assert_array_equal(given.pixels, expected)
     assert given.pixels.dtype == dtype
-    assert given.placement == ResizeTransform(40, 53, 0, 0, 91, 20, 91, 20)
+    assert given.transform == ResizeTransform(40, 53, 0, 0, 91, 20, 91, 20)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -169,7 +169,7 @@ def test_antialias_resizes_as_torch_does_into_the_same_place(
     mode = "bicubic" if interpolation == "cubic" else "bilinear"
     expected = functional.interpolate(tensor, inner, mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
     rows, columns = (slice(first, first + size) for first, size in zip((placed.top, placed.left), inner, strict=True))
-    assert given.placement == placed
+    assert given.transform == placed
     assert given.pixels.dtype == dtype
     assert np.abs(given.pixels[rows, columns] - np.clip(expected, 0, np.iinfo(dtype).max)).max() < 0.6
 
@@ -216,14 +216,14 @@ def test_strided_and_read_only_images_give_the_same_and_are_left_untouched(optio
     given = resize(strided, **options)
     np.testing.assert_array_equal(given.pixels, resize(before, **options).pixels)
     np.testing.assert_array_equal(strided, before)
-    assert given.pixels.shape == (given.placement.input_height, given.placement.input_width, 3)
+    assert given.pixels.shape == (given.transform.input_height, given.transform.input_width, 3)
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_one_pixel_fills_the_image_it_becomes(options: dict[str, Any], channels: int) -> None:
     given = resize(np.full((1, 1, channels), 77, np.uint8), **options)
-    placed = given.placement
+    placed = given.transform
     inner = given.pixels[placed.top : placed.top + placed.inner_height, placed.left : placed.left + placed.inner_width]
     assert (inner == 77).all()
     assert given.pixels.shape == (placed.input_height, placed.input_width, channels)

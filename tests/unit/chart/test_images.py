@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from segserve_builder.spec.names import MODEL_NAME_PATTERN
-from segserve_operator.settings import Settings
+from segserve_operator.settings import OperatorSettings
 
 REPOSITORY: Final = Path(__file__).parents[3]
 IMAGES: Final = ("operator", "server")
@@ -118,11 +118,11 @@ def test_kernels_are_compiled_for_more_processors_than_the_one_that_builds() -> 
 
 
 def test_the_server_is_of_the_release_that_configurations_are_written_for() -> None:
-    assert f"TRITON={Settings().triton_version}" in texts("server", "ARG")
+    assert f"TRITON={OperatorSettings().triton_version}" in texts("server", "ARG")
 
 
 def test_the_example_is_where_relative_addresses_lead() -> None:
-    folder = Settings().artifact_base.removeprefix("file://")
+    folder = OperatorSettings().artifact_base.removeprefix("file://")
     targets = {text.split()[-1].rstrip("/") for text in texts("server", "COPY")}
     assert {folder, f"{folder}/golden"} <= targets
     assert re.fullmatch(MODEL_NAME_PATTERN, Path(folder).name)

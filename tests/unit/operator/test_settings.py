@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import segserve_operator
-from segserve_operator.settings import Settings, SettingsError
+from segserve_operator.settings import OperatorSettings, OperatorSettingsError
 
 DIGEST = f"registry.example/segserve/server@sha256:{'0' * 64}"
 EVERYTHING = {
@@ -33,13 +33,13 @@ EVERYTHING = {
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
-    assert Settings.from_environment({}) == Settings()
-    assert Settings.from_environment(dict.fromkeys(EVERYTHING, "")) == Settings()
+    assert OperatorSettings.from_environment({}) == OperatorSettings()
+    assert OperatorSettings.from_environment(dict.fromkeys(EVERYTHING, "")) == OperatorSettings()
 
 
 def test_every_variable_is_taken_over() -> None:
-    settings = Settings.from_environment(EVERYTHING)
-    assert settings == Settings(
+    settings = OperatorSettings.from_environment(EVERYTHING)
+    assert settings == OperatorSettings(
         namespaces=("lab", "vision"),
         server_image=DIGEST,
         triton_version="26.10",
@@ -58,8 +58,8 @@ def test_every_variable_is_taken_over() -> None:
         pod_name="segserve-6d4cf56db6-abcde",
         samples_prometheus="https://prometheus.example:9090",
     )
-    default = Settings()
-    unchanged = [field.name for field in dataclasses.fields(Settings) if _of(settings, field) == _of(default, field)]
+    default = OperatorSettings()
+    unchanged = [field.name for field in dataclasses.fields(OperatorSettings) if _of(settings, field) == _of(default, field)]
     assert not unchanged
 
 
@@ -85,16 +85,16 @@ def test_every_variable_is_taken_over() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_with_what_was_seen_and_what_is_allowed(variable: str, text: str) -> None:
-    with pytest.raises(SettingsError) as caught:
-        Settings.from_environment({variable: text})
+    with pytest.raises(OperatorSettingsError) as caught:
+        OperatorSettings.from_environment({variable: text})
     (problem,) = caught.value.problems
     assert problem.startswith(f"{variable} is '")
     assert "; allowed: " in problem
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
-    with pytest.raises(SettingsError) as caught:
-        Settings.from_environment({"SEGSERVE_HEALTH_PORT": "x", "SEGSERVE_IMAGE_PULL_POLICY": "x"})
+    with pytest.raises(OperatorSettingsError) as caught:
+        OperatorSettings.from_environment({"SEGSERVE_HEALTH_PORT": "x", "SEGSERVE_IMAGE_PULL_POLICY": "x"})
     assert len(caught.value.problems) == 2
 
 
@@ -106,5 +106,5 @@ def test_the_environment_is_read_by_programs_and_given_to_settings() -> None:
     assert of_the_cluster <= {"main.py", "gateway_sync/__main__.py"}
 
 
-def _of(settings: Settings, field: dataclasses.Field[object]) -> object:
+def _of(settings: OperatorSettings, field: dataclasses.Field[object]) -> object:
     return getattr(settings, field.name)

@@ -95,13 +95,13 @@ def test_half_a_million_pixels_are_those_of_torch(kind: str, channels: int, alig
     placements(), st.integers(1, 30), st.integers(1, 30), st.integers(1, 5), st.booleans(), st.integers(0, 2**32 - 1)
 )
 def test_padded_labels_are_those_of_exact_sampling_but_for_float_ties(
-    placement: ResizeTransform, h: int, w: int, channels: int, aligned: bool, seed: int
+    transform: ResizeTransform, h: int, w: int, channels: int, aligned: bool, seed: int
 ) -> None:
     logits = noise(channels, h, w, seed)
 
-    labels = label_map(logits, *axes(placement, h, w, align_corners=aligned))
+    labels = label_map(logits, *axes(transform, h, w, align_corners=aligned))
 
-    exact = sampled(logits, placement, aligned)
+    exact = sampled(logits, transform, aligned)
     exact = np.concatenate([np.zeros_like(exact), exact]) if channels == 1 else exact
     chosen = np.take_along_axis(exact, labels[None].astype(np.int64), axis=0)[0]
     assert (exact.max(axis=0) - chosen).max() < 2e-5

@@ -91,9 +91,9 @@ def test_winners_are_those_of_torch_but_for_one_pixel_in_a_million(net: tuple[in
 def test_padding_has_no_say() -> None:
     masks = probabilities(5, 24, 24, seed=3)
     scores = np.ones(5, np.float32)
-    placement = ResizeTransform(90, 60, 4, 8, 12, 8, 24, 24)
+    transform = ResizeTransform(90, 60, 4, 8, 12, 8, 24, 24)
 
-    found = winners(masks, scores, *axes(placement, 24, 24), 0.5)
+    found = winners(masks, scores, *axes(transform, 24, 24), 0.5)
 
     alone = winners(masks[:, 4:16, 8:16], scores, *stretched(90, 60, 12, 8), 0.5)
     for ours, theirs in zip(found, alone, strict=True):

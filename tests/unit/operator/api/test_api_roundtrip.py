@@ -40,7 +40,7 @@ from segserve_operator.api.segmentation_model import (
     ConditionType,
     RevisionStatus,
     Role,
-    Roles,
+    RolesStatus,
     RoleStatus,
     SegmentationModel,
     SegmentationModelSpec,
@@ -137,7 +137,7 @@ STATUSES = build(
     observed_generation=st.none() | st.integers(0, 9),
     conditions=st.lists(CONDITIONS, max_size=2).map(tuple),
     roles=build(
-        Roles,
+        RolesStatus,
         stable=st.none() | build(RoleStatus, **ROLE),
         candidate=st.none() | build(CandidateStatus, **ROLE, state=st.sampled_from(CandidateState)),
         previous=st.none() | build(RoleStatus, **ROLE),
@@ -203,7 +203,7 @@ def test_a_status_shows_nothing_that_is_not_there() -> None:
     candidate = CandidateStatus(
         revision="coins-2", group="coins-2", since=since, state=CandidateState.FAILED, reason="GoldenFailed"
     )
-    status = SegmentationModelStatus(roles=Roles(candidate=candidate), weight=0)
+    status = SegmentationModelStatus(roles=RolesStatus(candidate=candidate), weight=0)
 
     assert status.to_dict() == {
         "conditions": [],

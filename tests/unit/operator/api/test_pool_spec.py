@@ -55,15 +55,15 @@ def test_amounts_need_no_quotes() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        pytest.param({"server": {"image": "own:1"}}, "needs its Triton release", id="an image without its release"),
+        pytest.param({"server": {"image": "own:1"}}, "needs a version", id="an image without its release"),
         pytest.param({"server": {"cache": {}}}, "exactly one of size.*, got none", id="no cache"),
         pytest.param(
             {"server": {"cache": {"size": "1Gi", "hostPath": "/cache"}}}, "got size, hostPath", id="two caches"
         ),
         pytest.param({"server": {"cache": {"hostPath": "cache"}}}, "pattern", id="a folder that is relative"),
-        pytest.param({"server": {"sharedMemory": "much"}}, "an amount such as 2, 500m or 16Gi, got 'much'", id="words"),
+        pytest.param({"server": {"sharedMemory": "much"}}, "a quantity such as 2, 500m or 16Gi, got 'much'", id="words"),
         pytest.param({"server": {"sharedMemory": True}}, "a quantity", id="a truth instead of an amount"),
-        pytest.param({"server": {"env": [{"name": "SEGSERVE_POOL"}]}}, "segserve's own", id="a variable of ours"),
+        pytest.param({"server": {"env": [{"name": "SEGSERVE_POOL"}]}}, "reserved for segserve", id="a variable of ours"),
         pytest.param({"server": {"env": [{"name": "A"}, {"name": "A"}]}}, "listed twice", id="a variable twice"),
         pytest.param({"server": {"podLabels": {"a b": "c"}}}, "got 'a b'", id="a label's name with a space"),
         pytest.param({"server": {"podLabels": {"a": "b c"}}}, "got 'b c' for a", id="a label's value with a space"),

@@ -14,7 +14,7 @@ from segserve_operator.api.loading import load
 from segserve_operator.api.rollout_policy import (
     DEFAULT_GATES,
     DEFAULT_STEPS,
-    GATES,
+    GATE_SPECS,
     RolloutPolicy,
     Slo,
     gate_name,
@@ -168,8 +168,8 @@ def test_what_has_no_steps_may_say_so_or_nothing(
 def test_every_gate_is_registered_by_the_name_that_resources_give_it() -> None:
     item = structural_schema(SegmentationModel)["properties"]["spec"]["properties"]["rollout"]["properties"]["gates"]
 
-    assert item["items"]["properties"]["gate"]["enum"] == sorted(GATES)
-    assert {gate.model_fields["gate"].default for gate in GATES.values()} == set(GATES)
+    assert item["items"]["properties"]["gate"]["enum"] == sorted(GATE_SPECS)
+    assert {gate.model_fields["gate"].default for gate in GATE_SPECS.values()} == set(GATE_SPECS)
 
 
 def test_the_definition_allows_each_gate_its_own_fields_alone() -> None:

@@ -29,7 +29,15 @@ from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, R
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.models.advance import SETTLED_S, WRITE_S, RolloutUpdate, is_due, roll, unchanged, with_checks
+from segserve_operator.core.models.advance import (
+    SETTLED_S,
+    WRITE_INTERVAL_S,
+    RolloutUpdate,
+    advance,
+    is_due,
+    unchanged,
+    with_checks,
+)
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, Roles
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 from segserve_operator.core.rollout.phases import ENDED, Phase
@@ -66,7 +74,7 @@ def seen(observed: ModelObserved, *, groups: Any = (MAIN, OWN), records: Any = N
 
 def rolled(observed: ModelObserved, roles: Roles | None = None, **changes: Any) -> RolloutUpdate:
     """Return what a pass makes of it; `roles` are those that the spec asks for by now, if others than before."""
-    return roll(observed, roles or observed.roles, seen(observed, **changes))
+    return advance(observed, roles or observed.roles, seen(observed, **changes))
 
 
 def where(found: RolloutUpdate) -> tuple[Phase, int, str] | None:
@@ -226,16 +234,16 @@ def test_in_one_pass(observed: ModelObserved, expected: tuple[Phase, int, str] |
     found = rolled(observed)
 
     assert where(found) == expected
-    assert (found.retried, found.left, found.handled, found.told) == (False, False, (), ())
+    assert (found.retry, found.return_to_previous, found.handled, found.events) == (False, False, (), ())
 
 
-@pytest.mark.parametrize(("observed", "expected", "told"), PEOPLE)
-def test_by_a_persons_word(observed: ModelObserved, expected: tuple[Phase, int, str], told: str | None) -> None:
+@pytest.mark.parametrize(("observed", "expected", "events"), PEOPLE)
+def test_by_a_persons_word(observed: ModelObserved, expected: tuple[Phase, int, str], events: str | None) -> None:
     found = rolled(observed)
 
     assert where(found) == expected
-    assert [event.reason for event in found.told] == ([told] if told is not None else [])
-    assert len(found.handled) == len(found.told)
+    assert [event.reason for event in found.events] == ([events] if events is not None else [])
+    assert len(found.handled) == len(found.events)
 
 
 def test_a_word_that_was_dealt_with_does_nothing_again() -> None:
@@ -244,11 +252,11 @@ def test_a_word_that_was_dealt_with_does_nothing_again() -> None:
     found = rolled(handled)
 
     assert where(found) == (Phase.PROGRESSING, 25, "TooFewRequests")
-    assert (found.told, found.handled) == ((), (f"abort={ASKED}",))
+    assert (found.events, found.handled) == ((), (f"abort={ASKED}",))
 
 
 @pytest.mark.parametrize(
-    ("observed", "retried", "left"),
+    ("observed", "retry", "return_to_previous"),
     [
         pytest.param(
             coins(AT[Phase.ROLLED_BACK], FAILED, asked={"retry": ASKED}),
@@ -288,10 +296,10 @@ def test_a_word_that_was_dealt_with_does_nothing_again() -> None:
         ),
     ],
 )
-def test_words_that_the_roles_follow(observed: ModelObserved, retried: bool, left: bool) -> None:
+def test_words_that_the_roles_follow(observed: ModelObserved, retry: bool, return_to_previous: bool) -> None:
     found = rolled(observed)
 
-    assert (found.retried, found.left) == (retried, left)
+    assert (found.retry, found.return_to_previous) == (retry, return_to_previous)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +380,7 @@ def test_a_gate_that_is_put_aside_stays_aside_and_holds_nothing() -> None:
 def test_what_was_found_out_is_the_verdict_of_the_same_pass() -> None:
     asks = POLICY.model_copy(update={"gates": (BUDGET,)})
     breach = CheckResult(f"{NAME}/budget", NOW_S, passes=False, breaches=True, shown="status 500")
-    found = rolled(coins(PROGRESSING, policy=asks), findings={breach.key: breach})
+    found = rolled(coins(PROGRESSING, policy=asks), check_results={breach.key: breach})
 
     assert where(found) == (Phase.ROLLED_BACK, 0, "Breaches")
     assert [verdict.outcome for verdict in record_of(found).verdicts] == [Outcome.BREACH]
@@ -402,7 +410,7 @@ def test_a_rollout_whose_record_is_lost_goes_on_where_its_status_says_by_the_pol
 
 def test_a_record_that_is_lost_with_spec_and_stable_has_the_defaults() -> None:
     observed = replace(model(None, Roles(None, candidate(SECOND))), status=replace(coins(PROGRESSING).status))
-    found = record_of(roll(observed, Roles(None, candidate(SECOND)), seen(observed)))
+    found = record_of(advance(observed, Roles(None, candidate(SECOND)), seen(observed)))
 
     assert (found.policy, found.slo, found.stable) == (RolloutPolicy(), Slo(), "")
 
@@ -440,7 +448,9 @@ WRITTEN = {NAME: (PROGRESSING.sequence, NOW_S)}
     ("written", "reason"),
     [
         pytest.param(WRITTEN, "Incident", id="not while nothing is to be written"),
-        pytest.param({NAME: (PROGRESSING.sequence, NOW_S - WRITE_S)}, "TooFewRequests", id="with the next write"),
+        pytest.param(
+            {NAME: (PROGRESSING.sequence, NOW_S - WRITE_INTERVAL_S)}, "TooFewRequests", id="with the next write"
+        ),
     ],
 )
 def test_what_a_rollout_waits_for_is_told_anew(written: Any, reason: str) -> None:
@@ -450,8 +460,8 @@ def test_what_a_rollout_waits_for_is_told_anew(written: Any, reason: str) -> Non
 
 
 def test_the_gates_say_what_they_make_of_the_evidence_when_it_is_written() -> None:
-    quiet, told = (rolled(coins(replace(PROGRESSING, reason="x")), written=each) for each in (WRITTEN, {}))
-    began = record_of(told)
+    quiet, events = (rolled(coins(replace(PROGRESSING, reason="x")), written=each) for each in (WRITTEN, {}))
+    began = record_of(events)
 
     assert record_of(quiet).verdicts == ()
     assert [verdict.gate for verdict in record_of(rolled(coins(PROGRESSING), records={NAME: began})).verdicts] == [
@@ -468,7 +478,9 @@ def sample(stable: int, own: int, *, at_s: float = NOW_S, active: int = 0) -> Sa
     return {"gateway": Counters("first", at_s, by_series)}
 
 
-def passes(*samples: Sample, at: RolloutState = PROGRESSING, slo: Slo | None = None, seconds_each: float = 1.0) -> RolloutUpdate:
+def passes(
+    *samples: Sample, at: RolloutState = PROGRESSING, slo: Slo | None = None, seconds_each: float = 1.0
+) -> RolloutUpdate:
     """Return what comes of one pass after another, each with what the gateways had counted by then."""
     found, records = RolloutUpdate(), dict[str, Record]()
     for number, each in enumerate(samples):
@@ -554,10 +566,10 @@ def test_the_split(samples: list[Sample], at: RolloutState, reason: str) -> None
         pytest.param(None, True, True, id="that was never written is due"),
         pytest.param((0, NOW_S), True, True, id="with a decision that was not written is due at once"),
         pytest.param((0, NOW_S), False, True, id="with a decision that was not written is due after its end too"),
-        pytest.param((1, NOW_S - WRITE_S + 1), True, False, id="that only saw more is not due yet"),
-        pytest.param((1, NOW_S - WRITE_S), True, True, id="that only saw more is due now and then"),
-        pytest.param((1, NOW_S + WRITE_S), True, True, id="is due where the clock was put back"),
-        pytest.param((1, NOW_S - WRITE_S), False, False, id="of what has ended is due no more"),
+        pytest.param((1, NOW_S - WRITE_INTERVAL_S + 1), True, False, id="that only saw more is not due yet"),
+        pytest.param((1, NOW_S - WRITE_INTERVAL_S), True, True, id="that only saw more is due now and then"),
+        pytest.param((1, NOW_S + WRITE_INTERVAL_S), True, True, id="is due where the clock was put back"),
+        pytest.param((1, NOW_S - WRITE_INTERVAL_S), False, False, id="of what has ended is due no more"),
     ],
 )
 def test_a_record(written: tuple[int, float] | None, active: bool, due: bool) -> None:
@@ -622,7 +634,7 @@ def test_a_step_that_waits_for_a_person_goes_on_with_a_word_and_enough_requests(
             records=records,
             samples={"coins": counted},
             now_s=NOW_S + number,
-            written={NAME: (1, NOW_S + number - WRITE_S)},
+            written={NAME: (1, NOW_S + number - WRITE_INTERVAL_S)},
         )
         assert found.state is not None
         at, records = found.state, {NAME: record_of(found)}

@@ -28,13 +28,13 @@ from fakes.observed_models import (
 )
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.rollout_policy import Slo
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models import conditions
 from segserve_operator.core.models.advance import RolloutUpdate
 from segserve_operator.core.models.conditions import ARTIFACT_REASONS, GOLDEN_REASONS, status_of
-from segserve_operator.core.models.observed import ModelObserved, ModelStatus, Observed, Roles, ObservedCondition
-from segserve_operator.core.models.slo import Minute, SloWatch
+from segserve_operator.core.models.observed import ModelObserved, ModelStatus, Observed, ObservedCondition, Roles
 from segserve_operator.core.models.slots import GROUPS_AT_ONCE
+from segserve_operator.core.models.watches import Minute, SloWatch
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.traffic import TrafficState
@@ -45,7 +45,7 @@ SERVED = Roles(holder(FIRST, "main"))
 CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
 CHANGED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
 PROVING_FIRST = Roles(candidate=candidate(FIRST, "main"))
-NO_NODE = Failure("Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu")
+NO_NODE = FailureReason("Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu")
 WAS_READY = ObservedCondition("TrafficReady", "True", "Serving")
 NO_WAY = TrafficState(None)
 ON_ITS_WAY = [phase for phase in Phase if phase not in {*ENDED, Phase.PENDING}]
@@ -71,7 +71,7 @@ def with_candidate_failed(reason: str, *, retryable: bool = True) -> Observed:
 
 def given_up(reason: str) -> Observed:
     """Return a world in which the candidate has failed for good, and holds no group any more."""
-    roles = replace(SERVED, candidate=candidate(SECOND, failure=Failure(reason, "what was seen")))
+    roles = replace(SERVED, candidate=candidate(SECOND, failure=FailureReason(reason, "what was seen")))
     return world(model(SECOND, roles), groups=[MAIN])
 
 
@@ -178,7 +178,9 @@ REVISION_LOADED = [
 GOLDEN_PASSED = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition("GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance"),
+        ObservedCondition(
+            "GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance"
+        ),
         id="the golden set was answered",
     ),
     pytest.param(
@@ -235,7 +237,9 @@ TRAFFIC_READY = [
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[group("main", FIRST, reports=[failed(FIRST, "LoadFailed", "no memory")])]),
-        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}: no memory"),
+        ObservedCondition(
+            "TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}: no memory"
+        ),
         id="a stable revision that its server lost serves nobody, and the server says why",
     ),
     pytest.param(
@@ -271,17 +275,23 @@ TRAFFIC_READY = [
     ),
     pytest.param(
         world(model(SECOND, CHANGED, said=[WAS_READY]), groups=[MAIN, OWN], weights={"main": 100}),
-        ObservedCondition("TrafficReady", "True", "Switching", f"the gateway does not send requests to {SECOND.revision} yet"),
+        ObservedCondition(
+            "TrafficReady", "True", "Switching", f"the gateway does not send requests to {SECOND.revision} yet"
+        ),
         id="callers are served by the former revision until the gateway follows",
     ),
     pytest.param(
         world(model(FIRST, SERVED, said=[WAS_READY]), groups=[MAIN], traffic=NO_WAY),
-        ObservedCondition("TrafficReady", "True", "Switching", f"the gateway does not send requests to {FIRST.revision} yet"),
+        ObservedCondition(
+            "TrafficReady", "True", "Switching", f"the gateway does not send requests to {FIRST.revision} yet"
+        ),
         id="a gateway that has not told its plan yet ends nothing",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
-        ObservedCondition("TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"),
+        ObservedCondition(
+            "TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"
+        ),
         id="a first revision waits for the gateway",
     ),
     pytest.param(
@@ -290,7 +300,9 @@ TRAFFIC_READY = [
             groups=[MAIN],
             traffic=world(model(FIRST, SERVED), groups=[lost("main", FIRST)]).traffic,
         ),
-        ObservedCondition("TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"),
+        ObservedCondition(
+            "TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"
+        ),
         id="a server that has come back waits for the gateway",
     ),
 ]
@@ -356,7 +368,9 @@ PROGRESSING = [
     *(
         pytest.param(
             with_candidate_said("half done", state=state),
-            ObservedCondition("Progressing", "True", state.value, f"{SECOND.revision} in group {SECOND.revision}: half done"),
+            ObservedCondition(
+                "Progressing", "True", state.value, f"{SECOND.revision} in group {SECOND.revision}: half done"
+            ),
             id=f"a candidate's server tells how far it is: {state.value}",
         )
         for state in ModelState
@@ -387,7 +401,9 @@ PROGRESSING = [
     ),
     pytest.param(
         world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
-        ObservedCondition("Progressing", "True", "Progressing", f"{SECOND.revision} gets 25 % of requests: all is well"),
+        ObservedCondition(
+            "Progressing", "True", "Progressing", f"{SECOND.revision} gets 25 % of requests: all is well"
+        ),
         id="a rollout that nothing holds up says so",
     ),
     pytest.param(
@@ -419,7 +435,7 @@ DEGRADED = [
         id="nothing is wrong while the gateway is told",
     ),
     pytest.param(
-        world(model(None, SERVED, problem=Failure("PoolNotFound", "there is no pool 'lab'")), groups=[MAIN]),
+        world(model(None, SERVED, problem=FailureReason("PoolNotFound", "there is no pool 'lab'")), groups=[MAIN]),
         ObservedCondition("Degraded", "True", "PoolNotFound", "there is no pool 'lab'"),
         id="a spec that cannot be followed is named first",
     ),
@@ -499,7 +515,7 @@ def test_every_reason_that_conditions_name_has_a_row() -> None:
     named = {
         (kind.value, reason.value)
         for kind, _, reason, *_ in (
-            call.args for call in calls if ast.unparse(call.func) == "Statement" and len(call.args) > 2
+            call.args for call in calls if ast.unparse(call.func) == "ObservedCondition" and len(call.args) > 2
         )
         if isinstance(kind, ast.Constant) and isinstance(reason, ast.Constant)
     }
@@ -519,9 +535,7 @@ def test_every_reason_that_conditions_name_has_a_row() -> None:
         pytest.param(CHANGING, state(SECOND, Phase.PROGRESSING), 25, id="a candidate gets what its rollout says"),
         pytest.param(CHANGING, state(SECOND, Phase.QUARANTINED), 0, id="a candidate in quarantine gets no requests"),
         pytest.param(CHANGING, state(THIRD, Phase.PROGRESSING), 0, id="another revision's rollout gives it nothing"),
-        pytest.param(
-            CHANGED, state(SECOND, Phase.BAKING), 95, id="a promoted revision gets what its bake leaves it"
-        ),
+        pytest.param(CHANGED, state(SECOND, Phase.BAKING), 95, id="a promoted revision gets what its bake leaves it"),
         pytest.param(CHANGED, state(SECOND, Phase.SUCCEEDED), 100, id="a revision that succeeded gets all requests"),
         pytest.param(
             replace(SERVED, candidate=candidate(SECOND, failure=FAILURE)),

@@ -40,9 +40,17 @@ from segserve_operator.api.rollout_policy import (
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult, Scores
 from segserve_operator.core.gates.probe import LONGEST_S
-from segserve_operator.core.models.inputs import checks, groups_of, gather_signals, is_about, sampled_groups, verdicts_with
+from segserve_operator.core.models.inputs import (
+    checks,
+    gather_signals,
+    groups_of,
+    is_about,
+    sampled_groups,
+    verdicts_with,
+)
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
-from segserve_operator.core.models.slo import INTERVAL_S, SloWatch
+from segserve_operator.core.models.slo import INTERVAL_S
+from segserve_operator.core.models.watches import SloWatch
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
@@ -155,7 +163,10 @@ TESTS_ITSELF = RolloutPolicy(self_test=True)
             id="stable's alone for its SLO while the candidate is only being proved",
         ),
         pytest.param(
-            model(FIRST, ALONE, slo=SLO), SloWatch(measured_s=NOW_S - INTERVAL_S), ("main", ""), id="an SLO's when it is due"
+            model(FIRST, ALONE, slo=SLO),
+            SloWatch(measured_s=NOW_S - INTERVAL_S),
+            ("main", ""),
+            id="an SLO's when it is due",
         ),
         pytest.param(
             model(FIRST, ALONE, slo=SLO),
@@ -350,22 +361,29 @@ def probed(failed: int, asked: int = 40) -> dict[str, CheckResult]:
         ),
         pytest.param(QUARANTINED, record(), CHANGING, seen(coins()), {"probes": 0}, id="nothing was probed yet"),
         pytest.param(
-            QUARANTINED, record(), CHANGING, seen(coins(), findings=probed(0)), {"probes": 1}, id="probes are answered"
+            QUARANTINED,
+            record(),
+            CHANGING,
+            seen(coins(), check_results=probed(0)),
+            {"probes": 1},
+            id="probes are answered",
         ),
         pytest.param(
-            QUARANTINED, record(), CHANGING, seen(coins(), findings=probed(40)), {"probes": -1}, id="probes fail"
+            QUARANTINED, record(), CHANGING, seen(coins(), check_results=probed(40)), {"probes": -1}, id="probes fail"
         ),
         pytest.param(
             replace(QUARANTINED, quarantines=1),
             record(),
             CHANGING,
-            seen(coins(), findings=probed(0)),
+            seen(coins(), check_results=probed(0)),
             {"probes": 0},
             id="the probes of a former quarantine say nothing of this one",
         ),
     ],
 )
-def test_a_decision_hears(at: RolloutState, known: Record, roles: Roles, observed: Observed, heard: dict[str, Any]) -> None:
+def test_a_decision_hears(
+    at: RolloutState, known: Record, roles: Roles, observed: Observed, heard: dict[str, Any]
+) -> None:
     found = gather_signals(known, at, roles, observed.models[0], observed)
 
     assert {name: np.asarray(getattr(found, name)).item() for name in heard} == heard
@@ -376,9 +394,7 @@ def orders(
 ) -> dict[str, str]:
     """Return what is ordered: purpose by key."""
     observed = seen(coins(roles), now_s=now_s)
-    return {
-        each.key: each.purpose for each in checks(at, record(policy=policy), roles, observed.models[0], observed)
-    }
+    return {each.key: each.purpose for each in checks(at, record(policy=policy), roles, observed.models[0], observed)}
 
 
 ROLLOUT = PROGRESSING.rollout
@@ -489,7 +505,7 @@ KNOWN = said("budget", Outcome.PASS)
     ],
 )
 def test_the_verdict_of_a_gate(found: dict[str, CheckResult], verdict: tuple[str, str]) -> None:
-    observed = seen(coins(), findings=found)
+    observed = seen(coins(), check_results=found)
     verdicts = verdicts_with(record(KNOWN), PROGRESSING, observed.models[0], observed)
 
     assert [(each.outcome.value, each.reason) for each in verdicts if each.gate == "budget"] == [verdict]
@@ -501,7 +517,7 @@ def test_labels_are_judged_at_their_part_of_alpha_and_what_was_put_aside_keeps_i
         GOLDEN_KEY: CheckResult(GOLDEN_KEY, NOW_S, scores=scores),
         BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, passes=False, breaches=True),
     }
-    observed = seen(coins(), findings=found)
+    observed = seen(coins(), check_results=found)
     at = replace(PROGRESSING, skipped=("budget",))
     golden = {each.gate: each for each in verdicts_with(record(KNOWN), at, observed.models[0], observed)}
 

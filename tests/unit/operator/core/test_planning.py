@@ -35,6 +35,8 @@ from segserve_operator.core.models.actions import (
     Announce,
     Assign,
     DropRevision,
+    EmitEvent,
+    EmitPoolEvent,
     Forget,
     SaveBundle,
     SavePoolStatus,
@@ -44,8 +46,6 @@ from segserve_operator.core.models.actions import (
     SetTraffic,
     StartGroup,
     StopGroup,
-    EmitEvent,
-    EmitPoolEvent,
 )
 from segserve_operator.core.models.observed import (
     GroupObserved,

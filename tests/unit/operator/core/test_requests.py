@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import Candidate, RoleHolder, Roles
 from segserve_operator.core.models.requests import (
     MAX_HANDLED,
     PHASES,
     VERBS,
-    Request,
+    RolloutRequest,
     next_request,
     refusal,
     with_handled,
@@ -21,7 +21,7 @@ from segserve_operator.core.rollout.record import RolloutState
 OLD, NEW = "coins-1", "coins-2"
 ROLLING = Roles(RoleHolder(OLD, "main", 0.0), Candidate(NEW, NEW, 0.0))
 BAKING = Roles(RoleHolder(NEW, NEW, 0.0), previous=RoleHolder(OLD, "main", 0.0))
-FAILED = Roles(RoleHolder(OLD, "main", 0.0), Candidate(NEW, None, 0.0, Failure("Breach", "it failed")))
+FAILED = Roles(RoleHolder(OLD, "main", 0.0), Candidate(NEW, None, 0.0, FailureReason("Breach", "it failed")))
 GATES = ("errorRate", "night")
 
 
@@ -34,7 +34,7 @@ def state(phase: Phase) -> RolloutState:
 def test_each_verb_is_taken_in_its_phases_and_refused_with_the_phase_in_others(verb: str, phase: Phase) -> None:
     value = f"night@{NEW}@1" if verb == "skip-gate" else f"{NEW}@1"
     roles = BAKING if phase is Phase.BAKING else ROLLING
-    told = refusal(Request(verb, value), state(phase), roles, GATES)
+    told = refusal(RolloutRequest(verb, value), state(phase), roles, GATES)
 
     if phase in PHASES[verb]:
         assert told is None
@@ -48,7 +48,7 @@ def test_each_verb_is_taken_in_its_phases_and_refused_with_the_phase_in_others(v
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "skip-gate"])
 def test_a_word_about_another_revision_is_refused_and_both_are_named(verb: str) -> None:
     roles = FAILED if verb == "retry" else BAKING if verb == "rollback" else ROLLING
-    told = refusal(Request(verb, "coins-9@1"), state(Phase.PROGRESSING), roles, GATES)
+    told = refusal(RolloutRequest(verb, "coins-9@1"), state(Phase.PROGRESSING), roles, GATES)
 
     assert told is not None
     assert "'coins-9'" in told
@@ -56,24 +56,24 @@ def test_a_word_about_another_revision_is_refused_and_both_are_named(verb: str) 
 
 
 def test_a_gate_that_is_not_there_is_refused_and_those_that_are_are_named() -> None:
-    told = refusal(Request("skip-gate", f"day@{NEW}"), state(Phase.PROGRESSING), ROLLING, GATES)
+    told = refusal(RolloutRequest("skip-gate", f"day@{NEW}"), state(Phase.PROGRESSING), ROLLING, GATES)
 
-    assert told == "skip-gate: there is no gate 'day'; there are: errorRate, night"
+    assert told == "skip-gate: unknown gate 'day'; known: errorRate, night"
 
 
 def test_rollback_needs_a_former_revision_and_retry_a_failed_one() -> None:
     alone = Roles(RoleHolder(NEW, NEW, 0.0))
 
-    assert "no former revision is kept" in (refusal(Request("rollback", NEW), None, alone, ()) or "")
-    assert refusal(Request("retry", NEW), None, alone, ()) == "retry: no revision has failed"
-    assert refusal(Request("retry", NEW), state(Phase.ROLLED_BACK), FAILED, ()) is None
+    assert "no former revision is kept" in (refusal(RolloutRequest("rollback", NEW), None, alone, ()) or "")
+    assert refusal(RolloutRequest("retry", NEW), None, alone, ()) == "retry: no revision has failed"
+    assert refusal(RolloutRequest("retry", NEW), state(Phase.ROLLED_BACK), FAILED, ()) is None
 
 
 def test_the_text_that_a_gitops_loop_applies_again_is_no_new_request_and_a_new_token_is() -> None:
     annotations = {"segserve.dev/promote": f"{NEW}@1"}
-    handled = with_handled((), Request("promote", f"{NEW}@1"))
+    handled = with_handled((), RolloutRequest("promote", f"{NEW}@1"))
 
-    assert next_request(annotations, ()) == Request("promote", f"{NEW}@1")
+    assert next_request(annotations, ()) == RolloutRequest("promote", f"{NEW}@1")
     assert next_request(annotations, handled) is None
     assert next_request({"segserve.dev/promote": f"{NEW}@2"}, handled) is not None
 
@@ -92,7 +92,7 @@ def test_of_several_the_careful_one_comes_first() -> None:
 def test_what_was_handled_is_bounded_and_the_newest_is_kept() -> None:
     handled: tuple[str, ...] = ()
     for token in range(100):
-        handled = with_handled(handled, Request("pause", f"{NEW}@{token}"))
+        handled = with_handled(handled, RolloutRequest("pause", f"{NEW}@{token}"))
 
     assert len(handled) == MAX_HANDLED
     assert handled[-1] == f"pause={NEW}@99"

@@ -27,7 +27,7 @@ from fakes.platform import assigned
 from segserve_builder.agent.protocol import AssignedModel, ModelState
 from segserve_builder.spec.model_spec import Artifact, Golden
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, Observed, PoolObserved, Roles
 from segserve_operator.core.models.roles import CLASSES_CHANGED, assigned_model, next_due_s, next_roles, settling
 from segserve_operator.core.models.slots import GROUPS_AT_ONCE, turns
@@ -49,9 +49,9 @@ THIRD_PROMOTED = Roles(holder(THIRD), previous=holder(SECOND))
 RENAMED = assigned("coins", "2", classes=("background", "medal"))
 RENUMBERED = assigned("coins", "2", classes=("coin", "background"))
 FEWER = assigned("coins", "2", classes=("background",))
-REFUSED = Roles(holder(FIRST, "main"), candidate(FEWER, failure=Failure(CLASSES_CHANGED, "refused before")))
-ABORTED = Failure("Aborted", "a person ended it")
-LEFT = Failure("RolledBack", "a person left it for the former revision")
+REFUSED = Roles(holder(FIRST, "main"), candidate(FEWER, failure=FailureReason(CLASSES_CHANGED, "refused before")))
+ABORTED = FailureReason("Aborted", "a person aborted it")
+LEFT = FailureReason("RolledBack", "a person left it for the former revision")
 OTHERS = tuple(assigned(f"other-{number}", "2") for number in range(GROUPS_AT_ONCE))
 MEANT = "callers of the stable revision rely on these; set spec.allowClassChanges: true if it is meant"
 
@@ -214,7 +214,7 @@ TURNS = [
 FAILURES = [
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, group(SECOND.revision, SECOND, reports=[failed(SECOND, "Bad")])]),
-        replace(SERVED, candidate=candidate(SECOND, None, failure=Failure("Bad", "it failed"))),
+        replace(SERVED, candidate=candidate(SECOND, None, failure=FailureReason("Bad", "it failed"))),
         id="a candidate that fails for good gives its group back",
     ),
     pytest.param(
@@ -416,9 +416,7 @@ ROLLOUTS = [
     ),
     pytest.param(
         world(
-            model(
-                SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING), annotations=asks("abort")
-            ),
+            model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING), annotations=asks("abort")),
             groups=[MAIN, OWN],
         ),
         replace(SERVED, candidate=candidate(SECOND, failure=ABORTED)),
@@ -429,7 +427,7 @@ ROLLOUTS = [
             model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PENDING)),
             groups=[MAIN, group(SECOND.revision, SECOND, reports=[failed(SECOND, "Bad")])],
         ),
-        replace(SERVED, candidate=candidate(SECOND, None, failure=Failure("Bad", "it failed"))),
+        replace(SERVED, candidate=candidate(SECOND, None, failure=FailureReason("Bad", "it failed"))),
         id="a candidate that cannot be loaded fails with its server's words, rollout or not",
     ),
     pytest.param(
@@ -492,9 +490,7 @@ ROLLOUTS = [
         id="a revision that was once rolled back is proved anew where the spec asks for it anew",
     ),
     pytest.param(
-        world(
-            model(SECOND, QUEUED, policy=POLICY, rollout=state(SECOND, Phase.ROLLED_BACK)), *others(GROUPS_AT_ONCE)
-        ),
+        world(model(SECOND, QUEUED, policy=POLICY, rollout=state(SECOND, Phase.ROLLED_BACK)), *others(GROUPS_AT_ONCE)),
         QUEUED,
         id="a revision that is tried again after a rollback may wait for its turn",
     ),
@@ -534,9 +530,7 @@ IN_TIME = [
     ),
     pytest.param(
         world(
-            model(
-                SECOND, CHANGED, keep_previous_s=60, policy=POLICY, rollout=state(SECOND, Phase.BAKING, paused=True)
-            ),
+            model(SECOND, CHANGED, keep_previous_s=60, policy=POLICY, rollout=state(SECOND, Phase.BAKING, paused=True)),
             groups=[MAIN, OWN],
             weights={SECOND.revision: 100},
         ),
@@ -652,7 +646,7 @@ def test_classes_that_callers_know_stay_unless_it_is_meant(seen: Observed, refus
     found = roles_after(seen).candidate
 
     assert found is not None
-    assert found.failure == (Failure(CLASSES_CHANGED, refusal) if refusal is not None else None)
+    assert found.failure == (FailureReason(CLASSES_CHANGED, refusal) if refusal is not None else None)
     assert found.group == (None if refusal is not None else found.revision)
 
 

@@ -7,13 +7,13 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from segserve_operator.core.evidence import Judgement, EvidenceWindow
+from segserve_operator.core.evidence import EvidenceWindow, Judgement
 from segserve_operator.core.rollout.engine import (
     WAITS,
-    Signals,
     OnUndecided,
     Policy,
     Progress,
+    Signals,
     Step,
     next_transition,
     watch,

@@ -8,7 +8,7 @@ import pytest
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
 from segserve_operator.core.gates import measured_gates
-from segserve_operator.core.rollout.engine import WAITS, Transition, Signals, Progress, next_transition, watch, weights
+from segserve_operator.core.rollout.engine import WAITS, Progress, Signals, Transition, next_transition, watch, weights
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import engine_policy
 

@@ -51,7 +51,7 @@ def told(before: RolloutState | None, after: RolloutState | None, *verdicts: Ver
         ),
         (STEP, replace(STEP, phase=Phase.CANCELLED, weight=0), ["Cancelled: the rollout of coins-r2 was cancelled"]),
         (STEP, None, ["Cancelled: the rollout of coins-r2 was cancelled"]),
-        (STEP, replace(STEP, paused=True), ["Held: coins-r2 stays at 5 %: a person holds it"]),
+        (STEP, replace(STEP, paused=True), ["Held: coins-r2 stays at 5 %: a person has paused it"]),
         (replace(STEP, paused=True), STEP, ["Resumed: coins-r2 goes on at 5 %"]),
         (
             STEP,
@@ -66,7 +66,9 @@ def told(before: RolloutState | None, after: RolloutState | None, *verdicts: Ver
         (replace(STEP, reason="Incident"), LATER, ["StepReached: coins-r2 gets 25 % of requests (step 2)"]),
     ],
 )
-def test_each_change_is_told_in_one_sentence(before: RolloutState, after: RolloutState | None, expected: list[str]) -> None:
+def test_each_change_is_told_in_one_sentence(
+    before: RolloutState, after: RolloutState | None, expected: list[str]
+) -> None:
     assert told(before, after) == expected
 
 
@@ -97,8 +99,8 @@ def test_a_deadline_is_told_beside_what_it_does() -> None:
 
 
 def test_a_rollback_without_a_verdict_says_what_the_standing_says() -> None:
-    after = replace(LATER, phase=Phase.ROLLED_BACK, weight=0, since_s=1040.0, message="a person ended it")
-    assert told(LATER, after, QUIET) == ["RolledBack: coins-r2 was rolled back after 40 s at 25 %: a person ended it"]
+    after = replace(LATER, phase=Phase.ROLLED_BACK, weight=0, since_s=1040.0, message="a person aborted it")
+    assert told(LATER, after, QUIET) == ["RolledBack: coins-r2 was rolled back after 40 s at 25 %: a person aborted it"]
 
 
 def test_a_deadline_that_holds_says_so_once() -> None:

@@ -11,10 +11,10 @@ import pytest
 from segserve_operator.core.evidence import Judgement
 from segserve_operator.core.rollout.engine import (
     WAITS,
-    Signals,
     OnUndecided,
     Policy,
     Progress,
+    Signals,
     Step,
     Wait,
     next_transition,

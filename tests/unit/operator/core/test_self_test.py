@@ -10,8 +10,9 @@ from fakes.observed_models import FAILURE, FIRST, NOW_S, SECOND, candidate, grou
 from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Slo
 from segserve_operator.core.models import self_test
 from segserve_operator.core.models.observed import ModelObserved, Roles
-from segserve_operator.core.models.self_test import ROUND_S, SelfTest, self_tests
+from segserve_operator.core.models.self_test import ROUND_S, self_tests
 from segserve_operator.core.models.slo import INTERVAL_S
+from segserve_operator.core.models.watches import SelfTest
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.traffic import shadow_of
@@ -25,14 +26,18 @@ COINS = model(FIRST, SERVED, policy=POLICY, slo=Slo())
 
 def sample(at_s: float, halves: tuple[SeriesCounts, SeriesCounts], name: str = "main") -> Sample:
     """Return what one gateway has counted of both halves of a group."""
-    return {"gateway": Counters("1", at_s, {Series(name, "http"): halves[0], Series(shadow_of(name), "http"): halves[1]})}
+    return {
+        "gateway": Counters("1", at_s, {Series(name, "http"): halves[0], Series(shadow_of(name), "http"): halves[1]})
+    }
 
 
 def answered(requests: int, failed: int = 0) -> SeriesCounts:
     return SeriesCounts(requests, failed, latencies=((20.0, requests - failed),))
 
 
-def after(windows: list[tuple[SeriesCounts, SeriesCounts]], known: SelfTest | None = None, coins: ModelObserved = COINS) -> SelfTest:
+def after(
+    windows: list[tuple[SeriesCounts, SeriesCounts]], known: SelfTest | None = None, coins: ModelObserved = COINS
+) -> SelfTest:
     """Return the test after one look each at these counts, as often as the gateways are asked."""
     found = known or SelfTest("main", NOW_S)
     for number, halves in enumerate(windows, start=1):
@@ -80,7 +85,7 @@ NEWS = {"coins": sample(NOW_S, (answered(30), answered(30)))}
 
 
 @pytest.mark.parametrize(
-    ("coins", "known", "samples", "looked_s"),
+    ("coins", "known", "samples", "measured_s"),
     [
         pytest.param(COINS, KNOWN, NEWS, NOW_S, id="what is due is looked at"),
         pytest.param(COINS, None, NEWS, NOW_S, id="what was never looked at is looked at"),
@@ -89,7 +94,11 @@ NEWS = {"coins": sample(NOW_S, (answered(30), answered(30)))}
         ),
         pytest.param(COINS, KNOWN, {}, KNOWN.measured_s, id="gateways that do not answer change nothing"),
         pytest.param(
-            COINS, replace(KNOWN, measured_s=NOW_S - 1), NEWS, NOW_S - 1, id="what was looked at just now stays as it is"
+            COINS,
+            replace(KNOWN, measured_s=NOW_S - 1),
+            NEWS,
+            NOW_S - 1,
+            id="what was looked at just now stays as it is",
         ),
         pytest.param(model(FIRST, SERVED), KNOWN, NEWS, None, id="what is not asked for is not looked at"),
         pytest.param(
@@ -125,7 +134,9 @@ def test_what_gateways_had_counted_before_the_first_look_is_no_evidence() -> Non
 
 
 def test_halves_that_are_alike_raise_no_alarm() -> None:
-    found = after([(answered(100 * window, failed=window), answered(100 * window, failed=window)) for window in range(1, 60)])
+    found = after(
+        [(answered(100 * window, failed=window), answered(100 * window, failed=window)) for window in range(1, 60)]
+    )
 
     assert (found.rounds, found.false_alarms) == (0, 0)
     assert found.gates

@@ -14,16 +14,15 @@ from segserve_operator.core.models.slo import (
     INTERVAL_S,
     MET,
     UNKNOWN,
-    Minute,
-    SloWatch,
     is_due,
     is_watched,
     measured,
-    promises,
+    objectives,
     slo_of,
+    slo_state,
     watches,
-    word,
 )
+from segserve_operator.core.models.watches import Minute, SloWatch
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 
 NOW = int(NOW_S // 60)
@@ -86,7 +85,7 @@ def answered(*latencies: tuple[float, int], failed: int = 0, given_up: int = 0) 
 def test_a_promise_is_breached_where_it_is_broken_of_late_and_over_the_hour(
     past: tuple[Minute, ...], expected: str
 ) -> None:
-    assert word(SloWatch("main", minutes=past), SLO, NOW_S) == expected
+    assert slo_state(SloWatch("main", minutes=past), SLO, NOW_S) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_a_promise_is_breached_where_it_is_broken_of_late_and_over_the_hour(
     ],
 )
 def test_an_slo_promises_shares_of_requests(slo: Slo, expected: dict[str, float]) -> None:
-    assert promises(slo) == pytest.approx(expected)
+    assert objectives(slo) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_the_slo_is_the_specs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("looked_s", "due"),
+    ("measured_s", "due"),
     [
         pytest.param(float("-inf"), True, id="what was never looked at is due"),
         pytest.param(NOW_S - INTERVAL_S, True, id="what was looked at long enough ago is due"),
@@ -175,7 +174,9 @@ def test_gateways_are_asked_now_and_then(measured_s: float, *, due: bool) -> Non
         ),
     ],
 )
-def test_a_minute_counts_what_came_since_the_last_look(before: SeriesCounts, after: SeriesCounts, expected: Minute) -> None:
+def test_a_minute_counts_what_came_since_the_last_look(
+    before: SeriesCounts, after: SeriesCounts, expected: Minute
+) -> None:
     watch = SloWatch("main", NOW_S - INTERVAL_S, sample(NOW_S - INTERVAL_S, before))
     found = measured(watch, sample(NOW_S, after), "main", SLO, NOW_S)
 

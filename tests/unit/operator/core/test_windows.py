@@ -55,7 +55,10 @@ def test_a_look_is_what_was_counted_between_two_samples() -> None:
 def test_protocols_and_gateways_are_added_up() -> None:
     grpc = Series("main", "grpc")
     before = {"a": count(0, SeriesCounts(10)), "b": Counters("1", T, {grpc: SeriesCounts(5)})}
-    after = {"a": count(1, SeriesCounts(11)), "b": Counters("1", T + 1, {grpc: SeriesCounts(7), STABLE: SeriesCounts(3)})}
+    after = {
+        "a": count(1, SeriesCounts(11)),
+        "b": Counters("1", T + 1, {grpc: SeriesCounts(7), STABLE: SeriesCounts(3)}),
+    }
 
     assert window(before, after).window.requests.tolist() == [6, 0]
 

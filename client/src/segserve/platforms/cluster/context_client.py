@@ -79,4 +79,6 @@ def _conflict(causes: Sequence[Mapping[str, Any]], message: str) -> str:
     if not owned:
         return f"{message}; try again"
     fields = "; ".join(f"{cause.get('field', '?')} ({cause.get('message', 'conflict')})" for cause in owned)
-    return f"set by somebody else too: {fields}; change them there, or take them over with --force-conflicts (force=True)"
+    return (
+        f"set by somebody else too: {fields}; change them there, or take them over with --force-conflicts (force=True)"
+    )

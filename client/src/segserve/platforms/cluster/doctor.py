@@ -120,7 +120,9 @@ def _operator(client: ContextClient) -> DoctorCheck:
     if holder is not None:
         return DoctorCheck("operator", good=True, seen=f"no Deployment, but {holder} holds the lease")
     others = ", ".join(sorted(f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in found))
-    seen = f"none works in {client.namespace}; others: {others}" if others else "no Deployment, and nobody holds a lease"
+    seen = (
+        f"none works in {client.namespace}; others: {others}" if others else "no Deployment, and nobody holds a lease"
+    )
     return DoctorCheck("operator", good=False, seen=seen, advice=INSTALL)
 
 
@@ -156,8 +158,12 @@ def _rights(client: ContextClient) -> DoctorCheck:
 
 def _may(client: ContextClient, verb: str, plural: str) -> bool:
     asked = {"namespace": client.namespace, "verb": verb, "group": API_GROUP, "resource": plural}
-    review = {"apiVersion": ACCESS_REVIEWS.api_version, "kind": ACCESS_REVIEWS.name, "spec": {"resourceAttributes": asked}}
-    return bool(client.create(ACCESS_REVIEWS, review, cluster_wide=True)["status"].get("allowed"))
+    review = {
+        "apiVersion": ACCESS_REVIEWS.api_version,
+        "kind": ACCESS_REVIEWS.name,
+        "spec": {"resourceAttributes": asked},
+    }
+    return bool(client.create(ACCESS_REVIEWS, review)["status"].get("allowed"))
 
 
 def _pool(client: ContextClient) -> DoctorCheck:

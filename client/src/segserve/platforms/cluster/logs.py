@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve.platforms.cluster.watcher import Watcher
 from segserve.platforms.errors import REFUSED, ControlError
 from segserve_common.kube.kinds import PODS
-from segserve_common.kube.requests import Selector
 from segserve_common.kube.names import GATEWAY, GROUP_LABEL, MANAGED_LABELS
+from segserve_common.kube.requests import Selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from segserve.platforms.cluster import logs
-from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.cluster.config import context_of
+from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.cluster.gateway import gateway
 from segserve.platforms.cluster.watcher import Watcher
 from segserve.platforms.errors import ConflictError, ControlError, InvalidResourceError, NotFoundError

@@ -14,7 +14,7 @@ from segserve.platforms.waiting import wait_for
 from segserve_operator.api.rollout_policy import RolloutPolicy, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.models.observed import ModelStatus
-from segserve_operator.core.models.requests import PREFIX, Request, refusal
+from segserve_operator.core.models.requests import PREFIX, RolloutRequest, refusal
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.mapping.statuses import from_api
@@ -36,7 +36,7 @@ def ask(platform: Platform, name: str, verb: str, *, gate: str = "", timeout_s: 
     return outcome(platform, model, request)
 
 
-def requested(platform: Platform, name: str, verb: str, gate: str = "") -> Request:
+def requested(platform: Platform, name: str, verb: str, gate: str = "") -> RolloutRequest:
     """Write the request for an action and return it; raises `ConflictError` if the action is not possible now."""
     request = _request(platform.model(name), verb, gate)
     platform.annotate(MODEL, name, {PREFIX + verb: request.value})
@@ -48,7 +48,7 @@ class Handled:
     """A request was handled by the platform."""
 
     name: str
-    request: Request
+    request: RolloutRequest
     kind: str = MODEL
 
     def reached(self, manifest: Json | None) -> bool:
@@ -67,12 +67,12 @@ class Handled:
         )
 
 
-def _request(model: Json, verb: str, gate: str) -> Request:
+def _request(model: Json, verb: str, gate: str) -> RolloutRequest:
     """Return the request with the revision it applies to; raises `ConflictError` if the action is not possible now."""
     status, name = _status(model), model["metadata"]["name"]
     revision = _revision(status, verb)
     about = f"{gate}@{revision}" if gate else revision
-    request = Request(verb, f"{about}@{secrets.token_hex(TOKEN_BYTES)}")
+    request = RolloutRequest(verb, f"{about}@{secrets.token_hex(TOKEN_BYTES)}")
     refused = refusal(request, status.rollout, status.roles, _gates(model)) or _pointless(request, status.rollout)
     if refused is not None:
         raise ConflictError(f"{name}: {refused}{'' if revision else _instead(model, status.rollout)}")
@@ -105,7 +105,7 @@ def _instead(model: Json, standing: RolloutState | None) -> str:
     return ""
 
 
-def _pointless(request: Request, standing: RolloutState | None) -> str | None:
+def _pointless(request: RolloutRequest, standing: RolloutState | None) -> str | None:
     if standing is None:
         return None
     if request.verb == "pause" and standing.paused:
@@ -121,7 +121,7 @@ def _gates(model: Json) -> tuple[str, ...]:
     return tuple(gate_name(gate) for gate in policy.gates)
 
 
-def outcome(platform: Platform, model: Json, request: Request) -> str:
+def outcome(platform: Platform, model: Json, request: RolloutRequest) -> str:
     """Return the outcome of a handled request; raises `ConflictError` if it came too late."""
     name, standing = model["metadata"]["name"], _status(model).rollout
     if standing is None:
@@ -139,7 +139,7 @@ def outcome(platform: Platform, model: Json, request: Request) -> str:
     return text
 
 
-def _is_met(request: Request, standing: RolloutState) -> bool:
+def _is_met(request: RolloutRequest, standing: RolloutState) -> bool:
     """Return whether a rollout is in the state that a handled request asked for; True for actions that take longer."""
     match request.verb:
         case "promote":

@@ -29,7 +29,7 @@ from segserve_operator.adapters.kube.pod_failures import trouble
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
 from segserve_operator.adapters.traffic.envoy_files import PLANS
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 if TYPE_CHECKING:
@@ -208,8 +208,8 @@ def _is_gateway(found: Mapping[str, Any]) -> bool:
     return (found["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == GATEWAY
 
 
-def _refusal(reports: Mapping[str, Json]) -> Failure | None:
+def _refusal(reports: Mapping[str, Json]) -> FailureReason | None:
     for name, report in sorted(reports.items()):
         for shard, why in sorted(report.get("refused", {}).items()):
-            return Failure("PlanRefused", f"gateway {name} refuses shard {shard}: {why}")
+            return FailureReason("PlanRefused", f"gateway {name} refuses shard {shard}: {why}")
     return None

@@ -18,7 +18,7 @@ from segserve_operator.adapters.kube.pods import is_going
 from segserve_operator.adapters.kube.rollouts import ClusterRollouts, KnownRollout
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPoolStatus
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Wanted
 from segserve_operator.mapping.specs import annotations_of, wanted_of
 from segserve_operator.mapping.statuses import from_api, pool_from_api, pool_to_api, to_api
@@ -43,7 +43,7 @@ COMPONENT: Final = "segserve"
 class Parsed:
     """What was read of specs and records, by uid; the same value is kept once."""
 
-    specs: dict[str, tuple[int, Wanted | Failure]] = field(default_factory=dict)
+    specs: dict[str, tuple[int, Wanted | FailureReason]] = field(default_factory=dict)
     models: dict[tuple[str, str, bool], ModelObserved] = field(default_factory=dict)
     records: dict[str, AssignedModel] = field(default_factory=dict)
     rollouts: dict[str, KnownRollout] = field(default_factory=dict)
@@ -93,19 +93,19 @@ class ClusterStore:
 
     def _observe(self, model: Json, *, pool_missing: bool) -> ModelObserved:
         metadata = model["metadata"]
-        absent = Failure("PoolNotFound", f"there is no TritonPool {self.key.pool!r} in namespace {self.key.namespace}")
+        absent = FailureReason("PoolNotFound", f"there is no TritonPool {self.key.pool!r} in namespace {self.key.namespace}")
         spec = absent if pool_missing else self._spec(model)
         return ModelObserved(
             name=metadata["name"],
             generation=metadata["generation"],
             wanted=spec if isinstance(spec, Wanted) else None,
-            problem=spec if isinstance(spec, Failure) else None,
+            problem=spec if isinstance(spec, FailureReason) else None,
             status=from_api(SegmentationModelStatus.model_validate(model.get("status") or {})),
             deleting=is_going(model),
             annotations=annotations_of(model),
         )
 
-    def _spec(self, model: Json) -> Wanted | Failure:
+    def _spec(self, model: Json) -> Wanted | FailureReason:
         uid, generation = model["metadata"]["uid"], model["metadata"]["generation"]
         known = self.parsed.specs.get(uid)
         if known is None or known[0] != generation:

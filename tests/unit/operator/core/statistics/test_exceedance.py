@@ -36,7 +36,9 @@ def measured(rows: list[tuple[int, int, float, float, int]]) -> list[EvidenceWin
 
 
 def together(windows: list[EvidenceWindow]) -> EvidenceWindow:
-    return EvidenceWindow(*(np.stack([getattr(window, field.name) for window in windows]) for field in fields(EvidenceWindow)))
+    return EvidenceWindow(
+        *(np.stack([getattr(window, field.name) for window in windows]) for field in fields(EvidenceWindow))
+    )
 
 
 def same(left: ExceedanceState, right: ExceedanceState) -> bool:
@@ -132,7 +134,9 @@ def rollouts(
             size = 1 / rho - 1
             rates = random.beta(rates * size, (1 - rates) * size)
         requests = random.poisson(rps * np.array([1 - weight, weight]), (runs, 2))
-        window = EvidenceWindow(np.ones(runs), requests.astype(float), random.binomial(requests, rates).astype(float), np.zeros(0))
+        window = EvidenceWindow(
+            np.ones(runs), requests.astype(float), random.binomial(requests, rates).astype(float), np.zeros(0)
+        )
         state = GATE.update(state, window)
         judged = GATE.judge(state)
         now_proved = judged.breach >= LEVEL

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lightkube.models.rbac_v1 import PolicyRule, RoleRef, Subject
-from lightkube.resources.core_v1 import ServiceAccount
-from lightkube.resources.rbac_authorization_v1 import Role, RoleBinding
+from kubernetes.aio.client import RbacV1Subject, V1PolicyRule, V1Role, V1RoleBinding, V1RoleRef, V1ServiceAccount
 
-from segserve_operator.adapters.kube.objects.target import meta
+from segserve_common.kube.kinds import ROLE_BINDINGS, ROLES, SERVICE_ACCOUNTS, Json
+from segserve_operator.adapters.kube.objects.target import meta, rendered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from segserve_operator.adapters.kube.objects.target import PoolContext
+    from segserve_operator.adapters.kube.objects.target import PoolContext, rendered
 
 
 def access_objects(
@@ -24,7 +23,7 @@ def access_objects(
     read: Iterable[str],
     written: str,
     annotations: Mapping[str, str] | None = None,
-) -> tuple[dict[str, Any], ...]:
+) -> tuple[Json, ...]:
     """Return an account, and its right to read the ConfigMaps `read` and to patch the one called `written`.
 
     A list or watch is allowed where its field selector names one of them. The account alone has the annotations.
@@ -33,13 +32,15 @@ def access_objects(
     account = meta(target, name, labels)
     account.annotations = dict(annotations) if annotations else None
     rules = [
-        PolicyRule(apiGroups=[""], resources=["configmaps"], resourceNames=list(read), verbs=["get", "list", "watch"]),
-        PolicyRule(apiGroups=[""], resources=["configmaps"], resourceNames=[written], verbs=["get", "patch"]),
+        V1PolicyRule(
+            api_groups=[""], resources=["configmaps"], resource_names=list(read), verbs=["get", "list", "watch"]
+        ),
+        V1PolicyRule(api_groups=[""], resources=["configmaps"], resource_names=[written], verbs=["get", "patch"]),
     ]
-    subject = Subject(kind="ServiceAccount", name=name, namespace=target.namespace)
-    reference = RoleRef(apiGroup="rbac.authorization.k8s.io", kind="Role", name=name)
+    subject = RbacV1Subject(kind="ServiceAccount", name=name, namespace=target.namespace)
+    reference = V1RoleRef(api_group="rbac.authorization.k8s.io", kind="Role", name=name)
     return (
-        ServiceAccount(metadata=account, automountServiceAccountToken=False).to_dict(),
-        Role(metadata=own, rules=rules).to_dict(),
-        RoleBinding(metadata=own, roleRef=reference, subjects=[subject]).to_dict(),
+        rendered(SERVICE_ACCOUNTS, V1ServiceAccount(metadata=account, automount_service_account_token=False)),
+        rendered(ROLES, V1Role(metadata=own, rules=rules)),
+        rendered(ROLE_BINDINGS, V1RoleBinding(metadata=own, role_ref=reference, subjects=[subject])),
     )

@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from lightkube.models.core_v1 import (
-    PersistentVolumeClaimVolumeSource,
-    SecretVolumeSource,
-    Volume,
-    VolumeMount,
-)
+from kubernetes.aio.client import V1PersistentVolumeClaimVolumeSource, V1SecretVolumeSource, V1Volume, V1VolumeMount
 
 from segserve_common.kube.names import CLAIMS_FOLDER, SECRETS_FOLDER
 from segserve_operator.mapping import artifact_access
@@ -61,31 +56,31 @@ def access_without_secrets(target: PoolContext, folder: Path | None) -> Access:
     return access_of(target).model_copy(update=update)
 
 
-def volumes(artifacts: Artifacts) -> list[Volume]:
+def volumes(artifacts: Artifacts) -> list[V1Volume]:
     """Return the Secrets and claims. A pod starts without a Secret, for the models that need none."""
     secrets = [
-        Volume(
+        V1Volume(
             name=_volume_name("secret", name),
-            secret=SecretVolumeSource(secretName=name, optional=True, defaultMode=0o440),
+            secret=V1SecretVolumeSource(secret_name=name, optional=True, default_mode=0o440),
         )
         for name in _secrets(artifacts)
     ]
     claims = [
-        Volume(
+        V1Volume(
             name=_volume_name("claim", name),
-            persistentVolumeClaim=PersistentVolumeClaimVolumeSource(claimName=name, readOnly=True),
+            persistent_volume_claim=V1PersistentVolumeClaimVolumeSource(claim_name=name, read_only=True),
         )
         for name in artifacts.claims
     ]
     return [*secrets, *claims]
 
 
-def mounts(artifacts: Artifacts) -> list[VolumeMount]:
+def mounts(artifacts: Artifacts) -> list[V1VolumeMount]:
     """Return where the agent has them, each in a folder of its name."""
     secrets = [("secret", name, SECRETS_FOLDER) for name in _secrets(artifacts)]
     claims = [("claim", name, CLAIMS_FOLDER) for name in artifacts.claims]
     return [
-        VolumeMount(name=_volume_name(kind, name), mountPath=f"{folder}/{name}", readOnly=True)
+        V1VolumeMount(name=_volume_name(kind, name), mount_path=f"{folder}/{name}", read_only=True)
         for kind, name, folder in (*secrets, *claims)
     ]
 

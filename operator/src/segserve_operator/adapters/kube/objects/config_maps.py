@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from lightkube.resources.core_v1 import ConfigMap
+from kubernetes.aio.client import V1ConfigMap
 
+from segserve_common.kube.kinds import CONFIG_MAPS, Json
 from segserve_common.kube.names import GATEWAY, assignment_name, plan_name, reports_name
 from segserve_common.kube.shards import CONTENT_KEY, VERSION_KEY, version_of
-from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, server_selector
+from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, rendered, server_selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from segserve_operator.adapters.kube.objects.target import PoolContext
+    from segserve_operator.adapters.kube.objects.target import PoolContext, rendered
 
 CHANGED_KEY: Final = "changed"
 
 
-def assignment_config_map(target: PoolContext, group: str, shard: int, content: str) -> dict[str, Any]:
+def assignment_config_map(target: PoolContext, group: str, shard: int, content: str) -> Json:
     """Return one shard of what a group is to hold; `content` is packed."""
     return _told(target, assignment_name(target.pool, group, shard), server_selector(target, group), content)
 
 
-def plan_config_map(target: PoolContext, shard: int, content: str, changed: Iterable[str]) -> dict[str, Any]:
+def plan_config_map(target: PoolContext, shard: int, content: str, changed: Iterable[str]) -> Json:
     """Return one shard of a gateway's plan; `content` is packed.
 
     `changed` names the models whose route is another than in a version that some gateway may still follow.
@@ -34,23 +35,24 @@ def plan_config_map(target: PoolContext, shard: int, content: str, changed: Iter
     return told
 
 
-def group_reports(target: PoolContext, group: str) -> dict[str, Any]:
-    """Return the ConfigMap of a group's reports, without any: its keys are the pods' own."""
+def group_reports(target: PoolContext, group: str) -> Json:
+    """Return the V1ConfigMap of a group's reports, without any: its keys are the pods' own."""
     return _empty(target, reports_name(target.pool, group), server_selector(target, group))
 
 
-def gateway_reports(target: PoolContext) -> dict[str, Any]:
-    """Return the ConfigMap of the gateway's reports, without any: its keys are the pods' own."""
+def gateway_reports(target: PoolContext) -> Json:
+    """Return the V1ConfigMap of the gateway's reports, without any: its keys are the pods' own."""
     return _empty(target, reports_name(target.pool, GATEWAY), gateway_selector(target))
 
 
-def _told(target: PoolContext, name: str, labels: Mapping[str, str], content: str) -> dict[str, Any]:
-    return ConfigMap(
+def _told(target: PoolContext, name: str, labels: Mapping[str, str], content: str) -> Json:
+    config_map = V1ConfigMap(
         metadata=meta(target, name, labels),
         data={VERSION_KEY: version_of(content)},
-        binaryData={CONTENT_KEY: content},
-    ).to_dict()
+        binary_data={CONTENT_KEY: content},
+    )
+    return rendered(CONFIG_MAPS, config_map)
 
 
-def _empty(target: PoolContext, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
-    return ConfigMap(metadata=meta(target, name, labels)).to_dict()
+def _empty(target: PoolContext, name: str, labels: Mapping[str, str]) -> Json:
+    return rendered(CONFIG_MAPS, V1ConfigMap(metadata=meta(target, name, labels)))

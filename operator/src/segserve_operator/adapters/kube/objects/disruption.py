@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lightkube.models.meta_v1 import LabelSelector
-from lightkube.models.policy_v1 import PodDisruptionBudgetSpec
-from lightkube.resources.policy_v1 import PodDisruptionBudget
+from kubernetes.aio.client import V1LabelSelector, V1PodDisruptionBudget, V1PodDisruptionBudgetSpec
 
-from segserve_operator.adapters.kube.objects.target import meta
+from segserve_common.kube.kinds import DISRUPTION_BUDGETS, Json
+from segserve_operator.adapters.kube.objects.target import meta, rendered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve_operator.adapters.kube.objects.target import PoolContext
+    from segserve_operator.adapters.kube.objects.target import PoolContext, rendered
 
 
-def disruption_budget(target: PoolContext, name: str, selector: Mapping[str, str]) -> dict[str, Any]:
+def disruption_budget(target: PoolContext, name: str, selector: Mapping[str, str]) -> Json:
     """Return the budget of one pod at a time: also a single one must not block a node's drain for ever."""
-    spec = PodDisruptionBudgetSpec(maxUnavailable=1, selector=LabelSelector(matchLabels=dict(selector)))
-    budget = PodDisruptionBudget(metadata=meta(target, name, selector), spec=spec).to_dict()
+    spec = V1PodDisruptionBudgetSpec(max_unavailable=1, selector=V1LabelSelector(match_labels=dict(selector)))
+    budget = rendered(DISRUPTION_BUDGETS, V1PodDisruptionBudget(metadata=meta(target, name, selector), spec=spec))
     return {**budget, "apiVersion": target.defaults.disruption_api}

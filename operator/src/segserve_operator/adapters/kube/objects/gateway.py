@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from lightkube.models.core_v1 import (
-    Container,
-    ContainerPort,
-    Lifecycle,
-    PodSpec,
-    PodTemplateSpec,
-    ServicePort,
-    ServiceSpec,
-    VolumeMount,
+from kubernetes.aio.client import (
+    V1Container,
+    V1ContainerPort,
+    V1Lifecycle,
+    V1ObjectMeta,
+    V1PodSpec,
+    V1PodTemplateSpec,
+    V1Service,
+    V1ServicePort,
+    V1ServiceSpec,
+    V1VolumeMount,
 )
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import Service
 
+from segserve_common.kube.kinds import SERVICES, Json
 from segserve_common.kube.names import (
     ENVOY_CONTAINER,
     GATEWAY,
@@ -39,13 +40,13 @@ from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
 from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.group import deployment
 from segserve_operator.adapters.kube.objects.network import gateway_policy
-from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, stamped
+from segserve_operator.adapters.kube.objects.target import dumped, gateway_selector, meta, rendered, stamped
 from segserve_operator.adapters.traffic.envoy_config import command
 from segserve_operator.api.pod_template import Resources
 from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.target import PoolContext
+    from segserve_operator.adapters.kube.objects.target import PoolContext, dumped, rendered
 
 LISTEN_PORT: Final = 8080
 """Where Envoy listens in its pod, whatever the Service's port: one that needs no privilege."""
@@ -60,8 +61,12 @@ _HEAP_SHARE: Final = Decimal("0.8")
 _SYNC: Final = ("python3", "-m", "segserve_operator.gateway_sync")
 
 
-def gateway_objects(target: PoolContext) -> tuple[dict[str, Any], ...]:
-    """Return the gateway's objects in the order in which they are made: the pods last, which need the others."""
+def gateway_objects(target: PoolContext) -> tuple[Json, ...]:
+    """Return the gateway's objects in the order in which they are created: the pods last, which need the others."""
+    return target.once("gateway", lambda: _gateway_objects(target))
+
+
+def _gateway_objects(target: PoolContext) -> tuple[Json, ...]:
     name = object_name(target.pool, GATEWAY)
     selector = gateway_selector(target)
     read = [plan_name(target.pool, shard) for shard in range(SHARDS)]
@@ -71,79 +76,79 @@ def gateway_objects(target: PoolContext) -> tuple[dict[str, Any], ...]:
         gateway_policy(target, LISTEN_PORT),
         disruption_budget(target, name, selector),
         _service(target),
-        deployment(target, name, selector, replicas=target.spec.gateway.replicas, template=_template(target).to_dict()),
+        deployment(target, name, selector, replicas=target.spec.gateway.replicas, template=dumped(_template(target))),
     )
     return tuple(map(stamped, manifests))
 
 
-def _service(target: PoolContext) -> dict[str, Any]:
+def _service(target: PoolContext) -> Json:
     gateway = target.spec.gateway
     own = meta(target, object_name(target.pool), gateway_selector(target))
     own.annotations = dict(gateway.service_annotations) or None
-    port = ServicePort(name="inference", port=gateway.port, targetPort=LISTEN_PORT, protocol="TCP")
-    spec = ServiceSpec(type=gateway.service_type, selector=gateway_selector(target), ports=[port])
-    return Service(metadata=own, spec=spec).to_dict()
+    port = V1ServicePort(name="inference", port=gateway.port, target_port=LISTEN_PORT, protocol="TCP")
+    spec = V1ServiceSpec(type=gateway.service_type, selector=gateway_selector(target), ports=[port])
+    return rendered(SERVICES, V1Service(metadata=own, spec=spec))
 
 
-def _template(target: PoolContext) -> PodTemplateSpec:
+def _template(target: PoolContext) -> V1PodTemplateSpec:
     gateway = target.spec.gateway
     selector = gateway_selector(target)
-    spec = PodSpec(
-        serviceAccountName=object_name(target.pool, GATEWAY),
-        automountServiceAccountToken=False,
-        enableServiceLinks=False,
-        terminationGracePeriodSeconds=gateway.drain_seconds + _GRACE_S,
-        securityContext=pods.pod_security(),
-        imagePullSecrets=pods.pull_secrets(gateway.image_pull_secrets),
-        nodeSelector=dict(gateway.node_selector) or None,
+    spec = V1PodSpec(
+        service_account_name=object_name(target.pool, GATEWAY),
+        automount_service_account_token=False,
+        enable_service_links=False,
+        termination_grace_period_seconds=gateway.drain_seconds + _GRACE_S,
+        security_context=pods.pod_security(),
+        image_pull_secrets=pods.pull_secrets(gateway.image_pull_secrets),
+        node_selector=dict(gateway.node_selector) or None,
         tolerations=pods.tolerations(gateway.tolerations),
-        topologySpreadConstraints=pods.spread(selector),
-        priorityClassName=gateway.priority_class_name,
-        initContainers=[_sync_container(target, "prepare", "prepare")],
+        topology_spread_constraints=pods.spread(selector),
+        priority_class_name=gateway.priority_class_name,
+        init_containers=[_sync_container(target, "prepare", "prepare")],
         containers=[_envoy(target), _sync(target)],
         volumes=[pods.folder("run"), pods.folder("tmp"), pods.token_volume()],
     )
     annotations = {**gateway.pod_annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
     labels = {**gateway.pod_labels, **MANAGED_LABELS, **selector}
-    return PodTemplateSpec(metadata=ObjectMeta(labels=labels, annotations=annotations), spec=spec)
+    return V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
 
 
-def _envoy(target: PoolContext) -> Container:
+def _envoy(target: PoolContext) -> V1Container:
     """Envoy goes on with its last configuration whatever becomes of the API: so do its probes."""
     gateway = target.spec.gateway
-    return Container(
+    return V1Container(
         name=ENVOY_CONTAINER,
         image=target.defaults.envoy_image,
-        imagePullPolicy=target.defaults.image_pull_policy,
+        image_pull_policy=target.defaults.image_pull_policy,
         command=command("envoy", Path(RUN_FOLDER), workers=gateway.workers, drain_s=gateway.drain_seconds),
         ports=[
-            ContainerPort(name="inference", containerPort=LISTEN_PORT, protocol="TCP"),
-            ContainerPort(name="internal", containerPort=INTERNAL_PORT, protocol="TCP"),
+            V1ContainerPort(name="inference", container_port=LISTEN_PORT, protocol="TCP"),
+            V1ContainerPort(name="internal", container_port=INTERNAL_PORT, protocol="TCP"),
         ],
         resources=pods.requirements(gateway.resources or _ENVOY_RESOURCES),
-        securityContext=pods.container_security(),
-        startupProbe=pods.tcp_probe(LISTEN_PORT, period_s=1, timeout_s=2, failures=60),
-        livenessProbe=pods.tcp_probe(LISTEN_PORT, period_s=5, timeout_s=5, failures=6),
+        security_context=pods.container_security(),
+        startup_probe=pods.tcp_probe(LISTEN_PORT, period_s=1, timeout_s=2, failures=60),
+        liveness_probe=pods.tcp_probe(LISTEN_PORT, period_s=5, timeout_s=5, failures=6),
         # The sidecar's hook tells callers to go; this one keeps Envoy for them while they do.
-        lifecycle=Lifecycle(preStop=pods.run_first("sleep", str(gateway.drain_seconds + _HOOK_S))),
-        volumeMounts=[
-            VolumeMount(name="run", mountPath=RUN_FOLDER),
-            VolumeMount(name="tmp", mountPath=pods.TMP_FOLDER),
+        lifecycle=V1Lifecycle(pre_stop=pods.run_first("sleep", str(gateway.drain_seconds + _HOOK_S))),
+        volume_mounts=[
+            V1VolumeMount(name="run", mount_path=RUN_FOLDER),
+            V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
         ],
     )
 
 
-def _sync(target: PoolContext) -> Container:
+def _sync(target: PoolContext) -> V1Container:
     container = _sync_container(target, SYNC_CONTAINER, "follow")
-    container.ports = [ContainerPort(name="sync", containerPort=SYNC_PORT, protocol="TCP")]
-    container.startupProbe = pods.http_probe("/live", SYNC_PORT, period_s=1, timeout_s=2, failures=120)
-    container.livenessProbe = pods.http_probe("/live", SYNC_PORT, period_s=5, timeout_s=5, failures=6)
-    container.readinessProbe = pods.http_probe("/ready", SYNC_PORT, period_s=1, timeout_s=2, failures=2)
-    container.lifecycle = Lifecycle(preStop=pods.run_first(*_SYNC, "drain"))
+    container.ports = [V1ContainerPort(name="sync", container_port=SYNC_PORT, protocol="TCP")]
+    container.startup_probe = pods.http_probe("/live", SYNC_PORT, period_s=1, timeout_s=2, failures=120)
+    container.liveness_probe = pods.http_probe("/live", SYNC_PORT, period_s=5, timeout_s=5, failures=6)
+    container.readiness_probe = pods.http_probe("/ready", SYNC_PORT, period_s=1, timeout_s=2, failures=2)
+    container.lifecycle = V1Lifecycle(pre_stop=pods.run_first(*_SYNC, "drain"))
     return container
 
 
-def _sync_container(target: PoolContext, name: str, task: str) -> Container:
+def _sync_container(target: PoolContext, name: str, task: str) -> V1Container:
     gateway = target.spec.gateway
     settings = {
         "port": LISTEN_PORT,
@@ -152,10 +157,10 @@ def _sync_container(target: PoolContext, name: str, task: str) -> Container:
         "workers": gateway.workers,
         **_heap(gateway.resources),
     }
-    return Container(
+    return V1Container(
         name=name,
         image=target.defaults.operator_image,
-        imagePullPolicy=target.defaults.image_pull_policy,
+        image_pull_policy=target.defaults.image_pull_policy,
         command=[*_SYNC, task],
         env=pods.variables(
             {
@@ -166,10 +171,10 @@ def _sync_container(target: PoolContext, name: str, task: str) -> Container:
             }
         ),
         resources=pods.requirements(gateway.sync_resources or _SYNC_RESOURCES),
-        securityContext=pods.container_security(),
-        volumeMounts=[
-            VolumeMount(name="run", mountPath=RUN_FOLDER),
-            VolumeMount(name="tmp", mountPath=pods.TMP_FOLDER),
+        security_context=pods.container_security(),
+        volume_mounts=[
+            V1VolumeMount(name="run", mount_path=RUN_FOLDER),
+            V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
             pods.token_mount(),
         ],
     )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from lightkube.models.apps_v1 import DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment
-from lightkube.models.core_v1 import PodTemplateSpec, ServicePort, ServiceSpec
-from lightkube.models.meta_v1 import LabelSelector
-from lightkube.resources.apps_v1 import Deployment
-from lightkube.resources.core_v1 import Service
+from kubernetes.aio.client import (
+    V1Deployment,
+    V1DeploymentSpec,
+    V1DeploymentStrategy,
+    V1LabelSelector,
+    V1PodTemplateSpec,
+    V1RollingUpdateDeployment,
+    V1Service,
+    V1ServicePort,
+    V1ServiceSpec,
+)
 
+from segserve_common.kube.kinds import DEPLOYMENTS, SERVICES, Json
 from segserve_common.kube.names import (
     GRPC_PORT,
     HTTP_PORT,
@@ -24,17 +31,21 @@ from segserve_operator.adapters.kube.objects.config_maps import group_reports
 from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.network import server_policy
 from segserve_operator.adapters.kube.objects.server import server_template
-from segserve_operator.adapters.kube.objects.target import meta, server_selector, stamped
+from segserve_operator.adapters.kube.objects.target import meta, rendered, server_selector, stamped
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.target import PoolContext
+    from segserve_operator.adapters.kube.objects.target import PoolContext, rendered
 
 _PROGRESS_S: Final = 1800
 """An image of Triton has some 10 GB to be pulled first."""
 
 
-def group_objects(target: PoolContext, group: str, replicas: int) -> tuple[dict[str, Any], ...]:
-    """Return a group's objects in the order in which they are made: the pods last, which need the others."""
+def group_objects(target: PoolContext, group: str, replicas: int) -> tuple[Json, ...]:
+    """Return a group's objects in the order in which they are created: the pods last, which need the others."""
+    return target.once(("group", group, replicas), lambda: _group_objects(target, group, replicas))
+
+
+def _group_objects(target: PoolContext, group: str, replicas: int) -> tuple[Json, ...]:
     name = object_name(target.pool, group)
     selector = server_selector(target, group)
     read = [assignment_name(target.pool, group, shard) for shard in range(SHARDS)]
@@ -56,33 +67,31 @@ def group_objects(target: PoolContext, group: str, replicas: int) -> tuple[dict[
     return tuple(map(stamped, manifests))
 
 
-def deployment(
-    target: PoolContext, name: str, selector: dict[str, str], *, replicas: int, template: dict[str, Any]
-) -> dict[str, Any]:
-    """Return a Deployment that never has fewer ready pods than it should because of its own doing."""
-    spec = DeploymentSpec(
+def deployment(target: PoolContext, name: str, selector: dict[str, str], *, replicas: int, template: Json) -> Json:
+    """Return a V1Deployment that never has fewer ready pods than it should because of its own doing."""
+    spec = V1DeploymentSpec(
         replicas=replicas,
-        revisionHistoryLimit=1,
-        progressDeadlineSeconds=_PROGRESS_S,
-        strategy=DeploymentStrategy(
-            type="RollingUpdate", rollingUpdate=RollingUpdateDeployment(maxSurge=1, maxUnavailable=0)
+        revision_history_limit=1,
+        progress_deadline_seconds=_PROGRESS_S,
+        strategy=V1DeploymentStrategy(
+            type="RollingUpdate", rolling_update=V1RollingUpdateDeployment(max_surge=1, max_unavailable=0)
         ),
-        selector=LabelSelector(matchLabels=selector),
-        template=PodTemplateSpec(),
+        selector=V1LabelSelector(match_labels=selector),
+        template=V1PodTemplateSpec(),
     )
-    manifest = Deployment(metadata=meta(target, name, selector), spec=spec).to_dict()
+    manifest = rendered(DEPLOYMENTS, V1Deployment(metadata=meta(target, name, selector), spec=spec))
     manifest["spec"]["template"] = template
     return manifest
 
 
-def _service(target: PoolContext, group: str) -> dict[str, Any]:
+def _service(target: PoolContext, group: str) -> Json:
     selector = server_selector(target, group)
     ports = {"http": HTTP_PORT, "grpc": GRPC_PORT, "metrics": METRICS_PORT}
-    spec = ServiceSpec(
+    spec = V1ServiceSpec(
         type="ClusterIP",
-        clusterIP="None",
-        publishNotReadyAddresses=True,  # whether a pod serves a model is the agent's to say, and the gateway's to use
+        cluster_ip="None",
+        publish_not_ready_addresses=True,  # whether a pod serves a model is the agent's to say, and the gateway's to use
         selector=selector,
-        ports=[ServicePort(name=name, port=port, targetPort=port, protocol="TCP") for name, port in ports.items()],
+        ports=[V1ServicePort(name=name, port=port, target_port=port, protocol="TCP") for name, port in ports.items()],
     )
-    return Service(metadata=meta(target, object_name(target.pool, group), selector), spec=spec).to_dict()
+    return rendered(SERVICES, V1Service(metadata=meta(target, object_name(target.pool, group), selector), spec=spec))

@@ -6,17 +6,18 @@ DNS differ between clusters: a rule that fits all would allow everything. A clus
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from lightkube.models.meta_v1 import LabelSelector
-from lightkube.models.networking_v1 import (
-    NetworkPolicyIngressRule,
-    NetworkPolicyPeer,
-    NetworkPolicyPort,
-    NetworkPolicySpec,
+from kubernetes.aio.client import (
+    V1LabelSelector,
+    V1NetworkPolicy,
+    V1NetworkPolicyIngressRule,
+    V1NetworkPolicyPeer,
+    V1NetworkPolicyPort,
+    V1NetworkPolicySpec,
 )
-from lightkube.resources.networking_v1 import NetworkPolicy
 
+from segserve_common.kube.kinds import NETWORK_POLICIES, Json
 from segserve_common.kube.names import (
     AGENT_PORT,
     GRPC_PORT,
@@ -26,47 +27,47 @@ from segserve_common.kube.names import (
     SYNC_PORT,
     object_name,
 )
-from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, server_selector
+from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, rendered, server_selector
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from segserve_operator.adapters.kube.objects.target import PoolContext
+    from segserve_operator.adapters.kube.objects.target import PoolContext, rendered
 
 # Any pod of the cluster: metrics are scraped from another namespace. A node's own probes are always allowed.
-_CLUSTER: Final = NetworkPolicyPeer(namespaceSelector=LabelSelector())
+_CLUSTER: Final = V1NetworkPolicyPeer(namespace_selector=V1LabelSelector())
 
 
-def server_policy(target: PoolContext, group: str) -> dict[str, Any]:
+def server_policy(target: PoolContext, group: str) -> Json:
     """Return the policy of a group: the pool's gateway alone sends it requests."""
-    gateway = NetworkPolicyPeer(podSelector=LabelSelector(matchLabels=gateway_selector(target)))
+    gateway = V1NetworkPolicyPeer(pod_selector=V1LabelSelector(match_labels=gateway_selector(target)))
     rules = [_rule((HTTP_PORT, GRPC_PORT), gateway), _rule((METRICS_PORT, AGENT_PORT), _CLUSTER)]
     return _policy(target, object_name(target.pool, group), server_selector(target, group), rules)
 
 
-def gateway_policy(target: PoolContext, listen_port: int) -> dict[str, Any]:
+def gateway_policy(target: PoolContext, listen_port: int) -> Json:
     """Return the policy of the gateway: anybody may call, by the internal port the operator alone."""
-    operator = NetworkPolicyPeer(
-        namespaceSelector=LabelSelector(matchLabels=dict(target.defaults.operator_namespace_labels) or None),
-        podSelector=LabelSelector(matchLabels=dict(target.defaults.operator_pod_labels)),
+    operator = V1NetworkPolicyPeer(
+        namespace_selector=V1LabelSelector(match_labels=dict(target.defaults.operator_namespace_labels) or None),
+        pod_selector=V1LabelSelector(match_labels=dict(target.defaults.operator_pod_labels)),
     )
     rules = [_rule((listen_port,)), _rule((INTERNAL_PORT,), operator), _rule((SYNC_PORT,), _CLUSTER)]
     name = object_name(target.pool, "gateway")
     return _policy(target, name, gateway_selector(target), rules)
 
 
-def _rule(ports: Sequence[int], peer: NetworkPolicyPeer | None = None) -> NetworkPolicyIngressRule:
-    allowed = [NetworkPolicyPort(port=port, protocol="TCP") for port in ports]
-    rule = NetworkPolicyIngressRule(ports=allowed)
+def _rule(ports: Sequence[int], peer: V1NetworkPolicyPeer | None = None) -> V1NetworkPolicyIngressRule:
+    allowed = [V1NetworkPolicyPort(port=port, protocol="TCP") for port in ports]
+    rule = V1NetworkPolicyIngressRule(ports=allowed)
     if peer is not None:
-        rule.from_ = [peer]
+        rule.var_from = [peer]
     return rule
 
 
 def _policy(
-    target: PoolContext, name: str, selector: Mapping[str, str], rules: list[NetworkPolicyIngressRule]
-) -> dict[str, Any]:
-    spec = NetworkPolicySpec(
-        podSelector=LabelSelector(matchLabels=dict(selector)), policyTypes=["Ingress"], ingress=rules
+    target: PoolContext, name: str, selector: Mapping[str, str], rules: list[V1NetworkPolicyIngressRule]
+) -> Json:
+    spec = V1NetworkPolicySpec(
+        pod_selector=V1LabelSelector(match_labels=dict(selector)), policy_types=["Ingress"], ingress=rules
     )
-    return NetworkPolicy(metadata=meta(target, name, selector), spec=spec).to_dict()
+    return rendered(NETWORK_POLICIES, V1NetworkPolicy(metadata=meta(target, name, selector), spec=spec))

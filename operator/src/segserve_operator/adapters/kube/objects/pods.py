@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Final, TypeVar
 
-from lightkube.models.core_v1 import (
-    Capabilities,
-    ConfigMapProjection,
-    DownwardAPIProjection,
-    DownwardAPIVolumeFile,
-    EmptyDirVolumeSource,
-    EnvVar,
-    EnvVarSource,
-    ExecAction,
-    HTTPGetAction,
-    KeyToPath,
-    LifecycleHandler,
-    LocalObjectReference,
-    ObjectFieldSelector,
-    PodSecurityContext,
-    Probe,
-    ProjectedVolumeSource,
-    ResourceRequirements,
-    SeccompProfile,
-    SecurityContext,
-    ServiceAccountTokenProjection,
-    TCPSocketAction,
-    Toleration,
-    TopologySpreadConstraint,
-    Volume,
-    VolumeMount,
-    VolumeProjection,
+from kubernetes.aio.client import (
+    V1Capabilities,
+    V1ConfigMapProjection,
+    V1DownwardAPIProjection,
+    V1DownwardAPIVolumeFile,
+    V1EmptyDirVolumeSource,
+    V1EnvVar,
+    V1EnvVarSource,
+    V1ExecAction,
+    V1HTTPGetAction,
+    V1KeyToPath,
+    V1LabelSelector,
+    V1LifecycleHandler,
+    V1LocalObjectReference,
+    V1ObjectFieldSelector,
+    V1PodSecurityContext,
+    V1Probe,
+    V1ProjectedVolumeSource,
+    V1ResourceRequirements,
+    V1SeccompProfile,
+    V1SecurityContext,
+    V1ServiceAccountTokenProjection,
+    V1TCPSocketAction,
+    V1Toleration,
+    V1TopologySpreadConstraint,
+    V1Volume,
+    V1VolumeMount,
+    V1VolumeProjection,
 )
-from lightkube.models.meta_v1 import LabelSelector
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from segserve_operator.api import pod_template as api
+from segserve_operator.api import pod_template as api
 
 Value = TypeVar("Value")
 
@@ -50,60 +48,64 @@ _NODES: Final = "kubernetes.io/hostname"
 _ZONES: Final = "topology.kubernetes.io/zone"
 
 
-def pod_security() -> PodSecurityContext:
+def pod_security() -> V1PodSecurityContext:
     """Return what the restricted profile of Pod Security asks of a pod; volumes are writable by its user."""
-    return PodSecurityContext(
-        runAsNonRoot=True,
-        runAsUser=USER,
-        runAsGroup=USER,
-        fsGroup=USER,
-        fsGroupChangePolicy="OnRootMismatch",
-        seccompProfile=SeccompProfile(type="RuntimeDefault"),
+    return V1PodSecurityContext(
+        run_as_non_root=True,
+        run_as_user=USER,
+        run_as_group=USER,
+        fs_group=USER,
+        fs_group_change_policy="OnRootMismatch",
+        seccomp_profile=V1SeccompProfile(type="RuntimeDefault"),
     )
 
 
-def container_security() -> SecurityContext:
+def container_security() -> V1SecurityContext:
     """Return what the restricted profile asks of a container, and a root folder that nobody writes to."""
-    return SecurityContext(
-        allowPrivilegeEscalation=False,
-        capabilities=Capabilities(drop=["ALL"]),
-        readOnlyRootFilesystem=True,
-        runAsNonRoot=True,
+    return V1SecurityContext(
+        allow_privilege_escalation=False,
+        capabilities=V1Capabilities(drop=["ALL"]),
+        read_only_root_filesystem=True,
+        run_as_non_root=True,
     )
 
 
-def variables(values: Mapping[str, str | None]) -> list[EnvVar]:
+def variables(values: Mapping[str, str | None]) -> list[V1EnvVar]:
     """Return the pod's own name, uid and namespace, then the given variables; those that are None are left out."""
     own = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "POD_NAMESPACE": "metadata.namespace"}
     return [
         *(
-            EnvVar(name=name, valueFrom=EnvVarSource(fieldRef=ObjectFieldSelector(apiVersion="v1", fieldPath=path)))
+            V1EnvVar(
+                name=name, value_from=V1EnvVarSource(field_ref=V1ObjectFieldSelector(api_version="v1", field_path=path))
+            )
             for name, path in own.items()
         ),
-        *(EnvVar(name=name, value=value) for name, value in values.items() if value is not None),
+        *(V1EnvVar(name=name, value=value) for name, value in values.items() if value is not None),
     ]
 
 
-def token_volume() -> Volume:
+def token_volume() -> V1Volume:
     """Return the token of the pod's account as a volume, for those of its containers that call the API."""
-    return Volume(
+    return V1Volume(
         name=TOKEN_VOLUME,
-        projected=ProjectedVolumeSource(
+        projected=V1ProjectedVolumeSource(
             sources=[
-                VolumeProjection(
-                    serviceAccountToken=ServiceAccountTokenProjection(path="token", expirationSeconds=_TOKEN_SECONDS)
-                ),
-                VolumeProjection(
-                    configMap=ConfigMapProjection(
-                        name="kube-root-ca.crt", items=[KeyToPath(key="ca.crt", path="ca.crt")]
+                V1VolumeProjection(
+                    service_account_token=V1ServiceAccountTokenProjection(
+                        path="token", expiration_seconds=_TOKEN_SECONDS
                     )
                 ),
-                VolumeProjection(
-                    downwardAPI=DownwardAPIProjection(
+                V1VolumeProjection(
+                    config_map=V1ConfigMapProjection(
+                        name="kube-root-ca.crt", items=[V1KeyToPath(key="ca.crt", path="ca.crt")]
+                    )
+                ),
+                V1VolumeProjection(
+                    downward_api=V1DownwardAPIProjection(
                         items=[
-                            DownwardAPIVolumeFile(
+                            V1DownwardAPIVolumeFile(
                                 path="namespace",
-                                fieldRef=ObjectFieldSelector(apiVersion="v1", fieldPath="metadata.namespace"),
+                                field_ref=V1ObjectFieldSelector(api_version="v1", field_path="metadata.namespace"),
                             )
                         ]
                     )
@@ -113,53 +115,53 @@ def token_volume() -> Volume:
     )
 
 
-def token_mount() -> VolumeMount:
+def token_mount() -> V1VolumeMount:
     """Return the mount of `token_volume` where clients of the API look for it."""
-    return VolumeMount(name=TOKEN_VOLUME, mountPath=_TOKEN_FOLDER, readOnly=True)
+    return V1VolumeMount(name=TOKEN_VOLUME, mount_path=_TOKEN_FOLDER, read_only=True)
 
 
-def folder(name: str, size: str | None = None, *, memory: bool = False) -> Volume:
+def folder(name: str, size: str | None = None, *, memory: bool = False) -> V1Volume:
     """Return an empty folder that ends with the pod."""
-    return Volume(name=name, emptyDir=EmptyDirVolumeSource(sizeLimit=size, medium="Memory" if memory else None))
+    return V1Volume(name=name, empty_dir=V1EmptyDirVolumeSource(size_limit=size, medium="Memory" if memory else None))
 
 
-def requirements(resources: api.Resources) -> ResourceRequirements | None:
+def requirements(resources: api.Resources) -> V1ResourceRequirements | None:
     """Return a container's resources."""
     if not resources.limits and not resources.requests:
         return None
-    return ResourceRequirements(
+    return V1ResourceRequirements(
         limits=dict(resources.limits) or None,
         requests=dict(resources.requests) or None,
     )
 
 
-def tolerations(items: Iterable[api.Toleration]) -> list[Toleration] | None:
+def tolerations(items: Iterable[api.Toleration]) -> list[V1Toleration] | None:
     """Return a pod's tolerations."""
     return listed(
-        Toleration(
+        V1Toleration(
             key=item.key,
             operator=item.operator,
             value=item.value,
             effect=item.effect,
-            tolerationSeconds=item.toleration_seconds,
+            toleration_seconds=item.toleration_seconds,
         )
         for item in items
     )
 
 
-def pull_secrets(names: Iterable[str]) -> list[LocalObjectReference] | None:
+def pull_secrets(names: Iterable[str]) -> list[V1LocalObjectReference] | None:
     """Return references to the secrets that images are pulled with."""
-    return listed(LocalObjectReference(name=name) for name in names)
+    return listed(V1LocalObjectReference(name=name) for name in names)
 
 
-def spread(selector: Mapping[str, str]) -> list[TopologySpreadConstraint]:
+def spread(selector: Mapping[str, str]) -> list[V1TopologySpreadConstraint]:
     """Return the wish for different nodes and zones; where there are too few, pods run nevertheless."""
     return [
-        TopologySpreadConstraint(
-            maxSkew=1,
-            topologyKey=key,
-            whenUnsatisfiable="ScheduleAnyway",
-            labelSelector=LabelSelector(matchLabels=dict(selector)),
+        V1TopologySpreadConstraint(
+            max_skew=1,
+            topology_key=key,
+            when_unsatisfiable="ScheduleAnyway",
+            label_selector=V1LabelSelector(match_labels=dict(selector)),
         )
         for key in (_NODES, _ZONES)
     ]
@@ -170,28 +172,28 @@ def listed(items: Iterable[Value]) -> list[Value] | None:
     return list(items) or None
 
 
-def http_probe(path: str, port: int, *, period_s: int, timeout_s: int, failures: int) -> Probe:
+def http_probe(path: str, port: int, *, period_s: int, timeout_s: int, failures: int) -> V1Probe:
     """Return a probe that passes where a GET of `path` gets 200 to 399."""
-    return Probe(
-        httpGet=HTTPGetAction(path=path, port=port, scheme="HTTP"),
-        periodSeconds=period_s,
-        timeoutSeconds=timeout_s,
-        failureThreshold=failures,
-        successThreshold=1,
+    return V1Probe(
+        http_get=V1HTTPGetAction(path=path, port=port, scheme="HTTP"),
+        period_seconds=period_s,
+        timeout_seconds=timeout_s,
+        failure_threshold=failures,
+        success_threshold=1,
     )
 
 
-def tcp_probe(port: int, *, period_s: int, timeout_s: int, failures: int) -> Probe:
+def tcp_probe(port: int, *, period_s: int, timeout_s: int, failures: int) -> V1Probe:
     """Return a probe that passes where something listens."""
-    return Probe(
-        tcpSocket=TCPSocketAction(port=port),
-        periodSeconds=period_s,
-        timeoutSeconds=timeout_s,
-        failureThreshold=failures,
-        successThreshold=1,
+    return V1Probe(
+        tcp_socket=V1TCPSocketAction(port=port),
+        period_seconds=period_s,
+        timeout_seconds=timeout_s,
+        failure_threshold=failures,
+        success_threshold=1,
     )
 
 
-def run_first(*command: str) -> LifecycleHandler:
+def run_first(*command: str) -> V1LifecycleHandler:
     """Return a hook that runs a command in the container."""
-    return LifecycleHandler(exec=ExecAction(command=list(command)))
+    return V1LifecycleHandler(_exec=V1ExecAction(command=list(command)))

@@ -1,16 +1,15 @@
-"""The record of how a revision is served: a ControllerRevision, whose data the API server never lets change."""
+"""The record of how a revision is served: a V1ControllerRevision, whose data the API server never lets change."""
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
-from lightkube.resources.apps_v1 import ControllerRevision
+from kubernetes.aio.client import V1ControllerRevision, V1ObjectMeta, V1OwnerReference
 
-from segserve_common.canonical import canonical_json
-from segserve_common.kube.kinds import MODELS
+from segserve_common.canonical import json_digest
+from segserve_common.kube.kinds import MODELS, REVISIONS, Json
 from segserve_common.kube.names import MANAGED_LABELS, MODEL_LABEL, POOL_LABEL, REVISION_LABEL
+from segserve_operator.adapters.kube.objects.target import rendered
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel
@@ -18,22 +17,22 @@ if TYPE_CHECKING:
 
 def revision_object(
     *, namespace: str, pool: str, model: str, uid: str, revision: str, assigned: AssignedModel, number: int
-) -> dict[str, Any]:
+) -> Json:
     """Return the record of a revision; `number` is higher than those of the model's earlier ones.
 
     `model` and `uid` are its owner's. Its name has a digest of the content: another record of the same revision,
     as of an artifact that was moved, is another object.
     """
     data = assigned.model_dump(mode="json", by_alias=True, exclude_none=True)
-    content = hashlib.sha256(canonical_json(data).encode()).hexdigest()[:8]
-    owner = OwnerReference(
-        apiVersion=MODELS.api_version,
+    content = json_digest(data, 8)
+    owner = V1OwnerReference(
+        api_version=MODELS.api_version,
         kind=MODELS.name,
         name=model,
         uid=uid,
         controller=True,
-        blockOwnerDeletion=False,
+        block_owner_deletion=False,
     )
     labels = {**MANAGED_LABELS, POOL_LABEL: pool, MODEL_LABEL: model, REVISION_LABEL: revision}
-    metadata = ObjectMeta(name=f"{revision}-{content}", namespace=namespace, labels=labels, ownerReferences=[owner])
-    return ControllerRevision(metadata=metadata, data=data, revision=number).to_dict()
+    metadata = V1ObjectMeta(name=f"{revision}-{content}", namespace=namespace, labels=labels, owner_references=[owner])
+    return rendered(REVISIONS, V1ControllerRevision(metadata=metadata, data=data, revision=number))

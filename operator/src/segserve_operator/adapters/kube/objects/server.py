@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
-from lightkube.models.core_v1 import (
-    Affinity,
-    Container,
-    ContainerPort,
-    HostPathVolumeSource,
-    Lifecycle,
-    PersistentVolumeClaimVolumeSource,
-    PodSpec,
-    PodTemplateSpec,
-    Volume,
-    VolumeMount,
+from kubernetes.aio.client import (
+    V1Container,
+    V1ContainerPort,
+    V1HostPathVolumeSource,
+    V1Lifecycle,
+    V1ObjectMeta,
+    V1PersistentVolumeClaimVolumeSource,
+    V1PodSpec,
+    V1PodTemplateSpec,
+    V1Volume,
+    V1VolumeMount,
 )
-from lightkube.models.meta_v1 import ObjectMeta
 
 from segserve_builder.sources.access import ACCESS_VARIABLE
-from segserve_common.canonical import canonical_json
+from segserve_common.canonical import json_digest
+from segserve_common.kube.kinds import Json
 from segserve_common.kube.names import (
     AGENT_CONTAINER,
     AGENT_PORT,
@@ -34,11 +33,11 @@ from segserve_common.kube.names import (
     object_name,
 )
 from segserve_operator.adapters.kube.objects import artifacts, pods
-from segserve_operator.adapters.kube.objects.target import server_selector
+from segserve_operator.adapters.kube.objects.target import dumped, server_selector
 from segserve_operator.api.pod_template import Resources
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.target import PoolContext
+    from segserve_operator.adapters.kube.objects.target import PoolContext, dumped
     from segserve_operator.api.triton_pool import Server
 
 _AGENT_RESOURCES: Final = Resources(requests={"cpu": "50m", "memory": "256Mi"})
@@ -58,44 +57,46 @@ def main_group(target: PoolContext) -> str:
 
 def template_digest(target: PoolContext) -> str:
     """Return 8 hex digits of all that servers of any group of the pool are made of."""
-    return hashlib.sha256(canonical_json(server_template(target)).encode()).hexdigest()[:8]
+    return target.once("template", lambda: json_digest(server_template(target), 8))
 
 
-def server_template(target: PoolContext, group: str = "") -> dict[str, Any]:
-    """Return the PodTemplateSpec of a group's servers; without a group, what all groups' have in common."""
+def server_template(target: PoolContext, group: str = "") -> Json:
+    """Return the V1PodTemplateSpec of a group's servers; without a group, what all groups' have in common."""
     server = target.spec.server
     selector = server_selector(target, group)
     labels = {**server.pod_labels, **MANAGED_LABELS, **selector}
-    spec = PodSpec(
-        serviceAccountName=object_name(target.pool, group) if group else None,
-        automountServiceAccountToken=False,
-        enableServiceLinks=False,
-        shareProcessNamespace=True,
-        terminationGracePeriodSeconds=server.drain_seconds + server.exit_timeout_seconds + _GRACE_S,
-        securityContext=pods.pod_security(),
-        imagePullSecrets=pods.pull_secrets(server.image_pull_secrets),
-        nodeSelector=dict(server.node_selector) or None,
+    spec = V1PodSpec(
+        service_account_name=object_name(target.pool, group) if group else None,
+        automount_service_account_token=False,
+        enable_service_links=False,
+        share_process_namespace=True,
+        termination_grace_period_seconds=server.drain_seconds + server.exit_timeout_seconds + _GRACE_S,
+        security_context=pods.pod_security(),
+        image_pull_secrets=pods.pull_secrets(server.image_pull_secrets),
+        node_selector=dict(server.node_selector) or None,
         tolerations=pods.tolerations(server.tolerations),
-        # The API server knows the fields, also those that this client does not know.
-        affinity=cast("Affinity", dict(server.affinity)) if server.affinity else None,
-        topologySpreadConstraints=pods.spread(selector),
-        runtimeClassName=server.runtime_class_name,
-        priorityClassName=server.priority_class_name,
+        topology_spread_constraints=pods.spread(selector),
+        runtime_class_name=server.runtime_class_name,
+        priority_class_name=server.priority_class_name,
         containers=[_triton(target, group), _agent(target, group)],
         volumes=[*_volumes(server), *artifacts.volumes(target.spec.artifacts)],
     )
     annotations = {**server.pod_annotations, "kubectl.kubernetes.io/default-container": TRITON_CONTAINER}
-    template = PodTemplateSpec(metadata=ObjectMeta(labels=labels, annotations=annotations), spec=spec)
-    return template.to_dict()
+    template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
+    manifest = dumped(template)
+    if server.affinity:
+        # As the user wrote it: the API server may know fields that these models do not.
+        manifest["spec"]["affinity"] = dict(server.affinity)
+    return manifest
 
 
-def _triton(target: PoolContext, group: str) -> Container:
+def _triton(target: PoolContext, group: str) -> V1Container:
     server = target.spec.server
     live, ready = "/v2/health/live", "/v2/health/ready"
-    return Container(
+    return V1Container(
         name=TRITON_CONTAINER,
         image=server.image or target.defaults.server_image,
-        imagePullPolicy=server.image_pull_policy or target.defaults.image_pull_policy,
+        image_pull_policy=server.image_pull_policy or target.defaults.image_pull_policy,
         command=["python3", "-m", "segserve_builder.cluster.triton"],
         env=pods.variables(
             {
@@ -106,34 +107,34 @@ def _triton(target: PoolContext, group: str) -> Container:
             }
         ),
         ports=[
-            ContainerPort(name="http", containerPort=HTTP_PORT, protocol="TCP"),
-            ContainerPort(name="grpc", containerPort=GRPC_PORT, protocol="TCP"),
-            ContainerPort(name="metrics", containerPort=METRICS_PORT, protocol="TCP"),
+            V1ContainerPort(name="http", container_port=HTTP_PORT, protocol="TCP"),
+            V1ContainerPort(name="grpc", container_port=GRPC_PORT, protocol="TCP"),
+            V1ContainerPort(name="metrics", container_port=METRICS_PORT, protocol="TCP"),
         ],
         resources=pods.requirements(server.resources),
-        securityContext=pods.container_security(),
-        startupProbe=pods.http_probe(live, HTTP_PORT, period_s=1, timeout_s=2, failures=_START_S),
+        security_context=pods.container_security(),
+        startup_probe=pods.http_probe(live, HTTP_PORT, period_s=1, timeout_s=2, failures=_START_S),
         # A restart loses all that is loaded, so that only a server that is silent for half a minute gets one.
-        livenessProbe=pods.http_probe(live, HTTP_PORT, period_s=5, timeout_s=5, failures=6),
-        readinessProbe=pods.http_probe(ready, HTTP_PORT, period_s=1, timeout_s=2, failures=3),
-        lifecycle=Lifecycle(
-            preStop=pods.run_first("python3", "-c", f"import time; time.sleep({server.drain_seconds})")
+        liveness_probe=pods.http_probe(live, HTTP_PORT, period_s=5, timeout_s=5, failures=6),
+        readiness_probe=pods.http_probe(ready, HTTP_PORT, period_s=1, timeout_s=2, failures=3),
+        lifecycle=V1Lifecycle(
+            pre_stop=pods.run_first("python3", "-c", f"import time; time.sleep({server.drain_seconds})")
         ),
-        volumeMounts=[
-            VolumeMount(name="run", mountPath=RUN_FOLDER),
-            VolumeMount(name="cache", mountPath=CACHE_FOLDER, readOnly=True),
-            VolumeMount(name="shm", mountPath="/dev/shm"),
-            VolumeMount(name="tmp", mountPath=pods.TMP_FOLDER),
+        volume_mounts=[
+            V1VolumeMount(name="run", mount_path=RUN_FOLDER),
+            V1VolumeMount(name="cache", mount_path=CACHE_FOLDER, read_only=True),
+            V1VolumeMount(name="shm", mount_path="/dev/shm"),
+            V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
         ],
     )
 
 
-def _agent(target: PoolContext, group: str) -> Container:
+def _agent(target: PoolContext, group: str) -> V1Container:
     server = target.spec.server
-    return Container(
+    return V1Container(
         name=AGENT_CONTAINER,
         image=server.image or target.defaults.server_image,
-        imagePullPolicy=server.image_pull_policy or target.defaults.image_pull_policy,
+        image_pull_policy=server.image_pull_policy or target.defaults.image_pull_policy,
         command=["python3", "-m", "segserve_builder.cluster.agent"],
         env=pods.variables(
             {
@@ -143,17 +144,17 @@ def _agent(target: PoolContext, group: str) -> Container:
                 **_own(server),
             }
         ),
-        ports=[ContainerPort(name="agent", containerPort=AGENT_PORT, protocol="TCP")],
+        ports=[V1ContainerPort(name="agent", container_port=AGENT_PORT, protocol="TCP")],
         resources=pods.requirements(server.agent_resources or _AGENT_RESOURCES),
-        securityContext=pods.container_security(),
-        startupProbe=pods.http_probe("/live", AGENT_PORT, period_s=1, timeout_s=2, failures=300),
-        livenessProbe=pods.http_probe("/live", AGENT_PORT, period_s=5, timeout_s=5, failures=6),
+        security_context=pods.container_security(),
+        startup_probe=pods.http_probe("/live", AGENT_PORT, period_s=1, timeout_s=2, failures=300),
+        liveness_probe=pods.http_probe("/live", AGENT_PORT, period_s=5, timeout_s=5, failures=6),
         # It passes where all that is assigned answered its golden images, so that no further doubt is needed.
-        readinessProbe=pods.http_probe("/ready", AGENT_PORT, period_s=1, timeout_s=2, failures=2),
-        volumeMounts=[
-            VolumeMount(name="run", mountPath=RUN_FOLDER),
-            VolumeMount(name="cache", mountPath=CACHE_FOLDER),
-            VolumeMount(name="tmp", mountPath=pods.TMP_FOLDER),
+        readiness_probe=pods.http_probe("/ready", AGENT_PORT, period_s=1, timeout_s=2, failures=2),
+        volume_mounts=[
+            V1VolumeMount(name="run", mount_path=RUN_FOLDER),
+            V1VolumeMount(name="cache", mount_path=CACHE_FOLDER),
+            V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
             pods.token_mount(),
             *artifacts.mounts(target.spec.artifacts),
         ],
@@ -173,7 +174,7 @@ def _own(server: Server) -> dict[str, str | None]:
     return {variable.name: variable.value for variable in server.env}
 
 
-def _volumes(server: Server) -> list[Volume]:
+def _volumes(server: Server) -> list[V1Volume]:
     return [
         pods.folder("run"),
         _cache(server),
@@ -183,11 +184,11 @@ def _volumes(server: Server) -> list[Volume]:
     ]
 
 
-def _cache(server: Server) -> Volume:
+def _cache(server: Server) -> V1Volume:
     cache = server.cache
     if cache.persistent_volume_claim is not None:
-        claim = PersistentVolumeClaimVolumeSource(claimName=cache.persistent_volume_claim)
-        return Volume(name="cache", persistentVolumeClaim=claim)
+        claim = V1PersistentVolumeClaimVolumeSource(claim_name=cache.persistent_volume_claim)
+        return V1Volume(name="cache", persistent_volume_claim=claim)
     if cache.host_path is not None:
-        return Volume(name="cache", hostPath=HostPathVolumeSource(path=cache.host_path, type="Directory"))
+        return V1Volume(name="cache", host_path=V1HostPathVolumeSource(path=cache.host_path, type="Directory"))
     return pods.folder("cache", cache.size)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
+from kubernetes.aio.client import V1ObjectMeta, V1OwnerReference
+from pydantic import BaseModel
 
-from segserve_common.canonical import canonical_json
-from segserve_common.kube.kinds import POOLS
+from segserve_common.canonical import json_digest
+from segserve_common.kube.kinds import POOLS, Json, Kind
 from segserve_common.kube.names import (
     COMPONENT_LABEL,
     DOMAIN,
@@ -22,11 +22,13 @@ from segserve_common.kube.names import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     from segserve_operator.api.triton_pool import TritonPoolSpec
 
 
+T = TypeVar("T")
+MOST_RENDERED: Final = 64
 MANIFEST_ANNOTATION: Final = f"{DOMAIN}/manifest"
 
 
@@ -65,6 +67,19 @@ class PoolContext:
     uid: str
     spec: TritonPoolSpec
     defaults: Defaults
+    _rendered: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: Hashable, render: Callable[[], T]) -> T:
+        """Return what `render` returned for this key before: every pass of a pool at rest renders the same objects.
+
+        Nobody may change the result.
+        """
+        if key not in self._rendered:
+            if len(self._rendered) >= MOST_RENDERED:
+                self._rendered.clear()  # groups come and go
+            self._rendered[key] = render()
+        rendered: T = self._rendered[key]
+        return rendered
 
 
 def server_selector(target: PoolContext, group: str) -> dict[str, str]:
@@ -77,19 +92,29 @@ def gateway_selector(target: PoolContext) -> dict[str, str]:
     return {POOL_LABEL: target.pool, COMPONENT_LABEL: GATEWAY}
 
 
-def meta(target: PoolContext, name: str, labels: Mapping[str, str]) -> ObjectMeta:
+def meta(target: PoolContext, name: str, labels: Mapping[str, str]) -> V1ObjectMeta:
     """Return the metadata of an object that ends with its pool."""
-    owner = OwnerReference(
-        apiVersion=POOLS.api_version,
+    owner = V1OwnerReference(
+        api_version=POOLS.api_version,
         kind=POOLS.name,
         name=target.pool,
         uid=target.uid,
         controller=True,
-        blockOwnerDeletion=False,
+        block_owner_deletion=False,
     )
-    return ObjectMeta(
-        name=name, namespace=target.namespace, labels={**MANAGED_LABELS, **labels}, ownerReferences=[owner]
+    return V1ObjectMeta(
+        name=name, namespace=target.namespace, labels={**MANAGED_LABELS, **labels}, owner_references=[owner]
     )
+
+
+def rendered(kind: Kind, model: BaseModel) -> Json:
+    """Return the manifest of one of the official package's models."""
+    return {"apiVersion": kind.api_version, "kind": kind.name, **dumped(model)}
+
+
+def dumped(model: BaseModel) -> Json:
+    """Return the JSON value of one of the official package's models, without the fields that are None."""
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def stamped(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +124,7 @@ def stamped(manifest: dict[str, Any]) -> dict[str, Any]:
     it differs, and another apply takes away what is no longer said.
     """
     own = manifest["metadata"]
-    content = hashlib.sha256(canonical_json(manifest).encode()).hexdigest()[:16]
+    content = json_digest(manifest, 16)
     return {
         **manifest,
         "metadata": {**own, "annotations": {**own.get("annotations", {}), MANIFEST_ANNOTATION: content}},
