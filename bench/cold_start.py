@@ -1,10 +1,10 @@
-"""What compiled kernels cost: once where segserve is installed, and in each step's process when it starts.
+"""Cost of the compiled kernels: once at installation, and in the process of each step when it starts.
 
     python -m bench.cold_start
 
-Writes bench/out/cold_start.json. The kernels are compiled from nothing into a folder of their own; each case is a new
-process that has imported what every step imports, and answers twice. The first answer, less the second, is
-what it pays for its kernels, numba's own import included. The least of several runs counts.
+Writes bench/out/cold_start.json. The kernels are compiled from scratch into a separate folder. Each case is a new
+process that imports what every step imports and processes two requests. The time of the first minus that of the second
+is the cost of its kernels, including the import of numba. The result is the minimum of several runs.
 """
 
 from __future__ import annotations
@@ -17,18 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 import segserve_builder
 from bench.platform import ROOT
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 RUNS: Final = 7
 SIZE: Final = 512
@@ -47,7 +44,7 @@ CASES: Final[dict[str, dict[str, Any]]] = {
 
 
 def answer(case: str) -> dict[str, float]:
-    """Do in this process what a step does for its first request and its second one, and return the seconds."""
+    """Do the work of a step's first two requests in this process, and return the seconds of each."""
     act = _load_all if not CASES[case] else _postprocess(CASES[case])
     times = {}
     for which in ("first", "second"):
@@ -88,14 +85,14 @@ def _postprocess(case: dict[str, Any]) -> Callable[[], object]:
         }
     )
     random = np.random.default_rng(0)
-    placement = ResizeTransform.of(SIZE, SIZE)
+    transform = ResizeTransform.of(SIZE, SIZE)
     raw = _logits(random) if case["family"] == "semantic-logits" else _heads(random)
     tensors = tuple(TensorSpec(name, "FP32", (None, *array.shape[1:])) for name, array in raw.items())
     image = TensorSpec("image", "FP32", (None, 3, SIZE, SIZE))
     post = Postprocess(pipeline, NetworkIO(image, "NCHW", tensors))
-    wanted = frozenset({"SIZE", "MASKS"})
+    outputs = frozenset({"SIZE", "MASKS"})
     guide = random.integers(0, 256, (SIZE, SIZE, 3), np.uint8) if pipeline.needs_guide else None
-    return lambda: post(raw, placement, RequestOptions(), wanted, guide)
+    return lambda: post(raw, transform, RequestOptions(), outputs, guide)
 
 
 def _logits(random: Any) -> dict[str, Any]:
@@ -103,7 +100,7 @@ def _logits(random: Any) -> dict[str, Any]:
 
 
 def _heads(random: Any) -> dict[str, Any]:
-    """Return a head of 100 candidates that are found in one of 1,000 rows, and the prototypes of their masks."""
+    """Return a head of 1,000 rows of which 100 are probable detections, and the prototypes of their masks."""
     head = random.uniform(0, 0.1, (1, 4 + CLASSES + 32, 1000)).astype("float32")
     head[0, :2] = random.uniform(100, SIZE - 100, (2, 1000))
     head[0, 2:4] = random.uniform(40, 160, (2, 1000))
@@ -113,7 +110,7 @@ def _heads(random: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compile, measure every case and print the table."""
+    """Compile the kernels, measure every case, and print the table."""
     with tempfile.TemporaryDirectory() as name:
         code = Path(name)
         package = Path(segserve_builder.__file__).parent

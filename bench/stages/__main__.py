@@ -1,7 +1,7 @@
-"""Measures all cases, or those whose group is named: `python -m bench.stages [paste nms ...]`.
+"""Measures all cases, or those of the named groups: `python -m bench.stages [paste nms ...]`.
 
-The allocator is warm (it keeps what it once had, since page faults would blur the rest), and everything has one
-thread. Peers and ours take turns, so that the machine's moods meet both.
+The allocator keeps freed memory, because page faults would blur the results, and everything has one thread. Ours and
+the peer alternate, so that changes of the machine's load affect both.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ import pkgutil
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bench import stages
 from bench.stages._plot import draw
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from bench.stages.case import Case, Peer
+from bench.stages.case import Case, Peer
 
 ROOT: Final = Path(__file__).parents[2]
 RESULT: Final = ROOT / "bench/out/stages.json"
@@ -41,18 +38,18 @@ WARM: Final = {
     "ORT_DISABLE_TELEMETRY": "1",
 }
 TURN_S: Final = 4.0
-LEAST_TURNS: Final = 5
-MOST_TURNS: Final = 40
-OURS_A_TURN_S: Final = 0.02
-MOST_OURS_A_TURN: Final = 9
+MIN_TURNS: Final = 5
+MAX_TURNS: Final = 40
+OURS_PER_TURN_S: Final = 0.02
+MAX_OURS_PER_TURN: Final = 9
 
 
 def main() -> None:
     if any(os.environ.get(name) != value for name, value in WARM.items()):
         os.execve(sys.executable, [sys.executable, "-m", "bench.stages", *sys.argv[1:]], os.environ | WARM)
     _one_thread()
-    known = sorted(module.name for module in pkgutil.iter_modules(stages.__path__) if not module.name.startswith("_"))
-    groups = [name for name in known if name != "case"]
+    names = sorted(module.name for module in pkgutil.iter_modules(stages.__path__) if not module.name.startswith("_"))
+    groups = [name for name in names if name != "case"]
     unknown = set(sys.argv[1:]) - set(groups)
     if unknown:
         sys.exit(f"unknown groups: {', '.join(sorted(unknown))}; known: {', '.join(groups)}")
@@ -86,10 +83,10 @@ def _measured(cases: Iterator[Case]) -> Iterator[dict[str, Any]]:
 
 
 def _in_turns(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[list[float], list[float]]:
-    """Return the seconds of both, once each has run for a warm start; what is short runs more often a turn."""
+    """Return the seconds of both, after one warm-up run of each; ours runs several times per turn if it is short."""
     _timed(ours)
-    repeated = max(1, min(MOST_OURS_A_TURN, int(OURS_A_TURN_S / _timed(ours))))
-    turns = min(MOST_TURNS, max(LEAST_TURNS, int(TURN_S / _timed(theirs))))
+    repeated = max(1, min(MAX_OURS_PER_TURN, int(OURS_PER_TURN_S / _timed(ours))))
+    turns = min(MAX_TURNS, max(MIN_TURNS, int(TURN_S / _timed(theirs))))
     own, other = [], []
     for _ in range(turns):
         own += [_timed(ours) for _ in range(repeated)]

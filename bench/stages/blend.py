@@ -1,4 +1,4 @@
-"""Overlapping tiles blended into one answer, beside MONAI's sliding window and numpy."""
+"""Blending of overlapping tiles, compared with MONAI's sliding window and numpy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.metadata import version
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from bench.stages.case import Case, Peer
 from oracles.sliding_window import Monai, labels_row_by_row, weighted_sums
 from segserve_builder.stages.tile import TiledInference
 from segserve_builder.steps.tiling import TilePlan, merged, stream
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 ROOT = Path(__file__).parents[2]
 HUGE = 20_000
@@ -53,7 +50,7 @@ def equal(plan: TilePlan, tiles: list[np.ndarray]) -> str:
 
 
 def nearly_equal(plan: TilePlan, tiles: list[np.ndarray], monai: Monai) -> str:
-    """Labels may differ only where MONAI's two best classes are equal up to 1e-5."""
+    """Compare labels, which may differ only where MONAI's two best classes are equal up to 1e-5."""
     different = int((ours(plan, tiles) != monai().numpy()).sum())
     best = np.sort(Monai(plan, tiles, argmax=False)().numpy(), axis=0)
     ties = int((best[-1] - best[-2] < 1e-5).sum())
@@ -61,8 +58,8 @@ def nearly_equal(plan: TilePlan, tiles: list[np.ndarray], monai: Monai) -> str:
     return f"{different} px different, {ties} are ties up to 1e-5"
 
 
-def furthest(found: np.ndarray, expected: np.ndarray) -> str:
-    distance = float(np.abs(found - expected).max())
+def furthest(actual: np.ndarray, expected: np.ndarray) -> str:
+    distance = float(np.abs(actual - expected).max())
     assert distance <= 1e-5
     return f"values within {distance:.0e}" if distance else "values identical"
 
@@ -90,7 +87,7 @@ def values(plan: TilePlan, tiles: list[np.ndarray]) -> Case:
 
 
 def huge() -> tuple[TilePlan, list[np.ndarray]]:
-    """An image of 20,000 x 20,000 whose network answers with one of a few tiles in turn: its logits take 6.4 GB."""
+    """Return the tiles of an image of 20,000 x 20,000 pixels, and logits of a few; those of all would take 6.4 GB."""
     plan = TilePlan.of(TiledInference(height=1024, width=1024, overlap=0.25, multiple_of=32), HUGE, HUGE)
     return plan, logits(plan, HUGE_CLASSES, DIFFERENT_TILES)
 
@@ -100,10 +97,10 @@ def network(plan: TilePlan, tiles: list[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def digest(rows: Iterable[np.ndarray]) -> str:
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for labels in rows:
-        found.update(np.ascontiguousarray(labels, np.uint8))
-    return found.hexdigest()
+        total.update(np.ascontiguousarray(labels, np.uint8))
+    return total.hexdigest()
 
 
 def drained(rows: Iterable[np.ndarray]) -> int:
@@ -112,11 +109,11 @@ def drained(rows: Iterable[np.ndarray]) -> int:
 
 def huge_equal(plan: TilePlan, tiles: list[np.ndarray]) -> str:
     command = [sys.executable, "-m", "bench.stages.blend"]
-    # With the allocator that everybody has: a warm one keeps gigabytes in hand.
+    # With the default allocator: the warm one of the other cases keeps gigabytes of freed memory.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, check=True)
-    found, before, after = done.stdout.split()
-    assert found == digest(labels_row_by_row(plan, network(plan, tiles), HUGE_CLASSES))
+    labels_digest, before, after = done.stdout.split()
+    assert labels_digest == digest(labels_row_by_row(plan, network(plan, tiles), HUGE_CLASSES))
     return f"0 px different; {after} MiB at the most, of it {before} before the first tile"
 
 
@@ -145,13 +142,13 @@ def dense(height: int, width: int) -> TiledInference:
 
 
 def peak_mib() -> int:
-    # Not getrusage: a process inherits there what the one had that started it.
+    # Not getrusage: its peak includes that of the parent process.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
 if __name__ == "__main__":
-    # In a process of its own, so that its memory can be seen: before the work, and at the most.
+    # A separate process, to measure its memory before the work and at the peak.
     image, answers = huge()
     started = peak_mib()
     print(digest(stream(image, network(image, answers))), started, peak_mib())

@@ -1,10 +1,11 @@
-"""Choosing among boxes and masks: torchvision, ONNX Runtime, ensemble-boxes, pycocotools and numpy beside us."""
+"""Selection of boxes and masks, compared with torchvision, ONNX Runtime, ensemble-boxes, pycocotools and numpy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,6 @@ from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.decode_anchors import DecodeAnchors
 from segserve_builder.values import Anchors, ResizeTransform
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 ROOT = Path(__file__).parents[2]
 
 ORACLE = ROOT / "tests/oracles/torchvision_boxes.py"
@@ -29,7 +27,7 @@ HEIGHT, WIDTH = 800, 1333
 
 
 class Boxes:
-    """Boxes with scores that all differ, and classes, of which boxes of one cluster have the same."""
+    """Return boxes in clusters, distinct scores, and classes, which are equal within a cluster."""
 
     def __init__(self, boxes: np.ndarray, seed: int = 0) -> None:
         n = len(boxes)
@@ -41,7 +39,7 @@ class Boxes:
 
 
 def clusters(n: int) -> Boxes:
-    """n / 40 clusters, and 20 % background."""
+    """Return boxes in n / 40 clusters, and 20 % background."""
     rng = np.random.default_rng(n)
     number = n // 40
     centres, sizes = (
@@ -78,7 +76,7 @@ def cases() -> Iterator[Case]:
 
 
 def _hard_cases(debian: Debian) -> Iterator[Case]:
-    """Torchvision's are called by `agrees`, which comes first, and timed again with the same arguments."""
+    """Yield the cases of torchvision: `agrees` sends it the arguments with which it is timed afterwards."""
     release = debian.call("version")
     inputs = [
         ("", clusters(NUMBER), 35, 12, False),
@@ -169,7 +167,7 @@ def _soft_cases() -> Iterator[Case]:
                 return soft_nms(some.boxes, some.scores, some.one_class, method, 0.5, 0.5, 0.001, limit)[0]
 
             def run(some: Boxes = some, code: int = code, limit: int = limit) -> np.ndarray:
-                # Without `soft_nms` around it, which only checks and copies.
+                # The inner function: `soft_nms` around it only checks and copies.
                 scores = some.scores.astype(np.float64)
                 kept: np.ndarray = cpu_soft_nms_float(some.boxes / np.float32(4096), scores, 0.5, 0.5, 0.001, code)
                 return kept[:limit]
@@ -179,7 +177,7 @@ def _soft_cases() -> Iterator[Case]:
 
 
 def _masks(n: int, noise: bool) -> list[bytes]:
-    """Wavy discs in n / 5 places; with noise, half of their pixels are missing."""
+    """Return wavy discs in n / 5 places; with noise, half of their pixels are missing."""
     from pycocotools import mask as coco
 
     rng = np.random.default_rng(n)
@@ -247,19 +245,19 @@ def _greedy(iou: np.ndarray) -> np.ndarray:
 
 
 def _decode_cases(debian: Debian) -> Iterator[Case]:
-    """Heads as of a RetinaNet for 800 x 1344 pixels and 91 classes, hardly any of which is probable anywhere."""
+    """Return heads like those of a RetinaNet for 800 x 1344 pixels and 91 classes, with few probable detections."""
     levels = tuple(9 * -(-HEIGHT // stride) * -(-1344 // stride) for stride in (8, 16, 32, 64, 128))
     rng = np.random.default_rng(0)
     n = sum(levels)
     logits = rng.normal(-6, 1, (n, 91)).astype(np.float32)
     probable = logits > -2.9
-    # Without ties, of which torch takes any.
+    # Without ties, which torch breaks arbitrarily.
     logits[probable] = rng.permutation(np.linspace(-2.9, 4, int(probable.sum())))
     corner = rng.random((n, 2)) * (WIDTH, HEIGHT)
     anchors = np.concatenate([corner, corner + 20 + rng.random((n, 2)) * 200], axis=1).astype(np.float32)
     deltas = (rng.normal(size=(n, 4)) * 0.2).astype(np.float32)
-    placement = ResizeTransform(HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH, HEIGHT, 1344)
-    value = Anchors(logits, deltas, anchors, levels, placement)
+    transform = ResizeTransform(HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH, HEIGHT, 1344)
+    value = Anchors(logits, deltas, anchors, levels, transform)
     arguments = (logits, deltas, anchors, np.array(levels), HEIGHT, WIDTH)
 
     def ours() -> np.ndarray:

@@ -1,21 +1,18 @@
-"""What a measurement of a stage is: our call, and the peers that do the same."""
+"""Measurements of stages: an input, our call, and peers that compute the same."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another way to the same answer.
+    """Another implementation of the same computation.
 
-    `run` does the work once; where that is in another process it returns the seconds that it took there. `agrees`
-    compares the answers before anything is measured: it says how equal they are, and raises `AssertionError` where
-    they are not. `goal` is the ratio peer / ours that we mean to reach, None where there is none.
+    `run` does the work once; if it does so in another process, it returns the seconds taken there. `agrees` compares
+    the results before anything is measured: it returns a description of how equal they are, and raises
+    `AssertionError` if they differ too much. `goal` is the ratio of times, peer / ours, to reach; None for no goal.
     """
 
     name: str
@@ -27,7 +24,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Case:
-    """One input of one stage. `ours` does the work once; `worst` marks an input that is meant to be hard."""
+    """One input of one stage. `ours` does the work once; `worst` marks an input that is meant to be the worst case."""
 
     name: str
     ours: Callable[[], object]

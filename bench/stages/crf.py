@@ -1,37 +1,33 @@
-"""The CRF and the guided filter, beside pydensecrf2 and OpenCV's box filter.
+"""The CRF and the guided filter, compared with pydensecrf2 and OpenCV's box filter.
 
-pydensecrf2 is given its unary energies; ours takes logits, and gives log probabilities of every class.
+pydensecrf2 gets unary energies; ours gets logits, and returns log probabilities of every class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from bench.stages.case import Case, Peer
 from oracles.densecrf import dense_crf, log_softmax, mean_iou, scene
-from segserve_builder.stages.base import RequestOptions
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.crf import Crf
 from segserve_builder.stages.guided_filter import GuidedFilter
 from segserve_builder.values import Logits, ResizeTransform
 
 ROOT = Path(__file__).parents[2]
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from segserve_builder.stages.base import Stage
 
 SIDE = 512
 EXACT, FAST, GUIDED = Crf(), Crf(mode="fast"), GuidedFilter()
 LUMA = np.array([0.299, 0.587, 0.114], np.float32) / 255
 SEEDS = (1, 2, 3)
-"""Of the images on which answers are compared; the first is the one that is measured."""
+"""Seeds of the images on which results are compared; the first one is measured."""
 
 
 def cases() -> Iterator[Case]:
@@ -51,7 +47,7 @@ def cases() -> Iterator[Case]:
 
 Scene = tuple[np.ndarray, np.ndarray, np.ndarray]
 Other = tuple[str, str, "Callable[[np.ndarray, np.ndarray], Callable[[], np.ndarray]]", bool]
-"""A peer's name, its version, what prepares its call, and whether it means to give our very answer."""
+"""Name and version of each peer, the function that prepares its call, and whether its results should equal ours."""
 
 
 def _case(
@@ -68,7 +64,7 @@ def _case(
 def _agreement(
     runs: list[Callable[[], Logits]], theirs: list[Callable[[], np.ndarray]], scenes: list[Scene], exact: bool
 ) -> str:
-    """Say what they have in common, and how much there was to do: most pixels never change."""
+    """Return how many labels agree, and how many pixels change at all: most never do."""
     same, changed, ious = [], [], []
     for run, their, (_, logits, truth) in zip(runs, theirs, scenes, strict=True):
         raw, own, other = logits.argmax(0), run().values.argmax(0), their().argmax(0)
@@ -102,7 +98,7 @@ def _blurs() -> Other:
 
 
 def _guided_by_blurs(image: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The guided filter of every class with OpenCV's box filter, whose sums of ones cut windows off at the edges."""
+    """Apply the guided filter to every class with OpenCV's box filter, normalised for windows cut off at the edges."""
     guide = image.astype(np.float32) @ LUMA
     side = 2 * GUIDED.radius + 1
 
@@ -122,7 +118,7 @@ def _guided_by_blurs(image: np.ndarray, probabilities: np.ndarray) -> np.ndarray
 
 
 def _noise() -> Scene:
-    """Every pixel of another colour, and every class possible everywhere: nothing to share, nothing to leave out."""
+    """Return the worst case: every pixel has its own colour, and every class is possible everywhere."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
     truth = rng.integers(0, 21, (SIDE, SIDE))

@@ -1,10 +1,11 @@
-"""What is made of the logits of a semantic network, beside torch, ONNX Runtime and OpenCV."""
+"""Labels, areas and confidences from the logits of a semantic network, compared with torch, ONNX Runtime and OpenCV."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,21 +23,18 @@ from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.multi_label import MultiLabel
 from segserve_builder.values import Logits, ResizeTransform
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 GRID, SIZE = 128, 1024
 NO_WISHES = RequestOptions()
 
 
 def smooth(classes: int, areas: int = 4, grid: int = GRID) -> np.ndarray:
-    """Logits whose labels form large areas: of 4 a side, borders run through 8 % of the cells."""
+    """Return logits whose labels form large areas: with 4 per side, borders cross 8 % of the cells."""
     rough = np.random.default_rng(0).normal(size=(1, classes, areas, areas)).astype(np.float32)
     return functional.interpolate(torch.from_numpy(rough), (grid, grid), mode="bicubic")[0].numpy()
 
 
 def noise(classes: int) -> np.ndarray:
-    """Independent normal numbers: a border through every cell, and most classes matter."""
+    """Return independent normal logits: a border in every cell, and most classes matter."""
     return np.random.default_rng(0).normal(size=(classes, GRID, GRID)).astype(np.float32)
 
 
@@ -51,7 +49,7 @@ def torch_labels(logits: np.ndarray, aligned: bool) -> np.ndarray:
 
 
 def opencv_labels(logits: np.ndarray) -> np.ndarray:
-    """Class by class, with a running maximum: what is fastest with libraries."""
+    """Upsample class by class with a running maximum, which is the fastest way with libraries."""
     best = cv2.resize(logits[0], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
     labels = np.zeros((SIZE, SIZE), np.uint8)
     for k in range(1, len(logits)):
@@ -62,7 +60,7 @@ def opencv_labels(logits: np.ndarray) -> np.ndarray:
 
 
 def onnx_labels(classes: int, aligned: bool) -> Callable[[np.ndarray], np.ndarray]:
-    """A graph of Resize and ArgMax, as an exporter would put it behind a network."""
+    """Return a graph of Resize and ArgMax, as an exporter would append it to a network."""
     mode = "align_corners" if aligned else "half_pixel"
     nodes = [
         helper.make_node("Resize", ["x", "", "", "size"], ["y"], mode="linear", coordinate_transformation_mode=mode),
@@ -87,7 +85,7 @@ def same_labels(ours: Callable[[], Any], theirs: Callable[[], np.ndarray], allow
 
 
 def label_case(name: str, logits: np.ndarray, aligned: bool = False, **goals: float | None) -> Case:
-    """Labels at the image's size; the peers that compute in another order may differ where two classes are equal."""
+    """Return the case of labels at image size; peers that compute in another order may differ where classes tie."""
     ours = partial(
         Argmax(align_corners=aligned), Logits(logits, ResizeTransform(SIZE, SIZE, 0, 0, *[SIZE] * 4)), NO_WISHES
     )
@@ -104,7 +102,7 @@ def label_case(name: str, logits: np.ndarray, aligned: bool = False, **goals: fl
 
 
 def torch_statistics(logits: np.ndarray, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Labels, the area of each class and its mean probability."""
+    """Return the case of labels with the area and the mean probability of each class."""
     values = torch.from_numpy(logits)[None]
     if logits.shape[1] != size:
         values = functional.interpolate(values, (size, size), mode="bilinear")

@@ -1,11 +1,11 @@
-"""Masks of a Mask R-CNN to RLE, beside torchvision, OpenCV and detectron2's way."""
+"""Masks of a Mask R-CNN to RLE, compared with torchvision, OpenCV and detectron2's method."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -15,10 +15,8 @@ from bench.stages.case import Case, Peer
 from segserve_builder.kernels.paste import paste_rles
 
 ROOT = Path(__file__).parents[2]
-from oracles.debian import Debian  # noqa: E402
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from oracles.debian import Debian  # noqa: E402
 
 SIDE = 28
 COCO = f"+ pycocotools {version('pycocotools')}"
@@ -26,7 +24,7 @@ Head = tuple[np.ndarray, np.ndarray, int, int]
 
 
 def blobs(n: int, seed: int) -> np.ndarray:
-    """Mask probabilities, smooth but for a little noise: a superellipse each, in a box that fits it."""
+    """Return mask probabilities: a smooth superellipse with little noise in each box."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE] / (SIDE - 1) * 2 - 1
     power = rng.uniform(1.2, 4, (n, 1, 1))
@@ -36,8 +34,8 @@ def blobs(n: int, seed: int) -> np.ndarray:
     return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
 
-def boxes(n: int, height: int, width: int, seed: int) -> np.ndarray:
-    """Boxes within the image; the roots of their areas are log-uniform from 12 to 500 pixels."""
+def random_boxes(n: int, height: int, width: int, seed: int) -> np.ndarray:
+    """Return boxes within the image; the square roots of their areas are log-uniform from 12 to 500 pixels."""
     rng = np.random.default_rng(seed)
     side, aspect = np.exp(rng.uniform(np.log(12), np.log(500), n)), np.exp(rng.uniform(-0.6, 0.6, n))
     size = np.minimum(np.stack([side * aspect, side / aspect], axis=1), [width, height])
@@ -45,11 +43,11 @@ def boxes(n: int, height: int, width: int, seed: int) -> np.ndarray:
     return np.concatenate([corner, corner + size], axis=1).astype(np.float32)
 
 
-def by_opencv(masks: np.ndarray, found: np.ndarray, height: int, width: int) -> list[bytes]:
-    """The fastest way with libraries: resize within the box, compare, put into a bitmap, encode."""
+def by_opencv(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[bytes]:
+    """Resize within the box, threshold, copy into a bitmap and encode: the fastest way with libraries."""
     counts = []
     grown = (masks.shape[1] + 2) / masks.shape[1]
-    for mask, (x0, y0, x1, y1) in zip(masks, found, strict=True):
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         cx, cy, w, h = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2 * grown, (y1 - y0) / 2 * grown
         left, top, right, bottom = int(cx - w), int(cy - h), int(cx + w), int(cy + h)
         roi = cv2.resize(
@@ -62,13 +60,13 @@ def by_opencv(masks: np.ndarray, found: np.ndarray, height: int, width: int) -> 
     return counts
 
 
-def by_detectron2(masks: np.ndarray, found: np.ndarray, height: int, width: int) -> list[bytes]:
-    """What detectron2's paste_masks_in_image does on a CPU, mask by mask within its box, then encoded."""
+def by_detectron2(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[bytes]:
+    """Do what detectron2's paste_masks_in_image does on a CPU, mask by mask within its box, and encode."""
     import torch
     from torch.nn import functional
 
     counts = []
-    for mask, box in zip(torch.from_numpy(masks), torch.from_numpy(found), strict=True):
+    for mask, box in zip(torch.from_numpy(masks), torch.from_numpy(boxes), strict=True):
         x0, y0, x1, y1 = box
         left, top = (int(v.floor().clamp(min=1)) - 1 for v in (x0, y0))
         right, bottom = min(int(x1.ceil()) + 1, width), min(int(y1.ceil()) + 1, height)
@@ -105,7 +103,7 @@ def torchvision(debian: Debian, head: Head, goal: float | None) -> Peer:
 
 def opencv(head: Head, goal: float | None) -> Peer:
     def agrees() -> str:
-        # OpenCV's resize has weights of its own rounding: it may differ along an edge.
+        # OpenCV's resize rounds its weights: results may differ along edges.
         return compared(paste_rles(*head), by_opencv(*head), *head[2:], most=1e-4)
 
     return Peer("OpenCV resize within the box", f"{cv2.__version__} {COCO}", partial(by_opencv, *head), agrees, goal)
@@ -120,7 +118,7 @@ def detectron2(head: Head) -> Peer:
 
 
 def cases() -> Iterator[Case]:
-    masks, small = blobs(100, 0), boxes(100, 800, 1333, 1)
+    masks, small = blobs(100, 0), random_boxes(100, 800, 1333, 1)
     head: Head = (masks, small, 800, 1333)
     noise: Head = (np.random.default_rng(2).random((100, SIDE, SIDE)).astype(np.float32), small, 800, 1333)
     same_in_4k: Head = (masks, small, 2160, 3840)

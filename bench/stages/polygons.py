@@ -1,10 +1,10 @@
-"""Masks to polygons, beside OpenCV's contours of whole bitmaps."""
+"""Masks to polygons, compared with OpenCV's contours of whole bitmaps."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,24 +12,21 @@ from pycocotools import mask as coco
 from scipy import ndimage
 
 from bench.stages.case import Case, Peer
-from bench.stages.paste import blobs, boxes
+from bench.stages.paste import blobs, random_boxes
 from segserve_builder.imaging.masks import polygons_json
 from segserve_builder.kernels.paste import paste_rles
 from segserve_builder.kernels.rle_reader import decode, decode_bitmap
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HEIGHT, WIDTH = 800, 1333
 
 
 def ours(counts: tuple[bytes, ...], tolerance: float | None) -> list[bytes]:
-    """What the answer is made of: from run lengths to JSON."""
+    """Convert run lengths to the JSON of a response."""
     return [polygons_json(decode(mask, HEIGHT, WIDTH), tolerance) for mask in counts]
 
 
 def by_opencv(bitmaps: list[np.ndarray], tolerance: float | None) -> list[bytes]:
-    """The contours of bitmaps that are there already; they join the centres of border pixels."""
+    """Trace the contours of existing bitmaps; they connect the centres of border pixels."""
     made = []
     for bitmap in bitmaps:
         method = cv2.CHAIN_APPROX_SIMPLE if tolerance is None else cv2.CHAIN_APPROX_NONE
@@ -48,11 +45,11 @@ def rasterised(data: bytes) -> np.ndarray:
 
 
 def overlap(made: list[bytes], bitmaps: list[np.ndarray]) -> float:
-    """The mean IoU of polygons, as pycocotools fills them, and masks with their holes filled."""
+    """Return the mean IoU of polygons, filled by pycocotools, and masks with filled holes."""
     ious = []
     for data, bitmap in zip(made, bitmaps, strict=True):
-        mask, found = ndimage.binary_fill_holes(bitmap), rasterised(data).astype(bool)
-        ious.append(np.count_nonzero(mask & found) / np.count_nonzero(mask | found))
+        mask, filled = ndimage.binary_fill_holes(bitmap), rasterised(data).astype(bool)
+        ious.append(np.count_nonzero(mask & filled) / np.count_nonzero(mask | filled))
     return float(np.mean(ious))
 
 
@@ -72,7 +69,7 @@ def peer(
 
 def cases() -> Iterator[Case]:
     counts = tuple(
-        mask for mask in paste_rles(blobs(100, 0), boxes(100, HEIGHT, WIDTH, 1), HEIGHT, WIDTH) if len(mask) > 8
+        mask for mask in paste_rles(blobs(100, 0), random_boxes(100, HEIGHT, WIDTH, 1), HEIGHT, WIDTH) if len(mask) > 8
     )
     bitmaps = [decode_bitmap(mask, HEIGHT, WIDTH) for mask in counts]
     name = f"{len(counts)} masks to polygons, {HEIGHT}x{WIDTH}"
@@ -83,7 +80,9 @@ def cases() -> Iterator[Case]:
     rng = np.random.default_rng(3)
     noisy = tuple(
         mask
-        for mask in paste_rles(rng.random((20, 28, 28)).astype(np.float32), boxes(20, HEIGHT, WIDTH, 4), HEIGHT, WIDTH)
+        for mask in paste_rles(
+            rng.random((20, 28, 28)).astype(np.float32), random_boxes(20, HEIGHT, WIDTH, 4), HEIGHT, WIDTH
+        )
         if len(mask) > 8
     )
     bitmaps = [decode_bitmap(mask, HEIGHT, WIDTH) for mask in noisy]

@@ -1,10 +1,11 @@
-"""Pixels to a network's input, beside OpenCV's blobFromImage, torch as torchvision uses it, Pillow and plain numpy."""
+"""Pixels to a network's input, compared with OpenCV's blobFromImage, torch as torchvision uses it, Pillow and numpy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,15 +19,12 @@ from segserve_builder.spec.model_spec import Input
 from segserve_builder.steps.pipeline import PreprocessStep
 from segserve_builder.steps.preprocess import Preprocess
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET: dict[str, Any] = {"normalise": {"mean": MEAN, "std": STD}}
 CENTRED: dict[str, Any] = {"normalise": {"mean": MEAN}}
 TORCH, OPENCV = version("torch"), cv2.__version__
 GREY_LEVEL = 1 / (255 * min(STD))
-"""One grey level of a pixel, normalised, at most."""
+"""Largest normalised value of one grey level."""
 
 
 def photograph(height: int, width: int) -> np.ndarray:
@@ -43,7 +41,7 @@ def ours(size: tuple[int, int], *after: dict[str, Any], antialias: bool, dtype: 
 
 
 def by_torch(pixels: np.ndarray, size: tuple[int, int], antialias: bool) -> np.ndarray:
-    """ToTensor, Resize and Normalize as torchvision has them for tensors."""
+    """Apply ToTensor, Resize and Normalize, as torchvision does for tensors."""
     tensor = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()[None].float().div(255)
     tensor = functional.interpolate(tensor, size, mode="bilinear", align_corners=False, antialias=antialias)
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
@@ -51,7 +49,7 @@ def by_torch(pixels: np.ndarray, size: tuple[int, int], antialias: bool) -> np.n
 
 
 def by_pillow(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize, ToTensor and Normalize as torchvision has them for Pillow's images."""
+    """Apply Resize, ToTensor and Normalize, as torchvision does for Pillow images."""
     resized = PIL.Image.fromarray(pixels).resize(size[::-1], PIL.Image.Resampling.BILINEAR)
     tensor = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()[None].float().div(255)
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
@@ -65,7 +63,7 @@ def by_numpy(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def by_blob(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """It has no std by channel."""
+    """Use blobFromImage, which has no standard deviation per channel."""
     mean = [255 * number for number in MEAN]
     return cv2.dnn.blobFromImage(pixels, 1 / 255, size[::-1], mean, swapRB=False, crop=False)
 
@@ -83,9 +81,9 @@ def peer(
     goal: float | None = None,
 ) -> Peer:
     def agrees() -> str:
-        given, expected = mine(), theirs()
-        assert given.shape == expected.shape
-        far = float(np.abs(given.astype(np.float64) - expected).max())
+        actual, expected = mine(), theirs()
+        assert actual.shape == expected.shape
+        far = float(np.abs(actual.astype(np.float64) - expected).max())
         assert far <= tolerance, far
         return "identical" if far == 0 else f"at most {far:.2g} apart ({far / GREY_LEVEL:.2g} grey levels)"
 

@@ -1,13 +1,15 @@
-"""Mask queries to panoptic maps, label maps and instances, beside transformers."""
+"""Mask queries to panoptic maps, label maps and instances, compared with transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.stages.case import Case, Peer
 from segserve_builder.kernels.rle_reader import decode_bitmap
@@ -18,28 +20,23 @@ from segserve_builder.stages.panoptic_queries import PanopticQueries
 from segserve_builder.stages.semantic_queries import SemanticQueries
 from segserve_builder.values import Queries, ResizeTransform
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
-
 QUERIES, SURE, CLASSES, SIDE, SIZE = 100, 30, 133, 160, 1024
 NO_REQUEST = RequestOptions()
 
 
 def cells(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Mask logits of queries that share the image among them, with soft and rough edges, (Q, h, w)."""
+    """Return mask logits (Q, h, w) of queries that divide the image among them, with soft and rough edges."""
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     centres = rng.uniform(0, SIDE, (SURE, 2))
     away = np.hypot(y - centres[:, :1, None], x - centres[:, 1:, None])
     nearest = np.sort(away, axis=0)
     margin = np.where(away == nearest[0], nearest[1], nearest[0]) - away
-    found = np.resize((0.8 * margin).clip(-9, 9), (QUERIES, SIDE, SIDE))
-    return np.asarray(found + rng.normal(0, 0.3, found.shape), np.float32)
+    logits = np.resize((0.8 * margin).clip(-9, 9), (QUERIES, SIDE, SIDE))
+    return np.asarray(logits + rng.normal(0, 0.3, logits.shape), np.float32)
 
 
 def class_logits(rng: np.random.Generator) -> NDArray[np.float32]:
-    """The first SURE queries are sure of a class, the others of none, (Q, C + 1)."""
+    """Return class logits (Q, C + 1): the first `SURE` queries are sure of a class, the others of none."""
     logits = rng.normal(size=(QUERIES, CLASSES + 1)).astype(np.float32)
     logits[np.arange(SURE), rng.integers(0, CLASSES, SURE)] += 9
     logits[SURE:, -1] += 9
@@ -47,7 +44,7 @@ def class_logits(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def transformers(family: str, logits: NDArray[np.float32], masks: NDArray[np.float32]) -> tuple[Any, Any]:
-    """transformers' image processor and what it takes for a network's outputs."""
+    """Return transformers' image processor, and network outputs as it expects them."""
     from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
     from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil
 
@@ -59,7 +56,7 @@ def transformers(family: str, logits: NDArray[np.float32], masks: NDArray[np.flo
 
 
 def panoptic(family: str, name: str, value: Queries, *, worst: bool = False) -> Case:
-    """One panoptic map; without fusing, after which transformers' ids are not unique."""
+    """Return the case of one panoptic map, without fusing, after which the ids of transformers are not unique."""
     assert value.masks is not None
     stage = PanopticQueries(mask_size=(384, 384) if family == "Mask2Former" else None, fuse=())
     processor, outputs = transformers(family, value.logits, value.masks)
@@ -135,12 +132,12 @@ def case(
 
 
 def cases() -> Iterator[Case]:
-    """Yield the cases; what is noise has no flat regions to skip."""
+    """Yield the cases; noise has no flat regions to skip."""
     rng = np.random.default_rng(0)
-    placement = ResizeTransform(SIZE, SIZE, 0, 0, 4 * SIDE, 4 * SIDE, 4 * SIDE, 4 * SIDE)
+    transform = ResizeTransform(SIZE, SIZE, 0, 0, 4 * SIDE, 4 * SIDE, 4 * SIDE, 4 * SIDE)
     logits, masks = class_logits(rng), cells(rng)
-    value = Queries(logits, masks, None, frozenset(), placement)
-    noise = Queries(logits, rng.normal(size=masks.shape).astype(np.float32), None, frozenset(), placement)
+    value = Queries(logits, masks, None, frozenset(), transform)
+    noise = Queries(logits, rng.normal(size=masks.shape).astype(np.float32), None, frozenset(), transform)
     yield panoptic("MaskFormer", "image", value)
     yield panoptic("Mask2Former", "image", value)
     yield panoptic("MaskFormer", "noise", noise, worst=True)

@@ -1,10 +1,10 @@
-"""Regions of label maps cleaned, beside OpenCV, scipy and scikit-image; morphology, which is OpenCV's, beside scipy."""
+"""Cleaning of regions, compared with OpenCV, scipy and scikit-image; morphology (by OpenCV), compared with scipy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -18,9 +18,6 @@ from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.morphology import Morphology
 from segserve_builder.values import LabelMap, Logits, ResizeTransform
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 SIDE = 2048
 LEAST = 64
 OPENCV = cv2.__version__
@@ -29,7 +26,7 @@ BY_EDGES, BY_CORNERS = (ndimage.generate_binary_structure(2, order) for order in
 
 
 def segmented(classes: int, seed: int) -> np.ndarray:
-    """A smooth label map, with 300 specks of up to 6 x 6 pixels on it."""
+    """Return a smooth label map with 300 specks of up to 6 x 6 pixels."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(classes, 12, 12)).astype(np.float32)
     labels = np.argmax([cv2.resize(layer, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) for layer in logits], axis=0)
@@ -81,14 +78,14 @@ def fill_by_scipy(labels: np.ndarray) -> np.ndarray:
 
 
 def fill_by_opencv(labels: np.ndarray) -> np.ndarray:
-    """What is not flooded from a frame around the image."""
+    """Return the holes: what a flood from a frame around the image does not reach."""
     framed = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     cv2.floodFill(framed, None, (0, 0), 2, flags=4)
     return (framed[1:-1, 1:-1] != 2).view(np.uint8)
 
 
 def open_by_scipy(labels: np.ndarray) -> np.ndarray:
-    # What opening takes from beyond the edge is up to the method: here nothing erodes from there, as with OpenCV.
+    # Methods differ in what opening assumes beyond the edge: here nothing erodes from there, as in OpenCV.
     eroded = ndimage.binary_erosion(labels, np.ones((5, 5)), border_value=1)
     return ndimage.binary_dilation(eroded, np.ones((5, 5))).view(np.uint8)
 

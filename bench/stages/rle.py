@@ -1,25 +1,23 @@
-"""Bitmaps to RLE, beside pycocotools with the copy to Fortran order that it needs."""
+"""Bitmaps to RLE, compared with pycocotools and the copy to Fortran order that it needs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pycocotools import mask as coco
 
 from bench.stages.case import Case, Peer
-from bench.stages.paste import blobs, boxes, pixels
+from bench.stages.paste import blobs, pixels, random_boxes
 from segserve_builder.kernels.paste import paste_rles
 from segserve_builder.kernels.rle import encode_bitmap
 
 ROOT = Path(__file__).parents[2]
-from oracles.debian import Debian  # noqa: E402
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from oracles.debian import Debian  # noqa: E402
 
 SIZE = (800, 1333)
 PYCOCOTOOLS = version("pycocotools")
@@ -33,9 +31,9 @@ def by_pycocotools(bitmaps: np.ndarray) -> list[bytes]:
     return [coco.encode(np.asfortranarray(bitmap))["counts"] for bitmap in bitmaps]
 
 
-def compared(found: list[bytes], expected: list[bytes]) -> str:
-    assert found == expected
-    return f"{len(found)}/{len(expected)} strings identical"
+def compared(actual: list[bytes], expected: list[bytes]) -> str:
+    assert actual == expected
+    return f"{len(actual)}/{len(expected)} strings identical"
 
 
 def in_this_process(bitmaps: np.ndarray, goal: float | None) -> Peer:
@@ -54,7 +52,7 @@ def in_debians(debian: Debian, bitmaps: np.ndarray, goal: float | None) -> Peer:
 
 
 def cases() -> Iterator[Case]:
-    masks = np.ascontiguousarray(pixels(paste_rles(blobs(100, 0), boxes(100, *SIZE, 1), *SIZE), *SIZE))
+    masks = np.ascontiguousarray(pixels(paste_rles(blobs(100, 0), random_boxes(100, *SIZE, 1), *SIZE), *SIZE))
     board = np.tile((np.indices(SIZE).sum(0) % 2).astype(np.uint8), (10, 1, 1))
     noise = np.random.default_rng(0).integers(0, 2, (10, *SIZE), np.uint8)
     with Debian(ROOT / "tests/oracles/torchvision_ops.py") as debian:

@@ -88,10 +88,10 @@ def _positions(axis: Axis) -> tuple[Int32, Float32, Int32]:
 
 
 def axes(
-    placement: ResizeTransform, grid_height: int, grid_width: int, *, align_corners: bool = False
+    transform: ResizeTransform, grid_height: int, grid_width: int, *, align_corners: bool = False
 ) -> tuple[Axis, Axis]:
-    """Return the rows' and the columns' axis for a grid over the input that `placement` describes."""
-    p = placement
+    """Return the rows' and the columns' axis for a grid over the input that `transform` describes."""
+    p = transform
     rows = Axis.of(p.height, p.inner_height, p.top, p.input_height, grid_height, align_corners)
     return rows, Axis.of(p.width, p.inner_width, p.left, p.input_width, grid_width, align_corners)
 

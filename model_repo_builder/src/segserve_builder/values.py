@@ -103,7 +103,7 @@ class Image:
     """Pixels shaped (H, W, C): uint8 or uint16 as decoded, float32 once normalised."""
 
     pixels: NDArray[Any]
-    placement: ResizeTransform
+    transform: ResizeTransform
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Logits:
     """
 
     values: Float32
-    placement: ResizeTransform
+    transform: ResizeTransform
     temperature: float = 1.0
     things: frozenset[int] = frozenset()
     guide: UInt8 | None = None
@@ -213,7 +213,7 @@ class Candidates:
     scores: Float32
     classes: Int32
     heads: Heads
-    placement: ResizeTransform
+    transform: ResizeTransform
 
     def take(self, which: Any) -> Candidates:
         """Return the candidates that an array of indices or of booleans picks."""
@@ -239,7 +239,7 @@ class Anchors:
     deltas: Float32
     anchors: Float32
     levels: tuple[int, ...]
-    placement: ResizeTransform
+    transform: ResizeTransform
     channels: frozenset[int] | None = None
 
 
@@ -256,7 +256,7 @@ class Queries:
     masks: Float32 | None
     boxes: Float32 | None
     things: frozenset[int]
-    placement: ResizeTransform
+    transform: ResizeTransform
 
 
 @dataclass(frozen=True, slots=True)

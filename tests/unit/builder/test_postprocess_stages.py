@@ -53,7 +53,7 @@ def candidates(**changed: Any) -> Candidates:
         "scores": np.array([0.2, 0.9, 0.5], np.float32),
         "classes": np.zeros(n, np.int32),
         "heads": PrototypeHeads(np.ones((n, 1), np.float32), np.ones((1, 4, 4), np.float32)),
-        "placement": ResizeTransform.of(16, 16),
+        "transform": ResizeTransform.of(16, 16),
     }
     return Candidates(**(plain | changed))
 

@@ -58,11 +58,11 @@ class TritonPythonModel:
     ) -> dict[str, NDArray[Any]]:
         overrides = request_from_parameters(parameters, self._output)
         raw = {name: _required(request, tensor) for name, tensor in self._raw.items()}
-        placement = ResizeTransform.from_numbers(_required(request, GEOMETRY.name))
+        transform = ResizeTransform.from_numbers(_required(request, GEOMETRY.name))
         wanted = frozenset(request.requested_output_names())
         guide = _required(request, GUIDE.name) if self._guided else None
         second = {name: _required(request, tensor) for name, tensor in self._second.items()}
-        answer = self._postprocess(raw, placement, overrides, wanted - {REVISION}, guide, second, frame)
+        answer = self._postprocess(raw, transform, overrides, wanted - {REVISION}, guide, second, frame)
         return answer | {REVISION: self._revision} if REVISION in wanted else answer
 
 

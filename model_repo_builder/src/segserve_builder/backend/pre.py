@@ -30,5 +30,5 @@ class TritonPythonModel:
         encoded = input_array(request, "IMAGE")
         image = None if encoded is None else bytes(encoded.item())
         made = self._preprocess(image, input_array(request, "PIXELS"))
-        tensors = {NETWORK_INPUT: made.tensor, GEOMETRY.name: np.array(made.placement.to_numbers(), np.int32)}
+        tensors = {NETWORK_INPUT: made.tensor, GEOMETRY.name: np.array(made.transform.to_numbers(), np.int32)}
         return tensors if made.guide is None else tensors | {GUIDE.name: made.guide}

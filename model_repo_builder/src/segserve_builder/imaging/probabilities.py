@@ -51,7 +51,7 @@ def class_statistics(value: LabelMap, number: int) -> tuple[Int64, Float32]:
     logits = value.logits.values
     if len(logits) == 1:
         logits = np.concatenate([np.zeros_like(logits), logits])
-    rows, columns = axes(value.logits.placement, *logits.shape[1:], align_corners=value.logits.align_corners)
+    rows, columns = axes(value.logits.transform, *logits.shape[1:], align_corners=value.logits.align_corners)
     found, sums = label_sums(logits, rows, columns, value.labels, value.logits.temperature)
     areas, mean = np.zeros(number, np.int64), np.zeros(number, np.float32)
     areas[: len(found)] = found

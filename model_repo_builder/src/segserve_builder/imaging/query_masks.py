@@ -37,11 +37,11 @@ def mask_logits(queries: Queries, which: Any, size: tuple[int, int] | None) -> t
     if queries.masks is None:
         raise SignatureError("the network's queries have boxes and no masks; take detectionQueries")
     masks: Float32 = queries.masks[which]
-    rows, columns = axes(queries.placement, *masks.shape[1:])
+    rows, columns = axes(queries.transform, *masks.shape[1:])
     if size is None:
         return masks, rows, columns
     finer = resample(masks, _onto(size[0], masks.shape[1], rows), _onto(size[1], masks.shape[2], columns))
-    return finer, *axes(queries.placement, *size)
+    return finer, *axes(queries.transform, *size)
 
 
 def _onto(size: int, cells: int, content: Axis) -> Axis:
@@ -85,7 +85,7 @@ def exclusive_segments(
     best, scores = _best_classes(queries.logits)
     which = np.flatnonzero((best < queries.logits.shape[1] - 1) & (scores > np.float32(threshold)))
     if not len(which):
-        height, width = queries.placement.height, queries.placement.width
+        height, width = queries.transform.height, queries.transform.width
         return Found(np.zeros((height, width), np.uint16), np.empty(0, np.int32), np.empty(0, np.float32))
     logits, rows, columns = mask_logits(queries, which, size)
     best, scores = best[which], scores[which]

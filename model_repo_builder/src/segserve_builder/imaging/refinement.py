@@ -37,7 +37,7 @@ class LabelScores:
 
         from segserve_builder.kernels.crf_scores import label_scores
 
-        values, p = value.values, value.placement
+        values, p = value.values, value.transform
         if len(values) == 1:
             values = np.concatenate([np.zeros_like(values), values])
         rows, columns = axes(replace(p, height=height, width=width), *values.shape[1:])
@@ -52,9 +52,9 @@ class LabelScores:
         if channels == 1:
             planes = planes[1:] - planes[:1]
         height, width = planes.shape[1:]
-        p = value.placement
-        placement = ResizeTransform(p.height, p.width, 0, 0, height, width, height, width)
-        return replace(value, values=planes, placement=placement, temperature=1.0)
+        p = value.transform
+        transform = ResizeTransform(p.height, p.width, 0, 0, height, width, height, width)
+        return replace(value, values=planes, transform=transform, temperature=1.0)
 
 
 def checked_guide(value: Logits) -> UInt8:
@@ -62,7 +62,7 @@ def checked_guide(value: Logits) -> UInt8:
 
     Raises `BadImageError` where it is too large to be refined, `ValueError` where it is not there or of another shape.
     """
-    guide, p = value.guide, value.placement
+    guide, p = value.guide, value.transform
     if guide is None or guide.shape != (p.inner_height, p.inner_width, 3) or guide.dtype != "uint8":
         seen = None if guide is None else (guide.dtype.name, guide.shape)
         raise ValueError(f"the guide is {seen}; uint8 {(p.inner_height, p.inner_width, 3)} is expected")

@@ -43,6 +43,6 @@ class Argmax(Stage):
         from segserve_builder.sampling import axes
 
         value = replace(value, align_corners=self.align_corners)
-        rows, columns = axes(value.placement, *value.values.shape[1:], align_corners=self.align_corners)
+        rows, columns = axes(value.transform, *value.values.shape[1:], align_corners=self.align_corners)
         limit = value.temperature * logit(self.threshold)
         return LabelMap(label_map(value.values, rows, columns, limit), value)

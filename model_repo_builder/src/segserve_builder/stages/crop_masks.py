@@ -30,9 +30,9 @@ class CropMasks(Stage):
         from segserve_builder.kernels.masks import mask_rles
         from segserve_builder.sampling import axes
 
-        height, width = value.placement.height, value.placement.width
+        height, width = value.transform.height, value.transform.width
         heads = cast("PrototypeHeads", value.heads)
-        rows, columns = axes(value.placement, *heads.prototypes.shape[1:])
+        rows, columns = axes(value.transform, *heads.prototypes.shape[1:])
         boxes = np.clip(value.boxes, 0, np.array([width, height] * 2, np.float32))
         limit = logit(self.threshold)
         masks = mask_rles(heads.prototypes, heads.coefficients, boxes, rows, columns, limit)

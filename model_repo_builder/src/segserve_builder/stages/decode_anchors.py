@@ -71,7 +71,7 @@ class DecodeAnchors(Stage):
         probable = chosen if exclusive else sigmoid(chosen[None])[0]
         best, probable = best[probable > least], probable[probable > least]
         anchor, channel = np.divmod(best, max(classes, 1))
-        return Candidates(self._boxes(value, anchor), probable, channel.astype(np.int32), NoHeads(), value.placement)
+        return Candidates(self._boxes(value, anchor), probable, channel.astype(np.int32), NoHeads(), value.transform)
 
     def _boxes(self, value: Anchors, which: NDArray[Any]) -> Float32:
         """Return the boxes of some anchors, within the image, in pixels of the original image, float32 (N, 4)."""
@@ -82,6 +82,6 @@ class DecodeAnchors(Stage):
         centres = deltas[:, :2] * sizes + (anchors[:, :2] + np.float32(0.5) * sizes)
         halves = np.float32(0.5) * (np.exp(np.minimum(deltas[:, 2:], np.float32(LARGEST))) * sizes)
         boxes = np.concatenate([centres - halves, centres + halves], axis=1)
-        p = value.placement
+        p = value.transform
         first, last = [p.left, p.top] * 2, [p.left + p.inner_width, p.top + p.inner_height] * 2
         return p.to_image_coordinates(np.clip(boxes, np.array(first, np.float32), np.array(last, np.float32)))

@@ -37,14 +37,14 @@ class DetectionQueries(Stage):
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] > np.float32(least)]
         boxes = _corners(value)[order]
-        return Candidates(boxes, scores[order], classes[order].astype(np.int32), NoHeads(), value.placement)
+        return Candidates(boxes, scores[order], classes[order].astype(np.int32), NoHeads(), value.transform)
 
 
 def _corners(value: Queries) -> Float32:
     """Return x1 y1 x2 y2 in pixels of the original image, not clipped, float32 (Q, 4)."""
     import numpy as np
 
-    p = value.placement
+    p = value.transform
     boxes: Any = value.boxes
     centre, half = boxes[:, :2], boxes[:, 2:] * np.float32(0.5)
     corners = np.concatenate([centre - half, centre + half], axis=1)

@@ -81,7 +81,7 @@ def _instances(classes: Any, scores: Float32, masks: tuple[bytes, ...], value: Q
 
     from segserve_builder.kernels.rle_reader import decode
 
-    height, width = value.placement.height, value.placement.width
+    height, width = value.transform.height, value.transform.width
     boxes = np.zeros((len(masks), 4), np.float32)
     for index, counts in enumerate(masks):
         window = decode(counts, height, width)

@@ -29,7 +29,7 @@ class Keypoints(Stage):
 
         from segserve_builder.kernels.keypoints import keypoints
 
-        p = value.placement
+        p = value.transform
         points = keypoints(cast("HeatmapHeads", value.heads).heatmaps, _in_network_pixels(value.boxes, p))
         scale = np.array(p.scale, np.float32)
         points[:, :, :2] = (points[:, :, :2] - np.array([p.left, p.top], np.float32)) * scale
@@ -37,14 +37,14 @@ class Keypoints(Stage):
         return values.KeypointDetections(boxes, value.scores, value.classes, points, p.height, p.width)
 
 
-def _in_network_pixels(boxes: Float32, placement: ResizeTransform) -> Float32:
+def _in_network_pixels(boxes: Float32, transform: ResizeTransform) -> Float32:
     """Return boxes as the network gave them: what rounding took from a whole number is put back.
 
     A heat map's size is a box's, rounded up: it must not grow by a pixel since 800 has become 800.00006.
     """
     import numpy as np
 
-    p = placement
+    p = transform
     scale, start = np.array([p.inner_width / p.width, p.inner_height / p.height] * 2), np.array([p.left, p.top] * 2)
     scaled = boxes * scale
     exact = scaled + start

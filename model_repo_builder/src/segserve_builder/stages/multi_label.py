@@ -40,7 +40,7 @@ class MultiLabel(Stage):
 
         channels = len(value.values)
         limits = np.array(self.limits(channels), np.float32) * np.float32(value.temperature)
-        rows, columns = axes(value.placement, *value.values.shape[1:], align_corners=self.align_corners)
+        rows, columns = axes(value.transform, *value.values.shape[1:], align_corners=self.align_corners)
         masks, areas, sums = class_masks(value.values, rows, columns, limits, value.temperature)
         confidence = (sums / np.maximum(areas, 1)).astype(np.float32)
         return ClassMasks(masks, areas, confidence, rows.size, columns.size)

@@ -34,7 +34,7 @@ class Normalise(Stage):
 
     def __call__(self, value: Image, request: RequestOptions) -> Image:
         """Return the image as float32 (H, W, C)."""
-        return Image(self.tensor(value.pixels, half=False, channels_first=False), value.placement)
+        return Image(self.tensor(value.pixels, half=False, channels_first=False), value.transform)
 
     def tensor(self, pixels: NDArray[Any], *, half: bool, channels_first: bool) -> NDArray[Any]:
         """Return what the call does, as (C, H, W) or (H, W, C), and with `half` rounded to float16, in one pass."""

@@ -37,7 +37,7 @@ class PasteMasks(Stage):
 
         from segserve_builder.kernels.paste import paste_rles
 
-        height, width = value.placement.height, value.placement.width
+        height, width = value.transform.height, value.transform.width
         heads = cast("MaskHeads", value.heads)
         whole_pixels = self.convention == "torchvision"
         masks = paste_rles(heads.masks, value.boxes, height, width, self.threshold, whole_pixels=whole_pixels)

@@ -123,14 +123,14 @@ class Resize(Stage):
 
     def __call__(self, value: Image, request: RequestOptions) -> Image:
         """Return the fitted image, (H, W, C) of the same dtype; the given one where nothing changes."""
-        placement = self.place(*value.pixels.shape[:2])
-        if placement == value.placement:
+        transform = self.place(*value.pixels.shape[:2])
+        if transform == value.transform:
             return value
-        _check_growth(placement)
-        return Image(self._pad(self._resize(value.pixels, placement), placement), placement)
+        _check_growth(transform)
+        return Image(self._pad(self._resize(value.pixels, transform), transform), transform)
 
-    def _resize(self, pixels: NDArray[Any], placement: ResizeTransform) -> NDArray[Any]:
-        inner = (placement.inner_height, placement.inner_width)
+    def _resize(self, pixels: NDArray[Any], transform: ResizeTransform) -> NDArray[Any]:
+        inner = (transform.inner_height, transform.inner_width)
         if pixels.shape[:2] == inner:
             return pixels
         if self.antialias:
@@ -149,19 +149,19 @@ class Resize(Stage):
         resized: NDArray[Any] = cv2.resize(np.ascontiguousarray(pixels), inner[::-1], interpolation=method)
         return resized.reshape(*inner, pixels.shape[2])
 
-    def _pad(self, pixels: NDArray[Any], placement: ResizeTransform) -> NDArray[Any]:
-        bottom = placement.input_height - placement.top - placement.inner_height
-        right = placement.input_width - placement.left - placement.inner_width
-        if not (placement.top or bottom or placement.left or right):
+    def _pad(self, pixels: NDArray[Any], transform: ResizeTransform) -> NDArray[Any]:
+        bottom = transform.input_height - transform.top - transform.inner_height
+        right = transform.input_width - transform.left - transform.inner_width
+        if not (transform.top or bottom or transform.left or right):
             return pixels
         import cv2
         import numpy as np
 
         border = cv2.BORDER_REPLICATE if self.padding == "edge" else cv2.BORDER_CONSTANT
         constant = [self._constant(pixels.dtype.itemsize)] * pixels.shape[2]
-        sides = (placement.top, bottom, placement.left, right)
+        sides = (transform.top, bottom, transform.left, right)
         padded: NDArray[Any] = cv2.copyMakeBorder(np.ascontiguousarray(pixels), *sides, border, value=constant)
-        return padded.reshape(placement.input_height, placement.input_width, pixels.shape[2])
+        return padded.reshape(transform.input_height, transform.input_width, pixels.shape[2])
 
     def _constant(self, itemsize: int) -> int:
         if self.pad_value is not None:
@@ -207,12 +207,12 @@ def _padded(whole: ResizeTransform, inner: tuple[int, int], multiple: int) -> Re
     )
 
 
-def _check_growth(placement: ResizeTransform) -> None:
+def _check_growth(transform: ResizeTransform) -> None:
     """Refuse images so narrow that padding them would fill the memory."""
-    area = placement.input_height * placement.input_width
-    allowed = max(_PADDED_PIXELS, 2 * placement.inner_height * placement.inner_width)
+    area = transform.input_height * transform.input_width
+    allowed = max(_PADDED_PIXELS, 2 * transform.inner_height * transform.inner_width)
     if area > allowed:
         raise BadImageError(
-            f"image of {placement.height} x {placement.width} pixels would be padded to "
-            f"{placement.input_height} x {placement.input_width}; allowed are {allowed} pixels"
+            f"image of {transform.height} x {transform.width} pixels would be padded to "
+            f"{transform.input_height} x {transform.input_width}; allowed are {allowed} pixels"
         )

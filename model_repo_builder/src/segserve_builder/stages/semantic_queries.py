@@ -42,4 +42,4 @@ class SemanticQueries(Stage):
             some = slice(start, start + AT_ONCE)
             masks = sigmoid(mask_logits(value, some, self.mask_size)[0])
             scores += weights[:, some] @ masks.reshape(len(masks), -1)
-        return Logits(scores.reshape(-1, height, width), value.placement, things=value.things)
+        return Logits(scores.reshape(-1, height, width), value.transform, things=value.things)

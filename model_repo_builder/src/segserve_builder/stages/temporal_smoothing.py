@@ -20,10 +20,10 @@ class History:
     """What is kept of a stream's frames.
 
     `frames` are the numbers of those in `arrays`, rising: label maps (H, W), the oldest first, or the one moving
-    average of logits (C, h, w), as of its frame. All are of images that lay as `placement` says.
+    average of logits (C, h, w), as of its frame. All are of images that lay as `transform` says.
     """
 
-    placement: ResizeTransform
+    transform: ResizeTransform
     frames: tuple[int, ...]
     arrays: tuple[NDArray[Any], ...]
 
@@ -79,18 +79,18 @@ class TemporalSmoothing(Stage):
         and an older one its own value; neither changes what is kept. Where the image's size changes, or the class of
         more than `scene_cut` of all pixels, the history begins anew.
         """
-        array, placement = _array(value), _placement(value)
+        array, transform = _array(value), _placement(value)
         number = _number(frame, history)
-        fits = history is not None and history.placement == placement and history.arrays[-1].shape == array.shape
+        fits = history is not None and history.transform == transform and history.arrays[-1].shape == array.shape
         if history is None or not fits:
-            return value, History(placement, (number,), (_owned(array),))
+            return value, History(transform, (number,), (_owned(array),))
         last = history.frames[-1]
         if number < last:
             return value, history
         if number == last:
             return _with_array(value, _answer(history.arrays)), history
         if _changed(array, history.arrays[-1]) > self.scene_cut:
-            return value, History(placement, (number,), (_owned(array),))
+            return value, History(transform, (number,), (_owned(array),))
         kept = self._kept(array, number, history)
         return _with_array(value, _answer(kept.arrays)), kept
 
@@ -99,14 +99,14 @@ class TemporalSmoothing(Stage):
             # Frames that were lost would have taken their part of the average.
             before = (1 - self.alpha) ** (number - history.frames[-1])
             mean = history.arrays[0] + (array - history.arrays[0]) * array.dtype.type(1 - before)
-            return History(history.placement, (number,), (mean,))
+            return History(history.transform, (number,), (mean,))
         voters = [
             (seen, labels)
             for seen, labels in zip(history.frames, history.arrays, strict=True)
             if seen > number - self.frames
         ]
         frames, arrays = zip(*voters, (number, _owned(array)), strict=True)
-        return History(history.placement, frames, arrays)
+        return History(history.transform, frames, arrays)
 
 
 def _number(frame: int | None, history: History | None) -> int:
@@ -120,7 +120,7 @@ def _array(value: Logits | LabelMap) -> NDArray[Any]:
 
 
 def _placement(value: Logits | LabelMap) -> ResizeTransform:
-    return value.logits.placement if isinstance(value, LabelMap) else value.placement
+    return value.logits.transform if isinstance(value, LabelMap) else value.transform
 
 
 def _with_array(value: Logits | LabelMap, array: NDArray[Any]) -> Logits | LabelMap:

@@ -73,7 +73,7 @@ def _instances(value: Instances, pipeline: Pipeline, request: RequestOptions) ->
 
 def _candidates(value: Candidates, pipeline: Pipeline, request: RequestOptions) -> Makers:
     _check_no_encoding(request)
-    return _detections(value, value.placement.height, value.placement.width)
+    return _detections(value, value.transform.height, value.transform.width)
 
 
 def _keypoints(value: KeypointDetections, pipeline: Pipeline, request: RequestOptions) -> Makers:

@@ -52,7 +52,7 @@ class InProcessModel:
         """Return every public output but REVISION for one encoded image."""
         given = self.network_input(image)
         second = None if self._second is None else self._second.run(given.tensor)
-        return self._postprocess(self.raw(given), given.placement, request, self._outputs, given.guide, second)
+        return self._postprocess(self.raw(given), given.transform, request, self._outputs, given.guide, second)
 
 
 def _loaded(pipeline: Pipeline, artifact: Path) -> tuple[NetworkIO, NetworkSession]:

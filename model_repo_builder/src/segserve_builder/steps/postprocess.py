@@ -55,7 +55,7 @@ class Postprocess:
     def __call__(
         self,
         outputs: Mapping[str, NDArray[Any]],
-        placement: ResizeTransform,
+        transform: ResizeTransform,
         request: RequestOptions,
         wanted: frozenset[str],
         guide: NDArray[Any] | None = None,
@@ -73,8 +73,8 @@ class Postprocess:
         self._check_request(request)
         instances = None
         if self._second is not None and second is not None:
-            instances = _with_ids(self._second(second, placement, request), self._pipeline)
-        value: Any = self._reader(outputs, placement, request, guide, instances, frame)
+            instances = _with_ids(self._second(second, transform, request), self._pipeline)
+        value: Any = self._reader(outputs, transform, request, guide, instances, frame)
         if isinstance(value, Candidates | Instances | KeypointDetections):
             limit = request.max_detections or self._pipeline.output.max_detections
             value = _best(value, limit)
@@ -108,14 +108,14 @@ class _Reader:
     def __call__(
         self,
         outputs: Mapping[str, NDArray[Any]],
-        placement: ResizeTransform,
+        transform: ResizeTransform,
         request: RequestOptions,
         guide: NDArray[Any] | None = None,
         instances: Instances | None = None,
         frame: Frame | None = None,
     ) -> Any:
         raw = {name: _finite(name, outputs[name]) for name in self._outputs}
-        value: Any = self._family.read(raw, placement, self._pipeline)
+        value: Any = self._family.read(raw, transform, self._pipeline)
         for stage in self._stages:
             if stage.needs_guide:
                 value = replace(value, guide=guide)

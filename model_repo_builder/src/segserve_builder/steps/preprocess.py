@@ -33,12 +33,12 @@ _NO_OVERRIDES: Final = RequestOptions()
 class NetworkInput:
     """One image as the network gets it.
 
-    `tensor` is a batch of one in the network's dtype and layout, `placement` where the image lies in it, `guide` the
+    `tensor` is a batch of one in the network's dtype and layout, `transform` where the image lies in it, `guide` the
     image within it, without padding, uint8 (inner_height, inner_width, 3), where it was asked for.
     """
 
     tensor: NDArray[Any]
-    placement: ResizeTransform
+    transform: ResizeTransform
     guide: NDArray[np.uint8] | None = None
 
 
@@ -78,12 +78,12 @@ class Preprocess:
         value = self._given(image, pixels)
         for stage in self._stages:
             value = stage(value, _NO_OVERRIDES)
-        return NetworkInput(self._tensor(value)[None], value.placement, self._guide(value))
+        return NetworkInput(self._tensor(value)[None], value.transform, self._guide(value))
 
     def _guide(self, value: Image) -> NDArray[np.uint8] | None:
         if not self._guided:
             return None
-        place = value.placement
+        place = value.transform
         rows, columns = (
             slice(place.top, place.top + place.inner_height),
             slice(place.left, place.left + place.inner_width),
@@ -120,7 +120,7 @@ class Preprocess:
         height, width, _ = value.pixels.shape
         if self._height not in (None, height) or self._width not in (None, width):
             raise BadImageError(
-                f"image of {value.placement.height} x {value.placement.width} pixels makes an input of "
+                f"image of {value.transform.height} x {value.transform.width} pixels makes an input of "
                 f"{height} x {width}; the network's {self._network!r} is "
                 f"{self._height or 'any'} x {self._width or 'any'}"
             )
