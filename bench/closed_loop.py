@@ -1,21 +1,18 @@
-"""Measures servers side by side: each of several clients sends its next request when the last was answered."""
+"""Closed-loop measurement of servers: each of several clients sends its next request after the last response."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 
 @dataclass(slots=True)
 class Latencies:
-    """All answers of one target: how long each took, the median of each round, how long all rounds took together."""
+    """Latencies of one target in ms, their median in each round, and the duration of all rounds together."""
 
     ms: list[float] = field(default_factory=list)
     medians_ms: list[float] = field(default_factory=list)
@@ -29,7 +26,7 @@ class Latencies:
         return len(self.ms) / self.seconds
 
     def median_ratio(self, other: Latencies) -> float:
-        """Return the median over rounds of how this one's median compares: what changes slowly cancels out."""
+        """Return the median ratio of the two medians over rounds, in which slow changes of the machine cancel out."""
         return float(np.median(np.divide(self.medians_ms, other.medians_ms)))
 
     def to_json(self) -> dict[str, float]:
@@ -44,28 +41,28 @@ class Latencies:
 def measure(
     targets: Mapping[str, Callable[[], object]], *, concurrency: int, rounds: int, calls: int
 ) -> dict[str, Latencies]:
-    """Call each target `rounds` times `calls` times from `concurrency` threads, the targets taking turns.
+    """Call each target `calls` times in each of `rounds` rounds, from `concurrency` threads, alternating targets.
 
-    Turns share what the machine does meanwhile among all targets, so that their ratios are steadier than any of them.
+    Alternating spreads changes of the machine's load over all targets, so their ratios vary less than the latencies.
     """
-    found = {name: Latencies() for name in targets}
+    latencies = {name: Latencies() for name in targets}
     with ThreadPoolExecutor(concurrency) as threads:
         for turn in range(rounds):
             order = list(targets)[turn % len(targets) :] + list(targets)[: turn % len(targets)]
             for name in order:
                 start = time.perf_counter()
-                answers = [threads.submit(_calls, targets[name], calls // concurrency) for _ in range(concurrency)]
-                ms = [each for answer in answers for each in answer.result()]
-                found[name].ms += ms
-                found[name].medians_ms.append(float(np.median(ms)))
-                found[name].seconds += time.perf_counter() - start
-    return found
+                futures = [threads.submit(_calls, targets[name], calls // concurrency) for _ in range(concurrency)]
+                ms = [each for future in futures for each in future.result()]
+                latencies[name].ms += ms
+                latencies[name].medians_ms.append(float(np.median(ms)))
+                latencies[name].seconds += time.perf_counter() - start
+    return latencies
 
 
 def _calls(call: Callable[[], object], count: int) -> list[float]:
-    found = []
+    latencies_ms = []
     for _ in range(count):
         start = time.perf_counter()
         call()
-        found.append(1000 * (time.perf_counter() - start))
-    return found
+        latencies_ms.append(1000 * (time.perf_counter() - start))
+    return latencies_ms

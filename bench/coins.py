@@ -1,22 +1,20 @@
-"""The example's models, served under other names or with other fields."""
+"""Variants of the example's models, with other names or fields."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import yaml
 
 from bench.platform import MODELS
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
 
 def variant(*, model: str = "coins", name: str | None = None, **spec: object) -> dict[str, Any]:
-    """Return one of the example's models with fields of its spec replaced, and perhaps another name."""
+    """Return one of the example's models with some fields of its spec replaced, and optionally another name."""
     documents: Iterable[dict[str, Any]] = yaml.safe_load_all(MODELS.read_text())
-    document = next(found for found in documents if found["metadata"]["name"] == model)
+    document = next(each for each in documents if each["metadata"]["name"] == model)
     document["metadata"]["name"] = name or model
     for part in ("artifact", "golden"):
         document["spec"][part]["uri"] = (MODELS.parent / document["spec"][part]["uri"]).resolve().as_uri()

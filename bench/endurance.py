@@ -1,8 +1,8 @@
-"""Five minutes of load from eight clients with an edit every 30 s: no failed request, memory flat.
+"""Five minutes of load from eight clients with an edit every 30 s: no request fails, memory does not grow.
 
     python -m bench.endurance [SECONDS]
 
-Writes bench/out/endurance.json. Fails where a request failed, or memory or /dev/shm grew.
+Writes bench/out/endurance.json. Fails if a request failed, or if memory or /dev/shm grew.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rich.console import Console
 
 from bench.coins import variant, write
-from bench.platform import ROOT, platform
+from bench.platform import ROOT, Running, platform
 from segserve import Client, SegserveError
-
-if TYPE_CHECKING:
-    from bench.platform import Running
 
 CLIENTS: Final = 8
 EDIT_EVERY_S: Final = 30.0
@@ -35,36 +32,36 @@ PHOTO: Final = (ROOT / "examples/coins/coins.png").read_bytes()
 
 
 @dataclass
-class SeriesCounts:
-    """What the clients saw."""
+class LoadResults:
+    """Responses and failures of all clients."""
 
     revisions: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
 
 
-def load(url: str, transport: str, tally: SeriesCounts, stop: threading.Event) -> None:
-    """Ask for the photograph's mask again and again, without retries, so that every failure shows."""
+def load(url: str, transport: str, results: LoadResults, stop: threading.Event) -> None:
+    """Segment the photograph repeatedly, without retries, so that every failure is visible."""
     with Client(url, transport=transport, retries=0) as client:
         while not stop.is_set():
             started_s = time.perf_counter()
             try:
                 answer = client.segment(PHOTO, model="coins", encoding="rle")
             except SegserveError as error:
-                tally.failures.append(f"{time.strftime('%H:%M:%S')} {transport} {type(error).__name__}: {error}")
+                results.failures.append(f"{time.strftime('%H:%M:%S')} {transport} {type(error).__name__}: {error}")
                 continue
-            tally.latencies_ms.append(1000 * (time.perf_counter() - started_s))
-            tally.revisions[answer.revision] += 1
+            results.latencies_ms.append(1000 * (time.perf_counter() - started_s))
+            results.revisions[answer.revision] += 1
 
 
 def edited(folder: Path, number: int) -> Path:
-    """Write the model with another smallest region: a new revision."""
+    """Write the model with another minimum area of regions, which makes a new revision."""
     postprocess = [{"argmax": {}}, {"removeSmallRegions": {"minArea": 140 + number}}]
     return write(folder / "edited.yaml", variant(postprocess=postprocess, keepPrevious=KEEP_PREVIOUS))
 
 
 def sample(running: Running) -> dict[str, Any]:
-    """Return memory and shared memory as they are now."""
+    """Return the current memory and shared memory."""
     shm = [path.stat().st_size for path in Path("/dev/shm").glob("segserve-*") if path.exists()]
     memory = running.memory_by_kind_mib()
     return {
@@ -76,11 +73,11 @@ def sample(running: Running) -> dict[str, Any]:
     }
 
 
-def drive(running: Running, seconds: float) -> tuple[SeriesCounts, list[dict[str, Any]], int]:
-    """Load, edit and sample for some time."""
-    tally, stop = SeriesCounts(), threading.Event()
+def drive(running: Running, seconds: float) -> tuple[LoadResults, list[dict[str, Any]], int]:
+    """Generate load, edit the model and take samples for `seconds`."""
+    results, stop = LoadResults(), threading.Event()
     threads = [
-        threading.Thread(target=load, args=(running.url, "grpc" if index % 2 else "http", tally, stop))
+        threading.Thread(target=load, args=(running.url, "grpc" if index % 2 else "http", results, stop))
         for index in range(CLIENTS)
     ]
     for thread in threads:
@@ -97,32 +94,32 @@ def drive(running: Running, seconds: float) -> tuple[SeriesCounts, list[dict[str
         stop.set()
         for thread in threads:
             thread.join()
-    return tally, samples, edits
+    return results, samples, edits
 
 
 def growth(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Return by how much what should be flat has grown over the last two thirds.
+    """Return the growth of memory and shared memory over the last two thirds of the samples.
 
-    What is flat must be compared like with like: while no candidate has a group. The first third is left out, since
-    ONNX Runtime's memory grows in one step when the first batch of the full size comes.
+    Only samples without a candidate's group are comparable. The first third is left out, because ONNX Runtime's memory
+    grows in one step with the first batch of the maximum size.
     """
-    resting = [found for found in samples[len(samples) // 3 :] if found["groups"] == 1]
+    resting = [each for each in samples[len(samples) // 3 :] if each["groups"] == 1]
     before, after = resting[0], resting[-1]
     grown = {key: round(after[key] - before[key], 1) for key in ("memory_mib", "shm_mib", "shm_regions")}
     kinds = {kind: round(size - before["by_kind_mib"][kind], 1) for kind, size in after["by_kind_mib"].items()}
     return grown | {"by_kind_mib": kinds}
 
 
-def summary(tally: SeriesCounts, samples: list[dict[str, Any]], edits: int, seconds: float) -> dict[str, Any]:
-    """Return what was seen as JSON."""
-    latencies = sorted(tally.latencies_ms)
+def summary(results: LoadResults, samples: list[dict[str, Any]], edits: int, seconds: float) -> dict[str, Any]:
+    """Return the results as JSON."""
+    latencies = sorted(results.latencies_ms)
     return {
         "seconds": seconds,
         "clients": CLIENTS,
         "edits": edits,
         "requests": len(latencies),
-        "failures": tally.failures,
-        "revisions_that_answered": len(tally.revisions),
+        "failures": results.failures,
+        "revisions_that_answered": len(results.revisions),
         "p50_ms": round(latencies[len(latencies) // 2], 1),
         "p95_ms": round(latencies[len(latencies) * 95 // 100], 1),
         "growth": growth(samples),
@@ -130,17 +127,17 @@ def summary(tally: SeriesCounts, samples: list[dict[str, Any]], edits: int, seco
 
 
 def main() -> int:
-    """Run, write the result, and return the exit code."""
+    """Run the test, write the results, and return the exit code."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 300.0
     with tempfile.TemporaryDirectory() as folder, platform(edited(Path(folder), 0)) as running:
-        tally, samples, edits = drive(running, seconds)
-    found = summary(tally, samples, edits, seconds)
+        results, samples, edits = drive(running, seconds)
+    report = summary(results, samples, edits, seconds)
     out = ROOT / "bench/out/endurance.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({**found, "samples": samples}, indent=1) + "\n")
-    Console().print(found)
-    flat = found["growth"]["memory_mib"] < FLAT_MIB and found["growth"]["shm_regions"] == 0
-    return 0 if not tally.failures and flat and len(tally.revisions) == edits + 1 else 1
+    out.write_text(json.dumps({**report, "samples": samples}, indent=1) + "\n")
+    Console().print(report)
+    flat = report["growth"]["memory_mib"] < FLAT_MIB and report["growth"]["shm_regions"] == 0
+    return 0 if not results.failures and flat and len(results.revisions) == edits + 1 else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Memory and load time of 1 and of 20 models on one server, their equal steps shared.
+"""Memory and load time of 1 and of 20 models on one server that share equal steps.
 
     python -m bench.memory
 
-Writes bench/out/memory.json. Every model is the example's U-Net under a name of its own, so that all share `pre` and
-`network`; `post` is one a revision. Memory is proportional (PSS): what processes share counts once.
+Writes bench/out/memory.json. Every model is the example's U-Net under its own name, so all share `pre` and `network`;
+each revision has its own `post`. Memory is the proportional set size (PSS): memory that processes share counts once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PHOTO: Final = (ROOT / "examples/coins/coins.png").read_bytes()
 
 
 def measure(count: int) -> dict[str, object]:
-    """Serve `count` models, ask each once, and return what it took."""
+    """Serve `count` models, send each one request, and return the memory and the time until all were ready."""
     with tempfile.TemporaryDirectory() as folder:
         models = [variant(name=f"coins-{number}", expose=[]) for number in range(count)]
         path = write(Path(folder) / "models.yaml", *models)
@@ -39,7 +39,7 @@ def measure(count: int) -> dict[str, object]:
             with Client(running.url) as client:
                 areas = {client.segment(PHOTO, model=f"coins-{number}").areas["coin"] for number in range(count)}
             if len(areas) != 1:
-                raise AssertionError(f"equal models gave different answers: {areas}")
+                raise AssertionError(f"equal models returned different areas: {areas}")
             kinds = running.memory_by_kind_mib()
             return {
                 "models": count,
@@ -50,7 +50,7 @@ def measure(count: int) -> dict[str, object]:
 
 
 def main() -> int:
-    """Measure, write and print."""
+    """Measure, write the results, and print them."""
     rows = [measure(count) for count in COUNTS]
     out = ROOT / "bench/out/memory.json"
     out.parent.mkdir(exist_ok=True)

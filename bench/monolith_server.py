@@ -1,4 +1,4 @@
-"""A second embedded Triton that holds the hand-written model only."""
+"""A second embedded Triton, which serves only the hand-written model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import httpx
 
@@ -18,9 +18,6 @@ from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
 from segserve_operator.adapters.local.triton import LOOPBACK, triton_command
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MODEL = "coins-monolith"
 START_S = 120.0

@@ -1,4 +1,4 @@
-"""A local platform for one measurement: its own state folder and port, ended in any case."""
+"""A local platform for one measurement, with its own state folder and port; it is always stopped at the end."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import psutil
 
 from bench.ports import free_port
 from segserve_operator.adapters.local import processes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT: Final = Path(__file__).parent.parent
 MODELS: Final = ROOT / "examples/coins/model.yaml"
@@ -35,22 +33,22 @@ KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A running platform: where clients call it, and where its state lies."""
+    """A running platform: the URL for clients, and its state folder."""
 
     url: str
     state: Path
 
     def segserve(self, *arguments: str) -> str:
-        """Run the command line on it and return what it printed."""
+        """Run a `segserve` command on it, and return its output."""
         return _segserve(self.state, *arguments)
 
     def processes(self) -> list[psutil.Process]:
-        """Return all of its processes that carry its mark: supervisor, servers, agents, steps, gateway."""
+        """Return all its processes: supervisor, servers, agents, steps and gateway."""
         return processes.marked_processes(self.state)
 
     def memory_by_kind_mib(self) -> dict[str, float]:
-        """Return its processes' proportional memory (PSS: what is shared counts once) by what they are."""
-        found: dict[str, float] = {}
+        """Return the proportional set size of its processes in MiB, by kind."""
+        by_kind_mib: dict[str, float] = {}
         for process in self.processes():
             try:
                 words = " ".join(process.cmdline())
@@ -58,18 +56,18 @@ class Running:
             except psutil.Error:
                 continue
             kind = next((kind for kind, part in KINDS.items() if part in words), "other")
-            found[kind] = found.get(kind, 0.0) + size
-        return {kind: round(size, 1) for kind, size in sorted(found.items())}
+            by_kind_mib[kind] = by_kind_mib.get(kind, 0.0) + size
+        return {kind: round(size, 1) for kind, size in sorted(by_kind_mib.items())}
 
     def memory_mib(self) -> float:
-        """Return the sum of its processes' proportional memory."""
+        """Return the sum of the proportional set sizes of its processes in MiB."""
         return sum(self.memory_by_kind_mib().values())
 
 
 @contextmanager
 def platform(*files: Path) -> Iterator[Running]:
-    """Serve the resources of some files for the time of the block."""
-    # Not below a test's own folder: the path of Envoy's admin socket must stay short.
+    """Run a platform with the resources of some files for the duration of the block."""
+    # Not in the folder of a test: the path of Envoy's admin socket must be short.
     state = Path(tempfile.mkdtemp(prefix="segserve-"))
     port = free_port()
     arguments = [argument for file in files for argument in ("-f", str(file))]

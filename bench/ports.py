@@ -1,26 +1,24 @@
-"""Ports of loopback for servers of tests and measurements: what one caller gets, no other takes."""
+"""Free ports of loopback for tests and measurements; no two processes get the same one."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections import deque
+from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Final
 
 _CHOICE: Final = range(12_000, 20_000)
-"""Below the ports that the local platform gives to its servers, and those that the kernel gives to outgoing
-connections: they come and go while a server of ours starts again."""
-_KEPT: Final = 200
+"""Below the ports of the local platform's servers, and below those that the kernel assigns to outgoing connections,
+which could take a port while its server restarts."""
+_MAX_CLAIMS: Final = 200
 _claims: deque[int] = deque()
 _last = _CHOICE.start - 1
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, and that no other process gets from here while this one uses them."""
+    """Return ports on which nothing listens, and which this function returns to no other process meanwhile."""
     return list(islice(_ports(), count))
 
 
@@ -39,7 +37,7 @@ def _ports() -> Iterator[int]:
 
 
 def _is_claimed(port: int) -> bool:
-    """Claim a port among all processes that ask here, by a name that only one of them can have."""
+    """Claim a port among all processes that use this module, by an abstract socket that only one of them can bind."""
     claim = socket.socket(socket.AF_UNIX)
     try:
         claim.bind(f"\0segserve-port-{port}")
@@ -47,7 +45,7 @@ def _is_claimed(port: int) -> bool:
         claim.close()
         return False
     _claims.append(claim.detach())
-    if len(_claims) > _KEPT:
+    if len(_claims) > _MAX_CLAIMS:
         os.close(_claims.popleft())
     return True
 

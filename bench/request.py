@@ -1,4 +1,4 @@
-"""`make bench`: the whole request against the bare network and against a hand-written model, on the coins U-Net.
+"""`make bench`: complete requests beside the bare network and a hand-written model, with the coins U-Net.
 
     python -m bench.request [--calls 480]
 
@@ -11,9 +11,10 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import numpy as np
@@ -25,18 +26,14 @@ from rich.table import Table
 from bench.closed_loop import Latencies, measure
 from bench.monolith_server import MODEL as MONOLITH
 from bench.monolith_server import monolith
-from bench.platform import MODELS, ROOT, platform
+from bench.platform import MODELS, ROOT, Running, platform
 
 COINS = MODELS.parent
-sys.path.insert(0, str(COINS))  # the example's modules are scripts beside each other, not a package
+sys.path.insert(0, str(COINS))  # the example's modules are scripts in one folder, not a package
+
 from score import photograph  # noqa: E402
 from step_times import Counters, StepTimes  # noqa: E402
 from transform import unet_input  # noqa: E402
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from bench.platform import Running
 
 WHOLE, WHOLE_AT_TRITON = "whole request (JPEG), gateway", "whole request (JPEG), Triton"
 WHOLE_PNG = "whole request (PNG), gateway"
@@ -60,14 +57,14 @@ COMPARED: Mapping[str, Callable[[Latencies, Latencies], float]] = {
 
 
 def as_jpeg() -> bytes:
-    """Return the photograph as a camera would send it."""
+    """Return the photograph as a JPEG, as a camera would send it."""
     buffer = BytesIO()
     Image.open(COINS / "coins.png").save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
 def image_call(address: str, model: str, encoded: bytes) -> Callable[[], Any]:
-    """Return a call that sends an encoded image and takes RLE masks."""
+    """Return a call that sends an encoded image and receives RLE masks."""
     image = triton.InferInput("IMAGE", [1], "BYTES")
     image.set_data_from_numpy(np.array([encoded], np.object_))
     outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
@@ -77,7 +74,7 @@ def image_call(address: str, model: str, encoded: bytes) -> Callable[[], Any]:
 
 
 def tensor_call(address: str) -> Callable[[], Any]:
-    """Return a call that sends the network's input and takes its logits."""
+    """Return a call that sends the network's input and receives its logits."""
     tensor = unet_input(photograph())
     image = triton.InferInput("image", tensor.shape, "UINT8")
     image.set_data_from_numpy(tensor)
@@ -86,14 +83,14 @@ def tensor_call(address: str) -> Callable[[], Any]:
 
 
 def addresses(running: Running) -> tuple[str, str, str]:
-    """Return the gateway's address, and the gRPC address and the URL of the Triton that holds the models."""
+    """Return the gateway's address, and the gRPC address and the URL of the Triton that serves the models."""
     ports = json.loads((running.state / "groups/main/ports.json").read_text())
     gateway = running.url.removeprefix("http://")
     return gateway, f"127.0.0.1:{ports['grpc']}", f"http://127.0.0.1:{ports['http']}"
 
 
 def step_times(http_url: str, call: Callable[[], Any], calls: int) -> StepTimes:
-    """Return how long each step takes when requests come one after the other."""
+    """Return the time of each step while requests are sent one after the other."""
     with httpx.Client(base_url=http_url, trust_env=False) as http:
         before = Counters.read(http, "coins")
         for _ in range(calls):
@@ -102,14 +99,14 @@ def step_times(http_url: str, call: Callable[[], Any], calls: int) -> StepTimes:
 
 
 def check(targets: Mapping[str, Callable[[], Any]]) -> None:
-    """Stop where the hand-written model and ours do not give the same masks: they would not do the same work."""
+    """Exit if the hand-written model and ours return different masks: they would not do the same work."""
     masks = [targets[name]().as_numpy("MASKS").tolist() for name in (WHOLE, WHOLE_AT_TRITON, BY_HAND)]
     if masks[0] != masks[1] or masks[0] != masks[2]:
         raise SystemExit("the masks of the hand-written model differ from ours")
 
 
 def ratios(at: Mapping[int, Mapping[str, Latencies]]) -> dict[str, dict[str, float]]:
-    """Return the ratios by what they compare, then by what of it and the concurrency."""
+    """Return the ratios by pair of targets, then by figure and concurrency."""
     return {
         f"{one} / {other}": {
             f"{title} at {concurrency}": round(value(of[one], of[other]), 3)
@@ -121,7 +118,7 @@ def ratios(at: Mapping[int, Mapping[str, Latencies]]) -> dict[str, dict[str, flo
 
 
 def report(at: Mapping[int, Mapping[str, Latencies]], steps: StepTimes) -> dict[str, Any]:
-    """Return everything that was measured as JSON."""
+    """Return all results as JSON."""
     return {
         "machine": {"cpus": os.cpu_count()},
         "ratios": ratios(at),
@@ -134,10 +131,10 @@ def report(at: Mapping[int, Mapping[str, Latencies]], steps: StepTimes) -> dict[
     }
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(results: Mapping[str, Any]) -> None:
     """Print what `report` returned."""
     console = Console()
-    for concurrency, of in found["concurrency"].items():
+    for concurrency, of in results["concurrency"].items():
         table = Table(title=f"concurrency {concurrency}", title_justify="left")
         table.add_column("target")
         for heading in ("p50 ms", "p95 ms", "requests/s"):
@@ -148,11 +145,11 @@ def show(found: Mapping[str, Any]) -> None:
     table = Table(title="milliseconds by step, one request after the other", title_justify="left")
     table.add_column("where")
     table.add_column("ms", justify="right")
-    for name, ms in found["steps_ms"].items():
+    for name, ms in results["steps_ms"].items():
         table.add_row(name, f"{ms:.2f}")
     console.print(table)
     console.print("ratios at concurrency 1 and 8")
-    for name, of in found["ratios"].items():
+    for name, of in results["ratios"].items():
         console.print(f"  {name}: " + ", ".join(f"{what} {ratio:.2f}" for what, ratio in of.items()), soft_wrap=True)
 
 
@@ -173,13 +170,13 @@ def main() -> None:
         }
         check(targets)
         measure(targets, concurrency=max(CONCURRENCIES), rounds=1, calls=3 * max(CONCURRENCIES))
-        # Short rounds, since the speed of a shared machine changes from one second to the next.
+        # Short rounds, because the speed of a shared machine changes from second to second.
         at = {n: measure(targets, concurrency=n, rounds=calls // (8 * n), calls=8 * n) for n in CONCURRENCIES}
-        found = report(at, step_times(http, targets[WHOLE_AT_TRITON], 200))
-    show(found)
+        results = report(at, step_times(http, targets[WHOLE_AT_TRITON], 200))
+    show(results)
     out = ROOT / "bench" / "out"
     out.mkdir(exist_ok=True)
-    (out / "request.json").write_text(json.dumps(found, indent=2) + "\n")
+    (out / "request.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A large image through the real gateway: memory, speed, and how well the stitched answer agrees with the whole one.
+"""A large image through the real gateway: memory, speed, and agreement of the stitched result with that of one request.
 
     python -m bench.tiled                       # 20,000 x 20,000 RGB, `coins`, and the agreement on 2,048 x 2,048
     python -m bench.tiled --side 6000 --model coins-instances --tile 384
 
-The memory is the client process's: the most that was resident at any time, as the kernel counted it.
+Memory is the peak resident memory of the client process, as reported by the kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OUT = ROOT / "bench/out/tiled.json"
 
 
 def scene(path: Path, side: int) -> Path:
-    """Write an RGB image of coins, turned and lit by chance, as a .npy that is read by windows; return its path."""
+    """Write an RGB image of randomly flipped and lit coins as a .npy file, for reading in windows; return its path."""
     photo = np.asarray(Image.open(PHOTO).convert("RGB"))[:288]
     random = np.random.default_rng(0)
     image = np.lib.format.open_memmap(path, "w+", np.uint8, (side, side, 3))
@@ -42,13 +42,13 @@ def scene(path: Path, side: int) -> Path:
 
 
 def peak_mib() -> float:
-    """Return the most that this process had resident at any time; getrusage would count its parent's too."""
+    """Return the peak resident memory of this process in MiB; that of getrusage includes its parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
 
 
 def child(arguments: argparse.Namespace) -> None:
-    """Segment one image and print the figures; a process of its own, for the sake of its memory."""
+    """Segment one image and print the figures; run as a separate process to measure its memory."""
     from segserve import Client
 
     before_mib = peak_mib()
@@ -86,7 +86,7 @@ def child(arguments: argparse.Namespace) -> None:
 
 
 def measured(arguments: argparse.Namespace, running: Running, folder: Path) -> dict[str, Any]:
-    """Run the child on a large image and return what it measured."""
+    """Run the child on a large image, and return its figures."""
     image = scene(folder / "image.npy", arguments.side)
     command = [
         *(sys.executable, "-m", "bench.tiled", "--child", "--url", running.url, "--image", str(image)),
@@ -98,20 +98,20 @@ def measured(arguments: argparse.Namespace, running: Running, folder: Path) -> d
 
 
 def agreement(arguments: argparse.Namespace, running: Running, folder: Path) -> dict[str, Any]:
-    """Return how much the stitched answer has in common with that of one request for the whole image."""
+    """Return how many pixels of the stitched result differ from the result of one request for the whole image."""
     from segserve import Client, SemanticResult
     from segserve.tiled import TiledSemanticResult
 
     image = np.load(scene(folder / "small.npy", arguments.agreement_side), mmap_mode="r")
-    found = {}
+    different = {}
     with Client(running.url, timeout_s=300) as client:
         whole = client.segment(np.array(image), model=arguments.model)
         assert isinstance(whole, SemanticResult)
         for overlap in (0, 32, 64, 128):
             tiled = client.segment_tiled(image, model=arguments.model, tile=512, overlap=overlap, progress=False)
             assert isinstance(tiled, TiledSemanticResult)
-            found[str(overlap)] = int((tiled.labels != whole.labels).sum())
-    return {"side": arguments.agreement_side, "tile": 512, "pixels_that_differ_by_overlap": found}
+            different[str(overlap)] = int((tiled.labels != whole.labels).sum())
+    return {"side": arguments.agreement_side, "tile": 512, "pixels_that_differ_by_overlap": different}
 
 
 def main() -> None:

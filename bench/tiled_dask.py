@@ -1,4 +1,4 @@
-"""A large image on a Dask cluster of two processes through the real gateway, with and without a worker killed half-way.
+"""A large image on a Dask cluster of two processes through the real gateway, with and without killing a worker.
 
     python -m bench.tiled_dask
 
@@ -26,15 +26,15 @@ MODEL = {"model": "coins", "tile": 512, "overlap": 128}
 
 def digest(folder: Path) -> str:
     """Return one digest of all files in a folder."""
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            found.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return found.hexdigest()
+            total.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return total.hexdigest()
 
 
 def run(url: str, image: Path, out: Path, *, kill: bool) -> dict[str, Any]:
-    """Segment the image on a cluster of its own; `kill` ends one worker's process by SIGKILL half-way."""
+    """Segment the image on a new cluster; with `kill`, SIGKILL one worker's process half-way."""
     import distributed
 
     from segserve import Client

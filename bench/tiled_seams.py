@@ -1,4 +1,4 @@
-"""Coins over the seams of tiles beside the same coins in one request for their photograph, by place.
+"""Coins on the seams of tiles, compared by position with the same coins in one request for their photograph.
 
     python -m bench.tiled_seams
 
@@ -24,7 +24,7 @@ CASES = ((384, 192), (384, 128), (512, 192))
 
 
 def compared(photo: InstanceResult, tiled: TiledObjects) -> dict[str, Any]:
-    """Return how many coins are found once at their place, and how much their areas differ."""
+    """Return how many coins are detected exactly once at their position, and how much their areas differ."""
     height, width = photo.size
     objects = list(tiled)
     differences, shared = [], 0

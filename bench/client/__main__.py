@@ -1,9 +1,9 @@
-"""`make bench-client`: what the client costs beside raw libraries that do the same.
+"""`make bench-client`: cost of the client, compared with raw libraries that do the same.
 
     python -m bench.client [--calls 400] [--rounds 5]
 
-Each library asks the example's instance model, once through a real gateway, and once a server that answers at once with
-what the model said: there all the time is the client's. Libraries take turns in one run, all must get the same masks.
+Each library calls the example's instance model through a real gateway, and a server that responds at once with a
+recorded response, where all the time is the client's. Libraries alternate in one run, and all must get the same masks.
 Writes bench/out/client.json and the tables of docs/evidence/performance.md.
 """
 
@@ -13,8 +13,9 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
@@ -27,15 +28,12 @@ from bench.client.report import lines, write_tables
 from bench.client.timing import many_at_once, one_by_one
 from bench.platform import MODELS, ROOT, platform
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 AT_GATEWAY: Mapping[int, int] = {1: 24, 8: 64, 64: 128}
 AT_ONCE: Mapping[int, int] = {1: 320, 8: 640, 64: 640}
 
 
 def run(calls: int, rounds: int) -> dict[str, Any]:
-    """Return everything that was measured."""
+    """Return all results."""
     with tempfile.TemporaryDirectory() as folder:
         recording = Recording(Path(folder))
         with platform(MODELS) as running:
@@ -62,13 +60,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=400, help="calls of each library at the gateway")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of everything that is not a single call")
-    given = parser.parse_args()
-    found = run(given.calls, given.rounds)
-    print("\n".join(lines(found)))
+    arguments = parser.parse_args()
+    results = run(arguments.calls, arguments.rounds)
+    print("\n".join(lines(results)))
     out = ROOT / "bench/out"
     out.mkdir(exist_ok=True)
-    (out / "client.json").write_text(json.dumps(found, indent=2) + "\n")
-    write_tables(found)
+    (out / "client.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_tables(results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A server that answers every inference at once with an answer recorded from a model: what is left is the client."""
+"""A server that responds to every inference at once with a recorded response, so that only the client takes time."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import httpx
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from segserve.transports.grpc import to_grpc
-from segserve_common.kserve import encode_http
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve_common.kserve import InferRequest
+from segserve_common.kserve import InferRequest, encode_http
 
 SERVICE = "inference.GRPCInferenceService"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -30,14 +26,14 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A model's configuration and one answer, by both protocols, in files of a folder."""
+    """A model's configuration and one response over both protocols, in files of a folder."""
 
     folder: Path
 
-    def record(self, url: str, asked: InferRequest) -> None:
-        """Ask a gateway once by each protocol and keep what it says."""
-        model = asked.model
-        headers, body = encode_http(asked)
+    def record(self, url: str, request: InferRequest) -> None:
+        """Send one request to a gateway over each protocol, and record the responses."""
+        model = request.model
+        headers, body = encode_http(request)
         with httpx.Client(base_url=url, trust_env=False) as http:
             config = http.get(f"/v2/models/{model}/config")
             answer = http.post(f"/v2/models/{model}/infer", headers=headers, content=body)
@@ -49,7 +45,7 @@ class Recording:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             config_message = stub.ModelConfig(service_pb2.ModelConfigRequest(name=model))
             self._write("config.grpc", config_message.SerializeToString())
-            _, message = to_grpc(stub, asked)
+            _, message = to_grpc(stub, request)
             self._write("answer.grpc", stub.ModelInfer(message).SerializeToString())
 
     def read(self, name: str) -> bytes:
@@ -61,7 +57,7 @@ class Recording:
 
 @contextmanager
 def serve(recording: Recording) -> Iterator[tuple[str, str]]:
-    """Serve a recording in a process of its own; yields the URLs for HTTP and gRPC."""
+    """Serve a recording in a separate process; yields the URLs for HTTP and gRPC."""
     command = [sys.executable, "-m", "bench.client.canned", str(recording.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -73,7 +69,7 @@ def serve(recording: Recording) -> Iterator[tuple[str, str]]:
 
 
 class Answering(asyncio.Protocol):
-    """One HTTP/1.1 connection; a request is whole when its Content-Length has come."""
+    """One HTTP/1.1 connection; a request is complete when its Content-Length has arrived."""
 
     def __init__(self, config: bytes, answer: bytes) -> None:
         self._config, self._answer = config, answer
@@ -100,7 +96,7 @@ def reply(body: bytes, headers: dict[str, str]) -> bytes:
 
 
 def rpc_server(recording: Recording) -> tuple[Any, int]:
-    """Return a gRPC server that copies bytes, and its port."""
+    """Start a gRPC server that responds with the recorded bytes; return it and its port."""
     answers = {
         f"/{SERVICE}/ModelConfig": recording.read("config.grpc"),
         f"/{SERVICE}/ModelInfer": recording.read("answer.grpc"),

@@ -1,24 +1,21 @@
-"""What a result costs to read: 100 masks of a 1080p image, beside pycocotools and supervision."""
+"""Time to decode a result: 100 masks of a 1080p image, compared with pycocotools and supervision."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import supervision as sv
 from pycocotools import mask as coco
 
 from bench.closed_loop import measure
+from segserve import InstanceResult
 from segserve.calls.answers import read_result
 from segserve.results.values import ModelInfo
 from segserve_common.kserve import InferAnswer, Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from segserve import InstanceResult
 
 HEIGHT: Final = 1080
 WIDTH: Final = 1920
@@ -38,7 +35,7 @@ def masks() -> np.ndarray:
 
 
 def answer(bitmaps: np.ndarray) -> InferAnswer:
-    """Return what a model would answer."""
+    """Return the response of a model with these masks."""
     counts = [coco.encode(np.asfortranarray(bitmap.astype(np.uint8)))["counts"] for bitmap in bitmaps]
     numbers = {
         "SIZE": np.array([HEIGHT, WIDTH], np.int32),
@@ -61,7 +58,7 @@ def rles(result: InstanceResult) -> list[dict[str, Any]]:
 
 
 def targets(result: InstanceResult) -> dict[str, Callable[[], Any]]:
-    """Return what is compared: the same masks as bool arrays, their areas, and supervision's Detections."""
+    """Return the compared calls: the masks as bool arrays, their areas, and supervision's Detections."""
     encoded = rles(result)
     boxes = np.array([one.box for one in result.instances], np.float32)
     scores = np.array([one.score for one in result.instances], np.float32)
@@ -83,29 +80,29 @@ def targets(result: InstanceResult) -> dict[str, Callable[[], Any]]:
 
 
 def check(calls: dict[str, Callable[[], Any]], bitmaps: np.ndarray) -> None:
-    """Stop where any of them decodes other masks."""
+    """Exit if any of the calls decodes other masks."""
     for name in ("segserve", "pycocotools", "supervision"):
         if not all(map(np.array_equal, calls[f"all masks, {name}"](), bitmaps)):
             raise SystemExit(f"{name} decodes other masks")
-    found = [calls[f"supervision Detections, {name}"]() for name in ("segserve", "pycocotools by hand")]
-    if not all(np.array_equal(np.asarray(each.mask), bitmaps) for each in found):
-        raise SystemExit("the Detections hold other masks")
+    detections = [calls[f"supervision Detections, {name}"]() for name in ("segserve", "pycocotools by hand")]
+    if not all(np.array_equal(np.asarray(each.mask), bitmaps) for each in detections):
+        raise SystemExit("the Detections have other masks")
 
 
 def decoding(rounds: int) -> dict[str, Any]:
-    """Return the median milliseconds of each, and how often the peer's time ours is, by rounds that took turns."""
+    """Return the median milliseconds of each call, and the ratios of ours to the peers', over alternating rounds."""
     bitmaps = masks()
     result: Any = read_result(answer(bitmaps), INFO)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools' on numpy 2
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pycocotools on numpy 2
         calls = targets(result)
         check(calls, bitmaps)
         del bitmaps
-        found = measure(calls, concurrency=1, rounds=rounds, calls=1)
+        latencies = measure(calls, concurrency=1, rounds=rounds, calls=1)
     ratios = {
-        f"{name} / {other.split(', ')[1]}": round(found[name].median_ratio(found[other]), 3)
+        f"{name} / {other.split(', ')[1]}": round(latencies[name].median_ratio(latencies[other]), 3)
         for name in calls
         for other in calls
         if name.endswith("segserve") and other != name and other.split(", ")[0] == name.split(", ")[0]
     }
-    return {"ms": {name: round(each.percentile(50), 2) for name, each in found.items()}, "ratios": ratios}
+    return {"ms": {name: round(each.percentile(50), 2) for name, each in latencies.items()}, "ratios": ratios}

@@ -1,4 +1,4 @@
-"""How long `import segserve` takes beside an empty process, and beside what a program imports anyway."""
+"""Time of `import segserve`, compared with imports of other libraries."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ BARE: Final = "pass"
 
 
 def importing(rounds: int) -> dict[str, float]:
-    """Return the milliseconds of each beyond those of a bare interpreter, the median of rounds that took turns."""
+    """Return the milliseconds of each import beyond those of a bare interpreter, as medians of alternating rounds."""
     ms: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    for _ in range(rounds + 1):  # the first writes what Python compiles
+    for _ in range(rounds + 1):  # the first round writes bytecode
         bare = _process_ms(BARE)
         for name, program in PROGRAMS.items():
             ms[name].append(_process_ms(program) - bare)

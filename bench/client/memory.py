@@ -1,6 +1,6 @@
-"""What a client's process grows by: over thousands of calls, and at most while hundreds of large images pass through.
+"""Memory growth of a client's process: over thousands of calls, and at peak while it sends hundreds of large images.
 
-python -m bench.client.memory URL   (in a process of its own; prints JSON)
+python -m bench.client.memory URL   (in a separate process; prints JSON)
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ import json
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import numpy as np
 import psutil
 
 from bench.client.peers import MODEL, PHOTO
 from segserve import AsyncClient, Client
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 CALLS: Final = 2000
 IMAGES: Final = 500
@@ -32,7 +30,7 @@ def rss_mib() -> float:
 
 
 def over_calls(client: Client) -> float:
-    """Return the growth over CALLS calls, after as many have been made."""
+    """Return the growth in MiB over `CALLS` calls, after as many calls to warm up."""
     for _ in range(CALLS):
         client.segment(PHOTO, model=MODEL)
     before = rss_mib()
@@ -47,7 +45,7 @@ def frames() -> Iterator[np.ndarray]:
 
 
 def peak(run: Callable[[], Any]) -> float:
-    """Return by how much the process grew at most while `run` ran."""
+    """Return the peak growth of the process in MiB during `run`."""
     before = most = rss_mib()
     done = threading.Event()
 
@@ -78,12 +76,12 @@ def by_threads(client: Client) -> None:
 
 
 def measure(url: str) -> dict[str, Any]:
-    """Return the figures of a process of its own."""
+    """Return the figures, measured in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.client.memory", url], capture_output=True, text=True, check=True
     )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
 
 
 def main(url: str) -> None:

@@ -1,12 +1,13 @@
-"""The same inference by our client and by raw libraries that send the same request and take the answer's bytes."""
+"""The same inference by our client and by raw libraries."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 import numpy as np
@@ -17,9 +18,6 @@ import tritonclient.http.aio as by_http_aio
 from bench.platform import MODELS
 from segserve import AsyncClient, Client
 from segserve_common.kserve import HEADER_LENGTH, InferRequest, Tensor, decode_http, encode_http
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
 
 MODEL: Final = "coins-instances"
 PHOTO: Final = (MODELS.parent / "coins.png").read_bytes()
@@ -33,14 +31,14 @@ HTTPX, TRITON, TRITON_GRPC = "httpx", "tritonclient, HTTP", "tritonclient, gRPC"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is: the gateway has one URL for both protocols."""
+    """URLs of a server for HTTP and gRPC; those of the gateway are equal."""
 
     http: str
     grpc: str
 
 
 def httpx_call(address: Address) -> Callable[[], httpx.Response]:
-    """Return a call that makes the request from the file's bytes and takes the answer's, unread."""
+    """Return a call that encodes the request and receives the response without decoding it."""
     client = httpx.Client(base_url=address.http, trust_env=False, timeout=60)
 
     def call() -> httpx.Response:
@@ -52,25 +50,25 @@ def httpx_call(address: Address) -> Callable[[], httpx.Response]:
 
 
 def tritonclient_call(library: Any, url: str) -> Callable[[], dict[str, Any]]:
-    """Return a call that makes the request from the file's bytes and takes the outputs as arrays."""
-    own = threading.local()  # the one for HTTP belongs to the thread that made it
+    """Return a call that encodes the request and decodes the outputs to arrays."""
+    own = threading.local()  # the HTTP client may be used only by the thread that created it
 
     def call() -> dict[str, Any]:
         if not hasattr(own, "client"):
             own.client = library.InferenceServerClient(url.removeprefix("http://"))
-        answer = own.client.infer(MODEL, [image(library)], outputs=wanted(library), parameters=PARAMETERS)
+        answer = own.client.infer(MODEL, [image(library)], outputs=output_requests(library), parameters=PARAMETERS)
         return {name: answer.as_numpy(name) for name in OUTPUTS}
 
     return call
 
 
 def image(library: Any) -> Any:
-    made = library.InferInput("IMAGE", [1], "BYTES")
-    made.set_data_from_numpy(np.array([PHOTO], np.object_))
-    return made
+    tensor = library.InferInput("IMAGE", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([PHOTO], np.object_))
+    return tensor
 
 
-def wanted(library: Any) -> list[Any]:
+def output_requests(library: Any) -> list[Any]:
     return [library.InferRequestedOutput(name) for name in OUTPUTS]
 
 
@@ -88,13 +86,13 @@ def one_call(address: Address) -> dict[str, Callable[[], Any]]:
 
 
 def check(calls: Mapping[str, Callable[[], Any]]) -> None:
-    """Stop where one library does not get the masks that the others get: it would not do the same work."""
+    """Exit if the libraries get different masks: they would not do the same work."""
     answer = calls[HTTPX]()
     masks = {HTTPX: decode_http(answer.content, answer.headers[HEADER_LENGTH])["MASKS"].to_items()}
     for name in (TRITON, TRITON_GRPC):
         masks[name] = tuple(calls[name]()["MASKS"].tolist())
     for name in (OURS, OURS_GRPC):
-        masks[name] = tuple(found.encoded.data for found in calls[name]().instances)
+        masks[name] = tuple(instance.encoded.data for instance in calls[name]().instances)
     if len(set(masks.values())) != 1 or not masks[HTTPX]:
         raise SystemExit(f"the libraries got different masks: { {name: len(each) for name, each in masks.items()} }")
 
@@ -103,7 +101,7 @@ def threads_call(address: Address) -> Callable[[int, int], int]:
     """Return a run of `segment_many`."""
     client = Client(address.http)
     return lambda count, in_flight: sum(
-        len(found.instances) for found in client.segment_many([PHOTO] * count, model=MODEL, in_flight=in_flight)
+        len(result.instances) for result in client.segment_many([PHOTO] * count, model=MODEL, in_flight=in_flight)
     )
 
 
@@ -112,29 +110,31 @@ def tasks_call(address: Address) -> Callable[[int, int], int]:
 
     async def run(count: int, in_flight: int) -> int:
         async with AsyncClient(address.http) as client:
-            found = client.segment_many([PHOTO] * count, model=MODEL, in_flight=in_flight)
-            return sum([len(each.instances) async for each in found])
+            results = client.segment_many([PHOTO] * count, model=MODEL, in_flight=in_flight)
+            return sum([len(each.instances) async for each in results])
 
     return lambda count, in_flight: asyncio.run(run(count, in_flight))
 
 
 def tritonclient_tasks_call(address: Address) -> Callable[[int, int], int]:
-    """Return a run of tritonclient's aiohttp client, as many tasks as are to be in flight."""
+    """Return a run of tritonclient's aiohttp client, with one task for each request in flight."""
 
     async def run(count: int, in_flight: int) -> int:
         async with by_http_aio.InferenceServerClient(address.http.removeprefix("http://")) as client:
 
             async def one() -> int:
-                answer = await client.infer(MODEL, [image(by_http_aio)], outputs=wanted(by_http), parameters=PARAMETERS)
+                answer = await client.infer(
+                    MODEL, [image(by_http_aio)], outputs=output_requests(by_http), parameters=PARAMETERS
+                )
                 return len([answer.as_numpy(name) for name in OUTPUTS][-1])
 
-            return sum(await shared(one, count, in_flight))
+            return sum(await spread(one, count, in_flight))
 
     return lambda count, in_flight: asyncio.run(run(count, in_flight))
 
 
 def httpx_tasks_call(address: Address) -> Callable[[int, int], int]:
-    """Return a run of httpx's asynchronous client, as many tasks as are to be in flight."""
+    """Return a run of httpx's asynchronous client, with one task for each request in flight."""
 
     async def run(count: int, in_flight: int) -> int:
         async with httpx.AsyncClient(base_url=address.http, trust_env=False, timeout=60) as client:
@@ -144,13 +144,13 @@ def httpx_tasks_call(address: Address) -> Callable[[int, int], int]:
                 answer = await client.post(f"/v2/models/{MODEL}/infer", headers=headers, content=body)
                 return len(answer.raise_for_status().content) and 1
 
-            return sum(await shared(one, count, in_flight))
+            return sum(await spread(one, count, in_flight))
 
     return lambda count, in_flight: asyncio.run(run(count, in_flight))
 
 
-async def shared(one: Callable[[], Awaitable[int]], count: int, in_flight: int) -> list[int]:
-    """Await `one` so many times, by `in_flight` tasks."""
+async def spread(one: Callable[[], Awaitable[int]], count: int, in_flight: int) -> list[int]:
+    """Await `one` `count` times, from `in_flight` tasks."""
 
     async def some(times: int) -> int:
         return sum([await one() for _ in range(times)])
@@ -159,7 +159,7 @@ async def shared(one: Callable[[], Awaitable[int]], count: int, in_flight: int) 
 
 
 def many_calls(address: Address) -> dict[str, Callable[[int, int], int]]:
-    """Return a run of many images by each library, which takes how many and how many in flight."""
+    """Return a run of many images by each library, a function of their number and of the number in flight."""
     return {
         "segserve, threads": threads_call(address),
         "segserve, asyncio": tasks_call(address),

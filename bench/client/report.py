@@ -1,13 +1,11 @@
-"""The table of docs/evidence/performance.md; figures that missed their goal are bold."""
+"""The client's tables in docs/evidence/performance.md; figures that miss their goal are bold."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from bench.platform import ROOT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 DOCUMENT: Final = ROOT / "docs/evidence/performance.md"
 BEGIN: Final = "<!-- client: written by make bench-client -->"
@@ -16,24 +14,24 @@ RATIO_GOAL: Final = 1.1
 IMPORT_GOAL_MS: Final = 150
 
 
-def write_tables(found: Mapping[str, Any]) -> None:
-    """Put what was measured between the marks."""
+def write_tables(results: Mapping[str, Any]) -> None:
+    """Write the tables between their marks."""
     text = DOCUMENT.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    DOCUMENT.write_text(before + BEGIN + "\n" + "\n".join(lines(found)) + "\n" + END + after)
+    DOCUMENT.write_text(before + BEGIN + "\n" + "\n".join(lines(results)) + "\n" + END + after)
 
 
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tables' lines."""
-    at_gateway, at_once = found["calls"]["gateway"], found["calls"]["at once"]
+def lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the tables."""
+    at_gateway, at_once = results["calls"]["gateway"], results["calls"]["at once"]
     yield from ("| ms per call, sequential | at the gateway | answered at once |", "|---|---|---|")
     for name, ms in at_gateway["ms"].items():
         yield f"| {name} | {ms:.2f} | {at_once['ms'][name]:.2f} |"
     for name, ratio in at_gateway["ratios"].items():
         yield f"| {name} | {_limited(ratio, RATIO_GOAL, 'x')} | {at_once['ratios'][name]:.2f}x |"
     yield ""
-    for title, rates in found["images_per_s"].items():
+    for title, rates in results["images_per_s"].items():
         counts = next(iter(rates.values()))
         yield f"| images per second, {title} | {' | '.join(f'{count} in flight' for count in counts)} |"
         yield f"|---|{'---|' * len(counts)}"
@@ -41,11 +39,11 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {name} | {' | '.join(f'{each:.0f}' for each in rate.values())} |"
         yield ""
     yield from ("| reading 100 masks of 1080 x 1920 | ms |", "|---|---|")
-    yield from (f"| {name} | {ms:.3g} |" for name, ms in found["decoding"]["ms"].items())
+    yield from (f"| {name} | {ms:.3g} |" for name, ms in results["decoding"]["ms"].items())
     yield ""
     yield from ("| other | measured |", "|---|---|")
-    yield from _memory(found["memory"])
-    for name, ms in found["importing_ms"].items():
+    yield from _memory(results["memory"])
+    for name, ms in results["importing_ms"].items():
         goal = IMPORT_GOAL_MS if name == "import segserve" else None
         yield f"| `{name}`, on top of Python's start | {_limited(ms, goal, ' ms')} |"
 

@@ -1,4 +1,4 @@
-"""What one writes by hand instead: decoding, U-Net, cleaning and encoding in one Python model."""
+"""The hand-written alternative: decoding, U-Net, post-processing and encoding in one Python model."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ class TritonPythonModel:
 
 def without_small_regions(mask: np.ndarray) -> np.ndarray:
     _, regions, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-    kept = statistics[:, cv2.CC_STAT_AREA] >= MIN_AREA
-    kept[0] = False
-    return kept.astype(np.uint8)[regions]
+    is_kept = statistics[:, cv2.CC_STAT_AREA] >= MIN_AREA
+    is_kept[0] = False
+    return is_kept.astype(np.uint8)[regions]
