@@ -129,7 +129,7 @@ def version_of(part: str) -> str:
 
 
 def _engine_files() -> list[Path]:
-    single = ("rollout", "phases", "evidence", "policy")
+    single = ("rollout/engine", "rollout/phases", "rollout/policy", "evidence")
     folders = [path for name in ("gates", "statistics") for path in sorted((_CORE / "core" / name).glob("*.py"))]
     return [_CORE / "api/rollout_policy.py", *(_CORE / f"core/{name}.py" for name in single), *folders]
 

@@ -16,7 +16,7 @@ from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.probe import probe_outcome
-from segserve_operator.core.rollout.engine import Signals, Progress, next_transition, watch, weights
+from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch, weights
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.policy import engine_policy
 

@@ -10,7 +10,7 @@ from segserve_operator.api.rollout_policy import GoldenQualityGate
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.checks import CheckResult, Scores
 from segserve_operator.core.gates.golden_quality import judge
-from segserve_operator.core.rollout.policy import golden_level
+from segserve_operator.core.rollout.policy import alpha_shares
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def golden(fault: Fault, runs: int, policy: RolloutPolicy, rng: np.random.Genera
         lost[:, :RARE_IMAGES] = stable[:, :RARE_IMAGES] / CLASSES_AN_IMAGE
     candidate = np.clip(stable + change - lost, 0.0, 1.0)
     rare = candidate[:, :RARE_IMAGES].mean(1) if not fault.lost_class else np.zeros(runs)
-    spec, level = GoldenQualityGate(), golden_level(policy)
+    spec, level = GoldenQualityGate(), alpha_shares(policy).get("goldenQuality", 0.0)
     found = np.zeros(runs, np.int8)
     for run in range(runs):
         scores = Scores(

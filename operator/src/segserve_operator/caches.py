@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_operator.core.models.planning import DesiredState
-    from segserve_operator.core.models.self_test import SelfTest
-    from segserve_operator.core.models.slo import SloWatch
-    from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.models.planning import DesiredState
+from segserve_operator.core.models.watches import SelfTest, SloWatch
+from segserve_operator.core.rollout.record import Record
 
 
 @dataclass(slots=True)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import kopf
 
-from segserve_operator.adapters.kube.view import PoolKey, selector
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from segserve_common.kube.kinds import Kind
-    from segserve_operator.adapters.kube.view import View
+from segserve_common.kube.kinds import Kind
+from segserve_operator.adapters.kube.view import PoolKey, View, selector
 
 
 def registry_of(view: View, enqueue: Callable[[PoolKey], None]) -> kopf.OperatorRegistry:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from segserve_common.kube.kinds import MODELS, POOLS
+from segserve_common.kube.kinds import MODELS, POOLS, Kind
+from segserve_operator.adapters.kube.view import View
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.rollout_metrics import RolloutMetrics
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Any
-
-    from segserve_common.kube.kinds import Kind
-    from segserve_operator.adapters.kube.view import View
 
 _DEFAULT_ERROR_PERCENT = Slo().error_percent
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)

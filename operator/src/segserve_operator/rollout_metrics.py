@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from segserve_operator.core.models.rollout_events import hold_of
 from segserve_operator.core.rollout.phases import ENDED, Phase
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.rollout.record import Record, RolloutState
 
 EXCESS: Final = "excess"
 """The number of a verdict that counts requests which went wrong because of the candidate."""
@@ -73,7 +70,9 @@ class RolloutMetrics:
         text = "Messages to people, by what became of them."
         self.notifications = Counter("segserve_notifications", text, ["outcome"], registry=self.registry)
 
-    def look(self, namespace: str, pool: str, states: Mapping[str, RolloutState], records: Mapping[str, Record]) -> None:
+    def look(
+        self, namespace: str, pool: str, states: Mapping[str, RolloutState], records: Mapping[str, Record]
+    ) -> None:
         """Take in how the rollouts of a pool stand: `standings` by model, `records` by the rollouts' names.
 
         Those that are not named any more are taken out; of a pool that is gone, none are to be named. It is called

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
+from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_operator.caches import RolloutCache
+from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.actions import (
     Action,
     Announce,
     Assign,
     DropRevision,
+    Effect,
+    EmitEvent,
+    EmitPoolEvent,
     Forget,
+    Intent,
     SaveBundle,
     SavePoolStatus,
     SaveRevision,
@@ -22,31 +29,21 @@ from segserve_operator.core.models.actions import (
     SetTraffic,
     StartGroup,
     StopGroup,
-    EmitEvent,
-    EmitPoolEvent,
 )
+from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.inputs import sampled_groups
-from segserve_operator.core.models.observed import Observed
-from segserve_operator.core.models.planning import desired_state, effects, intents
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
-
-    from segserve_builder.agent.protocol import AssignedModel, Assignment
-    from segserve_operator.core.gates.checks import Check, CheckResult
-    from segserve_operator.core.models.actions import Effect, Intent
-    from segserve_operator.core.models.events import Event
-    from segserve_operator.core.models.observed import (
-        GroupObserved,
-        ModelObserved,
-        ModelStatus,
-        PoolObserved,
-        PoolStatus,
-    )
-    from segserve_operator.core.models.planning import DesiredState
-    from segserve_operator.core.rollout.counters import Sample
-    from segserve_operator.core.rollout.record import Record, RolloutState
-    from segserve_operator.core.traffic import TrafficPlan, TrafficState
+from segserve_operator.core.models.observed import (
+    GroupObserved,
+    ModelObserved,
+    ModelStatus,
+    Observed,
+    PoolObserved,
+    PoolStatus,
+)
+from segserve_operator.core.models.planning import DesiredState, desired_state, effects, intents
+from segserve_operator.core.rollout.counters import Sample
+from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 WRITES_AT_ONCE: Final = 16
 
@@ -147,7 +144,7 @@ class CheckRunner(Protocol):
         """Find out these things, and nothing else any more; what is on its way already goes on to its answer."""
         ...
 
-    def findings(self) -> Mapping[str, CheckResult]:
+    def check_results(self) -> Mapping[str, CheckResult]:
         """Return by key what was found out."""
         ...
 
@@ -198,7 +195,7 @@ class Service:
             records=dict(self.rollout_cache.records),
             written=dict(self.rollout_cache.written),
             samples=await self.traffic.samples(sampled_groups(models, self.rollout_cache.watches, now_s)),
-            findings=self.check_runner.findings(),
+            check_results=self.check_runner.check_results(),
             watches=self.rollout_cache.watches,
             self_tests=self.rollout_cache.self_tests,
         )

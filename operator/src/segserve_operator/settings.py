@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
+from typing import Final, Literal, TypeAlias, cast, get_args
 
 from segserve_builder.spec.schemes import SCHEMES
 from segserve_common.kube.names import CACHE_FOLDER
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
 
 PullPolicy: TypeAlias = Literal["Always", "IfNotPresent", "Never"]
 
@@ -20,7 +18,7 @@ _SOMEBODY: Final = f"segserve-operator-{secrets.token_hex(5)}"
 _LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
-class SettingsError(ValueError):
+class OperatorSettingsError(ValueError):
     """The environment says something that cannot be; `problems` has a line for each variable."""
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -29,7 +27,7 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class OperatorSettings:
     """What holds for every pool that does not say otherwise.
 
     `namespaces` are those to work in, all of them where there is none. `triton_version` is NVIDIA's release of the
@@ -60,7 +58,7 @@ class Settings:
     samples_prometheus: str = ""
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Settings:
+    def from_environment(cls, environ: Mapping[str, str]) -> OperatorSettings:
         """Return what the variables say, the default of each that is absent or empty; raises `SettingsError`."""
         read = _Reader(environ)
         settings = cls(
@@ -96,11 +94,11 @@ class Settings:
             ),
         )
         if read.problems:
-            raise SettingsError(read.problems)
+            raise OperatorSettingsError(read.problems)
         return settings
 
 
-_DEFAULT: Final = Settings()
+_DEFAULT: Final = OperatorSettings()
 
 
 class _Reader:

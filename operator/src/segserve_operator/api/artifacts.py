@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic.config import JsonDict
 
 from segserve_builder.spec.schemes import SCHEMES
 from segserve_operator.api.checks import check_distinct, located, unknown_name
 from segserve_operator.api.meta import ApiValue
 from segserve_operator.api.pod_template import Quantity, Subdomain
-
-if TYPE_CHECKING:
-    from pydantic.config import JsonDict
 
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}

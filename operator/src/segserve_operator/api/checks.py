@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable
+from typing import TypeVar
 
 from pydantic_core import PydanticCustomError
 
 from segserve_builder.errors import PipelineError
 from segserve_builder.families import FAMILIES
+from segserve_builder.spec.model_spec import ModelClass
+from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess, check_second
 from segserve_builder.steps.preprocess_rules import check_preprocess
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from segserve_builder.spec.model_spec import ModelClass
-    from segserve_builder.steps.pipeline import Pipeline
 
 Item = TypeVar("Item")
 

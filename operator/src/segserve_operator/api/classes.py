@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from segserve_builder.spec.model_spec import ModelClass
+from segserve_builder.spec.model_spec import ModelClass
 
 
 def class_changes(stable: Sequence[ModelClass], new: Sequence[ModelClass]) -> list[str]:

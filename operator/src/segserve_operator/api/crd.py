@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segserve_operator.api.documents import write_documents
 from segserve_operator.api.meta import API_GROUP, API_VERSION
-from segserve_operator.api.resources import KINDS
+from segserve_operator.api.resources import KINDS, Column, ResourceKind
 from segserve_operator.api.schema import structural_schema
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from segserve_operator.api.resources import Column, ResourceKind
 
 
 def crd(kind: ResourceKind) -> dict[str, Any]:

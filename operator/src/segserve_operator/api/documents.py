@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import yaml
 
 from segserve_operator.api.errors import Problem, SpecError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 MAX_LENGTH: Final = 1024 * 1024
 MAX_VALUES: Final = 50_000

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from reprlib import Repr
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from segserve_operator.api.checks import unknown_name
 from segserve_operator.api.documents import Document, Path, read_documents, write_documents
 from segserve_operator.api.errors import Problem, SpecError
 from segserve_operator.api.meta import GROUP_VERSION, UNREAD_METADATA
-from segserve_operator.api.resources import KINDS
+from segserve_operator.api.resources import KINDS, Resource
 from segserve_operator.api.rollout_policy import GATE_SPECS
 from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.tagged_unions import untagged
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from pydantic import BaseModel
-    from pydantic_core import ErrorDetails
-
-    from segserve_operator.api.resources import Resource
 
 _COMPLETE: Final = ("spec", "name", "duration", "value_error")  # their messages already contain the value
 # Names of earlier versions of v1alpha1: an error about one of them names the present one.

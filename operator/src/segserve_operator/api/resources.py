@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from segserve_operator.api.meta import API_GROUP
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.segmentation_rollout import SegmentationRollout
 from segserve_operator.api.triton_pool import TritonPool
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Resource: TypeAlias = SegmentationModel | TritonPool | SegmentationRollout
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 from itertools import combinations, pairwise
-from typing import Annotated, Final, Literal, Self, TypeAlias, Union
+from typing import Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema, model_validator
 from pydantic.config import JsonDict
-from pydantic_core import CoreSchema
+from pydantic_core.core_schema import CoreSchema, tagged_union_schema
 
 from segserve_operator.api.checks import located
 from segserve_operator.api.meta import ApiValue, Duration, format_duration
@@ -283,8 +283,8 @@ GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
 
 def _gate_schema(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
     """Return the schema of a union over `GATE_SPECS`, tagged by the field `gate`."""
-    union = Union[tuple(GATE_SPECS.values())]  # noqa: UP007  (a union made of a registry has no `|` form)
-    return handler.generate_schema(Annotated[union, Field(discriminator="gate")])
+    choices = {name: handler.generate_schema(spec) for name, spec in GATE_SPECS.items()}
+    return tagged_union_schema(choices, discriminator="gate")
 
 
 Gate: TypeAlias = Annotated[GateSpec, GetPydanticSchema(_gate_schema)]

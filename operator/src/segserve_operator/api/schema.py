@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from segserve_builder.steps.pipeline import PostprocessStep, PreprocessStep
 from segserve_operator.api.meta import format_duration
 from segserve_operator.api.tagged_unions import merged
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from pydantic import BaseModel
 
 _KEPT: Final = (
     "type", "description", "format", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic.config import JsonDict
 
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.families import FAMILIES
@@ -31,9 +32,6 @@ from segserve_operator.api.meta import (
 )
 from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy, Slo
 from segserve_operator.api.rollout_status import MAX_HANDLED_ANNOTATIONS, RolloutStatus
-
-if TYPE_CHECKING:
-    from pydantic.config import JsonDict
 
 Classes = Annotated[tuple[ModelClass, ...], AfterValidator(in_order_of_id)]
 FamilyName = Annotated[str, AfterValidator(check_family), WithJsonSchema({"type": "string", "enum": sorted(FAMILIES)})]
@@ -236,7 +234,7 @@ class CandidateStatus(ApiValue):
     message: str | None = Field(None, description="Reason as a sentence.")
 
 
-class Roles(ApiValue):
+class RolesStatus(ApiValue):
     """Revisions by role; a role without a revision is absent."""
 
     stable: RoleStatus | None = Field(None, description="Revision that serves.")
@@ -264,7 +262,7 @@ class SegmentationModelStatus(ApiValue):
         description=f"Conditions, one of each type: {', '.join(ConditionType)}.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    roles: Roles = Field(Roles(), description="Revisions by role.")
+    roles: RolesStatus = Field(RolesStatus(), description="Revisions by role.")
     revisions: tuple[RevisionStatus, ...] = Field(
         (),
         max_length=32,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from segserve_operator.api.artifacts import Artifacts
@@ -23,9 +24,6 @@ from segserve_operator.api.pod_template import (
     Toleration,
     Variable,
 )
-
-if TYPE_CHECKING:
-    from pydantic.config import JsonDict
 
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}

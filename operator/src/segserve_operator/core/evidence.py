@@ -23,13 +23,12 @@ EDGES_MS: Final = (*(float(f"{digits}e{power}") for power in range(-1, 4) for di
 class EvidenceWindow:
     """Requests counted between two moments. All arrays have the same leading axes: none, or [runs] in a simulation.
 
-    seconds [...]: length of the window.
-    requests [..., 2]: attempts that ended, of stable (0) and candidate (1). A retried request counts twice.
-    errors [..., 2]: attempts among them that failed with a server error.
-    latencies [..., 2, K + 1]: answers by latency. Bin i holds those of at least `edges[i - 1]` and less than `edges[i]`
-    ms; the last bin also holds requests that timed out, that their callers gave up, or that hang: the latter as soon as
-    they hang, and not again when they end. Failures without a server's answer are in no bin, so that the sum may be less
-    than `requests` or, while requests hang, more.
+    seconds [...]: length of the window. requests [..., 2]: attempts that ended, of stable (0) and candidate (1). A
+    retried request counts twice. errors [..., 2]: attempts among them that failed with a server error. latencies [...,
+    2, K + 1]: answers by latency. Bin i holds those of at least `edges[i - 1]` and less than `edges[i]` ms; the last
+    bin also holds requests that timed out, that their callers gave up, or that hang: the latter as soon as they hang,
+    and not again when they end. Failures without a server's answer are in no bin, so that the sum may be less than
+    `requests` or, while requests hang, more.
     """
 
     seconds: Floats

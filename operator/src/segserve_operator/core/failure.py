@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailureReason:
     """One CamelCase word, and a text that says what was seen and what is allowed."""
 
     reason: str

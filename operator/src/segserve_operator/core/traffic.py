@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Self
-
-    from segserve_operator.core.failure import Failure
-
+from segserve_operator.core.failure import FailureReason
 
 _SHADOW: Final = "~shadow"  # a name that no group can have
 
@@ -41,9 +37,9 @@ class Share:
     With the weight 0 it is known to the gateway, which can then send it requests from one moment to the next; until
     then only our own come, which name the group.
 
-    `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none,
-    its requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once. With a
-    `shadow`, half of its inference requests are sent and counted under the name `shadow_of(group)`, to the same servers.
+    `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none, its
+    requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once. With a `shadow`,
+    half of its inference requests are sent and counted under the name `shadow_of(group)`, to the same servers.
     """
 
     group: str
@@ -104,7 +100,7 @@ class TrafficState:
     pending: frozenset[str] = frozenset()
     answering: bool = True
     intact: bool = True
-    problem: Failure | None = None
+    problem: FailureReason | None = None
     _shares: Mapping[tuple[str, str], Share] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

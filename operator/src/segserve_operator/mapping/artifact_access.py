@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from segserve_builder.sources.access import Access, Credential, Identity, Signatures
+from segserve_operator.api.artifacts import Artifacts, TrustedSigners
 from segserve_operator.mapping.quantities import number
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from segserve_operator.api.artifacts import Artifacts, TrustedSigners
 
 
 def access_of(artifacts: Artifacts, secrets: Path) -> Access:

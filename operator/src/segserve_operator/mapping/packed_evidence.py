@@ -146,7 +146,9 @@ def _count(value: Sequence[Any]) -> Counters:
     return Counters(epoch, at_s, dict(_tally(*each) for each in by_series), began_s)
 
 
-def _tally(group: str, protocol: Any, attempts: int, failed: int, given_up: int, *rest: Any) -> tuple[Series, SeriesCounts]:
+def _tally(
+    group: str, protocol: Any, attempts: int, failed: int, given_up: int, *rest: Any
+) -> tuple[Series, SeriesCounts]:
     active, latencies = rest
     bins = tuple((edge_ms, count) for edge_ms, count in latencies)
     return Series(group, protocol), SeriesCounts(attempts, failed, given_up, active, bins)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from segserve_common.canonical import canonical_json
 from segserve_operator.api.errors import SpecError
@@ -20,8 +21,9 @@ from segserve_operator.api.segmentation_rollout import (
     SegmentationRolloutStatus,
     VerdictStatus,
 )
+from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Decision, Record
+from segserve_operator.core.rollout.record import Decision, Record, Row
 from segserve_operator.mapping.packed_evidence import (
     UnreadableRecordError,
     chunked_rows,
@@ -32,12 +34,6 @@ from segserve_operator.mapping.packed_evidence import (
     unpack_seen,
     unpack_state,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.rollout.record import Row
 
 OBJECT_BYTES: Final = 512 * 1024
 """No record is larger, whatever a rollout sees: an API server takes 1.5 MiB, and each write is of the whole."""

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from segserve_common.kube.names import DOMAIN
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import Wanted
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _OWN: Final = f"{DOMAIN}/"
 
 
-def wanted_of(manifest: Mapping[str, Any]) -> Wanted | Failure:
+def wanted_of(manifest: Mapping[str, Any]) -> Wanted | FailureReason:
     """Read a SegmentationModel's spec."""
     name = manifest["metadata"]["name"]
     try:
         model = parse({key: value for key, value in manifest.items() if key != "status"}, name)
     except SpecError as error:
-        return Failure(error.reason, str(error))
+        return FailureReason(error.reason, str(error))
     assert isinstance(model, SegmentationModel)
     return Wanted(
         assigned=model.spec.assigned(name),

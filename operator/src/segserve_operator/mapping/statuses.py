@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from segserve_operator.api.meta import Condition, ConditionStatus
 from segserve_operator.api.rollout_status import MAX_HANDLED_ANNOTATIONS, RolloutPhase, RolloutStatus
@@ -12,18 +12,22 @@ from segserve_operator.api.segmentation_model import (
     CandidateStatus,
     RevisionStatus,
     Role,
+    RolesStatus,
     RoleStatus,
     SegmentationModelStatus,
 )
-from segserve_operator.api.segmentation_model import Roles as ApiRoles
 from segserve_operator.api.triton_pool import TritonPoolStatus
-from segserve_operator.core.failure import Failure
-from segserve_operator.core.models.observed import Candidate, RoleHolder, ModelStatus, PoolStatus, Roles, ObservedCondition
+from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.models.observed import (
+    Candidate,
+    ModelStatus,
+    ObservedCondition,
+    PoolStatus,
+    RoleHolder,
+    Roles,
+)
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 
 def from_api(status: SegmentationModelStatus) -> ModelStatus:
@@ -35,7 +39,7 @@ def from_api(status: SegmentationModelStatus) -> ModelStatus:
             candidate=_candidate(status.roles.candidate),
             previous=_holder(status.roles.previous),
         ),
-        conditions=_conditions(status.conditions),
+        conditions=_observed(status.conditions),
         weight=status.weight or 0,
         url=status.url or "",
         rollout=_standing(status.rollout),
@@ -49,7 +53,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
     return SegmentationModelStatus(
         observed_generation=status.observed_generation,
         conditions=_conditions(status.conditions, status.observed_generation, former.conditions, now),
-        roles=ApiRoles(
+        roles=RolesStatus(
             stable=_role_status(status.roles.stable),
             candidate=_candidate_status(status.roles.candidate),
             previous=_role_status(status.roles.previous),
@@ -67,7 +71,7 @@ def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
     """Read the core's view of a pool's status."""
     return PoolStatus(
         observed_generation=status.observed_generation or 0,
-        conditions=_conditions(status.conditions),
+        conditions=_observed(status.conditions),
         main_group=status.main_group or "",
         servers=status.replicas or 0,
         models=status.models or 0,
@@ -88,7 +92,7 @@ def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, sel
     )
 
 
-def _conditions(conditions: Iterable[Condition]) -> tuple[ObservedCondition, ...]:
+def _observed(conditions: Iterable[Condition]) -> tuple[ObservedCondition, ...]:
     return tuple(ObservedCondition(c.type, c.status.value, c.reason, c.message) for c in conditions)
 
 
@@ -100,7 +104,7 @@ def _candidate(role: CandidateStatus | None) -> Candidate | None:
     if role is None:
         return None
     failed = role.state is CandidateState.FAILED
-    failure = Failure(role.reason or "Failed", role.message or "") if failed else None
+    failure = FailureReason(role.reason or "Failed", role.message or "") if failed else None
     return Candidate(role.revision, role.group, role.since.timestamp(), failure)
 
 

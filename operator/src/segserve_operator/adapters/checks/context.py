@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
 from segserve_builder.sources.access import Access
-from segserve_operator.core.gates.checks import CheckResult
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from pathlib import Path
-    from typing import TypeAlias
-
-    from segserve_operator.adapters.checks.gateway import InternalGateway
-    from segserve_operator.core.gates.checks import Check, ResourceSample
+from segserve_operator.adapters.checks.gateway import InternalGateway
+from segserve_operator.core.gates.checks import Check, CheckResult, ResourceSample
 
 
 class ResourceSource(Protocol):
@@ -48,13 +43,13 @@ class CheckContext:
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
 
 
-Tell: TypeAlias = "Callable[[CheckResult], None]"
-Ask: TypeAlias = "Callable[[Check, CheckContext, Tell], Awaitable[CheckResult]]"
+ReportResult: TypeAlias = "Callable[[CheckResult], None]"
+RunCheck: TypeAlias = "Callable[[Check, CheckContext, ReportResult], Awaitable[CheckResult]]"
 """Finds one thing out, and tells of it meanwhile where that is of use; raises `CheckError` where it cannot."""
 
 
 @dataclass(slots=True)
-class Counts:
+class RequestCounts:
     """Our own requests to (stable, candidate) so far."""
 
     asked: list[int] = field(default_factory=lambda: [0, 0])
@@ -65,7 +60,7 @@ class Counts:
         self.asked[side] += 1
         self.failed[side] += failed
 
-    def finding(self, key: str, at_s: float, *, done: bool) -> CheckResult:
+    def result(self, key: str, at_s: float, *, done: bool) -> CheckResult:
         """Return them as a finding."""
         asked, failed = (self.asked[0], self.asked[1]), (self.failed[0], self.failed[1])
         return CheckResult(key, at_s, done=done, asked=asked, failed=failed)

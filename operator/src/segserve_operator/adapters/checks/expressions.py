@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from segserve_operator.adapters.checks.errors import CheckError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 TIMEOUT_S: Final = 5.0
 _CHILD: Final = Path(__file__).with_name("cel_process.py")

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
 from segserve_builder.errors import GoldenError
-from segserve_operator.adapters.checks.context import Counts
+from segserve_builder.steps.public_outputs import Task
+from segserve_operator.adapters.checks.context import CheckContext, RequestCounts, ReportResult
 from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.gateway import NotAnsweredError
-from segserve_operator.adapters.checks.golden_images import fetched, nothing_of, regions_of
+from segserve_operator.adapters.checks.golden_images import GoldenImage, GoldenImages, fetched, nothing_of, regions_of
 from segserve_operator.core.evidence import CANDIDATE, STABLE
-from segserve_operator.core.gates.checks import CheckResult, Scores
-from segserve_operator.core.quality import Quality, score_objects, score_semantic
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from segserve_builder.steps.public_outputs import Task
-    from segserve_operator.adapters.checks.context import CheckContext, Tell
-    from segserve_operator.adapters.checks.golden_images import GoldenImage, GoldenImages
-    from segserve_operator.core.gates.checks import Check
-    from segserve_operator.core.quality import Regions
+from segserve_operator.core.gates.checks import Check, CheckResult, Scores
+from segserve_operator.core.quality import Quality, Regions, score_objects, score_semantic
 
 AT_ONCE: Final = 1
 """Images that are asked at once: stable has callers, who should not notice."""
@@ -33,23 +26,23 @@ PAUSES_S: Final = (0.5, 2.0)
 """Before the second try and the third: a single failure says nothing of masks."""
 
 
-async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
-    """Ask every golden image of both groups, and score the answers.
+async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
+    """RunCheck every golden image of both groups, and score the answers.
 
     An image that the candidate's servers refuse three times, or answer with what cannot be read, shows nothing. One
     that stable fails is left out of the comparison. A candidate that is only silent or unavailable was not asked.
     """
-    images = await fetched(order, tools)
-    counts, turns = Counts(), asyncio.Semaphore(AT_ONCE)
+    images = await fetched(check, context)
+    counts, turns = RequestCounts(), asyncio.Semaphore(AT_ONCE)
 
     async def both(image: GoldenImage) -> tuple[Regions | None, Regions | None]:
         async with turns:
             content = await asyncio.to_thread(image.path.read_bytes)
             answers = await asyncio.gather(
-                _answer(order, tools, images, image, content, STABLE, counts),
-                _answer(order, tools, images, image, content, CANDIDATE, counts),
+                _answer(check, context, images, image, content, STABLE, counts),
+                _answer(check, context, images, image, content, CANDIDATE, counts),
             )
-        tell(counts.finding(order.key, tools.clock(), done=False))
+        report(counts.result(check.key, context.clock(), done=False))
         return answers[STABLE], answers[CANDIDATE]
 
     async with asyncio.TaskGroup() as group:
@@ -57,23 +50,23 @@ async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
     answers = [task.result() for task in tasks]
     scores = await asyncio.to_thread(_scores, images, answers)
     asked, failed = (counts.asked[0], counts.asked[1]), (counts.failed[0], counts.failed[1])
-    return CheckResult(order.key, tools.clock(), asked=asked, failed=failed, scores=scores)
+    return CheckResult(check.key, context.clock(), asked=asked, failed=failed, scores=scores)
 
 
 async def _answer(
-    order: Check,
-    tools: CheckContext,
+    check: Check,
+    context: CheckContext,
     images: GoldenImages,
     image: GoldenImage,
     content: bytes,
     side: int,
-    counts: Counts,
+    counts: RequestCounts,
 ) -> Regions | None:
     """Return what one revision answers; None where it fails, raises `CheckError` where it could not be asked."""
-    group, revision = order.sides[side]
+    group, revision = check.sides[side]
     for pause_s in (*PAUSES_S, None):
         try:
-            answer = await tools.gateway.infer(order.model, group, revision, content, images.parameters, TIMEOUT_S)
+            answer = await context.gateway.infer(check.model, group, revision, content, images.parameters, TIMEOUT_S)
             found = regions_of(image, answer, images.task)
         except (NotAnsweredError, GoldenError) as error:
             counts.add(side, failed=True)

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco
 
 from segserve_builder import sources
+from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.errors import BuilderError, GoldenError, SourceUnauthorizedError
 from segserve_builder.golden import judging as golden
 from segserve_builder.steps.postprocess import check_postprocess
-from segserve_builder.steps.public_outputs import has_masks
+from segserve_builder.steps.public_outputs import Task, has_masks
+from segserve_common.kserve import Parameter
+from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.errors import CheckError
+from segserve_operator.adapters.checks.gateway import Answer
+from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.quality import Regions
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from segserve_builder.agent.protocol import AssignedModel
-    from segserve_builder.steps.public_outputs import Task
-    from segserve_common.kserve import Parameter
-    from segserve_operator.adapters.checks.context import CheckContext
-    from segserve_operator.adapters.checks.gateway import Answer
-    from segserve_operator.core.gates.checks import Check
 
 MAX_BYTES: Final = 2**30
 _GREY: Final = frozenset({"L", "P", "I", "I;16", "I;16B"})
@@ -56,18 +51,18 @@ class GoldenImages:
     names: Mapping[int, str]
 
 
-async def fetched(order: Check, tools: CheckContext) -> GoldenImages:
+async def fetched(check: Check, context: CheckContext) -> GoldenImages:
     """Return the golden images of the candidate's revision, fetched and checked against their digest.
 
     Raises `CheckError` where the model has none, or they cannot be had or read.
     """
-    if order.revision is None or order.revision.golden is None:
+    if check.revision is None or check.revision.golden is None:
         raise CheckError("the model has no golden set")
     try:
-        uri = sources.resolved(order.revision.golden.uri, tools.base())
-        return await asyncio.to_thread(_load, order.revision, uri, tools)
+        uri = sources.resolved(check.revision.golden.uri, context.base())
+        return await asyncio.to_thread(_load, check.revision, uri, context)
     except SourceUnauthorizedError as error:
-        hint = "" if tools.local else "; the operator reads no Secrets of pools: gates ask sets that need none"
+        hint = "" if context.local else "; the operator reads no Secrets of pools: gates ask sets that need none"
         raise CheckError(f"the golden set cannot be had: {error}{hint}") from error
     except BuilderError as error:
         raise CheckError(f"the golden set cannot be had: {error}") from error
@@ -75,12 +70,12 @@ async def fetched(order: Check, tools: CheckContext) -> GoldenImages:
         raise CheckError(f"the golden set cannot be read: {error}") from error
 
 
-def _load(revision: AssignedModel, uri: str, tools: CheckContext) -> GoldenImages:
+def _load(revision: AssignedModel, uri: str, context: CheckContext) -> GoldenImages:
     assert revision.golden is not None
     digest = revision.golden.sha256
-    access = tools.access()
+    access = context.access()
     bounded = access.model_copy(update={"max_bytes": min(MAX_BYTES, access.max_bytes)})
-    folder = sources.fetch_folder(uri, digest, tools.cache, bounded)
+    folder = sources.fetch_folder(uri, digest, context.cache, bounded)
     pipeline = revision.pipeline
     task = check_postprocess(pipeline)
     names = {item.id: item.name for item in pipeline.classes}

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 from segserve_operator.adapters.checks import golden, probe, promql, resource, webhook
+from segserve_operator.adapters.checks.context import RunCheck
+from segserve_operator.core.gates.checks import Check
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_operator.adapters.checks.context import Ask
-    from segserve_operator.core.gates.checks import Check
-
-KINDS: Final[Mapping[str, Ask]] = {
-    "golden": golden.ask,
-    "probe": probe.ask,
-    "resource": resource.ask,
-    "webhook": webhook.ask,
-    "promql": promql.ask,
+KINDS: Final[Mapping[str, RunCheck]] = {
+    "golden": golden.run,
+    "probe": probe.run,
+    "resource": resource.run,
+    "webhook": webhook.run,
+    "promql": promql.run,
 }
 
 
-def kind_of(order: Check) -> str:
+def kind_of(check: Check) -> str:
     """Return the key of what answers an order."""
-    if order.purpose != "check":
-        return order.purpose
-    return order.spec.gate if order.spec is not None else order.gate
+    if check.purpose != "check":
+        return check.purpose
+    return check.spec.gate if check.spec is not None else check.gate

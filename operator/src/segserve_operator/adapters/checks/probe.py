@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden import judging as golden
-from segserve_operator.adapters.checks.context import Counts
+from segserve_common.kserve import Parameter
+from segserve_operator.adapters.checks.context import CheckContext, RequestCounts, ReportResult
 from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.gateway import NotAnsweredError
 from segserve_operator.adapters.checks.golden_images import fetched
 from segserve_operator.core.evidence import CANDIDATE, STABLE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from segserve_common.kserve import Parameter
-    from segserve_operator.adapters.checks.context import CheckContext, Tell
-    from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckResult
 
 PERIOD_S: Final = 0.25
 TIMEOUT_S: Final = 5.0
@@ -30,27 +26,27 @@ MOST_WAITING: Final = 32
 Question: TypeAlias = "tuple[bytes, golden.Case | None]"
 
 
-async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
-    """Ask four times a second for `order.seconds`, and tell of each answer as it comes.
+async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
+    """RunCheck four times a second for `order.seconds`, and tell of each answer as it comes.
 
     The candidate fails a request where its answer is none, or not the expected one of a golden image. Stable fails
     where it does not answer: the golden images are the candidate's.
     """
-    questions, parameters = await _questions(order, tools)
-    counts, problems = Counts(), list[CheckError]()
+    questions, parameters = await _questions(check, context)
+    counts, problems = RequestCounts(), list[CheckError]()
     waiting: dict[int, set[asyncio.Task[None]]] = {STABLE: set(), CANDIDATE: set()}
 
     async def one(side: int, question: Question) -> None:
         try:
-            failed = await _fails(order, tools, side, question, parameters)
+            failed = await _fails(check, context, side, question, parameters)
         except CheckError as error:
             problems.append(error)
             return
         counts.add(side, failed=failed)
-        tell(counts.finding(order.key, tools.clock(), done=False))
+        report(counts.result(check.key, context.clock(), done=False))
 
     async with asyncio.TaskGroup() as group:
-        for _, question in zip(range(max(round(order.seconds / PERIOD_S), 1)), cycle(questions), strict=False):
+        for _, question in zip(range(max(round(check.seconds / PERIOD_S), 1)), cycle(questions), strict=False):
             for side, tasks in waiting.items():
                 if len(tasks) < MOST_WAITING:
                     task = group.create_task(one(side, question))
@@ -59,13 +55,13 @@ async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
             await asyncio.sleep(PERIOD_S)
     if problems and not counts.asked[CANDIDATE]:
         raise problems[-1]
-    return counts.finding(order.key, tools.clock(), done=True)
+    return counts.result(check.key, context.clock(), done=True)
 
 
-async def _questions(order: Check, tools: CheckContext) -> tuple[Sequence[Question], Mapping[str, Parameter]]:
+async def _questions(check: Check, context: CheckContext) -> tuple[Sequence[Question], Mapping[str, Parameter]]:
     """Return the images to ask, with what is expected; the built-in one where there are none, or none can be had."""
     try:
-        images = await fetched(order, tools)
+        images = await fetched(check, context)
     except CheckError:
         return [(golden.builtin_image(), None)], {}
     chosen = images.images[:MOST_IMAGES]
@@ -74,12 +70,12 @@ async def _questions(order: Check, tools: CheckContext) -> tuple[Sequence[Questi
 
 
 async def _fails(
-    order: Check, tools: CheckContext, side: int, question: Question, parameters: Mapping[str, Parameter]
+    check: Check, context: CheckContext, side: int, question: Question, parameters: Mapping[str, Parameter]
 ) -> bool:
     image, case = question
-    group, revision = order.sides[side]
+    group, revision = check.sides[side]
     try:
-        answer = await tools.gateway.infer(order.model, group, revision, image, parameters, TIMEOUT_S)
+        answer = await context.gateway.infer(check.model, group, revision, image, parameters, TIMEOUT_S)
         if case is not None and side == CANDIDATE:
             await asyncio.to_thread(golden.compare, case, answer)
     except (NotAnsweredError, GoldenError):

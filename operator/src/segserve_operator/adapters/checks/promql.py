@@ -4,46 +4,42 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
+from segserve_operator.adapters.checks.context import CheckContext, ReportResult
 from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.expressions import truth_of
 from segserve_operator.adapters.checks.http import call
 from segserve_operator.api.rollout_policy import PromqlGate
-from segserve_operator.core.gates.checks import CheckResult
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_operator.adapters.checks.context import CheckContext, Tell
-    from segserve_operator.core.gates.checks import Check
+from segserve_operator.core.gates.checks import Check, CheckResult
 
 _PLACES: Final = re.compile(r"\{(model|candidate|stable)\}")
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "'": "\\'", "\n": "\\n"})
 SHOWN: Final = 8
 
 
-async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
+async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
     """Make the query of now, and find out what the gate's expressions say of its numbers."""
-    del tell
-    if not isinstance(order.spec, PromqlGate):
-        raise CheckError(f"the gate {order.gate!r} is no query")
-    names = {"model": order.model, "candidate": order.candidate, "stable": order.stable}
+    del report
+    if not isinstance(check.spec, PromqlGate):
+        raise CheckError(f"the gate {check.gate!r} is no query")
+    names = {"model": check.model, "candidate": check.candidate, "stable": check.stable}
     reply = await call(
         "POST",
-        f"{order.spec.address.rstrip('/')}/api/v1/query",
-        loopback=tools.local,
-        timeout_s=order.spec.timeout.total_seconds(),
-        parameters={"query": filled(order.spec.query, names)},
+        f"{check.spec.address.rstrip('/')}/api/v1/query",
+        loopback=context.local,
+        timeout_s=check.spec.timeout.total_seconds(),
+        parameters={"query": filled(check.spec.query, names)},
     )
     numbers = numbers_of(reply.status, reply.body)
     found = await truth_of(
-        {"passCondition": order.spec.pass_condition, "breachCondition": order.spec.breach_condition},
+        {"passCondition": check.spec.pass_condition, "breachCondition": check.spec.breach_condition},
         {"result": numbers},
     )
     shown = f"result {', '.join(f'{number:.6g}' for number in numbers[:SHOWN])}"
     return CheckResult(
-        order.key, tools.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown
+        check.key, context.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown
     )
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.gates.resource import LOOKS
+from segserve_operator.adapters.checks.context import CheckContext, ReportResult
+from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.gates.resource import SAMPLES_IN_A_ROW
 
-if TYPE_CHECKING:
-    from segserve_operator.adapters.checks.context import CheckContext, Tell
-    from segserve_operator.core.gates.checks import Check
-
-KEPT: Final = LOOKS + 1
+KEPT: Final = SAMPLES_IN_A_ROW + 1
 
 
-async def ask(order: Check, tools: CheckContext, tell: Tell) -> CheckResult:
+async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
     """Take one more sample; the finding has the first that this process took of the group, and the latest."""
-    del tell  # one look is over at once
-    known = tools.samples.get(order.candidate_group, ())
-    taken = (*known, await tools.resources.look(order.candidate_group))
-    kept = taken if len(taken) <= KEPT else (taken[0], *taken[-LOOKS:])
-    tools.samples[order.candidate_group] = kept
-    return CheckResult(order.key, tools.clock(), samples=kept)
+    del report  # one look is over at once
+    known = context.samples.get(check.candidate_group, ())
+    taken = (*known, await context.resources.look(check.candidate_group))
+    kept = taken if len(taken) <= KEPT else (taken[0], *taken[-SAMPLES_IN_A_ROW:])
+    context.samples[check.candidate_group] = kept
+    return CheckResult(check.key, context.clock(), samples=kept)

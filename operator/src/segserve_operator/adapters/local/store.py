@@ -17,13 +17,13 @@ from segserve_common.files import write_private
 from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_yaml
 from segserve_operator.adapters.local.rollouts import KIND as ROLLOUT
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.api.checks import meant
+from segserve_operator.api.checks import did_you_mean
 from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import ObjectMeta
 from segserve_operator.api.resources import Resource
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPool
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Wanted
 from segserve_operator.core.rollout.record import Record
@@ -40,7 +40,7 @@ class ResourceNotFoundError(Exception):
     """There is no resource of this kind and name; `names` are those that exist."""
 
     def __init__(self, kind: str, name: str, names: list[str]) -> None:
-        super().__init__(f"no {kind} {name!r}{meant(name, names)}; there are: {', '.join(names) or 'none'}")
+        super().__init__(f"no {kind} {name!r}{did_you_mean(name, names)}; there are: {', '.join(names) or 'none'}")
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class LocalStore:
 
     state: StateFolder
     _parsed: dict[Path, tuple[int, Any]] = field(default_factory=dict)
-    _specs: dict[str, tuple[Any, Wanted | Failure]] = field(default_factory=dict)
+    _specs: dict[str, tuple[Any, Wanted | FailureReason]] = field(default_factory=dict)
     _rollouts: RolloutFiles = field(init=False)
 
     def __post_init__(self) -> None:
@@ -158,7 +158,7 @@ class LocalStore:
             name=metadata["name"],
             generation=metadata["generation"],
             wanted=spec if isinstance(spec, Wanted) else None,
-            problem=spec if isinstance(spec, Failure) else None,
+            problem=spec if isinstance(spec, FailureReason) else None,
             status=from_api(SegmentationModelStatus.model_validate(manifest.get("status") or {})),
             deleting="deletionTimestamp" in metadata,
             annotations=annotations_of(manifest),
@@ -167,7 +167,7 @@ class LocalStore:
     def _pool_name(self) -> str:
         return next(iter(self.names(POOL)), DEFAULT_POOL)
 
-    def _spec(self, manifest: Mapping[str, Any]) -> Wanted | Failure:
+    def _spec(self, manifest: Mapping[str, Any]) -> Wanted | FailureReason:
         name, spec = manifest["metadata"]["name"], manifest["spec"]
         if name not in self._specs or self._specs[name][0] is not spec:
             self._specs[name] = (spec, wanted_of(manifest))
@@ -249,11 +249,11 @@ def _read_revision(path: Path) -> AssignedModel:
     return AssignedModel.model_validate_json(path.read_text())
 
 
-def _pool_mismatch(pool: str, manifest: Mapping[str, Any]) -> Failure | None:
+def _pool_mismatch(pool: str, manifest: Mapping[str, Any]) -> FailureReason | None:
     name = manifest["spec"].get("pool", DEFAULT_POOL)
     if name == pool:
         return None
-    return Failure("PoolNotFound", f"spec.pool is {name!r}; the pool of this machine is {pool!r}")
+    return FailureReason("PoolNotFound", f"spec.pool is {name!r}; the pool of this machine is {pool!r}")
 
 
 def _annotations(current: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, Any]:

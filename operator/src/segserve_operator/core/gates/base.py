@@ -67,8 +67,8 @@ class MeasuredGateType:
     """Registry entry of a gate that measures requests.
 
     `build` takes the gate's spec, the SLO, the rollout's policy and the latency edges. `tolerated_harm` returns the
-    share of the candidate's requests (0 to 1) whose harm is negligible. A rule (`is_rule`) has evidence that is infinite
-    or none, and takes no alpha; any other gate tests, and its spec is an `AlphaGateSpec`.
+    share of the candidate's requests (0 to 1) whose harm is negligible. A rule (`is_rule`) has evidence that is
+    infinite or none, and takes no alpha; any other gate tests, and its spec is an `AlphaGateSpec`.
     """
 
     spec: type[GateSpec]

@@ -2,8 +2,8 @@
 
 A rule, not a test: after promotion there is nothing to compare with, so it has no false-alarm rate and no share of
 alpha. As in the SRE workbook (chapter 5), it breaches if a long and a short window both burn the budget faster than
-`factor` times the rate allowed: the long one ignores blips, the short one shows that the burn continues. Time before the
-promotion counts as good, so that a short incident soon after it is not taken for a long one.
+`factor` times the rate allowed: the long one ignores blips, the short one shows that the burn continues. Time before
+the promotion counts as good, so that a short incident soon after it is not taken for a long one.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class BurnRate:
         return BurnState(state.served_s + passed_s, age_s - steps * (self.long_s / BUCKETS), requests, bad)
 
     def judge(self, state: BurnState) -> Judgement:
-        """Return +inf as evidence if the budget burns, else -inf; harm and excess are 0, since other gates watch them."""
+        """Return +inf as evidence if the budget burns, else -inf; harm and excess are 0: other gates watch them."""
         burns = self._burns(state)
         nothing = np.zeros(burns.shape)
         return Judgement(
@@ -120,7 +120,7 @@ class BurnRate:
         return burns
 
     def _rate(self, state: BurnState, width: int) -> Floats:
-        """Return the burn rate of each budget [..., streams] in the newest buckets, in multiples of the rate allowed."""
+        """Return the burn rate of each budget [..., streams] in the newest buckets, as a multiple of the SLO's."""
         requests, bad = state.requests[..., :width].sum(-1), state.bad[..., :width].sum(-1)
         window_s = self.long_s * width / BUCKETS
         unseen = np.maximum(window_s / np.maximum(state.served_s, 1e-9), 1.0)[..., None]

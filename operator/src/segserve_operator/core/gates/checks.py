@@ -53,9 +53,9 @@ class Check:
 class Scores:
     """Scores of both revisions on the golden images that both answered, 0 to 1, as (candidate, stable).
 
-    `paired` has the score of each image, in an order independent of their content. `classes` has the score of each class
-    by name, `means` each metric: `iou`, `recall` and, for objects with scores, `ap`. If stable answered nothing, its
-    scores are NaN and `paired` is empty. `labelled` is False if an image has no labels, so that its expected answer
+    `paired` has the score of each image, in an order independent of their content. `classes` has the score of each
+    class by name, `means` each metric: `iou`, `recall` and, for objects with scores, `ap`. If stable answered nothing,
+    its scores are NaN and `paired` is empty. `labelled` is False if an image has no labels, so that its expected answer
     stands in for them: the scores then measure agreement with it.
     """
 
@@ -69,8 +69,8 @@ class Scores:
 class ResourceSample:
     """Resource usage of a group's servers, by server. A quantity that cannot be measured is absent.
 
-    `memory_bytes` is resident memory, `restarts` the number of restarts of a server's process; `queued_s` and `requests`
-    count since the servers started: seconds that requests waited in Triton, and their number.
+    `memory_bytes` is resident memory, `restarts` the number of restarts of a server's process; `queued_s` and
+    `requests` count since the servers started: seconds that requests waited in Triton, and their number.
     """
 
     memory_bytes: Mapping[str, float] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import numpy as np
 from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, Slo
 from segserve_operator.core.evidence import CANDIDATE, STABLE, EvidenceWindow, Floats, Judgement
 from segserve_operator.core.gates.base import Edges, MeasuredGateType, Verdict, comparison, outcome_of
-from segserve_operator.core.statistics.exceedance import Exceedance, ExceedanceState, Stream
+from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceedance, ExceedanceState
 
 SWING: Final = 0.3
 """Relative difference of error rates between two healthy servers: each has better and worse half minutes."""
@@ -29,8 +29,8 @@ class ErrorRate:
     @property
     def test(self) -> Exceedance:
         """The test over bin 0, the answered requests, and bin 1, the failed ones."""
-        beside_stable = Stream(0.75, tolerance=self.tolerance, swing=SWING)
-        return Exceedance((1.0,), (beside_stable, Stream(0.25, floor=self.slo_rate, swing=SWING)))
+        beside_stable = EvidenceStream(0.75, tolerance=self.tolerance, swing=SWING)
+        return Exceedance((1.0,), (beside_stable, EvidenceStream(0.25, floor=self.slo_rate, swing=SWING)))
 
     def start(self, shape: tuple[int, ...] = ()) -> ExceedanceState:
         """Return the state before any window."""

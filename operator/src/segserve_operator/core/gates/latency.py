@@ -10,7 +10,7 @@ import numpy as np
 from segserve_operator.api.rollout_policy import LatencyGate, RolloutPolicy, Slo
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, EvidenceWindow, Floats, Judgement
 from segserve_operator.core.gates.base import Edges, MeasuredGateType, Verdict, comparison, outcome_of
-from segserve_operator.core.statistics.exceedance import Exceedance, ExceedanceState, Stream
+from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceedance, ExceedanceState
 
 RELATIVE: Final = 0.75
 """Part of the evidence for the comparison with stable if the SLO names latencies too; the rest is for those."""
@@ -45,7 +45,7 @@ class Latency:
         relative = RELATIVE if self.slo_ms else 1.0
         tolerances = {0.5: self.tolerance, 0.95: self.tolerance, 0.99: P99_PART * self.tolerance}
         streams = [
-            Stream(
+            EvidenceStream(
                 relative / len(tolerances),
                 tolerance=tolerance,
                 quantile=quantile,
@@ -57,7 +57,9 @@ class Latency:
         part = (1.0 - relative) / max(len(self.slo_ms), 1)
         for quantile, milliseconds in self.slo_ms:
             at = int(np.searchsorted(self.edges, milliseconds * (1 - 1e-9))) + 1
-            streams.append(Stream(part, floor=1.0 - quantile, at=min(at, len(self.edges)), swing=SWINGS[quantile]))
+            streams.append(
+                EvidenceStream(part, floor=1.0 - quantile, at=min(at, len(self.edges)), swing=SWINGS[quantile])
+            )
         promised = [quantile for quantile, _ in self.slo_ms]
         counted = 3 + promised.index(max(promised, key=_strictest)) if promised else 1
         return Exceedance(self.edges, tuple(streams), counted=counted, warm_up_s=WARM_UP_S, odds=ODDS)

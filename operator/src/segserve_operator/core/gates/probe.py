@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.gates.checks import CheckResult
 
 ENOUGH_ANSWERS: Final = 20
 DEVIATIONS: Final = 3.0

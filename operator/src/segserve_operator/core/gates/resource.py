@@ -27,7 +27,9 @@ def judge(spec: ResourceGate, result: CheckResult, _policy: RolloutPolicy, _leve
         return no_answer(NAME, result)
     found = {
         "restarts": _restarts(samples),
-        "memoryGrowthPercent": _least(_growth_percent(samples[0], sample) for sample in samples[1:][-SAMPLES_IN_A_ROW:]),
+        "memoryGrowthPercent": _least(
+            _growth_percent(samples[0], sample) for sample in samples[1:][-SAMPLES_IN_A_ROW:]
+        ),
         "queueSeconds": _least(_queue_s(*pair) for pair in list(pairwise(samples))[-SAMPLES_IN_A_ROW:]),
     }
     limits = {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    from segserve_builder.agent.protocol import AssignedModel, Assignment
-    from segserve_operator.core.models.events import Event
-    from segserve_operator.core.models.observed import ModelStatus, PoolStatus
-    from segserve_operator.core.rollout.record import Record, RolloutState
-    from segserve_operator.core.traffic import TrafficPlan
+from segserve_builder.agent.protocol import AssignedModel, Assignment
+from segserve_operator.core.models.events import Event
+from segserve_operator.core.models.observed import ModelStatus, PoolStatus
+from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.traffic import TrafficPlan
 
 
 @dataclass(frozen=True, slots=True)

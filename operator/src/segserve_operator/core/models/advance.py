@@ -13,7 +13,7 @@ from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.inputs import checks, gather_signals, groups_of, is_about, verdicts_with
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
-from segserve_operator.core.models.requests import VERB_SIGNALS, Request, next_request, refusal, with_handled
+from segserve_operator.core.models.requests import VERB_SIGNALS, RolloutRequest, next_request, refusal, with_handled
 from segserve_operator.core.models.rollout_texts import SPLIT_EXPLANATION, explanation
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
@@ -129,7 +129,7 @@ def _started(roles: Roles, world: Observed) -> RolloutState:
 
 def _handle_request(
     model: ModelObserved, roles: Roles, state: RolloutState | None, gates: tuple[str, ...]
-) -> tuple[RolloutUpdate, Request | None]:
+) -> tuple[RolloutUpdate, RolloutRequest | None]:
     """Return the outcome of the next request made by annotation, and the request itself if it is granted."""
     handled = model.status.handled
     request = next_request(model.annotations, handled)
@@ -171,7 +171,12 @@ def _unfinished_record(state: RolloutState | None, world: Observed) -> tuple[Rec
 
 
 def _decide(
-    state: RolloutState, record: Record, roles: Roles, model: ModelObserved, world: Observed, request: Request | None
+    state: RolloutState,
+    record: Record,
+    roles: Roles,
+    model: ModelObserved,
+    world: Observed,
+    request: RolloutRequest | None,
 ) -> tuple[DecisionResult, RolloutState]:
     """Return the decision on all that is known now, and the state that follows from it."""
     record = replace(record, verdicts=verdicts_with(record, state, model, world))

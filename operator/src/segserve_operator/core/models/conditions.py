@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
-from segserve_builder.agent.protocol import ModelState
-from segserve_operator.core.models.observed import ModelStatus, ObservedCondition
+from segserve_builder.agent.protocol import ModelReport, ModelState
+from segserve_operator.core.models.advance import RolloutUpdate
+from segserve_operator.core.models.observed import ModelObserved, ModelStatus, Observed, ObservedCondition, Roles
 from segserve_operator.core.models.roles import settling
-from segserve_operator.core.models.slo import slo_of, word
+from segserve_operator.core.models.slo import slo_of, slo_state
 from segserve_operator.core.models.slots import GROUPS_AT_ONCE
+from segserve_operator.core.models.watches import SloWatch
 from segserve_operator.core.rollout.phases import Phase
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_builder.agent.protocol import ModelReport
-    from segserve_operator.core.models.advance import RolloutUpdate
-    from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
-    from segserve_operator.core.models.slo import SloWatch
-    from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.rollout.record import RolloutState
 
 ARTIFACT_REASONS: Final = frozenset(
     {
@@ -51,7 +46,7 @@ def status_of(
         url=f"{world.gateway_url}/v2/models/{model.name}" if roles.stable is not None else "",
         rollout=update.state,
         handled=update.handled,
-        slo=word(watch, slo, world.now_s) if slo is not None and watch is not None else "",
+        slo=slo_state(watch, slo, world.now_s) if slo is not None and watch is not None else "",
     )
 
 
@@ -113,7 +108,9 @@ def _artifact(roles: Roles, report: ModelReport | None) -> ObservedCondition:
     if failed is not None and failed[0] in ARTIFACT_REASONS:
         return ObservedCondition("ArtifactVerified", "False", *failed)
     if report is not None and report.artifact_verified:
-        return ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names")
+        return ObservedCondition(
+            "ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names"
+        )
     return ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet")
 
 
@@ -131,9 +128,13 @@ def _golden(roles: Roles, report: ModelReport | None) -> ObservedCondition:
     if failed is not None and failed[0] in GOLDEN_REASONS:
         return ObservedCondition("GoldenPassed", "False", *failed)
     if report is None or report.proof is None:
-        return ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet")
+        return ObservedCondition(
+            "GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"
+        )
     if report.proof == "golden":
-        return ObservedCondition("GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance")
+        return ObservedCondition(
+            "GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance"
+        )
     text = "no golden set: a built-in image proved that the pipeline runs, and that its answer is finite and repeatable"
     return ObservedCondition("GoldenPassed", "True", "BuiltinOnly", text)
 
@@ -187,12 +188,16 @@ def _progressing(
         text = f"{candidate.revision} waits for its turn: {GROUPS_AT_ONCE} candidates are proved at a time"
         return ObservedCondition("Progressing", "True", "Queued", text)
     if report is None:
-        return ObservedCondition("Progressing", "True", "Starting", f"group {candidate.group} starts for {candidate.revision}")
+        return ObservedCondition(
+            "Progressing", "True", "Starting", f"group {candidate.group} starts for {candidate.revision}"
+        )
     why = f": {report.message}" if report.message else ""
     group = world.groups.get(candidate.group or "")
     if report.state is ModelState.READY and group is not None:
         why = f": {len(group.proved(candidate.revision))} of {group.wanted} servers answer"
-    return ObservedCondition("Progressing", "True", report.state.value, f"{candidate.revision} in group {candidate.group}{why}")
+    return ObservedCondition(
+        "Progressing", "True", report.state.value, f"{candidate.revision} in group {candidate.group}{why}"
+    )
 
 
 def _settling(roles: Roles, world: Observed) -> ObservedCondition:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from segserve_operator.core.models.observed import ModelStatus, Roles, ObservedCondition
+from segserve_operator.core.models.observed import ModelStatus, ObservedCondition, Roles
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
 from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.gates.checks import Check
+from segserve_operator.core.gates.checks import Check, Purpose
 from segserve_operator.core.gates.probe import LONGEST_S, probe_outcome
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
 from segserve_operator.core.models.self_test import tests_itself
@@ -58,9 +58,7 @@ def sampled_groups(
     return groups
 
 
-def gather_signals(
-    record: Record, state: RolloutState, roles: Roles, model: ModelObserved, world: Observed
-) -> Signals:
+def gather_signals(record: Record, state: RolloutState, roles: Roles, model: ModelObserved, world: Observed) -> Signals:
     """Return the signals for a decision: servers, verdicts of checked gates, probes, and a change of the spec."""
     group = groups_of(state, roles)[1]
     share = world.traffic.share(model.name, group)
@@ -111,21 +109,20 @@ def checks(
         phase=state.phase.label,
         weight=state.weight,
     )
-    found = []
-    if state.phase is Phase.QUARANTINED:
-        found.append(replace(template, key=_probe_key(state), purpose="probe", seconds=LONGEST_S))
-    for gate in _checked_gates(record, state, model):
-        found.append(
-            replace(
-                template,
-                key=_key(state, gate),
-                purpose=_purpose(gate),
-                gate=gate_name(gate),
-                spec=gate,
-                interval_s=gate.interval.total_seconds(),
-            )
+    gates = (
+        replace(
+            template,
+            key=_key(state, gate),
+            purpose=_purpose(gate),
+            gate=gate_name(gate),
+            spec=gate,
+            interval_s=gate.interval.total_seconds(),
         )
-    return tuple(found)
+        for gate in _checked_gates(record, state, model)
+    )
+    if state.phase is not Phase.QUARANTINED:
+        return tuple(gates)
+    return (replace(template, key=_probe_key(state), purpose="probe", seconds=LONGEST_S), *gates)
 
 
 def _checked_gates(record: Record, state: RolloutState, model: ModelObserved) -> Iterator[CheckedGateSpec]:

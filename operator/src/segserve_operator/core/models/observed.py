@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
-from segserve_builder.agent.protocol import Assignment, ModelState
-from segserve_operator.core.traffic import TrafficState
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_builder.agent.protocol import AssignedModel, ModelReport
-    from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-    from segserve_operator.core.failure import Failure
-    from segserve_operator.core.gates.checks import CheckResult
-    from segserve_operator.core.models.self_test import SelfTest
-    from segserve_operator.core.models.slo import SloWatch
-    from segserve_operator.core.rollout.counters import Sample
-    from segserve_operator.core.rollout.record import Record, RolloutState
-    from segserve_operator.core.traffic import Endpoint
+from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.models.watches import SelfTest, SloWatch
+from segserve_operator.core.rollout.counters import Sample
+from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.traffic import Endpoint, TrafficState
 
 MAIN: Final = "main"
 CANARY: Final = "canary"
@@ -42,7 +36,7 @@ class Candidate:
     revision: str
     group: str | None
     since_s: float
-    failure: Failure | None = None
+    failure: FailureReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +108,7 @@ class ModelObserved:
     name: str
     generation: int
     wanted: Wanted | None
-    problem: Failure | None = None
+    problem: FailureReason | None = None
     status: ModelStatus = ModelStatus()
     deleting: bool = False
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -167,7 +161,7 @@ class GroupObserved:
     intact: bool = True
     assignment: Assignment = field(default_factory=Assignment)
     written: bool = True
-    problem: Failure | None = None
+    problem: FailureReason | None = None
     leaving: tuple[ServerObserved, ...] = ()
     _held: frozenset[str] = field(init=False, repr=False, compare=False)
 
@@ -272,7 +266,7 @@ class Observed:
     records: Mapping[str, Record] = field(default_factory=dict)
     written: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     samples: Mapping[str, Sample] = field(default_factory=dict)
-    findings: Mapping[str, CheckResult] = field(default_factory=dict)
+    check_results: Mapping[str, CheckResult] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_builder.spec.names import network_alias
+from segserve_operator.core.gates.base import Verdict
+from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.actions import (
     Announce,
     Assign,
     DropRevision,
     Effect,
+    EmitEvent,
+    EmitPoolEvent,
     Forget,
     Intent,
     SaveBundle,
@@ -22,39 +26,29 @@ from segserve_operator.core.models.actions import (
     SetTraffic,
     StartGroup,
     StopGroup,
-    EmitEvent,
-    EmitPoolEvent,
 )
 from segserve_operator.core.models.advance import RolloutUpdate, is_due, unchanged
 from segserve_operator.core.models.conditions import status_of
-from segserve_operator.core.models.events import status_events
+from segserve_operator.core.models.events import Event, status_events
+from segserve_operator.core.models.observed import (
+    Candidate,
+    ModelObserved,
+    ModelStatus,
+    Observed,
+    PoolStatus,
+    RoleHolder,
+    Roles,
+)
 from segserve_operator.core.models.pool import pool_events, pool_status
 from segserve_operator.core.models.roles import assigned_model, next_roles, settling
 from segserve_operator.core.models.rollout_events import rollout_events
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.slots import turns
+from segserve_operator.core.models.watches import SelfTest, SloWatch
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import Route, Share, TrafficPlan
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.gates.checks import Check
-    from segserve_operator.core.models.events import Event
-    from segserve_operator.core.models.observed import (
-        Candidate,
-        RoleHolder,
-        ModelObserved,
-        ModelStatus,
-        Observed,
-        PoolStatus,
-        Roles,
-    )
-    from segserve_operator.core.models.self_test import SelfTest
-    from segserve_operator.core.models.slo import SloWatch
-    from segserve_operator.core.rollout.record import Record, RolloutState
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +256,9 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
     )
 
 
-def _other_weight(roles: Roles, state: RolloutState | None, world: Observed) -> tuple[Candidate | RoleHolder | None, int]:
+def _other_weight(
+    roles: Roles, state: RolloutState | None, world: Observed
+) -> tuple[Candidate | RoleHolder | None, int]:
     """Return who beside stable gets requests, and the percentage: nobody where no server of it answers."""
     if state is None or state.ended:
         return None, 0

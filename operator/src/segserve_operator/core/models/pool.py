@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from segserve_operator.core.models.events import condition_events
-from segserve_operator.core.models.observed import PoolStatus, ObservedCondition
-
-if TYPE_CHECKING:
-    from segserve_operator.core.failure import Failure
-    from segserve_operator.core.models.events import Event
-    from segserve_operator.core.models.observed import Observed
+from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.models.events import Event, condition_events
+from segserve_operator.core.models.observed import Observed, ObservedCondition, PoolStatus
 
 
 def pool_status(world: Observed) -> PoolStatus | None:
@@ -44,7 +38,9 @@ def _ready(world: Observed) -> ObservedCondition:
     wanted = main.wanted if main is not None else 1
     servers = _servers(world)
     if servers < wanted:
-        return ObservedCondition("Ready", "False", "WaitingForServers", f"{servers} of {wanted} servers of {world.main} answer")
+        return ObservedCondition(
+            "Ready", "False", "WaitingForServers", f"{servers} of {wanted} servers of {world.main} answer"
+        )
     if world.traffic.plan is None or not world.traffic.answering:
         return ObservedCondition("Ready", "False", "NoGateway", "no gateway takes requests yet")
     return ObservedCondition("Ready", "True", "Serving", f"{servers} of {wanted} servers of {world.main} answer")
@@ -67,7 +63,7 @@ def _degraded(world: Observed) -> ObservedCondition:
     return ObservedCondition("Degraded", "True", problem.reason, problem.message)
 
 
-def _problem(world: Observed) -> Failure | None:
+def _problem(world: Observed) -> FailureReason | None:
     """Return the trouble of the main group, else of the gateway, else of any other group."""
     order = sorted(world.groups, key=lambda name: (name != world.main, name))
     troubled = [world.groups[name].problem for name in order if world.groups[name].problem is not None]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from segserve_operator.core.models.observed import Roles
 from segserve_operator.core.rollout.phases import Phase, Signal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from segserve_operator.core.models.observed import Roles
-    from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.rollout.record import RolloutState
 
 PREFIX: Final = "segserve.dev/"
 VERBS: Final = ("abort", "rollback", "pause", "promote", "resume", "skip-gate", "retry")
@@ -36,7 +33,7 @@ VERB_SIGNALS: Final[Mapping[str, Signal]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RolloutRequest:
     """One annotation: a verb with the revision, and for skip-gate the gate, that it names."""
 
     verb: str
@@ -59,23 +56,23 @@ class Request:
         return self.value.partition("@")[0]
 
 
-def next_request(annotations: Mapping[str, str], handled: Iterable[str]) -> Request | None:
+def next_request(annotations: Mapping[str, str], handled: Iterable[str]) -> RolloutRequest | None:
     """Return the first request that has not been handled."""
     known = frozenset(handled)
     for verb in VERBS:
         if PREFIX + verb in annotations:
-            request = Request(verb, annotations[PREFIX + verb])
+            request = RolloutRequest(verb, annotations[PREFIX + verb])
             if request.text not in known:
                 return request
     return None
 
 
-def with_handled(handled: tuple[str, ...], request: Request) -> tuple[str, ...]:
+def with_handled(handled: tuple[str, ...], request: RolloutRequest) -> tuple[str, ...]:
     """Return the texts of handled requests, the newest last."""
     return (*(text for text in handled if text != request.text), request.text)[-MAX_HANDLED:]
 
 
-def refusal(request: Request, state: RolloutState | None, roles: Roles, gates: Iterable[str]) -> str | None:
+def refusal(request: RolloutRequest, state: RolloutState | None, roles: Roles, gates: Iterable[str]) -> str | None:
     """Return why a request is refused, or None if it is granted."""
     if request.verb == "rollback":
         return _rollback_refusal(request, roles)
@@ -93,15 +90,15 @@ def refusal(request: Request, state: RolloutState | None, roles: Roles, gates: I
     return None
 
 
-def _rollback_refusal(request: Request, roles: Roles) -> str | None:
+def _rollback_refusal(request: RolloutRequest, roles: Roles) -> str | None:
     if roles.stable is None or request.revision != roles.stable.revision:
         return _other(request, roles.stable.revision if roles.stable is not None else None, "is stable")
     if roles.previous is None:
-        return f"rollback: no revision is kept to return from {request.revision} to; apply the one that you want"
+        return f"rollback: no former revision is kept beside {request.revision}; apply the one that you want"
     return None
 
 
-def _other(request: Request, current: str | None, what: str) -> str | None:
+def _other(request: RolloutRequest, current: str | None, what: str) -> str | None:
     if current is None:
         return f"{request.verb}: no revision {what}"
     if request.revision == current:

@@ -6,23 +6,18 @@ Each rule looks at the world and returns the roles that should be; a restarted o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from segserve_builder.agent.protocol import ModelState
+from segserve_builder.agent.protocol import AssignedModel, ModelState
 from segserve_operator.api.classes import class_changes
-from segserve_operator.core.failure import Failure
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.advance import RolloutUpdate, advance, with_checks
-from segserve_operator.core.models.observed import Candidate, RoleHolder, Roles
+from segserve_operator.core.models.observed import Candidate, ModelObserved, Observed, RoleHolder, Roles
 from segserve_operator.core.models.slo import INTERVAL_S as SLO_LOOK_S
 from segserve_operator.core.models.slo import is_watched
 from segserve_operator.core.rollout.phases import Phase
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from segserve_builder.agent.protocol import AssignedModel
-    from segserve_operator.core.models.observed import ModelObserved, Observed
 
 CLASSES_CHANGED: Final = "ClassesChanged"
 INTERVAL_S: Final = 1.0
@@ -131,7 +126,7 @@ def _main_is_free(world: Observed) -> bool:
     return all(model.roles.stable is None for model in world.models)
 
 
-def _refused_classes(roles: Roles, scope: Scope) -> Failure | None:
+def _refused_classes(roles: Roles, scope: Scope) -> FailureReason | None:
     wanted = scope.model.wanted
     stable = scope.world.revisions.get(roles.stable.revision) if roles.stable else None
     if wanted is None or stable is None or wanted.allow_class_changes:
@@ -140,7 +135,7 @@ def _refused_classes(roles: Roles, scope: Scope) -> Failure | None:
     if not changes:
         return None
     advice = "callers of the stable revision rely on these; set spec.allowClassChanges: true if it is meant"
-    return Failure(CLASSES_CHANGED, f"{'; '.join(changes)}: {advice}")
+    return FailureReason(CLASSES_CHANGED, f"{'; '.join(changes)}: {advice}")
 
 
 def _follow_template(roles: Roles, scope: Scope) -> Roles:
@@ -163,7 +158,7 @@ def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
         return _promoted(roles, candidate, now_s)
     report = group.report(candidate.revision)
     if report is not None and report.state is ModelState.FAILED and not report.retryable:
-        failed = replace(candidate, group=None, failure=Failure(report.reason, report.message))
+        failed = replace(candidate, group=None, failure=FailureReason(report.reason, report.message))
         return replace(roles, candidate=failed)
     return roles
 
@@ -191,7 +186,7 @@ def _follow_rollout(roles: Roles, update: RolloutUpdate, scope: Scope) -> Roles:
     """Return the roles that go with where the rollout stands: both are written at once."""
     candidate, state, now_s = roles.candidate, update.state, scope.world.now_s
     if update.return_to_previous and roles.stable is not None:
-        return _returned(roles, Failure("RolledBack", "a person left it for the former revision"), now_s)
+        return _returned(roles, FailureReason("RolledBack", "a person left it for the former revision"), now_s)
     if update.retry and candidate is not None:
         return replace(roles, candidate=_new_candidate(roles, scope, candidate.revision))
     if state is None or (state.ended and state == scope.model.status.rollout):
@@ -201,18 +196,18 @@ def _follow_rollout(roles: Roles, update: RolloutUpdate, scope: Scope) -> Roles:
         if state.phase in (Phase.BAKING, Phase.SUCCEEDED) and candidate.group is not None:
             return _promoted(roles, candidate, now_s)
         if state.phase is Phase.ROLLED_BACK and candidate.failure is None:
-            failed = replace(candidate, group=None, failure=Failure(state.reason, state.message))
+            failed = replace(candidate, group=None, failure=FailureReason(state.reason, state.message))
             return replace(roles, candidate=failed)
         return roles
     was_promoted = roles.stable is not None and roles.stable.revision == state.revision
     if was_promoted and state.phase is Phase.ROLLED_BACK:
-        return _returned(roles, Failure(state.reason, state.message), now_s)
+        return _returned(roles, FailureReason(state.reason, state.message), now_s)
     if was_promoted and state.phase is Phase.QUARANTINED:
         return _returned(roles, None, now_s)
     return roles
 
 
-def _returned(roles: Roles, failure: Failure | None, now_s: float) -> Roles:
+def _returned(roles: Roles, failure: FailureReason | None, now_s: float) -> Roles:
     """Return the previous revision to stable; what was stable is the candidate again, or has failed."""
     if roles.previous is None or roles.stable is None:
         return roles

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.rollout_texts import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, TOO_OFTEN, WAITS
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from segserve_operator.core.gates.base import Verdict
 
 HELD: Final = frozenset({Wait.INCIDENT, Wait.PERSON, Wait.PAUSED, DEADLINE_PASSED, TOO_OFTEN})
 """The reasons of a standing that hold a rollout until a person acts, or an incident is over."""
@@ -25,7 +21,9 @@ _HOUR_S: Final = 3600
 _MINUTE_S: Final = 60
 
 
-def rollout_events(before: RolloutState | None, after: RolloutState | None, verdicts: Sequence[Verdict]) -> tuple[Event, ...]:
+def rollout_events(
+    before: RolloutState | None, after: RolloutState | None, verdicts: Sequence[Verdict]
+) -> tuple[Event, ...]:
     """Return what to tell of a change; nothing where both are equal.
 
     `verdicts` are the gates' at the time of the change. None is no rollout; one that is gone before its end, or has
@@ -105,9 +103,7 @@ def _held(before: RolloutState, after: RolloutState) -> Iterator[Event]:
 
 
 def _step_reached(after: RolloutState) -> Event:
-    return Event(
-        "Normal", "StepReached", f"{after.revision} gets {after.weight} % of requests (step {after.step + 1})"
-    )
+    return Event("Normal", "StepReached", f"{after.revision} gets {after.weight} % of requests (step {after.step + 1})")
 
 
 def _cancelled(state: RolloutState) -> Event:

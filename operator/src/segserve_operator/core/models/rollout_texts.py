@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.models.observed import Roles
+from segserve_operator.core.rollout.decisions import DecisionResult
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase, Signal
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_operator.core.models.observed import Roles
-    from segserve_operator.core.rollout.decisions import DecisionResult
-    from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.rollout.record import RolloutState
 
 DEADLINE_PASSED: Final = "DeadlinePassed"
 TOO_OFTEN: Final = "QuarantinedTooOften"

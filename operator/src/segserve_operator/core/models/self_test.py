@@ -1,13 +1,16 @@
-"""Stable against itself: the engine's own rate of false alarms, on a model's real requests."""
+"""Stable against itself: the rate of false alarms on a model's real requests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.models.observed import ModelObserved, Observed
 from segserve_operator.core.models.slo import is_due
-from segserve_operator.core.rollout.counters import HungRequests
+from segserve_operator.core.models.watches import SelfTest
+from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.decisions import Rules, judge
 from segserve_operator.core.rollout.engine import breached
 from segserve_operator.core.rollout.windows import window_between
@@ -15,36 +18,12 @@ from segserve_operator.core.statistics.baseline import spread_of
 from segserve_operator.core.statistics.exceedance import ExceedanceState
 from segserve_operator.core.traffic import shadow_of
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from segserve_operator.core.models.observed import ModelObserved, Observed
-    from segserve_operator.core.rollout.counters import Sample
-
 ROUND_S: Final = 3600.0
-"""A comparison lasts for so long, as rollouts may; the next one begins anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class SelfTest:
-    """The two halves of one model's stable group. `rounds` were ended; `false_alarms` of them ended in a breach.
-
-    `dispersion` is the variance of stable's failures over that of independent ones.
-    """
-
-    group: str = ""
-    began_s: float = 0.0
-    measured_s: float = float("-inf")
-    seen: Sample = field(default_factory=dict)
-    hung: HungRequests = field(default_factory=HungRequests)
-    gates: Mapping[str, Any] = field(default_factory=dict)
-    rounds: int = 0
-    false_alarms: int = 0
-    dispersion: float = 1.0
+"""Length of one comparison, like that of a typical rollout; the next one starts anew."""
 
 
 def tests_itself(model: ModelObserved) -> bool:
-    """Tell whether a model's stable revision is to be compared with itself now: no rollout needs its requests."""
+    """Tell whether to compare a model's stable revision with itself now, while no rollout needs its requests."""
     state, wanted = model.status.rollout, model.wanted
     asked = wanted is not None and wanted.policy is not None and wanted.policy.self_test
     return asked and model.roles.candidate is None and (state is None or state.ended)
@@ -60,7 +39,9 @@ def self_tests(models: Iterable[ModelObserved], world: Observed) -> dict[str, Se
         known = world.self_tests.get(model.name) or SelfTest()
         policy, slo = model.wanted.policy or RolloutPolicy(), model.wanted.slo or Slo()
         due = sample and is_due(known.measured_s, world.now_s)
-        found[model.name] = _measured(known, sample, stable.group, policy, slo, world.now_s) if sample and due else known
+        found[model.name] = (
+            _measured(known, sample, stable.group, policy, slo, world.now_s) if sample and due else known
+        )
     return found
 
 
@@ -77,10 +58,10 @@ def _measured(known: SelfTest, sample: Sample, group: str, policy: RolloutPolicy
 
 
 def _round(test: SelfTest, rules: Rules, now_s: float) -> SelfTest:
-    """Count a breach as the false alarm that it is, and begin anew after that or when the round's time is over."""
+    """Count a breach as a false alarm, and start a new round after it or when the round's time is over."""
     alarm = bool(breached(rules.policy, judge(rules, test.gates)))
     errors = test.gates.get("errorRate")
-    dispersion = float(spread_of(errors).max()) if isinstance(errors, ExceedanceState) else 1.0
+    dispersion = float(spread_of(errors.squares, errors.expected).max()) if isinstance(errors, ExceedanceState) else 1.0
     if not alarm and abs(now_s - test.began_s) < ROUND_S:
         return replace(test, dispersion=dispersion)
     return replace(

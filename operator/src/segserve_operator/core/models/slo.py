@@ -1,73 +1,49 @@
-"""Whether a stable revision keeps its SLO: what the column of `get` says, rollout or not."""
+"""Whether a stable revision meets its SLO, with or without a rollout: the column SLO of `get`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
 from segserve_operator.api.rollout_policy import Slo
-from segserve_operator.core.evidence import EDGES_MS, STABLE
-from segserve_operator.core.rollout.counters import HungRequests
+from segserve_operator.core.evidence import EDGES_MS, STABLE, EvidenceWindow
+from segserve_operator.core.models.observed import ModelObserved, Observed
+from segserve_operator.core.models.watches import Minute, SloWatch
+from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.windows import window_between
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from segserve_operator.core.evidence import EvidenceWindow
-    from segserve_operator.core.models.observed import ModelObserved, Observed
-    from segserve_operator.core.rollout.counters import Sample
 
 MET: Final = "Met"
 BREACHED: Final = "Breached"
 UNKNOWN: Final = "Unknown"
 INTERVAL_S: Final = 15.0
-"""Outside of rollouts gateways are asked so often."""
+"""Interval of reading the gateways' counters outside of rollouts."""
 LONG_MIN: Final = 60
 SHORT_MIN: Final = 5
 ENOUGH_BAD: Final = 10
-"""Fewer bad requests than this breach nothing: one of two is no half."""
-
-
-@dataclass(frozen=True, slots=True)
-class Minute:
-    """A minute's requests, and by promise (error, or a percentile of the SLO) those that broke it."""
-
-    minute: int
-    requests: int
-    broken: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class SloWatch:
-    """The last hour of one model's stable group."""
-
-    group: str = ""
-    measured_s: float = float("-inf")
-    seen: Sample = field(default_factory=dict)
-    hung: HungRequests = field(default_factory=HungRequests)
-    minutes: tuple[Minute, ...] = ()
+"""Bad requests that a breach needs at least: one of two is not half."""
 
 
 def slo_of(model: ModelObserved) -> Slo | None:
-    """Return what a model promises its callers."""
+    """Return the SLO of a model, if it has one."""
     return model.wanted.slo if model.wanted is not None else None
 
 
 def is_watched(model: ModelObserved) -> bool:
-    """Tell whether a model's requests are counted also where no rollout is under way."""
+    """Tell whether a model's requests are counted although no rollout is in progress."""
     wanted = model.wanted
     return wanted is not None and (wanted.slo is not None or (wanted.policy is not None and wanted.policy.self_test))
 
 
 def is_due(measured_s: float, now_s: float) -> bool:
-    """Tell whether it is time to ask the gateways again; a clock may have been put back since."""
+    """Tell whether the interval has passed; the absolute difference covers a clock that was set back."""
     return abs(now_s - measured_s) >= INTERVAL_S
 
 
 def watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, SloWatch]:
-    """Return by name how the models with an SLO did, with what was counted now."""
+    """Return the watches of all models with an SLO by name, updated with the current counters."""
     found: dict[str, SloWatch] = {}
     for model in models:
         slo, stable, sample = slo_of(model) or Slo(), model.roles.stable, world.samples.get(model.name)
@@ -79,7 +55,7 @@ def watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, SloWa
 
 
 def measured(watch: SloWatch, sample: Sample, group: str, slo: Slo, now_s: float) -> SloWatch:
-    """Return the watch after the gateways were asked once more; another group begins anew."""
+    """Return the watch with one more sample; a change of group starts it anew."""
     if watch.group != group:
         watch = SloWatch(group)
     found = window_between(watch.seen, sample, group, "", hung=watch.hung)
@@ -89,23 +65,23 @@ def measured(watch: SloWatch, sample: Sample, group: str, slo: Slo, now_s: float
     return replace(watch, measured_s=now_s, seen=found.seen, hung=found.hung, minutes=minutes)
 
 
-def word(watch: SloWatch, slo: Slo, now_s: float) -> str:
-    """Return whether the SLO is met, in one word.
+def slo_state(watch: SloWatch, slo: Slo, now_s: float) -> str:
+    """Return `MET`, `BREACHED` or `UNKNOWN`.
 
-    It is breached where a promise is broken more often than allowed over the last five minutes and over the last hour:
-    multi-window burn rate (Google, The Site Reliability Workbook, chapter 5) at a factor of one.
+    The SLO is breached if an objective is missed more often than allowed both over the last five minutes and over the
+    last hour: multi-window burn rate (Google, The Site Reliability Workbook, chapter 5) at a factor of one.
     """
     now = int(now_s // 60)
     long = [minute for minute in watch.minutes if minute.minute > now - LONG_MIN]
     short = [minute for minute in long if minute.minute > now - SHORT_MIN]
     if not sum(minute.requests for minute in long):
         return UNKNOWN
-    broken = any(_breaks(short, name, share) and _breaks(long, name, share) for name, share in promises(slo).items())
+    broken = any(_breaks(short, name, share) and _breaks(long, name, share) for name, share in objectives(slo).items())
     return BREACHED if broken else MET
 
 
-def promises(slo: Slo) -> dict[str, float]:
-    """Return by promise the share of requests that may break it."""
+def objectives(slo: Slo) -> dict[str, float]:
+    """Return by objective the share of requests (0 to 1) that may miss it."""
     return {"error": slo.error_percent / 100} | {_name(quantile): 1 - quantile for quantile, _ in slo.latencies}
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from segserve_operator.core.models.observed import ModelObserved, Observed
+from segserve_operator.core.models.observed import ModelObserved, Observed
 
 GROUPS_AT_ONCE: Final = 8
 """So many candidates of a pool have a group of their own at a time; the others wait."""

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_rollout import MAX_DECISIONS
-from segserve_operator.core.evidence import EvidenceWindow
+from segserve_operator.core.evidence import EvidenceWindow, Judgement
 from segserve_operator.core.gates import measured_gates
-from segserve_operator.core.rollout.engine import WAITS, Signals, Progress, Wait, next_transition, watch, with_pause
+from segserve_operator.core.gates.base import MeasuredGate, Verdict
+from segserve_operator.core.rollout.engine import (
+    WAITS,
+    Policy,
+    Progress,
+    Signals,
+    Transition,
+    Wait,
+    next_transition,
+    watch,
+    with_pause,
+)
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.plain import canonical, from_plain
 from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import Decision, Record, RolloutState
 from segserve_operator.core.rollout.rows import kept, row_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-    from segserve_operator.core.evidence import Judgement
-    from segserve_operator.core.gates.base import MeasuredGate, Verdict
-    from segserve_operator.core.rollout.engine import Transition, Policy
 
 LOST: Final = "LOST"
 """The signal of a decision whose process ended before it was written down."""
@@ -135,7 +140,9 @@ def again(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
     before = {name: from_plain(gate.start(), inputs["gates"][name]) for name, gate in rules.gates.items()}
     window = from_plain(EvidenceWindow.nothing(), inputs["look"]) if inputs["look"] is not None else None
     progress = from_plain(Progress.begun(0.0), inputs["progress"])
-    states, transition = _engine(rules, before, progress, window, from_plain(Signals(), inputs["heard"]), inputs["nowS"])
+    states, transition = _engine(
+        rules, before, progress, window, from_plain(Signals(), inputs["heard"]), inputs["nowS"]
+    )
     return decided_text(transition, rules.explain(states))
 
 
@@ -157,7 +164,12 @@ def decided_text(transition: Transition, verdicts: tuple[Verdict, ...]) -> str:
 
 
 def _engine(
-    rules: Rules, before: Mapping[str, Any], progress: Progress, window: EvidenceWindow | None, signals: Signals, now_s: float
+    rules: Rules,
+    before: Mapping[str, Any],
+    progress: Progress,
+    window: EvidenceWindow | None,
+    signals: Signals,
+    now_s: float,
 ) -> tuple[dict[str, Any], Transition]:
     states = dict(before)
     if window is not None:
@@ -183,7 +195,9 @@ def _weight(record: Record) -> int:
     return record.decisions[-1].weight if record.decisions else 0
 
 
-def _written_down(record: Record, rules: Rules, inputs: DecisionInput, transition: Transition, encoded_inputs: str) -> Record:
+def _written_down(
+    record: Record, rules: Rules, inputs: DecisionInput, transition: Transition, encoded_inputs: str
+) -> Record:
     verdicts = rules.explain(record.gates)
     signal = Signal(int(transition.signal))
     decision = Decision(

@@ -5,19 +5,15 @@ What differs between rollouts is in arrays with leading axes; the clock is an ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import CANDIDATE, STABLE, Judgement
+from segserve_operator.core.evidence import CANDIDATE, STABLE, Bools, EvidenceWindow, Floats, Ints, Judgement
 from segserve_operator.core.rollout.phases import Phase, Signal, legal, moved
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from segserve_operator.core.evidence import Bools, Floats, Ints, EvidenceWindow
 
 LOOKAHEAD_S: Final = 60.0
 PART_AT_RISK: Final = 0.1
@@ -195,7 +191,9 @@ def watch(progress: Progress, window: EvidenceWindow, now_s: float) -> Progress:
     )
 
 
-def next_transition(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float) -> Transition:
+def next_transition(
+    policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float
+) -> Transition:
     """Return what follows from all that was seen; a decision repeated on the same input is the same."""
     progress = _not_ahead(progress, now_s)
     wait = _waits(policy, progress, judged, heard, now_s)

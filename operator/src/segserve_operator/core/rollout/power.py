@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import CANDIDATE, EvidenceWindow
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.evidence import CANDIDATE, Bools, EvidenceWindow, Floats
 from segserve_operator.core.gates import measured_gates
-from segserve_operator.core.rollout.engine import Signals, Progress, next_transition, watch, weights
+from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch, weights
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import engine_policy
-
-if TYPE_CHECKING:
-    from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-    from segserve_operator.core.evidence import Bools, Floats
 
 ERRORS: Final = (0.01, 0.02, 0.05, 0.2)
 SLOWER: Final = (1.25, 1.5, 2.0, 3.0)

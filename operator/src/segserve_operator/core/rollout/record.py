@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.gates.base import Verdict
+from segserve_operator.core.rollout.counters import Sample
+from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import ENDED, Phase
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-    from segserve_operator.core.gates.base import Verdict
-    from segserve_operator.core.rollout.counters import Sample
-    from segserve_operator.core.rollout.engine import Progress
 
 LAST_WORDS_S: Final = 600.0
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.rollout.decisions import Rules, again, judge
-from segserve_operator.core.rollout.engine import Signals, Progress, next_transition, watch
+from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
+from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.rollout.rows import window_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from segserve_operator.api.rollout_policy import RolloutPolicy
-    from segserve_operator.core.rollout.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +47,9 @@ def replay(record: Record) -> tuple[Replayed, ...]:
     Raises ValueError where a decision's reasons cannot be read.
     """
     result = (decision for decision in record.decisions if decision.inputs)
-    return tuple(Replayed(each.sequence, each.at_s, each.result, again(each, record.policy, record.slo)) for each in result)
+    return tuple(
+        Replayed(each.sequence, each.at_s, each.result, again(each, record.policy, record.slo)) for each in result
+    )
 
 
 def what_if(record: Record, policy: RolloutPolicy) -> tuple[WhatIf, ...]:
@@ -71,7 +69,9 @@ def _decisions(record: Record, policy: RolloutPolicy) -> Iterator[WhatIf]:
     for row in record.rows:
         window = window_of(row, len(EDGES_MS) + 1)
         states = {name: gate.update(states[name], window) for name, gate in rules.gates.items()}
-        transition = next_transition(rules.policy, watch(progress, window, row.at_s), judge(rules, states), Signals(), row.at_s)
+        transition = next_transition(
+            rules.policy, watch(progress, window, row.at_s), judge(rules, states), Signals(), row.at_s
+        )
         progress = transition.progress
         phase, signal = Phase(int(progress.phase)), Signal(int(transition.signal))
         if signal is not Signal.NONE:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import EvidenceWindow
+from segserve_operator.core.evidence import EvidenceWindow, Floats
 from segserve_operator.core.rollout.record import Row
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from segserve_operator.core.evidence import Floats
 
 AGES_S: Final = ((3600.0, 60.0), (120.0, 15.0))
 """Rows older than the first number are of so many seconds; younger ones as they came."""

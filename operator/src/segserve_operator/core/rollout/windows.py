@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
-from segserve_operator.core.rollout.counters import Counters, HungRequests, InFlightSample, SeriesCounts, InFlight
+from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow, Floats
+from segserve_operator.core.rollout.counters import (
+    Counters,
+    HungRequests,
+    InFlight,
+    InFlightSample,
+    Sample,
+    SeriesCounts,
+)
 from segserve_operator.core.traffic import shadow_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from segserve_operator.core.evidence import Floats
-    from segserve_operator.core.rollout.counters import Sample
 
 FORGOTTEN_S: Final = 3600.0
 """A gateway that has not answered for so long is not expected back."""
@@ -84,7 +86,9 @@ def window_between(
         waiting[name] = InFlight((charged[0], charged[1]), _recent(held.moments, now.at_s - slow_after_s))
         window = _with(window, now.at_s - then.at_s, arms, latencies)
     seen = _kept(before, after)
-    return WindowResult(window, seen, HungRequests(tuple((name, held) for name, held in sorted(waiting.items()) if name in seen)))
+    return WindowResult(
+        window, seen, HungRequests(tuple((name, held) for name, held in sorted(waiting.items()) if name in seen))
+    )
 
 
 def _first(now: Counters, newest_s: float | None) -> Counters:
@@ -106,7 +110,9 @@ def _names(group: str, other: str) -> frozenset[str]:
 
 def _between(then: Counters, now: Counters, names: frozenset[str]) -> _Arm:
     former = then.by_series if then.epoch == now.epoch else {}
-    pairs = [(former.get(series, SeriesCounts()), tally) for series, tally in now.by_series.items() if series.group in names]
+    pairs = [
+        (former.get(series, SeriesCounts()), tally) for series, tally in now.by_series.items() if series.group in names
+    ]
     latencies: Counter[float] = Counter()
     for was, tally in pairs:
         known = dict(was.latencies)
@@ -144,7 +150,9 @@ def _continued(held: InFlight, at_s: float, arms: tuple[_Arm, _Arm]) -> InFlight
     return InFlight(held.charged, (*held.moments, moment))
 
 
-def _charge(held: InFlight, at: int, arm: _Arm, latencies: Floats, slow_after_s: float, edges: Sequence[float]) -> float:
+def _charge(
+    held: InFlight, at: int, arm: _Arm, latencies: Floats, slow_after_s: float, edges: Sequence[float]
+) -> float:
     """Put into `latencies` those that hang and are not there yet, take out those that have been and have ended now.
 
     Returns how many under way are in latencies from now on.

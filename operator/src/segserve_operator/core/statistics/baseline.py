@@ -1,46 +1,45 @@
-"""What stable's share above an edge is now, from its recent past and its present.
+"""Estimate of stable's current share of requests above an edge, from its recent past and the present block.
 
-Neither alone will do: the past is precise, but an incident that begins now is not in it; the present is a few requests.
-An estimate that is too low lets bets win that should not, by its variance to the first order: so that is known, too.
+Neither suffices alone: the past is precise but does not contain an incident that begins now; the present is a few
+requests. An estimate that is too low lets bets win that should not, to the first order by its variance, so the variance
+is estimated as well.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from segserve_operator.core.evidence import Bools, Floats
-    from segserve_operator.core.statistics.exceedance import ExceedanceState
+from segserve_operator.core.evidence import Bools, Floats
 
 HALF_LIFE_S: Final = 30.0
 REMEMBERED: Final = 300.0
-"""Requests that are remembered at least, however long ago they were."""
+"""Number of requests that are remembered at least, however old they are."""
 JUMP: Final = 15.0
-"""The past counts as so many requests beside those of the present block, where that is the worse of the two."""
+"""Weight of the past in requests, beside those of the present block, if the present is the worse of the two."""
 DISPERSION_PRIOR: Final = 1.0
-"""Requests are taken to be independent until stable's bad ones have deviated by a few."""
+"""Weight of the assumption that requests are independent."""
 DISPERSION_HALF_LIFE_S: Final = 180.0
-"""Stable's dispersion is that of the past minutes."""
+"""Half-life of the memory of stable's dispersion."""
 MOST_CORRELATED: Final = 0.05
-"""A block says of dispersion at most that any two of its requests have this correlation: else it was a jump."""
+"""Largest correlation between two requests that a block may suggest; more than that was a jump, not dispersion."""
 SWING_S: Final = 30.0
-"""Servers have better and worse times of their own, with this time constant."""
+"""Time constant of the swings of a healthy server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
     """Stable's share above each stream's edge; all [..., S].
 
-    recent: the estimate from the last half minute and the block; low: what it is at least, or the present.
-    present: of the block alone. worst: the larger of recent and present.
-    share: what the candidate is held against: the recent, and the present where that is clearly more.
-    variance: of the present. sampling: the half of it that stakes pay for, estimated without bias.
-    swing: what servers' own swings add in the long run.
-    spread: how many times the variance of independent requests it is.
-    squares, expected: what the block adds to that, by its weight: an incident must not outweigh all that comes after.
+    recent: estimate from the last half minute and the block; low: a lower bound of it or of the present.
+    present: estimate from the block alone. worst: the larger of recent and present.
+    share: reference for the candidate: recent, or present if that is clearly larger.
+    variance: variance of present. sampling: the half of it that stakes pay for, estimated without bias.
+    swing: variance that the servers' own swings add in the long run.
+    spread: variance divided by that of independent requests.
+    squares, expected: contribution of the block to the dispersion; weighted, so that one incident does not dominate.
     """
 
     share: Floats
@@ -57,30 +56,32 @@ class Baseline:
 
 
 def remembered(memory: Floats, block: Floats, age_s: Floats) -> Floats:
-    """Return stable's counts [..., B] after a block of that age; older ones fade."""
+    """Return stable's counts [..., B] after a block of age `age_s`; older counts fade."""
     added = block.sum(-1)
     fading = np.maximum(np.exp2(-age_s / HALF_LIFE_S), REMEMBERED / (REMEMBERED + added))
     after: Floats = memory * fading[..., None] + block
     return after
 
 
-def spread_of(state: ExceedanceState) -> Floats:
-    """Return stable's dispersion [..., S]: 1 for independent requests, more for bursts."""
-    spread: Floats = np.maximum((state.squares + DISPERSION_PRIOR) / (state.expected + DISPERSION_PRIOR), 1.0)
+def spread_of(squares: Floats, expected: Floats) -> Floats:
+    """Return stable's dispersion [..., S] from its squared deviations: 1 for independent requests, more for bursts."""
+    spread: Floats = np.maximum((squares + DISPERSION_PRIOR) / (expected + DISPERSION_PRIOR), 1.0)
     return spread
 
 
-def dispersion(state: ExceedanceState, fresh: Baseline, known: Bools) -> dict[str, Floats]:
-    """Return stable's squared deviations of late, and what they would be were its requests independent; [..., S]."""
-    kept = np.exp2(-state.age_s / DISPERSION_HALF_LIFE_S)[..., None]
-    squares, expected = kept * state.squares + fresh.squares, kept * state.expected + fresh.expected
-    return {"squares": np.where(known, squares, state.squares), "expected": np.where(known, expected, state.expected)}
+def dispersion(squares: Floats, expected: Floats, age_s: Floats, fresh: Baseline, known: Bools) -> dict[str, Floats]:
+    """Return stable's recent squared deviations and their expectation for independent requests, both [..., S]."""
+    kept = np.exp2(-age_s / DISPERSION_HALF_LIFE_S)[..., None]
+    return {
+        "squares": np.where(known, kept * squares + fresh.squares, squares),
+        "expected": np.where(known, kept * expected + fresh.expected, expected),
+    }
 
 
 def baseline(
     above: Floats, remembered: Floats, block: Floats, requests: Floats, age_s: Floats, spread: Floats, swing: Floats
 ) -> Baseline:
-    """Return it from the remembered requests [...], those above the edge [..., S], and the present block's."""
+    """Return the estimate from the remembered requests [...], those above the edge [..., S], and the present block."""
     past, present = remembered[..., None], np.maximum(requests[..., None], 1.0)
     recent = (above + 0.5) / (past + 1.0)
     now = (JUMP * recent + block) / (JUMP + present)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from segserve_operator.core.evidence import Floats
+from segserve_operator.core.evidence import Floats
 
 STAKES: Final = (0.04, 0.15, 0.4)
 """Shares of the wealth that are at stake in a block."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import CANDIDATE, STABLE
-
-if TYPE_CHECKING:
-    from segserve_operator.core.evidence import Bools, Floats
+from segserve_operator.core.evidence import CANDIDATE, STABLE, Bools, Floats
 
 SHORTEST_S: Final = 5.0
 """Servers have better and worse seconds of their own: those of one block count as one observation. Where stable's

@@ -15,20 +15,16 @@ most, and those that are worse, but tolerably, at `TOLERATED` times that: in exc
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from segserve_operator.core.evidence import CANDIDATE, STABLE, Judgement
+from segserve_operator.core.evidence import CANDIDATE, STABLE, Bools, Floats, Judgement
 from segserve_operator.core.statistics.baseline import Baseline, baseline, dispersion, remembered, spread_of
 from segserve_operator.core.statistics.bets import STAKES, likelihood, refuted, staked, summed
 from segserve_operator.core.statistics.blocks import closing, merged, tails
 from segserve_operator.core.statistics.certificate import CERTIFIED, certified, harm_bound
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from segserve_operator.core.evidence import Bools, Floats
 
 SWITCH: Final = 0.001
 """So much of the wealth is dealt out anew with each of the candidate's requests..."""
@@ -50,7 +46,7 @@ ROUNDED: Final = 0.98
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class EvidenceStream:
     """One comparison. `at` is the edge's index (requests in bins from `at` on are above it); or `quantile` says that it
     is that quantile of stable's latencies so far, `stretch` times as long for the candidate.
 
@@ -103,7 +99,7 @@ class Exceedance:
     """
 
     edges: tuple[float, ...]
-    streams: tuple[Stream, ...]
+    streams: tuple[EvidenceStream, ...]
     counted: int = 0
     warm_up_s: float = 0.0
     odds: tuple[float, ...] = ()
@@ -140,7 +136,7 @@ class Exceedance:
         state, bins = _begun(state, bins, seconds)
         pending, age_s = merged(state.pending, state.age_s, bins, seconds)
         counts = pending.sum(-1)
-        closes = closing(counts, age_s, spread_of(state).max(-1))
+        closes = closing(counts, age_s, spread_of(state.squares, state.expected).max(-1))
         if not closes.any():
             return replace(state, pending=pending, age_s=age_s)
         after = self._judged(replace(state, pending=pending, age_s=age_s), counts)
@@ -205,7 +201,13 @@ class Exceedance:
         before, after = (np.take_along_axis(tails(each), at[..., STABLE, :], -1) for each in (state.memory, memory))
         swings = np.array([stream.swing for stream in self.streams])
         fresh = baseline(
-            after, memory.sum(-1), above[..., STABLE, :], counts[..., STABLE], state.age_s, spread_of(state), swings
+            after,
+            memory.sum(-1),
+            above[..., STABLE, :],
+            counts[..., STABLE],
+            state.age_s,
+            spread_of(state.squares, state.expected),
+            swings,
         )
         both: Bools = np.asarray((counts > 0).all(-1))
         bet: Bools = both[..., None] & known
@@ -223,7 +225,7 @@ class Exceedance:
                 # A minute of one alone, as after a promotion: what was known of both is over.
                 np.where(both[..., None, None], state.alarm, 0.0),
             ),
-            **dispersion(state, fresh, bet),
+            **dispersion(state.squares, state.expected, state.age_s, fresh, bet),
             **self._harm(state, above, counts, fresh, bet),
         )
 

@@ -8,12 +8,11 @@ supposed on which the candidate gains all that can be gained; its mean has to be
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from segserve_operator.core.evidence import Floats
+from segserve_operator.core.evidence import Floats
 
 FEWEST: Final = 3
 """Of fewer differences the spread says nothing."""

@@ -7,15 +7,12 @@ root is taken: evidence only gets weaker by that.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from segserve_operator.core.evidence import CANDIDATE
+from segserve_operator.core.evidence import CANDIDATE, Floats
 from segserve_operator.core.statistics.bets import summed
-
-if TYPE_CHECKING:
-    from segserve_operator.core.evidence import Floats
 
 TIMES: Final = (0.01, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0)
 """Odds of being the candidate's against those written, each with its own wealth; 1 bets nothing."""
