@@ -109,7 +109,7 @@ def meta(target: PoolContext, name: str, labels: Mapping[str, str]) -> V1ObjectM
 
 def rendered(kind: Kind, model: BaseModel) -> Json:
     """Return the manifest of one of the official package's models."""
-    return {"apiVersion": kind.api_version, "kind": kind.name, **dumped(model)}
+    return dict(sorted({"apiVersion": kind.api_version, "kind": kind.name, **dumped(model)}.items()))
 
 
 def dumped(model: BaseModel) -> Json:
