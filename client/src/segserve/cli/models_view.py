@@ -12,7 +12,10 @@ from rich.table import Table
 from segserve.platforms.port import Json, Platform
 from segserve.platforms.waiting import condition, readiness
 
+# Statuses are read as JSON, not as `SegmentationModelStatus`: a newer operator may have added fields, which the type
+# rejects and which must not break `segserve get`.
 COLUMNS: Final = ("NAME", "READY", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "SLO", "URL", "AGE")
+DECISIONS: Final = 10
 
 
 def models_table(manifests: Iterable[Mapping[str, Any]], *, wide: bool = False) -> Table:
@@ -28,34 +31,30 @@ def models_table(manifests: Iterable[Mapping[str, Any]], *, wide: bool = False) 
 def _row(manifest: Mapping[str, Any], *, wide: bool) -> list[str]:
     status = manifest.get("status") or {}
     roles = status.get("roles", {})
-    ready = condition(manifest, "Ready")["status"]
-    colour = {"True": "green", "False": "red"}.get(ready, "yellow")
     row = [
         manifest["metadata"]["name"],
-        f"[{colour}]{ready}[/]",
+        _coloured(condition(manifest, "Ready")["status"], {"True": "green", "False": "red"}),
         roles.get("stable", {}).get("revision", ""),
         _candidate(roles.get("candidate")),
         (status.get("rollout") or {}).get("phase", ""),
         str(status.get("weight", "")),
-        _slo(status.get("slo")),
+        _coloured(status.get("slo"), {"Met": "green", "Breached": "red"}),
         status.get("url", ""),
         age(manifest["metadata"]["creationTimestamp"]),
     ]
     return [*row, roles.get("stable", {}).get("group", ""), readiness(manifest).text] if wide else row
 
 
-def _slo(said: str | None) -> str:
-    colour = {"Met": "green", "Breached": "red"}.get(said or "", "yellow")
-    return f"[{colour}]{said}[/]" if said else ""
+def _coloured(word: str | None, colours: Mapping[str, str]) -> str:
+    return f"[{colours.get(word, 'yellow')}]{word}[/]" if word else ""
 
 
 def _candidate(candidate: Mapping[str, Any] | None) -> str:
     if candidate is None:
         return ""
-    failed = candidate["state"] == "Failed"
-    return (
-        f"[red]{candidate['revision']} ({candidate['reason']})[/]" if failed else f"[yellow]{candidate['revision']}[/]"
-    )
+    if candidate["state"] == "Failed":
+        return f"[red]{candidate['revision']} ({candidate['reason']})[/]"
+    return f"[yellow]{candidate['revision']}[/]"
 
 
 def age(time: str) -> str:
@@ -65,9 +64,6 @@ def age(time: str) -> str:
         if seconds >= size:
             return f"{seconds // size}{unit}"
     return f"{max(seconds, 0)}s"
-
-
-DECISIONS: Final = 10
 
 
 def latest_record(platform: Platform, model: Json) -> Json | None:
@@ -82,27 +78,28 @@ def model_text(manifest: Json, record: Json | None = None) -> str:
     spec = yaml.safe_dump({"metadata": manifest["metadata"], "spec": manifest["spec"]}, sort_keys=False)
     lines = [spec.rstrip("\n"), f"url: {status.get('url', '')}", "roles:"]
     for role, holder in status.get("roles", {}).items():
-        failed = f"  {holder['reason']}: {holder['message']}" if holder.get("reason") else ""
-        platform_options = f" in group {holder['group']}" if holder.get("group") else ""
-        lines.append(f"  {role:<10} {holder['revision']}{platform_options} since {age(holder['since'])}{failed}")
+        failure = f"  {holder['reason']}: {holder['message']}" if holder.get("reason") else ""
+        group = f" in group {holder['group']}" if holder.get("group") else ""
+        lines.append(f"  {role:<10} {holder['revision']}{group} since {age(holder['since'])}{failure}")
     if status.get("rollout"):
         lines += _rollout(status["rollout"], (record or {}).get("status") or {})
     lines.append("conditions:")
-    for found in status.get("conditions", []):
-        lines.append(f"  {found['type']:<17} {found['status']:<8} {age(found['lastTransitionTime']):>4}  {_why(found)}")
+    for each in status.get("conditions", []):
+        lines.append(f"  {each['type']:<17} {each['status']:<8} {age(each['lastTransitionTime']):>4}  {_why(each)}")
     return "\n".join(lines)
 
 
-def _rollout(at: Json, record: Json) -> Iterator[str]:
-    paused = ", paused" if at.get("paused") else ""
-    yield f"rollout: {at['name']}"
-    yield f"  {at['revision']} is {at['phase']} at {at.get('weight', 0)} %{paused} since {age(at['since'])}  {_why(at)}"
+def _rollout(rollout: Json, record: Json) -> Iterator[str]:
+    state = f"{rollout['phase']} at {rollout.get('weight', 0)} %{', paused' if rollout.get('paused') else ''}"
+    yield f"rollout: {rollout['name']}"
+    yield f"  {rollout['revision']} is {state} since {age(rollout['since'])}  {_why(rollout)}"
     for verdict in record.get("verdicts") or ():
-        skipped = " (skipped)" if verdict["gate"] in (at.get("skippedGates") or ()) else ""
+        skipped = " (skipped)" if verdict["gate"] in (rollout.get("skippedGates") or ()) else ""
         yield f"  gate {verdict['gate']:<15} {verdict['outcome']:<9} {_why(verdict)}{skipped}"
-    for made in (record.get("decisions") or ())[-DECISIONS:]:
-        yield f"  {age(made['at']):>4}  {made['phase']:<11} {made['weight']:>3} %  {_why(made)} (by {made['actor']})"
+    for decision in (record.get("decisions") or ())[-DECISIONS:]:
+        when, weight = age(decision["at"]), decision["weight"]
+        yield f"  {when:>4}  {decision['phase']:<11} {weight:>3} %  {_why(decision)} (by {decision['actor']})"
 
 
-def _why(said: Json) -> str:
-    return ": ".join(filter(None, (said.get("reason"), said.get("message"))))
+def _why(entry: Json) -> str:
+    return ": ".join(filter(None, (entry.get("reason"), entry.get("message"))))
