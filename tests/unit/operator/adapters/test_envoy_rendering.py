@@ -1,4 +1,4 @@
-"""A traffic plan as Envoy's resources."""
+"""Envoy's configuration for a traffic plan."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rendered(traffic_plan: TrafficPlan, before: EnvoyConfiguration | None = None
 
 
 def table(traffic_plan: TrafficPlan) -> dict[str, Any]:
-    """Return by key the action of every entry."""
+    """Return the action of every entry by key."""
     routes = render_routes(rendered(traffic_plan).entries, timeout_s=60)
     entries = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
     return {key: entry["action"]["typed_config"]["route"] for key, entry in entries.items()}
@@ -61,7 +61,7 @@ def test_requests_are_split_over_all_shares_by_weight(new_weight: int, expected:
 
 
 @pytest.mark.parametrize("new_weight", [0, 30, 100])
-def test_every_share_has_its_clusters_whatever_its_weight(new_weight: int) -> None:
+def test_every_share_has_its_clusters_regardless_of_its_weight(new_weight: int) -> None:
     clusters = route_clusters(plan(new_weight))
 
     purposes = [f"{purpose}/{p}" for purpose in ("infer", "aside") for p in ("http", "grpc")]
@@ -76,7 +76,7 @@ def test_every_cluster_that_a_route_names_is_rendered() -> None:
     assert named <= set(route_clusters(traffic_plan))
 
 
-def test_a_plan_opens_exactly_these_questions() -> None:
+def test_a_plan_has_entries_for_exactly_these_requests() -> None:
     about = {f"{p}:about:{name}" for p in ("http", "grpc") for name in ("coins", STEP)}
     infer = {"http:infer:coins", "grpc:infer:coins"}
     server = {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats"}
@@ -86,7 +86,7 @@ def test_a_plan_opens_exactly_these_questions() -> None:
     assert set(table(plan())) == about | infer | server | methods
 
 
-def test_an_exposed_network_can_be_asked_and_is_counted_apart() -> None:
+def test_an_exposed_network_has_its_own_clusters() -> None:
     entries = table(plan(exposed=("coins.network",)))
 
     assert weights(entries["grpc:infer:coins.network"]) == {
@@ -97,20 +97,20 @@ def test_an_exposed_network_can_be_asked_and_is_counted_apart() -> None:
 
 
 @pytest.mark.parametrize(("new_weight", "group"), [(49, "main"), (51, "coins-bb")])
-def test_what_is_asked_about_a_model_goes_to_its_heaviest_share(new_weight: int, group: str) -> None:
+def test_metadata_requests_go_to_the_share_with_the_largest_weight(new_weight: int, group: str) -> None:
     entries = table(plan(new_weight))
 
     assert {entries[f"http:about:{name}"]["cluster"] for name in ("coins", STEP)} == {f"coins/{group}/aside/http"}
 
 
-def test_each_share_tells_its_revision_and_group() -> None:
+def test_responses_of_each_share_have_headers_with_its_revision_and_group() -> None:
     part = table(plan(100))["grpc:infer:coins"]["weighted_clusters"]["clusters"][1]
 
     headers = {entry["header"]["key"]: entry["header"]["value"] for entry in part["response_headers_to_add"]}
     assert headers == {"x-segserve-revision": "coins-bbbbbbbbbb", "x-segserve-group": "coins-bb"}
 
 
-def test_a_cluster_speaks_its_protocol_to_its_port() -> None:
+def test_a_cluster_uses_the_port_of_its_protocol() -> None:
     clusters = route_clusters(plan())
 
     def port(name: str) -> int:
@@ -129,14 +129,14 @@ def test_a_share_without_servers_has_clusters_without_endpoints() -> None:
     assert not any(cluster.usable for cluster in rendered(traffic_plan).clusters.values())
 
 
-def test_equal_plans_give_equal_text_and_another_plan_another_version() -> None:
+def test_equal_plans_have_equal_text_and_another_plan_another_version() -> None:
     first, again, other = (discovery_response([rendered(plan(weight)).entries]) for weight in (30, 30, 31))
 
     assert first == again
     assert first.version != other.version
 
 
-def test_a_change_of_weights_alone_changes_only_the_weights() -> None:
+def test_a_change_of_weights_does_not_change_the_table() -> None:
     before = rendered(plan(10))
 
     after = rendered(plan(30), before)
@@ -147,11 +147,11 @@ def test_a_change_of_weights_alone_changes_only_the_weights() -> None:
     assert sorted(after.weights.values()) == [30, 30, 70, 70]
 
 
-def test_weights_that_return_to_those_of_the_table_need_no_word() -> None:
+def test_weights_that_return_to_those_of_the_table_are_not_overridden() -> None:
     assert rendered(plan(10), rendered(plan(30), rendered(plan(10)))).weights == {}
 
 
-def test_questions_about_a_model_that_move_take_a_new_table_but_weights_do_not_wait_for_it() -> None:
+def test_metadata_requests_that_move_need_a_new_table_but_weights_do_not_wait_for_it() -> None:
     before = rendered(plan(30))
 
     after = rendered(plan(70), before)
@@ -161,7 +161,7 @@ def test_questions_about_a_model_that_move_take_a_new_table_but_weights_do_not_w
     assert sorted(after.early_weights.values()) == [30, 30, 70, 70]
 
 
-def test_no_weight_meets_a_table_that_it_is_not_for() -> None:
+def test_weights_for_one_table_never_match_another() -> None:
     before = rendered(plan(60), rendered(plan(55)))
     third = replace(NEW, group="coins-cc", revision="coins-cccccccccc", weight=100)
 
@@ -175,7 +175,7 @@ def test_no_weight_meets_a_table_that_it_is_not_for() -> None:
     assert (after.weights, after.early_weights) == ({}, {})
 
 
-def test_what_a_plan_does_not_change_is_not_rendered_again() -> None:
+def test_unchanged_models_are_not_rendered_again() -> None:
     cells = replace(plan().routes[0], model="cells")
     before = rendered(TrafficPlan((cells, *plan(10).routes)))
 
@@ -187,7 +187,7 @@ def test_what_a_plan_does_not_change_is_not_rendered_again() -> None:
 
 
 @pytest.mark.parametrize("upstream", [Upstream("infer", "grpc", "coins", "coins-3f9a"), Upstream("server", "http")])
-def test_a_clusters_name_says_what_it_is_for(upstream: Upstream) -> None:
+def test_the_name_of_a_cluster_is_parsed_back(upstream: Upstream) -> None:
     assert Upstream.parse(upstream.name) == upstream
 
 
@@ -214,7 +214,7 @@ def test_a_folder_too_deep_for_a_socket_is_refused() -> None:
         EnvoyTraffic(Path("/") / ("x" * 100))
 
 
-async def test_a_gateway_that_does_not_run_follows_no_plan_and_takes_none(tmp_path: Path) -> None:
+async def test_a_gateway_that_does_not_run_follows_no_plan_and_accepts_none(tmp_path: Path) -> None:
     traffic = EnvoyTraffic(tmp_path)
 
     assert (await traffic.observe()).plan is None
@@ -222,7 +222,7 @@ async def test_a_gateway_that_does_not_run_follows_no_plan_and_takes_none(tmp_pa
         await traffic.apply(plan())
 
 
-def test_starting_again_leaves_the_last_plan_in_its_files(tmp_path: Path) -> None:
+def test_a_restart_keeps_the_last_plan_in_its_files(tmp_path: Path) -> None:
     EnvoyTraffic(tmp_path).prepare(plan(100))
     written = (tmp_path / "routes/routes.json").read_text()
 
@@ -290,7 +290,7 @@ def test_newer_weights_keep_a_shadows_half() -> None:
     }
 
 
-def test_requests_to_a_shadow_are_under_way_to_its_group() -> None:
+def test_requests_to_a_shadow_are_in_flight_to_its_group() -> None:
     active = {"coins/main/infer/http": 1, "coins/main~shadow/infer/http": 2}
 
     assert active_by_model(active) == {("coins", "main"): 3}

@@ -1,4 +1,4 @@
-"""Code folders: which code runs inside Triton, and what of its kernels need not be compiled again."""
+"""Code folders: the code that runs inside Triton, and which kernels are compiled again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _write_kernels(package: Path, kernels: dict[str, str]) -> None:
 
 
 def _compile(staging: Path) -> None:
-    """Leave what numba would: an index and its data for each module."""
+    """Write an index and a data file for each module, as numba does."""
     folder = staging / "segserve_builder" / "kernels"
     (folder / "__pycache__").mkdir(exist_ok=True)
     for name in KERNELS:
@@ -54,14 +54,14 @@ def _fail(_: Path) -> None:
 
 
 def _compiled(root: Path, package: Path) -> set[str]:
-    """Install `package` and return the modules that were compiled before anything was compiled for it."""
+    """Install `package`, and return the modules that are compiled before its preparation."""
     names: set[str] = set()
 
-    def look(staging: Path) -> None:
+    def collect(staging: Path) -> None:
         names.update(path.name.partition(".")[0] for path in staging.rglob("*.nbc"))
         assert names == {path.name.partition(".")[0] for path in staging.rglob("*.nbi")}
 
-    code_folder.install_code(root, package, look)
+    code_folder.install_code(root, package, collect)
     return names
 
 
@@ -74,7 +74,7 @@ def test_bytecode_does_not_change_the_code_digest_and_source_does(package: Path)
     assert code_folder.code_digest(package) != before
 
 
-def test_the_code_folder_holds_the_package_alone_and_is_pointed_at(root: Path, package: Path) -> None:
+def test_the_code_folder_contains_only_the_package_and_is_imported(root: Path, package: Path) -> None:
     code = code_folder.install_code(root, package)
     assert [path.name for path in code.iterdir()] == ["segserve_builder"]
     pointer = next(root.glob("lib/*/site-packages/segserve.pth"))
@@ -89,12 +89,12 @@ def test_the_same_code_is_installed_once_and_keeps_its_caches(root: Path, packag
 
 
 def test_only_the_last_code_folders_stay(root: Path, package: Path) -> None:
-    made = []
+    folders = []
     for number in range(5):
         _edit(package, f"x = {number}")
-        made.append(code_folder.install_code(root, package))
-        os.utime(made[-1], (number, number))
-    assert set((root / "code").iterdir()) == set(made[-code_folder.KEPT_CODE_FOLDERS :])
+        folders.append(code_folder.install_code(root, package))
+        os.utime(folders[-1], (number, number))
+    assert set((root / "code").iterdir()) == set(folders[-code_folder.KEPT_CODE_FOLDERS :])
 
 
 def test_code_that_a_process_uses_stays(root: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,21 +107,21 @@ def test_code_that_a_process_uses_stays(root: Path, package: Path, monkeypatch: 
     assert used.exists()
 
 
-def test_a_half_copied_code_folder_is_not_taken_for_a_whole(root: Path, package: Path) -> None:
+def test_an_incomplete_code_folder_is_not_used(root: Path, package: Path) -> None:
     code = code_folder.install_code(root, package)
     shutil.rmtree(code)
     (code.parent / ".half").mkdir()
     assert (code_folder.install_code(root, package) / "segserve_builder" / "__init__.py").exists()
 
 
-def test_kernels_that_did_not_change_are_not_compiled_again(root: Path, package: Path) -> None:
+def test_unchanged_kernels_are_not_compiled_again(root: Path, package: Path) -> None:
     _write_kernels(package, KERNELS)
     code_folder.install_code(root, package, _compile)
     _edit(package, "x = 2")
     assert _compiled(root, package) == {"base", "user", "other"}
 
 
-def test_kernels_that_are_compiled_beside_the_source_are_not_compiled_again(root: Path, package: Path) -> None:
+def test_kernels_compiled_in_the_source_folder_are_not_compiled_again(root: Path, package: Path) -> None:
     _write_kernels(package, KERNELS)
     _compile(package.parent)
     assert _compiled(root, package) == {"base", "user", "other"}
@@ -134,7 +134,7 @@ def test_a_changed_kernel_module_and_those_that_import_it_are_compiled_again(roo
     assert _compiled(root, package) == {"other"}
 
 
-def test_a_kernel_module_that_came_back_is_taken_from_the_folder_that_has_it(root: Path, package: Path) -> None:
+def test_a_restored_kernel_module_is_copied_from_an_older_code_folder(root: Path, package: Path) -> None:
     _write_kernels(package, KERNELS)
     code_folder.install_code(root, package, _compile)
     _write_kernels(package, {"other": "y = 2\n"})
@@ -144,7 +144,7 @@ def test_a_kernel_module_that_came_back_is_taken_from_the_folder_that_has_it(roo
     assert _compiled(root, package) == {"base", "user", "other"}
 
 
-def test_code_whose_compilation_died_is_never_used_and_goes_away(root: Path, package: Path) -> None:
+def test_code_whose_compilation_failed_is_never_used_and_is_removed(root: Path, package: Path) -> None:
     _write_kernels(package, KERNELS)
     first = code_folder.install_code(root, package)
     _write_kernels(package, {"base": "x = 2\n"})

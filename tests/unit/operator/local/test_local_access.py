@@ -1,4 +1,4 @@
-"""What this machine's user may fetch, and what a pool's file changes of it."""
+"""Access of this user's artifact fetches, and how a pool restricts it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from segserve_operator.adapters.local.access import local_access
 from segserve_operator.adapters.local.files import CACHE_VARIABLE, CONFIG_VARIABLE
 from segserve_operator.api.artifacts import Artifacts
 
-SAID = Artifacts.model_validate(
+ARTIFACTS = Artifacts.model_validate(
     {
         "schemes": ["s3"],
         "endpoints": {"s3": "http://127.0.0.1:9000"},
@@ -34,7 +34,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("config")
-def test_loopback_and_private_nets_are_the_users_own_and_metadata_is_nobodys() -> None:
+def test_private_addresses_are_allowed_and_the_metadata_service_is_not() -> None:
     access = local_access()
 
     for address in ("127.0.0.1", "192.168.1.2", "93.184.216.34"):
@@ -44,13 +44,13 @@ def test_loopback_and_private_nets_are_the_users_own_and_metadata_is_nobodys() -
     assert access.ambient
 
 
-def test_a_pools_file_narrows_what_is_fetched(config: Path) -> None:
+def test_a_pool_restricts_access(config: Path) -> None:
     (config / "secrets/reader").mkdir(parents=True)
     (config / "secrets/reader/access-key-id").write_text("AKIA\n")
 
-    access = local_access(SAID)
+    access = local_access(ARTIFACTS)
 
-    assert (access.schemes, access.endpoints, access.max_bytes) == (("s3",), SAID.endpoints, 1024**2)
+    assert (access.schemes, access.endpoints, access.max_bytes) == (("s3",), ARTIFACTS.endpoints, 1024**2)
     assert access.secret("s3", "bucket") == {"access-key-id": "AKIA"}
 
 
@@ -73,7 +73,7 @@ POOL = {
 }
 
 
-def test_a_pool_among_the_files_holds_for_what_is_built(config: Path) -> None:
+def test_a_pool_among_the_files_restricts_a_build(config: Path) -> None:
     (example, *_) = yaml.safe_load_all((EXAMPLES / "coins/model.yaml").read_text())
     (config / "files.yaml").write_text(yaml.safe_dump_all([POOL, example]))
     command = [sys.executable, "-m", "segserve.cli", "build", "-f", "files.yaml", "-o", "out"]

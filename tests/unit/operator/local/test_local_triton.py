@@ -1,4 +1,4 @@
-"""How the embedded Triton is started, and its shared memory swept."""
+"""The command line of the embedded Triton, and the removal of its shared memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_stubs_find_their_python_library_and_code(command: triton.Command) -> No
     assert command.environment["SEGSERVE_CODE"] == "/cache/runtime/1/code/2"
 
 
-def test_the_callers_environment_is_kept(command: triton.Command) -> None:
+def test_the_callers_environment_variables_are_passed_on(command: triton.Command) -> None:
     assert command.environment["SEGSERVE_STATE"] == "/state"
 
 
@@ -43,7 +43,7 @@ def test_a_prefix_that_could_name_other_files_is_refused() -> None:
         tritonserver.sweep_shm("../x")
 
 
-def test_a_sweep_takes_the_regions_of_its_prefix_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_removes_only_the_regions_with_its_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tritonserver, "_SHM_FOLDER", tmp_path)
     region, other = str(uuid.uuid4()), str(uuid.uuid4())
     for name in (f"seg-main-{region}", f"seg-main-2-{other}", "seg-main-notes"):

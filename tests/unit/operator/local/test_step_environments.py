@@ -1,4 +1,4 @@
-"""Triton's folders in /tmp are removed once no living server can have made them."""
+"""Triton's folders in /tmp are removed once no running server can have created them."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if step is not None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in the place of /tmp, on a machine where nothing runs but what the test starts."""
+    """A folder instead of /tmp, on a machine that runs only the processes of the test."""
     own = psutil.Process()
     monkeypatch.setattr(psutil, "process_iter", lambda: iter(own.children(recursive=True)))
-    made = tmp_path / "tmp"
-    made.mkdir()
-    return made
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Callable[..., psutil.Process]]:
-    """Start processes that have Triton's Python backend loaded, or so it looks, with a step or none."""
+    """Start processes that appear to have loaded Triton's Python backend, with or without a step."""
     library = tmp_path / "libtriton_python.so"
     library.write_bytes(bytes(mmap.PAGESIZE))
     stub = tmp_path / "triton_python_backend_stub"
@@ -52,17 +52,17 @@ def server(tmp_path: Path) -> Iterator[Callable[..., psutil.Process]]:
         def start(*, with_step: bool) -> psutil.Process:
             step = [str(stub), "1000"] if with_step else []
             command = [sys.executable, "-c", SERVER, str(library), *step]
-            made = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-            assert made.stdin is not None
-            assert made.stdout is not None
-            stack.callback(made.stdin.close)
-            assert made.stdout.readline() == b"ready\n"
-            return psutil.Process(made.pid)
+            process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert process.stdin is not None
+            assert process.stdout is not None
+            stack.callback(process.stdin.close)
+            assert process.stdout.readline() == b"ready\n"
+            return psutil.Process(process.pid)
 
         yield start
 
 
-def made(folder: Path, *, ago_s: float, name: str = "python_env_abcdef") -> Path:
+def created(folder: Path, *, ago_s: float, name: str = "python_env_abcdef") -> Path:
     path = folder / name
     path.mkdir()
     at_s = time.time() - ago_s
@@ -70,43 +70,43 @@ def made(folder: Path, *, ago_s: float, name: str = "python_env_abcdef") -> Path
     return path
 
 
-def test_a_folder_older_than_every_living_server_is_removed(
+def test_a_folder_older_than_every_running_server_is_removed(
     folder: Path, server: Callable[..., psutil.Process]
 ) -> None:
     server(with_step=False)
-    path = made(folder, ago_s=3600)
+    path = created(folder, ago_s=3600)
 
     assert path in sweep_step_environments(folder)
     assert not path.exists()
 
 
-def test_a_folder_that_a_living_server_may_have_made_stays_until_that_ends(
+def test_a_folder_that_a_running_server_may_have_created_stays_until_the_server_ends(
     folder: Path, server: Callable[..., psutil.Process]
 ) -> None:
-    living = server(with_step=False)
-    path = made(folder, ago_s=-3600)
+    running = server(with_step=False)
+    path = created(folder, ago_s=-3600)
 
     assert sweep_step_environments(folder) == ()
-    living.kill()
-    psutil.wait_procs([living])
+    running.kill()
+    psutil.wait_procs([running])
 
     assert sweep_step_environments(folder) == (path,)
 
 
-def test_a_server_whose_steps_are_older_has_its_folder_already(
+def test_a_server_with_older_steps_cannot_have_created_the_folder(
     folder: Path, server: Callable[..., psutil.Process]
 ) -> None:
     server(with_step=True)
-    path = made(folder, ago_s=-3600)
+    path = created(folder, ago_s=-3600)
 
     assert sweep_step_environments(folder) == (path,)
 
 
-def test_what_is_in_use_or_has_another_name_stays(folder: Path) -> None:
-    used = made(folder, ago_s=3600)
+def test_folders_in_use_and_other_files_stay(folder: Path) -> None:
+    used = created(folder, ago_s=3600)
     (used / "0").mkdir()
     os.utime(used, (0, 0))
-    made(folder, ago_s=3600, name="python_environment")
+    created(folder, ago_s=3600, name="python_environment")
     (folder / "python_env_linked").symlink_to(folder)
     (folder / "python_env_012345").touch()
 

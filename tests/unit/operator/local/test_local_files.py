@@ -1,4 +1,4 @@
-"""Files of the local platform are whole at any moment, and logs stay bounded."""
+"""Files of the local platform are complete at any moment, and logs stay bounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from segserve_common.files import write_private
 from segserve_operator.adapters.local.files import bound_log
 
 
-def test_a_replaced_file_leaves_no_temporary_one(tmp_path: Path) -> None:
+def test_a_replaced_file_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_private(tmp_path / "deep/file.json", "one")
     write_private(tmp_path / "deep/file.json", "two")
 
@@ -27,7 +27,7 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["one"]
 
 
-def test_a_long_log_keeps_its_last_whole_lines_and_its_writers(tmp_path: Path) -> None:
+def test_a_truncated_log_keeps_its_last_complete_lines_and_its_writers(tmp_path: Path) -> None:
     path = tmp_path / "it.log"
     with path.open("a") as writer:
         writer.writelines(f"line {number}\n" for number in range(1000))
@@ -41,7 +41,7 @@ def test_a_long_log_keeps_its_last_whole_lines_and_its_writers(tmp_path: Path) -
     assert path.stat().st_size < 200
 
 
-def test_a_short_log_is_left_alone_and_a_missing_one_is_fine(tmp_path: Path) -> None:
+def test_a_short_log_stays_and_a_missing_one_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "it.log"
     path.write_text("short\n")
 

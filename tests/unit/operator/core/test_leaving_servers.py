@@ -1,4 +1,4 @@
-"""A server that is about to end answers on where no other does, and counts for nothing else."""
+"""A leaving server gets requests only while no other server of its group has the revision."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def hosts(group: GroupObserved) -> list[str]:
     return [endpoint.host for endpoint in group.endpoints("coins-1")]
 
 
-def test_one_that_stays_and_proved_the_revision_takes_all_requests() -> None:
+def test_a_staying_server_with_the_revision_gets_all_requests() -> None:
     group = GroupObserved("main", (server("stays", *READY),), leaving=(server("leaves", *READY),))
 
     assert hosts(group) == ["stays"]
 
 
-def test_where_no_other_proved_the_revision_those_that_leave_answer_but_make_no_group_complete() -> None:
+def test_without_another_server_leaving_ones_get_requests_but_do_not_complete_the_group() -> None:
     group = GroupObserved("main", (server("starts"),), leaving=(server("leaves", *READY),))
 
     assert hosts(group) == ["leaves"]

@@ -1,4 +1,4 @@
-"""What the store in files promises beyond every store: users' and platform's writes never undo each other."""
+"""The store in files: writes of users and of the platform never overwrite each other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(StateFolder(tmp_path))
 
 
-def test_apply_says_what_became_of_the_resource(store: LocalStore) -> None:
+def test_apply_returns_what_changed_and_counts_generations(store: LocalStore) -> None:
     assert [apply(store), apply(store), apply(store, "2" * 64)] == ["created", "unchanged", "configured"]
     assert store.get("SegmentationModel", "coins")["metadata"]["generation"] == 2
 
@@ -51,7 +51,7 @@ def test_a_resource_that_is_being_deleted_can_be_applied_again(store: LocalStore
     assert "deletionTimestamp" not in store.get("SegmentationModel", "coins")["metadata"]
 
 
-async def test_a_resource_that_was_applied_again_is_not_forgotten(store: LocalStore) -> None:
+async def test_a_resource_that_was_applied_again_is_not_removed(store: LocalStore) -> None:
     apply(store)
     store.delete("SegmentationModel", "coins")
     apply(store)
@@ -60,7 +60,7 @@ async def test_a_resource_that_was_applied_again_is_not_forgotten(store: LocalSt
     assert store.names("SegmentationModel") == ["coins"]
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones(store: LocalStore) -> None:
+def test_an_unknown_name_raises_an_error_with_the_existing_names(store: LocalStore) -> None:
     apply(store)
 
     with pytest.raises(ResourceNotFoundError, match=r"no SegmentationModel 'cells'; there are: coins"):
@@ -68,18 +68,18 @@ def test_an_unknown_name_is_answered_with_the_known_ones(store: LocalStore) -> N
 
 
 @pytest.mark.parametrize("name", ["../../other", "/etc", "..", "", "coins/../coins", "x" * 300])
-def test_a_name_never_leads_out_of_the_folder(store: LocalStore, tmp_path: Path, name: str) -> None:
+def test_a_name_never_leads_outside_the_folder(store: LocalStore, tmp_path: Path, name: str) -> None:
     apply(store)
     (tmp_path.parent / "other").mkdir(exist_ok=True)
     (tmp_path.parent / "other/spec.yaml").write_text("metadata: {name: other}\n")
 
-    for touch in (store.get, store.delete):
+    for operation in (store.get, store.delete):
         with pytest.raises(ResourceNotFoundError, match="there are: coins"):
-            touch("SegmentationModel", name)
+            operation("SegmentationModel", name)
     assert (tmp_path.parent / "other/spec.yaml").read_text() == "metadata: {name: other}\n"
 
 
-async def test_a_file_that_was_broken_by_hand_is_a_problem_of_that_model_alone(store: LocalStore) -> None:
+async def test_an_invalid_file_is_a_problem_of_its_model_only(store: LocalStore) -> None:
     apply(store)
     path = store.state.objects / "SegmentationModel/coins/spec.yaml"
     manifest = yaml.safe_load(path.read_text())
@@ -94,7 +94,7 @@ async def test_a_file_that_was_broken_by_hand_is_a_problem_of_that_model_alone(s
     assert "argmaxx" in model.problem.message
 
 
-async def test_a_model_of_another_pool_says_so(store: LocalStore) -> None:
+async def test_a_model_of_another_pool_has_the_problem_pool_not_found(store: LocalStore) -> None:
     apply(store, pool="gpu")
 
     (model,) = await store.models()

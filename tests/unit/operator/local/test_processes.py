@@ -1,4 +1,4 @@
-"""Processes are recognised, watched and ended for sure, whoever started them."""
+"""Child processes are identified, observed and ended, whichever process started them."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def eventually(claim) -> bool:
     return bool(claim())
 
 
-def test_a_recorded_process_is_recognised_by_whoever_reads_the_record(launch, tmp_path: Path) -> None:
+def test_a_recorded_process_is_identified_by_its_record(launch, tmp_path: Path) -> None:
     started = launch(SLEEPER)
 
     assert processes.read_record(tmp_path / "it.process.json") == started
     assert processes.is_alive(started)
 
 
-def test_an_id_that_was_given_out_again_is_not_mistaken_for_the_process() -> None:
+def test_a_reused_id_is_not_mistaken_for_the_process() -> None:
     own = processes.current_process()
 
     assert processes.is_alive(own)
     assert not processes.is_alive(processes.ProcessRecord(own.pid, own.create_time - 100))
 
 
-def test_a_process_that_ended_is_dead_and_leaves_no_zombie(launch) -> None:
+def test_an_ended_process_is_not_alive_and_leaves_no_zombie(launch) -> None:
     started = launch("pass")
 
     assert eventually(lambda: not processes.is_alive(started))
@@ -79,7 +79,7 @@ def test_descendants_end_with_their_ancestor(launch) -> None:
     assert eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_unrecorded_processes_are_found_by_their_mark(launch, tmp_path: Path) -> None:
+def test_unrecorded_processes_are_ended_by_their_mark(launch, tmp_path: Path) -> None:
     started = launch(PARENT)
     assert eventually(lambda: psutil.Process(started.pid).children())
     (tmp_path / "it.process.json").unlink()
@@ -89,7 +89,7 @@ def test_unrecorded_processes_are_found_by_their_mark(launch, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", ["", "{}", "null", '{"pid": 1}'])
-def test_a_damaged_record_is_no_record(tmp_path: Path, content: str) -> None:
+def test_a_damaged_record_counts_as_missing(tmp_path: Path, content: str) -> None:
     (tmp_path / "it.process.json").write_text(content)
 
     assert processes.read_record(tmp_path / "it.process.json") is None
