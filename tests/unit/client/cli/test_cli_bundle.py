@@ -13,7 +13,7 @@ from segserve.cli.rollout.commands import fetched
 from segserve.platforms.errors import ControlError
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.port import Json, Platform
-from segserve_operator.adapters.bundles.cluster import KEY, bundle_name
+from segserve_common.kube.names import BUNDLE_KEY, bundle_name
 from segserve_operator.adapters.bundles.local import bundle_file
 from segserve_operator.adapters.local.files import STATE_VARIABLE, StateFolder
 
@@ -31,7 +31,7 @@ def model(name: str, rollout: str | None) -> Json:
 @pytest.fixture
 def cluster(server: FakeServer) -> Platform:
     server.put(MODELS, model("coins", ROLLOUT), model("cells", "cells-1"), model("new", None))
-    kept = {"metadata": {"name": bundle_name(ROLLOUT)}, "binaryData": {KEY: base64.b64encode(CONTENT).decode()}}
+    kept = {"metadata": {"name": bundle_name(ROLLOUT)}, "binaryData": {BUNDLE_KEY: base64.b64encode(CONTENT).decode()}}
     server.put("api/v1/configmaps", kept)
     return server.platform()
 

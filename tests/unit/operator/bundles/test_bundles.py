@@ -19,7 +19,7 @@ from segserve_common.kube.errors import NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, PODS, ROLLOUTS
 from segserve_common.kube.names import GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_operator.adapters.bundles.archive import packed, tail, unpacked
-from segserve_operator.adapters.bundles.cluster import KEY, LIMIT_BYTES, PODS_KEPT, ClusterBundles
+from segserve_operator.adapters.bundles.cluster import LIMIT_BYTES, PODS_KEPT, ClusterBundles
 from segserve_operator.adapters.bundles.contents import LOG_BYTES, Gathered, bundle
 from segserve_operator.adapters.bundles.local import KEPT, LocalBundles, bundle_file
 from segserve_operator.adapters.kube.view import PoolKey, selector
@@ -196,7 +196,7 @@ def kube() -> FakeKube:
 async def saved(kube: FakeKube, logs: Logs) -> dict[str, bytes]:
     await ClusterBundles(kube, logs, KEY_OF_POOL).save(RECORD, "canary")
     found = await kube.get(CONFIG_MAPS, "lab", "coins-7f-bundle")
-    content = base64.b64decode(found["binaryData"][KEY])
+    content = base64.b64decode(found["binaryData"][BUNDLE_KEY])
     assert len(content) <= LIMIT_BYTES
     return unpacked(content)
 
