@@ -215,7 +215,7 @@ async def test_a_plan_that_envoy_refuses_leaves_the_one_before_in_force(
 ) -> None:
     share = Share("coins-new", "coins-new", 100, (Endpoint("not an address", 80, 81),))
 
-    with pytest.raises(ConfigurationRejectedError, match="refused"):
+    with pytest.raises(ConfigurationRejectedError, match="rejected"):
         await serving.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
 
     assert (await serving.traffic.observe()).plan == served(old)

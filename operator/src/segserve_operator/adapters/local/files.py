@@ -109,7 +109,7 @@ def bound_log(path: Path, *, limit_bytes: int, kept_bytes: int) -> None:
         if size <= limit_bytes:
             return
         file.seek(size - kept_bytes)
-        tail = file.read().partition(b"\n")[2]
+        tail = file.read().partition(b"\n")[2]  # without the part of a line at its start
         file.seek(0)
         file.write(tail)
         file.truncate()

@@ -67,6 +67,7 @@ class LocalGateway:
         return f"{UNIX_SCHEME}{self._internal}" if self._internal.exists() else None
 
     def _keep_running(self) -> None:
+        # An Envoy that ends at once is started once per interval, however often the supervisor passes.
         recently = time.monotonic() - self._started_s < START_INTERVAL_S
         if recently or processes.is_alive(processes.read_record(_record(self._state))):
             return

@@ -1,1 +1,1 @@
-"""Gateways: each renders a traffic plan into its own configuration and reports the plan it has taken over."""
+"""The gateway's traffic, by Envoy: configuration rendered from traffic plans, and request counts."""

@@ -46,6 +46,7 @@ async def replace_and_wait(
     Raises `EnvoyUnreachableError` after `timeout_s`, and whatever `follows` raises.
     """
     write_private(path, new.text)
+    # Small changes are loaded within a few milliseconds, and a weight's effect is waited for.
     pause = _POLL_S
     try:
         async with asyncio.timeout(timeout_s):

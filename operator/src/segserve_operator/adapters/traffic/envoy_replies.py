@@ -1,4 +1,4 @@
-"""Renders what Envoy itself answers: JSON to HTTP; to gRPC a message and the code that fits."""
+"""Renders Envoy's own responses: JSON over HTTP, a message and a matching status over gRPC."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ _BODY: Final = "%LOCAL_REPLY_BODY%"
 
 
 def render_local_replies(max_request_bytes: int, *, internal: bool) -> Json:
-    """Return the mapping of Envoy's own answers; the first mapper whose filters all match is used."""
+    """Return the mapping of Envoy's own responses; the first mapper whose filters all match applies."""
     grpc = _header("content-type", {"prefix": "application/grpc"})
     compressed = _header("grpc-encoding", {"safe_regex": {"regex": "gzip|deflate"}})
     named = {"header_filter": {"header": {"name": MODEL_HEADER, "present_match": True}}}
     announced = {"header_filter": {"header": too_large(max_request_bytes)}}
+    # The filter that extracts the name fails so on a message that is larger than its buffer.
     extraction_full = _details("grpc_field_extraction_FAILED_PRECONDITION")
     oversize = {"or_filter": {"filters": [announced, _status(413), extraction_full]}}
     unknown = f"unknown model '%REQ({MODEL_HEADER})%'"
@@ -51,7 +52,7 @@ def render_local_replies(max_request_bytes: int, *, internal: bool) -> Json:
 
 
 def too_large(max_request_bytes: int) -> Json:
-    """Return the match of requests that announce a larger body."""
+    """Return the header match of requests with a larger Content-Length."""
     return {"name": "content-length", "range_match": {"start": max_request_bytes + 1, "end": 2**63 - 1}}
 
 

@@ -1,4 +1,4 @@
-"""What a record's object is like at its limits; what it is in the middle of its life, the stores' contract says."""
+"""Objects of rollout records at their limits; ordinary ones are covered by the contract tests of stores."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from segserve_operator.mapping.rollouts import OBJECT_BYTES, manifest_of, record
 NOW = datetime(2026, 9, 1, tzinfo=UTC)
 
 
-def written(found: Record) -> dict[str, Any]:
-    return {**manifest_of(found), "status": status_of(found, NOW)}
+def to_object(original: Record) -> dict[str, Any]:
+    return {**manifest_of(original), "status": status_of(original, NOW)}
 
 
 def dense(number: int, most: int) -> Row:
-    """A row in which no bin is empty."""
+    """Return a row without empty bins."""
     numbers = np.random.default_rng(number)
     stable, candidate = (
         tuple((index, int(count)) for index, count in enumerate(numbers.integers(1, most, len(EDGES_MS) + 1)))
@@ -53,47 +53,47 @@ def test_no_record_is_larger_than_its_limit(most: int) -> None:
     rows = tuple(dense(number, most) for number in range(CHUNK_ROWS + 49))
     full = replace(record(), rows=rows, decisions=tuple(map(wordy, range(1, 301))))
 
-    found = record_of(written(full), ())
+    restored = record_of(to_object(full), ())
 
-    assert len(canonical_json(written(full))) <= OBJECT_BYTES
-    assert [(each.at_s, each.requests) for each in found.rows] == [(each.at_s, each.requests) for each in rows]
-    assert same(found.rows[-10:], rows[-10:])
-    newest = found.decisions[-1]
+    assert len(canonical_json(to_object(full))) <= OBJECT_BYTES
+    assert [(each.at_s, each.requests) for each in restored.rows] == [(each.at_s, each.requests) for each in rows]
+    assert same(restored.rows[-10:], rows[-10:])
+    newest = restored.decisions[-1]
     assert (newest.sequence, newest.inputs) == (300, full.decisions[-1].inputs)
-    assert same(found.progress, full.progress)
+    assert same(restored.progress, full.progress)
 
 
-def test_what_the_oldest_decisions_saw_goes_first() -> None:
+def test_inputs_of_the_oldest_decisions_are_dropped_first() -> None:
     full = replace(record(), decisions=tuple(replace(wordy(n), message="") for n in range(1, 301)))
 
-    found = record_of(written(full), ())
+    restored = record_of(to_object(full), ())
 
-    kept = [each.inputs != "" for each in found.decisions]
-    assert len(kept) == MAX_DECISIONS == core_decisions.MAX_DECISIONS
-    assert kept == sorted(kept)
-    assert 0 < sum(kept) < MAX_DECISIONS
+    has_inputs = [each.inputs != "" for each in restored.decisions]
+    assert len(has_inputs) == MAX_DECISIONS == core_decisions.MAX_DECISIONS
+    assert has_inputs == sorted(has_inputs)
+    assert 0 < sum(has_inputs) < MAX_DECISIONS
 
 
-def test_a_long_message_is_cut_and_says_so() -> None:
-    found = record_of(written(replace(record(), decisions=(wordy(1),))), ())
+def test_a_long_message_is_truncated_with_an_ellipsis() -> None:
+    restored = record_of(to_object(replace(record(), decisions=(wordy(1),))), ())
 
-    assert len(found.decisions[0].message) == MESSAGE_MAX_LENGTH
-    assert found.decisions[0].message.endswith("...")
+    assert len(restored.decisions[0].message) == MESSAGE_MAX_LENGTH
+    assert restored.decisions[0].message.endswith("...")
 
 
 @pytest.mark.parametrize("count", [0, 1, 499, 549, 550, 600, 1049, 1050, 2345])
 def test_the_newest_rows_are_in_the_object_and_all_others_in_chunks(count: int) -> None:
     rows = tuple(map(row, range(count)))
-    apart = chunks(rows)
+    row_chunks = chunks(rows)
 
-    assert sum(map(len, apart)) == chunked_rows(count)
-    assert tuple(each for chunk in apart for each in chunk) == rows[: chunked_rows(count)]
-    assert all(len(chunk) == CHUNK_ROWS for chunk in apart[:-1])
+    assert sum(map(len, row_chunks)) == chunked_rows(count)
+    assert tuple(each for chunk in row_chunks for each in chunk) == rows[: chunked_rows(count)]
+    assert all(len(chunk) == CHUNK_ROWS for chunk in row_chunks[:-1])
     assert count - chunked_rows(count) < CHUNK_ROWS + 50
     assert chunked_rows(count) == 0 or count - chunked_rows(count) >= CHUNK_ROWS
 
 
-def test_rows_are_packed_exactly_and_small() -> None:
+def test_rows_are_packed_without_loss_into_little_space() -> None:
     rows = tuple(map(row, range(500)))
 
     assert same(unpack_rows(pack_rows(rows)), rows)
@@ -101,12 +101,12 @@ def test_rows_are_packed_exactly_and_small() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "AAAA", pack_rows(())[:-8], "H4sIAAAAAAAC/4s1BAD4sS5cAwAAAA=="])
-def test_what_is_no_evidence_is_refused(text: str) -> None:
+def test_text_that_is_not_evidence_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not"):
         unpack_rows(text)
 
 
-def test_a_record_that_cannot_be_read_is_named() -> None:
+def test_the_error_of_an_unreadable_record_names_it() -> None:
     with pytest.raises(UnreadableRecordError, match="SegmentationRollout 'coins-2-1' cannot be read: it has no state"):
         record_of(manifest_of(record()), ())
 
@@ -117,14 +117,14 @@ def test_a_record_that_cannot_be_read_is_named() -> None:
     ids=lambda s: type(s).__name__,
 )
 def test_the_records_of_these_tests_leave_no_field_at_its_default(sample: Any) -> None:
-    """So that a field that is forgotten on the way is missed."""
+    """Otherwise a field that is lost on the way would not be noticed."""
     for each in fields(sample):
         default = each.default_factory() if each.default_factory is not MISSING else each.default
         assert default is MISSING or not same(getattr(sample, each.name), default), each.name
 
 
-def test_states_of_gates_that_are_no_more_are_left_out() -> None:
+def test_states_of_unknown_gates_are_dropped() -> None:
     full = record()
-    found = record_of(written(replace(full, gates={**full.gates, "vibes": next(iter(full.gates.values()))})), ())
+    restored = record_of(to_object(replace(full, gates={**full.gates, "vibes": next(iter(full.gates.values()))})), ())
 
-    assert same(found.gates, full.gates)
+    assert same(restored.gates, full.gates)
