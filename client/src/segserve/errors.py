@@ -126,17 +126,17 @@ GRPC_ERRORS: Final[dict[str, type[SegserveError]]] = {
 }
 
 
-def http_error(status: int, message: str, **known: Any) -> SegserveError:
+def http_error(status: int, message: str, **context: Any) -> SegserveError:
     """Return the error for an HTTP status other than 200; `known` is passed to its constructor."""
     kind = HTTP_ERRORS.get(status)
     if kind is None:
         kind = ServerError if status >= 500 else BadRequestError if status >= 400 else ProtocolError
-    return kind(message or f"HTTP status {status}", status=status, **known)
+    return kind(message or f"HTTP status {status}", status=status, **context)
 
 
-def grpc_error(status: str, message: str, **known: Any) -> SegserveError:
+def grpc_error(status: str, message: str, **context: Any) -> SegserveError:
     """Return the error for the name of a gRPC status; `known` is passed to its constructor."""
     kind = GRPC_ERRORS.get(status, ServerError)
     if kind is RequestTooLargeError and RATE_WORDS.search(message):
         kind = RateLimitError
-    return kind(message or f"gRPC status {status}", status=status, **known)
+    return kind(message or f"gRPC status {status}", status=status, **context)

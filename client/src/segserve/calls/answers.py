@@ -42,14 +42,14 @@ def wanted_outputs(info: ModelInfo, *, confidence: bool) -> tuple[str, ...]:
 
     Raises `ProtocolError` for a model that lacks the outputs of segserve's contract.
     """
-    wanted = next((names for mark, names in OUTPUTS.items() if mark in info.outputs), _DETECTION)
-    missing = [name for name in wanted if name not in info.outputs]
+    names = next((names for mark, names in OUTPUTS.items() if mark in info.outputs), _DETECTION)
+    missing = [name for name in names if name not in info.outputs]
     if missing:
         raise ProtocolError(
             f"model {info.model!r} does not have the outputs of a segserve model: it lacks "
             f"{', '.join(missing)} and has {', '.join(sorted(info.outputs)) or 'none'}"
         )
-    return (*wanted, "CONFIDENCE") if confidence and "CONFIDENCE" in info.outputs else wanted
+    return (*names, "CONFIDENCE") if confidence and "CONFIDENCE" in info.outputs else names
 
 
 def read_model_info(
@@ -101,18 +101,22 @@ def read_result(answer: InferAnswer, info: ModelInfo) -> Result:
 
 
 def _read_detections(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> DetectionResult:
-    found = tuple(_detections(answer, info))
-    return DetectionResult(info.model, revision, size, _all_classes(info, [one.class_id for one in found]), found)
+    detections = tuple(_detections(answer, info))
+    return DetectionResult(
+        info.model, revision, size, _all_classes(info, [one.class_id for one in detections]), detections
+    )
 
 
 def _read_keypoints(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> KeypointResult:
     boxes = list(_detections(answer, info))
     points = _numbers(answer, "KEYPOINTS", "FP32", len(boxes), None, 3)
-    found = tuple(
+    detections = tuple(
         KeypointDetection(one.box, one.score, one.class_id, one.class_name, own)
         for one, own in zip(boxes, points, strict=True)
     )
-    return KeypointResult(info.model, revision, size, _all_classes(info, [one.class_id for one in found]), found)
+    return KeypointResult(
+        info.model, revision, size, _all_classes(info, [one.class_id for one in detections]), detections
+    )
 
 
 def _read_panoptic(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> PanopticResult:
@@ -208,14 +212,14 @@ _READERS: Final[Mapping[str, Callable[[InferAnswer, ModelInfo, str, Size], Resul
 
 def _all_classes(info: ModelInfo, class_ids: Iterable[int]) -> tuple[SegmentClass, ...]:
     """Return the model's classes by id, and any class in the answer that the model does not name."""
-    ids = {known.id for known in info.classes} | set(class_ids)
+    ids = {segment_class.id for segment_class in info.classes} | set(class_ids)
     return tuple(info.class_of(class_id) for class_id in sorted(ids))
 
 
 def _numbers(answer: InferAnswer, name: str, datatype: str, *shape: int | None) -> NDArray[Any]:
     tensor = answer[name]
     fits = len(tensor.shape) == len(shape) and all(
-        expected in (None, seen) for seen, expected in zip(tensor.shape, shape, strict=True)
+        expected in (None, actual) for actual, expected in zip(tensor.shape, shape, strict=True)
     )
     if tensor.datatype != datatype or not fits:
         expected = [-1 if side is None else side for side in shape]

@@ -58,8 +58,8 @@ class Credentials:
     @property
     def names(self) -> list[str]:
         """The names of the headers."""
-        given = {API_KEY: self.api_key, AUTHORIZATION: self.bearer_token}
-        return [name for name, value in given.items() if value is not None]
+        headers = {API_KEY: self.api_key, AUTHORIZATION: self.bearer_token}
+        return [name for name, value in headers.items() if value is not None]
 
     def headers(self) -> dict[str, str]:
         """Return the headers for one attempt; exceptions of the token function propagate."""
@@ -83,10 +83,10 @@ class Credentials:
 
 def check_readers(endpoint: GatewayEndpoint, names: Mapping[str, str] | list[str], *, allowed: bool) -> None:
     """Raise `PlainHttpCredentialsError` if secret headers would cross a network in plain text."""
-    found = secrets_among(names)
-    if found and endpoint.scheme == "http" and not endpoint.is_loopback and not allowed:
+    secrets = secrets_among(names)
+    if secrets and endpoint.scheme == "http" and not endpoint.is_loopback and not allowed:
         raise PlainHttpCredentialsError(
-            f"{', '.join(found)} would go to {endpoint.url} as plain text: use https, "
+            f"{', '.join(secrets)} would go to {endpoint.url} as plain text: use https, "
             "or allow_plain_http_credentials=True if the network itself is private"
         )
 

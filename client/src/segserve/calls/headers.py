@@ -25,15 +25,15 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     Raises `BadRequestError`, without showing a value, for names or values that HTTP or gRPC cannot carry, and for names
     that the transports set themselves.
     """
-    found = {name.lower(): value for name, value in headers.items()}
-    for name, value in found.items():
+    lower = {name.lower(): value for name, value in headers.items()}
+    for name, value in lower.items():
         if not _NAME.fullmatch(name) or _TAKEN.fullmatch(name) or name.endswith("-bin"):
             raise BadRequestError(
                 f"a header's name must consist of letters, digits and _.-, and not be one the client sets, got {name!r}"
             )
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise BadRequestError(f"the value of header {name!r} is not printable ASCII")
-    return found
+    return lower
 
 
 def checked_request_id(request_id: str) -> str:

@@ -187,5 +187,5 @@ def is_quick(image: object) -> bool:
 def _source(image: object) -> str | None:
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
-    found = next((getattr(image, key) for key in ("filename", "name", "url") if getattr(image, key, None)), None)
-    return str(found) if found is not None and not isinstance(found, int) else None
+    name = next((getattr(image, key) for key in ("filename", "name", "url") if getattr(image, key, None)), None)
+    return str(name) if name is not None and not isinstance(name, int) else None

@@ -111,8 +111,8 @@ def batch(
     from segserve.client import Client
     from segserve.tiled import TiledOptions
 
-    given = large_images(images)
-    folders = result_folders(given, out)
+    paths = large_images(images)
+    folders = result_folders(paths, out)
     if affine is not None and form != "geojson":
         raise CommandError(f"--affine needs --format geojson, got --format {form}")
     options = TiledOptions(
@@ -130,12 +130,12 @@ def batch(
             options["id_map"] = _checked(client, name, form, id_map=id_map)
             failed = sum(
                 not _segment(client, name, image, folders[image], Exported(form, affine), options, scheduler)
-                for image in given
+                for image in paths
             )
     except ModelNotFoundError as error:
         raise with_advice(error, platform_options, name) from error
     if failed:
-        typer.echo(f"{failed} of {len(given)} images failed", err=True)
+        typer.echo(f"{failed} of {len(paths)} images failed", err=True)
         raise typer.Exit(1)
 
 
@@ -152,16 +152,16 @@ def _named(text: str) -> Iterator[Path]:
     if _is_zarr(path) or path.is_file():
         yield path
     elif path.is_dir():
-        found = sorted(one for one in path.iterdir() if one.suffix.lower() in LARGE or _is_zarr(one))
-        if not found:
+        paths = sorted(one for one in path.iterdir() if one.suffix.lower() in LARGE or _is_zarr(one))
+        if not paths:
             raise CommandError(f"{path} has no images; looked for *{', *'.join(sorted(LARGE))} and zarr arrays")
-        yield from found
+        yield from paths
     elif glob.has_magic(text):
         matches = sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207  Path.glob takes no absolute pattern
-        found = [match for match in matches if match.is_file() or _is_zarr(match)]
-        if not found:
+        paths = [match for match in matches if match.is_file() or _is_zarr(match)]
+        if not paths:
             raise CommandError(f"no file matches {text!r}")
-        yield from found
+        yield from paths
     else:
         raise CommandError(f"no such image: {text!r}")
 

@@ -40,7 +40,7 @@ def record(
 
     Check the overlays in preview/ next to the set first: the recorded answers are required from every later revision.
     """
-    known = images_in(images)
+    files = images_in(images)
     with needs("builder"):
         from segserve.cli.calibrating import loaded
         from segserve.cli.init.golden import write_golden, write_previews
@@ -49,9 +49,9 @@ def record(
         folder = _folder(resource, output)
         _clear(folder)
         pipeline = resource.spec.pipeline(resource.metadata.name)
-        digest, answers = write_golden(loaded(resource, pipeline), known, folder)
+        digest, answers = write_golden(loaded(resource, pipeline), files, folder)
         results = write_previews(answers, resource, folder.parent / "preview")
-    for image, result in zip(known, results, strict=False):
+    for image, result in zip(files, results, strict=False):
         typer.echo(f"{image.name}: {result!r}")
     typer.echo(_pinned(file, resource, folder, digest))
 
@@ -64,8 +64,8 @@ def _chosen(file: Path, name: str | None) -> SegmentationModel:
     if name is None and len(models) == 1:
         (name,) = models
     if name not in models:
-        found = "several models" if name is None else f"no model {name!r}"
-        raise CommandError(f"{file} has {found}; select one with --model: {', '.join(models) or 'none'}")
+        problem = "several models" if name is None else f"no model {name!r}"
+        raise CommandError(f"{file} has {problem}; select one with --model: {', '.join(models) or 'none'}")
     return SegmentationModel.model_validate(models[name])
 
 

@@ -33,9 +33,9 @@ def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the models of the platform that the current line selects; none if it does not respond at once."""
     from segserve.cli.platform_options import PlatformOptions
 
-    given = {key: ctx.params.get(key) for key in ("context", "namespace", "kubeconfig")}
+    values = {key: ctx.params.get(key) for key in ("context", "namespace", "kubeconfig")}
     try:
-        platform_options = PlatformOptions(local=bool(ctx.params.get("local")), **given)
+        platform_options = PlatformOptions(local=bool(ctx.params.get("local")), **values)
     except typer.BadParameter:
         return []
     return [name for name in known_models(platform_options) if name.startswith(incomplete)]
@@ -66,13 +66,13 @@ def _names(platform_options: PlatformOptions) -> list[str]:
 
 def _in_time(find: Callable[[], list[str]]) -> list[str]:
     """Return the result of `find`, or nothing if it takes longer than `PATIENCE_S`."""
-    found: list[str] = []
+    names: list[str] = []
 
     def look() -> None:
         with contextlib.suppress(Exception):
-            found.extend(find())
+            names.extend(find())
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(PATIENCE_S)
-    return list(found)
+    return list(names)

@@ -55,50 +55,50 @@ def _python() -> DoctorCheck:
 
 def _packages(extra: str) -> DoctorCheck:
     missing, wrong = [], []
-    for name, wanted in sorted(set(_required(extra))):
-        seen = _installed(name)
-        if seen is None:
+    for name, bounds in sorted(set(_required(extra))):
+        version = _installed(name)
+        if version is None:
             missing.append(name)
-        elif not _fits(seen, wanted):
-            wrong.append(f"{name} {seen} ({wanted} is needed)")
+        elif not _fits(version, bounds):
+            wrong.append(f"{name} {version} ({bounds} is needed)")
     what = f"packages of segserve[{extra}]"
     if not missing and not wrong:
         return DoctorCheck(what, good=True, seen=f"all installed, segserve {metadata.version(OURSELVES)}")
-    seen = "; ".join(filter(None, [f"missing: {', '.join(missing)}" if missing else "", ", ".join(wrong)]))
+    version = "; ".join(filter(None, [f"missing: {', '.join(missing)}" if missing else "", ", ".join(wrong)]))
     return DoctorCheck(
-        what, good=False, seen=seen, advice="install the missing packages", fix=f"pip install 'segserve[{extra}]'"
+        what, good=False, seen=version, advice="install the missing packages", fix=f"pip install 'segserve[{extra}]'"
     )
 
 
 def _required(extra: str | None) -> Iterator[tuple[str, str]]:
     """Yield name and version specifier of each package that the base or an extra needs, including nested extras."""
     for text in metadata.requires(OURSELVES) or ():
-        found = _REQUIREMENT.match(text)
-        if found is None or found["of"] not in (None, extra):
+        requirement = _REQUIREMENT.match(text)
+        if requirement is None or requirement["of"] not in (None, extra):
             continue
-        if found["name"] == OURSELVES:
-            for other in (found["extras"] or "").split(","):
+        if requirement["name"] == OURSELVES:
+            for other in (requirement["extras"] or "").split(","):
                 yield from _required(other.strip())
         else:
-            yield found["name"], found["wanted"].strip()
+            yield requirement["name"], requirement["wanted"].strip()
 
 
 def _installed(name: str) -> str | None:
-    for known in (name, *INSTEAD.get(name, ())):
+    for distribution in (name, *INSTEAD.get(name, ())):
         try:
-            return metadata.version(known)
+            return metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
     return None
 
 
-def _fits(seen: str, wanted: str) -> bool:
+def _fits(version: str, bounds: str) -> bool:
     """Return whether a version satisfies bounds such as `>=2.10`; other specifiers are not checked."""
-    for bound in filter(None, wanted.split(",")):
+    for bound in filter(None, bounds.split(",")):
         least = re.match(r"\s*(>=|==)\s*([\d.]+)", bound)
         if least is None:
             continue
-        have, want = _numbers(seen), _numbers(least[2])
+        have, want = _numbers(version), _numbers(least[2])
         if have < want if least[1] == ">=" else have[: len(want)] != want:
             return False
     return True
@@ -160,16 +160,16 @@ def doctor(
 
     Exit code 1 if a check fails; `fix` shows the command that fixes it.
     """
-    found = list(_checked(platform_options, live=output == "table"))
+    checks = list(_checked(platform_options, live=output == "table"))
     if output != "table":
-        document = [asdict(check) for check in found]
+        document = [asdict(check) for check in checks]
         if output == "json":
             typer.echo(json.dumps(document, indent=2))
         else:
             import yaml
 
             typer.echo(yaml.safe_dump(document, sort_keys=False), nl=False)
-    if not all(check.good for check in found):
+    if not all(check.good for check in checks):
         raise typer.Exit(1)
 
 

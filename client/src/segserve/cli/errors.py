@@ -15,17 +15,17 @@ class CommandError(Exception):
 def user_errors() -> tuple[type[Exception], ...]:
     """Return the exception types whose message is all that a user needs."""
     # Errors of the operating system (disk full, not a folder, permission denied) explain themselves.
-    found: list[type[Exception]] = [CommandError, SegserveError, OSError]
+    errors: list[type[Exception]] = [CommandError, SegserveError, OSError]
     with contextlib.suppress(ImportError):
         from segserve_builder.errors import BuilderError
         from segserve_operator.api.errors import SpecError
 
-        found += [BuilderError, SpecError]
+        errors += [BuilderError, SpecError]
     with contextlib.suppress(ImportError):
         from segserve_operator.adapters.local.gateway import PortTakenError
         from segserve_operator.adapters.local.runtime import RuntimeEnvironmentError
         from segserve_operator.adapters.local.store import ResourceNotFoundError
         from segserve_operator.local_platform.supervisor import PlatformError
 
-        found += [PlatformError, PortTakenError, RuntimeEnvironmentError, ResourceNotFoundError]
-    return tuple(found)
+        errors += [PlatformError, PortTakenError, RuntimeEnvironmentError, ResourceNotFoundError]
+    return tuple(errors)

@@ -19,10 +19,10 @@ def images_in(folder: Path) -> list[Path]:
     """Return the images in a folder, sorted by name; raises `CommandError` if there are none, or no folder."""
     if not folder.is_dir():
         raise CommandError(f"{folder} is not a folder")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
-    if not found:
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    if not images:
         raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(IMAGES))}")
-    return found
+    return images
 
 
 STDIN: Final = "-"
@@ -62,11 +62,11 @@ def image_files(named: Iterable[str], *, recursive: bool) -> list[ImageFile]:
     Raises `CommandError` for a glob or folder without images. A missing file is reported when it is read, so that the
     others are processed.
     """
-    found: dict[Path | None, ImageFile] = {}
+    files: dict[Path | None, ImageFile] = {}
     for text in named:
         for image in _named(text, recursive=recursive):
-            found.setdefault(None if image.path is None else image.path.resolve(), image)
-    return list(found.values())
+            files.setdefault(None if image.path is None else image.path.resolve(), image)
+    return list(files.values())
 
 
 def _named(text: str, *, recursive: bool) -> Iterator[ImageFile]:

@@ -123,8 +123,8 @@ def _apply(files: list[Path], port: int | None) -> list[str]:
     if port is not None:
         store.set_gateway_port(port)
     if not files:
-        kept = [store.get(MODEL, name)["metadata"] for name in store.names(MODEL)]
-        return [metadata["name"] for metadata in kept if "deletionTimestamp" not in metadata]
+        stored = [store.get(MODEL, name)["metadata"] for name in store.names(MODEL)]
+        return [metadata["name"] for metadata in stored if "deletionTimestamp" not in metadata]
     return [each.resource.metadata.name for each in resources if each.resource.kind == MODEL]
 
 
@@ -241,20 +241,20 @@ def cleanup(
     with ContextClient.connect(
         context_of(Cluster(platform_options.context, platform_options.namespace, platform_options.kubeconfig))
     ) as client:
-        found = leftovers(client, everywhere=everywhere, of_all=everything)
+        remaining = leftovers(client, everywhere=everywhere, of_all=everything)
         place = "all namespaces" if everywhere else f"namespace {client.namespace}"
-        if not found:
+        if not remaining:
             typer.echo(f"nothing to remove in {place}")
             return
-        for leftover in found:
+        for leftover in remaining:
             typer.echo(str(leftover))
         if (operator := running_operator(client)) is not None:
             typer.echo(f"an operator is running ({operator}) and removes these itself if it can", err=True)
-        if not yes and not _agreed(f"remove these {len(found)} from {place}?"):
+        if not yes and not _agreed(f"remove these {len(remaining)} from {place}?"):
             raise CommandError("nothing was removed")
-        for leftover in found:
+        for leftover in remaining:
             remove(client, leftover)
-        typer.echo(f"{len(found)} removed")
+        typer.echo(f"{len(remaining)} removed")
 
 
 def _agreed(question: str) -> bool:

@@ -33,9 +33,9 @@ def write_masks(result: Result, folder: Path, within: PurePath) -> None:
         _write(result.ids, target)
         target.with_suffix(".json").write_text(json.dumps(result.to_rows(), indent=1) + "\n")
     elif isinstance(result, InstanceResult):
-        for number, found in enumerate(result, 1):
-            name = re.sub(r"[^\w.-]+", "-", found.class_name)[:40]
-            _write(found.mask.astype("uint8") * 255, target.with_name(f"{target.stem}-{number:03}-{name}.png"))
+        for number, instance in enumerate(result, 1):
+            name = re.sub(r"[^\w.-]+", "-", instance.class_name)[:40]
+            _write(instance.mask.astype("uint8") * 255, target.with_name(f"{target.stem}-{number:03}-{name}.png"))
     else:
         raise BadRequestError(f"model {result.model!r} returns boxes without masks; --masks does not apply")
 

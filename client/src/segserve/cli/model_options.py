@@ -40,10 +40,10 @@ def gateway(platform_options: PlatformOptions, model: str, url: str | None) -> A
 
 def with_advice(error: ModelNotFoundError, platform_options: PlatformOptions, name: str) -> ModelNotFoundError:
     """Return the error with a suggestion of the model that may have been meant."""
-    known = known_models(platform_options)
-    if not known:
+    names = known_models(platform_options)
+    if not names:
         return error
     from segserve_operator.api.checks import did_you_mean
 
-    advice = f"{did_you_mean(name, known)}; there are: {', '.join(known)}"
+    advice = f"{did_you_mean(name, names)}; there are: {', '.join(names)}"
     return ModelNotFoundError(f"{error.message}{advice}", status=error.status, model=error.model)

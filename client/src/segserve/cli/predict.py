@@ -117,9 +117,9 @@ def predict(
     from segserve.calls.many import SegmentKeywords
     from segserve.client import Client
 
-    given = image_files(images, recursive=recursive)
-    asked = OutputTargets(overlay_paths(given, output), masks, coco=as_json or coco is not None)
-    _check_targets(given, masks, coco)
+    files = image_files(images, recursive=recursive)
+    targets = OutputTargets(overlay_paths(files, output), masks, coco=as_json or coco is not None)
+    _check_targets(files, masks, coco)
     options = SegmentKeywords(score_threshold=score_threshold, max_detections=max_detections, encoding=encoding)
     began_s = time.monotonic()
     try:
@@ -128,26 +128,26 @@ def predict(
             Client(address, transport=transport, timeout_s=timeout) as client,
         ):
             ask = partial(client.segment, model=name, **options)
-            outcomes = list(_shown(_outcomes(ask, given, asked, in_flight), given, asked, quiet=as_json))
+            outcomes = list(_shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json))
     except ModelNotFoundError as error:
         raise with_advice(error, platform_options, name) from error
     if as_json or coco is not None:
         _write_coco([one.document for one in outcomes if one.document is not None], coco, print_it=as_json)
     failed = [one for one in outcomes if one.error is not None]
-    if len(given) > 1:
-        typer.echo(_summary(given, failed, time.monotonic() - began_s, (output, masks, coco)), err=True)
+    if len(files) > 1:
+        typer.echo(_summary(files, failed, time.monotonic() - began_s, (output, masks, coco)), err=True)
     if failed:
         raise typer.Exit(1)
 
 
 def _outcomes(
-    ask: Callable[[bytes], Result], images: Sequence[ImageFile], asked: OutputTargets, in_flight: int
+    ask: Callable[[bytes], Result], images: Sequence[ImageFile], targets: OutputTargets, in_flight: int
 ) -> Iterator[ImageOutcome]:
     """Yield an outcome per image, in order; raises an error that affects all images if the first one has it."""
     from segserve.calls.many import in_order
 
     answered = False
-    calls = (partial(_outcome, ask, image, number, asked) for number, image in enumerate(images, 1))
+    calls = (partial(_outcome, ask, image, number, targets) for number, image in enumerate(images, 1))
     for outcome in in_order(calls, in_flight):
         if outcome.error is not None and not answered and (len(images) == 1 or isinstance(outcome.error, HOPELESS)):
             raise outcome.error
@@ -155,22 +155,22 @@ def _outcomes(
         yield outcome
 
 
-def _outcome(ask: Callable[[bytes], Result], image: ImageFile, number: int, asked: OutputTargets) -> ImageOutcome:
+def _outcome(ask: Callable[[bytes], Result], image: ImageFile, number: int, targets: OutputTargets) -> ImageOutcome:
     try:
         data = image.read()
         result = ask(data)
-        if image in asked.overlays:
-            _write_overlay(result, data, asked.overlays[image])
-        if asked.masks is not None:
-            _write_masks(result, asked.masks, image)
+        if image in targets.overlays:
+            _write_overlay(result, data, targets.overlays[image])
+        if targets.masks is not None:
+            _write_masks(result, targets.masks, image)
     except SegserveError as error:
         return ImageOutcome(image, error=error)
-    document = result.to_coco(image_id=number, file_name=image.name) if asked.coco else None
+    document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
     return ImageOutcome(image, result, document)
 
 
 def _shown(
-    outcomes: Iterator[ImageOutcome], images: Sequence[ImageFile], asked: OutputTargets, *, quiet: bool
+    outcomes: Iterator[ImageOutcome], images: Sequence[ImageFile], targets: OutputTargets, *, quiet: bool
 ) -> Iterator[ImageOutcome]:
     """Print the outcomes and yield them without their results, which are thereby released."""
     with _progress(len(images)) as advance:
@@ -179,8 +179,8 @@ def _shown(
                 typer.echo(f"error: {outcome.image}: {outcome.error}", err=True)
             elif outcome.result is not None and not quiet:
                 _print(outcome.image, outcome.result, table=len(images) <= TABLES)
-                if outcome.image in asked.overlays and len(images) <= TABLES:
-                    typer.echo(f"overlay: {asked.overlays[outcome.image]}")
+                if outcome.image in targets.overlays and len(images) <= TABLES:
+                    typer.echo(f"overlay: {targets.overlays[outcome.image]}")
             advance()
             yield ImageOutcome(outcome.image, document=outcome.document, error=outcome.error)
 
@@ -209,10 +209,10 @@ def _print(image: ImageFile, result: Result, *, table: bool) -> None:
         return
     from segserve.rendering.display import printable
 
-    found = ", ".join(
+    classes = ", ".join(
         " ".join(row[key] for key in ("count", "class", "share") if key in row) for row in result.summary_rows()
     )
-    typer.echo(f"{printable(image.name, 200)}: {found or 'nothing'}")
+    typer.echo(f"{printable(image.name, 200)}: {classes or 'nothing'}")
 
 
 def result_table(image: Path, result: Result) -> Table:

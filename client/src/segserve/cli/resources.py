@@ -130,9 +130,9 @@ def _show(console: Console, frames: Iterator[RenderableType]) -> None:
         return
     last = ""
     for picture in frames:
-        kept = wide_enough(console, picture)
-        with kept.capture() as captured:
-            kept.print(picture)
+        wide = wide_enough(console, picture)
+        with wide.capture() as captured:
+            wide.print(picture)
         text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
         if text != last:
             typer.echo(("\n" if last else "") + text, nl=False)

@@ -43,10 +43,10 @@ def tree(nodes: Sequence[Node], *, ascii_only: bool) -> Table:
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    said: set[str] = set()
+    printed: set[str] = set()
     for branch, node in _rows(nodes, ()):
         name, state = _name(node, branch, ascii_only=ascii_only), _state(node, ascii_only=ascii_only)
-        grid.add_row(name, state, _detail(node, said))
+        grid.add_row(name, state, _detail(node, printed))
     return grid
 
 
@@ -69,11 +69,11 @@ def _state(node: Node, *, ascii_only: bool) -> Text:
     return Text(f"{(_PLAIN_SIGNS if ascii_only else _SIGNS)[node.colour]} {node.state}", style=node.colour)
 
 
-def _detail(node: Node, said: set[str]) -> Text:
+def _detail(node: Node, printed: set[str]) -> Text:
     if node.cause is None:
         return node.detail
     message = " ".join(node.cause.message.split())
-    again = len(message) > LONG and message in said
-    said.add(message)
-    told = ("as above", QUIET) if again else (message, "")
-    return Text.assemble(node.detail, "  " if node.detail else "", (node.cause.reason, "bold"), "  ", told)
+    again = len(message) > LONG and message in printed
+    printed.add(message)
+    text = ("as above", QUIET) if again else (message, "")
+    return Text.assemble(node.detail, "  " if node.detail else "", (node.cause.reason, "bold"), "  ", text)

@@ -36,8 +36,8 @@ class Rollouts:
 
     def list(self, model: str | None = None) -> RolloutList:
         """Return the records of rollouts of one model or all, newest first."""
-        found = [typed(each, SegmentationRollout) for each in self._platform().rollouts() if is_written(each)]
-        return sorted((each for each in found if model in (None, each.spec.model)), key=_begun, reverse=True)
+        records = [typed(each, SegmentationRollout) for each in self._platform().rollouts() if is_written(each)]
+        return sorted((each for each in records if model in (None, each.spec.model)), key=_begun, reverse=True)
 
     def get(self, name: str) -> SegmentationRollout:
         """Return the record of a rollout, whose name is `status(model).name`. Raises `NotFoundError`."""
@@ -111,14 +111,14 @@ def standing(model: Json) -> RolloutStatus:
 def succeeded(model: Json | None) -> RolloutStatus:
     """Return the state of a model's ended rollout; raises `NotServingError` if it did not succeed."""
     assert model is not None, "`reached` raises for a deleted model"
-    found = standing(model)
-    if found.phase is not RolloutPhase.SUCCEEDED:
-        cause = ": ".join(filter(None, (found.reason, found.message)))
+    rollout = standing(model)
+    if rollout.phase is not RolloutPhase.SUCCEEDED:
+        cause = ": ".join(filter(None, (rollout.reason, rollout.message)))
         name = model["metadata"]["name"]
         raise NotServingError(
-            f"{name}: {found.revision} is {found.phase}: {cause}", model=name, revision=found.revision
+            f"{name}: {rollout.revision} is {rollout.phase}: {cause}", model=name, revision=rollout.revision
         )
-    return found
+    return rollout
 
 
 def _begun(found: SegmentationRollout) -> tuple[float, str]:

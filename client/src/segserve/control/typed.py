@@ -30,11 +30,11 @@ def typed(manifest: Json, kind: type[R]) -> R:
     """Return a stored resource as its type; raises `ControlError` for one from another version of segserve."""
     title = f"{kind.__name__} {manifest.get('metadata', {}).get('name')!r}"
     try:
-        found: Any = parse({"apiVersion": "segserve.dev/v1alpha1", "kind": kind.__name__, **manifest}, title)
+        resource: Any = parse({"apiVersion": "segserve.dev/v1alpha1", "kind": kind.__name__, **manifest}, title)
     except SpecError as error:
         raise ControlError(f"{error}; it may be from another version of segserve") from error
-    assert isinstance(found, kind), "the kind says the type"
-    return found
+    assert isinstance(resource, kind), "the kind says the type"
+    return resource
 
 
 def applied(platform: Platform, source: Source, kind: type[R], *, force: bool) -> R:

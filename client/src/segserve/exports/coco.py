@@ -22,11 +22,11 @@ class Entry:
 
 def data_set(entries: Sequence[Entry], classes: Iterable[SegmentClass]) -> dict[str, Any]:
     """Return images, categories and annotations, numbered from 1, with RLE counts as text."""
-    found = [(entry.image_id, one) for entry in entries for one in entry.found]
+    annotations = [(entry.image_id, one) for entry in entries for one in entry.found]
     return {
         "images": [image_entry(entry.image_id, entry.size, entry.file_name) for entry in entries],
-        "categories": [{"id": known.id, "name": known.name} for known in classes],
-        "annotations": [_annotation(number, image_id, one) for number, (image_id, one) in enumerate(found, 1)],
+        "categories": [{"id": segment_class.id, "name": segment_class.name} for segment_class in classes],
+        "annotations": [_annotation(number, image_id, one) for number, (image_id, one) in enumerate(annotations, 1)],
     }
 
 
@@ -48,15 +48,15 @@ def image_entry(image_id: int, size: tuple[int, int], file_name: str | None) -> 
     return image if file_name is None else image | {"file_name": file_name}
 
 
-def _annotation(number: int, image_id: int, found: Annotation) -> dict[str, Any]:
-    x1, y1, x2, y2 = found.box
-    annotation: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": found.class_id}
-    annotation |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": found.area, "iscrowd": 0}
-    if found.mask is not None:
-        rle = found.mask.rle
+def _annotation(number: int, image_id: int, source: Annotation) -> dict[str, Any]:
+    x1, y1, x2, y2 = source.box
+    annotation: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": source.class_id}
+    annotation |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": source.area, "iscrowd": 0}
+    if source.mask is not None:
+        rle = source.mask.rle
         annotation["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
-    if found.points is not None:
+    if source.points is not None:
         # COCO's third number says whether a point is labelled and visible, which all points of an answer are.
-        points = [number for x, y, _ in found.points.tolist() for number in (x, y, 2)]
-        annotation |= {"keypoints": points, "num_keypoints": len(found.points)}
-    return annotation if found.score is None else annotation | {"score": found.score}
+        points = [number for x, y, _ in source.points.tolist() for number in (x, y, 2)]
+        annotation |= {"keypoints": points, "num_keypoints": len(source.points)}
+    return annotation if source.score is None else annotation | {"score": source.score}

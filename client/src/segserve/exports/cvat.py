@@ -26,10 +26,10 @@ def document(result: AnnotatedResult, file_name: str, *, image_id: int, shapes: 
     height, width = result.size
     name = printable(file_name, 1000)
     image = ET.SubElement(root, "image", id=str(image_id), name=name, width=str(width), height=str(height))
-    for found in foreground(result.annotations()):
-        for shape in _shapes(found, shapes):
-            if found.score is not None:
-                ET.SubElement(shape, "attribute", name=SCORE).text = f"{found.score:.6g}"
+    for annotation in foreground(result.annotations()):
+        for shape in _shapes(annotation, shapes):
+            if annotation.score is not None:
+                ET.SubElement(shape, "attribute", name=SCORE).text = f"{annotation.score:.6g}"
             image.append(shape)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True)
@@ -45,11 +45,11 @@ def merge(documents: Sequence[str]) -> str:
         raise BadRequestError("merge needs at least one document")
     merged = roots[0]
     labels = merged.find("meta/task/labels")
-    known = {label.findtext("name") for label in merged.iterfind("meta/task/labels/label")}
+    names = {label.findtext("name") for label in merged.iterfind("meta/task/labels/label")}
     for root in roots[1:]:
         for label in root.iterfind("meta/task/labels/label"):
-            if labels is not None and label.findtext("name") not in known:
-                known.add(label.findtext("name"))
+            if labels is not None and label.findtext("name") not in names:
+                names.add(label.findtext("name"))
                 labels.append(label)
         merged.extend(root.iterfind("image"))
     for number, image in enumerate(merged.iterfind("image")):
@@ -66,10 +66,10 @@ def _add_meta(root: ET.Element, result: AnnotatedResult) -> None:
     ET.SubElement(task, "size").text = "1"
     ET.SubElement(task, "mode").text = "annotation"
     labels = ET.SubElement(task, "labels")
-    for known in result.classes:
+    for segment_class in result.classes:
         label = ET.SubElement(labels, "label")
-        red, green, blue = class_colour(known)
-        ET.SubElement(label, "name").text = _label(known.name)
+        red, green, blue = class_colour(segment_class)
+        ET.SubElement(label, "name").text = _label(segment_class.name)
         ET.SubElement(label, "color").text = f"#{red:02x}{green:02x}{blue:02x}"
         ET.SubElement(label, "type").text = "any"
         attribute = ET.SubElement(ET.SubElement(label, "attributes"), "attribute")
@@ -78,26 +78,26 @@ def _add_meta(root: ET.Element, result: AnnotatedResult) -> None:
             ET.SubElement(attribute, field).text = text
 
 
-def _shapes(found: Annotation, shapes: Shapes) -> list[ET.Element]:
+def _shapes(annotation: Annotation, shapes: Shapes) -> list[ET.Element]:
     elements = []
-    if found.mask is None:
-        x1, y1, x2, y2 = (f"{side:.2f}" for side in found.box)
-        elements.append(_shape(found, "box", xtl=x1, ytl=y1, xbr=x2, ybr=y2))
+    if annotation.mask is None:
+        x1, y1, x2, y2 = (f"{side:.2f}" for side in annotation.box)
+        elements.append(_shape(annotation, "box", xtl=x1, ytl=y1, xbr=x2, ybr=y2))
     elif shapes == "mask":
-        patch = found.mask.patch()
+        patch = annotation.mask.patch()
         if patch.pixels.size:
-            elements.append(_shape(found, "mask", **_mask(patch)))
+            elements.append(_shape(annotation, "mask", **_mask(patch)))
     else:
-        rings = (zip(polygon[::2], polygon[1::2], strict=True) for polygon in found.mask.polygons)
-        elements += [_shape(found, "polygon", points=_points(ring)) for ring in rings]
-    if found.points is not None and len(found.points):
-        elements.append(_shape(found, "points", points=_points(found.points[:, :2].tolist())))
+        rings = (zip(polygon[::2], polygon[1::2], strict=True) for polygon in annotation.mask.polygons)
+        elements += [_shape(annotation, "polygon", points=_points(ring)) for ring in rings]
+    if annotation.points is not None and len(annotation.points):
+        elements.append(_shape(annotation, "points", points=_points(annotation.points[:, :2].tolist())))
     return elements
 
 
-def _shape(found: Annotation, kind: str, **attributes: str) -> ET.Element:
-    common = {"label": _label(found.class_name), "source": "auto", "occluded": "0", "z_order": "0"}
-    return ET.Element(kind, common | {"group_id": str(found.number)} | attributes)
+def _shape(annotation: Annotation, kind: str, **attributes: str) -> ET.Element:
+    common = {"label": _label(annotation.class_name), "source": "auto", "occluded": "0", "z_order": "0"}
+    return ET.Element(kind, common | {"group_id": str(annotation.number)} | attributes)
 
 
 def _mask(patch: Patch) -> dict[str, str]:

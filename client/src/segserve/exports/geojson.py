@@ -23,7 +23,7 @@ def feature_collection(result: AnnotatedResult, affine: Sequence[float] | None, 
     The geometry of an empty mask is null. Raises `BadRequestError` for an invalid affine.
     """
     world = _World(affine)
-    features = [feature for found in result.annotations() for feature in _features(found, world)]
+    features = [feature for annotation in result.annotations() for feature in _features(annotation, world)]
     collection: Json = {"type": "FeatureCollection", "features": features}
     if crs is not None:
         authority, _, code = crs.rpartition(":")
@@ -32,9 +32,9 @@ def feature_collection(result: AnnotatedResult, affine: Sequence[float] | None, 
     return collection
 
 
-def features_of(found: Annotation, affine: Sequence[float] | None) -> list[Json]:
+def features_of(annotation: Annotation, affine: Sequence[float] | None) -> list[Json]:
     """Return the features of one annotation, for writing one by one; raises as `feature_collection` does."""
-    return list(_features(found, _World(affine)))
+    return list(_features(annotation, _World(affine)))
 
 
 class _World:
@@ -67,17 +67,22 @@ class _World:
         return [self.ring(part.outer), *map(self.ring, part.holes)]
 
 
-def _features(found: Annotation, world: _World) -> Iterator[Json]:
-    properties = {"id": found.number, "class_id": found.class_id, "class": found.class_name, "score": found.score}
-    parts = found.parts if found.mask is not None else (Part(_corners(found.box)),)
+def _features(annotation: Annotation, world: _World) -> Iterator[Json]:
+    properties = {
+        "id": annotation.number,
+        "class_id": annotation.class_id,
+        "class": annotation.class_name,
+        "score": annotation.score,
+    }
+    parts = annotation.parts if annotation.mask is not None else (Part(_corners(annotation.box)),)
     polygons = [world.polygon(part) for part in parts]
     geometry: Json | None = {"type": "MultiPolygon", "coordinates": polygons}
     if len(polygons) == 1:
         geometry = {"type": "Polygon", "coordinates": polygons[0]}
     yield {"type": "Feature", "properties": properties, "geometry": geometry if polygons else None}
-    if found.points is not None:
-        points = world.points(found.points[:, :2].astype(np.float64))
-        own = properties | {"point_scores": found.points[:, 2].tolist()}
+    if annotation.points is not None:
+        points = world.points(annotation.points[:, :2].astype(np.float64))
+        own = properties | {"point_scores": annotation.points[:, 2].tolist()}
         yield {"type": "Feature", "properties": own, "geometry": {"type": "MultiPoint", "coordinates": points}}
 
 

@@ -32,9 +32,9 @@ _RUN_BITS: Final = 1 + 2 + 16 + 8
 
 def task(result: AnnotatedResult, image: str, *, shapes: Shapes) -> Json:
     """Return a task for the image at a URL, with one prediction; see `Segmentation.to_label_studio`."""
-    found = list(foreground(result.annotations()))
-    scores = [one.score for one in found if one.score is not None]
-    regions = [region for one in found for region in _regions(one, result.size, shapes)]
+    annotations = list(foreground(result.annotations()))
+    scores = [one.score for one in annotations if one.score is not None]
+    regions = [region for one in annotations for region in _regions(one, result.size, shapes)]
     prediction: Json = {"model_version": result.revision, "result": regions}
     if scores:
         prediction["score"] = sum(scores) / len(scores)
@@ -47,9 +47,11 @@ def labelling_config(result: AnnotatedResult) -> str:
     ET.SubElement(view, "Image", name="image", value="$image", zoom="true")
     for tag, name in TAGS.values():
         control = ET.SubElement(view, tag, name=name, toName="image")
-        for known in result.classes:
-            red, green, blue = class_colour(known)
-            ET.SubElement(control, "Label", value=_label(known.name), background=f"#{red:02x}{green:02x}{blue:02x}")
+        for segment_class in result.classes:
+            red, green, blue = class_colour(segment_class)
+            ET.SubElement(
+                control, "Label", value=_label(segment_class.name), background=f"#{red:02x}{green:02x}{blue:02x}"
+            )
     return ET.tostring(view, encoding="unicode")
 
 
@@ -77,33 +79,35 @@ def _header(count: int) -> NDArray[np.uint8]:
     return np.frombuffer(text.encode(), np.uint8) - ord("0")
 
 
-def _regions(found: Annotation, size: tuple[int, int], shapes: Shapes) -> Iterator[Json]:
+def _regions(annotation: Annotation, size: tuple[int, int], shapes: Shapes) -> Iterator[Json]:
     height, width = size
     percent = np.array([100 / width, 100 / height])
-    name = f"object-{found.number}"
-    if found.mask is None:
+    name = f"object-{annotation.number}"
+    if annotation.mask is None:
         # Label Studio rejects boxes that leave the image.
-        x1, y1, x2, y2 = np.clip(found.box, 0, (width, height, width, height))
+        x1, y1, x2, y2 = np.clip(annotation.box, 0, (width, height, width, height))
         (x, y), (across, down) = (percent * (x1, y1)).tolist(), (percent * (x2 - x1, y2 - y1)).tolist()
         value = {"x": x, "y": y, "width": across, "height": down, "rotation": 0}
-        yield _region(name, "rectanglelabels", value, found, size)
+        yield _region(name, "rectanglelabels", value, annotation, size)
     elif shapes == "mask":
-        patch = found.mask.patch()
+        patch = annotation.mask.patch()
         if patch.pixels.size:
             mask = np.zeros(size, np.bool_)
             mask[patch.window] = patch.pixels
-            yield _region(name, "brushlabels", {"format": "rle", "rle": brush_rle(mask)}, found, size)
+            yield _region(name, "brushlabels", {"format": "rle", "rle": brush_rle(mask)}, annotation, size)
     else:
-        for number, polygon in enumerate(found.mask.polygons):
+        for number, polygon in enumerate(annotation.mask.polygons):
             value = {"points": (np.array(polygon).reshape(-1, 2) * percent).tolist(), "closed": True}
-            yield _region(f"{name}-part-{number}", "polygonlabels", value, found, size)
-    for number, (x, y, score) in enumerate([] if found.points is None else found.points.tolist()):
+            yield _region(f"{name}-part-{number}", "polygonlabels", value, annotation, size)
+    for number, (x, y, score) in enumerate([] if annotation.points is None else annotation.points.tolist()):
         left, top = (percent * (x, y)).tolist()
-        region = _region(f"{name}-point-{number}", "keypointlabels", {"x": left, "y": top, "width": 0.5}, found, size)
+        region = _region(
+            f"{name}-point-{number}", "keypointlabels", {"x": left, "y": top, "width": 0.5}, annotation, size
+        )
         yield region | {"score": score, "parentID": name}
 
 
-def _region(name: str, kind: str, value: Json, found: Annotation, size: tuple[int, int]) -> Json:
+def _region(name: str, kind: str, value: Json, annotation: Annotation, size: tuple[int, int]) -> Json:
     region = {
         "id": name,
         "type": kind,
@@ -112,9 +116,9 @@ def _region(name: str, kind: str, value: Json, found: Annotation, size: tuple[in
         "original_width": size[1],
         "original_height": size[0],
         "image_rotation": 0,
-        "value": value | {kind: [_label(found.class_name)]},
+        "value": value | {kind: [_label(annotation.class_name)]},
     }
-    return region if found.score is None else region | {"score": found.score}
+    return region if annotation.score is None else region | {"score": annotation.score}
 
 
 def _label(name: str) -> str:

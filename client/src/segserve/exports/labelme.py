@@ -27,11 +27,11 @@ def label_file(result: AnnotatedResult, file_name: str, *, image: ImageLike | No
     Raises `BadRequestError` if the size of the image differs from the result's.
     """
     height, width = result.size
-    found = [shape for one in foreground(result.annotations()) for shape in _shapes(one, shapes)]
+    drawn = [shape for one in foreground(result.annotations()) for shape in _shapes(one, shapes)]
     return {
         "version": VERSION,
         "flags": {},
-        "shapes": found,
+        "shapes": drawn,
         "imagePath": file_name,
         "imageData": None if image is None else _embedded(image, result.size),
         "imageHeight": height,
@@ -39,33 +39,33 @@ def label_file(result: AnnotatedResult, file_name: str, *, image: ImageLike | No
     }
 
 
-def _shapes(found: Annotation, shapes: Shapes) -> Iterator[Json]:
-    if found.mask is None:
-        x1, y1, x2, y2 = found.box
-        yield _shape(found, "rectangle", [[x1, y1], [x2, y2]])
+def _shapes(annotation: Annotation, shapes: Shapes) -> Iterator[Json]:
+    if annotation.mask is None:
+        x1, y1, x2, y2 = annotation.box
+        yield _shape(annotation, "rectangle", [[x1, y1], [x2, y2]])
     elif shapes == "mask":
-        patch = found.mask.patch()
+        patch = annotation.mask.patch()
         if patch.pixels.size:
             x1, y1, x2, y2 = patch.box
-            yield _shape(found, "mask", [[x1, y1], [x2 - 1, y2 - 1]]) | {"mask": _png(patch)}
+            yield _shape(annotation, "mask", [[x1, y1], [x2 - 1, y2 - 1]]) | {"mask": _png(patch)}
     else:
         # LabelMe also draws the pixels of a polygon's points: a polygon along pixel edges would be one pixel too large.
-        for polygon in found.mask.polygons:
+        for polygon in annotation.mask.polygons:
             ring = through_centres(np.array(polygon).reshape(-1, 2))
-            yield _shape(found, "polygon", ring.tolist())
-    for number, (x, y, score) in enumerate([] if found.points is None else found.points.tolist()):
-        yield _shape(found, "point", [[x, y]]) | {"label": f"{found.class_name}-{number}", "score": score}
+            yield _shape(annotation, "polygon", ring.tolist())
+    for number, (x, y, score) in enumerate([] if annotation.points is None else annotation.points.tolist()):
+        yield _shape(annotation, "point", [[x, y]]) | {"label": f"{annotation.class_name}-{number}", "score": score}
 
 
-def _shape(found: Annotation, kind: str, points: list[list[Any]]) -> Json:
+def _shape(annotation: Annotation, kind: str, points: list[list[Any]]) -> Json:
     return {
-        "label": found.class_name,
+        "label": annotation.class_name,
         "points": points,
-        "group_id": found.number,
-        "description": "" if found.score is None else f"score {found.score:.3f}",
+        "group_id": annotation.number,
+        "description": "" if annotation.score is None else f"score {annotation.score:.3f}",
         "shape_type": kind,
         "flags": {},
-        "score": found.score,
+        "score": annotation.score,
     }
 
 

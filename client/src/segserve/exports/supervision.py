@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 def detections(result: AnnotatedResult, *, compact: bool) -> Detections:
     """Return the `Detections` of a result; see `Segmentation.to_supervision`."""
     sv = _supervision()
-    found = list(result.annotations())
-    has_masks = bool(found) and all(one.mask is not None for one in found)
-    scored = [one.score for one in found if one.score is not None]
+    annotations = list(result.annotations())
+    has_masks = bool(annotations) and all(one.mask is not None for one in annotations)
+    scored = [one.score for one in annotations if one.score is not None]
     return sv.Detections(  # type: ignore[no-any-return]
-        xyxy=np.array([one.box for one in found], np.float32).reshape(-1, 4),
-        mask=(_compact(found, result.size) if compact else _stacked(found, result.size)) if has_masks else None,
-        confidence=np.array(scored, np.float32) if len(scored) == len(found) else None,
-        class_id=np.array([one.class_id for one in found], int),
-        data={"class_name": np.array([one.class_name for one in found], dtype=str)},
+        xyxy=np.array([one.box for one in annotations], np.float32).reshape(-1, 4),
+        mask=(_compact(annotations, result.size) if compact else _stacked(annotations, result.size))
+        if has_masks
+        else None,
+        confidence=np.array(scored, np.float32) if len(scored) == len(annotations) else None,
+        class_id=np.array([one.class_id for one in annotations], int),
+        data={"class_name": np.array([one.class_name for one in annotations], dtype=str)},
     )
 
 
@@ -43,19 +45,19 @@ def key_points(result: AnnotatedResult) -> KeyPoints:
     )
 
 
-def _stacked(found: list[Annotation], size: tuple[int, int]) -> Any:
-    masks = np.zeros((len(found), *size), np.bool_)
-    for mask, one in zip(masks, found, strict=True):
+def _stacked(annotations: list[Annotation], size: tuple[int, int]) -> Any:
+    masks = np.zeros((len(annotations), *size), np.bool_)
+    for mask, one in zip(masks, annotations, strict=True):
         if one.mask is not None:
             patch = one.mask.patch()
             mask[patch.window] = patch.pixels
     return masks
 
 
-def _compact(found: list[Annotation], size: tuple[int, int]) -> CompactMask:
+def _compact(annotations: list[Annotation], size: tuple[int, int]) -> CompactMask:
     from supervision.detection.compact_mask import CompactMask
 
-    masks = [one.mask for one in found if one.mask is not None]
+    masks = [one.mask for one in annotations if one.mask is not None]
     # CompactMask's boxes include their last pixels.
     boxes = np.array([mask.patch().box for mask in masks], np.float32).reshape(-1, 4) - (0, 0, 1, 1)
     return CompactMask.from_coco_rle([mask.rle for mask in masks], boxes, size)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from segserve.tiled.clusters import ClientFactory, WorkerJob, send_all_on
 from segserve.tiled.errors import RevisionChangedError
+from segserve.tiled.grid import Tile
 from segserve.tiled.job import AsyncSegmenter, Segmenter
 from segserve.tiled.options import Options
 from segserve.tiled.progress import Progress, shown
@@ -84,12 +85,16 @@ def _send_all(client: Segmenter, source: PixelSource, run: Run) -> None:
     job = run.job()
     pixel_map = None if job.map_file is None else job.map_file.open()
     pending: set[Future[None]] = set()
+
+    def answer(tile: Tile) -> None:
+        run.keep(tile, job.answer(client, source, pixel_map, tile))
+
     with ThreadPoolExecutor(in_flight, thread_name_prefix="segserve-tile") as pool:
         try:
             for tile in missing:
                 if len(pending) >= in_flight:
                     pending = _after_one(pending)
-                pending.add(pool.submit(lambda tile=tile: run.keep(tile, job.answer(client, source, pixel_map, tile))))
+                pending.add(pool.submit(answer, tile))
             while pending:
                 pending = _after_one(pending)
         finally:

@@ -25,8 +25,9 @@ class ApiError(ControlError):
         server_message: str = "",
         details: Mapping[str, Any] | None = None,
         retry_after_s: float = 0.0,
+        model: str | None = None,
     ) -> None:
-        super().__init__(message, status=status)
+        super().__init__(message, status=status, model=model)
         self.retry_after_s: float = retry_after_s
         self.server_message = server_message or message
         self.details = details or {}

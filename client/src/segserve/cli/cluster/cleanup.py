@@ -50,10 +50,10 @@ def leftovers(client: ContextClient, *, everywhere: bool, of_all: bool) -> list[
 def running_operator(client: ContextClient) -> str | None:
     """Return a running operator that would do the cleanup itself; None if there is none, or the user may not see it."""
     try:
-        found, _ = client.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
+        deployments, _ = client.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
     except ForbiddenError:
         return None
-    ready = [each["metadata"] for each in found if (each.get("status") or {}).get("readyReplicas")]
+    ready = [each["metadata"] for each in deployments if (each.get("status") or {}).get("readyReplicas")]
     return f"deployment/{ready[0]['name']} in {ready[0]['namespace']}" if ready else None
 
 
@@ -83,9 +83,9 @@ def _is_held(model: Json, *, of_all: bool) -> bool:
 
 
 def _held(model: Json) -> Leftover:
-    kept = tuple(name for name in model["metadata"]["finalizers"] if name != FINALIZER)
+    others = tuple(name for name in model["metadata"]["finalizers"] if name != FINALIZER)
     going = "deletionTimestamp" in model["metadata"]
-    return _leftover(MODELS, model, "it is being deleted" if going else "it is kept, without its finalizer", kept)
+    return _leftover(MODELS, model, "it is being deleted" if going else "it is kept, without its finalizer", others)
 
 
 def _orphans(children: Sequence[tuple[Kind, Json]], living: set[str]) -> Iterator[Leftover]:

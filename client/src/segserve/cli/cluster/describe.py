@@ -20,8 +20,8 @@ _ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
 def describe_on_cluster(platform: ClusterPlatform, model: Json, record: Json | None) -> str:
     """Return a model's details as text, with the `record` of its latest rollout; forbidden parts show the error."""
     metadata = dict(model["metadata"])
-    kept = {key: value for key, value in metadata.pop("annotations", {}).items() if key != _ANNOTATION}
-    shown = {**model, "metadata": metadata | ({"annotations": kept} if kept else {})}
+    annotations = {key: value for key, value in metadata.pop("annotations", {}).items() if key != _ANNOTATION}
+    shown = {**model, "metadata": metadata | ({"annotations": annotations} if annotations else {})}
     return "\n".join(
         (
             model_text(shown, record),
@@ -36,19 +36,19 @@ def describe_on_cluster(platform: ClusterPlatform, model: Json, record: Json | N
 def _events(client: ContextClient, model: Json) -> Iterator[str]:
     metadata = model["metadata"]
     try:
-        found, _ = client.list(
+        events, _ = client.list(
             EVENTS, fields=f"involvedObject.name={metadata['name']},involvedObject.uid={metadata['uid']}"
         )
     except ForbiddenError as error:
         yield f"  {error}"
         return
-    if not found:
+    if not events:
         yield "  none (clusters delete events after an hour)"
-    for event in sorted(found, key=_time):
+    for event in sorted(events, key=_time):
         count = int(event.get("count") or 1)
         often = f" ({count} times)" if count > 1 else ""
-        said = " ".join(str(event.get("message") or "").split())
-        yield f"  {age(_time(event)):>4}  {event.get('type', ''):<8} {event.get('reason', ''):<18} {said}{often}"
+        message = " ".join(str(event.get("message") or "").split())
+        yield f"  {age(_time(event)):>4}  {event.get('type', ''):<8} {event.get('reason', ''):<18} {message}{often}"
 
 
 def _time(event: Json) -> str:

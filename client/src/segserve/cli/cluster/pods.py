@@ -58,4 +58,4 @@ def group_state(deployment: Json | None, pods: Sequence[Json]) -> PodState:
 def is_ready(pod: Mapping[str, Any]) -> bool:
     """Return whether a pod is ready to receive requests."""
     conditions = (pod.get("status") or {}).get("conditions") or ()
-    return any(said["type"] == "Ready" and said["status"] == "True" for said in conditions)
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)

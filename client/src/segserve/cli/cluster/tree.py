@@ -53,9 +53,9 @@ def frames(platform: ClusterPlatform, name: str | None, *, wide: bool) -> Iterat
         platform.model(name)
     title = f"namespace {platform.client.namespace}, context {platform.client.context}"
     with Watcher(platform.client, selectors) as watcher:
-        seen = -1
+        version = -1
         while True:
-            seen = watcher.wait(seen, LOOK_S)
+            version = watcher.wait(version, LOOK_S)
             models, pools, pods, deployments = (watcher.all(selector.kind) for selector in selectors)
             yield PoolTree(Snapshot(title, models, pools, pods, deployments, watcher.problem, name, wide))
 
@@ -76,31 +76,31 @@ class PoolTree:
         yield tree(nodes, ascii_only=options.ascii_only)
 
 
-def _roots(seen: Snapshot) -> Iterator[Node]:
+def _roots(snapshot: Snapshot) -> Iterator[Node]:
     by_pool: defaultdict[str, list[Json]] = defaultdict(list)
-    for model in seen.models:
-        if seen.name in (None, model["metadata"]["name"]):
+    for model in snapshot.models:
+        if snapshot.name in (None, model["metadata"]["name"]):
             by_pool[model["spec"].get("pool", "default")].append(model)
-    pools = {pool["metadata"]["name"]: pool for pool in seen.pools}
-    for name in sorted(by_pool if seen.name is not None else by_pool | pools):
-        yield _pool(name, pools.get(name), by_pool[name], seen)
+    pools = {pool["metadata"]["name"]: pool for pool in snapshot.pools}
+    for name in sorted(by_pool if snapshot.name is not None else by_pool | pools):
+        yield _pool(name, pools.get(name), by_pool[name], snapshot)
 
 
-def _pool(name: str, pool: Json | None, models: list[Json], seen: Snapshot) -> Node:
+def _pool(name: str, pool: Json | None, models: list[Json], snapshot: Snapshot) -> Node:
     # Groups of two pools may have the same name.
-    platform = replace(seen, pods=_labelled(seen.pods, POOL_LABEL, name),
-                   deployments=_labelled(seen.deployments, POOL_LABEL, name))  # fmt: skip
+    own = replace(snapshot, pods=_labelled(snapshot.pods, POOL_LABEL, name),
+                   deployments=_labelled(snapshot.deployments, POOL_LABEL, name))  # fmt: skip
     shared = _shared_groups(pool, models)
     rows = [*_conditions(pool or {})]
-    rows += [_group(group, platform) for group in sorted(shared)]
-    if seen.name is None and _labelled(platform.pods, COMPONENT_LABEL, GATEWAY):
-        rows.append(_group(GATEWAY, platform, COMPONENT_LABEL))
-    rows += [_model(model, shared, platform) for model in models]
+    rows += [_group(group, own) for group in sorted(shared)]
+    if snapshot.name is None and _labelled(own.pods, COMPONENT_LABEL, GATEWAY):
+        rows.append(_group(GATEWAY, own, COMPONENT_LABEL))
+    rows += [_model(model, shared, own) for model in models]
     if pool is None:
         return Node(Text(name, "bold"), BAD, "no pool", Text(f"no TritonPool {name!r} here: apply one"), rows)
     status = pool.get("status") or {}
-    wanted, serving = pool["spec"].get("replicas", 1), status.get("replicas", 0)
-    servers = f"{serving}/{wanted} server{'s' if wanted != 1 else ''}"
+    replicas, serving = pool["spec"].get("replicas", 1), status.get("replicas", 0)
+    servers = f"{serving}/{replicas} server{'s' if replicas != 1 else ''}"
     detail = Text.assemble(servers, ("  ", ""), (status.get("url", ""), "cyan"))
     return Node(Text(name, "bold"), *_ready(pool), detail, rows)
 
@@ -116,7 +116,7 @@ def _shared_groups(pool: Json | None, models: Sequence[Json]) -> set[str]:
     return {group for group, names in users.items() if len(names) > 1} | ({main} if main else set())
 
 
-def _model(model: Json, shared: set[str], seen: Snapshot) -> Node:
+def _model(model: Json, shared: set[str], snapshot: Snapshot) -> Node:
     status = model.get("status") or {}
     weight, holders = status.get("weight"), list(_holders(model))
     name = Text(model["metadata"]["name"], "bold")
@@ -128,7 +128,7 @@ def _model(model: Json, shared: set[str], seen: Snapshot) -> Node:
     rows = []
     for role, holder in holders:
         group, share = holder.get("group"), _share(role, weight, holders)
-        own = [_group(group, seen)] if group and group not in shared else []
+        own = [_group(group, snapshot)] if group and group not in shared else []
         rows.append(_holder(role, holder, share, own))
     return Node(name, *_ready(model), Text(""), rows + troubles)
 
@@ -167,10 +167,10 @@ def _revision(role: str, holder: Mapping[str, Any], weight: int | None, *, named
     return text
 
 
-def _group(group: str, seen: Snapshot, label: str = GROUP_LABEL) -> Node:
-    pods, deployments = _labelled(seen.pods, label, group), _labelled(seen.deployments, label, group)
+def _group(group: str, snapshot: Snapshot, label: str = GROUP_LABEL) -> Node:
+    pods, deployments = _labelled(snapshot.pods, label, group), _labelled(snapshot.deployments, label, group)
     state = group_state(deployments[0] if deployments else None, pods)
-    rows = [_pod(pod, wide=seen.wide) for pod in pods]
+    rows = [_pod(pod, wide=snapshot.wide) for pod in pods]
     # Pods that are ready do not need a line each.
     rows = [row for row in rows if row.colour is not GOOD or row.detail]
     return Node(Text(group), state.colour, state.word, Text(""), rows, state.trouble)
@@ -202,10 +202,10 @@ def _conditions(manifest: Mapping[str, Any]) -> Iterator[Node]:
     causes: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     conditions = (manifest.get("status") or {}).get("conditions") or ()
     # Progress first, then failures; conditions that wait for either are last.
-    for said in sorted(conditions, key=lambda each: (each["reason"] == "Waiting", each["type"] != "Progressing")):
-        wanted = "False" if said["type"] in _FALSE_IS_WANTED else "True"
-        if said["status"] != wanted:
-            causes[said["reason"], said.get("message") or ""].append(said["type"])
+    for each in sorted(conditions, key=lambda item: (item["reason"] == "Waiting", item["type"] != "Progressing")):
+        healthy = "False" if each["type"] in _FALSE_IS_WANTED else "True"
+        if each["status"] != healthy:
+            causes[each["reason"], each.get("message") or ""].append(each["type"])
     for (reason, message), types in causes.items():
         colour = MOVING if "Progressing" in types else QUIET if reason == "Waiting" else BAD
         shown = ", ".join(types if len(types) < 3 else [*types[:2], f"{len(types) - 2} more"])

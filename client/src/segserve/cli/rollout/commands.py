@@ -61,10 +61,10 @@ def fetched(platform: Platform, name: str) -> tuple[str, bytes]:
 
 
 def _latest(platform: Platform, model: str) -> str:
-    found: str | None = ((platform.model(model).get("status") or {}).get("rollout") or {}).get("name")
-    if found is None:
+    name: str | None = ((platform.model(model).get("status") or {}).get("rollout") or {}).get("name")
+    if name is None:
         raise CommandError(f"{model} has had no rollout yet")
-    return found
+    return name
 
 
 NOT_LIVE: Final = (OutputFormat.JSON, OutputFormat.YAML)
@@ -99,14 +99,14 @@ def status(
         from segserve.cli.rollout.status import current, document, follow, once
     console, platform, wide = Console(), selected_platform(platform_options), output is OutputFormat.WIDE
     if watch:
-        found = follow(console, platform, name, wide=wide)
+        view = follow(console, platform, name, wide=wide)
     else:
-        found = current(platform, name)
+        view = current(platform, name)
         if output in NOT_LIVE:
-            _print_document(document(found), output)
+            _print_document(document(view), output)
         else:
-            _print(console, once(found, wide=wide))
-    raise typer.Exit(1 if found.failed else 0)
+            _print(console, once(view, wide=wide))
+    raise typer.Exit(1 if view.failed else 0)
 
 
 @rollout.command("list")
@@ -119,15 +119,15 @@ def list_(
     """List rollouts, newest first; -o yaml prints their records."""
     with needs("local"):
         from segserve.cli.rollout.records import rollouts, rollouts_table
-    found, console = rollouts(selected_platform(platform_options), name), Console()
+    listed, console = rollouts(selected_platform(platform_options), name), Console()
     if output is OutputFormat.YAML:
-        typer.echo(yaml.safe_dump_all([manifest for manifest, _ in found], sort_keys=False), nl=False)
+        typer.echo(yaml.safe_dump_all([manifest for manifest, _ in listed], sort_keys=False), nl=False)
     elif output is OutputFormat.JSON:
-        typer.echo(json.dumps([manifest for manifest, _ in found], indent=2))
-    elif not found:
+        typer.echo(json.dumps([manifest for manifest, _ in listed], indent=2))
+    elif not listed:
         console.print("no rollouts; the next change of a model with `spec.rollout` starts one")
     else:
-        _print(console, rollouts_table([record for _, record in found], wide=output is OutputFormat.WIDE))
+        _print(console, rollouts_table([record for _, record in listed], wide=output is OutputFormat.WIDE))
 
 
 @rollout.command()
@@ -201,8 +201,10 @@ def _print(console: Console, shown: RenderableType) -> None:
     wide_enough(console, shown).print(shown)
 
 
-def _print_document(found: dict[str, Any], output: OutputFormat) -> None:
-    typer.echo(json.dumps(found, indent=2) if output is OutputFormat.JSON else yaml.safe_dump(found, sort_keys=False))
+def _print_document(content: dict[str, Any], output: OutputFormat) -> None:
+    typer.echo(
+        json.dumps(content, indent=2) if output is OutputFormat.JSON else yaml.safe_dump(content, sort_keys=False)
+    )
 
 
 rollout.command()(bundle)

@@ -26,8 +26,8 @@ def previews(files: Iterable[Path], rps: float, minutes: float) -> list[str]:
     resources = [written.resource for written in read_files(files)]
     models = [each for each in resources if isinstance(each, SegmentationModel)]
     if not models:
-        found = ", ".join(resource.kind for resource in resources)
-        raise CommandError(f"no SegmentationModel in the files; found: {found or 'nothing'}")
+        kinds = ", ".join(resource.kind for resource in resources)
+        raise CommandError(f"no SegmentationModel in the files; found: {kinds or 'nothing'}")
     return [_preview(model, rps, minutes) for model in models]
 
 
@@ -35,8 +35,8 @@ def _preview(model: SegmentationModel, rps: float, minutes: float) -> str:
     name, policy = model.metadata.name, model.spec.rollout
     if policy is None:
         return f"{name}: no `spec.rollout`: a new revision is promoted as soon as it is ready, whatever callers see"
-    told = preview(policy, model.spec.slo or Slo(), rps, minutes).text()
-    return f"{name}: {_how(policy)}\n{told}"
+    text = preview(policy, model.spec.slo or Slo(), rps, minutes).text()
+    return f"{name}: {_how(policy)}\n{text}"
 
 
 def _how(policy: RolloutPolicy) -> str:
@@ -74,14 +74,14 @@ class Outlook:
         self._lines[key] = brief(preview(record.policy, record.slo, key[1], MINUTES))
 
 
-def brief(found: Preview) -> str:
+def brief(summary: Preview) -> str:
     """Return the smallest detectable regression of each kind, and how soon it is detected."""
-    told = []
-    for what in dict.fromkeys(row.what for row in found.rows):
-        rows = [row for row in found.rows if row.what == what]
-        seen = [row for row in rows if math.isfinite(row.seconds)]
-        if seen:
-            told.append(f"{what} from {seen[0].size} on (in {span(seen[0].seconds)})")
+    parts = []
+    for what in dict.fromkeys(row.what for row in summary.rows):
+        rows = [row for row in summary.rows if row.what == what]
+        detectable = [row for row in rows if math.isfinite(row.seconds)]
+        if detectable:
+            parts.append(f"{what} from {detectable[0].size} on (in {span(detectable[0].seconds)})")
         else:
-            told.append(f"no {what} up to {rows[-1].size}")
-    return f"{found.minutes:g} min at {found.requests_per_second:g} requests/s show {', '.join(told)}"
+            parts.append(f"no {what} up to {rows[-1].size}")
+    return f"{summary.minutes:g} min at {summary.requests_per_second:g} requests/s show {', '.join(parts)}"

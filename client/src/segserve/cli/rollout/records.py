@@ -28,8 +28,8 @@ COLUMNS: Final = ("ROLLOUT", "MODEL", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", 
 
 def rollouts(platform: Platform, model: str | None) -> list[tuple[Json, Record]]:
     """Return the records of all rollouts, or of one model's, with their resources; newest first."""
-    found = [(manifest, record_of(manifest)) for manifest in platform.rollouts() if is_written(manifest)]
-    mine = [(manifest, record) for manifest, record in found if model in (None, record.model)]
+    records = [(manifest, record_of(manifest)) for manifest in platform.rollouts() if is_written(manifest)]
+    mine = [(manifest, record) for manifest, record in records if model in (None, record.model)]
     return sorted(mine, key=lambda each: (-float(each[1].progress.started_s), each[1].name))
 
 
@@ -70,10 +70,10 @@ def is_file(source: str) -> bool:
 
 def record_from_file(path: Path) -> Record:
     """Return the record in a file written by `rollout list -o yaml` or a bundle; raises `CommandError`."""
-    found = [each for each in _documents(path) if each.get("kind") == ROLLOUT]
-    if len(found) != 1:
-        raise CommandError(f"{path} must have one document of the kind {ROLLOUT}, got {len(found)}")
-    return record_of(found[0])
+    manifests = [each for each in _documents(path) if each.get("kind") == ROLLOUT]
+    if len(manifests) != 1:
+        raise CommandError(f"{path} must have one document of the kind {ROLLOUT}, got {len(manifests)}")
+    return record_of(manifests[0])
 
 
 def record_of_name(platform: Platform, name: str) -> Record:
@@ -108,13 +108,13 @@ def policy_from_file(path: Path) -> RolloutPolicy:
 def _documents(path: Path) -> list[dict[str, Any]]:
     try:
         # JSON is YAML too.
-        found = [each for each in yaml.safe_load_all(path.read_text()) if each is not None]
+        documents = [each for each in yaml.safe_load_all(path.read_text()) if each is not None]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CommandError(f"{path} cannot be read: {error}") from error
-    found = [item for each in found for item in (each if isinstance(each, list) else [each])]
-    if not all(isinstance(each, dict) for each in found):
+    documents = [item for each in documents for item in (each if isinstance(each, list) else [each])]
+    if not all(isinstance(each, dict) for each in documents):
         raise CommandError(f"{path} must hold resources or a policy")
-    return found
+    return documents
 
 
 def made_again(record: Record) -> tuple[Replayed, ...]:
@@ -130,10 +130,10 @@ def made_again(record: Record) -> tuple[Replayed, ...]:
 
 def summary(record: Record, again: Iterable[Replayed]) -> str:
     """Return the result of a replay in one line."""
-    found = list(again)
-    same, old = sum(each.same for each in found), len(record.decisions) - len(found)
+    decisions = list(again)
+    same, old = sum(each.same for each in decisions), len(record.decisions) - len(decisions)
     without = f"; {old} older ones have no recorded evidence" if old else ""
-    return f"{record.name}: {same} of {len(found)} decisions are reproduced byte for byte{without}"
+    return f"{record.name}: {same} of {len(decisions)} decisions are reproduced byte for byte{without}"
 
 
 def replayed_table(record: Record, again: Iterable[Replayed]) -> Table:
@@ -141,9 +141,9 @@ def replayed_table(record: Record, again: Iterable[Replayed]) -> Table:
     table = _table("DECISION", "AT", "SIGNAL", "PHASE", "WEIGHT", "ACTOR", "AGAIN")
     decisions = {decision.sequence: decision for decision in record.decisions}
     for each in again:
-        found = decisions[each.sequence]
+        decision = decisions[each.sequence]
         verdict = "[green]same[/]" if each.same else "[red]differs[/]"
-        row = (found.signal, found.phase.label, f"{found.weight} %", found.actor)
+        row = (decision.signal, decision.phase.label, f"{decision.weight} %", decision.actor)
         table.add_row(str(each.sequence), stamp(each.at_s), *map(escape, row), verdict)
     return table
 
@@ -160,14 +160,14 @@ def differences(again: Iterable[Replayed]) -> list[str]:
 def replayed_document(record: Record, again: Iterable[Replayed]) -> Json:
     """Return a replay as JSON."""
     decisions = {decision.sequence: decision for decision in record.decisions}
-    found = [
+    replayed = [
         decision_document(decisions[each.sequence])
         | {"same": each.same}
         | ({} if each.same else {"recorded": each.recorded, "derived": each.derived})
         for each in again
     ]
-    seen = {"withoutWhatTheySaw": len(record.decisions) - len(found)}
-    return {"rollout": record.name, "same": all(each["same"] for each in found), **seen, "decisions": found}
+    unreplayed = {"withoutWhatTheySaw": len(record.decisions) - len(replayed)}
+    return {"rollout": record.name, "same": all(each["same"] for each in replayed), **unreplayed, "decisions": replayed}
 
 
 def what_if_table(record: Record, other: Iterable[WhatIf]) -> Table:

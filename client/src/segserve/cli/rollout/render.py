@@ -40,7 +40,7 @@ _LOST: Final = frozenset({Phase.QUARANTINED, Phase.ROLLED_BACK})
 class RolloutTree:
     """A rollout as a tree for terminals; `preview` is the line of its `Outlook`."""
 
-    seen: RolloutView
+    view: RolloutView
     wide: bool = False
     preview: str = ""
 
@@ -48,38 +48,38 @@ class RolloutTree:
         yield tree([self._root(options.ascii_only)], ascii_only=options.ascii_only)
 
     def _root(self, ascii_only: bool) -> Node:
-        seen, standing = self.seen, self.seen.standing
-        detail = Text.assemble(step_of(seen), (standing.rollout, QUIET))
+        view, standing = self.view, self.view.standing
+        detail = Text.assemble(step_of(view), (standing.rollout, QUIET))
         if standing.paused:
             detail.append("  paused", MOVING)
-        rows = [_unseen()] if seen.behind else []
-        rows += [_revision(side, seen) for side in seen.sides()]
-        if seen.record is not None:
-            rows += _gates(seen.record, standing.skipped, wide=self.wide, ascii_only=ascii_only)
-        rows += _state(seen, self.preview)
-        if seen.record is not None and seen.record.decisions:
-            rows.append(_decisions(seen, wide=self.wide))
-        return Node(Text(seen.model, "bold"), COLOURS[standing.phase], standing.phase.label, detail, rows)
+        rows = [_unseen()] if view.behind else []
+        rows += [_revision(side, view) for side in view.sides()]
+        if view.record is not None:
+            rows += _gates(view.record, standing.skipped, wide=self.wide, ascii_only=ascii_only)
+        rows += _state(view, self.preview)
+        if view.record is not None and view.record.decisions:
+            rows.append(_decisions(view, wide=self.wide))
+        return Node(Text(view.model, "bold"), COLOURS[standing.phase], standing.phase.label, detail, rows)
 
 
 def _unseen() -> Node:
     return Node(Text("spec", QUIET), MOVING, "", Text("the operator has not processed the newest spec yet"))
 
 
-def step_of(seen: RolloutView) -> str:
+def step_of(view: RolloutView) -> str:
     """Return the current step and the number of steps, with trailing space; empty if there is no current step."""
-    if seen.standing.phase is not Phase.PROGRESSING:
+    if view.standing.phase is not Phase.PROGRESSING:
         return ""
-    steps = f" of {len(seen.record.policy.steps)}" if seen.record is not None else ""
-    return f"step {seen.standing.step + 1}{steps}  "
+    steps = f" of {len(view.record.policy.steps)}" if view.record is not None else ""
+    return f"step {view.standing.step + 1}{steps}  "
 
 
-def _revision(side: Side, seen: RolloutView) -> Node:
-    colour = GOOD if side.role == "stable" else QUIET if side.role == "previous" else COLOURS[seen.standing.phase]
+def _revision(side: Side, view: RolloutView) -> Node:
+    colour = GOOD if side.role == "stable" else QUIET if side.role == "previous" else COLOURS[view.standing.phase]
     detail = Text(f"{side.weight:>3} %", "" if side.weight else QUIET)
     detail.append(f"  {side.requests:>9,} requests")
     if side.requests:
-        allowed = seen.record.slo.error_percent if seen.record is not None else 0.0
+        allowed = view.record.slo.error_percent if view.record is not None else 0.0
         broken = (side.error_percent or 0.0) > allowed
         detail.append(f"  {_number(side.error_percent):>5} % errors", BAD if broken else "")
         for name, share in (("p50", 0.5), ("p95", 0.95)):
@@ -100,9 +100,9 @@ def _gate(verdict: Verdict, *, skipped: bool, wide: bool, ascii_only: bool) -> N
     colour = QUIET if skipped else OUTCOMES[verdict.outcome]
     detail = Text.assemble((bar(verdict.progress, ascii_only=ascii_only), colour))
     detail.append(f" {100 * min(max(verdict.progress, 0.0), 1.0):>3.0f} %")
-    said = verdict.message + (f"  ({figures(verdict.numbers)})" if wide and verdict.numbers else "")
+    message = verdict.message + (f"  ({figures(verdict.numbers)})" if wide and verdict.numbers else "")
     state = "skipped" if skipped else verdict.outcome.value
-    return Node(Text(verdict.gate), colour, state, detail, cause=FailureReason(verdict.reason, said))
+    return Node(Text(verdict.gate), colour, state, detail, cause=FailureReason(verdict.reason, message))
 
 
 def bar(share: float, *, ascii_only: bool = False) -> str:
@@ -117,17 +117,17 @@ def bar(share: float, *, ascii_only: bool = False) -> str:
     return (_FULL * full + (_PARTS[rest] if rest else "")).ljust(BAR, _EMPTY)
 
 
-def _state(seen: RolloutView, preview: str) -> Iterator[Node]:
-    standing, record = seen.standing, seen.record
+def _state(view: RolloutView, preview: str) -> Iterator[Node]:
+    standing, record = view.standing, view.record
     if standing.reason:
         name = "because" if standing.phase in ENDED or standing.phase in _LOST else "waits for"
         colour = COLOURS[standing.phase]
         yield Node(Text(name), colour, "", Text(""), cause=FailureReason(standing.reason, standing.message))
     if standing.ended:
         took = span(standing.since_s - standing.started_s)
-        yield Node(Text("took"), QUIET, "", Text(f"{took}, ended {span(seen.now_s - standing.since_s)} ago"))
+        yield Node(Text("took"), QUIET, "", Text(f"{took}, ended {span(view.now_s - standing.since_s)} ago"))
     elif record is not None:
-        yield Node(Text("time left"), QUIET, "", Text(_time_left(seen, record)))
+        yield Node(Text("time left"), QUIET, "", Text(_time_left(view, record)))
     if standing.quarantines and record is not None:
         most = record.policy.max_quarantines
         colour = BAD if standing.quarantines > most else MOVING
@@ -136,24 +136,24 @@ def _state(seen: RolloutView, preview: str) -> Iterator[Node]:
         yield Node(Text("power"), QUIET, "", Text(preview))
 
 
-def _time_left(seen: RolloutView, record: Record) -> str:
-    standing, policy = seen.standing, record.policy
+def _time_left(view: RolloutView, record: Record) -> str:
+    standing, policy = view.standing, record.policy
     if standing.phase is Phase.BAKING:
-        left = standing.since_s + policy.bake_time.total_seconds() - seen.now_s
+        left = standing.since_s + policy.bake_time.total_seconds() - view.now_s
         return f"{span(left)} of {span(policy.bake_time.total_seconds())} of bake time"
     if standing.paused:
         return f"paused; {span(policy.deadline.total_seconds())} to the deadline after resume"
-    left = standing.undecided_since_s + policy.deadline.total_seconds() - seen.now_s
+    left = standing.undecided_since_s + policy.deadline.total_seconds() - view.now_s
     if left <= 0:
         return f"none: undecided for {span(policy.deadline.total_seconds())}, so: {policy.on_undecided}"
     return f"{span(left)} to the deadline, then: {policy.on_undecided}"
 
 
-def _decisions(seen: RolloutView, *, wide: bool) -> Node:
-    assert seen.record is not None
-    newest = seen.record.decisions[::-1]
+def _decisions(view: RolloutView, *, wide: bool) -> Node:
+    assert view.record is not None
+    newest = view.record.decisions[::-1]
     shown = newest if wide else newest[:DECISIONS]
-    rows = [_decision(each, seen.now_s) for each in shown]
+    rows = [_decision(each, view.now_s) for each in shown]
     more = f"{len(newest) - len(shown)} earlier ones; -o wide shows all" if len(newest) > len(shown) else ""
     return Node(Text("decisions"), QUIET, "", Text(more, QUIET), rows)
 

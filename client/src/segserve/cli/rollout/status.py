@@ -24,26 +24,26 @@ from segserve_operator.core.rollout.record import Decision, Record
 def current(platform: Platform, name: str) -> RolloutView:
     """Return a model's rollout; raises `NotFoundError` if it has none."""
     model = platform.model(name)
-    found = read_rollout(platform, model)
-    if found is None:
+    view = read_rollout(platform, model)
+    if view is None:
         raise no_rollout(model)
-    return found
+    return view
 
 
 def picture(
-    found: RolloutView | None, name: str, outlook: Outlook, *, wide: bool, wait: bool = False
+    view: RolloutView | None, name: str, outlook: Outlook, *, wide: bool, wait: bool = False
 ) -> RolloutTree | Text:
     """Return what a terminal shows of a rollout, or that one may come; `wait` for what `outlook` works out."""
-    if found is None:
+    if view is None:
         return Text(f"{name}: no rollout yet; the operator has not processed the newest spec")
-    if found.record is None or found.standing.ended or found.promoted:
-        return RolloutTree(found, wide)
-    return RolloutTree(found, wide, outlook.line(found.record, wait=wait))
+    if view.record is None or view.standing.ended or view.promoted:
+        return RolloutTree(view, wide)
+    return RolloutTree(view, wide, outlook.line(view.record, wait=wait))
 
 
-def once(found: RolloutView, *, wide: bool) -> RolloutTree | Text:
+def once(view: RolloutView, *, wide: bool) -> RolloutTree | Text:
     """Return the view of a rollout at one moment; `wide` includes its `Outlook`."""
-    return picture(found, found.model, Outlook(), wide=wide, wait=True) if wide else RolloutTree(found)
+    return picture(view, view.model, Outlook(), wide=wide, wait=True) if wide else RolloutTree(view)
 
 
 def follow(console: Console, platform: Platform, name: str, *, wide: bool) -> RolloutView:
@@ -52,46 +52,46 @@ def follow(console: Console, platform: Platform, name: str, *, wide: bool) -> Ro
     return shown(console, watch_rollout(platform, name), name, wide=wide)
 
 
-def _redrawn(console: Console, found: Iterator[RolloutView | None], name: str, *, wide: bool) -> RolloutView:
+def _redrawn(console: Console, views: Iterator[RolloutView | None], name: str, *, wide: bool) -> RolloutView:
     outlook = Outlook()
     with Live(console=console, auto_refresh=False) as live:
-        for each in found:
-            live.update(picture(each, name, outlook, wide=wide), refresh=True)
-            if each is not None and each.over:
-                return each
+        for view in views:
+            live.update(picture(view, name, outlook, wide=wide), refresh=True)
+            if view is not None and view.over:
+                return view
             time.sleep(REFRESH_S)
     raise AssertionError("watch_rollout have no end")
 
 
-def _printed(console: Console, found: Iterator[RolloutView | None], name: str, *, wide: bool) -> RolloutView:
+def _printed(console: Console, views: Iterator[RolloutView | None], name: str, *, wide: bool) -> RolloutView:
     last: tuple[Any, ...] = ()
     outlook = Outlook()
-    for each in found:
-        if _move(each) != last:
-            drawn = picture(each, name, outlook, wide=wide)
-            wide_enough(console, drawn).print(drawn, *([""] if each is None or not each.over else []), sep="\n")
-            last = _move(each)
-        if each is not None and each.over:
-            return each
+    for view in views:
+        if _move(view) != last:
+            drawn = picture(view, name, outlook, wide=wide)
+            wide_enough(console, drawn).print(drawn, *([""] if view is None or not view.over else []), sep="\n")
+            last = _move(view)
+        if view is not None and view.over:
+            return view
         time.sleep(REFRESH_S)
     raise AssertionError("watch_rollout have no end")
 
 
-def _move(found: RolloutView | None) -> tuple[Any, ...]:
+def _move(view: RolloutView | None) -> tuple[Any, ...]:
     """Return what makes a frame worth printing in a log: not the clock, not every request."""
-    if found is None:
+    if view is None:
         return (None,)
-    at, verdicts = found.standing, found.record.verdicts if found.record is not None else ()
+    at, verdicts = view.standing, view.record.verdicts if view.record is not None else ()
     outcomes = tuple((verdict.gate, verdict.outcome) for verdict in verdicts)
-    return at.rollout, at.phase, at.step, at.weight, at.paused, at.reason, at.skipped, found.behind, outcomes
+    return at.rollout, at.phase, at.step, at.weight, at.paused, at.reason, at.skipped, view.behind, outcomes
 
 
-def document(found: RolloutView) -> Json:
+def document(view: RolloutView) -> Json:
     """Return a rollout as JSON: camelCase, times in RFC 3339, unknown values left out."""
-    at, record = found.standing, found.record
-    said: Json = {
+    at, record = view.standing, view.record
+    content: Json = {
         "rollout": at.rollout,
-        "model": found.model,
+        "model": view.model,
         "phase": at.phase.label,
         "ended": at.ended,
         "step": at.step + 1,
@@ -103,10 +103,10 @@ def document(found: RolloutView) -> Json:
         "startedAt": stamp(at.started_s),
         "since": stamp(at.since_s),
         "skippedGates": list(at.skipped),
-        "behindTheSpec": found.behind,
-        "revisions": [_side(side) for side in found.sides()],
+        "behindTheSpec": view.behind,
+        "revisions": [_side(side) for side in view.sides()],
     }
-    return said if record is None else said | _recorded(record, at.undecided_since_s)
+    return content if record is None else content | _recorded(record, at.undecided_since_s)
 
 
 def _recorded(record: Record, undecided_since_s: float) -> Json:
@@ -129,9 +129,9 @@ def _side(side: Side) -> Json:
 
 
 def _verdict(verdict: Verdict) -> Json:
-    said = {"gate": verdict.gate, "outcome": verdict.outcome.value}
-    said |= {"reason": verdict.reason, "message": verdict.message}
-    return {**said, **finite({"progress": verdict.progress}), "numbers": finite(verdict.numbers)}
+    content = {"gate": verdict.gate, "outcome": verdict.outcome.value}
+    content |= {"reason": verdict.reason, "message": verdict.message}
+    return {**content, **finite({"progress": verdict.progress}), "numbers": finite(verdict.numbers)}
 
 
 def decision_document(decision: Decision) -> Json:
