@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from fakes.golden_pictures import order, tools_of
+from fakes.golden_pictures import check_of, context_of
 from fakes.platform import Found
 from segserve_operator import service
 from segserve_operator.adapters.checks.kinds import KINDS
@@ -20,7 +20,7 @@ from segserve_operator.core.gates.checks import Check, CheckResult
 
 EVERY_S = 0.02
 GATE = WebhookGate(name="latency-budget", url="http://service.example/")
-CHECK = order("check", "coins-1/latency-budget", gate="latency-budget", spec=GATE, interval_s=EVERY_S)
+CHECK = check_of("check", "coins-1/latency-budget", gate="latency-budget", spec=GATE, interval_s=EVERY_S)
 OTHER = replace(CHECK, key="coins-2/latency-budget", candidate="coins-cccccccccc")
 
 
@@ -91,7 +91,7 @@ async def asked(
         found.check_runner.clock = lambda: found.now_s
         yield found
         return
-    real = InBackground(BackgroundCheckRunner(tools_of(tmp_path)))
+    real = InBackground(BackgroundCheckRunner(context_of(tmp_path)))
     monkeypatch.setitem(KINDS, "webhook", real.ask)
     yield real
     await real.check_runner.close()
@@ -101,7 +101,7 @@ async def pass_until(asked: Asked, holds: Any, *orders: Check) -> None:
     """Make passes that order these things until it holds."""
     async with asyncio.timeout(20):
         while not holds():
-            asked.check_runner.ask(orders)
+            asked.check_runner.schedule(orders)
             await asked.pass_time(EVERY_S / 4)
 
 
@@ -124,13 +124,13 @@ async def test_an_answer_is_known_for_as_long_as_it_is_ordered(asked: Asked) -> 
         await asked.pass_time(EVERY_S)
 
     assert asked.begun == [once]
-    asked.check_runner.ask(())
+    asked.check_runner.schedule(())
     assert finding_of(asked) is None
 
 
 async def test_what_takes_longer_than_its_interval_is_begun_once_and_its_answer_counts(asked: Asked) -> None:
     for _ in range(8):
-        asked.check_runner.ask([CHECK])
+        asked.check_runner.schedule([CHECK])
         await asked.pass_time(EVERY_S)
     begun = list(asked.begun)
     await asked.answer(passes=True)
@@ -158,7 +158,7 @@ async def test_it_is_asked_anew_when_it_is_due_with_what_is_true_by_then(asked: 
 
 async def test_what_is_no_longer_ordered_is_given_up_and_its_answer_is_nobodys(asked: Asked) -> None:
     await pass_until(asked, lambda: asked.begun, CHECK)
-    asked.check_runner.ask([OTHER])
+    asked.check_runner.schedule([OTHER])
     await pass_until(asked, lambda: OTHER in asked.begun, OTHER)
     await asked.answer(passes=True)
     await pass_until(asked, lambda: finding_of(asked, OTHER.key) is not None, OTHER)
@@ -168,7 +168,7 @@ async def test_what_is_no_longer_ordered_is_given_up_and_its_answer_is_nobodys(a
 
 async def test_what_is_ordered_again_after_it_was_not_is_asked_anew(asked: Asked) -> None:
     await pass_until(asked, lambda: asked.begun, CHECK)
-    asked.check_runner.ask(())
+    asked.check_runner.schedule(())
     await pass_until(asked, lambda: len(asked.begun) == 2, CHECK)
     await asked.answer(passes=True)
     await pass_until(asked, lambda: finding_of(asked) is not None, CHECK)

@@ -75,10 +75,10 @@ def order(coins: Running, tmp_path: Path) -> Check:
 
 
 async def found_out(check_runner: BackgroundCheckRunner, order: Check) -> CheckResult:
-    check_runner.ask([order])
+    check_runner.schedule([order])
 
     async def answered() -> CheckResult | None:
-        finding = check_runner.findings().get(order.key)
+        finding = check_runner.check_results().get(order.key)
         return finding if finding is not None and finding.done else None
 
     finding = await eventually(answered, f"an answer to {order.key}")

@@ -117,7 +117,7 @@ class Servers:
         return ResourceSample({group: self.memory.pop(0)})
 
 
-def tools_of(
+def context_of(
     tmp_path: Path, listener: InternalListener | None = None, *, local: bool = True, memory: Any = ()
 ) -> CheckContext:
     """Return tools whose gateway is the listener; without one there is none."""
@@ -127,10 +127,12 @@ def tools_of(
 
     gateway = InternalGateway(listener.address if listener is not None else nowhere)
     access = LOCAL if local else Access(folders=())
-    return CheckContext(gateway, tmp_path / "cache", Servers(list(memory)), lambda: 1000.0, local, access=lambda: access)
+    return CheckContext(
+        gateway, tmp_path / "cache", Servers(list(memory)), lambda: 1000.0, local, access=lambda: access
+    )
 
 
-def order(purpose: Any, key: str = "coins-1/golden/0", **more: Any) -> Check:
+def check_of(purpose: Any, key: str = "coins-1/golden/0", **more: Any) -> Check:
     return Check(key, "coins", purpose, "main", STABLE, "own", CANDIDATE, **more)
 
 

@@ -258,7 +258,7 @@ class Found:
     _begun_s: dict[str, float] = field(default_factory=dict)
     _known: dict[str, CheckResult] = field(default_factory=dict)
 
-    def ask(self, checks: Collection[Check]) -> None:
+    def schedule(self, checks: Collection[Check]) -> None:
         self._answer()
         wanted = {check.key: check for check in checks}
         for key in self._begun_s.keys() - wanted.keys():
@@ -324,8 +324,16 @@ class World:
         return self.service_over(self.store, self.fleet, self.traffic)
 
     def service_over(self, store: Any, fleet: Any, traffic: Any) -> Service:
-        asked = (self.found, self.bundles, self.announced, self.rollout_cache)
-        return Service(store, fleet, traffic, lambda: self.now_s, *asked)
+        return Service(
+            store=store,
+            fleet=fleet,
+            traffic=traffic,
+            clock=lambda: self.now_s,
+            check_runner=self.found,
+            bundles=self.bundles,
+            announcer=self.announced,
+            rollout_cache=self.rollout_cache,
+        )
 
     def restart(self) -> None:
         """End the process that makes passes, with what only it knew."""

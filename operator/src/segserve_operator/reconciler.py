@@ -1,4 +1,4 @@
-"""One pass over one pool of the cluster: the service, over adapters that look at the shared view."""
+"""Reconciles the pools of a cluster: one `Service` per pass, over adapters that read the shared view."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from segserve_operator.worker import ReconcileResult
 
 log = logging.getLogger("segserve")
 
-_NOTHING: Final = Access(schemes=())
+_NO_ACCESS: Final = Access(schemes=())
 
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What passes reach beside the API's objects.
+    """What passes need besides the objects of the API.
 
-    `logs` reads pods' logs, `cache` is the folder for fetched golden sets, `notifier` tells people of rollouts. Where
-    `prometheus` is an address, gateways' counts come from there. `artifacts` is the folder below which golden sets may
+    `logs` reads pods' logs, `cache` is the folder for fetched golden sets, `notifier` sends notifications. If
+    `prometheus` is an address, gateways' counters come from there. `artifacts` is the folder below which golden sets may
     be read as files.
     """
 
@@ -57,7 +57,7 @@ class Dependencies:
 
 @dataclass(slots=True)
 class PoolCache:
-    """What passes over one pool keep between them: what was decoded already, and the last seconds' evidence."""
+    """State kept between passes over one pool: decoded objects and the evidence of the last seconds."""
 
     check_runner: BackgroundCheckRunner
     announcer: PoolAnnouncer
@@ -70,80 +70,90 @@ class PoolCache:
 
 
 class PoolReconciler:
-    """Makes passes. `clock` returns Unix time in seconds."""
+    """Reconciles pools, one at a time. `clock` returns Unix time in seconds."""
 
     def __init__(
-        self, api: Api, view: View, defaults: Defaults, outside: Dependencies, clock: Callable[[], float]
+        self, api: Api, view: View, defaults: Defaults, dependencies: Dependencies, clock: Callable[[], float]
     ) -> None:
         self._api = api
         self._view = view
-        self._targets = PoolContexts(view, defaults)
-        self._outside = outside
+        self._contexts = PoolContexts(view, defaults)
+        self._dependencies = dependencies
         self._clock = clock
-        self._kept: dict[PoolKey, PoolCache] = {}
+        self._caches: dict[PoolKey, PoolCache] = {}
 
-    async def run(self, key: PoolKey) -> ReconcileResult:
-        """Make a pass over a pool; raises what a call to the API raised."""
-        kept = self._kept.get(key) or self._begin(key)
-        store = ClusterStore(self._api, self._view, self._targets, key, kept.parsed, kept.known, self._clock)
-        fleet = ClusterFleet(self._api, self._view, self._targets, key, kept.decoded, kept.known, self._clock)
-        traffic = self._traffic(key, kept.plans)
-        bundles = ClusterBundles(self._api, self._outside.logs, key)
-        asked = (kept.check_runner, bundles, kept.announcer, kept.rollout_cache)
-        actions = await Service(store, fleet, traffic, self._clock, *asked).run_once()
+    async def reconcile(self, key: PoolKey) -> ReconcileResult:
+        """Make one pass over a pool; errors of the API propagate."""
+        cache = self._caches.get(key) or self._begin(key)
+        store = ClusterStore(self._api, self._view, self._contexts, key, cache.parsed, cache.known, self._clock)
+        fleet = ClusterFleet(self._api, self._view, self._contexts, key, cache.decoded, cache.known, self._clock)
+        traffic = self._traffic(key, cache.plans)
+        service = Service(
+            store=store,
+            fleet=fleet,
+            traffic=traffic,
+            clock=self._clock,
+            check_runner=cache.check_runner,
+            bundles=ClusterBundles(self._api, self._dependencies.logs, key),
+            announcer=cache.announcer,
+            rollout_cache=cache.rollout_cache,
+        )
+        actions = await service.run_once()
         for action in actions:
             log.info("%s/%s: %s", key.namespace, key.pool, brief(action))
         models = await store.models()
         states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
-        self._outside.metrics.look(key.namespace, key.pool, states, kept.rollout_cache.records)
-        for model, test in kept.rollout_cache.self_tests.items():
-            new = test.false_alarms - kept.false_alarms.get(model, 0)
-            self._outside.metrics.self_tested(
+        self._dependencies.metrics.observe(key.namespace, key.pool, states, cache.rollout_cache.records)
+        for model, test in cache.rollout_cache.self_tests.items():
+            new = test.false_alarms - cache.false_alarms.get(model, 0)
+            self._dependencies.metrics.self_tested(
                 key.namespace, key.pool, model, false_alarms=max(new, 0), dispersion=test.dispersion
             )
-            kept.false_alarms[model] = test.false_alarms
+            cache.false_alarms[model] = test.false_alarms
         return ReconcileResult(len(actions), next_due_s(models, self._clock()))
 
     def _begin(self, key: PoolKey) -> PoolCache:
         plans: dict[str, TrafficPlan] = {}
         traffic = self._traffic(key, plans)
-        tools = CheckContext(
+        context = CheckContext(
             InternalGateway(traffic.internal_url),
-            self._outside.cache,
+            self._dependencies.cache,
             ClusterResources(self._view, key),
             self._clock,
             base=partial(self._base, key),
             access=partial(self._access, key),
         )
-        announcer = PoolAnnouncer(self._outside.notifier, key.namespace, partial(self._told, key), self._clock)
-        return self._kept.setdefault(key, PoolCache(BackgroundCheckRunner(tools), announcer, plans=plans))
+        announcer = PoolAnnouncer(
+            self._dependencies.notifier, key.namespace, partial(self._notification_targets, key), self._clock
+        )
+        return self._caches.setdefault(key, PoolCache(BackgroundCheckRunner(context), announcer, plans=plans))
 
     def _traffic(self, key: PoolKey, plans: dict[str, TrafficPlan]) -> ClusterTraffic:
-        prometheus = self._outside.prometheus
-        return ClusterTraffic(self._api, self._view, self._targets, key, plans, prometheus=prometheus)
+        prometheus = self._dependencies.prometheus
+        return ClusterTraffic(self._api, self._view, self._contexts, key, plans, prometheus=prometheus)
 
     def _base(self, key: PoolKey) -> str | None:
-        target = self._targets.target(key)
+        target = self._contexts.target(key)
         return base_of(target) if target is not None else None
 
     def _access(self, key: PoolKey) -> Access:
-        target = self._targets.target(key)
-        return access_without_secrets(target, self._outside.artifacts) if target is not None else _NOTHING
+        target = self._contexts.target(key)
+        return access_without_secrets(target, self._dependencies.artifacts) if target is not None else _NO_ACCESS
 
-    def _told(self, key: PoolKey) -> tuple[Target, ...]:
-        target = self._targets.target(key)
+    def _notification_targets(self, key: PoolKey) -> tuple[Target, ...]:
+        target = self._contexts.target(key)
         return targets(target.spec, key.namespace) if target is not None else ()
 
     def wanted(self, key: PoolKey) -> bool:
-        """Tell whether anything of a pool is left; what was kept of one that is gone is let go."""
+        """Tell whether a pool still exists; drops the cache of one that does not."""
         wanted = key in self._view.pools()
-        if not wanted and key in self._kept:
-            self._kept.pop(key).check_runner.ask(())
-            self._outside.metrics.look(key.namespace, key.pool, {}, {})
+        if not wanted and key in self._caches:
+            self._caches.pop(key).check_runner.schedule(())
+            self._dependencies.metrics.observe(key.namespace, key.pool, {}, {})
         return wanted
 
     async def close(self) -> None:
-        """Give up what is asked, and tell people what they were not told yet."""
-        for kept in self._kept.values():
-            await kept.check_runner.close()
-        await self._outside.notifier.aclose()
+        """Cancel running checks and send the remaining notifications."""
+        for cache in self._caches.values():
+            await cache.check_runner.close()
+        await self._dependencies.notifier.aclose()

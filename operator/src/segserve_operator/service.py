@@ -1,4 +1,4 @@
-"""One level-based pass: observe the world, decide, apply. Which event woke it never matters."""
+"""One level-based pass: observe the world, decide, apply. The event that triggered it does not matter."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ from segserve_operator.core.models.observed import (
     PoolObserved,
     PoolStatus,
 )
-from segserve_operator.core.models.planning import DesiredState, desired_state, effects, intents
+from segserve_operator.core.models.planning import desired_state, effects, intents
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
-WRITES_AT_ONCE: Final = 16
+MAX_CONCURRENT_WRITES: Final = 16
 
 
 class Store(Protocol):
-    """Where resources live. Every write is idempotent."""
+    """The store of resources. Every write is idempotent."""
 
     async def observed_pool(self) -> PoolObserved | None:
-        """Return the pool that all models of this store are of; None where there is none (any more)."""
+        """Return the pool of all models in this store; None if it does not exist."""
         ...
 
     async def models(self) -> tuple[ModelObserved, ...]:
@@ -64,35 +64,35 @@ class Store(Protocol):
         ...
 
     async def save_revision(self, revision: str, assigned: AssignedModel) -> None:
-        """Record what a revision is made of."""
+        """Write the record of a revision."""
         ...
 
     async def drop_revision(self, revision: str) -> None:
-        """Remove a record; one that is gone already is fine."""
+        """Delete the record of a revision, if it exists."""
         ...
 
     async def save_status(self, model: str, status: ModelStatus) -> None:
-        """Write a model's status; a model that is gone is fine."""
+        """Write a model's status, if the model exists."""
         ...
 
     async def save_pool_status(self, status: PoolStatus) -> None:
-        """Write the pool's status; a pool that is gone is fine."""
+        """Write the pool's status, if the pool exists."""
         ...
 
     async def rollouts(self, now_s: float) -> Mapping[str, Record]:
-        """Return by name the records of the rollouts that models' statuses name and that may still change."""
+        """Return the records, by name, of the rollouts in models' statuses that may still change."""
         ...
 
     async def save_rollout(self, record: Record) -> None:
-        """Write a rollout's record; of those that ended only the latest of each model are kept."""
+        """Write a rollout's record; of those that ended, only the latest of each model are kept."""
         ...
 
     async def emit(self, model: str | None, event: Event) -> None:
-        """Let people know something of a model, or (None) of the pool."""
+        """Emit an event about a model, or about the pool if `model` is None."""
         ...
 
     async def forget(self, model: str) -> None:
-        """Remove a deleted model for good."""
+        """Remove a deleted model permanently."""
         ...
 
 
@@ -121,51 +121,51 @@ class Traffic(Protocol):
 
     @property
     def url(self) -> str:
-        """Where clients call it."""
+        """Base URL for clients."""
         ...
 
     async def observe(self) -> TrafficState:
-        """Return the plan that it follows and the requests in flight."""
+        """Return the plan in force and the requests in flight."""
         ...
 
     async def apply(self, plan: TrafficPlan) -> None:
-        """Make it follow a plan; returns once it does, and no request fails on the way."""
+        """Put a plan into force without failing a request; returns once the gateway follows it."""
         ...
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> Mapping[str, Sample]:
-        """Return what the gateways have counted of models, of two groups each; a gateway that is away is left out."""
+        """Return the gateways' counters of models, for two groups each; a gateway that does not answer is left out."""
         ...
 
 
 class CheckRunner(Protocol):
-    """Finds things out in the background."""
+    """Runner of checks in the background."""
 
-    def ask(self, checks: Collection[Check]) -> None:
-        """Find out these things, and nothing else any more; what is on its way already goes on to its answer."""
+    def schedule(self, checks: Collection[Check]) -> None:
+        """Run exactly these checks from now on; one that is already running continues to its result."""
         ...
 
     def check_results(self) -> Mapping[str, CheckResult]:
-        """Return by key what was found out."""
+        """Return the results so far, by key."""
         ...
 
 
 class Bundles(Protocol):
-    """Where what tells why a rollout was rolled back is kept."""
+    """The store of diagnostic bundles of rollouts that were rolled back."""
 
     async def save(self, record: Record, group: str) -> None:
-        """Keep a rollout's record and the logs of its candidate's servers."""
+        """Store a rollout's record and the logs of its candidate's servers."""
         ...
 
 
 class Announcer(Protocol):
-    """Tells people outside of the platform, in the background."""
+    """Sends notifications out of the platform, in the background."""
 
     def announce(self, model: str, state: RolloutState, events: Collection[Event], url: str) -> None:
-        """Tell what became of a model's rollout."""
+        """Send the events of a model's rollout; `url` is where the model answers."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """The ports of one platform and the pass over them. `clock` returns Unix time in seconds."""
 
@@ -180,7 +180,7 @@ class Service:
 
     async def observe(self) -> Observed:
         """Read the world into one immutable value."""
-        # Kubernetes' times are whole seconds: a finer one would come back changed from a status.
+        # Timestamps in Kubernetes are whole seconds: a finer one would come back changed from a status.
         now_s = float(int(self.clock()))
         models = await self.store.models()
         self.rollout_cache.take(await self.store.rollouts(now_s), now_s)
@@ -201,18 +201,19 @@ class Service:
         )
 
     async def run_once(self) -> tuple[Action, ...]:
-        """Make one pass and return the actions it took, none where the world was as wanted.
+        """Make one pass and return the actions taken, none if the world is as desired.
 
-        A model whose intents cannot be written down stays as it is, without holding up the others; its error is
-        raised once they are done.
+        A model whose intents cannot be written stays as it is and does not hold up the others; its error is raised after
+        all else is done.
         """
         world = await self.observe()
         desired = desired_state(world)
         wanted = intents(desired, world)
-        failures = await self._record(wanted)
+        failures = await self._write_intents(wanted)
         if failures:
             desired = desired_state(world, frozenset(failures))
-        self._learn(desired)
+        self.rollout_cache.keep(desired)
+        self.check_runner.schedule(desired.checks)
         after = tuple(effects(desired, world))
         for action in after:
             await self._apply(action)
@@ -220,21 +221,16 @@ class Service:
             raise failure
         return (*chain.from_iterable(wanted.values()), *after)
 
-    def _learn(self, desired: DesiredState) -> None:
-        """Keep what the rollouts saw, and have found out what they ask for."""
-        self.rollout_cache.keep(desired)
-        self.check_runner.ask(desired.checks)
+    async def _write_intents(self, wanted: Mapping[str, Sequence[Intent]]) -> dict[str, Exception]:
+        """Write the intents of many models concurrently; return the error of each model that failed."""
+        semaphore = asyncio.Semaphore(MAX_CONCURRENT_WRITES)
 
-    async def _record(self, wanted: Mapping[str, Sequence[Intent]]) -> dict[str, Exception]:
-        """Write down the intents, of many models at a time; return the error of each model that failed."""
-        turns = asyncio.Semaphore(WRITES_AT_ONCE)
-
-        async def record(actions: Sequence[Intent]) -> None:
-            async with turns:
+        async def write(actions: Sequence[Intent]) -> None:
+            async with semaphore:
                 for action in actions:
-                    await self._write_down(action)
+                    await self._write(action)
 
-        outcomes = await asyncio.gather(*map(record, wanted.values()), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(write, wanted.values()), return_exceptions=True)
         failures: dict[str, Exception] = {}
         for model, outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, Exception):
@@ -243,7 +239,7 @@ class Service:
                 raise outcome
         return failures
 
-    async def _write_down(self, intent: Intent) -> None:
+    async def _write(self, intent: Intent) -> None:
         match intent:
             case SaveRevision(revision, assigned):
                 await self.store.save_revision(revision, assigned)
@@ -265,11 +261,6 @@ class Service:
                 self.rollout_cache.wrote(record, float(int(self.clock())))
             case StopGroup(group):
                 await self.fleet.stop(group)
-            case _:
-                await self._tidy(effect)
-
-    async def _tidy(self, effect: Effect) -> None:
-        match effect:
             case SaveBundle(record, group):
                 await self.bundles.save(record, group)
             case Announce(model, state, events, url):
@@ -285,8 +276,8 @@ class Service:
 
 
 def brief(action: Action) -> str:
-    """Return an action in a few words, for a log."""
+    """Return a short description of an action, for a log."""
     fields = (getattr(action, name) for name in action.__dataclass_fields__)
     named = [value for value in fields if isinstance(value, str)]
-    told = [value.reason for value in (getattr(action, "event", None),) if value is not None]
-    return " ".join([type(action).__name__, *named, *told])
+    reasons = [value.reason for value in (getattr(action, "event", None),) if value is not None]
+    return " ".join([type(action).__name__, *named, *reasons])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fakes.golden_pictures import Pictures, tools_of
+from fakes.golden_pictures import Pictures, context_of
 from fakes.internal_gateway import InternalListener
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 
@@ -25,7 +25,7 @@ async def check_runner_of(tmp_path: Path) -> AsyncIterator[Callable[..., Backgro
     made: list[BackgroundCheckRunner] = []
 
     def make(listener: InternalListener | None = None, **options: Any) -> BackgroundCheckRunner:
-        made.append(BackgroundCheckRunner(tools_of(tmp_path, listener, **options)))
+        made.append(BackgroundCheckRunner(context_of(tmp_path, listener, **options)))
         return made[-1]
 
     yield make

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from segserve_operator.core.gates import GATES
-from segserve_operator.core.gates.base import CheckedGateType
+from tenacity import wait_fixed
 
-from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, order, tools_of
+from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context_of
 from fakes.internal_gateway import internal_listener
 from segserve_operator.adapters.checks import golden, runner
 from segserve_operator.adapters.checks.kinds import KINDS
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import ResourceGate
+from segserve_operator.core.gates import GATES
+from segserve_operator.core.gates.base import CheckedGateType
 from segserve_operator.core.gates.checks import CheckResult
 
 CHECK: dict[str, Any] = {"spec": ResourceGate(), "gate": "resource"}
@@ -25,8 +26,8 @@ CHECK: dict[str, Any] = {"spec": ResourceGate(), "gate": "resource"}
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(golden, "PAUSES_S", (0.0, 0.0))
-    monkeypatch.setattr(runner, "PAUSES_S", (0.01,))
+    monkeypatch.setattr(golden, "DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(runner, "RETRY_DELAYS", wait_fixed(0.01))
 
 
 async def until(
@@ -43,11 +44,11 @@ async def test_an_order_is_answered_once_however_often_it_is_given(
 ) -> None:
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
         check_runner = check_runner_of(listener)
-        wanted = order("golden", revision=pictures.revision())
+        wanted = check_of("golden", revision=pictures.revision())
         for _ in range(3):
-            check_runner.ask([wanted])
+            check_runner.schedule([wanted])
         found = await until(check_runner, wanted.key)
-        check_runner.ask([wanted])
+        check_runner.schedule([wanted])
         await asyncio.sleep(0.05)
 
     assert found.scores is not None
@@ -60,9 +61,9 @@ async def test_what_is_no_longer_ordered_is_given_up_and_forgotten(
     async with internal_listener(main=pictures.answering(STABLE)) as listener:
         listener.hangs = {"own"}
         check_runner = check_runner_of(listener)
-        check_runner.ask([order("probe", seconds=60.0, revision=pictures.revision())])
+        check_runner.schedule([check_of("probe", seconds=60.0, revision=pictures.revision())])
         await until(check_runner, "coins-1/golden/0", lambda found: found.asked[0] > 0)
-        check_runner.ask([])
+        check_runner.schedule([])
         await asyncio.sleep(0.05)
 
         assert check_runner.check_results() == {}
@@ -75,8 +76,8 @@ async def test_a_problem_is_a_finding_and_is_asked_again_until_it_is_over(
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
         url, listener.url = listener.url, None
         check_runner = check_runner_of(listener)
-        wanted = order("golden", revision=pictures.revision())
-        check_runner.ask([wanted])
+        wanted = check_of("golden", revision=pictures.revision())
+        check_runner.schedule([wanted])
         problem = await until(check_runner, wanted.key, lambda found: bool(found.problem))
         listener.url = url
         found = await until(check_runner, wanted.key, lambda found: found.done and not found.problem)
@@ -89,17 +90,17 @@ async def test_a_problem_is_a_finding_and_is_asked_again_until_it_is_over(
 async def test_what_had_a_problem_is_asked_again_when_it_is_due_however_long_the_pause(
     check_runner_of: Callable[..., BackgroundCheckRunner], pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "PAUSES_S", (3600.0,))
+    monkeypatch.setattr(runner, "RETRY_DELAYS", wait_fixed(3600.0))
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
         url, listener.url = listener.url, None
         check_runner = check_runner_of(listener)
-        wanted = order("golden", revision=pictures.revision(), interval_s=0.5)
-        check_runner.ask([wanted])
+        wanted = check_of("golden", revision=pictures.revision(), interval_s=0.5)
+        check_runner.schedule([wanted])
         await until(check_runner, wanted.key, lambda found: bool(found.problem))
         listener.url = url
 
         found = await until(check_runner, wanted.key, lambda found: found.done and not found.problem)
-        check_runner.ask([])
+        check_runner.schedule([])
 
     assert found.scores is not None
 
@@ -108,14 +109,14 @@ async def test_a_fault_of_our_own_is_a_problem_and_no_error_of_the_pass(
     check_runner_of: Callable[..., BackgroundCheckRunner],
 ) -> None:
     check_runner = check_runner_of()  # its source of samples is empty, and raises IndexError
-    check_runner.ask([order("check", **CHECK)])
+    check_runner.schedule([check_of("check", **CHECK)])
 
     assert "IndexError" in (await until(check_runner, "coins-1/golden/0")).problem
 
 
 async def test_a_kind_that_nothing_asks_for_is_a_problem(check_runner_of: Callable[..., BackgroundCheckRunner]) -> None:
     check_runner = check_runner_of()
-    check_runner.ask([order("check", gate="horoscope")])
+    check_runner.schedule([check_of("check", gate="horoscope")])
 
     assert "'horoscope'" in (await until(check_runner, "coins-1/golden/0")).problem
 
@@ -125,21 +126,21 @@ async def test_samples_keep_the_first_and_the_latest_of_a_group(
 ) -> None:
     check_runner = check_runner_of(memory=[1, 2, 3, 4, 5, 6, 7])
     for number in range(6):
-        check_runner.ask([order("check", key=f"coins-1/resource/{number}", **CHECK)])
+        check_runner.schedule([check_of("check", key=f"coins-1/resource/{number}", **CHECK)])
         found = await until(check_runner, f"coins-1/resource/{number}")
 
     assert [sample.memory_bytes["own"] for sample in found.samples] == [1, 4, 5, 6]
 
-    check_runner.ask([])
-    check_runner.ask([order("check", key="coins-2/resource/0", **CHECK)])
+    check_runner.schedule([])
+    check_runner.schedule([check_of("check", key="coins-2/resource/0", **CHECK)])
     assert len((await until(check_runner, "coins-2/resource/0")).samples) == 1
 
 
 async def test_closing_ends_everything(tmp_path: Path, pictures: Pictures) -> None:
     async with internal_listener() as listener:
         listener.hangs = {"main", "own"}
-        check_runner = BackgroundCheckRunner(tools_of(tmp_path, listener))
-        check_runner.ask([order("probe", seconds=60.0, revision=pictures.revision())])
+        check_runner = BackgroundCheckRunner(context_of(tmp_path, listener))
+        check_runner.schedule([check_of("probe", seconds=60.0, revision=pictures.revision())])
         await asyncio.sleep(0.05)
         await check_runner.close()
 
@@ -152,10 +153,9 @@ def test_every_gate_that_asks_has_something_that_asks_for_it() -> None:
     assert {"golden", "probe", *checked} == set(KINDS)
 
 
-def test_every_file_that_asks_is_registered() -> None:
-    files = {Path(str(inspect.getfile(cast("Any", ask)))).stem for ask in KINDS.values()}
-    asking = {
-        path.stem for path in Path(runner.__file__).parent.glob("*.py") if "async def ask(order" in path.read_text()
-    }
+def test_every_kind_of_check_is_registered() -> None:
+    files = {Path(str(inspect.getfile(cast("Any", run)))).stem for run in KINDS.values()}
+    modules = Path(runner.__file__).parent.glob("*.py")
+    kinds = {path.stem for path in modules if "async def run(check: Check" in path.read_text()}
 
-    assert files == asking
+    assert files == kinds

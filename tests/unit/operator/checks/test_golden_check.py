@@ -13,7 +13,7 @@ import pytest
 from pycocotools import mask as coco
 
 from fakes.artifact_server import artifact_server
-from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, numbers, order, png, semantic, tools_of, truth
+from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context_of, numbers, png, semantic, truth
 from fakes.internal_gateway import internal_listener
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import Case, GoldenLabels, record
@@ -23,9 +23,9 @@ from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.golden_images import (
     GoldenImage,
-    fetched,
+    empty_regions,
+    fetch_golden_images,
     labels_of_marks,
-    nothing_of,
     regions_of,
 )
 from segserve_operator.core.gates.checks import CheckResult
@@ -45,7 +45,7 @@ def shifted(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(golden, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(golden, "DELAYS_S", (0.0, 0.0))
 
 
 async def asked(
@@ -53,11 +53,11 @@ async def asked(
 ) -> tuple[CheckResult, list[CheckResult]]:
     told: list[CheckResult] = []
     async with internal_listener(main=stable, own=candidate) as listener:
-        tools = tools_of(tmp_path, listener)
+        context = context_of(tmp_path, listener)
         try:
-            found = await golden.ask(order("golden", revision=pictures.revision()), tools, told.append)
+            found = await golden.run(check_of("golden", revision=pictures.revision()), context, told.append)
         finally:
-            await tools.gateway.close()
+            await context.gateway.close()
     return found, told
 
 
@@ -154,15 +154,15 @@ async def test_a_candidate_that_was_not_asked_is_no_verdict(
 
 async def test_a_gateway_that_is_away_is_no_verdict(tmp_path: Path, pictures: Pictures) -> None:
     with pytest.raises(ExceptionGroup) as caught:
-        await golden.ask(order("golden", revision=pictures.revision()), tools_of(tmp_path), print)
+        await golden.run(check_of("golden", revision=pictures.revision()), context_of(tmp_path), print)
 
-    assert caught.group_contains(CheckError, match="no gateway takes requests")
+    assert caught.group_contains(CheckError, match="no gateway accepts requests")
 
 
 async def test_images_come_in_an_order_that_their_names_do_not_tell(tmp_path: Path, pictures: Pictures) -> None:
     pictures.write(count=12)
 
-    found = await fetched(order("golden", revision=pictures.revision()), tools_of(tmp_path))
+    found = await fetch_golden_images(check_of("golden", revision=pictures.revision()), context_of(tmp_path))
 
     names = [image.case.image for image in found.images]
     assert names != sorted(names)
@@ -183,37 +183,39 @@ async def test_the_operator_reads_nothing_that_only_it_could_read(
     tmp_path: Path, pictures: Pictures, uri: str, why: str
 ) -> None:
     with pytest.raises(CheckError, match=why):
-        await fetched(order("golden", revision=pictures.revision(uri)), tools_of(tmp_path, local=False))
+        await fetch_golden_images(
+            check_of("golden", revision=pictures.revision(uri)), context_of(tmp_path, local=False)
+        )
 
 
 async def test_files_below_the_operators_own_base_are_for_all(tmp_path: Path, pictures: Pictures) -> None:
-    asked = order("golden", revision=pictures.revision("golden"))
-    tools = replace(tools_of(tmp_path, local=False), base=tmp_path.as_uri)
-    inside, outside = (below(tools, tmp_path / at) for at in ("", "golden/other"))
+    asked = check_of("golden", revision=pictures.revision("golden"))
+    context = replace(context_of(tmp_path, local=False), base=tmp_path.as_uri)
+    inside, outside = (below(context, tmp_path / at) for at in ("", "golden/other"))
 
-    assert len((await fetched(asked, inside)).images) == 6
+    assert len((await fetch_golden_images(asked, inside)).images) == 6
     with pytest.raises(CheckError, match="not below a folder that is allowed"):
-        await fetched(asked, outside)
+        await fetch_golden_images(asked, outside)
 
 
 async def test_a_set_that_needs_a_secret_is_a_problem_that_says_so(tmp_path: Path, pictures: Pictures) -> None:
     with artifact_server("127.0.0.1", tmp_path) as server, server.failing(401):
         access = Access(private=("127.0.0.1",))
-        tools = replace(tools_of(tmp_path, local=False), access=lambda: access)
+        context = replace(context_of(tmp_path, local=False), access=lambda: access)
         with pytest.raises(CheckError, match="the operator reads no Secrets of pools"):
-            await fetched(order("golden", revision=pictures.revision(f"{server.url}/golden/")), tools)
+            await fetch_golden_images(check_of("golden", revision=pictures.revision(f"{server.url}/golden/")), context)
 
 
-def below(tools: CheckContext, folder: Path) -> CheckContext:
-    return replace(tools, cache=tools.cache / folder.name, access=lambda: Access(folders=(folder,)))
+def below(context: CheckContext, folder: Path) -> CheckContext:
+    return replace(context, cache=context.cache / folder.name, access=lambda: Access(folders=(folder,)))
 
 
 async def test_a_set_that_is_not_the_pinned_one_is_a_problem(tmp_path: Path, pictures: Pictures) -> None:
     revision = pictures.revision()
     (pictures.folder / "0.png").write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
 
-    with pytest.raises(CheckError, match="the golden set cannot be had"):
-        await fetched(order("golden", revision=revision), tools_of(tmp_path))
+    with pytest.raises(CheckError, match="the golden set cannot be fetched"):
+        await fetch_golden_images(check_of("golden", revision=revision), context_of(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ async def test_a_label_map_that_is_none_is_a_problem(
     (pictures.folder / "truth-0.png").write_bytes(png(pixels))
 
     with pytest.raises(CheckError, match=why):
-        await fetched(order("golden", revision=pictures.revision()), tools_of(tmp_path))
+        await fetch_golden_images(check_of("golden", revision=pictures.revision()), context_of(tmp_path))
 
 
 async def test_pixels_of_no_class_are_not_labelled(tmp_path: Path, pictures: Pictures) -> None:
@@ -244,7 +246,7 @@ async def test_a_model_without_a_golden_set_has_nothing_to_ask(tmp_path: Path, p
     revision = pictures.revision().model_copy(update={"golden": None})
 
     with pytest.raises(CheckError, match="no golden set"):
-        await fetched(order("golden", revision=revision), tools_of(tmp_path))
+        await fetch_golden_images(check_of("golden", revision=revision), context_of(tmp_path))
 
 
 # Answers of every task
@@ -285,7 +287,7 @@ def test_an_answer_of_every_task_is_perfect_beside_itself_and_empty_beside_nothi
     image = image_of(task, ANSWERS[task])
 
     itself = score_objects([image.labels], [regions_of(image, ANSWERS[task], task)])
-    nothing = score_objects([image.labels], [nothing_of(image, task)])
+    nothing = score_objects([image.labels], [empty_regions(image, task)])
 
     assert itself.images == pytest.approx((1.0,))
     assert nothing.images == (0.0,)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from fakes.golden_pictures import order, tools_of
+from fakes.golden_pictures import check_of, context_of
 from segserve_operator.adapters.checks import promql, webhook
 from segserve_operator.adapters.checks.errors import CheckError
-from segserve_operator.adapters.checks.expressions import truth_of
+from segserve_operator.adapters.checks.expressions import evaluate
 from segserve_operator.adapters.checks.promql import filled, numbers_of
 from segserve_operator.adapters.checks.triton_queue import Queue, read_queue
 from segserve_operator.api.rollout_policy import PromqlGate, WebhookGate
@@ -47,14 +47,14 @@ def says(body: Any, status: int = 200) -> Handler:
 
 async def ask_webhook(tmp_path: Path, url: str, *, local: bool = True, **spec: Any) -> CheckResult:
     gate = WebhookGate(name="own", url=url, **spec)
-    tools = tools_of(tmp_path, local=local)
-    return await webhook.ask(order("check", spec=gate, gate="own", phase="Progressing", weight=5), tools, print)
+    context = context_of(tmp_path, local=local)
+    return await webhook.run(check_of("check", spec=gate, gate="own", phase="Progressing", weight=5), context, print)
 
 
 async def ask_prometheus(tmp_path: Path, body: Any, status: int = 200, **spec: Any) -> CheckResult:
     async with service(says(body, status)) as url:
         gate = PromqlGate(name="own", address=url, query="up", **{"pass_condition": "result[0] < 2", **spec})
-        return await promql.ask(order("check", spec=gate, gate="own"), tools_of(tmp_path), print)
+        return await promql.run(check_of("check", spec=gate, gate="own"), context_of(tmp_path), print)
 
 
 def vector(*values: str) -> dict[str, Any]:
@@ -161,7 +161,7 @@ async def test_the_numbers_of_a_query_are_judged(tmp_path: Path, body: Any) -> N
         (vector(), "no result"),
         (vector("NaN"), "not finite"),
         (vector("1", "+Inf"), "not finite"),
-        (vector("one"), "no number"),
+        (vector("one"), "not a number"),
         ({"status": "error", "error": "parse error: unexpected }"}, "unexpected }"),
         ({"status": "success", "data": {"resultType": "matrix", "result": []}}, "without a vector"),
         ("hello", "without a vector"),
@@ -188,7 +188,7 @@ def test_names_are_filled_in_as_quoted_label_values() -> None:
     [
         ("nope == 1", "undeclared reference to 'nope'"),
         ("status ==", "Syntax error"),
-        ("status", "INT is its type"),
+        ("status", "type INT; expected true or false"),
         ("body.missing == 1", 'not found in map : "missing"'),
         ("1 / 0 > 1", "divide by zero"),
         ("(" * 300 + "true" + ")" * 300, "recursion"),
@@ -196,7 +196,7 @@ def test_names_are_filled_in_as_quoted_label_values() -> None:
 )
 async def test_an_expression_that_says_neither_true_nor_false_is_a_problem(text: str, why: str) -> None:
     with pytest.raises(CheckError, match=why):
-        await truth_of({"passCondition": text}, {"status": 200, "body": {"ok": True}})
+        await evaluate({"passCondition": text}, {"status": 200, "body": {"ok": True}})
 
 
 _TENFOLD = ".map(a, a + a + a + a + a + a + a + a + a + a)"
@@ -211,7 +211,7 @@ _TENFOLD = ".map(a, a + a + a + a + a + a + a + a + a + a)"
 )
 async def test_a_hostile_expression_costs_neither_time_nor_memory_of_the_operator(text: str) -> None:
     with pytest.raises(CheckError, match=r"budget|more time or memory|not evaluated"):
-        await truth_of({"passCondition": text}, {"status": 200, "body": [1.0] * 200})
+        await evaluate({"passCondition": text}, {"status": 200, "body": [1.0] * 200})
 
 
 # Triton's own counts

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, order, semantic, tools_of, truth
+from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context_of, semantic, truth
 from fakes.internal_gateway import InternalListener, internal_listener
 from segserve_builder.golden.judging import builtin_image
 from segserve_operator.adapters.checks import probe
@@ -27,12 +27,12 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def probed(tmp_path: Path, listener: InternalListener, revision: Any) -> tuple[CheckResult, list[CheckResult]]:
     told: list[CheckResult] = []
-    tools = tools_of(tmp_path, listener)
+    context = context_of(tmp_path, listener)
     try:
-        wanted = order("probe", seconds=ROUNDS * 0.01, revision=revision)
-        return await probe.ask(wanted, tools, told.append), told
+        wanted = check_of("probe", seconds=ROUNDS * 0.01, revision=revision)
+        return await probe.run(wanted, context, told.append), told
     finally:
-        await tools.gateway.close()
+        await context.gateway.close()
 
 
 async def test_answers_are_counted_while_they_come(tmp_path: Path, pictures: Pictures) -> None:

@@ -1,1 +1,1 @@
-"""Finds out by asking: one file a kind of question, a registry of them, and what asks in the background."""
+"""Checks of rollouts: one file for each kind, their registry, and the runner in the background."""

@@ -1,7 +1,7 @@
-"""Evaluates CEL expressions in a process of its own: a JSON question on stdin, a JSON answer on stdout.
+"""Child process that evaluates CEL expressions: a JSON question on stdin, a JSON answer on stdout.
 
-CEL ends always, but a short expression can fill any memory, and hold up its process for seconds. Here that costs a
-child with limits. It runs as a file, so that nothing but the library is imported.
+CEL always terminates, but a short expression can fill any memory, and block its process for seconds; here it only costs
+a child with limits. It runs as a file, so that only the library is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CPU_S: Final = 2
 def main() -> None:
     """Answer one question: `{"expressions": {name: text}, "variables": {name: value}}`.
 
-    The answer is `{"values": {name: bool}}`, or `{"problem": text}` where one is no expression or no truth value.
+    The answer is `{"values": {name: bool}}`, or `{"problem": text}` if one is not an expression or not a boolean.
     """
     question = json.load(sys.stdin)
     limit_resources()
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def limit_resources() -> None:
-    """Bound this process's memory and time, where the system can."""
+    """Bound this process's memory and time, if the system can."""
     import resource
 
     for limit, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, CPU_S), (resource.RLIMIT_CORE, 0)):
@@ -46,10 +46,8 @@ def answer(expressions: dict[str, str], variables: dict[str, Any]) -> dict[str, 
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
             return {"problem": f"{name}: {_brief(str(error))}"}
         if value.type() != cel.Type.BOOL:
-            seen = (
-                _brief(str(value.value())) if value.type() == cel.Type.ERROR else f"{value.type().name()} is its type"
-            )
-            return {"problem": f"{name}: {seen}; it has to be true or false"}
+            actual = _brief(str(value.value())) if value.type() == cel.Type.ERROR else f"type {value.type().name()}"
+            return {"problem": f"{name}: {actual}; expected true or false"}
         values[name] = bool(value.value())
     return {"values": values}
 
@@ -57,7 +55,7 @@ def answer(expressions: dict[str, str], variables: dict[str, Any]) -> dict[str, 
 def _type_of(types: Any, value: Any) -> Any:
     if isinstance(value, list):
         return types.List(types.DYN)
-    # What a service answers may be of any type, and of another one each time.
+    # A service may answer with any type, and with another one each time.
     return types.INT if isinstance(value, int) and not isinstance(value, bool) else types.DYN
 
 

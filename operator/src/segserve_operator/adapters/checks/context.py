@@ -1,4 +1,4 @@
-"""What checks are made with."""
+"""Context of checks: the ports of one pool, and the counts of our own requests."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from segserve_operator.core.gates.checks import Check, CheckResult, ResourceSamp
 
 
 class ResourceSource(Protocol):
-    """Where it can be seen what servers use."""
+    """A source of the resource usage of servers."""
 
     async def look(self, group: str) -> ResourceSample:
-        """Return what the servers of a group use now; what cannot be measured is left out."""
+        """Return what the servers of a group use now, without what cannot be measured."""
         ...
 
 
-def _nowhere() -> None:
-    """Relative URIs were made absolute when the resource was read."""
+def _no_base() -> None:
+    """Return no base: relative URIs were made absolute when the resource was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckContext:
     """The ports of one pool. `clock` returns Unix time in seconds, `cache` is the folder of fetched golden sets.
 
-    `local` says that users are this machine's own: then what listens on loopback may be asked. `base` returns what
-    relative URIs are relative to now (None is nothing), `access` where golden sets may be fetched from. `samples` are
-    those of each group that is looked at, the first and the latest.
+    `local` allows services on loopback, for the users of this machine. `base` returns the current base of relative URIs
+    or None, `access` the access for fetching golden sets. `samples` holds the first and the latest samples of each
+    group that is checked.
     """
 
     gateway: InternalGateway
@@ -38,29 +38,29 @@ class CheckContext:
     resources: ResourceSource
     clock: Callable[[], float]
     local: bool = False
-    base: Callable[[], str | None] = _nowhere
+    base: Callable[[], str | None] = _no_base
     access: Callable[[], Access] = Access
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
 
 
 ReportResult: TypeAlias = "Callable[[CheckResult], None]"
 RunCheck: TypeAlias = "Callable[[Check, CheckContext, ReportResult], Awaitable[CheckResult]]"
-"""Finds one thing out, and tells of it meanwhile where that is of use; raises `CheckError` where it cannot."""
+"""Runs a check, and reports partial results on the way if they are useful; raises `CheckError` without a result."""
 
 
 @dataclass(slots=True)
 class RequestCounts:
-    """Our own requests to (stable, candidate) so far."""
+    """Counts of our own requests to (stable, candidate)."""
 
     asked: list[int] = field(default_factory=lambda: [0, 0])
     failed: list[int] = field(default_factory=lambda: [0, 0])
 
     def add(self, side: int, *, failed: bool) -> None:
-        """Count one that came to its end."""
+        """Count a finished request."""
         self.asked[side] += 1
         self.failed[side] += failed
 
     def result(self, key: str, at_s: float, *, done: bool) -> CheckResult:
-        """Return them as a finding."""
+        """Return the counts as a result."""
         asked, failed = (self.asked[0], self.asked[1]), (self.failed[0], self.failed[1])
         return CheckResult(key, at_s, done=done, asked=asked, failed=failed)

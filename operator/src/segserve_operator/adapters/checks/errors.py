@@ -1,7 +1,7 @@
-"""What keeps an check from finding anything out."""
+"""The error of checks, below everything that raises it."""
 
 from __future__ import annotations
 
 
 class CheckError(Exception):
-    """Nothing could be found out; the text says what was seen and what is allowed. It is no verdict."""
+    """A check without a result; the text says why. That is not a verdict."""

@@ -1,4 +1,4 @@
-"""What a user's own expressions say of an answer, found out in a process that may be given up."""
+"""CEL expressions of users, evaluated in a child process that can be killed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TIMEOUT_S: Final = 5.0
 _CHILD: Final = Path(__file__).with_name("cel_process.py")
 
 
-async def truth_of(
+async def evaluate(
     expressions: Mapping[str, str], variables: Mapping[str, Any], timeout_s: float = TIMEOUT_S
 ) -> dict[str, bool]:
     """Return the value of each CEL expression over `variables`, which are JSON values.
 
-    Raises `CheckError` where one cannot be read, names what is not there, is neither true nor false, or uses more
-    time or memory than any sensible one.
+    Raises `CheckError` if one cannot be parsed, names an unknown variable, is neither true nor false, or exceeds the
+    limits of time or memory.
     """
     question = json.dumps({"expressions": dict(expressions), "variables": dict(variables)}).encode()
     child = await asyncio.create_subprocess_exec(
@@ -33,7 +33,7 @@ async def truth_of(
     )
     try:
         async with asyncio.timeout(timeout_s):
-            said, _ = await child.communicate(question)
+            output, _ = await child.communicate(question)
     except TimeoutError:
         raise CheckError(f"the expressions were not evaluated within {timeout_s:.3g} s") from None
     finally:
@@ -43,8 +43,8 @@ async def truth_of(
             await child.wait()
     if child.returncode:
         raise CheckError("the expressions need more time or memory than they are given")
-    found: dict[str, Any] = json.loads(said)
-    if "problem" in found:
-        raise CheckError(found["problem"])
-    values: dict[str, bool] = found["values"]
+    answer: dict[str, Any] = json.loads(output)
+    if "problem" in answer:
+        raise CheckError(answer["problem"])
+    values: dict[str, bool] = answer["values"]
     return values

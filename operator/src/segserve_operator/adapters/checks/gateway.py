@@ -1,46 +1,50 @@
-"""Our own requests to one group's servers, by the gateway's internal listener."""
+"""Our own requests to one group's servers, through the gateway's internal listener."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve_common.errors import SegserveError
-from segserve_common.kserve import BYTES, HEADER_LENGTH, InferRequest, Tensor, decode_http, encode_http, model_path
+from segserve_common.kserve import (
+    BYTES,
+    HEADER_LENGTH,
+    InferRequest,
+    Parameter,
+    Tensor,
+    decode_http,
+    encode_http,
+    model_path,
+)
 from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.traffic.envoy_admin import internal_client
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from numpy.typing import NDArray
-
-    from segserve_common.kserve import Parameter
-
-    Answer = dict[str, NDArray[Any]]
+OutputArrays: TypeAlias = dict[str, NDArray[Any]]
 
 GROUP_HEADER: Final = "x-segserve-group"
 HEADERS: Final = {"Accept-Encoding": "identity"}
 CONNECT_S: Final = 5.0
-ADDRESSES: Final = 16
-"""Gateways come and go: the connections to so many are kept."""
+MAX_CLIENTS: Final = 16
+"""Gateways come and go: connections to at most this many are kept."""
 
-_NO_WAY: Final = 404
+_NO_ROUTE: Final = 404
 
 
 class NotAnsweredError(Exception):
-    """The group's servers failed a request. `passing` where another try may be answered."""
+    """The group's servers failed a request; `is_transient` tells whether another attempt may succeed."""
 
-    def __init__(self, message: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, *, is_transient: bool = False) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.is_transient = is_transient
 
 
 class InternalGateway:
-    """One pool's gateway. `url` returns the internal listener's address of now, as the Traffic port does."""
+    """One pool's gateway. `url` returns the current address of the internal listener, as the Traffic port does."""
 
     def __init__(self, url: Callable[[], Awaitable[str | None]]) -> None:
         self._url = url
@@ -53,13 +57,13 @@ class InternalGateway:
 
     async def infer(
         self, model: str, group: str, revision: str, image: bytes, parameters: Mapping[str, Parameter], timeout_s: float
-    ) -> Answer:
+    ) -> OutputArrays:
         """Return all outputs of one encoded image; BYTES as arrays of bytes objects.
 
-        Raises `NotAnsweredError` where the servers fail it, and `CheckError` where they were not asked: the gateway
-        cannot be reached, knows no such group, or has another revision there.
+        Raises `NotAnsweredError` if the servers fail it, and `CheckError` if it does not reach them: the gateway cannot
+        be reached, knows no such group, or has another revision there.
         """
-        # A stream of one frame, for models of videos that take nothing else; others do not look at it.
+        # A stream of one frame: models of videos need it, and others ignore it.
         frame: dict[str, Parameter] = {
             "sequence_id": f"segserve-{uuid4()}",
             "sequence_start": True,
@@ -74,36 +78,36 @@ class InternalGateway:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise CheckError(f"the gateway's internal listener cannot be reached: {error}") from error
         except httpx.TimeoutException:
-            raise NotAnsweredError(f"no answer within {timeout_s:.3g} s", passing=True) from None
+            raise NotAnsweredError(f"no answer within {timeout_s:.3g} s", is_transient=True) from None
         except httpx.TransportError as error:
-            raise CheckError(f"the gateway broke off: {error or type(error).__name__}") from error
+            raise CheckError(f"the gateway closed the connection: {error or type(error).__name__}") from error
         return _read(reply, group, revision)
 
     async def _client(self) -> httpx.AsyncClient:
         address = await self._url()
         if address is None:
-            raise CheckError("no gateway takes requests now")
+            raise CheckError("no gateway accepts requests now")
         if address not in self._clients:
-            if len(self._clients) >= ADDRESSES:
+            if len(self._clients) >= MAX_CLIENTS:
                 await self.close()
             self._clients[address] = internal_client(address, timeout_s=CONNECT_S)
         return self._clients[address]
 
 
-def _read(reply: httpx.Response, group: str, revision: str) -> Answer:
-    if reply.status_code == _NO_WAY:
+def _read(reply: httpx.Response, group: str, revision: str) -> OutputArrays:
+    if reply.status_code == _NO_ROUTE:
         raise CheckError(reply.text[:300])
     if reply.status_code != httpx.codes.OK:
-        passing = reply.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
-        raise NotAnsweredError(f"{reply.status_code}: {reply.text[:300]}", passing=passing)
+        is_transient = reply.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
+        raise NotAnsweredError(f"{reply.status_code}: {reply.text[:300]}", is_transient=is_transient)
     try:
         outputs = decode_http(reply.content, reply.headers.get(HEADER_LENGTH)).outputs
         answer = {name: _array(tensor) for name, tensor in outputs.items()}
     except SegserveError as error:
         raise NotAnsweredError(str(error)) from error
-    seen = [bytes(name).decode(errors="replace") for name in answer.get("REVISION", ())]
-    if seen and seen != [revision]:
-        raise CheckError(f"group {group} answers with the revision {seen[0]!r}; {revision!r} is asked for")
+    revisions = [bytes(name).decode(errors="replace") for name in answer.get("REVISION", ())]
+    if revisions and revisions != [revision]:
+        raise CheckError(f"group {group} answers with the revision {revisions[0]!r}; expected {revision!r}")
     return answer
 
 

@@ -1,4 +1,4 @@
-"""Replays the golden images to both groups, and scores what they answer."""
+"""Golden check: replays the golden images to both groups, and scores the answers."""
 
 from __future__ import annotations
 
@@ -7,36 +7,43 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_chain, wait_fixed
 
 from segserve_builder.errors import GoldenError
 from segserve_builder.steps.public_outputs import Task
-from segserve_operator.adapters.checks.context import CheckContext, RequestCounts, ReportResult
+from segserve_operator.adapters.checks.context import CheckContext, ReportResult, RequestCounts
 from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.gateway import NotAnsweredError
-from segserve_operator.adapters.checks.golden_images import GoldenImage, GoldenImages, fetched, nothing_of, regions_of
+from segserve_operator.adapters.checks.golden_images import (
+    GoldenImage,
+    GoldenImages,
+    empty_regions,
+    fetch_golden_images,
+    regions_of,
+)
 from segserve_operator.core.evidence import CANDIDATE, STABLE
 from segserve_operator.core.gates.checks import Check, CheckResult, Scores
 from segserve_operator.core.quality import Quality, Regions, score_objects, score_semantic
 
-AT_ONCE: Final = 1
-"""Images that are asked at once: stable has callers, who should not notice."""
+CONCURRENT_IMAGES: Final = 1
+"""Images in flight at once: the callers of stable should not notice the replay."""
 
 TIMEOUT_S: Final = 30.0
-PAUSES_S: Final = (0.5, 2.0)
-"""Before the second try and the third: a single failure says nothing of masks."""
+DELAYS_S: Final = (0.5, 2.0)
+"""Delays before the second attempt and the third: a single failure says nothing about masks."""
 
 
 async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
-    """RunCheck every golden image of both groups, and score the answers.
+    """Send every golden image to both groups, and score the answers.
 
-    An image that the candidate's servers refuse three times, or answer with what cannot be read, shows nothing. One
-    that stable fails is left out of the comparison. A candidate that is only silent or unavailable was not asked.
+    An image that the candidate's servers refuse three times, or answer unreadably, counts as an answer without regions.
+    One that stable fails is left out of the comparison. If the candidate is only unavailable, there is no result.
     """
-    images = await fetched(check, context)
-    counts, turns = RequestCounts(), asyncio.Semaphore(AT_ONCE)
+    images = await fetch_golden_images(check, context)
+    counts, slots = RequestCounts(), asyncio.Semaphore(CONCURRENT_IMAGES)
 
     async def both(image: GoldenImage) -> tuple[Regions | None, Regions | None]:
-        async with turns:
+        async with slots:
             content = await asyncio.to_thread(image.path.read_bytes)
             answers = await asyncio.gather(
                 _answer(check, context, images, image, content, STABLE, counts),
@@ -62,26 +69,35 @@ async def _answer(
     side: int,
     counts: RequestCounts,
 ) -> Regions | None:
-    """Return what one revision answers; None where it fails, raises `CheckError` where it could not be asked."""
+    """Return the answer of one revision, None if it fails; raises `CheckError` if it is unavailable."""
     group, revision = check.sides[side]
-    for pause_s in (*PAUSES_S, None):
+
+    async def infer() -> Regions:
         try:
             answer = await context.gateway.infer(check.model, group, revision, content, images.parameters, TIMEOUT_S)
-            found = regions_of(image, answer, images.task)
-        except (NotAnsweredError, GoldenError) as error:
+            regions = regions_of(image, answer, images.task)
+        except (NotAnsweredError, GoldenError):
             counts.add(side, failed=True)
-            if pause_s is not None:
-                await asyncio.sleep(pause_s)
-            elif side == CANDIDATE and getattr(error, "passing", False):
-                raise CheckError(f"{image.case.image}: the candidate does not answer: {error}") from error
-        else:
-            counts.add(side, failed=False)
-            return found
-    return None
+            raise
+        counts.add(side, failed=False)
+        return regions
+
+    attempts = AsyncRetrying(
+        retry=retry_if_exception_type((NotAnsweredError, GoldenError)),
+        wait=wait_chain(*map(wait_fixed, DELAYS_S)),
+        stop=stop_after_attempt(len(DELAYS_S) + 1),
+        reraise=True,
+    )
+    try:
+        return await attempts(infer)
+    except (NotAnsweredError, GoldenError) as error:
+        if side == CANDIDATE and getattr(error, "is_transient", False):
+            raise CheckError(f"{image.case.image}: the candidate does not answer: {error}") from error
+        return None
 
 
 def _scores(images: GoldenImages, answers: Sequence[tuple[Regions | None, Regions | None]]) -> Scores:
-    """Score both on the images that stable answered; the candidate alone on all of them where it answered none."""
+    """Score both on the images that stable answered; if it answered none, score the candidate alone on all images."""
     pairs = list(zip(images.images, answers, strict=True))
     compared = [pair for pair in pairs if pair[1][STABLE] is not None]
     used = compared or pairs
@@ -101,10 +117,10 @@ def _scores(images: GoldenImages, answers: Sequence[tuple[Regions | None, Region
 
 def _quality(task: Task, images: Sequence[GoldenImage], answers: Sequence[Regions | None]) -> Quality:
     score = score_semantic if task == "semantic" else score_objects
-    seen = [
-        nothing_of(image, task) if answer is None else answer for image, answer in zip(images, answers, strict=True)
+    regions = [
+        empty_regions(image, task) if answer is None else answer for image, answer in zip(images, answers, strict=True)
     ]
-    return score([image.labels for image in images], seen)
+    return score([image.labels for image in images], regions)
 
 
 def _together(candidate: Mapping[str, float], stable: Mapping[str, float]) -> dict[str, tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""The golden images of a revision, with what is known of each, and answers to them in the same terms."""
+"""Golden images of a revision, with their labels, and answers as regions of the same form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from segserve_builder.steps.public_outputs import Task, has_masks
 from segserve_common.kserve import Parameter
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.errors import CheckError
-from segserve_operator.adapters.checks.gateway import Answer
+from segserve_operator.adapters.checks.gateway import OutputArrays
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.quality import Regions
 
@@ -33,7 +33,7 @@ _GREY: Final = frozenset({"L", "P", "I", "I;16", "I;16B"})
 
 @dataclass(frozen=True, slots=True)
 class GoldenImage:
-    """One image: its file, what it is known to show, whether people labelled it, and the expected answer."""
+    """One image: its file, its labels or the expected answer in their place, and whether people labelled it."""
 
     path: Path
     labels: Regions
@@ -43,7 +43,7 @@ class GoldenImage:
 
 @dataclass(frozen=True, slots=True)
 class GoldenImages:
-    """A revision's set, in an order that says nothing of the images, and with which parameters they are asked."""
+    """A revision's set, in an order independent of the content, and the parameters of its requests."""
 
     task: Task
     images: tuple[GoldenImage, ...]
@@ -51,10 +51,10 @@ class GoldenImages:
     names: Mapping[int, str]
 
 
-async def fetched(check: Check, context: CheckContext) -> GoldenImages:
+async def fetch_golden_images(check: Check, context: CheckContext) -> GoldenImages:
     """Return the golden images of the candidate's revision, fetched and checked against their digest.
 
-    Raises `CheckError` where the model has none, or they cannot be had or read.
+    Raises `CheckError` if the model has none, or they cannot be fetched or read.
     """
     if check.revision is None or check.revision.golden is None:
         raise CheckError("the model has no golden set")
@@ -62,10 +62,14 @@ async def fetched(check: Check, context: CheckContext) -> GoldenImages:
         uri = sources.resolved(check.revision.golden.uri, context.base())
         return await asyncio.to_thread(_load, check.revision, uri, context)
     except SourceUnauthorizedError as error:
-        hint = "" if context.local else "; the operator reads no Secrets of pools: gates ask sets that need none"
-        raise CheckError(f"the golden set cannot be had: {error}{hint}") from error
+        hint = (
+            ""
+            if context.local
+            else "; the operator reads no Secrets of pools: gates need public golden sets"
+        )
+        raise CheckError(f"the golden set cannot be fetched: {error}{hint}") from error
     except BuilderError as error:
-        raise CheckError(f"the golden set cannot be had: {error}") from error
+        raise CheckError(f"the golden set cannot be fetched: {error}") from error
     except OSError as error:
         raise CheckError(f"the golden set cannot be read: {error}") from error
 
@@ -80,7 +84,7 @@ def _load(revision: AssignedModel, uri: str, context: CheckContext) -> GoldenIma
     task = check_postprocess(pipeline)
     names = {item.id: item.name for item in pipeline.classes}
     images = [_image(folder, case, task, names) for case in golden.load(folder).cases]
-    # Evidence is gathered image by image: sorted ones, the easy first, would mislead it.
+    # Evidence is gathered image by image: a sorted set, such as easy images first, would mislead it.
     images.sort(key=lambda image: hashlib.sha256(f"{digest}/{image.case.image}".encode()).digest())
     as_rle = has_masks(task) and "encoding" in pipeline.output.overrides
     return GoldenImages(task, tuple(images), {"encoding": "rle"} if as_rle else {}, names)
@@ -90,17 +94,17 @@ def _image(folder: Path, case: golden.Case, task: Task, names: Mapping[int, str]
     labelled = case.labels is not None or case.label_map is not None
     if case.label_map is not None:
         if task != "semantic":
-            raise GoldenError(f"{case.image}: a labelMap is for semantic models; labels are for {task} ones")
+            raise GoldenError(f"{case.image}: a labelMap is only for semantic models; use labels for {task} models")
         labels = _of_map(folder / case.label_map, names)
     else:
         labels = labels_of_marks(case.labels or case.expected, task)
     if task != "detection" and task != "keypoints" and labels.masks is None:
-        raise GoldenError(f"{case.image}: labels of {task} models have MASKS")
+        raise GoldenError(f"{case.image}: labels of {task} models need MASKS")
     return GoldenImage(folder / case.image, labels, labelled, case)
 
 
 def labels_of_marks(marks: golden.GoldenLabels | golden.Expected, task: Task) -> Regions:
-    """Return what was marked in an image, or is expected of it; boxes around the masks where a task needs them."""
+    """Return the marks of an image as regions, with boxes around the masks if the task needs boxes."""
     masks = None if marks.masks is None else tuple(counts.encode("ascii") for counts in marks.masks)
     boxes = None if marks.boxes is None else np.array(marks.boxes, np.float64).reshape(-1, 4)
     points = None if marks.keypoints is None else np.array(marks.keypoints, np.float64)
@@ -111,15 +115,15 @@ def labels_of_marks(marks: golden.GoldenLabels | golden.Expected, task: Task) ->
 
 
 def _boxes_around(size: tuple[int, int], masks: tuple[bytes, ...]) -> NDArray[np.float64]:
-    found = np.zeros((len(masks), 4))
+    boxes = np.zeros((len(masks), 4))
     if masks:
         x, y, width, height = coco.toBbox([{"size": list(size), "counts": counts} for counts in masks]).T
-        found[:] = np.stack([x, y, x + width, y + height], axis=1)
-    return found
+        boxes[:] = np.stack([x, y, x + width, y + height], axis=1)
+    return boxes
 
 
 def _of_map(path: Path, names: Mapping[int, str]) -> Regions:
-    """Read a label map; pixels of values that are no class are not labelled."""
+    """Read a label map; pixels whose value is not a class are unlabelled."""
     try:
         with Image.open(path) as image:
             if image.mode not in _GREY:
@@ -141,8 +145,8 @@ def _encoded(mask: NDArray[np.bool_]) -> bytes:
     return counts
 
 
-def regions_of(image: GoldenImage, answer: Answer, task: Task) -> Regions:
-    """Return what an answer shows; raises `GoldenError` where it cannot be read, or is not of the image's size."""
+def regions_of(image: GoldenImage, answer: OutputArrays, task: Task) -> Regions:
+    """Return an answer as regions; raises `GoldenError` if it cannot be read, or has another size than the image."""
     name = image.case.image
     columns = golden.with_columns(name, answer)
     missing = [output for output in _NEEDED[task] if output not in columns]
@@ -162,8 +166,8 @@ def regions_of(image: GoldenImage, answer: Answer, task: Task) -> Regions:
     )
 
 
-def nothing_of(image: GoldenImage, task: Task) -> Regions:
-    """Return the answer that shows nothing at all."""
+def empty_regions(image: GoldenImage, task: Task) -> Regions:
+    """Return an answer without any region."""
     scores = None if task in ("semantic", "panoptic") else np.zeros(0)
     return Regions(image.labels.size, (), (), np.zeros((0, 4)), scores)
 
@@ -175,4 +179,4 @@ _NEEDED: Final[Mapping[Task, tuple[str, ...]]] = {
     "detection": ("SIZE", "CLASSES", "SCORES", "BOXES"),
     "keypoints": ("SIZE", "CLASSES", "SCORES", "BOXES", "KEYPOINTS"),
 }
-"""The outputs that quality is measured by."""
+"""The outputs that the score needs."""

@@ -1,4 +1,4 @@
-"""The kinds of questions: by purpose, and of checks by the kind of gate."""
+"""Registry of the kinds of checks: by purpose, and for purpose `check` by the kind of gate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS: Final[Mapping[str, RunCheck]] = {
 
 
 def kind_of(check: Check) -> str:
-    """Return the key of what answers an order."""
+    """Return the kind of a check."""
     if check.purpose != "check":
         return check.purpose
     return check.spec.gate if check.spec is not None else check.gate

@@ -1,4 +1,4 @@
-"""Asks Prometheus what its numbers say of a candidate."""
+"""PromQL check: an instant query, and the gate's expressions over its numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from segserve_operator.adapters.checks.context import CheckContext, ReportResult
 from segserve_operator.adapters.checks.errors import CheckError
-from segserve_operator.adapters.checks.expressions import truth_of
+from segserve_operator.adapters.checks.expressions import evaluate
 from segserve_operator.adapters.checks.http import call
 from segserve_operator.api.rollout_policy import PromqlGate
 from segserve_operator.core.gates.checks import Check, CheckResult
@@ -20,10 +20,10 @@ SHOWN: Final = 8
 
 
 async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
-    """Make the query of now, and find out what the gate's expressions say of its numbers."""
+    """Run the query, and evaluate the gate's expressions over its numbers."""
     del report
     if not isinstance(check.spec, PromqlGate):
-        raise CheckError(f"the gate {check.gate!r} is no query")
+        raise CheckError(f"the gate {check.gate!r} is not a query")
     names = {"model": check.model, "candidate": check.candidate, "stable": check.stable}
     reply = await call(
         "POST",
@@ -33,13 +33,13 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
         parameters={"query": filled(check.spec.query, names)},
     )
     numbers = numbers_of(reply.status, reply.body)
-    found = await truth_of(
+    values = await evaluate(
         {"passCondition": check.spec.pass_condition, "breachCondition": check.spec.breach_condition},
         {"result": numbers},
     )
     shown = f"result {', '.join(f'{number:.6g}' for number in numbers[:SHOWN])}"
     return CheckResult(
-        check.key, context.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown
+        check.key, context.clock(), passes=values["passCondition"], breaches=values["breachCondition"], shown=shown
     )
 
 
@@ -49,9 +49,9 @@ def filled(query: str, names: Mapping[str, str]) -> str:
 
 
 def numbers_of(status: int, body: Any) -> list[float]:
-    """Return the numbers of an instant query's answer, one a series.
+    """Return the numbers of an instant query's response, one for each series.
 
-    Raises `CheckError` where it is none, is empty, or holds what is no number: that is no verdict.
+    Raises `CheckError` if it is not one, is empty, or has a value that is not a finite number: that is not a verdict.
     """
     match body:
         case {"status": "success", "data": {"resultType": "scalar", "result": [_, str(text)]}}:
@@ -65,7 +65,7 @@ def numbers_of(status: int, body: Any) -> list[float]:
     try:
         numbers = [float(text) for text in texts]
     except ValueError as error:
-        raise CheckError(f"the result is no number: {error}") from error
+        raise CheckError(f"the result is not a number: {error}") from error
     if not numbers:
         raise CheckError("the query has no result")
     if not all(map(math.isfinite, numbers)):

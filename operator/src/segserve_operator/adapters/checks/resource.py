@@ -1,4 +1,4 @@
-"""Looks at what the candidate's servers use."""
+"""Resource check: a sample of what the candidate's servers use."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ KEPT: Final = SAMPLES_IN_A_ROW + 1
 
 
 async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
-    """Take one more sample; the finding has the first that this process took of the group, and the latest."""
-    del report  # one look is over at once
+    """Take a sample; the result has the first that this process took of the group, and the latest."""
+    del report  # a sample has no partial result
     known = context.samples.get(check.candidate_group, ())
     taken = (*known, await context.resources.look(check.candidate_group))
     kept = taken if len(taken) <= KEPT else (taken[0], *taken[-SAMPLES_IN_A_ROW:])

@@ -1,4 +1,4 @@
-"""How long requests wait in a Triton, by its own counts."""
+"""Queue time of requests in a Triton, from its metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 
 TIMEOUT_S: Final = 3.0
 STEP: Final = "segserve--"
-"""What the names of steps begin with: requests wait there, and are counted once by the ensemble's name."""
+"""Prefix of the names of steps, where requests wait; the ensemble's name counts each request once."""
 
 _COUNT: Final = re.compile(
     r'^(nv_inference_queue_duration_us|nv_inference_request_success)\{[^}]*\bmodel="([^"]*)"[^}]*\} (\S+)$',
@@ -21,14 +21,14 @@ _QUEUED: Final = "nv_inference_queue_duration_us"
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Counts since a server started: the seconds that requests waited for its steps, and the requests it answered."""
+    """Counts since a server started: the seconds that requests waited for its steps, and the answered requests."""
 
     queued_s: float
     requests: float
 
 
 async def queue_of(host: str, metrics_port: int) -> Queue | None:
-    """Return the counts of the Triton there; None where it does not tell them."""
+    """Return the counts of a Triton; None if its metrics cannot be read."""
     place = f"[{host}]" if ":" in host else host
     try:
         async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:

@@ -1,4 +1,4 @@
-"""Asks a service of the user's own what it makes of a candidate."""
+"""Webhook check: a POST to a service of the user, and the gate's expressions over its answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from segserve_operator.adapters.checks.context import CheckContext, ReportResult
 from segserve_operator.adapters.checks.errors import CheckError
-from segserve_operator.adapters.checks.expressions import truth_of
+from segserve_operator.adapters.checks.expressions import evaluate
 from segserve_operator.adapters.checks.http import call
 from segserve_operator.api.rollout_policy import WebhookGate
 from segserve_operator.core.gates.checks import Check, CheckResult
@@ -16,10 +16,10 @@ SHOWN: Final = 200
 
 
 async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
-    """ReportResult it of the rollout, and find out what the gate's expressions say of its answer."""
+    """Post the state of the rollout, and evaluate the gate's expressions over the answer."""
     del report
     if not isinstance(check.spec, WebhookGate):
-        raise CheckError(f"the gate {check.gate!r} is no webhook")
+        raise CheckError(f"the gate {check.gate!r} is not a webhook")
     reply = await call(
         "POST",
         check.spec.url,
@@ -35,8 +35,8 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
         },
     )
     expressions = {"passCondition": check.spec.pass_condition, "breachCondition": check.spec.breach_condition}
-    found = await truth_of(expressions, {"status": reply.status, "body": reply.body})
+    values = await evaluate(expressions, {"status": reply.status, "body": reply.body})
     shown = f"status {reply.status}, body {json.dumps(reply.body)[:SHOWN]}"
     return CheckResult(
-        check.key, context.clock(), passes=found["passCondition"], breaches=found["breachCondition"], shown=shown
+        check.key, context.clock(), passes=values["passCondition"], breaches=values["breachCondition"], shown=shown
     )
