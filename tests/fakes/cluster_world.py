@@ -98,7 +98,7 @@ class ClusterWorld:
             self.filled = True
         self.kube.deliver()
         try:
-            return (await self.passes.run(KEY)).writes
+            return (await self.passes.reconcile(KEY)).writes
         except ApiError:
             return -1
 

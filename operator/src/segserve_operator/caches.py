@@ -1,4 +1,4 @@
-"""What this process knows of rollouts beyond what is written: the evidence of the last seconds."""
+"""In-memory state of rollouts that is newer than the store: the evidence of the last seconds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from segserve_operator.core.rollout.record import Record
 
 @dataclass(slots=True)
 class RolloutCache:
-    """The newest records of rollouts, by name. Losing it loses no more than what came since the last write.
+    """The newest records of rollouts, by name. Losing it loses only the evidence since the last write.
 
-    `written` is by name the last decision that the store has, and since when (Unix seconds); `watches` by model how it
-    kept its SLO in the last hour, `self_tests` how stable compares with itself.
+    `written` is the sequence of the last decision in the store and the time of that write (Unix seconds), by name;
+    `watches` are the last hour of each model's SLO, `self_tests` the comparisons of stable with itself.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class RolloutCache:
     self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
 
     def take(self, stored: Mapping[str, Record], now_s: float) -> None:
-        """Take in what the store has, where that is news: at the start, or after another process was in charge."""
+        """Adopt records from the store that are newer: at the start, or after another process was the leader."""
         for name, record in stored.items():
             known = self.records.get(name)
             if known is None or _age(known) < _age(record):
@@ -32,7 +32,7 @@ class RolloutCache:
                 self.written[name] = (record.sequence, now_s)
 
     def keep(self, desired: DesiredState) -> None:
-        """Keep what a pass made of it, and forget the records that nobody names any more."""
+        """Keep the results of a pass, and drop records that no status names any more."""
         self.watches, self.self_tests = desired.watches, desired.self_tests
         states = (status.rollout for status in desired.statuses.values())
         named = {state.rollout for state in states if state is not None}
@@ -42,10 +42,10 @@ class RolloutCache:
             self.written.pop(name, None)
 
     def wrote(self, record: Record, now_s: float) -> None:
-        """Remember that the store has a record."""
+        """Note that a record was written to the store."""
         self.written[record.name] = (record.sequence, now_s)
 
 
 def _age(record: Record) -> tuple[int, float]:
-    # Not by the rows' times: a clock may be put back.
+    # Not by the rows' times: a clock may be set back.
     return record.sequence, sum(row.seconds for row in record.rows)

@@ -53,7 +53,7 @@ class Operator:
     view: View
     lease: LeaderLease
     worker: Worker[PoolKey]
-    passes: PoolReconciler
+    reconciler: PoolReconciler
     metrics: Metrics
     audited_at_s: float
 
@@ -78,7 +78,7 @@ class Operator:
         finally:
             stopping.set()
             await self.worker.stop()
-            await self.passes.close()
+            await self.reconciler.close()
             renewing.cancel()
             await asyncio.wait([renewing])
             await self.lease.release()
@@ -125,7 +125,7 @@ class Operator:
     def _refresh(self) -> None:
         self.metrics.leader.set(self.lease.is_held())
         self.metrics.watch_age.set(time.monotonic() - self.audited_at_s)
-        self.metrics.look(self.view)
+        self.metrics.observe(self.view)
 
     def _trouble(self) -> str | None:
         """Return why a new process would do better: this one has not seen the cluster for long."""
@@ -154,9 +154,9 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
         artifacts=_artifacts(settings),
     )
     fenced = KnownWrites(Fenced(api, lease), view)
-    passes = PoolReconciler(fenced, view, _defaults(settings, modern=modern), outside, time.time)
-    worker = Worker(passes.run, passes.wanted, lease.is_held, metrics)
-    return Operator(settings, api, view, lease, worker, passes, metrics, time.monotonic())
+    reconciler = PoolReconciler(fenced, view, _defaults(settings, modern=modern), outside, time.time)
+    worker = Worker(reconciler.reconcile, reconciler.wanted, lease.is_held, metrics)
+    return Operator(settings, api, view, lease, worker, reconciler, metrics, time.monotonic())
 
 
 def _artifacts(settings: OperatorSettings) -> Path | None:

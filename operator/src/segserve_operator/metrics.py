@@ -63,7 +63,7 @@ class Metrics:
         """Count a request to the API server."""
         self.requests.labels(verb, kind.name, str(code)).inc()
 
-    def look(self, view: View) -> None:
+    def observe(self, view: View) -> None:
         """Count what there is now."""
         for gauge in (self.models, self.pools, self.groups, self.slo):
             gauge.clear()

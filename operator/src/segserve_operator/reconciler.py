@@ -43,8 +43,8 @@ class Dependencies:
     """What passes need besides the objects of the API.
 
     `logs` reads pods' logs, `cache` is the folder for fetched golden sets, `notifier` sends notifications. If
-    `prometheus` is an address, gateways' counters come from there. `artifacts` is the folder below which golden sets may
-    be read as files.
+    `prometheus` is an address, gateways' counters come from there. `artifacts` is the folder below which golden sets
+    may be read as files.
     """
 
     logs: PodLogs

@@ -1,4 +1,4 @@
-"""What Prometheus is told of rollouts: of those that run, a few series each, gone when they end."""
+"""Prometheus metrics of rollouts: a few series for each one in progress, removed when it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MODEL: Final = ("namespace", "pool", "model")
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The running rollouts of one pool as last seen, and up to which decision each rollout was counted."""
+    """The rollouts of one pool at the last pass, and the last decision of each that was counted."""
 
     states: Mapping[str, RolloutState] = field(default_factory=dict)
     records: Mapping[str, Record] = field(default_factory=dict)
@@ -70,10 +70,10 @@ class RolloutMetrics:
         text = "Messages to people, by what became of them."
         self.notifications = Counter("segserve_notifications", text, ["outcome"], registry=self.registry)
 
-    def look(
+    def observe(
         self, namespace: str, pool: str, states: Mapping[str, RolloutState], records: Mapping[str, Record]
     ) -> None:
-        """Take in how the rollouts of a pool stand: `standings` by model, `records` by the rollouts' names.
+        """Record the rollouts of a pool: `states` by model, `records` by name of the rollout.
 
         Those that are not named any more are taken out; of a pool that is gone, none are to be named. It is called
         after each pass, and so only counts: gauges are set by `show`.
@@ -95,7 +95,7 @@ class RolloutMetrics:
         self._pools[namespace, pool] = _Known(running, of_running, sequences)
 
     def show(self) -> None:
-        """Set the gauges to what was last seen; to be called when they are asked for."""
+        """Set the gauges to the last state observed; called before every scrape."""
         shown: set[tuple[Gauge, tuple[str, ...]]] = set()
         for (namespace, pool), known in self._pools.items():
             for model, state in known.states.items():
@@ -105,12 +105,12 @@ class RolloutMetrics:
         self._shown = shown
 
     def self_tested(self, namespace: str, pool: str, model: str, *, false_alarms: int, dispersion: float) -> None:
-        """Add what comparing stable with itself has come to since this was last told."""
+        """Add the results of the self-test since the last call."""
         self.false_alarms.labels(namespace, pool, model).inc(false_alarms)
         self.dispersion.labels(namespace, pool, model).set(dispersion)
 
     def notified(self, outcome: str) -> None:
-        """Count what became of a message to people."""
+        """Count the outcome of a notification."""
         self.notifications.labels(outcome).inc()
 
     def _begin(self, key: tuple[str, ...]) -> None:
@@ -120,7 +120,7 @@ class RolloutMetrics:
             self.ends.labels(*key, phase.label)
 
     def _count(self, key: tuple[str, ...], record: Record, counted: int) -> int:
-        """Count the decisions after the one of that sequence, and return the last one's."""
+        """Count the decisions after `sequence`, and return the last one's."""
         for decision in record.decisions:
             if decision.sequence > counted and decision.at_s >= self._began_s:
                 self.decisions.labels(*key, decision.signal).inc()

@@ -203,8 +203,8 @@ class Service:
     async def run_once(self) -> tuple[Action, ...]:
         """Make one pass and return the actions taken, none if the world is as desired.
 
-        A model whose intents cannot be written stays as it is and does not hold up the others; its error is raised after
-        all else is done.
+        A model whose intents cannot be written stays as it is and does not hold up the others; its error is raised
+        after all else is done.
         """
         world = await self.observe()
         desired = desired_state(world)

@@ -30,8 +30,8 @@ def looked(spec: dict[str, Any], roles: dict[str, Any] | None = None) -> Metrics
     view, metrics = View((MODELS, POOLS)), Metrics()
     metadata = {"name": "coins", "namespace": "lab", "uid": "1", "resourceVersion": "1"}
     view.take(MODELS, {"metadata": metadata, "spec": spec, "status": {"roles": roles or {}}})
-    metrics.look(view)
-    metrics.look(view)
+    metrics.observe(view)
+    metrics.observe(view)
     return metrics
 
 

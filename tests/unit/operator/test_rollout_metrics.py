@@ -69,7 +69,7 @@ def seen(metrics: RolloutMetrics, name: str) -> dict[tuple[str, ...], float]:
 
 
 def test_a_running_rollout_is_seen_with_its_phase_weight_and_evidence(metrics: RolloutMetrics) -> None:
-    metrics.look("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
+    metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
     assert seen(metrics, "phase") == {("Progressing",): 1}
     assert seen(metrics, "weight") == {(): 5}
     assert seen(metrics, "evidence") == {("errorRate",): 0.25, ("latency",): 0.5}
@@ -78,31 +78,31 @@ def test_a_running_rollout_is_seen_with_its_phase_weight_and_evidence(metrics: R
 
 
 def test_a_phase_that_was_left_is_gone(metrics: RolloutMetrics) -> None:
-    metrics.look("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
-    metrics.look("lab", "default", {"coins": replace(STANDING, phase=Phase.BAKING, weight=100)}, {"coins-7f": RECORD})
+    metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
+    metrics.observe("lab", "default", {"coins": replace(STANDING, phase=Phase.BAKING, weight=100)}, {"coins-7f": RECORD})
     assert seen(metrics, "phase") == {("Baking",): 1}
     assert seen(metrics, "weight") == {(): 100}
 
 
 @pytest.mark.parametrize("end", [{}, {"coins": replace(STANDING, phase=Phase.ROLLED_BACK)}], ids=["gone", "ended"])
 def test_of_a_rollout_that_has_ended_no_gauge_stays(end: dict[str, RolloutState], metrics: RolloutMetrics) -> None:
-    metrics.look("lab", "default", {"coins": replace(STANDING, paused=True)}, {"coins-7f": RECORD})
-    metrics.look("lab", "default", end, {"coins-7f": RECORD})
+    metrics.observe("lab", "default", {"coins": replace(STANDING, paused=True)}, {"coins-7f": RECORD})
+    metrics.observe("lab", "default", end, {"coins-7f": RECORD})
     for name in ("phase", "weight", "held", "evidence", "bad_requests", "look_seconds"):
         assert seen(metrics, name) == {}
 
 
 def test_a_rollout_that_takes_the_place_of_another_starts_anew(metrics: RolloutMetrics) -> None:
-    metrics.look("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
+    metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
     assert seen(metrics, "bad_requests") == {(): 7}
-    metrics.look("lab", "default", {"coins": RolloutState("coins-80", "coins-r3")}, {"coins-7f": RECORD})
+    metrics.observe("lab", "default", {"coins": RolloutState("coins-80", "coins-r3")}, {"coins-7f": RECORD})
     assert seen(metrics, "phase") == {("Pending",): 1}
     assert seen(metrics, "bad_requests") == {}
 
 
 def test_other_pools_are_left_alone(metrics: RolloutMetrics) -> None:
-    metrics.look("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
-    metrics.look("lab", "other", {}, {})
+    metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
+    metrics.observe("lab", "other", {}, {})
     assert seen(metrics, "weight") == {(): 5}
 
 
@@ -113,47 +113,47 @@ def test_decisions_and_quarantines_are_counted_once(metrics: RolloutMetrics) -> 
         decisions=(decision(1, "PROVED", Phase.GOLDEN), decision(2, "QUARANTINE", Phase.QUARANTINED)),
     )
     for _ in range(3):
-        metrics.look("lab", "default", {"coins": STANDING}, {"coins-7f": record})
+        metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": record})
     assert seen(metrics, "decisions_total") == {("PROVED",): 1, ("QUARANTINE",): 1}
     assert seen(metrics, "quarantines_total") == {(): 1}
 
 
 def test_what_an_earlier_process_decided_is_not_counted_again(metrics: RolloutMetrics) -> None:
     record = replace(RECORD, sequence=1, decisions=(decision(1, "PROVED", Phase.GOLDEN, at_s=NOW_S - 1),))
-    metrics.look("lab", "default", {"coins": STANDING}, {"coins-7f": record})
+    metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": record})
     assert seen(metrics, "decisions_total") == {}
 
 
 def test_an_end_is_an_increase_from_zero(metrics: RolloutMetrics) -> None:
-    metrics.look("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
+    metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
     assert seen(metrics, "ends_total") == {("RolledBack",): 0, ("Succeeded",): 0, ("Cancelled",): 0}
     for _ in range(2):
-        metrics.look("lab", "default", {"coins": replace(STANDING, phase=Phase.ROLLED_BACK)}, {"coins-7f": RECORD})
+        metrics.observe("lab", "default", {"coins": replace(STANDING, phase=Phase.ROLLED_BACK)}, {"coins-7f": RECORD})
     assert seen(metrics, "ends_total")[("RolledBack",)] == 1
 
 
 def test_an_end_that_an_earlier_process_saw_is_not_counted(metrics: RolloutMetrics) -> None:
-    metrics.look("lab", "default", {"coins": replace(STANDING, phase=Phase.ROLLED_BACK)}, {"coins-7f": RECORD})
+    metrics.observe("lab", "default", {"coins": replace(STANDING, phase=Phase.ROLLED_BACK)}, {"coins-7f": RECORD})
     assert seen(metrics, "ends_total") == {}
 
 
 def test_the_age_of_a_look_grows_while_nobody_looks(metrics: RolloutMetrics, clock: Clock) -> None:
-    metrics.look("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
+    metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
     assert seen(metrics, "look_seconds") == {(): 0}
     clock.now_s += 75
     assert seen(metrics, "look_seconds") == {(): 75}
 
 
 def test_a_held_rollout_says_why(metrics: RolloutMetrics) -> None:
-    metrics.look("lab", "default", {"coins": replace(STANDING, reason="Incident")}, {})
+    metrics.observe("lab", "default", {"coins": replace(STANDING, reason="Incident")}, {})
     assert seen(metrics, "held") == {("Incident",): 1}
-    metrics.look("lab", "default", {"coins": STANDING}, {})
+    metrics.observe("lab", "default", {"coins": STANDING}, {})
     assert seen(metrics, "held") == {}
 
 
 def test_bad_requests_are_what_was_lost_before_a_quarantine_or_more(metrics: RolloutMetrics) -> None:
     record = replace(RECORD, progress=replace(RECORD.progress, bad=np.array(12.0)))
-    metrics.look("lab", "default", {"coins": STANDING}, {"coins-7f": record})
+    metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": record})
     assert seen(metrics, "bad_requests") == {(): 12}
 
 
