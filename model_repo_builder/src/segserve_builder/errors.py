@@ -1,4 +1,4 @@
-"""Every error the builder raises on purpose; `reason` is the one word that a condition shows."""
+"""The builder's errors; `reason` is the CamelCase word that a condition shows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import ClassVar
 
 
 class BuilderError(Exception):
-    """A pipeline, an artifact or an image that cannot be used; the text says what was seen and allowed."""
+    """A pipeline, an artifact or an image cannot be used; the message says what was observed and what is allowed."""
 
     reason: ClassVar[str] = "BuilderError"
     retryable: ClassVar[bool] = False
 
 
 class UnknownNameError(BuilderError):
-    """A name that no registry holds."""
+    """A name is not in its registry."""
 
     reason = "UnknownName"
 
@@ -29,13 +29,13 @@ class UnknownNameError(BuilderError):
 
 
 class PipelineError(BuilderError):
-    """Stages that do not fit each other, or an option that does not fit the family."""
+    """Stages do not fit each other, or an option does not fit the family."""
 
     reason = "PipelineInvalid"
 
 
 class OtherVersionError(BuilderError):
-    """A revision whose name this version of segserve does not give it: its stages may answer differently."""
+    """A revision was named by another version of segserve, whose stages may answer differently."""
 
     reason = "OtherVersion"
 
@@ -47,14 +47,14 @@ class SignatureError(BuilderError):
 
 
 class ArtifactMissingError(BuilderError):
-    """Nothing is at the artifact's URI, or its server does not answer."""
+    """Nothing is at the artifact's URI, or its server does not respond."""
 
     reason = "ArtifactMissing"
     retryable = True
 
 
 class SourceUnavailableError(ArtifactMissingError):
-    """A server that does not answer now, or says that it will later; asking again soon is worth it."""
+    """A server does not respond now, or asks to retry later; a retry may succeed soon."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         self.retry_after_s = retry_after_s
@@ -62,26 +62,26 @@ class SourceUnavailableError(ArtifactMissingError):
 
 
 class SourceDeniedError(BuilderError):
-    """A URI that the pool, or the machine's user, does not allow; nothing was sent to it."""
+    """The pool or the machine's user does not allow a URI; nothing was sent to it."""
 
     reason = "SourceDenied"
 
 
 class SourceUnauthorizedError(BuilderError):
-    """A server that does not give the artifact to the credentials there are, or wants some where there are none."""
+    """A server refuses the configured credentials, or requires some and none are configured."""
 
     reason = "SourceUnauthorized"
     retryable = True
 
 
 class SignatureRejectedError(BuilderError):
-    """An artifact whose signature is missing, of somebody else, or of other bytes, where one is demanded."""
+    """A required signature is missing, by another signer, or of other bytes."""
 
     reason = "SignatureRejected"
 
 
 class MissingPackageError(BuilderError):
-    """A package that is needed here and not installed."""
+    """A required package is not installed."""
 
     reason = "MissingPackage"
 
@@ -90,13 +90,13 @@ class MissingPackageError(BuilderError):
 
 
 class RelativeUriError(BuilderError):
-    """A relative URI where there is nothing that it could be relative to."""
+    """A relative URI has no base."""
 
     reason = "RelativeUri"
 
 
 class DigestMismatchError(BuilderError):
-    """The artifact's bytes are not the ones that its sha256 names."""
+    """The artifact's bytes do not match its sha256."""
 
     reason = "DigestMismatch"
     retryable = True
@@ -106,19 +106,19 @@ class DigestMismatchError(BuilderError):
 
 
 class UnsafeArtifactError(BuilderError):
-    """A file that would make its loader read other files or run other code; it is never loaded."""
+    """A file would make its loader read other files or run other code; it is never loaded."""
 
     reason = "UnsafeArtifact"
 
 
 class ArtifactTooLargeError(BuilderError):
-    """A source that sends more bytes than are allowed."""
+    """A source sends more bytes than allowed."""
 
     reason = "ArtifactTooLarge"
 
 
 class PublishError(BuilderError):
-    """A repository that could not be written: a full disk, an I/O error, a missing permission."""
+    """A repository cannot be written: the disk is full, an I/O error, a missing permission."""
 
     reason = "PublishFailed"
     retryable = True
@@ -135,31 +135,31 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class StepConflictError(PublishError):
-    """A folder of an immutable step's name that holds something else than that step."""
+    """The folder of an immutable step holds something else than that step."""
 
     reason = "StepConflict"
     retryable = False
 
 
 class GoldenError(BuilderError):
-    """A golden set that cannot be read, or an answer outside its tolerance."""
+    """A golden set cannot be read, or an answer is outside its tolerance."""
 
     reason = "GoldenFailed"
 
 
 class BadImageError(BuilderError):
-    """A request's image or parameter that cannot be used: the caller's fault."""
+    """A request's image or parameter cannot be used; the caller can correct it."""
 
     reason = "BadImage"
 
 
 class NonFiniteError(BuilderError):
-    """The network gave NaN or infinity."""
+    """The network returned NaN or infinity."""
 
     reason = "NonFinite"
 
 
 class ExportError(BuilderError):
-    """A network that cannot be turned into an artifact."""
+    """A network cannot be exported as an artifact."""
 
     reason = "ExportFailed"

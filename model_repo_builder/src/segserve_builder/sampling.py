@@ -1,4 +1,4 @@
-"""Where the pixels of the original image lie on a grid that covers the network's whole input."""
+"""Bilinear sampling of a grid over the network's input at the pixels of the original image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Axis:
     """One axis of a bilinear sampling.
 
     Pixel x of `size` lies at `(x + 0.5) * scale + bias` cells from the centre of cell `first`. Only the `cells` cells
-    from `first` on are sampled, those whose centres show the image: beyond them the nearest of them counts, so that
+    from `first` on are sampled, those whose centres show the image; beyond them the nearest one is used, so that
     padding never bleeds into an answer.
     """
 
@@ -70,8 +70,8 @@ class Axis:
         """Return each pixel's cell, counted from `first`, its part of the way to the next, and each cell's first pixel.
 
         They are shaped (size,), (size,) and (cells + 1,); cell i holds the pixels from the i-th to before the next.
-        The product and the sum are rounded once, as the fused multiply-add of torch's bilinear `interpolate` does. The
-        arrays are shared by all images of the same axis, and not to be written to.
+        Product and sum are rounded once, as by the fused multiply-add of torch's bilinear `interpolate`. The arrays are
+        cached and shared: do not write to them.
         """
         return _positions(self)
 
@@ -90,14 +90,14 @@ def _positions(axis: Axis) -> tuple[Int32, Float32, Int32]:
 def axes(
     transform: ResizeTransform, grid_height: int, grid_width: int, *, align_corners: bool = False
 ) -> tuple[Axis, Axis]:
-    """Return the rows' and the columns' axis for a grid over the input that `transform` describes."""
+    """Return the axes of rows and columns for a grid of cells over the input that `transform` describes."""
     p = transform
     rows = Axis.of(p.height, p.inner_height, p.top, p.input_height, grid_height, align_corners)
     return rows, Axis.of(p.width, p.inner_width, p.left, p.input_width, grid_width, align_corners)
 
 
 def logits_at(values: Float32, rows: Axis, columns: Axis, y: NDArray[Any], x: NDArray[Any]) -> Float32:
-    """Return the logits (N, C) of `values` (C, h, w), sampled at the pixels (y, x), each (N,), of the image."""
+    """Return logits float32 (N, C) of `values` (C, h, w), sampled at the image's pixels `y` and `x`, integers (N,)."""
     import numpy as np
 
     row, down, _ = rows.positions()

@@ -1,4 +1,4 @@
-"""What stages pass to each other: encoded images, pixels, raw heads, label maps, candidates, instances, segments."""
+"""The values that stages exchange: encoded images, pixels, raw heads, label maps, candidates, instances, segments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UInt8: TypeAlias = "NDArray[np.uint8]"
 
 
 class ValueType(StrEnum):
-    """The kinds of value a stage takes or gives; a pipeline is checked by them before it is built."""
+    """The types of value that stages take and return; pipelines are checked by them before they are built."""
 
     ENCODED = "encoded"
     IMAGE = "image"
@@ -37,12 +37,12 @@ class ValueType(StrEnum):
 
 
 CANDIDATES: Final = frozenset({ValueType.BOXES, ValueType.PROTOTYPES, ValueType.MASK_HEADS, ValueType.HEATMAPS})
-"""The kinds of `Candidates`: what chooses among boxes takes all of them."""
+"""The types of `Candidates`: stages that choose among boxes take all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResizeTransform:
-    """Where an image lies within the network's input. All in pixels.
+    """The mapping between an image and the network's input, all in pixels.
 
     `height` x `width` is the image as decoded (after EXIF orientation); it was resized to `inner_height` x
     `inner_width` and put at row `top`, column `left` of an input of `input_height` x `input_width`.
@@ -59,12 +59,12 @@ class ResizeTransform:
 
     @classmethod
     def of(cls, height: int, width: int) -> ResizeTransform:
-        """Return the placement of an image that was not resized."""
+        """Return the transform of an image that was not resized."""
         return cls(height, width, 0, 0, height, width, height, width)
 
     @property
     def scale(self) -> tuple[float, float]:
-        """How many pixels of the image a pixel of the input is, along x and along y."""
+        """Pixels of the image per pixel of the input, along x and along y."""
         return self.width / self.inner_width, self.height / self.inner_height
 
     def to_image_coordinates(self, boxes: Float32) -> Float32:
@@ -79,18 +79,18 @@ class ResizeTransform:
         return moved
 
     def to_numbers(self) -> tuple[int, ...]:
-        """Return the eight numbers that cross from preprocess to postprocess (tensor GEOMETRY, INT32 [8])."""
+        """Return the eight numbers that pass from preprocess to postprocess (tensor GEOMETRY, INT32 [8])."""
         return astuple(self)
 
     @classmethod
     def from_numbers(cls, numbers: Any) -> ResizeTransform:
-        """Read the placement from the eight numbers of the tensor GEOMETRY."""
+        """Return the transform of the eight numbers in the tensor GEOMETRY."""
         return cls(*(int(number) for number in numbers))
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An image file's bytes, with what the model wants them decoded to."""
+    """An image file's bytes, with the colour and dtype to decode them to."""
 
     data: bytes
     colour: Literal["RGB", "GREY"]
@@ -111,8 +111,8 @@ class Logits:
     """Class scores before softmax or sigmoid, shaped (C, h, w); (h, w) covers the network's whole input.
 
     Probabilities are those of `values / temperature`. `things` are the ids of the classes whose objects are counted.
-    `guide` is the image as the network saw it, uint8 (inner_height, inner_width, 3) without padding; it is there where
-    a stage of the pipeline needs it. With `align_corners` the first and the last of the (h, w) cells are points at the
+    `guide` is the image at the network's resolution, uint8 (inner_height, inner_width, 3) without padding, if a stage
+    needs it. With `align_corners` the first and the last of the (h, w) cells are points at the
     centres of the input's first and last pixel, else all are areas side by side.
     """
 
@@ -138,9 +138,9 @@ class LabelMap:
 
 @dataclass(frozen=True, slots=True)
 class ClassMasks:
-    """A mask for every class, which may overlap: COCO compressed RLE counts for the original image's size.
+    """One mask per class, which may overlap, as COCO compressed RLE counts of the original image's size.
 
-    `areas` int64 (C,) in pixels, `confidence` float32 (C,): the mean probability over them, 0 where there are none.
+    `areas` is int64 (C,) in pixels, `confidence` float32 (C,) the mean probability over each mask, 0 if it is empty.
     """
 
     masks: tuple[bytes, ...]
@@ -151,7 +151,7 @@ class ClassMasks:
 
 
 class Heads(Protocol):
-    """What candidates' masks or keypoints are made of; one row a candidate."""
+    """The data that candidates' masks or keypoints are computed from, one row per candidate."""
 
     def take(self, which: Any) -> Self:
         """Return the rows that an array of indices or of booleans picks."""
@@ -160,7 +160,7 @@ class Heads(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoHeads:
-    """Candidates that are boxes and nothing more."""
+    """The heads of candidates that are boxes only."""
 
     def take(self, which: Any) -> NoHeads:
         """Return itself."""
@@ -203,10 +203,10 @@ class HeatmapHeads:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Detections, with what their masks or keypoints are still to be made of.
+    """Detections, with the heads that their masks or keypoints are computed from.
 
     `boxes` float32 (N, 4) as x1 y1 x2 y2 in pixels of the original image, `scores` float32 (N,), `classes` int32
-    (N,). With `NoHeads` they are of kind BOXES, with the other heads PROTOTYPES, MASK_HEADS or HEATMAPS.
+    (N,). Their type is BOXES with `NoHeads`, with the other heads PROTOTYPES, MASK_HEADS or HEATMAPS.
     """
 
     boxes: Float32
@@ -228,11 +228,11 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """A dense detector's raw heads, yet to be decoded.
+    """A dense detector's raw heads before decoding.
 
     `logits` float32 (A, C), `deltas` float32 (A, 4) as dx dy dw dh, `anchors` float32 (A, 4) as x1 y1 x2 y2 in pixels
     of the network's input; `levels` are the numbers of anchors of each feature level, in order, which add up to A.
-    `channels` are those of the logits that are classes, by the same number; None where all of them are.
+    `channels` are the channels of the logits that are classes, by class id; None if all are.
     """
 
     logits: Float32
@@ -245,7 +245,7 @@ class Anchors:
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """What each query of a transformer decoder found.
+    """The outputs of a transformer decoder's queries.
 
     `logits` float32 (Q, C + 1), the last class is "nothing"; `masks` float32 (Q, h, w) are logits over the network's
     whole input; `boxes` float32 (Q, 4) as cx cy w h in parts of the network's input. `things` are the ids of the
@@ -302,7 +302,7 @@ class KeypointDetections:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One segment of a panoptic map: its id (from 1) there, its class, and the probability it was found with."""
+    """One segment of a panoptic map: its id (from 1), its class, and its score (a probability)."""
 
     id: int
     class_id: int
@@ -312,7 +312,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Panoptic:
-    """Segment ids per pixel of the original image, uint16 shaped (H, W), 0 where there is none, with their table."""
+    """Segment ids per pixel of the original image, uint16 (H, W), 0 for no segment, with the table of segments."""
 
     ids: NDArray[Any]
     segments: tuple[Segment, ...]

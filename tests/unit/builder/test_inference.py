@@ -183,7 +183,7 @@ def test_combinations_that_are_the_same_view_count_once() -> None:
 
 
 def test_tta_needs_a_view() -> None:
-    with pytest.raises(ValidationError, match="names no views"):
+    with pytest.raises(ValidationError, match="has no views"):
         Tta()
 
 
@@ -233,7 +233,7 @@ def test_without_tiles_the_tensors_are_the_networks(steps: tuple[dict[str, Any],
         (pipeline(TILE, FLIP), tensors(None, None), "tta and then tile; got tile, tta"),
         (pipeline(TILE, TILE), tensors(None, None), "got tile, tile"),
         (pipeline(TILE), tensors(64, 64), "64 x 64 pixels; tiles are 64 x 96"),
-        (pipeline(TURN), tensors(64, 96), "turned views need a square one"),
+        (pipeline(TURN), tensors(64, 96), "rotated views need a square one"),
         (pipeline({"tta": {"scales": [0.5]}}), tensors(64, 64), "scaled views need one of any size"),
         (pipeline(FLIP), tensors(None, None, batched=False), "outputs have a batch"),
     ],

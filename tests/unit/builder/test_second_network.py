@@ -89,8 +89,8 @@ def test_a_second_network_of_a_family_with_its_own_labels_knows_the_things_by_th
     ("changes", "says"),
     [
         ({"instances": None}, "'panopticFusion' needs a second network: `instances` is missing"),
-        ({"postprocess": [{"argmax": {}}]}, "no postprocess stage takes .*; these do: panopticFusion"),
-        ({"classes": [{"id": i, "name": str(i)} for i in range(4)]}, "no class says `thing: true`"),
+        ({"postprocess": [{"argmax": {}}]}, "no postprocess stage uses .*; these do: panopticFusion"),
+        ({"classes": [{"id": i, "name": str(i)} for i in range(4)]}, "no class has `thing: true`"),
         (
             {"instances": SECOND | {"postprocess": [{"nms": {}}, {"argmax": {}}]}},
             r"instances: postprocess\[1\] 'argmax' takes logits",

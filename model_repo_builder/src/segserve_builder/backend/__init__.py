@@ -1,1 +1,1 @@
-"""The thin shims between Triton's Python backend and the steps' own code."""
+"""The models of Triton's Python backend, thin shims around the steps."""

@@ -1,4 +1,4 @@
-"""The step `net` inside Triton: one run of the network over the requests that Triton has batched."""
+"""The step `net` inside Triton: runs the network over the requests of a batch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         self._session = NetworkSession(folder / MODEL_FILE, self._options)
         if self._options.inference:
-            # With its kernels. A proof reaches one instance of several; another's first request is a caller's.
+            # Loads its kernels now: a proof reaches one instance only, the others' first requests are callers'.
             import_module("segserve_builder.steps.tiling")
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Return one response a request, in order."""
+        """Return one response per request, in order."""
         arrays = [input_array(request, self._options.input) for request in requests]
         responses: list[Any] = []
         for _, group in groupby(arrays, key=lambda array: None if array is None else array.shape[1:]):
@@ -38,14 +38,14 @@ class TritonPythonModel:
         return responses
 
     def _answer_together(self, arrays: list[NDArray[Any] | None]) -> list[Any]:
-        given = [array for array in arrays if array is not None]
-        if len(given) == len(arrays):
+        present = [array for array in arrays if array is not None]
+        if len(present) == len(arrays):
             try:
-                return [response(outputs) for outputs in self._run(given)]
+                return [response(outputs) for outputs in self._run(present)]
             except Exception as error:
                 if len(arrays) == 1:
                     return [error_response(_blamed(error))]
-        # One of them may have failed the others: each is tried by itself.
+        # One of them may have made the others fail, so each is run by itself.
         return [self._answer_alone(array) for array in arrays]
 
     def _answer_alone(self, array: NDArray[Any] | None) -> Any:
@@ -62,7 +62,7 @@ class TritonPythonModel:
 
 
 def _blamed(error: Exception) -> Exception:
-    """Return `error` as the caller's where ONNX Runtime says that the given tensor does not fit."""
+    """Return `error` as the caller's fault if ONNX Runtime rejects the tensor's shape or type."""
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
     return BadImageError(str(error)) if isinstance(error, InvalidArgument) else error

@@ -1,4 +1,4 @@
-"""The step `post` inside Triton: the network's raw outputs become the public answer."""
+"""The step `post` inside Triton: turns raw outputs into the public outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segserve_builder.values import ResizeTransform
 
 
 class TritonPythonModel:
-    """Postprocesses one image a request, and computes only the outputs that it asks for."""
+    """Postprocesses one image per request, and computes only the requested outputs."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Build the pipeline's last step from its options."""
@@ -36,11 +36,11 @@ class TritonPythonModel:
         self._streams = None if smoothing is None else Streams.of(smoothing, time.monotonic)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Return one response a request, in order."""
-        return respond(requests, self._answer if self._streams is None else partial(self._steadied, self._streams))
+        """Return one response per request, in order."""
+        return respond(requests, self._answer if self._streams is None else partial(self._answer_frame, self._streams))
 
-    def _steadied(self, streams: Streams, request: Any) -> dict[str, NDArray[Any]]:
-        """Answer a frame as its stream has it; a frame that cannot be answered leaves the stream as it is."""
+    def _answer_frame(self, streams: Streams, request: Any) -> dict[str, NDArray[Any]]:
+        """Answer a frame of a stream; a frame that fails leaves the stream's history unchanged."""
         stream, flags = request.correlation_id(), request.flags()
         parameters = _parameters(request)
         number = frame_number(parameters.pop(FRAME)) if FRAME in parameters else None
@@ -67,8 +67,8 @@ class TritonPythonModel:
 
 
 def _parameters(request: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(request.parameters() or "{}")
-    return found
+    parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
+    return parameters
 
 
 def _required(request: Any, name: str) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The step `pre` inside Triton: an encoded image, or its pixels, becomes the network's input."""
+"""The step `pre` inside Triton: turns an encoded image, or its pixels, into the network's input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segserve_builder.steps.step_options import PreOptions
 
 
 class TritonPythonModel:
-    """Decodes and preprocesses one image a request."""
+    """Decodes and preprocesses one image per request."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Build the pipeline's first step from its options."""
@@ -23,12 +23,15 @@ class TritonPythonModel:
         self._preprocess = Preprocess(options.preprocess, options.input, network, layout, guided=options.guided)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Return one response a request, in order."""
+        """Return one response per request, in order."""
         return respond(requests, self._answer)
 
     def _answer(self, request: Any) -> dict[str, NDArray[Any]]:
         encoded = input_array(request, "IMAGE")
         image = None if encoded is None else bytes(encoded.item())
-        made = self._preprocess(image, input_array(request, "PIXELS"))
-        tensors = {NETWORK_INPUT: made.tensor, GEOMETRY.name: np.array(made.transform.to_numbers(), np.int32)}
-        return tensors if made.guide is None else tensors | {GUIDE.name: made.guide}
+        network_input = self._preprocess(image, input_array(request, "PIXELS"))
+        tensors = {
+            NETWORK_INPUT: network_input.tensor,
+            GEOMETRY.name: np.array(network_input.transform.to_numbers(), np.int32),
+        }
+        return tensors if network_input.guide is None else tensors | {GUIDE.name: network_input.guide}

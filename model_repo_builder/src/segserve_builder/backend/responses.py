@@ -1,4 +1,4 @@
-"""Turns what a step gives or raises into Triton responses, one request at a time."""
+"""Triton responses of a step's outputs and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MESSAGE_MAX_LENGTH: Final = 500
 
 
 def respond(requests: Iterable[Any], answer: Callable[[Any], Mapping[str, NDArray[Any]]]) -> list[Any]:
-    """Answer each request by itself, so that one that fails harms no other."""
+    """Answer each request by itself, so that a failing one does not affect others."""
     return [_attempt(request, answer) for request in requests]
 
 
@@ -26,7 +26,7 @@ def response(outputs: Mapping[str, NDArray[Any]]) -> Any:
 
 
 def error_response(error: Exception) -> Any:
-    """Return the response of a failed request: INVALID_ARG where the caller can mend it, else INTERNAL.
+    """Return the response of a failed request: INVALID_ARG if the caller can correct it, else INTERNAL.
 
     Callers get one line; the traceback goes to the server's log.
     """
@@ -39,7 +39,7 @@ def error_response(error: Exception) -> Any:
 
 
 def input_array(request: Any, name: str) -> NDArray[Any] | None:
-    """Return the input's array, or None where the request leaves it out."""
+    """Return the input's array, or None if the request lacks it."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
 

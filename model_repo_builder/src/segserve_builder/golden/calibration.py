@@ -1,4 +1,4 @@
-"""Temperature scaling: how sure a network is, how often it is right, and the temperature that makes both agree.
+"""Temperature scaling: the temperature that makes a network's confidence agree with its accuracy.
 
 After Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML 2017 (arXiv:1706.04599).
 """
@@ -15,11 +15,11 @@ from segserve_builder.values import Float32
 COLDEST: Final = 0.01
 HOTTEST: Final = 100.0
 HALVINGS: Final = 34
-"""They leave a billionth of the range, which is one of logarithms."""
+"""Halvings of the logarithmic range, to a billionth of it."""
 
 
 def rescaled(scores: Float32, temperature: float) -> Float32:
-    """Return sigmoid(logit(score) / temperature) of probabilities (N,); 0 stays 0 and 1 stays 1."""
+    """Return sigmoid(logit(score) / temperature) of probabilities, float32 (N,); 0 stays 0 and 1 stays 1."""
     likely = np.asarray(scores, np.float64)
     for_it, against = likely ** (1 / temperature), (1 - likely) ** (1 / temperature)
     scaled: Float32 = (for_it / (for_it + against)).astype(np.float32)
@@ -29,10 +29,10 @@ def rescaled(scores: Float32, temperature: float) -> Float32:
 def fit_temperature(logits: NDArray[Any], labels: NDArray[Any], ignore: int | None = None) -> float:
     """Return the temperature, from 0.01 to 100, that makes the labels most likely.
 
-    `logits` (N, C), of a softmax, or (N,), of a sigmoid; `labels` (N,) are class ids, those equal to `ignore` have no
-    say. The loss, the mean of -log(probability of the label), is convex in 1 / temperature, so that halving finds its
-    minimum. Logits that are never wrong ask for the coldest temperature there is. Raises `ValueError` for shapes that
-    do not fit, for labels that are no class, and where no label is left.
+    `logits` are floats (N, C) of a softmax, or (N,) of a sigmoid; `labels` are class ids, integers (N,), of which those
+    equal to `ignore` are left out. The loss, the mean of -log(probability of the label), is convex in 1 / temperature,
+    so that halving finds its minimum. Logits that are never wrong give the lowest temperature. Raises `ValueError` for
+    shapes that do not match, for labels that are not a class, and if no label is left.
     """
     stacked, truth = _labelled(logits, labels, ignore)
     own = np.take_along_axis(stacked, truth[:, None], axis=1)[:, 0]

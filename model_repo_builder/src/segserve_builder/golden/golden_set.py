@@ -1,4 +1,4 @@
-"""Golden sets as they are in a folder: golden.json with the expected answers and labels of each image."""
+"""The format of golden sets: golden.json with the expected answer and labels of each image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Json(BaseModel):
 
 
 class GoldenTolerance(_Json):
-    """How far an answer may be off: least IoU of a mask or box, greatest difference of a score and of a point."""
+    """Tolerance of an answer: least IoU of masks and boxes, largest difference of scores and of points (pixels)."""
 
     iou: float = Field(DEFAULT_IOU, gt=0, le=1)
     score: float = Field(DEFAULT_SCORE, ge=0, le=1)
@@ -36,8 +36,8 @@ class GoldenTolerance(_Json):
 class Expected(_Json):
     """The expected outputs, named as on the wire, with masks as COCO compressed RLE counts of `size`.
 
-    With `scores` it is an answer of objects: instances with one mask each, segments of a panoptic map likewise, or
-    boxes, perhaps with keypoints, without masks. Without, it is a semantic one, one mask a class.
+    With `scores` it is an answer of objects: instances or segments of a panoptic map with one mask each, or boxes,
+    optionally with keypoints, without masks. Without, it is a semantic answer with one mask per class.
     """
 
     size: tuple[int, int] = Field(alias="SIZE")
@@ -59,9 +59,9 @@ class Expected(_Json):
 
 
 class GoldenLabels(_Json):
-    """What people marked in an image, named as on the wire: one class for each mask or box, masks as RLE of `size`.
+    """Labels of an image by people, named as on the wire: one class per mask or box, masks as RLE counts of `size`.
 
-    A point of KEYPOINTS is x, y and its visibility, 0 where it is not marked.
+    A point of KEYPOINTS is x, y and its visibility, 0 if it is not labelled.
     """
 
     size: tuple[int, int] = Field(alias="SIZE")
@@ -81,10 +81,9 @@ class GoldenLabels(_Json):
 
 
 class Case(_Json):
-    """One image of the set with its expected answer, and perhaps with labels, by which rollouts measure quality.
+    """One image of the set with its expected answer, and optionally labels, by which rollouts measure quality.
 
-    A semantic model's may be a PNG instead, `labelMap`, whose pixels are class ids; pixels of other values count for
-    nothing.
+    Labels of a semantic model may be a PNG instead, `labelMap`, whose pixels are class ids; other values are ignored.
     """
 
     image: Annotated[str, AfterValidator(_inside)]
@@ -96,7 +95,7 @@ class Case(_Json):
     @model_validator(mode="after")
     def _labelled_once(self) -> Self:
         if self.labels is not None and self.label_map is not None:
-            raise ValueError("labels and labelMap say the same; one of them is allowed")
+            raise ValueError("labels and labelMap exclude each other; use one of them")
         return self
 
 
@@ -107,7 +106,7 @@ class GoldenSet(_Json):
 
 
 def load(folder: Path) -> GoldenSet:
-    """Read the set in `folder`; raises `GoldenError` where it, or an image that it names, cannot be read."""
+    """Read the set in `folder`; raises `GoldenError` if it is not valid, or an image that it names is missing."""
     try:
         golden = GoldenSet.model_validate_json((folder / GOLDEN_FILE).read_bytes())
     except OSError as error:
@@ -116,8 +115,8 @@ def load(folder: Path) -> GoldenSet:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise GoldenError(f"{GOLDEN_FILE}: {place or 'the file'}: {first['msg']}") from error
-    named = [name for case in golden.cases for name in (case.image, case.label_map) if name is not None]
-    missing = [name for name in named if not (folder / name).is_file()]
+    files = [name for case in golden.cases for name in (case.image, case.label_map) if name is not None]
+    missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise GoldenError(f"{GOLDEN_FILE} names images that are not in the folder: {', '.join(missing)}")
     return golden

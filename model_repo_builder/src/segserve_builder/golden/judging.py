@@ -1,4 +1,4 @@
-"""Golden sets: judging a model's answers by them."""
+"""Judges answers by golden sets."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ __all__ = [
 
 REPEAT_TOLERANCE: Final = 1e-4
 ROUNDING: Final = 1e-6
-"""How far the IoU of two equal boxes may be from 1."""
+"""Largest rounding error of the IoU of two equal boxes."""
 
 
 def compare(case: Case, answer: Answer) -> None:
-    """Check an answer against the expected one; it was asked with `encoding=rle` where it has masks.
+    """Check an answer against the expected one; masks must be encoded as rle.
 
-    Raises `GoldenError` that names the image, the tensor, what was seen and what is tolerated.
+    Raises `GoldenError` that names the image, the tensor, the observed value and the tolerance.
     """
     _require_finite(case.image, answer)
     answer = with_columns(case.image, answer)
@@ -62,20 +62,20 @@ def compare(case: Case, answer: Answer) -> None:
 
 
 def record(answer: Answer, image_name: str, tolerance: GoldenTolerance | None = None) -> dict[str, Any]:
-    """Return the JSON of a case that expects `answer`, which was asked with `encoding=rle` where it has masks."""
+    """Return the JSON of a case that expects `answer`; masks must be encoded as rle."""
     answer = with_columns(image_name, answer)
     outputs: dict[str, Any] = {name: _output(image_name, answer, name).tolist() for name in ("SIZE", "CLASSES")}
     outputs |= {name: answer[name].tolist() for name in ("SCORES", "BOXES", "KEYPOINTS") if name in answer}
     if "MASKS" in answer:
         outputs["MASKS"] = [_text(mask) for mask in answer["MASKS"]]
     case = Case(image=image_name, tolerance=tolerance or GoldenTolerance(), expected=Expected.model_validate(outputs))
-    # A tolerance of points says nothing where there are none.
+    # A tolerance of points means nothing without points.
     left_out = None if "KEYPOINTS" in answer else {"tolerance": {"point_px"}}
     return case.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
 
 
 def builtin_image() -> bytes:
-    """Return the built-in PNG that proves a pipeline where no golden set is given."""
+    """Return the built-in PNG that proves a pipeline without a golden set."""
     return resources.files("segserve_builder").joinpath("assets/proof.png").read_bytes()
 
 
@@ -97,7 +97,10 @@ def check_builtin(first: Answer, second: Answer) -> None:
 
 
 def with_columns(image: str, answer: Answer) -> Answer:
-    """Return a panoptic answer with its table of segments as CLASSES, SCORES and BOXES; any other as it is."""
+    """Return a panoptic answer with its table of segments as CLASSES, SCORES and BOXES; others unchanged.
+
+    Raises `GoldenError` if SEGMENTS is not a table of segments.
+    """
     import numpy as np
 
     if "SEGMENTS" not in answer:

@@ -1,4 +1,4 @@
-"""Decodes an image file to the pixels that a pipeline asks for; what is too large is refused undecoded."""
+"""Decodes image files to pixels of a given colour and dtype; images that are too large are refused undecoded."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _TO_COLOUR: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What the pixels are to be; `oriented` says whether EXIF orientation is applied."""
+    """The required pixels; `oriented` tells whether EXIF orientation is applied."""
 
     colour: Colour
     dtype: Dtype
@@ -66,10 +66,10 @@ class _Wanted:
 def decode_image(
     data: bytes, *, colour: Colour, dtype: Dtype, max_pixels: int, orientation: Orientation = "apply"
 ) -> NDArray[Any]:
-    """Return the pixels of a JPEG, PNG, WebP or TIFF file, shaped (H, W, C): C is 3 for RGB, 1 for GREY.
+    """Return the pixels of a JPEG, PNG, WebP or TIFF file, uint8 or uint16 (H, W, C): C is 3 for RGB, 1 for GREY.
 
-    - The format is told by the first bytes, the size read from the header before anything is decoded.
-    - EXIF orientation (TIFF: its tag) is applied unless `ignore` is asked.
+    - The format follows from the first bytes, the size from the header before anything is decoded.
+    - EXIF orientation (TIFF: its tag) is applied unless `orientation` is `ignore`.
     - Alpha is dropped, as OpenCV, torchvision and Pillow's `convert("RGB")` do; nothing is composited.
     - Grey from colour is BT.601 luma, 0.299 R + 0.587 G + 0.114 B; of a JPEG the stored luma.
     - UINT8 from 16 bits is the high byte (`>> 8`), UINT16 from 8 bits is `* 257`, so that white stays white.

@@ -1,4 +1,4 @@
-"""Finds the EXIF orientation of an encoded image, and turns decoded pixels by it."""
+"""Reads the EXIF orientation of encoded images, and applies it to decoded pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHORT: Final = 3
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """Return the orientation 1..8 of a JPEG file, 1 where it has none or a broken one."""
+    """Return the orientation 1..8 of a JPEG file, 1 if it has none or a broken one."""
     for marker, body in _jpeg_segments(data):
         if marker == 0xE1 and body[:6] == b"Exif\0\0":
             return exif_orientation(body[6:])
@@ -26,7 +26,7 @@ def jpeg_orientation(data: bytes) -> int:
 
 
 def webp_orientation(data: bytes) -> int:
-    """Return the orientation 1..8 of a WebP file, 1 where it has none or a broken one."""
+    """Return the orientation 1..8 of a WebP file, 1 if it has none or a broken one."""
     position = 12
     while position + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, position)
@@ -37,7 +37,7 @@ def webp_orientation(data: bytes) -> int:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Return the orientation 1..8 in an EXIF block (a TIFF header and directory), 1 where there is none."""
+    """Return the orientation 1..8 in an EXIF block (a TIFF header and directory), 1 if there is none."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return UPRIGHT
@@ -55,7 +55,7 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return stored pixels (H, W, C) as they are to be looked at, given their orientation 1..8."""
+    """Return stored pixels (H, W, C) upright, given their orientation 1..8."""
     if orientation == UPRIGHT:
         return pixels
     match orientation:

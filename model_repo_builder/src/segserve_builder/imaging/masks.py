@@ -21,34 +21,34 @@ def map_masks(
     margin: int = 0,
     classes: Collection[int] | None = None,
 ) -> Instances:
-    """Return the instances with changed masks, without those of which nothing is left.
+    """Return the instances with changed masks, without those whose mask became empty.
 
-    `change` gets and returns uint8 0/1, shaped (h, w): the mask's bounding box with `margin` pixels around it, as
-    far as the image reaches. Instances that are not of `classes`, where they are given, stay as they are.
+    `change` takes and returns uint8 0/1, shaped (h, w): the mask's bounding box with `margin` pixels around it, within
+    the image. If `classes` is set, instances of other classes stay unchanged.
     """
     from segserve_builder.kernels.rle import MaskWindow, encode
     from segserve_builder.kernels.rle_reader import decode
 
     size = (instances.height, instances.width)
-    masks, left = [], []
+    masks, kept = [], []
     for index, counts in enumerate(instances.masks):
         if classes is not None and int(instances.classes[index]) not in classes:
             masks.append(counts)
-            left.append(index)
+            kept.append(index)
             continue
         window = decode(counts, *size, margin)
         bitmap = change(window.bitmap) if window.bitmap.size else window.bitmap
         if bitmap.any():
             masks.append(encode(MaskWindow(bitmap, window.top, window.left), *size))
-            left.append(index)
-    return replace(instances.take(left), masks=tuple(masks))
+            kept.append(index)
+    return replace(instances.take(kept), masks=tuple(masks))
 
 
 def polygons_json(window: MaskWindow, tolerance: float | None = None) -> bytes:
-    """Return the outlines of a mask as JSON [[x, y, x, y, ...], ...], one polygon a part, without holes.
+    """Return the outlines of a mask as JSON [[x, y, x, y, ...], ...], one polygon per part, without holes.
 
-    Corners are those of pixels, in pixels of the mask: pycocotools gives the mask back, with its holes filled. With a
-    `tolerance` in pixels polygons have fewer corners, and the others are at most that far from them.
+    Corners are corners of pixels, in pixels of the mask: pycocotools restores the mask with its holes filled. With a
+    `tolerance` in pixels corners are dropped that are at most that far from the polygon.
     """
     from segserve_builder.kernels.outlines import ring_json, simplified
 

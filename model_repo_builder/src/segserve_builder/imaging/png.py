@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 Rgb: TypeAlias = tuple[int, int, int]
 
 COMPRESSION: Final = 1
-"""zlib's fastest level: label maps are so regular that slower ones gain little."""
+"""zlib's fastest level: label maps are regular, so slower levels gain little."""
 
 
 def default_colour(label: int) -> Rgb:
-    """Return the colour of a class that names none: that of PASCAL VOC, in which class 0 is black."""
+    """Return the default colour of a class, PASCAL VOC's, in which class 0 is black."""
     red = green = blue = 0
     for bit in range(8):
         red |= (label >> (3 * bit) & 1) << (7 - bit)
@@ -27,7 +27,7 @@ def default_colour(label: int) -> Rgb:
 
 
 def palette(colours: Sequence[str | None]) -> tuple[Rgb, ...]:
-    """Return 256 colours: those of the classes, given as #rrggbb, and the default where one has or is none."""
+    """Return 256 colours: those of the classes, as #rrggbb, and default ones for None and for further labels."""
     own = {label: colour for label, colour in enumerate(colours) if colour is not None}
     return tuple(_rgb(own[label]) if label in own else default_colour(label) for label in range(256))
 
@@ -42,7 +42,7 @@ def _rgb(colour: str) -> Rgb:
 
 
 def label_png(labels: NDArray[Any], colours: Sequence[str | None]) -> bytes:
-    """Return a label map as PNG: uint8 labels with the classes' palette, uint16 ones as 16-bit grey."""
+    """Return a label map (H, W) as PNG: uint8 labels with the classes' palette, uint16 ones as 16-bit grey."""
     from PIL import Image
 
     image = Image.fromarray(labels)

@@ -16,7 +16,7 @@ def logit(probability: float) -> float:
 
 
 def softmax(logits: Float32, axis: int = -1) -> Float32:
-    """Return the probabilities of the classes along an axis."""
+    """Return the softmax of float32 logits of any shape along an axis, of the same shape."""
     import numpy as np
 
     parts: Float32 = np.exp(logits - logits.max(axis=axis, keepdims=True, initial=-np.inf))
@@ -25,7 +25,7 @@ def softmax(logits: Float32, axis: int = -1) -> Float32:
 
 
 def sigmoid(logits: Float32) -> Float32:
-    """Return the probabilities of logits (K, ...)."""
+    """Return the sigmoid of float32 logits (K, ...), of the same shape."""
     import numpy as np
 
     shares = np.empty(logits.shape, np.float32)
@@ -39,10 +39,10 @@ def sigmoid(logits: Float32) -> Float32:
 
 
 def class_statistics(value: LabelMap, number: int) -> tuple[Int64, Float32]:
-    """Return, for each of `number` classes, its area in pixels and its mean probability over them; 0 where none is.
+    """Return, for each of `number` classes, its area in pixels and its mean probability over it, 0 without pixels.
 
-    int64 (number,) and float32 (number,). The probability is the softmax of the logits, sampled bilinearly at the pixel
-    and divided by their temperature; with one channel the sigmoid, and its complement for class 0.
+    They are int64 (number,) and float32 (number,). The probability is the softmax of the logits, sampled bilinearly at
+    the pixel and divided by their temperature; with one channel the sigmoid, and its complement for class 0.
     """
     import numpy as np
 
@@ -52,13 +52,13 @@ def class_statistics(value: LabelMap, number: int) -> tuple[Int64, Float32]:
     if len(logits) == 1:
         logits = np.concatenate([np.zeros_like(logits), logits])
     rows, columns = axes(value.logits.transform, *logits.shape[1:], align_corners=value.logits.align_corners)
-    found, sums = label_sums(logits, rows, columns, value.labels, value.logits.temperature)
+    counts, sums = label_sums(logits, rows, columns, value.labels, value.logits.temperature)
     areas, mean = np.zeros(number, np.int64), np.zeros(number, np.float32)
-    areas[: len(found)] = found
-    mean[: len(found)] = sums / np.maximum(found, 1)
+    areas[: len(counts)] = counts
+    mean[: len(counts)] = sums / np.maximum(counts, 1)
     return areas, mean
 
 
 def mean_confidence(value: LabelMap, number: int) -> Float32:
-    """Return the second of `class_statistics`."""
+    """Return the mean probabilities of `class_statistics`, float32 (number,)."""
     return class_statistics(value, number)[1]

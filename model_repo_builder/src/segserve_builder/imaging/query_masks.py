@@ -1,4 +1,4 @@
-"""What queries of a transformer decoder say: the class of each, and the masks of those that are asked for."""
+"""Classes and masks of a transformer decoder's queries."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Which query has each pixel: segment ids from 1, uint16 (H, W), 0 where there is none.
+class QuerySegments:
+    """The segment of each pixel: ids from 1, uint16 (H, W), 0 for none.
 
     `classes` int32 (S,) and `scores` float32 (S,) are those of the segments 1, 2, ...
     """
@@ -70,7 +70,7 @@ def exclusive_segments(
     overlap_threshold: float,
     fuse: Collection[int],
     size: tuple[int, int] | None,
-) -> Found:
+) -> QuerySegments:
     """Give every pixel to one query, as the image processors of MaskFormer, Mask2Former and DETR do.
 
     Queries take part whose best class is one and scores above `threshold`; a pixel goes to the one whose score times
@@ -86,7 +86,7 @@ def exclusive_segments(
     which = np.flatnonzero((best < queries.logits.shape[1] - 1) & (scores > np.float32(threshold)))
     if not len(which):
         height, width = queries.transform.height, queries.transform.width
-        return Found(np.zeros((height, width), np.uint16), np.empty(0, np.int32), np.empty(0, np.float32))
+        return QuerySegments(np.zeros((height, width), np.uint16), np.empty(0, np.int32), np.empty(0, np.float32))
     logits, rows, columns = mask_logits(queries, which, size)
     best, scores = best[which], scores[which]
     labels, areas, above = winners(sigmoid(logits), scores, rows, columns, mask_threshold)
@@ -105,7 +105,7 @@ def exclusive_segments(
         if class_id in fuse:
             fused[class_id] = len(classes)
     rename(labels, names)
-    return Found(labels, np.array(classes, np.int32), np.array(found, np.float32))
+    return QuerySegments(labels, np.array(classes, np.int32), np.array(found, np.float32))
 
 
 def _best_classes(logits: Float32) -> tuple[Int32, Float32]:

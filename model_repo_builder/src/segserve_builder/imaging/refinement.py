@@ -1,4 +1,4 @@
-"""What stages share that refine logits by the image itself: labels at the image's pixels, and logits made of them."""
+"""Labels at the image's pixels and logits made of them, for stages that refine logits by the image."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 MAX_PIXELS: Final = 8 << 20
 MAX_BYTES: Final = 2 << 30
-"""What one image may take while it is refined, its answer included."""
+"""Memory limit of one image's refinement, its result included."""
 PIXEL_BYTES: Final = 128
-"""What a stage holds of a pixel beside its labels: vertices and weights of two lattices, or coefficients."""
+"""Memory of a stage per pixel beside its labels: vertices and weights of two lattices, or coefficients."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelScores:
-    """The labels of an image that can matter: scores in lanes (G, H, W, 8), best 0, and the labels' numbers `kept`."""
+    """The relevant labels of an image: scores in lanes, float32 (G, H, W, 8), best 0, and label numbers, int64 (K,)."""
 
     scores: Float32
     kept: NDArray[np.int64]
@@ -31,7 +31,7 @@ class LabelScores:
     def of(cls, value: Logits, height: int, width: int, least: float) -> LabelScores:
         """Sample the logits at the pixels of the image, resized to height x width; one channel becomes two labels.
 
-        A label whose probability exceeds `least` nowhere is left out.
+        Labels whose probability nowhere exceeds `least` are left out.
         """
         import numpy as np
 
@@ -44,7 +44,7 @@ class LabelScores:
         return cls(*label_scores(values, rows, columns, value.temperature, least))
 
     def logits(self, value: Logits) -> Logits:
-        """Return logits of `value`'s channels, whose scores here have become log probabilities."""
+        """Return logits with `value`'s channels, of scores that are log probabilities by now."""
         from segserve_builder.kernels.crf_scores import label_planes
 
         channels = len(value.values)
@@ -58,14 +58,14 @@ class LabelScores:
 
 
 def checked_guide(value: Logits) -> UInt8:
-    """Return the image as the network saw it.
+    """Return the image at the network's resolution, uint8 (inner_height, inner_width, 3).
 
-    Raises `BadImageError` where it is too large to be refined, `ValueError` where it is not there or of another shape.
+    Raises `BadImageError` if it is too large to be refined, `ValueError` if it is missing or has another shape.
     """
     guide, p = value.guide, value.transform
     if guide is None or guide.shape != (p.inner_height, p.inner_width, 3) or guide.dtype != "uint8":
-        seen = None if guide is None else (guide.dtype.name, guide.shape)
-        raise ValueError(f"the guide is {seen}; uint8 {(p.inner_height, p.inner_width, 3)} is expected")
+        observed = None if guide is None else (guide.dtype.name, guide.shape)
+        raise ValueError(f"the guide is {observed}; uint8 {(p.inner_height, p.inner_width, 3)} is expected")
     pixels, labels = p.inner_height * p.inner_width, len(value.values)
     size = f"the network's view of the image is {p.inner_width} x {p.inner_height}"
     if pixels > MAX_PIXELS:

@@ -177,7 +177,7 @@ def _add_step(config: Any, name: str, inputs: Mapping[str, str], outputs: Mappin
 
 
 def _facts(guided: bool) -> tuple[TensorSpec, ...]:
-    """Return what the first step tells the last one of the image."""
+    """Return the tensors about the image that pass from the first step to the last."""
     return (GEOMETRY, GUIDE) if guided else (GEOMETRY,)
 
 

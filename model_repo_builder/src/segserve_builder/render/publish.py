@@ -1,4 +1,4 @@
-"""Writes a rendered tree into a Triton repository, and never leaves half of it there.
+"""Publishes rendered trees into a Triton repository atomically.
 
 Everything is staged beside the repository (`.<name>-staging`), never in it, since Triton takes each of its
 folders for a model, and enters it by one rename. Each repository has one writing process.

@@ -32,8 +32,8 @@ def build_tree(
 ) -> Tree:
     """Fetch and verify the artifacts, check their signatures, and render the revision's files for `target`.
 
-    `second` is the file of the pipeline's second network, where it has one; `access` says what may be reached for
-    them. Raises a `BuilderError` that says what was seen and what is allowed.
+    `second` is the file of the pipeline's second network, if it has one; `access` limits where they may be downloaded
+    from. Raises a `BuilderError` that says what was observed and what is allowed.
     """
     network = read_network(pipeline, artifact, cache, access, progress)
     beside = None
@@ -46,7 +46,7 @@ def build_tree(
 def read_network(
     pipeline: Pipeline, artifact: Artifact, cache: Path, access: Access = LOCAL, progress: Progress | None = None
 ) -> Network:
-    """Fetch and verify one network's file, and find its tensors."""
+    """Fetch and verify one network's file and return it with its tensors; raises a `BuilderError` if that fails."""
     if pipeline.family not in FAMILIES:
         raise UnknownNameError("family", pipeline.family, FAMILIES)
     file = fetch(artifact.uri, artifact.sha256, cache, access, progress=progress)
@@ -65,7 +65,7 @@ def write_repository(
     access: Access = LOCAL,
     progress: Progress | None = None,
 ) -> Tree:
-    """Publish a revision into the folder `repository`, beside the models that it holds already."""
+    """Publish a revision into the folder `repository`, beside the models that it already holds."""
     tree = build_tree(pipeline, artifact, expose, cache, second, access=access, progress=progress)
     publish_tree(tree, repository)
     return tree

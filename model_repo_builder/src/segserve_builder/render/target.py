@@ -1,4 +1,4 @@
-"""What a repository is rendered for: a release of Triton, and what runs networks there."""
+"""The target of a rendered repository: a release of Triton, and the backend that runs networks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from segserve_builder.steps.pipeline import Pipeline
 Backend: TypeAlias = Literal["python", "onnxruntime"]
 OLDEST: Final = (24, 10)
 HISTOGRAMS_SINCE: Final = (26, 1)
-"""Triton 2.65: from here on latencies of models that answer once come as histograms too."""
+"""Triton 2.65, the first release with latency histograms for models that are not decoupled."""
 _RELEASE: Final = re.compile(r"(\d\d)\.(\d\d)")
 
 
 @dataclass(frozen=True, slots=True)
 class RenderTarget:
-    """A release, year and month as NVIDIA names them, and the backend that runs a network wherever it can.
+    """A release of Triton (year and month), and the preferred backend for networks.
 
-    Neither changes an answer, nor the name of a revision; the names of steps that differ do.
+    Neither changes answers or the name of a revision; the names of steps that differ do change.
     """
 
     release: tuple[int, int] = OLDEST
@@ -30,8 +30,8 @@ class RenderTarget:
     @classmethod
     def named(cls, release: str, backend: str) -> Self:
         """Return the target of a release such as '26.04'; raises `UnknownNameError`."""
-        found = _RELEASE.fullmatch(release)
-        if found is None or (number := (int(found[1]), int(found[2]))) < OLDEST:
+        match = _RELEASE.fullmatch(release)
+        if match is None or (number := (int(match[1]), int(match[2]))) < OLDEST:
             raise UnknownNameError("release of Triton", release, ["24.10 and later, as year.month"])
         for known in get_args(Backend):
             if backend == known:
@@ -40,17 +40,17 @@ class RenderTarget:
 
     @property
     def has_histograms(self) -> bool:
-        """Whether the release knows `model_metrics` and fills them."""
+        """Whether the release has `model_metrics` with histograms."""
         return self.release >= HISTOGRAMS_SINCE
 
     def runs_natively(self, pipeline: Pipeline, io: NetworkIO) -> bool:
-        """Tell whether the server itself can run a network: over whole batches, once an image.
+        """Tell whether Triton's own backend can run a network: in whole batches, once per image.
 
-        Tiles, views, and files that take or give one image without a batch need the Python step.
+        Tiles, augmented views, and files without a batch dimension need the Python step.
         """
         batches = all(tensor.shape[0] is None for tensor in (io.input, *io.outputs))
         return self.backend == "onnxruntime" and not pipeline.inference and io.batched and batches
 
 
 EMBEDDED: Final = RenderTarget()
-"""What the local platform serves on: Triton 2.51, which has no backend but Python's."""
+"""The local platform's target: Triton 2.51 with the Python backend alone."""

@@ -34,11 +34,11 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """One revision's models: immutable steps, and the ensembles of mutable names that call them.
+    """One revision's models: immutable steps, and ensembles with mutable names that call them.
 
-    `steps` are in the order in which requests pass them, `networks` the names of those that run a network, the first
-    one first, `native` those of them that have no process of their own; `public` holds the ensemble of the model's own
-    name, and that of the bare network where it was added.
+    `steps` are in the order of processing, `networks` the names of the steps that run a network in order, `native`
+    those of them without a process of their own; `public` holds the ensemble of the model's name, and that of the bare
+    network if it was added.
     """
 
     steps: Mapping[str, Files]
@@ -58,8 +58,8 @@ def render(
 ) -> Tree:
     """Render `pipeline` over the network file `artifact`, whose tensors are `io`; `second` is its second network.
 
-    Pure: equal arguments give an equal tree. Raises `UnknownNameError` (family), and `PipelineError` where
-    the stages fit neither each other nor the network.
+    Pure: equal arguments give an equal tree. Raises `UnknownNameError` for the family, and `PipelineError` if the
+    stages do not fit each other or the network.
     """
     for network in pipeline.networks:
         if network.family not in FAMILIES:
@@ -89,7 +89,7 @@ def render(
 
 
 def with_network_alias(tree: Tree, pipeline: Pipeline, io: NetworkIO) -> Tree:
-    """Return `tree` with the bare network public as `<model>.network`; this does not change the revision."""
+    """Return `tree` with the bare network as the public `<model>.network`; this does not change the revision."""
     name = network_alias(pipeline.model)
     files = _ensemble_files(config.network_alias_config(name, pipeline, io, tree.networks[0]))
     return replace(tree, network=(name, files))
@@ -106,8 +106,8 @@ def _step(kind: str, message: Any, extra: Files | None = None) -> tuple[str, Fil
     code = f'from segserve_builder.backend.{kind} import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
     files: dict[str, bytes | Path] = {
         "1/model.py": code.encode(),
-        # A file where Python would make its cache's folder: a written cache counts as a modification of the
-        # step, which Triton would then reload under every model that shares it.
+        # A file blocks the folder of Python's bytecode cache: Triton would take a written cache for a modification of
+        # the step, and reload it under every model that shares it.
         "1/__pycache__": b"",
     }
     return _named(kind, message, files | dict(extra or {}))
@@ -119,5 +119,5 @@ def _named(kind: str, message: Any, files: Files) -> tuple[str, Files]:
 
 
 def _ensemble_files(message: Any) -> Files:
-    # The version folder must not be empty: object stores and git drop empty ones.
+    # Object stores and git drop empty folders.
     return {CONFIG_FILE: config.to_pbtxt(message), "1/.keep": b""}

@@ -1,4 +1,4 @@
-"""How a Triton is started, on a laptop as in a pod: its arguments, its environment, the memory it may leave behind."""
+"""The command line, environment and shared memory of a Triton server, on a laptop and in a pod."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ STEP_ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
-    # Steps keep what they free between requests: to give pages back and fault them in again costs more than the work.
+    # Freed memory is kept between requests: returning pages and faulting them in again costs more than the work.
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
 }
-"""What Triton's Python steps need."""
+"""Environment of Triton's Python steps."""
 
 SILENT: Final = {"ORT_DISABLE_TELEMETRY": "1"}
-"""ONNX Runtime's official builds report what they run to Microsoft; a user's models are nobody else's business."""
+"""Turns off the usage reports of ONNX Runtime's official builds to Microsoft."""
 
 _SHM_FOLDER: Final = Path("/dev/shm")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -28,7 +28,7 @@ _PREFIX: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where a Triton listens."""
+    """The ports that a Triton listens on."""
 
     http: int
     grpc: int
@@ -45,7 +45,7 @@ def server_arguments(
     exit_timeout_s: int,
     shm_prefix: str,
 ) -> tuple[str, ...]:
-    """Return the command line of a Triton that holds nothing at first: models are loaded when asked for.
+    """Return the command line of a Triton that loads models on request only.
 
     `shm_prefix` names its shared memory and must differ between servers that share it. Raises ValueError for one
     that cannot be a file's name.
@@ -70,14 +70,14 @@ def server_arguments(
 
 
 def shm_regions(prefix: str) -> tuple[str, ...]:
-    """Return the names in /dev/shm of the regions that servers with this prefix made."""
+    """Return the names in /dev/shm of the regions of servers with this prefix."""
     _check_prefix(prefix)
     names = [path.name for path in _SHM_FOLDER.iterdir() if path.name.startswith(prefix)]
     return tuple(sorted(name for name in names if _UUID.fullmatch(name.removeprefix(prefix))))
 
 
 def sweep_shm(prefix: str) -> tuple[str, ...]:
-    """Remove the regions of a server that runs no more, and return their names."""
+    """Remove the regions of a server that no longer runs, and return their names."""
     swept = shm_regions(prefix)
     for name in swept:
         (_SHM_FOLDER / name).unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""What a model's spec says, as immutable typed values, and the names made of it."""
+"""A model's spec as immutable typed values, and the names derived from it."""

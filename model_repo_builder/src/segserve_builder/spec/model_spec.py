@@ -1,6 +1,6 @@
-"""The pipeline: all that makes one revision of a model, as immutable typed values.
+"""The parts of a model's spec as immutable typed values.
 
-The resource's spec is made of the same types, so that a field is described, defaulted and checked once.
+The resource's API uses the same types, so that each field is described, defaulted and validated once.
 """
 
 from __future__ import annotations
@@ -16,96 +16,118 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class FrozenModel(BaseModel):
-    """An immutable value with camelCase keys outside and no unknown ones."""
+    """An immutable value with camelCase keys in JSON; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
 class Provenance(FrozenModel):
-    """How the artifact came to be. It is recorded, and does not change the revision."""
+    """Origin of the artifact, for the record; it does not change the revision."""
 
-    source: str | None = Field(None, description="Where the network was trained: a repository and commit, a run.")
-    exporter: str | None = Field(None, description="What wrote the file, with its version.")
-    dataset_sha256: Sha256 | None = Field(None, description="The digest of the data it was trained on.")
+    source: str | None = Field(
+        None, description="Origin of the network's training, such as a repository and commit, or a run."
+    )
+    exporter: str | None = Field(None, description="Program that wrote the file, with its version.")
+    dataset_sha256: Sha256 | None = Field(None, description="Digest of the training data, 64 hex digits.")
 
 
 class Signature(FrozenModel):
-    """Where the proof lies of who signed a file. The pool says who is trusted."""
+    """The signature of a file. The pool sets which signers are trusted."""
 
-    uri: Uri = Field(description="The model-signing bundle of the file; relative as the artifact's own.")
+    uri: Uri = Field(description="URI of the file's model-signing bundle; relative ones resolve as the artifact's.")
 
 
 class Artifact(FrozenModel):
-    """The network's file, named by URI and pinned by sha256."""
+    """The network's file, located by URI and pinned by sha256."""
 
     uri: Uri = Field(
-        description="Where it is: s3:, gs:, az:, oci:, hf:, models: (MLflow), pvc:, http:, https: or file:, with "
-        "#member for one file of an archive; or relative: to the resource file, on a cluster to its pool's base.",
+        description="URI of the file: s3:, gs:, az:, oci:, hf:, models: (MLflow), pvc:, http:, https: or file:, with "
+        "#member for one file of an archive; or a path relative to the resource file, on a cluster to its pool's base.",
     )
-    sha256: Sha256 = Field(description="sha256 of the file, 64 hex digits.")
-    signature: Signature | None = Field(None, description="Demands that somebody trusted by the pool signed the file.")
-    provenance: Provenance | None = Field(None, description="How the file came to be.")
+    sha256: Sha256 = Field(description="SHA-256 of the file, 64 hex digits.")
+    signature: Signature | None = Field(None, description="Requires a signature by a signer that the pool trusts.")
+    provenance: Provenance | None = Field(None, description="Origin of the file, for the record.")
 
 
 class Golden(FrozenModel):
     """A folder of images with their expected answers."""
 
     uri: Uri = Field(
-        description="The folder that holds golden.json, or an archive of it; schemes are as the artifact's. Over "
-        "http: a folder has the list of its files beside it, <uri>.sha256.",
+        description="URI of the folder that holds golden.json, or of an archive of it, with the artifact's schemes. "
+        "Over http: a folder needs a list of its files at <uri>.sha256.",
     )
     sha256: Sha256 = Field(
-        description="The folder's digest, as `segserve golden digest FOLDER` prints it; of an archive, its sha256."
+        description="Digest of the folder, as printed by `segserve golden digest FOLDER`; of an archive, its SHA-256."
     )
 
 
 class ModelClass(FrozenModel):
     """One class of the network's output."""
 
-    id: int = Field(ge=0, le=65535, description="The number in label maps and in CLASSES.")
-    name: str = Field(min_length=1, max_length=100, description="What it is called.")
-    colour: str | None = Field(None, pattern=r"^#[0-9a-f]{6}$", description="Palette colour, #rrggbb.")
-    thing: bool | None = Field(None, description="Panoptic models: whether its objects are counted, one by one.")
+    id: int = Field(ge=0, le=65535, description="Number of the class in label maps and in CLASSES.")
+    name: str = Field(min_length=1, max_length=100, description="Name of the class.")
+    colour: str | None = Field(
+        None, pattern=r"^#[0-9a-f]{6}$", description="Palette colour as #rrggbb. Default: a colour by id."
+    )
+    thing: bool | None = Field(
+        None, description="Panoptic models: whether objects of the class are counted one by one."
+    )
 
 
 class Input(FrozenModel):
-    """What callers send as PIXELS, and what images are decoded to."""
+    """The type and colour of PIXELS and of decoded images."""
 
-    dtype: Literal["UINT8", "UINT16"] = Field("UINT8", description="Type of PIXELS; 16-bit images are scaled to UINT8.")
-    colour: Literal["RGB", "GREY"] = Field("RGB", description="RGB (3 channels) or GREY (1).")
-    max_pixels: int = Field(50_000_000, ge=1, le=1_000_000_000, description="Larger images are refused undecoded.")
+    dtype: Literal["UINT8", "UINT16"] = Field(
+        "UINT8", description="Data type of pixels; images of another depth are scaled to it."
+    )
+    colour: Literal["RGB", "GREY"] = Field("RGB", description="Colour of pixels: RGB (3 channels) or GREY (1).")
+    max_pixels: int = Field(
+        50_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Largest number of pixels of an image; larger ones are refused before decoding.",
+    )
 
 
 class Output(FrozenModel):
-    """How answers look where a request does not say."""
+    """The format of answers, unless a request overrides it."""
 
     encoding: Literal["rle", "polygons", "png", "raw"] | None = Field(
-        None, description="Masks: rle (default), polygons, png or raw. Label maps: png (default), rle, polygons or raw."
+        None, description="Encoding of masks: rle, polygons, png or raw. Default: rle for masks, png for label maps."
     )
     polygon_tolerance: float | None = Field(
         None,
         gt=0,
         le=100,
-        description="How far polygons may be from the mask's outline, in pixels; exact unless given.",
+        description="Largest distance of polygons from the mask's outline, in pixels. Default: exact outlines.",
     )
-    max_detections: int = Field(300, ge=1, le=10_000, description="The best-scored instances that are kept.")
+    max_detections: int = Field(
+        300,
+        ge=1,
+        le=10_000,
+        description="Largest number of instances in an answer; those with the best scores are kept.",
+    )
     overrides: tuple[Literal["score_threshold", "max_detections", "encoding"], ...] = Field(
         ("score_threshold", "max_detections", "encoding"), description="Request parameters that callers may set."
     )
 
 
 class Runtime(FrozenModel):
-    """How Triton runs the network."""
+    """Settings of Triton for the network."""
 
-    max_batch_size: int = Field(8, ge=1, le=1024, description="Requests that the network runs at once, at most.")
-    max_queue_delay_us: int = Field(0, ge=0, le=1_000_000, description="How long a request waits for a fuller batch.")
-    max_queue_size: int = Field(
-        128, ge=1, le=100_000, description="Requests that may wait at the gateway's servers; more get 503."
+    max_batch_size: int = Field(8, ge=1, le=1024, description="Largest number of requests in a batch of the network.")
+    max_queue_delay_us: int = Field(
+        0, ge=0, le=1_000_000, description="Time that a request waits for a fuller batch, in microseconds."
     )
-    instances: int = Field(1, ge=1, le=64, description="Copies of the network on each server.")
-    intra_op_threads: int = Field(0, ge=0, le=256, description="Threads of one run; 0 leaves it to ONNX Runtime.")
+    max_queue_size: int = Field(
+        128, ge=1, le=100_000, description="Largest number of requests that wait at a server; further ones get 503."
+    )
+    instances: int = Field(1, ge=1, le=64, description="Number of copies of the network on each server.")
+    intra_op_threads: int = Field(
+        0, ge=0, le=256, description="Number of threads of one run; 0 lets ONNX Runtime choose."
+    )
 
     @property
     def max_requests(self) -> int:
-        """Requests that one server may hold at once: those that run and those that wait."""
+        """Largest number of requests on one server: those that run and those that wait."""
         return self.max_batch_size * self.instances + self.max_queue_size

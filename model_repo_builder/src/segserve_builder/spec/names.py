@@ -26,10 +26,10 @@ def digest(value: Any) -> str:
 
 
 def step_name(kind: str, content: Any) -> str:
-    """Name a step after all that it does, so that equal steps are one: `segserve--pre--3f9a0c77aa`."""
+    """Name a step after its content, so that equal steps are shared: `segserve--pre--3f9a0c77aa`."""
     return f"{STEP_PREFIX}{kind}--{digest(content)}"
 
 
 def network_alias(model: str) -> str:
-    """Return the public name of a model's bare network, where it is exposed."""
+    """Return the public name of a model's bare network, if it is exposed."""
     return f"{model}.network"

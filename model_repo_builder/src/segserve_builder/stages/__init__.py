@@ -1,4 +1,4 @@
-"""The registry of stages: adding one is a file and a line here."""
+"""The registry of stages: to add one, write a file and add a line here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from segserve_builder.stages.tta import Tta
 
 PREPROCESS: Final[Mapping[str, type[Stage]]] = {"decode": Decode, "resize": Resize, "normalise": Normalise}
 INFERENCE: Final[Mapping[str, type[Stage]]] = {"tile": TiledInference, "tta": Tta}
-"""How the network is run over one image; these run within the network's step."""
+"""Stages that change how the network runs over one image; they run within the network's step."""
 POSTPROCESS: Final[Mapping[str, type[Stage]]] = {
     "calibrate": Calibrate,
     "argmax": Argmax,

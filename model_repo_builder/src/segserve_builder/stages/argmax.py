@@ -12,11 +12,11 @@ from segserve_builder.values import LabelMap, Logits, ValueType
 
 
 class Argmax(Stage):
-    """Give every pixel of the image its most probable class.
+    """Assign every pixel of the image its most probable class.
 
-    Logits are sampled bilinearly at the image's own pixels, in one interpolation; padding has no say. With
+    Logits are sampled bilinearly at the image's own pixels, in one interpolation; padding is ignored. With
     `alignCorners` the grid of logits is laid over the network's input as torch's interpolate lays it with
-    align_corners: where the image was not resized, labels are those of that interpolate and argmax.
+    align_corners: if the image was not resized, labels equal those of that interpolate and argmax.
     """
 
     version: ClassVar[int] = 2
@@ -27,13 +27,13 @@ class Argmax(Stage):
         0.5,
         gt=0,
         lt=1,
-        description="The probability above which a pixel is of the second class, where the network has one channel.",
+        description="Probability above which a pixel is of the second class, if the network has a single channel.",
     )
 
     align_corners: bool = Field(
         False,
         description="Whether the corner logits lie on the centres of the input's corner pixels (align_corners of "
-        "torch's interpolate, as PSPNet and some DeepLab heads are trained); else they cover areas side by side.",
+        "torch's interpolate, as for PSPNet and some DeepLab heads). By default they cover areas side by side.",
     )
 
     def __call__(self, value: Logits, request: RequestOptions) -> LabelMap:

@@ -1,4 +1,4 @@
-"""What every stage is: an immutable value whose fields are its options and whose call does the work."""
+"""The base class of stages: immutable values whose fields are options and whose call does the work."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from segserve_builder.values import ValueType
 
 
 class Stage(BaseModel):
-    """One pre- or post-processing step.
+    """One stage of a pipeline.
 
-    A subclass declares its options as fields, the kinds of value it takes and gives, and a `version` that is raised
-    whenever its answers change: it is part of a revision's digest. Numpy, OpenCV and kernels are imported inside
-    `__call__`, so that options can be read where none of them is installed.
+    A subclass declares its options as fields, the types of value it takes and returns, and a `version`: raise it
+    whenever answers change, since it is part of a revision's digest. Import numpy, OpenCV and kernels inside
+    `__call__`, so that options can be read without them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
     version: ClassVar[int] = 1
     needs_guide: ClassVar[bool] = False
-    """Whether it looks at the image itself, as the network saw it (`Logits.guide`)."""
+    """Whether it needs the image itself, at the network's resolution (`Logits.guide`)."""
     needs_instances: ClassVar[bool] = False
-    """Whether it takes what the pipeline's second network found (`LabelMap.instances`)."""
+    """Whether it needs the instances of the pipeline's second network (`LabelMap.instances`)."""
     takes: ClassVar[frozenset[ValueType]]
     gives: ClassVar[ValueType | None] = None
-    """The kind it gives, or None where it gives the kind that it took."""
+    """The type it returns, None if it is the type that it takes."""
 
     def __call__(self, value: Any, request: RequestOptions) -> Any:
-        """Return the new value; the given one is left untouched."""
+        """Return the new value; the argument is not modified."""
         raise NotImplementedError
 
 
 class RequestOptions(BaseModel):
-    """What one request asks for beside its image; None where it leaves that to its model.
+    """The options of one request; None stands for the model's own setting.
 
-    `outputs` names the outputs that it will read; the others stay empty. An ensemble asks its steps for every output,
-    whatever its caller asked for, so that only this can spare the work.
+    `outputs` are the outputs that the caller will read; the others stay empty. Ensembles request all outputs of their
+    steps whatever the caller requests, so only this option saves the work.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,9 +49,9 @@ class RequestOptions(BaseModel):
     outputs: frozenset[str] | None = None
 
     def least_score(self, own: float) -> float:
-        """Return the threshold that counts: the request's, or else the stage's own."""
+        """Return the request's score threshold, or else the stage's own."""
         return own if self.score_threshold is None else self.score_threshold
 
     def most(self, own: int) -> int:
-        """Return how many detections are kept: what the request says, or else the stage."""
+        """Return the request's number of detections to keep, or else the stage's own."""
         return own if self.max_detections is None else self.max_detections

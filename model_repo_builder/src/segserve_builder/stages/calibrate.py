@@ -1,4 +1,4 @@
-"""The stage that makes probabilities honest."""
+"""The stage that calibrates probabilities."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from segserve_builder.values import CANDIDATES, Candidates, Logits, ValueType
 
 
 class Calibrate(Stage):
-    """Divide logits by a temperature, so that of what is given a probability of 0.8 four fifths are right.
+    """Divide logits by a temperature, so that predictions with a probability of 0.8 are right four times out of five.
 
-    Temperature scaling: Guo et al., On Calibration of Modern Neural Networks, 2017. Labels stay as they are. A score is
-    rescaled as the probability of a logit: scores keep their order, and thresholds after it compare the new ones.
+    Temperature scaling: Guo et al., On Calibration of Modern Neural Networks, 2017. Labels do not change. A score is
+    rescaled as the probability of a logit: scores keep their order, and later thresholds apply to the new scores.
     """
 
     takes: ClassVar[frozenset[ValueType]] = CANDIDATES | {ValueType.LOGITS}
 
     temperature: float = Field(
-        gt=0, le=1000, description="What logits are divided by: above 1 for a network that is too sure of itself."
+        gt=0,
+        le=1000,
+        description="Divisor of the logits: above 1 for an overconfident network, below 1 for an underconfident one.",
     )
 
     def __call__(self, value: Logits | Candidates, request: RequestOptions) -> Logits | Candidates:

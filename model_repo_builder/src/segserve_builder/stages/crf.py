@@ -1,4 +1,4 @@
-"""The stage that moves the borders between classes to the edges in the image."""
+"""The stage that aligns class borders with edges of the image by a CRF."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ if TYPE_CHECKING:
     from segserve_builder.kernels.crf import Terms
 
 LEAST = 1e-3
-"""A label that is this improbable everywhere cannot win anywhere: messages are weights times probabilities."""
+"""Labels below this probability everywhere are dropped: messages are weights times probabilities, so none can win."""
 FAST_RADIUS = 2
 FAST_EPS = 1e-3
-"""Of the guided filter that brings the answer of half the resolution to the whole one."""
+"""Radius and epsilon of the guided filter that upsamples the result from half the resolution."""
 
 
 class Crf(Stage):
-    """Refine class probabilities by a fully connected CRF: near pixels of similar colour tend to the same class.
+    """Refine class probabilities by a fully connected CRF: nearby pixels of similar colour tend to one class.
 
     Its unary term is the softmax of the logits divided by their temperature (one channel is the logit of the second
-    class of two), its pairwise terms are those of Krähenbühl and Koltun, and of pydensecrf's examples. The answer is
-    log probabilities at the resolution at which the network saw the image, without padding and of temperature 1.
+    class of two), its pairwise terms are those of Krähenbühl and Koltun, and of pydensecrf's examples. The result
+    is log probabilities at the network's resolution, without padding and with temperature 1.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
     needs_guide: ClassVar[bool] = True
 
     mode: Literal["exact", "fast"] = Field(
-        "exact", description="fast works at half the resolution, and brings its answer up with a guided filter."
+        "exact", description="fast works at half the resolution and upsamples the result with a guided filter."
     )
-    iterations: int = Field(5, ge=1, le=50, description="How many times messages are passed.")
+    iterations: int = Field(5, ge=1, le=50, description="Number of mean-field iterations.")
     bilateral_sxy: float = Field(
         80.0,
         ge=1,
         le=10_000,
-        description="How far pixels of similar colour attract each other: a standard deviation in pixels of the "
-        "network's input.",
+        description="Range in which pixels of similar colour attract each other: a standard deviation in pixels of "
+        "the network's input.",
     )
     bilateral_rgb: float = Field(
-        13.0, ge=1, le=1000, description="What a similar colour is: a standard deviation in grey levels of 255."
+        13.0, ge=1, le=1000, description="Range of similar colours: a standard deviation in grey levels of 255."
     )
     bilateral_weight: float = Field(
-        10.0, ge=0, le=1000, description="The most that pixels of similar colour add to a log probability."
+        10.0, ge=0, le=1000, description="Largest amount that pixels of similar colour add to a log probability."
     )
     gaussian_sxy: float = Field(
         3.0,
         ge=0.25,
         le=10_000,
-        description="How far pixels of any colour attract each other: a standard deviation in pixels of the "
+        description="Range in which pixels of any colour attract each other: a standard deviation in pixels of the "
         "network's input.",
     )
     gaussian_weight: float = Field(
-        3.0, ge=0, le=1000, description="The most that near pixels of any colour add to a log probability."
+        3.0, ge=0, le=1000, description="Largest amount that nearby pixels of any colour add to a log probability."
     )
 
     def __call__(self, value: Logits, request: RequestOptions) -> Logits:
-        """Return the refined logits; raises `BadImageError` where the image is too large for it."""
+        """Return the refined logits; raises `BadImageError` if the image is too large."""
         from segserve_builder.errors import BadImageError
         from segserve_builder.imaging.refinement import checked_guide
         from segserve_builder.kernels.crf_lattice import LatticeTooLargeError

@@ -11,19 +11,19 @@ from segserve_builder.values import Candidates, Instances, PrototypeHeads, Value
 
 
 class CropMasks(Stage):
-    """Make every candidate's mask, within its box, at the image's own size.
+    """Compute every candidate's mask from prototypes, within its box, at the image's size.
 
     The mask's logits (coefficients times prototypes) are sampled bilinearly at the image's pixels in one
-    interpolation; a mask may come out empty. Boxes are clipped to the image.
+    interpolation; masks may be empty. Boxes are clipped to the image.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.PROTOTYPES})
     gives: ClassVar[ValueType | None] = ValueType.INSTANCES
 
-    threshold: float = Field(0.5, gt=0, lt=1, description="The probability above which a pixel is of the mask.")
+    threshold: float = Field(0.5, gt=0, lt=1, description="Probability above which a pixel belongs to the mask.")
 
     def __call__(self, value: Candidates, request: RequestOptions) -> Instances:
-        """Return an instance for every candidate, in their order."""
+        """Return an instance for each candidate, in the same order."""
         import numpy as np
 
         from segserve_builder.imaging.probabilities import logit

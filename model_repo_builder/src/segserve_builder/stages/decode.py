@@ -13,19 +13,19 @@ from segserve_builder.values import Encoded, Image, ResizeTransform, ValueType
 class Decode(Stage):
     """Decode JPEG, PNG, WebP or TIFF; images sent as PIXELS skip it.
 
-    It happens with its defaults where a pipeline does not list it. Alpha is dropped;
-    `segserve_builder.imaging.decoding` says how grey and 16 bit are made. Raises `BadImageError`.
+    Runs with its defaults if a pipeline does not list it. Alpha is dropped; `segserve_builder.imaging.decoding`
+    documents the conversion of colour and 16 bits.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.ENCODED})
     gives: ClassVar[ValueType | None] = ValueType.IMAGE
 
     orientation: Literal["apply", "ignore"] = Field(
-        "apply", description="Whether the EXIF orientation turns the image; ignore it if training did."
+        "apply", description="Whether the EXIF orientation is applied; ignore it if training did."
     )
 
     def __call__(self, value: Encoded, request: RequestOptions) -> Image:
-        """Return the pixels, of the colour and dtype that `value` asks for."""
+        """Return the pixels, of the colour and dtype that `value` names; raises `BadImageError`."""
         from segserve_builder.imaging.decoding import decode_image
 
         pixels = decode_image(

@@ -16,36 +16,37 @@ if TYPE_CHECKING:
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 LARGEST: Final = log(1000 / 16)
-"""A box grows to at most so much of its anchor, as a logarithm (`bbox_xform_clip` of torchvision)."""
+"""Largest growth of a box over its anchor, as a logarithm (`bbox_xform_clip` of torchvision)."""
 MARGIN: Final = 1e-3
-"""How far below the threshold logits are still looked at, so that their rounded probabilities decide."""
+"""Logits this far below the threshold still count as candidates, so that rounded probabilities decide."""
 
 
 class DecodeAnchors(Stage):
-    """Make boxes of the anchors that some class is probable at.
+    """Turn the anchors of a dense detector into boxes.
 
-    An anchor gives a candidate for every class above the threshold; the best topK of each feature level or of each
-    class go on. Boxes are clipped to the image, as torchvision does before its non-maximum suppression.
+    An anchor gives a candidate for every class above the threshold; the best topK of each feature level or class are
+    kept. Boxes are clipped to the image, as torchvision does before its non-maximum suppression.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.ANCHORS})
     gives: ClassVar[ValueType | None] = ValueType.BOXES
 
     activation: Literal["sigmoid", "softmax"] = Field(
-        "sigmoid", description="sigmoid: every class by itself; softmax: one of all, channel 0 being the background."
+        "sigmoid",
+        description="sigmoid: independent classes; softmax: exclusive classes, with channel 0 as the background.",
     )
     score_threshold: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Candidates are what is more probable; a request's score_threshold overrides it.",
+        description="Probability above which candidates are kept; a request's score_threshold overrides it.",
     )
-    top_k: int = Field(1000, ge=1, le=100_000, description="How many candidates of each level or class go on.")
+    top_k: int = Field(1000, ge=1, le=100_000, description="Number of candidates kept per level or class.")
     top_k_of: Literal["level", "class"] = Field(
         "level", description="Whether topK counts by feature level or by class."
     )
     weights: tuple[Positive, ...] = Field(
-        (1.0, 1.0, 1.0, 1.0), min_length=4, max_length=4, description="What dx, dy, dw, dh are divided by."
+        (1.0, 1.0, 1.0, 1.0), min_length=4, max_length=4, description="Divisors of dx, dy, dw and dh."
     )
 
     def __call__(self, value: Anchors, request: RequestOptions) -> Candidates:

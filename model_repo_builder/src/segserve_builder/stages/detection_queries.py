@@ -12,15 +12,20 @@ from segserve_builder.values import Candidates, Float32, NoHeads, Queries, Value
 
 
 class DetectionQueries(Stage):
-    """Make a box of every query that is probably something; the request's score_threshold overrides the threshold.
+    """Turn queries into boxes.
 
-    As `post_process_object_detection` of transformers' DETR.
+    Equals `post_process_object_detection` of transformers' DETR.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
     gives: ClassVar[ValueType | None] = ValueType.BOXES
 
-    threshold: float = Field(0.5, ge=0, le=1, description="The probability of a class above which a query is kept.")
+    threshold: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Class probability above which a query is kept; a request's score_threshold overrides it.",
+    )
 
     def __call__(self, value: Queries, request: RequestOptions) -> Candidates:
         """Return the detections, best score first; boxes are not clipped to the image."""
@@ -29,7 +34,7 @@ class DetectionQueries(Stage):
         from segserve_builder.imaging.probabilities import softmax
 
         if value.boxes is None:
-            raise SignatureError("the network's queries have masks and no boxes; take panopticQueries")
+            raise SignatureError("the network's queries have masks but no boxes; use panopticQueries")
         shares = softmax(value.logits)[:, :-1]
         classes = shares.argmax(axis=1)
         scores = shares[np.arange(len(classes)), classes]

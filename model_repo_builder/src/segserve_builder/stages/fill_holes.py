@@ -1,4 +1,4 @@
-"""The stage that fills what a class or an instance encloses."""
+"""The stage that fills holes of classes and instances."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ class FillHoles(Stage):
     """Fill the holes of every class of a label map but class 0, or of every instance's mask.
 
     A hole of a class is a connected region of pixels of any other classes that does not reach the edge of the image.
-    Where `connectivity` says that a class connects by edges, holes connect by corners as well, and the other way
-    round, so that a hole never leaks through an outline that is connected.
+    If `connectivity` makes a class connect by edges, holes connect by corners as well, and vice versa, so that a hole
+    never leaks through a connected outline.
 
-    `over: background` gives the pixels of class 0 in it to the class; where they lie in holes of several classes, the
-    smallest hole's gets them. `over: any` gives it all pixels, whatever their class, and the largest hole's gets them.
-    Of equally large holes the class with the lowest id wins.
+    `over: background` assigns the hole's pixels of class 0 to the class; pixels in holes of several classes go to that
+    of the smallest hole. `over: any` assigns all its pixels, whatever their class, and the largest hole wins. Among
+    equally large holes the class with the lowest id wins.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LABELS, ValueType.INSTANCES})
 
-    max_area: int | None = Field(None, ge=1, description="Larger holes stay, in pixels; all are filled unless given.")
+    max_area: int | None = Field(
+        None, ge=1, description="Largest area of a hole to fill, in pixels. Default: no limit."
+    )
     connectivity: Literal[4, 8] = Field(
-        4, description="Whether pixels of a class connect by edges (4) or also by corners (8); holes do the contrary."
+        4,
+        description="Whether pixels of a class connect by edges (4) or also by corners (8); holes the other way round.",
     )
     over: Literal["background", "any"] = Field(
-        "background", description="What is filled in a label map: pixels of class 0, or those of other classes too."
+        "background", description="Pixels of a label map to fill: those of class 0, or those of any other class."
     )
     classes: tuple[ClassId, ...] | None = Field(
-        None, min_length=1, description="The classes whose holes are filled; all unless given."
+        None, min_length=1, description="Ids of the classes whose holes are filled. Default: all."
     )
 
     def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:

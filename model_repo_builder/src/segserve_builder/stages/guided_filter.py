@@ -10,32 +10,32 @@ from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Logits, ValueType
 
 LEAST = 1e-4
-"""A label that is this improbable everywhere stays so, since the filter is linear."""
+"""Labels below this probability everywhere are dropped: the filter is linear, so they stay below."""
 
 
 class GuidedFilter(Stage):
-    """Filter class probabilities so that their borders follow the image's edges (He, Sun and Tang 2010).
+    """Filter class probabilities so that their borders follow edges of the image (He, Sun and Tang 2010).
 
-    The guide is the luma (ITU-R BT.601) of the image as the network saw it. Probabilities are the softmax of the logits
-    divided by their temperature (one channel is the logit of the second class of two). The answer is their logarithms
-    at that resolution, without padding and of temperature 1.
+    The guide is the luma (ITU-R BT.601) of the image at the network's resolution. Probabilities are the softmax of the
+    logits divided by their temperature (one channel is the logit of the second class of two). The result is their
+    logarithms at that resolution, without padding and with temperature 1.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
     needs_guide: ClassVar[bool] = True
 
     radius: int = Field(
-        8, ge=1, le=200, description="Windows are 2 * radius + 1 pixels wide, in pixels of the network's input."
+        8, ge=1, le=200, description="Radius of windows, 2 * radius + 1 pixels of the network's input wide and high."
     )
     eps: float = Field(
         1e-3,
         ge=1e-6,
         le=1,
-        description="The variance, of a luma from 0 to 1, from which on what a window shows counts as an edge.",
+        description="Variance of the luma, from 0 to 1, above which a window counts as showing an edge.",
     )
 
     def __call__(self, value: Logits, request: RequestOptions) -> Logits:
-        """Return the filtered logits; raises `BadImageError` where the image is too large for it."""
+        """Return the filtered logits; raises `BadImageError` if the image is too large."""
         from dataclasses import replace
 
         from segserve_builder.imaging.refinement import LabelScores, checked_guide

@@ -11,9 +11,9 @@ from segserve_builder.values import Float32, Instances, Queries, ValueType
 
 
 class InstanceQueries(Stage):
-    """Make instances of queries, which may overlap; the request's score_threshold overrides the threshold.
+    """Turn mask queries into instances, which may overlap.
 
-    As `post_process_instance_segmentation` of transformers' Mask2Former and MaskFormer: the best pairs of query and
+    Equals `post_process_instance_segmentation` of transformers' Mask2Former and MaskFormer: the best pairs of query and
     class, as many as there are queries, each scored by its class and by the mean probability of its mask. With
     `exclusive` as DETR's: every pixel is of one query at most, as in panopticQueries.
     """
@@ -21,15 +21,20 @@ class InstanceQueries(Stage):
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
     gives: ClassVar[ValueType | None] = ValueType.INSTANCES
 
-    threshold: float = Field(0.5, ge=0, le=1, description="The least score that is kept; above it where exclusive.")
-    mask_threshold: float = Field(0.5, gt=0, lt=1, description="The probability above which a pixel is of the mask.")
-    exclusive: bool = Field(False, description="Whether instances share no pixel, as transformers' DETR has it.")
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="Least score that is kept; a request's score_threshold overrides it."
+    )
+    mask_threshold: float = Field(0.5, gt=0, lt=1, description="Probability above which a pixel belongs to the mask.")
+    exclusive: bool = Field(
+        False,
+        description="Whether instances must not overlap, as in transformers' DETR; scores must then exceed threshold.",
+    )
     overlap_threshold: float = Field(
-        0.8, ge=0, le=1, description="Where exclusive, a query goes unless it gets more than this part of its own mask."
+        0.8, ge=0, le=1, description="With exclusive, queries that win at most this part of their own mask are dropped."
     )
     mask_size: tuple[int, int] | None = Field(
         None,
-        description="Height and width that masks are interpolated to first; [384, 384] for Mask2Former, else none.",
+        description="Height and width that masks are interpolated to first, such as [384, 384] for Mask2Former.",
     )
 
     def __call__(self, value: Queries, request: RequestOptions) -> Instances:

@@ -9,7 +9,7 @@ from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Candidates, Float32, HeatmapHeads, ResizeTransform, ValueType
 
 ROUNDINGS: Final = 8
-"""How many float32 roundings a coordinate may have gone through on its way from the network's input and back."""
+"""Number of float32 roundings of a coordinate between the network's input and the image, both ways."""
 
 
 class Keypoints(Stage):
@@ -24,7 +24,7 @@ class Keypoints(Stage):
     gives: ClassVar[ValueType | None] = ValueType.KEYPOINTS
 
     def __call__(self, value: Candidates, request: RequestOptions) -> values.KeypointDetections:
-        """Return a detection with its points for every candidate, in their order."""
+        """Return a detection with its points for each candidate, in the same order."""
         import numpy as np
 
         from segserve_builder.kernels.keypoints import keypoints
@@ -38,9 +38,9 @@ class Keypoints(Stage):
 
 
 def _in_network_pixels(boxes: Float32, transform: ResizeTransform) -> Float32:
-    """Return boxes as the network gave them: what rounding took from a whole number is put back.
+    """Return boxes, float32 (N, 4), in pixels of the network's input, with whole numbers restored from rounding.
 
-    A heat map's size is a box's, rounded up: it must not grow by a pixel since 800 has become 800.00006.
+    A heat map has its box's size rounded up: it must not grow by a pixel because 800 has become 800.00006.
     """
     import numpy as np
 
@@ -49,7 +49,7 @@ def _in_network_pixels(boxes: Float32, transform: ResizeTransform) -> Float32:
     scaled = boxes * scale
     exact = scaled + start
     whole = np.rint(exact)
-    # Roundings are as large as what was rounded: beside a wide border the sum may be far smaller than its parts.
+    # Errors scale with the summands that were rounded; beside a wide border the sum may be far smaller.
     rounded = np.maximum(np.maximum(np.abs(scaled), np.abs(start)), 1)
     near = np.abs(exact - whole) <= ROUNDINGS * np.finfo(np.float32).eps * rounded
     given: Float32 = np.where(near, whole, exact).astype(np.float32)

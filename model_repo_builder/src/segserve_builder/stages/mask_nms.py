@@ -1,4 +1,4 @@
-"""The stage that keeps one of several masks of the same thing."""
+"""The stage that suppresses overlapping masks."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from segserve_builder.values import Instances, Int32, ValueType
 class MaskNms(Stage):
     """Lower the scores of masks that overlap better ones (Matrix NMS of SOLOv2), or remove them (greedy).
 
-    Overlaps are those of the masks themselves, at the image's size. Instances may come in any order; of equal scores
-    the first is the better one.
+    Overlaps are those of the masks, at the image's size. Instances may come in any order; among equal scores the first
+    is the better one.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.INSTANCES})
 
     method: Literal["matrix", "greedy"] = Field(
-        "matrix", description="matrix lowers scores and keeps those above a threshold; greedy removes masks."
+        "matrix", description="matrix lowers scores and keeps those above scoreThreshold; greedy removes masks."
     )
     kernel: Literal["gaussian", "linear"] = Field(
-        "gaussian", description="Matrix: whether an IoU counts as exp(-sigma IoU²) or as 1 - IoU."
+        "gaussian", description="matrix: decay of a score by an IoU, exp(-sigma IoU²) or 1 - IoU."
     )
-    sigma: float = Field(2.0, gt=0, le=100, description="Matrix, gaussian: the larger, the more a score is lowered.")
+    sigma: float = Field(2.0, gt=0, le=100, description="matrix, gaussian: strength of the decay.")
     score_threshold: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Matrix: the least lowered score that stays; a request's score_threshold overrides it.",
+        description="matrix: least decayed score that is kept; a request's score_threshold overrides it.",
     )
     iou_threshold: float = Field(
-        0.5, ge=0, le=1, description="Greedy: masks whose IoU with a better one is above it go."
+        0.5, ge=0, le=1, description="greedy: masks whose IoU with a better one exceeds it are removed."
     )
     class_aware: bool = Field(True, description="Whether only masks of the same class count.")
     max_detections: int = Field(
-        300, ge=1, le=10_000, description="How many are kept; a request's max_detections overrides it."
+        300, ge=1, le=10_000, description="Largest number of instances kept; a request's max_detections overrides it."
     )
 
     def __call__(self, value: Instances, request: RequestOptions) -> Instances:
-        """Return the instances that are kept, best score first."""
+        """Return the kept instances, best score first."""
         import numpy as np
 
         limit = request.most(self.max_detections)

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class Morphology(Stage):
-    """Open, close, dilate or erode masks; beyond the image there is nothing that erodes or grows them.
+    """Open, close, dilate or erode masks; the image's border neither erodes nor grows them.
 
-    In a label map every class but class 0 is a mask of its own: what it loses becomes class 0, and it grows only into
-    class 0, where several do the one with the lowest id. An instance of which nothing is left goes.
+    In a label map every class except class 0 is a mask: pixels that it loses become class 0, and it grows only into
+    class 0; if several classes do, the lowest id wins. Instances whose mask becomes empty are removed.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LABELS, ValueType.INSTANCES})
 
     operation: Literal["open", "close", "dilate", "erode"] = Field(
-        description="open removes what is thinner than the kernel, close fills it; dilate grows, erode shrinks."
+        description="open removes parts thinner than the kernel, close fills gaps; dilate grows, erode shrinks."
     )
-    radius: int = Field(1, ge=1, le=100, description="The kernel is 2 * radius + 1 pixels wide and high.")
-    shape: Literal["ellipse", "square", "cross"] = Field("ellipse", description="The kernel's shape.")
+    radius: int = Field(1, ge=1, le=100, description="Radius of the kernel, 2 * radius + 1 pixels wide and high.")
+    shape: Literal["ellipse", "square", "cross"] = Field("ellipse", description="Shape of the kernel.")
 
     def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:
         """Return the value with every mask changed."""
@@ -62,7 +62,7 @@ def _change_labels(labels: NDArray[Any], change: Callable[[NDArray[Any]], NDArra
     for label in present_labels(labels):
         mask = labels == label
         grown = change(mask.view(np.uint8)).view(bool)
-        # What it may take is 0 so far, so that adding sets it; that is faster than assigning where a mask is set.
+        # Pixels that it may take are 0, so adding sets them; that is faster than assigning by a mask.
         taken = grown & (mask | ((labels | changed) == 0))
         changed += taken.view(np.uint8) * labels.dtype.type(label)
     return changed

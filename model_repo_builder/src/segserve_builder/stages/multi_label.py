@@ -14,25 +14,25 @@ Probability = Annotated[float, Field(gt=0, lt=1)]
 
 
 class MultiLabel(Stage):
-    """Give every class the pixels where its own probability, a sigmoid, is above the threshold; masks may overlap.
+    """Compute one mask per class from independent probabilities (sigmoid); masks may overlap.
 
-    Logits are sampled bilinearly at the image's own pixels, in one interpolation, as argmax does it; padding has no
-    say. The network has a channel for every class.
+    Logits are sampled bilinearly at the image's own pixels, in one interpolation, as for argmax; padding is ignored.
+    The network has a channel for every class.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
     gives: ClassVar[ValueType | None] = ValueType.CLASS_MASKS
 
-    threshold: Probability = Field(0.5, description="The probability above which a pixel is of a class.")
+    threshold: Probability = Field(0.5, description="Probability above which a pixel belongs to a class.")
     thresholds: tuple[Probability, ...] = Field(
-        (), max_length=2000, description="One threshold for each class, in order; instead of threshold."
+        (), max_length=2000, description="One threshold per class, in order, instead of threshold."
     )
     align_corners: bool = Field(
         False, description="Whether the logits' corners lie on the centres of the input's corner pixels, as for argmax."
     )
 
     def __call__(self, value: Logits, request: RequestOptions) -> ClassMasks:
-        """Return a mask for every channel; raises `PipelineError` where there are not as many thresholds."""
+        """Return a mask for every channel; raises `PipelineError` for another number of thresholds."""
         import numpy as np
 
         from segserve_builder.kernels.class_masks import class_masks
@@ -46,7 +46,7 @@ class MultiLabel(Stage):
         return ClassMasks(masks, areas, confidence, rows.size, columns.size)
 
     def limits(self, channels: int) -> list[float]:
-        """Return the logit above which a pixel is of each class; raises `PipelineError` for a wrong number."""
+        """Return each class's logit threshold, (channels,); raises `PipelineError` for another number of them."""
         from segserve_builder.errors import PipelineError
 
         chosen = self.thresholds or (self.threshold,) * channels

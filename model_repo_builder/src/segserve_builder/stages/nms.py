@@ -1,4 +1,4 @@
-"""The stage that keeps one of several boxes on the same thing."""
+"""The stage that suppresses overlapping boxes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ class Nms(Stage):
     version: ClassVar[int] = 2
     takes: ClassVar[frozenset[ValueType]] = CANDIDATES
 
-    iou_threshold: float = Field(0.7, ge=0, le=1, description="Boxes whose IoU with a better one is above it go.")
+    iou_threshold: float = Field(
+        0.7, ge=0, le=1, description="Boxes whose IoU with a better one exceeds it are removed."
+    )
     class_aware: bool = Field(True, description="Whether only boxes of the same class suppress each other.")
     max_detections: int = Field(
-        300, ge=1, le=10_000, description="How many are kept; a request's max_detections overrides it."
+        300, ge=1, le=10_000, description="Largest number of boxes kept; a request's max_detections overrides it."
     )
 
     def __call__(self, value: Candidates, request: RequestOptions) -> Candidates:
-        """Return the candidates that are kept, best score first."""
+        """Return the kept candidates, best score first."""
         import numpy as np
 
         from segserve_builder.kernels.nms import nms

@@ -1,4 +1,4 @@
-"""The stage that turns integer pixels into float32, for networks whose graph does not."""
+"""The stage that normalises integer pixels as float32, for networks whose graph does not."""
 
 from __future__ import annotations
 
@@ -18,26 +18,31 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Normalise(Stage):
-    """Turn pixels into float32: (pixel * scale - mean) / std.
+    """Normalise pixels as float32: (pixel * scale - mean) / std.
 
     The formula is computed in float64 and rounded to float32 once. `scale` is 1/255 for UINT8 and 1/65535 for
-    UINT16 unless given (the pixel is then divided, not multiplied); `mean` and `std` are in scaled units.
+    UINT16 by default (pixels are then divided, not multiplied); `mean` and `std` are in scaled units.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.IMAGE})
 
-    scale: Positive | None = Field(
-        None, description="What pixels are multiplied by; 1/255 (UINT16: 1/65535) unless given."
+    scale: Positive | None = Field(None, description="Factor of the pixels. Default: 1/255 (UINT16: 1/65535).")
+    mean: tuple[Finite, ...] = Field(
+        (0.0,), min_length=1, max_length=3, description="Mean of scaled pixels, one number or one per channel."
     )
-    mean: tuple[Finite, ...] = Field((0.0,), min_length=1, max_length=3, description="One number, or one a channel.")
-    std: tuple[Positive, ...] = Field((1.0,), min_length=1, max_length=3, description="One number, or one a channel.")
+    std: tuple[Positive, ...] = Field(
+        (1.0,),
+        min_length=1,
+        max_length=3,
+        description="Standard deviation of scaled pixels, one number or one per channel.",
+    )
 
     def __call__(self, value: Image, request: RequestOptions) -> Image:
         """Return the image as float32 (H, W, C)."""
         return Image(self.tensor(value.pixels, half=False, channels_first=False), value.transform)
 
     def tensor(self, pixels: NDArray[Any], *, half: bool, channels_first: bool) -> NDArray[Any]:
-        """Return what the call does, as (C, H, W) or (H, W, C), and with `half` rounded to float16, in one pass."""
+        """Return the normalised pixels as (C, H, W) or (H, W, C), with `half` rounded to float16, in one pass."""
         import numpy as np
 
         from segserve_builder.kernels.planes import affine_planes, looked_up
@@ -55,7 +60,7 @@ class Normalise(Stage):
 def _table(
     scale: float | None, mean: tuple[float, ...], std: tuple[float, ...], itemsize: int, channels: int, dtype: str
 ) -> NDArray[Any]:
-    """Return the float of every pixel value, shaped (C, 256 or 65536)."""
+    """Return the normalised value of every pixel value, float32 (C, 256 or 65536)."""
     import numpy as np
 
     largest = 256**itemsize - 1
@@ -69,9 +74,9 @@ def _table(
 def _arithmetic(
     scale: float | None, mean: tuple[float, ...], std: tuple[float, ...], itemsize: int, channels: int
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Return a factor and an offset for every channel that give the table's own numbers, which is faster, if they do.
+    """Return a factor and an offset per channel, which are faster than the table, if they give the table's numbers.
 
-    They round differently from the formula in float64, which hardly ever shows in float32.
+    They round differently from the formula in float64, which rarely shows in float32.
     """
     import numpy as np
 

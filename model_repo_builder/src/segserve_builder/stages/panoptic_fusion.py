@@ -1,4 +1,4 @@
-"""The stage that makes one panoptic map of a label map and the instances of a second network."""
+"""The stage that fuses a label map and the instances of a second network into a panoptic map."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 
 class PanopticFusion(Stage):
-    """Lay instances over a label map, the better scored first, and let no pixel be of two.
+    """Fuse instances and a label map into a panoptic map, instances with better scores first.
 
     The rules are those of Kirillov et al., Panoptic Segmentation (2019), as in detectron2's
-    `combine_semantic_and_instance_outputs`: an instance goes where too much of it is taken already, else it gets what
-    is left of it. Where no instance is, classes that are no things come from the label map, a segment each.
+    `combine_semantic_and_instance_outputs`: an instance is dropped if too much of it is taken already, else it
+    gets its free pixels. Classes of the label map that are not things get the rest, one segment each.
     """
 
     needs_instances: ClassVar[bool] = True
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LABELS})
     gives: ClassVar[ValueType | None] = ValueType.PANOPTIC
 
-    instance_score: float = Field(0.5, ge=0, le=1, description="The least score of an instance.")
+    instance_score: float = Field(0.5, ge=0, le=1, description="Least score of an instance.")
     overlap_threshold: float = Field(
-        0.5, ge=0, le=1, description="An instance goes if more than this part of it is taken by better ones."
+        0.5, ge=0, le=1, description="Instances of which better ones take more than this part are dropped."
     )
     stuff_area: int = Field(
-        4096, ge=0, description="The least area of a segment from the label map, in pixels of the original image."
+        4096, ge=0, description="Least area of a segment of the label map, in pixels of the original image."
     )
     ignore: tuple[int, ...] = Field(
-        (), description="Ids of classes that make no segment of the label map, beside those that are things."
+        (), description="Ids of classes that get no segment from the label map, besides things."
     )
 
     def __call__(self, value: LabelMap, request: RequestOptions) -> Panoptic:
@@ -68,7 +68,7 @@ class PanopticFusion(Stage):
         return segments
 
     def _fill(self, value: LabelMap, ids: NDArray[Any], number: int) -> list[Segment]:
-        """Write the label map's classes into what is left of `ids`, whose segments so far are `number`."""
+        """Write the label map's classes into the free pixels of `ids`, which has `number` segments so far."""
         import numpy as np
 
         from segserve_builder.imaging.probabilities import mean_confidence

@@ -11,30 +11,33 @@ from segserve_builder.values import Panoptic, Queries, Segment, ValueType
 
 
 class PanopticQueries(Stage):
-    """Give every pixel to the query that is the most probable there.
+    """Turn mask queries into a panoptic map: every pixel gets its most probable query.
 
-    As `post_process_panoptic_segmentation` of transformers' Mask2Former, MaskFormer and DETR. Segments count from 1 in
-    the order of the queries; the segment of several fused queries has the best of their scores.
+    Equals `post_process_panoptic_segmentation` of transformers' Mask2Former, MaskFormer and DETR. Segments count from 1
+    in the order of the queries; the segment of several fused queries has the best of their scores.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
     gives: ClassVar[ValueType | None] = ValueType.PANOPTIC
 
-    threshold: float = Field(0.5, ge=0, le=1, description="The score above which a query takes part.")
+    threshold: float = Field(0.5, ge=0, le=1, description="Score above which a query takes part.")
     mask_threshold: float = Field(
-        0.5, ge=0, le=1, description="The score times probability from which a pixel counts as of a query's own mask."
+        0.5,
+        ge=0,
+        le=1,
+        description="Product of score and probability from which a pixel belongs to a query's own mask.",
     )
     overlap_threshold: float = Field(
-        0.8, ge=0, le=1, description="A query goes unless it gets more than this part of its own mask."
+        0.8, ge=0, le=1, description="Queries that win at most this part of their own mask are dropped."
     )
     fuse: tuple[int, ...] | None = Field(
         None,
-        description="Ids of the classes whose queries become one segment; by default those that are not things, "
-        "where the model has things, else none.",
+        description="Ids of the classes whose queries become one segment. Default: those that are not things, if the "
+        "model has things.",
     )
     mask_size: tuple[int, int] | None = Field(
         None,
-        description="Height and width that masks are interpolated to first; [384, 384] for Mask2Former, else none.",
+        description="Height and width that masks are interpolated to first, such as [384, 384] for Mask2Former.",
     )
 
     def __call__(self, value: Queries, request: RequestOptions) -> Panoptic:
@@ -44,12 +47,12 @@ class PanopticQueries(Stage):
         classes = range(value.logits.shape[1] - 1)
         stuff = [class_id for class_id in classes if class_id not in value.things] if value.things else []
         fuse = frozenset(stuff if self.fuse is None else self.fuse)
-        found = exclusive_segments(
+        result = exclusive_segments(
             value, self.threshold, self.mask_threshold, self.overlap_threshold, fuse, self.mask_size
         )
-        known = zip(found.classes.tolist(), found.scores.tolist(), strict=True)
+        rows = zip(result.classes.tolist(), result.scores.tolist(), strict=True)
         segments = (
             Segment(number, class_id, class_id in value.things, score)
-            for number, (class_id, score) in enumerate(known, 1)
+            for number, (class_id, score) in enumerate(rows, 1)
         )
-        return Panoptic(found.ids, tuple(segments))
+        return Panoptic(result.ids, tuple(segments))

@@ -11,9 +11,9 @@ from segserve_builder.values import Candidates, Instances, MaskHeads, ValueType
 
 
 class PasteMasks(Stage):
-    """Stretch every candidate's mask over its box, at the image's own size.
+    """Resize every candidate's mask to its box, at the image's size.
 
-    A mask may come out empty. Boxes are clipped to the image.
+    Masks may be empty. Boxes are clipped to the image.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.MASK_HEADS})
@@ -21,18 +21,18 @@ class PasteMasks(Stage):
 
     convention: Literal["torchvision", "detectron2"] = Field(
         "torchvision",
-        description="How masks meet pixels: over boxes cut to whole pixels (torchvision), or over boxes as they are "
-        "(detectron2, and mmdetection).",
+        description="Alignment of masks and pixels: over boxes cut to whole pixels (torchvision), or over exact boxes "
+        "(detectron2 and mmdetection).",
     )
     threshold: float = Field(
         0.5,
         gt=0,
         lt=1,
-        description="The probability from which a pixel is of the mask; with torchvision's convention, above which.",
+        description="Probability from which (torchvision: above which) a pixel belongs to the mask.",
     )
 
     def __call__(self, value: Candidates, request: RequestOptions) -> Instances:
-        """Return an instance for every candidate, in their order."""
+        """Return an instance for each candidate, in the same order."""
         import numpy as np
 
         from segserve_builder.kernels.paste import paste_rles

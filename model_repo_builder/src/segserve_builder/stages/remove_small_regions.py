@@ -1,4 +1,4 @@
-"""The stage that removes specks."""
+"""The stage that removes small regions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ClassId = Annotated[int, Field(ge=0, le=65535)]
 class RemoveSmallRegions(Stage):
     """Remove connected regions of fewer pixels than minArea.
 
-    In a label map a region is connected pixels of one class; removed ones become class 0, whose own regions stay. Of
-    an instance each connected part of its mask is one; an instance of which nothing is left goes.
+    In a label map a region is connected pixels of one class; removed ones become class 0, whose own regions are kept.
+    In an instance it is a connected part of its mask; instances whose mask becomes empty are removed.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LABELS, ValueType.INSTANCES})
 
-    min_area: int = Field(ge=1, description="The least area that stays, in pixels of the original image.")
+    min_area: int = Field(ge=1, description="Least area that is kept, in pixels of the original image.")
     connectivity: Literal[4, 8] = Field(4, description="Whether pixels connect by edges (4) or also by corners (8).")
     classes: tuple[ClassId, ...] | None = Field(
-        None, min_length=1, description="The classes whose regions may go; all unless given."
+        None, min_length=1, description="Ids of the classes whose regions may be removed. Default: all."
     )
 
     def __call__(self, value: LabelMap | Instances, request: RequestOptions) -> LabelMap | Instances:

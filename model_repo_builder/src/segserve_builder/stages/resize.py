@@ -37,14 +37,14 @@ _PADDED_PIXELS: Final = 2**26
 class Resize(Stage):
     """Fit the image to the network: stretch, letterbox, shortSide or keep.
 
-    - `stretch`: to `height` x `width`, whatever the aspect.
+    - `stretch`: to `height` x `width`, whatever the aspect ratio.
     - `letterbox`: as large as fits into `size` x `size` (or `height` x `width`), centred, the rest padded
-      with 114 (UINT16: 114 * 257) unless `padValue` says otherwise. The arithmetic is that of ultralytics'
+      with `padValue`, by default 114 (UINT16: 114 * 257). The arithmetic is that of ultralytics'
       LetterBox.
     - `shortSide`: the shorter side to `size`, or less so that the longer is at most `maxSize`. The arithmetic
       is that of detectron2's ResizeShortestEdge.
     - `keep`: the image's own size.
-    - `shortSide` and `keep` pad bottom and right up to `multipleOf`, with 0 unless `padValue` says otherwise.
+    - `shortSide` and `keep` pad bottom and right to a multiple of `multipleOf`, with `padValue`, by default 0.
 
     Sizes are in pixels; no side becomes less than 1. Interpolation is OpenCV's; `nearest` takes the pixel at
     floor(i * old / new), as torch's `nearest` does. With `antialias` it is that of torch's `interpolate` and
@@ -55,24 +55,33 @@ class Resize(Stage):
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.IMAGE})
 
     mode: Mode = Field(description="stretch, letterbox, shortSide or keep.")
-    height: int | None = Field(None, ge=1, le=16384, description="stretch, letterbox: the result's height.")
-    width: int | None = Field(None, ge=1, le=16384, description="stretch, letterbox: the result's width.")
+    height: int | None = Field(None, ge=1, le=16384, description="stretch, letterbox: height of the result in pixels.")
+    width: int | None = Field(None, ge=1, le=16384, description="stretch, letterbox: width of the result in pixels.")
     size: int | None = Field(
-        None, ge=1, le=16384, description="letterbox: height and width; shortSide: the shorter side."
+        None,
+        ge=1,
+        le=16384,
+        description="letterbox: height and width in pixels; shortSide: length of the shorter side.",
     )
-    max_size: int | None = Field(None, ge=1, le=16384, description="shortSide: the longer side, at most.")
+    max_size: int | None = Field(
+        None, ge=1, le=16384, description="shortSide: largest length of the longer side in pixels."
+    )
     multiple_of: int | None = Field(
-        None, ge=1, le=1024, description="shortSide, keep: pad both sides to a multiple of it."
+        None, ge=1, le=1024, description="shortSide, keep: number that both sides are padded to a multiple of."
     )
-    padding: Literal["constant", "edge"] = Field("constant", description="Pad with one value, or repeat the edge.")
-    pad_value: int | None = Field(None, ge=0, le=65535, description="The constant, in units of the decoded pixels.")
+    padding: Literal["constant", "edge"] = Field(
+        "constant", description="Padding with padValue, or with the repeated edge."
+    )
+    pad_value: int | None = Field(
+        None, ge=0, le=65535, description="Value of constant padding, in units of the decoded pixels."
+    )
     interpolation: Literal["bilinear", "area", "nearest", "cubic"] = Field(
-        "bilinear", description="How pixels are made."
+        "bilinear", description="Interpolation method."
     )
     antialias: bool | None = Field(
         None,
-        description="bilinear, cubic: whether all pixels of a larger image count, as with torchvision and Pillow; "
-        "not unless given, as with OpenCV.",
+        description="bilinear, cubic: whether shrinking averages all pixels, as torchvision and Pillow do. "
+        "Default: false, as OpenCV does.",
     )
 
     @model_validator(mode="after")

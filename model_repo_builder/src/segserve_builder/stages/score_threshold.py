@@ -1,4 +1,4 @@
-"""The stage that drops improbable candidates."""
+"""The stage that drops candidates with low scores."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from segserve_builder.values import CANDIDATES, Candidates, ValueType
 
 
 class ScoreThreshold(Stage):
-    """Keep candidates that score at least the threshold. The request's score_threshold overrides it."""
+    """Keep candidates whose score is at least the threshold."""
 
     takes: ClassVar[frozenset[ValueType]] = CANDIDATES
 
-    threshold: float = Field(0.25, ge=0, le=1, description="The least score that is kept.")
+    threshold: float = Field(
+        0.25, ge=0, le=1, description="Least score that is kept; a request's score_threshold overrides it."
+    )
 
     def __call__(self, value: Candidates, request: RequestOptions) -> Candidates:
-        """Return the candidates that are kept, in their order."""
+        """Return the kept candidates, in the same order."""
         import numpy as np
 
         least = request.least_score(self.threshold)

@@ -10,14 +10,14 @@ from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Logits, Queries, ValueType
 
 AT_ONCE: Final = 16
-"""Queries whose masks are in memory as probabilities at a time."""
+"""Number of queries whose probabilities are in memory at a time."""
 
 
 class SemanticQueries(Stage):
-    """Add up, for every class, the masks of the queries, each times its probability of that class.
+    """Sum the masks of all queries for each class, weighted by the query's probability of it.
 
-    As `post_process_semantic_segmentation` of transformers. What it gives are sums of probabilities: argmax makes the
-    label map of them.
+    Equals `post_process_semantic_segmentation` of transformers. The result is sums of probabilities; argmax turns them
+    into a label map.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
@@ -25,7 +25,7 @@ class SemanticQueries(Stage):
 
     mask_size: tuple[int, int] | None = Field(
         None,
-        description="Height and width that masks are interpolated to first; [384, 384] for Mask2Former, else none.",
+        description="Height and width that masks are interpolated to first, such as [384, 384] for Mask2Former.",
     )
 
     def __call__(self, value: Queries, request: RequestOptions) -> Logits:

@@ -1,4 +1,4 @@
-"""The stage that lowers the scores of boxes on what a better one has already found."""
+"""The stage that lowers the scores of overlapping boxes."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from segserve_builder.values import CANDIDATES, Candidates, ValueType
 class SoftNms(Stage):
     """Lower the score of a box for every better one that it overlaps (soft non-maximum suppression).
 
-    It keeps the boxes that `soft_nms` of ensemble-boxes keeps, in their order. Unlike there, a box is answered with the
-    lowered score that it was chosen by, not with its first one; boxes are in pixels, and those of no area or with
-    swapped corners, which overlap nothing, stay; of equal scores the first is taken first.
+    It keeps the same boxes in the same order as `soft_nms` of ensemble-boxes. Unlike there, boxes keep the lowered
+    score by which they were chosen; boxes are in pixels; boxes without area or with swapped corners overlap nothing and
+    are kept; and among equal scores the first is taken first.
     """
 
     takes: ClassVar[frozenset[ValueType]] = CANDIDATES
 
     method: Literal["gaussian", "linear"] = Field(
-        "gaussian", description="How the IoU lowers a score: times exp(-IoU² / sigma), or times 1 - IoU."
+        "gaussian", description="Factor by which an IoU lowers a score: exp(-IoU² / sigma), or 1 - IoU."
     )
-    iou_threshold: float = Field(0.5, ge=0, le=1, description="Linear: the IoU above which a score is lowered.")
-    sigma: float = Field(0.5, gt=0, le=100, description="Gaussian: the smaller, the more a score is lowered.")
+    iou_threshold: float = Field(0.5, ge=0, le=1, description="linear: IoU above which a score is lowered.")
+    sigma: float = Field(
+        0.5, gt=0, le=100, description="gaussian: width of the decay; smaller values lower scores more."
+    )
     score_threshold: float = Field(
         0.001,
         ge=0,
         le=1,
-        description="Boxes whose lowered score is above it stay; a request's score_threshold overrides it.",
+        description="Lowered score above which boxes are kept; a request's score_threshold overrides it.",
     )
     class_aware: bool = Field(True, description="Whether only boxes of the same class lower each other's scores.")
     max_detections: int = Field(
-        300, ge=1, le=10_000, description="How many are kept; a request's max_detections overrides it."
+        300, ge=1, le=10_000, description="Largest number of boxes kept; a request's max_detections overrides it."
     )
 
     def __call__(self, value: Candidates, request: RequestOptions) -> Candidates:
-        """Return the candidates that are kept, with their lowered scores, best first."""
+        """Return the kept candidates with their lowered scores, best first."""
         import numpy as np
 
         from segserve_builder.kernels.soft_nms import soft_nms

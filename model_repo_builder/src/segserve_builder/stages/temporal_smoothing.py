@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What is kept of a stream's frames.
+    """The state of a stream.
 
-    `frames` are the numbers of those in `arrays`, rising: label maps (H, W), the oldest first, or the one moving
-    average of logits (C, h, w), as of its frame. All are of images that lay as `transform` says.
+    `frames` are the rising numbers of the frames in `arrays`: label maps (H, W), the oldest first, or the moving
+    average of logits, float32 (C, h, w), up to its frame. All are of images with the same `transform`.
     """
 
     transform: ResizeTransform
@@ -29,11 +29,11 @@ class History:
 
 
 class TemporalSmoothing(Stage):
-    """Steady the answers of a stream of frames, which callers name by their requests' sequence id.
+    """Smooth the answers over the frames of a stream, which requests name by their sequence id.
 
-    Before argmax (method exponential) logits become a moving average; after it (method votes) each pixel gets the class
-    that most of the last frames gave it. A request without a sequence id is a frame by itself. Frames may carry their
-    number as the parameter `frame`: then lost ones make what came before count less, and late ones change nothing.
+    Before argmax (method exponential) logits become a moving average; after it (method votes) each pixel gets its most
+    frequent class in the last frames. A request without a sequence id is a single frame. Frames may carry their number
+    as the parameter `frame`: lost frames then reduce the weight of earlier ones, and late ones change nothing.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS, ValueType.LABELS})
@@ -41,33 +41,31 @@ class TemporalSmoothing(Stage):
     method: Literal["exponential", "votes"] = Field(
         "exponential",
         description="exponential: a moving average of logits, before argmax. votes: each pixel's most frequent class "
-        "of the last frames, after argmax; of equally frequent ones that of the newest frame among them.",
+        "in the last frames, after argmax; among equally frequent ones that of the newest frame.",
     )
-    alpha: float = Field(0.5, gt=0, le=1, description="exponential: how much of the average is the newest frame.")
-    frames: int = Field(5, ge=1, le=15, description="votes: how many frames vote, the newest among them.")
+    alpha: float = Field(0.5, gt=0, le=1, description="exponential: weight of the newest frame in the average.")
+    frames: int = Field(5, ge=1, le=15, description="votes: number of frames that vote, the newest included.")
     scene_cut: float = Field(
-        0.25, gt=0, le=1, description="A frame in which more than this part of all pixels changes class starts anew."
+        0.25, gt=0, le=1, description="Part of all pixels whose class must change for a frame to start a new history."
     )
     max_streams: int = Field(
-        16, ge=1, le=1024, description="Streams kept at once; a new one takes the place of the one idle longest."
+        16, ge=1, le=1024, description="Largest number of streams kept; a new one replaces the one idle longest."
     )
-    max_idle_s: int = Field(
-        60, ge=1, le=86_400, description="Seconds without a frame after which a stream is forgotten."
-    )
+    max_idle_s: int = Field(60, ge=1, le=86_400, description="Seconds without a frame after which a stream is dropped.")
     sequence_batcher: bool = Field(
         False,
-        description="Whether Triton's sequence batcher admits frames: then streams must be started and ended, those "
-        "beyond maxStreams wait for another's end, and requests without a sequence id are refused.",
+        description="Whether Triton's sequence batcher admits frames: streams must then be started and ended, those "
+        "beyond maxStreams wait for another to end, and requests without a sequence id are refused.",
     )
 
     def check_place(self, kind: ValueType) -> None:
-        """Raise `PipelineError` where it stands after a stage that gives something else than its method smooths."""
+        """Raise `PipelineError` if the value before the stage is not of the type that its method smooths."""
         needed = ValueType.LOGITS if self.method == "exponential" else ValueType.LABELS
         if kind != needed:
             raise PipelineError(f"temporalSmoothing by {self.method} takes {needed}, got {kind}")
 
     def __call__(self, value: Logits | LabelMap, request: RequestOptions) -> Logits | LabelMap:
-        """Return the value of a frame by itself."""
+        """Return the value unchanged: a request without a stream is a single frame."""
         return value
 
     def step(

@@ -1,4 +1,4 @@
-"""The inference step that runs the network over overlapping tiles."""
+"""The stage that runs the network over overlapping tiles."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from segserve_builder.values import ValueType
 class TiledInference(Stage):
     """Run the network over overlapping tiles of the image and blend their logits.
 
-    Tiles lie as MONAI's sliding window lays them, at multiples of multipleOf; where they reach beyond the image, as all
-    do in an image smaller than a tile, it is padded. What the network says near a tile's edge counts less.
+    Tiles are positioned as MONAI's sliding window does, at multiples of multipleOf; where they reach beyond the image,
+    as in an image smaller than a tile, it is padded. Logits near a tile's edge have less weight.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
 
-    height: int = Field(ge=1, le=16_384, description="A tile's height, in pixels of the network's input.")
-    width: int = Field(ge=1, le=16_384, description="A tile's width.")
+    height: int = Field(ge=1, le=16_384, description="Height of a tile, in pixels of the network's input.")
+    width: int = Field(ge=1, le=16_384, description="Width of a tile, in pixels of the network's input.")
     overlap: float = Field(
-        0.25, ge=0, description="What neighbours share: a part of the tile where it is below 1, else pixels."
+        0.25, ge=0, description="Overlap of neighbouring tiles: a fraction of the tile if below 1, else pixels."
     )
     blend: Literal["gaussian", "hann", "linear", "constant"] = Field(
         "gaussian",
-        description="How a tile counts towards its edges: a Gaussian (MONAI's, sigma an eighth of the tile), a Hann "
-        "window, a straight fall, or everywhere the same.",
+        description="Weight of a tile towards its edges: a Gaussian (MONAI's, sigma an eighth of the tile), a Hann "
+        "window, a linear fall-off, or constant.",
     )
     padding: Literal["reflect", "edge", "constant"] = Field(
-        "reflect", description="What lies beyond the image: its mirror image, its outermost pixels, or padValue."
+        "reflect", description="Padding beyond the image: its mirror image, its outermost pixels, or padValue."
     )
-    pad_value: float = Field(0.0, description="What constant padding consists of, as the network takes it.")
+    pad_value: float = Field(0.0, description="Value of constant padding, in units of the network's input.")
     multiple_of: int = Field(
-        32, ge=1, le=1024, description="Tiles start at multiples of it; the network's stride must divide it."
+        32,
+        ge=1,
+        le=1024,
+        description="Number of pixels that tiles start at multiples of; the network's stride must divide it.",
     )
 
     @model_validator(mode="after")
@@ -47,5 +50,5 @@ class TiledInference(Stage):
         return self
 
     def overlap_pixels(self, size: int) -> int:
-        """Return what tiles share along a side of `size` pixels (MONAI rounds the step between them down)."""
+        """Return the overlap of tiles along a side of `size` pixels, in pixels (MONAI rounds the step down)."""
         return int(self.overlap) if self.overlap >= 1 else size - int(size * (1 - self.overlap))

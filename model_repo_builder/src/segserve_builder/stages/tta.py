@@ -1,4 +1,4 @@
-"""The inference step that asks the network about several views of the image."""
+"""The stage that runs the network over augmented views of the image."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from segserve_builder.values import ValueType
 
 
 class Tta(Stage):
-    """Run the network also over flipped, turned and scaled views of the image, and average what it says.
+    """Run the network over flipped, rotated and scaled views of the image too, and average the results.
 
-    Views are all combinations of what is listed with the image as it is; of two that are the same (both flips, and a
-    turn by 180 degrees) one counts. Answers are turned back and averaged at the resolution of the image's own logits.
+    Views are all combinations of the options with the unchanged image; equal ones (both flips, and a rotation by 180
+    degrees) count once. Results are rotated back and averaged at the resolution of the image's own logits.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS})
@@ -22,19 +22,21 @@ class Tta(Stage):
     flips: tuple[Literal["horizontal", "vertical", "both"], ...] = Field(
         (), description="Mirror images: left and right swapped, top and bottom swapped, or both."
     )
-    rotations: tuple[Literal[90, 180, 270], ...] = Field((), description="Turns, in degrees counterclockwise.")
+    rotations: tuple[Literal[90, 180, 270], ...] = Field((), description="Rotations, in degrees counterclockwise.")
     scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
-        (), max_length=8, description="Sizes, as multiples of the image's; 1 always takes part."
+        (), max_length=8, description="Scales relative to the image; 1 is always included."
     )
-    multiple_of: int = Field(32, ge=1, le=1024, description="Scaled sizes are rounded to multiples of it.")
+    multiple_of: int = Field(
+        32, ge=1, le=1024, description="Number of pixels that scaled sizes are rounded to multiples of."
+    )
     merge: Literal["logits", "softmax", "sigmoid"] = Field(
         "logits",
-        description="What is averaged: logits, or probabilities (softmax of classes that exclude each other, sigmoid "
-        "of those that do not), of which logits are made again.",
+        description="Quantity that is averaged: logits, or probabilities (softmax for exclusive classes, sigmoid for "
+        "independent ones), which are turned back into logits.",
     )
 
     @model_validator(mode="after")
     def _has_views(self) -> Self:
         if not (self.flips or self.rotations or self.scales):
-            raise ValueError("tta names no views: give flips, rotations or scales")
+            raise ValueError("tta has no views: set flips, rotations or scales")
         return self

@@ -1,4 +1,4 @@
-"""Turns a task's answer into the public outputs, in the encoding that is asked for."""
+"""Encodes a task's answer as the public outputs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FEW_CLASSES: Final = 8
 
 
 def encode(value: Any, pipeline: Pipeline, request: RequestOptions, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
-    """Return those of the task's public outputs that are `wanted`; REVISION is not among them.
+    """Return the `wanted` public outputs of the task, by name; REVISION is not among them.
 
-    The arrays are as the wire contract says: BYTES tensors are object arrays of bytes, empty where the encoding has
-    its answer in another output. Outputs that are not wanted are not computed. Raises `BadImageError` where a request
-    asks for an encoding of a task that has no masks.
+    Types and shapes are those of the wire contract: BYTES tensors are object arrays of bytes, empty if the encoding
+    puts its answer into another output. Only wanted outputs are computed. Raises `BadImageError` if a request sets an
+    encoding for a task without masks.
     """
     makers = MAKERS[type(value)](value, pipeline, request)
     return {name: make() for name, make in makers.items() if name in wanted}
@@ -147,14 +147,14 @@ def _areas(labels: NDArray[Any], number: int) -> NDArray[Any]:
 def _objects(items: Iterable[bytes]) -> NDArray[Any]:
     import numpy as np
 
-    found = list(items)
-    array = np.empty(len(found), dtype=np.object_)
-    array[:] = found
+    listed = list(items)
+    array = np.empty(len(listed), dtype=np.object_)
+    array[:] = listed
     return array
 
 
 def _label_file(labels: NDArray[Any], colours: Sequence[str | None], encoding: str) -> Iterable[bytes]:
-    """Return the map as one file, or nothing where masks are asked for."""
+    """Return the map as one file, nothing for encodings of masks."""
     if encoding == "raw":
         data: bytes = labels.astype(labels.dtype.newbyteorder("<"), copy=False).tobytes()
         return [data]
@@ -166,7 +166,7 @@ def _label_file(labels: NDArray[Any], colours: Sequence[str | None], encoding: s
 
 
 def _label_masks(labels: NDArray[Any], numbers: Sequence[int], encoding: str, output: Output) -> Iterable[bytes]:
-    """Return a mask for each of `numbers`, or nothing where the map is asked for."""
+    """Return a mask for each of `numbers`, nothing for encodings of the map."""
     import numpy as np
 
     from segserve_builder.imaging.masks import polygons_json
@@ -185,7 +185,7 @@ def _label_masks(labels: NDArray[Any], numbers: Sequence[int], encoding: str, ou
 
 
 def _recoded(masks: Sequence[bytes], size: tuple[int, int], encoding: str, output: Output) -> Iterable[bytes]:
-    """Return COCO RLE masks in the encoding that is asked for."""
+    """Return COCO RLE masks in an encoding."""
     if encoding == "rle":
         return masks
     from segserve_builder.imaging.masks import polygons_json

@@ -1,4 +1,4 @@
-"""Runs a model's whole pipeline in this process with ONNX Runtime: what its servers answer, without servers."""
+"""Runs a model's whole pipeline in this process with ONNX Runtime; answers equal those of its servers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class InProcessModel:
-    """One model. Raises as its steps do: `PipelineError`, `SignatureError`, `BadImageError`, `NonFiniteError`."""
+    """One model. Raises its steps' errors: `PipelineError`, `SignatureError`, `BadImageError`, `NonFiniteError`."""
 
     def __init__(self, pipeline: Pipeline, artifact: Path, second: Path | None = None) -> None:
-        """Load the network's file, and that of the pipeline's second network where it has one."""
+        """Load the network's file, and that of the pipeline's second network if it has one."""
         io, self._network = _loaded(pipeline, artifact)
         given, second_io, self._second = io, None, None
         if pipeline.second is not None and second is not None:

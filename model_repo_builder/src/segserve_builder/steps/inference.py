@@ -1,4 +1,4 @@
-"""How a network is run over one image: over tiles of it, over views of it, or over tiles of views."""
+"""Runs a network over one image: over tiles of it, over augmented views of it, or over tiles of views."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Layout = Literal["NCHW", "NHWC"]
 
 
 def with_inference(pipeline: Pipeline, io: NetworkIO) -> NetworkIO:
-    """Return the tensors of the network's step: those of the network, of any size where it sees tiles.
+    """Return the tensors of the network's step: those of the network, with free sizes if it runs over tiles.
 
-    Raises `PipelineError` where the pipeline's inference steps fit neither each other, nor the family, nor a network
-    whose input has a fixed size.
+    Raises `PipelineError` if the pipeline's inference steps do not fit each other, the family, or a network with a
+    fixed input size.
     """
     steps = [step.stage for step in pipeline.inference]
     names = [step.name for step in pipeline.inference]
@@ -52,11 +52,11 @@ def with_inference(pipeline: Pipeline, io: NetworkIO) -> NetworkIO:
 
 
 def run(batch: NDArray[Any], layout: Layout, call: Call, steps: Sequence[Stage], max_batch_size: int) -> NDArray[Any]:
-    """Return the logits (N, C, h, w) of a batch of images, each by itself.
+    """Return the logits, float32 (N, C, h, w), of a batch of N images, each run by itself.
 
     `call` runs the network over a batch of at most `max_batch_size`; `steps` are as `with_inference` allows them.
-    Memory beside the answer is bounded by the tiles of one row and the batch. Raises `PipelineError` where the
-    network's answers do not fit together.
+    Memory beside the result is bounded by the tiles of one row and the batch. Raises `PipelineError` if the shapes of
+    the network's answers do not match.
     """
     import numpy as np
 
@@ -64,7 +64,7 @@ def run(batch: NDArray[Any], layout: Layout, call: Call, steps: Sequence[Stage],
     inner, most = call, max_batch_size
     for stage in reversed(steps):
         if isinstance(stage, TiledInference):
-            # Tiles fill the network's batches: what runs around them comes one by one.
+            # Tiles fill the network's batches, so views around them run one by one.
             inner, most = partial(_over_tiles, axes=axes, call=inner, options=stage, max_batch_size=most), 1
         elif isinstance(stage, Tta):
             inner = partial(_over_views, axes=axes, call=inner, options=stage, max_batch_size=most)
@@ -99,16 +99,16 @@ def _over_views(
 
 def _check_size(stage: Stage, fixed: tuple[int | None, int | None], *, tiled: bool) -> None:
     height, width = fixed
-    seen = f"the network's input is {height or 'any'} x {width or 'any'} pixels"
+    observed = f"the network's input is {height or 'any'} x {width or 'any'} pixels"
     if isinstance(stage, TiledInference) and (
         stage.height != (height or stage.height) or stage.width != (width or stage.width)
     ):
-        raise PipelineError(f"{seen}; tiles are {stage.height} x {stage.width}")
+        raise PipelineError(f"{observed}; tiles are {stage.height} x {stage.width}")
     if isinstance(stage, Tta) and not tiled and (height or width):
         if any(scale != 1 for scale in stage.scales):
-            raise PipelineError(f"{seen}; scaled views need one of any size, or tile")
+            raise PipelineError(f"{observed}; scaled views need one of any size, or tile")
         if height != width and {90, 270} & set(stage.rotations):
-            raise PipelineError(f"{seen}; turned views need a square one, or tile")
+            raise PipelineError(f"{observed}; rotated views need a square one, or tile")
 
 
 def _size(tensor: TensorSpec, layout: Layout) -> tuple[int | None, int | None]:

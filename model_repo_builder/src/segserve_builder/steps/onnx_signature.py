@@ -1,4 +1,4 @@
-"""Reads what an ONNX file declares, and refuses files that reach for other files or other code."""
+"""Reads the signature of an ONNX file, and refuses files that reference other files or custom code."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from segserve_builder.errors import ArtifactTooLargeError, SignatureError, Unsaf
 from segserve_builder.families.base import NetworkSignature, TensorSpec
 
 MAX_BYTES: Final = 2**31 - 1
-"""What protobuf can hold in one message; a larger network keeps its weights in other files, which are refused."""
+"""Limit of a protobuf message; larger networks keep weights in other files, which are refused."""
 
 MAX_NODES: Final = 100_000
-"""Some twenty times the largest segmentation network known; a graph of millions keeps its loader busy for hours."""
+"""About twenty times the largest known segmentation network; a graph of millions would load for hours."""
 
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 
@@ -41,9 +41,9 @@ TRITON_DTYPES: Final[Mapping[str, str]] = {
 def read_signature(path: Path) -> NetworkSignature:
     """Return the inputs and outputs of the ONNX file at `path`, without its weights-as-inputs.
 
-    Raises `SignatureError` where it is no ONNX model or declares tensors that Triton cannot carry, and
-    `UnsafeArtifactError` where it names external data, operators of a domain outside the ONNX standard, or more nodes
-    or larger weights than a network has.
+    Raises `SignatureError` if it is not an ONNX model or declares tensors that Triton cannot carry, and
+    `UnsafeArtifactError` if it references external data or operators outside the ONNX standard, or has more nodes or
+    larger weights than a network plausibly has.
     """
     model = _parse(path)
     _refuse_unsafe(model)
@@ -107,7 +107,7 @@ def _refuse_external(tensor: Any) -> None:
 
 
 def _refuse_false_sizes(model: Any) -> None:
-    """Refuse weights that say they are larger than the file: their loader would take that memory first."""
+    """Refuse weights that claim to be larger than the file: loaders allocate that memory first."""
     for tensor in model.graph.initializer:
         elements = prod(tensor.dims)
         if min(tensor.dims, default=0) < 0 or elements > MAX_BYTES:

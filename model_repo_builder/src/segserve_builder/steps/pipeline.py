@@ -1,4 +1,4 @@
-"""A pipeline's lists of stages: each item is a mapping with one key, the stage's name, and its options."""
+"""A model's pipeline: its network, stages and options, and the revision's name that follows from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segserve_builder.stages.decode import Decode
 
 
 class PipelineStep(FrozenModel):
-    """One item of a list of stages; exactly one key is set."""
+    """One item of a list of stages: a mapping with one key, the stage's name, to its options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, alias_generator=None)
 
@@ -58,7 +58,7 @@ else:
 
 
 APART: Final = {"preprocess", "inference", "postprocess", "instances"}
-"""The fields that a pipeline's identity spells out."""
+"""The fields that a pipeline's identity lists by themselves."""
 
 
 def _identity(name: str, stage: Stage) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _identity(name: str, stage: Stage) -> dict[str, Any]:
 
 
 class SecondNetwork(FrozenModel):
-    """A second network, which finds instances in the same input; without `runtime` it runs as the first one does."""
+    """A second network that finds instances in the same input; `runtime` defaults to that of the first."""
 
     artifact_sha256: Sha256
     family: str
@@ -76,7 +76,7 @@ class SecondNetwork(FrozenModel):
 
 
 class Pipeline(FrozenModel):
-    """All that can change an answer of a model. Its digest names the revision."""
+    """Everything that can change a model's answers. Its digest names the revision."""
 
     model: str
     artifact_sha256: Sha256
@@ -93,8 +93,8 @@ class Pipeline(FrozenModel):
     def identity(self) -> dict[str, Any]:
         """Return the JSON value whose digest names the revision.
 
-        A list that leaves stages to their defaults is the same as one that spells them out. Options that are not
-        set are left out, so that a new optional one does not change the revisions of those who do not use it.
+        A list that relies on defaults equals one that spells them out. Options that are None are left out, so that
+        a new optional one does not change existing revisions.
         """
         plain = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=APART)
         family = FAMILIES[self.family]
@@ -106,7 +106,7 @@ class Pipeline(FrozenModel):
             "preprocess": [_identity(*named) for named in before],
             "postprocess": [_identity(*named) for named in named_postprocess(self)],
         }
-        # Left out where there is none, as options that are not set are.
+        # Left out if empty, as options that are None are.
         if self.inference:
             identity["inference"] = [_identity(step.name, step.stage) for step in self.inference]
         if self.second is not None:
@@ -117,7 +117,7 @@ class Pipeline(FrozenModel):
     def second(self) -> Pipeline | None:
         """The pipeline of the second network alone, if there is one.
 
-        It knows the classes that are things: where its family counts channels, its channel i is the i-th of them.
+        Its classes are the model's things; if its family numbers classes by channel, channel i is the i-th thing.
         """
         if self.instances is None:
             return None
@@ -137,12 +137,12 @@ class Pipeline(FrozenModel):
 
     @property
     def networks(self) -> tuple[Pipeline, ...]:
-        """The pipeline itself, and that of the second network where there is one."""
+        """The pipeline itself, and that of the second network if there is one."""
         return (self,) if self.second is None else (self, self.second)
 
     @property
     def needs_guide(self) -> bool:
-        """Whether a postprocess stage looks at the image itself, as the network saw it."""
+        """Whether a postprocess stage needs the image itself, at the network's resolution."""
         return any(stage.needs_guide for _, stage in named_postprocess(self))
 
     @property
@@ -152,7 +152,7 @@ class Pipeline(FrozenModel):
 
 
 def named_postprocess(pipeline: Pipeline) -> tuple[tuple[str, Stage], ...]:
-    """Return the pipeline's postprocess stages by name, or its family's default ones where it lists none."""
+    """Return the pipeline's postprocess stages by name, or its family's default ones if it lists none."""
     if pipeline.postprocess:
         return tuple((step.name, step.stage) for step in pipeline.postprocess)
     names = {stage: name for name, stage in POSTPROCESS.items()}

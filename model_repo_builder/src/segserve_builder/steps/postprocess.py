@@ -1,4 +1,4 @@
-"""The step `post` as a function: a network's raw outputs become the public answer."""
+"""The step `post` as a function: from a network's raw outputs to the public outputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TASKS: Final[Mapping[ValueType, Task]] = {
     ValueType.BOXES: "detection",
     ValueType.KEYPOINTS: "keypoints",
 }
-"""The kinds of value that are an answer, and the task of a model that gives it."""
+"""The types of value that are answers, with the task of a model that returns them."""
 ALWAYS: Final = frozenset({"SIZE"})
 SCORED: Final[frozenset[Task]] = frozenset({"instance", "detection", "keypoints"})
 SCORED_ONLY: Final = ("score_threshold", "max_detections")
@@ -42,9 +42,9 @@ class Postprocess:
     """The postprocess stages of one pipeline, from the raw outputs of one image to public outputs."""
 
     def __init__(self, pipeline: Pipeline, io: NetworkIO, second: NetworkIO | None = None) -> None:
-        """Check the stages; raises `PipelineError` where they do not fit together.
+        """Check the stages; raises `PipelineError` if they do not fit together.
 
-        `second` are the tensors of the pipeline's second network, where it has one.
+        `second` are the tensors of the pipeline's second network, if it has one.
         """
         self._task = check_postprocess(pipeline)
         self._pipeline = pipeline
@@ -65,10 +65,10 @@ class Postprocess:
         """Return the public outputs named in `wanted` (REVISION is not made here) for one image.
 
         `outputs` are the network's, by their own names, with a batch of one; they may be read-only. `guide` is the
-        image as the network saw it, for a pipeline that needs it (`Logits.guide`); `second` are the outputs of its
-        second network; `frame` is what the image is in its stream, whose history is then replaced. Raises
-        `NonFiniteError`, `SignatureError` where shapes are not the family's, `BadImageError` where the request asks
-        for something that the task does not have.
+        image at the network's resolution, for a pipeline that needs it (`Logits.guide`); `second` are the outputs of
+        its second network; `frame` is the image's place in a stream, whose history is then replaced. Raises
+        `NonFiniteError`, `SignatureError` if shapes are not the family's, and `BadImageError` if the request sets an
+        option that the task does not have.
         """
         self._check_request(request)
         instances = None
@@ -97,7 +97,7 @@ class Postprocess:
 
 
 class _Reader:
-    """One network's outputs, read by its family and put through its pipeline's stages."""
+    """Reads one network's outputs by its family, and applies its pipeline's stages."""
 
     def __init__(self, pipeline: Pipeline, io: NetworkIO) -> None:
         self._pipeline = pipeline
@@ -129,7 +129,7 @@ class _Reader:
 
 
 def check_postprocess(pipeline: Pipeline) -> Task:
-    """Check that the stages lead from what the family gives to an answer, and return the task that it is of.
+    """Check that the stages lead from the family's value to an answer, and return its task.
 
     Raises `PipelineError` that names the stage and its position, and `UnknownNameError` for the family.
     """
@@ -154,9 +154,9 @@ def check_postprocess(pipeline: Pipeline) -> Task:
 
 
 def check_second(pipeline: Pipeline) -> None:
-    """Check that a second network is there where a stage needs its instances, and only there.
+    """Check that there is a second network if and only if a stage needs its instances.
 
-    Raises `PipelineError` for that, for a second network that gives something else, or where no class is a thing, and
+    Raises `PipelineError` if not, if the second network returns something else, or if no class is a thing, and
     `UnknownNameError` for a family.
     """
     _family(pipeline)
@@ -168,11 +168,11 @@ def check_second(pipeline: Pipeline) -> None:
         return
     if not needing:
         known = ", ".join(name for name, stage in POSTPROCESS.items() if stage.needs_instances)
-        raise PipelineError(f"no postprocess stage takes what the second network finds; these do: {known}")
+        raise PipelineError(f"no postprocess stage uses the second network's instances; these do: {known}")
     if not second.classes:
-        raise PipelineError("the second network finds the classes that are things; no class says `thing: true`")
+        raise PipelineError("the second network finds the classes that are things; no class has `thing: true`")
     if second.needs_guide:
-        raise PipelineError("stages that look at the image are for the first network; `instances` lists one")
+        raise PipelineError("stages that need the image are for the first network; `instances` lists one")
     try:
         task = check_postprocess(second)
     except PipelineError as error:
@@ -182,7 +182,7 @@ def check_second(pipeline: Pipeline) -> None:
 
 
 def postprocess_stages(pipeline: Pipeline) -> tuple[Stage, ...]:
-    """Return the pipeline's stages, or its family's default ones where it lists none."""
+    """Return the pipeline's stages, or its family's default ones if it lists none."""
     return tuple(stage for _, stage in named_postprocess(pipeline))
 
 
@@ -255,7 +255,7 @@ def _family(pipeline: Pipeline) -> Family:
 def _finite(name: str, values: NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
-    # A sum is finite only where every value is, and costs a fraction of looking at each.
+    # If the sum is finite, all values are; that costs a fraction of checking each.
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(values.sum())
     if suspicious and not np.isfinite(values).all():

@@ -1,4 +1,4 @@
-"""Runs a pipeline's preprocess stages: one image in, the network's input out."""
+"""The step `pre` as a function: from one image to the network's input."""
 
 from __future__ import annotations
 

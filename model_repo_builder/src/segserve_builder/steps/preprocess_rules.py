@@ -1,4 +1,4 @@
-"""What preprocess stages must satisfy together and with the network, checked before anything is built."""
+"""Checks that preprocess stages fit each other and the network, before anything is built."""
 
 from __future__ import annotations
 

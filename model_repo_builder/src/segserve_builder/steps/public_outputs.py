@@ -15,7 +15,7 @@ Task: TypeAlias = Literal["semantic", "instance", "panoptic", "detection", "keyp
 
 GEOMETRY: Final = TensorSpec("GEOMETRY", "INT32", (8,))
 GUIDE: Final = TensorSpec("GUIDE", "UINT8", (None, None, 3))
-"""The image as the network saw it, for the postprocess stages that look at it."""
+"""The image at the network's resolution, for postprocess stages that need it."""
 NETWORK_INPUT: Final = "NETWORK_INPUT"
 REVISION: Final = "REVISION"
 
@@ -52,7 +52,7 @@ PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
 
 
 def has_masks(task: Task) -> bool:
-    """Return whether a task's answers have masks, so that requests may ask for an encoding of them."""
+    """Return whether a task's answers have masks, whose encoding requests may set."""
     return any(tensor.name == "MASKS" for tensor in PUBLIC_OUTPUTS[task])
 
 

@@ -1,4 +1,4 @@
-"""A network's file in ONNX Runtime, as segserve runs it: few idle threads, bounded memory, nothing reported home."""
+"""ONNX Runtime sessions with few idle threads, bounded memory and without telemetry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segserve_builder.steps.inference import run
 from segserve_builder.steps.step_options import NetOptions
 
 MUCH_SMALLER: Final = 16
-"""How many times smaller than the largest before it an image is that makes memory be given back."""
+"""Ratio of the largest earlier input to the current one above which memory is released."""
 
 
 class NetworkSession:

@@ -1,4 +1,4 @@
-"""What each step inside Triton is told: typed values, as JSON in `parameters["segserve"]` of its config."""
+"""Typed options of the steps inside Triton, as JSON in `parameters["segserve"]` of their config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams of frames on one server: what is kept of each between its requests, how many there are, and for how long."""
+"""Streams of frames on one server: their histories between requests, bounded in number and idle time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Overlapping tiles of an image: where they lie, what pads them, and how their logits become one answer.
+"""Overlapping tiles of an image: their positions, padding, and the blending of their logits.
 
-Tiles come row by row, and pixels are finished with the last tile that they lie in, so that the label map of an image
+Tiles come row by row, and pixels are complete after the last tile that covers them, so that the label map of an image
 of any height takes the memory of one row of tiles.
 """
 
@@ -35,7 +35,7 @@ class TileGrid:
         return len(self.rows) * len(self.columns)
 
     def __iter__(self) -> Iterator[tuple[Span, Span]]:
-        """Yield where each tile lies: along the height, and along the width."""
+        """Yield each tile's position along the height and along the width."""
         return ((row, column) for row in self.rows for column in self.columns)
 
     def shrunk(self, vertical: int, horizontal: int) -> TileGrid:
@@ -47,7 +47,7 @@ class TileGrid:
 
 @dataclass(frozen=True, slots=True)
 class TilePlan:
-    """The tiles that a stage lays over an image of one size."""
+    """The tiles of an image of one size."""
 
     options: TiledInference
     grid: TileGrid
@@ -65,8 +65,8 @@ class TilePlan:
     def logits_grid(self, height: int, width: int) -> TileGrid:
         """Return the grid of the logits, of which a tile has `height` x `width`.
 
-        Raises `PipelineError` where a tile is not a whole number of times as large, or where tiles or the image would
-        begin or end between two logits.
+        Raises `PipelineError` if a tile is not a whole multiple of that, or if tiles or the image would begin or end
+        between two logits.
         """
         options, grid = self.options, self.grid
         vertical = _ratio("height", options.height, height, options.multiple_of, grid.height)
@@ -95,16 +95,17 @@ def tiles(plan: TilePlan, read: Callable[[int, int, int, int], NDArray[Any]], ax
 def answers(
     pixels: Iterable[NDArray[Any]], call: Callable[[NDArray[Any]], NDArray[Any]], max_batch_size: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield what the network says of each tile, asked about at most `max_batch_size` of them at once."""
+    """Yield each tile's logits, float32 (C, th, tw); the network runs on at most `max_batch_size` tiles at a time."""
     pixels = iter(pixels)
     while batch := list(islice(pixels, max_batch_size)):
         yield from call(np.stack(batch))
 
 
 def merged(plan: TilePlan, logits: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return the logits (C, h, w) of the whole image, of those of its tiles (C, th, tw).
+    """Return the logits, float32 (C, h, w), of the whole image from those of its tiles, float32 (C, th, tw).
 
-    Beside the result it takes memory for the weights of one row of tiles.
+    Beside the result it takes memory for the weights of one row of tiles. Raises `PipelineError` if the shapes do not
+    fit the plan.
     """
     first, logits = _peeked(logits)
     classes, height, width = first.shape
@@ -123,10 +124,11 @@ def merged(plan: TilePlan, logits: Iterable[NDArray[np.float32]]) -> NDArray[np.
 
 
 def stream(plan: TilePlan, logits: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8 | np.uint16]]:
-    """Yield the label map's rows (n, w), from the top to the bottom, as soon as no tile to come has a part in them.
+    """Yield the label map's rows, uint8 or uint16 (n, w), from top to bottom, as soon as they are complete.
 
-    `logits` are the tiles' (C, th, tw). Ties go to the first class; a single channel is the logit of the second class
-    of two. At no time is there more than the sums of one row of tiles, and a tile.
+    `logits` are the tiles', float32 (C, th, tw). Ties go to the first class; a single channel is the logit of the
+    second class of two. Memory is bounded by the sums of one row of tiles, and a tile. Raises `PipelineError` if the
+    shapes do not fit the plan.
     """
     first, logits = _peeked(logits)
     classes, height, width = first.shape
@@ -150,7 +152,7 @@ def _labels(sums: NDArray[np.float32], first: int, count: int) -> Iterator[NDArr
 
 
 def _beside(grid: TileGrid, logits: Iterator[NDArray[np.float32]]) -> Iterator[tuple[Span, NDArray[np.float32]]]:
-    """Yield the tiles of one row, each with its place in it."""
+    """Yield the tiles of one row, each with its position in it."""
     return zip(grid.columns, islice(logits, len(grid.columns)), strict=True)
 
 
@@ -179,8 +181,8 @@ def _spans(size: int, tile: int, options: TiledInference) -> tuple[Span, ...]:
     ends = [min(start + tile, size) for start in starts]
     old = [0, *(end - start for end, start in zip(ends[:-1], starts[1:], strict=True))]
     done = [*(after - start for start, after in pairwise(starts)), size - last]
-    found = zip(starts, ends, old, done, strict=True)
-    return tuple(Span(start, 0, end - start, before, alone) for start, end, before, alone in found)
+    spans = zip(starts, ends, old, done, strict=True)
+    return tuple(Span(start, 0, end - start, before, alone) for start, end, before, alone in spans)
 
 
 def _ratio(side: str, tile: int, logits: int, multiple: int, size: int) -> int:

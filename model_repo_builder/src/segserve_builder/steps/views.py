@@ -1,4 +1,4 @@
-"""Views of an image: mirrored, turned and scaled ones, and what a network says of them, turned back and averaged."""
+"""Test-time augmentation: mirrored, rotated and scaled views of an image, and the mean of their logits."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from segserve_builder.imaging.probabilities import softmax
 from segserve_builder.stages.tta import Tta
 
 FLIPS: Final = {"horizontal": (True, 0), "vertical": (True, 2), "both": (False, 2)}
-"""Each as a mirror image of left and right, and quarter turns after it."""
+"""Each as a mirroring of left and right, followed by quarter turns."""
 LEAST_PROBABILITY: Final = 2.0**-24
-"""Means are kept so far from 0 and 1 that their logits are finite."""
+"""Means are clipped this far from 0 and 1, so that their logits are finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class AugmentedView:
-    """One view: the image scaled, then mirrored left to right or not, then turned counterclockwise."""
+    """One view: the image scaled, then optionally mirrored left to right, then rotated counterclockwise."""
 
     scale: float
     mirrored: bool
     quarter_turns: int
 
     def turned(self, image: NDArray[Any], axes: tuple[int, int]) -> NDArray[Any]:
-        """Return the image mirrored and turned; `axes` are its rows and columns."""
+        """Return the image mirrored and rotated; `axes` are its rows and columns."""
         return np.rot90(np.flip(image, axes[1]) if self.mirrored else image, self.quarter_turns, axes)
 
     def turned_back(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """Return logits (C, h, w) of the view as they lie in the image."""
+        """Return logits (C, h, w) of the view, mirrored and rotated back."""
         back = np.rot90(logits, -self.quarter_turns, (1, 2))
         return np.flip(back, 2) if self.mirrored else back
 
 
 def views(options: Tta) -> tuple[AugmentedView, ...]:
-    """Return all different combinations of the options; the first is the image as it is."""
+    """Return all distinct combinations of the options; the first is the unchanged image."""
     flips = [(False, 0), *(FLIPS[flip] for flip in options.flips)]
     turns = [0, *(degrees // 90 for degrees in options.rotations)]
     scales = [1.0, *options.scales]
@@ -56,8 +56,8 @@ def averaged(
 ) -> NDArray[np.float32]:
     """Return the mean logits (C, h, w) of the image's views, at the resolution of the image's own logits.
 
-    `image` has no batch, `axes` are its rows and columns; `call` gives the logits of a batch, and is asked about at
-    most `max_batch_size` views of one shape at once.
+    `image` has no batch, `axes` are its rows and columns; `call` returns the logits of a batch of at most
+    `max_batch_size` views of one shape.
     """
     total: NDArray[np.float32] | None = None
     for batch, pixels in _batches(image, axes, options, max_batch_size):

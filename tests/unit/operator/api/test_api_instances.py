@@ -75,7 +75,7 @@ def test_fusion_without_a_second_network_is_refused_at_the_stages(both: dict[str
 def test_a_second_network_without_fusion_is_refused_there(both: dict[str, Any]) -> None:
     both["spec"]["postprocess"] = [{"argmax": {}}]
 
-    assert "spec.instances: no postprocess stage takes what the second network finds" in problem(both)
+    assert "spec.instances: no postprocess stage uses the second network's instances" in problem(both)
 
 
 def test_a_misspelt_stage_of_the_second_network_is_told_with_its_place(both: dict[str, Any]) -> None:
