@@ -222,8 +222,10 @@ async def test_watches_bring_events_late_never_again_or_end(proxied: Proxied, na
 
 
 def test_it_serves_blocking_callers_from_a_thread(kubeconfig: Path, namespace: str, tmp_path: Path, name: str) -> None:
-    with ApiProxy(kubeconfig).in_thread() as proxy:
-        with client_of_file(proxy.write_kubeconfig(tmp_path / "kubeconfig"), namespace) as client:
-            client.create(CONFIG_MAPS, config(name, large="x" * 900_000))
+    with (
+        ApiProxy(kubeconfig).in_thread() as proxy,
+        client_of_file(proxy.write_kubeconfig(tmp_path / "kubeconfig"), namespace) as client,
+    ):
+        client.create(CONFIG_MAPS, config(name, large="x" * 900_000))
 
     assert [call.resource for call in proxy.writes] == ["configmaps"]

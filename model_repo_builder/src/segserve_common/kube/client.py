@@ -86,7 +86,7 @@ class KubeClient:
             for stream in self._streams:
                 # Closing a socket would not wake the thread that reads from it.
                 with suppress(OSError, RuntimeError, ValueError):
-                    stream.shutdown()  # type: ignore[attr-defined]
+                    stream.shutdown()
         self._pool.clear()
 
     def list(

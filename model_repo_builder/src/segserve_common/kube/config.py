@@ -54,7 +54,7 @@ class KubeContext:
         user = self._user()
         if self.file is None or user.get("token") or not user.get("tokenFile"):
             return None
-        return self.file.parent / user["tokenFile"]
+        return self.file.parent / str(user["tokenFile"])
 
     def read_token_file(self, configuration: Any) -> None:
         """Put the current token into a configuration: whoever writes the file renews it."""
@@ -117,8 +117,8 @@ def read_context(file: Path, name: str | None = None) -> KubeContext | list[str]
 
 def default_context() -> KubeContext:
     """Return the service account of this pod, or, outside of a cluster, the current context of the kubeconfig."""
-    if (context := in_cluster_context()) is not None:
-        return context
+    if (in_cluster := in_cluster_context()) is not None:
+        return in_cluster
     for file in kubeconfig_files():
         if isinstance(context := read_context(file), KubeContext):
             return context

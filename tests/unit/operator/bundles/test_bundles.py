@@ -17,7 +17,7 @@ from aiohttp import web
 from fakes.kube import FakeKube
 from segserve_common.kube.errors import NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, PODS, ROLLOUTS
-from segserve_common.kube.names import GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
+from segserve_common.kube.names import BUNDLE_KEY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_operator.adapters.bundles.archive import packed, tail, unpacked
 from segserve_operator.adapters.bundles.cluster import LIMIT_BYTES, PODS_KEPT, ClusterBundles
 from segserve_operator.adapters.bundles.contents import LOG_BYTES, Gathered, bundle

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_common.kube.errors import ApiError, ConflictError, NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, ROLLOUTS
-from segserve_common.kube.names import chunk_name, MODEL_LABEL
+from segserve_common.kube.names import MODEL_LABEL, chunk_name
 from segserve_common.kube.shards import content_of
 from segserve_operator.adapters.kube.objects.rollout import evidence_config_map, rollout_object
 from segserve_operator.api.segmentation_rollout import SegmentationRolloutStatus

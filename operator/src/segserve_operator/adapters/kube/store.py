@@ -93,7 +93,9 @@ class ClusterStore:
 
     def _observe(self, model: Json, *, pool_missing: bool) -> ModelObserved:
         metadata = model["metadata"]
-        absent = FailureReason("PoolNotFound", f"there is no TritonPool {self.key.pool!r} in namespace {self.key.namespace}")
+        absent = FailureReason(
+            "PoolNotFound", f"there is no TritonPool {self.key.pool!r} in namespace {self.key.namespace}"
+        )
         spec = absent if pool_missing else self._spec(model)
         return ModelObserved(
             name=metadata["name"],

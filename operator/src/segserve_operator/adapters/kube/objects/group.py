@@ -90,7 +90,8 @@ def _service(target: PoolContext, group: str) -> Json:
     spec = V1ServiceSpec(
         type="ClusterIP",
         cluster_ip="None",
-        publish_not_ready_addresses=True,  # whether a pod serves a model is the agent's to say, and the gateway's to use
+        # Whether a pod serves a model is for its agent to say; the gateway uses it.
+        publish_not_ready_addresses=True,
         selector=selector,
         ports=[V1ServicePort(name=name, port=port, target_port=port, protocol="TCP") for name, port in ports.items()],
     )

@@ -196,4 +196,6 @@ def tcp_probe(port: int, *, period_s: int, timeout_s: int, failures: int) -> V1P
 
 def run_first(*command: str) -> V1LifecycleHandler:
     """Return a hook that runs a command in the container."""
-    return V1LifecycleHandler(_exec=V1ExecAction(command=list(command)))
+    handler = V1LifecycleHandler()
+    handler.var_exec = V1ExecAction(command=list(command))  # the model ignores it among its arguments
+    return handler
