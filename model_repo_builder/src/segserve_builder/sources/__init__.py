@@ -19,7 +19,7 @@ from segserve_builder.sources import cache as _cache
 from segserve_builder.sources.access import DEFAULT_MAX_BYTES, Access
 from segserve_builder.sources.archives import SUFFIXES, is_archive, open_member
 from segserve_builder.sources.az import AzSource
-from segserve_builder.sources.base import FolderSource, Source, Stream
+from segserve_builder.sources.base import ArtifactSource, FolderSource, Stream
 from segserve_builder.sources.fetching import Download, Progress, RetryPolicy
 from segserve_builder.sources.file import FileSource
 from segserve_builder.sources.folder import (
@@ -49,7 +49,7 @@ __all__ = [
     "resolved",
 ]
 
-_STORES: Final[Mapping[str, Source]] = {
+_STORES: Final[Mapping[str, ArtifactSource]] = {
     "az": AzSource(),
     "file": FileSource(),
     "gs": GsSource(),
@@ -59,7 +59,7 @@ _STORES: Final[Mapping[str, Source]] = {
     "s3": S3Source(),
 }
 
-SOURCES: Final[Mapping[str, Source]] = {
+SOURCES: Final[Mapping[str, ArtifactSource]] = {
     **_STORES,
     "hf": HuggingFaceSource(),
     "models": MlflowSource(_STORES),
@@ -160,7 +160,7 @@ def resolved(uri: str, base: str | None) -> str:
     return _joined(folder.rstrip("/") + "/", "#".join(map(quote, _split(uri))).rstrip("#"))
 
 
-def source_of(uri: str) -> Source:
+def source_of(uri: str) -> ArtifactSource:
     """Return the source that reads `uri`; a plain path is a file. Raises `UnknownNameError`."""
     scheme = _scheme(uri)
     if scheme not in SOURCES:
@@ -201,7 +201,7 @@ class _Reader:
             yield stream
 
 
-def _allowed_source(uri: str, access: Access) -> Source:
+def _allowed_source(uri: str, access: Access) -> ArtifactSource:
     source = source_of(uri)
     try:
         host = urlsplit(uri.replace(_DATASETS, "hf://", 1)).hostname or ""

@@ -32,7 +32,7 @@ class Stream(Protocol):
         ...
 
 
-class Source(Protocol):
+class ArtifactSource(Protocol):
     """A way to read the files that URIs of a scheme name."""
 
     def open(self, uri: str, access: Access, start: int = 0) -> AbstractContextManager[Stream]:
@@ -45,7 +45,7 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class FolderSource(Source, Protocol):
+class FolderSource(ArtifactSource, Protocol):
     """A source that can list the files of a folder."""
 
     def files(self, uri: str, access: Access) -> Iterator[str]:

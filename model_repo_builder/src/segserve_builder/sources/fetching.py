@@ -38,7 +38,7 @@ class RetryPolicy:
 
 
 class OpenAt(Protocol):
-    """Opens a file at a byte, as `Source.open` does."""
+    """Opens a file at a byte, as `ArtifactSource.open` does."""
 
     def __call__(self, start: int, /) -> AbstractContextManager[Stream]:
         """Open the file at the byte `start`."""

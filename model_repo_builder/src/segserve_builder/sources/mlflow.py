@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError, UnknownNameError
 from segserve_builder.sources.access import Access
-from segserve_builder.sources.base import FolderSource, Source, Stream
+from segserve_builder.sources.base import ArtifactSource, FolderSource, Stream
 from segserve_builder.sources.http_requests import SourceRequest, authorization, get, open_file, url_of
 
 _FORM: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))(?:/(?P<path>.+))?")
@@ -65,7 +65,7 @@ class MlflowSource:
     Files that the server does not serve itself are read by the `stores`, as `access` allows there.
     """
 
-    def __init__(self, stores: Mapping[str, Source]) -> None:
+    def __init__(self, stores: Mapping[str, ArtifactSource]) -> None:
         self._stores = stores
 
     @contextmanager
@@ -103,7 +103,7 @@ class MlflowSource:
             raise ArtifactMissingError(f"{uri!r} has {', '.join(found) or 'no .onnx file'}; name the file: {uri}/path")
         return found[0]
 
-    def _store(self, location: str, access: Access) -> Source:
+    def _store(self, location: str, access: Access) -> ArtifactSource:
         parts = urlsplit(location)
         scheme = parts.scheme or "file"
         if scheme not in self._stores:

@@ -48,7 +48,7 @@ _DOCKER: Final = ".dockerconfigjson"
 _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
 
 
-class Platform(BaseModel, frozen=True):
+class ImagePlatform(BaseModel, frozen=True):
     """The platform of an image."""
 
     os: str = ""
@@ -60,7 +60,7 @@ class Layer(BaseModel, frozen=True):
 
     media_type: str = Field("", alias="mediaType")
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-    platform: Platform | None = None
+    platform: ImagePlatform | None = None
     annotations: dict[str, str] | None = None
 
     @property

@@ -1,0 +1,76 @@
+"""What the product imports is declared: a package that only comes along with another may leave with it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+SOURCES = [ROOT / "client/src", ROOT / "model_repo_builder/src", ROOT / "operator/src"]
+OWN = {path.name for source in SOURCES for path in source.iterdir()}
+
+# Extras that are no part of the product.
+DEVELOPMENT = ("dev", "docs", "test-")
+# Triton brings it along, for the Python models that it runs.
+GIVEN_BY_TRITON = {"triton_python_backend_utils"}
+# Several distributions share this namespace.
+NAMESPACES = {"google": {"google.protobuf": "protobuf"}, "opentelemetry": {"opentelemetry": "opentelemetry-api"}}
+
+
+def imported() -> dict[str, set[str]]:
+    """Return the distributions that the sources import, with the files that do."""
+    distributions = packages_distributions()
+    files: defaultdict[str, set[str]] = defaultdict(set)
+    for source in SOURCES:
+        for path in source.rglob("*.py"):
+            for module in modules_of(ast.parse(path.read_text())):
+                top = module.partition(".")[0]
+                if top in sys.stdlib_module_names or top in OWN | GIVEN_BY_TRITON:
+                    continue
+                if top in NAMESPACES:
+                    names = [name for package, name in NAMESPACES[top].items() if module.startswith(package)]
+                else:
+                    names = distributions[top]
+                files[names[0] if len(names) == 1 else top].add(str(path.relative_to(ROOT)))
+    return files
+
+
+def modules_of(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def declared() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"]]
+    for extra, packages in extras.items():
+        if not extra.startswith(DEVELOPMENT):
+            requirements += packages
+    return {normalised(re.split(r"[\[<>=~!; ]", requirement)[0]) for requirement in requirements}
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_import_is_of_a_declared_dependency() -> None:
+    undeclared = {name: sorted(files) for name, files in imported().items() if normalised(name) not in declared()}
+
+    assert len(imported()) > 30
+    assert undeclared == {}
+
+
+def test_every_version_of_a_dependency_is_in_the_constraints() -> None:
+    pinned = {normalised(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+
+    assert declared() - pinned - {"segserve"} == set()
