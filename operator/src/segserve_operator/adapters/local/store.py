@@ -178,7 +178,9 @@ class LocalStore:
         records = {}
         for path in sorted(self.state.revisions.glob("*.json")):
             with contextlib.suppress(FileNotFoundError):
-                records[path.stem] = self._cached(path, _read_revision)
+                records[path.stem] = self._cached(
+                    path, lambda each: AssignedModel.model_validate_json(each.read_text())
+                )
         return records
 
     async def save_revision(self, revision: str, assigned: AssignedModel) -> None:
@@ -243,10 +245,6 @@ class LocalStore:
         with (self.state.objects / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _read_revision(path: Path) -> AssignedModel:
-    return AssignedModel.model_validate_json(path.read_text())
 
 
 def _pool_mismatch(pool: str, manifest: Mapping[str, Any]) -> FailureReason | None:
