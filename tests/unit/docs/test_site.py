@@ -20,7 +20,7 @@ FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "sour
 
 
 class Links(HTMLParser):
-    """What a page links to, what it fetches, and what can be linked to in it."""
+    """Links of a page, addresses that it fetches, and anchors in it."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

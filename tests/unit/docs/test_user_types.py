@@ -67,13 +67,14 @@ Client().segment(7, model="coins")
 PACKAGES = {
     "segserve": "client/src/segserve",
     "segserve_builder": "model_repo_builder/src/segserve_builder",
+    "segserve_common": "model_repo_builder/src/segserve_common",
     "segserve_operator": "operator/src/segserve_operator",
 }
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What mypy says of both programs, in an environment that has the packages installed."""
+def mypy_output(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Output of mypy for both programs, in an environment that has the packages installed."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "program.py").write_text(PROGRAM)
     (folder / "mistaken.py").write_text(MISTAKEN)
@@ -93,17 +94,17 @@ def environment(folder: Path) -> str:
     return str(folder / "venv/bin/python")
 
 
-def test_a_strictly_typed_program_sees_the_types_that_are_documented(told: str) -> None:
+def test_a_strictly_typed_program_sees_the_types_that_are_documented(mypy_output: str) -> None:
     lines = enumerate(PROGRAM.splitlines(), 1)
     wanted = {number: line.split("  # ")[1] for number, line in lines if "reveal_type(" in line}
-    seen = re.findall(r"^program\.py:(\d+): note: Revealed type is \"(.*)\"$", told, re.MULTILINE)
+    seen = re.findall(r"^program\.py:(\d+): note: Revealed type is \"(.*)\"$", mypy_output, re.MULTILINE)
 
     assert {int(line): kind.replace("builtins.", "") for line, kind in seen} == wanted
-    assert "program.py:" not in "".join(line for line in told.splitlines() if "error:" in line), told
+    assert "program.py:" not in "".join(line for line in mypy_output.splitlines() if "error:" in line), mypy_output
 
 
-def test_a_mistake_in_a_users_program_is_found(told: str) -> None:
-    errors = [line for line in told.splitlines() if line.startswith("mistaken.py:") and "error:" in line]
+def test_a_mistake_in_a_users_program_is_found(mypy_output: str) -> None:
+    errors = [line for line in mypy_output.splitlines() if line.startswith("mistaken.py:") and "error:" in line]
 
     assert [int(line.split(":")[1]) for line in errors] == [4, 5]
-    assert told.splitlines()[-1].startswith("Found 2 errors in 1 file")
+    assert mypy_output.splitlines()[-1].startswith("Found 2 errors in 1 file")
