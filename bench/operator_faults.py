@@ -122,7 +122,7 @@ def draw(kills: Json) -> None:
         for row, result in enumerate(kills.values()):
             label = f"{result['failed']} of {result['requests']} requests failed"
             axes.text(result["back_s"] + 0.4, row, label, va="center")
-        axes.set(xlabel="seconds until everything was whole again", xlim=(0, 45))
+        axes.set(xlabel="seconds until full recovery", xlim=(0, 45))
         axes.grid(visible=False, axis="y")
         axes.invert_yaxis()
         save_svg(figure, PLOT)
@@ -135,7 +135,7 @@ def _killed(name: str) -> str:
 
 
 def _of_kills(results: Json) -> Iterator[str]:
-    yield "| what | requests | in flight | failed | failed otherwise | whole again after |"
+    yield "| what | requests | in flight | failed | failed otherwise | recovered after |"
     yield "|---|---|---|---|---|---|"
     for name, result in results["kills"].items():
         counts = " | ".join(str(result[key]) for key in ("requests", "on_their_way", "failed", "failed_otherwise"))
