@@ -1,1 +1,1 @@
-"""What builder, operator and client share: the KServe v2 codec, Kubernetes, guarded HTTP, files, backoff."""
+"""The ground of builder, operator and client: the KServe v2 codec, Kubernetes, guarded HTTP, files, backoff."""

@@ -63,9 +63,10 @@ class Signatures(FrozenModel):
 
 
 class Access(FrozenModel):
-    """What fetches may reach. Patterns of hosts are those of `fnmatch`, in lower case.
+    """Allowed schemes, hosts, addresses and folders of fetches, and their credentials.
 
-    A host is the part after `scheme://` in an artifact's URI: a server, a registry, a bucket.
+    Patterns of hosts are those of `fnmatch`, in lower case. A host is the part after `scheme://` in an artifact's URI:
+    a server, a registry, a bucket.
     """
 
     schemes: tuple[str, ...] | None = None

@@ -78,9 +78,9 @@ def open_member(stream: Stream, name: str, member: str, max_bytes: int, spool: P
                     yield _Member(unpacked, infos[member].file_size)
             return
         others: list[str] = []
-        for path, file in tar_members(stream, name, max_bytes):
+        for path, content in tar_members(stream, name, max_bytes):
             if path == member:
-                yield file
+                yield content
                 return
             others.append(path)
         raise _missing(name, member, others)

@@ -134,7 +134,7 @@ def send(
 
     `timeout_s` bounds each wait for the server. Raises as `lookup`, and `httpx.TransportError`.
     """
-    failure = httpx.ConnectError(f"{url.host!r} has no address")
+    failure: httpx.TransportError = httpx.ConnectError(f"{url.host!r} has no address")
     for address in lookup(url.host, url.port, check_address):
         try:
             return transport.handle_request(_request("GET", url, address, headers, timeout_s))
@@ -175,7 +175,7 @@ def tls_error(error: BaseException) -> ssl.SSLError | None:
 
 
 def _checked(host: str, found: list[Any], check_address: AddressCheck) -> list[str]:
-    addresses = {}
+    addresses: dict[str, None] = {}  # unique, and in order
     for *_, (address, _, *scope) in found:
         check_address(host, str(address))
         zone = f"%{scope[1]}" if len(scope) > 1 and scope[1] and "%" not in address else ""
