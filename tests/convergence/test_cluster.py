@@ -8,7 +8,7 @@ from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Faulty, crash_at
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, MODELS, POOLS, REVISIONS, SERVICES
 from segserve_common.kube.names import reports_name
-from segserve_operator.core.models.slots import GROUPS_AT_ONCE
+from segserve_operator.core.models.slots import MAX_CANDIDATE_GROUPS
 
 CONDITIONS = ("Ready", "Degraded", "Progressing")
 
@@ -157,7 +157,7 @@ async def test_many_models_at_once_are_proved_a_few_at_a_time_and_all_of_them_in
         await world.turns(1)
         most = max(most, len(world.groups()))
 
-    assert most <= 1 + GROUPS_AT_ONCE
+    assert most <= 1 + MAX_CANDIDATE_GROUPS
     assert len(world.groups()) == 1
     assert {world.condition(f"model-{number}", "Ready") for number in range(20)} == {("True", "Serving")}
 

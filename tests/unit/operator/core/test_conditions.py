@@ -33,7 +33,7 @@ from segserve_operator.core.models import conditions
 from segserve_operator.core.models.advance import RolloutUpdate
 from segserve_operator.core.models.conditions import ARTIFACT_REASONS, GOLDEN_REASONS, status_of
 from segserve_operator.core.models.observed import ModelObserved, ModelStatus, Observed, ObservedCondition, Roles
-from segserve_operator.core.models.slots import GROUPS_AT_ONCE
+from segserve_operator.core.models.slots import MAX_CANDIDATE_GROUPS
 from segserve_operator.core.models.watches import Minute, SloWatch
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import RolloutState
@@ -78,12 +78,12 @@ def given_up(reason: str) -> Observed:
 ARTIFACT_VERIFIED = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names"),
+        ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact has the expected sha256"),
         id="the stable revision's artifact is the one that was asked for",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.LOADING),
-        ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names"),
+        ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact has the expected sha256"),
         id="the candidate's artifact is the one that was asked for as soon as it is fetched",
     ),
     pytest.param(
@@ -122,12 +122,12 @@ ARTIFACT_VERIFIED = [
 REVISION_LOADED = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
+        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton has loaded the newest revision"),
         id="the stable revision is loaded where it is served",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.PROVING),
-        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
+        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton has loaded the newest revision"),
         id="the candidate is loaded before it is proved",
     ),
     pytest.param(
@@ -162,7 +162,7 @@ REVISION_LOADED = [
     ),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, replace(OWN, problem=NO_NODE)]),
-        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision"),
+        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton has loaded the newest revision"),
         id="a trouble of a group that is complete is none of the revision's",
     ),
     *(
@@ -189,24 +189,23 @@ GOLDEN_PASSED = [
             "GoldenPassed",
             "True",
             "BuiltinOnly",
-            "no golden set: a built-in image proved that the pipeline runs, "
-            "and that its answer is finite and repeatable",
+            "no golden set: a built-in image showed that the pipeline runs and its answer is finite and repeatable",
         ),
         id="a model without a golden set says that only the built-in image was answered",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.PROVING),
-        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
+        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has answered the golden images yet"),
         id="nothing is known of golden answers while they are asked for",
     ),
     pytest.param(
         world(model(FIRST)),
-        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
+        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has answered the golden images yet"),
         id="nothing is known of golden answers before any server was told of the revision",
     ),
     pytest.param(
         with_candidate_failed("LoadFailed"),
-        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"),
+        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has answered the golden images yet"),
         id="a revision that cannot be loaded was not asked for golden answers",
     ),
     *(
@@ -222,23 +221,23 @@ GOLDEN_PASSED = [
 TRAFFIC_READY = [
     pytest.param(
         world(model(FIRST, PROVING_FIRST), groups=[group("main", FIRST, state=ModelState.LOADING)]),
-        ObservedCondition("TrafficReady", "False", "NoStable", "no revision has answered its golden images yet"),
+        ObservedCondition("TrafficReady", "False", "NoStable", "no revision has passed its golden images yet"),
         id="a model without a stable revision serves nobody",
     ),
     pytest.param(
         world(model(FIRST, SERVED)),
-        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main serves {FIRST.revision}"),
         id="a stable revision whose group is gone serves nobody",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[lost("main", FIRST)]),
-        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main serves {FIRST.revision}"),
         id="a stable revision whose servers are lost serves nobody",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[group("main", FIRST, reports=[failed(FIRST, "LoadFailed", "no memory")])]),
         ObservedCondition(
-            "TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}: no memory"
+            "TrafficReady", "False", "NoServer", f"no server of group main serves {FIRST.revision}: no memory"
         ),
         id="a stable revision that its server lost serves nobody, and the server says why",
     ),
@@ -247,7 +246,7 @@ TRAFFIC_READY = [
             model(FIRST, SERVED),
             groups=[replace(MAIN, servers=(server("silent", report(FIRST), ready=False),))],
         ),
-        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main serves {FIRST.revision}"),
         id="what a silent agent once said does not count",
     ),
     pytest.param(
@@ -260,7 +259,7 @@ TRAFFIC_READY = [
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], traffic=TrafficState(None, answering=False)),
-        ObservedCondition("TrafficReady", "False", "NoGateway", "no gateway takes requests"),
+        ObservedCondition("TrafficReady", "False", "NoGateway", "no gateway accepts requests"),
         id="nobody is served without a gateway",
     ),
     pytest.param(
@@ -276,21 +275,21 @@ TRAFFIC_READY = [
     pytest.param(
         world(model(SECOND, CHANGED, said=[WAS_READY]), groups=[MAIN, OWN], weights={"main": 100}),
         ObservedCondition(
-            "TrafficReady", "True", "Switching", f"the gateway does not send requests to {SECOND.revision} yet"
+            "TrafficReady", "True", "Switching", f"the gateway does not yet send requests to {SECOND.revision}"
         ),
         id="callers are served by the former revision until the gateway follows",
     ),
     pytest.param(
         world(model(FIRST, SERVED, said=[WAS_READY]), groups=[MAIN], traffic=NO_WAY),
         ObservedCondition(
-            "TrafficReady", "True", "Switching", f"the gateway does not send requests to {FIRST.revision} yet"
+            "TrafficReady", "True", "Switching", f"the gateway does not yet send requests to {FIRST.revision}"
         ),
         id="a gateway that has not told its plan yet ends nothing",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
         ObservedCondition(
-            "TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"
+            "TrafficReady", "False", "Routing", f"the gateway does not yet send requests to {FIRST.revision}"
         ),
         id="a first revision waits for the gateway",
     ),
@@ -301,7 +300,7 @@ TRAFFIC_READY = [
             traffic=world(model(FIRST, SERVED), groups=[lost("main", FIRST)]).traffic,
         ),
         ObservedCondition(
-            "TrafficReady", "False", "Routing", f"the gateway does not send requests to {FIRST.revision} yet"
+            "TrafficReady", "False", "Routing", f"the gateway does not yet send requests to {FIRST.revision}"
         ),
         id="a server that has come back waits for the gateway",
     ),
@@ -322,27 +321,27 @@ READY = [
 PROGRESSING = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition("Progressing", "False", "Idle", "nothing is under way"),
+        ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
         id="nothing is under way where the spec's revision is stable in main",
     ),
     pytest.param(
         world(model(FIRST, SERVED)),
-        ObservedCondition("Progressing", "False", "Idle", "nothing is under way"),
+        ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
         id="a stable revision without servers makes no progress of its own",
     ),
     pytest.param(
         given_up("LoadFailed"),
-        ObservedCondition("Progressing", "False", "Idle", "nothing is under way"),
+        ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
         id="nothing is under way where the candidate has failed for good",
     ),
     pytest.param(
         world(model(SECOND, CHANGED), groups=[MAIN, OWN]),
-        ObservedCondition("Progressing", "False", "Idle", "nothing is under way"),
+        ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
         id="nothing is under way while the former revision is kept",
     ),
     pytest.param(
         world(model(FIRST, Roles(), deleting=True), groups=[MAIN]),
-        ObservedCondition("Progressing", "True", "Deleting", "requests end first, then servers let the model go"),
+        ObservedCondition("Progressing", "True", "Deleting", "requests finish first, then servers unload the model"),
         id="a model that is being deleted goes step by step",
     ),
     pytest.param(
@@ -351,7 +350,7 @@ PROGRESSING = [
             "Progressing",
             "True",
             "Queued",
-            f"{SECOND.revision} waits for its turn: {GROUPS_AT_ONCE} candidates are proved at a time",
+            f"{SECOND.revision} is queued: at most {MAX_CANDIDATE_GROUPS} candidates are proved concurrently",
         ),
         id="a candidate waits for its turn",
     ),
@@ -402,13 +401,13 @@ PROGRESSING = [
     pytest.param(
         world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
         ObservedCondition(
-            "Progressing", "True", "Progressing", f"{SECOND.revision} gets 25 % of requests: all is well"
+            "Progressing", "True", "Progressing", f"{SECOND.revision} gets 25 % of requests: no problem is known"
         ),
         id="a rollout that nothing holds up says so",
     ),
     pytest.param(
         world(model(SECOND, Roles(holder(SECOND))), groups=[group("main"), OWN]),
-        ObservedCondition("Progressing", "True", "Settling", f"{SECOND.revision} moves into main"),
+        ObservedCondition("Progressing", "True", "Settling", f"{SECOND.revision} is moving to main"),
         id="a stable revision moves into main",
     ),
 ]
@@ -416,22 +415,22 @@ PROGRESSING = [
 DEGRADED = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong"),
+        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
         id="nothing is wrong where the stable revision is served",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.LOADING),
-        ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong"),
+        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
         id="nothing is wrong while a candidate is loaded",
     ),
     pytest.param(
         world(model(FIRST, PROVING_FIRST), groups=[group("main", FIRST, state=ModelState.LOADING)]),
-        ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong"),
+        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
         id="nothing is wrong before the first revision was proved",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
-        ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong"),
+        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
         id="nothing is wrong while the gateway is told",
     ),
     pytest.param(
@@ -469,17 +468,17 @@ DEGRADED = [
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[replace(MAIN, problem=NO_NODE)]),
-        ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong"),
+        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
         id="a trouble of a group whose servers all answer is none of the model's",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[lost("main", FIRST)]),
-        ObservedCondition("Degraded", "True", "NoServer", f"no server of group main answers {FIRST.revision}"),
+        ObservedCondition("Degraded", "True", "NoServer", f"no server of group main serves {FIRST.revision}"),
         id="a stable revision without servers is named",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], traffic=TrafficState(None, answering=False)),
-        ObservedCondition("Degraded", "True", "NoGateway", "no gateway takes requests"),
+        ObservedCondition("Degraded", "True", "NoGateway", "no gateway accepts requests"),
         id="a missing gateway is named",
     ),
 ]

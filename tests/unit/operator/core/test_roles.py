@@ -30,7 +30,7 @@ from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, Observed, PoolObserved, Roles
 from segserve_operator.core.models.roles import CLASSES_CHANGED, assigned_model, next_due_s, next_roles, settling
-from segserve_operator.core.models.slots import GROUPS_AT_ONCE, turns
+from segserve_operator.core.models.slots import MAX_CANDIDATE_GROUPS, turns
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import TrafficState
 
@@ -52,7 +52,7 @@ FEWER = assigned("coins", "2", classes=("background",))
 REFUSED = Roles(holder(FIRST, "main"), candidate(FEWER, failure=FailureReason(CLASSES_CHANGED, "refused before")))
 ABORTED = FailureReason("Aborted", "a person aborted it")
 LEFT = FailureReason("RolledBack", "a person left it for the former revision")
-OTHERS = tuple(assigned(f"other-{number}", "2") for number in range(GROUPS_AT_ONCE))
+OTHERS = tuple(assigned(f"other-{number}", "2") for number in range(MAX_CANDIDATE_GROUPS))
 MEANT = "callers of the stable revision rely on these; set spec.allowClassChanges: true if it is meant"
 
 
@@ -171,17 +171,17 @@ FOLLOWS_THE_SPEC = [
 
 TURNS = [
     pytest.param(
-        world(model(SECOND, SERVED), *others(GROUPS_AT_ONCE), groups=[MAIN]),
+        world(model(SECOND, SERVED), *others(MAX_CANDIDATE_GROUPS), groups=[MAIN]),
         replace(SERVED, candidate=candidate(SECOND, None, since_s=NOW_S)),
         id="a candidate waits while as many as may be proved at once hold groups of their own",
     ),
     pytest.param(
-        world(model(SECOND, QUEUED), *others(GROUPS_AT_ONCE)),
+        world(model(SECOND, QUEUED), *others(MAX_CANDIDATE_GROUPS)),
         QUEUED,
         id="a candidate that waits keeps its place in the queue",
     ),
     pytest.param(
-        world(model(SECOND, QUEUED), *others(GROUPS_AT_ONCE - 1)),
+        world(model(SECOND, QUEUED), *others(MAX_CANDIDATE_GROUPS - 1)),
         CHANGING,
         id="a candidate that waited gets its group once there is room",
     ),
@@ -193,7 +193,7 @@ TURNS = [
     pytest.param(
         world(
             model(SECOND, SERVED),
-            *others(GROUPS_AT_ONCE),
+            *others(MAX_CANDIDATE_GROUPS),
             groups=[MAIN],
             pool=PoolObserved("default", shared=True),
         ),
@@ -490,7 +490,10 @@ ROLLOUTS = [
         id="a revision that was once rolled back is proved anew where the spec asks for it anew",
     ),
     pytest.param(
-        world(model(SECOND, QUEUED, policy=POLICY, rollout=state(SECOND, Phase.ROLLED_BACK)), *others(GROUPS_AT_ONCE)),
+        world(
+            model(SECOND, QUEUED, policy=POLICY, rollout=state(SECOND, Phase.ROLLED_BACK)),
+            *others(MAX_CANDIDATE_GROUPS),
+        ),
         QUEUED,
         id="a revision that is tried again after a rollback may wait for its turn",
     ),
@@ -691,7 +694,7 @@ def test_roles_that_were_decided_hold_while_the_world_stays(seen: Observed) -> N
     [
         pytest.param(Roles(), False, id="nothing settles where nothing is stable"),
         pytest.param(SERVED, False, id="what is in main has settled"),
-        pytest.param(Roles(holder(SECOND)), True, id="what is elsewhere is on its way"),
+        pytest.param(Roles(holder(SECOND)), True, id="what is elsewhere has started"),
         pytest.param(CHANGED, False, id="what is elsewhere waits while the former revision is in main"),
         pytest.param(
             THIRD_PROMOTED, True, id="what is elsewhere is on its way where the former revision is elsewhere too"
@@ -714,20 +717,22 @@ def test_a_stable_revision_settles_into_main(roles: Roles, expected: bool) -> No
         pytest.param([model(SECOND, SERVED, deleting=True)], set(), id="who is being deleted has no turn"),
         pytest.param([model(None, SERVED)], set(), id="whose spec cannot be read has no turn"),
         pytest.param(
-            [model(CELLS), model(FIRST, Roles(candidate=candidate(FIRST, None))), *others(GROUPS_AT_ONCE - 1)],
+            [model(CELLS), model(FIRST, Roles(candidate=candidate(FIRST, None))), *others(MAX_CANDIDATE_GROUPS - 1)],
             {"coins"},
             id="who has waited longest comes first",
         ),
         pytest.param(
-            [model(FIRST), model(CELLS), *others(GROUPS_AT_ONCE - 1)],
+            [model(FIRST), model(CELLS), *others(MAX_CANDIDATE_GROUPS - 1)],
             {"cells"},
             id="of equals the first name comes first",
         ),
         pytest.param(
-            [model(SECOND, SERVED), *others(GROUPS_AT_ONCE)], set(), id="nobody has a turn while there is no room"
+            [model(SECOND, SERVED), *others(MAX_CANDIDATE_GROUPS)], set(), id="nobody has a turn while there is no room"
         ),
         pytest.param(
-            [model(SECOND, SERVED), *others(GROUPS_AT_ONCE + 1)], set(), id="nobody has a turn while there are too many"
+            [model(SECOND, SERVED), *others(MAX_CANDIDATE_GROUPS + 1)],
+            set(),
+            id="nobody has a turn while there are too many",
         ),
         pytest.param(
             [model(SECOND, SERVED)] + [model(told, Roles(holder(told))) for told in OTHERS],

@@ -27,23 +27,23 @@ def told(before: RolloutState | None, after: RolloutState | None, *verdicts: Ver
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (None, PENDING, ["RolloutStarted: rollout coins-7f: coins-r2 is on its way"]),
+        (None, PENDING, ["RolloutStarted: rollout coins-7f: coins-r2 has started"]),
         (PENDING, STEP, ["StepReached: coins-r2 gets 5 % of requests (step 1)"]),
         (STEP, LATER, ["StepReached: coins-r2 gets 25 % of requests (step 2)"]),
         (
             LATER,
             replace(QUARANTINED, message="3 failures in a row while stable answered"),
             [
-                "Quarantined: coins-r2 gets no requests for now (quarantine 1): "
+                "Quarantined: coins-r2 gets no requests for the time being (quarantine 1): "
                 "3 failures in a row while stable answered"
             ],
         ),
         (
             QUARANTINED,
             replace(LATER, quarantines=1),
-            ["Resumed: coins-r2 answers our own requests, and gets 25 % of the callers' again"],
+            ["Resumed: coins-r2 answers segserve's own requests and gets 25 % of callers' requests again"],
         ),
-        (LATER, BAKING, ["Promoted: coins-r2 gets all requests after 2 min 5 s, and is watched"]),
+        (LATER, BAKING, ["Promoted: coins-r2 gets all requests after 2 min 5 s and is being watched"]),
         (
             BAKING,
             replace(BAKING, phase=Phase.SUCCEEDED, since_s=8260.0),
@@ -52,7 +52,7 @@ def told(before: RolloutState | None, after: RolloutState | None, *verdicts: Ver
         (STEP, replace(STEP, phase=Phase.CANCELLED, weight=0), ["Cancelled: the rollout of coins-r2 was cancelled"]),
         (STEP, None, ["Cancelled: the rollout of coins-r2 was cancelled"]),
         (STEP, replace(STEP, paused=True), ["Held: coins-r2 stays at 5 %: a person has paused it"]),
-        (replace(STEP, paused=True), STEP, ["Resumed: coins-r2 goes on at 5 %"]),
+        (replace(STEP, paused=True), STEP, ["Resumed: coins-r2 continues at 5 %"]),
         (
             STEP,
             replace(STEP, reason="Incident", message="stable fails 7 %"),
@@ -61,7 +61,7 @@ def told(before: RolloutState | None, after: RolloutState | None, *verdicts: Ver
         (
             replace(STEP, reason="Incident"),
             replace(STEP, reason="TooFewRequests"),
-            ["Resumed: coins-r2 goes on at 5 %"],
+            ["Resumed: coins-r2 continues at 5 %"],
         ),
         (replace(STEP, reason="Incident"), LATER, ["StepReached: coins-r2 gets 25 % of requests (step 2)"]),
     ],
@@ -112,8 +112,7 @@ def test_a_deadline_that_holds_says_so_once() -> None:
 def test_a_split_that_is_not_as_written_is_told_with_what_was_counted() -> None:
     seen = Verdict("split", Outcome.UNDECIDED, "SplitNotAsWritten", "9 of 100", 1.0, {"wanted": 0.05, "seen": 0.09})
     assert told(STEP, replace(STEP, reason="SplitNotAsWritten"), seen) == [
-        "SplitNotAsWritten: coins-r2 does not get the 5 % of requests that were written: 9 of 100 "
-        "(wanted 0.05, seen 0.09)"
+        "SplitNotAsWritten: coins-r2 does not get the 5 % of requests that it should: 9 of 100 (wanted 0.05, seen 0.09)"
     ]
 
 

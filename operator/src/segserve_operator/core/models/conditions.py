@@ -10,7 +10,7 @@ from segserve_operator.core.models.advance import RolloutUpdate
 from segserve_operator.core.models.observed import ModelObserved, ModelStatus, Observed, ObservedCondition, Roles
 from segserve_operator.core.models.roles import settling
 from segserve_operator.core.models.slo import slo_of, slo_state
-from segserve_operator.core.models.slots import GROUPS_AT_ONCE
+from segserve_operator.core.models.slots import MAX_CANDIDATE_GROUPS
 from segserve_operator.core.models.watches import SloWatch
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
@@ -108,15 +108,13 @@ def _artifact(roles: Roles, report: ModelReport | None) -> ObservedCondition:
     if failed is not None and failed[0] in ARTIFACT_REASONS:
         return ObservedCondition("ArtifactVerified", "False", *failed)
     if report is not None and report.artifact_verified:
-        return ObservedCondition(
-            "ArtifactVerified", "True", "DigestMatches", "the artifact is the one that its sha256 names"
-        )
+        return ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact has the expected sha256")
     return ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet")
 
 
 def _loaded(roles: Roles, report: ModelReport | None, problem: tuple[str, str] | None) -> ObservedCondition:
     if report is not None and report.loaded:
-        return ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton holds the newest revision")
+        return ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton has loaded the newest revision")
     failed = _failed(roles, report) or problem
     if failed is not None and failed[0] not in ARTIFACT_REASONS | GOLDEN_REASONS:
         return ObservedCondition("RevisionLoaded", "False", *failed)
@@ -128,35 +126,33 @@ def _golden(roles: Roles, report: ModelReport | None) -> ObservedCondition:
     if failed is not None and failed[0] in GOLDEN_REASONS:
         return ObservedCondition("GoldenPassed", "False", *failed)
     if report is None or report.proof is None:
-        return ObservedCondition(
-            "GoldenPassed", "Unknown", "Waiting", "no server has been asked for its golden answers yet"
-        )
+        return ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has answered the golden images yet")
     if report.proof == "golden":
         return ObservedCondition(
             "GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance"
         )
-    text = "no golden set: a built-in image proved that the pipeline runs, and that its answer is finite and repeatable"
+    text = "no golden set: a built-in image showed that the pipeline runs and its answer is finite and repeatable"
     return ObservedCondition("GoldenPassed", "True", "BuiltinOnly", text)
 
 
 def _serving(model: ModelObserved, roles: Roles, world: Observed) -> ObservedCondition:
     stable = roles.stable
     if stable is None:
-        return ObservedCondition("TrafficReady", "False", "NoStable", "no revision has answered its golden images yet")
+        return ObservedCondition("TrafficReady", "False", "NoStable", "no revision has passed its golden images yet")
     group = world.groups.get(stable.group)
     if group is None or not group.endpoints(stable.revision):
         report = group.report(stable.revision) if group is not None else None
         why = f": {report.message}" if report is not None and report.message else ""
-        text = f"no server of group {stable.group} answers {stable.revision}{why}"
+        text = f"no server of group {stable.group} serves {stable.revision}{why}"
         return ObservedCondition("TrafficReady", "False", "NoServer", text)
     if not world.traffic.answering:
-        return ObservedCondition("TrafficReady", "False", "NoGateway", "no gateway takes requests")
+        return ObservedCondition("TrafficReady", "False", "NoGateway", "no gateway accepts requests")
     share = world.traffic.share(model.name, stable.group)
     if share is not None and share.revision == stable.revision and share.weight and share.endpoints:
         part = "all" if share.weight == 100 else f"{share.weight} % of"
         text = f"{stable.revision} in group {stable.group} gets {part} requests"
         return ObservedCondition("TrafficReady", "True", "Serving", text)
-    text = f"the gateway does not send requests to {stable.revision} yet"
+    text = f"the gateway does not yet send requests to {stable.revision}"
     if _served(model) and model.roles.stable is not None:
         # What served before is let go only once nobody calls it: callers notice nothing of the change.
         return ObservedCondition("TrafficReady", "True", "Switching", text)
@@ -178,14 +174,16 @@ def _progressing(
 ) -> ObservedCondition:
     candidate = roles.candidate
     if model.deleting:
-        return ObservedCondition("Progressing", "True", "Deleting", "requests end first, then servers let the model go")
+        return ObservedCondition(
+            "Progressing", "True", "Deleting", "requests finish first, then servers unload the model"
+        )
     if state is not None and not state.ended and state.phase is not Phase.PENDING:
-        text = f"{state.revision} gets {state.weight} % of requests: {state.message or 'all is well'}"
+        text = f"{state.revision} gets {state.weight} % of requests: {state.message or 'no problem is known'}"
         return ObservedCondition("Progressing", "True", state.phase.label, text)
     if candidate is None or candidate.failure is not None:
         return _settling(roles, world)
     if candidate.group is None:
-        text = f"{candidate.revision} waits for its turn: {GROUPS_AT_ONCE} candidates are proved at a time"
+        text = f"{candidate.revision} is queued: at most {MAX_CANDIDATE_GROUPS} candidates are proved concurrently"
         return ObservedCondition("Progressing", "True", "Queued", text)
     if report is None:
         return ObservedCondition(
@@ -203,9 +201,11 @@ def _progressing(
 def _settling(roles: Roles, world: Observed) -> ObservedCondition:
     main = world.groups.get(world.main)
     if roles.stable is None or main is None or not settling(roles, world.main):
-        return ObservedCondition("Progressing", "False", "Idle", "nothing is under way")
+        return ObservedCondition("Progressing", "False", "Idle", "no change is in progress")
     why = f": {main.problem.message}" if main.problem is not None else ""
-    return ObservedCondition("Progressing", "True", "Settling", f"{roles.stable.revision} moves into {world.main}{why}")
+    return ObservedCondition(
+        "Progressing", "True", "Settling", f"{roles.stable.revision} is moving to {world.main}{why}"
+    )
 
 
 def _degraded(
@@ -222,4 +222,4 @@ def _degraded(
         return ObservedCondition("Degraded", "True", *failed)
     if roles.stable is not None and serving.status == "False" and serving.reason in ("NoServer", "NoGateway"):
         return ObservedCondition("Degraded", "True", serving.reason, serving.message)
-    return ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong")
+    return ObservedCondition("Degraded", "False", "AsWanted", "no problem is known")

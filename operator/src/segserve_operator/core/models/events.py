@@ -43,15 +43,15 @@ def _moves(before: Roles, after: Roles) -> Iterator[Event]:
     if after.candidate is not None and after.candidate.group is not None:
         known = before.candidate is not None and before.candidate.revision == after.candidate.revision
         if not known or (before.candidate is not None and before.candidate.group != after.candidate.group):
-            text = f"{after.candidate.revision} is proved in group {after.candidate.group}"
+            text = f"{after.candidate.revision} is being proved in group {after.candidate.group}"
             yield Event("Normal", "CandidateStarted", text)
     was, now = before.stable, after.stable
     if now is None or now == was:
         return
     if was is not None and now.revision == was.revision:
-        yield Event("Normal", "Settled", f"{now.revision} moved into group {now.group}")
+        yield Event("Normal", "Settled", f"{now.revision} moved to group {now.group}")
     elif before.previous is not None and before.previous.revision == now.revision and was is not None:
-        yield Event("Normal", "RolledBack", f"{now.revision} gets all requests again; {was.revision} is kept")
+        yield Event("Normal", "RolledBack", f"{now.revision} gets all requests again; {was.revision} stays loaded")
     else:
-        kept = f"; {was.revision} is kept" if was is not None else ""
+        kept = f"; {was.revision} stays loaded" if was is not None else ""
         yield Event("Normal", "Promoted", f"{now.revision} in group {now.group} gets all requests{kept}")

@@ -39,27 +39,29 @@ def _ready(world: Observed) -> ObservedCondition:
     servers = _servers(world)
     if servers < wanted:
         return ObservedCondition(
-            "Ready", "False", "WaitingForServers", f"{servers} of {wanted} servers of {world.main} answer"
+            "Ready", "False", "WaitingForServers", f"{servers} of {wanted} servers of group {world.main} are ready"
         )
     if world.traffic.plan is None or not world.traffic.answering:
-        return ObservedCondition("Ready", "False", "NoGateway", "no gateway takes requests yet")
-    return ObservedCondition("Ready", "True", "Serving", f"{servers} of {wanted} servers of {world.main} answer")
+        return ObservedCondition("Ready", "False", "NoGateway", "no gateway accepts requests yet")
+    return ObservedCondition(
+        "Ready", "True", "Serving", f"{servers} of {wanted} servers of group {world.main} are ready"
+    )
 
 
 def _progressing(world: Observed, ready: ObservedCondition) -> ObservedCondition:
     moving = sum(m.roles.stable is not None and m.roles.stable.group != world.main for m in world.models)
     if moving:
-        text = f"{moving} of {len(world.models)} models are not in {world.main} yet"
+        text = f"{moving} of {len(world.models)} models are not in group {world.main} yet"
         return ObservedCondition("Progressing", "True", "Moving", text)
     if ready.status != "True":
         return ObservedCondition("Progressing", "True", ready.reason, ready.message)
-    return ObservedCondition("Progressing", "False", "Idle", "nothing is under way")
+    return ObservedCondition("Progressing", "False", "Idle", "no change is in progress")
 
 
 def _degraded(world: Observed) -> ObservedCondition:
     problem = _problem(world)
     if problem is None:
-        return ObservedCondition("Degraded", "False", "AsWanted", "nothing is wrong")
+        return ObservedCondition("Degraded", "False", "AsWanted", "no problem is known")
     return ObservedCondition("Degraded", "True", problem.reason, problem.message)
 
 

@@ -50,7 +50,7 @@ def hold_of(state: RolloutState) -> str:
 
 def _changes(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdict], *, new: bool) -> Iterator[Event]:
     if new:
-        yield Event("Normal", "RolloutStarted", f"rollout {after.rollout}: {after.revision} is on its way")
+        yield Event("Normal", "RolloutStarted", f"rollout {after.rollout}: {after.revision} has started")
     if after.reason == DEADLINE_PASSED != before.reason:
         yield Event("Warning", "DeadlinePassed", f"{after.revision} is undecided after {_age(after)}{_because(after)}")
     if after.reason == SPLIT_NOT_AS_WRITTEN != before.reason:
@@ -66,16 +66,16 @@ def _entered(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdi
     revision, age = after.revision, _age(after)
     match after.phase:
         case Phase.PROGRESSING if before.phase is Phase.QUARANTINED:
-            text = f"{revision} answers our own requests, and gets {after.weight} % of the callers' again"
+            text = f"{revision} answers segserve's own requests and gets {after.weight} % of callers' requests again"
             yield Event("Normal", "Resumed", text)
         case Phase.PROGRESSING:
             yield _step_reached(after)
         case Phase.QUARANTINED:
-            text = f"{revision} gets no requests for now (quarantine {max(after.quarantines, 1)}){_because(after)}"
+            text = f"{revision} gets no requests for the time being (quarantine {max(after.quarantines, 1)}){_because(after)}"
             yield Event("Warning", "Quarantined", text)
         case Phase.BAKING:
             part = "all" if after.weight == 100 else f"{after.weight} % of"
-            text = f"{revision} gets {part} requests after {age}, and is watched{_because(after)}"
+            text = f"{revision} gets {part} requests after {age} and is being watched{_because(after)}"
             yield Event("Normal", "Promoted", text)
         case Phase.SUCCEEDED:
             yield Event("Normal", "Succeeded", f"{revision} is stable; its rollout took {age}")
@@ -99,7 +99,7 @@ def _held(before: RolloutState, after: RolloutState) -> Iterator[Event]:
         )
         yield Event("Warning", "Held", f"{after.revision} stays at {after.weight} %: {why}")
     elif was and not now and after.phase is before.phase and after.step == before.step:
-        yield Event("Normal", "Resumed", f"{after.revision} goes on at {after.weight} %")
+        yield Event("Normal", "Resumed", f"{after.revision} continues at {after.weight} %")
 
 
 def _step_reached(after: RolloutState) -> Event:
@@ -114,7 +114,7 @@ def _cancelled(state: RolloutState) -> Event:
 def _split(after: RolloutState, verdicts: Iterable[Verdict]) -> str:
     said = next((verdict for verdict in verdicts if verdict.reason == SPLIT_NOT_AS_WRITTEN), None)
     seen = f": {said.message}{_figures(said.numbers)}" if said is not None else _because(after)
-    return f"{after.revision} does not get the {after.weight} % of requests that were written{seen}"
+    return f"{after.revision} does not get the {after.weight} % of requests that it should{seen}"
 
 
 def _proof(verdicts: Iterable[Verdict]) -> str:

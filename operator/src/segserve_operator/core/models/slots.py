@@ -7,7 +7,7 @@ from typing import Final
 
 from segserve_operator.core.models.observed import ModelObserved, Observed
 
-GROUPS_AT_ONCE: Final = 8
+MAX_CANDIDATE_GROUPS: Final = 8
 """So many candidates of a pool have a group of their own at a time; the others wait."""
 
 
@@ -19,7 +19,7 @@ def turns(world: Observed) -> frozenset[str]:
     """
     running = sum(_holds_own_group(model, world) for model in world.models)
     waiting = sorted((model for model in world.models if _waits(model)), key=_place)
-    return frozenset(model.name for model in waiting[: max(GROUPS_AT_ONCE - running, 0)])
+    return frozenset(model.name for model in waiting[: max(MAX_CANDIDATE_GROUPS - running, 0)])
 
 
 def _place(model: ModelObserved) -> tuple[bool, float, str]:
