@@ -87,7 +87,8 @@ def export(
             colour=colour,
             precision=precision,
         )
-        made = make(loaded.module, plan, images_in(images), _labels(labels), output)
+        label_files = {} if labels is None else {path.stem: path for path in labels.glob("*.png")}
+        made = make(loaded.module, plan, images_in(images), label_files, output)
     for line in _summary(made, plan.classes, _write_resource(made, name, output)):
         typer.echo(line)
 
@@ -137,10 +138,6 @@ def _height_and_width(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise CommandError(f"--size must be height x width in pixels, such as 512x512, got {text!r}")
     return int(height), int(width)
-
-
-def _labels(folder: Path | None) -> dict[str, Path]:
-    return {} if folder is None else {path.stem: path for path in folder.glob("*.png")}
 
 
 def _write_resource(made: ExportResult, name: str, folder: Path) -> Path:

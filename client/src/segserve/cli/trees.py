@@ -44,17 +44,18 @@ def tree(nodes: Sequence[Node], *, ascii_only: bool) -> Table:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     printed: set[str] = set()
+    signs = _PLAIN_SIGNS if ascii_only else _SIGNS
     for branch, node in _rows(nodes, ()):
-        name, state = _name(node, branch, ascii_only=ascii_only), _state(node, ascii_only=ascii_only)
-        grid.add_row(name, state, _detail(node, printed))
+        state = Text(f"{signs[node.colour]} {node.state}", style=node.colour)
+        grid.add_row(_name(node, branch, ascii_only=ascii_only), state, _detail(node, printed))
     return grid
 
 
 def _rows(nodes: Sequence[Node], branch: Branch) -> Iterator[tuple[Branch, Node]]:
     for number, node in enumerate(nodes, 1):
-        platform = (*branch, number == len(nodes))
-        yield platform, node
-        yield from _rows(node.below, platform)
+        path = (*branch, number == len(nodes))
+        yield path, node
+        yield from _rows(node.below, path)
 
 
 def _name(node: Node, branch: Branch, *, ascii_only: bool) -> Text:
@@ -63,10 +64,6 @@ def _name(node: Node, branch: Branch, *, ascii_only: bool) -> Text:
         return node.name
     lead = "".join(space if ended else line for ended in branch[1:-1])
     return Text.assemble((lead + (last if branch[-1] else other), QUIET), node.name)
-
-
-def _state(node: Node, *, ascii_only: bool) -> Text:
-    return Text(f"{(_PLAIN_SIGNS if ascii_only else _SIGNS)[node.colour]} {node.state}", style=node.colour)
 
 
 def _detail(node: Node, printed: set[str]) -> Text:

@@ -28,10 +28,6 @@ def _json(document: Any) -> bytes:
     return json.dumps(document, allow_nan=False).encode()
 
 
-def _panoptic_png(result: Segmentation, file_name: str) -> bytes:
-    return _panoptic(result, file_name)[1]
-
-
 def _panoptic(result: Segmentation, file_name: str) -> tuple[dict[str, Any], bytes]:
     if not isinstance(result, PanopticResult):
         raise BadRequestError(f"COCO's panoptic format needs a PanopticResult, got a {type(result).__name__}")
@@ -41,7 +37,7 @@ def _panoptic(result: Segmentation, file_name: str) -> tuple[dict[str, Any], byt
 FORMATS: Final[Mapping[str, ExportFormat]] = {
     "coco": ExportFormat(".json", lambda result, name: _json(result.to_coco(file_name=name))),
     "coco-panoptic": ExportFormat(".json", lambda result, name: _json(_panoptic(result, name)[0])),
-    "coco-panoptic-png": ExportFormat(".png", _panoptic_png),
+    "coco-panoptic-png": ExportFormat(".png", lambda result, name: _panoptic(result, name)[1]),
     "cvat": ExportFormat(".xml", lambda result, name: result.to_cvat(name).encode()),
     "geojson": ExportFormat(".geojson", lambda result, name: _json(result.to_geojson())),
     "label-studio": ExportFormat(".json", lambda result, name: _json(result.to_label_studio(name))),

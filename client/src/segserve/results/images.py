@@ -118,7 +118,7 @@ def _encoded(image: Any) -> bytes | None:
             return bytes(image)
         case str() | os.PathLike():
             return _file(image)
-    if _is_decoded(image):
+    if isinstance(image, np.ndarray) or _is_pil(image) or hasattr(image, "__array__"):
         return None
     _check_status(image)
     content = _content(image)
@@ -134,10 +134,6 @@ def _file(path: str | os.PathLike[str]) -> bytes:
             "segment(httpx.get(url), ...)"
         )
     return Path(path).read_bytes()
-
-
-def _is_decoded(image: Any) -> bool:
-    return isinstance(image, np.ndarray) or _is_pil(image) or hasattr(image, "__array__")
 
 
 def _is_pil(image: Any) -> bool:

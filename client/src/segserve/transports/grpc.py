@@ -172,7 +172,8 @@ def _typed(error: Any, endpoint: GatewayEndpoint, model: str) -> SegserveError:
         return ConnectionLostError(f"lost the connection to {endpoint.authority}: {text}", model=model)
     if status == "INTERNAL" and text.startswith("Exception deserializing"):
         return ProtocolError(f"the answer is not a message of Triton's service: {text}", model=model)
-    metadata = dict(_metadata(error))
+    pairs = [*(error.trailing_metadata() or ()), *(error.initial_metadata() or ())]
+    metadata = {str(key): str(value) for key, value in pairs}
     return grpc_error(
         status,
         text,
@@ -180,12 +181,6 @@ def _typed(error: Any, endpoint: GatewayEndpoint, model: str) -> SegserveError:
         revision=metadata.get(REVISION_HEADER),
         retry_after_s=retry_after_s(metadata.get("retry-after")),
     )
-
-
-def _metadata(error: Any) -> Iterator[tuple[str, str]]:
-    for metadata in (error.trailing_metadata(), error.initial_metadata()):
-        for key, value in metadata or ():
-            yield str(key), str(value)
 
 
 def _check(connection: Connection) -> None:

@@ -89,18 +89,15 @@ def _held(model: Json) -> Leftover:
 
 
 def _orphans(children: Sequence[tuple[Kind, Json]], living: set[str]) -> Iterator[Leftover]:
-    seen: set[str] = set()
+    reported: set[str] = set()
     for kind, item in children:
         metadata = item["metadata"]
         owners = metadata.get("ownerReferences") or []
-        if "deletionTimestamp" not in metadata and metadata["uid"] not in seen and not _owned(owners, living):
-            seen.add(metadata["uid"])
+        has_owner = any(owner["uid"] in living for owner in owners)
+        if "deletionTimestamp" not in metadata and metadata["uid"] not in reported and not has_owner:
+            reported.add(metadata["uid"])
             named = ", ".join(f"{owner['kind'].lower()}/{owner['name']}" for owner in owners)
             yield _leftover(kind, item, f"{named} was deleted" if named else "no owner")
-
-
-def _owned(owners: Sequence[Json], living: set[str]) -> bool:
-    return any(owner["uid"] in living for owner in owners)
 
 
 def _leftover(kind: Kind, item: Json, why: str, finalizers: tuple[str, ...] | None = None) -> Leftover:

@@ -52,7 +52,8 @@ class RolloutTree:
         detail = Text.assemble(step_of(view), (standing.rollout, QUIET))
         if standing.paused:
             detail.append("  paused", MOVING)
-        rows = [_unseen()] if view.behind else []
+        behind = Node(Text("spec", QUIET), MOVING, "", Text("the operator has not processed the newest spec yet"))
+        rows = [behind] if view.behind else []
         rows += [_revision(side, view) for side in view.sides()]
         if view.record is not None:
             rows += _gates(view.record, standing.skipped, wide=self.wide, ascii_only=ascii_only)
@@ -60,10 +61,6 @@ class RolloutTree:
         if view.record is not None and view.record.decisions:
             rows.append(_decisions(view, wide=self.wide))
         return Node(Text(view.model, "bold"), COLOURS[standing.phase], standing.phase.label, detail, rows)
-
-
-def _unseen() -> Node:
-    return Node(Text("spec", QUIET), MOVING, "", Text("the operator has not processed the newest spec yet"))
 
 
 def step_of(view: RolloutView) -> str:

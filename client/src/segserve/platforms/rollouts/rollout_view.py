@@ -94,7 +94,9 @@ class RolloutView:
 
     def sides(self) -> tuple[Side, Side]:
         """Return the former revision and the new one."""
-        rows = [] if self.record is None else _shared(self.record.rows)
+        recorded = () if self.record is None else self.record.rows
+        # Only rows in which both revisions had requests can be compared; without any, show all.
+        rows = [row for row in recorded if 0 < row.weight < 100] or recorded
         new = self.standing.weight
         return (
             _side("previous" if self.promoted else "stable", self.stable, 100 - new, STABLE, rows),
@@ -102,22 +104,13 @@ class RolloutView:
         )
 
 
-def _shared(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows in which both revisions had requests, or all rows if there are none."""
-    return [row for row in rows if 0 < row.weight < 100] or list(rows)
-
-
 def _side(role: str, revision: str, weight: int, index: int, rows: Sequence[Row]) -> Side:
     latencies: dict[int, int] = {}
     for row in rows:
         for number, count in row.latencies[index]:
             latencies[number] = latencies.get(number, 0) + count
-    requests, errors = (sum(counts[index] for counts in column) for column in _columns(rows))
+    requests, errors = sum(row.requests[index] for row in rows), sum(row.errors[index] for row in rows)
     return Side(role, revision, weight, int(requests), int(errors), latencies)
-
-
-def _columns(rows: Sequence[Row]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    return [row.requests for row in rows], [row.errors for row in rows]
 
 
 def record_of(manifest: Json, packed: Sequence[str] = ()) -> Record:
