@@ -214,7 +214,7 @@ def test_dropping_a_class_is_refused_unless_the_file_says_that_it_is_meant(watch
     apply(watched, edited(classes=renamed, keepPrevious="0s"))
     found = watched.becomes("coins", "Degraded", "True", "ClassesChanged")
     assert "coin" in found["message"]
-    assert "set spec.allowClassChanges: true if it is meant" in found["message"]
+    assert "set spec.allowClassChanges: true to allow the change" in found["message"]
     assert stable(watched)[0] == before
 
     apply(watched, edited(classes=renamed, keepPrevious="0s", allowClassChanges=True))

@@ -30,7 +30,7 @@ from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, Observed, PoolObserved, Roles
 from segserve_operator.core.models.roles import CLASSES_CHANGED, assigned_model, next_due_s, next_roles, settling
-from segserve_operator.core.models.slots import MAX_CANDIDATE_GROUPS, turns
+from segserve_operator.core.models.slots import MAX_CANDIDATE_GROUPS, free_slots
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import TrafficState
 
@@ -51,9 +51,9 @@ RENUMBERED = assigned("coins", "2", classes=("coin", "background"))
 FEWER = assigned("coins", "2", classes=("background",))
 REFUSED = Roles(holder(FIRST, "main"), candidate(FEWER, failure=FailureReason(CLASSES_CHANGED, "refused before")))
 ABORTED = FailureReason("Aborted", "a person aborted it")
-LEFT = FailureReason("RolledBack", "a person left it for the former revision")
+LEFT = FailureReason("RolledBack", "a person returned to the former revision")
 OTHERS = tuple(assigned(f"other-{number}", "2") for number in range(MAX_CANDIDATE_GROUPS))
-MEANT = "callers of the stable revision rely on these; set spec.allowClassChanges: true if it is meant"
+MEANT = "callers of the stable revision rely on these classes; set spec.allowClassChanges: true to allow the change"
 
 
 def moved_artifact(told: AssignedModel, uri: str = "file:///elsewhere.onnx") -> AssignedModel:
@@ -73,7 +73,7 @@ def of_template(name: str, *, shared: bool = False) -> PoolObserved:
 def roles_after(seen: Observed) -> Roles:
     """Return the roles of coins after one pass."""
     coins = next(each for each in seen.models if each.name == "coins")
-    return next_roles(coins, seen, turns(seen))[0]
+    return next_roles(coins, seen, free_slots(seen))[0]
 
 
 def others(count: int) -> list[ModelObserved]:
@@ -754,7 +754,7 @@ def test_a_stable_revision_settles_into_main(roles: Roles, expected: bool) -> No
     ],
 )
 def test_so_many_have_a_turn_at_once(models: list[ModelObserved], expected: set[str]) -> None:
-    assert turns(world(*models)) == expected
+    assert free_slots(world(*models)) == expected
 
 
 ELSEWHERE = moved_artifact(SECOND)

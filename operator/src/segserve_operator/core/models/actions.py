@@ -1,4 +1,4 @@
-"""What a pass may do: small values, each one idempotent write."""
+"""Actions of a pass: small values, each one idempotent write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segserve_operator.core.traffic import TrafficPlan
 
 @dataclass(frozen=True, slots=True)
 class SaveRevision:
-    """Record what a revision is made of, before anything depends on it."""
+    """Write the record of a revision, before anything depends on it."""
 
     revision: str
     assigned: AssignedModel
@@ -22,7 +22,7 @@ class SaveRevision:
 
 @dataclass(frozen=True, slots=True)
 class EmitEvent:
-    """Let people know what happens to a model; told again, it is the same notice."""
+    """Emit an event about a model; repeated, it is the same event."""
 
     model: str
     event: Event
@@ -30,7 +30,7 @@ class EmitEvent:
 
 @dataclass(frozen=True, slots=True)
 class SaveStatus:
-    """Write a model's status, its roles above all: intent before effect."""
+    """Write a model's status. It contains the roles, so the intent is recorded before any effect."""
 
     model: str
     status: ModelStatus
@@ -38,14 +38,14 @@ class SaveStatus:
 
 @dataclass(frozen=True, slots=True)
 class StartGroup:
-    """Start what of a group's servers does not run, or put right what differs from what it should be."""
+    """Start the servers of a group that do not run, and correct those that differ from the template."""
 
     group: str
 
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Tell a group's agents what to hold."""
+    """Write the assignment that a group's agents follow."""
 
     group: str
     assignment: Assignment
@@ -53,28 +53,28 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class SetTraffic:
-    """Tell the gateway where requests go."""
+    """Put a traffic plan into force at the gateway."""
 
     plan: TrafficPlan
 
 
 @dataclass(frozen=True, slots=True)
 class StopGroup:
-    """End a group's servers, whose models nobody calls any more."""
+    """Stop a group's servers, whose models no longer receive requests."""
 
     group: str
 
 
 @dataclass(frozen=True, slots=True)
 class SaveRollout:
-    """Write a rollout's record: what was decided, and what it was decided from."""
+    """Write a rollout's record: its decisions and their evidence."""
 
     record: Record
 
 
 @dataclass(frozen=True, slots=True)
 class SaveBundle:
-    """Keep what tells why a rollout was rolled back, before the candidate's servers are gone."""
+    """Store diagnostics of a rollout that was rolled back, before the candidate's servers are gone."""
 
     record: Record
     group: str
@@ -82,7 +82,7 @@ class SaveBundle:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell those whom the pool names what became of a rollout; `url` is where the model answers."""
+    """Send the events of a rollout to the pool's notification targets; `url` is where the model answers."""
 
     model: str
     state: RolloutState
@@ -92,21 +92,21 @@ class Announce:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Remove the last trace of a deleted model."""
+    """Remove a deleted model permanently."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class DropRevision:
-    """Remove the record of a revision that has no role."""
+    """Delete the record of a revision that has no role."""
 
     revision: str
 
 
 @dataclass(frozen=True, slots=True)
 class EmitPoolEvent:
-    """Let people know what happens to the pool."""
+    """Emit an event about the pool."""
 
     event: Event
 

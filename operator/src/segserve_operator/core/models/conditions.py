@@ -1,4 +1,4 @@
-"""What a status says of a model, from the same world that the decisions were made of."""
+"""The status of a model, derived from the same world as the decisions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GOLDEN_REASONS: Final = frozenset({"GoldenFailed", "NonFinite"})
 def status_of(
     model: ModelObserved, roles: Roles, update: RolloutUpdate, watches: Mapping[str, SloWatch], world: Observed
 ) -> ModelStatus:
-    """Return the status of a model whose roles and rollout were just decided."""
+    """Return the status of a model from the roles and rollout just decided."""
     slo, watch = slo_of(model), watches.get(model.name)
     return ModelStatus(
         observed_generation=model.generation,
@@ -77,7 +77,7 @@ def _conditions(
 
 
 def _newest(roles: Roles, world: Observed) -> ModelReport | None:
-    """Return what is known of the newest revision: the candidate's, else the stable's."""
+    """Return the report on the newest revision: the candidate, else stable."""
     newest = roles.candidate or roles.stable
     if newest is None or newest.group is None or newest.group not in world.groups:
         return None
@@ -85,7 +85,7 @@ def _newest(roles: Roles, world: Observed) -> ModelReport | None:
 
 
 def _problem(roles: Roles, report: ModelReport | None, world: Observed) -> tuple[str, str] | None:
-    """Return why the servers of the newest revision's group do not come up, where it waits for them."""
+    """Return why the servers of the newest revision's group do not become ready, if it waits for them."""
     newest = roles.candidate or roles.stable
     if newest is None or newest.group is None or newest.group not in world.groups:
         return None
@@ -154,13 +154,13 @@ def _serving(model: ModelObserved, roles: Roles, world: Observed) -> ObservedCon
         return ObservedCondition("TrafficReady", "True", "Serving", text)
     text = f"the gateway does not yet send requests to {stable.revision}"
     if _served(model) and model.roles.stable is not None:
-        # What served before is let go only once nobody calls it: callers notice nothing of the change.
+        # The former revision is unloaded only once it gets no requests, so callers do not notice the change.
         return ObservedCondition("TrafficReady", "True", "Switching", text)
     return ObservedCondition("TrafficReady", "False", "Routing", text)
 
 
 def _served(model: ModelObserved) -> bool:
-    return any(said.type == "TrafficReady" and said.status == "True" for said in model.status.conditions)
+    return any(condition.type == "TrafficReady" and condition.status == "True" for condition in model.status.conditions)
 
 
 def _ready(model: ModelObserved, serving: ObservedCondition) -> ObservedCondition:

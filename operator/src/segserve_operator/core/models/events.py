@@ -1,4 +1,4 @@
-"""What people want to be told of, read off two statuses of a model: the one before and the one after."""
+"""Events of a model, derived from its statuses before and after a pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from segserve_operator.core.models.observed import ModelStatus, ObservedConditio
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One sentence for people; `reason` is one CamelCase word. Equal notices are one."""
+    """One Kubernetes event; `reason` is one CamelCase word. Equal events are merged."""
 
     kind: Literal["Normal", "Warning"]
     reason: str
@@ -19,24 +19,28 @@ class Event:
 
 
 def status_events(before: ModelStatus, after: ModelStatus) -> tuple[Event, ...]:
-    """Return what to tell of a change of status; nothing where only texts differ."""
+    """Return the events of a change of status; none if only messages differ."""
     moves = _moves(before.roles, after.roles)
     if before.rollout != after.rollout:
-        # A rollout tells of its own moves, and why they are made.
-        moves = (told for told in moves if told.reason not in ("Promoted", "RolledBack"))
+        # The rollout emits events about its own moves, with their reasons.
+        moves = (event for event in moves if event.reason not in ("Promoted", "RolledBack"))
     return (*moves, *condition_events(before.conditions, after.conditions))
 
 
 def condition_events(before: Iterable[ObservedCondition], after: Iterable[ObservedCondition]) -> Iterator[Event]:
-    """Yield a warning for a new trouble, and a word when readiness comes back."""
-    was = {said.type: said for said in before}
-    for said in after:
-        former = was.get(said.type)
+    """Yield a warning for each new problem, and an event when readiness returns."""
+    former_by_type = {condition.type: condition for condition in before}
+    for condition in after:
+        former = former_by_type.get(condition.type)
         status, reason = (former.status, former.reason) if former is not None else ("", "")
-        if said.type == "Degraded" and said.status == "True" and (status, reason) != (said.status, said.reason):
-            yield Event("Warning", said.reason, said.message)
-        if said.type == "Ready" and said.status == "True" and status != "True":
-            yield Event("Normal", "Ready", said.message)
+        if (
+            condition.type == "Degraded"
+            and condition.status == "True"
+            and (status, reason) != (condition.status, condition.reason)
+        ):
+            yield Event("Warning", condition.reason, condition.message)
+        if condition.type == "Ready" and condition.status == "True" and status != "True":
+            yield Event("Normal", "Ready", condition.message)
 
 
 def _moves(before: Roles, after: Roles) -> Iterator[Event]:

@@ -1,4 +1,4 @@
-"""The world as one pass saw it: models with their roles, groups with their reports, traffic. All immutable."""
+"""The world as observed by one pass: models with their roles, groups with their reports, traffic. Immutable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Truth = Literal["True", "False", "Unknown"]
 
 @dataclass(frozen=True, slots=True)
 class RoleHolder:
-    """A revision that has a role, the group that holds it, and since when (Unix seconds) it has the role."""
+    """A revision in a role, the group that serves it, and the time (Unix seconds) at which it got the role."""
 
     revision: str
     group: str
@@ -31,7 +31,7 @@ class RoleHolder:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A revision on its way to become stable. One that failed holds no group any more."""
+    """A revision that is to become stable. One that failed has no group."""
 
     revision: str
     group: str | None
@@ -41,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """What each revision is to its model now."""
+    """The revisions of a model by role."""
 
     stable: RoleHolder | None = None
     candidate: Candidate | None = None
@@ -61,7 +61,7 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class ObservedCondition:
-    """One condition without its times: `reason` is one CamelCase word."""
+    """A condition without its timestamps: `reason` is one CamelCase word."""
 
     type: str
     status: Truth
@@ -71,10 +71,10 @@ class ObservedCondition:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """What a model's status records. `weight` is the percentage of requests that the newest revision gets.
+    """Content of a model's status. `weight` is the percentage of requests that the newest revision gets.
 
-    `rollout` is where the latest rollout stands, `handled` the texts of requests (annotations) that were answered, and
-    `slo` whether the SLO is met: Met, Breached, Unknown, or empty where there is none.
+    `rollout` is the state of the latest rollout, `handled` the texts of annotations that were handled, and `slo` the
+    state of the SLO: Met, Breached, Unknown, or empty without an SLO.
     """
 
     observed_generation: int = 0
@@ -89,7 +89,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a model's spec asks for. Without a policy a revision is promoted as soon as it is proved."""
+    """Content of a model's spec. Without a policy a revision is promoted as soon as it is proved."""
 
     assigned: AssignedModel
     keep_previous_s: float
@@ -100,9 +100,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class ModelObserved:
-    """One model: what its spec asks for (or why that cannot be read), and what its status records.
+    """One model: its spec (or why it cannot be read) and its status.
 
-    `annotations` are those of segserve's own prefix.
+    `annotations` contains those with segserve's prefix.
     """
 
     name: str
@@ -115,15 +115,15 @@ class ModelObserved:
 
     @property
     def roles(self) -> Roles:
-        """The roles that the status records."""
+        """The roles in the status."""
         return self.status.roles
 
 
 @dataclass(frozen=True, slots=True)
 class ServerObserved:
-    """One server of a group: where it listens, and what its agent says of it.
+    """One server of a group: its endpoint and its agent's reports.
 
-    `ready` is False where the agent has been silent or cannot reach its Triton; its reports are void then.
+    `ready` is False if the agent is silent or cannot reach its Triton; its reports are then void.
     """
 
     name: str
@@ -133,26 +133,26 @@ class ServerObserved:
     _by_revision: Mapping[str, ModelReport] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Looked up many times for each of thousands of models.
+        # Looked up many times for each of thousands of models, so indexed once.
         object.__setattr__(self, "_by_revision", {report.revision: report for report in self.reports})
 
     def report(self, revision: str) -> ModelReport | None:
-        """Return what the agent says of a revision; None where it says nothing or cannot know."""
+        """Return the agent's report on a revision; None if there is none or the server is not ready."""
         return self._by_revision.get(revision) if self.ready else None
 
     def proved(self, revision: str) -> bool:
-        """Tell whether the server answers with that very revision."""
+        """Tell whether the server serves exactly that revision."""
         report = self.report(revision)
         return report is not None and report.state is ModelState.READY
 
 
 @dataclass(frozen=True, slots=True)
 class GroupObserved:
-    """One group of equal servers: what they were told to hold, and what each says of that.
+    """One group of equal servers: its assignment and the servers' reports.
 
-    `leaving` are servers that are about to end and count no more, but answer where no other does. `wanted` is how many
-    servers the group is to have. `intact` is False where something of it has to be started or put
-    right, `written` where the agents cannot read all of the assignment. `problem` says why servers do not come up.
+    `leaving` are terminating servers, which no longer count but answer if no other does. `wanted` is the desired number
+    of servers. `intact` is False if something of the group must be started or corrected, `written` is False if the
+    agents cannot read the whole assignment. `problem` says why servers do not become ready.
     """
 
     name: str
@@ -170,25 +170,25 @@ class GroupObserved:
         object.__setattr__(self, "_held", told.union(r.model for server in self.servers for r in server.reports))
 
     def report(self, revision: str) -> ModelReport | None:
-        """Return the report of the server that is least far with a revision; None where none says anything."""
+        """Return the report of the server that is least advanced with a revision; None if there is no report."""
         found = [report for server in self.servers if (report := server.report(revision)) is not None]
         return min(found, key=lambda report: _PROGRESS.index(report.state), default=None)
 
     def proved(self, revision: str) -> tuple[ServerObserved, ...]:
-        """Return the servers that answer with that very revision."""
+        """Return the servers that serve exactly that revision."""
         return tuple(server for server in self.servers if server.proved(revision))
 
     def endpoints(self, revision: str) -> tuple[Endpoint, ...]:
-        """Return where a revision is answered."""
+        """Return the endpoints that serve a revision."""
         found = self.proved(revision) or tuple(server for server in self.leaving if server.proved(revision))
         return tuple(server.endpoint for server in found)
 
     def complete(self, revision: str) -> bool:
-        """Tell whether as many servers as wanted, and at least one, answer with a revision."""
+        """Tell whether all wanted servers, and at least one, serve a revision."""
         return len(self.proved(revision)) >= max(self.wanted, 1)
 
     def holds(self, model: str) -> bool:
-        """Tell whether anything of a model may still be on the group's servers."""
+        """Tell whether the group's servers may still have any revision of a model."""
         return model in self._held
 
 
@@ -204,7 +204,7 @@ _PROGRESS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """What a pool's status records. `servers` counts the main group's that are ready."""
+    """Content of a pool's status. `servers` is the number of ready servers of the main group."""
 
     observed_generation: int = 0
     conditions: tuple[ObservedCondition, ...] = ()
@@ -216,10 +216,10 @@ class PoolStatus:
 
 @dataclass(frozen=True, slots=True)
 class PoolObserved:
-    """The pool as a resource: what its spec asks for (or why that cannot be had), and what its status records.
+    """The pool: its spec and its status.
 
-    `template` names what its servers are made from: groups made from another are left as they are, and replaced.
-    A pool of one machine has no template. With `shared` isolation candidates share one group.
+    `template` identifies the template of its servers; groups made from another template are replaced, not changed. The
+    local platform has no template. With `shared` isolation candidates share one group.
     """
 
     name: str = ""
@@ -230,7 +230,7 @@ class PoolObserved:
 
     @property
     def main(self) -> str:
-        """The name of the group that holds the stable revisions."""
+        """The name of the group that serves stable revisions."""
         return self._group(MAIN)
 
     @property
@@ -250,10 +250,10 @@ class PoolObserved:
 class Observed:
     """Everything that one pass decides from.
 
-    `now_s` is Unix time, `gateway_url` where clients call, `revisions` the records of revisions by name. Without a pool
-    nothing is served. Of rollouts: `records` by name, as new as they are known; `written` by name which decision the
-    store has and since when; `samples` by model what the gateways have counted; `findings` by key what was found out.
-    `watches` tells by model how it kept its SLO, `self_tests` how far it is compared with itself.
+    `now_s` is Unix time, `gateway_url` the base URL for clients, `revisions` the records of revisions by name. Without
+    a pool nothing is served. For rollouts: `records` by name, the newest known; `written` by name, the last decision in
+    the store and the time of its write; `samples` by model, the gateways' counters; `check_results` by key. `watches`
+    and `self_tests` are kept by model.
     """
 
     now_s: float
@@ -276,5 +276,5 @@ class Observed:
         return self.pool.main if self.pool is not None else MAIN
 
     def complete(self, group: str, revision: str) -> bool:
-        """Tell whether all servers of a group answer with that very revision."""
+        """Tell whether all servers of a group serve exactly that revision."""
         return group in self.groups and self.groups[group].complete(revision)

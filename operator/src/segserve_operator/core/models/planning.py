@@ -1,4 +1,4 @@
-"""From roles to the world they ask for, and the ordered actions that bring it about."""
+"""The desired world that follows from the roles, and the ordered actions that bring it about."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from segserve_operator.core.models.roles import assigned_model, next_roles, sett
 from segserve_operator.core.models.rollout_events import rollout_events
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.slo import watches
-from segserve_operator.core.models.slots import turns
+from segserve_operator.core.models.slots import free_slots
 from segserve_operator.core.models.watches import SelfTest, SloWatch
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
@@ -53,11 +53,10 @@ from segserve_operator.core.traffic import Route, Share, TrafficPlan
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """The world as it should be now. Groups that are not named here end.
+    """The desired world. Groups that are not named here are stopped.
 
-    `records` are the rollouts' as they are after this pass, `checks` what is to be found out, `answers` by model
-    what became of what people asked for, `watches` by model how it keeps its SLO, `self_tests` how stable compares with
-    itself.
+    `records` are the rollouts' records after this pass, `checks` the checks to run, `answers` the events that answer
+    requests by model; `watches` and `self_tests` are kept by model.
     """
 
     statuses: Mapping[str, ModelStatus]
@@ -74,15 +73,15 @@ class DesiredState:
 
 
 def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> DesiredState:
-    """Return the world as it should be, from the world as it is.
+    """Return the desired world, from the observed one.
 
-    The models `unrecorded` could not have their roles written down: they stay as they are.
+    The models `unrecorded` stay as they are, because their roles could not be written.
     """
-    turn = turns(world)
+    slots = free_slots(world)
     decided = {
         model.name: (model.roles, unchanged(model, world))
         if model.name in unrecorded
-        else next_roles(model, world, turn)
+        else next_roles(model, world, slots)
         for model in world.models
     }
     roles = {name: found for name, (found, _) in decided.items()}
@@ -106,7 +105,7 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
 
 
 def intents(desired: DesiredState, world: Observed) -> dict[str, list[Intent]]:
-    """Return by model what has to be written down, in this order, before any effect of it."""
+    """Return by model what must be written, in this order, before any effect."""
     found: dict[str, list[Intent]] = {}
     owners = {revision: assigned.model for revision, assigned in desired.revisions.items()}
     for revision, assigned in desired.revisions.items():
@@ -116,8 +115,8 @@ def intents(desired: DesiredState, world: Observed) -> dict[str, list[Intent]]:
         status = desired.statuses[model.name]
         if status != model.status:
             about = (*desired.answers.get(model.name, ()), *status_events(model.status, status))
-            told = (EmitEvent(model.name, event) for event in (*about, *_of_rollout(model, desired)))
-            found.setdefault(model.name, []).extend([*told, SaveStatus(model.name, status)])
+            events = (EmitEvent(model.name, event) for event in (*about, *_of_rollout(model, desired)))
+            found.setdefault(model.name, []).extend([*events, SaveStatus(model.name, status)])
     return found
 
 
@@ -134,15 +133,15 @@ def _verdicts(desired: DesiredState, status: ModelStatus) -> tuple[Verdict, ...]
 
 
 def effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
-    """Yield the writes that turn the world into the desired one, in the order in which they are safe.
+    """Yield the writes that turn the world into the desired one, in a safe order.
 
-    Servers hold a revision before requests go to it, and what nobody calls any more is removed last. Nothing is
-    yielded where nothing differs.
+    Servers load a revision before it gets requests, and what no longer gets requests is removed last. Nothing is
+    yielded if nothing differs.
     """
     redirect: list[Effect] = []
     if desired.traffic is not None and (world.traffic.plan != desired.traffic or not world.traffic.intact):
         redirect = [SetTraffic(desired.traffic)]
-    # A server that starts again knows no model yet, so requests must not find it before the gateway has heard.
+    # A restarted server has no models yet, so the gateway must stop using it before the restart.
     restarts = any(name in desired.groups and not group.intact for name, group in world.groups.items())
     first = redirect if restarts and world.traffic.plan is not None else []
     yield from first
@@ -158,7 +157,7 @@ def effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
 
 
 def _record_effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
-    """Yield the writes of records: at once what was decided, and now and then what was seen."""
+    """Yield the writes of records: immediately after decisions, otherwise at intervals."""
     roles = {model.name: model.roles for model in world.models}
     for record in {**world.records, **desired.records}.values():
         if is_due(record, world, active=record.name in desired.records):
@@ -170,22 +169,22 @@ def _record_effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
             yield SaveBundle(record, candidate.group)
     for model in world.models:
         status = desired.statuses[model.name]
-        told = _of_rollout(model, desired) if status.rollout != model.status.rollout else ()
-        if told and status.rollout is not None:
-            yield Announce(model.name, status.rollout, told, status.url)
+        events = _of_rollout(model, desired) if status.rollout != model.status.rollout else ()
+        if events and status.rollout is not None:
+            yield Announce(model.name, status.rollout, events, status.url)
 
 
 def _group_effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
     for group, assignment in desired.groups.items():
         if group not in world.groups or not world.groups[group].intact:
             yield StartGroup(group)
-        told = world.groups.get(group)
-        if told is None or not told.written or told.assignment != assignment:
+        observed = world.groups.get(group)
+        if observed is None or not observed.written or observed.assignment != assignment:
             yield Assign(group, assignment)
 
 
 def _wanted_holdings(roles: Mapping[str, Roles], main: str) -> set[tuple[str, str, str]]:
-    """Return (group, model, revision) for all that the roles ask to be loaded."""
+    """Return (group, model, revision) for all revisions that the roles require to be loaded."""
     held = {(group, model, revision) for model, r in roles.items() for group, revision in r.loaded_revisions()}
     moving = {
         (main, model, r.stable.revision) for model, r in roles.items() if r.stable is not None and settling(r, main)
@@ -197,16 +196,16 @@ def _assignments(roles: Mapping[str, Roles], world: Observed) -> dict[str, Assig
     holdings: dict[str, dict[str, AssignedModel]] = {world.main: {}}
     models = {model.name: model for model in world.models}
     for group, name, revision in sorted(_wanted_holdings(roles, world.main)):
-        told = assigned_model(revision, models[name], world)
-        if told is not None:
-            holdings.setdefault(group, {})[name] = told
+        assigned = assigned_model(revision, models[name], world)
+        if assigned is not None:
+            holdings.setdefault(group, {})[name] = assigned
     for name, observed in world.groups.items():
-        for told in observed.assignment.models:
-            if not world.traffic.drained(told.model, name):
-                # Requests may still arrive: what serves stays until the gateway has sent the last one elsewhere.
-                present = holdings.setdefault(name, {}).get(told.model)
-                if present is None or present.revision != told.revision:
-                    holdings[name][told.model] = told
+        for assigned in observed.assignment.models:
+            if not world.traffic.drained(assigned.model, name):
+                # Requests may still arrive: the revision stays loaded until the gateway sends all of them elsewhere.
+                present = holdings.setdefault(name, {}).get(assigned.model)
+                if present is None or present.revision != assigned.revision:
+                    holdings[name][assigned.model] = assigned
     return {group: Assignment(models=tuple(held[name] for name in sorted(held))) for group, held in holdings.items()}
 
 
@@ -214,10 +213,10 @@ def _records(roles: Mapping[str, Roles], world: Observed) -> dict[str, AssignedM
     records: dict[str, AssignedModel] = {}
     for model in world.models:
         for revision in roles[model.name].revisions():
-            told = assigned_model(revision, model, world)
-            if told is not None:
-                records[revision] = told
-    loaded = {told.revision: told for group in world.groups.values() for told in group.assignment.models}
+            assigned = assigned_model(revision, model, world)
+            if assigned is not None:
+                records[revision] = assigned
+    loaded = {assigned.revision: assigned for group in world.groups.values() for assigned in group.assignment.models}
     return records | {name: world.revisions[name] for name in loaded if name in world.revisions and name not in records}
 
 
@@ -232,34 +231,34 @@ def _traffic(roles: Mapping[str, Roles], updates: Mapping[str, RolloutUpdate], w
 
 def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world: Observed) -> Route | None:
     stable = roles.stable
-    told = assigned_model(stable.revision, model, world) if stable is not None else None
-    if stable is None or told is None:
+    assigned = assigned_model(stable.revision, model, world) if stable is not None else None
+    if stable is None or assigned is None:
         return None
     group = world.groups.get(stable.group)
     report = group.report(stable.revision) if group is not None else None
     other, weight = _other_weight(roles, state, world)
     shadow = weight == 0 and tests_itself(model)
-    shares = [replace(_share(stable.group, told, 100 - weight, world), shadow=shadow)]
-    for waiting in (roles.candidate, roles.previous):
-        known = assigned_model(waiting.revision, model, world) if waiting is not None else None
-        if waiting is None or waiting.group is None or known is None:
+    shares = [replace(_share(stable.group, assigned, 100 - weight, world), shadow=shadow)]
+    for holder in (roles.candidate, roles.previous):
+        known = assigned_model(holder.revision, model, world) if holder is not None else None
+        if holder is None or holder.group is None or known is None:
             continue
-        own = weight if waiting is other else 0
-        # Known beforehand, so that to send it requests takes a weight and nothing else.
-        if own or world.complete(waiting.group, waiting.revision):
-            shares.append(_share(waiting.group, known, own, world))
+        own = weight if holder is other else 0
+        # Added with weight 0 beforehand, so that sending it requests later is a mere change of weights.
+        if own or world.complete(holder.group, holder.revision):
+            shares.append(_share(holder.group, known, own, world))
     return Route(
         model=model.name,
         shares=tuple(shares),
         steps=report.steps if report is not None else (),
-        exposed=(network_alias(model.name),) if "network" in told.expose else (),
+        exposed=(network_alias(model.name),) if "network" in assigned.expose else (),
     )
 
 
 def _other_weight(
     roles: Roles, state: RolloutState | None, world: Observed
 ) -> tuple[Candidate | RoleHolder | None, int]:
-    """Return who beside stable gets requests, and the percentage: nobody where no server of it answers."""
+    """Return who gets requests besides stable and the percentage; nobody if none of its servers is ready."""
     if state is None or state.ended:
         return None, 0
     other: Candidate | RoleHolder | None = None
@@ -273,6 +272,6 @@ def _other_weight(
     return (other, weight) if answers else (None, 0)
 
 
-def _share(group: str, told: AssignedModel, weight: int, world: Observed) -> Share:
-    endpoints = world.groups[group].endpoints(told.revision) if group in world.groups else ()
-    return Share(group, told.revision, weight, endpoints, told.pipeline.runtime.max_requests)
+def _share(group: str, assigned: AssignedModel, weight: int, world: Observed) -> Share:
+    endpoints = world.groups[group].endpoints(assigned.revision) if group in world.groups else ()
+    return Share(group, assigned.revision, weight, endpoints, assigned.pipeline.runtime.max_requests)

@@ -1,4 +1,4 @@
-"""What a pool's status says, and what people are told of it."""
+"""The status of a pool and its events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from segserve_operator.core.models.observed import Observed, ObservedCondition, 
 
 
 def pool_status(world: Observed) -> PoolStatus | None:
-    """Return the status of the world's pool; None where it is none that has a status."""
+    """Return the status of the pool; None without a pool or for one that has no status."""
     pool = world.pool
     if pool is None or pool.status is None:
         return None
@@ -24,7 +24,7 @@ def pool_status(world: Observed) -> PoolStatus | None:
 
 
 def pool_events(before: PoolStatus | None, after: PoolStatus) -> tuple[Event, ...]:
-    """Return what to tell of a change of a pool's status."""
+    """Return the events of a change of a pool's status."""
     return tuple(condition_events(before.conditions if before is not None else (), after.conditions))
 
 
@@ -66,7 +66,7 @@ def _degraded(world: Observed) -> ObservedCondition:
 
 
 def _problem(world: Observed) -> FailureReason | None:
-    """Return the trouble of the main group, else of the gateway, else of any other group."""
+    """Return the problem of the main group, else of the gateway, else of any other group."""
     order = sorted(world.groups, key=lambda name: (name != world.main, name))
     troubled = [world.groups[name].problem for name in order if world.groups[name].problem is not None]
     ahead = [world.groups[world.main].problem] if world.main in world.groups else []

@@ -1,6 +1,6 @@
-"""How a model's roles move: which revision becomes candidate, stable, previous, and when it stops being so.
+"""Rules for a model's roles: which revision becomes candidate, stable or previous, and when it loses the role.
 
-Each rule looks at the world and returns the roles that should be; a restarted operator repeats the decision.
+Each rule returns the desired roles from the world alone, so a restarted operator repeats the decision.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ INTERVAL_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a rule may look at; `turns` names the models whose candidate may have a group of its own now."""
+    """Inputs of a rule; `free_slots` names the models whose candidate may get a group of its own now."""
 
     model: ModelObserved
     world: Observed
-    turns: frozenset[str]
+    free_slots: frozenset[str]
 
     @property
     def wanted_revision(self) -> str | None:
-        """The revision that the spec asks for; None where the spec cannot be read."""
+        """The revision of the spec; None if the spec cannot be read."""
         return self.model.wanted.assigned.revision if self.model.wanted else None
 
 
-def next_roles(model: ModelObserved, world: Observed, turns: frozenset[str]) -> tuple[Roles, RolloutUpdate]:
-    """Return the roles that a model should have now, and what becomes of its rollout.
+def next_roles(model: ModelObserved, world: Observed, free_slots: frozenset[str]) -> tuple[Roles, RolloutUpdate]:
+    """Return the desired roles of a model and the update of its rollout.
 
-    One being deleted, or without a pool, has none. Only the candidates of the models `turns` get a group of their own;
-    the others wait.
+    A model that is being deleted, or has no pool, has no roles. Only candidates of the models `free_slots` get a group
+    of their own; the others wait.
     """
     if model.deleting or world.pool is None:
         return Roles(), RolloutUpdate(state=model.status.rollout, handled=model.status.handled)
-    scope = Scope(model, world, turns)
+    scope = Scope(model, world, free_slots)
     roles = model.roles
-    for rule in _ASKED_FOR:
+    for rule in _RULES_BEFORE_ROLLOUT:
         roles = rule(roles, scope)
     update = advance(model, roles, world)
     roles = _follow_rollout(roles, update, scope)
-    for rule in _IN_TIME:
+    for rule in _RULES_AFTER_ROLLOUT:
         roles = rule(roles, scope)
     return roles, with_checks(update, roles, model, world)
 
 
 def settling(roles: Roles, main: str) -> bool:
-    """Tell whether the stable revision is on its way from another group into `main`.
+    """Tell whether the stable revision is to move from another group to `main`.
 
-    It waits for the previous revision to leave `main` first: a group holds at most one revision of a model.
+    It waits until the previous revision has left `main`, because a group serves at most one revision of a model.
     """
     away = roles.stable is not None and roles.stable.group != main
     return away and (roles.previous is None or roles.previous.group != main)
@@ -92,7 +92,7 @@ def _return_to_previous(roles: Roles, scope: Scope) -> Roles:
 
 
 def _worth_a_retry(candidate: Candidate, scope: Scope) -> bool:
-    # Where the artifact lies and which golden set proves it are not part of a revision's name, yet may be the cure.
+    # The artifact's URI and the golden set are not part of a revision's name, yet changing them may cure the failure.
     if candidate.failure is None or scope.model.wanted is None:
         return False
     if candidate.failure.reason == CLASSES_CHANGED:
@@ -109,20 +109,20 @@ def _new_candidate(roles: Roles, scope: Scope, revision: str) -> Candidate:
 
 
 def _group_for(roles: Roles, scope: Scope, revision: str) -> str | None:
-    """Return the group to prove a candidate in; None where it has to wait for its turn."""
+    """Return the group to prove a candidate in; None if it has to wait for a slot."""
     pool = scope.world.pool
     assert pool is not None
-    # A server that holds somebody's stable is nobody's test bed; an empty main can hurt no one.
+    # A candidate is never proved on servers that serve a stable revision; an empty main group harms nobody.
     if _main_is_free(scope.world):
         return pool.main
     taken = {holder.group for holder in (roles.stable, roles.previous) if holder is not None}
     if pool.shared and pool.canary not in taken:
         return pool.canary
-    return pool.own(revision) if scope.model.name in scope.turns else None
+    return pool.own(revision) if scope.model.name in scope.free_slots else None
 
 
 def _main_is_free(world: Observed) -> bool:
-    # One whose stable revision is elsewhere still settles into main.
+    # A model whose stable revision is in another group will still move to main.
     return all(model.roles.stable is None for model in world.models)
 
 
@@ -134,12 +134,14 @@ def _refused_classes(roles: Roles, scope: Scope) -> FailureReason | None:
     changes = class_changes(stable.pipeline.classes, wanted.assigned.pipeline.classes)
     if not changes:
         return None
-    advice = "callers of the stable revision rely on these; set spec.allowClassChanges: true if it is meant"
+    advice = (
+        "callers of the stable revision rely on these classes; set spec.allowClassChanges: true to allow the change"
+    )
     return FailureReason(CLASSES_CHANGED, f"{'; '.join(changes)}: {advice}")
 
 
 def _follow_template(roles: Roles, scope: Scope) -> Roles:
-    # A group keeps the template that it was made from: where that was the fault, only another group can heal it.
+    # A group keeps the template that it was made from: if that is the fault, only another group can cure it.
     candidate, pool = roles.candidate, scope.world.pool
     if candidate is None or candidate.group is None or pool is None or not pool.template:
         return roles
@@ -170,9 +172,9 @@ def _promoted(roles: Roles, candidate: Candidate, now_s: float) -> Roles:
 
 
 def _may_take_all(candidate: Candidate, scope: Scope) -> bool:
-    """Tell whether a proved candidate is promoted at once: there is no policy that has a rollout decide it.
+    """Tell whether a proved candidate is promoted at once, i.e. there is no rollout policy.
 
-    Every gateway knows its servers by then, so that to give it requests is to change a weight.
+    Every gateway must know its servers by then, so that the promotion is a mere change of weights.
     """
     state = scope.model.status.rollout
     rolls = state is not None and not state.ended and state.revision == candidate.revision
@@ -183,14 +185,14 @@ def _may_take_all(candidate: Candidate, scope: Scope) -> bool:
 
 
 def _follow_rollout(roles: Roles, update: RolloutUpdate, scope: Scope) -> Roles:
-    """Return the roles that go with where the rollout stands: both are written at once."""
+    """Return the roles that correspond to the rollout's state; both are written in one status."""
     candidate, state, now_s = roles.candidate, update.state, scope.world.now_s
     if update.return_to_previous and roles.stable is not None:
-        return _returned(roles, FailureReason("RolledBack", "a person left it for the former revision"), now_s)
+        return _returned(roles, FailureReason("RolledBack", "a person returned to the former revision"), now_s)
     if update.retry and candidate is not None:
         return replace(roles, candidate=_new_candidate(roles, scope, candidate.revision))
     if state is None or (state.ended and state == scope.model.status.rollout):
-        # What one that ended earlier asked for was written with its end; its revision may be wanted anew since.
+        # The roles of a rollout that ended earlier were written with its end; its revision may be required again since.
         return roles
     if candidate is not None and candidate.revision == state.revision:
         if state.phase in (Phase.BAKING, Phase.SUCCEEDED) and candidate.group is not None:
@@ -208,7 +210,7 @@ def _follow_rollout(roles: Roles, update: RolloutUpdate, scope: Scope) -> Roles:
 
 
 def _returned(roles: Roles, failure: FailureReason | None, now_s: float) -> Roles:
-    """Return the previous revision to stable; what was stable is the candidate again, or has failed."""
+    """Make the previous revision stable again; the former stable one becomes the candidate, or a failed one."""
     if roles.previous is None or roles.stable is None:
         return roles
     left = Candidate(roles.stable.revision, None if failure else roles.stable.group, now_s, failure)
@@ -237,14 +239,18 @@ def _settle(roles: Roles, scope: Scope) -> Roles:
     return roles
 
 
-_ASKED_FOR: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (_follow_spec, _follow_template, _judge_candidate)
-_IN_TIME: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (_expire_previous, _settle)
+_RULES_BEFORE_ROLLOUT: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (
+    _follow_spec,
+    _follow_template,
+    _judge_candidate,
+)
+_RULES_AFTER_ROLLOUT: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (_expire_previous, _settle)
 
 
 def assigned_model(revision: str, model: ModelObserved, world: Observed) -> AssignedModel | None:
-    """Return what a server is told of a revision: its record, with the spec's present address and exposure.
+    """Return the assignment of a revision: its record, with the URI and exposure in the current spec.
 
-    The golden set stays the one that the revision was proved with.
+    The golden set remains the one that the revision was proved with.
     """
     record = world.revisions.get(revision)
     if model.wanted is None or model.wanted.assigned.revision != revision:
@@ -261,9 +267,9 @@ def assigned_model(revision: str, model: ModelObserved, world: Observed) -> Assi
 
 
 def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
-    """Return in how many seconds something is due by itself, at the earliest; infinity where nothing is.
+    """Return the seconds until the next pass is due without an event; infinity if none is.
 
-    Rollouts look every second, and SLOs are looked after now and then.
+    Rollouts need a pass every second, SLOs one every 15 s.
     """
     if any(model.status.rollout is not None and not model.status.rollout.ended for model in models):
         return INTERVAL_S
@@ -272,6 +278,6 @@ def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
         for model in models
         if model.roles.previous is not None and model.wanted is not None
     ]
-    # One that is overdue waits for something else.
+    # An overdue one waits for something else, which causes an event.
     role_s = min((left for left in ends if left > 0), default=math.inf) + 1.0
     return min(role_s, SLO_LOOK_S) if any(map(is_watched, models)) else role_s

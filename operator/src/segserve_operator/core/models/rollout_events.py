@@ -1,4 +1,4 @@
-"""What people want to be told of a rollout, read off two of its standings: the one before and the one after."""
+"""Events of a rollout, derived from its states before and after a pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
 
 HELD: Final = frozenset({Wait.INCIDENT, Wait.PERSON, Wait.PAUSED, DEADLINE_PASSED, TOO_OFTEN})
-"""The reasons of a standing that hold a rollout until a person acts, or an incident is over."""
+"""Reasons that hold a rollout until a person acts or an incident is over."""
 
 _NUMBERS: Final = 6
 _HOUR_S: Final = 3600
@@ -24,23 +24,25 @@ _MINUTE_S: Final = 60
 def rollout_events(
     before: RolloutState | None, after: RolloutState | None, verdicts: Sequence[Verdict]
 ) -> tuple[Event, ...]:
-    """Return what to tell of a change; nothing where both are equal.
+    """Return the events of a change; none if both states are equal.
 
-    `verdicts` are the gates' at the time of the change. None is no rollout; one that is gone before its end, or has
-    another in its place, was cancelled.
+    `verdicts` are those at the time of the change. None means no rollout; one that disappears before its end, or is
+    replaced by another, was cancelled.
     """
     same = before is not None and after is not None and before.rollout == after.rollout
-    told: list[Iterable[Event]] = []
+    events: list[Iterable[Event]] = []
     if before is not None and not same and not before.ended:
-        told.append((_cancelled(before),))
+        events.append((_cancelled(before),))
     if after is not None:
         known = before if same else None
-        told.append(_changes(known or RolloutState(after.rollout, after.revision), after, verdicts, new=known is None))
-    return tuple(dict.fromkeys(chain.from_iterable(told)))
+        events.append(
+            _changes(known or RolloutState(after.rollout, after.revision), after, verdicts, new=known is None)
+        )
+    return tuple(dict.fromkeys(chain.from_iterable(events)))
 
 
 def hold_of(state: RolloutState) -> str:
-    """Return why a rollout is held until somebody acts, one of `HELD`; empty where it is not."""
+    """Return why a rollout is held, one of `HELD`; an empty string if it is not."""
     if state.ended:
         return ""
     if state.paused:
@@ -66,7 +68,8 @@ def _entered(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdi
     revision, age = after.revision, _age(after)
     match after.phase:
         case Phase.PROGRESSING if before.phase is Phase.QUARANTINED:
-            text = f"{revision} answers segserve's own requests and gets {after.weight} % of callers' requests again"
+            share = f"{after.weight} % of callers' requests"
+            text = f"{revision} answers segserve's own requests and gets {share} again"
             yield Event("Normal", "Resumed", text)
         case Phase.PROGRESSING:
             yield _step_reached(after)
@@ -112,20 +115,20 @@ def _cancelled(state: RolloutState) -> Event:
 
 
 def _split(after: RolloutState, verdicts: Iterable[Verdict]) -> str:
-    said = next((verdict for verdict in verdicts if verdict.reason == SPLIT_NOT_AS_WRITTEN), None)
-    seen = f": {said.message}{_figures(said.numbers)}" if said is not None else _because(after)
-    return f"{after.revision} does not get the {after.weight} % of requests that it should{seen}"
+    verdict = next((verdict for verdict in verdicts if verdict.reason == SPLIT_NOT_AS_WRITTEN), None)
+    figures = f": {verdict.message}{_figures(verdict.numbers)}" if verdict is not None else _because(after)
+    return f"{after.revision} does not get the {after.weight} % of requests that it should{figures}"
 
 
 def _proof(verdicts: Iterable[Verdict]) -> str:
     breaches = {each.gate: each for each in verdicts if each.outcome is Outcome.BREACH}.values()
-    told = "; ".join(f"{each.gate}: {each.message}{_figures(each.numbers)}" for each in breaches)
-    return f": {told}" if told else ""
+    text = "; ".join(f"{each.gate}: {each.message}{_figures(each.numbers)}" for each in breaches)
+    return f": {text}" if text else ""
 
 
 def _figures(numbers: Mapping[str, float]) -> str:
-    told = ", ".join(f"{name} {number:.4g}" for name, number in islice(numbers.items(), _NUMBERS))
-    return f" ({told})" if told else ""
+    text = ", ".join(f"{name} {number:.4g}" for name, number in islice(numbers.items(), _NUMBERS))
+    return f" ({text})" if text else ""
 
 
 def _because(state: RolloutState) -> str:

@@ -1,4 +1,4 @@
-"""Whose turn it is to be proved: many models may change at once, and each needs servers for that."""
+"""Slots for proving candidates: many models may change at once, and each candidate needs servers of its own."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Final
 from segserve_operator.core.models.observed import ModelObserved, Observed
 
 MAX_CANDIDATE_GROUPS: Final = 8
-"""So many candidates of a pool have a group of their own at a time; the others wait."""
+"""Number of candidates of a pool that have a group of their own at a time; further ones wait."""
 
 
-def turns(world: Observed) -> frozenset[str]:
-    """Return the models whose candidate may have a group of its own now, those first that have waited longest.
+def free_slots(world: Observed) -> frozenset[str]:
+    """Return the models whose candidate may get a group of its own now, longest waiting first.
 
-    One whose candidate has failed comes last: it may be tried again, but most stay as they are and must not keep others
-    out.
+    Models whose candidate failed come last: it may be retried, but most stay as they are and must not block others.
     """
     running = sum(_holds_own_group(model, world) for model in world.models)
     waiting = sorted((model for model in world.models if _waits(model)), key=_place)
@@ -30,9 +29,9 @@ def _place(model: ModelObserved) -> tuple[bool, float, str]:
 
 
 def _holds_own_group(model: ModelObserved, world: Observed) -> bool:
-    """Tell whether a model's change still takes servers: until its candidate has failed, or is stable and settled.
+    """Tell whether a model's change still occupies servers: until its candidate failed, or is stable and settled.
 
-    A stable revision that stays in its group only for the sake of its predecessor holds up nobody.
+    A stable revision that stays in its group only because of its predecessor occupies no slot.
     """
     candidate, stable = model.roles.candidate, model.roles.stable
     groups = [candidate.group] if candidate is not None else []
@@ -42,7 +41,7 @@ def _holds_own_group(model: ModelObserved, world: Observed) -> bool:
 
 
 def _waits(model: ModelObserved) -> bool:
-    """Tell whether a model asks for a revision that has neither a role nor a group yet."""
+    """Tell whether a model's spec requires a revision that has neither a role nor a group."""
     if model.wanted is None or model.deleting:
         return False
     roles, wanted = model.roles, model.wanted.assigned.revision
