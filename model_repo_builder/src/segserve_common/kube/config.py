@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
-from kubernetes.client.configuration import Configuration
 from kubernetes.config.config_exception import ConfigException
-from kubernetes.config.incluster_config import SERVICE_TOKEN_FILENAME, load_incluster_config
 
 from segserve_common.kube.errors import UnavailableError
 
+if TYPE_CHECKING:
+    from kubernetes.client.configuration import Configuration
+
 IN_CLUSTER: Final = "in-cluster"
-_NAMESPACE: Final = Path(SERVICE_TOKEN_FILENAME).with_name("namespace")
+_SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class KubeConfigError(Exception):
@@ -34,8 +35,13 @@ class KubeContext:
 
     def configuration(self) -> Configuration:
         """Return the official synchronous client's configuration; runs the user's credential plugin, if any."""
+        # The asynchronous client has loaders of its own, and no use for this connection pool.
+        from kubernetes.client.configuration import Configuration
+
         configuration = Configuration()
         if self.file is None:
+            from kubernetes.config.incluster_config import load_incluster_config
+
             load_incluster_config(configuration)
             return configuration
         # It imports OAuth, which pods have no need of.
@@ -85,15 +91,12 @@ def kubeconfig_files(named: Path | None = None) -> list[Path]:
 
 def in_cluster_context() -> KubeContext | None:
     """Return the service account of this pod; None outside of a cluster."""
-    if not os.environ.get("KUBERNETES_SERVICE_HOST") or not Path(SERVICE_TOKEN_FILENAME).is_file():
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
+    if not host or not port or not (_SERVICE_ACCOUNT / "token").is_file():
         return None
-    configuration = Configuration()
-    try:
-        load_incluster_config(configuration)
-    except (ConfigException, OSError) as error:
-        raise KubeConfigError(f"the service account cannot be used: {error}") from error
-    namespace = _NAMESPACE.read_text().strip() if _NAMESPACE.is_file() else "default"
-    return KubeContext(IN_CLUSTER, namespace, str(configuration.host))
+    namespace = _SERVICE_ACCOUNT / "namespace"
+    server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    return KubeContext(IN_CLUSTER, namespace.read_text().strip() if namespace.is_file() else "default", server)
 
 
 def read_context(file: Path, name: str | None = None) -> KubeContext | list[str]:
