@@ -33,8 +33,8 @@ OF_MAPS: Final = frozenset({"tiff", "png"})
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What is written beside each image's folder."""
+class ExportTarget:
+    """The additional output of each image."""
 
     form: BatchFormat
     affine: tuple[float, ...] | None
@@ -129,7 +129,7 @@ def batch(
         with gateway(platform_options, name, url) as address, Client(address) as client:
             options["id_map"] = _checked(client, name, form, id_map=id_map)
             failed = sum(
-                not _segment(client, name, image, folders[image], Exported(form, affine), options, scheduler)
+                not _segment(client, name, image, folders[image], ExportTarget(form, affine), options, scheduler)
                 for image in paths
             )
     except ModelNotFoundError as error:
@@ -199,7 +199,7 @@ def _segment(
     model: str,
     image: Path,
     folder: Path,
-    exported: Exported,
+    exported: ExportTarget,
     options: TiledOptions,
     scheduler: str | None,
 ) -> bool:
@@ -232,7 +232,7 @@ def _found(result: TiledSemanticResult | TiledObjects) -> str:
     return ", ".join(f"{printable(name, 40)} {area / (height * width):.1%}" for name, area in shares)
 
 
-def _export(result: Any, image: Path, folder: Path, exported: Exported) -> Path:
+def _export(result: Any, image: Path, folder: Path, exported: ExportTarget) -> Path:
     from segserve.tiled import exports
 
     path = folder.with_name(f"{folder.name}{SUFFIXES[exported.form]}")

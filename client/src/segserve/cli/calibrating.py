@@ -90,14 +90,14 @@ def _chosen(files: list[Path], name: str | None) -> SegmentationModel:
     }
     if name is not None and name not in models:
         raise CommandError(f"no model {name!r} in {', '.join(map(str, files))}; found: {', '.join(models) or 'none'}")
-    asked = models if name is None else {name: models[name]}
-    fitting = [item for item in asked.values() if _label_stage(item.spec.pipeline("any")) is not None]
+    selected = models if name is None else {name: models[name]}
+    fitting = [item for item in selected.values() if _label_stage(item.spec.pipeline("any")) is not None]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise CommandError(f"several models could be calibrated: {', '.join(models)}; select one with --model")
     raise CommandError(
-        f"{', '.join(asked) or 'nothing'} has no stage from {ValueType.LOGITS} to {ValueType.LABELS}; "
+        f"{', '.join(selected) or 'nothing'} has no stage from {ValueType.LOGITS} to {ValueType.LABELS}; "
         "only such a model can be calibrated with label maps"
     )
 

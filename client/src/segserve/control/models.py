@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal, TypeAlias, overload
 
-from segserve.control.typed import all_applied, applied, goal_of, typed, wait_for_async
+from segserve.control.typed import apply_all, apply_one, goal_of, typed, wait_for_async
 from segserve.platforms.manifests import Source
 from segserve.platforms.port import MODEL, POOL, Platform
 from segserve.platforms.waiting import wait_for
@@ -45,14 +45,14 @@ class Models:
         another tool has set. Raises `InvalidResourceError` with each invalid field and its allowed values, and
         `ConflictError`.
         """
-        return applied(self._platform(), source, SegmentationModel, force=force)
+        return apply_one(self._platform(), source, SegmentationModel, force=force)
 
     def apply_all(self, source: Source, *, force: bool = False) -> ModelList:
         """Create or change all resources of a source, or none if one is invalid, and return the models.
 
         The source may also contain pools. Otherwise as `apply`.
         """
-        return all_applied(self._platform(), source, force=force)
+        return apply_all(self._platform(), source, force=force)
 
     def delete(self, name: str) -> None:
         """Request a model's deletion: its traffic ends first, then it is unloaded. Raises `NotFoundError`."""
@@ -89,7 +89,7 @@ class Pools:
 
     def apply(self, source: Source, *, force: bool = False) -> TritonPool:
         """Create or change a pool, as `Models.apply` does a model."""
-        return applied(self._platform(), source, TritonPool, force=force)
+        return apply_one(self._platform(), source, TritonPool, force=force)
 
     def delete(self, name: str) -> None:
         """Request a pool's deletion; the pool of this machine stays until `segserve down`. Raises `NotFoundError`."""

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 from segserve.control.typed import check_runs, record, typed, wait_for_async
 from segserve.platforms.errors import NotFoundError, NotServingError
 from segserve.platforms.port import Json, Platform
-from segserve.platforms.rollouts.actions import Handled, ask, outcome, requested
+from segserve.platforms.rollouts.actions import Handled, outcome, request_action, run_action
 from segserve.platforms.rollouts.rollout_view import Ended, is_written, no_rollout
 from segserve.platforms.waiting import wait_for
 from segserve_operator.api.rollout_status import RolloutPhase, RolloutStatus
@@ -96,7 +96,7 @@ class Rollouts:
 
     def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
         platform = self._platform()
-        ask(platform, model, verb, gate=gate, timeout_s=timeout_s)
+        run_action(platform, model, verb, gate=gate, timeout_s=timeout_s)
         return standing(platform.model(model))
 
 
@@ -187,7 +187,7 @@ class AsyncRollouts:
 
     async def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
         platform = await asyncio.to_thread(self._platform)
-        request = await asyncio.to_thread(requested, platform, model, verb, gate)
+        request = await asyncio.to_thread(request_action, platform, model, verb, gate)
         if timeout_s > 0:
             answered = await wait_for_async(platform, Handled(model, request), timeout_s)
             assert answered is not None, "`reached` raises for a deleted model"

@@ -33,11 +33,11 @@ def typed(manifest: Json, kind: type[R]) -> R:
         resource: Any = parse({"apiVersion": "segserve.dev/v1alpha1", "kind": kind.__name__, **manifest}, title)
     except SpecError as error:
         raise ControlError(f"{error}; it may be from another version of segserve") from error
-    assert isinstance(resource, kind), "the kind says the type"
+    assert isinstance(resource, kind), "the kind determines the type"
     return resource
 
 
-def applied(platform: Platform, source: Source, kind: type[R], *, force: bool) -> R:
+def apply_one(platform: Platform, source: Source, kind: type[R], *, force: bool) -> R:
     """Apply the one resource of a source and return it as stored."""
     resources = read(source)
     kinds = [written.resource.kind for written in resources]
@@ -51,7 +51,7 @@ def applied(platform: Platform, source: Source, kind: type[R], *, force: bool) -
     return typed(READ[kind.__name__](platform, resources[0].resource.metadata.name), kind)
 
 
-def all_applied(platform: Platform, source: Source, *, force: bool) -> list[SegmentationModel]:
+def apply_all(platform: Platform, source: Source, *, force: bool) -> list[SegmentationModel]:
     """Apply all resources of a source and return the models as stored."""
     resources = read(source)
     platform.check_namespace(resources)

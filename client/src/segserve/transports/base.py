@@ -1,4 +1,4 @@
-"""What both transports share: the connection's settings, deadlines, and checks before a request is sent."""
+"""The common parts of both transports: connection settings, deadlines, and checks before a request is sent."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 
 from fakes.kube_http import FakeServer
 from segserve.cli.errors import CommandError
-from segserve.cli.rollout.commands import fetched
+from segserve.cli.rollout.commands import fetch_bundle
 from segserve.platforms.errors import ControlError
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.port import Json, Platform
@@ -49,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Platform:
 def test_on_a_cluster_a_bundle_is_found_by_its_rollout_or_as_the_latest_of_a_model(
     name: str, cluster: Platform
 ) -> None:
-    assert fetched(cluster, name) == (ROLLOUT, CONTENT)
+    assert fetch_bundle(cluster, name) == (ROLLOUT, CONTENT)
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def test_on_a_cluster_a_bundle_is_found_by_its_rollout_or_as_the_latest_of_a_mod
 )
 def test_where_there_is_no_bundle_the_error_says_why(name: str, text: str, cluster: Platform) -> None:
     with pytest.raises((CommandError, ControlError), match=text):
-        fetched(cluster, name)
+        fetch_bundle(cluster, name)
 
 
 def test_here_a_bundle_is_read_from_the_state_folder(here: Platform) -> None:
-    assert fetched(here, ROLLOUT) == (ROLLOUT, CONTENT)
+    assert fetch_bundle(here, ROLLOUT) == (ROLLOUT, CONTENT)
 
 
 def test_the_command_writes_the_file_that_is_named(here: Platform, command: Command, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
-from segserve.cli.resources import description
+from segserve.cli.resources import model_description
 from segserve.cli.rollout import commands
 from segserve.platforms.errors import NotFoundError
 from segserve.platforms.local import LocalPlatform
@@ -195,7 +195,7 @@ def test_a_description_has_the_rollout_its_gates_and_who_decided_what(server: Fa
     server.put(MODELS, records.coins(records.standing(paused=True, skipped=("latency",))))
     server.put(ROLLOUTS, records.manifest(records.record()))
 
-    lines = description(server.platform(), "coins").splitlines()
+    lines = model_description(server.platform(), "coins").splitlines()
 
     said = lines[lines.index(f"rollout: {records.NAME}") + 1 :]
     assert said[0].startswith(f"  {NEW} is Progressing at 25 %, paused since ")
@@ -224,4 +224,4 @@ def test_on_this_machine_a_verb_is_written_beside_the_spec_and_records_are_files
     assert here.model("coins")["metadata"]["annotations"]["segserve.dev/pause"].startswith(f"{NEW}@")
     assert "step 2 of 3" in shown[1]
     assert listed[1].splitlines()[1].startswith(records.NAME)
-    assert f"rollout: {records.NAME}" in description(here, "coins")
+    assert f"rollout: {records.NAME}" in model_description(here, "coins")

@@ -36,7 +36,7 @@ def bundle(
 ) -> None:
     """Fetch the bundle of a rollout that was rolled back, as .tar.gz: record, verdicts, logs of the servers."""
     with needs("local"):
-        rollout, content = fetched(selected_platform(platform_options), name)
+        rollout, content = fetch_bundle(selected_platform(platform_options), name)
     if output == STANDARD_OUTPUT:
         sys.stdout.buffer.write(content)
         return
@@ -48,7 +48,7 @@ def bundle(
     typer.echo(f"{path}: {len(content):,} bytes of rollout {rollout}")
 
 
-def fetched(platform: Platform, name: str) -> tuple[str, bytes]:
+def fetch_bundle(platform: Platform, name: str) -> tuple[str, bytes]:
     """Return the name of the rollout and its bundle; raises `CommandError` if there is none."""
     content = platform.bundle(name)
     if content is not None:
@@ -172,9 +172,9 @@ def replay(
 
 
 def _replay(record: Record, output: OutputFormat) -> None:
-    from segserve.cli.rollout.records import differences, made_again, replayed_document, replayed_table, summary
+    from segserve.cli.rollout.records import differences, replay_decisions, replayed_document, replayed_table, summary
 
-    again = made_again(record)
+    again = replay_decisions(record)
     if output in NOT_LIVE:
         _print_document(replayed_document(record, again), output)
     else:
@@ -266,5 +266,5 @@ def skip_gate(
 
 def _ask(platform_options: PlatformOptions, name: str, verb: str, timeout: str, *, gate: str = "") -> None:
     with needs("local"):
-        from segserve.platforms.rollouts.actions import ask
-    typer.echo(ask(selected_platform(platform_options), name, verb, gate=gate, timeout_s=seconds(timeout)))
+        from segserve.platforms.rollouts.actions import run_action
+    typer.echo(run_action(selected_platform(platform_options), name, verb, gate=gate, timeout_s=seconds(timeout)))

@@ -117,7 +117,7 @@ def _documents(path: Path) -> list[dict[str, Any]]:
     return documents
 
 
-def made_again(record: Record) -> tuple[Replayed, ...]:
+def replay_decisions(record: Record) -> tuple[Replayed, ...]:
     """Return every decision whose evidence is recorded, derived again; raises `CommandError` if there is none."""
     try:
         again = replay(record)

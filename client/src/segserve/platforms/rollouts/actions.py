@@ -22,13 +22,13 @@ from segserve_operator.mapping.statuses import from_api
 TOKEN_BYTES: Final = 3
 
 
-def ask(platform: Platform, name: str, verb: str, *, gate: str = "", timeout_s: float) -> str:
+def run_action(platform: Platform, name: str, verb: str, *, gate: str = "", timeout_s: float) -> str:
     """Request an action on a model's rollout, and return the outcome.
 
     Raises `ConflictError` if the action is not possible, and `WaitTimeoutError` if it was not handled in time; the
     request then stays in place.
     """
-    request = requested(platform, name, verb, gate)
+    request = request_action(platform, name, verb, gate)
     if timeout_s <= 0:
         return f"requested: {PREFIX}{verb}: {request.value}"
     model = wait_for(platform, Handled(name, request), time.monotonic() + timeout_s, f"{timeout_s:g} s")
@@ -36,7 +36,7 @@ def ask(platform: Platform, name: str, verb: str, *, gate: str = "", timeout_s: 
     return outcome(platform, model, request)
 
 
-def requested(platform: Platform, name: str, verb: str, gate: str = "") -> RolloutRequest:
+def request_action(platform: Platform, name: str, verb: str, gate: str = "") -> RolloutRequest:
     """Write the request for an action and return it; raises `ConflictError` if the action is not possible now."""
     request = _request(platform.model(name), verb, gate)
     platform.annotate(MODEL, name, {PREFIX + verb: request.value})
