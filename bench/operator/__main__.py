@@ -1,6 +1,7 @@
 """Measures the operator: `python -m bench.operator [--sizes 1,100,1000] [applying weights many]`; all by default.
 
-Writes bench/out/operator.json and the table of docs/evidence/performance.md. What is named is measured anew, the rest stays.
+Writes bench/out/operator.json and the table of docs/evidence/performance.md. Only what is named is measured again; the
+rest of the file stays.
 """
 
 from __future__ import annotations
