@@ -1,4 +1,4 @@
-"""Which group answers which share of a model's requests."""
+"""Traffic plans: the groups that serve a model's requests and their weights."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _SHADOW: Final = "~shadow"  # a name that no group can have
 
 
 def shadow_of(group: str) -> str:
-    """Return the name that the other half of a group's requests is counted under."""
+    """Return the name that the second half of a group's requests is counted under."""
     return f"{group}{_SHADOW}"
 
 
 def real_group(name: str) -> str:
-    """Return the group that `name` or its shadow is."""
+    """Return the group of `name`, which may be the name of its shadow."""
     return name.removesuffix(_SHADOW)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where one Triton server listens."""
+    """Addresses of one Triton server."""
 
     host: str
     http_port: int
@@ -72,14 +72,14 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class TrafficPlan:
-    """All that a gateway is told: routes by model, and the servers that answer questions about no model."""
+    """Configuration of the gateways: routes by model, and the servers for requests that name no model."""
 
     routes: tuple[Route, ...] = ()
     servers: tuple[Endpoint, ...] = ()
 
     @classmethod
     def joined(cls, parts: Iterable[TrafficPlan]) -> Self:
-        """Return the plan that says all that its parts say; no model is in two of them."""
+        """Return the union of plans; no model may be in two of them."""
         held = tuple(parts)
         routes = sorted((route for part in held for route in part.routes), key=lambda route: route.model)
         return cls(tuple(routes), tuple(server for part in held for server in part.servers))
@@ -87,7 +87,7 @@ class TrafficPlan:
 
 @dataclass(frozen=True, slots=True)
 class TrafficState:
-    """What the gateways do now.
+    """Observed state of the gateways.
 
     `plan` is what they follow (None before the first), but for the models `pending`: some gateway still sends their
     requests as an earlier plan said. `active` counts requests under way by (model, group). `answering` is False where
@@ -108,18 +108,18 @@ class TrafficState:
         object.__setattr__(self, "_shares", {(r.model, share.group): share for r in routes for share in r.shares})
 
     def share(self, model: str, group: str) -> Share | None:
-        """Return a group's share of a model in the plan, once every gateway follows that."""
+        """Return a group's share of a model in the plan; None until every gateway follows it."""
         if self.plan is None or model in self.pending:
             return None
         return self._shares.get((model, group))
 
     def idle(self, model: str, group: str) -> bool:
-        """Tell whether no caller's request of a model is on its way to a group, nor can be."""
+        """Tell whether no request of a caller for a model is in flight to a group, nor can be sent to it."""
         if self.plan is None or model in self.pending or self.active.get((model, group), 0):
             return False
         share = self.share(model, group)
         return share is None or share.weight == 0
 
     def drained(self, model: str, group: str) -> bool:
-        """Tell whether no request at all can come to a group for a model: the gateways have forgotten the way."""
+        """Tell whether no request for a model can reach a group: the gateways no longer have a route to it."""
         return self.idle(model, group) and self.share(model, group) is None

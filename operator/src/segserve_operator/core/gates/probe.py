@@ -1,4 +1,4 @@
-"""What our own requests say of a quarantined candidate."""
+"""The outcome of segserve's own requests to a quarantined candidate."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from segserve_operator.core.gates.checks import CheckResult
 
 ENOUGH_ANSWERS: Final = 20
 DEVIATIONS: Final = 3.0
-"""An incident that hits both is no proof: the candidate has to fail so many standard deviations more than stable."""
+"""Standard deviations by which the candidate must fail more than stable: an incident of both is not proof."""
 LONGEST_S: Final = 60.0
 
 
 def probe_outcome(finding: CheckResult | None, seconds: float) -> int:
-    """Return 1 where the candidate answers our requests, -1 where it fails them, and 0 while neither is known.
+    """Return 1 if the candidate answers the requests, -1 if it fails them, and 0 while neither is known.
 
-    `seconds` is for how long it has been asked. It fails with clearly more failures than stable, of as many requests:
-    nine of them where stable has none; it also does where all of twenty or more fail while stable answers some. It
-    answers once twenty requests came without a failure. A minute and twenty requests without any of these let it go
-    on, also where stable fails as well: what remains is for the gates, which have a budget for mistakes. Requests that
-    could not be sent say nothing.
+    `seconds` is the time since probing began. The candidate fails with clearly more failures than stable for as many
+    requests (nine if stable has none), or if all of twenty or more fail while stable answers some. It answers after
+    twenty requests without a failure. After a minute and twenty requests without either outcome it continues, even if
+    stable fails as well: the gates decide the rest, with their budget for mistakes. Requests that could not be sent are
+    ignored.
     """
     if finding is None or finding.problem or not finding.asked[1]:
         return 0
@@ -32,5 +32,5 @@ def probe_outcome(finding: CheckResult | None, seconds: float) -> int:
         return -1
     if failed == 0 and asked >= ENOUGH_ANSWERS:
         return 1
-    # A new process asks anew: by then the minute may be over before the first answer.
+    # A new process probes anew: the minute may then be over before its first answer.
     return 1 if seconds >= LONGEST_S and (finding.done or asked >= ENOUGH_ANSWERS) else 0

@@ -74,7 +74,8 @@ def _entered(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdi
         case Phase.PROGRESSING:
             yield _step_reached(after)
         case Phase.QUARANTINED:
-            text = f"{revision} gets no requests for the time being (quarantine {max(after.quarantines, 1)}){_because(after)}"
+            number = max(after.quarantines, 1)
+            text = f"{revision} gets no requests for the time being (quarantine {number}){_because(after)}"
             yield Event("Warning", "Quarantined", text)
         case Phase.BAKING:
             part = "all" if after.weight == 100 else f"{after.weight} % of"

@@ -1,4 +1,4 @@
-"""What gateways have counted of a model, and the looks that lie between two countings."""
+"""Counters of the gateways for one model, and its requests in flight."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class SeriesCounts:
-    """What one gateway has counted of one series since it knows the group.
+    """Counters of one series at one gateway since it knows the group.
 
-    attempts: requests that ended; one that was asked again counts as often as it was asked. failed: those that failed
-    by the server's fault. given_up: those that timed out, or whose caller went away first. active: under way now.
-    latencies: (lower edge in ms, count) of the bins that are not empty; of answers alone, each a whole request from its
-    last byte in to its answer's last byte.
+    attempts: requests that ended; a retried request counts once per attempt. failed: attempts with a server error.
+    given_up: attempts that timed out or whose caller disconnected. active: in flight now. latencies: (lower edge in ms,
+    count) of non-empty bins, for answers only, from the last byte of the request to the last byte of the answer.
     """
 
     attempts: int = 0
@@ -36,9 +35,9 @@ class SeriesCounts:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What one gateway says. `epoch` changes when it starts anew, and its counts begin at zero again.
+    """Counters of one gateway. `epoch` changes when the gateway restarts and its counters start at zero again.
 
-    `at_s` is when it was asked and `began_s` when it started, both Unix time.
+    `at_s` is the time of reading and `began_s` that of its start, both Unix time.
     """
 
     epoch: str
@@ -48,11 +47,11 @@ class Counters:
 
 
 Sample: TypeAlias = "Mapping[str, Counters]"
-"""What all gateways that answered said of one model, by gateway."""
+"""Counters of one model at all gateways that answered, by gateway."""
 
 
 class InFlightSample(NamedTuple):
-    """How many attempts of (stable, candidate) had ended at one gateway, and how many were under way."""
+    """Number of attempts of (stable, candidate) that had ended at one gateway, and that were in flight."""
 
     at_s: float
     ended: tuple[float, float]
@@ -60,8 +59,8 @@ class InFlightSample(NamedTuple):
 
 
 class InFlight(NamedTuple):
-    """What is known of one gateway's attempts under way: how many of (stable, candidate) are in latencies before their
-    end, because they hang, and recent moments, the oldest first."""
+    """Attempts in flight at one gateway: the number of (stable, candidate) already counted as hung before their end,
+    and recent samples, oldest first."""
 
     charged: tuple[float, float] = (0.0, 0.0)
     moments: tuple[InFlightSample, ...] = ()
@@ -69,12 +68,12 @@ class InFlight(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HungRequests:
-    """What has to be known from look to look, so that an attempt that hangs is in latencies once; by gateway."""
+    """State between windows, by gateway, so that a request that hangs is counted exactly once."""
 
     gateways: tuple[tuple[str, InFlight], ...] = ()
 
     def of(self, gateway: str) -> InFlight:
-        """Return what is known of a gateway; plain tuples do as well, as JSON gives them."""
+        """Return the state of a gateway; also accepts the plain tuples that JSON yields."""
         for name, (charged, moments) in self.gateways:
             if name == gateway:
                 return InFlight(charged, tuple(InFlightSample(*moment) for moment in moments))

@@ -1,4 +1,4 @@
-"""One decision over one rollout: from its record and what is new to the next record. What it saw goes into it."""
+"""One decision on one rollout: from its record and new inputs to the next record, which contains the inputs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ from segserve_operator.core.rollout.record import Decision, Record, RolloutState
 from segserve_operator.core.rollout.rows import kept, row_of
 
 LOST: Final = "LOST"
-"""The signal of a decision whose process ended before it was written down."""
+"""Signal of a decision whose process stopped before writing it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionInput:
-    """What a decision sees beside the record: a look at the gateways (or none), what was heard, what people want.
+    """Inputs of a decision besides the record: a window of evidence (or none), signals, and a person's request.
 
-    `skipped` are the gates put aside, `paused` whether a person holds it. `actor` is who asked, for the record.
+    `skipped` are the gates to ignore, `paused` whether a person has paused the rollout. `actor` is who caused the
+    decision, for the record.
     """
 
     now_s: float
@@ -53,7 +54,7 @@ class DecisionInput:
 
 @dataclass(frozen=True, slots=True)
 class DecisionResult:
-    """What came of it: the record with all that was seen, the outcome of the engine, and whether anything changed."""
+    """Result of a decision: the updated record, the engine's transition, and whether anything changed."""
 
     record: Record
     transition: Transition
@@ -63,25 +64,25 @@ class DecisionResult:
 
     @property
     def signal(self) -> Signal:
-        """What the engine made of all that it saw."""
+        """The signal that the engine chose."""
         return Signal(int(self.transition.signal))
 
     @property
     def wait(self) -> Wait:
-        """Why the rollout does not go on now."""
+        """Why the rollout does not advance now."""
         return WAITS[int(self.transition.waits_for)]
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a rollout's policy amounts to: the engine's numbers and the gates that judge what is measured."""
+    """A rollout's policy in executable form: the engine's policy and the measured gates."""
 
     policy: Policy
     gates: Mapping[str, MeasuredGate[Any]]
 
     @classmethod
     def of(cls, policy: RolloutPolicy, slo: Slo, skipped: tuple[str, ...] = ()) -> Rules:
-        """Return the rules without the gates that were put aside; the others' shares of alpha stay."""
+        """Return the rules without the skipped gates; the shares of alpha of the others do not change."""
         gates, engine = measured_gates(policy, slo), engine_policy(policy)
         kept = [name not in skipped for name in gates]
         return cls(
@@ -94,13 +95,13 @@ class Rules:
         )
 
     def explain(self, states: Mapping[str, Any]) -> tuple[Verdict, ...]:
-        """Return what each gate says."""
+        """Return the verdict of each gate."""
         named = zip(self.gates.items(), self.policy.levels, strict=True)
         return tuple(gate.explain(states[name], level) for (name, gate), level in named if name in states)
 
 
 def decide(record: Record, inputs: DecisionInput) -> DecisionResult:
-    """Take in what is new, and decide."""
+    """Update the record with the inputs, and decide."""
     rules = Rules.of(record.policy, record.slo, inputs.skipped)
     before = {name: record.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
     progress = with_pause(record.progress, np.array(inputs.paused), inputs.now_s)
@@ -117,23 +118,23 @@ def decide(record: Record, inputs: DecisionInput) -> DecisionResult:
 
 
 def with_reason(result: DecisionResult, reason: str, message: str) -> DecisionResult:
-    """Return it with what people read of the decision: one CamelCase word, and a sentence."""
+    """Return the result with reason (one CamelCase word) and message of its decision."""
     *former, last = result.record.decisions
     decision = replace(last, reason=reason, message=message)
     return replace(result, record=replace(result.record, decisions=(*former, decision)))
 
 
 def with_verdicts(record: Record, skipped: tuple[str, ...]) -> Record:
-    """Return a record in which the measured gates say what they make of all evidence so far."""
+    """Return the record with the measured gates' verdicts on all evidence so far."""
     measured = Rules.of(record.policy, record.slo, skipped).explain(record.gates)
     names = {verdict.gate for verdict in measured}
     return replace(record, verdicts=(*measured, *(asked for asked in record.verdicts if asked.gate not in names)))
 
 
-def again(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
-    """Return what the engine decides today on all that a decision saw: what `decided_text` gave then.
+def repeat(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
+    """Return the result of repeating a decision on its recorded inputs, in the form of `decided_text`.
 
-    Raises ValueError where what it saw cannot be read.
+    Raises ValueError if the inputs cannot be read.
     """
     inputs = json.loads(decision.inputs)
     rules = Rules.of(policy, slo, tuple(inputs["skipped"]))
@@ -147,7 +148,7 @@ def again(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
 
 
 def judge(rules: Rules, states: Mapping[str, Any]) -> list[Judgement]:
-    """Return what each gate makes of its state, in the order of the policy's levels."""
+    """Return the judgement of each gate, in the order of the policy's levels."""
     return [gate.judge(states[name]) for name, gate in rules.gates.items()]
 
 
@@ -218,7 +219,7 @@ def _written_down(
 
 
 def state_of(record: Record, revision: str) -> RolloutState:
-    """Return where a record's rollout stands, for its model's status."""
+    """Return the state of a record's rollout, for its model's status."""
     progress = record.progress
     return RolloutState(
         rollout=record.name,
@@ -237,9 +238,9 @@ def state_of(record: Record, revision: str) -> RolloutState:
 
 
 def caught_up(record: Record, standing: RolloutState) -> Record:
-    """Return a record that agrees with what its model's status says, which is written first and decides.
+    """Return the record in agreement with its model's status, which is written first and takes precedence.
 
-    Where a process ended between the two, what its last decision saw is lost, and the record says so.
+    If the process stopped between the two writes, the inputs of its last decision are lost, and the record says so.
     """
     progress = replace(
         record.progress,

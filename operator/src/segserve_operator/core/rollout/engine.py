@@ -1,6 +1,6 @@
-"""The rollout engine: from evidence and requests to the next step. Pure; thousands at once, or one.
+"""The rollout engine: from evidence and signals to the next step. Pure; for one rollout or thousands at once.
 
-What differs between rollouts is in arrays with leading axes; the clock is an argument.
+Quantities that differ between rollouts are arrays with leading axes; the clock is an argument.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from segserve_operator.core.rollout.phases import Phase, Signal, legal, moved
 
 LOOKAHEAD_S: Final = 60.0
 PART_AT_RISK: Final = 0.1
-"""No step may risk more than this part of what is left of the budget for bad requests."""
+"""Part of the remaining budget for bad requests that one step may risk."""
 LARGEST_HARM: Final = 0.05
-"""A revision that may fail so many requests more than stable is not promoted, however few come."""
+"""Upper limit of the possible excess of failures (share of requests) for a promotion, however few requests come."""
 SUSPICION: Final = float(np.log(20.0))
-"""Evidence of 1 in 20 is no proof, and reason enough to ask the candidate ourselves before callers do."""
+"""Log evidence from which on the candidate is probed with segserve's own requests: 1 in 20 is suspicious, not proof."""
 RATE_MEMORY_S: Final = 60.0
 
 
 class OnUndecided(StrEnum):
-    """What the deadline does with a rollout that is neither proved bad nor good."""
+    """What happens at the deadline to a rollout that is still undecided."""
 
     HOLD = "Hold"
     ROLLBACK = "Rollback"
@@ -35,9 +35,9 @@ class OnUndecided(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A weight (percent), and for how long it lasts at least; `ask` waits for a person's word after that.
+    """A weight (percent) and its shortest duration; with `ask` a person must then resume the rollout.
 
-    Undecided for `maximum_s`, the rollout does what the policy says of the undecided.
+    If still undecided after `maximum_s`, the policy's `on_undecided` applies.
     """
 
     weight: int
@@ -48,10 +48,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a rollout is decided by.
+    """The engine's policy for a rollout.
 
-    `levels` are the gates' shares of alpha, `tolerances` the harm (a share of requests) that each takes for next to
-    nothing; both in the order of their judgements.
+    `levels` are the gates' shares of alpha, `tolerances` the harm (a share of requests) that is negligible for each;
+    both in the order of the judgements.
     """
 
     steps: tuple[Step, ...] = (Step(5), Step(25), Step(50))
@@ -69,7 +69,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where rollouts stand; every field has the leading axes of the simulation, or none.
+    """Progress of rollouts; every field has the leading axes of the simulation, or none.
 
     `step` is -1 before the first; `since_s`, `step_since_s`, `started_s` Unix time, and `resumed_s` too: when a person
     last ended a pause (0 is never). `failures` counts the candidate's failures in a row, `stable_answered_s` is when
@@ -93,7 +93,7 @@ class Progress:
 
     @classmethod
     def begun(cls, now_s: float, shape: tuple[int, ...] = ()) -> Progress:
-        """Return rollouts that begin now."""
+        """Return rollouts that start now."""
         zero, now = np.zeros(shape), np.full(shape, now_s)
         return cls(
             phase=np.full(shape, Phase.PENDING, np.int8),
@@ -114,13 +114,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What else a decision sees. Arrays as in `Progress`, or plain values for all.
+    """Inputs of a decision besides the evidence. Arrays as in `Progress`, or plain values for all rollouts.
 
-    `ready`: all the candidate's servers answer, and the gateways know them. `lost`: it has requests and no server
-    answers. `golden`: labelled images passed (1), failed for good (-1), or neither (0). `probes`: our own requests in
-    quarantine are answered (1), fail (-1), or neither. `forbidden`: a gate of another kind breaches; `allowed`: none of
-    them is undecided. `asked`: a person's word (ABORT, PROMOTE, or ADVANCE where a step waits for it), else
-    `Signal.NONE`. `superseded`: another revision is wanted.
+    `ready`: all the candidate's servers serve it, and the gateways know them. `lost`: it should get requests, but no
+    server serves it. `golden`: golden images passed (1), failed (-1), or neither (0). `probes`: segserve's own requests
+    in quarantine are answered (1), fail (-1), or neither (0). `forbidden`: a checked gate breaches; `allowed`: all
+    checked gates pass. `asked`: a person's request (ABORT, PROMOTE, or ADVANCE to resume), else `Signal.NONE`.
+    `superseded`: the spec requires another revision.
     """
 
     ready: Bools | bool = True
@@ -144,7 +144,7 @@ class Transition:
 
 
 class Wait(StrEnum):
-    """Why a rollout does not go on now."""
+    """Why a rollout does not advance now."""
 
     NOTHING = "Nothing"
     PERSON = "PersonAsked"
@@ -160,7 +160,7 @@ WAITS: Final = tuple(Wait)
 
 
 def weights(policy: Policy, phase: Ints, step: Ints) -> Floats:
-    """Return the candidate's percentage of requests; once it is stable, all but what its predecessor keeps."""
+    """Return the candidate's percentage of requests; once it is stable, all except the holdback."""
     steps = np.array([0.0, *(each.weight for each in policy.steps)])
     progressing: Floats = np.where(phase == Phase.PROGRESSING, steps[np.clip(step + 1, 0, len(policy.steps))], 0.0)
     promoted: Floats = np.where(phase == Phase.BAKING, 100.0 - policy.holdback, progressing)
@@ -168,15 +168,15 @@ def weights(policy: Policy, phase: Ints, step: Ints) -> Floats:
 
 
 def with_pause(progress: Progress, paused: Bools, now_s: float) -> Progress:
-    """Return rollouts that people hold, or let go on; a resume is remembered, for deadlines count from then."""
+    """Return the rollouts with their pauses; the time of a resume is kept, since deadlines count from it."""
     resumed_s = np.where(progress.paused & ~paused, now_s, progress.resumed_s)
     return replace(progress, paused=paused, resumed_s=resumed_s)
 
 
 def watch(progress: Progress, window: EvidenceWindow, now_s: float) -> Progress:
-    """Take a look in: failures in a row, the rate, and the requests of this step."""
+    """Add a window: consecutive failures, the rate, and the requests of this step."""
     requests, errors = window.requests[..., CANDIDATE], window.errors[..., CANDIDATE]
-    # The order within a look is not known: where some failed and some did not, nothing is in a row.
+    # The order within a window is unknown: if only some requests failed, none count as consecutive.
     in_a_row = np.where(errors >= requests, progress.failures + errors, 0.0)
     failures = np.where(requests > 0, in_a_row, progress.failures)
     answered = window.requests[..., STABLE] - window.errors[..., STABLE] > 0.5 * window.requests[..., STABLE]
@@ -194,7 +194,7 @@ def watch(progress: Progress, window: EvidenceWindow, now_s: float) -> Progress:
 def next_transition(
     policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float
 ) -> Transition:
-    """Return what follows from all that was seen; a decision repeated on the same input is the same."""
+    """Return the transition that follows from the inputs; equal inputs give equal transitions."""
     progress = _not_ahead(progress, now_s)
     wait = _waits(policy, progress, judged, heard, now_s)
     signal = _signal(policy, progress, judged, heard, wait, now_s)
@@ -219,7 +219,7 @@ def next_transition(
 
 
 def _not_ahead(progress: Progress, now_s: float) -> Progress:
-    """Return it with no time that is still to come: where the clock was put back, times begin anew."""
+    """Return the progress without times in the future: if the clock was set back, durations start anew."""
     times = ("started_s", "since_s", "step_since_s", "resumed_s", "stable_answered_s")
     return replace(progress, **{name: np.minimum(getattr(progress, name), now_s) for name in times})
 
@@ -232,12 +232,12 @@ def _excess(judged: Sequence[Judgement], progress: Progress) -> Floats:
 def _signal(
     policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, wait: Ints, now_s: float
 ) -> Ints:
-    """Return for each rollout the first legal signal of those that its look gives."""
+    """Return for each rollout the first legal signal among those that apply."""
     phase = progress.phase
     released = (wait == WAITS.index(Wait.PERSON)) & (np.asarray(heard.asked) == Signal.ADVANCE)
     goes_on = (wait == WAITS.index(Wait.NOTHING)) | released
     last = progress.step + 1 >= len(policy.steps)
-    # A person who holds a rollout has decided: it is not the undecided that deadlines are for.
+    # A paused rollout is not undecided: a person decided to hold it, so deadlines do not apply.
     late = _late(policy, progress, now_s) & ~goes_on & ~progress.paused
     given = {
         Signal.CANCEL: np.asarray(heard.superseded),
@@ -264,7 +264,7 @@ def _signal(
 
 
 def breached(policy: Policy, judged: Sequence[Judgement]) -> Bools:
-    """Tell whether any gate has proof at its level."""
+    """Tell whether any gate has proof of a breach at its level."""
     found: Bools = np.asarray(False)
     for judgement, level in zip(judged, policy.levels, strict=True):
         found = found | (judgement.breach >= -np.log(level))
@@ -272,7 +272,7 @@ def breached(policy: Policy, judged: Sequence[Judgement]) -> Bools:
 
 
 def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float) -> Bools:
-    """Tell whether the candidate fails while stable answers, or does more harm than was declared."""
+    """Tell whether the candidate fails while stable answers, or does more harm than the policy allows."""
     answers = (now_s - progress.stable_answered_s < RATE_MEMORY_S) | (progress.phase == Phase.BAKING)
     in_a_row = (progress.failures >= policy.failures_in_a_row) & answers
     incident = np.logical_or.reduce([each.incident for each in judged]) if judged else np.asarray(False)
@@ -282,9 +282,9 @@ def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
 
 
 def _suspect(progress: Progress, judged: Sequence[Judgement]) -> Bools:
-    """Tell whether there is evidence against a candidate that was not asked by ourselves yet: no proof, but a reason.
+    """Tell whether there is evidence, though not proof, against a candidate that has not been probed yet.
 
-    Once is enough: what our own requests do not show, the gates have to prove.
+    Probing once is enough: what segserve's own requests do not show, the gates have to prove.
     """
     found: Bools = np.zeros(progress.phase.shape, bool)
     for each in judged:
@@ -294,7 +294,7 @@ def _suspect(progress: Progress, judged: Sequence[Judgement]) -> Bools:
 
 
 def _late(policy: Policy, progress: Progress, now_s: float) -> Bools:
-    """Tell whether the deadline or the step's maximum has passed; both begin anew where a person ends a pause."""
+    """Tell whether the deadline or the step's longest duration has passed; both start anew after a resume."""
     longest = np.array([np.inf, *(step.maximum_s for step in policy.steps)])
     at = np.clip(progress.step + 1, 0, len(policy.steps))
     step_s = now_s - np.maximum(progress.step_since_s, progress.resumed_s)
@@ -304,13 +304,13 @@ def _late(policy: Policy, progress: Progress, now_s: float) -> Bools:
 
 
 def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float) -> Ints:
-    """Return for each rollout why it does not go on, as an index into `WAITS`; of several the last there."""
+    """Return for each rollout why it does not advance, as an index into `WAITS`; the last of several."""
     phase, shape = progress.phase, progress.phase.shape
     at = np.clip(progress.step + 1, 0, len(policy.steps))
     shortest = np.array([0.0, *(step.minimum_s for step in policy.steps)])[at]
     shortest = np.where(phase == Phase.BAKING, policy.bake_s, shortest)
     asks = np.array([False, *(step.ask for step in policy.steps)])[at]
-    # Where no step gives it a share, there is nothing to learn before it gets all.
+    # Without steps there is no evidence to collect before it gets all requests.
     progressing = (phase == Phase.PROGRESSING) & bool(policy.steps)
     data = progress.seen < policy.min_requests
     incident = np.zeros(shape, bool)
@@ -331,9 +331,9 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
 
 
 def _affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement]) -> Bools:
-    """Tell whether what the next weight may do at worst is, for each gate, next to nothing or within the budget.
+    """Tell whether the worst harm of the next weight is, for each gate, negligible or within the budget.
 
-    A step may take a part of what is left of it, within a minute; all requests may take all of it until the bake's end.
+    A step may use a part of the remaining budget within a minute; all requests may use all of it until the bake ends.
     """
     following = np.array([*(step.weight for step in policy.steps), 100.0])
     at = np.clip(progress.step + 1, 0, len(policy.steps))

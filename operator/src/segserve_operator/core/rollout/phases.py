@@ -1,4 +1,4 @@
-"""What a rollout is at, and the legal moves between that, as data."""
+"""Phases of a rollout and the legal moves between them, as data."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from numpy.typing import NDArray
 
 
 class Phase(IntEnum):
-    """Where a rollout stands. Simulations hold many at once, in arrays of these numbers."""
+    """Phase of a rollout. Simulations hold arrays of these numbers."""
 
     PENDING = 0
-    """The candidate's servers load it and prove it."""
+    """The candidate's servers load and prove it."""
     GOLDEN = 1
-    """It is asked labelled images, at weight 0."""
+    """It is checked with golden images, at weight 0."""
     PROGRESSING = 2
-    """It gets the share of requests that its step names."""
+    """It gets its step's share of requests."""
     QUARANTINED = 3
-    """It failed while stable answered: weight 0, no verdict yet; our own requests decide what follows."""
+    """It failed while stable answered: weight 0 until segserve's own requests decide."""
     BAKING = 4
-    """It is stable, and watched; the former stable revision is warm, and of a canary keeps a few requests."""
+    """It is stable and watched; the former revision stays loaded and, for a canary, keeps a few requests."""
     SUCCEEDED = 5
     ROLLED_BACK = 6
     CANCELLED = 7
-    """Another revision is wanted."""
+    """The spec requires another revision."""
 
     @property
     def label(self) -> str:
-        """The phase as statuses name it: one CamelCase word."""
+        """The name of the phase in statuses: one CamelCase word."""
         return "".join(word.capitalize() for word in self.name.split("_"))
 
     @classmethod
     def labelled(cls, label: str) -> Phase:
-        """Return the phase that statuses name so; raises KeyError where there is none."""
+        """Return the phase with this label; raises KeyError if there is none."""
         return {phase.label: phase for phase in cls}[label]
 
 
 class Signal(IntEnum):
-    """What a look at the world asks for; of several the first listed here counts."""
+    """Reason for a move; if several apply, the first one here takes precedence."""
 
     CANCEL = 1
-    """Another revision is wanted."""
+    """The spec requires another revision."""
     ABORT = 2
-    """A person ends it."""
+    """A person aborts it."""
     BREACH = 3
     """A gate has proof against the candidate."""
     CONFIRMED = 4
-    """Our own requests fail as the callers' did."""
+    """Segserve's own requests fail as the callers' did."""
     QUARANTINE = 5
     """It fails while stable answers."""
     GIVE_UP = 6
-    """The deadline has passed undecided, and that ends it."""
+    """The deadline has passed without a decision, and the policy rolls back."""
     PROMOTE = 7
-    """A person, or the deadline's policy, promotes it."""
+    """A person, or the policy at the deadline, promotes it."""
     RESUMED = 8
-    """Our own requests are answered."""
+    """Segserve's own requests are answered."""
     PROVED = 9
-    """All its servers hold it, and every gateway knows them."""
+    """All its servers serve it, and every gateway knows them."""
     GOLDEN_PASSED = 10
     ADVANCE = 11
     """The next step may begin."""
     CERTIFIED = 12
     """The last step is done."""
     BAKED = 13
-    """It was watched for as long as was asked for."""
+    """bakeTime has passed."""
     NONE = 14
 
 
@@ -90,7 +90,7 @@ MOVES: Final[Mapping[tuple[Phase, Signal], Phase]] = {
     (Phase.QUARANTINED, Signal.CONFIRMED): Phase.ROLLED_BACK,
     (Phase.BAKING, Signal.BAKED): Phase.SUCCEEDED,
 }
-"""What is not listed is no move: the signal is of no account in that phase."""
+"""A signal that is not listed for a phase is ignored in it."""
 
 _TABLE: Final = np.array(
     [[MOVES.get((phase, signal), phase) for signal in (Signal.NONE, *Signal)] for phase in Phase], dtype=np.int8
@@ -99,12 +99,12 @@ _LEGAL: Final = np.array([[(phase, signal) in MOVES for signal in (Signal.NONE, 
 
 
 def legal(phase: NDArray[np.int8], signal: int | NDArray[np.int8]) -> NDArray[np.bool_]:
-    """Tell whether a signal moves a rollout in that phase. Arrays of any shape, or one of them a number."""
+    """Tell whether a signal moves a rollout in that phase; arrays broadcast against each other."""
     found: NDArray[np.bool_] = _LEGAL[phase, signal]
     return found
 
 
 def moved(phase: NDArray[np.int8], signal: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Return the phases that follow; arrays of equal shape."""
+    """Return the phases after the signals; arrays of equal shape."""
     found: NDArray[np.int8] = _TABLE[phase, signal]
     return found

@@ -1,4 +1,4 @@
-"""Frozen dataclasses of arrays and plain values as JSON values and back, exactly: the form of what records keep."""
+"""Exact conversion of frozen dataclasses of arrays to JSON values and back, for records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORDS: Final = {"Infinity": np.inf, "-Infinity": -np.inf, "NaN": np.nan}
 
 
 def to_plain(value: Any) -> Any:
-    """Return a JSON value that holds all of `value`; numbers that JSON has not are words."""
+    """Return `value` as JSON; infinities and NaN become strings."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -32,15 +32,14 @@ def to_plain(value: Any) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """Return the one text of a value: equal values have equal texts."""
+    """Return the canonical JSON text of a value: equal values have equal texts."""
     return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def from_plain(like: T, value: Any) -> T:
-    """Return what `to_plain` was given; `like` is any value of that kind.
+    """Return the value that `to_plain` converted; `like` is any value of the same type.
 
-    Its types say what is meant; a field that is missing keeps its value of `like`. Raises ValueError on what does not
-    fit.
+    A missing field keeps its value in `like`. Raises ValueError if the JSON does not fit.
     """
     try:
         found: T = _read(like, value)

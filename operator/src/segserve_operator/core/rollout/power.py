@@ -1,4 +1,4 @@
-"""What a rollout will be able to see, told beforehand: the real engine and gates on a few hundred invented rollouts."""
+"""Power of a rollout policy, estimated in advance: the real engine and gates on a few hundred simulated rollouts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ENDED: Final = (Phase.ROLLED_BACK, Phase.QUARANTINED)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Detection:
     """A regression ("errors", "latency"; "+5 pp", "x1.5"), the share (0 to 1) of rollouts that stop it in that time,
     and after how many seconds nine of ten have; infinity where fewer do."""
 
@@ -41,15 +41,15 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What is seen of each regression, and when a healthy candidate is promoted (median; infinity: not at all)."""
+    """Detection of each regression, and the median time until a healthy candidate is promoted (infinity: never)."""
 
     requests_per_second: float
     minutes: float
-    rows: tuple[Seen, ...]
+    rows: tuple[Detection, ...]
     promoted_s: float
 
     def text(self) -> str:
-        """Say it in a few lines."""
+        """Return a summary in a few lines."""
         lines = [f"{self.minutes:g} min at {self.requests_per_second:g} requests/s:"]
         for what in ("errors", "latency"):
             rows = [row for row in self.rows if row.what == what]
@@ -89,7 +89,7 @@ def preview(
     )
     stopped_s, promoted_s = _followed(policy, slo, edges, traffic, minutes * 60.0)
     rows = [
-        Seen(what, size, float(np.isfinite(each).mean()), float(np.quantile(each, SURE, method="inverted_cdf")))
+        Detection(what, size, float(np.isfinite(each).mean()), float(np.quantile(each, SURE, method="inverted_cdf")))
         for (what, size, _, _), each in zip(kinds, stopped_s.reshape(len(kinds), RUNS), strict=True)
     ]
     healthy = float(np.quantile(promoted_s[:RUNS], 0.5, method="inverted_cdf"))
@@ -106,7 +106,7 @@ class _Traffic:
     random: np.random.Generator
 
     def window(self, percent: Floats) -> EvidenceWindow:
-        """Return what `LOOK_S` seconds at these weights [runs] bring."""
+        """Return what `INTERVAL_S` seconds at these weights [runs] bring."""
         share = np.stack([1.0 - percent / 100.0, percent / 100.0], -1)
         requests = self.random.poisson(self.requests_per_second * INTERVAL_S * share)
         stable = self.random.multinomial(requests[:, 0], _latencies(1.0))

@@ -1,4 +1,4 @@
-"""The record of one rollout: where it stands, the evidence, and what each decision saw."""
+"""The record of one rollout: its state, evidence and decisions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LAST_WORDS_S: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class RolloutState:
-    """Where a rollout stands, as its model's status says it, in one write with the roles: traffic follows from it.
+    """State of a rollout in its model's status, written together with the roles; traffic follows from it.
 
-    `sequence` counts the decisions that changed something, so that a record that is behind is noticed. Times are Unix
-    seconds, `resumed_s` that of the last end of a pause (0 is never); `weight` is the percentage of requests that the
-    candidate gets, `skipped` names the gates that a person has put aside.
+    `sequence` counts the decisions that changed something, which reveals a record that is behind. Times are Unix
+    seconds; `resumed_s` is the last end of a pause (0: never). `weight` is the candidate's percentage of requests,
+    `skipped` names the gates that a person has skipped.
     """
 
     rollout: str
@@ -42,22 +42,22 @@ class RolloutState:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether the rollout has ended."""
         return self.phase in ENDED
 
     @property
     def undecided_since_s(self) -> float:
-        """Since when the deadline counts: the start, or the last end of a pause."""
+        """The time from which the deadline counts: the start, or the last end of a pause."""
         return max(self.started_s, self.resumed_s)
 
     def matters(self, now_s: float) -> bool:
-        """Tell whether its record may still change: until a while after its end, lest a last decision is lost."""
+        """Tell whether its record may still change: until some time after its end, so that no last decision is lost."""
         return not self.ended or now_s - self.since_s < LAST_WORDS_S
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A look as it is kept: (stable, candidate) counts, and latencies as (bin, count) of bins that are not empty."""
+    """A stored window: (stable, candidate) counts, and latencies as (bin, count) of non-empty bins."""
 
     at_s: float
     seconds: float
@@ -89,11 +89,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All that is known of one rollout.
+    """Everything known about one rollout.
 
-    `gates` holds the measured gates' states by name, `seen` what the gateways had counted at the last look, and `hung`
-    what of that had hung; `split` is the state of the test of the weights. `rows` are oldest first, and coarser the
-    older they are.
+    `gates` are the measured gates' states by name, `seen` the gateways' counters at the end of the last window, and
+    `hung` the requests that hung then; `split` is the state of the test of the split. `rows` are oldest first, and
+    coarser the older they are.
     """
 
     name: str

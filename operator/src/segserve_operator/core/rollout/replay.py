@@ -1,4 +1,4 @@
-"""A rollout's record replayed: each decision made again from what it saw, or all of it by another policy."""
+"""Replay of a rollout's record: every decision repeated on its recorded inputs, or decided by another policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.evidence import EDGES_MS
-from segserve_operator.core.rollout.decisions import Rules, again, judge
+from segserve_operator.core.rollout.decisions import Rules, judge, repeat
 from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
 from segserve_operator.core.rollout.record import Record
@@ -18,7 +18,7 @@ from segserve_operator.core.rollout.rows import window_of
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """One decision as it was recorded and as it is made again; both are canonical JSON."""
+    """One decision as recorded and as repeated; both are canonical JSON."""
 
     sequence: int
     at_s: float
@@ -42,21 +42,21 @@ class WhatIf:
 
 
 def replay(record: Record) -> tuple[Replayed, ...]:
-    """Make every decision again whose reasons were written down.
+    """Repeat every decision that has recorded inputs.
 
-    Raises ValueError where a decision's reasons cannot be read.
+    Raises ValueError if inputs cannot be read.
     """
     result = (decision for decision in record.decisions if decision.inputs)
     return tuple(
-        Replayed(each.sequence, each.at_s, each.result, again(each, record.policy, record.slo)) for each in result
+        Replayed(each.sequence, each.at_s, each.result, repeat(each, record.policy, record.slo)) for each in result
     )
 
 
 def what_if(record: Record, policy: RolloutPolicy) -> tuple[WhatIf, ...]:
-    """Return what another policy would have decided on the requests that were counted.
+    """Return what another policy would have decided on the recorded requests.
 
-    They were counted at the weights of then, and are kept in rows of 1, 15 and 60 s: an answer is as fine as that. What
-    was asked beside them (labelled images, probes, people) counts as in order.
+    The requests were counted at the weights in force then, and are kept in rows of 1, 15 and 60 s, which limits the
+    resolution. Checks, probes and people's requests are assumed to be in order.
     """
     return tuple(_decisions(record, policy))
 

@@ -1,4 +1,4 @@
-"""Looks as a record keeps them: fewer and longer the older they are."""
+"""Windows as a record stores them: fewer and longer the older they are."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from segserve_operator.core.evidence import EvidenceWindow, Floats
 from segserve_operator.core.rollout.record import Row
 
 AGES_S: Final = ((3600.0, 60.0), (120.0, 15.0))
-"""Rows older than the first number are of so many seconds; younger ones as they came."""
+"""(age, length) in seconds: rows older than the age are merged to that length."""
 _FINEST_S: Final = AGES_S[-1][1]
 
 
 def row_of(window: EvidenceWindow, at_s: float, weight: int) -> Row:
-    """Return a look (no leading axes) as a row."""
+    """Return a window (no leading axes) as a row."""
     requests, errors = window.requests.astype(int).tolist(), window.errors.astype(int).tolist()
     stable, candidate = (_sparse(latencies) for latencies in window.latencies)
     return Row(at_s, float(window.seconds), weight, tuple(requests), tuple(errors), (stable, candidate))
 
 
 def window_of(row: Row, bins: int) -> EvidenceWindow:
-    """Return a row as a look with so many latency bins."""
+    """Return a row as a window with `bins` latency bins."""
     latencies = np.zeros((2, bins))
     for role, found in enumerate(row.latencies):
         for index, count in found:
@@ -33,12 +33,12 @@ def window_of(row: Row, bins: int) -> EvidenceWindow:
 
 
 def kept(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:
-    """Return the rows with a new one, older ones merged where they are due.
+    """Return the rows with a new one; older ones are merged when due.
 
-    Rows are merged where they lie in one span of the clock and were counted at one weight.
+    Rows are merged if they lie in the same span of the clock and have the same weight.
     """
     longer = (*rows, new)
-    # Every second would do; once in a while is cheaper.
+    # Merging once per span instead of every second is cheaper.
     if rows and new.at_s // _FINEST_S == rows[-1].at_s // _FINEST_S:
         return longer
     due = any(_span_s(row, new.at_s) > row.seconds * 2 for row in longer)

@@ -1,4 +1,4 @@
-"""Turns what gateways have counted at two moments into a look: what happened between them."""
+"""The window of evidence between two readings of the gateways' counters."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from segserve_operator.core.rollout.counters import (
 from segserve_operator.core.traffic import shadow_of
 
 FORGOTTEN_S: Final = 3600.0
-"""A gateway that has not answered for so long is not expected back."""
+"""Time without an answer after which a gateway is forgotten."""
 _LATENCIES_LATE_S: Final = 3.0
-"""Latencies reach a gateway's statistics up to a second after the counts, and the next look after that."""
+"""Latencies reach a gateway's statistics up to a second after the counters, and are read with the next window."""
 _MOMENTS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class WindowResult:
-    """A look, and what the next one needs: `seen` is its `before`, and `hung` its `hung`."""
+    """A window and the inputs of the next one: `seen` is its `before`, and `hung` its `hung`."""
 
     window: EvidenceWindow
     seen: Sample
@@ -38,7 +38,7 @@ class WindowResult:
 
 @dataclass(frozen=True, slots=True)
 class _Arm:
-    """Sums over one group's series at one gateway; `ended` and `active` are of now, all else is since then."""
+    """Sums over one group's series at one gateway; `ended` and `active` are current, the rest is the increase."""
 
     attempts: int
     failed: int
@@ -92,7 +92,7 @@ def window_between(
 
 
 def _first(now: Counters, newest_s: float | None) -> Counters:
-    """Return what an unknown gateway is compared with: nothing where it is new, else itself."""
+    """Return the reference for an unknown gateway: zero if it is new, else itself."""
     if newest_s is not None and now.began_s >= newest_s:
         return Counters(now.epoch, newest_s)
     return now
@@ -104,7 +104,7 @@ def _kept(before: Sample, after: Sample) -> Sample:
 
 
 def _names(group: str, other: str) -> frozenset[str]:
-    """Return the names that a group's requests are counted under; its shadow is apart where the two are compared."""
+    """Return the names that a group's requests are counted under; without its shadow if the two are compared."""
     return frozenset({group, shadow_of(group)} - {other})
 
 
@@ -128,12 +128,12 @@ def _between(then: Counters, now: Counters, names: frozenset[str]) -> _Arm:
 
 
 def _since(then: int, now: int) -> int:
-    """Return what was counted since then; a count that has fallen began at zero, each by itself."""
+    """Return the increase of a counter; one that decreased was reset to zero in between."""
     return now - then if now >= then else now
 
 
 def _binned(arm: _Arm, edges: Sequence[float]) -> Floats:
-    """Return how many attempts each bin has; what was given up is in the last."""
+    """Return the attempts per latency bin; those given up are in the last one."""
     binned = np.zeros(len(edges) + 1)
     for lower_ms, count in arm.latencies.items():
         binned[np.searchsorted(edges, lower_ms, side="right")] += count
@@ -142,7 +142,7 @@ def _binned(arm: _Arm, edges: Sequence[float]) -> Floats:
 
 
 def _continued(held: InFlight, at_s: float, arms: tuple[_Arm, _Arm]) -> InFlight:
-    """Return what is known with this moment; where counts have fallen, with this moment alone."""
+    """Return the state with this sample added; after a reset of the counters, with this sample alone."""
     moment = InFlightSample(at_s, (arms[0].ended, arms[1].ended), (arms[0].active, arms[1].active))
     last = held.moments[-1] if held.moments else moment
     if at_s < last.at_s or any(now < then for now, then in zip(moment.ended, last.ended, strict=True)):
@@ -153,14 +153,14 @@ def _continued(held: InFlight, at_s: float, arms: tuple[_Arm, _Arm]) -> InFlight
 def _charge(
     held: InFlight, at: int, arm: _Arm, latencies: Floats, slow_after_s: float, edges: Sequence[float]
 ) -> float:
-    """Put into `latencies` those that hang and are not there yet, take out those that have been and have ended now.
+    """Add requests that newly hang to `latencies` (in place), and remove those counted before that have now ended.
 
-    Returns how many under way are in latencies from now on.
+    Returns the number in flight that are counted as hung from now on.
     """
     now_s = held.moments[-1].at_s
     slow = int(np.searchsorted(edges, slow_after_s * 1000.0, side="right"))
     charged = held.charged[at] - _taken(latencies, slow, held.charged[at])
-    # Some end without a latency: their server died, say.
+    # Some end without a latency, for example because their server died.
     charged = min(charged, max(m.active[at] for m in held.moments if now_s - m.at_s <= _LATENCIES_LATE_S))
     old = [m for m in held.moments if now_s - m.at_s >= slow_after_s]
     hangs = min(old[-1].active[at] + old[-1].ended[at] - arm.ended, arm.active) if old else 0.0
@@ -169,7 +169,7 @@ def _charge(
 
 
 def _taken(latencies: Floats, slow: int, at_most: float) -> float:
-    """Take up to so many out of the slow bins, the slowest first, and return how many those were."""
+    """Remove up to `at_most` from the slow bins in place, slowest first, and return the number removed."""
     left = at_most
     for index in range(len(latencies) - 1, slow - 1, -1):
         taken = min(left, float(latencies[index]))
@@ -179,7 +179,7 @@ def _taken(latencies: Floats, slow: int, at_most: float) -> float:
 
 
 def _recent(moments: tuple[InFlightSample, ...], since_s: float) -> tuple[InFlightSample, ...]:
-    """Return the last moment before `since_s` and those after it, no more of them than are told apart."""
+    """Return the last sample before `since_s` and those after it, thinned to `_MOMENTS`."""
     old = [moment for moment in moments if moment.at_s <= since_s]
     kept = [*old[-1:], *(moment for moment in moments if moment.at_s > since_s)]
     if len(kept) <= _MOMENTS:
