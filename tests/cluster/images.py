@@ -24,6 +24,7 @@ import envoy
 
 import segserve
 import segserve_builder
+import segserve_common
 import segserve_operator
 from cluster.make_image import (
     Image,
@@ -83,7 +84,7 @@ def _server(base: tuple[Layer, ...], runtime: RuntimeEnvironment) -> Image:
     layers = (
         *base,
         _layer("runtime", _digest(runtime.root.name), lambda path: write_layer(path, _runtime_parts(runtime))),
-        _layer("builder", runtime.code.name, lambda at: _write_code(at, [runtime.code / "segserve_builder"])),
+        _layer("builder", runtime.code.name, lambda at: _write_code(at, sorted(runtime.code.iterdir()))),
         _faults(),
         _examples(),
     )
@@ -102,7 +103,8 @@ def _server(base: tuple[Layer, ...], runtime: RuntimeEnvironment) -> Image:
 
 def _operator(base: tuple[Layer, ...]) -> Image:
     packages = _packages()
-    ours = [Path(package.__file__ or "").parent for package in (segserve, segserve_builder, segserve_operator)]
+    imported = (segserve, segserve_builder, segserve_common, segserve_operator)
+    ours = [Path(package.__file__ or "").parent for package in imported]
     key = _digest(*map(code_digest, ours))
     layers = (
         *base,

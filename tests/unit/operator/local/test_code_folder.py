@@ -61,7 +61,7 @@ def _compiled(root: Path, package: Path) -> set[str]:
         names.update(path.name.partition(".")[0] for path in staging.rglob("*.nbc"))
         assert names == {path.name.partition(".")[0] for path in staging.rglob("*.nbi")}
 
-    code_folder.install_code(root, package, collect)
+    code_folder.install_code(root, [package], collect)
     return names
 
 
@@ -75,16 +75,26 @@ def test_bytecode_does_not_change_the_code_digest_and_source_does(package: Path)
 
 
 def test_the_code_folder_contains_only_the_package_and_is_imported(root: Path, package: Path) -> None:
-    code = code_folder.install_code(root, package)
+    code = code_folder.install_code(root, [package])
     assert [path.name for path in code.iterdir()] == ["segserve_builder"]
     pointer = next(root.glob("lib/*/site-packages/segserve.pth"))
     assert str(code) in pointer.read_text()
 
 
+def test_every_package_is_copied_and_names_the_folder(root: Path, package: Path) -> None:
+    common = package.parent / "segserve_common"
+    common.mkdir()
+    (common / "files.py").write_text("x = 1\n")
+    code = code_folder.install_code(root, [package, common])
+    assert {path.name for path in code.iterdir()} == {"segserve_builder", "segserve_common"}
+    (common / "files.py").write_text("x = 2\n")
+    assert code_folder.install_code(root, [package, common]) != code
+
+
 def test_the_same_code_is_installed_once_and_keeps_its_caches(root: Path, package: Path) -> None:
-    code = code_folder.install_code(root, package)
+    code = code_folder.install_code(root, [package])
     (code / "segserve_builder" / "cache.nbi").write_bytes(b"x")
-    assert code_folder.install_code(root, package) == code
+    assert code_folder.install_code(root, [package]) == code
     assert (code / "segserve_builder" / "cache.nbi").exists()
 
 
@@ -92,31 +102,31 @@ def test_only_the_last_code_folders_stay(root: Path, package: Path) -> None:
     folders = []
     for number in range(5):
         _edit(package, f"x = {number}")
-        folders.append(code_folder.install_code(root, package))
+        folders.append(code_folder.install_code(root, [package]))
         os.utime(folders[-1], (number, number))
     assert set((root / "code").iterdir()) == set(folders[-code_folder.KEPT_CODE_FOLDERS :])
 
 
 def test_code_that_a_process_uses_stays(root: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = code_folder.install_code(root, package)
+    used = code_folder.install_code(root, [package])
     os.utime(used, (0, 0))
     monkeypatch.setattr(code_folder, "_code_in_use", lambda: frozenset({str(used)}))
     for number in range(4):
         _edit(package, f"x = {number}")
-        code_folder.install_code(root, package)
+        code_folder.install_code(root, [package])
     assert used.exists()
 
 
 def test_an_incomplete_code_folder_is_not_used(root: Path, package: Path) -> None:
-    code = code_folder.install_code(root, package)
+    code = code_folder.install_code(root, [package])
     shutil.rmtree(code)
     (code.parent / ".half").mkdir()
-    assert (code_folder.install_code(root, package) / "segserve_builder" / "__init__.py").exists()
+    assert (code_folder.install_code(root, [package]) / "segserve_builder" / "__init__.py").exists()
 
 
 def test_unchanged_kernels_are_not_compiled_again(root: Path, package: Path) -> None:
     _write_kernels(package, KERNELS)
-    code_folder.install_code(root, package, _compile)
+    code_folder.install_code(root, [package], _compile)
     _edit(package, "x = 2")
     assert _compiled(root, package) == {"base", "user", "other"}
 
@@ -129,16 +139,16 @@ def test_kernels_compiled_in_the_source_folder_are_not_compiled_again(root: Path
 
 def test_a_changed_kernel_module_and_those_that_import_it_are_compiled_again(root: Path, package: Path) -> None:
     _write_kernels(package, KERNELS)
-    code_folder.install_code(root, package, _compile)
+    code_folder.install_code(root, [package], _compile)
     _write_kernels(package, {"base": "x = 2\n"})
     assert _compiled(root, package) == {"other"}
 
 
 def test_a_restored_kernel_module_is_copied_from_an_older_code_folder(root: Path, package: Path) -> None:
     _write_kernels(package, KERNELS)
-    code_folder.install_code(root, package, _compile)
+    code_folder.install_code(root, [package], _compile)
     _write_kernels(package, {"other": "y = 2\n"})
-    code_folder.install_code(root, package, _compile)
+    code_folder.install_code(root, [package], _compile)
     _write_kernels(package, {"other": "y = 1\n"})
     _edit(package, "x = 2")
     assert _compiled(root, package) == {"base", "user", "other"}
@@ -146,11 +156,11 @@ def test_a_restored_kernel_module_is_copied_from_an_older_code_folder(root: Path
 
 def test_code_whose_compilation_failed_is_never_used_and_is_removed(root: Path, package: Path) -> None:
     _write_kernels(package, KERNELS)
-    first = code_folder.install_code(root, package)
+    first = code_folder.install_code(root, [package])
     _write_kernels(package, {"base": "x = 2\n"})
     with pytest.raises(RuntimeError, match="the compiler died"):
-        code_folder.install_code(root, package, _fail)
+        code_folder.install_code(root, [package], _fail)
     assert str(first) in next(root.glob("lib/*/site-packages/segserve.pth")).read_text()
-    second = code_folder.install_code(root, package, _compile)
+    second = code_folder.install_code(root, [package], _compile)
     assert set((root / "code").iterdir()) == {first, second}
     assert list(second.rglob("*.nbc"))

@@ -1,4 +1,4 @@
-"""The code that runs inside Triton: a copy of segserve_builder, named by its digest, with compiled kernels."""
+"""The code of agents and of the steps inside Triton: copies of our packages, in a folder named by their digest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,20 +20,22 @@ CODE_VARIABLE: Final = "SEGSERVE_CODE"
 KEPT_CODE_FOLDERS: Final = 3
 
 
-def install_code(root: Path, package: Path, prepare: Callable[[Path], None] = lambda _: None) -> Path:
-    """Copy `package` into a folder of `root` named by its digest, and make the environment's Python import the copy.
+def install_code(root: Path, packages: Sequence[Path], prepare: Callable[[Path], None] = lambda _: None) -> Path:
+    """Copy `packages` into a folder of `root` named by their digest, and make the environment's Python import them.
 
     `prepare` is called with the folder before it gets its name, so that the folder is complete or does not exist.
     Callers must hold a lock: incomplete copies of others are removed.
     """
-    target = root / "code" / code_digest(package)
+    digests = "".join(map(code_digest, packages))
+    target = root / "code" / hashlib.sha256(digests.encode()).hexdigest()[:16]
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         for incomplete in target.parent.glob(".*"):
             shutil.rmtree(incomplete)
         staging = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
-        shutil.copytree(package, staging / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-        _reuse_kernels(staging / package.name, package)
+        for package in packages:
+            shutil.copytree(package, staging / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+            _reuse_kernels(staging / package.name, package)
         staging.chmod(0o755)
         prepare(staging)
         staging.rename(target)

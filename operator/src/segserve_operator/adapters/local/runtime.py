@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 import segserve_builder
+import segserve_common
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE, install_code, site_packages
 
 PYTHON_VERSIONS: Final = ((3, 11), (3, 12))
 _MARKER: Final = "complete"
 _PACKAGE: Final = Path(segserve_builder.__file__).parent
+_CODE: Final = (_PACKAGE, Path(segserve_common.__file__).parent)
+"""The packages that agents and steps import."""
 
 
 class RuntimeEnvironmentError(Exception):
@@ -51,7 +54,7 @@ class InstallError(RuntimeEnvironmentError):
 class RuntimeEnvironment:
     """A complete runtime environment.
 
-    `root` is its folder, `code` the folder with its copy of the package segserve_builder and nothing else,
+    `root` is its folder, `code` the folder with its copies of segserve_builder and segserve_common and nothing else,
     `library_folder` the folder of libpython.
     """
 
@@ -92,7 +95,7 @@ def ensure_runtime(cache: Path, progress: Callable[[str], None] = lambda _: None
     with _locked(root.with_suffix(".lock")):
         if not _is_complete(root):
             _install(root, progress)
-        code = install_code(root, _PACKAGE, lambda staging: _compile_kernels(root, staging, progress))
+        code = install_code(root, _CODE, lambda staging: _compile_kernels(root, staging, progress))
     return RuntimeEnvironment(root, code, library_folder)
 
 
