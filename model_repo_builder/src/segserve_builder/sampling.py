@@ -71,7 +71,7 @@ class Axis:
 
         They are shaped (size,), (size,) and (cells + 1,); cell i holds the pixels from the i-th to before the next.
         Product and sum are rounded once, as by the fused multiply-add of torch's bilinear `interpolate`. The arrays are
-        cached and shared: do not write to them.
+        cached and shared: do not write to them. Cells are int32, parts float32.
         """
         return _positions(self)
 

@@ -16,12 +16,18 @@ MESSAGE_MAX_LENGTH: Final = 500
 
 
 def respond(requests: Iterable[Any], answer: Callable[[Any], Mapping[str, NDArray[Any]]]) -> list[Any]:
-    """Answer each request by itself, so that a failing one does not affect others."""
+    """Answer each request by itself, so that a failing one does not affect others.
+
+    `answer` returns arrays of the outputs' dtypes and shapes by name.
+    """
     return [_attempt(request, answer) for request in requests]
 
 
 def response(outputs: Mapping[str, NDArray[Any]]) -> Any:
-    """Return the response that carries `outputs`."""
+    """Return the response that carries `outputs`.
+
+    Arrays have the dtypes and shapes that the model's configuration declares.
+    """
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
 
@@ -39,7 +45,10 @@ def error_response(error: Exception) -> Any:
 
 
 def input_array(request: Any, name: str) -> NDArray[Any] | None:
-    """Return the input's array, or None if the request lacks it."""
+    """Return the input's array, or None if the request lacks it.
+
+    Its dtype and shape are those that the caller sent.
+    """
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
 

@@ -27,7 +27,7 @@ TIMEOUT_S: Final = 600
 def load_weights(path: Path) -> dict[str, Any]:
     """Return the tensors of a checkpoint by name: a .safetensors file, or a pickle of tensors alone.
 
-    Raises `ExportError` where the file holds anything else.
+    Raises `ExportError` if the file holds anything else.
     """
     from safetensors.torch import load_file
 
@@ -44,7 +44,7 @@ def load_weights(path: Path) -> dict[str, Any]:
 
 
 def tensors_of(loaded: Any) -> Mapping[str, Any]:
-    """Return the named tensors within what a checkpoint held; raises `ExportError` where there are none."""
+    """Return the named tensors within what a checkpoint held; raises `ExportError` if there are none."""
     import torch
 
     for key in NESTED:

@@ -78,7 +78,10 @@ def label_map(answer: Answer) -> NDArray[Any]:
 
 
 def class_iou(expected: Iterable[NDArray[Any]], actual: Iterable[NDArray[Any]], number: int) -> list[float | None]:
-    """Return the IoU of each of `number` classes over pairs of label maps (H, W); None for a class in neither."""
+    """Return the IoU of each of `number` classes over pairs of label maps (H, W); None for a class in neither.
+
+    Label maps are uint8 or uint16.
+    """
     import numpy as np
 
     both, either = np.zeros(number, np.int64), np.zeros(number, np.int64)

@@ -64,7 +64,10 @@ class AnchorFamily(Family):
         return NetworkIO(image, layout, (*heads, levels))
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Anchors:
-        """Return one image's heads and anchors; raises `SignatureError` if shapes do not match or classes lack one."""
+        """Return one image's heads and anchors; raises `SignatureError` if shapes do not match or classes lack one.
+
+        `outputs` are float32 [1, A, C], [1, A, 4] and [1, A, 4], and optionally levels, int64 [1, L].
+        """
         logits, deltas, anchors, *optional = outputs.values()
         shapes = [logits.shape, deltas.shape, anchors.shape]
         ids = frozenset(item.id for item in model.classes)

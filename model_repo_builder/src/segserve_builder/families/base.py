@@ -175,7 +175,7 @@ class Family(ABC):
         """Turn one image's raw outputs into the first value of the postprocess stages.
 
         `outputs` have a batch of one, are finite, and come in the order of `network_io`. Raises `SignatureError` if
-        their shapes or class ids are not the family's.
+        their shapes or class ids are not the family's. The arrays' dtypes and shapes are those of `network_io`.
         """
 
     def implied_classes(self, network: InspectedNetwork) -> int | None:

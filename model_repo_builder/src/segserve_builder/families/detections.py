@@ -126,7 +126,8 @@ class DetectionFamily(Family):
         """Return one image's boxes, in pixels of the original image, with their heads if the family has any.
 
         Detections of the background, or of nothing (a label of 0 or less that is not a class), are dropped. Raises
-        `SignatureError` for shapes that do not match each other, and for other labels that are not a class.
+        `SignatureError` for shapes that do not match each other, and for other labels that are not a class. `outputs`
+        are float32 boxes [1, N, 4 or 5], integer labels [1, N], float32 heads [1, N, ...] and scores [1, N].
         """
         boxes, labels, *others = outputs.values()
         scores_output = others[0 if self.heads is None else 1 :]
@@ -196,7 +197,10 @@ class _Search:
         self._taken = [tensor for tensors in self._named.values() for tensor in tensors]
 
     def find(self, role: OutputRole, batched: bool | None) -> TensorSpec:
-        """Return the one output of a role; with `batched` None it may have a batch or not."""
+        """Return the one output of a role; with `batched` None it may have a batch or not.
+
+        Raises `SignatureError` if none or several may be it.
+        """
         extra = (0, 1) if batched is None else (int(batched),)
         ranks = [rank + more for rank in role.ranks for more in extra]
         candidates = self._named[role] or [t for t in self._outputs if t not in self._taken]

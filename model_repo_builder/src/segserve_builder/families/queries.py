@@ -74,7 +74,10 @@ class QueryFamily(Family):
         return NetworkIO(image, layout, tensors)
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Queries:
-        """Return one image's queries; raises `SignatureError` if shapes do not match each other or the classes."""
+        """Return one image's queries; raises `SignatureError` if shapes do not match each other or the classes.
+
+        `outputs` are float32 [1, Q, C + 1], [1, Q, h, w] and [1, Q, 4], as far as the family has them.
+        """
         arrays = dict(zip((output.meaning for output in self.outputs), outputs.values(), strict=True))
         number = arrays[CLASSES].shape[1:2]
         for output in self.outputs:

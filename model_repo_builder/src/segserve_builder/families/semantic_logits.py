@@ -48,7 +48,10 @@ class SemanticLogits(Family):
         return NetworkIO(image, layout, (logits,))
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Logits:
-        """Return one image's logits; raises `SignatureError` if their shape is not [1, classes, h, w]."""
+        """Return one image's logits; raises `SignatureError` if their shape is not [1, classes, h, w].
+
+        `outputs` is one float32 array.
+        """
         (values,) = outputs.values()
         if values.ndim != 4 or values.shape[0] != 1:
             raise SignatureError(f"the logits have shape {list(values.shape)}; one image's are [1, classes, h, w]")

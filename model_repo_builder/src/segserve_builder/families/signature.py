@@ -30,6 +30,7 @@ def image_input(
     """Return the one image input and its layout.
 
     With `may_be_single` it may lack the batch, as in detectors exported for one image; a batch of one is prepended.
+    Raises `SignatureError` if there is no such input.
     """
     if len(signature.inputs) != 1:
         inputs = described_all(signature.inputs)
@@ -45,7 +46,10 @@ def image_input(
 
 
 def float_output(tensor: TensorSpec, model: ModelContext, rank: int, shape: str) -> TensorSpec:
-    """Return `tensor`, an FP32 output of `rank` dimensions; `shape` names the dimensions in errors."""
+    """Return `tensor`, an FP32 output of `rank` dimensions; `shape` names the dimensions in errors.
+
+    Raises `SignatureError` if it is another.
+    """
     if tensor.dtype != "FP32":
         raise SignatureError(f"output {described(tensor)}: the dtype must be FP32")
     if len(tensor.shape) != rank:
@@ -60,7 +64,10 @@ def thing_ids(model: ModelContext) -> frozenset[int]:
 
 
 def check_batch(kind: str, tensor: TensorSpec, model: ModelContext) -> None:
-    """Check that a tensor's batch is free, or 1 as the runtime's; `kind` is input or output."""
+    """Check that a tensor's batch is free, or 1 as the runtime's; `kind` is input or output.
+
+    Raises `SignatureError` if it is not.
+    """
     batch, limit = tensor.shape[0], model.runtime.max_batch_size
     if batch is None or (batch == 1 and limit == 1):
         return

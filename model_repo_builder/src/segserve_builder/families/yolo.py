@@ -70,7 +70,8 @@ class YoloFamily(Family):
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Candidates:
         """Return all of one image's candidates, with boxes in pixels of the original image.
 
-        Raises `SignatureError` if the outputs have other shapes, or a detection has the number of no class.
+        Raises `SignatureError` if the outputs have other shapes, or a detection has the number of no class. `outputs`
+        are float32 detections [1, values, N] or [1, N, values], and prototypes [1, K, h, w].
         """
         number = len(model.classes)
         head, heads = self._split(outputs, number)

@@ -48,7 +48,10 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any], ignore: int | No
 def negative_log_likelihood(
     logits: NDArray[Any], labels: NDArray[Any], temperature: float = 1.0, ignore: int | None = None
 ) -> float:
-    """Return the mean of -log(probability of the label); arguments and errors are those of `fit_temperature`."""
+    """Return the mean of -log(probability of the label); arguments and errors are those of `fit_temperature`.
+
+    `logits` are floats (N, C) or (N,), `labels` integers (N,).
+    """
     stacked, truth = _labelled(logits, labels, ignore)
     scaled = stacked / temperature
     whole = np.log(np.exp(scaled).sum(axis=1))
@@ -60,7 +63,7 @@ def confidence_and_correct(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the probability of the best class, and whether it is the label, of all but the ignored (N,).
 
-    Arguments and errors are those of `fit_temperature`; ties go to the first class.
+    Arguments and errors are those of `fit_temperature`; ties go to the first class. They are float64 and bool.
     """
     stacked, truth = _labelled(logits, labels, ignore)
     return _softmax(stacked / temperature).max(axis=1), stacked.argmax(axis=1) == truth
@@ -70,7 +73,7 @@ def expected_calibration_error(confidence: NDArray[Any], correct: NDArray[Any], 
     """Return the mean over all answers of |confidence - accuracy|, both taken as means of equally wide bins.
 
     `confidence` (N,) from 0 to 1, `correct` (N,) of booleans; bin i holds what is above i / bins, up to (i + 1) /
-    bins. Raises `ValueError` where there are no answers, or no bins.
+    bins. Raises `ValueError` if there are no answers, or no bins.
     """
     if confidence.shape != correct.shape or confidence.ndim != 1 or not len(confidence) or bins < 1:
         raise ValueError(

@@ -128,7 +128,7 @@ def _decode_png(data: bytes, wanted: _Wanted) -> NDArray[Any]:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each chunk's type, start and end; raise `BadImageError` where one goes beyond the data.
+    """Yield each chunk's type, start and end; raise `BadImageError` if one goes beyond the data.
 
     OpenCV must not see such a chunk: it takes the memory that a chunk asks for, up to 4 GB, before it reads.
     """

@@ -55,7 +55,10 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return stored pixels (H, W, C) upright, given their orientation 1..8."""
+    """Return stored pixels (H, W, C) upright, given their orientation 1..8.
+
+    The dtype stays. Raises `ValueError` for another orientation.
+    """
     if orientation == UPRIGHT:
         return pixels
     match orientation:
@@ -80,7 +83,10 @@ def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def turn_back(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undo `turn`."""
+    """Undo `turn`.
+
+    Pixels are (H, W, C) of any dtype.
+    """
     return turn(pixels, _INVERSE.get(orientation, orientation))
 
 

@@ -30,7 +30,8 @@ class QuerySegments:
 def mask_logits(queries: Queries, which: Any, size: tuple[int, int] | None) -> tuple[Float32, Axis, Axis]:
     """Return mask logits (K, h, w) of some queries over the network's whole input, and the image's axes in them.
 
-    They are interpolated to `size` where one is given. Raises `SignatureError` where the network gives no masks.
+    They are interpolated to `size` where one is given. Raises `SignatureError` if the network gives no masks. They
+    are float32.
     """
     from segserve_builder.kernels.queries import resample
 
@@ -50,7 +51,10 @@ def _onto(size: int, cells: int, content: Axis) -> Axis:
 
 
 def content(values: Float32, rows: Axis, columns: Axis) -> Float32:
-    """Return the cells of `values` (K, h, w) that show the image."""
+    """Return the cells of `values` (K, h, w) that show the image.
+
+    They are float32, a view.
+    """
     return values[:, rows.first : rows.first + rows.cells, columns.first : columns.first + columns.cells]
 
 

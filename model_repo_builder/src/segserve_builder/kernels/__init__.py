@@ -1,1 +1,1 @@
-"""Compiled inner loops. Importing a module of this package compiles it, or loads what an earlier process compiled."""
+"""Compiled inner loops. Importing a module compiles it, or loads what an earlier process compiled."""

@@ -1,4 +1,4 @@
-"""Compiles every kernel into its cache: `python -m segserve_builder.kernels`, once where the code is installed."""
+"""Compiles every kernel into its cache: `python -m segserve_builder.kernels`, once after installation."""
 
 from segserve_builder.kernels.build import compile_all
 

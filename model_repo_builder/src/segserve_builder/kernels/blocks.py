@@ -61,7 +61,7 @@ def nearest_rles(masks: NDArray[np.uint8], y_first: NDArray[np.int32], x_first: 
     """Return COCO's compressed counts of N masks of cells, uint8 0/1 (N, h, w), drawn as blocks of pixels.
 
     Cell (i, j) covers the pixels of rows y_first[i] to before y_first[i + 1] and the like columns; the last of each,
-    h + 1 and w + 1 in all, are the mask's height and width. Raises `ValueError` where they do not fit.
+    h + 1 and w + 1 in all, are the mask's height and width. Raises `ValueError` if they do not fit.
     """
     masks = packed(masks, np.uint8, 3)
     y_first, x_first = packed(y_first, np.int32, 1), packed(x_first, np.int32, 1)

@@ -1,4 +1,4 @@
-"""Compiles all kernels into their cache, on as many processors as there are."""
+"""Compiles all kernels into their cache, on all processors."""
 
 from __future__ import annotations
 

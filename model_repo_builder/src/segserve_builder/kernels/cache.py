@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept: beside their source, whoever owns that, and known by all that they are made of.
+"""The cache of compiled kernels: beside their source, and keyed by everything that their code depends on.
 
 numba alone refuses a cache that it cannot write, which is what an image run by another user has, and knows a kernel by
 the text of its own module, so that it would go on with what it once inlined from another.
@@ -38,15 +38,15 @@ class _OfKernels:
 
 
 class _BesideSource(_OfKernels, InTreeCacheLocator):  # type: ignore[misc]
-    """Beside the source: to read and write, or to read alone where everything is there already."""
+    """Beside the source: writable, or read-only if everything is compiled already."""
 
     def ensure_cache_path(self) -> None:
-        """Raise `OSError` where the folder can neither be written nor needs to be."""
+        """Raise `OSError` if the folder can neither be written nor needs to be."""
         if not _is_complete():
             super().ensure_cache_path()
 
 
-class _WhereTold(_OfKernels, UserProvidedCacheLocator):  # type: ignore[misc]
+class _Configured(_OfKernels, UserProvidedCacheLocator):  # type: ignore[misc]
     """Below NUMBA_CACHE_DIR."""
 
 
@@ -55,12 +55,12 @@ class _AtHome(_OfKernels, UserWideCacheLocator):  # type: ignore[misc]
 
 
 def use() -> None:
-    """Keep the kernels of this package so, and leave everybody else's to numba."""
-    CacheImpl._locator_classes[:0] = [_BesideSource, _WhereTold, _AtHome]
+    """Use these locators for the kernels of this package only."""
+    CacheImpl._locator_classes[:0] = [_BesideSource, _Configured, _AtHome]
 
 
 def mark_complete() -> None:
-    """Take down that all kernels are compiled for this processor, so that nobody needs to write there any more."""
+    """Record that all kernels are compiled for this processor, so that the cache may be read-only from now on."""
     marker = _marker()
     marker.parent.mkdir(exist_ok=True)
     marker.touch()
@@ -72,7 +72,7 @@ def _is_complete() -> bool:
 
 
 def _marker() -> Path:
-    """Return the file that says so: its name tells the sources, Python, numba and processor (or NUMBA_CPU_NAME)."""
+    """Return the marker file, named after sources, Python, numba and processor (or NUMBA_CPU_NAME)."""
     processor = cpu_target.target_context.codegen().magic_tuple()
     parts = repr((sys.version_info[:2], numba.__version__, processor, sorted(_digests().items())))
     return FOLDER / "__pycache__" / f"complete-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"

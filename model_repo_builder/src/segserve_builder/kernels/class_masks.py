@@ -20,7 +20,7 @@ F: Final = np.float32
 
 @njit(**OPTIONS)
 def _reach(logits: Any, k: Any, top: Any, left: Any, w: Any, limit: Any, low: Any, high: Any) -> Any:
-    """Write the first and the last cell above the limit of each row of cells; high is -1 where there is none."""
+    """Write the first and the last cell above the limit of each row of cells; high is -1 if there is none."""
     for i in range(low.shape[0]):
         row = logits[k, top + i, left : left + w]
         some = np.int32(0)
@@ -106,9 +106,10 @@ def class_masks(
 ) -> tuple[tuple[bytes, ...], NDArray[np.int64], NDArray[np.float64]]:
     """Return each class's mask as COCO's compressed counts, its area, and the sum of its probability over it.
 
-    A pixel is in a class's mask where its logit, sampled there as torch's bilinear `interpolate` does, is above
-    the class's limit; the probability is the sigmoid of logit / `temperature`. `logits` (C, h, w) and `limits` (C,)
-    are finite; the masks have rows.size x columns.size pixels.
+    A pixel is in a class's mask where its logit, sampled there as torch's bilinear `interpolate` does, is above the
+    class's limit; the probability is the sigmoid of logit / `temperature`. `logits` (C, h, w) and `limits` (C,) are
+    finite; the masks have rows.size x columns.size pixels. `logits` are float32; areas are int64 and sums float64.
+    Raises `ValueError` if shapes do not match.
     """
     check_covers(logits.shape, rows, columns)
     if limits.shape != (len(logits),):

@@ -1,4 +1,4 @@
-"""How kernels are compiled, and the arrays that fit them.
+"""Compilation options of kernels, and conversion of arrays to their types.
 
 Kernels have explicit signatures, so that an unusual array can never compile a second version in the middle of a
 request; inputs are declared read-only, which writable arrays fit as well.
@@ -30,9 +30,9 @@ def target(element: Any, dimensions: int) -> Any:
 
 
 def packed(array: NDArray[Any], dtype: DTypeLike, dimensions: int) -> NDArray[Any]:
-    """Return `array` as aligned, C-contiguous `dtype`: itself where it is that already.
+    """Return `array` as aligned, C-contiguous `dtype`: the same array if it is that already.
 
-    Raises `ValueError` where it has another number of dimensions.
+    Raises `ValueError` if it has another number of dimensions.
     """
     if array.ndim != dimensions:
         raise ValueError(f"the array has shape {array.shape!r}; {dimensions} dimensions are expected")

@@ -133,7 +133,10 @@ def refine(
 
 
 def softmax(scores: NDArray[np.float32]) -> None:
-    """Replace scores as `refine` takes them by their softmax: a mean field to which no messages come."""
+    """Replace scores as `refine` takes them by their softmax: a mean field to which no messages come.
+
+    They are float32 (G, H, W, 8).
+    """
     colour, space = (
         Lattice(np.empty(0, np.int32), np.empty(0, np.float32), np.empty((size, 0, 2), np.int32)) for size in (6, 3)
     )

@@ -164,7 +164,7 @@ def _look_up_row(row_keys: Any, weights: Any, table: Any, keys: Any, n: Any, fir
 
 @njit(**FUSED)
 def _neighbours(table: Any, keys: Any, n: Any, shifts: Any, first: Any, size: Any) -> Any:
-    """Return (d + 1, M, 2): the vertices before and after each along every direction, 0 where there is none."""
+    """Return (d + 1, M, 2): the vertices before and after each along every direction, 0 if there is none."""
     ones: Any = 0
     for i in range(size - 1):
         ones += 1 << shifts[i]
@@ -264,7 +264,7 @@ def _scales(features: Sequence[Feature]) -> NDArray[np.float32]:
 def _fields(features: Sequence[Feature], scales: NDArray[np.float32]) -> tuple[NDArray[np.int64], int]:
     """Return where each coordinate but the last starts in a key, and the key of the point 0.
 
-    Raises `LatticeTooLargeError` where the coordinates need more bits than a key has.
+    Raises `LatticeTooLargeError` if the coordinates need more bits than a key has.
     """
     size = len(features) + 1
     reach = [feature.most * float(scale) for feature, scale in zip(features, scales, strict=True)]
@@ -304,7 +304,7 @@ def build_lattice(
     """Return the lattice of `features`: x, y and, where there are five, the channels of `image`, uint8 (H, W, 3).
 
     Filtering multiplies with `weight`, and is normalised symmetrically. `first` is at least 1, the image has a pixel.
-    Raises `LatticeTooLargeError` where there are more vertices than `limit`, or a vertex' key cannot hold the extent.
+    Raises `LatticeTooLargeError` if there are more vertices than `limit`, or a vertex' key cannot hold the extent.
     """
     scales = _scales(features)
     lattice = Lattice(*_build(image, scales, *_fields(features, scales), first, weight, limit))

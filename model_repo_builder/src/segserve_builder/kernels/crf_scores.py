@@ -139,9 +139,10 @@ def label_scores(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the scores of the labels whose probability exceeds `least` somewhere, and those labels' numbers, rising.
 
-    `logits` (C, h, w) is finite and has two labels or more. Scores are float32 (G, rows.size, columns.size, 8), label
-    8 * g + k of those at [g, y, x, k]: log probabilities up to a number of each pixel's own, so that its best is 0.
-    A label stays where its odds against the best exceed `least` at a pixel, which its probability is never above.
+    `logits` (C, h, w) is finite and has two labels or more. Scores are float32 (G, rows.size, columns.size, 8), label 8
+    * g + k of those at [g, y, x, k]: log probabilities up to a number of each pixel's own, so that its best is 0. A
+    label stays where its odds against the best exceed `least` at a pixel, which its probability is never above. Raises
+    `ValueError` if the axes do not fit the logits.
     """
     if rows.first + rows.cells > logits.shape[1] or columns.first + columns.cells > logits.shape[2]:
         raise ValueError(f"logits of shape {logits.shape} do not cover {rows} and {columns}")
@@ -165,7 +166,10 @@ def _spread(scores: Any, kept: Any, least: Any, out: Any) -> Any:
 
 
 def label_planes(scores: NDArray[np.float32], kept: NDArray[np.int64], labels: int) -> NDArray[np.float32]:
-    """Return log probabilities (labels, H, W) of those in lanes, bounded by LEAST_LOG; others get DROPPED_LOG."""
+    """Return log probabilities (labels, H, W) of those in lanes, bounded by LEAST_LOG; others get DROPPED_LOG.
+
+    They are float32.
+    """
     out = np.empty((labels, *scores.shape[1:3]), np.float32)
     for label in sorted(set(range(labels)) - set(kept.tolist())):
         out[label] = DROPPED_LOG

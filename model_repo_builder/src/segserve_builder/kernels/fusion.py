@@ -31,7 +31,7 @@ def _fill_free(labels: Any, names: Any, ids: Any) -> None:
 def free_areas(labels: NDArray[Any], ids: NDArray[np.uint16], number: int) -> NDArray[np.int64]:
     """Return how many pixels of each of `number` labels, int64 (number,), have the segment id 0.
 
-    `labels`, uint8 or uint16, and `ids`, uint16, are of one shape (H, W). Raises `ValueError` where they are not, or a
+    `labels`, uint8 or uint16, and `ids`, uint16, are of one shape (H, W). Raises `ValueError` if they are not, or a
     label is not below `number`.
     """
     _check(labels, ids, number)
@@ -43,7 +43,7 @@ def free_areas(labels: NDArray[Any], ids: NDArray[np.uint16], number: int) -> ND
 def fill_free(labels: NDArray[Any], names: NDArray[np.uint16], ids: NDArray[np.uint16]) -> None:
     """Give every pixel of `ids` that is 0 the name of its label, in place; `ids` is C-contiguous uint16 (H, W).
 
-    Raises `ValueError` where shapes differ or a label has no name.
+    Raises `ValueError` if shapes differ or a label has no name.
     """
     _check(labels, ids, len(names))
     _fill_free(packed(labels, np.uint16, 2), packed(names, np.uint16, 1), ids)

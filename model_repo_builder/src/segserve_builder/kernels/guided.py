@@ -190,6 +190,7 @@ def guided_filter(
     The luma of `guide`, uint8 (h, w, 3), guides the filtering of the probabilities `values` (G, h, w, 8), with windows
     of 2 * radius + 1 pixels and `eps` in squares of a luma from 0 to 1. What was fitted is sampled bilinearly at the
     pixels of `full` by `rows` and `columns`, and applied to its luma there. What comes out below LEAST counts as it.
+    Raises `ValueError` if shapes do not match.
     """
     groups, height, width, lanes = values.shape
     for image, shape in ((guide, (height, width, 3)), (full, (rows.size, columns.size, 3))):

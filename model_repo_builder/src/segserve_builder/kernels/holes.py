@@ -132,7 +132,7 @@ def fill_holes(
 
     A hole of a class is a region of pixels of other classes that does not reach the edge of the image. It is connected
     by corners too where the class, with `connectivity` 4, is by edges alone, and the other way round. Holes of more
-    than `max_area` pixels stay, and so do those of labels that are not among `classes`, where they are given.
+    than `max_area` pixels stay, and so do those of labels that are not among `classes`, if they are given.
 
     Pixels of label 0 become the class of the smallest such hole that they lie in; with `everything` all pixels do,
     and of the largest. Of equally large ones the lowest label's wins.

@@ -159,7 +159,7 @@ def keypoints(heatmaps: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDAr
     `heatmaps` float32 (N, K, h, w), `boxes` float32 (N, 4) as x1 y1 x2 y2 in the pixels that peaks are found to. Each
     map is upsampled over its box as torch's bicubic `interpolate` does, to the box's size rounded up (at most
     MOST_PIXELS); x and y are the middle of the first pixel that has the greatest value, as torchvision's
-    `heatmaps_to_keypoints` gives them.
+    `heatmaps_to_keypoints` gives them. Raises `ValueError` if shapes do not match.
     """
     heatmaps, boxes = packed(heatmaps, np.float32, 4), packed(boxes, np.float32, 2)
     if not heatmaps.shape[2] or not heatmaps.shape[3] or boxes.shape != (len(heatmaps), 4):

@@ -66,7 +66,7 @@ def _encode_labels(labels: Any, number: Any) -> Any:
 def encode_labels(labels: NDArray[np.uint8], number: int) -> list[bytes]:
     """Return COCO's compressed counts of the mask of each label below `number`.
 
-    `labels` is uint8 shaped (H, W) with at least one pixel. Raises `ValueError` where a label is not below `number`.
+    `labels` is uint8 shaped (H, W) with at least one pixel. Raises `ValueError` if a label is not below `number`.
     """
     if labels.max(initial=0) >= number:
         raise ValueError(f"labels up to {labels.max()}; {number} are allowed")

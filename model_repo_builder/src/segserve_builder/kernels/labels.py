@@ -234,6 +234,9 @@ def _best(scores: Any) -> Any:
 
 
 def best_class(scores: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return the index of the best class and its score, both (N,), of `scores` (C, N); ties go to the first class."""
+    """Return the index of the best class and its score, both (N,), of `scores` (C, N); ties go to the first class.
+
+    They are int32 and float32.
+    """
     label, best = _best(packed(scores, np.float32, 2)[:, None])
     return label[0], best

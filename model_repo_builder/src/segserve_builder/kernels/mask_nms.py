@@ -38,7 +38,7 @@ def _runs_of(text: Any, p: Any, end: Any, start: Any, stop: Any, n: Any) -> Any:
 
 @njit(**OPTIONS)
 def _extent(start: Any, stop: Any, first: Any, last: Any, height: Any, box: Any) -> Any:
-    """Write top, bottom, left, right of the runs first to last, all 0 where there are none; return their area."""
+    """Write top, bottom, left, right of the runs first to last, all 0 if there are none; return their area."""
     top, bottom, area = height, np.int64(0), np.int64(0)
     column = np.int64(start[first]) // height if last > first else 0
     left = column
@@ -155,8 +155,8 @@ def matrix_decay(
     """Return what the scores of N masks, best first, are to be multiplied with: Matrix NMS (SOLOv2, Wang et al. 2020).
 
     `masks` are COCO's compressed counts for `height` x `width` pixels. A mask's factor is the least, over the better
-    ones of its class, of f(their IoU) / f(the better one's largest IoU with one better still), where f is
-    exp(-sigma IoU²) or 1 - IoU. Raises `ValueError` where counts do not describe such a mask.
+    ones of its class, of f(their IoU) / f(the better one's largest IoU with one better still), where f is exp(-sigma
+    IoU²) or 1 - IoU. Raises `ValueError` if counts do not describe such a mask. The factors are float64 (N,).
     """
     decay, wrong = _matrix(*_joined(masks, classes), height, height * width, gaussian, sigma)
     _check(wrong, height, width)
@@ -169,6 +169,8 @@ def greedy_masks(
 ) -> NDArray[np.int64]:
     """Return the first `limit` indices of masks, best first, without those that have an IoU above the threshold with
     a better one of their class that is kept. Raises `ValueError` as `matrix_decay` does.
+
+    They are int64 (M,).
     """
     keep, wrong = _greedy(*_joined(masks, classes), height, height * width, iou_threshold, limit)
     _check(wrong, height, width)

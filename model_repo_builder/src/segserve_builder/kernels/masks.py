@@ -223,8 +223,9 @@ def mask_rles(
 ) -> tuple[bytes, ...]:
     """Return COCO's compressed counts, for a mask of rows.size x columns.size each, of N instances.
 
-    A pixel is set where `coefficients @ prototypes`, sampled there, is above `threshold`, and x1 <= x < x2,
-    y1 <= y < y2 of its box. `prototypes` (K, h, w), `coefficients` (N, K), `boxes` (N, 4), all finite.
+    A pixel is set where `coefficients @ prototypes`, sampled there, is above `threshold`, and x1 <= x < x2, y1 <= y <
+    y2 of its box. `prototypes` (K, h, w), `coefficients` (N, K), `boxes` (N, 4), all finite. Arrays are float32. Raises
+    `ValueError` if shapes do not match.
     """
     prototypes, coefficients = packed(prototypes, np.float32, 3), packed(coefficients, np.float32, 2)
     n = len(coefficients)

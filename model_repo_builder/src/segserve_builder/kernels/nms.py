@@ -239,7 +239,7 @@ def nms(
 def checked(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.int32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
-    """Return the three as kernels take them; raises `ValueError` where shapes differ or a class is negative."""
+    """Return the three as kernels take them; raises `ValueError` if shapes differ or a class is negative."""
     boxes, scores = packed(boxes, np.float32, 2), packed(scores, np.float32, 1)
     classes = packed(classes, np.int32, 1)
     n = len(scores)

@@ -161,6 +161,7 @@ def simplified(ring: NDArray[np.int32], tolerance: float) -> NDArray[np.int32]:
 
     No point of `ring` is farther than `tolerance` from the side that replaces it (Douglas and Peucker, 1973; OpenCV's
     approxPolyDP exceeds it, as it drops points once more). Where sides would cross, it is halved until they do not.
+    Raises `ValueError` if the ring has fewer than three points.
     """
     ring = packed(ring, np.int32, 2)
     if len(ring) < 3:
@@ -198,6 +199,9 @@ def _numbers_json(numbers: Any) -> Any:
 
 
 def ring_json(ring: NDArray[np.int32]) -> bytes:
-    """Return a ring of points (P, 2), none of them negative, as JSON: [x,y,x,y,...]."""
+    """Return a ring of points (P, 2), none of them negative, as JSON: [x,y,x,y,...].
+
+    Points are int32.
+    """
     text: bytes = _numbers_json(packed(ring, np.int32, 2).reshape(-1)).tobytes()
     return text

@@ -63,7 +63,8 @@ def affine_planes(
 ) -> NDArray[np.float32]:
     """Return pixel * factor + offset of each channel, as float32 (C, H, W) of `pixels`, uint8 (H, W, 1 or 3).
 
-    The sum is made in float64, on some processors without rounding the product first.
+    The sum is made in float64, on some processors without rounding the product first. Raises `ValueError` if shapes do
+    not match.
     """
     pixels = packed(pixels, np.uint8, 3)
     height, width, channels = pixels.shape
@@ -79,7 +80,8 @@ def affine_planes(
 def looked_up(pixels: NDArray[Any], table: NDArray[Any], channels_first: bool) -> NDArray[Any]:
     """Return table[k, pixel] for channel k, of the table's type, as (C, H, W) or (H, W, C).
 
-    `pixels` is uint8 or uint16 (H, W, 1 or 3); `table` float32 or float16 (C, 256 or 65536).
+    `pixels` is uint8 or uint16 (H, W, 1 or 3); `table` float32 or float16 (C, 256 or 65536). Raises `ValueError` if
+    shapes do not match.
     """
     if pixels.dtype not in (np.uint8, np.uint16) or table.dtype not in (np.float32, np.float16):
         raise ValueError(f"pixels are {pixels.dtype}, the table {table.dtype}; uint8 or uint16, float32 or float16")

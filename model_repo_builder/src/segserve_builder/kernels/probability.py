@@ -183,7 +183,8 @@ def label_sums(
     """Return each class's area in pixels, and the sum over it of the class's probability, both (C,).
 
     The probability is the softmax of `logits` (C, h, w), finite, sampled at the pixel and divided by `temperature`.
-    `labels` is uint8 or uint16, (rows.size, columns.size), below C; they need not be the most probable ones.
+    `labels` is uint8 or uint16, (rows.size, columns.size), below C; they need not be the most probable ones. Raises
+    `ValueError` if shapes do not match.
     """
     classes = len(logits)
     check_covers(logits.shape, rows, columns)
@@ -200,6 +201,6 @@ def label_sums(
 
 
 def check_covers(shape: tuple[int, ...], rows: Axis, columns: Axis) -> None:
-    """Raise `ValueError` where a grid (C, h, w) does not have the cells of both axes."""
+    """Raise `ValueError` if a grid (C, h, w) does not have the cells of both axes."""
     if rows.first + rows.cells > shape[1] or columns.first + columns.cells > shape[2]:
         raise ValueError(f"logits of shape {shape} do not cover {rows} and {columns}")

@@ -262,7 +262,7 @@ def _rename(labels: Any, names: Any) -> None:
 def resample(values: NDArray[np.float32], rows: Axis, columns: Axis) -> NDArray[np.float32]:
     """Return `values` (K, h, w) sampled bilinearly as torch's `interpolate` does, float32 (K, rows.size, columns.size).
 
-    Raises `ValueError` where the axes reach beyond the values.
+    Raises `ValueError` if the axes reach beyond the values.
     """
     content = _content(values, rows, columns)
     out = np.empty((len(content), rows.size, columns.size), np.float32)
@@ -277,7 +277,7 @@ def winners(
 
     They are uint16 (rows.size, columns.size), int64 (K,) and int64 (K,). A query's value at a pixel is its score times
     its probability there, interpolated bilinearly; ties go to the first query. `probabilities` (K, h, w) and `scores`
-    (K,) are not negative, and K is at least 1. Raises `ValueError` where shapes do not fit.
+    (K,) are not negative, and K is at least 1. Raises `ValueError` if shapes do not fit.
     """
     content, scores = _content(probabilities, rows, columns), packed(scores, np.float32, 1)
     if len(content) != len(scores) or not 1 <= len(scores) <= MOST:
@@ -292,7 +292,7 @@ def winners(
 def rename(labels: NDArray[np.uint16], names: NDArray[np.uint16]) -> None:
     """Replace every label, in place, by its name; `labels` are C-contiguous uint16 (H, W).
 
-    Raises `ValueError` where a label has none.
+    Raises `ValueError` if a label has none.
     """
     if labels.max(initial=0) >= len(names):
         raise ValueError(f"labels up to {labels.max()}; there are {len(names)} names")

@@ -177,7 +177,7 @@ def drop_small(
     """Return a copy of `labels` with every region of equal non-zero label smaller than `min_area` pixels set to 0.
 
     `labels` is uint8 or uint16 shaped (H, W); a mask is a label map of 0 and 1. Only regions of the labels `classes`
-    go, where they are given.
+    go, if they are given.
     """
     return _without(labels, max(min_area, 1), connectivity, classes)
 
@@ -195,7 +195,7 @@ def keep_largest(
 def chosen_labels(dtype: np.dtype[Any], classes: Collection[int] | None) -> NDArray[np.bool_]:
     """Return for every value of a label type whether it is among the classes; 0 never is, the others are for None.
 
-    Raises `ValueError` for a type that labels do not have.
+    Raises `ValueError` for a type that labels do not have. The result is bool (256,) or (65536,).
     """
     if dtype not in LABELS:
         raise ValueError(f"labels are {dtype}; uint8 and uint16 are allowed")

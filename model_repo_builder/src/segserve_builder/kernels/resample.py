@@ -156,7 +156,8 @@ def resample(pixels: NDArray[Any], height: int, width: int, method: Filter) -> N
 
     Sums are of float32, rounded half to even and clamped: torch's `interpolate` of the pixels as float32 with
     `antialias=True` and `align_corners=False` gives the same numbers before they are rounded, but for float32's own
-    errors. Where the image grows, `bilinear` is torch's without antialias; `cubic` has the coefficient -0.5.
+    errors. Where the image grows, `bilinear` is torch's without antialias; `cubic` has the coefficient -0.5. Raises
+    `ValueError` if the size or shape is not allowed.
     """
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"pixels are {pixels.dtype}; uint8 and uint16 are allowed")

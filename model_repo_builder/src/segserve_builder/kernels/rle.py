@@ -239,7 +239,7 @@ def split(text: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[bytes, .
 def encode(window: MaskWindow, height: int, width: int) -> bytes:
     """Return COCO's compressed counts of a mask of `height` x `width` that is 0 outside the window.
 
-    Raises `ValueError` where the window does not lie within the mask.
+    Raises `ValueError` if the window does not lie within the mask.
     """
     bitmap = packed(window.bitmap, np.uint8, 2)
     h, w = bitmap.shape

@@ -41,7 +41,7 @@ def _parse(string: Any, counts: Any) -> Any:
 
 @njit(**OPTIONS)
 def _bounds(counts: Any, n: Any, height: Any) -> Any:
-    """Return top, bottom, left, right of the set pixels; bottom and right are exclusive, all 0 where there are none."""
+    """Return top, bottom, left, right of the set pixels; bottom and right are exclusive, all 0 if there are none."""
     top, bottom, left, right = height, np.int64(0), np.int64(0), np.int64(0)
     at, any_set = np.int64(0), False
     for i in range(n):
@@ -111,7 +111,7 @@ def _decode(string: Any, height: Any, width: Any, margin: Any) -> Any:
 def decode(counts: bytes, height: int, width: int, margin: int = 0) -> MaskWindow:
     """Return the set pixels of a mask with `margin` pixels around them, as far as the mask reaches.
 
-    Raises `ValueError` where the counts do not describe a mask of `height` x `width`.
+    Raises `ValueError` if the counts do not describe a mask of `height` x `width`.
     """
     bitmap, top, left, total = _decode(np.frombuffer(counts, np.uint8), height, width, margin)
     _check_total(total, height, width)

@@ -47,7 +47,8 @@ def best_of_rows(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Return which of rows[:, first:last] is the best in each row, and its product with rows[:, weight], both (N,).
 
-    `rows` is (N, L), 0 <= weight < L, 0 <= first < last <= L; ties of the products go to the first.
+    `rows` is (N, L), 0 <= weight < L, 0 <= first < last <= L; ties of the products go to the first. They are int32 and
+    float32. Raises `ValueError` if the columns are not in the rows.
     """
     rows = packed(rows, np.float32, 2)
     if not (0 <= first < last <= rows.shape[1] and 0 <= weight < rows.shape[1]):

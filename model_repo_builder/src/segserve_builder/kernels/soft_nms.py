@@ -136,7 +136,8 @@ def soft_nms(
 
     Every box lowers the scores of those of its class that it overlaps: linearly where their IoU is above
     `iou_threshold`, or by a Gaussian of the IoU with `sigma`. Of equal scores the first is taken first. `boxes` (N, 4)
-    as x1 y1 x2 y2, `scores` (N,) without NaN, `classes` (N,) not negative; thresholds are not negative.
+    as x1 y1 x2 y2, `scores` (N,) without NaN, `classes` (N,) not negative; thresholds are not negative. Indices are
+    int64 (M,), scores float32 (M,). Raises `ValueError` if shapes do not match.
     """
     boxes, scores, classes = checked(boxes, scores, classes)
     if sigma <= 0 or score_threshold < 0:

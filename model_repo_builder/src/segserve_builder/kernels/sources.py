@@ -1,4 +1,4 @@
-"""Which kernel modules import which, and what their compiled code is made of."""
+"""Imports among kernel modules, and digests of the sources that their compiled code depends on."""
 
 from __future__ import annotations
 

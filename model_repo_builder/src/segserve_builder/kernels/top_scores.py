@@ -83,10 +83,11 @@ def top_scores(
     least: float,
     number: int,
 ) -> NDArray[np.int64]:
-    """Return the flat indices of the `number` best of `scores` (A, C) in each group, of those above `least`.
+    """Return the flat indices, int64, of the `number` best of `scores`, float32 (A, C), in each group above `least`.
 
-    Groups are the classes, or the levels: consecutive rows, so many each. They come in order, each best first, and of
-    equal scores the first first. Only the columns `channels` count. Scores have no NaN.
+    Groups are the classes, or the levels: consecutive rows, `levels` of them each. They come in order, each best first,
+    and of equal scores the first one first. Only the columns `channels` count. Scores have no NaN. Raises `ValueError`
+    if the levels do not add up to the rows.
     """
     scores = packed(scores, np.float32, 2)
     rows, columns = scores.shape

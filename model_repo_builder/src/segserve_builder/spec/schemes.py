@@ -19,7 +19,10 @@ _RULE: Final = {
 
 
 def check_uri(uri: str) -> str:
-    """Return a URI whose scheme a source is registered for, or a path."""
+    """Return a URI whose scheme a source is registered for, or a path.
+
+    Raises `PydanticCustomError` for any other scheme.
+    """
     found = _SCHEME.match(uri)
     if found is not None and found[1].lower() not in SCHEMES:
         allowed = {"seen": repr(found[1]), "allowed": _KNOWN}

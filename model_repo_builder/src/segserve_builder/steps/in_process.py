@@ -45,11 +45,17 @@ class InProcessModel:
         return self._preprocess(image, None)
 
     def raw(self, given: NetworkInput) -> dict[str, NDArray[Any]]:
-        """Return the first network's outputs by name, with a batch of one."""
+        """Return the first network's outputs by name, with a batch of one.
+
+        Dtypes and shapes are those that the network's file declares.
+        """
         return self._network.run(given.tensor)
 
     def answer(self, image: bytes, request: RequestOptions) -> dict[str, NDArray[Any]]:
-        """Return every public output but REVISION for one encoded image."""
+        """Return every public output but REVISION for one encoded image.
+
+        Dtypes and shapes are those of the wire contract.
+        """
         given = self.network_input(image)
         second = None if self._second is None else self._second.run(given.tensor)
         return self._postprocess(self.raw(given), given.transform, request, self._outputs, given.guide, second)

@@ -45,7 +45,7 @@ class NetworkInput:
 class Preprocess:
     """The preprocess stages of one pipeline, bound to the network that they feed.
 
-    Raises `PipelineError` where the stages fit neither each other nor the network.
+    Raises `PipelineError` if the stages fit neither each other nor the network.
     """
 
     def __init__(

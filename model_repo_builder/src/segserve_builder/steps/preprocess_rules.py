@@ -36,7 +36,7 @@ def check_preprocess(steps: Sequence[PipelineStep], spec: Input) -> None:
 
 
 def check_network_input(steps: Sequence[PipelineStep], spec: Input, network: TensorSpec, layout: Layout) -> None:
-    """Raise `PipelineError` where no image can give the network's input: dtype, channels or size differ.
+    """Raise `PipelineError` if no image can give the network's input: dtype, channels or size differ.
 
     float32 from `normalise` also suits an FP16 network.
     """
@@ -69,7 +69,7 @@ def check_network_input(steps: Sequence[PipelineStep], spec: Input, network: Ten
 def common_input(first: NetworkIO, second: NetworkIO) -> TensorSpec:
     """Return the first network's input with the sizes that only the second one's fixes.
 
-    Raises `PipelineError` where they cannot take one and the same.
+    Raises `PipelineError` if they cannot take one and the same.
     """
     batch, *own = first.input.shape
     others = second.input.shape[1:]

@@ -57,7 +57,10 @@ def has_masks(task: Task) -> bool:
 
 
 def empty(tensor: TensorSpec) -> NDArray[Any]:
-    """Return the array of an output that holds nothing."""
+    """Return the array of an output that holds nothing.
+
+    Its dtype is the tensor's, its free dimensions are 0.
+    """
     import numpy as np
 
     dtypes = {"BYTES": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}

@@ -34,7 +34,10 @@ class NetworkSession:
         self._largest = 0
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the outputs by name for a batch of inputs; one image where the file's outputs have no batch."""
+        """Return the outputs by name for a batch of inputs; one image where the file's outputs have no batch.
+
+        `batch` is shaped and typed as the network's input.
+        """
         if not self._inference:
             return self._run(batch)
         (name,) = self._outputs

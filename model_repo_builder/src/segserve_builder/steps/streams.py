@@ -67,7 +67,7 @@ class Streams:
 
 
 def smoothing_of(pipeline: Pipeline) -> TemporalSmoothing | None:
-    """Return the pipeline's stage that keeps streams; raises `PipelineError` where there are several."""
+    """Return the pipeline's stage that keeps streams; raises `PipelineError` if there are several."""
     found = [stage for _, stage in named_postprocess(pipeline) if isinstance(stage, TemporalSmoothing)]
     if len(found) > 1:
         raise PipelineError(f"temporalSmoothing is there {len(found)} times; once is allowed")
@@ -75,7 +75,7 @@ def smoothing_of(pipeline: Pipeline) -> TemporalSmoothing | None:
 
 
 def frame_number(value: Any) -> int:
-    """Read the parameter `frame`; raises `BadImageError` where it is not a whole number from 0 on."""
+    """Read the parameter `frame`; raises `BadImageError` if it is not a whole number from 0 on."""
     text = str(value)
     if isinstance(value, bool) or not text.isascii() or not text.isdigit() or len(text) > 18:
         raise BadImageError(f"parameter 'frame' is {value!r}; allowed: a whole number from 0 on")

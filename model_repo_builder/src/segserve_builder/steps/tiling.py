@@ -76,7 +76,8 @@ class TilePlan:
 def tiles(plan: TilePlan, read: Callable[[int, int, int, int], NDArray[Any]], axes: tuple[int, int]) -> Iterator[Any]:
     """Yield the pixels of each tile, padded where it reaches beyond the image.
 
-    `read(top, left, height, width)` returns that part of the image; its rows and columns are the axes `axes`.
+    `read(top, left, height, width)` returns that part of the image; its rows and columns are the axes `axes`. They have
+    the dtype of the image.
     """
     options = plan.options
     for row, column in plan.grid:

@@ -27,11 +27,17 @@ class AugmentedView:
     quarter_turns: int
 
     def turned(self, image: NDArray[Any], axes: tuple[int, int]) -> NDArray[Any]:
-        """Return the image mirrored and rotated; `axes` are its rows and columns."""
+        """Return the image mirrored and rotated; `axes` are its rows and columns.
+
+        It is a view of the same dtype.
+        """
         return np.rot90(np.flip(image, axes[1]) if self.mirrored else image, self.quarter_turns, axes)
 
     def turned_back(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """Return logits (C, h, w) of the view, mirrored and rotated back."""
+        """Return logits (C, h, w) of the view, mirrored and rotated back.
+
+        They are a view of the same dtype.
+        """
         back = np.rot90(logits, -self.quarter_turns, (1, 2))
         return np.flip(back, 2) if self.mirrored else back
 
@@ -57,7 +63,7 @@ def averaged(
     """Return the mean logits (C, h, w) of the image's views, at the resolution of the image's own logits.
 
     `image` has no batch, `axes` are its rows and columns; `call` returns the logits of a batch of at most
-    `max_batch_size` views of one shape.
+    `max_batch_size` views of one shape. They are float32.
     """
     total: NDArray[np.float32] | None = None
     for batch, pixels in _batches(image, axes, options, max_batch_size):
@@ -72,7 +78,7 @@ def averaged(
 def resized(planes: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
     """Return planes (N, h, w) at another size, sampled bilinearly without antialiasing.
 
-    That is torch's `interpolate` with mode "bilinear" and `align_corners=False`.
+    That is torch's `interpolate` with mode "bilinear" and `align_corners=False`. The result is float32.
     """
     import cv2
 
