@@ -20,7 +20,7 @@ from segserve.platforms.port import Platform
 from segserve_operator.adapters.kube.objects.rollout import evidence_config_map
 from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.core.evidence import Look
+from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.rollout.decisions import DecisionInput, decide
 from segserve_operator.core.rollout.engine import Progress, Signals
 from segserve_operator.core.rollout.record import Record, Row
@@ -35,7 +35,7 @@ EXAMPLE = Path(__file__).parents[4] / "examples/coins/rollout.yaml"
 def lived(looks: int = 30) -> Record:
     """Return the record of a rollout as the engine itself has made it, from its first second on."""
     found = replace(records.record(), rows=(), decisions=(), sequence=0, progress=Progress.begun(records.STARTED_S))
-    look = replace(Look.nothing(), seconds=np.array(1.0), requests=np.array([40.0, 5.0]))
+    look = replace(EvidenceWindow.nothing(), seconds=np.array(1.0), requests=np.array([40.0, 5.0]))
     for second in range(1, looks + 1):
         found = decide(found, DecisionInput(records.STARTED_S + second, Signals(), look)).record
     return found

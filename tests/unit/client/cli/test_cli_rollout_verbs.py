@@ -103,11 +103,11 @@ def test_who_does_not_wait_is_told_what_was_written(command: Command, here: Roll
     code, printed, _ = command("rollout", "abort", "coins", "--timeout", "0s")
 
     assert code == 0
-    assert printed == f"asked: segserve.dev/abort: {here.annotations['segserve.dev/abort']}\n"
+    assert printed == f"requested: segserve.dev/abort: {here.annotations['segserve.dev/abort']}\n"
 
 
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "promote, which is not proved": (("promote",), Phase.PENDING, {}, "not while the rollout is Pending"),
+    "promote, which is not proved": (("promote",), Phase.PENDING, {}, "not possible while the rollout is Pending"),
     "promote, which has ended": (
         ("promote",),
         Phase.SUCCEEDED,
@@ -119,7 +119,12 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "resume after the end": (("resume",), Phase.CANCELLED, {}, "no rollout is in progress"),
     "retry of nothing": (("retry",), Phase.PROGRESSING, {}, "no revision has failed"),
     "rollback to nothing": (("rollback",), Phase.PROGRESSING, {}, "no former revision is kept beside coins-f3ce7142e5"),
-    "an unknown gate": (("skip-gate", "latenzy"), Phase.GOLDEN, {}, "no gate 'latenzy'; there are: errorRate, latency"),
+    "an unknown gate": (
+        ("skip-gate", "latenzy"),
+        Phase.GOLDEN,
+        {},
+        "unknown gate 'latenzy'; known: errorRate, latency",
+    ),
     "a gate twice": (("skip-gate", "latency"), Phase.GOLDEN, {"skipped": ("latency",)}, "latency is skipped already"),
 }
 
