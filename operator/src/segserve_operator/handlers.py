@@ -1,4 +1,4 @@
-"""kopf's entry points: every event feeds the view and wakes a pool; none decides anything."""
+"""kopf's handlers: every event updates the view and enqueues a pool; none makes a decision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's own port: whether it is alive, and its metrics."""
+"""HTTP endpoints of the operator: health and metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 async def health_server(
     port: int, trouble: Callable[[], str | None], registry: CollectorRegistry, refresh: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """Answer /healthz (503 with the trouble, if there is one) and /metrics while the block runs."""
+    """Serve /healthz (503 with the problem, if there is one) and /metrics while the block runs."""
 
     async def healthz(_: web.Request) -> web.Response:
         why = trouble()

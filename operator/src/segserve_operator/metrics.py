@@ -1,4 +1,4 @@
-"""What the operator counts, for Prometheus."""
+"""Prometheus metrics of the operator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 @dataclass(slots=True)
 class Metrics:
-    """Counters of one process, in a registry of its own."""
+    """Metrics of one process, in a registry of its own."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     passes: Counter = field(init=False)
@@ -64,7 +64,7 @@ class Metrics:
         self.requests.labels(verb, kind.name, str(code)).inc()
 
     def observe(self, view: View) -> None:
-        """Count what there is now."""
+        """Set the gauges to the current numbers of objects."""
         for gauge in (self.models, self.pools, self.groups, self.slo):
             gauge.clear()
         for key in view.pools():

@@ -1,1 +1,1 @@
-"""Between the API's types and the core's values. Pure: no I/O."""
+"""Conversion between the API's types and the core's values. Pure: no I/O."""

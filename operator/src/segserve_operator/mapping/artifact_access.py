@@ -1,4 +1,4 @@
-"""A pool's `spec.artifacts` as what sources are told."""
+"""A pool's `spec.artifacts` in the form that artifact sources use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from segserve_operator.mapping.quantities import number
 
 
 def access_of(artifacts: Artifacts, secrets: Path) -> Access:
-    """Return what a pool says itself, with its Secrets as folders of their names below `secrets`."""
+    """Return the access of a pool, with each Secret as a folder of its name below `secrets`."""
     return Access(
         schemes=artifacts.schemes or None,
         hosts=artifacts.hosts,

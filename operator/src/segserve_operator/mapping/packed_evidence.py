@@ -1,4 +1,4 @@
-"""What a record keeps packed: rows of evidence, the engine's state, what decisions saw. Numbers come back exactly."""
+"""The packed parts of a record: rows of evidence, the engine's state, inputs of decisions. Numbers are exact."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _BATCH_ROWS: Final = 50
 
 
 class UnreadableRecordError(Exception):
-    """A record holds what segserve did not write."""
+    """Raised for a record that segserve did not write."""
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(f"SegmentationRollout {name!r} cannot be read: {why}")
 
 
 def chunked_rows(count: int) -> int:
-    """Return how many of so many rows, the oldest, are kept apart: all but the newest 500 to 549."""
+    """Return how many of the oldest of `count` rows are stored separately: all but the newest 500 to 549."""
     return max(count - CHUNK_ROWS, 0) // _BATCH_ROWS * _BATCH_ROWS
 
 
 def chunks(rows: tuple[Row, ...]) -> tuple[tuple[Row, ...], ...]:
-    """Return the rows that are kept apart, 500 a chunk; all but the last chunk never change again."""
+    """Return the rows that are stored separately, 500 per chunk; only the last chunk changes."""
     apart = chunked_rows(len(rows))
     return tuple(rows[first : min(first + CHUNK_ROWS, apart)] for first in range(0, apart, CHUNK_ROWS))
 
 
 def pack_rows(rows: Iterable[Row]) -> str:
-    """Return rows as one text."""
+    """Return rows as packed text."""
     return pack(
         [
             [row.at_s, row.seconds, row.weight, *row.requests, *row.errors, *(_gaps(bins) for bins in row.latencies)]
@@ -55,7 +55,7 @@ def pack_rows(rows: Iterable[Row]) -> str:
 
 
 def unpack_rows(text: str) -> tuple[Row, ...]:
-    """Return the rows that `pack_rows` made the text of; ValueError where it is none."""
+    """Return the rows that `pack_rows` packed; raises ValueError for any other text."""
     try:
         return tuple(_row(*values) for values in unpack(text))
     except (TypeError, ValueError) as error:
@@ -63,7 +63,7 @@ def unpack_rows(text: str) -> tuple[Row, ...]:
 
 
 def pack_state(record: Record) -> str:
-    """Return what the engine goes on from as one text."""
+    """Return the engine's state as packed text."""
     return pack(
         {
             "progress": to_plain(record.progress),
@@ -77,9 +77,9 @@ def pack_state(record: Record) -> str:
 
 
 def unpack_state(text: str, policy: RolloutPolicy, slo: Slo) -> dict[str, Any]:
-    """Return the fields of the record that `pack_state` packed; ValueError where the text holds something else.
+    """Return the fields of the record that `pack_state` packed; raises ValueError for any other text.
 
-    States of gates that the policy does not have are left out.
+    States of gates that the policy does not declare are dropped.
     """
     try:
         state = unpack(text)
@@ -96,22 +96,22 @@ def unpack_state(text: str, policy: RolloutPolicy, slo: Slo) -> dict[str, Any]:
         raise ValueError(f"not a rollout's state: {error!r}") from error
 
 
-def pack_seen(decision: Decision) -> str:
-    """Return what a decision saw and came to as one text."""
+def pack_inputs(decision: Decision) -> str:
+    """Return inputs, result and verdicts of a decision as packed text."""
     return pack({"saw": decision.inputs, "made": decision.result, "verdicts": _verdict_values(decision.verdicts)})
 
 
-def unpack_seen(text: str) -> dict[str, Any]:
-    """Return the fields of the decision that `pack_seen` packed; ValueError where the text holds something else."""
+def unpack_inputs(text: str) -> dict[str, Any]:
+    """Return the fields of the decision that `pack_inputs` packed; raises ValueError for any other text."""
     try:
-        seen = unpack(text)
-        return {"inputs": seen["saw"], "result": seen["made"], "verdicts": _verdicts(seen["verdicts"])}
+        packed = unpack(text)
+        return {"inputs": packed["saw"], "result": packed["made"], "verdicts": _verdicts(packed["verdicts"])}
     except (TypeError, KeyError) as error:
-        raise ValueError(f"not what a decision saw: {error!r}") from error
+        raise ValueError(f"not the inputs of a decision: {error!r}") from error
 
 
 def _gaps(bins: Bins) -> list[int]:
-    """Return (bin, count) pairs as one list of the bins' distances and the counts: most distances are 1."""
+    """Return (bin, count) pairs as a list of distances between bins and counts, since most distances are 1."""
     found, last = [], 0
     for index, count in bins:
         found += [index - last, count]

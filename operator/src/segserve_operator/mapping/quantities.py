@@ -1,4 +1,4 @@
-"""Amounts as Kubernetes writes them: `500m`, `1Gi`, `2`."""
+"""Quantities in Kubernetes notation: `500m`, `1Gi`, `2`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ _UNITS: Final = {
 
 
 def number(amount: Any) -> Decimal | None:
-    """Return an amount as a number; None for one that is written in another way."""
+    """Return a quantity as a number; None for text in any other notation."""
     found = _QUANTITY.fullmatch(str(amount))
     return Decimal(found[1]) * _UNITS.get(found[2], Decimal(1)) if found is not None else None

@@ -1,4 +1,4 @@
-"""Between a rollout's record in the core and the SegmentationRollout that keeps it."""
+"""Conversion between a rollout's record in the core and its SegmentationRollout."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from segserve_operator.core.rollout.record import Decision, Record, Row
 from segserve_operator.mapping.packed_evidence import (
     UnreadableRecordError,
     chunked_rows,
+    pack_inputs,
     pack_rows,
-    pack_seen,
     pack_state,
+    unpack_inputs,
     unpack_rows,
-    unpack_seen,
     unpack_state,
 )
 
@@ -61,7 +61,7 @@ def manifest_of(record: Record) -> dict[str, Any]:
 
 
 def status_of(record: Record, now: datetime) -> dict[str, Any]:
-    """Return the status of a record, as JSON; the oldest rows are kept apart (`packed_evidence.chunks`)."""
+    """Return the status of a record, as JSON; the oldest rows are stored separately (`packed_evidence.chunks`)."""
     progress, last = record.progress, record.decisions[-1] if record.decisions else None
     apart = chunked_rows(len(record.rows))
     status = SegmentationRolloutStatus(
@@ -86,9 +86,9 @@ def status_of(record: Record, now: datetime) -> dict[str, Any]:
 
 
 def record_of(manifest: Mapping[str, Any], apart: tuple[Row, ...]) -> Record:
-    """Return the record that a SegmentationRollout keeps; `apart` are its older rows, none where they are lost.
+    """Return the record of a SegmentationRollout; `apart` are its older rows, none if they are lost.
 
-    Raises `UnreadableRecordError` where it holds what segserve did not write.
+    Raises `UnreadableRecordError` if segserve did not write it.
     """
     name = str(manifest["metadata"]["name"])
     try:
@@ -113,7 +113,7 @@ def record_of(manifest: Mapping[str, Any], apart: tuple[Row, ...]) -> Record:
 
 
 def _evidence(rows: tuple[Row, ...]) -> str:
-    """Pack rows; where every bin of every row is full of large numbers, the older ones go without latencies."""
+    """Pack rows; if they are too large, because every bin has a large number, drop the latencies of the older ones."""
     text, bare = pack_rows(rows), 0
     while len(text) > _EVIDENCE_BYTES:
         bare += max((len(rows) - bare) // 2, 1)
@@ -122,17 +122,17 @@ def _evidence(rows: tuple[Row, ...]) -> str:
 
 
 def _decision_statuses(decisions: tuple[Decision, ...], room: int) -> tuple[DecisionStatus, ...]:
-    """Return the newest decisions that there is room for; what the oldest of them saw goes first."""
+    """Return the newest decisions that fit; the inputs of the oldest are dropped first."""
     found: list[DecisionStatus] = []
     room_of_seen = _SEEN_BYTES
     for decision in reversed(decisions[-MAX_DECISIONS:]):
-        brief, seen = _decision_status(decision), pack_seen(decision)
-        size, size_of_seen = (len(canonical_json(value)) + 1 for value in (brief.to_dict(), {"inputs": seen}))
+        brief, seen = _decision_status(decision), pack_inputs(decision)
+        size, inputs_size = (len(canonical_json(value)) + 1 for value in (brief.to_dict(), {"inputs": seen}))
         if room < size:
             break
         room -= size
-        if size_of_seen < min(room, room_of_seen):
-            room, room_of_seen = room - size_of_seen, room_of_seen - size_of_seen
+        if inputs_size < min(room, room_of_seen):
+            room, room_of_seen = room - inputs_size, room_of_seen - inputs_size
             brief = brief.model_copy(update={"inputs": seen})
         found.append(brief)
     return tuple(reversed(found))
@@ -162,7 +162,7 @@ def _decision(status: DecisionStatus) -> Decision:
         actor=status.actor,
         reason=status.reason,
         message=status.message,
-        **(unpack_seen(status.inputs) if status.inputs is not None else {}),
+        **(unpack_inputs(status.inputs) if status.inputs is not None else {}),
     )
 
 

@@ -1,4 +1,4 @@
-"""From a model's manifest to what its spec asks for, or why that cannot be read, and what people ask of it."""
+"""A model's manifest as the core's values: its spec, or why that cannot be read, and its annotations."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def wanted_of(manifest: Mapping[str, Any]) -> Wanted | FailureReason:
 
 
 def annotations_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return a resource's annotations of segserve's own prefix."""
+    """Return a resource's annotations with segserve's prefix."""
     found = manifest["metadata"].get("annotations") or {}
     return {key: value for key, value in found.items() if key.startswith(_OWN)}

@@ -1,4 +1,4 @@
-"""Between what the core decides of a model and what its resource's status says."""
+"""Conversion between the core's statuses and those of resources."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from segserve_operator.core.rollout.record import RolloutState
 
 
 def from_api(status: SegmentationModelStatus) -> ModelStatus:
-    """Read the core's view of a status."""
+    """Return the core's form of a model's status."""
     return ModelStatus(
         observed_generation=status.observed_generation or 0,
         roles=Roles(
@@ -49,7 +49,7 @@ def from_api(status: SegmentationModelStatus) -> ModelStatus:
 
 
 def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) -> SegmentationModelStatus:
-    """Write a status; what did not change keeps the times that it had in `former`."""
+    """Return a resource's status; whatever did not change keeps the times that it has in `former`."""
     return SegmentationModelStatus(
         observed_generation=status.observed_generation,
         conditions=_conditions(status.conditions, status.observed_generation, former.conditions, now),
@@ -68,7 +68,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
 
 
 def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
-    """Read the core's view of a pool's status."""
+    """Return the core's form of a pool's status."""
     return PoolStatus(
         observed_generation=status.observed_generation or 0,
         conditions=_observed(status.conditions),
@@ -80,7 +80,7 @@ def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
 
 
 def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, selector: str) -> TritonPoolStatus:
-    """Write a pool's status; `selector` finds the servers of its main group."""
+    """Return a pool's status; `selector` is the label selector of the servers of its main group."""
     return TritonPoolStatus(
         observed_generation=status.observed_generation,
         conditions=_conditions(status.conditions, status.observed_generation, former.conditions, now),

@@ -1,15 +1,15 @@
-"""Does the candidate exceed an edge more often than stable does at the same time? A test that holds at every look.
+"""Anytime-valid test whether the candidate exceeds an edge more often than stable does at the same time.
 
-An error is a request above an edge between "answered" and "failed"; a slow one is above an edge of latency. Looks are
-merged into blocks, and bets are made on each block's share above the edge. Where the candidate is no worse than stable,
-no bet wins on average, so wealth seldom grows: it ever reaches 1 / a in at most one rollout of 1 / a (Ville). That is
-exact for a known baseline; stable's is estimated, and `baseline` says what is added for that. Several bets run beside
-each other (a mixture), one of them on nothing, and each block deals out a little of the wealth anew (fixed share,
-Herbster and Warmuth 1998): a regression that comes late finds money to bet with. Streams share the wealth by weight.
+An error is a request above an edge between "answered" and "failed"; a slow request is above an edge of latency. Windows
+are merged into blocks, and bets are made on each block's share above the edge. If the candidate is no worse than
+stable, no bet wins on average, so that the wealth reaches 1 / a in at most one of 1 / a rollouts (Ville's inequality).
+That is exact for a known baseline; stable's is estimated, and `baseline` states the correction. Several bets run in
+parallel (a mixture), one of them on nothing, and each block redistributes a little of the wealth (fixed share, Herbster
+and Warmuth 1998), so that a regression that comes late finds money to bet with. Streams share the wealth by weight.
 
-All bets are made twice: against stable's own share, and against what is tolerated beyond it. A breach takes a proof of
-the first and `TOLERATED` times less of the second. So candidates as good as stable are accused at the declared rate at
-most, and those that are worse, but tolerably, at `TOLERATED` times that: in exchange a bad one is found much sooner.
+All bets are made twice: against stable's own share, and against what is tolerated beyond it. A breach requires proof of
+the first and `TOLERATED` times less of the second. Candidates as good as stable are thus accused at the declared rate
+at most, and those that are worse but tolerable at `TOLERATED` times that; in exchange a bad one is found much sooner.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from segserve_operator.core.statistics.blocks import closing, merged, tails
 from segserve_operator.core.statistics.certificate import CERTIFIED, certified, harm_bound
 
 SWITCH: Final = 0.001
-"""So much of the wealth is dealt out anew with each of the candidate's requests..."""
+"""Part of the wealth that is redistributed per request of the candidate..."""
 MOST_SWITCH: Final = 0.01
-"""...and no more than this at a block."""
+"""...and at most this part per block."""
 TOLERATED: Final = np.log(15.0)
-"""A candidate that is worse, but tolerably, is accused at most so many times as often as one that is no worse."""
+"""Log factor by which a candidate that is worse but tolerable may be accused more often than one that is no worse."""
 ALARM_BET: Final = 0.3
 ALARM: Final = np.log(10.0)
-"""From this evidence on a revision is out of bounds. It is less than what is asked of a proof against a candidate..."""
+"""Log evidence from which on a revision is out of bounds; less than a proof against a candidate..."""
 MAX_ALARM: Final = np.log(1000.0)
-"""...and never more than this, so that it is soon forgotten."""
+"""...and limited to this, so that it is soon forgotten."""
 WHILE_INCIDENT: Final = np.log(10.0)
-"""So many times the evidence is asked for while stable is out of bounds: it may have been so for a moment only."""
+"""Additional log evidence required while stable is out of bounds, which may last only a moment."""
 EXCESS_DEVIATIONS: Final = 3.0
-"""The excess is what exceeds chance by so much: its standard deviation, times this."""
+"""The excess counts only beyond this many standard deviations of chance."""
 ROUNDED: Final = 0.98
-"""Edges are a tenth apart, some less: the nearest to 1.1 times the last is not to be passed over for a trifle."""
+"""Edges are about a tenth apart: this tolerance keeps the edge nearest to 1.1 times the last one eligible."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceStream:
-    """One comparison. `at` is the edge's index (requests in bins from `at` on are above it); or `quantile` says that it
-    is that quantile of stable's latencies so far, `stretch` times as long for the candidate.
+    """One comparison. `at` is the index of the edge (bins from `at` on are above it), unless `quantile` is set: the
+    edge is then that quantile of stable's latencies so far, multiplied by `stretch` for the candidate.
 
-    Tolerable is a share of the candidate's of up to stable's plus `tolerance`, and of up to `floor`. A healthy
-    server's share has slow swings of its own, by `swing` of itself (standard deviation).
+    A share of the candidate's requests above the edge of up to stable's plus `tolerance`, or up to `floor`, is
+    tolerable. A healthy server's share swings slowly by `swing` of itself (standard deviation).
     """
 
     weight: float
@@ -93,9 +93,9 @@ class ExceedanceState:
 
 @dataclass(frozen=True, slots=True)
 class Exceedance:
-    """The test. `edges` rise strictly; bin i holds what is at least edges[i - 1] and less than edges[i].
+    """The test. `edges` increase strictly; bin i holds values of at least edges[i - 1] and less than edges[i].
 
-    The stream `counted` says what a bad request is, for harm and excess. The first `warm_up_s` are not looked at.
+    The stream with the index `counted` defines a bad request, for harm and excess. The first `warm_up_s` are ignored.
     """
 
     edges: tuple[float, ...]
@@ -106,7 +106,7 @@ class Exceedance:
 
     @property
     def bets(self) -> int:
-        """How many bets run beside each other; the first one stakes nothing."""
+        """Number of parallel bets; the first one stakes nothing."""
         return 1 + len(STAKES) + len(self.odds)
 
     def start(self, shape: tuple[int, ...] = ()) -> ExceedanceState:
