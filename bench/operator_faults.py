@@ -37,6 +37,7 @@ OUT: Final = ROOT / "bench/out/operator_faults.json"
 DOCUMENT: Final = ROOT / "docs/evidence/reliability.md"
 PLOT: Final = ROOT / "docs/images/kills.svg"
 LABELS: Final = {
+    "its agent is killed": "an agent is killed",
     "a killed operator is not missed": "the operator is killed",
     "an api server that hangs is not missed and an envoy that dies meanwhile comes back with the last plan": (
         "the API server hangs, an Envoy dies meanwhile"
@@ -122,7 +123,7 @@ def draw(kills: Json) -> None:
         for row, result in enumerate(kills.values()):
             label = f"{result['failed']} of {result['requests']} requests failed"
             axes.text(result["back_s"] + 0.4, row, label, va="center")
-        axes.set(xlabel="seconds until full recovery", xlim=(0, 45))
+        axes.set(xlabel="seconds until full recovery", xlim=(0, 50))
         axes.grid(visible=False, axis="y")
         axes.invert_yaxis()
         save_svg(figure, PLOT)
