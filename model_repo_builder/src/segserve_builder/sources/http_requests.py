@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
-
-import httpx
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
 
 from segserve_builder.errors import (
     ArtifactMissingError,
@@ -21,10 +20,12 @@ from segserve_builder.errors import (
 )
 from segserve_builder.sources.access import Access
 from segserve_common.backoff import http_date, retry_after_s
-from segserve_common.http import guarded_http
-from segserve_common.http.guard import PORTS, RefusedError, Url, UrlError
-from segserve_common.http.guarded_http import GuardedRequest, RequestError, StreamedResponse
+from segserve_common.http.urls import PORTS, RefusedError, RequestError, Url, UrlError
 
+if TYPE_CHECKING:
+    from segserve_common.http.guarded_http import StreamedResponse
+
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RANGE_NOT_SATISFIABLE: Final = 416
 _PARTIAL_CONTENT: Final = 206
@@ -64,8 +65,11 @@ def get(url: str, access: Access, request: SourceRequest) -> Iterator[StreamedRe
     Raises `SourceDeniedError` before anything is sent to what is not allowed, `SourceUnauthorizedError` for 401 and
     403, `SourceUnavailableError` for what may pass soon, and `ArtifactMissingError` for everything else.
     """
+    # Here, as it loads httpx (80 ms, 10 MiB): not every process of a pod sends requests.
+    from segserve_common.http import guarded_http
+
     with _translated():
-        guarded = GuardedRequest(
+        guarded = guarded_http.GuardedRequest(
             url=Url.parse(url),
             check_address=access.check_address,
             check_redirect=partial(_check_redirect, access, request.scheme),
@@ -163,7 +167,7 @@ def _check_status(response: StreamedResponse, request: SourceRequest) -> None:
     status = response.status
     if 200 <= status < 300 or status in request.returned:
         return
-    message = f"'{response.url}': the server answers {status} {httpx.codes.get_reason_phrase(status)}".rstrip()
+    message = f"'{response.url}': the server answers {status} {_PHRASES.get(status, '')}".rstrip()
     if request.refusal is not None:
         message += request.refusal(response)
     elif status in (401, 403):

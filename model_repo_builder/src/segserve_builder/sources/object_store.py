@@ -16,8 +16,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
-import httpx
-
 from segserve_builder.errors import (
     ArtifactMissingError,
     ArtifactTooLargeError,
@@ -28,12 +26,13 @@ from segserve_builder.errors import (
 from segserve_builder.sources.access import Access
 from segserve_builder.sources.base import Stream
 from segserve_builder.sources.http_requests import SourceRequest, open_file
-from segserve_common.http.guard import lookup
-from segserve_common.http.guarded_http import RequestError, StreamedResponse
+from segserve_common.http.urls import RequestError, lookup
 
 if TYPE_CHECKING:
     from obstore import GetResult
     from obstore.store import ClientConfig, GCSStore, ObjectStore, RetryConfig, S3Store
+
+    from segserve_common.http.guarded_http import StreamedResponse
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{0,221}")
 _STATUS: Final = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
@@ -181,7 +180,7 @@ def guarded(access: Access, scheme: str, usual: str) -> str:
     place = urlsplit(usual)
     try:
         lookup(place.hostname or "", place.port or 443, access.check_address)
-    except httpx.ConnectError as error:
+    except OSError as error:
         raise SourceUnavailableError(str(error)) from error
     return usual.rstrip("/")
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
@@ -27,7 +27,9 @@ from segserve_builder.errors import (
 )
 from segserve_builder.sources.access import Access
 from segserve_builder.sources.http_requests import HttpStream, SourceRequest, authorization, get, open_file, url_of
-from segserve_common.http.guarded_http import StreamedResponse
+
+if TYPE_CHECKING:
+    from segserve_common.http.guarded_http import StreamedResponse
 
 _MANIFESTS: Final = ", ".join(
     (

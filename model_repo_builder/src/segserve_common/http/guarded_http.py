@@ -12,20 +12,13 @@ from urllib.parse import urljoin
 
 import httpx
 
-from segserve_common.http.guard import SINGLE_USE, AddressCheck, RefusedError, Url, UrlError, send, tls_error
+from segserve_common.http.guard import SINGLE_USE, send, tls_error
+from segserve_common.http.urls import AddressCheck, RefusedError, RequestError, Url, UrlError
 
 MAX_REDIRECTS: Final = 5
 TIMEOUT_S: Final = 30.0
 MAX_DOCUMENT_BYTES: Final = 8 * 2**20
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-
-
-class RequestError(Exception):
-    """A request without a usable response; `is_transient` tells whether it may succeed later."""
-
-    def __init__(self, message: str, *, is_transient: bool = False) -> None:
-        super().__init__(message)
-        self.is_transient = is_transient
 
 
 def _any_url(url: Url) -> None:
@@ -118,7 +111,7 @@ def _sent(stack: ExitStack, request: GuardedRequest, url: Url) -> StreamedRespon
         headers["Authorization"] = request.authorization
     try:
         response = send(transport, url, request.check_address, headers, request.timeout_s)
-    except httpx.TransportError as error:
+    except (httpx.TransportError, OSError) as error:
         if isinstance(tls_error(error), ssl.SSLCertVerificationError):
             raise RequestError(f"'{url}': the server's certificate is refused: {error}") from error
         reason = str(error) or type(error).__name__

@@ -62,11 +62,7 @@ async def fetch_golden_images(check: Check, context: CheckContext) -> GoldenImag
         uri = sources.resolved(check.revision.golden.uri, context.base())
         return await asyncio.to_thread(_load, check.revision, uri, context)
     except SourceUnauthorizedError as error:
-        hint = (
-            ""
-            if context.local
-            else "; the operator reads no Secrets of pools: gates need public golden sets"
-        )
+        hint = "" if context.local else "; the operator reads no Secrets of pools: gates need public golden sets"
         raise CheckError(f"the golden set cannot be fetched: {error}{hint}") from error
     except BuilderError as error:
         raise CheckError(f"the golden set cannot be fetched: {error}") from error

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import httpx
 
-from segserve_common.http.guard import SINGLE_USE, RefusedError, Url, UrlError, send_async, service_check
+from segserve_common.http.guard import SINGLE_USE, send_async
+from segserve_common.http.urls import RefusedError, Url, UrlError, service_check
 from segserve_operator.adapters.checks.errors import CheckError
 
 MAX_BYTES: Final = 64 * 1024

@@ -12,7 +12,8 @@ from typing import Final, Self
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_chain, wait_fixed
 
-from segserve_common.http.guard import SINGLE_USE, RefusedError, Url, UrlError, send_async, service_check
+from segserve_common.http.guard import SINGLE_USE, send_async
+from segserve_common.http.urls import RefusedError, Url, UrlError, service_check
 from segserve_operator.adapters.notify.messages import FORMATS, Message, Secret, Target
 
 TIMEOUT_S: Final = 5.0

@@ -1,0 +1,136 @@
+"""URLs and addresses that may be requested: strict parsing, one lookup, and a check of every address."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Self, TypeAlias
+from urllib.parse import quote, urlsplit
+
+from segserve_common.http.addresses import refusal
+
+AddressCheck: TypeAlias = Callable[[str, str], None]
+"""Called with a host and one of its addresses; raises if it must not be connected to, such as `RefusedError`."""
+
+PORTS: Final = {"http": 80, "https": 443}
+_AMBIGUOUS: Final = re.compile(r"[^\x21-\x7e]|\\")
+
+
+class RefusedError(Exception):
+    """A URL or an address that must not be requested; nothing was sent to it."""
+
+
+class UrlError(Exception):
+    """A text that is not an http(s) URL with a host."""
+
+
+class RequestError(Exception):
+    """A request without a usable response; `is_transient` tells whether it may succeed later."""
+
+    def __init__(self, message: str, *, is_transient: bool = False) -> None:
+        super().__init__(message)
+        self.is_transient = is_transient
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """The parts of an http(s) URL, from one parser for what is checked and for what is connected to."""
+
+    scheme: str
+    host: str
+    port: int
+    target: str
+    """Path and query, as sent."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Take a URL apart.
+
+        Raises `RefusedError` for another scheme, for credentials in the URL, and for characters that parsers read
+        differently; `UrlError` for a URL without a host.
+        """
+        if ambiguous := _AMBIGUOUS.search(text):
+            raise RefusedError(f"a URL has {ambiguous[0]!r}; allowed is ASCII, percent-encoded, and hosts as xn--...")
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError as error:
+            raise UrlError(f"an http(s) URL with a host is needed: {error}") from error
+        if "@" in parts.netloc:
+            raise RefusedError("a URL names a user or a password; name a credential instead")
+        if parts.scheme not in PORTS:
+            raise RefusedError(f"the scheme {parts.scheme!r} is not allowed here; allowed: http, https")
+        if not parts.hostname:
+            raise UrlError(f"{text.partition('?')[0]!r} has no host; an http(s) URL with a host is needed")
+        path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._") or "/"
+        return cls(
+            parts.scheme, parts.hostname, port or PORTS[parts.scheme], f"{path}?{parts.query}" if parts.query else path
+        )
+
+    @classmethod
+    def normalised(cls, text: str) -> Self:
+        """Take a service's URL apart as httpx does: international hosts and paths are encoded.
+
+        Raises `UrlError` for another scheme, for credentials in the URL, and without a host; it shows only the scheme,
+        as the rest may be secret.
+        """
+        import httpx  # here, as it takes 80 ms and 10 MiB: not every process of a pod sends requests
+
+        try:
+            url = httpx.URL(text)
+        except httpx.InvalidURL as error:
+            raise UrlError(f"not a URL: {error}") from error
+        if url.scheme not in PORTS or not url.host or url.userinfo:
+            raise UrlError(f"scheme {url.scheme!r}; allowed are http and https, a host, and no credentials before it")
+        return cls(
+            url.scheme, url.raw_host.decode("ascii"), url.port or PORTS[url.scheme], url.raw_path.decode("ascii")
+        )
+
+    @property
+    def netloc(self) -> str:
+        """The value of the `Host` header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: a credential is for these."""
+        return self.scheme, self.host, self.port
+
+    def __str__(self) -> str:
+        """Return the URL without its query, which may hold a signature."""
+        return f"{self.scheme}://{self.netloc}{self.target.partition('?')[0]}"
+
+
+def service_check(*, loopback: bool) -> AddressCheck:
+    """Return the check of services that users configure: private networks are allowed, this machine by `loopback`."""
+
+    def check(host: str, address: str) -> None:
+        if reason := refusal(address, loopback=loopback, private=True):
+            raise RefusedError(f"{host!r} is at {address}, {reason}")
+
+    return check
+
+
+def lookup(host: str, port: int, check_address: AddressCheck) -> list[str]:
+    """Return the addresses of a host, all checked.
+
+    Raises what `check_address` raises if one of them is not allowed, and `OSError` for an unknown host.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"the host {host!r} has no address: {error}") from error
+    return checked(host, found, check_address)
+
+
+def checked(host: str, found: list[Any], check_address: AddressCheck) -> list[str]:
+    """Return the addresses in a result of `getaddrinfo`, each checked, with its zone if it has one."""
+    addresses: dict[str, None] = {}  # unique, and in order
+    for *_, (address, _, *scope) in found:
+        check_address(host, str(address))
+        zone = f"%{scope[1]}" if len(scope) > 1 and scope[1] and "%" not in address else ""
+        addresses[f"{address}{zone}"] = None
+    return list(addresses)
