@@ -11,15 +11,15 @@ TRITON_PREFIXES: Final = re.compile(r"^(?:in ensemble '[^']*', |\[request id: [^
 class SegserveError(Exception):
     """A request that was not answered.
 
-    `status` is what the server said: an HTTP status as int, a gRPC status name as str, None where it said
-    nothing. `model` and `revision` are None where they are not known, and so is `request_id` where nothing was to be
-    sent; `retry_after_s` is what the server asked for. `message` is the text without the request's id.
+    `status` is the HTTP status as int, the name of the gRPC status as str, or None without an answer. `model` and
+    `revision` are None if they are not known, `request_id` if nothing was to be sent. `retry_after_s` is the delay that
+    the server asks for. `message` is the text without the request's id.
     """
 
     retryable: ClassVar[bool] = False
-    """Whether it may pass by itself, so that a client tries again."""
+    """Whether the error may be transient, so that a client retries."""
     untouched: ClassVar[bool] = False
-    """Whether surely no server has worked on the request: a frame of a stream is sent again only then."""
+    """Whether certainly no server has processed the request: only then is a frame of a stream sent again."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class SegserveError(Exception):
 
 
 class BadRequestError(SegserveError):
-    """An image or parameter that cannot be used (400, INVALID_ARGUMENT; None where nothing was sent)."""
+    """An invalid image or parameter (400, INVALID_ARGUMENT; None if nothing was sent)."""
 
 
 class ProtocolError(SegserveError):
-    """An answer that is not one: truncated, contradictory, or not of this protocol."""
+    """An invalid answer: truncated, contradictory, or of another protocol."""
 
 
 class ControlError(SegserveError):

@@ -147,9 +147,9 @@ def fetch_unpinned(uri: str, access: Access, max_bytes: int, *, retry_policy: Re
 
 
 def resolved(uri: str, base: str | None) -> str:
-    """Return `uri` itself where it is absolute, else where it is below the folder `base`, a URI or an absolute path.
+    """Return `uri` if it is absolute, else its place below the folder `base`, a URI or an absolute path.
 
-    Raises `RelativeUriError` where there is no base, and `UnknownNameError` where no source reads it.
+    Raises `RelativeUriError` if there is no base, and `UnknownNameError` if no source reads it.
     """
     if _has_scheme(uri) or uri.startswith("/"):
         return uri
