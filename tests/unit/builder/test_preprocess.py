@@ -155,8 +155,8 @@ def test_an_image_of_one_pixel_goes_through(steps: tuple[dict[str, Any], ...]) -
 @pytest.mark.parametrize(
     ("image", "pixels", "seen"),
     [
-        (None, None, "exactly one of IMAGE and PIXELS; this one gives neither"),
-        (png(RGB), RGB, "exactly one of IMAGE and PIXELS; this one gives both"),
+        (None, None, "exactly one of IMAGE and PIXELS; this one has neither"),
+        (png(RGB), RGB, "exactly one of IMAGE and PIXELS; this one has both"),
         (b"", None, "it is empty"),
         (None, RGB.astype(np.float32), "PIXELS has dtype 'float32'; allowed is UINT8"),
         (None, RGB.astype(np.uint16), "PIXELS has dtype 'uint16'; allowed is UINT8"),

@@ -97,8 +97,8 @@ def _labelled(
     if not len(truth):
         raise ValueError("there are no labels, or all of them are ignored")
     if truth.min() < 0 or truth.max() >= values.shape[1]:
-        seen = f"labels reach from {truth.min()} to {truth.max()}"
-        raise ValueError(f"{seen}; {values.shape[1]} classes have the ids 0 to {values.shape[1] - 1}")
+        observed = f"labels reach from {truth.min()} to {truth.max()}"
+        raise ValueError(f"{observed}; {values.shape[1]} classes have the ids 0 to {values.shape[1] - 1}")
     return values - values.max(axis=1, keepdims=True), truth
 
 

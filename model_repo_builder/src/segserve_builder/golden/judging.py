@@ -124,87 +124,89 @@ def _compare_semantic(case: Case, answer: Answer) -> None:
         raise GoldenError(f"{case.image}: CLASSES is {classes}; expected {list(expected.classes)}")
     masks = _masks(case, answer, len(classes))
     for number, mask in zip(expected.classes, expected.masks or (), strict=True):
-        seen = _mask_iou([masks[classes.index(number)]], [mask], expected.size)[0][0]
-        if seen < case.tolerance.iou:
+        observed = _mask_iou([masks[classes.index(number)]], [mask], expected.size)[0][0]
+        if observed < case.tolerance.iou:
             least = case.tolerance.iou
-            raise GoldenError(f"{case.image}: MASKS of class {number}: IoU {seen:.4f}; at least {least} is tolerated")
+            raise GoldenError(
+                f"{case.image}: MASKS of class {number}: IoU {observed:.4f}; at least {least} is tolerated"
+            )
 
 
 def _compare_objects(case: Case, answer: Answer) -> None:
-    expected, found = case.expected, len(_output(case.image, answer, "SCORES"))
-    if found != len(expected.classes):
-        raise GoldenError(f"{case.image}: SCORES has {found} instances; expected {len(expected.classes)}")
-    output, overlaps = _overlaps(case, answer, found)
+    expected, actual = case.expected, len(_output(case.image, answer, "SCORES"))
+    if actual != len(expected.classes):
+        raise GoldenError(f"{case.image}: SCORES has {actual} instances; expected {len(expected.classes)}")
+    output, overlaps = _overlaps(case, answer, actual)
     classes = _output(case.image, answer, "CLASSES").tolist()
-    free = list(range(found))
+    free = list(range(actual))
     for index, number in enumerate(expected.classes):
         same = [candidate for candidate in free if classes[candidate] == number]
         best = max(same, key=lambda candidate: overlaps[candidate][index], default=None)
         where = f"{case.image}: instance {index} of class {number}"
-        seen = 0.0 if best is None else overlaps[best][index]
-        if best is None or seen < case.tolerance.iou - ROUNDING:
-            raise GoldenError(f"{where}: {output}: best IoU {seen:.4f}; at least {case.tolerance.iou} is tolerated")
+        observed = 0.0 if best is None else overlaps[best][index]
+        if best is None or observed < case.tolerance.iou - ROUNDING:
+            raise GoldenError(f"{where}: {output}: best IoU {observed:.4f}; at least {case.tolerance.iou} is tolerated")
         free.remove(best)
         _compare_score(where, case, index, answer["SCORES"][best])
         _compare_box(where, case, index, _output(case.image, answer, "BOXES")[best])
         _compare_points(where, case, index, answer.get("KEYPOINTS"), best)
 
 
-def _overlaps(case: Case, answer: Answer, found: int) -> tuple[str, Sequence[Sequence[float]]]:
-    """Return the IoU of each found with each expected object, and the output that it is taken from."""
+def _overlaps(case: Case, answer: Answer, actual: int) -> tuple[str, Sequence[Sequence[float]]]:
+    """Return the IoU of each actual with each expected object, and the output that it is taken from."""
     expected = case.expected
     if expected.masks is not None:
-        return "MASKS", _mask_iou(_masks(case, answer, found), expected.masks, expected.size)
+        return "MASKS", _mask_iou(_masks(case, answer, actual), expected.masks, expected.size)
     return "BOXES", _box_iou(_output(case.image, answer, "BOXES").tolist(), expected.boxes or ())
 
 
-def _compare_score(where: str, case: Case, index: int, seen: float) -> None:
+def _compare_score(where: str, case: Case, index: int, observed: float) -> None:
     expected = (case.expected.scores or ())[index]
-    if abs(float(seen) - expected) > case.tolerance.score:
+    if abs(float(observed) - expected) > case.tolerance.score:
         tolerated = f"{expected} within {case.tolerance.score} is tolerated"
-        raise GoldenError(f"{where}: SCORES is {float(seen):.4f}; {tolerated}")
+        raise GoldenError(f"{where}: SCORES is {float(observed):.4f}; {tolerated}")
 
 
-def _compare_box(where: str, case: Case, index: int, seen: Sequence[float]) -> None:
+def _compare_box(where: str, case: Case, index: int, observed: Sequence[float]) -> None:
     if case.expected.boxes is None:
         return
-    overlap = _box_iou([seen], [case.expected.boxes[index]])[0][0]
+    overlap = _box_iou([observed], [case.expected.boxes[index]])[0][0]
     if overlap < case.tolerance.iou - ROUNDING:
         raise GoldenError(f"{where}: BOXES: IoU {overlap:.4f}; at least {case.tolerance.iou} is tolerated")
 
 
-def _compare_points(where: str, case: Case, index: int, seen: NDArray[Any] | None, best: int) -> None:
+def _compare_points(where: str, case: Case, index: int, observed: NDArray[Any] | None, best: int) -> None:
     import numpy as np
 
     if case.expected.keypoints is None:
         return
     expected = np.array(case.expected.keypoints[index])
-    if seen is None or seen[best].shape != expected.shape:
-        shape = None if seen is None else list(seen.shape)
+    if observed is None or observed[best].shape != expected.shape:
+        shape = None if observed is None else list(observed.shape)
         raise GoldenError(f"{where}: KEYPOINTS has shape {shape}; expected {len(expected)} points")
-    far = float(np.abs(seen[best][:, :2] - expected[:, :2]).max(initial=0))
+    far = float(np.abs(observed[best][:, :2] - expected[:, :2]).max(initial=0))
     if far > case.tolerance.point_px:
         raise GoldenError(
             f"{where}: KEYPOINTS: a point is {far:.1f} pixels off; {case.tolerance.point_px} are tolerated"
         )
 
 
-def _box_iou(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
+def _box_iou(actual: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
     from pycocotools import mask as coco
 
-    if not found or not expected:
+    if not actual or not expected:
         return []
-    left, right = ([[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes] for boxes in (found, expected))
+    left, right = ([[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes] for boxes in (actual, expected))
     return [[float(value) for value in row] for row in coco.iou(left, right, [0] * len(right))]
 
 
-def _mask_iou(found: Sequence[str], expected: Sequence[str], size: tuple[int, int]) -> list[list[float]]:
-    """Return the IoU of each found with each expected mask; two empty masks are equal."""
+def _mask_iou(actual: Sequence[str], expected: Sequence[str], size: tuple[int, int]) -> list[list[float]]:
+    """Return the IoU of each actual with each expected mask; two empty masks are equal."""
     from pycocotools import mask as coco
 
-    if not found or not expected:
+    if not actual or not expected:
         return []
-    left, right = ([{"size": size, "counts": counts.encode()} for counts in group] for group in (found, expected))
+    left, right = ([{"size": size, "counts": counts.encode()} for counts in group] for group in (actual, expected))
     areas = coco.area(left)[:, None] + coco.area(right)[None, :]
     overlaps = coco.iou(left, right, [0] * len(right))
     overlaps[areas == 0] = 1.0

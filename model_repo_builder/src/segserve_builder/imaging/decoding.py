@@ -46,7 +46,7 @@ _TO_COLOUR: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _PixelFormat:
     """The required pixels; `oriented` tells whether EXIF orientation is applied."""
 
     colour: Colour
@@ -79,11 +79,11 @@ def decode_image(
     Raises `BadImageError` for any other format, for more than `max_pixels` pixels, for data that is damaged
     or cut short, and for TIFF samples that are neither unsigned 8 bit nor interleaved unsigned 16 bit.
     """
-    wanted = _Wanted(colour, dtype, max_pixels, orientation == "apply")
-    return _decoder(data)(data, wanted)
+    pixel_format = _PixelFormat(colour, dtype, max_pixels, orientation == "apply")
+    return _decoder(data)(data, pixel_format)
 
 
-def _decoder(data: bytes) -> Callable[[bytes, _Wanted], NDArray[Any]]:
+def _decoder(data: bytes) -> Callable[[bytes, _PixelFormat], NDArray[Any]]:
     if data[:3] == b"\xff\xd8\xff":
         return _decode_jpeg
     if data[:8] == _PNG_SIGNATURE:
@@ -92,27 +92,27 @@ def _decoder(data: bytes) -> Callable[[bytes, _Wanted], NDArray[Any]]:
         return _decode_webp
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _decode_tiff
-    seen = f"its first bytes are {bytes(data[:8])!r}" if data else "it is empty"
-    raise BadImageError(f"image is not a JPEG, PNG, WebP or TIFF file: {seen}")
+    observed = f"its first bytes are {bytes(data[:8])!r}" if data else "it is empty"
+    raise BadImageError(f"image is not a JPEG, PNG, WebP or TIFF file: {observed}")
 
 
-def _decode_jpeg(data: bytes, wanted: _Wanted) -> NDArray[Any]:
+def _decode_jpeg(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        wanted.check_size(height, width)
-        colourspace = "RGB" if wanted.colour == "RGB" else "GRAY"
+        pixel_format.check_size(height, width)
+        colourspace = "RGB" if pixel_format.colour == "RGB" else "GRAY"
         pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colourspace, strict=True)
     except ValueError as error:
         raise BadImageError(f"JPEG image is damaged or cut short: {error}") from error
-    pixels = _to_dtype(pixels, wanted.dtype)
-    return turn(pixels, jpeg_orientation(data)) if wanted.oriented else pixels
+    pixels = _to_dtype(pixels, pixel_format.dtype)
+    return turn(pixels, jpeg_orientation(data)) if pixel_format.oriented else pixels
 
 
-def _decode_png(data: bytes, wanted: _Wanted) -> NDArray[Any]:
+def _decode_png(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise BadImageError(f"PNG image is damaged or cut short: no header in its {len(data)} bytes")
     width, height = struct.unpack_from(">II", data, 16)
-    wanted.check_size(height, width)
+    pixel_format.check_size(height, width)
     chunks = list(_png_chunks(data))
     if any(kind == b"acTL" for kind, _, _ in chunks):
         # OpenCV 4 and 5 differ in which frame of an animation is the first: leave it the still image.
@@ -120,8 +120,8 @@ def _decode_png(data: bytes, wanted: _Wanted) -> NDArray[Any]:
             data[start:end] for kind, start, end in chunks if kind not in _ANIMATION_CHUNKS
         )
         chunks = list(_png_chunks(data))
-    pixels = _to_colour(_opencv_decode(data, "PNG", height, width), wanted)
-    if not wanted.oriented:
+    pixels = _to_colour(_opencv_decode(data, "PNG", height, width), pixel_format)
+    if not pixel_format.oriented:
         return pixels
     exif = next((data[start + 8 : end - 4] for kind, start, end in chunks if kind == b"eXIf"), b"")
     return turn(pixels, exif_orientation(exif))
@@ -145,11 +145,11 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise BadImageError(f"PNG image is damaged or cut short: no IEND in its {len(data)} bytes")
 
 
-def _decode_webp(data: bytes, wanted: _Wanted) -> NDArray[Any]:
+def _decode_webp(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
     height, width = _webp_size(data)
-    wanted.check_size(height, width)
-    pixels = _to_colour(_opencv_decode(data, "WebP", height, width), wanted)
-    return turn(pixels, webp_orientation(data)) if wanted.oriented else pixels
+    pixel_format.check_size(height, width)
+    pixels = _to_colour(_opencv_decode(data, "WebP", height, width), pixel_format)
+    return turn(pixels, webp_orientation(data)) if pixel_format.oriented else pixels
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -165,7 +165,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise BadImageError(f"WebP image is damaged or cut short: no header in its {len(data)} bytes")
 
 
-def _decode_tiff(data: bytes, wanted: _Wanted) -> NDArray[Any]:
+def _decode_tiff(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
     from PIL import TiffImagePlugin
 
     try:
@@ -175,13 +175,13 @@ def _decode_tiff(data: bytes, wanted: _Wanted) -> NDArray[Any]:
         raise
     except Exception as error:  # Pillow's readers raise whatever the damaged bytes lead to
         raise BadImageError(f"TIFF image is damaged or cut short, or of a kind that cannot be read: {error}") from error
-    wanted.check_size(image.height, image.width)
+    pixel_format.check_size(image.height, image.width)
     tags = image.tag_v2
-    wanted.check_size(_tiff_number(tags, _TILE_LENGTH, 1), _tiff_number(tags, _TILE_WIDTH, 1))
+    pixel_format.check_size(_tiff_number(tags, _TILE_LENGTH, 1), _tiff_number(tags, _TILE_WIDTH, 1))
     orientation = _tiff_number(tags, _ORIENTATION, UPRIGHT)
     # Both readers apply the orientation by themselves.
-    pixels = _tiff_samples(image, data, wanted)
-    return pixels if wanted.oriented or not 1 <= orientation <= 8 else turn_back(pixels, orientation)
+    pixels = _tiff_samples(image, data, pixel_format)
+    return pixels if pixel_format.oriented or not 1 <= orientation <= 8 else turn_back(pixels, orientation)
 
 
 def _tiff_number(tags: Mapping[int, Any], tag: int, default: int) -> int:
@@ -191,12 +191,12 @@ def _tiff_number(tags: Mapping[int, Any], tag: int, default: int) -> int:
     raise BadImageError(f"TIFF tag {tag} is {value!r}; allowed is one integer")
 
 
-def _tiff_samples(image: TiffImageFile, data: bytes, wanted: _Wanted) -> NDArray[Any]:
+def _tiff_samples(image: TiffImageFile, data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
     tags = image.tag_v2
     bits, formats = set(tags.get(_BITS_PER_SAMPLE, (1,))), set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,)))
     photometric, samples = _tiff_number(tags, _PHOTOMETRIC, -1), _tiff_number(tags, _SAMPLES_PER_PIXEL, 1)
     if formats == {_UNSIGNED} and max(bits) <= 8:
-        return _pillow_decode(image, wanted)
+        return _pillow_decode(image, pixel_format)
     # Pillow has no 16-bit colour; OpenCV misreads separate planes, and grey with alpha.
     interleaved = samples == 1 or _tiff_number(tags, _PLANAR, _INTERLEAVED) == _INTERLEAVED
     known = (samples == 1 and photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)) or (
@@ -205,7 +205,7 @@ def _tiff_samples(image: TiffImageFile, data: bytes, wanted: _Wanted) -> NDArray
     if formats == {_UNSIGNED} and bits == {16} and interleaved and known:
         _check_unique_tags(data)
         pixels = _opencv_decode(data, "TIFF", image.height, image.width)
-        return _to_colour(~pixels if photometric == _WHITE_IS_ZERO else pixels, wanted)
+        return _to_colour(~pixels if photometric == _WHITE_IS_ZERO else pixels, pixel_format)
     raise BadImageError(
         f"TIFF image has {samples} samples of {max(bits)} bits "
         f"(sample format {sorted(formats)}, photometric {photometric}); "
@@ -229,7 +229,7 @@ def _check_unique_tags(data: bytes) -> None:
         raise BadImageError(f"TIFF image has {count} tags, of which some are the same: {tags}; allowed is one of each")
 
 
-def _pillow_decode(image: TiffImageFile, wanted: _Wanted) -> NDArray[Any]:
+def _pillow_decode(image: TiffImageFile, pixel_format: _PixelFormat) -> NDArray[Any]:
     grey = image.mode in ("1", "L", "LA")
     try:
         pixels = np.asarray(image.convert("L" if grey else "RGB"))
@@ -237,7 +237,7 @@ def _pillow_decode(image: TiffImageFile, wanted: _Wanted) -> NDArray[Any]:
         raise
     except Exception as error:
         raise BadImageError(f"TIFF image is damaged or cut short, or of a kind that cannot be read: {error}") from error
-    return _to_colour(pixels if grey else pixels[..., ::-1], wanted)
+    return _to_colour(pixels if grey else pixels[..., ::-1], pixel_format)
 
 
 def _opencv_decode(data: bytes, kind: str, height: int, width: int) -> NDArray[Any]:
@@ -251,13 +251,13 @@ def _opencv_decode(data: bytes, kind: str, height: int, width: int) -> NDArray[A
     return pixels
 
 
-def _to_colour(pixels: NDArray[Any], wanted: _Wanted) -> NDArray[Any]:
+def _to_colour(pixels: NDArray[Any], pixel_format: _PixelFormat) -> NDArray[Any]:
     """Turn grey, BGR or BGRA into (H, W, 3) RGB or (H, W, 1) grey, of the wanted dtype."""
-    pixels = _to_dtype(pixels, wanted.dtype)
+    pixels = _to_dtype(pixels, pixel_format.dtype)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    code = _TO_COLOUR.get((channels, wanted.colour))
+    code = _TO_COLOUR.get((channels, pixel_format.colour))
     converted: NDArray[Any] = pixels if code is None else cv2.cvtColor(pixels, code)
-    return converted.reshape(*pixels.shape[:2], 3 if wanted.colour == "RGB" else 1)
+    return converted.reshape(*pixels.shape[:2], 3 if pixel_format.colour == "RGB" else 1)
 
 
 def _to_dtype(pixels: NDArray[Any], dtype: Dtype) -> NDArray[Any]:

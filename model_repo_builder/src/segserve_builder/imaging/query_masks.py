@@ -94,7 +94,7 @@ def exclusive_segments(
     logits, rows, columns = mask_logits(queries, which, size)
     best, scores = best[which], scores[which]
     labels, areas, above = winners(sigmoid(logits), scores, rows, columns, mask_threshold)
-    names, classes, found = np.zeros(len(which), np.uint16), list[int](), list[float]()
+    names, classes, best_scores = np.zeros(len(which), np.uint16), list[int](), list[float]()
     fused: dict[int, int] = {}
     for k in np.flatnonzero((areas > 0) & (above > 0)):
         if not np.float32(areas[k]) / np.float32(above[k]) > overlap_threshold:
@@ -102,14 +102,14 @@ def exclusive_segments(
         class_id = int(best[k])
         names[k] = fused.get(class_id, len(classes) + 1)
         if names[k] <= len(classes):
-            found[names[k] - 1] = max(found[names[k] - 1], float(scores[k]))
+            best_scores[names[k] - 1] = max(best_scores[names[k] - 1], float(scores[k]))
             continue
         classes.append(class_id)
-        found.append(float(scores[k]))
+        best_scores.append(float(scores[k]))
         if class_id in fuse:
             fused[class_id] = len(classes)
     rename(labels, names)
-    return QuerySegments(labels, np.array(classes, np.int32), np.array(found, np.float32))
+    return QuerySegments(labels, np.array(classes, np.int32), np.array(best_scores, np.float32))
 
 
 def _best_classes(logits: Float32) -> tuple[Int32, Float32]:

@@ -99,9 +99,9 @@ class TemporalSmoothing(Stage):
             mean = history.arrays[0] + (array - history.arrays[0]) * array.dtype.type(1 - before)
             return History(history.transform, (number,), (mean,))
         voters = [
-            (seen, labels)
-            for seen, labels in zip(history.frames, history.arrays, strict=True)
-            if seen > number - self.frames
+            (frame, labels)
+            for frame, labels in zip(history.frames, history.arrays, strict=True)
+            if frame > number - self.frames
         ]
         frames, arrays = zip(*voters, (number, _owned(array)), strict=True)
         return History(history.transform, frames, arrays)

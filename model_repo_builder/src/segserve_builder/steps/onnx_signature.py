@@ -67,8 +67,8 @@ def _parse(path: Path) -> Any:
     except DecodeError as error:
         raise SignatureError(f"{path.name} ({path.stat().st_size} bytes) is not an ONNX model: {error}") from None
     if not model.ir_version or not model.opset_import or not model.graph.node:
-        seen = f"IR version {model.ir_version}, {len(model.opset_import)} opsets, {len(model.graph.node)} nodes"
-        raise SignatureError(f"{path.name} is not an ONNX model: {seen}; each must be at least 1")
+        observed = f"IR version {model.ir_version}, {len(model.opset_import)} opsets, {len(model.graph.node)} nodes"
+        raise SignatureError(f"{path.name} is not an ONNX model: {observed}; each must be at least 1")
     return model
 
 
@@ -102,8 +102,8 @@ def _refuse_unsafe(model: Any) -> None:
 def _refuse_external(tensor: Any) -> None:
     if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        seen = f"tensor {tensor.name!r} lies outside the file ({entries!r})"
-        raise UnsafeArtifactError(f"{seen}; all weights must be inside the one file that the sha256 pins")
+        observed = f"tensor {tensor.name!r} lies outside the file ({entries!r})"
+        raise UnsafeArtifactError(f"{observed}; all weights must be inside the one file that the sha256 pins")
 
 
 def _refuse_false_sizes(model: Any) -> None:
@@ -127,8 +127,8 @@ def _tensor(kind: str, value: Any) -> TensorSpec:
     import onnx
 
     if value.type.WhichOneof("value") != "tensor_type":
-        seen = value.type.WhichOneof("value")
-        raise SignatureError(f"{kind} {value.name!r} is of type {seen!r}; only dense tensors are allowed")
+        observed = value.type.WhichOneof("value")
+        raise SignatureError(f"{kind} {value.name!r} is of type {observed!r}; only dense tensors are allowed")
     tensor = value.type.tensor_type
     element = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if element not in TRITON_DTYPES:

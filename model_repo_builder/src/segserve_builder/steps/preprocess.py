@@ -94,8 +94,8 @@ class Preprocess:
 
     def _given(self, image: bytes | None, pixels: NDArray[Any] | None) -> Image:
         if (image is None) == (pixels is None):
-            seen = "neither" if image is None else "both"
-            raise BadImageError(f"a request gives exactly one of IMAGE and PIXELS; this one gives {seen}")
+            sent = "neither" if image is None else "both"
+            raise BadImageError(f"a request must have exactly one of IMAGE and PIXELS; this one has {sent}")
         if pixels is not None:
             self._check_pixels(pixels)
             return Image(pixels, ResizeTransform.of(*pixels.shape[:2]))

@@ -75,8 +75,8 @@ def common_input(first: NetworkIO, second: NetworkIO) -> TensorSpec:
     others = second.input.shape[1:]
     fits = len(own) == len(others) and all(a == b or None in (a, b) for a, b in zip(own, others, strict=True))
     if not fits or (first.input.dtype, first.layout) != (second.input.dtype, second.layout):
-        seen = " and ".join(f"{io.layout} {io.input.dtype} {list(io.input.shape)}" for io in (first, second))
-        raise PipelineError(f"the two networks' inputs are {seen}; they get the same one")
+        observed = " and ".join(f"{io.layout} {io.input.dtype} {list(io.input.shape)}" for io in (first, second))
+        raise PipelineError(f"the two networks' inputs are {observed}; they get the same one")
     sizes = (b if a is None else a for a, b in zip(own, others, strict=True))
     return replace(first.input, shape=(batch, *sizes))
 

@@ -68,10 +68,10 @@ class Streams:
 
 def smoothing_of(pipeline: Pipeline) -> TemporalSmoothing | None:
     """Return the pipeline's stage that keeps streams; raises `PipelineError` if there are several."""
-    found = [stage for _, stage in named_postprocess(pipeline) if isinstance(stage, TemporalSmoothing)]
-    if len(found) > 1:
-        raise PipelineError(f"temporalSmoothing is there {len(found)} times; once is allowed")
-    return found[0] if found else None
+    smoothing = [stage for _, stage in named_postprocess(pipeline) if isinstance(stage, TemporalSmoothing)]
+    if len(smoothing) > 1:
+        raise PipelineError(f"temporalSmoothing is listed {len(smoothing)} times; once is allowed")
+    return smoothing[0] if smoothing else None
 
 
 def frame_number(value: Any) -> int:

@@ -47,10 +47,10 @@ def views(options: Tta) -> tuple[AugmentedView, ...]:
     flips = [(False, 0), *(FLIPS[flip] for flip in options.flips)]
     turns = [0, *(degrees // 90 for degrees in options.rotations)]
     scales = [1.0, *options.scales]
-    found = [
+    result = [
         AugmentedView(scale, flip[0], (flip[1] + turn) % 4) for scale in scales for flip in flips for turn in turns
     ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(result))
 
 
 def averaged(
@@ -84,10 +84,10 @@ def resized(planes: NDArray[Any], height: int, width: int) -> NDArray[np.float32
 
     if planes.shape[1:] == (height, width):
         return np.asarray(planes, np.float32)
-    found = np.empty((len(planes), height, width), np.float32)
-    for plane, out in zip(planes, found, strict=True):
+    result = np.empty((len(planes), height, width), np.float32)
+    for plane, out in zip(planes, result, strict=True):
         cv2.resize(np.ascontiguousarray(plane, np.float32), (width, height), out, interpolation=cv2.INTER_LINEAR)
-    return found
+    return result
 
 
 def _batches(
