@@ -1,1 +1,1 @@
-"""Decisions: pure functions of what was observed. No I/O, no clock, no logging."""
+"""Decisions: pure functions of the observed world. No I/O, no clock, no logging."""

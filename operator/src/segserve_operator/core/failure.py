@@ -1,4 +1,4 @@
-"""Why something cannot go on."""
+"""The reason for a failure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FailureReason:
-    """One CamelCase word, and a text that says what was seen and what is allowed."""
+    """Reason as one CamelCase word, and a message with what was found and what is allowed."""
 
     reason: str
     message: str

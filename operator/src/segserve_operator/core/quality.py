@@ -1,4 +1,4 @@
-"""How good answers are, measured against labels: one number an image, and over a set each class's and the usual means.
+"""Quality of answers measured against labels: one score per image, and per class and as the usual means over a set.
 
 Semantic: an image's quality is its mean intersection over union (IoU) of the classes that are in its labels or in its
 answer; a class's is that of all images' pixels together, the mean IoU the mean of those, and recall the mean share of a
@@ -142,7 +142,7 @@ def _by_class(regions: Regions, counted: bytes | None) -> dict[int, dict[str, An
 
 
 def _matching(label: Regions, answer: Regions, number: int) -> _Matching:
-    """Match the found objects of a class with the labelled ones, as COCO does: the surest first, each to its best."""
+    """Match the found objects of a class with the labelled ones, as COCO does: highest score first, each to its best."""
     true = np.flatnonzero(np.array(label.classes) == number)
     seen = np.flatnonzero(np.array(answer.classes) == number)
     scores = answer.scores[seen] if answer.scores is not None else -np.arange(len(seen), dtype=float)
@@ -163,7 +163,7 @@ def _matching(label: Regions, answer: Regions, number: int) -> _Matching:
 
 
 def _likeness(label: Regions, answer: Regions, true: NDArray[Any], seen: NDArray[Any]) -> Floats:
-    """Return how alike each found and each labelled object are, 0 to 1, [found, labelled]."""
+    """Return the similarity of each found and each labelled object, 0 to 1, shaped [found, labelled]."""
     if not len(true) or not len(seen):
         return np.zeros((len(seen), len(true)))
     if label.points is not None and answer.points is not None and answer.points.shape[1:] == label.points.shape[1:]:
@@ -181,7 +181,7 @@ def _likeness(label: Regions, answer: Regions, true: NDArray[Any], seen: NDArray
 
 
 def _point_similarity(label: Regions, answer: Regions, true: NDArray[Any], seen: NDArray[Any]) -> Floats:
-    """Return COCO's object keypoint similarity; an object without labelled points is like none."""
+    """Return COCO's object keypoint similarity; an object without labelled points has similarity 0."""
     assert label.points is not None
     assert answer.points is not None
     expected, found = label.points[true], answer.points[seen]
@@ -193,7 +193,7 @@ def _point_similarity(label: Regions, answer: Regions, true: NDArray[Any], seen:
 
 
 def _areas(label: Regions) -> Floats:
-    """Return the area of each object: its mask's, else about what a body covers of its box."""
+    """Return the area of each object: that of its mask, else the average part of a box that a body covers."""
     if label.masks is not None:
         return np.asarray(coco.area([_rle(label.size, mask) for mask in label.masks]), np.float64)
     if label.boxes is None:
@@ -202,9 +202,9 @@ def _areas(label: Regions) -> Floats:
 
 
 def _panoptic(matchings: Sequence[_Matching], false: int = 0, empty: float = float("nan")) -> float:
-    """Return the panoptic quality over all of these; `false` more objects were found where there are none.
+    """Return the panoptic quality over all matchings, with `false` additional false positives.
 
-    It is `empty` where nothing is labelled or found.
+    It is `empty` if nothing is labelled or found.
     """
     shared = sum(float(matching.matched.sum()) for matching in matchings)
     labelled = sum(matching.labelled for matching in matchings)
@@ -213,12 +213,12 @@ def _panoptic(matchings: Sequence[_Matching], false: int = 0, empty: float = flo
 
 
 def _others(answer: Regions, known: frozenset[int]) -> int:
-    """Return how many objects are of classes that no label shows."""
+    """Return the number of objects of classes that no label contains."""
     return sum(number not in known for number in answer.classes)
 
 
 def _average_precision(matchings: Sequence[_Matching]) -> float:
-    """Return COCO's AP of one class over all images; NaN where none is labelled."""
+    """Return COCO's AP of one class over all images; NaN if none is labelled."""
     labelled = sum(matching.labelled for matching in matchings)
     if not labelled:
         return float("nan")
@@ -248,6 +248,6 @@ def _corner_and_size(boxes: Floats) -> Floats:
 
 
 def _mean(numbers: Sequence[float], empty: float = float("nan")) -> float:
-    """Return the mean of what is a number; `empty` where nothing is."""
+    """Return the mean of all values except NaN; `empty` if there are none."""
     known = [number for number in numbers if not np.isnan(number)]
     return float(np.mean(known)) if known else empty

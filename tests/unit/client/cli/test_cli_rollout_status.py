@@ -26,7 +26,7 @@ from segserve.cli.rollout.status import follow
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.power import Detection as Power
+from segserve_operator.core.rollout.power import DetectedRegression as Power
 from segserve_operator.core.rollout.power import Preview
 from segserve_operator.core.rollout.record import Row
 

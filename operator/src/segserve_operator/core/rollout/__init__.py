@@ -1,1 +1,1 @@
-"""One rollout: the engine, its record, its decisions. Knows no model and no group."""
+"""One rollout: the engine, its record, its decisions. Independent of models and groups."""

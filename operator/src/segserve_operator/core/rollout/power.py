@@ -29,7 +29,7 @@ _ENDED: Final = (Phase.ROLLED_BACK, Phase.QUARANTINED)
 
 
 @dataclass(frozen=True, slots=True)
-class Detection:
+class DetectedRegression:
     """A regression ("errors", "latency"; "+5 pp", "x1.5"), the share (0 to 1) of rollouts that stop it in that time,
     and after how many seconds nine of ten have; infinity where fewer do."""
 
@@ -45,7 +45,7 @@ class Preview:
 
     requests_per_second: float
     minutes: float
-    rows: tuple[Detection, ...]
+    rows: tuple[DetectedRegression, ...]
     promoted_s: float
 
     def text(self) -> str:
@@ -89,7 +89,7 @@ def preview(
     )
     stopped_s, promoted_s = _followed(policy, slo, edges, traffic, minutes * 60.0)
     rows = [
-        Detection(what, size, float(np.isfinite(each).mean()), float(np.quantile(each, SURE, method="inverted_cdf")))
+        DetectedRegression(what, size, float(np.isfinite(each).mean()), float(np.quantile(each, SURE, method="inverted_cdf")))
         for (what, size, _, _), each in zip(kinds, stopped_s.reshape(len(kinds), RUNS), strict=True)
     ]
     healthy = float(np.quantile(promoted_s[:RUNS], 0.5, method="inverted_cdf"))

@@ -1,1 +1,1 @@
-"""Tests that are valid at every look: evidence as e-values, whose product may be looked at as often as one likes."""
+"""Anytime-valid tests: evidence as e-values, whose product may be inspected as often as one likes."""

@@ -1,4 +1,4 @@
-"""What bets on a block of requests pay: log factors whose mean is at most 1 for a candidate that is no worse."""
+"""Payoffs of bets on a block of requests: log factors whose mean is at most 1 for a candidate that is no worse."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from segserve_operator.core.evidence import Floats
 STAKES: Final = (0.04, 0.15, 0.4)
 """Shares of the wealth that are at stake in a block."""
 BLOCK_IS_WORTH: Final = 40.0
-"""A block counts for at most so many independent requests: as if any two of it had a correlation of 1/40."""
+"""Most independent requests that a block counts for, as if any two of them had a correlation of 1/40."""
 
 FEW: Final = 2.0
-"""Stable has but a few requests where the candidate has more than so many times as many."""
+"""Ratio of the candidate's requests to stable's above which stable has too few."""
 
 
 def summed(logs: Floats) -> Floats:
@@ -25,7 +25,7 @@ def summed(logs: Floats) -> Floats:
 
 
 def staked(share: Floats, allowed: Floats, before: Floats, unsure: Floats) -> Floats:
-    """Return the log factors [..., STAKES] of a block with that candidate's share; all arguments [...].
+    """Return the log factors [..., STAKES] of a block with this candidate's share; all arguments are [...].
 
     (A + share) / (A + allowed), with A from what was allowed before the block: linear in the share, so the requests of
     a block may depend on each other in any way. `unsure` is the variance of `allowed`: E[1 / (A + b)] exceeds
@@ -39,10 +39,10 @@ def staked(share: Floats, allowed: Floats, before: Floats, unsure: Floats) -> Fl
 
 
 def refuted(share: Floats, requests: Floats, bad: Floats, stable: Floats, spread: Floats) -> Floats:
-    """Return what a block may pay at most, as logs [...].
+    """Return the largest log payoff [...] of a block.
 
-    The arguments [...] are the candidate's share and requests, stable's bad ones and all, and its dispersion. Where
-    stable has but a few, as during a bake, it may miss by chance what has just struck both. Then a bet pays no more
+    The arguments [...] are the candidate's share and requests, stable's bad ones and all, and its dispersion. If stable
+    has only a few, as during a bake, it may miss by chance an incident that has just hit both. A bet then pays no more
     than half the odds (Chernoff) against stable's share being the candidate's.
     """
     present = np.clip(bad / np.maximum(stable, 1.0), 1e-9, 1.0 - 1e-9)
@@ -55,9 +55,9 @@ def refuted(share: Floats, requests: Floats, bad: Floats, stable: Floats, spread
 def likelihood(share: Floats, requests: Floats, allowed: Floats, unsure: Floats, odds: tuple[float, ...]) -> Floats:
     """Return the log factors [..., odds] of a block's likelihood ratio; all arguments [...].
 
-    The alternative has `odds` times the odds that are allowed. `requests` are the independent ones that the block is
-    worth: unlike a stake it relies on that, and on the candidate's requests being no more dispersed than stable's.
-    It is far stronger where the allowed share is large, such as a half. `allowed` must be of the same block;
+    The alternative has `odds` times the odds allowed. `requests` is the number of independent requests that the block
+    is worth: unlike a stake, the ratio relies on that, and on the candidate's requests being no more dispersed than
+    stable's. It is far stronger if the allowed share is large, such as a half. `allowed` must be of the same block;
     `unsure` is its variance.
     """
     times = np.array(odds)

@@ -1,4 +1,4 @@
-"""An upper bound of the harm a candidate does, valid at every look."""
+"""Anytime-valid upper bound on the harm that a candidate does."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CERTIFIED: Final = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 7e-3, 0.01, 0.015,
 BOUND: Final = np.log(20.0)
 """Evidence of 20 to 1: each level is certified wrongly in at most one rollout of twenty."""
 CEILING: Final = BOUND + 2.0
-"""More is not hoarded, so that a candidate that turns bad soon loses its certificate."""
+"""Upper limit of the evidence, so that a candidate that turns bad soon loses its certificate."""
 FLOOR: Final = -5.0
-"""Nor less, so that one that recovers gets it back; a new start from here has odds of 1 to 3,000 to certify wrongly."""
+"""Lower limit, so that one that recovers regains it; a restart from here certifies wrongly with odds of 1 to 3,000."""
 
 
 def certified(harmless: Floats, bad: Floats, requests: Floats, share: Floats, spread: Floats) -> Floats:
@@ -35,6 +35,6 @@ def certified(harmless: Floats, bad: Floats, requests: Floats, share: Floats, sp
 
 
 def harm_bound(harmless: Floats) -> Floats:
-    """Return the least certified level [...]; 1 where none is."""
+    """Return the smallest certified level [...]; 1 if there is none."""
     bound: Floats = np.where(harmless >= BOUND, np.array(CERTIFIED), 1.0).min(-1)
     return bound

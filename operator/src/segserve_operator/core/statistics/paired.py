@@ -1,8 +1,8 @@
-"""Is the candidate worse on the very same images? Student's t of the paired differences, once for each revision.
+"""Paired test whether the candidate is worse on the same images: Student's t of the differences, once per revision.
 
-The same images asked again are the same data, so there is one look and nothing to gain from bets. Few images may all
-miss what is rare: a gain on one of a hundred that makes up for small losses on all others. So one more image is
-supposed on which the candidate gains all that can be gained; its mean has to be worse even then.
+Replaying the same images yields the same data, so there is one inspection and nothing to gain from bets. A few images
+may all miss a rare case: a gain on one of a hundred that makes up for small losses on all others. The test therefore
+adds one image on which the candidate gains as much as possible; its mean must be worse even then.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from segserve_operator.core.evidence import Floats
 
 FEWEST: Final = 3
-"""Of fewer differences the spread says nothing."""
+"""Number of differences below which their spread is meaningless."""
 LEAST_SPREAD: Final = 1e-6
 
 
 def worse(differences: Floats, tolerance: float) -> float:
     """Return the log evidence (1 / p) that the mean of candidate - stable [n] is less than -`tolerance`.
 
-    It assumes that means of so many images are about normal; see `proved_worse`.
+    It assumes that means of n images are about normal; see `proved_worse`.
     """
     number = differences.size
     if number < FEWEST:
@@ -32,7 +32,7 @@ def worse(differences: Floats, tolerance: float) -> float:
 
 
 def proved_worse(differences: Floats, stable: Floats, tolerance: float) -> float:
-    """Return the same with one more image, on which the candidate gains what `stable` [n] (0 to 1) lacks at most."""
+    """Return the same with one more image, on which the candidate gains the most that `stable` [n] (0 to 1) allows."""
     gain = float((1.0 - stable).max(initial=0.0))
     return worse(np.append(differences, gain), tolerance)
 

@@ -1,7 +1,7 @@
-"""Do the gateways split requests as was written? A sequential test of the candidate's share, valid at every look.
+"""Sequential test whether the gateways split requests by the weights written.
 
-The likelihood ratio of other odds than those written, several at once. Requests of one caller may go together, so its
-root is taken: evidence only gets weaker by that.
+A mixture of likelihood ratios of other odds than those written. Requests of one caller may be correlated, so the root
+of the ratio is taken, which only weakens the evidence.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from segserve_operator.core.evidence import CANDIDATE, Floats
 from segserve_operator.core.statistics.bets import summed
 
 TIMES: Final = (0.01, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0)
-"""Odds of being the candidate's against those written, each with its own wealth; 1 bets nothing."""
+"""Odds of going to the candidate relative to those written, each with its own wealth; 1 bets nothing."""
 SWITCH: Final = 0.01
-"""So much of the wealth is dealt out anew at each look: a split that goes wrong late is seen as well."""
+"""Part of the wealth that is redistributed per window, so that a split that goes wrong late is detected as well."""
 SLACK: Final = 0.05
-"""A split is as written within this part of the weight: gateways take up a weight at slightly different times."""
+"""Tolerance as a part of the weight: gateways adopt a weight at slightly different times."""
 DISPERSION: Final = 3.0
-"""So many requests count as one."""
+"""Number of requests that count as one."""
 SMALLEST: Final = 1e-3
 
 
@@ -37,13 +37,13 @@ class SampleRatio:
     """The test of written weights against counted requests."""
 
     def start(self, shape: tuple[int, ...] = ()) -> SampleRatioState:
-        """Return the state before any look."""
+        """Return the state before any window."""
         return SampleRatioState(np.full((*shape, len(TIMES)), -np.log(len(TIMES))))
 
     def update(self, state: SampleRatioState, weight_percent: Floats, requests: Floats) -> SampleRatioState:
-        """Take in a look: the weight written for all of it [...], requests [..., 2] of (stable, candidate).
+        """Add a window: the weight in force during all of it [...], and requests [..., 2] of (stable, candidate).
 
-        Leave out looks in which a weight changed, and the seconds that gateways need to hear of it.
+        Leave out windows in which a weight changed, and the seconds that gateways need to adopt it.
         """
         times = np.array(TIMES)
         slack = 1.0 + SLACK * np.sign(times - 1.0)
@@ -56,6 +56,6 @@ class SampleRatio:
         return SampleRatioState(np.where(total > 0, dealt, state.wealth))
 
     def evidence(self, state: SampleRatioState) -> Floats:
-        """Return the log evidence [...] that the split is not what was written."""
+        """Return the log evidence [...] that the split differs from the one written."""
         total: Floats = summed(state.wealth)
         return total
