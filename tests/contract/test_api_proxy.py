@@ -53,7 +53,10 @@ class Proxied:
 
         def follow() -> None:
             try:
-                _, version = client.list(CONFIG_MAPS)
+                items, version = client.list(CONFIG_MAPS)
+                for item in items:
+                    if item["metadata"]["name"].startswith(prefix):
+                        tell(f"ADDED {item['metadata']['name']}")
                 for event in client.watch(Selector(CONFIG_MAPS), version):
                     if event.object["metadata"]["name"].startswith(prefix):
                         tell(f"{event.type} {event.object['metadata']['name']}")

@@ -157,6 +157,7 @@ async def test_versions_grow(server: Server, name: str) -> None:
     assert len(set(seen)) == 5
 
 
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_a_config_map_that_is_too_large_is_refused(server: Server, name: str) -> None:
     manifest = config(name) | {"binaryData": {"content": base64.b64encode(bytes(1024 * 1024 + 1)).decode()}}
 

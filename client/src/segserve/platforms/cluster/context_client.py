@@ -18,7 +18,7 @@ from segserve.platforms.errors import (
     refused,
     unreachable,
 )
-from segserve_common.kube.client import KubeClient, configuration_of
+from segserve_common.kube.client import WATCH_S, KubeClient, configuration_of
 from segserve_common.kube.config import KubeConfigError, KubeContext
 from segserve_common.kube.errors import ApiError
 from segserve_common.kube.kinds import Kind
@@ -32,7 +32,8 @@ class ContextClient(KubeClient):
     def __init__(
         self, context: str, configuration: Configuration, namespace: str, pool: urllib3.PoolManager | None = None
     ) -> None:
-        super().__init__(configuration, namespace, pool=pool)
+        # A silent watch is left to the server to end: a user need not be told of it.
+        super().__init__(configuration, namespace, silence_s=WATCH_S + 10, pool=pool)
         self.context = context
 
     @classmethod
