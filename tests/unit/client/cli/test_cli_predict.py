@@ -52,7 +52,7 @@ def test_a_glob_a_folder_and_standard_input_name_images_each_once(
     )
 
     assert [image["file_name"] for image in json.loads(printed)["images"]] == ["b.jpg", "a.png", "stdin"]
-    assert complaint.startswith("3 images, all answered")
+    assert complaint.startswith("3 images, all segmented")
 
 
 @pytest.mark.parametrize(
