@@ -142,7 +142,7 @@ def _by_class(regions: Regions, counted: bytes | None) -> dict[int, dict[str, An
 
 
 def _matching(label: Regions, answer: Regions, number: int) -> _Matching:
-    """Match the found objects of a class with the labelled ones, as COCO does: highest score first, each to its best."""
+    """Match the found objects of a class with the labelled ones, as COCO does: best score first."""
     true = np.flatnonzero(np.array(label.classes) == number)
     seen = np.flatnonzero(np.array(answer.classes) == number)
     scores = answer.scores[seen] if answer.scores is not None else -np.arange(len(seen), dtype=float)

@@ -179,12 +179,12 @@ def _decide(
     request: RolloutRequest | None,
 ) -> tuple[DecisionResult, RolloutState]:
     """Return the decision on all that is known now, and the state that follows from it."""
-    record = replace(record, verdicts=verdicts_with(record, state, model, world))
     record, window = _with_window(record, state, roles, model, world)
     record = _with_split(record, state, window, world.now_s)
+    record = replace(record, verdicts=verdicts_with(record, state, model, world))
+    signals = gather_signals(record, state, roles, model, world)
     verb = request.verb if request is not None else ""
     skipped = (*state.skipped, request.gate) if request is not None and verb == "skip-gate" else state.skipped
-    signals = gather_signals(record, state, roles, model, world)
     inputs = DecisionInput(
         now_s=world.now_s,
         signals=replace(signals, asked=int(VERB_SIGNALS.get(verb, Signal.NONE))),

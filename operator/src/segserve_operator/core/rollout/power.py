@@ -89,7 +89,9 @@ def preview(
     )
     stopped_s, promoted_s = _followed(policy, slo, edges, traffic, minutes * 60.0)
     rows = [
-        DetectedRegression(what, size, float(np.isfinite(each).mean()), float(np.quantile(each, SURE, method="inverted_cdf")))
+        DetectedRegression(
+            what, size, float(np.isfinite(each).mean()), float(np.quantile(each, SURE, method="inverted_cdf"))
+        )
         for (what, size, _, _), each in zip(kinds, stopped_s.reshape(len(kinds), RUNS), strict=True)
     ]
     healthy = float(np.quantile(promoted_s[:RUNS], 0.5, method="inverted_cdf"))
