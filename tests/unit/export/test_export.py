@@ -259,7 +259,10 @@ def test_the_class_of_a_checkpoint_names_its_family(architecture: str, family: s
     [
         (["--family", "semantic"], "--family must be one of semantic-logits, "),
         (["--family", "semantic-logits", "--classes", "a,,b"], "--classes must be the names of the network's classes"),
-        (["--family", "semantic-logits", "--classes", "a,b,c", "--size", "12"], "--size must be height x width in pixels"),
+        (
+            ["--family", "semantic-logits", "--classes", "a,b,c", "--size", "12"],
+            "--size must be height x width in pixels",
+        ),
         (["--family", "semantic-logits", "--classes", "a,b,c", "--mean", "1,2"], "--mean must be one number, or three"),
         (["--family", "semantic-logits", "--classes", "a,b"], "for the model's 2 classes the number of channels"),
         (["--family", "mask2former", "--classes", "a,b,c"], "the network returns out; the family's outputs are"),
