@@ -25,9 +25,9 @@ from segserve_common.kube.names import (
 )
 from segserve_common.kube.shards import content_of, pack, unpack, version_of
 from segserve_operator.adapters.kube.api import Api
-from segserve_operator.adapters.kube.known_writes import KnownWrites
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.view import PoolKey, View, fill
+from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.reconciler import Dependencies, PoolReconciler
 from segserve_operator.rollout_metrics import RolloutMetrics
@@ -87,7 +87,9 @@ class ClusterWorld:
             watch.close()
         self.view = View((MODELS, POOLS, *CHILDREN))
         outside = Dependencies(NoLogs(), Path("/nonexistent"), Notifier(loopback=True), RolloutMetrics())
-        self.passes = PoolReconciler(KnownWrites(self.api, self.view), self.view, DEFAULTS, outside, lambda: self.now_s)
+        self.passes = PoolReconciler(
+            WriteThroughApi(self.api, self.view), self.view, DEFAULTS, outside, lambda: self.now_s
+        )
         self.filled = False
 
     async def run_pass(self) -> int:

@@ -11,11 +11,11 @@ from fakes.kube_faults import Crash, Faulty, crash_at
 from fakes.platform import InMemoryStore, assigned
 from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, Kind
 from segserve_common.kube.names import ROLLOUT_LABEL
-from segserve_operator.adapters.kube.known_models import KnownModels
-from segserve_operator.adapters.kube.known_writes import KnownWrites
-from segserve_operator.adapters.kube.store import ClusterStore, Parsed
+from segserve_operator.adapters.kube.interning import ModelInterner
+from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
 from segserve_operator.adapters.kube.target import PoolContexts
 from segserve_operator.adapters.kube.view import View
+from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.local import rollouts as rollout_files
 from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_yaml
 from segserve_operator.adapters.local.store import LocalStore
@@ -151,9 +151,9 @@ class ClusterHarness:
             if kind in (MODELS, POOLS):
                 view.take(kind, found)
         self.api = Faulty(self.kube)
-        api = KnownWrites(self.api, view)
+        api = WriteThroughApi(self.api, view)
         targets = PoolContexts(view, DEFAULTS)
-        self.store = ClusterStore(api, view, targets, KEY, Parsed(), KnownModels(), lambda: NOW_S)
+        self.store = ClusterStore(api, view, targets, KEY, StoreCache(), ModelInterner(), lambda: NOW_S)
 
         def feed(event: str, kind: Kind, found: dict[str, Any]) -> None:
             _ = view.drop(kind, found) if event == "DELETED" else view.take(kind, found)

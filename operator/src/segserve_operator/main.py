@@ -18,11 +18,11 @@ import kopf
 from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.errors import ApiError
 from segserve_common.kube.kinds import CHILDREN, DISRUPTION_BUDGETS, MODELS, OLD_DISRUPTION_BUDGETS, POOLS
-from segserve_operator.adapters.kube.known_writes import KnownWrites
-from segserve_operator.adapters.kube.lease import Fenced, LeaderLease
+from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
+from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.handlers import registry_of, settings_of
 from segserve_operator.health import health_server
@@ -153,7 +153,7 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
         prometheus=settings.samples_prometheus,
         artifacts=_artifacts(settings),
     )
-    fenced = KnownWrites(Fenced(api, lease), view)
+    fenced = WriteThroughApi(FencedApi(api, lease), view)
     reconciler = PoolReconciler(fenced, view, _defaults(settings, modern=modern), outside, time.time)
     worker = Worker(reconciler.reconcile, reconciler.wanted, lease.is_held, metrics)
     return Operator(settings, api, view, lease, worker, reconciler, metrics, time.monotonic())

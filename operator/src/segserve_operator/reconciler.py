@@ -15,12 +15,12 @@ from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.kube.api import Api
-from segserve_operator.adapters.kube.fleet import ClusterFleet, Decoded
+from segserve_operator.adapters.kube.fleet import ClusterFleet, FleetCache
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
-from segserve_operator.adapters.kube.known_models import KnownModels
+from segserve_operator.adapters.kube.interning import ModelInterner
 from segserve_operator.adapters.kube.objects import Defaults, access_without_secrets, base_of
 from segserve_operator.adapters.kube.resources import ClusterResources
-from segserve_operator.adapters.kube.store import ClusterStore, Parsed
+from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
 from segserve_operator.adapters.kube.target import PoolContexts
 from segserve_operator.adapters.kube.view import PoolKey, View
 from segserve_operator.adapters.notify.announcer import PoolAnnouncer, targets
@@ -63,9 +63,9 @@ class PoolCache:
     announcer: PoolAnnouncer
     rollout_cache: RolloutCache = field(default_factory=RolloutCache)
     false_alarms: dict[str, int] = field(default_factory=dict)
-    known: KnownModels = field(default_factory=KnownModels)
-    parsed: Parsed = field(default_factory=Parsed)
-    decoded: Decoded = field(default_factory=Decoded)
+    known: ModelInterner = field(default_factory=ModelInterner)
+    parsed: StoreCache = field(default_factory=StoreCache)
+    decoded: FleetCache = field(default_factory=FleetCache)
     plans: dict[str, TrafficPlan] = field(default_factory=dict)
 
 

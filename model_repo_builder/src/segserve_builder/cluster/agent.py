@@ -19,7 +19,7 @@ from segserve_builder.cluster import secret
 from segserve_builder.cluster.agent_metrics import AgentMetrics
 from segserve_builder.cluster.assignment import AssignmentInbox
 from segserve_builder.cluster.config_map_watch import ConfigMap, ConfigMapWatch
-from segserve_builder.cluster.probe_server import Answer, ProbeServer, said
+from segserve_builder.cluster.probe_server import ProbeResponse, ProbeServer, probe_response
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.settings import AgentSettings
 from segserve_common.kube.client import KubeClient, connect
@@ -27,7 +27,7 @@ from segserve_common.kube.names import SHARDS, assignment_name, reports_name
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import ModelReport
-    from segserve_builder.cluster.assignment import Refused
+    from segserve_builder.cluster.assignment import RejectedModels
 
 LONGEST_PASS_S: Final = 30.0
 
@@ -60,7 +60,7 @@ class Pod:
         self._pod_uid = settings.pod_uid
         self._saying = threading.Lock()
         self._said: tuple[bool, tuple[ModelReport, ...]] | None = None
-        self._refused: Refused = ()
+        self._refused: RejectedModels = ()
         server = TritonServer(settings.ports.grpc, secret.grpc_headers(secret.obtain(folder.secret)))
         repository = Repository(folder.repository)
         sources = (settings.target, settings.artifact_base, settings.access)
@@ -97,7 +97,7 @@ class Pod:
             self._said = (server_ready, models)
             self._send()
 
-    def _refuse(self, refused: Refused) -> None:
+    def _refuse(self, refused: RejectedModels) -> None:
         self.agent.wake()
         with self._saying:
             self._refused = refused
@@ -110,16 +110,16 @@ class Pod:
         reports = [model.model_dump(mode="json", by_alias=True) for model in (*models, *self._refused)]
         self._sender.send({"uid": self._pod_uid, "serverReady": server_ready, "models": reports})
 
-    def _live(self) -> Answer:
+    def _live(self) -> ProbeResponse:
         age_s = time.monotonic() - self.agent.health.passed_s
-        return said(age_s < LONGEST_PASS_S, f"the last look at the server was {age_s:.1f} s ago")
+        return probe_response(age_s < LONGEST_PASS_S, f"the last look at the server was {age_s:.1f} s ago")
 
-    def _ready(self) -> Answer:
+    def _ready(self) -> ProbeResponse:
         health = self.agent.health
         waiting = [f"{model.model} is {model.state}" for model in health.models]
         server = "ready" if health.server_ready else "not ready"
         read = "read" if health.has_assignment else "not read yet"
-        return said(health.is_settled, "\n".join([f"server {server}, assignment {read}", *waiting]))
+        return probe_response(health.is_settled, "\n".join([f"server {server}, assignment {read}", *waiting]))
 
 
 if __name__ == "__main__":

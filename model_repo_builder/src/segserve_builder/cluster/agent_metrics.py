@@ -11,7 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from segserve_builder.agent.protocol import ModelState
-from segserve_builder.cluster.probe_server import Answer
+from segserve_builder.cluster.probe_server import ProbeResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,9 +35,9 @@ class AgentMetrics(Collector):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
-    def answer(self) -> Answer:
+    def answer(self) -> ProbeResponse:
         """Return them all in Prometheus' text format."""
-        return Answer(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
+        return ProbeResponse(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """Return what is true now."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from segserve_builder.cluster.config_map_watch import ConfigMap
 
-Refused: TypeAlias = tuple[ModelReport, ...]
+RejectedModels: TypeAlias = tuple[ModelReport, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class _Part:
     """What one shard says: the models to hold, and what is to be reported of those that cannot be read."""
 
     models: tuple[AssignedModel, ...]
-    refused: Refused
+    refused: RejectedModels
 
 
 class AssignmentInbox:
@@ -37,7 +37,7 @@ class AssignmentInbox:
     gets the reports that say so.
     """
 
-    def __init__(self, names: Sequence[str], path: Path, on_change: Callable[[Refused], None]) -> None:
+    def __init__(self, names: Sequence[str], path: Path, on_change: Callable[[RejectedModels], None]) -> None:
         self._path = path
         self._on_change = on_change
         self._known: dict[str, AssignedModel] = {}

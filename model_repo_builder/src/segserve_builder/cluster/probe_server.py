@@ -17,7 +17,7 @@ _TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeResponse:
     """An HTTP answer."""
 
     status: int
@@ -25,9 +25,9 @@ class Answer:
     content_type: str = "text/plain; charset=utf-8"
 
 
-def said(ok: bool, why: str) -> Answer:
+def probe_response(ok: bool, why: str) -> ProbeResponse:
     """Return a probe's answer: 200 or 503, and a sentence for whoever looks."""
-    return Answer(200 if ok else 503, f"{why}\n".encode())
+    return ProbeResponse(200 if ok else 503, f"{why}\n".encode())
 
 
 class ProbeServer:
@@ -36,8 +36,8 @@ class ProbeServer:
     def __init__(
         self,
         port: int,
-        questions: Mapping[str, Callable[[], Answer]],
-        queries: Mapping[str, Callable[[Query], Answer]] | None = None,
+        questions: Mapping[str, Callable[[], ProbeResponse]],
+        queries: Mapping[str, Callable[[Query], ProbeResponse]] | None = None,
     ) -> None:
         self._server = _Server(("", port), _handler(questions, queries or {}))
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
@@ -63,16 +63,16 @@ class _Server(ThreadingHTTPServer):
 
 
 def _handler(
-    questions: Mapping[str, Callable[[], Answer]], queries: Mapping[str, Callable[[Query], Answer]]
+    questions: Mapping[str, Callable[[], ProbeResponse]], queries: Mapping[str, Callable[[Query], ProbeResponse]]
 ) -> type[BaseHTTPRequestHandler]:
     known = ", ".join(sorted({**questions, **queries}))
 
-    def answer_to(path: str) -> Answer:
+    def answer_to(path: str) -> ProbeResponse:
         name, _, query = path.partition("?")
         if name in queries:
             return queries[name](parse_qs(query))
         question = questions.get(name)
-        return question() if question else Answer(404, f"{path} is unknown; there are {known}\n".encode())
+        return question() if question else ProbeResponse(404, f"{path} is unknown; there are {known}\n".encode())
 
     class Handler(BaseHTTPRequestHandler):
         timeout = _TIMEOUT_S

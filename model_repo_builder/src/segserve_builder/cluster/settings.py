@@ -21,7 +21,7 @@ LOOPBACK: Final = "127.0.0.1"
 EXIT_TIMEOUT_S: Final = 30
 
 
-class SettingsError(Exception):
+class ServerSettingsError(Exception):
     """An environment that lacks something, or has something that makes no sense."""
 
 
@@ -68,7 +68,7 @@ class TritonSettings:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self:
-        """Read them; raises `SettingsError`, and `UnknownNameError` where the target is unknown."""
+        """Read them; raises `ServerSettingsError`, and `UnknownNameError` where the target is unknown."""
         most = environment.get("SEGSERVE_MAX_REQUEST_BYTES")
         return cls(
             executable=Path(_required(environment, "SEGSERVE_TRITONSERVER")),
@@ -102,7 +102,7 @@ class AgentSettings:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self:
-        """Read them; raises `SettingsError`, and `UnknownNameError` where the target is unknown."""
+        """Read them; raises `ServerSettingsError`, and `UnknownNameError` where the target is unknown."""
         return cls(
             namespace=_required(environment, "POD_NAMESPACE"),
             pod=_required(environment, "POD_NAME"),
@@ -125,7 +125,7 @@ def _access(environment: Mapping[str, str]) -> Access:
     try:
         return Access.model_validate_json(told)
     except ValidationError as error:
-        raise SettingsError(f"{ACCESS_VARIABLE} cannot be read: {error}") from error
+        raise ServerSettingsError(f"{ACCESS_VARIABLE} cannot be read: {error}") from error
 
 
 def _target(environment: Mapping[str, str]) -> RenderTarget:
@@ -141,14 +141,14 @@ def _address(environment: Mapping[str, str]) -> str:
     listens = environment.get("SEGSERVE_TRITON_LISTENS") or "loopback"
     addresses = {"loopback": LOOPBACK, "pod": ANY_ADDRESS}
     if listens not in addresses:
-        raise SettingsError(f"SEGSERVE_TRITON_LISTENS is {listens!r}; allowed: {', '.join(addresses)}")
+        raise ServerSettingsError(f"SEGSERVE_TRITON_LISTENS is {listens!r}; allowed: {', '.join(addresses)}")
     return addresses[listens]
 
 
 def _required(environment: Mapping[str, str], name: str) -> str:
     found = environment.get(name)
     if not found:
-        raise SettingsError(f"{name} is not set")
+        raise ServerSettingsError(f"{name} is not set")
     return found
 
 

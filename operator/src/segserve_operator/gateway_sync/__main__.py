@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from segserve_common.kube.client import connect
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.gateway_sync.prepare import prepare
-from segserve_operator.gateway_sync.settings import Settings, SettingsError
+from segserve_operator.gateway_sync.settings import Settings, SidecarSettingsError
 from segserve_operator.gateway_sync.sidecar import follow
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = Settings.of(os.environ)
-    except SettingsError as error:
+    except SidecarSettingsError as error:
         sys.exit(str(error))
     task(settings)
 

@@ -23,7 +23,7 @@ _NEEDED: Final = ("POD_NAME", "POD_UID", "POD_NAMESPACE", "SEGSERVE_POOL", GATEW
 _Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-class SettingsError(Exception):
+class SidecarSettingsError(Exception):
     """An environment that lacks a variable, or has an invalid one."""
 
 
@@ -56,14 +56,14 @@ class Settings:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self:
-        """Read an environment; `SettingsError` names what is missing or wrong."""
+        """Read an environment; `SidecarSettingsError` names what is missing or wrong."""
         missing = [name for name in _NEEDED if not environment.get(name)]
         if missing:
-            raise SettingsError(f"the environment lacks {', '.join(missing)}")
+            raise SidecarSettingsError(f"the environment lacks {', '.join(missing)}")
         try:
             gateway = GatewaySettings.model_validate_json(environment[GATEWAY_VARIABLE])
         except ValidationError as error:
-            raise SettingsError(f"{GATEWAY_VARIABLE} is {environment[GATEWAY_VARIABLE]!r}: {error}") from error
+            raise SidecarSettingsError(f"{GATEWAY_VARIABLE} is {environment[GATEWAY_VARIABLE]!r}: {error}") from error
         pod, uid, namespace, pool = (environment[name] for name in _NEEDED[:4])
         folder = Path(environment.get(FOLDER_VARIABLE) or RUN_FOLDER)
         return cls(pod, uid, namespace, pool, gateway, folder, float(environment.get(DRAIN_VARIABLE) or 0))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from segserve_builder.cluster.config_map_watch import ConfigMap, ConfigMapWatch
-from segserve_builder.cluster.probe_server import Answer, ProbeServer, said
+from segserve_builder.cluster.probe_server import ProbeResponse, ProbeServer, probe_response
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_common.kube.client import KubeClient
 from segserve_common.kube.names import GATEWAY, reports_name
@@ -77,24 +77,24 @@ class Sidecar:
         # Reports that were deleted come back at once after a change of a plan.
         self._sender.check()
 
-    def _live(self) -> Answer:
+    def _live(self) -> ProbeResponse:
         age_s = time.monotonic() - self.follower.health.passed_s
-        return said(age_s < LONGEST_PASS_S, f"the last pass was {age_s:.1f} s ago")
+        return probe_response(age_s < LONGEST_PASS_S, f"the last pass was {age_s:.1f} s ago")
 
-    def _ready(self) -> Answer:
+    def _ready(self) -> ProbeResponse:
         """Envoy that is gone is not ready; one that is slow to answer applies a change, and serves meanwhile."""
         try:
             self._run(self._traffic.check_ready(), _READY_S)
         except EnvoyUnreachableError as error:
-            return said(False, str(error))
+            return probe_response(False, str(error))
         except TimeoutError:
             busy_s = time.monotonic() - self._answered_s
-            return said(busy_s < LONGEST_BUSY_S, f"Envoy has not answered for {busy_s:.1f} s")
+            return probe_response(busy_s < LONGEST_BUSY_S, f"Envoy has not answered for {busy_s:.1f} s")
         self._answered_s = time.monotonic()
         followed = "the plan of the API" if self.follower.health.followed is not None else "the plan of its start"
-        return said(True, f"Envoy answers and follows {followed}")
+        return probe_response(True, f"Envoy answers and follows {followed}")
 
-    def _metrics(self) -> Answer:
+    def _metrics(self) -> ProbeResponse:
         health = self.follower.health
         now_s = time.monotonic()
         values = {
@@ -112,18 +112,20 @@ class Sidecar:
             of_envoy = self._run(self._traffic.metrics(), _METRICS_S)
         except (EnvoyUnreachableError, TimeoutError):
             of_envoy = b""  # our own metrics do not need Envoy
-        return Answer(200, generate_latest(self._registry) + of_envoy, "text/plain; version=0.0.4; charset=utf-8")
+        return ProbeResponse(
+            200, generate_latest(self._registry) + of_envoy, "text/plain; version=0.0.4; charset=utf-8"
+        )
 
-    def _counts(self, query: Mapping[str, list[str]]) -> Answer:
-        """Answer with Envoy's counts of the models in a query."""
+    def _counts(self, query: Mapping[str, list[str]]) -> ProbeResponse:
+        """Return Envoy's counts of the models in a query."""
         models = query.get(wire.MODEL, [])
         if not models:
-            return Answer(400, f"{wire.PATH} needs {wire.MODEL}=, once or more\n".encode())
+            return ProbeResponse(400, f"{wire.PATH} needs {wire.MODEL}=, once or more\n".encode())
         try:
             counts = self._run(self._traffic.count(models), wire.TIMEOUT_S)
         except (EnvoyUnreachableError, TimeoutError) as error:
-            return said(False, f"Envoy does not answer: {error!r}")
-        return Answer(200, wire.encode(counts, uid=self._uid), "application/json")
+            return probe_response(False, f"Envoy does not answer: {error!r}")
+        return ProbeResponse(200, wire.encode(counts, uid=self._uid), "application/json")
 
     def _run(self, coroutine: Coroutine[None, None, T], timeout_s: float) -> T:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -16,8 +16,8 @@ from segserve_builder.cluster import secret
 from segserve_builder.cluster.agent_metrics import AgentMetrics
 from segserve_builder.cluster.assignment import AssignmentInbox
 from segserve_builder.cluster.bounded_log import BoundedLog
-from segserve_builder.cluster.probe_server import ProbeServer, said
-from segserve_builder.cluster.settings import AgentSettings, SettingsError, TritonSettings
+from segserve_builder.cluster.probe_server import ProbeServer, probe_response
+from segserve_builder.cluster.settings import AgentSettings, ServerSettingsError, TritonSettings
 from segserve_builder.cluster.triton import arguments, environment
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access, Credential
@@ -73,13 +73,13 @@ def test_an_environment_of_the_users_own_wins() -> None:
 
 @pytest.mark.parametrize("missing", sorted(TRITON))
 def test_what_the_launcher_is_not_told_it_asks_for(missing: str) -> None:
-    with pytest.raises(SettingsError, match=missing):
+    with pytest.raises(ServerSettingsError, match=missing):
         TritonSettings.of({name: value for name, value in TRITON.items() if name != missing})
 
 
 @pytest.mark.parametrize("missing", sorted(AGENT))
 def test_what_the_agent_is_not_told_it_asks_for(missing: str) -> None:
-    with pytest.raises(SettingsError, match=missing):
+    with pytest.raises(ServerSettingsError, match=missing):
         AgentSettings.of({name: value for name, value in AGENT.items() if name != missing})
 
 
@@ -102,12 +102,12 @@ def test_what_artifacts_may_come_from_is_told_or_only_what_is_public() -> None:
 
     assert AgentSettings.of(AGENT).access == Access()
     assert AgentSettings.of(AGENT | {ACCESS_VARIABLE: told.model_dump_json(exclude_defaults=True)}).access == told
-    with pytest.raises(SettingsError, match=ACCESS_VARIABLE):
+    with pytest.raises(ServerSettingsError, match=ACCESS_VARIABLE):
         AgentSettings.of(AGENT | {ACCESS_VARIABLE: '{"schemas": []}'})
 
 
 def test_a_place_to_listen_that_is_none_is_refused() -> None:
-    with pytest.raises(SettingsError, match="everywhere"):
+    with pytest.raises(ServerSettingsError, match="everywhere"):
         TritonSettings.of(TRITON | {"SEGSERVE_TRITON_LISTENS": "everywhere"})
 
 
@@ -251,7 +251,7 @@ def test_a_pod_is_ready_once_all_that_it_was_told_is_proved_or_refused(pulse: Ag
 def test_probes_and_metrics_are_answered_over_http() -> None:
     pulse = AgentHealth(0.0, True, True, (report(ModelState.READY),), probe_s=0.25)
     metrics = AgentMetrics(lambda: pulse, lambda: 1.5, lambda: 2.0**30)
-    server = ProbeServer(0, {"/ready": lambda: said(False, "not yet"), "/metrics": metrics.answer})
+    server = ProbeServer(0, {"/ready": lambda: probe_response(False, "not yet"), "/metrics": metrics.answer})
     server.start()
     try:
         with pytest.raises(urllib.error.HTTPError) as refused:

@@ -20,7 +20,7 @@ from segserve_common.kube.kinds import CONFIG_MAPS, PODS, ROLLOUTS
 from segserve_common.kube.names import BUNDLE_KEY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_operator.adapters.bundles.archive import packed, tail, unpacked
 from segserve_operator.adapters.bundles.cluster import LIMIT_BYTES, PODS_KEPT, ClusterBundles
-from segserve_operator.adapters.bundles.contents import LOG_BYTES, Gathered, bundle
+from segserve_operator.adapters.bundles.contents import LOG_BYTES, ServerDiagnostics, bundle
 from segserve_operator.adapters.bundles.local import KEPT, LocalBundles, bundle_file
 from segserve_operator.adapters.kube.view import PoolKey, selector
 from segserve_operator.adapters.local.files import StateFolder
@@ -43,7 +43,7 @@ RECORD = Record(
     rows=(Row(1000.0, 1.0, 5, (95, 5), (0, 1)),),
     verdicts=(VERDICT,),
 )
-GATHERED = Gathered({"canary/triton": b"loaded\nfailed\n"}, {"canary": b"{}"}, ("canary's log of agent",))
+GATHERED = ServerDiagnostics({"canary/triton": b"loaded\nfailed\n"}, {"canary": b"{}"}, ("canary's log of agent",))
 
 
 def test_a_bundle_has_the_record_what_was_decided_and_what_the_servers_said() -> None:

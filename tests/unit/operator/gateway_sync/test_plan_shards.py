@@ -12,7 +12,7 @@ from segserve_common.kube.shards import pack, shard_of, version_of
 from segserve_operator.adapters.traffic.envoy_files import PLANS
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.gateway_sync.plan_shards import PlanShards
-from segserve_operator.gateway_sync.settings import Settings, SettingsError
+from segserve_operator.gateway_sync.settings import Settings, SidecarSettingsError
 
 AT = Endpoint("10.0.0.1", 8000, 8001)
 PLAN = TrafficPlan(
@@ -110,11 +110,11 @@ def test_an_environment_says_what_the_gateway_is() -> None:
 
 @pytest.mark.parametrize("name", sorted(ENVIRONMENT))
 def test_a_variable_that_is_missing_is_named(name: str) -> None:
-    with pytest.raises(SettingsError, match=name):
+    with pytest.raises(SidecarSettingsError, match=name):
         Settings.of({**ENVIRONMENT, name: ""})
 
 
 @pytest.mark.parametrize("value", ["{}", "no json", '{"port": 8080, "other": 1}'])
 def test_a_gateway_that_makes_no_sense_is_shown(value: str) -> None:
-    with pytest.raises(SettingsError, match="SEGSERVE_GATEWAY"):
+    with pytest.raises(SidecarSettingsError, match="SEGSERVE_GATEWAY"):
         Settings.of({**ENVIRONMENT, "SEGSERVE_GATEWAY": value})

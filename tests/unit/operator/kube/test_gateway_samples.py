@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from segserve_builder.cluster.probe_server import Answer, ProbeServer
+from segserve_builder.cluster.probe_server import ProbeResponse, ProbeServer
 from segserve_common.kube.kinds import PODS
 from segserve_common.kube.names import GATEWAY, SYNC_PORT
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
@@ -54,9 +54,9 @@ def gateways() -> Iterator[list[Mapping[str, list[str]]]]:
     """Answers as a gateway pod does, at every address of this machine, and notes what was asked."""
     asked: list[Mapping[str, list[str]]] = []
 
-    def counts(query: Mapping[str, list[str]]) -> Answer:
+    def counts(query: Mapping[str, list[str]]) -> ProbeResponse:
         asked.append(query)
-        return Answer(200, wire.encode(HELD, uid=f"uid-{len(asked)}"), "application/json")
+        return ProbeResponse(200, wire.encode(HELD, uid=f"uid-{len(asked)}"), "application/json")
 
     server = ProbeServer(SYNC_PORT, {}, {wire.PATH: counts})
     server.start()

@@ -16,7 +16,7 @@ from fakes.kube_faults import Fault, Faulty, refusal
 from segserve_common.kube.errors import ConflictError, InvalidError, ThrottledError, UnavailableError
 from segserve_common.kube.kinds import CONFIG_MAPS, LEASES, Json
 from segserve_operator.adapters.kube.api import Api, NotLeaderError
-from segserve_operator.adapters.kube.lease import DURATION_S, HELD_S, Fenced, LeaderLease
+from segserve_operator.adapters.kube.lease import DURATION_S, HELD_S, FencedApi, LeaderLease
 
 NAMESPACE = "segserve"
 
@@ -167,7 +167,7 @@ async def test_a_stopped_operator_knows_that_it_holds_nothing_before_it_writes(w
     world.start(first)
     world.start(second)
     await world.pass_s(7, at_most_one(first, second))
-    fenced = Fenced(world.kube, first)
+    fenced = FencedApi(world.kube, first)
     with world.stopped("a"):
         await world.pass_s(90, at_most_one(first, second))
         assert second.is_held()
@@ -314,7 +314,7 @@ async def test_no_order_of_stops_and_failures_makes_two_leaders(world: World, se
 
 async def test_the_leader_writes_and_everybody_reads(world: World) -> None:
     lease = world.lease("a")
-    fenced = Fenced(world.kube, lease)
+    fenced = FencedApi(world.kube, lease)
     manifest: Json = {"metadata": {"name": "a"}, "data": {"key": "value"}}
     writes: list[Callable[[], Awaitable[object]]] = [
         lambda: fenced.create(CONFIG_MAPS, NAMESPACE, manifest),
@@ -348,7 +348,7 @@ async def test_a_write_without_an_answer_ends_before_another_could_lead(world: W
     lease.is_held = lambda: True  # type: ignore[method-assign]
 
     with pytest.raises(UnavailableError, match="no answer"):
-        await Fenced(Hanging(), lease).apply(CONFIG_MAPS, NAMESPACE, {"metadata": {"name": "a"}})
+        await FencedApi(Hanging(), lease).apply(CONFIG_MAPS, NAMESPACE, {"metadata": {"name": "a"}})
 
 
 async def test_who_takes_the_lead_is_told_once(world: World) -> None:

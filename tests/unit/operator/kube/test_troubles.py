@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from segserve_operator.adapters.kube.pod_failures import trouble
+from segserve_operator.adapters.kube.pod_failures import pod_failure
 
 QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=4, limited: pods=4'
 
@@ -47,7 +47,7 @@ CRASHED = waiting("CrashLoopBackOff", "back-off 10s", terminated={"exitCode": 13
     ],
 )
 def test_the_cause_is_named(deployment: Any, pods: list[Any], reason: str, words: str) -> None:
-    found = trouble(deployment, pods)
+    found = pod_failure(deployment, pods)
 
     assert found is not None
     assert found.reason == reason
@@ -56,4 +56,4 @@ def test_the_cause_is_named(deployment: Any, pods: list[Any], reason: str, words
 
 @pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])
 def test_what_passes_by_itself_is_no_trouble(reason: str) -> None:
-    assert trouble({"status": {}}, [waiting(reason), pod(phase="Running")]) is None
+    assert pod_failure({"status": {}}, [waiting(reason), pod(phase="Running")]) is None

@@ -7,8 +7,8 @@ import pytest
 from fakes.kube import FakeKube
 from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, Json
 from segserve_common.kube.names import MANAGED_LABELS, POOL_LABEL
-from segserve_operator.adapters.kube.known_writes import KnownWrites
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
+from segserve_operator.adapters.kube.write_through import WriteThroughApi
 
 KEY = PoolKey("ml", "default")
 
@@ -153,7 +153,7 @@ async def test_an_audit_lets_go_of_what_lost_its_label() -> None:
 
 async def test_own_writes_are_seen_before_their_event_comes() -> None:
     kube, view = await filled()
-    api = KnownWrites(kube, view)
+    api = WriteThroughApi(kube, view)
 
     await api.patch(CONFIG_MAPS, "ml", "one", {"data": {"text": "mine"}})
     await api.delete(CONFIG_MAPS, "ml", "two")

@@ -22,7 +22,7 @@ from segserve_common.kube.names import (
     TRITON_CONTAINER,
     bundle_name,
 )
-from segserve_operator.adapters.bundles.contents import LOG_BYTES, Gathered, bundle
+from segserve_operator.adapters.bundles.contents import LOG_BYTES, ServerDiagnostics, bundle
 from segserve_operator.adapters.bundles.statistics import NoStatisticsError, statistics
 from segserve_operator.adapters.kube import pods
 from segserve_operator.core.traffic import Endpoint
@@ -73,7 +73,7 @@ class ClusterBundles:
         except ApiError as error:
             log.warning("no bundle of rollout %s: %s", record.name, error)
 
-    async def _gather(self, group: str) -> Gathered:
+    async def _gather(self, group: str) -> ServerDiagnostics:
         labels = {**MANAGED_LABELS, POOL_LABEL: self.key.pool, GROUP_LABEL: group}
         found = await self.api.list(PODS, self.key.namespace, labels)
         members = sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
@@ -84,7 +84,7 @@ class ClusterBundles:
         missing = [why for _, _, why in (*logs, *told) if why]
         if len(members) > PODS_KEPT:
             missing.append(f"{len(members) - PODS_KEPT} more servers of group {group}")
-        return Gathered(_there(logs), _there(told), tuple(missing))
+        return ServerDiagnostics(_there(logs), _there(told), tuple(missing))
 
     async def _log(self, pod: Json, container: str, previous: bool) -> tuple[str, bytes, str]:
         server = pod["metadata"]["name"]
@@ -119,7 +119,7 @@ def _logs(pod: Json) -> Iterator[tuple[str, bool]]:
                 yield status["name"], True
 
 
-def _fitting(record: Record, gathered: Gathered) -> bytes:
+def _fitting(record: Record, gathered: ServerDiagnostics) -> bytes:
     """Return the bundle with as much of each log as fits: half as much as long as it does not."""
     log_bytes = LOG_BYTES
     content = bundle(record, gathered, log_bytes=log_bytes)
@@ -129,7 +129,7 @@ def _fitting(record: Record, gathered: Gathered) -> bytes:
     if len(content) <= LIMIT_BYTES:
         return content
     why = ("all logs and statistics: the record alone is large",)
-    return bundle(record, Gathered(missing=(*gathered.missing, *why)), log_bytes=0)
+    return bundle(record, ServerDiagnostics(missing=(*gathered.missing, *why)), log_bytes=0)
 
 
 def _config_map(record: Record, owner_uid: str, content: bytes) -> Json:

@@ -39,7 +39,7 @@ Failing requests are not in here: segserve captures none.
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
+class ServerDiagnostics:
     """What was got of servers: logs by `server/process`, statistics by server, and in words what was not."""
 
     logs: Mapping[str, bytes] = field(default_factory=dict)
@@ -47,12 +47,12 @@ class Gathered:
     missing: tuple[str, ...] = ()
 
 
-def bundle(record: Record, gathered: Gathered, *, log_bytes: int = LOG_BYTES) -> bytes:
+def bundle(record: Record, gathered: ServerDiagnostics, *, log_bytes: int = LOG_BYTES) -> bytes:
     """Return the archive: the same bytes for the same content."""
     return packed({f"{record.name}/{name}": text for name, text in _files(record, gathered, log_bytes)})
 
 
-def _files(record: Record, gathered: Gathered, log_bytes: int) -> Iterator[tuple[str, bytes]]:
+def _files(record: Record, gathered: ServerDiagnostics, log_bytes: int) -> Iterator[tuple[str, bytes]]:
     decisions = [{k: v for k, v in to_plain(each).items() if k not in _LONG} for each in record.decisions]
     yield "README.txt", _readme(record, gathered, log_bytes).encode()
     yield "record.json", _json(_resource(record))
@@ -65,7 +65,7 @@ def _files(record: Record, gathered: Gathered, log_bytes: int) -> Iterator[tuple
         yield f"statistics/{name}.json", text
 
 
-def _readme(record: Record, gathered: Gathered, log_bytes: int) -> str:
+def _readme(record: Record, gathered: ServerDiagnostics, log_bytes: int) -> str:
     text = _README.format(name=record.name, model=record.model, candidate=record.candidate, log_bytes=log_bytes)
     missing = "".join(f"Missing: {each}\n" for each in sorted(gathered.missing))
     return f"{text}\n{missing}" if missing else text

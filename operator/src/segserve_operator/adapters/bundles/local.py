@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_builder.render.tritonserver import Ports
 from segserve_common.files import replace_file
-from segserve_operator.adapters.bundles.contents import LOG_BYTES, Gathered, bundle
+from segserve_operator.adapters.bundles.contents import LOG_BYTES, ServerDiagnostics, bundle
 from segserve_operator.adapters.bundles.statistics import NoStatisticsError, statistics
 from segserve_operator.adapters.local.fleet import GroupFolder
 from segserve_operator.adapters.local.triton import LOOPBACK
@@ -57,7 +57,7 @@ class LocalBundles:
                 logs[f"{folder.root.name}/{process}"] = _end(folder.log(process))
             except OSError as error:
                 missing.append(f"{folder.root.name}'s log of {process}: {error.strerror}")
-        content = bundle(record, Gathered(logs, told, tuple(missing)))
+        content = bundle(record, ServerDiagnostics(logs, told, tuple(missing)))
         path = bundle_file(self.state, record.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from segserve_common.kube.errors import InvalidError
 from segserve_common.kube.kinds import CHILDREN, OLD_DISRUPTION_BUDGETS
 from segserve_operator.adapters.kube.drift import covers
-from segserve_operator.adapters.kube.pods import is_going
+from segserve_operator.adapters.kube.pods import is_terminating
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,11 +27,11 @@ def kind_of(manifest: Json) -> Kind:
     return _KINDS[manifest["apiVersion"], manifest["kind"]]
 
 
-def differing(view: View, key: PoolKey, manifests: Iterable[Json]) -> Iterator[tuple[Json, Json | None]]:
+def find_drift(view: View, key: PoolKey, manifests: Iterable[Json]) -> Iterator[tuple[Json, Json | None]]:
     """Yield each manifest that its object does not have all of, with that object, None where there is none."""
     for manifest in manifests:
         live = view.get(kind_of(manifest), key.namespace, manifest["metadata"]["name"])
-        if live is None or is_going(live) or not covers(live, manifest):
+        if live is None or is_terminating(live) or not covers(live, manifest):
             yield manifest, live
 
 
@@ -39,7 +39,7 @@ async def apply_differing(
     api: Api, view: View, key: PoolKey, manifests: Iterable[Json], *, fenced: bool = False
 ) -> None:
     """Make the objects that differ as they should be; `fenced`: only where one is still the one that was looked at."""
-    for manifest, live in list(differing(view, key, manifests)):
+    for manifest, live in list(find_drift(view, key, manifests)):
         await _put(api, key, manifest, live if fenced else None)
 
 

@@ -24,9 +24,9 @@ from segserve_common.kube.names import (
 from segserve_common.kube.shards import content_of, pack, shard_of, unpack
 from segserve_operator.adapters.kube import pods
 from segserve_operator.adapters.kube.accounts import with_valid_tokens
-from segserve_operator.adapters.kube.children import apply_differing, differing
+from segserve_operator.adapters.kube.children import apply_differing, find_drift
 from segserve_operator.adapters.kube.objects import assignment_config_map, group_objects, main_group
-from segserve_operator.adapters.kube.pod_failures import trouble
+from segserve_operator.adapters.kube.pod_failures import pod_failure
 from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.api import Api
-    from segserve_operator.adapters.kube.known_models import KnownModels
+    from segserve_operator.adapters.kube.interning import ModelInterner
     from segserve_operator.adapters.kube.objects import PoolContext
     from segserve_operator.adapters.kube.target import PoolContexts
     from segserve_operator.adapters.kube.view import PoolKey, View
@@ -47,7 +47,7 @@ _REPORTS: Final = TypeAdapter(tuple[ModelReport, ...])
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PodReport:
     """What a pod's report says; `uid` is of the pod that wrote it."""
 
     uid: str = ""
@@ -56,12 +56,12 @@ class Said:
 
 
 @dataclass(slots=True)
-class Decoded:
+class FleetCache:
     """What was decoded of packed texts, by text: they change far less often than they are looked at."""
 
     assignments: dict[str, tuple[AssignedModel, ...]] = field(default_factory=dict)
-    reports: dict[str, Said] = field(default_factory=dict)
-    last: dict[str, Said] = field(default_factory=dict)
+    reports: dict[str, PodReport] = field(default_factory=dict)
+    last: dict[str, PodReport] = field(default_factory=dict)
     """By a pod's uid, its last report: one that somebody deleted is no word of the pod, which will say it again."""
 
     def keep_only(self, assignments: Iterable[str], reports: Iterable[str], uids: Iterable[str]) -> None:
@@ -79,8 +79,8 @@ class ClusterFleet:
     view: View
     targets: PoolContexts
     key: PoolKey
-    decoded: Decoded
-    known: KnownModels
+    decoded: FleetCache
+    known: ModelInterner
     clock: Callable[[], float]
 
     async def groups(self) -> Mapping[str, GroupObserved]:
@@ -105,25 +105,27 @@ class ClusterFleet:
         self, target: PoolContext, name: str, deployment: Json | None, members: list[Json], maps: Mapping[str, Json]
     ) -> GroupObserved:
         shards = [maps.get(assignment_name(self.key.pool, name, shard)) for shard in range(SHARDS)]
-        packed = [content_of(found) if found is not None and not pods.is_going(found) else None for found in shards]
+        packed = [
+            content_of(found) if found is not None and not pods.is_terminating(found) else None for found in shards
+        ]
         told = (model for text in packed for model in self._assigned(text))
         reports = pods.reports_of(maps.get(self._reports(name)))
         return GroupObserved(
             name=name,
-            servers=self._servers((pod for pod in members if not pods.is_going(pod)), reports),
-            leaving=self._servers(filter(pods.is_going, members), reports),
+            servers=self._servers((pod for pod in members if not pods.is_terminating(pod)), reports),
+            leaving=self._servers(filter(pods.is_terminating, members), reports),
             wanted=target.spec.replicas,
             intact=deployment is not None and not self._broken(target, name),
             assignment=Assignment(models=tuple(sorted(told, key=lambda model: model.model))),
             written=None not in packed,
-            problem=trouble(deployment, members),
+            problem=pod_failure(deployment, members),
         )
 
     def _broken(self, target: PoolContext, group: str) -> bool:
         """Tell whether something of a group is not as it should be; one of an earlier template is left as it is."""
         if not _is_current(target, group):
             return False
-        return any(True for _ in differing(self.view, self.key, self._objects(target, group)))
+        return any(True for _ in find_drift(self.view, self.key, self._objects(target, group)))
 
     def _objects(self, target: PoolContext, group: str) -> tuple[Json, ...]:
         return with_valid_tokens(self.view, self.key, group_objects(target, group, target.spec.replicas))
@@ -152,14 +154,14 @@ class ClusterFleet:
         ready = said.server_ready and there and not lost
         return ServerObserved(pod["metadata"]["name"], Endpoint(ip, HTTP_PORT, GRPC_PORT), ready, said.models)
 
-    def _said(self, pod: Json, packed: str | None) -> Said:
+    def _said(self, pod: Json, packed: str | None) -> PodReport:
         uid = pod["metadata"]["uid"]
         if packed is not None and packed not in self.decoded.reports:
             self.decoded.reports[packed] = _read_report(packed)
-        said = self.decoded.reports[packed] if packed is not None else Said()
+        said = self.decoded.reports[packed] if packed is not None else PodReport()
         if said.uid == uid:
             self.decoded.last[uid] = said
-        return self.decoded.last.get(uid, Said())
+        return self.decoded.last.get(uid, PodReport())
 
     async def start(self, group: str) -> None:
         """Make or put right the group's objects."""
@@ -184,7 +186,7 @@ class ClusterFleet:
                 continue  # their Deployment's end is theirs
             for found in self.view.of_pool(kind, self.key):
                 metadata = found["metadata"]
-                if _group(found) == group and not pods.is_going(found):
+                if _group(found) == group and not pods.is_terminating(found):
                     await self.api.delete(kind, self.key.namespace, metadata["name"], uid=metadata["uid"])
 
     def _by_group(self, found: Iterable[Json]) -> dict[str, list[Json]]:
@@ -210,9 +212,9 @@ def _is_current(target: PoolContext, group: str) -> bool:
     return group.rpartition("-")[2] == main_group(target).rpartition("-")[2]
 
 
-def _read_report(packed: str) -> Said:
+def _read_report(packed: str) -> PodReport:
     try:
         report = unpack(packed)
-        return Said(str(report["uid"]), bool(report["serverReady"]), _REPORTS.validate_python(report["models"]))
+        return PodReport(str(report["uid"]), bool(report["serverReady"]), _REPORTS.validate_python(report["models"]))
     except (ValueError, KeyError, TypeError):
-        return Said()
+        return PodReport()

@@ -23,9 +23,9 @@ from segserve_common.kube.names import (
 from segserve_common.kube.shards import VERSION_KEY, content_of, pack, shard_of, unpack
 from segserve_operator.adapters.kube import pods
 from segserve_operator.adapters.kube.accounts import with_valid_tokens
-from segserve_operator.adapters.kube.children import apply_differing, differing
+from segserve_operator.adapters.kube.children import apply_differing, find_drift
 from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url, plan_config_map
-from segserve_operator.adapters.kube.pod_failures import trouble
+from segserve_operator.adapters.kube.pod_failures import pod_failure
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
 from segserve_operator.adapters.traffic.envoy_files import PLANS
@@ -84,8 +84,8 @@ class ClusterTraffic:
             active={(model, group): 1 for report in reports.values() for model, group in report.get("draining", ())},
             pending=frozenset().union(*(self._pending(*numbered, gateways, reports) for numbered in enumerate(shards))),
             answering=any(map(pods.is_ready, gateways)),
-            intact=not any(True for _ in differing(self.view, self.key, self._objects(target))),
-            problem=_refusal(reports) or trouble(deployment, gateways),
+            intact=not any(True for _ in find_drift(self.view, self.key, self._objects(target))),
+            problem=_refusal(reports) or pod_failure(deployment, gateways),
         )
 
     def _plan(self, packed: Iterable[str | None]) -> TrafficPlan | None:
@@ -196,7 +196,7 @@ class ClusterTraffic:
 
     def _map(self, name: str) -> Json | None:
         found = self.view.get(CONFIG_MAPS, self.key.namespace, name)
-        return None if found is None or pods.is_going(found) else found
+        return None if found is None or pods.is_terminating(found) else found
 
 
 def changed_models(found: Mapping[str, Any]) -> frozenset[str]:

@@ -176,7 +176,7 @@ def _holder(record: Json) -> str:
     return str((record.get("spec") or {}).get("holderIdentity") or "")
 
 
-class Fenced:
+class FencedApi:
     """Implements `Api`: reads pass; a write needs the lease, and is given up before another process could take it."""
 
     def __init__(self, api: Api, lease: LeaderLease) -> None:

@@ -14,7 +14,7 @@ _PASSING: Final = frozenset({"ContainerCreating", "PodInitializing"})
 _QUOTA: Final = "exceeded quota"
 
 
-def trouble(deployment: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]) -> FailureReason | None:
+def pod_failure(deployment: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]) -> FailureReason | None:
     """Return the first cause found, None where all goes well or nothing is known yet."""
     causes = (*_refused(deployment), *_unscheduled(pods), *_waiting(pods), *_failed(pods))
     return causes[0] if causes else None

@@ -16,7 +16,7 @@ STALE_REPORTS: Final = 8
 """Reports of pods that are gone are removed once there are more."""
 
 
-def is_going(found: Mapping[str, Any]) -> bool:
+def is_terminating(found: Mapping[str, Any]) -> bool:
     """Tell whether an object is being deleted."""
     return "deletionTimestamp" in found["metadata"]
 
@@ -40,7 +40,7 @@ def container_runs(pod: Mapping[str, Any], name: str) -> bool:
 
 def is_ready(pod: Mapping[str, Any]) -> bool:
     """Tell whether the pod gets requests of its Service."""
-    return _says_ready(pod) and not is_going(pod)
+    return _says_ready(pod) and not is_terminating(pod)
 
 
 def is_cut_off(pod: Mapping[str, Any]) -> bool:

@@ -36,7 +36,7 @@ class ClusterResources:
         members = {
             pod["metadata"]["name"]: pod
             for pod in self.view.of_pool(PODS, self.key)
-            if (pod["metadata"].get("labels") or {}).get(GROUP_LABEL) == group and not pods.is_going(pod)
+            if (pod["metadata"].get("labels") or {}).get(GROUP_LABEL) == group and not pods.is_terminating(pod)
         }
         hosts = {name: host for name, pod in members.items() if (host := pods.address(pod))}
         memory = await asyncio.gather(*map(_memory_bytes, hosts.values()))

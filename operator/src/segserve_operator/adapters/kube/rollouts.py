@@ -37,7 +37,7 @@ log = logging.getLogger("segserve")
 
 
 @dataclass(frozen=True, slots=True)
-class KnownRollout:
+class CachedRollout:
     """A record as it was last read or written; None where the object cannot be read. `chunks` are those written."""
 
     uid: str
@@ -57,7 +57,7 @@ class ClusterRollouts:
     api: Api
     key: PoolKey
     clock: Callable[[], float]
-    known: dict[str, KnownRollout] = field(default_factory=dict)
+    known: dict[str, CachedRollout] = field(default_factory=dict)
 
     async def read(self, names: Collection[str]) -> Mapping[str, Record]:
         """Return the records with these names; what is not there or cannot be read is left out."""
@@ -99,7 +99,7 @@ class ClusterRollouts:
             await self._forget_oldest(record)
         self.known[record.name] = _known(found)
 
-    async def _write(self, record: Record, known: KnownRollout) -> None:
+    async def _write(self, record: Record, known: CachedRollout) -> None:
         apart = chunks(record.rows)
         namespace = self.key.namespace
         for number, rows in enumerate(apart):
@@ -150,6 +150,6 @@ class ClusterRollouts:
         return tuple(found[:count])
 
 
-def _known(found: Json, record: Record | None = None, apart: tuple[tuple[Row, ...], ...] = ()) -> KnownRollout:
+def _known(found: Json, record: Record | None = None, apart: tuple[tuple[Row, ...], ...] = ()) -> CachedRollout:
     metadata = found["metadata"]
-    return KnownRollout(metadata["uid"], metadata["resourceVersion"], record, apart)
+    return CachedRollout(metadata["uid"], metadata["resourceVersion"], record, apart)

@@ -14,8 +14,8 @@ from segserve_common.kube.kinds import EVENTS, MODELS, POOLS, REVISIONS
 from segserve_common.kube.names import FINALIZER, MODEL_LABEL, REVISION_LABEL
 from segserve_operator.adapters.kube.merge import merge_patch
 from segserve_operator.adapters.kube.objects import revision_object, scale_selector, template_digest
-from segserve_operator.adapters.kube.pods import is_going
-from segserve_operator.adapters.kube.rollouts import ClusterRollouts, KnownRollout
+from segserve_operator.adapters.kube.pods import is_terminating
+from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPoolStatus
 from segserve_operator.core.failure import FailureReason
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
-    from segserve_operator.adapters.kube.known_models import KnownModels
+    from segserve_operator.adapters.kube.interning import ModelInterner
     from segserve_operator.adapters.kube.target import PoolContexts
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.core.models.events import Event
@@ -40,13 +40,13 @@ COMPONENT: Final = "segserve"
 
 
 @dataclass(slots=True)
-class Parsed:
+class StoreCache:
     """What was read of specs and records, by uid; the same value is kept once."""
 
     specs: dict[str, tuple[int, Wanted | FailureReason]] = field(default_factory=dict)
     models: dict[tuple[str, str, bool], ModelObserved] = field(default_factory=dict)
     records: dict[str, AssignedModel] = field(default_factory=dict)
-    rollouts: dict[str, KnownRollout] = field(default_factory=dict)
+    rollouts: dict[str, CachedRollout] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -57,8 +57,8 @@ class ClusterStore:
     view: View
     targets: PoolContexts
     key: PoolKey
-    parsed: Parsed
-    known: KnownModels
+    parsed: StoreCache
+    known: ModelInterner
     clock: Callable[[], float]
     _seen: dict[str, Json] = field(default_factory=dict)
 
@@ -103,7 +103,7 @@ class ClusterStore:
             wanted=spec if isinstance(spec, Wanted) else None,
             problem=spec if isinstance(spec, FailureReason) else None,
             status=from_api(SegmentationModelStatus.model_validate(model.get("status") or {})),
-            deleting=is_going(model),
+            deleting=is_terminating(model),
             annotations=annotations_of(model),
         )
 
@@ -120,7 +120,7 @@ class ClusterStore:
 
     async def revisions(self) -> Mapping[str, AssignedModel]:
         """Return the records of revisions by name; of several with one name, the latest."""
-        found = [record for record in self.view.of_pool(REVISIONS, self.key) if not is_going(record)]
+        found = [record for record in self.view.of_pool(REVISIONS, self.key) if not is_terminating(record)]
         known = {record["metadata"]["uid"] for record in found}
         for uid in self.parsed.records.keys() - known:
             del self.parsed.records[uid]
@@ -165,7 +165,7 @@ class ClusterStore:
         return [record for record in found if record["metadata"]["labels"].get(label) == value]
 
     async def _delete(self, record: Json) -> None:
-        if not is_going(record):
+        if not is_terminating(record):
             metadata = record["metadata"]
             await self.api.delete(REVISIONS, self.key.namespace, metadata["name"], uid=metadata["uid"])
 
@@ -181,7 +181,7 @@ class ClusterStore:
         Raises `ConflictError` where somebody changed it meanwhile.
         """
         model = self._seen.get(record.model)
-        if model is not None and not is_going(model):
+        if model is not None and not is_terminating(model):
             await self._rollouts().write(record, model["metadata"]["uid"])
 
     def _rollouts(self) -> ClusterRollouts:
@@ -197,7 +197,7 @@ class ClusterStore:
             return
         with suppress(NotFoundError):
             finalizers = found["metadata"].get("finalizers", [])
-            if FINALIZER not in finalizers and not is_going(found):
+            if FINALIZER not in finalizers and not is_terminating(found):
                 found = await self._patch(MODELS, found, {"metadata": {"finalizers": [*finalizers, FINALIZER]}})
             present = found.get("status") or {}
             former = SegmentationModelStatus.model_validate(present)

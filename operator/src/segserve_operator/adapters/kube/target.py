@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from segserve_common.kube.kinds import POOLS
 from segserve_operator.adapters.kube.objects import PoolContext
-from segserve_operator.adapters.kube.pods import is_going
+from segserve_operator.adapters.kube.pods import is_terminating
 from segserve_operator.api.loading import parse
 from segserve_operator.api.triton_pool import TritonPool
 
@@ -28,7 +28,7 @@ class PoolContexts:
     def resource(self, key: PoolKey) -> Json | None:
         """Return the pool's resource; None where there is none or it is being deleted."""
         found = self.view.get(POOLS, key.namespace, key.pool)
-        return None if found is None or is_going(found) else found
+        return None if found is None or is_terminating(found) else found
 
     def target(self, key: PoolKey) -> PoolContext | None:
         """Return what the pool's objects are rendered from; None without a pool.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownWrites:
+class WriteThroughApi:
     """Passes every call on; what a write answers goes into the view."""
 
     api: Api

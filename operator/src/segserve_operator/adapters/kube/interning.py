@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel
 
 
-class KnownModels:
+class ModelInterner:
     """Gives the value first seen for each equal one, as long as somebody has it: kept once, and compared at once."""
 
     def __init__(self) -> None:
