@@ -10,8 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from importlib.util import find_spec, module_from_spec
-from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 _LAZY: Final = (
     "kubernetes",
@@ -29,14 +28,19 @@ def _make_lazy(name: str) -> None:
     if spec is None:
         return
 
-    def part(attribute: str) -> ModuleType:
+    def attribute_of(attribute: str) -> Any:
         try:
             return importlib.import_module(f"{name}.{attribute}")
-        except ModuleNotFoundError as error:
-            raise AttributeError(f"module {name!r} has no attribute {attribute!r}") from error
+        except ModuleNotFoundError:
+            # Not a module: whoever shares this process with us gets the whole package, as if we were not here.
+            if loader is not None and "__getattr__" in vars(package):
+                del package.__getattr__
+                loader.exec_module(package)
+            return getattr(package, attribute)
 
     package = module_from_spec(spec)
-    package.__getattr__ = part  # type: ignore[method-assign]
+    loader = spec.loader
+    package.__getattr__ = attribute_of  # type: ignore[method-assign]
     sys.modules[name] = package
     parent, _, own = name.rpartition(".")
     if parent:
