@@ -31,7 +31,7 @@ from segserve_operator.api.rollout_policy import GoldenQualityGate, ResourceGate
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.core.gates import golden_quality, resource
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.checks import CheckResult, Check
+from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.gates.probe import probe_outcome
 
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(180)]
@@ -108,7 +108,9 @@ async def test_probes_of_a_healthy_revision_let_it_go_on(check_runner: Backgroun
     assert probe_outcome(finding, 6.0) == 1
 
 
-async def test_probes_of_a_revision_that_answers_otherwise_are_failures(check_runner: BackgroundCheckRunner, order: Check) -> None:
+async def test_probes_of_a_revision_that_answers_otherwise_are_failures(
+    check_runner: BackgroundCheckRunner, order: Check
+) -> None:
     assert order.revision is not None
     assert order.revision.golden is not None
     folder = Path(order.revision.golden.uri.removeprefix("file://"))
@@ -124,7 +126,9 @@ async def test_probes_of_a_revision_that_answers_otherwise_are_failures(check_ru
     assert probe_outcome(finding, 3.0) == -1
 
 
-async def test_the_servers_memory_restarts_and_queue_are_seen(check_runner: BackgroundCheckRunner, order: Check) -> None:
+async def test_the_servers_memory_restarts_and_queue_are_seen(
+    check_runner: BackgroundCheckRunner, order: Check
+) -> None:
     check: dict[str, Any] = {"purpose": "check", "gate": "resource", "spec": ResourceGate(max_queue_seconds=5.0)}
     await found_out(check_runner, replace(order, key="coins-1/resource/0", **check))
     finding = await found_out(check_runner, replace(order, key="coins-1/resource/1", **check))

@@ -44,7 +44,10 @@ FAILED = (
     ObservedCondition("Progressing", "False", "Done"),
     ObservedCondition("Degraded", "True", "GoldenFailed", "IoU 0.2, allowed 0.9"),
 )
-LOADING = (ObservedCondition("Ready", "False", "Loading", "one of two servers"), ObservedCondition("Progressing", "True", "Loading"))
+LOADING = (
+    ObservedCondition("Ready", "False", "Loading", "one of two servers"),
+    ObservedCondition("Progressing", "True", "Loading"),
+)
 
 
 def status(

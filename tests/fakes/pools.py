@@ -112,8 +112,8 @@ spec:
 """
 
 
-def pool_target(text: str, **spec: Any) -> PoolContext:
-    """Return the target of a pool's file; `spec` replaces fields of its spec, given as the file has them."""
+def pool_context(text: str, **spec: Any) -> PoolContext:
+    """Return the context of the pool in a file; `spec` replaces fields of its spec, given as the file has them."""
     value = yaml.safe_load(text)
     value["spec"] = {**value.get("spec", {}), **spec}
     (pool,) = load(yaml.safe_dump(value), "pool.yaml")
@@ -122,9 +122,9 @@ def pool_target(text: str, **spec: Any) -> PoolContext:
     return PoolContext(meta.namespace, meta.name, meta.uid or "", pool.spec, DEFAULTS)
 
 
-def with_defaults(target: PoolContext, **changed: Any) -> PoolContext:
-    """Return a target of another operator."""
-    return replace(target, defaults=replace(target.defaults, **changed))
+def with_defaults(context: PoolContext, **changed: Any) -> PoolContext:
+    """Return the context with other defaults of the operator."""
+    return replace(context, defaults=replace(context.defaults, **changed))
 
 
 def coins() -> AssignedModel:

@@ -73,7 +73,14 @@ def record(started_s: float = STARTED_S, **changes: Any) -> Record:
     )
     asked = (
         (0, "NONE", Phase.PENDING, 0, "Proving", "its servers are loading and proving it"),
-        (29, "PROVED", Phase.GOLDEN, 0, "Proved", "its servers have loaded and proved it, and every gateway knows them"),
+        (
+            29,
+            "PROVED",
+            Phase.GOLDEN,
+            0,
+            "Proved",
+            "its servers have loaded and proved it, and every gateway knows them",
+        ),
         (41, "GOLDEN_PASSED", Phase.PROGRESSING, 5, "GoldenPassed", "the golden images were answered well enough"),
         (133, "ADVANCE", Phase.PROGRESSING, 25, "StepDone", "the evidence allows the next weight"),
     )
@@ -160,7 +167,9 @@ def roles_of(at: RolloutState | None) -> Roles:
         case Phase.BAKING | Phase.SUCCEEDED:
             return Roles(stable=new, previous=old)
         case Phase.ROLLED_BACK:
-            return Roles(stable=old, candidate=Candidate(CANDIDATE, None, STARTED_S, FailureReason("NoProof", "it fails")))
+            return Roles(
+                stable=old, candidate=Candidate(CANDIDATE, None, STARTED_S, FailureReason("NoProof", "it fails"))
+            )
         case Phase.CANCELLED:
             return Roles(stable=old)
         case _:

@@ -11,9 +11,9 @@ from fakes.kube_faults import Crash, Faulty, crash_at
 from fakes.platform import InMemoryStore, assigned
 from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, Kind
 from segserve_common.kube.names import ROLLOUT_LABEL
+from segserve_operator.adapters.kube.contexts import PoolContexts
 from segserve_operator.adapters.kube.interning import ModelInterner
 from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
-from segserve_operator.adapters.kube.target import PoolContexts
 from segserve_operator.adapters.kube.view import View
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.local import rollouts as rollout_files
@@ -152,8 +152,8 @@ class ClusterHarness:
                 view.take(kind, found)
         self.api = Faulty(self.kube)
         api = WriteThroughApi(self.api, view)
-        targets = PoolContexts(view, DEFAULTS)
-        self.store = ClusterStore(api, view, targets, KEY, StoreCache(), ModelInterner(), lambda: NOW_S)
+        contexts = PoolContexts(view, DEFAULTS)
+        self.store = ClusterStore(api, view, contexts, KEY, StoreCache(), ModelInterner(), lambda: NOW_S)
 
         def feed(event: str, kind: Kind, found: dict[str, Any]) -> None:
             _ = view.drop(kind, found) if event == "DELETED" else view.take(kind, found)

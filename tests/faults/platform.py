@@ -21,8 +21,8 @@ from fakes.waiting import until
 from fakes.watching import Watched
 from faults.plan import VARIABLE, Plan
 from faults.supervisor import CLOCK_STEP
-from segserve_operator.adapters.local import processes
 from segserve_common.files import write_private
+from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.core.models.observed import Wanted
 from segserve_operator.local_platform.supervisor import read_platform

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes.cluster import Cluster
-from fakes.pools import FULL, MINIMAL, coins, pool_target, with_defaults
+from fakes.pools import FULL, MINIMAL, coins, pool_context, with_defaults
 from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.errors import InvalidError, NotFoundError
 from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DISRUPTION_BUDGETS, OLD_DISRUPTION_BUDGETS, POOLS, Kind
@@ -44,7 +44,7 @@ class World:
 
     async def target(self, text: str, **spec: Any) -> PoolContext:
         """Return the target of a pool that is there: what belongs to none would be collected."""
-        target = with_defaults(pool_target(text, **spec), disruption_api=self.disruption_api)
+        target = with_defaults(pool_context(text, **spec), disruption_api=self.disruption_api)
         pool = {"apiVersion": POOLS.api_version, "kind": POOLS.name, "metadata": {"name": target.pool}, "spec": {}}
         made = await self.api.apply(POOLS, self.namespace, pool)
         return replace(target, namespace=self.namespace, uid=made["metadata"]["uid"])

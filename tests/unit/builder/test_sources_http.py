@@ -131,7 +131,8 @@ def test_what_a_killed_process_left_is_gone_on_with(server: Behaviour, tmp_path:
     line = (
         "import sys, pathlib; from segserve_builder.sources import fetch, RetryPolicy;"
         "from segserve_builder.sources.access import LOCAL;"
-        "fetch(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]), LOCAL, retry_policy=RetryPolicy(first_s=60, longest_s=60))"
+        "policy = RetryPolicy(first_s=60, longest_s=60);"
+        "fetch(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]), LOCAL, retry_policy=policy)"
     )
     process = subprocess.Popen([sys.executable, "-c", line, f"{server.url}/net", SHA256, str(tmp_path)])
     part = tmp_path / "partial" / f"{SHA256}.part"

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import kubernetes.client
 import pytest
 import yaml
-import kubernetes.client
 
 from segserve_common.kube.names import object_name
 from segserve_operator.api.loading import parse

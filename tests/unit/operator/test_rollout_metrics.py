@@ -12,7 +12,7 @@ from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Decision, Record, Row, RolloutState
+from segserve_operator.core.rollout.record import Decision, Record, RolloutState, Row
 from segserve_operator.rollout_metrics import RolloutMetrics
 
 NOW_S = 1000.0
@@ -79,7 +79,9 @@ def test_a_running_rollout_is_seen_with_its_phase_weight_and_evidence(metrics: R
 
 def test_a_phase_that_was_left_is_gone(metrics: RolloutMetrics) -> None:
     metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
-    metrics.observe("lab", "default", {"coins": replace(STANDING, phase=Phase.BAKING, weight=100)}, {"coins-7f": RECORD})
+    metrics.observe(
+        "lab", "default", {"coins": replace(STANDING, phase=Phase.BAKING, weight=100)}, {"coins-7f": RECORD}
+    )
     assert seen(metrics, "phase") == {("Baking",): 1}
     assert seen(metrics, "weight") == {(): 100}
 

@@ -59,7 +59,9 @@ def test_every_variable_is_taken_over() -> None:
         samples_prometheus="https://prometheus.example:9090",
     )
     default = OperatorSettings()
-    unchanged = [field.name for field in dataclasses.fields(OperatorSettings) if _of(settings, field) == _of(default, field)]
+    unchanged = [
+        field.name for field in dataclasses.fields(OperatorSettings) if _of(settings, field) == _of(default, field)
+    ]
     assert not unchanged
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fakes.pools import MINIMAL, pool_target
+from fakes.pools import MINIMAL, pool_context
 from segserve_common.kube.kinds import DEPLOYMENTS, SERVICE_ACCOUNTS
 from segserve_operator.adapters.kube.accounts import with_valid_tokens
 from segserve_operator.adapters.kube.objects import group_objects
 from segserve_operator.adapters.kube.view import PoolKey, View
 
-TARGET = pool_target(MINIMAL)
+TARGET = pool_context(MINIMAL)
 KEY = PoolKey(TARGET.namespace, TARGET.pool)
 OBJECTS = group_objects(TARGET, "main-1", 2)
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from fakes.pools import FULL, MINIMAL, pool_target
+from fakes.pools import FULL, MINIMAL, pool_context
 from segserve_operator.adapters.kube.drift import covers
 from segserve_operator.adapters.kube.objects import gateway_objects, group_objects
 
 MANIFESTS = [
     manifest
     for text in (MINIMAL, FULL)
-    for manifest in (*group_objects(pool_target(text), "main-0", 2), *gateway_objects(pool_target(text)))
+    for manifest in (*group_objects(pool_context(text), "main-0", 2), *gateway_objects(pool_context(text)))
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fakes.pools import FULL, MINIMAL, pool_target, with_defaults
+from fakes.pools import FULL, MINIMAL, pool_context, with_defaults
 from segserve_builder.cluster.settings import AgentSettings
 from segserve_builder.errors import SourceDeniedError
 from segserve_builder.sources.access import Access
@@ -17,9 +17,9 @@ from segserve_operator.adapters.kube.objects import (
     group_objects,
     server_template,
 )
-from segserve_operator.adapters.kube.objects.target import PoolContext
+from segserve_operator.adapters.kube.objects.context import PoolContext
 
-FULL_POOL = pool_target(FULL)
+FULL_POOL = pool_context(FULL)
 COINS = Path("/opt/segserve/examples/coins")
 
 
@@ -78,7 +78,7 @@ def test_nobody_gets_the_right_to_read_secrets() -> None:
 
 
 def test_a_pool_that_says_nothing_gets_public_servers_and_the_operators_folder() -> None:
-    target = with_defaults(pool_target(MINIMAL), artifact_base=COINS.as_uri())
+    target = with_defaults(pool_context(MINIMAL), artifact_base=COINS.as_uri())
 
     access = told(target)
 
@@ -90,7 +90,7 @@ def test_a_pool_that_says_nothing_gets_public_servers_and_the_operators_folder()
 
 def test_hosts_of_base_and_endpoints_may_lie_anywhere() -> None:
     access = told(
-        pool_target(MINIMAL, artifacts={"base": "http://models:80/", "endpoints": {"s3": "http://minio:9000"}})
+        pool_context(MINIMAL, artifacts={"base": "http://models:80/", "endpoints": {"s3": "http://minio:9000"}})
     )
 
     for host in ("models", "minio"):
@@ -102,7 +102,7 @@ def test_hosts_of_base_and_endpoints_may_lie_anywhere() -> None:
 def test_what_the_operator_was_started_with_holds_where_a_pool_says_nothing() -> None:
     defaults = {"artifact_schemes": ("s3",), "artifact_hosts": ("a",), "artifact_private_hosts": ("10.1.0.0/16",)}
 
-    quiet, full = (told(with_defaults(target, **defaults)) for target in (pool_target(MINIMAL), FULL_POOL))
+    quiet, full = (told(with_defaults(target, **defaults)) for target in (pool_context(MINIMAL), FULL_POOL))
 
     assert (quiet.schemes, quiet.hosts, quiet.private) == (("s3",), ("a",), ("10.1.0.0/16",))
     assert (full.schemes, full.hosts) == (FULL_POOL.spec.artifacts.schemes, FULL_POOL.spec.artifacts.hosts)
@@ -114,7 +114,7 @@ def test_what_the_operator_was_started_with_holds_where_a_pool_says_nothing() ->
     [({"size": "10G"}, 8 * 10**9), ({"persistentVolumeClaim": "shared"}, None)],
 )
 def test_a_cache_of_the_pods_own_is_kept_below_its_size(cache: dict[str, str], kept: int | None) -> None:
-    assert told(pool_target(MINIMAL, server={"cache": cache})).max_cache_bytes == kept
+    assert told(pool_context(MINIMAL, server={"cache": cache})).max_cache_bytes == kept
 
 
 def test_the_operator_reaches_what_the_pool_allows_without_its_secrets() -> None:

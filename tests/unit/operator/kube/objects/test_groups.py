@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fakes.pools import FULL, MINIMAL, coins, pool_target, with_defaults
+from fakes.pools import FULL, MINIMAL, coins, pool_context, with_defaults
 from segserve_operator.adapters.kube.objects import (
     PoolContext,
     assignment_config_map,
@@ -19,7 +19,7 @@ from segserve_operator.adapters.kube.objects import (
     template_digest,
 )
 
-TARGET = pool_target(MINIMAL)
+TARGET = pool_context(MINIMAL)
 
 
 def by_kind(objects: tuple[dict[str, Any], ...]) -> dict[str, dict[str, Any]]:
@@ -35,10 +35,10 @@ def record(**changed: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param(pool_target(MINIMAL, replicas=7), id="replicas"),
-        pytest.param(pool_target(MINIMAL, isolation="shared"), id="isolation"),
+        pytest.param(pool_context(MINIMAL, replicas=7), id="replicas"),
+        pytest.param(pool_context(MINIMAL, isolation="shared"), id="isolation"),
         pytest.param(
-            pool_target(MINIMAL, gateway={"port": 80, "workers": 9, "maxRequestBytes": 2**30}), id="the gateway"
+            pool_context(MINIMAL, gateway={"port": 80, "workers": 9, "maxRequestBytes": 2**30}), id="the gateway"
         ),
         pytest.param(with_defaults(TARGET, envoy_image="envoy:2"), id="Envoy's image"),
         pytest.param(with_defaults(TARGET, operator_image="segserve/operator:2"), id="the operator's image"),
@@ -51,12 +51,12 @@ def test_what_servers_are_not_made_of_leaves_the_main_group(other: PoolContext) 
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param(pool_target(MINIMAL, server={"image": "own:1", "version": "26.05"}), id="the image"),
-        pytest.param(pool_target(MINIMAL, server={"resources": {"limits": {"cpu": 1}}}), id="resources"),
-        pytest.param(pool_target(MINIMAL, server={"env": [{"name": "A", "value": "b"}]}), id="the environment"),
-        pytest.param(pool_target(MINIMAL, artifacts={"base": "https://m.example.com/"}), id="the artifacts' base"),
-        pytest.param(pool_target(MINIMAL, artifacts={"claims": ["models"]}), id="claims of artifacts"),
-        pytest.param(pool_target(MINIMAL, artifacts={"privateHosts": ["*.svc"]}), id="what artifacts come from"),
+        pytest.param(pool_context(MINIMAL, server={"image": "own:1", "version": "26.05"}), id="the image"),
+        pytest.param(pool_context(MINIMAL, server={"resources": {"limits": {"cpu": 1}}}), id="resources"),
+        pytest.param(pool_context(MINIMAL, server={"env": [{"name": "A", "value": "b"}]}), id="the environment"),
+        pytest.param(pool_context(MINIMAL, artifacts={"base": "https://m.example.com/"}), id="the artifacts' base"),
+        pytest.param(pool_context(MINIMAL, artifacts={"claims": ["models"]}), id="claims of artifacts"),
+        pytest.param(pool_context(MINIMAL, artifacts={"privateHosts": ["*.svc"]}), id="what artifacts come from"),
         pytest.param(with_defaults(TARGET, server_image="segserve/server:2"), id="the operator's choice of image"),
         pytest.param(with_defaults(TARGET, triton_version="26.05"), id="the release"),
     ],
@@ -91,7 +91,7 @@ def test_the_longest_names_are_names() -> None:
 
 @pytest.mark.parametrize("text", [MINIMAL, FULL])
 def test_every_object_belongs_to_its_pool(text: str) -> None:
-    target = pool_target(text)
+    target = pool_context(text)
 
     for found in (*group_objects(target, "main-0", 1), *gateway_objects(target)):
         meta = found["metadata"]
@@ -148,7 +148,7 @@ def test_the_budgets_version_is_the_clusters() -> None:
 
 def test_a_field_that_is_no_longer_said_makes_another_manifest() -> None:
     """What is absent is not compared: by the digest the object differs all the same."""
-    before = by_kind(gateway_objects(pool_target(MINIMAL, gateway={"nodeSelector": {"disk": "fast"}})))["Deployment"]
+    before = by_kind(gateway_objects(pool_context(MINIMAL, gateway={"nodeSelector": {"disk": "fast"}})))["Deployment"]
     after = by_kind(gateway_objects(TARGET))["Deployment"]
 
     stamp = "segserve.dev/manifest"
@@ -175,11 +175,11 @@ def test_the_internal_port_is_the_operators_alone() -> None:
 
 
 def test_the_services_port_is_the_pools_and_envoys_needs_no_privilege() -> None:
-    service = by_kind(gateway_objects(pool_target(FULL)))["Service"]
+    service = by_kind(gateway_objects(pool_context(FULL)))["Service"]
 
     assert service["metadata"]["name"] == "segserve-gpus"
     assert service["spec"]["ports"] == [{"name": "inference", "port": 80, "targetPort": 8080, "protocol": "TCP"}]
-    assert gateway_url(pool_target(FULL)) == "http://segserve-gpus.vision.svc.cluster.local:80"
+    assert gateway_url(pool_context(FULL)) == "http://segserve-gpus.vision.svc.cluster.local:80"
 
 
 def test_scaling_looks_at_the_pods_of_one_group() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fakes.pools import FULL, MINIMAL, coins, pool_target
+from fakes.pools import FULL, MINIMAL, coins, pool_context
 from segserve_common.kube.shards import pack
 from segserve_operator.adapters.kube.objects import (
     PoolContext,
@@ -55,7 +55,7 @@ RENDERED = {
 @pytest.mark.parametrize("part", RENDERED)
 def test_objects_are_what_was_read_before(pool: str, part: str) -> None:
     """Write them anew with SEGSERVE_WRITE_GOLDEN=1, and read the difference before committing it."""
-    text = write_documents(RENDERED[part](pool_target(POOLS[pool])))
+    text = write_documents(RENDERED[part](pool_context(POOLS[pool])))
     path = GOLDEN / f"{pool}-{part}.yaml"
     if os.environ.get("SEGSERVE_WRITE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from fakes.pools import FULL, MINIMAL, pool_target
+from fakes.pools import FULL, MINIMAL, pool_context
 from segserve_operator.adapters.kube.objects import gateway_objects, group_objects, main_group
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def templates(text: str) -> dict[str, dict[str, Any]]:
-    target = pool_target(text)
+    target = pool_context(text)
     objects = [*group_objects(target, main_group(target), 2), *gateway_objects(target)]
     deployments = [found for found in objects if found["kind"] == "Deployment"]
     return {
@@ -142,7 +142,7 @@ def test_placement_is_passed_through() -> None:
     ],
 )
 def test_the_cache_is_where_the_pool_says(cache: dict[str, str], volume: dict[str, Any]) -> None:
-    target = pool_target(MINIMAL, server={"cache": cache})
+    target = pool_context(MINIMAL, server={"cache": cache})
     *_, deployment = group_objects(target, "main-0", 1)
 
     volumes = {found["name"]: found for found in deployment["spec"]["template"]["spec"]["volumes"]}
