@@ -15,13 +15,13 @@ from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.kube.api import Api
+from segserve_operator.adapters.kube.contexts import PoolContexts
 from segserve_operator.adapters.kube.fleet import ClusterFleet, FleetCache
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.interning import ModelInterner
 from segserve_operator.adapters.kube.objects import Defaults, access_without_secrets, base_of
 from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
-from segserve_operator.adapters.kube.target import PoolContexts
 from segserve_operator.adapters.kube.view import PoolKey, View
 from segserve_operator.adapters.notify.announcer import PoolAnnouncer, targets
 from segserve_operator.adapters.notify.messages import Target
@@ -133,16 +133,16 @@ class PoolReconciler:
         return ClusterTraffic(self._api, self._view, self._contexts, key, plans, prometheus=prometheus)
 
     def _base(self, key: PoolKey) -> str | None:
-        target = self._contexts.target(key)
-        return base_of(target) if target is not None else None
+        context = self._contexts.get(key)
+        return base_of(context) if context is not None else None
 
     def _access(self, key: PoolKey) -> Access:
-        target = self._contexts.target(key)
-        return access_without_secrets(target, self._dependencies.artifacts) if target is not None else _NO_ACCESS
+        context = self._contexts.get(key)
+        return access_without_secrets(context, self._dependencies.artifacts) if context is not None else _NO_ACCESS
 
     def _notification_targets(self, key: PoolKey) -> tuple[Target, ...]:
-        target = self._contexts.target(key)
-        return targets(target.spec, key.namespace) if target is not None else ()
+        context = self._contexts.get(key)
+        return targets(context.spec, key.namespace) if context is not None else ()
 
     def wanted(self, key: PoolKey) -> bool:
         """Tell whether a pool still exists; drops the cache of one that does not."""

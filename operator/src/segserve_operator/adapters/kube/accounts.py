@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_common.kube.kinds import DEPLOYMENTS, SERVICE_ACCOUNTS
 from segserve_common.kube.names import DOMAIN
-from segserve_operator.adapters.kube.objects.target import stamped
+from segserve_operator.adapters.kube.objects.context import stamped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.api import Api
+    from segserve_operator.adapters.kube.contexts import PoolContexts
     from segserve_operator.adapters.kube.interning import ModelInterner
     from segserve_operator.adapters.kube.objects import PoolContext
-    from segserve_operator.adapters.kube.target import PoolContexts
     from segserve_operator.adapters.kube.view import PoolKey, View
 
 AGENT_GRACE_S: Final = 30.0
@@ -77,7 +77,7 @@ class ClusterFleet:
 
     api: Api
     view: View
-    targets: PoolContexts
+    contexts: PoolContexts
     key: PoolKey
     decoded: FleetCache
     known: ModelInterner
@@ -85,8 +85,8 @@ class ClusterFleet:
 
     async def groups(self) -> Mapping[str, GroupObserved]:
         """Return every group of which anything is there."""
-        target = self.targets.target(self.key)
-        if target is None:
+        context = self.contexts.get(self.key)
+        if context is None:
             return {}
         maps = {found["metadata"]["name"]: found for found in self.view.of_pool(CONFIG_MAPS, self.key)}
         deployments = self._by_group(self.view.of_pool(DEPLOYMENTS, self.key))
@@ -97,12 +97,12 @@ class ClusterFleet:
         uids = [pod["metadata"]["uid"] for group in members.values() for pod in group]
         self.decoded.keep_only(filter(None, map(content_of, maps.values())), used, uids)
         return {
-            name: self._observe(target, name, next(iter(deployments.get(name, ())), None), members.get(name, []), maps)
+            name: self._observe(context, name, next(iter(deployments.get(name, ())), None), members.get(name, []), maps)
             for name in names
         }
 
     def _observe(
-        self, target: PoolContext, name: str, deployment: Json | None, members: list[Json], maps: Mapping[str, Json]
+        self, context: PoolContext, name: str, deployment: Json | None, members: list[Json], maps: Mapping[str, Json]
     ) -> GroupObserved:
         shards = [maps.get(assignment_name(self.key.pool, name, shard)) for shard in range(SHARDS)]
         packed = [
@@ -114,21 +114,21 @@ class ClusterFleet:
             name=name,
             servers=self._servers((pod for pod in members if not pods.is_terminating(pod)), reports),
             leaving=self._servers(filter(pods.is_terminating, members), reports),
-            wanted=target.spec.replicas,
-            intact=deployment is not None and not self._broken(target, name),
+            wanted=context.spec.replicas,
+            intact=deployment is not None and not self._broken(context, name),
             assignment=Assignment(models=tuple(sorted(told, key=lambda model: model.model))),
             written=None not in packed,
             problem=pod_failure(deployment, members),
         )
 
-    def _broken(self, target: PoolContext, group: str) -> bool:
+    def _broken(self, context: PoolContext, group: str) -> bool:
         """Tell whether something of a group is not as it should be; one of an earlier template is left as it is."""
-        if not _is_current(target, group):
+        if not _is_current(context, group):
             return False
-        return any(True for _ in find_drift(self.view, self.key, self._objects(target, group)))
+        return any(True for _ in find_drift(self.view, self.key, self._objects(context, group)))
 
-    def _objects(self, target: PoolContext, group: str) -> tuple[Json, ...]:
-        return with_valid_tokens(self.view, self.key, group_objects(target, group, target.spec.replicas))
+    def _objects(self, context: PoolContext, group: str) -> tuple[Json, ...]:
+        return with_valid_tokens(self.view, self.key, group_objects(context, group, context.spec.replicas))
 
     def _assigned(self, packed: str | None) -> tuple[AssignedModel, ...]:
         if packed is None:
@@ -165,19 +165,21 @@ class ClusterFleet:
 
     async def start(self, group: str) -> None:
         """Make or put right the group's objects."""
-        target = self.targets.target(self.key)
-        if target is not None and _is_current(target, group):
-            await apply_differing(self.api, self.view, self.key, self._objects(target, group))
+        context = self.contexts.get(self.key)
+        if context is not None and _is_current(context, group):
+            await apply_differing(self.api, self.view, self.key, self._objects(context, group))
 
     async def assign(self, group: str, assignment: Assignment) -> None:
         """Tell the group's agents what to hold; only shards that differ are written."""
-        target = self.targets.target(self.key)
-        if target is None:
+        context = self.contexts.get(self.key)
+        if context is None:
             return
         for shard in range(SHARDS):
             told = [model for model in assignment.models if shard_of(model.model) == shard]
             content = pack([model.model_dump(mode="json", by_alias=True, exclude_none=True) for model in told])
-            await apply_differing(self.api, self.view, self.key, [assignment_config_map(target, group, shard, content)])
+            await apply_differing(
+                self.api, self.view, self.key, [assignment_config_map(context, group, shard, content)]
+            )
 
     async def stop(self, group: str) -> None:
         """Delete all that belongs to the group and is not going already."""
@@ -207,9 +209,9 @@ def _group(found: Mapping[str, Any]) -> str | None:
     return group
 
 
-def _is_current(target: PoolContext, group: str) -> bool:
+def _is_current(context: PoolContext, group: str) -> bool:
     """Tell whether a group is of the present template: the last part of its name says of which it is."""
-    return group.rpartition("-")[2] == main_group(target).rpartition("-")[2]
+    return group.rpartition("-")[2] == main_group(context).rpartition("-")[2]
 
 
 def _read_report(packed: str) -> PodReport:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.api import Api
+    from segserve_operator.adapters.kube.contexts import PoolContexts
     from segserve_operator.adapters.kube.objects import PoolContext
-    from segserve_operator.adapters.kube.target import PoolContexts
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.core.rollout.counters import Sample
     from segserve_operator.core.traffic import Route
@@ -57,7 +57,7 @@ class ClusterTraffic:
 
     api: Api
     view: View
-    targets: PoolContexts
+    contexts: PoolContexts
     key: PoolKey
     decoded: dict[str, TrafficPlan]
     clock: Callable[[], float] = time.time
@@ -66,13 +66,13 @@ class ClusterTraffic:
     @property
     def url(self) -> str:
         """Where clients in the cluster call."""
-        target = self.targets.target(self.key)
-        return gateway_url(target) if target is not None else ""
+        context = self.contexts.get(self.key)
+        return gateway_url(context) if context is not None else ""
 
     async def observe(self) -> TrafficState:
         """Return the plan that was told, and which gateways do not follow all of it yet."""
-        target = self.targets.target(self.key)
-        if target is None:
+        context = self.contexts.get(self.key)
+        if context is None:
             return TrafficState(None)
         shards = [self._map(plan_name(self.key.pool, shard)) for shard in range(SHARDS)]
         packed = [content_of(found) if found is not None else None for found in shards]
@@ -84,7 +84,7 @@ class ClusterTraffic:
             active={(model, group): 1 for report in reports.values() for model, group in report.get("draining", ())},
             pending=frozenset().union(*(self._pending(*numbered, gateways, reports) for numbered in enumerate(shards))),
             answering=any(map(pods.is_ready, gateways)),
-            intact=not any(True for _ in find_drift(self.view, self.key, self._objects(target))),
+            intact=not any(True for _ in find_drift(self.view, self.key, self._objects(context))),
             problem=_refusal(reports) or pod_failure(deployment, gateways),
         )
 
@@ -154,8 +154,8 @@ class ClusterTraffic:
 
     async def apply(self, plan: TrafficPlan) -> None:
         """Tell the gateways of a plan, making them first where they are not there. A newer plan is not overwritten."""
-        target = self.targets.target(self.key)
-        if target is None:
+        context = self.contexts.get(self.key)
+        if context is None:
             return
         state = await self.observe()
         used = []
@@ -165,14 +165,14 @@ class ClusterTraffic:
             content = self._content(found, TrafficPlan(routes, plan.servers if shard == 0 else ()))
             used.append(content)
             changed = self._changed(found, content, routes, state.pending)
-            manifest = plan_config_map(target, shard, content, sorted(changed))
+            manifest = plan_config_map(context, shard, content, sorted(changed))
             await apply_differing(self.api, self.view, self.key, [manifest], fenced=True)
         for text in self.decoded.keys() - set(used):
             del self.decoded[text]
-        await apply_differing(self.api, self.view, self.key, self._objects(target))
+        await apply_differing(self.api, self.view, self.key, self._objects(context))
 
-    def _objects(self, target: PoolContext) -> tuple[Json, ...]:
-        return with_valid_tokens(self.view, self.key, gateway_objects(target))
+    def _objects(self, context: PoolContext) -> tuple[Json, ...]:
+        return with_valid_tokens(self.view, self.key, gateway_objects(context))
 
     def _content(self, found: Json | None, part: TrafficPlan) -> str:
         """Return a shard packed; as it is where it says that already, for to pack a thousand routes takes a while."""

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
+    from segserve_operator.adapters.kube.contexts import PoolContexts
     from segserve_operator.adapters.kube.interning import ModelInterner
-    from segserve_operator.adapters.kube.target import PoolContexts
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.core.models.events import Event
     from segserve_operator.core.models.observed import ModelStatus, PoolStatus
@@ -55,7 +55,7 @@ class ClusterStore:
 
     api: Api
     view: View
-    targets: PoolContexts
+    contexts: PoolContexts
     key: PoolKey
     parsed: StoreCache
     known: ModelInterner
@@ -64,14 +64,14 @@ class ClusterStore:
 
     async def observed_pool(self) -> PoolObserved | None:
         """Return the pool; None where there is none, or it is being deleted."""
-        found, target = self.targets.resource(self.key), self.targets.target(self.key)
-        if found is None or target is None:
+        found, context = self.contexts.resource(self.key), self.contexts.get(self.key)
+        if found is None or context is None:
             return None
         return PoolObserved(
             name=self.key.pool,
             generation=found["metadata"]["generation"],
-            template=template_digest(target),
-            shared=target.spec.isolation == "shared",
+            template=template_digest(context),
+            shared=context.spec.isolation == "shared",
             status=pool_from_api(TritonPoolStatus.model_validate(found.get("status") or {})),
         )
 
@@ -82,7 +82,7 @@ class ClusterStore:
         known = {model["metadata"]["uid"] for model in found}
         for uid in self.parsed.specs.keys() - known:
             del self.parsed.specs[uid]
-        missing = self.targets.resource(self.key) is None
+        missing = self.contexts.resource(self.key) is None
         states = [(m["metadata"]["uid"], m["metadata"]["resourceVersion"], missing) for m in found]
         former = self.parsed.models
         self.parsed.models = {
@@ -206,18 +206,20 @@ class ClusterStore:
 
     async def save_pool_status(self, status: PoolStatus) -> None:
         """Write the pool's status; a pool that is gone is fine."""
-        found, target = self.targets.resource(self.key), self.targets.target(self.key)
-        if found is None or target is None:
+        found, context = self.contexts.resource(self.key), self.contexts.get(self.key)
+        if found is None or context is None:
             return
         present = found.get("status") or {}
         former = TritonPoolStatus.model_validate(present)
-        wanted = pool_to_api(status, former, self._now(), scale_selector(target, status.main_group))
+        wanted = pool_to_api(status, former, self._now(), scale_selector(context, status.main_group))
         with suppress(NotFoundError):
             await self._patch(POOLS, found, {"status": merge_patch(present, wanted.to_dict())}, status=True)
 
     async def emit(self, model: str | None, event: Event) -> None:
         """Post an Event; the same notice of the same state is the same Event."""
-        kind, about = (MODELS, self._seen.get(model)) if model is not None else (POOLS, self.targets.resource(self.key))
+        kind, about = (
+            (MODELS, self._seen.get(model)) if model is not None else (POOLS, self.contexts.resource(self.key))
+        )
         if about is None:
             return
         with suppress(ConflictError):

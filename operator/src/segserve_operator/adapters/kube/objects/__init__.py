@@ -2,11 +2,11 @@
 
 from segserve_operator.adapters.kube.objects.artifacts import access_without_secrets, base_of
 from segserve_operator.adapters.kube.objects.config_maps import assignment_config_map, plan_config_map
+from segserve_operator.adapters.kube.objects.context import Defaults, PoolContext, gateway_url, scale_selector
 from segserve_operator.adapters.kube.objects.gateway import gateway_objects
 from segserve_operator.adapters.kube.objects.group import group_objects
 from segserve_operator.adapters.kube.objects.revision import revision_object
 from segserve_operator.adapters.kube.objects.server import main_group, server_template, template_digest
-from segserve_operator.adapters.kube.objects.target import Defaults, PoolContext, gateway_url, scale_selector
 
 __all__ = [
     "Defaults",

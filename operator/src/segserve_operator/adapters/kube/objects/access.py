@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from kubernetes.aio.client import RbacV1Subject, V1PolicyRule, V1Role, V1RoleBinding, V1RoleRef, V1ServiceAccount
 
 from segserve_common.kube.kinds import ROLE_BINDINGS, ROLES, SERVICE_ACCOUNTS, Json
-from segserve_operator.adapters.kube.objects.target import meta, rendered
+from segserve_operator.adapters.kube.objects.context import meta, rendered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from segserve_operator.adapters.kube.objects.target import PoolContext, rendered
+    from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
 
 def access_objects(
-    target: PoolContext,
+    context: PoolContext,
     name: str,
     labels: Mapping[str, str],
     *,
@@ -28,8 +28,8 @@ def access_objects(
 
     A list or watch is allowed where its field selector names one of them. The account alone has the annotations.
     """
-    own = meta(target, name, labels)
-    account = meta(target, name, labels)
+    own = meta(context, name, labels)
+    account = meta(context, name, labels)
     account.annotations = dict(annotations) if annotations else None
     rules = [
         V1PolicyRule(
@@ -37,7 +37,7 @@ def access_objects(
         ),
         V1PolicyRule(api_groups=[""], resources=["configmaps"], resource_names=[written], verbs=["get", "patch"]),
     ]
-    subject = RbacV1Subject(kind="ServiceAccount", name=name, namespace=target.namespace)
+    subject = RbacV1Subject(kind="ServiceAccount", name=name, namespace=context.namespace)
     reference = V1RoleRef(api_group="rbac.authorization.k8s.io", kind="Role", name=name)
     return (
         rendered(SERVICE_ACCOUNTS, V1ServiceAccount(metadata=account, automount_service_account_token=False)),

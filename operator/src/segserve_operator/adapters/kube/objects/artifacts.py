@@ -15,25 +15,25 @@ from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
     from segserve_builder.sources.access import Access
-    from segserve_operator.adapters.kube.objects.target import PoolContext
+    from segserve_operator.adapters.kube.objects.context import PoolContext
     from segserve_operator.api.artifacts import Artifacts
 
 _KEPT_SHARE: Final = 0.8
 """Of the cache's own folder: what arrives needs room too, and a pod that fills more than its folder is evicted."""
 
 
-def base_of(target: PoolContext) -> str | None:
+def base_of(context: PoolContext) -> str | None:
     """Return what relative URIs of the pool are relative to."""
-    return target.spec.artifacts.base or target.defaults.artifact_base
+    return context.spec.artifacts.base or context.defaults.artifact_base
 
 
-def access_of(target: PoolContext) -> Access:
+def access_of(context: PoolContext) -> Access:
     """Return what the pool's agents may reach, with Secrets and claims where they are mounted.
 
     Files are read below the pool's base and the operator's, where these are folders: models are written by people who
     may not read what else a container has.
     """
-    spec, defaults = target.spec, target.defaults
+    spec, defaults = context.spec, context.defaults
     own = artifact_access.access_of(spec.artifacts, Path(SECRETS_FOLDER))
     bases = [base for base in (spec.artifacts.base, defaults.artifact_base) if base]
     room = number(spec.server.cache.size)
@@ -49,11 +49,11 @@ def access_of(target: PoolContext) -> Access:
     )
 
 
-def access_without_secrets(target: PoolContext, folder: Path | None) -> Access:
+def access_without_secrets(context: PoolContext, folder: Path | None) -> Access:
     """Return what the operator itself may reach for the pool: it reads no Secrets, and files below `folder` alone."""
     folders = (folder,) if folder is not None else ()
     update = {"folders": folders, "claims": None, "credentials": (), "ambient": False, "max_cache_bytes": None}
-    return access_of(target).model_copy(update=update)
+    return access_of(context).model_copy(update=update)
 
 
 def volumes(artifacts: Artifacts) -> list[V1Volume]:

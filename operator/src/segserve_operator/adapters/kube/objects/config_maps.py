@@ -10,49 +10,49 @@ from kubernetes.aio.client import V1ConfigMap
 from segserve_common.kube.kinds import CONFIG_MAPS, Json
 from segserve_common.kube.names import GATEWAY, assignment_name, plan_name, reports_name
 from segserve_common.kube.shards import CONTENT_KEY, VERSION_KEY, version_of
-from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, rendered, server_selector
+from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, server_selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from segserve_operator.adapters.kube.objects.target import PoolContext, rendered
+    from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
 CHANGED_KEY: Final = "changed"
 
 
-def assignment_config_map(target: PoolContext, group: str, shard: int, content: str) -> Json:
+def assignment_config_map(context: PoolContext, group: str, shard: int, content: str) -> Json:
     """Return one shard of what a group is to hold; `content` is packed."""
-    return _told(target, assignment_name(target.pool, group, shard), server_selector(target, group), content)
+    return _told(context, assignment_name(context.pool, group, shard), server_selector(context, group), content)
 
 
-def plan_config_map(target: PoolContext, shard: int, content: str, changed: Iterable[str]) -> Json:
+def plan_config_map(context: PoolContext, shard: int, content: str, changed: Iterable[str]) -> Json:
     """Return one shard of a gateway's plan; `content` is packed.
 
     `changed` names the models whose route is another than in a version that some gateway may still follow.
     """
-    told = _told(target, plan_name(target.pool, shard), gateway_selector(target), content)
+    told = _told(context, plan_name(context.pool, shard), gateway_selector(context), content)
     told["data"][CHANGED_KEY] = json.dumps(sorted(changed))
     return told
 
 
-def group_reports(target: PoolContext, group: str) -> Json:
+def group_reports(context: PoolContext, group: str) -> Json:
     """Return the V1ConfigMap of a group's reports, without any: its keys are the pods' own."""
-    return _empty(target, reports_name(target.pool, group), server_selector(target, group))
+    return _empty(context, reports_name(context.pool, group), server_selector(context, group))
 
 
-def gateway_reports(target: PoolContext) -> Json:
+def gateway_reports(context: PoolContext) -> Json:
     """Return the V1ConfigMap of the gateway's reports, without any: its keys are the pods' own."""
-    return _empty(target, reports_name(target.pool, GATEWAY), gateway_selector(target))
+    return _empty(context, reports_name(context.pool, GATEWAY), gateway_selector(context))
 
 
-def _told(target: PoolContext, name: str, labels: Mapping[str, str], content: str) -> Json:
+def _told(context: PoolContext, name: str, labels: Mapping[str, str], content: str) -> Json:
     config_map = V1ConfigMap(
-        metadata=meta(target, name, labels),
+        metadata=meta(context, name, labels),
         data={VERSION_KEY: version_of(content)},
         binary_data={CONTENT_KEY: content},
     )
     return rendered(CONFIG_MAPS, config_map)
 
 
-def _empty(target: PoolContext, name: str, labels: Mapping[str, str]) -> Json:
-    return rendered(CONFIG_MAPS, V1ConfigMap(metadata=meta(target, name, labels)))
+def _empty(context: PoolContext, name: str, labels: Mapping[str, str]) -> Json:
+    return rendered(CONFIG_MAPS, V1ConfigMap(metadata=meta(context, name, labels)))

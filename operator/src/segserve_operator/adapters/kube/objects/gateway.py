@@ -37,16 +37,16 @@ from segserve_common.kube.names import (
 from segserve_operator.adapters.kube.objects import pods
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
+from segserve_operator.adapters.kube.objects.context import dumped, gateway_selector, meta, rendered, stamped
 from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.group import deployment
 from segserve_operator.adapters.kube.objects.network import gateway_policy
-from segserve_operator.adapters.kube.objects.target import dumped, gateway_selector, meta, rendered, stamped
 from segserve_operator.adapters.traffic.envoy_config import command
 from segserve_operator.api.pod_template import Resources
 from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.target import PoolContext, dumped, rendered
+    from segserve_operator.adapters.kube.objects.context import PoolContext, dumped, rendered
 
 LISTEN_PORT: Final = 8080
 """Where Envoy listens in its pod, whatever the Service's port: one that needs no privilege."""
@@ -61,40 +61,42 @@ _HEAP_SHARE: Final = Decimal("0.8")
 _SYNC: Final = ("python3", "-m", "segserve_operator.gateway_sync")
 
 
-def gateway_objects(target: PoolContext) -> tuple[Json, ...]:
+def gateway_objects(context: PoolContext) -> tuple[Json, ...]:
     """Return the gateway's objects in the order in which they are created: the pods last, which need the others."""
-    return target.once("gateway", lambda: _gateway_objects(target))
+    return context.once("gateway", lambda: _gateway_objects(context))
 
 
-def _gateway_objects(target: PoolContext) -> tuple[Json, ...]:
-    name = object_name(target.pool, GATEWAY)
-    selector = gateway_selector(target)
-    read = [plan_name(target.pool, shard) for shard in range(SHARDS)]
+def _gateway_objects(context: PoolContext) -> tuple[Json, ...]:
+    name = object_name(context.pool, GATEWAY)
+    selector = gateway_selector(context)
+    read = [plan_name(context.pool, shard) for shard in range(SHARDS)]
     manifests = (
-        *access_objects(target, name, selector, read=read, written=reports_name(target.pool, GATEWAY)),
-        gateway_reports(target),
-        gateway_policy(target, LISTEN_PORT),
-        disruption_budget(target, name, selector),
-        _service(target),
-        deployment(target, name, selector, replicas=target.spec.gateway.replicas, template=dumped(_template(target))),
+        *access_objects(context, name, selector, read=read, written=reports_name(context.pool, GATEWAY)),
+        gateway_reports(context),
+        gateway_policy(context, LISTEN_PORT),
+        disruption_budget(context, name, selector),
+        _service(context),
+        deployment(
+            context, name, selector, replicas=context.spec.gateway.replicas, template=dumped(_template(context))
+        ),
     )
     return tuple(map(stamped, manifests))
 
 
-def _service(target: PoolContext) -> Json:
-    gateway = target.spec.gateway
-    own = meta(target, object_name(target.pool), gateway_selector(target))
+def _service(context: PoolContext) -> Json:
+    gateway = context.spec.gateway
+    own = meta(context, object_name(context.pool), gateway_selector(context))
     own.annotations = dict(gateway.service_annotations) or None
     port = V1ServicePort(name="inference", port=gateway.port, target_port=LISTEN_PORT, protocol="TCP")
-    spec = V1ServiceSpec(type=gateway.service_type, selector=gateway_selector(target), ports=[port])
+    spec = V1ServiceSpec(type=gateway.service_type, selector=gateway_selector(context), ports=[port])
     return rendered(SERVICES, V1Service(metadata=own, spec=spec))
 
 
-def _template(target: PoolContext) -> V1PodTemplateSpec:
-    gateway = target.spec.gateway
-    selector = gateway_selector(target)
+def _template(context: PoolContext) -> V1PodTemplateSpec:
+    gateway = context.spec.gateway
+    selector = gateway_selector(context)
     spec = V1PodSpec(
-        service_account_name=object_name(target.pool, GATEWAY),
+        service_account_name=object_name(context.pool, GATEWAY),
         automount_service_account_token=False,
         enable_service_links=False,
         termination_grace_period_seconds=gateway.drain_seconds + _GRACE_S,
@@ -104,8 +106,8 @@ def _template(target: PoolContext) -> V1PodTemplateSpec:
         tolerations=pods.tolerations(gateway.tolerations),
         topology_spread_constraints=pods.spread(selector),
         priority_class_name=gateway.priority_class_name,
-        init_containers=[_sync_container(target, "prepare", "prepare")],
-        containers=[_envoy(target), _sync(target)],
+        init_containers=[_sync_container(context, "prepare", "prepare")],
+        containers=[_envoy(context), _sync(context)],
         volumes=[pods.folder("run"), pods.folder("tmp"), pods.token_volume()],
     )
     annotations = {**gateway.pod_annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
@@ -113,13 +115,13 @@ def _template(target: PoolContext) -> V1PodTemplateSpec:
     return V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
 
 
-def _envoy(target: PoolContext) -> V1Container:
+def _envoy(context: PoolContext) -> V1Container:
     """Envoy goes on with its last configuration whatever becomes of the API: so do its probes."""
-    gateway = target.spec.gateway
+    gateway = context.spec.gateway
     return V1Container(
         name=ENVOY_CONTAINER,
-        image=target.defaults.envoy_image,
-        image_pull_policy=target.defaults.image_pull_policy,
+        image=context.defaults.envoy_image,
+        image_pull_policy=context.defaults.image_pull_policy,
         command=command("envoy", Path(RUN_FOLDER), workers=gateway.workers, drain_s=gateway.drain_seconds),
         ports=[
             V1ContainerPort(name="inference", container_port=LISTEN_PORT, protocol="TCP"),
@@ -138,8 +140,8 @@ def _envoy(target: PoolContext) -> V1Container:
     )
 
 
-def _sync(target: PoolContext) -> V1Container:
-    container = _sync_container(target, SYNC_CONTAINER, "follow")
+def _sync(context: PoolContext) -> V1Container:
+    container = _sync_container(context, SYNC_CONTAINER, "follow")
     container.ports = [V1ContainerPort(name="sync", container_port=SYNC_PORT, protocol="TCP")]
     container.startup_probe = pods.http_probe("/live", SYNC_PORT, period_s=1, timeout_s=2, failures=120)
     container.liveness_probe = pods.http_probe("/live", SYNC_PORT, period_s=5, timeout_s=5, failures=6)
@@ -148,8 +150,8 @@ def _sync(target: PoolContext) -> V1Container:
     return container
 
 
-def _sync_container(target: PoolContext, name: str, task: str) -> V1Container:
-    gateway = target.spec.gateway
+def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
+    gateway = context.spec.gateway
     settings = {
         "port": LISTEN_PORT,
         "maxRequestBytes": gateway.max_request_bytes,
@@ -159,12 +161,12 @@ def _sync_container(target: PoolContext, name: str, task: str) -> V1Container:
     }
     return V1Container(
         name=name,
-        image=target.defaults.operator_image,
-        image_pull_policy=target.defaults.image_pull_policy,
+        image=context.defaults.operator_image,
+        image_pull_policy=context.defaults.image_pull_policy,
         command=[*_SYNC, task],
         env=pods.variables(
             {
-                "SEGSERVE_POOL": target.pool,
+                "SEGSERVE_POOL": context.pool,
                 "SEGSERVE_GATEWAY": json.dumps(settings),
                 "SEGSERVE_DRAIN_SECONDS": str(gateway.drain_seconds),
                 "HOME": pods.TMP_FOLDER,

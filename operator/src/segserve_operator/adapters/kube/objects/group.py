@@ -28,46 +28,46 @@ from segserve_common.kube.names import (
 )
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import group_reports
+from segserve_operator.adapters.kube.objects.context import meta, rendered, server_selector, stamped
 from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.network import server_policy
 from segserve_operator.adapters.kube.objects.server import server_template
-from segserve_operator.adapters.kube.objects.target import meta, rendered, server_selector, stamped
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.target import PoolContext, rendered
+    from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
 _PROGRESS_S: Final = 1800
 """An image of Triton has some 10 GB to be pulled first."""
 
 
-def group_objects(target: PoolContext, group: str, replicas: int) -> tuple[Json, ...]:
+def group_objects(context: PoolContext, group: str, replicas: int) -> tuple[Json, ...]:
     """Return a group's objects in the order in which they are created: the pods last, which need the others."""
-    return target.once(("group", group, replicas), lambda: _group_objects(target, group, replicas))
+    return context.once(("group", group, replicas), lambda: _group_objects(context, group, replicas))
 
 
-def _group_objects(target: PoolContext, group: str, replicas: int) -> tuple[Json, ...]:
-    name = object_name(target.pool, group)
-    selector = server_selector(target, group)
-    read = [assignment_name(target.pool, group, shard) for shard in range(SHARDS)]
+def _group_objects(context: PoolContext, group: str, replicas: int) -> tuple[Json, ...]:
+    name = object_name(context.pool, group)
+    selector = server_selector(context, group)
+    read = [assignment_name(context.pool, group, shard) for shard in range(SHARDS)]
     manifests = (
         *access_objects(
-            target,
+            context,
             name,
             selector,
             read=read,
-            written=reports_name(target.pool, group),
-            annotations=target.spec.server.service_account_annotations,
+            written=reports_name(context.pool, group),
+            annotations=context.spec.server.service_account_annotations,
         ),
-        group_reports(target, group),
-        server_policy(target, group),
-        disruption_budget(target, name, selector),
-        _service(target, group),
-        deployment(target, name, selector, replicas=replicas, template=server_template(target, group)),
+        group_reports(context, group),
+        server_policy(context, group),
+        disruption_budget(context, name, selector),
+        _service(context, group),
+        deployment(context, name, selector, replicas=replicas, template=server_template(context, group)),
     )
     return tuple(map(stamped, manifests))
 
 
-def deployment(target: PoolContext, name: str, selector: dict[str, str], *, replicas: int, template: Json) -> Json:
+def deployment(context: PoolContext, name: str, selector: dict[str, str], *, replicas: int, template: Json) -> Json:
     """Return a V1Deployment that never has fewer ready pods than it should because of its own doing."""
     spec = V1DeploymentSpec(
         replicas=replicas,
@@ -79,13 +79,13 @@ def deployment(target: PoolContext, name: str, selector: dict[str, str], *, repl
         selector=V1LabelSelector(match_labels=selector),
         template=V1PodTemplateSpec(),
     )
-    manifest = rendered(DEPLOYMENTS, V1Deployment(metadata=meta(target, name, selector), spec=spec))
+    manifest = rendered(DEPLOYMENTS, V1Deployment(metadata=meta(context, name, selector), spec=spec))
     manifest["spec"]["template"] = template
     return manifest
 
 
-def _service(target: PoolContext, group: str) -> Json:
-    selector = server_selector(target, group)
+def _service(context: PoolContext, group: str) -> Json:
+    selector = server_selector(context, group)
     ports = {"http": HTTP_PORT, "grpc": GRPC_PORT, "metrics": METRICS_PORT}
     spec = V1ServiceSpec(
         type="ClusterIP",
@@ -95,4 +95,4 @@ def _service(target: PoolContext, group: str) -> Json:
         selector=selector,
         ports=[V1ServicePort(name=name, port=port, target_port=port, protocol="TCP") for name, port in ports.items()],
     )
-    return rendered(SERVICES, V1Service(metadata=meta(target, object_name(target.pool, group), selector), spec=spec))
+    return rendered(SERVICES, V1Service(metadata=meta(context, object_name(context.pool, group), selector), spec=spec))

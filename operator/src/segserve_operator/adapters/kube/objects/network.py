@@ -27,33 +27,33 @@ from segserve_common.kube.names import (
     SYNC_PORT,
     object_name,
 )
-from segserve_operator.adapters.kube.objects.target import gateway_selector, meta, rendered, server_selector
+from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, server_selector
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from segserve_operator.adapters.kube.objects.target import PoolContext, rendered
+    from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
 # Any pod of the cluster: metrics are scraped from another namespace. A node's own probes are always allowed.
 _CLUSTER: Final = V1NetworkPolicyPeer(namespace_selector=V1LabelSelector())
 
 
-def server_policy(target: PoolContext, group: str) -> Json:
+def server_policy(context: PoolContext, group: str) -> Json:
     """Return the policy of a group: the pool's gateway alone sends it requests."""
-    gateway = V1NetworkPolicyPeer(pod_selector=V1LabelSelector(match_labels=gateway_selector(target)))
+    gateway = V1NetworkPolicyPeer(pod_selector=V1LabelSelector(match_labels=gateway_selector(context)))
     rules = [_rule((HTTP_PORT, GRPC_PORT), gateway), _rule((METRICS_PORT, AGENT_PORT), _CLUSTER)]
-    return _policy(target, object_name(target.pool, group), server_selector(target, group), rules)
+    return _policy(context, object_name(context.pool, group), server_selector(context, group), rules)
 
 
-def gateway_policy(target: PoolContext, listen_port: int) -> Json:
+def gateway_policy(context: PoolContext, listen_port: int) -> Json:
     """Return the policy of the gateway: anybody may call, by the internal port the operator alone."""
     operator = V1NetworkPolicyPeer(
-        namespace_selector=V1LabelSelector(match_labels=dict(target.defaults.operator_namespace_labels) or None),
-        pod_selector=V1LabelSelector(match_labels=dict(target.defaults.operator_pod_labels)),
+        namespace_selector=V1LabelSelector(match_labels=dict(context.defaults.operator_namespace_labels) or None),
+        pod_selector=V1LabelSelector(match_labels=dict(context.defaults.operator_pod_labels)),
     )
     rules = [_rule((listen_port,)), _rule((INTERNAL_PORT,), operator), _rule((SYNC_PORT,), _CLUSTER)]
-    name = object_name(target.pool, "gateway")
-    return _policy(target, name, gateway_selector(target), rules)
+    name = object_name(context.pool, "gateway")
+    return _policy(context, name, gateway_selector(context), rules)
 
 
 def _rule(ports: Sequence[int], peer: V1NetworkPolicyPeer | None = None) -> V1NetworkPolicyIngressRule:
@@ -65,9 +65,9 @@ def _rule(ports: Sequence[int], peer: V1NetworkPolicyPeer | None = None) -> V1Ne
 
 
 def _policy(
-    target: PoolContext, name: str, selector: Mapping[str, str], rules: list[V1NetworkPolicyIngressRule]
+    context: PoolContext, name: str, selector: Mapping[str, str], rules: list[V1NetworkPolicyIngressRule]
 ) -> Json:
     spec = V1NetworkPolicySpec(
         pod_selector=V1LabelSelector(match_labels=dict(selector)), policy_types=["Ingress"], ingress=rules
     )
-    return rendered(NETWORK_POLICIES, V1NetworkPolicy(metadata=meta(target, name, selector), spec=spec))
+    return rendered(NETWORK_POLICIES, V1NetworkPolicy(metadata=meta(context, name, selector), spec=spec))

@@ -9,7 +9,7 @@ from kubernetes.aio.client import V1ControllerRevision, V1ObjectMeta, V1OwnerRef
 from segserve_common.canonical import json_digest
 from segserve_common.kube.kinds import MODELS, REVISIONS, Json
 from segserve_common.kube.names import MANAGED_LABELS, MODEL_LABEL, POOL_LABEL, REVISION_LABEL
-from segserve_operator.adapters.kube.objects.target import rendered
+from segserve_operator.adapters.kube.objects.context import rendered
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel

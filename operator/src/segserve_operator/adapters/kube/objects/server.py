@@ -33,11 +33,11 @@ from segserve_common.kube.names import (
     object_name,
 )
 from segserve_operator.adapters.kube.objects import artifacts, pods
-from segserve_operator.adapters.kube.objects.target import dumped, server_selector
+from segserve_operator.adapters.kube.objects.context import dumped, server_selector
 from segserve_operator.api.pod_template import Resources
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.target import PoolContext, dumped
+    from segserve_operator.adapters.kube.objects.context import PoolContext, dumped
     from segserve_operator.api.triton_pool import Server
 
 _AGENT_RESOURCES: Final = Resources(requests={"cpu": "50m", "memory": "256Mi"})
@@ -50,23 +50,23 @@ _MAX_REQUEST_BYTES: Final = 2**31 - 1
 """The gateway's own limit is the one that counts, and can change without new servers."""
 
 
-def main_group(target: PoolContext) -> str:
+def main_group(context: PoolContext) -> str:
     """Return the name of the group that models settle in: another one as soon as servers are to differ."""
-    return f"main-{template_digest(target)}"
+    return f"main-{template_digest(context)}"
 
 
-def template_digest(target: PoolContext) -> str:
+def template_digest(context: PoolContext) -> str:
     """Return 8 hex digits of all that servers of any group of the pool are made of."""
-    return target.once("template", lambda: json_digest(server_template(target), 8))
+    return context.once("template", lambda: json_digest(server_template(context), 8))
 
 
-def server_template(target: PoolContext, group: str = "") -> Json:
+def server_template(context: PoolContext, group: str = "") -> Json:
     """Return the V1PodTemplateSpec of a group's servers; without a group, what all groups' have in common."""
-    server = target.spec.server
-    selector = server_selector(target, group)
+    server = context.spec.server
+    selector = server_selector(context, group)
     labels = {**server.pod_labels, **MANAGED_LABELS, **selector}
     spec = V1PodSpec(
-        service_account_name=object_name(target.pool, group) if group else None,
+        service_account_name=object_name(context.pool, group) if group else None,
         automount_service_account_token=False,
         enable_service_links=False,
         share_process_namespace=True,
@@ -78,8 +78,8 @@ def server_template(target: PoolContext, group: str = "") -> Json:
         topology_spread_constraints=pods.spread(selector),
         runtime_class_name=server.runtime_class_name,
         priority_class_name=server.priority_class_name,
-        containers=[_triton(target, group), _agent(target, group)],
-        volumes=[*_volumes(server), *artifacts.volumes(target.spec.artifacts)],
+        containers=[_triton(context, group), _agent(context, group)],
+        volumes=[*_volumes(server), *artifacts.volumes(context.spec.artifacts)],
     )
     annotations = {**server.pod_annotations, "kubectl.kubernetes.io/default-container": TRITON_CONTAINER}
     template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
@@ -90,17 +90,17 @@ def server_template(target: PoolContext, group: str = "") -> Json:
     return manifest
 
 
-def _triton(target: PoolContext, group: str) -> V1Container:
-    server = target.spec.server
+def _triton(context: PoolContext, group: str) -> V1Container:
+    server = context.spec.server
     live, ready = "/v2/health/live", "/v2/health/ready"
     return V1Container(
         name=TRITON_CONTAINER,
-        image=server.image or target.defaults.server_image,
-        image_pull_policy=server.image_pull_policy or target.defaults.image_pull_policy,
+        image=server.image or context.defaults.server_image,
+        image_pull_policy=server.image_pull_policy or context.defaults.image_pull_policy,
         command=["python3", "-m", "segserve_builder.cluster.triton"],
         env=pods.variables(
             {
-                **_common(target, group),
+                **_common(context, group),
                 "SEGSERVE_EXIT_TIMEOUT_SECONDS": str(server.exit_timeout_seconds),
                 "SEGSERVE_MAX_REQUEST_BYTES": str(_MAX_REQUEST_BYTES),
                 **_own(server),
@@ -129,18 +129,18 @@ def _triton(target: PoolContext, group: str) -> V1Container:
     )
 
 
-def _agent(target: PoolContext, group: str) -> V1Container:
-    server = target.spec.server
+def _agent(context: PoolContext, group: str) -> V1Container:
+    server = context.spec.server
     return V1Container(
         name=AGENT_CONTAINER,
-        image=server.image or target.defaults.server_image,
-        image_pull_policy=server.image_pull_policy or target.defaults.image_pull_policy,
+        image=server.image or context.defaults.server_image,
+        image_pull_policy=server.image_pull_policy or context.defaults.image_pull_policy,
         command=["python3", "-m", "segserve_builder.cluster.agent"],
         env=pods.variables(
             {
-                **_common(target, group),
-                "SEGSERVE_ARTIFACT_BASE": artifacts.base_of(target),
-                ACCESS_VARIABLE: artifacts.access_of(target).model_dump_json(by_alias=True, exclude_defaults=True),
+                **_common(context, group),
+                "SEGSERVE_ARTIFACT_BASE": artifacts.base_of(context),
+                ACCESS_VARIABLE: artifacts.access_of(context).model_dump_json(by_alias=True, exclude_defaults=True),
                 **_own(server),
             }
         ),
@@ -156,16 +156,16 @@ def _agent(target: PoolContext, group: str) -> V1Container:
             V1VolumeMount(name="cache", mount_path=CACHE_FOLDER),
             V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
             pods.token_mount(),
-            *artifacts.mounts(target.spec.artifacts),
+            *artifacts.mounts(context.spec.artifacts),
         ],
     )
 
 
-def _common(target: PoolContext, group: str) -> dict[str, str | None]:
+def _common(context: PoolContext, group: str) -> dict[str, str | None]:
     return {
-        "SEGSERVE_POOL": target.pool,
+        "SEGSERVE_POOL": context.pool,
         "SEGSERVE_GROUP": group or None,
-        "SEGSERVE_TRITON_VERSION": target.spec.server.version or target.defaults.triton_version,
+        "SEGSERVE_TRITON_VERSION": context.spec.server.version or context.defaults.triton_version,
         "HOME": pods.TMP_FOLDER,
     }
 

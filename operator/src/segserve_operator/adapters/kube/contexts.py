@@ -30,7 +30,7 @@ class PoolContexts:
         found = self.view.get(POOLS, key.namespace, key.pool)
         return None if found is None or is_terminating(found) else found
 
-    def target(self, key: PoolKey) -> PoolContext | None:
+    def get(self, key: PoolKey) -> PoolContext | None:
         """Return what the pool's objects are rendered from; None without a pool.
 
         Raises `SpecError` where its spec cannot be read.

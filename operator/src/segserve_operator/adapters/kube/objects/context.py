@@ -82,28 +82,28 @@ class PoolContext:
         return rendered
 
 
-def server_selector(target: PoolContext, group: str) -> dict[str, str]:
+def server_selector(context: PoolContext, group: str) -> dict[str, str]:
     """Return the labels that the pods of a group alone have."""
-    return {POOL_LABEL: target.pool, GROUP_LABEL: group, COMPONENT_LABEL: SERVER}
+    return {POOL_LABEL: context.pool, GROUP_LABEL: group, COMPONENT_LABEL: SERVER}
 
 
-def gateway_selector(target: PoolContext) -> dict[str, str]:
+def gateway_selector(context: PoolContext) -> dict[str, str]:
     """Return the labels that the pods of the gateway alone have."""
-    return {POOL_LABEL: target.pool, COMPONENT_LABEL: GATEWAY}
+    return {POOL_LABEL: context.pool, COMPONENT_LABEL: GATEWAY}
 
 
-def meta(target: PoolContext, name: str, labels: Mapping[str, str]) -> V1ObjectMeta:
+def meta(context: PoolContext, name: str, labels: Mapping[str, str]) -> V1ObjectMeta:
     """Return the metadata of an object that ends with its pool."""
     owner = V1OwnerReference(
         api_version=POOLS.api_version,
         kind=POOLS.name,
-        name=target.pool,
-        uid=target.uid,
+        name=context.pool,
+        uid=context.uid,
         controller=True,
         block_owner_deletion=False,
     )
     return V1ObjectMeta(
-        name=name, namespace=target.namespace, labels={**MANAGED_LABELS, **labels}, owner_references=[owner]
+        name=name, namespace=context.namespace, labels={**MANAGED_LABELS, **labels}, owner_references=[owner]
     )
 
 
@@ -131,12 +131,12 @@ def stamped(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def gateway_url(target: PoolContext) -> str:
+def gateway_url(context: PoolContext) -> str:
     """Return where the pool's models answer within the cluster; gRPC clients use its host and port."""
-    service = f"{object_name(target.pool)}.{target.namespace}.svc.{target.defaults.cluster_domain}"
-    return f"http://{service}:{target.spec.gateway.port}"
+    service = f"{object_name(context.pool)}.{context.namespace}.svc.{context.defaults.cluster_domain}"
+    return f"http://{service}:{context.spec.gateway.port}"
 
 
-def scale_selector(target: PoolContext, group: str) -> str:
+def scale_selector(context: PoolContext, group: str) -> str:
     """Return the selector of a group's pods as the scale subresource has it."""
-    return ",".join(f"{key}={value}" for key, value in sorted(server_selector(target, group).items()))
+    return ",".join(f"{key}={value}" for key, value in sorted(server_selector(context, group).items()))
