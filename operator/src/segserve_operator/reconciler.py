@@ -23,14 +23,12 @@ from segserve_operator.adapters.kube.objects import Defaults, access_without_sec
 from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
 from segserve_operator.adapters.kube.view import PoolKey, View
-from segserve_operator.adapters.notify.announcer import PoolAnnouncer, targets
 from segserve_operator.adapters.notify.messages import Target
-from segserve_operator.adapters.notify.notifier import Notifier
-from segserve_operator.caches import RolloutCache
+from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
 from segserve_operator.core.models.roles import next_due_s
 from segserve_operator.core.traffic import TrafficPlan
 from segserve_operator.rollout_metrics import RolloutMetrics
-from segserve_operator.service import Service, brief
+from segserve_operator.service import RolloutCache, Service, brief
 from segserve_operator.worker import ReconcileResult
 
 log = logging.getLogger("segserve")
@@ -63,7 +61,7 @@ class PoolCache:
     announcer: PoolAnnouncer
     rollout_cache: RolloutCache = field(default_factory=RolloutCache)
     false_alarms: dict[str, int] = field(default_factory=dict)
-    known: ModelInterner = field(default_factory=ModelInterner)
+    interner: ModelInterner = field(default_factory=ModelInterner)
     parsed: StoreCache = field(default_factory=StoreCache)
     decoded: FleetCache = field(default_factory=FleetCache)
     plans: dict[str, TrafficPlan] = field(default_factory=dict)
@@ -85,8 +83,8 @@ class PoolReconciler:
     async def reconcile(self, key: PoolKey) -> ReconcileResult:
         """Make one pass over a pool; errors of the API propagate."""
         cache = self._caches.get(key) or self._begin(key)
-        store = ClusterStore(self._api, self._view, self._contexts, key, cache.parsed, cache.known, self._clock)
-        fleet = ClusterFleet(self._api, self._view, self._contexts, key, cache.decoded, cache.known, self._clock)
+        store = ClusterStore(self._api, self._view, self._contexts, key, cache.parsed, cache.interner, self._clock)
+        fleet = ClusterFleet(self._api, self._view, self._contexts, key, cache.decoded, cache.interner, self._clock)
         traffic = self._traffic(key, cache.plans)
         service = Service(
             store=store,

@@ -1,4 +1,4 @@
-"""Pods whose ServiceAccount was deleted and made again: only new ones get a token that the API takes."""
+"""Replacement of pods after their ServiceAccount was deleted and created again, which makes their tokens invalid."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _ANNOTATION: Final = f"{DOMAIN}/service-account"
 
 
 def with_valid_tokens(view: View, key: PoolKey, manifests: Iterable[Json]) -> tuple[Json, ...]:
-    """Return the manifests; in a Deployment that is older than its ServiceAccount, pods of that very one.
+    """Return the manifests; a Deployment older than its ServiceAccount gets the account's uid in its pod template.
 
-    A pod's token is bound to the uid of its ServiceAccount, and a kubelet renews it only near its end. So the pods are
-    replaced, as for any other change of their template: those there were serve meanwhile what they were told last.
+    A pod's token is bound to the uid of its ServiceAccount, and a kubelet renews it only shortly before it expires.
+    The changed template makes the Deployment replace its pods; until then the old ones serve their last assignment.
     """
-    return tuple(_of_account(view, key, each) if each["kind"] == DEPLOYMENTS.name else each for each in manifests)
+    return tuple(_with_account(view, key, each) if each["kind"] == DEPLOYMENTS.name else each for each in manifests)
 
 
-def _of_account(view: View, key: PoolKey, manifest: Json) -> Json:
+def _with_account(view: View, key: PoolKey, manifest: Json) -> Json:
     spec = manifest["spec"]["template"]["spec"]
     live = view.get(DEPLOYMENTS, key.namespace, manifest["metadata"]["name"])
     account = view.get(SERVICE_ACCOUNTS, key.namespace, spec["serviceAccountName"])
-    if live is None or account is None or _made(account) <= _made(live):
+    if live is None or account is None or _created(account) <= _created(live):
         return manifest
     template = manifest["spec"]["template"]
     annotations = {**template["metadata"].get("annotations", {}), _ANNOTATION: account["metadata"]["uid"]}
@@ -38,7 +38,7 @@ def _of_account(view: View, key: PoolKey, manifest: Json) -> Json:
     return stamped({**manifest, "spec": {**manifest["spec"], "template": changed}})
 
 
-def _made(found: Json) -> str:
-    # Times of the API are UTC in one format, so that their texts are in order.
-    made: str = found["metadata"].get("creationTimestamp") or ""
-    return made
+def _created(item: Json) -> str:
+    # The API's times are UTC in one format, so they can be compared as text.
+    created: str = item["metadata"].get("creationTimestamp") or ""
+    return created

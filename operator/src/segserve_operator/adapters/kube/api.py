@@ -17,9 +17,9 @@ class Api(Protocol):
     """The requests of the operator. Each ends within a bounded time, and raises an `ApiError` if it fails.
 
     Objects are JSON values as the server sends them, without `managedFields`; those of a list have `apiVersion` and
-    `kind` too. A `metadata.resourceVersion` or `metadata.uid` in what is sent is a precondition: `ConflictError` if the
-    object has another now. Of these, only a uid keeps `apply` from creating an object that is gone again, and only a
-    resourceVersion keeps a status from being written to another object of the same name.
+    `kind` too. A `metadata.resourceVersion` or `metadata.uid` in a request is a precondition: `ConflictError` if the
+    object has another now. Only a uid keeps `apply` from creating a deleted object again, and only a resourceVersion
+    keeps a status from being written to another object of the same name.
     """
 
     async def has(self, kind: Kind) -> bool:

@@ -1,4 +1,4 @@
-"""A pool's child objects: which of them differ from what they should be, and their repair."""
+"""Drift of a pool's child objects from their manifests, and its repair."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 def kind_of(manifest: Json) -> Kind:
-    """Return the kind of a manifest of ours."""
+    """Return the kind of a rendered manifest."""
     return _KINDS[manifest["apiVersion"], manifest["kind"]]
 
 
 def find_drift(view: View, key: PoolKey, manifests: Iterable[Json]) -> Iterator[tuple[Json, Json | None]]:
-    """Yield each manifest that its object does not have all of, with that object, None where there is none."""
+    """Yield each manifest whose object is missing, terminating or different, with the object, None if missing."""
     for manifest in manifests:
         live = view.get(kind_of(manifest), key.namespace, manifest["metadata"]["name"])
         if live is None or is_terminating(live) or not covers(live, manifest):
@@ -38,27 +38,27 @@ def find_drift(view: View, key: PoolKey, manifests: Iterable[Json]) -> Iterator[
 async def apply_differing(
     api: Api, view: View, key: PoolKey, manifests: Iterable[Json], *, fenced: bool = False
 ) -> None:
-    """Make the objects that differ as they should be; `fenced`: only where one is still the one that was looked at."""
+    """Apply the manifests that differ; with `fenced` only if the object is unchanged since the view read it."""
     for manifest, live in list(find_drift(view, key, manifests)):
         await _put(api, key, manifest, live if fenced else None)
 
 
 async def _put(api: Api, key: PoolKey, manifest: Json, fence: Json | None) -> None:
-    kind, wanted = kind_of(manifest), _as_of(fence, manifest)
+    kind, desired = kind_of(manifest), _at_version(fence, manifest)
     try:
-        answer = await api.apply(kind, key.namespace, wanted)
+        applied = await api.apply(kind, key.namespace, desired)
     except InvalidError as error:
         _log.info("%s %s is not to be applied over what is there: %s", kind.name, manifest["metadata"]["name"], error)
     else:
-        if covers(answer, manifest):
+        if covers(applied, manifest):
             return
-        wanted = _as_of(fence and answer, manifest)
-    # What others put into a list stays there when ours is applied, and an order does too: a patch replaces the whole.
-    await api.patch(kind, key.namespace, manifest["metadata"]["name"], wanted)
+        desired = _at_version(fence and applied, manifest)
+    # Server-side apply keeps other writers' list items and their order; a merge patch replaces the whole list.
+    await api.patch(kind, key.namespace, manifest["metadata"]["name"], desired)
 
 
-def _as_of(live: Json | None, manifest: Json) -> Json:
-    """Return a manifest that is only to change the object as it was then; any, where that is None."""
+def _at_version(live: Json | None, manifest: Json) -> Json:
+    """Return the manifest with the resourceVersion of `live` as a precondition, without one if that is None."""
     if live is None:
         return manifest
     return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}

@@ -1,4 +1,4 @@
-"""One pool on the cluster as the adapters see it: its resource, typed, and what its objects are rendered from."""
+"""Parsed pools of the view, as the context from which their objects are rendered."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class PoolContexts:
-    """Reads pools from the view; what was read of one is kept until its spec changes."""
+    """Reads pools from the view, and caches the parsed spec of each until its generation changes."""
 
     view: View
     defaults: Defaults
-    _read: dict[PoolKey, tuple[int, PoolContext]] = field(default_factory=dict)
+    _cache: dict[PoolKey, tuple[int, PoolContext]] = field(default_factory=dict)
 
     def resource(self, key: PoolKey) -> Json | None:
-        """Return the pool's resource; None where there is none or it is being deleted."""
-        found = self.view.get(POOLS, key.namespace, key.pool)
-        return None if found is None or is_terminating(found) else found
+        """Return the pool's resource, None if there is none or it is being deleted."""
+        resource = self.view.get(POOLS, key.namespace, key.pool)
+        return None if resource is None or is_terminating(resource) else resource
 
     def get(self, key: PoolKey) -> PoolContext | None:
-        """Return what the pool's objects are rendered from; None without a pool.
+        """Return the context of a pool, None if there is no such pool.
 
-        Raises `SpecError` where its spec cannot be read.
+        Raises `SpecError` if its spec cannot be parsed.
         """
-        found = self.resource(key)
-        if found is None:
+        resource = self.resource(key)
+        if resource is None:
             return None
-        uid, generation = found["metadata"]["uid"], found["metadata"]["generation"]
-        known = self._read.get(key)
-        if known is None or (known[0], known[1].uid) != (generation, uid):
-            pool = parse({name: value for name, value in found.items() if name != "status"}, key.pool)
+        uid, generation = resource["metadata"]["uid"], resource["metadata"]["generation"]
+        cached = self._cache.get(key)
+        # A pool that was deleted and created again may have the same generation, but not the same uid.
+        if cached is None or (cached[0], cached[1].uid) != (generation, uid):
+            pool = parse({name: value for name, value in resource.items() if name != "status"}, key.pool)
             assert isinstance(pool, TritonPool)
-            known = (generation, PoolContext(key.namespace, key.pool, uid, pool.spec, self.defaults))
-            self._read[key] = known
-        return known[1]
+            cached = (generation, PoolContext(key.namespace, key.pool, uid, pool.spec, self.defaults))
+            self._cache[key] = cached
+        return cached[1]

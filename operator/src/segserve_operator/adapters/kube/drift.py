@@ -1,4 +1,4 @@
-"""Whether an object of the API has all that a manifest says, whatever else others or the API server put into it."""
+"""Comparison of live objects with manifests, ignoring fields that others or the API server added."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from typing import Any, Final
 
 from segserve_operator.mapping.quantities import number
 
+# The API server may rewrite quantities: 1000m is stored as 1.
 _AMOUNTS: Final = frozenset({"limits", "requests"})
 _AMOUNT: Final = frozenset({"sizeLimit"})
 
 
 def covers(live: Any, desired: Any) -> bool:
-    """Tell whether `live`, as the API sends it, has all that `desired` says. Both are JSON values.
+    """Return whether `live`, as the API sends it, has every field of `desired`. Both are JSON values.
 
-    Fields that `desired` does not name may have any value; lists must agree in length and order; a field that is
-    absent equals an empty one, which the API server does not always store; amounts are compared as numbers.
+    Fields that `desired` does not name may have any value; lists must agree in length and order; an absent field
+    equals an empty one, since the API server does not store all empty ones; quantities are compared as numbers.
 
-    What an earlier apply could not bring about (another writer's own items of a list stay there) is brought about
-    by a merge patch of the whole manifest.
+    A server-side apply may leave a difference (another writer's items of a list stay there); a merge patch of the
+    whole manifest removes it.
     """
     if not desired:
         return not live

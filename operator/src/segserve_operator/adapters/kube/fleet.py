@@ -1,4 +1,4 @@
-"""Groups as Deployments: rendered, repaired, told what to hold, observed through their pods and agents, removed."""
+"""Groups as Deployments: their objects, their assignments, and their state as pods and agents report it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.view import PoolKey, View
 
 AGENT_GRACE_S: Final = 30.0
-"""A server goes on without its agent, on what that said last, for as long as an agent may take to start again."""
+"""Time to start an agent again; so long a server counts as its agent last reported it."""
 _MODELS: Final = TypeAdapter(tuple[AssignedModel, ...])
 _REPORTS: Final = TypeAdapter(tuple[ModelReport, ...])
 
 
 @dataclass(frozen=True, slots=True)
 class PodReport:
-    """What a pod's report says; `uid` is of the pod that wrote it."""
+    """The decoded report of the pod with this `uid`."""
 
     uid: str = ""
     server_ready: bool = False
@@ -57,18 +57,18 @@ class PodReport:
 
 @dataclass(slots=True)
 class FleetCache:
-    """What was decoded of packed texts, by text: they change far less often than they are looked at."""
+    """Decoded assignments and reports by their packed text, which changes far less often than it is read."""
 
     assignments: dict[str, tuple[AssignedModel, ...]] = field(default_factory=dict)
     reports: dict[str, PodReport] = field(default_factory=dict)
     last: dict[str, PodReport] = field(default_factory=dict)
-    """By a pod's uid, its last report: one that somebody deleted is no word of the pod, which will say it again."""
+    """The last report by the pod's uid, which stays valid if the ConfigMap is deleted until the pod writes it again."""
 
     def keep_only(self, assignments: Iterable[str], reports: Iterable[str], uids: Iterable[str]) -> None:
-        """Forget all other texts, and all other pods."""
-        for known, kept in ((self.assignments, assignments), (self.reports, reports), (self.last, uids)):
-            for text in known.keys() - set(kept):
-                del known[text]
+        """Remove the entries of all other texts and pods."""
+        for entries, used in ((self.assignments, assignments), (self.reports, reports), (self.last, uids)):
+            for key in entries.keys() - set(used):
+                del entries[key]
 
 
 @dataclass(slots=True)
@@ -80,19 +80,20 @@ class ClusterFleet:
     contexts: PoolContexts
     key: PoolKey
     decoded: FleetCache
-    known: ModelInterner
+    interner: ModelInterner
     clock: Callable[[], float]
 
     async def groups(self) -> Mapping[str, GroupObserved]:
-        """Return every group of which anything is there."""
+        """Return every group of which any object exists."""
         context = self.contexts.get(self.key)
         if context is None:
             return {}
-        maps = {found["metadata"]["name"]: found for found in self.view.of_pool(CONFIG_MAPS, self.key)}
+        maps = {item["metadata"]["name"]: item for item in self.view.of_pool(CONFIG_MAPS, self.key)}
         deployments = self._by_group(self.view.of_pool(DEPLOYMENTS, self.key))
         members = self._by_group(self.view.of_pool(PODS, self.key))
-        owned = (found for kind in self.view.kinds if kind != PODS for found in self.view.of_pool(kind, self.key))
-        names = sorted(self._by_group(owned))  # whatever is left of one: it is stopped until nothing is
+        owned = (item for kind in self.view.kinds if kind != PODS for item in self.view.of_pool(kind, self.key))
+        # A group with any object left has to be stopped again.
+        names = sorted(self._by_group(owned))
         used = [packed for name in names for packed in pods.reports_of(maps.get(self._reports(name))).values()]
         uids = [pod["metadata"]["uid"] for group in members.values() for pod in group]
         self.decoded.keep_only(filter(None, map(content_of, maps.values())), used, uids)
@@ -108,7 +109,7 @@ class ClusterFleet:
         packed = [
             content_of(found) if found is not None and not pods.is_terminating(found) else None for found in shards
         ]
-        told = (model for text in packed for model in self._assigned(text))
+        assigned = (model for text in packed for model in self._assigned(text))
         reports = pods.reports_of(maps.get(self._reports(name)))
         return GroupObserved(
             name=name,
@@ -116,13 +117,13 @@ class ClusterFleet:
             leaving=self._servers(filter(pods.is_terminating, members), reports),
             wanted=context.spec.replicas,
             intact=deployment is not None and not self._broken(context, name),
-            assignment=Assignment(models=tuple(sorted(told, key=lambda model: model.model))),
+            assignment=Assignment(models=tuple(sorted(assigned, key=lambda model: model.model))),
             written=None not in packed,
             problem=pod_failure(deployment, members),
         )
 
     def _broken(self, context: PoolContext, group: str) -> bool:
-        """Tell whether something of a group is not as it should be; one of an earlier template is left as it is."""
+        """Return whether an object of a group differs from its manifest; groups of earlier templates are left alone."""
         if not _is_current(context, group):
             return False
         return any(True for _ in find_drift(self.view, self.key, self._objects(context, group)))
@@ -137,8 +138,8 @@ class ClusterFleet:
             try:
                 read = _MODELS.validate_python(unpack(packed))
             except ValueError:
-                return ()  # somebody's edit: it is written anew
-            self.decoded.assignments[packed] = tuple(map(self.known.same, read))
+                return ()  # edited by somebody else; the next pass writes it again
+            self.decoded.assignments[packed] = tuple(map(self.interner.intern, read))
         return self.decoded.assignments[packed]
 
     def _servers(self, members: Iterable[Json], reports: Mapping[str, str]) -> tuple[ServerObserved, ...]:
@@ -148,69 +149,68 @@ class ClusterFleet:
         ip = pods.address(pod)
         if ip is None:
             return None
-        said = self._said(pod, reports.get(pod["metadata"]["name"]))
+        report = self._report(pod, reports.get(pod["metadata"]["name"]))
         lost = not pods.container_ready(pod, AGENT_CONTAINER) and pods.unready_for_s(pod, self.clock()) > AGENT_GRACE_S
-        there = pods.container_runs(pod, TRITON_CONTAINER) and not pods.is_cut_off(pod)
-        ready = said.server_ready and there and not lost
-        return ServerObserved(pod["metadata"]["name"], Endpoint(ip, HTTP_PORT, GRPC_PORT), ready, said.models)
+        runs = pods.container_runs(pod, TRITON_CONTAINER) and not pods.is_cut_off(pod)
+        ready = report.server_ready and runs and not lost
+        return ServerObserved(pod["metadata"]["name"], Endpoint(ip, HTTP_PORT, GRPC_PORT), ready, report.models)
 
-    def _said(self, pod: Json, packed: str | None) -> PodReport:
+    def _report(self, pod: Json, packed: str | None) -> PodReport:
         uid = pod["metadata"]["uid"]
         if packed is not None and packed not in self.decoded.reports:
             self.decoded.reports[packed] = _read_report(packed)
-        said = self.decoded.reports[packed] if packed is not None else PodReport()
-        if said.uid == uid:
-            self.decoded.last[uid] = said
+        report = self.decoded.reports[packed] if packed is not None else PodReport()
+        if report.uid == uid:
+            self.decoded.last[uid] = report
         return self.decoded.last.get(uid, PodReport())
 
     async def start(self, group: str) -> None:
-        """Make or put right the group's objects."""
+        """Create or repair the group's objects."""
         context = self.contexts.get(self.key)
         if context is not None and _is_current(context, group):
             await apply_differing(self.api, self.view, self.key, self._objects(context, group))
 
     async def assign(self, group: str, assignment: Assignment) -> None:
-        """Tell the group's agents what to hold; only shards that differ are written."""
+        """Write the group's assignment for its agents; only shards that differ are written."""
         context = self.contexts.get(self.key)
         if context is None:
             return
         for shard in range(SHARDS):
-            told = [model for model in assignment.models if shard_of(model.model) == shard]
-            content = pack([model.model_dump(mode="json", by_alias=True, exclude_none=True) for model in told])
-            await apply_differing(
-                self.api, self.view, self.key, [assignment_config_map(context, group, shard, content)]
-            )
+            models = [model for model in assignment.models if shard_of(model.model) == shard]
+            content = pack([model.model_dump(mode="json", by_alias=True, exclude_none=True) for model in models])
+            manifest = assignment_config_map(context, group, shard, content)
+            await apply_differing(self.api, self.view, self.key, [manifest])
 
     async def stop(self, group: str) -> None:
-        """Delete all that belongs to the group and is not going already."""
+        """Delete the group's objects, except those that are being deleted."""
         for kind in self.view.kinds:
             if kind == PODS:
-                continue  # their Deployment's end is theirs
-            for found in self.view.of_pool(kind, self.key):
-                metadata = found["metadata"]
-                if _group(found) == group and not pods.is_terminating(found):
+                continue  # deleted with their Deployment
+            for item in self.view.of_pool(kind, self.key):
+                metadata = item["metadata"]
+                if _group(item) == group and not pods.is_terminating(item):
                     await self.api.delete(kind, self.key.namespace, metadata["name"], uid=metadata["uid"])
 
-    def _by_group(self, found: Iterable[Json]) -> dict[str, list[Json]]:
+    def _by_group(self, items: Iterable[Json]) -> dict[str, list[Json]]:
         groups: dict[str, list[Json]] = {}
-        for each in found:
-            group = _group(each)
+        for item in items:
+            group = _group(item)
             if group is not None:
-                groups.setdefault(group, []).append(each)
+                groups.setdefault(group, []).append(item)
         return groups
 
     def _reports(self, group: str) -> str:
         return reports_name(self.key.pool, group)
 
 
-def _group(found: Mapping[str, Any]) -> str | None:
-    labels = found["metadata"].get("labels") or {}
+def _group(item: Mapping[str, Any]) -> str | None:
+    labels = item["metadata"].get("labels") or {}
     group: str | None = labels.get(GROUP_LABEL) if labels.get(COMPONENT_LABEL) == SERVER else None
     return group
 
 
 def _is_current(context: PoolContext, group: str) -> bool:
-    """Tell whether a group is of the present template: the last part of its name says of which it is."""
+    """Return whether a group is of the present template, whose digest is the last part of its name."""
     return group.rpartition("-")[2] == main_group(context).rpartition("-")[2]
 
 

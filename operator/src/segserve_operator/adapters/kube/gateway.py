@@ -1,4 +1,4 @@
-"""Gateways of one pool: a plan in ConfigMaps, which a sidecar beside each Envoy follows and reports on."""
+"""Gateways of one pool: a plan in ConfigMaps, followed and reported on by the sidecar of each Envoy."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ log = logging.getLogger("segserve")
 
 @dataclass(slots=True)
 class ClusterTraffic:
-    """What the gateways of one pool are told, and what they say that they follow.
+    """Publishes the plan of one pool's gateways, and observes which plan they follow.
 
-    A plan is told in shards, each a plan of some of the models; the servers are in the first. `decoded` keeps what was
-    read of them, by text. Where `prometheus` is an address, samples come from there. `clock` returns Unix time.
+    A plan is split into shards, each a plan of some of the models; the servers are in the first. `decoded` caches
+    parsed shards by their packed text. If `prometheus` is an address, samples come from there. `clock` returns Unix
+    time in seconds.
     """
 
     api: Api
@@ -65,17 +66,17 @@ class ClusterTraffic:
 
     @property
     def url(self) -> str:
-        """Where clients in the cluster call."""
+        """The URL for clients in the cluster, empty without a pool."""
         context = self.contexts.get(self.key)
         return gateway_url(context) if context is not None else ""
 
     async def observe(self) -> TrafficState:
-        """Return the plan that was told, and which gateways do not follow all of it yet."""
+        """Return the published plan, and the models whose routes some gateway does not follow yet."""
         context = self.contexts.get(self.key)
         if context is None:
             return TrafficState(None)
         shards = [self._map(plan_name(self.key.pool, shard)) for shard in range(SHARDS)]
-        packed = [content_of(found) if found is not None else None for found in shards]
+        packed = [content_of(config_map) if config_map is not None else None for config_map in shards]
         gateways = [pod for pod in self.view.of_pool(PODS, self.key) if _is_gateway(pod)]
         reports = self._reports(gateways)
         deployment = self.view.get(DEPLOYMENTS, self.key.namespace, object_name(self.key.pool, GATEWAY))
@@ -85,13 +86,13 @@ class ClusterTraffic:
             pending=frozenset().union(*(self._pending(*numbered, gateways, reports) for numbered in enumerate(shards))),
             answering=any(map(pods.is_ready, gateways)),
             intact=not any(True for _ in find_drift(self.view, self.key, self._objects(context))),
-            problem=_refusal(reports) or pod_failure(deployment, gateways),
+            problem=_rejection(reports) or pod_failure(deployment, gateways),
         )
 
     def _plan(self, packed: Iterable[str | None]) -> TrafficPlan | None:
         parts = [self._shard(text) for text in packed]
-        known = [part for part in parts if part is not None]
-        return TrafficPlan.joined(known) if len(known) == len(parts) else None
+        readable = [part for part in parts if part is not None]
+        return TrafficPlan.joined(readable) if len(readable) == len(parts) else None
 
     def _shard(self, packed: str | None) -> TrafficPlan | None:
         if packed is None:
@@ -100,20 +101,20 @@ class ClusterTraffic:
             try:
                 self.decoded[packed] = PLANS.validate_python(unpack(packed))
             except ValueError:
-                return None  # somebody's edit: it is written anew
+                return None  # edited by somebody else; the next pass writes it again
         return self.decoded[packed]
 
     def _pending(
-        self, shard: int, found: Json | None, gateways: Iterable[Json], reports: Mapping[str, Json]
+        self, shard: int, config_map: Json | None, gateways: Iterable[Json], reports: Mapping[str, Json]
     ) -> frozenset[str]:
-        """Return the models whose route some gateway has not taken over."""
-        if found is None:
+        """Return the models whose present route some gateway does not follow yet."""
+        if config_map is None:
             return frozenset()
-        version = (found.get("data") or {}).get(VERSION_KEY)
+        version = (config_map.get("data") or {}).get(VERSION_KEY)
         for pod in gateways:
             followed = reports.get(pod["metadata"]["name"], {}).get("shards", {}).get(str(shard))
             if pods.container_runs(pod, ENVOY_CONTAINER) and followed != version:
-                return changed_models(found)
+                return changed_models(config_map)
         return frozenset()
 
     def _reports(self, gateways: Iterable[Json]) -> dict[str, Json]:
@@ -122,19 +123,19 @@ class ClusterTraffic:
         return {name: report for name, report in read.items() if report is not None}
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
-        """Return what each gateway pod has counted of each model. One that does not answer in time is left out."""
+        """Return the counters of each gateway pod by model; pods that do not answer in time are left out."""
         if self.prometheus:
-            return await self._of_prometheus(models)
+            return await self._prometheus_samples(models)
         ready = self._ready() if models else {}
         if not ready:
             return {model: {} for model in models}
         now_s = self.clock()
         async with wire.pod_client() as client:
-            asked = (wire.fetch_counts(client, host, models, now_s) for host in ready.values())
-            answers = dict(zip(ready, await asyncio.gather(*asked), strict=True))
-        return {model: {name: counts[model] for name, counts in answers.items() if model in counts} for model in models}
+            requests = (wire.fetch_counts(client, host, models, now_s) for host in ready.values())
+            by_pod = dict(zip(ready, await asyncio.gather(*requests), strict=True))
+        return {model: {name: counts[model] for name, counts in by_pod.items() if model in counts} for model in models}
 
-    async def _of_prometheus(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
+    async def _prometheus_samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
         source = PrometheusSamples(self.prometheus, {"namespace": self.key.namespace, "pool": self.key.pool})
         try:
             return await source.samples(models, self.clock())
@@ -143,17 +144,17 @@ class ClusterTraffic:
             return {model: {} for model in models}
 
     async def internal_url(self) -> str | None:
-        """Return where segserve itself calls one of the gateways that are ready; None where none is."""
+        """Return the URL of a ready gateway's internal port, None if no gateway is ready."""
         hosts = sorted(self._ready().values())
         return f"http://{wire.bracketed(hosts[0])}:{INTERNAL_PORT}" if hosts else None
 
     def _ready(self) -> dict[str, str]:
-        """Return the addresses of the gateway pods that are ready, by name."""
-        found = [pod for pod in self.view.of_pool(PODS, self.key) if _is_gateway(pod) and pods.is_ready(pod)]
-        return {pod["metadata"]["name"]: host for pod in found if (host := pods.address(pod)) is not None}
+        """Return the addresses of the ready gateway pods by name."""
+        ready = [pod for pod in self.view.of_pool(PODS, self.key) if _is_gateway(pod) and pods.is_ready(pod)]
+        return {pod["metadata"]["name"]: host for pod in ready if (host := pods.address(pod)) is not None}
 
     async def apply(self, plan: TrafficPlan) -> None:
-        """Tell the gateways of a plan, making them first where they are not there. A newer plan is not overwritten."""
+        """Publish a plan and repair the gateway's objects. A shard that changed since the view read it is kept."""
         context = self.contexts.get(self.key)
         if context is None:
             return
@@ -161,10 +162,10 @@ class ClusterTraffic:
         used = []
         for shard in range(SHARDS):
             routes = tuple(route for route in plan.routes if shard_of(route.model) == shard)
-            found = self._map(plan_name(self.key.pool, shard))
-            content = self._content(found, TrafficPlan(routes, plan.servers if shard == 0 else ()))
+            config_map = self._map(plan_name(self.key.pool, shard))
+            content = self._content(config_map, TrafficPlan(routes, plan.servers if shard == 0 else ()))
             used.append(content)
-            changed = self._changed(found, content, routes, state.pending)
+            changed = self._changed(config_map, content, routes, state.pending)
             manifest = plan_config_map(context, shard, content, sorted(changed))
             await apply_differing(self.api, self.view, self.key, [manifest], fenced=True)
         for text in self.decoded.keys() - set(used):
@@ -174,41 +175,42 @@ class ClusterTraffic:
     def _objects(self, context: PoolContext) -> tuple[Json, ...]:
         return with_valid_tokens(self.view, self.key, gateway_objects(context))
 
-    def _content(self, found: Json | None, part: TrafficPlan) -> str:
-        """Return a shard packed; as it is where it says that already, for to pack a thousand routes takes a while."""
-        present = content_of(found) if found is not None else None
+    def _content(self, config_map: Json | None, part: TrafficPlan) -> str:
+        """Return the packed shard."""
+        present = content_of(config_map) if config_map is not None else None
+        # Packing a thousand routes is slow, and most passes change none.
         if present is not None and self._shard(present) == part:
             return present
         return pack(PLANS.dump_python(part, mode="json"))
 
     def _changed(
-        self, found: Json | None, content: str, routes: Iterable[Route], pending: frozenset[str]
+        self, config_map: Json | None, content: str, routes: Iterable[Route], pending: frozenset[str]
     ) -> frozenset[str]:
-        """Return the models that are on the way to this content for the gateways; as before where it is the same."""
-        if found is None:
+        """Return the models whose route differs between this content and a version that a gateway may still follow."""
+        if config_map is None:
             return frozenset(route.model for route in routes)
-        if content_of(found) == content:
-            return changed_models(found)
-        former = self._shard(content_of(found)) or TrafficPlan()
-        was, now = {route.model: route for route in former.routes}, {route.model: route for route in routes}
-        differing_ = frozenset(model for model in was.keys() | now.keys() if was.get(model) != now.get(model))
-        return differing_ | (changed_models(found) & pending)
+        if content_of(config_map) == content:
+            return changed_models(config_map)
+        former = self._shard(content_of(config_map)) or TrafficPlan()
+        old, new = {route.model: route for route in former.routes}, {route.model: route for route in routes}
+        changed = frozenset(model for model in old.keys() | new.keys() if old.get(model) != new.get(model))
+        return changed | (changed_models(config_map) & pending)
 
     def _map(self, name: str) -> Json | None:
-        found = self.view.get(CONFIG_MAPS, self.key.namespace, name)
-        return None if found is None or pods.is_terminating(found) else found
+        config_map = self.view.get(CONFIG_MAPS, self.key.namespace, name)
+        return None if config_map is None or pods.is_terminating(config_map) else config_map
 
 
-def changed_models(found: Mapping[str, Any]) -> frozenset[str]:
-    """Return the models of a shard that gateways may still treat as before."""
-    return frozenset(json.loads((found.get("data") or {}).get(CHANGED_KEY) or "[]"))
+def changed_models(config_map: Mapping[str, Any]) -> frozenset[str]:
+    """Return the models of a shard for which gateways may still follow an earlier route."""
+    return frozenset(json.loads((config_map.get("data") or {}).get(CHANGED_KEY) or "[]"))
 
 
-def _is_gateway(found: Mapping[str, Any]) -> bool:
-    return (found["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == GATEWAY
+def _is_gateway(pod: Mapping[str, Any]) -> bool:
+    return (pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == GATEWAY
 
 
-def _refusal(reports: Mapping[str, Json]) -> FailureReason | None:
+def _rejection(reports: Mapping[str, Json]) -> FailureReason | None:
     for name, report in sorted(reports.items()):
         for shard, why in sorted(report.get("refused", {}).items()):
             return FailureReason("PlanRefused", f"gateway {name} refuses shard {shard}: {why}")

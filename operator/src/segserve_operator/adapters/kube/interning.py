@@ -1,4 +1,4 @@
-"""Equal revisions as one value: the spec, its record and what servers were told are thousands of equal models."""
+"""Interning of assigned models: a spec, its record and the servers' assignments have thousands of equal ones."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ if TYPE_CHECKING:
 
 
 class ModelInterner:
-    """Gives the value first seen for each equal one, as long as somebody has it: kept once, and compared at once."""
+    """Returns one instance for equal models, which saves memory and makes comparing them fast."""
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[str, AssignedModel] = WeakValueDictionary()
+        self._models: WeakValueDictionary[str, AssignedModel] = WeakValueDictionary()
 
-    def same(self, model: AssignedModel) -> AssignedModel:
-        """Return the known model that equals this one, or this one."""
-        known = self._known.get(model.revision)
-        if known is not None and known == model:
-            return known
-        self._known[model.revision] = model
+    def intern(self, model: AssignedModel) -> AssignedModel:
+        """Return the interned model that equals this one, or else intern this one."""
+        interned = self._models.get(model.revision)
+        # The same revision may have another artifact URI.
+        if interned is not None and interned == model:
+            return interned
+        self._models[model.revision] = model
         return model

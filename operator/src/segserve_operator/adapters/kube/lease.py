@@ -1,4 +1,4 @@
-"""Which operator may write: a Lease that one process holds, and an API that refuses the writes of all others."""
+"""Leader election: a Lease that one process holds, and an `Api` that refuses the writes of all others."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 DURATION_S: Final = 15.0
-"""A candidate takes the lease when it has seen no change of it for so long."""
+"""Time without a change of the lease after which a candidate takes it."""
 
 HELD_S: Final = 10.0
-"""A holder trusts in its lease for so long from the start of its last renewal; the rest is for writes under way."""
+"""Time from the start of a renewal in which its holder may begin writes; the rest is for writes under way."""
 
 RENEW_S: Final = 5.0
 RETRY_S: Final = 2.0
 ATTEMPT_S: Final = 4.0
-"""One try takes no longer, so that there is a second one within `HELD_S`."""
+"""Timeout of one attempt, short enough for a second one within `HELD_S`."""
 
 _LOG = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 
 def boot_clock() -> float:
-    """Return seconds that go on while the process is stopped or the machine sleeps, and never jump."""
+    """Return seconds of a monotonic clock that also runs while the process is stopped or the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
@@ -41,14 +41,15 @@ def _utc_now() -> datetime:
 
 
 def _nothing() -> None:
-    """Follows nothing."""
+    """Do nothing: the default of `on_acquired`."""
 
 
 class LeaderLease:
-    """One process's part in the election by a `coordination.k8s.io` Lease.
+    """A candidate in the election by a `coordination.k8s.io` Lease.
 
-    `identity` must be of one process at a time: a process that finds its own in the record goes on at once. Times in
-    the record are for people; what counts is how long this process has seen the record unchanged, by its own clock.
+    No two processes may have the same `identity` at a time: a process that finds its own in the Lease renews it at
+    once. Clocks of machines differ, so the times in the Lease are for people only; a lease has expired once this
+    process has observed it unchanged for its duration, by its own clock.
     """
 
     def __init__(
@@ -68,41 +69,41 @@ class LeaderLease:
         self._clock, self._sleep, self._wall, self._jitter = clock, sleep, wall, jitter
         self._on_acquired = on_acquired
         self._renewed_at = float("-inf")
-        self._ours: Json | None = None  # the record as our last write left it, while nobody is known to have changed it
-        self._seen: Json = {}
-        self._seen_at = float("-inf")
+        self._ours: Json | None = None  # as our last write left it; None once somebody else may have changed it
+        self._observed: Json = {}
+        self._observed_at = float("-inf")
 
     def is_held(self) -> bool:
         """Return whether this process may write now."""
         return self._clock() < self._renewed_at + HELD_S
 
     def remaining_s(self) -> float:
-        """Return how long nobody else can take the lease; negative where somebody could have."""
+        """Return the seconds for which nobody else can take the lease; negative if somebody could have."""
         return self._renewed_at + DURATION_S - self._clock()
 
     async def run(self) -> None:
-        """Acquire and renew for ever. To step down, end the passes, cancel this, and `release`."""
+        """Acquire and renew until cancelled. To step down, end the passes, cancel this, and `release`."""
         while True:
             held = await self.attempt()
             await self._sleep(RENEW_S if held else RETRY_S * (0.8 + 0.4 * self._jitter()))
 
     async def attempt(self) -> bool:
-        """Try once to acquire or to renew; return whether that worked."""
+        """Try once to acquire or to renew the lease, and return whether this process holds it."""
         was_held = self.is_held()
         try:
             async with asyncio.timeout(ATTEMPT_S):
-                took = await self._take()
+                acquired = await self._take()
         except (ApiError, TimeoutError) as error:
             self._ours = None
             _LOG.warning("the lease %s/%s was not renewed: %r", self._namespace, self._name, error)
             return False
-        if took and not was_held:
+        if acquired and not was_held:
             _LOG.info("%s leads: it holds the lease %s/%s", self._identity, self._namespace, self._name)
             self._on_acquired()
-        return took
+        return acquired
 
     async def release(self) -> None:
-        """Hold no more, and let a successor start at once; where the server does not answer, it starts later."""
+        """Give the lease up, so that a successor need not wait for its end; errors of the API are logged."""
         self._renewed_at = float("-inf")
         try:
             record = self._ours or await self._api.get(LEASES, self._namespace, self._name)
@@ -122,6 +123,7 @@ class LeaderLease:
                 return await self._create()
             if not self._is_free(record):
                 return False
+        # The server may store the renewal any time after this: counting from its start is safe.
         began = self._clock()
         self._ours = await self._write(record, self._claim(record))
         self._renewed_at = began
@@ -143,26 +145,26 @@ class LeaderLease:
         return True
 
     def _is_free(self, record: Json) -> bool:
-        """Note the record, and return whether it is ours or nobody's, or has not changed for as long as it says."""
+        """Observe the lease, and return whether it is ours, has no holder, or has expired."""
         spec = record.get("spec") or {}
-        if spec != self._seen:
-            self._seen, self._seen_at = spec, self._clock()
-        lasts_s = max(DURATION_S, float(spec.get("leaseDurationSeconds") or 0))
-        return _holder(record) in ("", self._identity) or self._clock() >= self._seen_at + lasts_s
+        if spec != self._observed:
+            self._observed, self._observed_at = spec, self._clock()
+        duration_s = max(DURATION_S, float(spec.get("leaseDurationSeconds") or 0))
+        return _holder(record) in ("", self._identity) or self._clock() >= self._observed_at + duration_s
 
     def _claim(self, record: Json) -> Json:
-        """Return what makes the lease of this record ours from now on."""
+        """Return the spec that makes this process the holder from now on."""
         spec = record.get("spec") or {}
         now = _stamp(self._wall())
         if now == spec.get("renewTime"):
-            now = _stamp(self._wall() + timedelta(microseconds=1))  # others have to see a change
+            now = _stamp(self._wall() + timedelta(microseconds=1))  # others must observe a change
         claim: Json = {"holderIdentity": self._identity, "leaseDurationSeconds": int(DURATION_S), "renewTime": now}
         if _holder(record) != self._identity:
             claim |= {"acquireTime": now, "leaseTransitions": spec.get("leaseTransitions", -1) + 1}
         return claim
 
     async def _write(self, record: Json, spec: Json) -> Json:
-        # Whoever changed the record in between wins.
+        # With the resourceVersion as precondition, of two candidates one gets a conflict.
         version = record["metadata"]["resourceVersion"]
         patch = {"metadata": {"resourceVersion": version}, "spec": spec}
         return await self._api.patch(LEASES, self._namespace, self._name, patch)
@@ -177,7 +179,7 @@ def _holder(record: Json) -> str:
 
 
 class FencedApi:
-    """Implements `Api`: reads pass; a write needs the lease, and is given up before another process could take it."""
+    """Implements `Api`: reads pass; a write needs the lease, and is cancelled before another process could take it."""
 
     def __init__(self, api: Api, lease: LeaderLease) -> None:
         self._api, self._lease = api, lease

@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def merge_patch(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the patch that makes `present` equal to `wanted`, which has no nulls; empty where it is already."""
-    patch: dict[str, Any] = dict.fromkeys(present.keys() - wanted.keys())
-    for key, value in wanted.items():
+def merge_patch(present: Mapping[str, Any], desired: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the patch that makes `present` equal to `desired`, which has no nulls; empty if they are equal."""
+    # In a merge patch null removes a field.
+    patch: dict[str, Any] = dict.fromkeys(present.keys() - desired.keys())
+    for key, value in desired.items():
         if key not in present:
             patch[key] = value
         elif isinstance(value, dict) and isinstance(present[key], dict):

@@ -1,4 +1,4 @@
-"""Why pods do not come up: what their Deployment, the scheduler, the kubelet and the runtime say, in one place."""
+"""Reasons why pods do not start, as reported by their Deployment, the scheduler, the kubelet and the runtime."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from segserve_operator.core.failure import FailureReason
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-# A container waits for these as a matter of course.
+# Every container waits for these reasons while it starts.
 _PASSING: Final = frozenset({"ContainerCreating", "PodInitializing"})
 _QUOTA: Final = "exceeded quota"
 
 
 def pod_failure(deployment: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]) -> FailureReason | None:
-    """Return the first cause found, None where all goes well or nothing is known yet."""
+    """Return the first failure, in the order in which pods come up; None if there is none, or none is reported yet."""
     causes = (*_refused(deployment), *_unscheduled(pods), *_waiting(pods), *_failed(pods))
     return causes[0] if causes else None
 
 
 def _refused(deployment: Mapping[str, Any] | None) -> Iterator[FailureReason]:
-    for said in _conditions(deployment or {}):
-        if said["type"] == "ReplicaFailure" and said["status"] == "True":
-            message = said.get("message", "")
-            reason = "QuotaExceeded" if _QUOTA in message else said.get("reason", "FailedCreate")
+    for condition in _conditions(deployment or {}):
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            message = condition.get("message", "")
+            reason = "QuotaExceeded" if _QUOTA in message else condition.get("reason", "FailedCreate")
             yield FailureReason(reason, message)
 
 
 def _unscheduled(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
     for pod in pods:
-        for said in _conditions(pod):
-            if said["type"] == "PodScheduled" and said["status"] == "False" and said.get("reason") == "Unschedulable":
-                yield FailureReason("Unschedulable", f"pod {pod['metadata']['name']}: {said.get('message', '')}")
+        for condition in _conditions(pod):
+            unscheduled = condition["type"] == "PodScheduled" and condition["status"] == "False"
+            if unscheduled and condition.get("reason") == "Unschedulable":
+                yield FailureReason("Unschedulable", f"pod {pod['metadata']['name']}: {condition.get('message', '')}")
 
 
 def _waiting(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
@@ -41,12 +42,13 @@ def _waiting(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
             waiting = container.get("state", {}).get("waiting") or {}
             reason = waiting.get("reason")
             if reason and reason not in _PASSING:
-                ended = container.get("lastState", {}).get("terminated") or {}
-                why = waiting.get("message") or ended.get("message") or ""
-                if ended:
-                    why = f"{why} (exit code {ended.get('exitCode')}, {ended.get('reason', 'Error')})"
-                named = f"container {container['name']} of pod {pod['metadata']['name']}"
-                yield FailureReason(reason, f"{named}, image {container.get('image', '')!r}: {why}")
+                # A container in CrashLoopBackOff waits; only its last state says why it ended.
+                terminated = container.get("lastState", {}).get("terminated") or {}
+                why = waiting.get("message") or terminated.get("message") or ""
+                if terminated:
+                    why = f"{why} (exit code {terminated.get('exitCode')}, {terminated.get('reason', 'Error')})"
+                title = f"container {container['name']} of pod {pod['metadata']['name']}"
+                yield FailureReason(reason, f"{title}, image {container.get('image', '')!r}: {why}")
 
 
 def _failed(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
@@ -57,8 +59,8 @@ def _failed(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
             yield FailureReason(status.get("reason") or "PodFailed", text)
 
 
-def _conditions(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return (found.get("status") or {}).get("conditions") or ()
+def _conditions(item: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return (item.get("status") or {}).get("conditions") or ()
 
 
 def _containers(pod: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""What pods tell of themselves: where they are, which containers run, what they reported."""
+"""Reads of pod objects: addresses, the state of containers, and the reports that pods wrote."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ if TYPE_CHECKING:
     from segserve_common.kube.kinds import Json
 
 STALE_REPORTS: Final = 8
-"""Reports of pods that are gone are removed once there are more."""
+"""Number of reports of deleted pods from which on they are removed."""
 
 
-def is_terminating(found: Mapping[str, Any]) -> bool:
-    """Tell whether an object is being deleted."""
-    return "deletionTimestamp" in found["metadata"]
+def is_terminating(item: Mapping[str, Any]) -> bool:
+    """Return whether an object is being deleted."""
+    return "deletionTimestamp" in item["metadata"]
 
 
 def address(pod: Mapping[str, Any]) -> str | None:
-    """Return the pod's IP while it runs, also while it ends."""
+    """Return the pod's IP while it runs, also while it terminates."""
     status = pod.get("status") or {}
     ip: str | None = status.get("podIP")
     return ip if ip and status.get("phase") == "Running" else None
 
 
 def container_ready(pod: Mapping[str, Any], name: str) -> bool:
-    """Tell whether the kubelet takes a container for ready."""
+    """Return whether the kubelet considers a container ready."""
     return bool(_container(pod, name).get("ready"))
 
 
 def container_runs(pod: Mapping[str, Any], name: str) -> bool:
-    """Tell whether a container has a process."""
+    """Return whether a container has a process."""
     return "running" in (_container(pod, name).get("state") or {})
 
 
 def is_ready(pod: Mapping[str, Any]) -> bool:
-    """Tell whether the pod gets requests of its Service."""
-    return _says_ready(pod) and not is_terminating(pod)
+    """Return whether the pod's Service sends it requests."""
+    return _has_ready_condition(pod) and not is_terminating(pod)
 
 
 def is_cut_off(pod: Mapping[str, Any]) -> bool:
-    """Tell whether the cluster takes the pod's node for lost: no kubelet would call ready containers an unready pod."""
+    """Return whether the cluster considers the pod's node lost."""
+    # The node controller then marks the pod unready, and leaves the container statuses as the kubelet last wrote them.
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return bool(statuses) and all(status.get("ready") for status in statuses) and not _says_ready(pod)
+    return bool(statuses) and all(status.get("ready") for status in statuses) and not _has_ready_condition(pod)
 
 
 def unready_for_s(pod: Mapping[str, Any], now_s: float) -> float:
-    """Return for how long some container has not been ready; 0 where all are."""
-    for said in _conditions(pod):
-        if said["type"] == "ContainersReady" and said["status"] != "True":
-            return now_s - datetime.fromisoformat(said["lastTransitionTime"]).timestamp()
+    """Return how long some container has not been ready, 0 if all are."""
+    for condition in _conditions(pod):
+        if condition["type"] == "ContainersReady" and condition["status"] != "True":
+            return now_s - datetime.fromisoformat(condition["lastTransitionTime"]).timestamp()
     return 0.0
 
 
@@ -63,7 +64,7 @@ def reports_of(config_map: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def read_report(packed: str | None, pod: Mapping[str, Any]) -> Json | None:
-    """Return a pod's own report; None where there is none, or one of another pod of that name."""
+    """Return a pod's report, None if there is none, or only one of an earlier pod of the same name."""
     if packed is None:
         return None
     try:
@@ -73,8 +74,8 @@ def read_report(packed: str | None, pod: Mapping[str, Any]) -> Json | None:
     return report if report.get("uid") == pod["metadata"]["uid"] else None
 
 
-def _says_ready(pod: Mapping[str, Any]) -> bool:
-    return any(said["type"] == "Ready" and said["status"] == "True" for said in _conditions(pod))
+def _has_ready_condition(pod: Mapping[str, Any]) -> bool:
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in _conditions(pod))
 
 
 def _conditions(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -82,5 +83,5 @@ def _conditions(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _container(pod: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = (pod.get("status") or {}).get("containerStatuses") or ()
-    return next((status for status in found if status["name"] == name), {})
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    return next((status for status in statuses if status["name"] == name), {})

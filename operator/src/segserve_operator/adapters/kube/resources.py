@@ -1,4 +1,4 @@
-"""What the servers of a group on the cluster use: restarts as the kubelet counts them, memory by their agents."""
+"""Resource use of a group's servers on a cluster: restarts from the kubelet, memory from agents, queues from Triton."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _MEMORY: Final = re.compile(r"^segserve_agent_server_memory_bytes (\S+)$", re.MU
 
 @dataclass(frozen=True, slots=True)
 class ClusterResources:
-    """Looks at the pods of one pool."""
+    """Samples the pods of one pool."""
 
     view: View
     key: PoolKey
 
     async def look(self, group: str) -> ResourceSample:
-        """Return what a group's pods use now. Agents of another version may not tell their servers' memory."""
+        """Return a sample of a group's pods; servers whose agent does not report their memory are left out of it."""
         members = {
             pod["metadata"]["name"]: pod
             for pod in self.view.of_pool(PODS, self.key)
@@ -40,8 +40,8 @@ class ClusterResources:
         }
         hosts = {name: host for name, pod in members.items() if (host := pods.address(pod))}
         memory = await asyncio.gather(*map(_memory_bytes, hosts.values()))
-        asked = await asyncio.gather(*(queue_of(host, METRICS_PORT) for host in hosts.values()))
-        queues = [queue for queue in asked if queue is not None]
+        replies = await asyncio.gather(*(queue_of(host, METRICS_PORT) for host in hosts.values()))
+        queues = [queue for queue in replies if queue is not None]
         return ResourceSample(
             memory_bytes={name: used for name, used in zip(hosts, memory, strict=True) if used is not None},
             restarts={name: _restarts(pod) for name, pod in members.items()},
@@ -51,17 +51,17 @@ class ClusterResources:
 
 
 def _restarts(pod: Mapping[str, Any]) -> int:
-    found = (pod.get("status") or {}).get("containerStatuses") or ()
-    return sum(int(status.get("restartCount", 0)) for status in found if status["name"] == TRITON_CONTAINER)
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    return sum(int(status.get("restartCount", 0)) for status in statuses if status["name"] == TRITON_CONTAINER)
 
 
 async def _memory_bytes(host: str) -> float | None:
-    """Return the resident memory of the Triton beside an agent, its steps included; None where it is not told."""
-    place = f"[{host}]" if ":" in host else host
+    """Return the resident memory of an agent's Triton and its steps, None if the agent does not report it."""
+    address = f"[{host}]" if ":" in host else host
     try:
         async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
-            reply = await client.get(f"http://{place}:{AGENT_PORT}/metrics")
+            reply = await client.get(f"http://{address}:{AGENT_PORT}/metrics")
     except (httpx.HTTPError, OSError):
         return None
-    told = _MEMORY.search(reply.text)
-    return float(told[1]) if told is not None else None
+    match = _MEMORY.search(reply.text)
+    return float(match[1]) if match is not None else None

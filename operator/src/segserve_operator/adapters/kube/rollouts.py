@@ -1,4 +1,4 @@
-"""Rollouts' records on a cluster: read once, then known from our own writes; only what goes on is kept in memory."""
+"""Records of rollouts on a cluster, cached while a rollout can still change."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.view import PoolKey
     from segserve_operator.core.rollout.record import Record, Row
 
-READS_AT_ONCE: Final = 16
+CONCURRENT_READS: Final = 16
 
 log = logging.getLogger("segserve")
 
 
 @dataclass(frozen=True, slots=True)
 class CachedRollout:
-    """A record as it was last read or written; None where the object cannot be read. `chunks` are those written."""
+    """A record as last read or written, None if the object cannot be parsed, and the `chunks` that are stored."""
 
     uid: str
     version: str
@@ -50,28 +50,28 @@ class CachedRollout:
 class ClusterRollouts:
     """The records of one pool's rollouts.
 
-    They are not watched: nobody else writes them, and thousands of old ones would be in the way. A write refers to the
-    state that was read, so that what somebody changed meanwhile is read anew.
+    They are not watched: only the operator writes them, and thousands of old ones would fill its memory. A write has
+    the last resourceVersion as its precondition; after a conflict the record is read again.
     """
 
     api: Api
     key: PoolKey
     clock: Callable[[], float]
-    known: dict[str, CachedRollout] = field(default_factory=dict)
+    cache: dict[str, CachedRollout] = field(default_factory=dict)
 
     async def read(self, names: Collection[str]) -> Mapping[str, Record]:
-        """Return the records with these names; what is not there or cannot be read is left out."""
-        for name in self.known.keys() - set(names):
-            del self.known[name]
-        turns = asyncio.Semaphore(READS_AT_ONCE)
-        await asyncio.gather(*(self._read(name, turns) for name in names if name not in self.known))
-        records = ((name, self.known[name].record) for name in names if name in self.known)
+        """Return the records with these names; those that are missing or cannot be read are left out."""
+        for name in self.cache.keys() - set(names):
+            del self.cache[name]
+        slots = asyncio.Semaphore(CONCURRENT_READS)
+        await asyncio.gather(*(self._read(name, slots) for name in names if name not in self.cache))
+        records = ((name, self.cache[name].record) for name in names if name in self.cache)
         return {name: record for name, record in records if record is not None}
 
     async def write(self, record: Record, model_uid: str) -> None:
-        """Write a record: the object, then the rows that are kept apart, last the status that refers to them.
+        """Write a record: the object, then the rows that do not fit into it, last the status that refers to them.
 
-        Raises `ConflictError` where the object is not as it was seen.
+        Raises `ConflictError` if the object has changed since it was read.
         """
         try:
             await self._put(record, model_uid)
@@ -80,76 +80,77 @@ class ClusterRollouts:
             await self._put(record, model_uid)
 
     async def _put(self, record: Record, model_uid: str) -> None:
-        if record.name not in self.known:
+        if record.name not in self.cache:
             await self._create(record, model_uid)
         try:
-            await self._write(record, self.known[record.name])
+            await self._write(record, self.cache[record.name])
         except ApiError:
-            del self.known[record.name]  # what became of it is not known
+            del self.cache[record.name]  # the server may have stored the write or not
             raise
 
     async def _create(self, record: Record, model_uid: str) -> None:
         namespace = self.key.namespace
         manifest = rollout_object(record, namespace=namespace, pool=self.key.pool, uid=model_uid)
         try:
-            found = await self.api.create(ROLLOUTS, namespace, manifest)
+            item = await self.api.create(ROLLOUTS, namespace, manifest)
         except ConflictError:
-            found = await self.api.get(ROLLOUTS, namespace, record.name)
+            item = await self.api.get(ROLLOUTS, namespace, record.name)
         else:
-            await self._forget_oldest(record)
-        self.known[record.name] = _known(found)
+            await self._delete_oldest(record)
+        self.cache[record.name] = _cached(item)
 
-    async def _write(self, record: Record, known: CachedRollout) -> None:
-        apart = chunks(record.rows)
+    async def _write(self, record: Record, cached: CachedRollout) -> None:
+        record_chunks = chunks(record.rows)
         namespace = self.key.namespace
-        for number, rows in enumerate(apart):
-            if known.chunks[number : number + 1] != (rows,):
+        for number, rows in enumerate(record_chunks):
+            if cached.chunks[number : number + 1] != (rows,):
                 content = pack_rows(rows)
                 manifest = evidence_config_map(
-                    record, number, content, namespace=namespace, pool=self.key.pool, uid=known.uid
+                    record, number, content, namespace=namespace, pool=self.key.pool, uid=cached.uid
                 )
                 await self.api.apply(CONFIG_MAPS, namespace, manifest)
-        wanted = status_of(record, datetime.fromtimestamp(self.clock(), UTC))
+        status = status_of(record, datetime.fromtimestamp(self.clock(), UTC))
+        # Null removes a field that an earlier status had.
         absent = dict.fromkeys(field.alias or name for name, field in SegmentationRolloutStatus.model_fields.items())
-        patch = {"metadata": {"resourceVersion": known.version}, "status": {**absent, **wanted}}
-        found = await self.api.patch(ROLLOUTS, namespace, record.name, patch, status=True)
-        self.known[record.name] = _known(found, record, apart)
+        patch = {"metadata": {"resourceVersion": cached.version}, "status": {**absent, **status}}
+        item = await self.api.patch(ROLLOUTS, namespace, record.name, patch, status=True)
+        self.cache[record.name] = _cached(item, record, record_chunks)
 
-    async def _forget_oldest(self, latest: Record) -> None:
-        # One that has ended is never written again, so versions are in the order of their ends.
-        found = await self.api.versions(ROLLOUTS, self.key.namespace, {MODEL_LABEL: latest.model})
-        others = sorted((int(version), name) for (_, name), version in found.items() if name != latest.name)
+    async def _delete_oldest(self, latest: Record) -> None:
+        # A record is never written after its rollout has ended, so versions are in the order of their ends.
+        versions = await self.api.versions(ROLLOUTS, self.key.namespace, {MODEL_LABEL: latest.model})
+        others = sorted((int(version), name) for (_, name), version in versions.items() if name != latest.name)
         for _, name in others[: max(len(others) - HISTORY, 0)]:
             await self.api.delete(ROLLOUTS, self.key.namespace, name)
 
-    async def _read(self, name: str, turns: asyncio.Semaphore) -> None:
-        async with turns:
+    async def _read(self, name: str, slots: asyncio.Semaphore) -> None:
+        async with slots:
             try:
-                found = await self.api.get(ROLLOUTS, self.key.namespace, name)
+                item = await self.api.get(ROLLOUTS, self.key.namespace, name)
             except NotFoundError:
                 return
-            apart = await self._rows(name, (found.get("status") or {}).get("chunkedRows", 0))
+            chunked_rows = await self._rows(name, (item.get("status") or {}).get("chunkedRows", 0))
         try:
-            record = record_of(found, apart)
+            record = record_of(item, chunked_rows)
         except UnreadableRecordError as error:
             log.warning("%s: %s; the rollout goes on from its model's status", self.key.namespace, error)
-            self.known[name] = _known(found)
+            self.cache[name] = _cached(item)
         else:
-            self.known[name] = _known(found, record, chunks(record.rows))
+            self.cache[name] = _cached(item, record, chunks(record.rows))
 
     async def _rows(self, name: str, count: int) -> tuple[Row, ...]:
-        """Return the rows that are kept apart; none where any of them is lost."""
-        found: list[Row] = []
+        """Return the first `count` rows, which are stored in ConfigMaps; none if any of these is lost."""
+        rows: list[Row] = []
         for number in range(-(-count // CHUNK_ROWS)):
             try:
                 chunk = await self.api.get(CONFIG_MAPS, self.key.namespace, chunk_name(name, number))
-                found += unpack_rows(content_of(chunk) or "")
+                rows += unpack_rows(content_of(chunk) or "")
             except (NotFoundError, ValueError) as error:
                 log.warning("SegmentationRollout %s/%s lost old evidence: %s", self.key.namespace, name, error)
                 return ()
-        return tuple(found[:count])
+        return tuple(rows[:count])
 
 
-def _known(found: Json, record: Record | None = None, apart: tuple[tuple[Row, ...], ...] = ()) -> CachedRollout:
-    metadata = found["metadata"]
-    return CachedRollout(metadata["uid"], metadata["resourceVersion"], record, apart)
+def _cached(item: Json, record: Record | None = None, record_chunks: tuple[tuple[Row, ...], ...] = ()) -> CachedRollout:
+    metadata = item["metadata"]
+    return CachedRollout(metadata["uid"], metadata["resourceVersion"], record, record_chunks)

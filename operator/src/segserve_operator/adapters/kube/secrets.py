@@ -1,4 +1,4 @@
-"""Reads single values of Secrets that the operator was allowed to read by name."""
+"""Reads single values of the Secrets that the operator may read by name."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """Asks the API server each time: nothing of a Secret is kept."""
+    """Reads from the API server on every call, so that no Secret is kept in memory."""
 
     api: Api
 
     async def read(self, secret: Secret) -> str:
-        """Return a value as text; raises `SecretError`, whose text has nothing of the value."""
-        named = f"secret {secret.namespace}/{secret.name}"
+        """Return a value as text; raises `SecretError`, whose message contains no part of the value."""
+        title = f"secret {secret.namespace}/{secret.name}"
         try:
-            found = await self.api.get(SECRETS, secret.namespace, secret.name)
+            item = await self.api.get(SECRETS, secret.namespace, secret.name)
         except ApiError as error:
-            raise SecretError(f"{named}: {error}; the chart's rbac.notificationSecrets lets the operator") from error
-        data = found.get("data") or {}
+            raise SecretError(f"{title}: {error}; the chart's rbac.notificationSecrets lets the operator") from error
+        data = item.get("data") or {}
         if secret.key not in data:
-            raise SecretError(f"{named} has no key {secret.key!r}; there are: {', '.join(sorted(data)) or 'none'}")
+            raise SecretError(f"{title} has no key {secret.key!r}; there are: {', '.join(sorted(data)) or 'none'}")
         try:
             return base64.b64decode(data[secret.key]).decode()
         except ValueError as error:
-            raise SecretError(f"{named}: {secret.key!r} is no text") from error
+            raise SecretError(f"{title}: {secret.key!r} is no text") from error

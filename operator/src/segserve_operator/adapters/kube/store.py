@@ -1,4 +1,4 @@
-"""Resources of one pool as objects of the API: statuses with preconditions, records as ControllerRevisions."""
+"""Resources of one pool on a cluster: statuses written with preconditions, revisions as ControllerRevisions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COMPONENT: Final = "segserve"
 
 @dataclass(slots=True)
 class StoreCache:
-    """What was read of specs and records, by uid; the same value is kept once."""
+    """Parsed specs, models, revisions and rollouts, most of them by uid."""
 
     specs: dict[str, tuple[int, Wanted | FailureReason]] = field(default_factory=dict)
     models: dict[tuple[str, str, bool], ModelObserved] = field(default_factory=dict)
@@ -51,43 +51,43 @@ class StoreCache:
 
 @dataclass(slots=True)
 class ClusterStore:
-    """The models of one pool. Writes refer to what the last `models` returned: a later change makes them conflict."""
+    """The models of one pool. Writes have the state that `models` last returned as their precondition."""
 
     api: Api
     view: View
     contexts: PoolContexts
     key: PoolKey
     parsed: StoreCache
-    known: ModelInterner
+    interner: ModelInterner
     clock: Callable[[], float]
-    _seen: dict[str, Json] = field(default_factory=dict)
+    _observed: dict[str, Json] = field(default_factory=dict)
 
     async def observed_pool(self) -> PoolObserved | None:
-        """Return the pool; None where there is none, or it is being deleted."""
-        found, context = self.contexts.resource(self.key), self.contexts.get(self.key)
-        if found is None or context is None:
+        """Return the pool, None if there is none or it is being deleted."""
+        resource, context = self.contexts.resource(self.key), self.contexts.get(self.key)
+        if resource is None or context is None:
             return None
         return PoolObserved(
             name=self.key.pool,
-            generation=found["metadata"]["generation"],
+            generation=resource["metadata"]["generation"],
             template=template_digest(context),
             shared=context.spec.isolation == "shared",
-            status=pool_from_api(TritonPoolStatus.model_validate(found.get("status") or {})),
+            status=pool_from_api(TritonPoolStatus.model_validate(resource.get("status") or {})),
         )
 
     async def models(self) -> tuple[ModelObserved, ...]:
-        """Return every model of the pool; one whose spec cannot be read says why."""
-        found = self.view.of_pool(MODELS, self.key)
-        self._seen = {model["metadata"]["name"]: model for model in found}
-        known = {model["metadata"]["uid"] for model in found}
-        for uid in self.parsed.specs.keys() - known:
+        """Return every model of the pool; one whose spec cannot be parsed has a `problem`."""
+        models = self.view.of_pool(MODELS, self.key)
+        self._observed = {model["metadata"]["name"]: model for model in models}
+        uids = {model["metadata"]["uid"] for model in models}
+        for uid in self.parsed.specs.keys() - uids:
             del self.parsed.specs[uid]
         missing = self.contexts.resource(self.key) is None
-        states = [(m["metadata"]["uid"], m["metadata"]["resourceVersion"], missing) for m in found]
+        states = [(m["metadata"]["uid"], m["metadata"]["resourceVersion"], missing) for m in models]
         former = self.parsed.models
         self.parsed.models = {
             state: former.get(state) or self._observe(model, pool_missing=missing)
-            for state, model in zip(states, found, strict=True)
+            for state, model in zip(states, models, strict=True)
         }
         return tuple(self.parsed.models.values())
 
@@ -109,35 +109,35 @@ class ClusterStore:
 
     def _spec(self, model: Json) -> Wanted | FailureReason:
         uid, generation = model["metadata"]["uid"], model["metadata"]["generation"]
-        known = self.parsed.specs.get(uid)
-        if known is None or known[0] != generation:
+        cached = self.parsed.specs.get(uid)
+        if cached is None or cached[0] != generation:
             wanted = wanted_of(model)
             if isinstance(wanted, Wanted):
-                wanted = replace(wanted, assigned=self.known.same(wanted.assigned))
-            known = (generation, wanted)
-            self.parsed.specs[uid] = known
-        return known[1]
+                wanted = replace(wanted, assigned=self.interner.intern(wanted.assigned))
+            cached = (generation, wanted)
+            self.parsed.specs[uid] = cached
+        return cached[1]
 
     async def revisions(self) -> Mapping[str, AssignedModel]:
         """Return the records of revisions by name; of several with one name, the latest."""
-        found = [record for record in self.view.of_pool(REVISIONS, self.key) if not is_terminating(record)]
-        known = {record["metadata"]["uid"] for record in found}
-        for uid in self.parsed.records.keys() - known:
+        records = [record for record in self.view.of_pool(REVISIONS, self.key) if not is_terminating(record)]
+        uids = {record["metadata"]["uid"] for record in records}
+        for uid in self.parsed.records.keys() - uids:
             del self.parsed.records[uid]
         return {
             record["metadata"]["labels"][REVISION_LABEL]: self._record(record)
-            for record in sorted(found, key=lambda record: int(record["revision"]))
+            for record in sorted(records, key=lambda record: int(record["revision"]))
         }
 
     def _record(self, record: Json) -> AssignedModel:
         uid = record["metadata"]["uid"]
         if uid not in self.parsed.records:
-            self.parsed.records[uid] = self.known.same(AssignedModel.model_validate(record["data"]))
+            self.parsed.records[uid] = self.interner.intern(AssignedModel.model_validate(record["data"]))
         return self.parsed.records[uid]
 
     async def save_revision(self, revision: str, assigned: AssignedModel) -> None:
-        """Record what a revision is made of: as an object more, for one is never changed; then the former ones go."""
-        model = self._seen[assigned.model]
+        """Create the record of a revision, then delete the former ones of this revision: records are immutable."""
+        model = self._observed[assigned.model]
         former = self._records_of(MODEL_LABEL, assigned.model)
         manifest = revision_object(
             namespace=self.key.namespace,
@@ -148,7 +148,7 @@ class ClusterStore:
             revision=revision,
             number=max((int(record["revision"]) for record in former), default=0) + 1,
         )
-        with suppress(ConflictError):  # it is there: an earlier pass ended before it heard so
+        with suppress(ConflictError):  # an earlier pass created it, and ended before the server's response
             await self.api.create(REVISIONS, self.key.namespace, manifest)
         for record in former:
             metadata = record["metadata"]
@@ -156,13 +156,13 @@ class ClusterStore:
                 await self._delete(record)
 
     async def drop_revision(self, revision: str) -> None:
-        """Remove a record; one that is gone already is fine."""
+        """Delete a revision's record; no error if there is none."""
         for record in self._records_of(REVISION_LABEL, revision):
             await self._delete(record)
 
     def _records_of(self, label: str, value: str) -> list[Json]:
-        found = self.view.of_pool(REVISIONS, self.key)
-        return [record for record in found if record["metadata"]["labels"].get(label) == value]
+        records = self.view.of_pool(REVISIONS, self.key)
+        return [record for record in records if record["metadata"]["labels"].get(label) == value]
 
     async def _delete(self, record: Json) -> None:
         if not is_terminating(record):
@@ -170,17 +170,17 @@ class ClusterStore:
             await self.api.delete(REVISIONS, self.key.namespace, metadata["name"], uid=metadata["uid"])
 
     async def rollouts(self, now_s: float) -> Mapping[str, Record]:
-        """Return by name the records that may still change; one that cannot be read counts as absent."""
-        standings = [model.status.rollout for model in self.parsed.models.values()]
-        names = [standing.rollout for standing in standings if standing is not None and standing.matters(now_s)]
+        """Return the records that may still change by name; those that cannot be read are left out."""
+        states = [model.status.rollout for model in self.parsed.models.values()]
+        names = [state.rollout for state in states if state is not None and state.matters(now_s)]
         return await self._rollouts().read(names)
 
     async def save_rollout(self, record: Record) -> None:
-        """Write a rollout's record; of a model's former ones the latest are kept. A model that is gone is fine.
+        """Write a rollout's record, and delete the model's oldest ones; does nothing if the model is gone.
 
-        Raises `ConflictError` where somebody changed it meanwhile.
+        Raises `ConflictError` if somebody changed it meanwhile.
         """
-        model = self._seen.get(record.model)
+        model = self._observed.get(record.model)
         if model is not None and not is_terminating(model):
             await self._rollouts().write(record, model["metadata"]["uid"])
 
@@ -188,70 +188,73 @@ class ClusterStore:
         return ClusterRollouts(self.api, self.key, self.clock, self.parsed.rollouts)
 
     async def save_status(self, model: str, status: ModelStatus) -> None:
-        """Write a model's status if that is still as it was seen, after the finalizer, so that all can be undone.
+        """Write the finalizer if it is absent, then a model's status; does nothing if the model is gone.
 
-        Raises `ConflictError` where it is not. A model that is gone is fine.
+        Raises `ConflictError` if the model has changed since `models` returned it.
         """
-        found = self._seen.get(model)
-        if found is None:
+        item = self._observed.get(model)
+        if item is None:
             return
         with suppress(NotFoundError):
-            finalizers = found["metadata"].get("finalizers", [])
-            if FINALIZER not in finalizers and not is_terminating(found):
-                found = await self._patch(MODELS, found, {"metadata": {"finalizers": [*finalizers, FINALIZER]}})
-            present = found.get("status") or {}
+            finalizers = item["metadata"].get("finalizers", [])
+            # Without it a model could be gone before its routes and assignments are removed.
+            if FINALIZER not in finalizers and not is_terminating(item):
+                item = await self._patch(MODELS, item, {"metadata": {"finalizers": [*finalizers, FINALIZER]}})
+            present = item.get("status") or {}
             former = SegmentationModelStatus.model_validate(present)
-            wanted = to_api(status, former, self._now()).to_dict()
-            self._seen[model] = await self._patch(MODELS, found, {"status": merge_patch(present, wanted)}, status=True)
+            patch = merge_patch(present, to_api(status, former, self._now()).to_dict())
+            self._observed[model] = await self._patch(MODELS, item, {"status": patch}, status=True)
 
     async def save_pool_status(self, status: PoolStatus) -> None:
-        """Write the pool's status; a pool that is gone is fine."""
-        found, context = self.contexts.resource(self.key), self.contexts.get(self.key)
-        if found is None or context is None:
+        """Write the pool's status; does nothing if the pool is gone."""
+        resource, context = self.contexts.resource(self.key), self.contexts.get(self.key)
+        if resource is None or context is None:
             return
-        present = found.get("status") or {}
+        present = resource.get("status") or {}
         former = TritonPoolStatus.model_validate(present)
-        wanted = pool_to_api(status, former, self._now(), scale_selector(context, status.main_group))
+        desired = pool_to_api(status, former, self._now(), scale_selector(context, status.main_group))
         with suppress(NotFoundError):
-            await self._patch(POOLS, found, {"status": merge_patch(present, wanted.to_dict())}, status=True)
+            await self._patch(POOLS, resource, {"status": merge_patch(present, desired.to_dict())}, status=True)
 
     async def emit(self, model: str | None, event: Event) -> None:
-        """Post an Event; the same notice of the same state is the same Event."""
-        kind, about = (
-            (MODELS, self._seen.get(model)) if model is not None else (POOLS, self.contexts.resource(self.key))
-        )
+        """Create an Event; an equal one about the same generation is not created again."""
+        if model is not None:
+            kind, about = MODELS, self._observed.get(model)
+        else:
+            kind, about = POOLS, self.contexts.resource(self.key)
         if about is None:
             return
         with suppress(ConflictError):
             await self.api.create(EVENTS, self.key.namespace, _event(kind, about, event, self._now()))
 
     async def forget(self, model: str) -> None:
-        """Let a deleted model go, unless it is another by now."""
-        found = self._seen.get(model)
-        if found is None or FINALIZER not in found["metadata"].get("finalizers", ()):
+        """Remove the finalizer of a deleted model; raises `ConflictError` if it has changed."""
+        item = self._observed.get(model)
+        if item is None or FINALIZER not in item["metadata"].get("finalizers", ()):
             return
-        kept = [name for name in found["metadata"]["finalizers"] if name != FINALIZER]
+        remaining = [name for name in item["metadata"]["finalizers"] if name != FINALIZER]
         with suppress(NotFoundError):
-            await self._patch(MODELS, found, {"metadata": {"finalizers": kept}})
+            await self._patch(MODELS, item, {"metadata": {"finalizers": remaining}})
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.clock(), UTC)
 
-    async def _patch(self, kind: Kind, found: Json, patch: dict[str, Any], *, status: bool = False) -> Json:
-        metadata = {**patch.get("metadata", {}), "resourceVersion": found["metadata"]["resourceVersion"]}
-        name = found["metadata"]["name"]
+    async def _patch(self, kind: Kind, item: Json, patch: dict[str, Any], *, status: bool = False) -> Json:
+        metadata = {**patch.get("metadata", {}), "resourceVersion": item["metadata"]["resourceVersion"]}
+        name = item["metadata"]["name"]
         return await self.api.patch(kind, self.key.namespace, name, {**patch, "metadata": metadata}, status=status)
 
 
 def _event(kind: Kind, about: Json, event: Event, now: datetime) -> Json:
     metadata = about["metadata"]
-    said = f"{metadata['uid']} {metadata['generation']} {event.reason} {event.message}"
+    # Named by its content, so that a repeated Event conflicts with the first.
+    identity = f"{metadata['uid']} {metadata['generation']} {event.reason} {event.message}"
     at = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {
-            "name": f"{metadata['name']}.{hashlib.sha256(said.encode()).hexdigest()[:16]}",
+            "name": f"{metadata['name']}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}",
             "namespace": metadata["namespace"],
         },
         "involvedObject": {

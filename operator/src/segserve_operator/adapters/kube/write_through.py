@@ -1,4 +1,4 @@
-"""An Api whose writes are seen in the view at once: the next pass never decides from what it has itself overwritten."""
+"""An `Api` that stores the result of each write in the view, so that the next pass never reads an older state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WriteThroughApi:
-    """Passes every call on; what a write answers goes into the view."""
+    """Implements `Api`: forwards every call, and stores the object that a write returns in the view."""
 
     api: Api
     view: View
@@ -43,25 +43,26 @@ class WriteThroughApi:
 
     async def create(self, kind: Kind, namespace: str, manifest: Json) -> Json:
         """Create an object."""
-        return self._seen(kind, await self.api.create(kind, namespace, manifest))
+        return self._store(kind, await self.api.create(kind, namespace, manifest))
 
     async def apply(self, kind: Kind, namespace: str, manifest: Json) -> Json:
-        """Make an object have all that the manifest says."""
-        return self._seen(kind, await self.api.apply(kind, namespace, manifest))
+        """Apply a manifest by server-side apply."""
+        return self._store(kind, await self.api.apply(kind, namespace, manifest))
 
     async def patch(self, kind: Kind, namespace: str, name: str, patch: Json, *, status: bool = False) -> Json:
         """Merge a patch into an object, or into its status."""
-        return self._seen(kind, await self.api.patch(kind, namespace, name, patch, status=status))
+        return self._store(kind, await self.api.patch(kind, namespace, name, patch, status=status))
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
-        """Delete an object; until its end is seen it counts as one that is being deleted."""
+        """Delete an object; the view shows it as terminating until the watch reports its end."""
         await self.api.delete(kind, namespace, name, uid=uid)
-        known = self.view.get(kind, namespace, name) if kind in self.view.kinds else None
-        if known is not None and (uid is None or known["metadata"]["uid"] == uid):
-            known["metadata"].setdefault("deletionTimestamp", datetime.now(UTC).isoformat())
+        item = self.view.get(kind, namespace, name) if kind in self.view.kinds else None
+        if item is not None and (uid is None or item["metadata"]["uid"] == uid):
+            item["metadata"].setdefault("deletionTimestamp", datetime.now(UTC).isoformat())
 
-    def _seen(self, kind: Kind, found: Json) -> Json:
-        labels = found["metadata"].get("labels") or {}
+    def _store(self, kind: Kind, item: Json) -> Json:
+        labels = item["metadata"].get("labels") or {}
+        # The view holds only what the watches select; another object would never be removed from it.
         if kind in self.view.kinds and selector(kind).items() <= labels.items():
-            self.view.take(kind, found)
-        return found
+            self.view.take(kind, item)
+        return item

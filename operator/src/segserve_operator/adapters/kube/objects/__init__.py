@@ -1,4 +1,4 @@
-"""What the objects of a pool look like: pure functions from a pool's spec to manifests, as JSON values."""
+"""Manifests of a pool's objects: pure functions from a pool's spec to JSON values."""
 
 from segserve_operator.adapters.kube.objects.artifacts import access_without_secrets, base_of
 from segserve_operator.adapters.kube.objects.config_maps import assignment_config_map, plan_config_map

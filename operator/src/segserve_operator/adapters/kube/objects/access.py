@@ -1,4 +1,4 @@
-"""What a group's servers, or a gateway's pods, may do at the API: read what they are told, write their report."""
+"""ServiceAccounts and Roles of servers and gateways: they may read their assignment or plan, and write reports."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def access_objects(
     written: str,
     annotations: Mapping[str, str] | None = None,
 ) -> tuple[Json, ...]:
-    """Return an account, and its right to read the ConfigMaps `read` and to patch the one called `written`.
+    """Return a ServiceAccount with the right to read the ConfigMaps `read` and to patch the one called `written`.
 
-    A list or watch is allowed where its field selector names one of them. The account alone has the annotations.
+    A list or watch is allowed if its field selector names one of them. Only the account gets the annotations.
     """
+    # The Role and its binding must not carry annotations meant for the account, such as a cloud identity.
     own = meta(context, name, labels)
     account = meta(context, name, labels)
     account.annotations = dict(annotations) if annotations else None

@@ -1,4 +1,4 @@
-"""What a group's agents may fetch, and what they have mounted for it: Secrets and claims of the pool's namespace."""
+"""Access of a group's agents to artifacts, and the Secrets and volume claims that are mounted for it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from segserve_operator.api.artifacts import Artifacts
 
 _KEPT_SHARE: Final = 0.8
-"""Of the cache's own folder: what arrives needs room too, and a pod that fills more than its folder is evicted."""
+"""Part of the cache volume for complete artifacts: downloads need room too, and a pod that exceeds it is evicted."""
 
 
 def base_of(context: PoolContext) -> str | None:
-    """Return what relative URIs of the pool are relative to."""
+    """Return the base URI of the pool's relative URIs, None if there is none."""
     return context.spec.artifacts.base or context.defaults.artifact_base
 
 
 def access_of(context: PoolContext) -> Access:
-    """Return what the pool's agents may reach, with Secrets and claims where they are mounted.
+    """Return the access of the pool's agents, with the folders where Secrets and claims are mounted.
 
-    Files are read below the pool's base and the operator's, where these are folders: models are written by people who
-    may not read what else a container has.
+    Files are read only below the pool's and the operator's base, if these are folders: authors of models must not be
+    able to read other files of a container.
     """
     spec, defaults = context.spec, context.defaults
     own = artifact_access.access_of(spec.artifacts, Path(SECRETS_FOLDER))
@@ -50,17 +50,18 @@ def access_of(context: PoolContext) -> Access:
 
 
 def access_without_secrets(context: PoolContext, folder: Path | None) -> Access:
-    """Return what the operator itself may reach for the pool: it reads no Secrets, and files below `folder` alone."""
+    """Return the operator's own access for the pool: without Secrets, and to files below `folder` only."""
     folders = (folder,) if folder is not None else ()
     update = {"folders": folders, "claims": None, "credentials": (), "ambient": False, "max_cache_bytes": None}
     return access_of(context).model_copy(update=update)
 
 
 def volumes(artifacts: Artifacts) -> list[V1Volume]:
-    """Return the Secrets and claims. A pod starts without a Secret, for the models that need none."""
+    """Return the volumes of Secrets and claims."""
     secrets = [
         V1Volume(
             name=_volume_name("secret", name),
+            # Optional: models that need no credentials are served even if the Secret is missing.
             secret=V1SecretVolumeSource(secret_name=name, optional=True, default_mode=0o440),
         )
         for name in _secrets(artifacts)
@@ -76,7 +77,7 @@ def volumes(artifacts: Artifacts) -> list[V1Volume]:
 
 
 def mounts(artifacts: Artifacts) -> list[V1VolumeMount]:
-    """Return where the agent has them, each in a folder of its name."""
+    """Return the agent's mounts of these volumes, each in a folder of its own name."""
     secrets = [("secret", name, SECRETS_FOLDER) for name in _secrets(artifacts)]
     claims = [("claim", name, CLAIMS_FOLDER) for name in artifacts.claims]
     return [
@@ -86,10 +87,10 @@ def mounts(artifacts: Artifacts) -> list[V1VolumeMount]:
 
 
 def _hosts(artifacts: Artifacts, bases: list[str]) -> list[str]:
-    # Of other bases, what follows the scheme is no host: a bucket, an organisation, a claim.
+    # In URIs of other schemes a bucket, an organisation or a claim stands in the place of the host.
     urls = [urlsplit(base) for base in bases if base.startswith(("http:", "https:", "oci:"))]
-    places = (url.hostname for url in (*urls, *map(urlsplit, artifacts.endpoints.values())))
-    return list(dict.fromkeys(host for host in places if host))
+    hosts = (url.hostname for url in (*urls, *map(urlsplit, artifacts.endpoints.values())))
+    return list(dict.fromkeys(host for host in hosts if host))
 
 
 def _secrets(artifacts: Artifacts) -> list[str]:
@@ -97,5 +98,5 @@ def _secrets(artifacts: Artifacts) -> list[str]:
 
 
 def _volume_name(kind: str, name: str) -> str:
-    """Return a volume's name, which has no dots: what it mounts may be called longer, and with dots."""
+    """Return a name for a volume; names of Secrets and claims may be too long for one, and may have dots."""
     return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"

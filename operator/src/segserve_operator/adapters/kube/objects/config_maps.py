@@ -1,4 +1,4 @@
-"""The ConfigMaps through which servers and gateways are told what to do, and say what they do."""
+"""ConfigMaps between the operator and the pods: assignments, plans and reports."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ CHANGED_KEY: Final = "changed"
 
 
 def assignment_config_map(context: PoolContext, group: str, shard: int, content: str) -> Json:
-    """Return one shard of what a group is to hold; `content` is packed."""
-    return _told(context, assignment_name(context.pool, group, shard), server_selector(context, group), content)
+    """Return the V1ConfigMap of one shard of a group's assignment; `content` is packed."""
+    return _shard(context, assignment_name(context.pool, group, shard), server_selector(context, group), content)
 
 
 def plan_config_map(context: PoolContext, shard: int, content: str, changed: Iterable[str]) -> Json:
-    """Return one shard of a gateway's plan; `content` is packed.
+    """Return the V1ConfigMap of one shard of a gateway's plan; `content` is packed.
 
-    `changed` names the models whose route is another than in a version that some gateway may still follow.
+    `changed` names the models whose route differs from a version that some gateway may still follow.
     """
-    told = _told(context, plan_name(context.pool, shard), gateway_selector(context), content)
-    told["data"][CHANGED_KEY] = json.dumps(sorted(changed))
-    return told
+    manifest = _shard(context, plan_name(context.pool, shard), gateway_selector(context), content)
+    manifest["data"][CHANGED_KEY] = json.dumps(sorted(changed))
+    return manifest
 
 
 def group_reports(context: PoolContext, group: str) -> Json:
-    """Return the V1ConfigMap of a group's reports, without any: its keys are the pods' own."""
+    """Return the empty V1ConfigMap of a group's reports, into which each pod writes its own key."""
     return _empty(context, reports_name(context.pool, group), server_selector(context, group))
 
 
 def gateway_reports(context: PoolContext) -> Json:
-    """Return the V1ConfigMap of the gateway's reports, without any: its keys are the pods' own."""
+    """Return the empty V1ConfigMap of the gateway's reports, into which each pod writes its own key."""
     return _empty(context, reports_name(context.pool, GATEWAY), gateway_selector(context))
 
 
-def _told(context: PoolContext, name: str, labels: Mapping[str, str], content: str) -> Json:
+def _shard(context: PoolContext, name: str, labels: Mapping[str, str], content: str) -> Json:
     config_map = V1ConfigMap(
         metadata=meta(context, name, labels),
         data={VERSION_KEY: version_of(content)},

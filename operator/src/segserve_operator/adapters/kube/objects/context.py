@@ -1,4 +1,4 @@
-"""What objects are rendered from, and what all of them have: names, labels, an owner."""
+"""The context from which a pool's objects are rendered, and their common metadata: names, labels, an owner."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-MOST_RENDERED: Final = 64
+MAX_RENDERED: Final = 64
 MANIFEST_ANNOTATION: Final = f"{DOMAIN}/manifest"
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What the operator was started with: where a pool's spec says nothing, and where its cluster differs.
+    """Settings of the operator for fields that a pool's spec leaves out, and for differences between clusters.
 
-    `operator_namespace_labels` and `operator_pod_labels` tell network policies who may call a gateway's internal
-    port; `disruption_api` is the version of PodDisruptionBudget that the cluster has. Artifacts may come from
-    `artifact_schemes` and `artifact_hosts` where a pool lists none, and from `artifact_private_hosts` always.
+    `operator_namespace_labels` and `operator_pod_labels` select, in network policies, the pods that may call a
+    gateway's internal port; `disruption_api` is the cluster's version of PodDisruptionBudget. Artifacts may come from
+    `artifact_schemes` and `artifact_hosts` if a pool lists none, and always from `artifact_private_hosts`.
     """
 
     server_image: str
@@ -60,7 +60,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class PoolContext:
-    """A pool whose objects are rendered. `uid` makes it their owner."""
+    """The pool whose objects are rendered; with its `uid` it becomes their owner."""
 
     namespace: str
     pool: str
@@ -70,12 +70,12 @@ class PoolContext:
     _rendered: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: Hashable, render: Callable[[], T]) -> T:
-        """Return what `render` returned for this key before: every pass of a pool at rest renders the same objects.
+        """Return the cached result of `render` for this key; callers must not change it.
 
-        Nobody may change the result.
+        Every pass over a pool without changes would otherwise render the same objects.
         """
         if key not in self._rendered:
-            if len(self._rendered) >= MOST_RENDERED:
+            if len(self._rendered) >= MAX_RENDERED:
                 self._rendered.clear()  # groups come and go
             self._rendered[key] = render()
         rendered: T = self._rendered[key]
@@ -83,17 +83,17 @@ class PoolContext:
 
 
 def server_selector(context: PoolContext, group: str) -> dict[str, str]:
-    """Return the labels that the pods of a group alone have."""
+    """Return the labels that select the pods of a group."""
     return {POOL_LABEL: context.pool, GROUP_LABEL: group, COMPONENT_LABEL: SERVER}
 
 
 def gateway_selector(context: PoolContext) -> dict[str, str]:
-    """Return the labels that the pods of the gateway alone have."""
+    """Return the labels that select the pods of the gateway."""
     return {POOL_LABEL: context.pool, COMPONENT_LABEL: GATEWAY}
 
 
 def meta(context: PoolContext, name: str, labels: Mapping[str, str]) -> V1ObjectMeta:
-    """Return the metadata of an object that ends with its pool."""
+    """Return the metadata of an object that is owned by its pool, and deleted with it."""
     owner = V1OwnerReference(
         api_version=POOLS.api_version,
         kind=POOLS.name,
@@ -108,20 +108,20 @@ def meta(context: PoolContext, name: str, labels: Mapping[str, str]) -> V1Object
 
 
 def rendered(kind: Kind, model: BaseModel) -> Json:
-    """Return the manifest of one of the official package's models."""
+    """Return the manifest of a model of the `kubernetes` package."""
     return dict(sorted({"apiVersion": kind.api_version, "kind": kind.name, **dumped(model)}.items()))
 
 
 def dumped(model: BaseModel) -> Json:
-    """Return the JSON value of one of the official package's models, without the fields that are None."""
+    """Return the JSON value of a model of the `kubernetes` package, without fields that are None."""
     return model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def stamped(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest with a digest of itself among its annotations.
 
-    A live object that has more than a manifest says is none of our business, unless we said it once: by the digest
-    it differs, and another apply takes away what is no longer said.
+    Fields of a live object that the manifest does not have count as somebody else's. The digest makes an object
+    differ after a field is removed from its manifest, so that it is applied again and loses the field.
     """
     own = manifest["metadata"]
     content = json_digest(manifest, 16)
@@ -132,11 +132,11 @@ def stamped(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def gateway_url(context: PoolContext) -> str:
-    """Return where the pool's models answer within the cluster; gRPC clients use its host and port."""
+    """Return the URL of the pool's models within the cluster; gRPC clients use its host and port."""
     service = f"{object_name(context.pool)}.{context.namespace}.svc.{context.defaults.cluster_domain}"
     return f"http://{service}:{context.spec.gateway.port}"
 
 
 def scale_selector(context: PoolContext, group: str) -> str:
-    """Return the selector of a group's pods as the scale subresource has it."""
+    """Return the selector of a group's pods in the text form of the scale subresource."""
     return ",".join(f"{key}={value}" for key, value in sorted(server_selector(context, group).items()))

@@ -1,4 +1,4 @@
-"""How many pods may be away at once because of people's doing, a node's drain above all."""
+"""PodDisruptionBudgets, which limit how many pods a drain of nodes evicts at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def disruption_budget(context: PoolContext, name: str, selector: Mapping[str, str]) -> Json:
-    """Return the budget of one pod at a time: also a single one must not block a node's drain for ever."""
+    """Return the V1PodDisruptionBudget that allows one eviction at a time."""
+    # Not min_available: a single pod could then never be evicted, and would block the drain of its node.
     spec = V1PodDisruptionBudgetSpec(max_unavailable=1, selector=V1LabelSelector(match_labels=dict(selector)))
     budget = rendered(DISRUPTION_BUDGETS, V1PodDisruptionBudget(metadata=meta(context, name, selector), spec=spec))
     return {**budget, "apiVersion": context.defaults.disruption_api}

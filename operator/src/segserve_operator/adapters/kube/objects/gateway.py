@@ -1,4 +1,4 @@
-"""All objects of a pool's gateway, its plan aside: Envoy, and the sidecar that tells it of changes."""
+"""All objects of a pool's gateway except its plan: Envoy, and the sidecar that configures it."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext, dumped, rendered
 
 LISTEN_PORT: Final = 8080
-"""Where Envoy listens in its pod, whatever the Service's port: one that needs no privilege."""
+"""Port of Envoy in its pod, unprivileged and independent of the Service's port."""
 
 _ENVOY_RESOURCES: Final = Resources(requests={"cpu": "100m", "memory": "128Mi"})
 _SYNC_RESOURCES: Final = Resources(requests={"cpu": "20m", "memory": "96Mi"})
 _HOOK_S: Final = 5
-"""The sidecar's hook takes its time to start where the machine is busy: Envoy waits for so much longer."""
+"""Additional wait of Envoy's hook, since the sidecar's hook may start late on a busy machine."""
 _GRACE_S: Final = 15
-"""Beside the drain: for the start of the hooks, and for the two processes to end."""
+"""Part of the grace period beside the drain: start of the hooks, and end of the two processes."""
 _HEAP_SHARE: Final = Decimal("0.8")
 _SYNC: Final = ("python3", "-m", "segserve_operator.gateway_sync")
 
 
 def gateway_objects(context: PoolContext) -> tuple[Json, ...]:
-    """Return the gateway's objects in the order in which they are created: the pods last, which need the others."""
+    """Return the gateway's objects in the order of their creation; the Deployment is last, as pods need the others."""
     return context.once("gateway", lambda: _gateway_objects(context))
 
 
@@ -116,7 +116,7 @@ def _template(context: PoolContext) -> V1PodTemplateSpec:
 
 
 def _envoy(context: PoolContext) -> V1Container:
-    """Envoy goes on with its last configuration whatever becomes of the API: so do its probes."""
+    # Its probes do not need the API server, as Envoy itself works without it.
     gateway = context.spec.gateway
     return V1Container(
         name=ENVOY_CONTAINER,
@@ -131,7 +131,7 @@ def _envoy(context: PoolContext) -> V1Container:
         security_context=pods.container_security(),
         startup_probe=pods.tcp_probe(LISTEN_PORT, period_s=1, timeout_s=2, failures=60),
         liveness_probe=pods.tcp_probe(LISTEN_PORT, period_s=5, timeout_s=5, failures=6),
-        # The sidecar's hook tells callers to go; this one keeps Envoy for them while they do.
+        # The sidecar's hook makes callers disconnect; this one keeps Envoy running while they do.
         lifecycle=V1Lifecycle(pre_stop=pods.run_first("sleep", str(gateway.drain_seconds + _HOOK_S))),
         volume_mounts=[
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),
@@ -183,6 +183,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
 
 
 def _heap(resources: Resources | None) -> dict[str, int]:
-    """Return what Envoy may hold, below its memory limit: it refuses requests before the kernel ends it."""
+    """Return the setting of Envoy's heap limit, empty without a memory limit."""
+    # Below the memory limit, so that Envoy refuses requests before the kernel kills it.
     limit = number(resources.limits.get("memory")) if resources is not None else None
     return {"heapBytes": max(int(limit * _HEAP_SHARE), 2**26)} if limit is not None else {}

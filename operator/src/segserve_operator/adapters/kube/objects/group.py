@@ -1,4 +1,4 @@
-"""All objects of one group of servers, its assignment aside."""
+"""All objects of one group of servers except its assignment."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
 _PROGRESS_S: Final = 1800
-"""An image of Triton has some 10 GB to be pulled first."""
+"""Deadline for progress; the image of Triton, of about 10 GB, has to be pulled first."""
 
 
 def group_objects(context: PoolContext, group: str, replicas: int) -> tuple[Json, ...]:
-    """Return a group's objects in the order in which they are created: the pods last, which need the others."""
+    """Return a group's objects in the order of their creation; the Deployment is last, as pods need the others."""
     return context.once(("group", group, replicas), lambda: _group_objects(context, group, replicas))
 
 
@@ -68,7 +68,7 @@ def _group_objects(context: PoolContext, group: str, replicas: int) -> tuple[Jso
 
 
 def deployment(context: PoolContext, name: str, selector: dict[str, str], *, replicas: int, template: Json) -> Json:
-    """Return a V1Deployment that never has fewer ready pods than it should because of its own doing."""
+    """Return a V1Deployment whose rollouts never reduce the number of ready pods."""
     spec = V1DeploymentSpec(
         replicas=replicas,
         revision_history_limit=1,
@@ -90,7 +90,7 @@ def _service(context: PoolContext, group: str) -> Json:
     spec = V1ServiceSpec(
         type="ClusterIP",
         cluster_ip="None",
-        # Whether a pod serves a model is for its agent to say; the gateway uses it.
+        # Readiness differs by model: the gateway's routes follow the agents' reports, not the pod's readiness.
         publish_not_ready_addresses=True,
         selector=selector,
         ports=[V1ServicePort(name=name, port=port, target_port=port, protocol="TCP") for name, port in ports.items()],

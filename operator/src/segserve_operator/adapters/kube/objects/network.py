@@ -1,7 +1,7 @@
-"""Who may call the pods. What they may call is left open.
+"""NetworkPolicies for ingress to the pods; egress is not restricted.
 
 Artifacts come from object stores, registries and web servers anywhere, and the addresses of the API server and of
-DNS differ between clusters: a rule that fits all would allow everything. A cluster's own policies can say more.
+DNS differ between clusters, so one egress rule for all clusters would allow everything. A cluster can add its own.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
     from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
-# Any pod of the cluster: metrics are scraped from another namespace. A node's own probes are always allowed.
+# Any pod of the cluster, as metrics are scraped from another namespace. Probes of the kubelet are always allowed.
 _CLUSTER: Final = V1NetworkPolicyPeer(namespace_selector=V1LabelSelector())
 
 
 def server_policy(context: PoolContext, group: str) -> Json:
-    """Return the policy of a group: the pool's gateway alone sends it requests."""
+    """Return the V1NetworkPolicy of a group: only the pool's gateway may send it requests."""
     gateway = V1NetworkPolicyPeer(pod_selector=V1LabelSelector(match_labels=gateway_selector(context)))
     rules = [_rule((HTTP_PORT, GRPC_PORT), gateway), _rule((METRICS_PORT, AGENT_PORT), _CLUSTER)]
     return _policy(context, object_name(context.pool, group), server_selector(context, group), rules)
 
 
 def gateway_policy(context: PoolContext, listen_port: int) -> Json:
-    """Return the policy of the gateway: anybody may call, by the internal port the operator alone."""
+    """Return the V1NetworkPolicy of the gateway: open to all, its internal port only to the operator."""
     operator = V1NetworkPolicyPeer(
         namespace_selector=V1LabelSelector(match_labels=dict(context.defaults.operator_namespace_labels) or None),
         pod_selector=V1LabelSelector(match_labels=dict(context.defaults.operator_pod_labels)),

@@ -1,4 +1,4 @@
-"""What the pods of servers and gateways have in common: security, environment, volumes, placement."""
+"""Parts of the pods of servers and gateways: security, environment, volumes, probes, placement."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ USER: Final = 1000
 TMP_FOLDER: Final = "/tmp"
 TOKEN_VOLUME: Final = "token"
 _TOKEN_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
-_TOKEN_SECONDS: Final = 3607  # as Kubernetes' own: that many, and it is renewed in time
+_TOKEN_SECONDS: Final = 3607  # as in the volume that Kubernetes itself adds to pods; the kubelet renews it
 _NODES: Final = "kubernetes.io/hostname"
 _ZONES: Final = "topology.kubernetes.io/zone"
 
 
 def pod_security() -> V1PodSecurityContext:
-    """Return what the restricted profile of Pod Security asks of a pod; volumes are writable by its user."""
+    """Return the security context of the `restricted` Pod Security profile; volumes are writable by the pod's user."""
     return V1PodSecurityContext(
         run_as_non_root=True,
         run_as_user=USER,
@@ -61,7 +61,7 @@ def pod_security() -> V1PodSecurityContext:
 
 
 def container_security() -> V1SecurityContext:
-    """Return what the restricted profile asks of a container, and a root folder that nobody writes to."""
+    """Return the security context of the `restricted` profile, with a read-only root file system."""
     return V1SecurityContext(
         allow_privilege_escalation=False,
         capabilities=V1Capabilities(drop=["ALL"]),
@@ -71,7 +71,7 @@ def container_security() -> V1SecurityContext:
 
 
 def variables(values: Mapping[str, str | None]) -> list[V1EnvVar]:
-    """Return the pod's own name, uid and namespace, then the given variables; those that are None are left out."""
+    """Return variables of the pod's name, uid and namespace, then `values` without those that are None."""
     own = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "POD_NAMESPACE": "metadata.namespace"}
     return [
         *(
@@ -85,7 +85,8 @@ def variables(values: Mapping[str, str | None]) -> list[V1EnvVar]:
 
 
 def token_volume() -> V1Volume:
-    """Return the token of the pod's account as a volume, for those of its containers that call the API."""
+    """Return the token of the pod's ServiceAccount as a volume."""
+    # Mounted explicitly, so that Triton and Envoy, which need no access to the API, have no token.
     return V1Volume(
         name=TOKEN_VOLUME,
         projected=V1ProjectedVolumeSource(
@@ -116,17 +117,17 @@ def token_volume() -> V1Volume:
 
 
 def token_mount() -> V1VolumeMount:
-    """Return the mount of `token_volume` where clients of the API look for it."""
+    """Return the mount of `token_volume` at the standard path of API clients."""
     return V1VolumeMount(name=TOKEN_VOLUME, mount_path=_TOKEN_FOLDER, read_only=True)
 
 
 def folder(name: str, size: str | None = None, *, memory: bool = False) -> V1Volume:
-    """Return an empty folder that ends with the pod."""
+    """Return an empty folder with the lifetime of the pod, in memory or on disk."""
     return V1Volume(name=name, empty_dir=V1EmptyDirVolumeSource(size_limit=size, medium="Memory" if memory else None))
 
 
 def requirements(resources: api.Resources) -> V1ResourceRequirements | None:
-    """Return a container's resources."""
+    """Return a container's resources, None if there are none."""
     if not resources.limits and not resources.requests:
         return None
     return V1ResourceRequirements(
@@ -136,7 +137,7 @@ def requirements(resources: api.Resources) -> V1ResourceRequirements | None:
 
 
 def tolerations(items: Iterable[api.Toleration]) -> list[V1Toleration] | None:
-    """Return a pod's tolerations."""
+    """Return a pod's tolerations, None if there are none."""
     return listed(
         V1Toleration(
             key=item.key,
@@ -150,12 +151,12 @@ def tolerations(items: Iterable[api.Toleration]) -> list[V1Toleration] | None:
 
 
 def pull_secrets(names: Iterable[str]) -> list[V1LocalObjectReference] | None:
-    """Return references to the secrets that images are pulled with."""
+    """Return references to the Secrets with which images are pulled, None if there are none."""
     return listed(V1LocalObjectReference(name=name) for name in names)
 
 
 def spread(selector: Mapping[str, str]) -> list[V1TopologySpreadConstraint]:
-    """Return the wish for different nodes and zones; where there are too few, pods run nevertheless."""
+    """Return constraints that prefer different nodes and zones, but do not require them."""
     return [
         V1TopologySpreadConstraint(
             max_skew=1,
@@ -168,12 +169,12 @@ def spread(selector: Mapping[str, str]) -> list[V1TopologySpreadConstraint]:
 
 
 def listed(items: Iterable[Value]) -> list[Value] | None:
-    """Return a list, None instead of an empty one: the API drops those, and a manifest has to say what is stored."""
+    """Return a list, None if it is empty: the API server does not store empty lists."""
     return list(items) or None
 
 
 def http_probe(path: str, port: int, *, period_s: int, timeout_s: int, failures: int) -> V1Probe:
-    """Return a probe that passes where a GET of `path` gets 200 to 399."""
+    """Return a probe that passes if a GET of `path` has a status of 200 to 399."""
     return V1Probe(
         http_get=V1HTTPGetAction(path=path, port=port, scheme="HTTP"),
         period_seconds=period_s,
@@ -184,7 +185,7 @@ def http_probe(path: str, port: int, *, period_s: int, timeout_s: int, failures:
 
 
 def tcp_probe(port: int, *, period_s: int, timeout_s: int, failures: int) -> V1Probe:
-    """Return a probe that passes where something listens."""
+    """Return a probe that passes if the port accepts connections."""
     return V1Probe(
         tcp_socket=V1TCPSocketAction(port=port),
         period_seconds=period_s,
@@ -197,5 +198,5 @@ def tcp_probe(port: int, *, period_s: int, timeout_s: int, failures: int) -> V1P
 def run_first(*command: str) -> V1LifecycleHandler:
     """Return a hook that runs a command in the container."""
     handler = V1LifecycleHandler()
-    handler.var_exec = V1ExecAction(command=list(command))  # the model ignores it among its arguments
+    handler.var_exec = V1ExecAction(command=list(command))  # the constructor ignores this argument
     return handler

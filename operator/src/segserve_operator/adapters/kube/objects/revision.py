@@ -1,4 +1,4 @@
-"""The record of how a revision is served: a V1ControllerRevision, whose data the API server never lets change."""
+"""Records of revisions as V1ControllerRevisions, whose data is immutable."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def revision_object(
 ) -> Json:
     """Return the record of a revision; `number` is higher than those of the model's earlier ones.
 
-    `model` and `uid` are its owner's. Its name has a digest of the content: another record of the same revision,
-    as of an artifact that was moved, is another object.
+    `model` and `uid` are of its owner. The name contains a digest of the content, so that a changed record of the
+    same revision, as after an artifact was moved, is another object.
     """
     data = assigned.model_dump(mode="json", by_alias=True, exclude_none=True)
     content = json_digest(data, 8)

@@ -1,4 +1,4 @@
-"""The objects of a rollout's record: the SegmentationRollout itself, and ConfigMaps for its oldest evidence."""
+"""Objects of a rollout's record: the SegmentationRollout, and ConfigMaps of its oldest evidence."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from segserve_operator.mapping.rollouts import manifest_of
 if TYPE_CHECKING:
     from segserve_operator.core.rollout.record import Record
 
-# Without `managed-by`: the operator watches what has both labels, and records are read when they are needed.
+# Without `managed-by`: the operator watches objects with both labels, but reads records only when needed.
 _LABELS: Final = {"app.kubernetes.io/part-of": "segserve"}
 
 
 def rollout_object(record: Record, *, namespace: str, pool: str, uid: str) -> dict[str, Any]:
-    """Return a record's object without its status; `uid` is its model's, with which it ends."""
+    """Return a record's object without its status; `uid` is of its model, with which it is deleted."""
     manifest = manifest_of(record)
     metadata = {
         "name": record.name,
@@ -31,7 +31,7 @@ def rollout_object(record: Record, *, namespace: str, pool: str, uid: str) -> di
 def evidence_config_map(
     record: Record, number: int, content: str, *, namespace: str, pool: str, uid: str
 ) -> dict[str, Any]:
-    """Return one chunk of a record's oldest rows; `content` is packed, `uid` the record's, with which it ends."""
+    """Return one chunk of a record's oldest rows; `content` is packed, `uid` of the record that owns it."""
     metadata = {
         "name": chunk_name(record.name, number),
         "namespace": namespace,

@@ -1,4 +1,4 @@
-"""The pods of a group: Triton, and the agent that makes it hold what the group was assigned."""
+"""Pods of a group: Triton, and the agent that loads the group's assignment into it."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ if TYPE_CHECKING:
 
 _AGENT_RESOURCES: Final = Resources(requests={"cpu": "50m", "memory": "256Mi"})
 _GRACE_S: Final = 5
-"""Beside the drain and Triton's own exit timeout: for the start of the hook and the end of the stubs."""
+"""Part of the grace period beside the drain and Triton's exit timeout: start of the hook, end of the steps."""
 _START_S: Final = 1800
-"""An image's first pull does not count, but loading CUDA on a slow disk does: rather wait than restart."""
+"""Time for Triton to start; loading CUDA from a slow disk takes long, and a restart would begin it again."""
 
 _MAX_REQUEST_BYTES: Final = 2**31 - 1
-"""The gateway's own limit is the one that counts, and can change without new servers."""
+"""Triton's largest; the gateway enforces the pool's limit, which can change without new servers."""
 
 
 def main_group(context: PoolContext) -> str:
-    """Return the name of the group that models settle in: another one as soon as servers are to differ."""
+    """Return the name of the group that serves stable revisions; it changes with the server template."""
     return f"main-{template_digest(context)}"
 
 
 def template_digest(context: PoolContext) -> str:
-    """Return 8 hex digits of all that servers of any group of the pool are made of."""
+    """Return a digest, of 8 hex digits, of the server template that all groups of the pool share."""
     return context.once("template", lambda: json_digest(server_template(context), 8))
 
 
 def server_template(context: PoolContext, group: str = "") -> Json:
-    """Return the V1PodTemplateSpec of a group's servers; without a group, what all groups' have in common."""
+    """Return the V1PodTemplateSpec of a group's servers; without a group, the part that all groups share."""
     server = context.spec.server
     selector = server_selector(context, group)
     labels = {**server.pod_labels, **MANAGED_LABELS, **selector}
@@ -85,7 +85,7 @@ def server_template(context: PoolContext, group: str = "") -> Json:
     template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
     manifest = dumped(template)
     if server.affinity:
-        # As the user wrote it: the API server may know fields that these models do not.
+        # As the user wrote it: the API server may know fields that the package's models do not.
         manifest["spec"]["affinity"] = dict(server.affinity)
     return manifest
 
@@ -114,7 +114,7 @@ def _triton(context: PoolContext, group: str) -> V1Container:
         resources=pods.requirements(server.resources),
         security_context=pods.container_security(),
         startup_probe=pods.http_probe(live, HTTP_PORT, period_s=1, timeout_s=2, failures=_START_S),
-        # A restart loses all that is loaded, so that only a server that is silent for half a minute gets one.
+        # A restart loses all loaded models, so it takes half a minute without an answer.
         liveness_probe=pods.http_probe(live, HTTP_PORT, period_s=5, timeout_s=5, failures=6),
         readiness_probe=pods.http_probe(ready, HTTP_PORT, period_s=1, timeout_s=2, failures=3),
         lifecycle=V1Lifecycle(
@@ -149,7 +149,7 @@ def _agent(context: PoolContext, group: str) -> V1Container:
         security_context=pods.container_security(),
         startup_probe=pods.http_probe("/live", AGENT_PORT, period_s=1, timeout_s=2, failures=300),
         liveness_probe=pods.http_probe("/live", AGENT_PORT, period_s=5, timeout_s=5, failures=6),
-        # It passes where all that is assigned answered its golden images, so that no further doubt is needed.
+        # It passes once all assigned models have passed their golden tests, so two failures are enough.
         readiness_probe=pods.http_probe("/ready", AGENT_PORT, period_s=1, timeout_s=2, failures=2),
         volume_mounts=[
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),
