@@ -21,8 +21,15 @@ from segserve.cli.init.guess import guess
 from segserve.cli.init.values import Overrides
 from segserve_builder.export.networks import family_of
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import Family, InspectedNetwork, ModelContext, NetworkIO, NetworkSignature
-from segserve_builder.families.signature import float_output, image_input
+from segserve_builder.families.base import (
+    Family,
+    InspectedNetwork,
+    ModelContext,
+    NetworkIO,
+    NetworkSignature,
+    float_output,
+    image_input,
+)
 from segserve_builder.render.tree import render
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import RequestOptions

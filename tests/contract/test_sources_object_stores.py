@@ -26,7 +26,7 @@ from segserve_builder.errors import (
 from segserve_builder.sources import RetryPolicy, fetch, fetch_folder, folder_digest, object_store, resolved
 from segserve_builder.sources.access import Access
 from segserve_builder.sources.object_store import ObjectStoreSource
-from segserve_common.http.guarded_http import StreamedResponse
+from segserve_common.http.guard import StreamedResponse
 
 CONTENT = bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast, get_args
 
-from segserve_builder.spec.schemes import SCHEMES
+from segserve_builder.spec.model_spec import SCHEMES
 from segserve_common.kube.names import CACHE_FOLDER
 
 PullPolicy: TypeAlias = Literal["Always", "IfNotPresent", "Never"]

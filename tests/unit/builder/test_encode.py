@@ -16,8 +16,7 @@ from scipy import ndimage, special
 from torch import from_numpy
 from torch.nn.functional import interpolate
 
-from segserve_builder.imaging.masks import outlines, polygons_json
-from segserve_builder.imaging.png import default_colour, label_png
+from segserve_builder.imaging.masks import default_colour, label_png, outlines, polygons_json
 from segserve_builder.imaging.probabilities import mean_confidence
 from segserve_builder.kernels.rle import MaskWindow, encode_bitmap
 from segserve_builder.stages.base import RequestOptions

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from segserve_builder.sources import fetch, folder_digest
-from segserve_builder.sources.cache import folder_path, object_path
-from segserve_builder.sources.eviction import JUST_FETCHED_S, FileLocks, evict
+from segserve_builder.sources.cache import JUST_FETCHED_S, FileLocks, evict, folder_path, object_path
 
 MIB = 2**20
 LATER_S = JUST_FETCHED_S + 100
@@ -56,7 +55,7 @@ def test_what_a_process_holds_stays_until_it_lets_go_or_ends(cache: Path) -> Non
     held = filled(cache, 0, LATER_S)
     other = filled(cache, 1, LATER_S)
     script = (
-        "import sys, pathlib; from segserve_builder.sources.eviction import FileLocks; leases = FileLocks();"
+        "import sys, pathlib; from segserve_builder.sources.cache import FileLocks; leases = FileLocks();"
         "leases.keep([pathlib.Path(sys.argv[1])]); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

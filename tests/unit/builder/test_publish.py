@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from segserve_builder.errors import PublishError, StepConflictError
-from segserve_builder.render.publish import publish, publish_tree, remove, replace, sweep
+from segserve_builder.render.repository import publish, publish_tree, remove, replace, sweep
 from segserve_builder.render.tree import Tree
 
 

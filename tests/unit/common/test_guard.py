@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segserve_common.http.addresses import refusal
-from segserve_common.http.urls import RefusedError, Url, UrlError, lookup, service_check
+from segserve_common.http.urls import RefusedError, Url, UrlError, lookup, refusal, service_check
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.processes import StepProcesses
 from segserve_builder.agent.runner import ActionRunner
-from segserve_builder.agent.server import TritonServer
-from segserve_builder.agent.triton_files import Repository
+from segserve_builder.agent.server import Repository, TritonServer
 from segserve_builder.sources.access import ACCESS_VARIABLE, LOCAL, Access
 
 

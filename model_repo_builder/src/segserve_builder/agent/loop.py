@@ -33,8 +33,8 @@ from segserve_builder.agent.state import (
     Serve,
     ServerSnapshot,
 )
-from segserve_builder.render.publish import sweep
-from segserve_builder.sources.eviction import FileLocks
+from segserve_builder.render.repository import sweep
+from segserve_builder.sources.cache import FileLocks
 from segserve_common.files import replace_file
 
 TICK_S: Final = 0.5

@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import Final
 
 from segserve_builder.agent.processes import StepProcesses
-from segserve_builder.agent.server import TritonError, TritonServer, TritonUnreachableError
+from segserve_builder.agent.server import Repository, TritonError, TritonServer, TritonUnreachableError
 from segserve_builder.agent.state import READY, AgentState, Ensemble, RepairStep, ServerSnapshot
-from segserve_builder.agent.triton_files import Repository
 
 UNANSWERED_GRACE_S: Final = 10.0
 """How long the last snapshot stands for a server that does not respond in time."""

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from segserve_builder import sources
-from segserve_builder.agent import triton_files
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.agent.server import (
     RawAnswer,
+    Repository,
     TritonError,
     TritonRefusedError,
     TritonServer,
     TritonTimeoutError,
     TritonUnreachableError,
+    log_position,
+    logged_reason,
 )
 from segserve_builder.agent.state import (
     Action,
@@ -36,15 +38,12 @@ from segserve_builder.agent.state import (
     Serve,
     Unload,
 )
-from segserve_builder.agent.triton_files import Repository
 from segserve_builder.errors import BuilderError, GoldenError, OtherVersionError
 from segserve_builder.golden import judging as golden
-from segserve_builder.render.publish import publish, remove, replace
-from segserve_builder.render.repository import build_tree
+from segserve_builder.render.repository import build_tree, publish, remove, replace
 from segserve_builder.render.target import EMBEDDED, RenderTarget
 from segserve_builder.sources.access import LOCAL, Access
-from segserve_builder.sources.cache import folder_path, object_path
-from segserve_builder.sources.eviction import evict
+from segserve_builder.sources.cache import evict, folder_path, object_path
 from segserve_builder.spec.model_spec import Artifact, Signature
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
@@ -213,7 +212,7 @@ class ActionRunner:
         return folder
 
     def _load(self, name: str) -> None:
-        since = triton_files.position(self.log)
+        since = log_position(self.log)
         try:
             self.server.load(name)
         except TritonRefusedError as error:
@@ -221,7 +220,7 @@ class ActionRunner:
 
     def _explained(self, message: str, name: str, since: int) -> str:
         """Add the reason of a failed load from Triton's log, and leave out a step's traceback."""
-        logged = triton_files.reason(self.log, name, since) if "failed to poll" in message else None
+        logged = logged_reason(self.log, name, since) if "failed to poll" in message else None
         return f"{message}: {logged}" if logged else " ".join(message.partition("\n\nAt:")[0].split())
 
     def _serve(self, prepared: Prepared) -> dict[str, Ensemble]:

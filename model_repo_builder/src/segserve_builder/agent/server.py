@@ -1,14 +1,22 @@
-"""Client of one Triton, over gRPC on loopback. Every call has a deadline and raises `TritonError`s."""
+"""One Triton: its client over gRPC on loopback, and its files, which are the model repository and the log.
+
+Every call has a deadline and raises `TritonError`s.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import uuid4
 
 from segserve_builder.agent.state import Ensemble
 from segserve_builder.render.config import VERSION
+from segserve_builder.render.tree import CONFIG_FILE
+from segserve_builder.spec.names import STEP_PREFIX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +35,9 @@ _CHANNEL: Final = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 300),
 ]
+
+TAIL_BYTES: Final = 256 * 1024
+_ERROR: Final = re.compile(r"^E\d{4} \S+ +\d+ \S+\] (?P<text>.*)$")
 
 
 class TritonError(Exception):
@@ -148,3 +159,72 @@ def ensemble_of(config: Any) -> Ensemble:
     steps = frozenset(step.model_name for step in config.ensemble_scheduling.step)
     revision = config.parameters["revision"].string_value if "revision" in config.parameters else ""
     return Ensemble(revision, steps)
+
+
+class Repository:
+    """One group's model repository, written by this process alone. Parsed configurations are cached."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._parsed: dict[str, tuple[int, Ensemble]] = {}
+        root.mkdir(parents=True, exist_ok=True)
+
+    def folders(self) -> frozenset[str]:
+        """Return the folder names of all models."""
+        return frozenset(path.name for path in self.root.iterdir())
+
+    def ensembles(self) -> Mapping[str, Ensemble]:
+        """Return the ensemble of each public name; names with an unreadable configuration are left out."""
+        public = [name for name in self.folders() if not name.startswith(STEP_PREFIX)]
+        ensembles = {name: self._ensemble(name) for name in public}
+        return {name: ensemble for name, ensemble in ensembles.items() if ensemble is not None}
+
+    def touch(self, step: str) -> None:
+        """Make Triton reload a step: it compares the times of the version's files, not of the configuration."""
+        for path in (self.root / step / "1").iterdir():
+            os.utime(path)
+
+    def _ensemble(self, name: str) -> Ensemble | None:
+        from google.protobuf import text_format
+        from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+        path = self.root / name / CONFIG_FILE
+        try:
+            changed = path.stat().st_ctime_ns
+            cached = self._parsed.get(name)
+            if cached is None or cached[0] != changed:
+                cached = (changed, ensemble_of(text_format.Parse(path.read_text(), ModelConfig())))
+                self._parsed[name] = cached
+        except (OSError, text_format.ParseError):
+            return None
+        return cached[1]
+
+
+def log_position(log: Path) -> int:
+    """Return the current size of the log in bytes, as a start for `logged_reason`."""
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0
+
+
+def logged_reason(log: Path, name: str, since: int) -> str | None:
+    """Return the last error about the model `name` logged after the position `since`, None if there is none.
+
+    Triton's API often reports that a load failed without saying why; its log says it.
+    """
+    errors = [text for text in _errors(log, since) if name in text]
+    return errors[-1] if errors else None
+
+
+def _errors(log: Path, since: int) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            # A log that was truncated since then is read from its start.
+            file.seek(max(since if since <= size else 0, size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    matches = (_ERROR.match(line) for line in text.splitlines())
+    return [match["text"].strip('"') for match in matches if match]

@@ -14,7 +14,7 @@ from segserve_builder.errors import ExportError
 from segserve_builder.export.graph import TOLERANCE, ExportShape, folded, largest_difference, write
 from segserve_builder.export.networks import Preparation
 from segserve_builder.export.reduced import class_iou, label_map, object_iou, to_fp16, to_int8
-from segserve_builder.families.base import Family
+from segserve_builder.families.base import CHANNELS, Family
 from segserve_builder.golden.judging import GOLDEN_FILE, GoldenTolerance, record
 from segserve_builder.sources import folder_digest
 from segserve_builder.stages.base import RequestOptions
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 GOLDEN_IMAGES: Final = 3
 EXAMPLE_SIDE: Final = 256
 GOLDEN_TOLERANCE: Final = GoldenTolerance(iou=0.98, score=0.02)
-CHANNELS: Final = {"RGB": 3, "GREY": 1}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,11 @@ from segserve_builder.families.base import (
     NetworkIO,
     NetworkSignature,
     TensorSpec,
+    described,
+    described_all,
+    float_output,
+    image_input,
 )
-from segserve_builder.families.signature import described, described_all, float_output, image_input
 from segserve_builder.stages.decode_anchors import DecodeAnchors
 from segserve_builder.stages.nms import Nms
 from segserve_builder.values import Anchors, ResizeTransform, ValueType

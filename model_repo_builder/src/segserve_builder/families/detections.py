@@ -18,8 +18,11 @@ from segserve_builder.families.base import (
     NetworkSignature,
     StageNote,
     TensorSpec,
+    check_batch,
+    described,
+    described_all,
+    image_input,
 )
-from segserve_builder.families.signature import check_batch, described, described_all, image_input
 from segserve_builder.stages.keypoints import Keypoints
 from segserve_builder.stages.paste_masks import PasteMasks
 from segserve_builder.stages.score_threshold import ScoreThreshold

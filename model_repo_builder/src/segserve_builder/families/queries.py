@@ -18,8 +18,12 @@ from segserve_builder.families.base import (
     NetworkSignature,
     StageNote,
     TensorSpec,
+    described,
+    described_all,
+    float_output,
+    image_input,
+    thing_ids,
 )
-from segserve_builder.families.signature import described, described_all, float_output, image_input, thing_ids
 from segserve_builder.stages.detection_queries import DetectionQueries
 from segserve_builder.stages.panoptic_queries import PanopticQueries
 from segserve_builder.values import Queries, ResizeTransform, ValueType

@@ -14,8 +14,12 @@ from segserve_builder.families.base import (
     NetworkIO,
     NetworkSignature,
     StageNote,
+    described,
+    described_all,
+    float_output,
+    image_input,
+    thing_ids,
 )
-from segserve_builder.families.signature import described, described_all, float_output, image_input, thing_ids
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.multi_label import MultiLabel
 from segserve_builder.values import Logits, ResizeTransform, ValueType

@@ -21,8 +21,11 @@ from segserve_builder.families.base import (
     NetworkIO,
     NetworkSignature,
     TensorSpec,
+    described,
+    described_all,
+    float_output,
+    image_input,
 )
-from segserve_builder.families.signature import described, described_all, float_output, image_input
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold

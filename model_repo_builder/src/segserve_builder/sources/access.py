@@ -11,7 +11,7 @@ from pydantic import Field
 
 from segserve_builder.errors import SourceDeniedError, SourceUnauthorizedError
 from segserve_builder.spec.model_spec import FrozenModel
-from segserve_common.http.addresses import is_within, refusal
+from segserve_common.http.urls import is_within, refusal
 
 ACCESS_VARIABLE: Final = "SEGSERVE_ARTIFACT_ACCESS"
 """Environment variable of agents with the JSON of an `Access`."""

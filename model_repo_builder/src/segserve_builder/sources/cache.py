@@ -1,4 +1,4 @@
-"""The artifact cache: objects are named by their digest, which is verified before they get that name."""
+"""The artifact cache: objects are named by their digest, which is verified before they get that name; eviction."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -27,6 +28,9 @@ SLOWEST_BYTES: Final = 64 * 1024
 
 _PART: Final = ".part"
 _IDENTITY: Final = ".identity"
+
+JUST_FETCHED_S: Final = 600.0
+"""How long an object stays after a fetch: the process that fetched it may not have locked it yet."""
 
 
 def object_path(cache: Path, sha256: str) -> Path:
@@ -201,3 +205,79 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
                 file.seek(0)
                 yield file
                 return
+
+
+@dataclass(slots=True)
+class FileLocks:
+    """The shared locks of this process on objects of a cache."""
+
+    _held: dict[Path, int] = field(default_factory=dict)
+
+    def keep(self, objects: Iterable[Path]) -> None:
+        """Lock exactly these objects; one that does not exist now is locked at a later call."""
+        paths = set(objects)
+        for path in self._held.keys() - paths:
+            os.close(self._held.pop(path))
+        for path in paths - self._held.keys():
+            with suppress(FileNotFoundError):
+                self._held[path] = _flocked(path, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Release all locks."""
+        self.keep(())
+
+
+def evict(cache: Path, max_bytes: int, *, now_s: float | None = None) -> list[Path]:
+    """Remove the least recently used objects of `cache` until it has at most `max_bytes`; return their paths.
+
+    Objects that are locked or were just fetched stay, so the cache can stay larger.
+    """
+    now_s = time.time() if now_s is None else now_s
+    by_age = sorted((path.stat().st_mtime, path) for path in _objects(cache))
+    sizes = {path: _size(path) for _, path in by_age}
+    total = sum(sizes.values())
+    evicted = []
+    for used_s, path in by_age:
+        if total <= max_bytes or now_s - used_s < JUST_FETCHED_S:
+            break
+        if _remove(path, partial_path(cache)):
+            total -= sizes[path]
+            evicted.append(path)
+    return evicted
+
+
+def _objects(cache: Path) -> Iterator[Path]:
+    for kind in ("sha256", "folders"):
+        with suppress(FileNotFoundError):
+            yield from (cache / kind).iterdir()
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _remove(path: Path, trash: Path) -> bool:
+    """Remove the object unless it is locked."""
+    try:
+        lock = _flocked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    try:
+        # One rename first, so that no process reads a partly removed folder under its digest.
+        removed = trash / f"evicted-{path.name}-{os.getpid()}"
+        path.rename(removed)
+        shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
+    finally:
+        os.close(lock)
+    return True
+
+
+def _flocked(path: Path, kind: int) -> int:
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(number, kind)
+    except OSError:
+        os.close(number)
+        raise
+    return number

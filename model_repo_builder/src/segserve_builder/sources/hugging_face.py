@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlencode, urljoin
 from segserve_builder.errors import ArtifactMissingError, SourceUnauthorizedError
 from segserve_builder.sources.access import Access
 from segserve_builder.sources.base import Stream
-from segserve_builder.sources.http_requests import SourceRequest, authorization, get, open_file
+from segserve_builder.sources.http import SourceRequest, authorization, get, open_file
 
 HUB: Final = "https://huggingface.co"
 _FORM: Final = re.compile(

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError, UnknownNameError
 from segserve_builder.sources.access import Access
 from segserve_builder.sources.base import ArtifactSource, FolderSource, Stream
-from segserve_builder.sources.http_requests import SourceRequest, authorization, get, open_file, url_of
+from segserve_builder.sources.http import SourceRequest, authorization, get, open_file, url_of
 
 _FORM: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))(?:/(?P<path>.+))?")
 _PROXIED: Final = "mlflow-artifacts"

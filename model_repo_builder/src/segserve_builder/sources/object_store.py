@@ -25,14 +25,14 @@ from segserve_builder.errors import (
 )
 from segserve_builder.sources.access import Access
 from segserve_builder.sources.base import Stream
-from segserve_builder.sources.http_requests import SourceRequest, open_file
+from segserve_builder.sources.http import SourceRequest, open_file
 from segserve_common.http.urls import RequestError, lookup
 
 if TYPE_CHECKING:
     from obstore import GetResult
     from obstore.store import ClientConfig, GCSStore, ObjectStore, RetryConfig, S3Store
 
-    from segserve_common.http.guarded_http import StreamedResponse
+    from segserve_common.http.guard import StreamedResponse
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{0,221}")
 _STATUS: Final = re.compile(r"status code: (\d{3})([A-Za-z ]*)")

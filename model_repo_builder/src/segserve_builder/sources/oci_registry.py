@@ -26,10 +26,10 @@ from segserve_builder.errors import (
     SourceUnauthorizedError,
 )
 from segserve_builder.sources.access import Access
-from segserve_builder.sources.http_requests import HttpStream, SourceRequest, authorization, get, open_file, url_of
+from segserve_builder.sources.http import HttpStream, SourceRequest, authorization, get, open_file, url_of
 
 if TYPE_CHECKING:
-    from segserve_common.http.guarded_http import StreamedResponse
+    from segserve_common.http.guard import StreamedResponse
 
 _MANIFESTS: Final = ", ".join(
     (

@@ -5,14 +5,44 @@ The resource's API uses the same types, so that each field is described, default
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
-from segserve_builder.spec.schemes import Uri
+SCHEMES: Final = ("az", "file", "gs", "hf", "http", "https", "models", "oci", "pvc", "s3")
+"""Schemes of artifacts' URIs: the keys of the registry of sources, for what only checks and describes them."""
+
+_SCHEME: Final = re.compile(r"([^:/]*):")
+_KNOWN: Final = ", ".join(f"{scheme}:" for scheme in SCHEMES)
+_RULE: Final = {
+    "rule": f"!self.matches('^[^:/]*:') || self.matches('(?i)^({'|'.join(SCHEMES)}):')",
+    "message": f"unknown scheme; allowed: {_KNOWN}, or a relative path",
+}
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def check_uri(uri: str) -> str:
+    """Return a URI whose scheme a source is registered for, or a path.
+
+    Raises `PydanticCustomError` for any other scheme.
+    """
+    found = _SCHEME.match(uri)
+    if found is not None and found[1].lower() not in SCHEMES:
+        allowed = {"seen": repr(found[1]), "allowed": _KNOWN}
+        raise PydanticCustomError("scheme", "unknown scheme {seen}; allowed: {allowed}, or a relative path", allowed)
+    return uri
+
+
+Uri = Annotated[
+    str,
+    AfterValidator(check_uri),
+    Field(min_length=1, max_length=2048, json_schema_extra={"x-kubernetes-validations": [_RULE]}),
+]
+"""Where an artifact is."""
 
 
 class FrozenModel(BaseModel):

@@ -160,7 +160,7 @@ def _label_file(labels: NDArray[Any], colours: Sequence[str | None], encoding: s
         return [data]
     if encoding != "png":
         return []
-    from segserve_builder.imaging.png import label_png
+    from segserve_builder.imaging.masks import label_png
 
     return [label_png(labels, tuple(colours))]
 
@@ -188,8 +188,7 @@ def _recoded(masks: Sequence[bytes], size: tuple[int, int], encoding: str, outpu
     """Return COCO RLE masks in an encoding."""
     if encoding == "rle":
         return masks
-    from segserve_builder.imaging.masks import polygons_json
-    from segserve_builder.imaging.png import mask_png
+    from segserve_builder.imaging.masks import mask_png, polygons_json
     from segserve_builder.kernels.rle_reader import decode, decode_bitmap
 
     if encoding == "polygons":

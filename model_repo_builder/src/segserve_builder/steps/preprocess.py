@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve_builder.errors import BadImageError
-from segserve_builder.families.base import TensorSpec
+from segserve_builder.families.base import CHANNELS, TensorSpec
 from segserve_builder.spec.model_spec import Input
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.decode import Decode
 from segserve_builder.stages.normalise import Normalise
 from segserve_builder.steps.pipeline import PipelineStep
 from segserve_builder.steps.preprocess_rules import (
-    CHANNELS,
     Layout,
     check_network_input,
     check_preprocess,

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Final, Literal
 
 from segserve_builder.errors import PipelineError
-from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.families.base import CHANNELS, NetworkIO, TensorSpec
 from segserve_builder.spec.model_spec import Input
 from segserve_builder.stages import PREPROCESS
 from segserve_builder.stages.base import Stage
@@ -18,7 +18,6 @@ from segserve_builder.steps.pipeline import PipelineStep
 
 Layout = Literal["NCHW", "NHWC"]
 
-CHANNELS: Final = {"RGB": 3, "GREY": 1}
 _LARGEST: Final = {"UINT8": 255, "UINT16": 65535}
 
 

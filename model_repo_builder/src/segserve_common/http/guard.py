@@ -1,23 +1,33 @@
-"""Guarded connections over httpx: a host is looked up once, and only addresses that were checked are connected to.
+"""Guarded HTTP over httpx: a host is looked up once, and only addresses that were checked are connected to.
 
 A connection never goes to a name, which could mean another address by then; the name is in the `Host` header, and the
-certificate has to be of the name.
+certificate has to be of the name. A GET follows redirects, each checked as the first URL was; credentials stay with
+their host.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import urljoin
 
 import httpx
 
-from segserve_common.http.urls import AddressCheck, Url, checked, lookup
+from segserve_common.http.urls import AddressCheck, RefusedError, RequestError, Url, UrlError, checked, lookup
 
 SINGLE_USE: Final = httpx.Limits(max_keepalive_connections=0)
 """Connections for one request each: two names can share an address, but not a certificate."""
+
+MAX_REDIRECTS: Final = 5
+TIMEOUT_S: Final = 30.0
+MAX_DOCUMENT_BYTES: Final = 8 * 2**20
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 def send(
@@ -82,3 +92,117 @@ def _request(
         },
         **body,
     )
+
+
+def _any_url(url: Url) -> None:
+    """Allow every URL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardedRequest:
+    """A GET. `headers` go to every host, `authorization` only to the origin of the first URL.
+
+    `check_redirect` is called with each URL on another origin that a redirect names, and raises `RefusedError` if it is
+    not allowed. `ssl_context` returns the context for https; `timeout_s` bounds each wait for a server.
+    """
+
+    url: Url
+    check_address: AddressCheck
+    check_redirect: Callable[[Url], None] = _any_url
+    headers: Mapping[str, str] = field(default_factory=dict)
+    authorization: str | None = None
+    ssl_context: Callable[[], ssl.SSLContext] = ssl.create_default_context
+    timeout_s: float = TIMEOUT_S
+
+
+class StreamedResponse:
+    """A response whose body is still to be read, as sent: nothing is decompressed."""
+
+    def __init__(self, url: Url, response: httpx.Response) -> None:
+        self.url = url
+        self.status = response.status_code
+        self.headers = response.headers
+        self._chunks = response.iter_raw()
+        self._left = memoryview(b"")
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes, none at the end. Raises `ConnectionError` if the body breaks off."""
+        if not self._left:
+            try:
+                self._left = memoryview(next(self._chunks, b""))
+            except httpx.TransportError as error:
+                raise ConnectionError(str(error) or type(error).__name__) from error
+        taken, self._left = self._left[:size], self._left[size:]
+        return bytes(taken)
+
+    def content(self, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+        """Return the whole body; raises `RequestError` if it breaks off or is longer than `max_bytes`."""
+        body = bytearray()
+        try:
+            while len(body) <= max_bytes and (chunk := self.read(max_bytes + 1)):
+                body += chunk
+        except OSError as error:
+            raise RequestError(f"'{self.url}' broke off: {error}", is_transient=True) from error
+        if len(body) > max_bytes:
+            raise RequestError(f"'{self.url}' is longer than {max_bytes} bytes")
+        return bytes(body)
+
+    def json(self) -> Any:
+        """Return the body as JSON; raises `RequestError` as `content` does, and if it is not JSON."""
+        try:
+            return json.loads(self.content())
+        except ValueError as error:
+            raise RequestError(f"'{self.url}' is not JSON: {error}") from error
+
+
+@contextmanager
+def get(request: GuardedRequest) -> Iterator[StreamedResponse]:
+    """Send a GET and follow at most five redirects; a response of any other status is yielded.
+
+    Raises `RefusedError` before anything is sent to what is not allowed (and whatever `check_address` raises),
+    `UrlError` for a redirect to what is not a URL, and `RequestError`.
+    """
+    url = request.url
+    with ExitStack() as stack:
+        for _ in range(MAX_REDIRECTS + 1):
+            response = _sent(stack, request, url)
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not location:
+                yield response
+                return
+            stack.close()
+            url = _redirected(request, url, location)
+    raise RequestError(f"'{request.url}' redirects more than {MAX_REDIRECTS} times")
+
+
+def _sent(stack: ExitStack, request: GuardedRequest, url: Url) -> StreamedResponse:
+    # Plain HTTP has no use for a context, and loading the authorities of the machine takes 30 ms.
+    verify = request.ssl_context() if url.scheme == "https" else False
+    transport = stack.enter_context(httpx.HTTPTransport(verify=verify, trust_env=False, limits=SINGLE_USE))
+    headers = {"Accept-Encoding": "identity", "Connection": "close", **request.headers}
+    if request.authorization and url.origin == request.url.origin:
+        headers["Authorization"] = request.authorization
+    try:
+        response = send(transport, url, request.check_address, headers, request.timeout_s)
+    except (httpx.TransportError, OSError) as error:
+        if isinstance(tls_error(error), ssl.SSLCertVerificationError):
+            raise RequestError(f"'{url}': the server's certificate is refused: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise RequestError(f"'{url}' cannot be fetched: {reason}", is_transient=True) from error
+    stack.callback(response.close)
+    return StreamedResponse(url, response)
+
+
+def _redirected(request: GuardedRequest, url: Url, location: str) -> Url:
+    """Return where a redirect leads, checked as the first URL was; its address is checked at the connection."""
+    try:
+        target = Url.parse(urljoin(f"{url.scheme}://{url.netloc}{url.target}", location))
+        if target.origin != request.url.origin:
+            request.check_redirect(target)
+    except RefusedError as error:
+        raise RefusedError(f"'{url}' redirects: {error}") from error
+    except ValueError as error:
+        raise UrlError(f"'{url}' redirects to what is not a URL: {error}") from error
+    if url.scheme == "https" and target.scheme == "http":
+        raise RefusedError(f"'{url}' redirects from https to http, which is not followed")
+    return target

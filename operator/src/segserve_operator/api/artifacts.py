@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic.config import JsonDict
 
-from segserve_builder.spec.schemes import SCHEMES
+from segserve_builder.spec.model_spec import SCHEMES
 from segserve_operator.api.checks import check_distinct, located, unknown_name
 from segserve_operator.api.meta import ApiValue
 from segserve_operator.api.pod_template import Quantity, Subdomain

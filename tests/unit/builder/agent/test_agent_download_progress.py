@@ -11,9 +11,8 @@ from segserve_builder.agent import runner as runner_module
 from segserve_builder.agent.decide import reports
 from segserve_builder.agent.protocol import AssignedModel, ModelState
 from segserve_builder.agent.runner import ActionRunner, DownloadProgress
-from segserve_builder.agent.server import TritonServer
+from segserve_builder.agent.server import Repository, TritonServer
 from segserve_builder.agent.state import AgentState, AssignedRevision, Prepare, ServerSnapshot
-from segserve_builder.agent.triton_files import Repository
 from segserve_builder.spec.model_spec import Artifact, Input, Output, Runtime
 from segserve_builder.steps.pipeline import Pipeline
 

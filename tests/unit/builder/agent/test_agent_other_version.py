@@ -7,9 +7,8 @@ from typing import Any, cast
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_builder.agent.runner import ActionResult, ActionRunner
-from segserve_builder.agent.server import TritonServer
+from segserve_builder.agent.server import Repository, TritonServer
 from segserve_builder.agent.state import AssignedRevision, Prepare
-from segserve_builder.agent.triton_files import Repository
 
 PIPELINE: dict[str, Any] = {
     "model": "coins",

@@ -8,8 +8,7 @@ from pydantic import ValidationError
 
 from fakes.pools import FULL, MINIMAL
 from segserve_builder.sources import SOURCES
-from segserve_builder.spec.model_spec import Artifact
-from segserve_builder.spec.schemes import SCHEMES
+from segserve_builder.spec.model_spec import SCHEMES, Artifact
 from segserve_operator.api.loading import dump, load
 from segserve_operator.api.triton_pool import TritonPool, TritonPoolSpec
 

@@ -11,8 +11,7 @@ from segserve.cli.init.network import ImageInput, NetworkFile
 from segserve_builder.errors import BuilderError
 from segserve_builder.export.networks import family_of
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence
-from segserve_builder.families.signature import described_all
+from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence, described_all
 from segserve_builder.steps.pipeline import Pipeline
 
 ANY_SHA256: Final = "0" * 64

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from segserve.cli.errors import CommandError
-from segserve_builder.families.base import NetworkSignature, TensorSpec
-from segserve_builder.families.signature import IMAGE_DTYPES, described, described_all
+from segserve_builder.families.base import IMAGE_DTYPES, NetworkSignature, TensorSpec, described, described_all
 from segserve_builder.steps.onnx_signature import read_signature
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def report(
 
 
 def _observed(guessed: Guess) -> Iterator[tuple[str, str]]:
-    from segserve_builder.families.signature import described
+    from segserve_builder.families.base import described
 
     yield "input", described(guessed.network.image)
     for tensor in guessed.network.signature.outputs:
