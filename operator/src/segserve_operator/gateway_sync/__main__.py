@@ -42,7 +42,7 @@ def _follow(settings: Settings) -> None:
 
 
 def _drain(settings: Settings) -> None:
-    """Ask callers to go, and wait: the kubelet runs this before it ends the pod's processes."""
+    """Make callers disconnect, and wait for them: the kubelet runs this before it ends the pod's processes."""
     try:
         asyncio.run(settings.traffic().drain())
     except EnvoyUnreachableError as error:

@@ -22,7 +22,7 @@ _RETRY_S: Final = 0.2
 _DRAIN_POLL_S: Final = 0.5
 _PASS_S: Final = 5.0
 _CALM_S: Final = 2.0
-"""Time without a new plan before tidying, which keeps Envoy busy while a new weight would wait."""
+"""Time without a new plan before unused configuration is removed, which would delay the next weight."""
 _log = logging.getLogger(__name__)
 
 

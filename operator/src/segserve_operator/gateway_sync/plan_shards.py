@@ -1,4 +1,4 @@
-"""Joins a plan from its shards, of each the last content that could be read."""
+"""Joins a plan from the last readable content of each of its shards."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class PlanShards:
 
     @property
     def content(self) -> ShardContent | None:
-        """The plan as it was last read; None until every shard was read once."""
+        """The plan as last read, None until every shard has been read once."""
         if len(self._plans) < SHARDS:
             return None
         plan = TrafficPlan.joined(self._plans[shard] for shard in sorted(self._plans))
         return ShardContent(plan, dict(self._versions), dict(self._refused))
 
     def take(self, name: str, config_map: ConfigMap | None) -> None:
-        """Read a ConfigMap, None if it is gone; one that is gone, empty or unreadable changes no route."""
+        """Read a ConfigMap, None if it was deleted; a deleted, empty or unreadable one changes no route."""
         packed = content_of(config_map) if config_map is not None else None
         if packed is None:
             _LOG.warning("%s is empty or gone; its last content stays in force", name)

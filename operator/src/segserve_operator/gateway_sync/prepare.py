@@ -1,4 +1,4 @@
-"""Writes the files that Envoy starts from: with the plan of the API server, or else with the last one."""
+"""Writes the files with which Envoy starts: with the plan of the API server, or else with the earlier one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from segserve_operator.gateway_sync.settings import Settings
 
 PAUSE_S: Final = 1.0
-PATIENCE_S: Final = 5.0
+TIMEOUT_S: Final = 5.0
 _LOG = logging.getLogger(__name__)
 
 
 def prepare(settings: Settings, client: KubeClient) -> None:
     """Write the files.
 
-    An earlier plan (the node was restarted) is good enough if the API server does not answer within `PATIENCE_S`.
-    Without one this waits as long as it takes: an Envoy without a plan serves nobody.
+    An earlier plan, which exists after a restart of the node, is used if the API server does not answer within
+    `TIMEOUT_S`. Without one this waits until it does: an Envoy without a plan could serve no requests.
     """
     traffic, shards = settings.traffic(), PlanShards(settings.pool)
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while True:
         _read(shards, client)
         if (content := shards.content) is not None:

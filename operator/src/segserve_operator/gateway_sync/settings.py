@@ -56,7 +56,7 @@ class Settings:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self:
-        """Read an environment; `SidecarSettingsError` names what is missing or wrong."""
+        """Read an environment; raises `SidecarSettingsError`, which names what is missing or wrong."""
         missing = [name for name in _NEEDED if not environment.get(name)]
         if missing:
             raise SidecarSettingsError(f"the environment lacks {', '.join(missing)}")

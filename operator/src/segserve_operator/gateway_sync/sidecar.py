@@ -41,7 +41,7 @@ async def follow(settings: Settings, client: KubeClient) -> None:
 
 
 class Sidecar:
-    """Watches and probes run in threads; all work with Envoy is done in the event loop that this is created in."""
+    """Watches and probes run in threads; all work with Envoy is done in the event loop of the constructor."""
 
     def __init__(self, settings: Settings, client: KubeClient) -> None:
         self._loop = asyncio.get_running_loop()
@@ -74,7 +74,7 @@ class Sidecar:
     def _take(self, name: str, config_map: ConfigMap | None) -> None:
         self._shards.take(name, config_map)
         self.follower.follow(self._shards.content)
-        # Reports that were deleted come back at once after a change of a plan.
+        # If the reports were deleted, a new plan restores this one without waiting for the next check.
         self._sender.check()
 
     def _live(self) -> ProbeResponse:
@@ -82,7 +82,8 @@ class Sidecar:
         return probe_response(age_s < LONGEST_PASS_S, f"the last pass was {age_s:.1f} s ago")
 
     def _ready(self) -> ProbeResponse:
-        """Envoy that is gone is not ready; one that is slow to answer applies a change, and serves meanwhile."""
+        """Return whether Envoy is ready."""
+        # An Envoy that applies a large change answers late, but serves meanwhile: it stays ready for a while.
         try:
             self._run(self._traffic.check_ready(), _READY_S)
         except EnvoyUnreachableError as error:

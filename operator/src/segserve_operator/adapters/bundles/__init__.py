@@ -1,1 +1,1 @@
-"""Keeps what tells why a rollout was rolled back: its record, its servers' logs and statistics, in one archive."""
+"""Bundles for analysing a rollback: the rollout's record, its servers' logs and statistics, in one archive."""

@@ -1,4 +1,4 @@
-"""Archives that are the same bytes whenever they hold the same."""
+"""Reproducible archives: the same bytes for the same content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def packed(files: Mapping[str, bytes]) -> bytes:
-    """Return a .tar.gz of some files by path. It has no times, no owners, and its order is that of the paths."""
+    """Return a .tar.gz of files by path, without times and owners, sorted by path."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(files):
@@ -29,7 +29,7 @@ def unpacked(archive: bytes) -> dict[str, bytes]:
 
 
 def tail(text: bytes, limit_bytes: int) -> bytes:
-    """Return the last whole lines of a text, at most so many bytes of it."""
+    """Return the last complete lines of a text, at most `limit_bytes` of it."""
     if len(text) <= limit_bytes:
         return text
     end = text[len(text) - limit_bytes :]

@@ -1,4 +1,4 @@
-"""Bundles of a cluster: a ConfigMap each, which the rollout owns, for the operator has no disk."""
+"""Bundles of a cluster, each in a ConfigMap that the rollout owns, as the operator has no disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LIMIT_BYTES: Final = 900 * 1024
 """A ConfigMap holds 1 MiB, its own fields included."""
 
-PODS_KEPT: Final = 8
+MAX_PODS: Final = 8
 LOGS_S: Final = 5.0
 
 log = logging.getLogger("segserve")
@@ -54,18 +54,18 @@ class PodLogs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ClusterBundles:
-    """Implements `Bundles` for one pool. Where a bundle is too large, less of each log is kept, until it fits."""
+    """Implements `Bundles` for one pool. Logs are shortened until a bundle fits into a ConfigMap."""
 
     api: Api
     logs: PodLogs
     key: PoolKey
 
     async def save(self, record: Record, group: str) -> None:
-        """Write the ConfigMap, which goes with its SegmentationRollout; to be called while the group is there."""
+        """Write the ConfigMap, which is deleted with its SegmentationRollout; call this before the group is stopped."""
         try:
             owner = await self.api.get(ROLLOUTS, self.key.namespace, record.name)
-            gathered = await self._gather(group)
-            content = await asyncio.to_thread(_fitting, record, gathered)
+            diagnostics = await self._collect(group)
+            content = await asyncio.to_thread(_fit, record, diagnostics)
             await self.api.apply(
                 CONFIG_MAPS, self.key.namespace, _config_map(record, owner["metadata"]["uid"], content)
             )
@@ -73,24 +73,24 @@ class ClusterBundles:
         except ApiError as error:
             log.warning("no bundle of rollout %s: %s", record.name, error)
 
-    async def _gather(self, group: str) -> ServerDiagnostics:
+    async def _collect(self, group: str) -> ServerDiagnostics:
         labels = {**MANAGED_LABELS, POOL_LABEL: self.key.pool, GROUP_LABEL: group}
-        found = await self.api.list(PODS, self.key.namespace, labels)
-        members = sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
-        chosen = members[:PODS_KEPT]
-        read = [self._log(pod, container, previous) for pod in chosen for container, previous in _logs(pod)]
-        asked = [self._statistics(pod) for pod in chosen]
-        logs, told = await asyncio.gather(asyncio.gather(*read), asyncio.gather(*asked))
-        missing = [why for _, _, why in (*logs, *told) if why]
-        if len(members) > PODS_KEPT:
-            missing.append(f"{len(members) - PODS_KEPT} more servers of group {group}")
-        return ServerDiagnostics(_there(logs), _there(told), tuple(missing))
+        items = await self.api.list(PODS, self.key.namespace, labels)
+        members = sorted(items, key=lambda pod: str(pod["metadata"]["name"]))
+        chosen = members[:MAX_PODS]
+        log_reads = [self._log(pod, container, previous) for pod in chosen for container, previous in _logs(pod)]
+        statistics_reads = [self._statistics(pod) for pod in chosen]
+        logs, counts = await asyncio.gather(asyncio.gather(*log_reads), asyncio.gather(*statistics_reads))
+        missing = [why for _, _, why in (*logs, *counts) if why]
+        if len(members) > MAX_PODS:
+            missing.append(f"{len(members) - MAX_PODS} more servers of group {group}")
+        return ServerDiagnostics(_available(logs), _available(counts), tuple(missing))
 
     async def _log(self, pod: Json, container: str, previous: bool) -> tuple[str, bytes, str]:
         server = pod["metadata"]["name"]
         name = f"{server}/{container}{'-previous' if previous else ''}"
         try:
-            # A pass waits for this, and others' rollouts wait for the pass.
+            # The pass waits for this, and with it the pool's other rollouts.
             async with asyncio.timeout(LOGS_S):
                 return name, await self.logs.pod_log(self.key.namespace, server, container, previous=previous), ""
         except (ApiError, TimeoutError) as error:
@@ -106,12 +106,12 @@ class ClusterBundles:
             return name, b"", f"{name}'s statistics: {error}"
 
 
-def _there(results: list[tuple[str, bytes, str]]) -> dict[str, bytes]:
+def _available(results: list[tuple[str, bytes, str]]) -> dict[str, bytes]:
     return {name: text for name, text, why in results if not why}
 
 
 def _logs(pod: Json) -> Iterator[tuple[str, bool]]:
-    """Yield the containers whose logs there are, and whether it is the one before: what crashed said why there."""
+    """Yield the containers to read, and whether to read the previous log, in which a crash is explained."""
     for status in (pod.get("status") or {}).get("containerStatuses") or ():
         if status["name"] in (TRITON_CONTAINER, AGENT_CONTAINER):
             yield status["name"], False
@@ -119,21 +119,21 @@ def _logs(pod: Json) -> Iterator[tuple[str, bool]]:
                 yield status["name"], True
 
 
-def _fitting(record: Record, gathered: ServerDiagnostics) -> bytes:
-    """Return the bundle with as much of each log as fits: half as much as long as it does not."""
+def _fit(record: Record, diagnostics: ServerDiagnostics) -> bytes:
+    """Return the bundle, with the limit of its logs halved until it fits."""
     log_bytes = LOG_BYTES
-    content = bundle(record, gathered, log_bytes=log_bytes)
+    content = bundle(record, diagnostics, log_bytes=log_bytes)
     while len(content) > LIMIT_BYTES and log_bytes > 0:
         log_bytes = log_bytes // 2 if log_bytes > 1024 else 0
-        content = bundle(record, gathered, log_bytes=log_bytes)
+        content = bundle(record, diagnostics, log_bytes=log_bytes)
     if len(content) <= LIMIT_BYTES:
         return content
     why = ("all logs and statistics: the record alone is large",)
-    return bundle(record, ServerDiagnostics(missing=(*gathered.missing, *why)), log_bytes=0)
+    return bundle(record, ServerDiagnostics(missing=(*diagnostics.missing, *why)), log_bytes=0)
 
 
 def _config_map(record: Record, owner_uid: str, content: bytes) -> Json:
-    # Without the labels of what the operator watches: nobody has to keep bundles in memory.
+    # Without the labels that the operator watches, so that it does not keep bundles in memory.
     return {
         "metadata": {
             "name": bundle_name(record.name),

@@ -1,4 +1,4 @@
-"""What a bundle consists of, and the text in it that says so."""
+"""Contents of a bundle, and its README."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from segserve_operator.core.rollout.record import Record
 
 LOG_BYTES: Final = 1024 * 1024
-"""So much of the end of each log is kept."""
+"""Size of the end of each log that is kept."""
 
 STATISTICS_BYTES: Final = 1024 * 1024
 STATISTICS_S: Final = 2.0
@@ -40,39 +40,39 @@ Failing requests are not in here: segserve captures none.
 
 @dataclass(frozen=True, slots=True)
 class ServerDiagnostics:
-    """What was got of servers: logs by `server/process`, statistics by server, and in words what was not."""
+    """Logs by `server/process`, Triton's statistics by server, and descriptions of those that could not be read."""
 
     logs: Mapping[str, bytes] = field(default_factory=dict)
     statistics: Mapping[str, bytes] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
 
-def bundle(record: Record, gathered: ServerDiagnostics, *, log_bytes: int = LOG_BYTES) -> bytes:
-    """Return the archive: the same bytes for the same content."""
-    return packed({f"{record.name}/{name}": text for name, text in _files(record, gathered, log_bytes)})
+def bundle(record: Record, diagnostics: ServerDiagnostics, *, log_bytes: int = LOG_BYTES) -> bytes:
+    """Return the archive, with at most `log_bytes` of the end of each log; equal content gives equal bytes."""
+    return packed({f"{record.name}/{name}": text for name, text in _files(record, diagnostics, log_bytes)})
 
 
-def _files(record: Record, gathered: ServerDiagnostics, log_bytes: int) -> Iterator[tuple[str, bytes]]:
+def _files(record: Record, diagnostics: ServerDiagnostics, log_bytes: int) -> Iterator[tuple[str, bytes]]:
     decisions = [{k: v for k, v in to_plain(each).items() if k not in _LONG} for each in record.decisions]
-    yield "README.txt", _readme(record, gathered, log_bytes).encode()
+    yield "README.txt", _readme(record, diagnostics, log_bytes).encode()
     yield "record.json", _json(_resource(record))
     yield "decisions.json", _json(decisions)
     yield "verdicts.json", _json(to_plain(record.verdicts))
     yield "rows.json", _json(to_plain(record.rows), indent=None)
-    for name, text in gathered.logs.items():
+    for name, text in diagnostics.logs.items():
         yield f"logs/{name}.log", tail(text, log_bytes)
-    for name, text in gathered.statistics.items():
+    for name, text in diagnostics.statistics.items():
         yield f"statistics/{name}.json", text
 
 
-def _readme(record: Record, gathered: ServerDiagnostics, log_bytes: int) -> str:
+def _readme(record: Record, diagnostics: ServerDiagnostics, log_bytes: int) -> str:
     text = _README.format(name=record.name, model=record.model, candidate=record.candidate, log_bytes=log_bytes)
-    missing = "".join(f"Missing: {each}\n" for each in sorted(gathered.missing))
+    missing = "".join(f"Missing: {each}\n" for each in sorted(diagnostics.missing))
     return f"{text}\n{missing}" if missing else text
 
 
 def _resource(record: Record) -> dict[str, object]:
-    """Return the SegmentationRollout; as of its last decision, for a record has no other time."""
+    """Return the SegmentationRollout as of its last decision, the latest time that a record has."""
     at_s = record.decisions[-1].at_s if record.decisions else float(record.progress.started_s)
     return {**manifest_of(record), "status": status_of(record, datetime.fromtimestamp(at_s, UTC))}
 

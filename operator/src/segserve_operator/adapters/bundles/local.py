@@ -1,4 +1,4 @@
-"""Bundles of the local platform: files below its state folder, the newest few."""
+"""Bundles of the local platform: files in its state folder, of which the newest are kept."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.core.rollout.record import Record
 
-KEPT: Final = 20
+MAX_BUNDLES: Final = 20
 SUFFIX: Final = ".tar.gz"
 
 log = logging.getLogger("segserve")
 
 
 def bundle_file(state: StateFolder, rollout: str) -> Path:
-    """Return where the bundle of a rollout is, if there is one."""
+    """Return the path of a rollout's bundle, which need not exist."""
     return state.root / "bundles" / f"{rollout}{SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
 class LocalBundles:
-    """Implements `Bundles`; keeps the newest `KEPT`."""
+    """Implements `Bundles`; keeps the newest `MAX_BUNDLES`."""
 
     state: StateFolder
 
     async def save(self, record: Record, group: str) -> None:
-        """Write the file, and remove the oldest beyond those that are kept; to be called while the group is there."""
+        """Write the file, and remove the oldest ones; call this before the group is stopped."""
         folder = GroupFolder(self.state.groups / group)
-        told, missing = await _statistics(folder, group)
+        counts, missing = await _statistics(folder, group)
         try:
-            path = await asyncio.to_thread(self._write, record, folder, told, missing)
+            path = await asyncio.to_thread(self._write, record, folder, counts, missing)
             log.info("bundle of rollout %s: %s", record.name, path)
         except OSError as error:
             log.warning("no bundle of rollout %s: %s", record.name, error)
 
-    def _write(self, record: Record, folder: GroupFolder, told: dict[str, bytes], missing: list[str]) -> Path:
+    def _write(self, record: Record, folder: GroupFolder, counts: dict[str, bytes], missing: list[str]) -> Path:
         logs: dict[str, bytes] = {}
         for process in ("triton", "agent"):
             try:
                 logs[f"{folder.root.name}/{process}"] = _end(folder.log(process))
             except OSError as error:
                 missing.append(f"{folder.root.name}'s log of {process}: {error.strerror}")
-        content = bundle(record, ServerDiagnostics(logs, told, tuple(missing)))
+        content = bundle(record, ServerDiagnostics(logs, counts, tuple(missing)))
         path = bundle_file(self.state, record.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
@@ -74,7 +74,7 @@ async def _statistics(folder: GroupFolder, group: str) -> tuple[dict[str, bytes]
 
 
 def _end(path: Path) -> bytes:
-    """Return a little more than what is kept of a log: what goes is cut at a line's end."""
+    """Return the end of a log, one byte more than is kept, so that the bundle can cut it at the end of a line."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - LOG_BYTES - 1, 0))
@@ -83,5 +83,5 @@ def _end(path: Path) -> bytes:
 
 def _remove_old(folder: Path) -> None:
     by_age = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    for path in by_age[:-KEPT]:
+    for path in by_age[:-MAX_BUNDLES]:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Triton's own statistics, where it still answers."""
+"""Reads Triton's own statistics."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ if TYPE_CHECKING:
 
 
 class NoStatisticsError(Exception):
-    """A server did not tell; the text says what was seen."""
+    """The statistics of a server could not be read; the message says why."""
 
 
 async def statistics(server: Endpoint) -> bytes:
-    """Return what a Triton counted of its models, as JSON; raises `NoStatisticsError`."""
+    """Return a Triton's statistics of its models as JSON; raises `NoStatisticsError`."""
     host = f"[{server.host}]" if ":" in server.host else server.host
     url = f"http://{host}:{server.http_port}/v2/models/stats"
     try:
-        async with httpx.AsyncClient(timeout=STATISTICS_S, trust_env=False) as client, client.stream("GET", url) as got:
-            got.raise_for_status()
+        async with (
+            httpx.AsyncClient(timeout=STATISTICS_S, trust_env=False) as client,
+            client.stream("GET", url) as reply,
+        ):
+            reply.raise_for_status()
             text = b""
-            async for part in got.aiter_bytes():
+            async for part in reply.aiter_bytes():
                 text += part
                 if len(text) > STATISTICS_BYTES:
                     raise NoStatisticsError(f"more than {STATISTICS_BYTES} bytes")
