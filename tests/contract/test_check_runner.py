@@ -13,8 +13,7 @@ import pytest
 from fakes.golden_pictures import check_of, context_of
 from fakes.platform import Found
 from segserve_operator import service
-from segserve_operator.adapters.checks.kinds import KINDS
-from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
+from segserve_operator.adapters.checks.runner import KINDS, BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import WebhookGate
 from segserve_operator.core.gates.checks import Check, CheckResult
 

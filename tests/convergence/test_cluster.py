@@ -8,7 +8,7 @@ from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Faulty, crash_at
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, MODELS, POOLS, REVISIONS, SERVICES
 from segserve_common.kube.names import reports_name
-from segserve_operator.core.models.slots import MAX_CANDIDATE_GROUPS
+from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
 
 CONDITIONS = ("Ready", "Degraded", "Progressing")
 

@@ -11,7 +11,6 @@ from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelRepo
 from segserve_builder.spec.model_spec import Artifact, Input, ModelClass, Output, Runtime
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.caches import RolloutCache
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import (
@@ -27,7 +26,7 @@ from segserve_operator.core.rollout.counters import Counters, Sample, Series, Se
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import Endpoint, TrafficPlan, TrafficState
 from segserve_operator.mapping.rollouts import HISTORY
-from segserve_operator.service import Service
+from segserve_operator.service import RolloutCache, Service
 
 
 class Crash(BaseException):

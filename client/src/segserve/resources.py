@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from segserve_operator.api.meta import Condition, ObjectMeta
-from segserve_operator.api.rollout_status import RolloutPhase, RolloutStatus
 from segserve_operator.api.segmentation_model import (
     ConditionType,
     SegmentationModel,
     SegmentationModelSpec,
     SegmentationModelStatus,
 )
-from segserve_operator.api.segmentation_rollout import SegmentationRollout
+from segserve_operator.api.segmentation_rollout import RolloutPhase, RolloutStatus, SegmentationRollout
 from segserve_operator.api.triton_pool import TritonPool, TritonPoolSpec
 
 __all__ = [

@@ -25,8 +25,7 @@ from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.handlers import registry_of, settings_of
-from segserve_operator.health import health_server
-from segserve_operator.metrics import Metrics
+from segserve_operator.metrics import Metrics, health_server
 from segserve_operator.reconciler import Dependencies, PoolReconciler
 from segserve_operator.settings import OperatorSettings, OperatorSettingsError
 from segserve_operator.worker import Worker

@@ -1,12 +1,14 @@
-"""Prometheus metrics of the operator."""
+"""Prometheus metrics of the operator, and the HTTP endpoints that serve them and its health."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from segserve_common.kube.kinds import MODELS, POOLS, Kind
 from segserve_operator.adapters.kube.view import View
@@ -88,3 +90,28 @@ class Metrics:
 def _ready(found: Mapping[str, Any]) -> str:
     conditions: Iterable[Mapping[str, str]] = (found.get("status") or {}).get("conditions") or ()
     return next((said["status"] for said in conditions if said["type"] == "Ready"), "Unknown")
+
+
+@asynccontextmanager
+async def health_server(
+    port: int, trouble: Callable[[], str | None], registry: CollectorRegistry, refresh: Callable[[], None]
+) -> AsyncIterator[None]:
+    """Serve /healthz (503 with the problem, if there is one) and /metrics while the block runs."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        why = trouble()
+        return web.Response(status=503 if why else 200, text=why or "ok")
+
+    async def metrics(_: web.Request) -> web.Response:
+        refresh()
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/metrics", metrics)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "0.0.0.0", port).start()  # kubelet and Prometheus come from outside the pod
+        yield
+    finally:
+        await runner.cleanup()

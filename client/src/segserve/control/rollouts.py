@@ -13,9 +13,8 @@ from segserve.platforms.port import Json, Platform
 from segserve.platforms.rollouts.actions import Handled, outcome, request_action, run_action
 from segserve.platforms.rollouts.rollout_view import Ended, is_written, no_rollout
 from segserve.platforms.waiting import wait_for
-from segserve_operator.api.rollout_status import RolloutPhase, RolloutStatus
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.api.segmentation_rollout import SegmentationRollout
+from segserve_operator.api.segmentation_rollout import RolloutPhase, RolloutStatus, SegmentationRollout
 
 RolloutList: TypeAlias = list[SegmentationRollout]
 

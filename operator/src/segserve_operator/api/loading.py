@@ -17,8 +17,7 @@ from segserve_operator.api.errors import Problem, SpecError
 from segserve_operator.api.meta import GROUP_VERSION, UNREAD_METADATA
 from segserve_operator.api.resources import KINDS, Resource
 from segserve_operator.api.rollout_policy import GATE_SPECS
-from segserve_operator.api.schema import structural_schema
-from segserve_operator.api.tagged_unions import untagged
+from segserve_operator.api.schema import structural_schema, untagged
 
 _COMPLETE: Final = ("spec", "name", "duration", "value_error")  # their messages already contain the value
 # Names of earlier versions of v1alpha1: an error about one of them names the present one.

@@ -31,7 +31,7 @@ from segserve_operator.api.meta import (
     format_duration,
 )
 from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy, Slo
-from segserve_operator.api.rollout_status import MAX_HANDLED_ANNOTATIONS, RolloutStatus
+from segserve_operator.api.segmentation_rollout import MAX_HANDLED_ANNOTATIONS, RolloutStatus
 
 Classes = Annotated[tuple[ModelClass, ...], AfterValidator(in_order_of_id)]
 FamilyName = Annotated[str, AfterValidator(check_family), WithJsonSchema({"type": "string", "enum": sorted(FAMILIES)})]

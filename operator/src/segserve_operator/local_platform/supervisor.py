@@ -30,8 +30,7 @@ from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenErro
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment, ensure_runtime
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.store import LocalStore
-from segserve_operator.adapters.notify.announcer import PoolAnnouncer, targets
-from segserve_operator.adapters.notify.notifier import Notifier
+from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.models.actions import Action

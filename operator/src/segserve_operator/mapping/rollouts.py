@@ -11,11 +11,11 @@ from segserve_common.canonical import canonical_json
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import GROUP_VERSION
-from segserve_operator.api.rollout_status import RolloutPhase
 from segserve_operator.api.segmentation_rollout import (
     MAX_DECISIONS,
     MESSAGE_MAX_LENGTH,
     DecisionStatus,
+    RolloutPhase,
     SegmentationRollout,
     SegmentationRolloutSpec,
     SegmentationRolloutStatus,

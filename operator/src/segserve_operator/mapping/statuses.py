@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from segserve_operator.api.meta import Condition, ConditionStatus
-from segserve_operator.api.rollout_status import MAX_HANDLED_ANNOTATIONS, RolloutPhase, RolloutStatus
 from segserve_operator.api.segmentation_model import (
     CandidateState,
     CandidateStatus,
@@ -16,6 +15,7 @@ from segserve_operator.api.segmentation_model import (
     RoleStatus,
     SegmentationModelStatus,
 )
+from segserve_operator.api.segmentation_rollout import MAX_HANDLED_ANNOTATIONS, RolloutPhase, RolloutStatus
 from segserve_operator.api.triton_pool import TritonPoolStatus
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import (

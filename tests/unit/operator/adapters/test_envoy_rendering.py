@@ -15,8 +15,8 @@ from segserve_operator.adapters.traffic.envoy_clusters import Upstream
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command, render_bootstrap
 from segserve_operator.adapters.traffic.envoy_files import discovery_response, read_plan
 from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, EnvoySettings
-from segserve_operator.adapters.traffic.envoy_rendering import EnvoyConfiguration, render
 from segserve_operator.adapters.traffic.envoy_routes import render_routes
+from segserve_operator.adapters.traffic.envoy_updater import EnvoyConfiguration, render
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 OLD = Share("main", "coins-aaaaaaaaaa", 70, (Endpoint("127.0.0.1", 8000, 8001),))

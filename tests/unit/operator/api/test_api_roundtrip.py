@@ -33,7 +33,6 @@ from segserve_operator.api.rollout_policy import (
     Slo,
     WebhookGate,
 )
-from segserve_operator.api.rollout_status import RolloutPhase, RolloutStatus
 from segserve_operator.api.segmentation_model import (
     CandidateState,
     CandidateStatus,
@@ -46,6 +45,7 @@ from segserve_operator.api.segmentation_model import (
     SegmentationModelSpec,
     SegmentationModelStatus,
 )
+from segserve_operator.api.segmentation_rollout import RolloutPhase, RolloutStatus
 from segserve_operator.api.triton_pool import Gateway, TritonPool, TritonPoolSpec
 
 

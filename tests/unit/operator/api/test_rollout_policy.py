@@ -19,10 +19,9 @@ from segserve_operator.api.rollout_policy import (
     Slo,
     gate_name,
 )
-from segserve_operator.api.rollout_status import RolloutPhase
 from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModel, SegmentationModelSpec
-from segserve_operator.api.segmentation_rollout import SegmentationRollout
+from segserve_operator.api.segmentation_rollout import RolloutPhase, SegmentationRollout
 from segserve_operator.core.rollout.phases import Phase
 
 WEBHOOK = {"gate": "webhook", "name": "night", "url": "http://night/"}

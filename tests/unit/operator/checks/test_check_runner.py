@@ -14,8 +14,7 @@ from tenacity import wait_fixed
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context_of
 from fakes.internal_gateway import internal_listener
 from segserve_operator.adapters.checks import golden, runner
-from segserve_operator.adapters.checks.kinds import KINDS
-from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
+from segserve_operator.adapters.checks.runner import KINDS, BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import ResourceGate
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import CheckedGateType

@@ -32,9 +32,16 @@ from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models import conditions
 from segserve_operator.core.models.advance import RolloutUpdate
 from segserve_operator.core.models.conditions import ARTIFACT_REASONS, GOLDEN_REASONS, status_of
-from segserve_operator.core.models.observed import ModelObserved, ModelStatus, Observed, ObservedCondition, Roles
-from segserve_operator.core.models.slots import MAX_CANDIDATE_GROUPS
-from segserve_operator.core.models.watches import Minute, SloWatch
+from segserve_operator.core.models.observed import (
+    Minute,
+    ModelObserved,
+    ModelStatus,
+    Observed,
+    ObservedCondition,
+    Roles,
+    SloWatch,
+)
+from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.traffic import TrafficState

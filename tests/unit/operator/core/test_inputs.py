@@ -48,9 +48,8 @@ from segserve_operator.core.models.inputs import (
     sampled_groups,
     verdicts_with,
 )
-from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.slo import INTERVAL_S
-from segserve_operator.core.models.watches import SloWatch
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState

@@ -29,8 +29,8 @@ from segserve_builder.spec.model_spec import Artifact, Golden
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, Observed, PoolObserved, Roles
+from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS, free_slots
 from segserve_operator.core.models.roles import CLASSES_CHANGED, assigned_model, next_due_s, next_roles, settling
-from segserve_operator.core.models.slots import MAX_CANDIDATE_GROUPS, free_slots
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import TrafficState
 

@@ -9,10 +9,9 @@ import pytest
 from fakes.observed_models import FAILURE, FIRST, NOW_S, SECOND, candidate, group, holder, model, state, world
 from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Slo
 from segserve_operator.core.models import self_test
-from segserve_operator.core.models.observed import ModelObserved, Roles
+from segserve_operator.core.models.observed import ModelObserved, Roles, SelfTest
 from segserve_operator.core.models.self_test import ROUND_S, self_tests
 from segserve_operator.core.models.slo import INTERVAL_S
-from segserve_operator.core.models.watches import SelfTest
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.traffic import shadow_of

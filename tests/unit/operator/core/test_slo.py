@@ -8,7 +8,7 @@ import pytest
 
 from fakes.observed_models import FIRST, NOW_S, SECOND, candidate, group, holder, model, world
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.models.observed import ModelObserved, Roles
+from segserve_operator.core.models.observed import Minute, ModelObserved, Roles, SloWatch
 from segserve_operator.core.models.slo import (
     BREACHED,
     INTERVAL_S,
@@ -22,7 +22,6 @@ from segserve_operator.core.models.slo import (
     slo_state,
     watches,
 )
-from segserve_operator.core.models.watches import Minute, SloWatch
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 
 NOW = int(NOW_S // 60)

@@ -15,9 +15,8 @@ from fakes.kube import FakeKube
 from fakes.webhook import webhook
 from segserve_common.kube.kinds import SECRETS, Json
 from segserve_operator.adapters.kube.secrets import Secrets
-from segserve_operator.adapters.notify.announcer import PoolAnnouncer, targets
 from segserve_operator.adapters.notify.messages import Message, Secret, Target
-from segserve_operator.adapters.notify.notifier import MAX_QUEUED, Notifier
+from segserve_operator.adapters.notify.notifier import MAX_QUEUED, Notifier, PoolAnnouncer, targets
 from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.rollout.phases import Phase

@@ -1,4 +1,4 @@
-"""Runner that executes the checks of a pool in the background, and keeps their results."""
+"""Registry of the kinds of checks, and the runner that executes a pool's checks in the background."""
 
 from __future__ import annotations
 
@@ -12,15 +12,28 @@ from typing import Final
 from tenacity import wait_chain, wait_fixed
 
 from segserve_common.backoff import delay_s
-from segserve_operator.adapters.checks.context import CheckContext
+from segserve_operator.adapters.checks import golden, probe, promql, resource, webhook
+from segserve_operator.adapters.checks.context import CheckContext, RunCheck
 from segserve_operator.adapters.checks.errors import CheckError
-from segserve_operator.adapters.checks.kinds import KINDS, kind_of
 from segserve_operator.core.gates.checks import Check, CheckResult
 
+KINDS: Final[Mapping[str, RunCheck]] = {
+    "golden": golden.run,
+    "probe": probe.run,
+    "resource": resource.run,
+    "webhook": webhook.run,
+    "promql": promql.run,
+}
 RETRY_DELAYS: Final = wait_chain(*map(wait_fixed, (2.0, 5.0, 15.0, 60.0)))
 """Delays after a check without a result; the last repeats. None is longer than the interval of the check."""
-
 log = logging.getLogger("segserve")
+
+
+def kind_of(check: Check) -> str:
+    """Return the kind of a check."""
+    if check.purpose != "check":
+        return check.purpose
+    return check.spec.gate if check.spec is not None else check.gate
 
 
 class BackgroundCheckRunner:

@@ -1,11 +1,15 @@
-"""Notifier that posts messages in the background, with a queue for each target, so that no target delays another."""
+"""Messages of rollouts' events, posted in the background.
+
+Each target has a queue of its own, so that no target delays another.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -15,6 +19,9 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from segserve_common.http.guard import SINGLE_USE, send_async
 from segserve_common.http.urls import RefusedError, Url, UrlError, service_check
 from segserve_operator.adapters.notify.messages import FORMATS, Message, Secret, Target
+from segserve_operator.api.triton_pool import TritonPoolSpec
+from segserve_operator.core.models.events import Event
+from segserve_operator.core.rollout.record import RolloutState
 
 TIMEOUT_S: Final = 5.0
 DELAYS_S: Final = (1.0, 4.0)
@@ -167,3 +174,42 @@ def _shown(target: Target) -> str:
         return httpx.URL(target.url).host
     except httpx.InvalidURL:
         return "?"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolAnnouncer:
+    """Sends the events of a pool's rollouts to its current targets. `clock` returns Unix time in seconds."""
+
+    notifier: Notifier
+    namespace: str
+    targets: Callable[[], Collection[Target]]
+    clock: Callable[[], float]
+
+    def announce(self, model: str, state: RolloutState, events: Collection[Event], url: str) -> None:
+        """Queue a message for each event, and return at once."""
+        targets = self.targets()
+        for event in events if targets else ():
+            message = Message(
+                model=model,
+                namespace=self.namespace,
+                rollout=state.rollout,
+                sequence=state.sequence,
+                revision=state.revision,
+                phase=state.phase.label,
+                weight=state.weight,
+                reason=event.reason,
+                message=event.message,
+                at_s=self.clock(),
+                url=url,
+            )
+            self.notifier.send(targets, message)
+
+
+def targets(spec: TritonPoolSpec, namespace: str) -> tuple[Target, ...]:
+    """Return the targets that a pool names; their Secrets are in the pool's own namespace."""
+    return tuple(
+        Target(each.url or "", each.format)
+        if each.secret_ref is None
+        else Target(format=each.format, secret=Secret(namespace, each.secret_ref.name, each.secret_ref.key))
+        for each in spec.notifications
+    )

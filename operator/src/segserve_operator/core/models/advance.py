@@ -10,11 +10,10 @@ import numpy as np
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.gates.checks import Check
-from segserve_operator.core.models.events import Event
+from segserve_operator.core.models.events import SPLIT_EXPLANATION, Event, explanation
 from segserve_operator.core.models.inputs import checks, gather_signals, groups_of, is_about, verdicts_with
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
 from segserve_operator.core.models.requests import VERB_SIGNALS, RolloutRequest, next_request, refusal, with_handled
-from segserve_operator.core.models.rollout_texts import SPLIT_EXPLANATION, explanation
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
 from segserve_operator.core.rollout.decisions import DecisionInput, DecisionResult, caught_up, state_of

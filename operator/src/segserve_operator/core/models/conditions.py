@@ -7,11 +7,17 @@ from typing import Final
 
 from segserve_builder.agent.protocol import ModelReport, ModelState
 from segserve_operator.core.models.advance import RolloutUpdate
-from segserve_operator.core.models.observed import ModelObserved, ModelStatus, Observed, ObservedCondition, Roles
+from segserve_operator.core.models.observed import (
+    ModelObserved,
+    ModelStatus,
+    Observed,
+    ObservedCondition,
+    Roles,
+    SloWatch,
+)
+from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
 from segserve_operator.core.models.roles import settling
 from segserve_operator.core.models.slo import slo_of, slo_state
-from segserve_operator.core.models.slots import MAX_CANDIDATE_GROUPS
-from segserve_operator.core.models.watches import SloWatch
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
 

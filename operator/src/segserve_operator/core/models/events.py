@@ -1,12 +1,57 @@
-"""Events of a model, derived from its statuses before and after a pass."""
+"""Events of models, pools and rollouts, and the reason and message for every decision about a rollout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain, islice
+from typing import Final, Literal
 
+from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.models.observed import ModelStatus, ObservedCondition, Roles
+from segserve_operator.core.rollout.decisions import DecisionResult
+from segserve_operator.core.rollout.engine import Wait
+from segserve_operator.core.rollout.phases import Phase, Signal
+from segserve_operator.core.rollout.record import RolloutState
+
+DEADLINE_PASSED: Final = "DeadlinePassed"
+TOO_OFTEN: Final = "QuarantinedTooOften"
+SPLIT_NOT_AS_WRITTEN: Final = "SplitNotAsWritten"
+SPLIT_EXPLANATION: Final = (
+    SPLIT_NOT_AS_WRITTEN,
+    "the gateways count a different split of requests than was written; something else changes routes or weights",
+)
+SIGNALS: Final[Mapping[Signal, tuple[str, str]]] = {
+    Signal.CANCEL: ("Superseded", "another revision is wanted"),
+    Signal.ABORT: ("Aborted", "a person aborted it"),
+    Signal.CONFIRMED: ("ProbesFailed", "it failed callers' requests and then segserve's own"),
+    Signal.GIVE_UP: (DEADLINE_PASSED, "still undecided at the deadline"),
+    Signal.PROMOTE: ("PromotedEarly", "promoted before the gates had all the evidence"),
+    Signal.RESUMED: ("ProbesAnswered", "it answered segserve's own requests"),
+    Signal.PROVED: ("Proved", "its servers have loaded and proved it, and every gateway knows them"),
+    Signal.GOLDEN_PASSED: ("GoldenPassed", "the golden images were answered well enough"),
+    Signal.ADVANCE: ("StepDone", "the evidence allows the next weight"),
+    Signal.CERTIFIED: ("Certified", "the evidence allows sending it all requests"),
+    Signal.BAKED: ("Baked", "bakeTime has passed"),
+}
+WAITS: Final[Mapping[Wait, str]] = {
+    Wait.PERSON: "the step waits for a person to resume it",
+    Wait.TIME: "the step has not reached its minDuration",
+    Wait.DATA: "the candidate has had too few requests for a verdict",
+    Wait.HARM: "at the next weight it could still do more harm than maxBadRequests allows",
+    Wait.INCIDENT: "stable misses its bounds as well: an incident, not the candidate's fault",
+    Wait.GATE: "a gate has no verdict yet",
+    Wait.PAUSED: "a person has paused it",
+}
+_LATE: Final = (DEADLINE_PASSED, "still undecided at the deadline; it holds as the policy says")
+_PENDING: Final = ("Proving", "its servers are loading and proving it")
+_PROBING: Final = ("Probing", "weight 0: segserve's own requests find out whether it fails")
+_TOO_OFTEN: Final = (TOO_OFTEN, "weight 0: quarantined more often than maxQuarantines; a person has to decide")
+HELD: Final = frozenset({Wait.INCIDENT, Wait.PERSON, Wait.PAUSED, DEADLINE_PASSED, TOO_OFTEN})
+"""Reasons that hold a rollout until a person acts or an incident is over."""
+_NUMBERS: Final = 6
+_HOUR_S: Final = 3600
+_MINUTE_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +104,168 @@ def _moves(before: Roles, after: Roles) -> Iterator[Event]:
     else:
         kept = f"; {was.revision} stays loaded" if was is not None else ""
         yield Event("Normal", "Promoted", f"{now.revision} in group {now.group} gets all requests{kept}")
+
+
+def explanation(before: RolloutState, result: DecisionResult, roles: Roles) -> tuple[str, str]:
+    """Return why a rollout is in its state: one CamelCase word, and a sentence without figures that change."""
+    if result.signal is Signal.BREACH:
+        return _breach(result, roles)
+    if result.signal is Signal.QUARANTINE:
+        return _quarantine(result)
+    phase = Phase(int(result.record.progress.phase))
+    if result.signal is not Signal.NONE and phase is not before.phase:
+        return SIGNALS[result.signal]
+    if phase is Phase.PENDING:
+        return _PENDING
+    if phase is Phase.QUARANTINED:
+        return before.reason or _PROBING[0], before.message or _PROBING[1]
+    if result.signal is not Signal.NONE:
+        return SIGNALS[result.signal]
+    if result.wait is Wait.NOTHING:
+        return "", ""
+    return _LATE if _is_late(result) else (result.wait.value, WAITS[result.wait])
+
+
+def _is_late(result: DecisionResult) -> bool:
+    progress = result.record.progress
+    undecided_s = result.at_s - float(max(progress.started_s, progress.resumed_s))
+    return result.wait is not Wait.PAUSED and undecided_s >= result.record.policy.deadline.total_seconds()
+
+
+def _breach(result: DecisionResult, roles: Roles) -> tuple[str, str]:
+    last = result.record.decisions[-1]
+    for verdict in (*last.verdicts, *result.record.verdicts):
+        if verdict.outcome is Outcome.BREACH:
+            return verdict.reason, verdict.message
+    failure = roles.candidate.failure if roles.candidate is not None else None
+    return (failure.reason, failure.message) if failure is not None else ("Breach", "a gate has proof of a breach")
+
+
+def _quarantine(result: DecisionResult) -> tuple[str, str]:
+    if int(result.record.progress.quarantines) > result.record.policy.max_quarantines:
+        return _TOO_OFTEN
+    return "FailsWhileStableAnswers", "weight 0: it failed while stable answered; segserve's own requests find out more"
+
+
+def rollout_events(
+    before: RolloutState | None, after: RolloutState | None, verdicts: Sequence[Verdict]
+) -> tuple[Event, ...]:
+    """Return the events of a change; none if both states are equal.
+
+    `verdicts` are those at the time of the change. None means no rollout; one that disappears before its end, or is
+    replaced by another, was cancelled.
+    """
+    same = before is not None and after is not None and before.rollout == after.rollout
+    events: list[Iterable[Event]] = []
+    if before is not None and not same and not before.ended:
+        events.append((_cancelled(before),))
+    if after is not None:
+        known = before if same else None
+        events.append(
+            _changes(known or RolloutState(after.rollout, after.revision), after, verdicts, new=known is None)
+        )
+    return tuple(dict.fromkeys(chain.from_iterable(events)))
+
+
+def hold_of(state: RolloutState) -> str:
+    """Return why a rollout is held, one of `HELD`; an empty string if it is not."""
+    if state.ended:
+        return ""
+    if state.paused:
+        return Wait.PAUSED.value
+    return state.reason if state.reason in HELD else ""
+
+
+def _changes(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdict], *, new: bool) -> Iterator[Event]:
+    if new:
+        yield Event("Normal", "RolloutStarted", f"rollout {after.rollout}: {after.revision} has started")
+    if after.reason == DEADLINE_PASSED != before.reason:
+        yield Event("Warning", "DeadlinePassed", f"{after.revision} is undecided after {_age(after)}{_because(after)}")
+    if after.reason == SPLIT_NOT_AS_WRITTEN != before.reason:
+        yield Event("Warning", SPLIT_NOT_AS_WRITTEN, _split(after, verdicts))
+    if after.phase is not before.phase:
+        yield from _entered(before, after, verdicts)
+    elif after.phase is Phase.PROGRESSING and (after.step, after.weight) != (before.step, before.weight):
+        yield _step_reached(after)
+    yield from _held(before, after)
+
+
+def _entered(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdict]) -> Iterator[Event]:
+    revision, age = after.revision, _age(after)
+    match after.phase:
+        case Phase.PROGRESSING if before.phase is Phase.QUARANTINED:
+            share = f"{after.weight} % of callers' requests"
+            text = f"{revision} answers segserve's own requests and gets {share} again"
+            yield Event("Normal", "Resumed", text)
+        case Phase.PROGRESSING:
+            yield _step_reached(after)
+        case Phase.QUARANTINED:
+            number = max(after.quarantines, 1)
+            text = f"{revision} gets no requests for the time being (quarantine {number}){_because(after)}"
+            yield Event("Warning", "Quarantined", text)
+        case Phase.BAKING:
+            part = "all" if after.weight == 100 else f"{after.weight} % of"
+            text = f"{revision} gets {part} requests after {age} and is being watched{_because(after)}"
+            yield Event("Normal", "Promoted", text)
+        case Phase.SUCCEEDED:
+            yield Event("Normal", "Succeeded", f"{revision} is stable; its rollout took {age}")
+        case Phase.ROLLED_BACK:
+            lost = f" at {before.weight} %" if before.weight else ""
+            text = f"{revision} was rolled back after {age}{lost}{_proof(verdicts) or _because(after)}"
+            yield Event("Warning", "RolledBack", text)
+        case Phase.CANCELLED:
+            yield _cancelled(after)
+
+
+def _held(before: RolloutState, after: RolloutState) -> Iterator[Event]:
+    if after.ended:
+        return
+    was, now = hold_of(before), hold_of(after)
+    if now and now not in (was, DEADLINE_PASSED):
+        why = (
+            after.message
+            if after.message and after.reason == now
+            else (WAITS[Wait.PAUSED] if now == Wait.PAUSED else now)
+        )
+        yield Event("Warning", "Held", f"{after.revision} stays at {after.weight} %: {why}")
+    elif was and not now and after.phase is before.phase and after.step == before.step:
+        yield Event("Normal", "Resumed", f"{after.revision} continues at {after.weight} %")
+
+
+def _step_reached(after: RolloutState) -> Event:
+    return Event("Normal", "StepReached", f"{after.revision} gets {after.weight} % of requests (step {after.step + 1})")
+
+
+def _cancelled(state: RolloutState) -> Event:
+    text = f"the rollout of {state.revision} was cancelled{_because(state)}"
+    return Event("Normal", "Cancelled", text)
+
+
+def _split(after: RolloutState, verdicts: Iterable[Verdict]) -> str:
+    verdict = next((verdict for verdict in verdicts if verdict.reason == SPLIT_NOT_AS_WRITTEN), None)
+    figures = f": {verdict.message}{_figures(verdict.numbers)}" if verdict is not None else _because(after)
+    return f"{after.revision} does not get the {after.weight} % of requests that it should{figures}"
+
+
+def _proof(verdicts: Iterable[Verdict]) -> str:
+    breaches = {each.gate: each for each in verdicts if each.outcome is Outcome.BREACH}.values()
+    text = "; ".join(f"{each.gate}: {each.message}{_figures(each.numbers)}" for each in breaches)
+    return f": {text}" if text else ""
+
+
+def _figures(numbers: Mapping[str, float]) -> str:
+    text = ", ".join(f"{name} {number:.4g}" for name, number in islice(numbers.items(), _NUMBERS))
+    return f" ({text})" if text else ""
+
+
+def _because(state: RolloutState) -> str:
+    return f": {state.message}" if state.message else ""
+
+
+def _age(state: RolloutState) -> str:
+    seconds = round(max(state.since_s - state.started_s, 0.0))
+    if seconds < _MINUTE_S:
+        return f"{seconds} s"
+    if seconds < _HOUR_S:
+        return f"{seconds // _MINUTE_S} min {seconds % _MINUTE_S} s"
+    return f"{seconds // _HOUR_S} h {seconds % _HOUR_S // _MINUTE_S} min"

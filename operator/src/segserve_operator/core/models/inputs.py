@@ -12,10 +12,9 @@ from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import Check, Purpose
 from segserve_operator.core.gates.probe import LONGEST_S, probe_outcome
-from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.self_test import tests_itself
 from segserve_operator.core.models.slo import is_due, is_watched
-from segserve_operator.core.models.watches import SloWatch
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import alpha_shares

@@ -1,23 +1,72 @@
-"""The world as observed by one pass: models with their roles, groups with their reports, traffic. Immutable."""
+"""The world as observed by one pass: models with their roles, groups with their reports, traffic. Immutable.
+
+It includes what a process keeps between passes: the SLO watch and the self-test of each model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.models.watches import SelfTest, SloWatch
-from segserve_operator.core.rollout.counters import Sample
+from segserve_operator.core.rollout.counters import HungRequests, Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import Endpoint, TrafficState
 
 MAIN: Final = "main"
 CANARY: Final = "canary"
 Truth = Literal["True", "False", "Unknown"]
+_PROGRESS: Final = (
+    ModelState.FAILED,
+    ModelState.UNLOADING,
+    ModelState.FETCHING,
+    ModelState.LOADING,
+    ModelState.PROVING,
+    ModelState.READY,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """Requests of one minute, and by objective ("error", or a percentile of the SLO) the number that missed it."""
+
+    minute: int
+    requests: int
+    broken: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SloWatch:
+    """The last hour of one model's stable group."""
+
+    group: str = ""
+    measured_s: float = float("-inf")
+    seen: Sample = field(default_factory=dict)
+    hung: HungRequests = field(default_factory=HungRequests)
+    minutes: tuple[Minute, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """Comparison of the two halves of one model's stable group.
+
+    `rounds` have ended, `false_alarms` of them with a breach. `dispersion` is the variance of stable's failures divided
+    by that of independent ones.
+    """
+
+    group: str = ""
+    began_s: float = 0.0
+    measured_s: float = float("-inf")
+    seen: Sample = field(default_factory=dict)
+    hung: HungRequests = field(default_factory=HungRequests)
+    gates: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 0
+    false_alarms: int = 0
+    dispersion: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,16 +239,6 @@ class GroupObserved:
     def holds(self, model: str) -> bool:
         """Tell whether the group's servers may still have any revision of a model."""
         return model in self._held
-
-
-_PROGRESS: Final = (
-    ModelState.FAILED,
-    ModelState.UNLOADING,
-    ModelState.FETCHING,
-    ModelState.LOADING,
-    ModelState.PROVING,
-    ModelState.READY,
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from segserve_operator.core.models.actions import (
 )
 from segserve_operator.core.models.advance import RolloutUpdate, is_due, unchanged
 from segserve_operator.core.models.conditions import status_of
-from segserve_operator.core.models.events import Event, status_events
+from segserve_operator.core.models.events import Event, rollout_events, status_events
 from segserve_operator.core.models.observed import (
     Candidate,
     ModelObserved,
@@ -38,14 +38,13 @@ from segserve_operator.core.models.observed import (
     PoolStatus,
     RoleHolder,
     Roles,
+    SelfTest,
+    SloWatch,
 )
-from segserve_operator.core.models.pool import pool_events, pool_status
+from segserve_operator.core.models.pool import free_slots, pool_events, pool_status
 from segserve_operator.core.models.roles import assigned_model, next_roles, settling
-from segserve_operator.core.models.rollout_events import rollout_events
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.slo import watches
-from segserve_operator.core.models.slots import free_slots
-from segserve_operator.core.models.watches import SelfTest, SloWatch
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import Route, Share, TrafficPlan

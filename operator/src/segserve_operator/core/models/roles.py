@@ -6,12 +6,12 @@ Each rule returns the desired roles from the world alone, so a restarted operato
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from segserve_builder.agent.protocol import AssignedModel, ModelState
-from segserve_operator.api.classes import class_changes
+from segserve_builder.spec.model_spec import ModelClass
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.advance import RolloutUpdate, advance, with_checks
 from segserve_operator.core.models.observed import Candidate, ModelObserved, Observed, RoleHolder, Roles
@@ -281,3 +281,21 @@ def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
     # An overdue one waits for something else, which causes an event.
     role_s = min((left for left in ends if left > 0), default=math.inf) + 1.0
     return min(role_s, SLO_LOOK_S) if any(map(is_watched, models)) else role_s
+
+
+def class_changes(stable: Sequence[ModelClass], new: Sequence[ModelClass]) -> list[str]:
+    """Return a sentence for every class of `stable` that `new` drops or renumbers, in the order of `stable`.
+
+    Classes are identified by name: a renamed class counts as dropped. Additional classes are not reported.
+    """
+    ids = {item.name: item.id for item in new}
+    names = {item.id: item.name for item in new}
+    return [_change(item, ids, names) for item in stable if ids.get(item.name) != item.id]
+
+
+def _change(old: ModelClass, ids: dict[str, int], names: dict[int, str]) -> str:
+    if old.name in ids:
+        return f"class {old.name!r} is renumbered from {old.id} to {ids[old.name]}"
+    if old.id in names:
+        return f"class {old.name!r} is dropped; its id {old.id} now means {names[old.id]!r}"
+    return f"class {old.name!r} (id {old.id}) is dropped"

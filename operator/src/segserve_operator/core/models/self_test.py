@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.models.observed import ModelObserved, Observed
+from segserve_operator.core.models.observed import ModelObserved, Observed, SelfTest
 from segserve_operator.core.models.slo import is_due
-from segserve_operator.core.models.watches import SelfTest
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.decisions import Rules, judge
 from segserve_operator.core.rollout.engine import breached

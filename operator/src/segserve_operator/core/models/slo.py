@@ -10,8 +10,7 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.core.evidence import EDGES_MS, STABLE, EvidenceWindow
-from segserve_operator.core.models.observed import ModelObserved, Observed
-from segserve_operator.core.models.watches import Minute, SloWatch
+from segserve_operator.core.models.observed import Minute, ModelObserved, Observed, SloWatch
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.windows import window_between
 

@@ -29,8 +29,7 @@ from segserve_operator.core.rollout.engine import (
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.plain import canonical, from_plain
 from segserve_operator.core.rollout.policy import engine_policy
-from segserve_operator.core.rollout.record import Decision, Record, RolloutState
-from segserve_operator.core.rollout.rows import kept, row_of
+from segserve_operator.core.rollout.record import Decision, Record, RolloutState, kept, row_of
 
 LOST: Final = "LOST"
 """Signal of a decision whose process stopped before writing it."""

@@ -12,8 +12,7 @@ from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.rollout.decisions import Rules, judge, repeat
 from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
-from segserve_operator.core.rollout.record import Record
-from segserve_operator.core.rollout.rows import window_of
+from segserve_operator.core.rollout.record import Record, window_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,19 @@ from numpy.typing import NDArray
 
 from segserve_operator.core.evidence import CANDIDATE, STABLE, Bools, Floats, Judgement
 from segserve_operator.core.statistics.baseline import Baseline, baseline, dispersion, remembered, spread_of
-from segserve_operator.core.statistics.bets import STAKES, likelihood, refuted, staked, summed
-from segserve_operator.core.statistics.blocks import closing, merged, tails
-from segserve_operator.core.statistics.certificate import CERTIFIED, certified, harm_bound
+from segserve_operator.core.statistics.blocks import (
+    CERTIFIED,
+    STAKES,
+    certified,
+    closing,
+    harm_bound,
+    likelihood,
+    merged,
+    refuted,
+    staked,
+    summed,
+    tails,
+)
 
 SWITCH: Final = 0.001
 """Part of the wealth that is redistributed per request of the candidate..."""

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.core.evidence import CANDIDATE, Floats
-from segserve_operator.core.statistics.bets import summed
+from segserve_operator.core.statistics.blocks import summed
 
 TIMES: Final = (0.01, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0)
 """Odds of going to the candidate relative to those written, each with its own wealth; 1 bets nothing."""

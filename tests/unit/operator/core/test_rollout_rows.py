@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segserve_operator.core.evidence import EvidenceWindow
-from segserve_operator.core.rollout.record import Row
-from segserve_operator.core.rollout.rows import kept, row_of, window_of
+from segserve_operator.core.rollout.record import Row, kept, row_of, window_of
 
 
 def window(requests: tuple[int, int] = (9, 1), errors: tuple[int, int] = (1, 0)) -> EvidenceWindow:

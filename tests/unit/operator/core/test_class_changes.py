@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from segserve_builder.spec.model_spec import ModelClass
-from segserve_operator.api.classes import class_changes
+from segserve_operator.core.models.roles import class_changes
 
 STABLE = (ModelClass(id=0, name="background"), ModelClass(id=1, name="coin"), ModelClass(id=2, name="table"))
 
