@@ -131,9 +131,10 @@ async def test_all_that_a_dying_server_had_in_flight_is_answered_by_the_other(
     await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),)))
     old.resets = 1000
 
-    answers = await asyncio.gather(*(ask(gateway, "/v2/models/coins/infer") for _ in range(80)))
+    # Fewer than the 64 retries that a group may have in flight: all of them may meet the dying server first.
+    answers = await asyncio.gather(*(ask(gateway, "/v2/models/coins/infer") for _ in range(60)))
 
-    assert [answer.status_code for answer in answers] == [200] * 80
+    assert [answer.status_code for answer in answers] == [200] * 60
     assert old.resets < 1000
 
 
