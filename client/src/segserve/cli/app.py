@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from segserve.cli import batch, building, calibrating, completion, doctor, exporting, lifecycle, predict, resources
+from segserve.cli import batch, building, calibrating, doctor, exporting, lifecycle, predict, resources
 from segserve.cli.errors import user_errors
 from segserve.cli.examples import epilog
 from segserve.cli.init import command as init
@@ -27,6 +27,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
+
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Shell to complete in.", show_default=False)],
+) -> None:
+    """Print the shell script that completes commands, options and model names.
+
+    To install it permanently: `segserve completion bash > ~/.local/share/bash-completion/completions/segserve`,
+    `segserve completion zsh > "${fpath[1]}/_segserve"`, `segserve completion fish >
+    ~/.config/fish/completions/segserve.fish`.
+    """
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+    typer.echo(get_completion_script(prog_name="segserve", complete_var=COMPLETES, shell=shell))
+
+
 COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
     "Start here": (init.init, predict.predict, batch.batch),
     "Models": (resources.apply, resources.get, resources.describe, resources.wait, resources.delete),
@@ -37,7 +52,7 @@ COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
         calibrating.calibrate,
         building.crds,
         lifecycle.cleanup,
-        completion.completion,
+        completion,
     ),
 }
 

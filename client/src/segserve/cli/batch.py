@@ -13,8 +13,16 @@ import typer
 
 from segserve.cli.errors import CommandError
 from segserve.cli.image_files import IMAGES
-from segserve.cli.model_options import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
-from segserve.cli.platform_options import PlatformOptions, with_platform_options
+from segserve.cli.options import (
+    HOPELESS,
+    GatewayUrl,
+    ModelName,
+    PlatformOptions,
+    ScoreThreshold,
+    gateway,
+    with_advice,
+    with_platform_options,
+)
 from segserve.errors import ModelNotFoundError
 from segserve_common.errors import SegserveError
 

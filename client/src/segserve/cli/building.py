@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 import typer
 
-from segserve.cli.completion import model_names
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.examples import epilog
 from segserve.cli.image_files import images_in
+from segserve.cli.options import model_names
 from segserve.platforms.manifests import read_files
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def record(
     files = images_in(images)
     with needs("builder"):
         from segserve.cli.calibrating import loaded
-        from segserve.cli.init.golden import write_golden, write_previews
+        from segserve.cli.init.writing import write_golden, write_previews
 
         resource = _chosen(file, model)
         folder = _folder(resource, output)

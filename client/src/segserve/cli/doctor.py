@@ -17,7 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import typer
 
-from segserve.cli.platform_options import PlatformOptions, is_local, selected_platform, with_platform_options
+from segserve.cli.options import PlatformOptions, is_local, selected_platform, with_platform_options
 from segserve.errors import MissingExtraError
 from segserve.platforms.port import DoctorCheck
 

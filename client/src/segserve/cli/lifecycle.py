@@ -18,10 +18,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from segserve.cli.completion import model_names
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.models_view import models_table
-from segserve.cli.platform_options import PlatformOptions, is_local, selected_platform, with_platform_options
+from segserve.cli.options import PlatformOptions, is_local, model_names, selected_platform, with_platform_options
 from segserve.cli.resources import seconds
 from segserve.platforms.local import POLL_S, LocalPlatform, local_store
 from segserve.platforms.manifests import read_files

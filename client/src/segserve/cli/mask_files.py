@@ -7,9 +7,8 @@ import re
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from segserve.results.instances import InstanceResult
-from segserve.results.panoptic import PanopticResult
-from segserve.results.semantic import SemanticResult
+from segserve.results.objects import InstanceResult
+from segserve.results.result import PanopticResult, SemanticResult
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:

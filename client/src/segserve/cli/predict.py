@@ -16,8 +16,17 @@ import typer
 
 from segserve.cli.errors import CommandError
 from segserve.cli.image_files import ImageFile, image_files, overlay_paths
-from segserve.cli.model_options import HOPELESS, GatewayUrl, ModelName, ScoreThreshold, gateway, with_advice
-from segserve.cli.platform_options import PANEL, PlatformOptions, with_platform_options
+from segserve.cli.options import (
+    HOPELESS,
+    PANEL,
+    GatewayUrl,
+    ModelName,
+    PlatformOptions,
+    ScoreThreshold,
+    gateway,
+    with_advice,
+    with_platform_options,
+)
 from segserve.errors import ModelNotFoundError
 from segserve_common.errors import BadRequestError, SegserveError
 

@@ -15,10 +15,9 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.measure import Measurement
 
-from segserve.cli.completion import model_names
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.models_view import latest_record, model_text, models_table
-from segserve.cli.platform_options import PlatformOptions, selected_platform, with_platform_options
+from segserve.cli.options import PlatformOptions, model_names, selected_platform, with_platform_options
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.manifests import read_files
 from segserve.platforms.port import MODEL, POOL, Platform

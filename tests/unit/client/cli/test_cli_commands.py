@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from segserve.cli import doctor, lifecycle, model_options, resources
+from segserve.cli import doctor, lifecycle, options, resources
 from segserve.platforms.errors import ControlError, NotFoundError
 from segserve.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest, ParsedResource
 
@@ -74,7 +74,7 @@ class FakePlatform:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> FakePlatform:
     fake = FakePlatform({"coins": [model()]})
-    for module in (resources, lifecycle, doctor, model_options):
+    for module in (resources, lifecycle, doctor, options):
         monkeypatch.setattr(module, "selected_platform", lambda _: fake)
     monkeypatch.setattr(resources, "frames", lambda *_, wide: map(Text, ("one", "one", "two")))
     return fake

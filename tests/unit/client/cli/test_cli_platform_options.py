@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fakes.kube_http import CONFIG
-from segserve.cli.platform_options import PlatformOptions, is_local
+from segserve.cli.options import PlatformOptions, is_local
 from segserve.platforms.cluster.config import context_of
 from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.errors import NoPlatformError

@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from segserve.cli.cluster.pods import group_state, pod_state
+from segserve.cli.cluster.describe import group_state, pod_state
 from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
 from segserve.platforms.cluster.platform import LOOK_S, ClusterPlatform
 from segserve.platforms.cluster.watcher import Watcher

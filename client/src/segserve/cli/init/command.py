@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segserve.cli.completion import family_names
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.image_files import images_in
+from segserve.cli.options import family_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,10 +109,9 @@ def _write(
     guessed: Guess, name: str, images: Sequence[Path], folder: Path
 ) -> tuple[Sequence[Result] | None, Sequence[Remark]]:
     """Write all files; return the answers to the golden images, None if there are none, and all remarks."""
-    from segserve.cli.init.golden import write_golden, write_previews
     from segserve.cli.init.guess import model_of
-    from segserve.cli.init.resource import commented, manifest_of
     from segserve.cli.init.values import Remark
+    from segserve.cli.init.writing import commented, manifest_of, write_golden, write_previews
     from segserve_builder.errors import BuilderError
     from segserve_operator.api.segmentation_model import SegmentationModel
 

@@ -14,10 +14,9 @@ from segserve.cli.init.classes import ClassNames, classes_of, names_of
 from segserve.cli.init.families import BATCH, FamilyCandidate, candidates, misfit
 from segserve.cli.init.network import ImageInput, NetworkFile, image_input, read_network
 from segserve.cli.init.preparation import PLACE, USUAL, normalise_of, resize_of
-from segserve.cli.init.resource import listed
-from segserve.cli.init.running import NetworkRunner
-from segserve.cli.init.trial import steadiness
+from segserve.cli.init.running import NetworkRunner, steadiness
 from segserve.cli.init.values import Choice, Overrides, Remark, StageOptions, Trial
+from segserve.cli.init.writing import listed
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence
 from segserve_builder.steps.in_process import InProcessModel

@@ -11,9 +11,8 @@ import typer
 import yaml
 from rich.console import Console, RenderableType
 
-from segserve.cli.completion import model_names
 from segserve.cli.errors import CommandError, needs
-from segserve.cli.platform_options import PlatformOptions, selected_platform, with_platform_options
+from segserve.cli.options import PlatformOptions, model_names, selected_platform, with_platform_options
 from segserve.cli.resources import OutputFormat, seconds, wide_enough
 from segserve.platforms.port import Platform
 

@@ -1,20 +1,22 @@
-"""The golden set of a new model, and previews of its answers for the user to check."""
+"""The files of a new model: the resource with remarks as comments, the golden set, and previews of its answers."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from segserve.calls.answers import read_result
+from segserve.cli.init.values import Remark
 from segserve.results.result import Result
 from segserve.results.values import ModelInfo, SegmentClass
 from segserve_builder.export.writing import GOLDEN_TOLERANCE
 from segserve_builder.golden.judging import GOLDEN_FILE, Answer, record
 from segserve_builder.sources import folder_digest
-from segserve_builder.stages.base import RequestOptions
+from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.public_outputs import has_masks
 from segserve_common.kserve import InferAnswer, Tensor, pack_bytes
@@ -22,6 +24,62 @@ from segserve_operator.api.segmentation_model import SegmentationModel
 
 IMAGES: Final = 3
 DATATYPES: Final = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
+WIDTH: Final = 110
+CHECK: Final = "CHECK: "
+SHOWN: Final = frozenset({"threshold", "iouThreshold", "scoreThreshold", "maskThreshold"})
+"""Options that are written even with their default values, since users change them first."""
+
+
+def manifest_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the resource; raises `SpecError` if applying it would be refused."""
+    from segserve_operator.api.loading import parse
+
+    manifest = {
+        "apiVersion": "segserve.dev/v1alpha1",
+        "kind": "SegmentationModel",
+        "metadata": {"name": name},
+        "spec": dict(spec),
+    }
+    parse(manifest, "the resource")
+    return manifest
+
+
+def listed(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """Return stages as a resource lists them, without options at their default, except for thresholds."""
+    from segserve_builder.stages import POSTPROCESS
+
+    names = {stage: name for name, stage in POSTPROCESS.items()}
+    return [{names[type(stage)]: _options(stage)} for stage in stages]
+
+
+def _options(stage: Stage) -> dict[str, Any]:
+    every = stage.model_dump(mode="json", by_alias=True, exclude_none=True)
+    changed = stage.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+    return {key: value for key, value in every.items() if key in changed or key in SHOWN}
+
+
+def commented(manifest: Mapping[str, Any], remarks: Iterable[Remark], head: Sequence[str]) -> str:
+    """Return the resource as YAML: `head` as comments first, and each remark as comments above its field."""
+    from segserve_operator.api.documents import read_documents, write_documents
+
+    text = write_documents([manifest])
+    (document,) = read_documents(text, "the resource")
+    above: dict[int, list[str]] = {}
+    for remark in remarks:
+        mark = document.keys.get(remark.place) or document.values[remark.place]
+        comment = remark.text if remark.sure else f"{CHECK}{remark.text}"
+        # The first key of a list's item stands behind its dash.
+        indent = mark.column - 2 if isinstance(remark.place[-1], int) else mark.column
+        above.setdefault(mark.line, []).extend(_comment(comment, indent))
+    lines = [line for text in head for line in _comment(text, 0)]
+    for number, line in enumerate(text.splitlines()):
+        lines += [*above.get(number, ()), line]
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str, indent: int) -> list[str]:
+    lead = f"{' ' * indent}# "
+    return textwrap.wrap(text, WIDTH, initial_indent=lead, subsequent_indent=lead, break_long_words=False)
 
 
 def write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) -> tuple[str, list[tuple[Path, Answer]]]:
@@ -29,7 +87,6 @@ def write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) ->
 
     Other files in the folder are kept.
     """
-
     request = RequestOptions(encoding="rle" if has_masks(model.task) else None)
     answers: list[tuple[Path, Answer]] = [
         (image, model.answer(image.read_bytes(), request)) for image in images[:IMAGES]
@@ -56,7 +113,6 @@ def write_previews(answers: Iterable[tuple[Path, Answer]], resource: Segmentatio
 
 def result_of(answer: Answer, resource: SegmentationModel) -> Result:
     """Return the result that the client would return for an answer."""
-
     revision = resource.assigned.revision
     tensors = {"REVISION": Tensor("REVISION", "BYTES", (1,), pack_bytes([revision.encode()]))}
     for name, array in answer.items():

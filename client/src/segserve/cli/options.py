@@ -1,23 +1,31 @@
-"""The options that select a platform, and the platform that they select."""
+"""Options that commands share: those that select a platform, and a model with its gateway; and their completion."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, get_type_hints
 
 import typer
 
+from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError
 from segserve.platforms.port import Cluster, Local, Platform
 from segserve.platforms.selection import default_platform_ref, open_platform
 
 PLUGIN: Final = "kubectl-"
 PANEL: Final = "Platform"
 _PARAMETER: Final = "platform_options"
+PATIENCE_S: Final = 1.0
+"""How long completion waits for a cluster."""
+HOPELESS: Final = (ModelNotFoundError, GatewayUnreachableError)
+"""Errors that affect every image alike."""
 
 _OPTIONS: Final = {
     "local": (
@@ -113,3 +121,81 @@ def is_local(options: PlatformOptions) -> bool:
     if Path(sys.argv[0]).name.startswith(PLUGIN):
         return False
     return isinstance(default_platform_ref(), Local)
+
+
+def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the models of the platform that the current line selects; none if it does not respond at once."""
+    values = {key: ctx.params.get(key) for key in ("context", "namespace", "kubeconfig")}
+    try:
+        platform_options = PlatformOptions(local=bool(ctx.params.get("local")), **values)
+    except typer.BadParameter:
+        return []
+    return [name for name in known_models(platform_options) if name.startswith(incomplete)]
+
+
+def known_models(platform_options: PlatformOptions) -> list[str]:
+    """Return the names of a platform's models; none on errors, or if a cluster does not respond at once."""
+    try:
+        return _names(platform_options) if is_local(platform_options) else _in_time(lambda: _names(platform_options))
+    except Exception:  # completion must never print errors
+        return []
+
+
+def family_names(incomplete: str) -> list[str]:
+    """Return the names of families."""
+    from segserve_builder.families import FAMILIES
+
+    return [name for name in FAMILIES if name.startswith(incomplete)]
+
+
+def _names(platform_options: PlatformOptions) -> list[str]:
+    return [model["metadata"]["name"] for model in selected_platform(platform_options).models()]
+
+
+def _in_time(find: Callable[[], list[str]]) -> list[str]:
+    """Return the result of `find`, or nothing if it takes longer than `PATIENCE_S`."""
+    names: list[str] = []
+
+    def look() -> None:
+        with contextlib.suppress(Exception):
+            names.extend(find())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    return list(names)
+
+
+ModelName = Annotated[str, typer.Argument(help="Model name.", show_default=False, autocompletion=model_names)]
+ScoreThreshold = Annotated[float | None, typer.Option(help="Minimum score of detections.", show_default=False)]
+GatewayUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SEGSERVE_URL",
+        help="Gateway URL. Default: that of the platform, or http://127.0.0.1:8080 if none is up.",
+        rich_help_panel=PANEL,
+    ),
+]
+
+
+def gateway(platform_options: PlatformOptions, model: str, url: str | None) -> AbstractContextManager[str | None]:
+    """Make the gateway reachable inside the block; an explicit `url` is used as it is."""
+    if url is not None:
+        return nullcontext(url)
+    try:
+        return selected_platform(platform_options).gateway(model)
+    except MissingExtraError:
+        if not is_local(platform_options):
+            raise
+        return nullcontext(None)  # the default URL needs nothing of the extra `local`
+
+
+def with_advice(error: ModelNotFoundError, platform_options: PlatformOptions, name: str) -> ModelNotFoundError:
+    """Return the error with a suggestion of the model that may have been meant."""
+    names = known_models(platform_options)
+    if not names:
+        return error
+    from segserve_operator.api.checks import did_you_mean
+
+    advice = f"{did_you_mean(name, names)}; there are: {', '.join(names)}"
+    return ModelNotFoundError(f"{error.message}{advice}", status=error.status, model=error.model)
