@@ -10,10 +10,8 @@ from pycocotools import mask as coco
 from skimage import data, measure
 
 from segserve.calls.answers import OUTPUTS, read_model_info, read_result
-from segserve.results.detections import DetectionResult, KeypointResult
-from segserve.results.instances import InstanceResult
-from segserve.results.panoptic import PanopticResult
-from segserve.results.semantic import SemanticResult
+from segserve.results.objects import DetectionResult, InstanceResult, KeypointResult
+from segserve.results.result import PanopticResult, SemanticResult
 from segserve.results.values import ENCODINGS
 from segserve_builder.spec.model_spec import Input, ModelClass, Output, Runtime
 from segserve_builder.stages.base import RequestOptions

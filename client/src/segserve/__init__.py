@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from segserve.calls.credentials import Tls
     from segserve.calls.hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent, RetryEvent
     from segserve.calls.many import Failure
-    from segserve.calls.timeouts import Timeouts
+    from segserve.calls.steps import Timeouts
     from segserve.client import Client
     from segserve.errors import (
         AuthenticationError,
@@ -46,12 +46,15 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
     from segserve.platforms.port import Cluster, Local
-    from segserve.results.detections import DetectionResult, KeypointDetection, KeypointResult
-    from segserve.results.instances import Instance, InstanceResult
-    from segserve.results.objects import Detection
-    from segserve.results.panoptic import PanopticResult, PanopticSegment
-    from segserve.results.result import Result
-    from segserve.results.semantic import SemanticResult
+    from segserve.results.objects import (
+        Detection,
+        DetectionResult,
+        Instance,
+        InstanceResult,
+        KeypointDetection,
+        KeypointResult,
+    )
+    from segserve.results.result import PanopticResult, PanopticSegment, Result, SemanticResult
     from segserve.results.values import ModelInfo, SegmentClass
     from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 
@@ -121,32 +124,32 @@ _HOMES: Final = {
     "ConflictError": "platforms.errors",
     "ControlError": "platforms.errors",
     "Detection": "results.objects",
-    "DetectionResult": "results.detections",
+    "DetectionResult": "results.objects",
     "ErrorEvent": "calls.hooks",
     "Failure": "calls.many",
     "ForbiddenError": "platforms.errors",
     "Hooks": "calls.hooks",
-    "Instance": "results.instances",
-    "InstanceResult": "results.instances",
+    "Instance": "results.objects",
+    "InstanceResult": "results.objects",
     "InvalidResourceError": "platforms.errors",
-    "KeypointDetection": "results.detections",
-    "KeypointResult": "results.detections",
+    "KeypointDetection": "results.objects",
+    "KeypointResult": "results.objects",
     "Local": "platforms.port",
     "ModelInfo": "results.values",
     "NoPlatformError": "platforms.errors",
     "NotFoundError": "platforms.errors",
     "NotInstalledError": "platforms.errors",
     "NotServingError": "platforms.errors",
-    "PanopticResult": "results.panoptic",
-    "PanopticSegment": "results.panoptic",
+    "PanopticResult": "results.result",
+    "PanopticSegment": "results.result",
     "PlatformUnreachableError": "platforms.errors",
     "RequestEvent": "calls.hooks",
     "ResponseEvent": "calls.hooks",
     "Result": "results.result",
     "RetryEvent": "calls.hooks",
     "SegmentClass": "results.values",
-    "SemanticResult": "results.semantic",
-    "Timeouts": "calls.timeouts",
+    "SemanticResult": "results.result",
+    "Timeouts": "calls.steps",
     "Tls": "calls.credentials",
     "WaitTimeoutError": "platforms.errors",
 }

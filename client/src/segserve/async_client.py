@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 
     from segserve.calls.frames import FrameLike
     from segserve.calls.many import OnError, SegmentKeywords
-    from segserve.calls.steps import StreamId, StreamPosition, TransportName
-    from segserve.calls.timeouts import Timeouts
+    from segserve.calls.steps import StreamId, StreamPosition, Timeouts, TransportName
     from segserve.control.models import AsyncModels, AsyncPools
     from segserve.control.rollouts import AsyncRollouts
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
     from segserve.results.values import Encoding, ModelInfo
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
-    from segserve.tiled.progress import Progress
+    from segserve.tiled.segmenting import Progress
     from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
 

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 
-from segserve.calls.credentials import BearerToken, Credentials, Tls, check_readers
+from segserve.calls.credentials import BearerToken, Credentials, Tls, check_readers, checked_headers
 from segserve.calls.endpoint import GatewayEndpoint
-from segserve.calls.headers import checked_headers
 from segserve.calls.hooks import SILENT, Hooks, set_up_log
 from segserve.calls.session import CallPolicy, Session
-from segserve.calls.steps import TransportName
+from segserve.calls.steps import DEFAULT_TIMEOUTS, Timeouts, TransportName
 from segserve.calls.telemetry import telemetry_of
-from segserve.calls.timeouts import DEFAULT, Timeouts
 from segserve.platforms.selection import LazyPlatform, PlatformLike
 from segserve.transports.base import Connection
 
@@ -30,7 +28,7 @@ class BaseClient(Generic[OpenT]):
         url: str | None = None,
         *,
         transport: TransportName = "http",
-        timeout_s: float | Timeouts = DEFAULT,
+        timeout_s: float | Timeouts = DEFAULT_TIMEOUTS,
         retries: int = 2,
         api_key: str | None = None,
         bearer_token: BearerToken | None = None,
@@ -46,7 +44,8 @@ class BaseClient(Generic[OpenT]):
         set_up_log()
         endpoint = GatewayEndpoint.parse(url)
         credentials = Credentials(api_key or os.environ.get("SEGSERVE_API_KEY") or None, bearer_token)
-        policy = CallPolicy(DEFAULT.changed(timeout_s), retries, checked_headers(headers or {}), hooks or SILENT)
+        timeouts = DEFAULT_TIMEOUTS.changed(timeout_s)
+        policy = CallPolicy(timeouts, retries, checked_headers(headers or {}), hooks or SILENT)
         self._allow_plain_http = allow_plain_http_credentials
         self._transport_name, self._wants_telemetry = transport, telemetry
         self._connection = Connection(endpoint, credentials, tls, http2, gzip)

@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 
     from segserve.calls.frames import FrameLike
     from segserve.calls.many import OnError, SegmentKeywords
-    from segserve.calls.steps import StreamId, StreamPosition, TransportName
-    from segserve.calls.timeouts import Timeouts
+    from segserve.calls.steps import StreamId, StreamPosition, Timeouts, TransportName
     from segserve.control.models import Models, Pools
     from segserve.control.rollouts import Rollouts
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
     from segserve.results.values import Encoding, ModelInfo
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
-    from segserve.tiled.progress import Progress
+    from segserve.tiled.segmenting import Progress
     from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
 
@@ -184,7 +183,7 @@ class Client(BaseClient[Transport]):
         with `out="folder"` the result is written to disk, and the same call after a crash sends only the missing tiles.
         `scheduler`, a dask.distributed client, its address or "local", lets the workers of a Dask cluster send the
         tiles and write zarr. `progress` shows a bar on a terminal; a function is called with the numbers of tiles done
-        and total. Raises a `SegserveError`, including those of `segserve.tiled.errors`, and `OSError` for a file that
+        and total. Raises a `SegserveError`, including those of `segserve.errors`, and `OSError` for a file that
         cannot be read.
         """
         from segserve.tiled import Options, run_tiled

@@ -1,4 +1,4 @@
-"""The client's errors, and the mapping of HTTP and gRPC statuses to them."""
+"""The client's errors, those of large images included, and the mapping of HTTP and gRPC statuses to them."""
 
 from __future__ import annotations
 
@@ -100,6 +100,22 @@ class ForkedClientError(SegserveError):
     """A client made before `os.fork` cannot be used in the child: make another one there."""
 
 
+class ImageTooLargeError(SegserveError):
+    """An image or result that must be in memory as a whole and is too large for that."""
+
+
+class CheckpointError(SegserveError):
+    """The folder holds another run or is damaged; nothing in it was changed."""
+
+
+class RevisionChangedError(SegserveError):
+    """Another revision started to answer while tiles were being sent."""
+
+
+class WorkersLostError(SegserveError):
+    """Repeatedly, workers of a Dask cluster died while answering the same tile."""
+
+
 HTTP_ERRORS: Final[dict[int, type[SegserveError]]] = {
     401: AuthenticationError,
     403: PermissionDeniedError,
@@ -127,7 +143,7 @@ GRPC_ERRORS: Final[dict[str, type[SegserveError]]] = {
 
 
 def http_error(status: int, message: str, **context: Any) -> SegserveError:
-    """Return the error for an HTTP status other than 200; `known` is passed to its constructor."""
+    """Return the error for an HTTP status other than 200; `context` is passed to its constructor."""
     kind = HTTP_ERRORS.get(status)
     if kind is None:
         kind = ServerError if status >= 500 else BadRequestError if status >= 400 else ProtocolError
@@ -135,7 +151,7 @@ def http_error(status: int, message: str, **context: Any) -> SegserveError:
 
 
 def grpc_error(status: str, message: str, **context: Any) -> SegserveError:
-    """Return the error for the name of a gRPC status; `known` is passed to its constructor."""
+    """Return the error for the name of a gRPC status; `context` is passed to its constructor."""
     kind = GRPC_ERRORS.get(status, ServerError)
     if kind is RequestTooLargeError and RATE_WORDS.search(message):
         kind = RateLimitError

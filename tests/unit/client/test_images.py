@@ -16,8 +16,7 @@ import requests
 import torch
 from PIL import Image
 
-from segserve.results.images import image_tensor, picture
-from segserve.results.pixels import to_pixel_format
+from segserve.results.images import image_tensor, picture, to_pixel_format
 from segserve.results.values import PixelFormat
 from segserve_builder.imaging.decoding import decode_image
 from segserve_common.errors import BadRequestError

@@ -7,8 +7,7 @@ import pytest
 
 from fakes.kserve import Asked
 from segserve.calls.session import REFETCH_S, CallPolicy, Session
-from segserve.calls.steps import ConfigRequest, Pause, SegmentOptions, Send
-from segserve.calls.timeouts import Timeouts
+from segserve.calls.steps import ConfigRequest, Pause, SegmentOptions, Send, Timeouts
 from segserve.errors import (
     ConnectionLostError,
     ConnectTimeoutError,

@@ -10,13 +10,16 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.results.detections import DetectionResult, KeypointDetection, KeypointResult
-from segserve.results.instances import Instance, InstanceResult
 from segserve.results.masks import EncodedMask
-from segserve.results.objects import Detection
-from segserve.results.panoptic import PanopticResult, PanopticSegment
-from segserve.results.result import Result
-from segserve.results.semantic import SemanticResult
+from segserve.results.objects import (
+    Detection,
+    DetectionResult,
+    Instance,
+    InstanceResult,
+    KeypointDetection,
+    KeypointResult,
+)
+from segserve.results.result import PanopticResult, PanopticSegment, Result, SemanticResult
 from segserve.results.values import Colour, ModelInfo, PixelFormat, SegmentClass
 from segserve_common.errors import ProtocolError
 from segserve_common.kserve import InferAnswer

@@ -11,7 +11,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar
 
-from segserve.calls.timeouts import Timeouts
+from segserve.calls.steps import Timeouts
 from segserve.results.images import ImageLike, image_tensor
 from segserve.results.result import Result
 from segserve.results.values import Encoding

@@ -16,13 +16,12 @@ from typing import Any, Final
 from uuid import uuid4
 
 from segserve.calls.answers import read_result, read_revision, wanted_outputs
-from segserve.calls.headers import REQUEST_ID, checked_request_id
+from segserve.calls.credentials import REQUEST_ID, checked_request_id
 from segserve.calls.hooks import SILENT, ErrorEvent, Hooks, RequestEvent, RequestKind, ResponseEvent, RetryEvent
-from segserve.calls.steps import ConfigRequest, Flow, Pause, SegmentOptions, Send
+from segserve.calls.steps import DEFAULT_TIMEOUTS, ConfigRequest, Flow, Pause, SegmentOptions, Send, Timeouts
 from segserve.calls.telemetry import CallSpan, Telemetry
-from segserve.calls.timeouts import DEFAULT, Timeouts
 from segserve.errors import DeadlineExceededError, ModelNotFoundError, RequestTimeoutError
-from segserve.results.pixels import to_pixel_format
+from segserve.results.images import to_pixel_format
 from segserve.results.result import Result
 from segserve.results.values import ModelInfo
 from segserve_common.backoff import Backoff
@@ -42,7 +41,7 @@ _CHANGED_MODEL: Final = re.compile(r"\b(?:in|out)puts?\b|\b(?:PIXELS|IMAGE)\b|da
 class CallPolicy:
     """The settings of a client that `with_options` can change."""
 
-    timeouts: Timeouts = DEFAULT
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
     retries: int = 2
     headers: Mapping[str, str] = field(default_factory=dict)
     hooks: Hooks = SILENT

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from segserve.results.base import Segmentation
-from segserve.results.panoptic import PanopticResult
+from segserve.results.result import PanopticResult
 from segserve_common.errors import BadRequestError
 
 

@@ -133,7 +133,7 @@ class Segmentation:
         return table(self)
 
     def _repr_html_(self) -> str:
-        from segserve.rendering.notebook import html
+        from segserve.rendering.display import html
 
         return html(self)
 
@@ -164,6 +164,6 @@ class ResultWithImage:
         return one_line(self.result)
 
     def _repr_html_(self) -> str:
-        from segserve.rendering.notebook import html
+        from segserve.rendering.display import html
 
         return html(self.result, self.overlay())

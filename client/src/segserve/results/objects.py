@@ -1,20 +1,23 @@
-"""The base of results with separate objects, each with a box, a score and a class."""
+"""Results with separate objects: detections, keypoints and instances, each with a box, a score and a class."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segserve.rendering.display import Row, object_rows, object_summary
+from segserve.results.annotation import Annotation
 from segserve.results.base import Segmentation
 from segserve.results.images import ImageLike
+from segserve.results.masks import EncodedMask, Polygon, Rle
 
 if TYPE_CHECKING:
     from PIL import Image
+    from supervision import KeyPoints
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,3 +97,138 @@ class Objects(Segmentation, Generic[Found]):
         x1, y1, x2, y2 = found.box
         row = {"index": index, "class_id": found.class_id, "class": found.class_name, "score": found.score}
         return row | {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
+
+
+@dataclass(frozen=True, eq=False)
+class Instance(Detection):
+    """One object with its mask."""
+
+    encoded: EncodedMask = field(repr=False)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The mask, bool (H, W) of the whole image, read-only. Raises `ProtocolError` for a malformed mask."""
+        return self.encoded.bitmap
+
+    @property
+    def rle(self) -> Rle:
+        """The mask as COCO compressed RLE; `counts` is bytes."""
+        return self.encoded.rle
+
+    @property
+    def polygons(self) -> list[Polygon]:
+        """The outlines of the mask's parts as [x, y, x, y, ...] in pixels, without holes; `to_polygons` has them."""
+        return self.encoded.polygons
+
+    @property
+    def area(self) -> int:
+        """The area of the mask in pixels."""
+        return self.encoded.area
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InstanceResult(Objects[Instance]):
+    """The objects of one image in the model's order, best score first."""
+
+    instances: tuple[Instance, ...]
+
+    @property
+    def _found(self) -> tuple[Instance, ...]:
+        return self.instances
+
+    def annotations(self) -> Iterator[Annotation]:
+        """Yield the instances in the form that exports share."""
+        for number, one in enumerate(self, 1):
+            yield Annotation(number, one.class_id, one.class_name, one.score, one.box, one.encoded)
+
+    def overlay(
+        self,
+        image: ImageLike,
+        *,
+        alpha: float = 0.45,
+        labels: bool = True,
+        contour: bool = True,
+        legend: bool | None = None,
+        colour_by: Literal["instance", "class"] | None = None,
+    ) -> Image.Image:
+        """Return the image with every mask filled (`alpha` of its colour, 0 to 1), outlined and labelled.
+
+        Labels without room are left out. `legend` names the classes in a corner and colours objects by class unless
+        `colour_by` says otherwise. Raises `BadRequestError` if the size of `image` differs from that of the segmented
+        image.
+        """
+        from segserve.rendering.drawing import Style, draw_instances
+
+        style = Style(alpha, labels, contour, bool(legend))
+        return draw_instances(self, image, style, colour_by or ("class" if legend else "instance"))
+
+    def _row(self, index: int, found: Instance) -> dict[str, Any]:
+        return super()._row(index, found) | {"area": found.area}
+
+
+@dataclass(frozen=True, eq=False)
+class KeypointDetection(Detection):
+    """One object with its keypoints, float32 (K, 3): x, y and score; x and y in pixels of the image."""
+
+    points: NDArray[np.float32] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Boxes(Objects[Found]):
+    detections: tuple[Found, ...]
+
+    @property
+    def _found(self) -> tuple[Found, ...]:
+        return self.detections
+
+    def annotations(self) -> Iterator[Annotation]:
+        """Yield the objects in the form that exports share."""
+        for number, one in enumerate(self, 1):
+            points = one.points if isinstance(one, KeypointDetection) else None
+            yield Annotation(number, one.class_id, one.class_name, one.score, one.box, None, points)
+
+    def overlay(
+        self,
+        image: ImageLike,
+        *,
+        alpha: float = 0.45,
+        labels: bool = True,
+        contour: bool = True,
+        legend: bool | None = None,
+        colour_by: Literal["instance", "class"] | None = None,
+    ) -> Image.Image:
+        """Return the image with every box and its keypoints drawn and labelled; boxes are not filled.
+
+        `alpha` has no effect. Without `contour`, only keypoints and labels are drawn. `legend` and `colour_by` are as
+        for instances. Raises `BadRequestError` if the size of `image` differs from that of the segmented image.
+        """
+        from segserve.rendering.drawing import Style, draw_detections
+
+        style = Style(alpha, labels, contour, bool(legend))
+        return draw_detections(self, image, style, colour_by or ("class" if legend else "instance"))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DetectionResult(_Boxes[Detection]):
+    """The boxes of one image in the model's order, best score first."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KeypointResult(_Boxes[KeypointDetection]):
+    """The objects of one image with their keypoints, in the model's order, best score first."""
+
+    @property
+    def points(self) -> NDArray[np.float32]:
+        """All keypoints, float32 (N, K, 3)."""
+        found = [one.points for one in self]
+        return np.stack(found) if found else np.zeros((0, 0, 3), np.float32)
+
+    def to_key_points(self) -> KeyPoints:
+        """Return the `supervision.KeyPoints`; raises `MissingExtraError` without the extra `annotations`."""
+        from segserve.exports.supervision import key_points
+
+        return key_points(self)
+
+    def _row(self, index: int, found: KeypointDetection) -> dict[str, Any]:
+        names = (f"point{number}_{part}" for number in range(len(found.points)) for part in ("x", "y", "score"))
+        return super()._row(index, found) | dict(zip(names, found.points.ravel().tolist(), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segserve.tiled.errors import CheckpointError, ImageTooLargeError, RevisionChangedError, WorkersLostError
+from segserve.errors import CheckpointError, ImageTooLargeError, RevisionChangedError, WorkersLostError
 from segserve.tiled.merging import TiledObject
 from segserve.tiled.options import Options, TiledOptions
 from segserve.tiled.results import TiledObjects, TiledSemanticResult, open_result

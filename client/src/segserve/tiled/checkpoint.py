@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from segserve.tiled.errors import CheckpointError
+from segserve.errors import CheckpointError
 from segserve_common.files import replace_file
 
 FORMAT: Final = 1

@@ -13,11 +13,9 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from segserve.calls.credentials import Tls
+from segserve.calls.credentials import API_KEY, AUTHORIZATION, Tls, secrets_among
 from segserve.calls.endpoint import is_loopback
-from segserve.calls.headers import API_KEY, AUTHORIZATION, secrets_among
-from segserve.errors import MissingExtraError, PlainHttpCredentialsError
-from segserve.tiled.errors import WorkersLostError
+from segserve.errors import MissingExtraError, PlainHttpCredentialsError, WorkersLostError
 from segserve.tiled.grid import Tile
 from segserve.tiled.job import Segmenter, TileJob
 from segserve.tiled.maps import ZARR, PixelMap

@@ -10,11 +10,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import MissingExtraError
+from segserve.errors import ImageTooLargeError, MissingExtraError
 from segserve.results.annotation import Annotation
 from segserve.results.masks import EncodedMask
 from segserve.tiled.checkpoint import PART
-from segserve.tiled.errors import ImageTooLargeError
 from segserve.tiled.merging import TiledObject
 from segserve.tiled.results import TiledObjects, TiledSemanticResult
 from segserve.tiled.sources import MAX_DECODED_PIXELS

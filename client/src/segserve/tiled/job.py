@@ -6,9 +6,9 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from segserve.errors import RevisionChangedError
 from segserve.results.images import ImageLike
 from segserve.results.values import ModelInfo
-from segserve.tiled.errors import RevisionChangedError
 from segserve.tiled.options import TileEncoding
 from segserve.tiled.tile_results import map_of, record_of
 from segserve_common.errors import BadRequestError, ProtocolError

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import MissingExtraError
-from segserve.tiled.errors import CheckpointError
+from segserve.errors import CheckpointError, MissingExtraError
 from segserve.tiled.grid import Window
 
 ZARR, NPY = ".zarr", ".npy"

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from segserve.errors import CheckpointError, ImageTooLargeError
 from segserve.results.values import SegmentClass
 from segserve.tiled.checkpoint import read_json
-from segserve.tiled.errors import CheckpointError, ImageTooLargeError
 from segserve.tiled.merging import TiledObject
 
 RESULT: Final = "result.json"

@@ -5,20 +5,19 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+from segserve.errors import CheckpointError, ImageTooLargeError
 from segserve.results.values import ModelInfo
 from segserve.tiled.checkpoint import SEGMENTS, Checkpoint, RunManifest, read_json, write_json
-from segserve.tiled.errors import CheckpointError, ImageTooLargeError
 from segserve.tiled.grid import Grid, Tile
 from segserve.tiled.job import TileJob, TileRequest
 from segserve.tiled.maps import NPY, ZARR, MapFile, PixelMap, labels_dtype
 from segserve.tiled.options import Options
-from segserve.tiled.progress import Tick
 from segserve.tiled.results import (
     IDS,
     LABELS,
@@ -32,6 +31,9 @@ from segserve.tiled.results import (
 from segserve.tiled.sources import PixelSource
 from segserve.tiled.stitching import StitchedTotals, count_labels, paint_ids, write_objects, write_segments
 from segserve.tiled.tile_results import WITH_MAP, Record, kind_of
+
+Tick: TypeAlias = Callable[[int, int], None]
+"""Called after each tile with the numbers done and total."""
 
 CHECKPOINT: Final = "checkpoint"
 _OWN: Final = frozenset({RESULT, OBJECTS, *(f"{name}.{form}" for name in (LABELS, IDS) for form in ("zarr", "npy"))})

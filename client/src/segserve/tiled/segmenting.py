@@ -1,22 +1,25 @@
-"""Runs over one large image: tiles are sent from threads, tasks or a Dask cluster, and their answers stitched."""
+"""Runs over one large image: tiles sent from threads, tasks or a Dask cluster, with a bar of their progress."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+from segserve.errors import RevisionChangedError
 from segserve.tiled.clusters import ClientFactory, WorkerJob, send_all_on
-from segserve.tiled.errors import RevisionChangedError
 from segserve.tiled.grid import Tile
 from segserve.tiled.job import AsyncSegmenter, Segmenter
 from segserve.tiled.options import Options
-from segserve.tiled.progress import Progress, shown
 from segserve.tiled.results import TiledObjects, TiledSemanticResult
-from segserve.tiled.runs import Run, open_run
+from segserve.tiled.runs import Run, Tick, open_run
 from segserve.tiled.sources import PixelSource, by_path, open_source
+
+Progress: TypeAlias = bool | Tick
 
 # A model that changes more often than this during one image is not going to settle.
 RESTARTS: Final = 3
@@ -127,3 +130,43 @@ async def _send_all_async(client: AsyncSegmenter, source: PixelSource, run: Run)
                 group.create_task(work())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+
+
+def shown(progress: Progress, total: int) -> AbstractContextManager[Tick]:
+    """Return a context with the function to call after each tile with the numbers done and total.
+
+    `progress` False shows nothing, True a bar if standard error is a terminal; a function is called as it is.
+    """
+    if callable(progress):
+        return nullcontext(progress)
+    if not progress or not sys.stderr.isatty():
+        return nullcontext(_silent)
+    return _bar(total)
+
+
+def _silent(_done: int, _total: int) -> None:
+    pass
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Tick]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("tiles", total=total)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

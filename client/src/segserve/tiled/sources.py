@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import MissingExtraError
-from segserve.tiled.errors import ImageTooLargeError
+from segserve.errors import ImageTooLargeError, MissingExtraError
 from segserve.tiled.grid import Window
 from segserve_common.errors import BadRequestError
 

@@ -15,9 +15,8 @@ from segserve.results.values import ModelInfo
 from segserve.tiled.checkpoint import PART, Checkpoint
 from segserve.tiled.grid import Grid, Tile, Window
 from segserve.tiled.maps import PixelMap
-from segserve.tiled.merging import TiledObject
+from segserve.tiled.merging import TiledObject, merged_objects
 from segserve.tiled.results import object_of, row_of
-from segserve.tiled.streaming_merge import merged_objects
 from segserve.tiled.tile_masks import Piece, of_bitmap
 from segserve.tiled.tile_results import pieces_of
 from segserve_common.files import replacing

@@ -8,12 +8,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.results.detections import KeypointDetection
-from segserve.results.instances import Instance
-from segserve.results.objects import Detection
-from segserve.results.panoptic import PanopticResult
-from segserve.results.result import Result
-from segserve.results.semantic import SemanticResult
+from segserve.results.objects import Detection, Instance, KeypointDetection
+from segserve.results.result import PanopticResult, Result, SemanticResult
 from segserve.results.values import ModelInfo
 from segserve.tiled.grid import Grid, Tile
 from segserve.tiled.tile_masks import Piece, TilePatch, crop, decode, encode, is_whole, of_bitmap, of_box

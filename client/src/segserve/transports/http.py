@@ -1,4 +1,4 @@
-"""The HTTP transport: KServe v2 with Triton's binary tensors, over httpx."""
+"""The HTTP transport: KServe v2 with Triton's binary tensors, over httpx, whose errors become the client's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import ssl
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from gzip import compress
@@ -18,14 +19,23 @@ import httpx
 from segserve.calls.answers import REVISION_HEADER, read_model_info, read_pixel_format
 from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.steps import ConfigRequest, Send
-from segserve.errors import MissingExtraError, http_error
-from segserve.results.pixels import PIXELS
+from segserve.errors import (
+    ConnectionLostError,
+    ConnectTimeoutError,
+    GatewayUnreachableError,
+    MissingExtraError,
+    PoolTimeoutError,
+    ReadTimeoutError,
+    TlsError,
+    WriteTimeoutError,
+    http_error,
+)
+from segserve.results.images import PIXELS
 from segserve.results.values import ModelInfo, PixelFormat
 from segserve.transports.base import Connection, check_process, deadline, deadline_exceeded
-from segserve.transports.http_errors import phase_timeouts, typed_errors
 from segserve.transports.pool import LIMITS, AsyncConnectionPool, ConnectionPool
 from segserve_common.backoff import retry_after_s
-from segserve_common.errors import BadRequestError, ProtocolError
+from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 from segserve_common.kserve import (
     HEADER_LENGTH,
     InferAnswer,
@@ -35,6 +45,63 @@ from segserve_common.kserve import (
     json_object,
     model_path,
 )
+
+# The error of each phase, and the timeout that applies to it.
+_PHASES: Final[dict[type[httpx.TimeoutException], tuple[type[SegserveError], str]]] = {
+    httpx.ConnectTimeout: (ConnectTimeoutError, "connect_s"),
+    httpx.ReadTimeout: (ReadTimeoutError, "read_s"),
+    httpx.WriteTimeout: (WriteTimeoutError, "write_s"),
+    httpx.PoolTimeout: (PoolTimeoutError, "pool_s"),
+}
+_NOT_CONNECTED: Final = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol)
+# SSL errors that mean a lost connection rather than a failed handshake.
+_CONNECTION_ENDED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
+def phase_timeouts(step: Send) -> dict[str, float]:
+    """Return httpx's timeout for each phase, in seconds: the caller's, and never more than the step's timeout."""
+    left, parts = step.timeout_s, step.timeouts
+    own = {"connect": parts.connect_s, "read": parts.read_s, "write": parts.write_s, "pool": parts.pool_s}
+    return {phase: left if limit is None else min(limit, left) for phase, limit in own.items()}
+
+
+@contextmanager
+def typed_errors(endpoint: GatewayEndpoint, step: Send) -> Iterator[None]:
+    """Translate httpx's errors to the client's."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise _timeout(endpoint, step, error) from error
+    except httpx.DecodingError as error:
+        raise ProtocolError(f"the answer cannot be decompressed: {error}") from error
+    except httpx.TransportError as error:
+        raise _unreachable(endpoint, error) from error
+
+
+def _timeout(endpoint: GatewayEndpoint, step: Send, error: httpx.TimeoutException) -> SegserveError:
+    kind, phase = _PHASES[type(error)]
+    limit_s = getattr(step.timeouts, phase)
+    if limit_s is None or limit_s >= step.timeout_s:
+        return deadline_exceeded(endpoint, step)
+    return kind(f"no progress with {endpoint.url} for {phase}={limit_s!r}")
+
+
+def _unreachable(endpoint: GatewayEndpoint, error: httpx.TransportError) -> SegserveError:
+    cause = str(error) or type(error).__name__
+    if _refused_by_tls(error):
+        return TlsError(f"TLS handshake with {endpoint.url} failed: {cause}")
+    if isinstance(error, _NOT_CONNECTED):
+        return GatewayUnreachableError(f"cannot reach {endpoint.url}: {cause}")
+    return ConnectionLostError(f"lost the connection to {endpoint.url}: {cause}")
+
+
+def _refused_by_tls(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return not isinstance(error, _CONNECTION_ENDED)
+        error = error.__cause__ or error.__context__
+    return False
+
 
 # Compressing an answer, which is mostly PNG and RLE, takes Triton longer than sending it, so the client accepts gzip
 # only on request. Arrays of pixels are worth compressing from this size on.
