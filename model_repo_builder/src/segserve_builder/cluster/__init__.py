@@ -1,1 +1,1 @@
-"""What of segserve_builder runs in a Kubernetes cluster only: the agent's link to the API, the start of Triton."""
+"""The processes of a server pod in Kubernetes: the agent with its link to the API, and the launcher of Triton."""

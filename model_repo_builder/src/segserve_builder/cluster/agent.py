@@ -47,19 +47,19 @@ def main() -> None:
     signal.signal(signal.SIGINT, end)
     pod.run(stop)
     logging.shutdown()
-    # Actions may still wait for a load or a download; each is atomic, and the next agent looks what is there.
+    # Actions may still wait for a load or a download; each is atomic, and the next agent reads the actual state.
     os._exit(0)
 
 
 class Pod:
-    """An agent with its links: to its server, to the API, and to those who ask how it is."""
+    """An agent, connected to its server, to the API server, and to probes."""
 
     def __init__(self, settings: AgentSettings, client: KubeClient) -> None:
         folder, pool, group = settings.folder, settings.pool, settings.group
         self._pod_uid = settings.pod_uid
-        self._saying = threading.Lock()
-        self._said: tuple[bool, tuple[ModelReport, ...]] | None = None
-        self._refused: RejectedModels = ()
+        self._reporting = threading.Lock()
+        self._state: tuple[bool, tuple[ModelReport, ...]] | None = None
+        self._rejected: RejectedModels = ()
         server = TritonServer(settings.ports.grpc, secret.grpc_headers(secret.obtain(folder.secret)))
         repository = Repository(folder.repository)
         sources = (settings.target, settings.artifact_base, settings.access)
@@ -68,16 +68,16 @@ class Pod:
         self.agent = Agent(folder.root, runner, observer, self._report)
         self._sender = ReportSender(client, reports_name(pool, group), settings.pod)
         names = [assignment_name(pool, group, shard) for shard in range(SHARDS)]
-        self._inbox = AssignmentInbox(names, folder.root / "assignment.json", self._refuse)
+        self._inbox = AssignmentInbox(names, folder.root / "assignment.json", self._reject)
         self._watch = ConfigMapWatch(client, names, self._take)
         metrics = AgentMetrics(
             lambda: self.agent.health, self._watch.contact_age_s, lambda: resident_bytes(folder.record)
         )
-        questions = {"/live": self._live, "/ready": self._ready, "/metrics": metrics.answer}
-        self.probes = ProbeServer(settings.probe_port, questions)
+        handlers = {"/live": self._live, "/ready": self._ready, "/metrics": metrics.answer}
+        self.probes = ProbeServer(settings.probe_port, handlers)
 
     def run(self, stop: threading.Event) -> None:
-        """Go round until `stop` is set."""
+        """Run until `stop` is set."""
         self.probes.start()
         self._sender.start()
         self._watch.start()
@@ -88,25 +88,25 @@ class Pod:
 
     def _take(self, name: str, config_map: ConfigMap | None) -> None:
         self._inbox.take(name, config_map)
-        # Whoever makes the reports anew, after they were deleted, can ask for them by touching an assignment.
+        # If the reports were deleted, a new assignment restores this one without waiting for the next check.
         self._sender.check()
 
     def _report(self, server_ready: bool, models: tuple[ModelReport, ...]) -> None:
-        with self._saying:
-            self._said = (server_ready, models)
+        with self._reporting:
+            self._state = (server_ready, models)
             self._send()
 
-    def _refuse(self, refused: RejectedModels) -> None:
+    def _reject(self, rejected: RejectedModels) -> None:
         self.agent.wake()
-        with self._saying:
-            self._refused = refused
+        with self._reporting:
+            self._rejected = rejected
             self._send()
 
     def _send(self) -> None:
-        if self._said is None:
-            return  # nobody has looked at the server yet
-        server_ready, models = self._said
-        reports = [model.model_dump(mode="json", by_alias=True) for model in (*models, *self._refused)]
+        if self._state is None:
+            return  # the first pass has not ended yet
+        server_ready, models = self._state
+        reports = [model.model_dump(mode="json", by_alias=True) for model in (*models, *self._rejected)]
         self._sender.send({"uid": self._pod_uid, "serverReady": server_ready, "models": reports})
 
     def _live(self) -> ProbeResponse:

@@ -1,4 +1,4 @@
-"""What an agent tells Prometheus of itself, found out when it is asked."""
+"""Metrics of an agent, collected at each scrape."""
 
 from __future__ import annotations
 
@@ -20,44 +20,47 @@ if TYPE_CHECKING:
 
 
 class AgentMetrics(Collector):
-    """The metrics of the agent whose `pulse` it is told.
+    """The metrics of the agent whose state `health` returns.
 
-    `api_age_s` is how long the API has been silent, `memory_bytes` what the server and its steps use, None where that
-    is not known.
+    `api_age_s` returns the seconds since the API server last answered, `memory_bytes` the resident memory of the
+    server and its steps, None if that is unknown.
     """
 
     def __init__(
-        self, pulse: Callable[[], AgentHealth], api_age_s: Callable[[], float], memory_bytes: Callable[[], float | None]
+        self,
+        health: Callable[[], AgentHealth],
+        api_age_s: Callable[[], float],
+        memory_bytes: Callable[[], float | None],
     ) -> None:
-        self._pulse = pulse
+        self._health = health
         self._api_age_s = api_age_s
         self._memory_bytes = memory_bytes
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     def answer(self) -> ProbeResponse:
-        """Return them all in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return ProbeResponse(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Return what is true now."""
-        pulse = self._pulse()
+        """Return the present values."""
+        health = self._health()
         models = GaugeMetricFamily("segserve_agent_models", "Assigned and leaving models.", labels=["state"])
-        counts = Counter(model.state for model in pulse.models)
+        counts = Counter(model.state for model in health.models)
         for state in ModelState:
             models.add_metric([state.value], counts[state])
-        ready = GaugeMetricFamily("segserve_agent_server_ready", "Whether Triton answers.", value=pulse.server_ready)
+        ready = GaugeMetricFamily("segserve_agent_server_ready", "Whether Triton answers.", value=health.server_ready)
         silence = GaugeMetricFamily(
             "segserve_agent_api_age_seconds",
             "Seconds since the Kubernetes API last said anything.",
             value=self._api_age_s(),
         )
-        found = [models, ready, silence]
-        if pulse.probe_s is not None:
+        families = [models, ready, silence]
+        if health.probe_s is not None:
             name = "segserve_agent_probe_seconds"
-            found.append(GaugeMetricFamily(name, "How long the last probe's inference took.", value=pulse.probe_s))
+            families.append(GaugeMetricFamily(name, "How long the last probe's inference took.", value=health.probe_s))
         memory_bytes = self._memory_bytes()
         if memory_bytes is not None:
             name = "segserve_agent_server_memory_bytes"
-            found.append(GaugeMetricFamily(name, "Resident memory of Triton and its steps.", value=memory_bytes))
-        return found
+            families.append(GaugeMetricFamily(name, "Resident memory of Triton and its steps.", value=memory_bytes))
+        return families

@@ -1,4 +1,4 @@
-"""From a group's assignment shards to the file that the agent reads."""
+"""Writes the shards of a group's assignment into the file that the agent reads."""
 
 from __future__ import annotations
 
@@ -24,56 +24,57 @@ RejectedModels: TypeAlias = tuple[ModelReport, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one shard says: the models to hold, and what is to be reported of those that cannot be read."""
+    """The models of one shard, and the reports of those that cannot be parsed."""
 
     models: tuple[AssignedModel, ...]
-    refused: RejectedModels
+    rejected: RejectedModels
 
 
 class AssignmentInbox:
-    """Writes the assignment to `path` whenever a shard changed and all were read once, then calls `on_change`.
+    """Writes the assignment to `path` after every change, once all shards have been read, and calls `on_change`.
 
-    A model that this version of segserve cannot read keeps its last good revision and holds no other up; `on_change`
-    gets the reports that say so.
+    A model that this version of segserve cannot parse keeps its last valid revision and does not delay others;
+    `on_change` gets the reports about such models.
     """
 
     def __init__(self, names: Sequence[str], path: Path, on_change: Callable[[RejectedModels], None]) -> None:
         self._path = path
         self._on_change = on_change
-        self._known: dict[str, AssignedModel] = {}
+        self._last_valid: dict[str, AssignedModel] = {}
         self._shards = ShardInbox(names, self._read, self._deliver)
 
     def take(self, name: str, config_map: ConfigMap | None) -> None:
-        """Take in what the API says of the shard `name`."""
+        """Read the ConfigMap of the shard `name`, None if it was deleted."""
         self._shards.take(name, config_map)
 
     def _read(self, value: Any) -> _Part:
         if not isinstance(value, list):
             raise ValueError(f"a shard is a list of models, got {type(value).__name__}")
-        models, refused = [], []
+        models, rejected = [], []
         for plain in value:
             try:
-                told = AssignedModel.model_validate_json(json.dumps(plain))
+                assigned = AssignedModel.model_validate_json(json.dumps(plain))
             except ValidationError as error:
-                refusal = _refusal(plain, error)
-                refused.append(refusal)
-                if refusal.model in self._known:
-                    models.append(self._known[refusal.model])
+                rejection = _rejection(plain, error)
+                rejected.append(rejection)
+                if rejection.model in self._last_valid:
+                    models.append(self._last_valid[rejection.model])
             else:
-                self._known[told.model] = told
-                models.append(told)
-        return _Part(tuple(models), tuple(refused))
+                self._last_valid[assigned.model] = assigned
+                models.append(assigned)
+        return _Part(tuple(models), tuple(rejected))
 
     def _deliver(self, shards: tuple[Shard[_Part], ...]) -> None:
-        models = sorted((model for shard in shards for model in shard.value.models), key=lambda told: told.model)
+        models = sorted((model for shard in shards for model in shard.value.models), key=lambda each: each.model)
         text = Assignment(models=tuple(models)).model_dump_json(by_alias=True, exclude_none=True)
         replace_file(self._path, text)
-        self._known = {told.model: told for told in models}
-        self._on_change(tuple(refusal for shard in shards for refusal in shard.value.refused))
+        # Models that are no longer assigned must not come back with an old revision.
+        self._last_valid = {model.model: model for model in models}
+        self._on_change(tuple(rejection for shard in shards for rejection in shard.value.rejected))
 
 
-def _refusal(plain: Any, error: ValidationError) -> ModelReport:
-    """Return the report of a model that cannot be read; ValueError where not even its names can."""
+def _rejection(plain: Any, error: ValidationError) -> ModelReport:
+    """Return the report of a model that cannot be parsed; raises `error` if it has no readable names."""
     try:
         model, revision = str(plain["pipeline"]["model"]), str(plain["revision"])
     except (KeyError, TypeError):

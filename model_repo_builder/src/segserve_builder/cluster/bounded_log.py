@@ -1,4 +1,4 @@
-"""A log file that never grows beyond a limit: its beginning goes, its end stays."""
+"""A log file of limited size, which loses its beginning when it is full."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Final
 
 from segserve_common.files import replace_file
 
-MOST_BYTES: Final = 20 * 2**20
+MAX_BYTES: Final = 20 * 2**20
 
 
 class BoundedLog:
-    """Appends to a file. Its only writer."""
+    """Appends to a file; no other process may write to it."""
 
-    def __init__(self, path: Path, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         self._path = path
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._file = path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
-        """Append; half of what is there is cut off where it is too much."""
+        """Append data; if the file exceeds its limit, keep about half of it."""
         self._file.write(data)
-        if self._file.tell() > self._most_bytes:
+        if self._file.tell() > self._max_bytes:
             self._cut()
 
     def close(self) -> None:
@@ -30,9 +30,9 @@ class BoundedLog:
 
     def _cut(self) -> None:
         with self._path.open("rb") as old:
-            old.seek(-(self._most_bytes // 2), 2)
-            old.readline()
-            kept = old.read()
-        replace_file(self._path, kept)
+            old.seek(-(self._max_bytes // 2), 2)
+            old.readline()  # the rest of a line whose beginning is cut off
+            end = old.read()
+        replace_file(self._path, end)
         self._file.close()
         self._file = self._path.open("ab", buffering=0)

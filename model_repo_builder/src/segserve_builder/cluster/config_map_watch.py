@@ -1,4 +1,4 @@
-"""Follows some ConfigMaps by name: whatever the API server does, the newest of each is delivered in the end."""
+"""Watches ConfigMaps by name, and eventually delivers the newest state of each."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class ConfigMapWatch:
         self._reflectors = [self._reflector(name) for name in names]
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start the watches; returns at once."""
         for reflector in self._reflectors:
             reflector.start()
 
     def stop(self) -> None:
-        """End, and close the client."""
+        """End the watches, and close the client."""
         self._stopped.set()
         for reflector in self._reflectors:
             reflector.stop()
@@ -53,7 +53,7 @@ class ConfigMapWatch:
             reflector.join(JOIN_S)
 
     def contact_age_s(self) -> float:
-        """Return the seconds since the API server last said anything of the name that waits longest."""
+        """Return the seconds since the API server last answered, for the watch that has waited longest."""
         return time.monotonic() - min(reflector.contact_s for reflector in self._reflectors)
 
     def _reflector(self, name: str) -> Reflector:
@@ -62,7 +62,7 @@ class ConfigMapWatch:
 
         return Reflector(
             self._client,
-            # The one form of a list or watch that a right to single names allows.
+            # A Role with resourceNames allows a list or watch only with this field selector.
             Selector(CONFIG_MAPS, fields=f"metadata.name={name}"),
             on_list=lambda items: self._deliver(name, next(iter(items), None)),
             on_event=on_event,

@@ -1,4 +1,4 @@
-"""Answers the kubelet's and Prometheus' questions about the process it runs in."""
+"""HTTP server for the kubelet's probes and Prometheus' scrapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TIMEOUT_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ProbeResponse:
-    """An HTTP answer."""
+    """An HTTP response."""
 
     status: int
     body: bytes
@@ -26,33 +26,36 @@ class ProbeResponse:
 
 
 def probe_response(ok: bool, why: str) -> ProbeResponse:
-    """Return a probe's answer: 200 or 503, and a sentence for whoever looks."""
+    """Return the response of a probe: status 200 or 503, and a sentence for people as body."""
     return ProbeResponse(200 if ok else 503, f"{why}\n".encode())
 
 
 class ProbeServer:
-    """Answers GET for the paths of `questions`, each asked in a thread of its own; `queries` are told the query."""
+    """Serves GET requests for the paths of `handlers` and `query_handlers`, each in its own thread.
+
+    The latter get the parsed query. Port 0 chooses a free port.
+    """
 
     def __init__(
         self,
         port: int,
-        questions: Mapping[str, Callable[[], ProbeResponse]],
-        queries: Mapping[str, Callable[[Query], ProbeResponse]] | None = None,
+        handlers: Mapping[str, Callable[[], ProbeResponse]],
+        query_handlers: Mapping[str, Callable[[Query], ProbeResponse]] | None = None,
     ) -> None:
-        self._server = _Server(("", port), _handler(questions, queries or {}))
+        self._server = _Server(("", port), _handler(handlers, query_handlers or {}))
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
     @property
     def port(self) -> int:
-        """The port, for those who asked for 0."""
+        """The port on which the server listens."""
         return int(self._server.server_address[1])
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start serving; returns at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and free the port."""
+        """End the server, and free the port."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -63,29 +66,30 @@ class _Server(ThreadingHTTPServer):
 
 
 def _handler(
-    questions: Mapping[str, Callable[[], ProbeResponse]], queries: Mapping[str, Callable[[Query], ProbeResponse]]
+    handlers: Mapping[str, Callable[[], ProbeResponse]],
+    query_handlers: Mapping[str, Callable[[Query], ProbeResponse]],
 ) -> type[BaseHTTPRequestHandler]:
-    known = ", ".join(sorted({**questions, **queries}))
+    paths = ", ".join(sorted({**handlers, **query_handlers}))
 
-    def answer_to(path: str) -> ProbeResponse:
+    def respond(path: str) -> ProbeResponse:
         name, _, query = path.partition("?")
-        if name in queries:
-            return queries[name](parse_qs(query))
-        question = questions.get(name)
-        return question() if question else ProbeResponse(404, f"{path} is unknown; there are {known}\n".encode())
+        if name in query_handlers:
+            return query_handlers[name](parse_qs(query))
+        handler = handlers.get(name)
+        return handler() if handler else ProbeResponse(404, f"{path} is unknown; there are {paths}\n".encode())
 
     class Handler(BaseHTTPRequestHandler):
         timeout = _TIMEOUT_S
 
         def do_GET(self) -> None:
-            answer = answer_to(self.path)
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.content_type)
-            self.send_header("Content-Length", str(len(answer.body)))
+            response = respond(self.path)
+            self.send_response(response.status)
+            self.send_header("Content-Type", response.content_type)
+            self.send_header("Content-Length", str(len(response.body)))
             self.end_headers()
-            self.wfile.write(answer.body)
+            self.wfile.write(response.body)
 
         def log_message(self, *_: object) -> None:
-            """Leave the log to what happens seldom."""
+            """Log nothing: probes come every second."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""Sends what a pod reports into its key of the group's reports ConfigMap."""
+"""Writes a pod's reports to its key of the group's reports ConfigMap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segserve_common.kube.kinds import CONFIG_MAPS
 from segserve_common.kube.shards import pack
 
 BACKOFF: Final = Backoff(0.2, 15.0, jitter=(0.5, 1.0))
-SHORTEST_INTERVAL_S: Final = 0.2
+MIN_INTERVAL_S: Final = 0.2
 CHECK_S: Final = 20.0
 JOIN_S: Final = 5.0
 _log = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ class ReportSender:
         self._thread = threading.Thread(target=self._run, name=f"report to {name}", daemon=True)
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start sending; returns at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; a report that was not sent yet is dropped."""
+        """Stop sending; a report that was not sent yet is dropped."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -80,7 +80,7 @@ class ReportSender:
                 self._sent, self._answered_s = newest, time.monotonic()
                 self._check_at_s = time.monotonic() + CHECK_S * random.uniform(0.8, 1.2)
                 delays.reset()
-                self._wait(SHORTEST_INTERVAL_S)
+                self._wait(MIN_INTERVAL_S)
             except ApiError as error:
                 _log.warning("the report to %s was not sent: %s", self._name, error)
                 self._wait(delays.next_s(), unless_requested=True)

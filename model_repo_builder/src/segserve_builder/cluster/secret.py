@@ -1,4 +1,4 @@
-"""The word by which a server knows its own agent: without it nobody loads, unloads, traces or shares memory."""
+"""The secret that Triton's restricted APIs require: only its agent can load, unload, trace or share memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _GRPC_PREFIX: Final = "triton-grpc-protocol-"
 
 
 def obtain(path: Path) -> str:
-    """Return the secret in the file `path`, made by whichever process comes first; only its user can read it."""
+    """Return the secret in the file `path`, which the first process creates; only its user can read it."""
     if not path.exists():
         handle, staging = tempfile.mkstemp(dir=path.parent, prefix=".secret-")  # mode 0600
         try:
             with os.fdopen(handle, "w") as file:
                 file.write(secrets.token_urlsafe(32))
-            # Unlike a rename, a link fails where another process was first.
+            # Unlike a rename, a link fails if another process was first.
             path.hardlink_to(staging)
         except FileExistsError:
             pass
@@ -30,11 +30,11 @@ def obtain(path: Path) -> str:
 
 
 def server_arguments(secret: str) -> tuple[str, ...]:
-    """Return what makes Triton (2.51 to 2.68 at least) answer restricted questions only to those who know it."""
+    """Return the arguments of Triton (2.51 to 2.68 at least) that require the secret for its restricted APIs."""
     rule = f"{RESTRICTED}:{KEY}={secret}"
     return (f"--http-restricted-api={rule}", f"--grpc-restricted-protocol={rule}")
 
 
 def grpc_headers(secret: str) -> dict[str, str]:
-    """Return the headers of a gRPC call by one who knows it."""
+    """Return the headers of a gRPC call to a restricted API."""
     return {f"{_GRPC_PREFIX}{KEY}": secret}

@@ -1,4 +1,4 @@
-"""What a server pod's containers are told by their environment; nothing else of them reads it."""
+"""Settings of a server pod's containers, read from the environment."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ EXIT_TIMEOUT_S: Final = 30
 
 
 class ServerSettingsError(Exception):
-    """An environment that lacks something, or has something that makes no sense."""
+    """An environment that lacks a variable, or has an invalid one."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodFolder:
-    """The files that both containers see."""
+    """The files in the folder that both containers share."""
 
     root: Path
 
@@ -38,23 +38,23 @@ class PodFolder:
 
     @property
     def log(self) -> Path:
-        """The end of what Triton logged."""
+        """The end of Triton's log."""
         return self.root / "triton.log"
 
     @property
     def record(self) -> Path:
-        """Triton's process: `pid`, `create_time`."""
+        """Triton's process as JSON: `pid`, `create_time`."""
         return self.root / "triton.process.json"
 
     @property
     def secret(self) -> Path:
-        """What opens Triton's restricted APIs."""
+        """The secret of Triton's restricted APIs."""
         return self.root / "secret"
 
 
 @dataclass(frozen=True, slots=True)
 class TritonSettings:
-    """How to start Triton. It is reachable from outside of its pod only where `address` says so."""
+    """Settings of Triton; `address` is the one on which it listens, by default only for its pod."""
 
     executable: Path
     backends: Path
@@ -69,7 +69,7 @@ class TritonSettings:
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self:
         """Read them; raises `ServerSettingsError`, and `UnknownNameError` where the target is unknown."""
-        most = environment.get("SEGSERVE_MAX_REQUEST_BYTES")
+        max_request_bytes = environment.get("SEGSERVE_MAX_REQUEST_BYTES")
         return cls(
             executable=Path(_required(environment, "SEGSERVE_TRITONSERVER")),
             backends=Path(_required(environment, "SEGSERVE_BACKENDS")),
@@ -79,13 +79,13 @@ class TritonSettings:
             exit_timeout_s=int(environment.get("SEGSERVE_EXIT_TIMEOUT_SECONDS") or EXIT_TIMEOUT_S),
             shm_prefix=environment.get("SEGSERVE_SHM_PREFIX") or "segserve-",
             target=_target(environment),
-            max_request_bytes=int(most) if most else None,
+            max_request_bytes=int(max_request_bytes) if max_request_bytes else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """Whom an agent serves: its pod, its group, its server."""
+    """Settings of an agent: its pod, its group, its server."""
 
     namespace: str
     pod: str
@@ -120,10 +120,9 @@ class AgentSettings:
 
 
 def _access(environment: Mapping[str, str]) -> Access:
-    """Return what the pool allows; nothing but public servers where it is not told."""
-    told = environment.get(ACCESS_VARIABLE) or "{}"
+    """Return the access that the pool allows, by default to public servers only."""
     try:
-        return Access.model_validate_json(told)
+        return Access.model_validate_json(environment.get(ACCESS_VARIABLE) or "{}")
     except ValidationError as error:
         raise ServerSettingsError(f"{ACCESS_VARIABLE} cannot be read: {error}") from error
 
@@ -146,13 +145,13 @@ def _address(environment: Mapping[str, str]) -> str:
 
 
 def _required(environment: Mapping[str, str], name: str) -> str:
-    found = environment.get(name)
-    if not found:
+    value = environment.get(name)
+    if not value:
         raise ServerSettingsError(f"{name} is not set")
-    return found
+    return value
 
 
 def _ports(environment: Mapping[str, str]) -> Ports:
     """Return the ports, which only tests set: `SEGSERVE_TRITON_PORTS` is `http,grpc,metrics`."""
-    given = environment.get("SEGSERVE_TRITON_PORTS")
-    return Ports(*map(int, given.split(","))) if given else Ports(HTTP_PORT, GRPC_PORT, METRICS_PORT)
+    ports = environment.get("SEGSERVE_TRITON_PORTS")
+    return Ports(*map(int, ports.split(","))) if ports else Ports(HTTP_PORT, GRPC_PORT, METRICS_PORT)

@@ -1,4 +1,4 @@
-"""Puts together what the operator spread over the shards of an assignment or a plan."""
+"""Joins the shards of an assignment, which the operator splits over several ConfigMaps."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Shard(Generic[T]):
 
 
 class ShardInbox(Generic[T]):
-    """Gives `deliver` all shards, in the order of `names`, whenever one changed and each has been read once.
+    """Calls `deliver` with all shards, in the order of `names`, after every change once each has been read.
 
-    `read` makes a value of a shard's JSON, or raises ValueError: then the shard keeps its last good content, as it
-    does where its ConfigMap is gone. Not for use from several threads at once.
+    `read` converts the JSON of a shard. If it raises ValueError, or the ConfigMap was deleted, the shard keeps its
+    last readable content. Not thread-safe.
     """
 
     def __init__(
@@ -42,25 +42,26 @@ class ShardInbox(Generic[T]):
         self._delivered: tuple[str, ...] = ()
 
     def take(self, name: str, config_map: ConfigMap | None) -> None:
-        """Take in what the API says of the ConfigMap `name`."""
+        """Read the ConfigMap `name`, None if it was deleted."""
         content = content_of(config_map) if config_map is not None else None
         if content is None:
             _LOG.warning("%s is empty or gone; what it said before stays", name)
             return
         version = version_of(content)
-        known = self._shards.get(name)
-        if known is None or known.version != version:
+        present = self._shards.get(name)
+        if present is None or present.version != version:
             try:
                 self._shards[name] = Shard(version, self._read(unpack(content)))
             except ValueError as error:
                 _LOG.error("%s cannot be read; what it said before stays: %s", name, error)
-        self._deliver_news()
+        self._deliver_changes()
 
-    def _deliver_news(self) -> None:
+    def _deliver_changes(self) -> None:
         if self._shards.keys() < set(self._names):
             return
         shards = tuple(self._shards[name] for name in self._names)
         versions = tuple(shard.version for shard in shards)
         if versions != self._delivered:
+            # In this order, a delivery that raises is repeated with the next event.
             self._deliver(shards)
             self._delivered = versions

@@ -31,18 +31,19 @@ _READ_BYTES: Final = 64 * 1024
 
 
 def main() -> None:
-    """Serve until SIGTERM or until Triton ends, and exit as it did."""
+    """Run Triton until SIGTERM or its own end, and exit with its code."""
     sys.exit(Launcher(TritonSettings.of(os.environ)).run())
 
 
-def arguments(settings: TritonSettings, word: str) -> tuple[str, ...]:
-    """Return Triton's command line: it holds nothing at first, and restricted questions need the `word`."""
+def arguments(settings: TritonSettings, api_secret: str) -> tuple[str, ...]:
+    """Return Triton's command line; it starts without models, and its restricted APIs require `api_secret`."""
+    # Older releases exit with an error at arguments that they do not have.
     newer = []
     if settings.max_request_bytes is not None and settings.target.release >= _HTTP_LIMIT_SINCE:
         newer.append(f"--http-max-input-size={settings.max_request_bytes}")
     if settings.target.has_histograms:
         newer.append("--metrics-config=histogram_latencies=true")
-    usual = server_arguments(
+    common = server_arguments(
         settings.executable,
         settings.folder.repository,
         settings.backends,
@@ -51,16 +52,16 @@ def arguments(settings: TritonSettings, word: str) -> tuple[str, ...]:
         exit_timeout_s=settings.exit_timeout_s,
         shm_prefix=settings.shm_prefix,
     )
-    return (*usual, *secret.server_arguments(word), *newer)
+    return (*common, *secret.server_arguments(api_secret), *newer)
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of Triton and its steps; what a user set wins."""
+    """Return the environment of Triton and its steps; variables of the user take precedence."""
     return STEP_ENVIRONMENT | SILENT | dict(inherited)
 
 
 class Launcher:
-    """The first process of a container: signals go on to Triton, what was orphaned is reaped, its end is ours."""
+    """The init process of the container: forwards signals to Triton, reaps orphans, and ends with Triton."""
 
     def __init__(self, settings: TritonSettings) -> None:
         self._settings = settings
@@ -68,13 +69,13 @@ class Launcher:
         self._server: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
-        """Start Triton, wait for its end, and return its exit code; 128 and the signal where one killed it."""
+        """Start Triton, wait for its end, and return its exit code, or 128 plus the signal that killed it."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
         folder = self._settings.folder
         folder.repository.mkdir(parents=True, exist_ok=True)
         if folder.record.exists():
-            # Until the gateways have heard that the earlier server is gone, they would take an empty one for it.
+            # Gateways still route to the crashed server: an empty one would answer their requests with errors.
             self._ending.wait(PAUSE_AFTER_CRASH_S)
         if self._ending.is_set():
             return 0
@@ -123,7 +124,7 @@ def _wait_for(server: subprocess.Popen[bytes]) -> int:
 
 def _tee(source: IO[bytes], log: BoundedLog) -> None:
     while data := source.read(_READ_BYTES):
-        # Whatever becomes of the log: a pipe that nobody empties would stop the server.
+        # Continue after an error of the log: a full pipe would block the server.
         with suppress(OSError):
             log.write(data)
         with suppress(OSError):

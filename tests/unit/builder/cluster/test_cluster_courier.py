@@ -80,7 +80,7 @@ def stored() -> Stored:
 
 @pytest.fixture
 def sender(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReportSender]:
-    monkeypatch.setattr(report_sender, "SHORTEST_INTERVAL_S", 0.05)
+    monkeypatch.setattr(report_sender, "MIN_INTERVAL_S", 0.05)
     made = ReportSender(stored.as_client(), "reports", "pod")
     made.start()
     yield made

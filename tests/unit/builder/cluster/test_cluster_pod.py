@@ -126,7 +126,7 @@ def test_the_word_is_the_same_for_all_who_come_at_once(tmp_path: Path) -> None:
 
 def test_a_log_keeps_its_end_and_never_grows_beyond_its_limit(tmp_path: Path) -> None:
     path = tmp_path / "triton.log"
-    log = BoundedLog(path, most_bytes=1000)
+    log = BoundedLog(path, max_bytes=1000)
     lines = [f"line {number:04}\n".encode() for number in range(500)]
     for line in lines:
         log.write(line)
@@ -232,7 +232,7 @@ def report(state: ModelState) -> ModelReport:
 
 
 @pytest.mark.parametrize(
-    ("pulse", "settled"),
+    ("health", "settled"),
     [
         (AgentHealth(0.0), False),
         (AgentHealth(0.0, has_assignment=True), False),
@@ -244,13 +244,13 @@ def report(state: ModelState) -> ModelReport:
         (AgentHealth(0.0, True, False, (report(ModelState.READY),)), False),
     ],
 )
-def test_a_pod_is_ready_once_all_that_it_was_told_is_proved_or_refused(pulse: AgentHealth, settled: bool) -> None:
-    assert pulse.is_settled is settled
+def test_a_pod_is_ready_once_all_that_it_was_told_is_proved_or_refused(health: AgentHealth, settled: bool) -> None:
+    assert health.is_settled is settled
 
 
 def test_probes_and_metrics_are_answered_over_http() -> None:
-    pulse = AgentHealth(0.0, True, True, (report(ModelState.READY),), probe_s=0.25)
-    metrics = AgentMetrics(lambda: pulse, lambda: 1.5, lambda: 2.0**30)
+    health = AgentHealth(0.0, True, True, (report(ModelState.READY),), probe_s=0.25)
+    metrics = AgentMetrics(lambda: health, lambda: 1.5, lambda: 2.0**30)
     server = ProbeServer(0, {"/ready": lambda: probe_response(False, "not yet"), "/metrics": metrics.answer})
     server.start()
     try:

@@ -19,9 +19,9 @@ from segserve_common.kube.errors import NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, PODS, ROLLOUTS
 from segserve_common.kube.names import BUNDLE_KEY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_operator.adapters.bundles.archive import packed, tail, unpacked
-from segserve_operator.adapters.bundles.cluster import LIMIT_BYTES, PODS_KEPT, ClusterBundles
+from segserve_operator.adapters.bundles.cluster import LIMIT_BYTES, MAX_PODS, ClusterBundles
 from segserve_operator.adapters.bundles.contents import LOG_BYTES, ServerDiagnostics, bundle
-from segserve_operator.adapters.bundles.local import KEPT, LocalBundles, bundle_file
+from segserve_operator.adapters.bundles.local import MAX_BUNDLES, LocalBundles, bundle_file
 from segserve_operator.adapters.kube.view import PoolKey, selector
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
@@ -153,12 +153,12 @@ async def test_the_same_rollout_saved_again_is_the_same_bytes(state: StateFolder
 
 
 async def test_the_newest_bundles_are_kept(state: StateFolder) -> None:
-    for number in range(KEPT + 3):
+    for number in range(MAX_BUNDLES + 3):
         await LocalBundles(state).save(replace(RECORD, name=f"coins-{number}"), "canary")
         os.utime(bundle_file(state, f"coins-{number}"), (number, number))
     await LocalBundles(state).save(RECORD, "canary")
     left = {path.name for path in (state.root / "bundles").iterdir()}
-    assert len(left) == KEPT
+    assert len(left) == MAX_BUNDLES
     assert "coins-7f.tar.gz" in left
     assert "coins-3.tar.gz" not in left
 
@@ -230,7 +230,7 @@ async def test_of_logs_that_are_too_large_the_ends_are_kept_and_the_readme_says_
     noise = random.Random(1)
     text = b"".join(noise.randbytes(60).hex().encode() + b"\n" for _ in range(20_000))
     logs = {}
-    for number in range(PODS_KEPT + 1):
+    for number in range(MAX_PODS + 1):
         add_pod(kube, f"p{number}")
         logs |= {f"p{number}_triton": text, f"p{number}_agent": b""}
     files = await saved(kube, Logs(**logs))
