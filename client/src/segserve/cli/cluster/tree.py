@@ -12,7 +12,7 @@ from rich.text import Text
 
 from segserve.cli.cluster.describe import group_state, pod_state
 from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
-from segserve.platforms.cluster.platform import LOOK_S, ClusterPlatform
+from segserve.platforms.cluster.platform import POLL_S, ClusterPlatform
 from segserve.platforms.cluster.watcher import Watcher
 from segserve.platforms.port import Json
 from segserve.platforms.waiting import condition
@@ -55,7 +55,7 @@ def frames(platform: ClusterPlatform, name: str | None, *, wide: bool) -> Iterat
     with Watcher(platform.client, selectors) as watcher:
         version = -1
         while True:
-            version = watcher.wait(version, LOOK_S)
+            version = watcher.wait(version, POLL_S)
             models, pools, pods, deployments = (watcher.all(selector.kind) for selector in selectors)
             yield PoolTree(Snapshot(title, models, pools, pods, deployments, watcher.problem, name, wide))
 

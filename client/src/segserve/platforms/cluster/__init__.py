@@ -1,1 +1,1 @@
-"""A cluster, seen through its API server."""
+"""The platform of a Kubernetes cluster, through its API server."""

@@ -1,4 +1,4 @@
-"""Which cluster, as whom, in which namespace: the context that the user means."""
+"""Choice of the kubeconfig context: cluster, user and namespace."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segserve_common.kube.config import (
 
 
 def context_of(cluster: Cluster) -> KubeContext:
-    """Return the context that is meant, in the user's own namespace if one is named; raises `NoPlatformError`."""
+    """Return the chosen context, with the chosen namespace if there is one; raises `NoPlatformError`."""
     try:
         context = _find_context(cluster)
     except KubeConfigError as error:
@@ -37,6 +37,6 @@ def _find_context(cluster: Cluster) -> KubeContext:
             return context
         names += context
     if cluster.context is not None:
-        known = ", ".join(sorted(names)) or "none"
-        raise KubeConfigError(f"no context {cluster.context!r} in {', '.join(map(str, files))}; there are: {known}")
+        contexts = ", ".join(sorted(names)) or "none"
+        raise KubeConfigError(f"no context {cluster.context!r} in {', '.join(map(str, files))}; there are: {contexts}")
     raise KubeConfigError(f"{', '.join(map(str, files))} names no current context")

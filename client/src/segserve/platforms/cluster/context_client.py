@@ -1,4 +1,4 @@
-"""The API server of a kubeconfig context, as a command uses it: every refusal is an error that says what helps."""
+"""Client of a kubeconfig context's API server, whose errors say what the user can do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ContextClient(KubeClient):
     def __init__(
         self, context: str, configuration: Configuration, namespace: str, pool: urllib3.PoolManager | None = None
     ) -> None:
-        # A silent watch is left to the server to end: a user need not be told of it.
+        # Longer than the server's own timeout of a watch, which ends it without an error for the user.
         super().__init__(configuration, namespace, silence_s=WATCH_S + 10, pool=pool)
         self.context = context
 
@@ -69,7 +69,7 @@ class ContextClient(KubeClient):
 
 
 def _refused_fields(causes: Sequence[Mapping[str, Any]]) -> str:
-    """Return a line for each field that the server refuses; empty if it names none."""
+    """Return the rejected fields with their reasons, empty if the server names none."""
     # A cause's message repeats the value, and often the whole spec; the user has both in the file.
     lines = (f"{cause.get('field') or 'the resource'}: {cause['message']}" for cause in causes if cause.get("message"))
     return "; ".join(dict.fromkeys(lines))

@@ -1,4 +1,4 @@
-"""What segserve needs of a cluster and of the user's rights there, each with its remedy."""
+"""Checks of a cluster and of the user's rights there, each with a remedy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _UPGRADE: Final = "helm upgrade segserve charts/segserve, or `segserve crds | ku
 
 
 def checks(client: ContextClient) -> Iterator[DoctorCheck]:
-    """Yield a check for each need, in the order in which to mend them; the rest is left out where nothing answers."""
+    """Yield the checks in the order in which to fix them; without an answer of the API server, only the first two."""
     yield DoctorCheck("context", good=True, seen=f"{client.context}, namespace {client.namespace}, {client.server}")
     try:
         version = json.loads(client.text("/version"))
@@ -61,24 +61,25 @@ def _guarded(what: str, check: Callable[[], DoctorCheck]) -> DoctorCheck:
         return DoctorCheck(what, good=False, seen="no answer", advice=str(error))
 
 
-def _version(found: Mapping[str, str]) -> DoctorCheck:
-    number = tuple(int("".join(filter(str.isdigit, found.get(part, "")) or "0")) for part in ("major", "minor"))
+def _version(version: Mapping[str, str]) -> DoctorCheck:
+    # Some providers append a sign to the minor version, as in 27+.
+    number = tuple(int("".join(filter(str.isdigit, version.get(part, "")) or "0")) for part in ("major", "minor"))
     return DoctorCheck(
-        "API server", number >= OLDEST, str(found.get("gitVersion")), "segserve needs Kubernetes 1.20 or newer"
+        "API server", number >= OLDEST, str(version.get("gitVersion")), "segserve needs Kubernetes 1.20 or newer"
     )
 
 
 def _definition(client: ContextClient, kind: str) -> DoctorCheck:
-    wanted = crd(KINDS[kind])
-    name = wanted["metadata"]["name"]
-    everywhere, _ = client.list(CUSTOM_RESOURCE_DEFINITIONS, fields=f"metadata.name={name}", everywhere=True)
-    if not everywhere:
+    own = crd(KINDS[kind])
+    name = own["metadata"]["name"]
+    installed, _ = client.list(CUSTOM_RESOURCE_DEFINITIONS, fields=f"metadata.name={name}", everywhere=True)
+    if not installed:
         return DoctorCheck(name, good=False, seen="not there", advice=INSTALL, fix=DEFINE)
-    missing = sorted(_fields(wanted) - _fields(everywhere[0]))
+    missing = sorted(_fields(own) - _fields(installed[0]))
     if missing:
         seen = f"older than this segserve: it lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}"
         return DoctorCheck(name, good=False, seen=seen, advice=_UPGRADE, fix=DEFINE)
-    newer = sorted(_fields(everywhere[0]) - _fields(wanted))
+    newer = sorted(_fields(installed[0]) - _fields(own))
     if newer:
         advice = f"pip install --upgrade segserve: it does not know {', '.join(newer[:3])}"
         return DoctorCheck(
@@ -88,38 +89,39 @@ def _definition(client: ContextClient, kind: str) -> DoctorCheck:
 
 
 def _fields(definition: Json) -> set[str]:
-    """Return the paths of all fields of all versions: what a definition is compared by, as servers add to the rest."""
-    found: set[str] = set()
+    """Return the paths of all fields of all versions; API servers change other parts of a definition."""
+    paths: set[str] = set()
     for version in definition["spec"]["versions"]:
-        _walk(version["schema"]["openAPIV3Schema"], version["name"], found)
-    return found
+        _collect_fields(version["schema"]["openAPIV3Schema"], version["name"], paths)
+    return paths
 
 
-def _walk(schema: Any, path: str, found: set[str]) -> None:
+def _collect_fields(schema: Any, path: str, paths: set[str]) -> None:
     for name, inner in (schema.get("properties") or {}).items():
-        found.add(f"{path}.{name}")
-        _walk(inner, f"{path}.{name}", found)
+        paths.add(f"{path}.{name}")
+        _collect_fields(inner, f"{path}.{name}", paths)
     if isinstance(schema.get("items"), dict):
-        _walk(schema["items"], f"{path}[]", found)
+        _collect_fields(schema["items"], f"{path}[]", paths)
 
 
 def _operator(client: ContextClient) -> DoctorCheck:
     try:
-        found, _ = client.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
+        deployments, _ = client.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
     except ForbiddenError:
-        found, _ = client.list(DEPLOYMENTS, labels=OPERATOR)
-    mine = [each for each in found if _works_in(each, client.namespace)]
-    for deployment in sorted(mine, key=lambda each: not (each.get("status") or {}).get("readyReplicas")):
+        deployments, _ = client.list(DEPLOYMENTS, labels=OPERATOR)
+    responsible = [each for each in deployments if _works_in(each, client.namespace)]
+    for deployment in sorted(responsible, key=lambda each: not (each.get("status") or {}).get("readyReplicas")):
         metadata, status = deployment["metadata"], deployment.get("status") or {}
-        ready, wanted = status.get("readyReplicas", 0), deployment["spec"].get("replicas", 1)
+        ready, replicas = status.get("readyReplicas", 0), deployment["spec"].get("replicas", 1)
         image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
         place = f"deployment/{metadata['name']} in {metadata['namespace']}"
         advice = f"kubectl -n {metadata['namespace']} describe deployment/{metadata['name']}, and its logs"
-        return DoctorCheck("operator", ready > 0, f"{place}, {ready} of {wanted} ready, {image}", advice)
+        return DoctorCheck("operator", ready > 0, f"{place}, {ready} of {replicas} ready, {image}", advice)
+    # An operator outside the cluster has no Deployment, but holds the lease.
     holder = _lease_holder(client)
     if holder is not None:
         return DoctorCheck("operator", good=True, seen=f"no Deployment, but {holder} holds the lease")
-    others = ", ".join(sorted(f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in found))
+    others = ", ".join(sorted(f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in deployments))
     seen = (
         f"none works in {client.namespace}; others: {others}" if others else "no Deployment, and nobody holds a lease"
     )
@@ -127,15 +129,15 @@ def _operator(client: ContextClient) -> DoctorCheck:
 
 
 def _works_in(deployment: Json, namespace: str) -> bool:
-    """Return whether an operator is told to work in a namespace: where none is named, it works in all."""
+    """Return whether an operator is configured for a namespace; without any it works in all of them."""
     container = deployment["spec"]["template"]["spec"]["containers"][0]
-    told = {variable["name"]: variable.get("value") or "" for variable in container.get("env", ())}
-    named = [name.strip() for name in told.get("SEGSERVE_NAMESPACES", "").split(",") if name.strip()]
-    return not named or namespace in named
+    environment = {variable["name"]: variable.get("value") or "" for variable in container.get("env", ())}
+    namespaces = [name.strip() for name in environment.get("SEGSERVE_NAMESPACES", "").split(",") if name.strip()]
+    return not namespaces or namespace in namespaces
 
 
 def _lease_holder(client: ContextClient) -> str | None:
-    """Return who led lately."""
+    """Return the holder of a lease that was renewed within `LEASE_S`, None if there is none."""
     leases, _ = client.list(LEASES, fields=f"metadata.name={LEASE}", everywhere=True)
     for lease in leases:
         spec = lease.get("spec") or {}
@@ -146,7 +148,7 @@ def _lease_holder(client: ContextClient) -> str | None:
 
 
 def _rights(client: ContextClient) -> DoctorCheck:
-    # Records are written by the operator alone.
+    # Only the operator writes records of rollouts.
     needed = [(verb, kind.plural) for name, kind in KINDS.items() for verb in (READING if name == ROLLOUT else VERBS)]
     refused = [f"{verb} {plural}" for verb, plural in needed if not _may(client, verb, plural)]
     advice = "ask who runs the cluster for the role `edit` in this namespace: segserve's chart adds its resources to it"
@@ -157,11 +159,11 @@ def _rights(client: ContextClient) -> DoctorCheck:
 
 
 def _may(client: ContextClient, verb: str, plural: str) -> bool:
-    asked = {"namespace": client.namespace, "verb": verb, "group": API_GROUP, "resource": plural}
+    attributes = {"namespace": client.namespace, "verb": verb, "group": API_GROUP, "resource": plural}
     review = {
         "apiVersion": ACCESS_REVIEWS.api_version,
         "kind": ACCESS_REVIEWS.name,
-        "spec": {"resourceAttributes": asked},
+        "spec": {"resourceAttributes": attributes},
     }
     return bool(client.create(ACCESS_REVIEWS, review)["status"].get("allowed"))
 

@@ -1,4 +1,4 @@
-"""The way from this machine to a pool's gateway: its Service where that can be reached, else a port-forward."""
+"""Connection from this machine to a pool's gateway, through its Service or else a port-forward."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FORWARDED: Final = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ->")
 
 @contextmanager
 def gateway(client: ContextClient, pool: str, kubectl_options: list[str]) -> Iterator[str]:
-    """Make a pool's gateway reachable for the time of the block, and return its URL."""
+    """Make a pool's gateway reachable for the duration of the block, and yield its URL."""
     service = client.get(SERVICES, object_name(pool))
     for url in addresses(client, service):
         if answers(url):
@@ -38,7 +38,7 @@ def gateway(client: ContextClient, pool: str, kubectl_options: list[str]) -> Ite
 
 
 def addresses(client: ContextClient, service: Json) -> Iterator[str]:
-    """Yield where a Service may be reached, the likeliest first."""
+    """Yield the URLs at which a Service may be reachable, the likeliest first."""
     spec, port = service["spec"], service["spec"]["ports"][0]
     for ingress in (service.get("status", {}).get("loadBalancer") or {}).get("ingress") or ():
         yield _url(ingress.get("ip") or ingress["hostname"], port["port"])
@@ -53,10 +53,10 @@ def _node_addresses(client: ContextClient) -> list[str]:
     try:
         nodes, _ = client.list(NODES, everywhere=True)
     except ControlError:
-        return []  # few may look at nodes
-    known = [address for node in nodes for address in node.get("status", {}).get("addresses", ())]
-    wanted = ("ExternalIP", "InternalIP")
-    return [address["address"] for kind in wanted for address in known if address["type"] == kind][:3]
+        return []  # few users may list nodes
+    node_addresses = [address for node in nodes for address in node.get("status", {}).get("addresses", ())]
+    kinds = ("ExternalIP", "InternalIP")
+    return [address["address"] for kind in kinds for address in node_addresses if address["type"] == kind][:3]
 
 
 def _url(host: str, port: int) -> str:
@@ -64,19 +64,20 @@ def _url(host: str, port: int) -> str:
 
 
 def answers(url: str) -> bool:
-    """Return whether a Triton's gateway answers there: another network may have the same addresses."""
-    import httpx  # other commands start without it
+    """Return whether a pool's gateway answers at this URL."""
+    import httpx  # slow to import, and only this needs it
 
+    # Another network may have the same addresses, so any answer is not enough.
     try:
-        said: Any = httpx.get(f"{url}/v2", timeout=REACH_S, trust_env=False).json()
+        body: Any = httpx.get(f"{url}/v2", timeout=REACH_S, trust_env=False).json()
     except (httpx.HTTPError, ValueError):
         return False
-    return isinstance(said, dict) and bool({"name", "error"} & said.keys())
+    return isinstance(body, dict) and bool({"name", "error"} & body.keys())
 
 
 @contextmanager
 def forwarded(client: ContextClient, service: Json, kubectl_options: list[str]) -> Iterator[str]:
-    """Forward a free port of this machine to a Service for the time of the block, and return its URL."""
+    """Forward a free port of this machine to a Service for the duration of the block, and yield its URL."""
     name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
     kubectl = shutil.which("kubectl")
     if kubectl is None:
@@ -94,18 +95,18 @@ def forwarded(client: ContextClient, service: Json, kubectl_options: list[str]) 
 
 
 def _forwarded_port(child: subprocess.Popen[bytes], name: str) -> int:
-    """Return the port that kubectl says it listens on, once it does."""
+    """Return the port that kubectl prints once it listens."""
     assert child.stdout is not None
-    deadline_s, said = time.monotonic() + FORWARD_S, b""
+    deadline_s, output = time.monotonic() + FORWARD_S, b""
     with selectors.DefaultSelector() as ready:
         ready.register(child.stdout, selectors.EVENT_READ)
         while (left_s := deadline_s - time.monotonic()) > 0:
             if not ready.select(left_s):
                 continue
             part = child.stdout.read1(4096)  # type: ignore[attr-defined]
-            said += part
-            if found := _FORWARDED.search(said.decode(errors="replace")):
-                return int(found[1])
+            output += part
+            if match := _FORWARDED.search(output.decode(errors="replace")):
+                return int(match[1])
             if not part:
                 break
-    raise ControlError(f"kubectl port-forward service/{name}: {said.decode(errors='replace').strip() or 'no answer'}")
+    raise ControlError(f"kubectl port-forward service/{name}: {output.decode(errors='replace').strip() or 'no answer'}")

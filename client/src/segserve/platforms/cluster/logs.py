@@ -1,4 +1,4 @@
-"""Logs of pods through the API server, each line with its origin."""
+"""Logs of pods, read through the API server, with the origin of each line."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ REOPEN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One container's log: of which pod, under which origin its lines are shown."""
+class LogSource:
+    """The log of a pod's container, and the origin that is shown with its lines."""
 
     pod: str
     container: str
     origin: str
 
 
-def sources(pods: Sequence[Json], groups: Sequence[str] | None, container: str | None) -> list[Source]:
-    """Return the logs of the pods of some groups, of all where that is None; raises where none is of `container`."""
-    found, known = [], set()
+def sources(pods: Sequence[Json], groups: Sequence[str] | None, container: str | None) -> list[LogSource]:
+    """Return the logs of the pods of `groups`, of all if that is None; `ControlError` if none has the `container`."""
+    selected, names = [], set()
     for pod in pods:
         group = pod["metadata"]["labels"].get(GROUP_LABEL, GATEWAY)
         if groups is not None and group not in groups:
             continue
         for each in pod["spec"]["containers"]:
-            known.add(each["name"])
+            names.add(each["name"])
             if container in (None, each["name"]):
                 origin = f"{group}/{short_name(pod)}/{each['name']}"
-                found.append(Source(pod["metadata"]["name"], each["name"], origin))
-    if not found and known:
-        raise ControlError(f"no container {container!r}; there are: {', '.join(sorted(known))}")
-    return found
+                selected.append(LogSource(pod["metadata"]["name"], each["name"], origin))
+    if not selected and names:
+        raise ControlError(f"no container {container!r}; there are: {', '.join(sorted(names))}")
+    return selected
 
 
-def printed(client: ContextClient, request: LogRequest, groups: Sequence[str] | None) -> Iterator[str]:
-    """Yield the lines that are there. What has no log (a container that never ran before) is said in its place."""
+def read(client: ContextClient, request: LogRequest, groups: Sequence[str] | None) -> Iterator[str]:
+    """Yield the existing lines; for a container without a log, as before its first start, a line with the reason."""
     pods, _ = client.list(PODS, labels=MANAGED_LABELS)
     chosen = sources(pods, groups, request.container)
     if not chosen:
@@ -68,13 +68,13 @@ def printed(client: ContextClient, request: LogRequest, groups: Sequence[str] | 
             yield f"{source.origin} | {_absent(error)}"
 
 
-def followed(client: ContextClient, request: LogRequest, groups: Sequence[str] | None) -> Iterator[str]:
-    """Yield lines as they come, also of pods and containers that come later.
+def follow(client: ContextClient, request: LogRequest, groups: Sequence[str] | None) -> Iterator[str]:
+    """Yield lines as they are written, also of pods and containers that start later.
 
-    A stream may end at any time (API servers and balancers end them): it is opened again while its container runs.
+    API servers and load balancers end streams at any time: a stream is opened again while its container runs.
     """
     lines: queue.Queue[str] = queue.Queue()
-    readers: dict[Source, _Reader] = {}
+    readers: dict[LogSource, _Reader] = {}
     with Watcher(client, [Selector(PODS, MANAGED_LABELS)]) as watcher:
         while True:
             pods = watcher.all(PODS)
@@ -82,7 +82,7 @@ def followed(client: ContextClient, request: LogRequest, groups: Sequence[str] |
                 if source not in readers and _started(pods, source) is not None:
                     readers[source] = _Reader(client, source, request.lines, lines)
             for source, reader in readers.items():
-                reader.go_on(_started(pods, source))
+                reader.resume(_started(pods, source))
             try:
                 yield lines.get(timeout=POLL_S)
             except queue.Empty:
@@ -90,25 +90,25 @@ def followed(client: ContextClient, request: LogRequest, groups: Sequence[str] |
 
 
 class _Reader:
-    """Follows one container's log, stream after stream and start after start; every line is told once."""
+    """Follows one container's log across streams and restarts, and delivers every line once."""
 
-    def __init__(self, client: ContextClient, source: Source, tail: int, told: queue.Queue[str]) -> None:
-        self._calls, self._source, self._tail, self._told = client, source, tail, told
+    def __init__(self, client: ContextClient, source: LogSource, tail: int, lines: queue.Queue[str]) -> None:
+        self._client, self._source, self._tail, self._lines = client, source, tail, lines
         self._thread: threading.Thread | None = None
         self._started: int | None = None
-        self._trouble = self._cut = ""
+        self._error = self._cut = ""
         self._began: float | None = None  # when the first stream was opened
-        # The server begins a log at a whole second: which of that second's lines were told is remembered.
+        # The server begins a log at a whole second, so the lines delivered of the last second are remembered.
         self._second: datetime | None = None
         self._of_second: Counter[str] = Counter()
 
-    def go_on(self, started: int | None) -> None:
-        """Open a stream where none is open and the container runs: `started` says how often it was started again."""
+    def resume(self, started: int | None) -> None:
+        """Open a stream if none is open and the container runs; `started` is its number of restarts, None if not."""
         if self._thread is not None and self._thread.is_alive():
             return
         if self._cut and started != self._started:
-            self._tell(_timed(self._cut)[1])
-        # Where the container still runs, the next stream has the line again, and whole.
+            self._deliver(_timed(self._cut)[1])
+        # If the container still runs, the next stream has the whole line again.
         self._cut, self._started = "", started
         if started is not None:
             self._thread = threading.Thread(target=self._read, daemon=True)
@@ -117,15 +117,15 @@ class _Reader:
     def _read(self) -> None:
         begin, is_open = time.monotonic(), False
         try:
-            with self._calls.lines(_path(self._calls, self._source), self._params()) as stream:
-                is_open, self._trouble = True, ""
+            with self._client.lines(_path(self._client, self._source), self._params()) as stream:
+                is_open, self._error = True, ""
                 self._began = begin if self._began is None else self._began
-                self._tell_new(stream)
+                self._deliver_new(stream)
         except ControlError as error:
-            # That a stream was cut is nothing to tell: the next one goes on where it was.
-            if not is_open and str(error) != self._trouble:
-                self._trouble = str(error)
-                self._tell(_absent(error))
+            # The end of an open stream is no error for the user: the next one continues there.
+            if not is_open and str(error) != self._error:
+                self._error = str(error)
+                self._deliver(_absent(error))
         time.sleep(REOPEN_S)
 
     def _params(self) -> dict[str, str]:
@@ -136,20 +136,20 @@ class _Reader:
             return params | {"sinceSeconds": str(math.ceil(time.monotonic() - self._began) + 1)}
         return params | {"tailLines": str(self._tail)}
 
-    def _tell_new(self, stream: Iterator[str]) -> None:
-        told_before, is_new = self._of_second.copy(), True
+    def _deliver_new(self, stream: Iterator[str]) -> None:
+        delivered, is_new = self._of_second.copy(), True
         for line in stream:
             if not line.endswith("\n"):
                 self._cut = line
                 return
             second, text = _timed(line)
             if second is not None:
-                is_new = not told_before[line]
-                told_before[line] -= not is_new
-            # A line without a time goes on where the one before it stopped.
+                is_new = not delivered[line]
+                delivered[line] -= not is_new
+            # A line without a time continues the one before.
             if is_new:
                 self._remember(second, line)
-                self._tell(text)
+                self._deliver(text)
 
     def _remember(self, second: datetime | None, line: str) -> None:
         if second is None or (self._second is not None and second < self._second):
@@ -158,12 +158,12 @@ class _Reader:
             self._second, self._of_second = second, Counter()
         self._of_second[line] += 1
 
-    def _tell(self, text: str) -> None:
-        self._told.put(f"{self._source.origin} | {text}")
+    def _deliver(self, text: str) -> None:
+        self._lines.put(f"{self._source.origin} | {text}")
 
 
 def _timed(line: str) -> tuple[datetime | None, str]:
-    """Return the second (UTC) and the text of a line as a server sends it with times; None where it has no time."""
+    """Return the second (UTC) and the text of a line that a server sent with times; None if it has no time."""
     stamp, _, text = line.rstrip("\r\n").partition(" ")
     try:
         return datetime.fromisoformat(stamp).astimezone(UTC).replace(microsecond=0), text
@@ -171,8 +171,8 @@ def _timed(line: str) -> tuple[datetime | None, str]:
         return None, line.rstrip("\r\n")
 
 
-def _started(pods: Sequence[Json], source: Source) -> int | None:
-    """Return how often a container was started again; None where it does not run."""
+def _started(pods: Sequence[Json], source: LogSource) -> int | None:
+    """Return a container's number of restarts, None if it does not run."""
     for pod in pods:
         if pod["metadata"]["name"] == source.pod:
             for each in (pod.get("status") or {}).get("containerStatuses") or ():
@@ -182,7 +182,7 @@ def _started(pods: Sequence[Json], source: Source) -> int | None:
 
 
 def short_name(pod: Mapping[str, Any]) -> str:
-    """Return what tells a pod from its siblings: the end of its name, after the Deployment's."""
+    """Return the part of a pod's name after that of its Deployment."""
     name, template = str(pod["metadata"]["name"]), (pod["metadata"].get("labels") or {}).get("pod-template-hash")
     return name[name.rindex(template) :] if template and template in name else name
 
@@ -191,5 +191,5 @@ def _absent(error: ControlError) -> str:
     return f"(no log: {str(error).removeprefix(REFUSED)})"
 
 
-def _path(client: ContextClient, source: Source) -> str:
+def _path(client: ContextClient, source: LogSource) -> str:
     return client.path(PODS, source.pod, None, "log")

@@ -1,4 +1,4 @@
-"""A cluster as a platform: resources through the API server, everything else left to the operator there."""
+"""The cluster as a `Platform`: resources in its API server, which an operator there carries out."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from segserve.platforms.port import Cluster, ParsedResource
 
 KINDS: Final[Mapping[str, Kind]] = {MODEL: MODELS, POOL: POOLS}
-LOOK_S: Final = 1.0
-WRITTEN: Final = ("name", "labels", "annotations")
+POLL_S: Final = 1.0
+APPLIED_METADATA: Final = ("name", "labels", "annotations")
 
 
 class ClusterPlatform:
@@ -37,109 +37,109 @@ class ClusterPlatform:
 
     @classmethod
     def connect(cls, place: Cluster) -> ClusterPlatform:
-        """Return the platform of the context that is meant; nothing is asked of it yet."""
+        """Return the platform of the chosen context; no request is sent yet."""
         return cls(ContextClient.connect(context_of(place)), place)
 
     def apply(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[str]:
-        """Let the server try all of them first, so that one that it refuses leaves the others as they were."""
-        placed = [(written.title, self._placed(written)) for written in resources]
-        for title, manifest in placed:
+        """Apply resources after a dry run of all of them, so that an invalid one leaves the others unchanged."""
+        manifests = [(resource.title, self._manifest(resource)) for resource in resources]
+        for title, manifest in manifests:
             self._apply(title, manifest, force=force, dry_run=True)
-        return [self._apply(title, manifest, force=force) for title, manifest in placed]
+        return [self._apply(title, manifest, force=force) for title, manifest in manifests]
 
     def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
-        """Refuse resources of other namespaces: what has the same name in this one is not theirs."""
-        for written in resources:
-            if (other := self._placed(written)["metadata"]["namespace"]) != self.client.namespace:
+        """Raise `ControlError` for resources of other namespaces, which would be compared with the wrong objects."""
+        for resource in resources:
+            if (other := self._manifest(resource)["metadata"]["namespace"]) != self.client.namespace:
                 raise ControlError(
-                    f"{written.source}: {written.title} says namespace {other!r}; add --namespace {other} "
+                    f"{resource.source}: {resource.title} says namespace {other!r}; add --namespace {other} "
                     f"(in Python Cluster(namespace={other!r}))"
                 )
 
     def delete(self, kind: str, name: str) -> str:
-        """Ask the server; its words are the same whether or not an operator is there to carry it out."""
-        self._found(kind, name)
+        """Request the deletion of a resource; the outcome is the same whether or not an operator runs."""
+        self._get(kind, name)
         self.client.delete(KINDS[kind], name)
         return "deleted"
 
     def runs(self) -> bool:
-        """Return True: who does not want to wait says so."""
+        """Return True, as the operator runs independently of this process."""
         return True
 
     def models(self) -> list[Json]:
-        """List them."""
+        """List the models."""
         return self.client.list(MODELS)[0]
 
     def model(self, name: str) -> Json:
-        """Read one."""
-        return self._found(MODEL, name)
+        """Read a model."""
+        return self._get(MODEL, name)
 
     def find(self, kind: str, name: str) -> Json | None:
-        """Read one."""
+        """Read a resource, None if there is none."""
         try:
             return self.client.get(KINDS[kind], name)
         except NotFoundError:
             return None
 
     def pools(self) -> list[Json]:
-        """List them."""
+        """List the pools."""
         return self.client.list(POOLS)[0]
 
     def pool(self, name: str) -> Json:
-        """Read one."""
-        return self._found(POOL, name)
+        """Read a pool."""
+        return self._get(POOL, name)
 
     def rollouts(self) -> list[Json]:
-        """List them."""
+        """List the records of rollouts."""
         return self.client.list(ROLLOUTS)[0]
 
     def rollout(self, name: str) -> Json | None:
-        """Read one."""
+        """Read the record of a rollout, None if there is none."""
         try:
             return self.client.get(ROLLOUTS, name)
         except NotFoundError:
             return None
 
     def chunks(self, rollout: str, count: int) -> list[str]:
-        """Read the ConfigMaps beside the record."""
+        """Read the ConfigMaps of the record's oldest evidence; none if any is lost."""
         try:
-            found = [self.client.get(CONFIG_MAPS, chunk_name(rollout, number)) for number in range(count)]
+            config_maps = [self.client.get(CONFIG_MAPS, chunk_name(rollout, number)) for number in range(count)]
         except NotFoundError:
             return []
-        return [content_of(each) or "" for each in found]
+        return [content_of(config_map) or "" for config_map in config_maps]
 
     def bundle(self, rollout: str) -> bytes | None:
-        """Read the ConfigMap that the operator keeps it in."""
+        """Read the ConfigMap of a rollout's bundle, None if there is none."""
         try:
-            found = self.client.get(CONFIG_MAPS, bundle_name(rollout))
+            config_map = self.client.get(CONFIG_MAPS, bundle_name(rollout))
         except NotFoundError:
             return None
-        return base64.b64decode(found["binaryData"][BUNDLE_KEY])
+        return base64.b64decode(config_map["binaryData"][BUNDLE_KEY])
 
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
-        """Merge them into what the object has; the operator and other tools keep theirs."""
-        self._found(kind, name)
+        """Merge annotations into those of an object."""
+        self._get(kind, name)
         self.client.patch(KINDS[kind], name, {"metadata": {"annotations": dict(annotations)}})
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
-        """Follow the server's events."""
+        """Yield the resource after each change, and at least once per `POLL_S`; None while there is none."""
         with Watcher(self.client, [Selector(KINDS[kind], fields=f"metadata.name={name}")]) as watcher:
-            seen = -1
+            changes = -1
             while True:
-                seen = watcher.wait(seen, LOOK_S)
+                changes = watcher.wait(changes, POLL_S)
                 yield next(iter(watcher.all(KINDS[kind])), None)
 
     def logs(self, request: LogRequest) -> Iterator[str]:
-        """Read logs through the API server: of the groups that hold the model's revisions in a role."""
+        """Read logs through the API server, of the groups that serve the model's revisions in a role."""
         groups = None if request.name is None else self._groups(request.name)
         if request.follow and request.previous:
             raise ControlError("--previous is over and cannot be followed; leave out one of both")
-        return (logs.followed if request.follow else logs.printed)(self.client, request, groups)
+        return (logs.follow if request.follow else logs.read)(self.client, request, groups)
 
     @contextmanager
     def gateway(self, model: str) -> Iterator[str | None]:
-        """Find the gateway of the model's pool."""
-        pool = self._found(MODEL, model)["spec"].get("pool", "default")
+        """Make the gateway of the model's pool reachable, and yield its URL."""
+        pool = self._get(MODEL, model)["spec"].get("pool", "default")
         try:
             with gateway(self.client, pool, self._kubectl_options()) as url:
                 yield url
@@ -153,8 +153,8 @@ class ClusterPlatform:
         self.client.close()
 
     def checks(self) -> Iterator[DoctorCheck]:
-        """Check what segserve needs of a cluster and a user."""
-        # It reads all definitions of the API, which no other command needs.
+        """Check the requirements of segserve on a cluster and on the user's rights."""
+        # This import builds all definitions of the API, which no other command needs.
         from segserve.platforms.cluster import doctor
 
         return doctor.checks(self.client)
@@ -164,33 +164,33 @@ class ClusterPlatform:
         return options + ([] if self._place.kubeconfig is None else ["--kubeconfig", str(self._place.kubeconfig)])
 
     def _groups(self, name: str) -> list[str]:
-        roles = (self._found(MODEL, name).get("status") or {}).get("roles") or {}
+        roles = (self._get(MODEL, name).get("status") or {}).get("roles") or {}
         groups = [holder["group"] for holder in roles.values() if holder.get("group")]
         if not groups:
             raise ControlError(f"no server holds {name} yet; `segserve describe {name}` says why")
         return groups
 
-    def _found(self, kind: str, name: str) -> Json:
+    def _get(self, kind: str, name: str) -> Json:
         try:
             return self.client.get(KINDS[kind], name)
         except NotFoundError:
-            known = [item["metadata"]["name"] for item in self.client.list(KINDS[kind])[0]]
-            seen = f"no {kind} {name!r}{did_you_mean(name, known)} in namespace {self.client.namespace!r}"
-            raise NotFoundError(f"{seen}; there are: {', '.join(known) or 'none'}") from None
+            names = [item["metadata"]["name"] for item in self.client.list(KINDS[kind])[0]]
+            message = f"no {kind} {name!r}{did_you_mean(name, names)} in namespace {self.client.namespace!r}"
+            raise NotFoundError(f"{message}; there are: {', '.join(names) or 'none'}") from None
 
-    def _placed(self, written: ParsedResource) -> Json:
-        """Return what a user wrote, without what the server adds, in its namespace; its addresses stay as they are."""
-        value, metadata = written.value, written.value["metadata"]
+    def _manifest(self, resource: ParsedResource) -> Json:
+        """Return the manifest to apply: in its namespace, without status and metadata that the server adds."""
+        value, metadata = resource.value, resource.value["metadata"]
         namespace = metadata.get("namespace") or self.client.namespace
         if self._place.namespace not in (None, namespace):
             raise ControlError(
-                f"{written.source}: {written.title} says namespace {namespace!r}, --namespace says "
+                f"{resource.source}: {resource.title} says namespace {namespace!r}, --namespace says "
                 f"{self._place.namespace!r}"
             )
-        kept = {key: metadata[key] for key in WRITTEN if metadata.get(key)}
+        applied = {key: metadata[key] for key in APPLIED_METADATA if metadata.get(key)}
         spec = {"spec": value["spec"]} if "spec" in value else {}
         return {"apiVersion": value["apiVersion"], "kind": value["kind"],
-                "metadata": kept | {"namespace": namespace}, **spec}  # fmt: skip
+                "metadata": applied | {"namespace": namespace}, **spec}  # fmt: skip
 
     def _apply(self, title: str, manifest: Json, *, force: bool, dry_run: bool = False) -> str:
         kind, metadata = KINDS[manifest["kind"]], manifest["metadata"]
@@ -204,10 +204,10 @@ class ClusterPlatform:
             raise type(error)(f"{title}: {error}") from error
         if former is None:
             return "created"
-        # Not the resourceVersion: the operator writes the status meanwhile.
-        return "unchanged" if _given(former) == _given(now) else "configured"
+        # The resourceVersion cannot be compared, as the operator writes the status meanwhile.
+        return "unchanged" if _user_fields(former) == _user_fields(now) else "configured"
 
 
-def _given(manifest: Json) -> tuple[Json | None, ...]:
+def _user_fields(manifest: Json) -> tuple[Json | None, ...]:
     metadata = manifest["metadata"]
     return manifest.get("spec"), metadata.get("labels"), metadata.get("annotations")

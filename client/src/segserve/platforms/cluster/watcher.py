@@ -1,4 +1,4 @@
-"""Objects of some kinds, kept equal to the API server's by watches."""
+"""Local copies of objects, kept up to date by watches."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from segserve_common.kube.watch import DELETED, Reflector
 
 
 class Watcher:
-    """Keeps the objects that some selectors choose, for the time of the block; at its start they are listed.
+    """Copies of the objects that `selectors` select, listed at the start of the block and watched until its end.
 
-    If the server cannot be reached later on, the last state stays, and `problem` says why, until it can.
+    While the server cannot be reached the last state stays, and `problem` says why.
     """
 
     def __init__(self, client: ContextClient, selectors: Sequence[Selector]) -> None:
