@@ -255,6 +255,7 @@ def _output_entry(entry: object) -> tuple[str, str, tuple[int, ...], int]:
             "datatype": str(datatype),
             "shape": list(shape),
             "parameters": {"binary_data_size": int(size)},
+            # By `type`, since booleans are ints, too.
         } if size >= 0 and type(size) is int and all(type(n) is int and n >= 0 for n in shape):
             return name, datatype, tuple(shape), size
         case _:

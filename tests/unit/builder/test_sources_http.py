@@ -1,4 +1,4 @@
-"""Fetching over HTTP from real servers on the loopback: redirects, what passes, what breaks off, what is too much."""
+"""Fetching over HTTP from real servers on the loopback: redirects, errors, resumed and refused files, certificates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import trustme
 
 from fakes.flaky_server import Behaviour, flaky_server
 from segserve_builder.errors import (
@@ -290,3 +292,60 @@ def test_of_many_processes_one_downloads_and_all_get_it(server: Behaviour, tmp_p
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(server.seen) == 1
     assert files_in(tmp_path) == [f"sha256/{SHA256}"]
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_server(authority: trustme.CA) -> Iterator[Behaviour]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    with flaky_server(Behaviour(CONTENT), context=context) as served:
+        served.url = served.url.replace("127.0.0.1", "localhost")
+        yield served
+
+
+def trusting(folder: Path, pem: bytes) -> Access:
+    folder.mkdir()
+    (folder / "ca.crt").write_bytes(pem)
+    return LOCAL.model_copy(update={"credentials": (Credential(scheme="https", folder=folder),)})
+
+
+def got_by_tls(url: str, cache: Path, access: Access) -> bytes:
+    return fetch(f"{url}/net", SHA256, cache, access, retry_policy=RetryPolicy(tries=1)).read_bytes()
+
+
+def test_the_authority_of_a_credential_is_trusted(tls_server: Behaviour, authority: trustme.CA, tmp_path: Path) -> None:
+    assert got_by_tls(tls_server.url, tmp_path, trusting(tmp_path / "secret", authority.cert_pem.bytes())) == CONTENT
+    assert tls_server.seen[0][1]["Host"] == tls_server.url.removeprefix("https://")
+
+
+def test_no_other_certificate_is(tls_server: Behaviour, authority: trustme.CA, tmp_path: Path) -> None:
+    own = trusting(tmp_path / "secret", authority.cert_pem.bytes())
+    other = trusting(tmp_path / "other", trustme.CA().cert_pem.bytes())
+
+    for url, access in (
+        (tls_server.url, LOCAL),
+        (tls_server.url, other),
+        (tls_server.url.replace("localhost", "127.0.0.1"), own),
+    ):
+        with pytest.raises(ArtifactMissingError, match="certificate is refused"):
+            got_by_tls(url, tmp_path / "cache", access)
+    with pytest.raises(SourceUnauthorizedError, match=r"ca\.crt .* not a PEM"):
+        got_by_tls(tls_server.url, tmp_path / "cache", trusting(tmp_path / "broken", b"no certificate"))
+    assert tls_server.seen == []
+
+
+def test_a_redirect_from_https_to_http_is_not_followed(
+    tls_server: Behaviour, authority: trustme.CA, tmp_path: Path
+) -> None:
+    with flaky_server(Behaviour(CONTENT)) as plain:
+        tls_server.redirects = {"/net": f"{plain.url}/net"}
+
+        with pytest.raises(SourceDeniedError, match="from https to http"):
+            got_by_tls(tls_server.url, tmp_path / "cache", trusting(tmp_path / "secret", authority.cert_pem.bytes()))
+
+        assert plain.seen == []

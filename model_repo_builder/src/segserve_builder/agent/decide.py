@@ -48,7 +48,7 @@ def reports(
     leaving = [
         ModelReport(model=name, revision=ensemble.revision, state=ModelState.UNLOADING, loaded=snapshot.is_active(name))
         for name, ensemble in sorted(snapshot.published.items())
-        if name not in names and not _is_alias(name)
+        if name not in names and "." not in name  # `<model>.network` is reported with its model
     ]
     return (*(_report(assigned, snapshot, state) for assigned in assignment), *leaving)
 
@@ -157,7 +157,3 @@ def _outlived(name: str, leaving: frozenset[str] | set[str], snapshot: ServerSna
 
 def _public_names(assigned: AssignedRevision) -> tuple[str, ...]:
     return (assigned.model, network_alias(assigned.model)) if "network" in assigned.spec.expose else (assigned.model,)
-
-
-def _is_alias(name: str) -> bool:
-    return "." in name

@@ -115,6 +115,7 @@ class Agent:
         assignment = self._assignment_file.read()
         self._assignment = assignment or ()
         self._state.keep_only(self._assignment)
+        # Agents may share a cache: locked objects are not evicted by another one.
         self._file_locks.keep(path for model in self._assignment for path in self._runner.objects(model.spec))
         snapshot = self._observer.take(self._state)
         self._state.invalidate_proofs(self._assignment, snapshot)

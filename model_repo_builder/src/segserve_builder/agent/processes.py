@@ -92,6 +92,7 @@ def _resident_bytes(process: psutil.Process) -> int | None:
 
 
 def _process(pid: int, created: float) -> psutil.Process | None:
+    # The number may be another process's by now; the time of the start tells them apart.
     process = psutil.Process(pid)
     return process if abs(process.create_time() - created) <= 0.05 else None
 

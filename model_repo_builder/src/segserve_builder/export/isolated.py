@@ -50,15 +50,12 @@ def tensors_of(loaded: Any) -> Mapping[str, Any]:
     for key in NESTED:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    tensors = {str(name): value for name, value in _items(loaded) if isinstance(value, torch.Tensor)}
+    items = loaded.items() if isinstance(loaded, dict) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, torch.Tensor)}
     if not tensors:
         raise ExportError(f"the checkpoint is a {type(loaded).__name__} without named tensors; a state dict is allowed")
     # Data-parallel training puts its own name before every weight's.
     return {name.removeprefix("module."): value for name, value in tensors.items()}
-
-
-def _items(loaded: Any) -> Any:
-    return loaded.items() if isinstance(loaded, dict) else ()
 
 
 def _leave_the_network() -> None:

@@ -259,7 +259,7 @@ def _centred_boxes(head: Float32, transform: ResizeTransform) -> Float32:
     return np.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=1)
 
 
-_V5_NMS: Final = Nms(iou_threshold=0.45, max_detections=1000)
+_V5_NMS: Final = Nms(iou_threshold=0.45, max_detections=1000)  # the defaults of YOLOv5's own detect.py
 
 YOLO_SEG: Final = ScoredHead(
     name="yolo-seg",

@@ -45,7 +45,8 @@ def network_config(options: NetOptions, io: NetworkIO, runtime: Runtime, target:
     then a request that arrives between an answer and the release of its batch is forgotten for half a second.
     """
     config = _native_step(options, runtime) if native else _python_step(options, instances=runtime.instances)
-    _batch(config, runtime)
+    config.max_batch_size = runtime.max_batch_size
+    config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
     if target.has_histograms:
         metric = config.model_metrics.metric_control.add()
         metric.metric_identifier.family = _LATENCY
@@ -86,7 +87,8 @@ def ensemble_config(
     """
     pre, net, post = steps
     config = _ensemble(pipeline.model, pipeline.revision)
-    config.parameters["classes"].string_value = _classes(pipeline)
+    classes = [item.model_dump(exclude_none=True) for item in pipeline.classes]
+    config.parameters["classes"].string_value = canonical_json(classes)
     inputs, outputs = public_inputs(pipeline.input), PUBLIC_OUTPUTS[task]
     _add_inputs(config, inputs, optional=True)
     _add_outputs(config, outputs)
@@ -154,20 +156,11 @@ def _native_step(options: NetOptions, runtime: Runtime) -> Any:
     return config
 
 
-def _batch(config: Any, runtime: Runtime) -> None:
-    config.max_batch_size = runtime.max_batch_size
-    config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
-
-
 def _ensemble(name: str, revision: str) -> Any:
     config = _model_config(name=name, platform="ensemble")
     config.parameters["revision"].string_value = revision
     config.metric_tags["revision"] = revision
     return config
-
-
-def _classes(pipeline: Pipeline) -> str:
-    return canonical_json([item.model_dump(exclude_none=True) for item in pipeline.classes])
 
 
 def _add_step(config: Any, name: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:

@@ -154,7 +154,8 @@ def resolved(uri: str, base: str | None) -> str:
     if _has_scheme(uri) or uri.startswith("/"):
         return uri
     if not base:
-        raise RelativeUriError(f"{uri!r} is relative, and there is no base; allowed: an absolute path, {_schemes()}")
+        schemes = ", ".join(f"{scheme}:" for scheme in sorted(SOURCES))
+        raise RelativeUriError(f"{uri!r} is relative, and there is no base; allowed: an absolute path, {schemes}")
     source_of(base)
     folder = base if _has_scheme(base) else FileSource().path(base).as_uri()
     return _joined(folder.rstrip("/") + "/", "#".join(map(quote, _split(uri))).rstrip("#"))
@@ -243,7 +244,3 @@ def _scheme(uri: str) -> str:
 def _has_scheme(uri: str) -> bool:
     head, colon, _ = uri.partition(":")
     return bool(colon) and "/" not in head
-
-
-def _schemes() -> str:
-    return ", ".join(f"{scheme}:" for scheme in sorted(SOURCES))

@@ -233,6 +233,7 @@ def evict(cache: Path, max_bytes: int, *, now_s: float | None = None) -> list[Pa
     Objects that are locked or were just fetched stay, so the cache can stay larger.
     """
     now_s = time.time() if now_s is None else now_s
+    # `touch` sets the time at each use.
     by_age = sorted((path.stat().st_mtime, path) for path in _objects(cache))
     sizes = {path: _size(path) for _, path in by_age}
     total = sum(sizes.values())
@@ -267,7 +268,7 @@ def _remove(path: Path, trash: Path) -> bool:
         # One rename first, so that no process reads a partly removed folder under its digest.
         removed = trash / f"evicted-{path.name}-{os.getpid()}"
         path.rename(removed)
-        shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
+        _delete(removed)
     finally:
         os.close(lock)
     return True

@@ -130,6 +130,7 @@ def _listed(receive: Receive, address: str, sha256: str) -> Iterator[tuple[str, 
     receive(address, part, _LONGEST_LIST)
     if part.sha256 != sha256:
         raise DigestMismatchError(address, sha256, part.sha256)
+    # Names of files are bytes, and need not be UTF-8.
     for line in content.getvalue().decode(errors="surrogateescape").splitlines():
         digest, _, relative = line.partition("  ")
         _check_below(relative, address)
@@ -174,14 +175,12 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
         if stat.S_ISDIR(mode):
             continue
         if not stat.S_ISREG(mode):
-            raise UnsafeArtifactError(f"{path} is a {_kind(mode)}; a pinned folder holds regular files only")
+            kind = "symbolic link" if stat.S_ISLNK(mode) else "special file"
+            raise UnsafeArtifactError(f"{path} is a {kind}; a pinned folder holds regular files only")
         yield path, path.relative_to(folder).as_posix()
 
 
-def _kind(mode: int) -> str:
-    return "symbolic link" if stat.S_ISLNK(mode) else "special file"
-
-
 def _digest(digests: Mapping[str, str]) -> str:
+    # The order of `LC_ALL=C sort`, whatever the locale is here.
     lines = (f"{digests[path]}  {path}\n" for path in sorted(digests, key=os.fsencode))
     return hashlib.sha256("".join(lines).encode()).hexdigest()

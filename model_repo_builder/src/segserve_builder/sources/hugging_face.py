@@ -21,7 +21,7 @@ _FORM: Final = re.compile(
     r"hf://(?P<kind>datasets/)?(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/@]+))?(?:/(?P<path>.*))?"
 )
 _NEXT: Final = re.compile(r"<([^>]+)>\s*;\s*rel=\"next\"")
-_MOST_PAGES: Final = 200
+_MOST_PAGES: Final = 200  # a server could name a next page for ever
 
 
 @dataclass(frozen=True, slots=True)

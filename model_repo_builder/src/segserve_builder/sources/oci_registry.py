@@ -130,6 +130,7 @@ class Registry:
         with self._authenticated(f"{self._url}/manifests/{name}") as response:
             body = response.content()
         actual = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        # A tag pins nothing; the sha256 of the artifact still pins the file.
         if name.startswith("sha256:") and actual != name:
             raise DigestMismatchError(f"the manifest of {self._url}", name, actual)
         try:

@@ -49,7 +49,7 @@ class Postprocess:
         self._task = check_postprocess(pipeline)
         self._pipeline = pipeline
         self._reader = _Reader(pipeline, io)
-        self._second = _second_reader(pipeline, second)
+        self._second = None if pipeline.second is None or second is None else _Reader(pipeline.second, second)
         self._empty = {tensor.name: empty(tensor) for tensor in PUBLIC_OUTPUTS[self._task]}
 
     def __call__(
@@ -78,9 +78,6 @@ class Postprocess:
         if isinstance(value, Candidates | Instances | KeypointDetections):
             limit = request.max_detections or self._pipeline.output.max_detections
             value = _best(value, limit)
-        return self._encode(value, request, wanted)
-
-    def _encode(self, value: Any, request: RequestOptions, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
         read = wanted if request.outputs is None else wanted & (request.outputs | ALWAYS)
         return encode(value, self._pipeline, request, read) | {name: self._empty[name] for name in wanted - read}
 
@@ -264,10 +261,6 @@ def _finite(name: str, values: NDArray[Any]) -> NDArray[Any]:
             f"the network's output {name!r} has {bad} values of {values.size} that are NaN or infinite"
         )
     return values
-
-
-def _second_reader(pipeline: Pipeline, io: NetworkIO | None) -> _Reader | None:
-    return None if pipeline.second is None or io is None else _Reader(pipeline.second, io)
 
 
 def _with_ids(instances: Instances, pipeline: Pipeline) -> Instances:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,11 +40,8 @@ class NetworkSession:
         if not self._inference:
             return self._run(batch)
         (name,) = self._outputs
-        call = partial(self._run_for, name)
-        return {name: run(batch, self._layout, call, self._inference, self._max_batch_size)}
-
-    def _run_for(self, name: str, batch: NDArray[Any]) -> NDArray[Any]:
-        return self._run(batch)[name]
+        logits = run(batch, self._layout, lambda part: self._run(part)[name], self._inference, self._max_batch_size)
+        return {name: logits}
 
     def _run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         run_options = self._run_options(math.prod(batch.shape[1:]))

@@ -53,6 +53,7 @@ class Streams:
 
     def keep(self, stream: int | str, flags: int, frame: Frame) -> None:
         """Keep what an answered frame leaves, unless it was its stream's last."""
+        # Taken out in any case: the order of the streams is that of their last frames.
         self._kept.pop(stream, None)
         if flags & ENDS or frame.history is None:
             return

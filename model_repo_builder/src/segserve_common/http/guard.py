@@ -42,6 +42,7 @@ def send(
         try:
             return transport.handle_request(_request("GET", url, address, headers, timeout_s))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            # The server was reached: other addresses are for one that cannot be.
             if tls_error(error) is not None:
                 raise
             failure = error
