@@ -38,7 +38,7 @@ _NO_ACCESS: Final = Access(schemes=())
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What passes need besides the objects of the API.
+    """Dependencies of passes beside the objects of the API.
 
     `logs` reads pods' logs, `cache` is the folder for fetched golden sets, `notifier` sends notifications. If
     `prometheus` is an address, gateways' counters come from there. `artifacts` is the folder below which golden sets

@@ -28,15 +28,14 @@ class OperatorSettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class OperatorSettings:
-    """What holds for every pool that does not say otherwise.
+    """Settings of the operator, among them the defaults of fields that a pool's spec leaves out.
 
-    `namespaces` are those to work in, all of them where there is none. `triton_version` is NVIDIA's release of the
-    Triton in `server_image` (26.04). Relative addresses in models are relative to `artifact_base`. Artifacts may come
-    from `artifact_schemes` and `artifact_hosts` where a pool lists none (all, where these are empty too), and from
-    `artifact_private_hosts` at addresses that are not public. Golden sets that rollouts ask are fetched into the folder
-    `cache`. Whoever holds the Lease `lease_name` in `lease_namespace` leads; it is held under `pod_name`, which no two
-    processes may share. What gateways count is asked of them, or of the Prometheus at `samples_prometheus` where there
-    is one.
+    `namespaces` are those to work in, all if there is none. `triton_version` is NVIDIA's release of the Triton in
+    `server_image` (26.04). Relative URIs of models are relative to `artifact_base`. Artifacts may come from
+    `artifact_schemes` and `artifact_hosts` if a pool lists none (from all if these are empty too), and from
+    `artifact_private_hosts` at addresses that are not public. Golden sets are fetched into the folder `cache`. The
+    holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which must be unique.
+    The counters of gateways are read from the gateways, or from the Prometheus at `samples_prometheus` if it is set.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -59,7 +58,7 @@ class OperatorSettings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> OperatorSettings:
-        """Return what the variables say, the default of each that is absent or empty; raises `SettingsError`."""
+        """Return what the variables say, the default of each that is absent or empty; raises `OperatorSettingsError`."""
         read = _Reader(environ)
         settings = cls(
             namespaces=read.names("SEGSERVE_NAMESPACES"),
@@ -130,16 +129,16 @@ class _Reader:
 
     def listed(self, variable: str, pattern: str, allowed: str) -> tuple[str, ...]:
         """Return a list with commas between its parts of this pattern, each once and in order."""
-        found = sorted({part.strip() for part in self._environ.get(variable, "").split(",")} - {""})
-        wrong = [part for part in found if re.fullmatch(pattern, part) is None]
+        parts = sorted({part.strip() for part in self._environ.get(variable, "").split(",")} - {""})
+        wrong = [part for part in parts if re.fullmatch(pattern, part) is None]
         if wrong:
             self._complain(variable, ", ".join(wrong), allowed)
-        return tuple(found)
+        return tuple(parts)
 
     def policy(self, variable: str, default: PullPolicy) -> PullPolicy:
         """Return when images are pulled."""
-        known = ", ".join(_POLICIES)
-        return cast("PullPolicy", self._checked(variable, default, lambda text: text in _POLICIES, known))
+        policies = ", ".join(_POLICIES)
+        return cast("PullPolicy", self._checked(variable, default, lambda text: text in _POLICIES, policies))
 
     def port(self, variable: str, default: int) -> int:
         """Return a port that needs no rights."""
@@ -152,8 +151,8 @@ class _Reader:
             self._complain(variable, text, allowed)
         return text
 
-    def _complain(self, variable: str, seen: str, allowed: str) -> None:
-        self.problems.append(f"{variable} is {seen!r}; allowed: {allowed}")
+    def _complain(self, variable: str, value: str, allowed: str) -> None:
+        self.problems.append(f"{variable} is {value!r}; allowed: {allowed}")
 
 
 def _is_port(text: str) -> bool:

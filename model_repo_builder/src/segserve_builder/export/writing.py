@@ -32,7 +32,7 @@ GOLDEN_TOLERANCE: Final = GoldenTolerance(iou=0.98, score=0.02)
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to export.
+    """The model and the input of an export.
 
     `size` is the height and width of the network's input, or None if images keep theirs, padded to `multiple_of`.
     """

@@ -66,7 +66,7 @@ class RecordMeta(ObjectMeta):
 
 
 class SegmentationRolloutSpec(ApiValue):
-    """What is rolled out, and by which policy. Immutable."""
+    """Revisions and policy of a rollout. Immutable."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -155,5 +155,5 @@ class SegmentationRollout(ApiValue):
     api_version: Literal["segserve.dev/v1alpha1"] = Field("segserve.dev/v1alpha1", description="Version of the API.")
     kind: Literal["SegmentationRollout"] = Field("SegmentationRollout", description="Kind of resource.")
     metadata: RecordMeta = Field(description="Name, labels and annotations.")
-    spec: SegmentationRolloutSpec = Field(description="What is rolled out, and by which policy. Immutable.")
+    spec: SegmentationRolloutSpec = Field(description="Revisions and policy of the rollout. Immutable.")
     status: SegmentationRolloutStatus = Field(SegmentationRolloutStatus(), description="State of the rollout.")

@@ -36,12 +36,12 @@ _SIGMA: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """What an image shows, as labelled or as answered: `classes` [N], and of each at least one of mask, box and points.
+    """Regions of an image, labelled or predicted: `classes` [N], and of each at least one of mask, box and points.
 
     `size` is (height, width), `masks` [N] COCO's compressed RLE counts of that size, `boxes` float [N, 4] as x1 y1 x2
     y2 in pixels, `scores` float [N], `points` float [N, K, 3] as x, y and visibility (labels: 0 is not labelled) or
-    score. A semantic image has at most one mask a class. `counted` are the RLE counts of the pixels that are labelled
-    at all; None is all of them.
+    score. A semantic image has at most one mask per class. `counted` are the RLE counts of the pixels that have a
+    label, None if all have one.
     """
 
     size: tuple[int, int]

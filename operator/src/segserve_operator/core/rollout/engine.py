@@ -26,7 +26,7 @@ RATE_MEMORY_S: Final = 60.0
 
 
 class OnUndecided(StrEnum):
-    """What happens at the deadline to a rollout that is still undecided."""
+    """The action at the deadline of a rollout that is still undecided."""
 
     HOLD = "Hold"
     ROLLBACK = "Rollback"
@@ -225,8 +225,8 @@ def _not_ahead(progress: Progress, now_s: float) -> Progress:
 
 
 def _excess(judged: Sequence[Judgement], progress: Progress) -> Floats:
-    found: Floats = np.maximum.reduce([np.zeros(progress.phase.shape), *(each.excess for each in judged)])
-    return found
+    most: Floats = np.maximum.reduce([np.zeros(progress.phase.shape), *(each.excess for each in judged)])
+    return most
 
 
 def _signal(
@@ -265,10 +265,10 @@ def _signal(
 
 def breached(policy: Policy, judged: Sequence[Judgement]) -> Bools:
     """Tell whether any gate has proof of a breach at its level."""
-    found: Bools = np.asarray(False)
+    proved: Bools = np.asarray(False)
     for judgement, level in zip(judged, policy.levels, strict=True):
-        found = found | (judgement.breach >= -np.log(level))
-    return found
+        proved = proved | (judgement.breach >= -np.log(level))
+    return proved
 
 
 def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float) -> Bools:
@@ -286,10 +286,10 @@ def _suspect(progress: Progress, judged: Sequence[Judgement]) -> Bools:
 
     Probing once is enough: what segserve's own requests do not show, the gates have to prove.
     """
-    found: Bools = np.zeros(progress.phase.shape, bool)
+    suspected: Bools = np.zeros(progress.phase.shape, bool)
     for each in judged:
-        found = found | ((each.breach >= SUSPICION) & np.isfinite(each.breach) & ~each.incident)
-    suspect: Bools = found & (progress.phase == Phase.PROGRESSING) & (progress.quarantines == 0)
+        suspected = suspected | ((each.breach >= SUSPICION) & np.isfinite(each.breach) & ~each.incident)
+    suspect: Bools = suspected & (progress.phase == Phase.PROGRESSING) & (progress.quarantines == 0)
     return suspect
 
 
@@ -316,7 +316,7 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     incident = np.zeros(shape, bool)
     for each in judged:
         data, incident = data | ~each.enough, incident | each.shared
-    found = np.zeros(shape, np.int8)
+    reason = np.zeros(shape, np.int8)
     for wait, holds in (
         (Wait.PERSON, progressing & asks),
         (Wait.TIME, now_s - progress.step_since_s < shortest),
@@ -326,8 +326,8 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
         (Wait.GATE, (progressing | (phase == Phase.GOLDEN)) & ~np.asarray(heard.allowed)),
         (Wait.PAUSED, progress.paused),
     ):
-        found = np.where(holds, np.int8(WAITS.index(wait)), found)
-    return found
+        reason = np.where(holds, np.int8(WAITS.index(wait)), reason)
+    return reason
 
 
 def _affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement]) -> Bools:
