@@ -54,8 +54,8 @@ def settings_of(view: View) -> kopf.OperatorSettings:
 
 def _feed(kind: Kind, view: View, enqueue: Callable[[PoolKey], None]) -> Callable[..., Any]:
     async def feed(event: kopf.RawEvent, **_: Any) -> None:
-        found: Any = event["object"]
-        news = view.drop(kind, found) if event["type"] == "DELETED" else view.take(kind, dict(found))
+        item: Any = event["object"]
+        news = view.drop(kind, item) if event["type"] == "DELETED" else view.take(kind, dict(item))
         for key in news:
             enqueue(key)
 

@@ -143,11 +143,11 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
             worker.enqueue(key)
 
     lease = LeaderLease(api, settings.lease_namespace, settings.lease_name, settings.pod_name, on_acquired=wake_all)
-    told = _notifier(api, metrics)
+    notifier = _notifier(api, metrics)
     outside = Dependencies(
         logs=api,
         cache=Path(settings.cache),
-        notifier=told,
+        notifier=notifier,
         metrics=metrics.rollouts,
         prometheus=settings.samples_prometheus,
         artifacts=_artifacts(settings),

@@ -87,9 +87,9 @@ class Metrics:
                     self.groups.labels(*labels, holder["group"], role).set(1)
 
 
-def _ready(found: Mapping[str, Any]) -> str:
-    conditions: Iterable[Mapping[str, str]] = (found.get("status") or {}).get("conditions") or ()
-    return next((said["status"] for said in conditions if said["type"] == "Ready"), "Unknown")
+def _ready(item: Mapping[str, Any]) -> str:
+    conditions: Iterable[Mapping[str, str]] = (item.get("status") or {}).get("conditions") or ()
+    return next((condition["status"] for condition in conditions if condition["type"] == "Ready"), "Unknown")
 
 
 @asynccontextmanager

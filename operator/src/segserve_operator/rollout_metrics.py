@@ -78,13 +78,13 @@ class RolloutMetrics:
         Those that are not named any more are taken out; of a pool that is gone, none are to be named. It is called
         after each pass, and so only counts: gauges are set by `show`.
         """
-        known = self._pools.get((namespace, pool), _Known())
+        former_pool = self._pools.get((namespace, pool), _Known())
         sequences: dict[str, int] = {}
         for model, state in states.items():
             key, name = (namespace, pool, model), state.rollout
             if name in records:
-                sequences[name] = self._count(key, records[name], known.sequences.get(name, 0))
-            former = known.states.get(model)
+                sequences[name] = self._count(key, records[name], former_pool.sequences.get(name, 0))
+            former = former_pool.states.get(model)
             was_running = former is not None and former.rollout == name
             if state.ended and was_running:
                 self.ends.labels(*key, state.phase.label).inc()
@@ -97,9 +97,9 @@ class RolloutMetrics:
     def show(self) -> None:
         """Set the gauges to the last state observed; called before every scrape."""
         shown: set[tuple[Gauge, tuple[str, ...]]] = set()
-        for (namespace, pool), known in self._pools.items():
-            for model, state in known.states.items():
-                shown.update(self._show((namespace, pool, model), state, known.records.get(state.rollout)))
+        for (namespace, pool), pool_state in self._pools.items():
+            for model, state in pool_state.states.items():
+                shown.update(self._show((namespace, pool, model), state, pool_state.records.get(state.rollout)))
         for gauge, labels in self._shown - shown:
             gauge.remove(*labels)
         self._shown = shown

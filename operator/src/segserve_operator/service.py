@@ -68,8 +68,8 @@ class RolloutCache:
     def take(self, stored: Mapping[str, Record], now_s: float) -> None:
         """Adopt records from the store that are newer: at the start, or after another process was the leader."""
         for name, record in stored.items():
-            known = self.records.get(name)
-            if known is None or _age(known) < _age(record):
+            cached = self.records.get(name)
+            if cached is None or _age(cached) < _age(record):
                 self.records[name] = record
                 self.written[name] = (record.sequence, now_s)
 

@@ -55,13 +55,13 @@ def in_order_of_id(classes: tuple[ModelClass, ...]) -> tuple[ModelClass, ...]:
 
     The order in the file has no meaning: on a cluster the list is a map with the key id.
     """
-    seen: dict[int | str, int] = {}
+    index_by_key: dict[int | str, int] = {}
     for index, item in enumerate(classes):
         for key in (item.id, item.name):
-            if key in seen:
+            if key in index_by_key:
                 field = "id" if key == item.id else "name"
-                raise located(f"classes[{seen[key]}] has the {field} {key!r} already", index, field)
-            seen[key] = index
+                raise located(f"classes[{index_by_key[key]}] has the {field} {key!r} already", index, field)
+            index_by_key[key] = index
     return tuple(sorted(classes, key=lambda item: item.id))
 
 

@@ -60,7 +60,7 @@ def load_with_documents(text: str, source: str) -> list[tuple[Resource, Document
         raise SpecError([Problem(source, "", f"no resource found; a resource starts with apiVersion: {GROUP_VERSION}")])
     loaded: list[tuple[Resource, Document]] = []
     problems: list[Problem] = []
-    seen: dict[tuple[str, str, str], int] = {}
+    first_by_key: dict[tuple[str, str, str], int] = {}
     for number, document in enumerate(documents, start=1):
         try:
             resource = _typed(document)
@@ -69,10 +69,10 @@ def load_with_documents(text: str, source: str) -> list[tuple[Resource, Document
             continue
         loaded.append((resource, document))
         key = (resource.kind, resource.metadata.namespace, resource.metadata.name)
-        if key in seen:
-            message = f"{resource.kind} {resource.metadata.name!r} occurs twice, first in document {seen[key]}"
+        if key in first_by_key:
+            message = f"{resource.kind} {resource.metadata.name!r} occurs twice, first in document {first_by_key[key]}"
             problems.append(document.problem(("metadata", "name"), message))
-        seen.setdefault(key, number)
+        first_by_key.setdefault(key, number)
     if problems:
         raise SpecError(problems)
     return loaded

@@ -310,16 +310,16 @@ def gate_name(gate: Gate) -> str:
 
 
 def _check_gates(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
-    seen: dict[str, int] = {}
+    index_by_gate: dict[str, int] = {}
     for index, gate in enumerate(gates):
         name = gate_name(gate)
-        if name in seen:
-            raise located(f"{_GATE_TWICE}: gates[{seen[name]}] is {name!r} already", index)
+        if name in index_by_gate:
+            raise located(f"{_GATE_TWICE}: gates[{index_by_gate[name]}] is {name!r} already", index)
         if name in GATE_SPECS and isinstance(gate, WebhookGate | PromqlGate):
             raise located(
                 f"the name {name!r} belongs to another gate; reserved names: {', '.join(GATE_SPECS)}", index, "name"
             )
-        seen[name] = index
+        index_by_gate[name] = index
     return gates
 
 

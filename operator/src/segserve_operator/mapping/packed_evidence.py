@@ -112,19 +112,19 @@ def unpack_inputs(text: str) -> dict[str, Any]:
 
 def _gaps(bins: Bins) -> list[int]:
     """Return (bin, count) pairs as a list of distances between bins and counts, since most distances are 1."""
-    found, last = [], 0
+    packed, last = [], 0
     for index, count in bins:
-        found += [index - last, count]
+        packed += [index - last, count]
         last = index
-    return found
+    return packed
 
 
 def _bins(gaps: Sequence[int]) -> Bins:
-    found, last = [], 0
+    bins, last = [], 0
     for gap, count in zip(gaps[::2], gaps[1::2], strict=True):
         last += gap
-        found.append((last, count))
-    return tuple(found)
+        bins.append((last, count))
+    return tuple(bins)
 
 
 def _row(at_s: float, seconds: float, weight: int, *rest: Any) -> Row:

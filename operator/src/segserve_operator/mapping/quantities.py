@@ -16,5 +16,5 @@ _UNITS: Final = {
 
 def number(amount: Any) -> Decimal | None:
     """Return a quantity as a number; None for text in any other notation."""
-    found = _QUANTITY.fullmatch(str(amount))
-    return Decimal(found[1]) * _UNITS.get(found[2], Decimal(1)) if found is not None else None
+    match = _QUANTITY.fullmatch(str(amount))
+    return Decimal(match[1]) * _UNITS.get(match[2], Decimal(1)) if match is not None else None

@@ -92,8 +92,8 @@ def record_of(manifest: Mapping[str, Any], apart: tuple[Row, ...]) -> Record:
     """
     name = str(manifest["metadata"]["name"])
     try:
-        found = cast("SegmentationRollout", parse(manifest, name))
-        spec, status = found.spec, found.status
+        rollout = cast("SegmentationRollout", parse(manifest, name))
+        spec, status = rollout.spec, rollout.status
         if status.state is None or status.evidence is None:
             raise ValueError("it has no state yet")
         return Record(
@@ -123,19 +123,19 @@ def _evidence(rows: tuple[Row, ...]) -> str:
 
 def _decision_statuses(decisions: tuple[Decision, ...], room: int) -> tuple[DecisionStatus, ...]:
     """Return the newest decisions that fit; the inputs of the oldest are dropped first."""
-    found: list[DecisionStatus] = []
+    statuses: list[DecisionStatus] = []
     room_of_seen = _SEEN_BYTES
     for decision in reversed(decisions[-MAX_DECISIONS:]):
-        brief, seen = _decision_status(decision), pack_inputs(decision)
-        size, inputs_size = (len(canonical_json(value)) + 1 for value in (brief.to_dict(), {"inputs": seen}))
+        brief, inputs = _decision_status(decision), pack_inputs(decision)
+        size, inputs_size = (len(canonical_json(value)) + 1 for value in (brief.to_dict(), {"inputs": inputs}))
         if room < size:
             break
         room -= size
         if inputs_size < min(room, room_of_seen):
             room, room_of_seen = room - inputs_size, room_of_seen - inputs_size
-            brief = brief.model_copy(update={"inputs": seen})
-        found.append(brief)
-    return tuple(reversed(found))
+            brief = brief.model_copy(update={"inputs": inputs})
+        statuses.append(brief)
+    return tuple(reversed(statuses))
 
 
 def _decision_status(decision: Decision) -> DecisionStatus:

@@ -34,5 +34,5 @@ def wanted_of(manifest: Mapping[str, Any]) -> Wanted | FailureReason:
 
 def annotations_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return a resource's annotations with segserve's prefix."""
-    found = manifest["metadata"].get("annotations") or {}
-    return {key: value for key, value in found.items() if key.startswith(_OWN)}
+    annotations = manifest["metadata"].get("annotations") or {}
+    return {key: value for key, value in annotations.items() if key.startswith(_OWN)}

@@ -173,19 +173,19 @@ def _candidate_status(candidate: Candidate | None) -> CandidateStatus | None:
 
 
 def _conditions(
-    said: Iterable[ObservedCondition], generation: int, former: Iterable[Condition], now: datetime
+    observed: Iterable[ObservedCondition], generation: int, former: Iterable[Condition], now: datetime
 ) -> tuple[Condition, ...]:
     before = {condition.type: condition for condition in former}
-    return tuple(_condition(each, generation, before.get(each.type), now) for each in said)
+    return tuple(_condition(each, generation, before.get(each.type), now) for each in observed)
 
 
-def _condition(said: ObservedCondition, generation: int, before: Condition | None, now: datetime) -> Condition:
-    kept = before is not None and before.status == said.status
+def _condition(observed: ObservedCondition, generation: int, before: Condition | None, now: datetime) -> Condition:
+    kept = before is not None and before.status == observed.status
     return Condition(
-        type=said.type,
-        status=ConditionStatus(said.status),
-        reason=said.reason,
-        message=said.message,
+        type=observed.type,
+        status=ConditionStatus(observed.status),
+        reason=observed.reason,
+        message=observed.message,
         last_transition_time=before.last_transition_time if before is not None and kept else now,
         observed_generation=generation,
     )

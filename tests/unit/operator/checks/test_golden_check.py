@@ -20,7 +20,6 @@ from segserve_builder.golden.judging import Case, GoldenLabels, record
 from segserve_builder.sources.access import Access
 from segserve_operator.adapters.checks import golden
 from segserve_operator.adapters.checks.context import CheckContext
-from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.golden_images import (
     GoldenImage,
     empty_regions,
@@ -28,7 +27,7 @@ from segserve_operator.adapters.checks.golden_images import (
     labels_of_marks,
     regions_of,
 )
-from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.gates.checks import CheckError, CheckResult
 from segserve_operator.core.quality import score_objects
 
 Answering = Callable[[bytes], Any]

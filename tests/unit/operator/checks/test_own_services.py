@@ -14,12 +14,11 @@ from aiohttp import web
 
 from fakes.golden_pictures import check_of, context_of
 from segserve_operator.adapters.checks import promql, webhook
-from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.expressions import evaluate
 from segserve_operator.adapters.checks.promql import filled, numbers_of
 from segserve_operator.adapters.checks.triton_queue import Queue, read_queue
 from segserve_operator.api.rollout_policy import PromqlGate, WebhookGate
-from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.gates.checks import CheckError, CheckResult
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -12,8 +12,7 @@ from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context
 from fakes.internal_gateway import InternalListener, internal_listener
 from segserve_builder.golden.judging import builtin_image
 from segserve_operator.adapters.checks import probe
-from segserve_operator.adapters.checks.errors import CheckError
-from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.gates.checks import CheckError, CheckResult
 from segserve_operator.core.gates.probe import probe_outcome
 
 ROUNDS = 24

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from segserve_operator.adapters.checks.errors import CheckError
+from segserve_operator.core.gates.checks import CheckError
 
 TIMEOUT_S: Final = 5.0
 _CHILD: Final = Path(__file__).with_name("cel_process.py")

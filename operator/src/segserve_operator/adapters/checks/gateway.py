@@ -21,8 +21,8 @@ from segserve_common.kserve import (
     encode_http,
     model_path,
 )
-from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.traffic.envoy_admin import internal_client
+from segserve_operator.core.gates.checks import CheckError
 
 OutputArrays: TypeAlias = dict[str, NDArray[Any]]
 

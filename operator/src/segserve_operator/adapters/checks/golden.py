@@ -12,7 +12,6 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from segserve_builder.errors import GoldenError
 from segserve_builder.steps.public_outputs import Task
 from segserve_operator.adapters.checks.context import CheckContext, ReportResult, RequestCounts
-from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.gateway import NotAnsweredError
 from segserve_operator.adapters.checks.golden_images import (
     GoldenImage,
@@ -22,7 +21,7 @@ from segserve_operator.adapters.checks.golden_images import (
     regions_of,
 )
 from segserve_operator.core.evidence import CANDIDATE, STABLE
-from segserve_operator.core.gates.checks import Check, CheckResult, Scores
+from segserve_operator.core.gates.checks import Check, CheckError, CheckResult, Scores
 from segserve_operator.core.quality import Quality, Regions, score_objects, score_semantic
 
 CONCURRENT_IMAGES: Final = 1

@@ -22,9 +22,8 @@ from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.public_outputs import Task, has_masks
 from segserve_common.kserve import Parameter
 from segserve_operator.adapters.checks.context import CheckContext
-from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.gateway import OutputArrays
-from segserve_operator.core.gates.checks import Check
+from segserve_operator.core.gates.checks import Check, CheckError
 from segserve_operator.core.quality import Regions
 
 MAX_BYTES: Final = 2**30

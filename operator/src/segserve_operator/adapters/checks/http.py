@@ -12,7 +12,7 @@ import httpx
 
 from segserve_common.http.guard import SINGLE_USE, send_async
 from segserve_common.http.urls import RefusedError, Url, UrlError, service_check
-from segserve_operator.adapters.checks.errors import CheckError
+from segserve_operator.core.gates.checks import CheckError
 
 MAX_BYTES: Final = 64 * 1024
 

@@ -11,11 +11,10 @@ from segserve_builder.errors import GoldenError
 from segserve_builder.golden import judging as golden
 from segserve_common.kserve import Parameter
 from segserve_operator.adapters.checks.context import CheckContext, ReportResult, RequestCounts
-from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.gateway import NotAnsweredError
 from segserve_operator.adapters.checks.golden_images import fetch_golden_images
 from segserve_operator.core.evidence import CANDIDATE, STABLE
-from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
 PERIOD_S: Final = 0.25
 TIMEOUT_S: Final = 5.0

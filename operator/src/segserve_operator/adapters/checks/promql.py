@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from segserve_operator.adapters.checks.context import CheckContext, ReportResult
-from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.expressions import evaluate
 from segserve_operator.adapters.checks.http import call
 from segserve_operator.api.rollout_policy import PromqlGate
-from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
 _PLACES: Final = re.compile(r"\{(model|candidate|stable)\}")
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "'": "\\'", "\n": "\\n"})

@@ -14,8 +14,8 @@ KEPT: Final = SAMPLES_IN_A_ROW + 1
 async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
     """Take a sample; the result has the first that this process took of the group, and the latest."""
     del report  # a sample has no partial result
-    known = context.samples.get(check.candidate_group, ())
-    taken = (*known, await context.resources.look(check.candidate_group))
+    earlier = context.samples.get(check.candidate_group, ())
+    taken = (*earlier, await context.resources.look(check.candidate_group))
     kept = taken if len(taken) <= KEPT else (taken[0], *taken[-SAMPLES_IN_A_ROW:])
     context.samples[check.candidate_group] = kept
     return CheckResult(check.key, context.clock(), samples=kept)

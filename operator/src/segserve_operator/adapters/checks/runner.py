@@ -14,8 +14,7 @@ from tenacity import wait_chain, wait_fixed
 from segserve_common.backoff import delay_s
 from segserve_operator.adapters.checks import golden, probe, promql, resource, webhook
 from segserve_operator.adapters.checks.context import CheckContext, RunCheck
-from segserve_operator.adapters.checks.errors import CheckError
-from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
 KINDS: Final[Mapping[str, RunCheck]] = {
     "golden": golden.run,

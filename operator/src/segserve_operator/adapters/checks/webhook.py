@@ -6,11 +6,10 @@ import json
 from typing import Final
 
 from segserve_operator.adapters.checks.context import CheckContext, ReportResult
-from segserve_operator.adapters.checks.errors import CheckError
 from segserve_operator.adapters.checks.expressions import evaluate
 from segserve_operator.adapters.checks.http import call
 from segserve_operator.api.rollout_policy import WebhookGate
-from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
 SHOWN: Final = 200
 

@@ -144,8 +144,8 @@ class BurnRate:
             aged[..., by:] = buckets[..., : BUCKETS - by]
             return aged
         before = np.arange(BUCKETS) - np.minimum(steps, BUCKETS).astype(np.intp)[..., None]
-        found = np.take_along_axis(buckets, np.broadcast_to(np.maximum(before, 0)[..., None, :], buckets.shape), -1)
-        return np.where(before[..., None, :] >= 0, found, 0.0)
+        counts = np.take_along_axis(buckets, np.broadcast_to(np.maximum(before, 0)[..., None, :], buckets.shape), -1)
+        return np.where(before[..., None, :] >= 0, counts, 0.0)
 
 
 def _build(spec: BurnRateGate, slo: Slo, _policy: RolloutPolicy, edges: Edges) -> BurnRate:

@@ -81,12 +81,12 @@ class ResourceSample:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What came of an check, at `at_s` (Unix time); `done` when no more will come, but for what is asked anew.
+    """Result of a check at `at_s` (Unix time); `done` unless the same run will report more.
 
     `asked` and `failed` count our own requests to (stable, candidate). `samples` are of the candidate's servers: the
-    first since they are looked at, and then the latest, oldest first. `passes` and `breaches` are what a gate's
-    expressions say, `shown` what they were said of. A `problem` says why nothing could be found out, which is no
-    verdict.
+    first that was taken, and then the latest, oldest first. `passes` and `breaches` are the values of a gate's
+    expressions, `shown` is what they were evaluated over. A `problem` says why the check has no result, which is not
+    a verdict.
     """
 
     key: str
@@ -100,3 +100,7 @@ class CheckResult:
     breaches: bool | None = None
     shown: str = ""
     problem: str = ""
+
+
+class CheckError(Exception):
+    """A check without a result; the text says why. That is not a verdict."""

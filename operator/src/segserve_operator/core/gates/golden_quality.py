@@ -83,8 +83,8 @@ def _dropped(spec: GoldenQualityGate, scores: Scores) -> str:
     if not worst or not drops[worst] > spec.max_class_drop:
         return ""
     candidate, stable = scores.classes[worst]
-    seen = f"iou of class {worst!r} is {candidate:.3f}, and {stable:.3f} for stable"
-    return f"{seen}; it may fall by {spec.max_class_drop:.3f}"
+    scores_text = f"iou of class {worst!r} is {candidate:.3f}, and {stable:.3f} for stable"
+    return f"{scores_text}; it may fall by {spec.max_class_drop:.3f}"
 
 
 def _about(scores: Scores, message: str) -> str:
@@ -93,12 +93,12 @@ def _about(scores: Scores, message: str) -> str:
 
 def _numbers(scores: Scores) -> dict[str, float]:
     """Return the numbers behind the verdict: means and classes of the candidate, and of stable if it answered."""
-    found: dict[str, float] = {"images": float(len(scores.paired))}
+    numbers: dict[str, float] = {"images": float(len(scores.paired))}
     for prefix, pairs in (("", scores.means), ("class.", scores.classes)):
         for name, (candidate, stable) in pairs.items():
-            found[f"{prefix}{name}"] = candidate
-            found[f"{prefix}{name}.stable"] = stable
-    return {name: number for name, number in found.items() if not math.isnan(number)}
+            numbers[f"{prefix}{name}"] = candidate
+            numbers[f"{prefix}{name}.stable"] = stable
+    return {name: number for name, number in numbers.items() if not math.isnan(number)}
 
 
 GATE: Final = CheckedGateType(GoldenQualityGate, judge, purpose="golden", is_rule=False)

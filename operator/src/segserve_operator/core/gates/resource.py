@@ -25,7 +25,7 @@ def judge(spec: ResourceGate, result: CheckResult, _policy: RolloutPolicy, _leve
     samples = result.samples
     if result.problem or len(samples) < 2:
         return no_answer(NAME, result)
-    found = {
+    measured = {
         "restarts": _restarts(samples),
         "memoryGrowthPercent": _least(
             _growth_percent(samples[0], sample) for sample in samples[1:][-SAMPLES_IN_A_ROW:]
@@ -37,28 +37,30 @@ def judge(spec: ResourceGate, result: CheckResult, _policy: RolloutPolicy, _leve
         "memoryGrowthPercent": spec.max_memory_growth_percent,
         "queueSeconds": spec.max_queue_seconds,
     }
-    seen = {name: number for name, number in found.items() if number is not None}
-    missing = [name for name, limit in limits.items() if limit is not None and name not in seen]
-    judged = {name: limit for name, limit in limits.items() if limit is not None and name in seen}
-    return _verdict(seen, judged, missing, long_enough=len(samples) > SAMPLES_IN_A_ROW)
+    numbers = {name: number for name, number in measured.items() if number is not None}
+    missing = [name for name, limit in limits.items() if limit is not None and name not in numbers]
+    judged = {name: limit for name, limit in limits.items() if limit is not None and name in numbers}
+    return _verdict(numbers, judged, missing, long_enough=len(samples) > SAMPLES_IN_A_ROW)
 
 
 def _verdict(
-    seen: Mapping[str, float], limits: Mapping[str, float], missing: Sequence[str], *, long_enough: bool
+    numbers: Mapping[str, float], limits: Mapping[str, float], missing: Sequence[str], *, long_enough: bool
 ) -> Verdict:
     if not limits:
         message = "none of the servers' resources can be measured"
-        return Verdict(NAME, Outcome.UNDECIDED, "NotMeasured", message, numbers=seen)
-    message = ", ".join(f"{name} {seen[name]:.3g} (at most {limit:.3g})" for name, limit in limits.items())
+        return Verdict(NAME, Outcome.UNDECIDED, "NotMeasured", message, numbers=numbers)
+    message = ", ".join(f"{name} {numbers[name]:.3g} (at most {limit:.3g})" for name, limit in limits.items())
     if missing:
         message = f"{message}; not measured: {', '.join(missing)}"
-    progress = max(min(seen[name] / limit, 1.0) if limit else float(seen[name] > 0) for name, limit in limits.items())
-    over = [name for name, limit in limits.items() if seen[name] > limit]
+    progress = max(
+        min(numbers[name] / limit, 1.0) if limit else float(numbers[name] > 0) for name, limit in limits.items()
+    )
+    over = [name for name, limit in limits.items() if numbers[name] > limit]
     if not over:
-        return Verdict(NAME, Outcome.PASS, "WithinLimits", message, progress, seen)
+        return Verdict(NAME, Outcome.PASS, "WithinLimits", message, progress, numbers)
     # A peak may be over at the next sample, whereas a restart has happened.
     proved = long_enough or over[0] == "restarts"
-    return Verdict(NAME, Outcome.BREACH if proved else Outcome.UNDECIDED, _REASONS[over[0]], message, progress, seen)
+    return Verdict(NAME, Outcome.BREACH if proved else Outcome.UNDECIDED, _REASONS[over[0]], message, progress, numbers)
 
 
 def _least(numbers: Iterable[float | None]) -> float | None:
@@ -73,8 +75,8 @@ def _growth_percent(first: ResourceSample, now: ResourceSample) -> float | None:
 
 def _restarts(samples: Sequence[ResourceSample]) -> float | None:
     """Return the most restarts of one server since the first sample; None if none are counted."""
-    known = samples[0].restarts
-    counts = [count - known.get(name, 0) for name, count in samples[-1].restarts.items()]
+    first = samples[0].restarts
+    counts = [count - first.get(name, 0) for name, count in samples[-1].restarts.items()]
     return float(max(counts)) if counts else None
 
 

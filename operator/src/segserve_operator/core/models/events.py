@@ -90,8 +90,8 @@ def condition_events(before: Iterable[ObservedCondition], after: Iterable[Observ
 
 def _moves(before: Roles, after: Roles) -> Iterator[Event]:
     if after.candidate is not None and after.candidate.group is not None:
-        known = before.candidate is not None and before.candidate.revision == after.candidate.revision
-        if not known or (before.candidate is not None and before.candidate.group != after.candidate.group):
+        same = before.candidate is not None and before.candidate.revision == after.candidate.revision
+        if not same or (before.candidate is not None and before.candidate.group != after.candidate.group):
             text = f"{after.candidate.revision} is being proved in group {after.candidate.group}"
             yield Event("Normal", "CandidateStarted", text)
     was, now = before.stable, after.stable
@@ -160,9 +160,9 @@ def rollout_events(
     if before is not None and not same and not before.ended:
         events.append((_cancelled(before),))
     if after is not None:
-        known = before if same else None
+        former = before if same else None
         events.append(
-            _changes(known or RolloutState(after.rollout, after.revision), after, verdicts, new=known is None)
+            _changes(former or RolloutState(after.rollout, after.revision), after, verdicts, new=former is None)
         )
     return tuple(dict.fromkeys(chain.from_iterable(events)))
 

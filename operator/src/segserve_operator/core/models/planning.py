@@ -83,13 +83,13 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
         else next_roles(model, world, slots)
         for model in world.models
     }
-    roles = {name: found for name, (found, _) in decided.items()}
-    updates = {name: found for name, (_, found) in decided.items()}
-    seen = watches(world.models, world)
+    roles = {name: new for name, (new, _) in decided.items()}
+    updates = {name: update for name, (_, update) in decided.items()}
+    slo_watches = watches(world.models, world)
     held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
     forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
     return DesiredState(
-        statuses={m.name: status_of(m, roles[m.name], updates[m.name], seen, world) for m in world.models},
+        statuses={m.name: status_of(m, roles[m.name], updates[m.name], slo_watches, world) for m in world.models},
         revisions=_records(roles, world),
         groups=_assignments(roles, world) if world.pool is not None else {},
         traffic=_traffic(roles, updates, world) if world.pool is not None else None,
@@ -98,25 +98,25 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
         records={record.name: record for each in updates.values() for record in each.records},
         checks=tuple(check for each in updates.values() for check in each.checks),
         answers={name: update.events for name, update in updates.items() if update.events},
-        watches=seen,
+        watches=slo_watches,
         self_tests=self_tests(world.models, world),
     )
 
 
 def intents(desired: DesiredState, world: Observed) -> dict[str, list[Intent]]:
     """Return by model what must be written, in this order, before any effect."""
-    found: dict[str, list[Intent]] = {}
+    intents_by_model: dict[str, list[Intent]] = {}
     owners = {revision: assigned.model for revision, assigned in desired.revisions.items()}
     for revision, assigned in desired.revisions.items():
         if world.revisions.get(revision) != assigned:
-            found.setdefault(owners[revision], []).append(SaveRevision(revision, assigned))
+            intents_by_model.setdefault(owners[revision], []).append(SaveRevision(revision, assigned))
     for model in world.models:
         status = desired.statuses[model.name]
         if status != model.status:
             about = (*desired.answers.get(model.name, ()), *status_events(model.status, status))
             events = (EmitEvent(model.name, event) for event in (*about, *_of_rollout(model, desired)))
-            found.setdefault(model.name, []).extend([*events, SaveStatus(model.name, status)])
-    return found
+            intents_by_model.setdefault(model.name, []).extend([*events, SaveStatus(model.name, status)])
+    return intents_by_model
 
 
 def _of_rollout(model: ModelObserved, desired: DesiredState) -> tuple[Event, ...]:

@@ -58,11 +58,11 @@ class RolloutRequest:
 
 def next_request(annotations: Mapping[str, str], handled: Iterable[str]) -> RolloutRequest | None:
     """Return the first request that has not been handled."""
-    known = frozenset(handled)
+    handled_texts = frozenset(handled)
     for verb in VERBS:
         if PREFIX + verb in annotations:
             request = RolloutRequest(verb, annotations[PREFIX + verb])
-            if request.text not in known:
+            if request.text not in handled_texts:
                 return request
     return None
 

@@ -24,35 +24,33 @@ ROUND_S: Final = 3600.0
 def tests_itself(model: ModelObserved) -> bool:
     """Tell whether to compare a model's stable revision with itself now, while no rollout needs its requests."""
     state, wanted = model.status.rollout, model.wanted
-    asked = wanted is not None and wanted.policy is not None and wanted.policy.self_test
-    return asked and model.roles.candidate is None and (state is None or state.ended)
+    enabled = wanted is not None and wanted.policy is not None and wanted.policy.self_test
+    return enabled and model.roles.candidate is None and (state is None or state.ended)
 
 
 def self_tests(models: Iterable[ModelObserved], world: Observed) -> dict[str, SelfTest]:
     """Return by model how far these comparisons are, with what was counted now."""
-    found: dict[str, SelfTest] = {}
+    tests: dict[str, SelfTest] = {}
     for model in models:
         stable, sample = model.roles.stable, world.samples.get(model.name)
         if not tests_itself(model) or stable is None or model.wanted is None:
             continue
-        known = world.self_tests.get(model.name) or SelfTest()
+        test = world.self_tests.get(model.name) or SelfTest()
         policy, slo = model.wanted.policy or RolloutPolicy(), model.wanted.slo or Slo()
-        due = sample and is_due(known.measured_s, world.now_s)
-        found[model.name] = (
-            _measured(known, sample, stable.group, policy, slo, world.now_s) if sample and due else known
-        )
-    return found
+        due = sample and is_due(test.measured_s, world.now_s)
+        tests[model.name] = _measured(test, sample, stable.group, policy, slo, world.now_s) if sample and due else test
+    return tests
 
 
-def _measured(known: SelfTest, sample: Sample, group: str, policy: RolloutPolicy, slo: Slo, now_s: float) -> SelfTest:
-    if known.group != group:
-        known = replace(SelfTest(group, now_s), rounds=known.rounds, false_alarms=known.false_alarms)
-    measured = window_between(known.seen, sample, group, shadow_of(group), hung=known.hung)
+def _measured(test: SelfTest, sample: Sample, group: str, policy: RolloutPolicy, slo: Slo, now_s: float) -> SelfTest:
+    if test.group != group:
+        test = replace(SelfTest(group, now_s), rounds=test.rounds, false_alarms=test.false_alarms)
+    measured = window_between(test.seen, sample, group, shadow_of(group), hung=test.hung)
     rules = Rules.of(policy, slo)
-    states = {name: known.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
-    if known.seen:
+    states = {name: test.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
+    if test.seen:
         states = {name: gate.update(states[name], measured.window) for name, gate in rules.gates.items()}
-    after = replace(known, measured_s=now_s, seen=measured.seen, hung=measured.hung, gates=states)
+    after = replace(test, measured_s=now_s, seen=measured.seen, hung=measured.hung, gates=states)
     return _round(after, rules, now_s)
 
 

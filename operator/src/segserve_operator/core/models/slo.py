@@ -43,25 +43,27 @@ def is_due(measured_s: float, now_s: float) -> bool:
 
 def watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, SloWatch]:
     """Return the watches of all models with an SLO by name, updated with the current counters."""
-    found: dict[str, SloWatch] = {}
+    watches_by_model: dict[str, SloWatch] = {}
     for model in models:
         slo, stable, sample = slo_of(model) or Slo(), model.roles.stable, world.samples.get(model.name)
         watch = world.watches.get(model.name) or SloWatch()
         if is_watched(model) and stable is not None:
             due = sample and is_due(watch.measured_s, world.now_s)
-            found[model.name] = measured(watch, sample, stable.group, slo, world.now_s) if sample and due else watch
-    return found
+            watches_by_model[model.name] = (
+                measured(watch, sample, stable.group, slo, world.now_s) if sample and due else watch
+            )
+    return watches_by_model
 
 
 def measured(watch: SloWatch, sample: Sample, group: str, slo: Slo, now_s: float) -> SloWatch:
     """Return the watch with one more sample; a change of group starts it anew."""
     if watch.group != group:
         watch = SloWatch(group)
-    found = window_between(watch.seen, sample, group, "", hung=watch.hung)
+    counted = window_between(watch.seen, sample, group, "", hung=watch.hung)
     minutes = watch.minutes
     if watch.seen:
-        minutes = tuple(_with(watch.minutes, _minute(found.window, slo, now_s)))
-    return replace(watch, measured_s=now_s, seen=found.seen, hung=found.hung, minutes=minutes)
+        minutes = tuple(_with(watch.minutes, _minute(counted.window, slo, now_s)))
+    return replace(watch, measured_s=now_s, seen=counted.seen, hung=counted.hung, minutes=minutes)
 
 
 def slo_state(watch: SloWatch, slo: Slo, now_s: float) -> str:

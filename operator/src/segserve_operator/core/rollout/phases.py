@@ -100,11 +100,11 @@ _LEGAL: Final = np.array([[(phase, signal) in MOVES for signal in (Signal.NONE, 
 
 def legal(phase: NDArray[np.int8], signal: int | NDArray[np.int8]) -> NDArray[np.bool_]:
     """Tell whether a signal moves a rollout in that phase; arrays broadcast against each other."""
-    found: NDArray[np.bool_] = _LEGAL[phase, signal]
-    return found
+    possible: NDArray[np.bool_] = _LEGAL[phase, signal]
+    return possible
 
 
 def moved(phase: NDArray[np.int8], signal: NDArray[np.int8]) -> NDArray[np.int8]:
     """Return the phases after the signals; arrays of equal shape."""
-    found: NDArray[np.int8] = _TABLE[phase, signal]
-    return found
+    target: NDArray[np.int8] = _TABLE[phase, signal]
+    return target

@@ -42,16 +42,16 @@ def from_plain(like: T, value: Any) -> T:
     A missing field keeps its value in `like`. Raises ValueError if the JSON does not fit.
     """
     try:
-        found: T = _read(like, value)
+        converted: T = _read(like, value)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not a {type(like).__name__}: {error}") from error
-    return found
+    return converted
 
 
 def _read(like: Any, value: Any) -> Any:
     if is_dataclass(like) and not isinstance(like, type):
-        known = {field.name: getattr(like, field.name) for field in fields(like)}
-        return replace(like, **{name: _read(known[name], value[name]) for name in known.keys() & value.keys()})
+        defaults = {field.name: getattr(like, field.name) for field in fields(like)}
+        return replace(like, **{name: _read(defaults[name], value[name]) for name in defaults.keys() & value.keys()})
     if isinstance(like, (np.ndarray, np.generic)):
         return np.array(_numbers(value), dtype=like.dtype)
     if isinstance(like, Enum):

@@ -53,10 +53,10 @@ class Preview:
         lines = [f"{self.minutes:g} min at {self.requests_per_second:g} requests/s:"]
         for what in ("errors", "latency"):
             rows = [row for row in self.rows if row.what == what]
-            seen = [f"{row.size} in about {_about(row.seconds)}" for row in rows if math.isfinite(row.seconds)]
+            detectable = [f"{row.size} in about {_about(row.seconds)}" for row in rows if math.isfinite(row.seconds)]
             blind = [row.size for row in rows if not math.isfinite(row.seconds)]
             parts = [f"cannot be sure to see {', '.join(blind)}"] if blind else []
-            parts += [f"sees {', '.join(seen)}"] if seen else []
+            parts += [f"sees {', '.join(detectable)}"] if detectable else []
             lines.append(f"  {what}: {'; '.join(parts)}")
         healthy = f"in about {_about(self.promoted_s)}" if math.isfinite(self.promoted_s) else "not in that time"
         return "\n".join([*lines, f"  a healthy revision is promoted {healthy}"])
@@ -142,8 +142,8 @@ def _followed(
 
 
 def _since(first_s: Floats, known_s: Floats, now: Bools, now_s: float) -> Floats:
-    found: Floats = np.where(now & np.isinf(known_s), np.maximum(now_s - first_s, 0.0), known_s)
-    return found
+    first_seen_s: Floats = np.where(now & np.isinf(known_s), np.maximum(now_s - first_s, 0.0), known_s)
+    return first_seen_s
 
 
 def _latencies(times: float) -> Floats:

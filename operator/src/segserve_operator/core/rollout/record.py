@@ -130,8 +130,8 @@ def row_of(window: EvidenceWindow, at_s: float, weight: int) -> Row:
 def window_of(row: Row, bins: int) -> EvidenceWindow:
     """Return a row as a window with `bins` latency bins."""
     latencies = np.zeros((2, bins))
-    for role, found in enumerate(row.latencies):
-        for index, count in found:
+    for role, role_latencies in enumerate(row.latencies):
+        for index, count in role_latencies:
             latencies[role, index] = count
     return EvidenceWindow(np.array(row.seconds), np.array(row.requests, float), np.array(row.errors, float), latencies)
 
@@ -176,9 +176,9 @@ def _sum(rows: tuple[Row, ...]) -> Row:
     )
 
 
-def _added(found: Iterable[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, int], ...]:
+def _added(latencies: Iterable[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, int], ...]:
     total: dict[int, int] = {}
-    for bins in found:
+    for bins in latencies:
         for index, count in bins:
             total[index] = total.get(index, 0) + count
     return tuple(sorted(total.items()))

@@ -72,22 +72,24 @@ def window_between(
 
     A group's shadow counts as the group, but where it is the other one.
     """
-    known = hung or HungRequests()
-    waiting = dict(known.gateways)
+    hung_before = hung or HungRequests()
+    waiting = dict(hung_before.gateways)
     names = (_names(stable_group, candidate_group), _names(candidate_group, stable_group))
     newest_s = max((count.at_s for count in before.values()), default=None)
     window = EvidenceWindow.nothing(edges=len(edges))
     for name, now in after.items():
         then = before.get(name, _first(now, newest_s))
         arms = (_between(then, now, names[0]), _between(then, now, names[1]))
-        held = _continued(known.of(name) if then.epoch == now.epoch else InFlight(), now.at_s, arms)
+        held = _continued(hung_before.of(name) if then.epoch == now.epoch else InFlight(), now.at_s, arms)
         latencies = np.stack([_binned(arm, edges) for arm in arms])
         charged = [_charge(held, at, arms[at], latencies[at], slow_after_s, edges) for at in range(2)]
         waiting[name] = InFlight((charged[0], charged[1]), _recent(held.moments, now.at_s - slow_after_s))
         window = _with(window, now.at_s - then.at_s, arms, latencies)
-    seen = _kept(before, after)
+    counters = _kept(before, after)
     return WindowResult(
-        window, seen, HungRequests(tuple((name, held) for name, held in sorted(waiting.items()) if name in seen))
+        window,
+        counters,
+        HungRequests(tuple((name, held) for name, held in sorted(waiting.items()) if name in counters)),
     )
 
 
@@ -115,8 +117,8 @@ def _between(then: Counters, now: Counters, names: frozenset[str]) -> _Arm:
     ]
     latencies: Counter[float] = Counter()
     for was, tally in pairs:
-        known = dict(was.latencies)
-        latencies.update({lower: _since(known.get(lower, 0), count) for lower, count in tally.latencies})
+        counts_before = dict(was.latencies)
+        latencies.update({lower: _since(counts_before.get(lower, 0), count) for lower, count in tally.latencies})
     return _Arm(
         attempts=sum(_since(was.attempts, tally.attempts) for was, tally in pairs),
         failed=sum(_since(was.failed, tally.failed) for was, tally in pairs),

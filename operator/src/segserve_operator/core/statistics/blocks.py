@@ -49,9 +49,9 @@ def closing(counts: Floats, age_s: Floats, spread: Floats) -> Bools:
 
 def tails(bins: Floats) -> Floats:
     """Return for each bin the number in it or above; one more entry, 0, follows the last bin."""
-    found = np.zeros((*bins.shape[:-1], bins.shape[-1] + 1))
-    found[..., :-1] = np.cumsum(bins[..., ::-1], -1)[..., ::-1]
-    return found
+    counts = np.zeros((*bins.shape[:-1], bins.shape[-1] + 1))
+    counts[..., :-1] = np.cumsum(bins[..., ::-1], -1)[..., ::-1]
+    return counts
 
 
 def summed(logs: Floats) -> Floats:
