@@ -58,7 +58,7 @@ class OperatorSettings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> OperatorSettings:
-        """Return what the variables say, the default of each that is absent or empty; raises `OperatorSettingsError`."""
+        """Return the settings, with defaults of absent and empty variables; raises `OperatorSettingsError`."""
         read = _Reader(environ)
         settings = cls(
             namespaces=read.names("SEGSERVE_NAMESPACES"),

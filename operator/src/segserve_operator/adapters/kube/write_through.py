@@ -24,7 +24,7 @@ class WriteThroughApi:
     view: View
 
     async def has(self, kind: Kind) -> bool:
-        """Tell whether the server serves a kind."""
+        """Return whether the server serves a kind."""
         return await self.api.has(kind)
 
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> list[Json]:
