@@ -8,8 +8,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from segserve.base_client import BaseClient
-from segserve.calls.frames import FrameStream, open_stream, segment_frame
-from segserve.calls.many import Failure, check_many, each_of, in_order_async, outcome_async, pull
+from segserve.calls.many import (
+    Failure,
+    FrameStream,
+    check_many,
+    each_of,
+    in_order_async,
+    open_stream,
+    outcome_async,
+    pull,
+    segment_frame,
+)
 from segserve.calls.steps import Flow, Pause, SegmentOptions
 from segserve.results.images import image_tensor
 from segserve.transports import open_async_transport
@@ -20,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterable
     from typing import Unpack
 
-    from segserve.calls.frames import FrameLike
-    from segserve.calls.many import OnError, SegmentKeywords
+    from segserve.calls.many import FrameLike, OnError, SegmentKeywords
     from segserve.calls.steps import StreamId, StreamPosition, Timeouts, TransportName
     from segserve.control.models import AsyncModels, AsyncPools
     from segserve.control.rollouts import AsyncRollouts

@@ -8,8 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from segserve.base_client import BaseClient
-from segserve.calls.frames import FrameStream, open_stream, segment_frame
-from segserve.calls.many import Failure, PendingImage, check_many, in_order, outcome
+from segserve.calls.many import (
+    Failure,
+    FrameStream,
+    PendingImage,
+    check_many,
+    in_order,
+    open_stream,
+    outcome,
+    segment_frame,
+)
 from segserve.calls.steps import Flow, Pause, SegmentOptions
 from segserve.results.images import image_tensor
 from segserve.transports import open_transport
@@ -20,8 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
     from typing import Unpack
 
-    from segserve.calls.frames import FrameLike
-    from segserve.calls.many import OnError, SegmentKeywords
+    from segserve.calls.many import FrameLike, OnError, SegmentKeywords
     from segserve.calls.steps import StreamId, StreamPosition, Timeouts, TransportName
     from segserve.control.models import Models, Pools
     from segserve.control.rollouts import Rollouts

@@ -20,6 +20,7 @@ from segserve_operator.api.triton_pool import TritonPool
 
 R = TypeVar("R", SegmentationModel, TritonPool, SegmentationRollout)
 
+LOOK_S: Final = 0.5
 READ: Final[Mapping[str, Callable[[Platform, str], Json]]] = {
     SegmentationModel.__name__: lambda platform, name: platform.model(name),
     TritonPool.__name__: lambda platform, name: platform.pool(name),
@@ -86,9 +87,6 @@ def record(platform: Platform, name: str) -> SegmentationRollout:
     if manifest is None:
         raise NotFoundError(f"no record of a rollout {name!r}; `client.rollouts.list()` returns all")
     return typed(manifest, SegmentationRollout)
-
-
-LOOK_S: Final = 0.5
 
 
 async def wait_for_async(platform: Platform, goal: Goal, timeout_s: float) -> Json | None:

@@ -51,6 +51,7 @@ def _is_local_up() -> bool:
     try:
         from segserve_operator.local_platform.supervisor import read_platform
     except ModuleNotFoundError:
+        # Without the extra `local`, this installation could not use a platform of this machine anyway.
         return False
     return read_platform(state) is not None
 

@@ -95,6 +95,7 @@ class Groups:
         for match in ordered:
             self._matched.setdefault(id_of(match.first), set()).add(id_of(match.second))
             self._matched.setdefault(id_of(match.second), set()).add(id_of(match.first))
+        # Only once all matches are known: whether two groups may join depends on weaker matches too.
         for match in ordered:
             one, other = (self._group_of[id_of(piece)] for piece in (match.first, match.second))
             if one != other and self._may_join(one, other):

@@ -231,6 +231,7 @@ def merged_objects(
                     found += matches(others, pieces, band, at_least)
             around[tile.index] = pieces
         groups.join(found)
+        # No later tile shows a piece that ends above the next row of tiles; after the last row, nothing is left open.
         below = grid[(row + 1) * grid.columns].window.top if row + 1 < grid.rows else grid.height + 1
         done = [group for group in groups.groups() if all(piece.patch.window.bottom <= below for piece in group)]
         for group in done:

@@ -75,6 +75,7 @@ async def run_tiled_async(
                 if options.on_revision_change != "restart" or restarts == RESTARTS:
                     raise
             finally:
+                # A cancelled task must delete its temporary folder too.
                 await asyncio.shield(asyncio.to_thread(opened.__exit__, None, None, None))
             restarts += 1
             options = replace(options, start_over=True)
@@ -129,6 +130,7 @@ async def _send_all_async(client: AsyncSegmenter, source: PixelSource, run: Run)
             for _ in range(run.options.in_flight):
                 group.create_task(work())
     except BaseExceptionGroup as errors:
+        # As from threads: the first error, not a group of them.
         raise errors.exceptions[0] from None
 
 

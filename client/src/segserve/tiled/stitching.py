@@ -91,6 +91,7 @@ def write_segments(
 
 def paint_ids(grid: Grid, table: Path, pixel_map: PixelMap) -> None:
     """Draw every object's id into the map, cell by cell; if masks overlap, the better score is on top."""
+    # Offsets, not objects: all masks of a large image may not fit into memory.
     of_cell = _lines_by_cell(grid, table)
     with table.open("rb") as lines:
         for tile in grid:
@@ -162,6 +163,7 @@ def _relabel(
     classes = sorted({row["class"] for record in records for row in record["objects"] if row.get("is_stuff")})
     stuff = {class_id: _Stuff(last + place, class_id) for place, class_id in enumerate(classes, 1)}
     for tile in grid:
+        # The tiles' own ids are uint16: with a table of all of them, one indexing renumbers a cell.
         new = np.zeros(1 << 16, np.uint32)
         ids = own.read(tile.cell)
         for number, row in enumerate(checkpoint.read(tile.index)["objects"]):

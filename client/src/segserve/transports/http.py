@@ -57,6 +57,13 @@ _NOT_CONNECTED: Final = (httpx.ConnectError, httpx.ProxyError, httpx.Unsupported
 # SSL errors that mean a lost connection rather than a failed handshake.
 _CONNECTION_ENDED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
+# Compressing an answer, which is mostly PNG and RLE, takes Triton longer than sending it, so the client accepts gzip
+# only on request. Arrays of pixels are worth compressing from this size on.
+GZIP_BYTES: Final = 16 * 1024
+GZIP_LEVEL: Final = 1
+# Bodies are sent in chunks of this size; the deadline is checked between them.
+CHUNK_BYTES: Final = 2**20
+
 
 def phase_timeouts(step: Send) -> dict[str, float]:
     """Return httpx's timeout for each phase, in seconds: the caller's, and never more than the step's timeout."""
@@ -101,14 +108,6 @@ def _refused_by_tls(error: BaseException | None) -> bool:
             return not isinstance(error, _CONNECTION_ENDED)
         error = error.__cause__ or error.__context__
     return False
-
-
-# Compressing an answer, which is mostly PNG and RLE, takes Triton longer than sending it, so the client accepts gzip
-# only on request. Arrays of pixels are worth compressing from this size on.
-GZIP_BYTES: Final = 16 * 1024
-GZIP_LEVEL: Final = 1
-# Bodies are sent in chunks of this size; the deadline is checked between them.
-CHUNK_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)

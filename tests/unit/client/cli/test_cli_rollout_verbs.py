@@ -1,13 +1,16 @@
-"""A person's word in a rollout: what is asked of which revision, what came of it, and what cannot be asked."""
+"""A person's word in a rollout: its help, what is asked of which revision, what came of it, what cannot be asked."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
@@ -27,6 +30,7 @@ from .rollout_platform import RolloutPlatform
 
 ROLLOUTS = "apis/segserve.dev/v1alpha1/segmentationrollouts"
 EXAMPLE = Path(__file__).parents[4] / "examples/coins/rollout.yaml"
+COMMANDS = get_command(commands.rollout).commands  # type: ignore[attr-defined]
 OLD, NEW = records.STABLE, records.CANDIDATE
 ANSWERED: dict[str, tuple[Any, ...]] = {
     "promote": (Phase.PROGRESSING, (), NEW, {"phase": "Baking", "weight": 100}, "Baking at 100 %"),
@@ -230,3 +234,29 @@ def test_on_this_machine_a_verb_is_written_beside_the_spec_and_records_are_files
     assert "step 2 of 3" in shown[1]
     assert listed[1].splitlines()[1].startswith(records.NAME)
     assert f"rollout: {records.NAME}" in model_description(here, "coins")
+
+
+def test_every_verb_of_the_design_is_a_command() -> None:
+    verbs = {"promote", "abort", "pause", "resume", "retry", "rollback", "skip-gate"}
+
+    assert set(COMMANDS) == {"status", "plan", "list", "replay", "bundle"} | verbs
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_help_text_is_a_sentence(name: str) -> None:
+    texts = [COMMANDS[name].help, *(each.help for each in COMMANDS[name].params if getattr(each, "help", None))]
+
+    assert COMMANDS[name].help
+    for text in texts:
+        assert text[0].isupper() or text.startswith("-"), text
+        assert text.rstrip().endswith("."), text
+
+
+def test_the_command_line_loads_no_engine_until_a_rollout_is_asked_about() -> None:
+    code = (
+        "import segserve.cli.app, sys; "
+        "heavy = ('segserve_operator.core', 'segserve_operator.adapters', 'scipy', 'pydantic'); "
+        "print(*[name for name in sys.modules if name.startswith(heavy)])"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "\n"

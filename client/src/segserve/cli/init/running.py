@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from segserve.cli.errors import CommandError
 from segserve.cli.init.network import ImageInput, NetworkFile
 from segserve_builder.errors import BuilderError
-from segserve_builder.export.reduced import label_map
+from segserve_builder.export.graph import label_map
 from segserve_builder.golden.judging import Answer, with_columns
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
