@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from segserve_builder.errors import ExportError
-from segserve_builder.export.graph import TOLERANCE, ExportShape, folded, largest_difference, write
+from segserve_builder.export.graph import (
+    TOLERANCE,
+    ExportShape,
+    class_iou,
+    folded,
+    label_map,
+    largest_difference,
+    object_iou,
+    to_fp16,
+    to_int8,
+    write,
+)
 from segserve_builder.export.networks import Preparation
-from segserve_builder.export.reduced import class_iou, label_map, object_iou, to_fp16, to_int8
 from segserve_builder.families.base import CHANNELS, Family
 from segserve_builder.golden.judging import GOLDEN_FILE, GoldenTolerance, record
 from segserve_builder.sources import folder_digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from segserve_builder.families.base import TensorSpec
+from segserve_builder.families.base import CHANNELS, TensorSpec
 from segserve_builder.spec.model_spec import Input
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def empty(tensor: TensorSpec) -> NDArray[Any]:
 
 def public_inputs(image: Input) -> tuple[TensorSpec, ...]:
     """Return the two inputs of which a caller sends one: an encoded image, or its pixels shaped (H, W, C)."""
-    channels = {"RGB": 3, "GREY": 1}[image.colour]
-    return (TensorSpec("IMAGE", "BYTES", (1,)), TensorSpec("PIXELS", image.dtype, (None, None, channels)))
+    pixels = TensorSpec("PIXELS", image.dtype, (None, None, CHANNELS[image.colour]))
+    return TensorSpec("IMAGE", "BYTES", (1,)), pixels
 
 
 def network_output(name: str) -> str:
