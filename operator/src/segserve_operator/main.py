@@ -143,11 +143,10 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
             worker.enqueue(key)
 
     lease = LeaderLease(api, settings.lease_namespace, settings.lease_name, settings.pod_name, on_acquired=wake_all)
-    notifier = _notifier(api, metrics)
     outside = Dependencies(
         logs=api,
         cache=Path(settings.cache),
-        notifier=notifier,
+        notifier=Notifier(loopback=False, on_outcome=metrics.rollouts.notified, read=Secrets(api).read),
         metrics=metrics.rollouts,
         prometheus=settings.samples_prometheus,
         artifacts=_artifacts(settings),
@@ -162,10 +161,6 @@ def _artifacts(settings: OperatorSettings) -> Path | None:
     """Return the folder of artifacts that is in the operator's own image, if addresses are relative to one."""
     base = urlsplit(settings.artifact_base)
     return Path(unquote(base.path)) if base.scheme == "file" else None
-
-
-def _notifier(api: AsyncKubeClient, metrics: Metrics) -> Notifier:
-    return Notifier(loopback=False, on_outcome=metrics.rollouts.notified, read=Secrets(api).read)
 
 
 def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:

@@ -103,6 +103,7 @@ class PoolReconciler:
         states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
         self._dependencies.metrics.observe(key.namespace, key.pool, states, cache.rollout_cache.records)
         for model, test in cache.rollout_cache.self_tests.items():
+            # A self-test that began anew counts from zero, and a counter of Prometheus must not decrease.
             new = test.false_alarms - cache.false_alarms.get(model, 0)
             self._dependencies.metrics.self_tested(
                 key.namespace, key.pool, model, false_alarms=max(new, 0), dispersion=test.dispersion

@@ -9,7 +9,7 @@ from typing import Any
 
 from segserve_operator.api.documents import write_documents
 from segserve_operator.api.meta import API_GROUP, API_VERSION
-from segserve_operator.api.resources import KINDS, Column, ResourceKind
+from segserve_operator.api.resources import KINDS, ResourceKind
 from segserve_operator.api.schema import structural_schema
 
 
@@ -37,7 +37,9 @@ def crd(kind: ResourceKind) -> dict[str, Any]:
                     "storage": True,
                     "schema": {"openAPIV3Schema": _schema(kind)},
                     "subresources": {"status": {}} | ({"scale": dict(kind.scale)} if kind.scale else {}),
-                    "additionalPrinterColumns": [_column(column) for column in kind.columns],
+                    "additionalPrinterColumns": [
+                        {"name": column.name, "type": column.type, "jsonPath": column.path} for column in kind.columns
+                    ],
                 }
             ],
         },
@@ -62,10 +64,6 @@ def _schema(kind: ResourceKind) -> dict[str, Any]:
     # A default for status would be dropped, because a request must not contain one.
     status = {key: value for key, value in schema["properties"]["status"].items() if key != "default"}
     return {**schema, "properties": {**schema["properties"], **own, "status": status}}
-
-
-def _column(column: Column) -> dict[str, str]:
-    return {"name": column.name, "type": column.type, "jsonPath": column.path}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

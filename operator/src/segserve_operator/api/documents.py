@@ -159,17 +159,17 @@ class _Reader:
             return None
 
     def _items(self, document: Document, node: yaml.MappingNode, path: Path) -> Iterator[tuple[str, Any]]:
-        seen: dict[str, int] = {}
+        line_by_key: dict[str, int] = {}
         for key_node, value in node.value:
             mark = key_node.start_mark
             try:
                 key = _key(key_node)
-                if key in seen:
-                    raise ValueError(f"{key!r} occurs twice, first in line {seen[key]}")
+                if key in line_by_key:
+                    raise ValueError(f"{key!r} occurs twice, first in line {line_by_key[key]}")
             except ValueError as error:
                 self.problems.append(_problem(self.source, mark, format_path(path), str(error)))
                 continue
-            seen[key] = mark.line + 1
+            line_by_key[key] = mark.line + 1
             document.keys[(*path, key)] = mark
             yield key, self._value(document, value, (*path, key))
 
@@ -179,8 +179,8 @@ def _key(node: yaml.Node) -> str:
     if node.tag == f"{_TAG}merge":
         raise ValueError("merge keys (<<) are not allowed")
     if node.tag != f"{_TAG}str" or not isinstance(node, yaml.ScalarNode):
-        seen = f", got {node.value!r}" if isinstance(node, yaml.ScalarNode) else ""
-        raise ValueError(f"keys must be strings{seen}")
+        actual = f", got {node.value!r}" if isinstance(node, yaml.ScalarNode) else ""
+        raise ValueError(f"keys must be strings{actual}")
     return _text(node.value)
 
 

@@ -64,6 +64,7 @@ def unpack_rows(text: str) -> tuple[Row, ...]:
 
 def pack_state(record: Record) -> str:
     """Return the engine's state as packed text."""
+    # Rollouts under way have these keys in their objects, so they stay as they are.
     return pack(
         {
             "progress": to_plain(record.progress),
@@ -155,6 +156,7 @@ def _tally(
 
 
 def _verdict_values(verdicts: Iterable[Verdict]) -> list[Any]:
+    # The numbers apart: `from_plain` leaves a mapping as it is, so infinities would stay strings.
     return [
         {
             **to_plain(replace(verdict, numbers={})),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -109,7 +109,7 @@ def _scores(images: GoldenImages, answers: Sequence[tuple[Regions | None, Region
             images.names.get(number, str(number)): (value, stable.classes.get(number, np.nan))
             for number, value in candidate.classes.items()
         },
-        means=_together(candidate.means, stable.means),
+        means={name: (value, stable.means.get(name, np.nan)) for name, value in candidate.means.items()},
         labelled=all(image.labelled for image in shown),
     )
 
@@ -120,7 +120,3 @@ def _quality(task: Task, images: Sequence[GoldenImage], answers: Sequence[Region
         empty_regions(image, task) if answer is None else answer for image, answer in zip(images, answers, strict=True)
     ]
     return score([image.labels for image in images], regions)
-
-
-def _together(candidate: Mapping[str, float], stable: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    return {name: (value, stable.get(name, np.nan)) for name, value in candidate.items()}

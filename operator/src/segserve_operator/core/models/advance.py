@@ -122,7 +122,7 @@ def _starts(state: RolloutState | None, model: ModelObserved, roles: Roles) -> b
 def _started(roles: Roles, world: Observed) -> RolloutState:
     assert roles.candidate is not None
     revision, now_s = roles.candidate.revision, world.now_s
-    name = f"{revision}-{int(now_s):08x}"
+    name = f"{revision}-{int(now_s):08x}"  # with the time, since a revision may be rolled out more than once
     return RolloutState(name, revision, started_s=now_s, since_s=now_s, step_since_s=now_s)
 
 
@@ -216,6 +216,7 @@ def _with_window(
         hung=record.hung or HungRequests(),
         slow_after_s=_hung_after_s(record.slo),
     )
+    # The first sample is only a reference: what gateways counted before the rollout is no evidence.
     return replace(record, seen=counted.seen, hung=counted.hung), counted.window if record.seen else None
 
 

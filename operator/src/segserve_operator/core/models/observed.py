@@ -215,13 +215,15 @@ class GroupObserved:
     _held: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        told = {assigned.model for assigned in self.assignment.models}
-        object.__setattr__(self, "_held", told.union(r.model for server in self.servers for r in server.reports))
+        assigned_models = {assigned.model for assigned in self.assignment.models}
+        object.__setattr__(
+            self, "_held", assigned_models.union(r.model for server in self.servers for r in server.reports)
+        )
 
     def report(self, revision: str) -> ModelReport | None:
         """Return the report of the server that is least advanced with a revision; None if there is no report."""
-        found = [report for server in self.servers if (report := server.report(revision)) is not None]
-        return min(found, key=lambda report: _PROGRESS.index(report.state), default=None)
+        reports = [report for server in self.servers if (report := server.report(revision)) is not None]
+        return min(reports, key=lambda report: _PROGRESS.index(report.state), default=None)
 
     def proved(self, revision: str) -> tuple[ServerObserved, ...]:
         """Return the servers that serve exactly that revision."""
@@ -229,8 +231,8 @@ class GroupObserved:
 
     def endpoints(self, revision: str) -> tuple[Endpoint, ...]:
         """Return the endpoints that serve a revision."""
-        found = self.proved(revision) or tuple(server for server in self.leaving if server.proved(revision))
-        return tuple(server.endpoint for server in found)
+        servers = self.proved(revision) or tuple(server for server in self.leaving if server.proved(revision))
+        return tuple(server.endpoint for server in servers)
 
     def complete(self, revision: str) -> bool:
         """Tell whether all wanted servers, and at least one, serve a revision."""

@@ -239,13 +239,13 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
     shadow = weight == 0 and tests_itself(model)
     shares = [replace(_share(stable.group, assigned, 100 - weight, world), shadow=shadow)]
     for holder in (roles.candidate, roles.previous):
-        known = assigned_model(holder.revision, model, world) if holder is not None else None
-        if holder is None or holder.group is None or known is None:
+        holder_model = assigned_model(holder.revision, model, world) if holder is not None else None
+        if holder is None or holder.group is None or holder_model is None:
             continue
         own = weight if holder is other else 0
         # Added with weight 0 beforehand, so that sending it requests later is a mere change of weights.
         if own or world.complete(holder.group, holder.revision):
-            shares.append(_share(holder.group, known, own, world))
+            shares.append(_share(holder.group, holder_model, own, world))
     return Route(
         model=model.name,
         shares=tuple(shares),

@@ -113,17 +113,13 @@ def _group_for(roles: Roles, scope: Scope, revision: str) -> str | None:
     pool = scope.world.pool
     assert pool is not None
     # A candidate is never proved on servers that serve a stable revision; an empty main group harms nobody.
-    if _main_is_free(scope.world):
+    # A model whose stable revision is in another group will still move to main, so that main counts as taken.
+    if all(model.roles.stable is None for model in scope.world.models):
         return pool.main
     taken = {holder.group for holder in (roles.stable, roles.previous) if holder is not None}
     if pool.shared and pool.canary not in taken:
         return pool.canary
     return pool.own(revision) if scope.model.name in scope.free_slots else None
-
-
-def _main_is_free(world: Observed) -> bool:
-    # A model whose stable revision is in another group will still move to main.
-    return all(model.roles.stable is None for model in world.models)
 
 
 def _refused_classes(roles: Roles, scope: Scope) -> FailureReason | None:

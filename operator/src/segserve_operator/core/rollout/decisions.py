@@ -179,6 +179,7 @@ def _engine(
 
 
 def _encoded_inputs(before: Mapping[str, Any], progress: Progress, inputs: DecisionInput) -> str:
+    # Records in the store have these keys: with other ones, `repeat` could not read them.
     return canonical(
         {
             "gates": before,
