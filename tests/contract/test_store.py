@@ -29,7 +29,7 @@ STATUS = ModelStatus(
         candidate=Candidate("coins-2", None, 1_700_000_100, FailureReason("GoldenFailed", "IoU 0.2, allowed 0.9")),
         previous=RoleHolder("coins-0", "coins-0", 1_700_000_001),
     ),
-    statements=(
+    conditions=(
         ObservedCondition("Ready", "True", "Serving", "all is well"),
         ObservedCondition("Degraded", "False", "AsWanted"),
     ),

@@ -51,13 +51,13 @@ LOADING = (
 
 
 def status(
-    statements: tuple[ObservedCondition, ...] = SERVES, at: RolloutState | None = None, handled: tuple[str, ...] = ()
+    conditions: tuple[ObservedCondition, ...] = SERVES, at: RolloutState | None = None, handled: tuple[str, ...] = ()
 ) -> Json:
     """Return a model's status of its first generation."""
     known = ModelStatus(
         observed_generation=1,
         roles=records.roles_of(at),
-        statements=statements,
+        conditions=conditions,
         weight=100,
         url="http://gateway/v2/models/coins",
         rollout=at,

@@ -170,10 +170,10 @@ def test_a_port_is_forwarded_where_the_service_cannot_be_reached(
         monkeypatch.setenv(name, served_shell.environment[name])
     options = ["--kubeconfig", str(served.cluster.kubeconfig), "--namespace", served.name]
     here = ClusterPlatform.connect(port.Cluster(kubeconfig=served.cluster.kubeconfig, namespace=served.name))
-    with here.calls as calls:
-        service = calls.get(SERVICES, object_name("default"))
+    with here.client as api:
+        service = api.get(SERVICES, object_name("default"))
 
-        with forwarded(calls, service, options) as url, Client(url) as client:
+        with forwarded(api, service, options) as url, Client(url) as client:
             assert url.startswith("http://127.0.0.1:")
             assert client.segment(EXAMPLE / "coins.png", model="coins").areas["coin"] in COIN_PIXELS
 

@@ -15,7 +15,7 @@ from segserve_operator.api.segmentation_rollout import MAX_DECISIONS, MESSAGE_MA
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.rollout import decisions as core_decisions
 from segserve_operator.core.rollout.plain import canonical
-from segserve_operator.core.rollout.record import Record, Row
+from segserve_operator.core.rollout.record import Decision, Record, Row
 from segserve_operator.mapping.packed_evidence import (
     CHUNK_ROWS,
     UnreadableRecordError,
@@ -43,7 +43,7 @@ def dense(number: int, most: int) -> Row:
     return Row(STARTED_S + number, 1.0, 25, (most, most), (1, 1), (stable, candidate))
 
 
-def wordy(sequence: int) -> core_decisions.Decision:
+def wordy(sequence: int) -> Decision:
     inputs = canonical({"x": np.random.default_rng(sequence).random(400).tolist()})
     return replace(decision(sequence), inputs=inputs, message="x" * 5000)
 
