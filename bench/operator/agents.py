@@ -24,8 +24,8 @@ from aiohttp import web
 
 from bench.operator.watching import watched
 from segserve_builder.agent.protocol import ModelReport, ModelState
+from segserve_common.api_errors import ApiError, ConflictError, NotFoundError
 from segserve_common.kube.async_client import AsyncKubeClient
-from segserve_common.kube.errors import ApiError, ConflictError, NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, PODS, Json
 from segserve_common.kube.names import (
     COMPONENT_LABEL,

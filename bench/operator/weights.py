@@ -36,7 +36,7 @@ from bench.operator.running import (
 )
 from bench.operator.watching import watched
 from bench.ports import free_port
-from segserve_common.kube.errors import NotFoundError
+from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.kinds import MODELS, PODS
 from segserve_common.kube.kinds import POOLS as POOL_KIND
 from segserve_common.kube.names import GATEWAY, object_name, plan_name

@@ -15,8 +15,8 @@ from fakes.kube_connection import client_of_file
 from fakes.kube_servers import THINGS, FakeServer, RealServer, Server, things_crd
 from fakes.mlflow_server import MlflowServer, mlflow_server
 from fakes.waiting import connections_are_closed, eventually
+from segserve_common.api_errors import UnavailableError
 from segserve_common.kube.async_client import AsyncKubeClient
-from segserve_common.kube.errors import UnavailableError
 from segserve_common.kube.kinds import CUSTOM_RESOURCE_DEFINITIONS, NAMESPACES
 
 

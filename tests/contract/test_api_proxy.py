@@ -17,8 +17,7 @@ from fakes.api_proxy import ApiProxy
 from fakes.api_proxy_rules import Answer, Call, Hang, Kill, Rule
 from fakes.kube_connection import client_of_file
 from fakes.waiting import HANG_S, eventually
-from segserve_common.kube.async_client import AsyncKubeClient
-from segserve_common.kube.errors import (
+from segserve_common.api_errors import (
     ApiError,
     ConflictError,
     GoneError,
@@ -27,6 +26,7 @@ from segserve_common.kube.errors import (
     ThrottledError,
     UnavailableError,
 )
+from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.kinds import CONFIG_MAPS, LEASES, NAMESPACES, Json
 from segserve_common.kube.requests import Selector
 

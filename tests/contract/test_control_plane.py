@@ -137,7 +137,7 @@ def test_a_mistake_in_a_manifest_names_the_field_and_what_is_allowed(mistake: st
 
 
 def test_apply_takes_one_model_and_says_what_else_it_was_given(call: Caller) -> None:
-    with pytest.raises(InvalidResourceError, match=r"one SegmentationModel is wanted here, got TritonPool"):
+    with pytest.raises(InvalidResourceError, match=r"expected one SegmentationModel, got TritonPool"):
         call("models.apply", POOL)
     with pytest.raises(InvalidResourceError, match=r"got SegmentationModel, SegmentationModel, .*apply_all"):
         call("models.apply", EXAMPLE)
@@ -211,7 +211,7 @@ def test_a_deletion_is_over_when_nothing_is_left(call: Caller, harness: Harness)
 
 
 def test_what_can_be_waited_for_is_said(call: Caller) -> None:
-    with pytest.raises(BadRequestError, match="for_ is one of Ready, delete, got 'Serving'"):
+    with pytest.raises(BadRequestError, match="for_ must be one of Ready, delete, got 'Serving'"):
         call("models.wait", "coins", for_="Serving")
 
 
@@ -285,7 +285,9 @@ def test_what_nobody_answers_stays_asked(call: Caller, harness: Harness) -> None
     harness.tell("coins", status(at=records.standing()))
 
     assert call("rollouts.pause", "coins", timeout_s=0).paused is False
-    with pytest.raises(WaitTimeoutError, match=r"nobody has answered in 0\.1 s \(segserve\.dev/abort: "):
+    with pytest.raises(
+        WaitTimeoutError, match=r"not handled within 0\.1 s and stays in place \(segserve\.dev/abort: "
+    ):
         call("rollouts.abort", "coins", timeout_s=0.1)
     assert set(harness.annotations("coins")) == {"segserve.dev/abort", "segserve.dev/pause"}
 
@@ -331,7 +333,7 @@ def test_where_no_platform_is_up_nothing_is_waited_for(tmp_path: Path) -> None:
     with Client(platform=Local(tmp_path)) as client:
         client.models.apply(COINS)
 
-        with pytest.raises(NoPlatformError, match="`segserve up` starts it"):
+        with pytest.raises(NoPlatformError, match="start it with `segserve up`"):
             client.models.wait("coins", timeout_s=10_000)
 
 

@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from fakes.kube_servers import THINGS, UNSERVED, Server, config, gone, thing, version
-from segserve_common.kube.errors import ConflictError, InvalidError, NotFoundError
+from segserve_common.api_errors import ConflictError, InvalidError, NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, Json, Kind
 
 

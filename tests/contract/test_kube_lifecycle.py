@@ -6,7 +6,7 @@ import pytest
 
 from fakes.kube_servers import THINGS, Server, config, deployment, gone, thing
 from fakes.waiting import eventually
-from segserve_common.kube.errors import InvalidError, NotFoundError
+from segserve_common.api_errors import InvalidError, NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, LEASES, REVISIONS, ROLE_BINDINGS
 from segserve_operator.adapters.kube.lease import LeaderLease
 

@@ -11,7 +11,7 @@ import pytest
 from convergence.test_cluster import final_state, story, undisturbed
 from fakes.cluster_world import ClusterWorld, model_manifest
 from fakes.kube_faults import Fault, Faulty, crash_at, refusal
-from segserve_common.kube.errors import (
+from segserve_common.api_errors import (
     ApiError,
     ConflictError,
     GoneError,

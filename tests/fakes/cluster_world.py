@@ -10,7 +10,7 @@ from typing import Any
 from fakes.kube import FakeKube
 from fakes.kube_faults import Crash
 from segserve_builder.agent.protocol import ModelReport, ModelState
-from segserve_common.kube.errors import ApiError, NotFoundError
+from segserve_common.api_errors import ApiError, NotFoundError
 from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DEPLOYMENTS, EVENTS, MODELS, PODS, POOLS, Kind
 from segserve_common.kube.names import (
     AGENT_CONTAINER,

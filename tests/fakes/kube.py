@@ -23,7 +23,7 @@ from fakes.kube_rules import (
     versions_of,
 )
 from fakes.kube_views import Lagging, OnEvent, Watch
-from segserve_common.kube.errors import ConflictError, InvalidError, NotFoundError
+from segserve_common.api_errors import ConflictError, InvalidError, NotFoundError
 from segserve_common.kube.kinds import Kind
 from segserve_common.kube.names import FIELD_MANAGER
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fakes.kube_fields import Json
-from segserve_common.kube.errors import ApiError, UnavailableError
+from segserve_common.api_errors import ApiError, UnavailableError
 from segserve_common.kube.kinds import Kind
 from segserve_operator.adapters.kube.api import Api
 

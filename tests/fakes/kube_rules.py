@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fakes.kube_fields import Json, copied
-from segserve_common.kube.errors import ConflictError, InvalidError
+from segserve_common.api_errors import ConflictError, InvalidError
 from segserve_common.kube.kinds import (
     CONFIG_MAPS,
     DEPLOYMENTS,

@@ -6,8 +6,8 @@ import asyncio
 from typing import Protocol
 
 from fakes.kube import FakeKube
+from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.client import KubeClient
-from segserve_common.kube.errors import NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, CUSTOM_RESOURCE_DEFINITIONS, Json, Kind
 from segserve_operator.adapters.kube.api import Api
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fakes.kube_fields import Json, copied
 from fakes.kube_rules import named, selected, versions_of
-from segserve_common.kube.errors import NotFoundError
+from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.kinds import Kind
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import kopf
 
+from segserve_common.api_errors import ApiError
 from segserve_common.kube.async_client import AsyncKubeClient
-from segserve_common.kube.errors import ApiError
 from segserve_common.kube.kinds import CHILDREN, DISRUPTION_BUDGETS, MODELS, OLD_DISRUPTION_BUDGETS, POOLS
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.objects import Defaults

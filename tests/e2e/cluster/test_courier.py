@@ -17,8 +17,8 @@ from fakes.tcp_relay import TcpRelay
 from segserve_builder.cluster.config_map_watch import ConfigMapWatch
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.shard_inbox import Shard, ShardInbox
+from segserve_common.api_errors import GoneError
 from segserve_common.kube.client import SILENCE_S, KubeClient
-from segserve_common.kube.errors import GoneError
 from segserve_common.kube.kinds import CONFIG_MAPS
 from segserve_common.kube.requests import Selector
 from segserve_common.kube.shards import CONTENT_KEY, pack, unpack, version_of

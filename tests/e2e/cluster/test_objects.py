@@ -11,8 +11,8 @@ import pytest
 
 from fakes.cluster import Cluster
 from fakes.pools import FULL, MINIMAL, coins, pool_context, with_defaults
+from segserve_common.api_errors import InvalidError, NotFoundError
 from segserve_common.kube.async_client import AsyncKubeClient
-from segserve_common.kube.errors import InvalidError, NotFoundError
 from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DISRUPTION_BUDGETS, OLD_DISRUPTION_BUDGETS, POOLS, Kind
 from segserve_common.kube.names import reports_name
 from segserve_common.kube.shards import pack

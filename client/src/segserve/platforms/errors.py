@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from segserve.errors import MissingExtraError
+from segserve_common.api_errors import ConflictError, ForbiddenError, NotFoundError
 from segserve_common.errors import ControlError
-from segserve_common.kube.errors import ConflictError, ForbiddenError, NotFoundError
 
 __all__ = [
     "ConflictError",

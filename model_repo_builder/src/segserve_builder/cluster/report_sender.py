@@ -8,9 +8,9 @@ import threading
 import time
 from typing import Any, Final
 
+from segserve_common.api_errors import ApiError
 from segserve_common.backoff import Backoff, RetryDelays
 from segserve_common.kube.client import KubeClient
-from segserve_common.kube.errors import ApiError
 from segserve_common.kube.kinds import CONFIG_MAPS
 from segserve_common.kube.shards import pack
 

@@ -17,8 +17,8 @@ from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.incluster_config import load_incluster_config
 from kubernetes.aio.config.kube_config import KubeConfigLoader
 
+from segserve_common.api_errors import ConflictError, NotFoundError, UnavailableError
 from segserve_common.kube.config import KubeConfigError, KubeContext, default_context, read_context
-from segserve_common.kube.errors import ConflictError, NotFoundError, UnavailableError
 from segserve_common.kube.kinds import PODS, Json, Kind
 from segserve_common.kube.names import FIELD_MANAGER
 from segserve_common.kube.requests import (

@@ -18,9 +18,9 @@ from kubernetes.client.rest import RESTClientObject
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 
+from segserve_common.api_errors import ApiError, UnavailableError
 from segserve_common.errors import ControlError
 from segserve_common.kube.config import KubeConfigError, KubeContext, authorization, default_context
-from segserve_common.kube.errors import ApiError, UnavailableError
 from segserve_common.kube.kinds import Json, Kind
 from segserve_common.kube.names import FIELD_MANAGER
 from segserve_common.kube.requests import (

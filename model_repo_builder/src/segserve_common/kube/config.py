@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 from kubernetes.config.config_exception import ConfigException
 
-from segserve_common.kube.errors import UnavailableError
+from segserve_common.api_errors import UnavailableError
 
 if TYPE_CHECKING:
     from kubernetes.client.configuration import Configuration

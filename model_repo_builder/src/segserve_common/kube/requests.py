@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from segserve_common.kube.errors import GoneError, UnavailableError, error_from_response
+from segserve_common.api_errors import GoneError, UnavailableError, error_from_response
 from segserve_common.kube.kinds import Json, Kind
 
 PAGE_SIZE: Final = 500

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from segserve_common.api_errors import GoneError
 from segserve_common.backoff import Backoff, RetryDelays
 from segserve_common.errors import ControlError
 from segserve_common.kube.client import KubeClient
-from segserve_common.kube.errors import GoneError
 from segserve_common.kube.kinds import Json
 from segserve_common.kube.requests import Selector, WatchEvent
 

@@ -6,8 +6,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
+from segserve_common.api_errors import ApiError
 from segserve_common.kube.client import KubeClient
-from segserve_common.kube.errors import ApiError
 from segserve_common.kube.kinds import CONFIG_MAPS
 from segserve_operator.gateway_sync.plan_shards import PlanShards
 

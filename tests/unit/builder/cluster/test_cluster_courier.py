@@ -12,9 +12,9 @@ from segserve_builder.cluster import report_sender
 from segserve_builder.cluster.config_map_watch import ConfigMapWatch
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.shard_inbox import Shard, ShardInbox
+from segserve_common.api_errors import ConflictError, GoneError, NotFoundError, UnavailableError
 from segserve_common.backoff import RetryDelays
 from segserve_common.kube.client import KubeClient
-from segserve_common.kube.errors import ConflictError, GoneError, NotFoundError, UnavailableError
 from segserve_common.kube.kinds import Kind
 from segserve_common.kube.requests import Selector, WatchEvent
 from segserve_common.kube.shards import CONTENT_KEY, pack

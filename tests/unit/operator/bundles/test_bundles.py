@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from fakes.kube import FakeKube
-from segserve_common.kube.errors import NotFoundError
+from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, PODS, ROLLOUTS
 from segserve_common.kube.names import BUNDLE_KEY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_operator.adapters.bundles.archive import packed, tail, unpacked

@@ -11,9 +11,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from segserve_common.kube.async_client import AsyncKubeClient
-from segserve_common.kube.config import KubeConfigError
-from segserve_common.kube.errors import (
+from segserve_common.api_errors import (
     ApiError,
     ConflictError,
     ForbiddenError,
@@ -23,6 +21,8 @@ from segserve_common.kube.errors import (
     ThrottledError,
     UnavailableError,
 )
+from segserve_common.kube.async_client import AsyncKubeClient
+from segserve_common.kube.config import KubeConfigError
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, Json, Kind
 from segserve_common.kube.requests import PAGE_SIZE
 

@@ -6,7 +6,7 @@ import pytest
 
 from fakes.kube import FakeKube
 from fakes.kube_faults import Crash, Fault, Faulty, crash_at, refusal
-from segserve_common.kube.errors import ConflictError, NotFoundError, ThrottledError, UnavailableError
+from segserve_common.api_errors import ConflictError, NotFoundError, ThrottledError, UnavailableError
 from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, PODS, Json
 
 NAMESPACE = "here"

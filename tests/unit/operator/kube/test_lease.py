@@ -13,7 +13,7 @@ import pytest
 
 from fakes.kube import FakeKube
 from fakes.kube_faults import Fault, Faulty, refusal
-from segserve_common.kube.errors import ConflictError, InvalidError, ThrottledError, UnavailableError
+from segserve_common.api_errors import ConflictError, InvalidError, ThrottledError, UnavailableError
 from segserve_common.kube.kinds import CONFIG_MAPS, LEASES, Json
 from segserve_operator.adapters.kube.api import Api, NotLeaderError
 from segserve_operator.adapters.kube.lease import DURATION_S, HELD_S, FencedApi, LeaderLease

@@ -18,9 +18,9 @@ from segserve.platforms.errors import (
     refused,
     unreachable,
 )
+from segserve_common.api_errors import ApiError
 from segserve_common.kube.client import WATCH_S, KubeClient, configuration_of
 from segserve_common.kube.config import KubeConfigError, KubeContext
-from segserve_common.kube.errors import ApiError
 from segserve_common.kube.kinds import Kind
 
 

@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from segserve_common.kube.errors import ApiError
+from segserve_common.api_errors import ApiError
 from segserve_common.kube.kinds import CONFIG_MAPS, PODS, ROLLOUTS
 from segserve_common.kube.names import (
     AGENT_CONTAINER,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from segserve_common.kube.errors import ApiError
+from segserve_common.api_errors import ApiError
 from segserve_common.kube.kinds import Json, Kind
 
 

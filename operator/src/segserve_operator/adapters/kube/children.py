@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from segserve_common.kube.errors import InvalidError
+from segserve_common.api_errors import InvalidError
 from segserve_common.kube.kinds import CHILDREN, OLD_DISRUPTION_BUDGETS
 from segserve_operator.adapters.kube.drift import covers
 from segserve_operator.adapters.kube.pods import is_terminating

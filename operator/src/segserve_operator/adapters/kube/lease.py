@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from segserve_common.kube.errors import ApiError, ConflictError, NotFoundError, UnavailableError
+from segserve_common.api_errors import ApiError, ConflictError, NotFoundError, UnavailableError
 from segserve_common.kube.kinds import LEASES, Json, Kind
 from segserve_operator.adapters.kube.api import Api, NotLeaderError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from segserve_common.kube.errors import ApiError, ConflictError, NotFoundError
+from segserve_common.api_errors import ApiError, ConflictError, NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, ROLLOUTS
 from segserve_common.kube.names import MODEL_LABEL, chunk_name
 from segserve_common.kube.shards import content_of

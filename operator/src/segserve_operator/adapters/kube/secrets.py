@@ -6,7 +6,7 @@ import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segserve_common.kube.errors import ApiError
+from segserve_common.api_errors import ApiError
 from segserve_common.kube.kinds import SECRETS
 from segserve_operator.adapters.notify.notifier import SecretError
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_common.kube.errors import ConflictError, NotFoundError
+from segserve_common.api_errors import ConflictError, NotFoundError
 from segserve_common.kube.kinds import EVENTS, MODELS, POOLS, REVISIONS
 from segserve_common.kube.names import FINALIZER, MODEL_LABEL, REVISION_LABEL
 from segserve_operator.adapters.kube.merge import merge_patch

@@ -6,7 +6,7 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_common.kube.errors import NotFoundError
+from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.kinds import MODELS, POOLS
 from segserve_common.kube.names import MANAGED_LABELS, POOL_LABEL
 
