@@ -26,6 +26,7 @@ from segserve_common.kube.requests import (
     JSON,
     MERGE_PATCH,
     METADATA_LIST,
+    YAML,
     Request,
     Selector,
     check_response,
@@ -117,7 +118,7 @@ class AsyncKubeClient:
     async def create(self, kind: Kind, namespace: str | None, manifest: Json) -> Json:
         """Create an object, without a namespace a cluster-wide one; `ConflictError` if there is one of that name."""
         params = {"fieldManager": FIELD_MANAGER}
-        request = Request("create", "POST", kind.path(namespace), params, manifest)
+        request = Request("create", "POST", kind.path(namespace), params, manifest, YAML)
         return without_managed_fields(await self._object(request, kind))
 
     async def apply(self, kind: Kind, namespace: str | None, manifest: Json) -> Json:
@@ -196,7 +197,8 @@ class AsyncKubeClient:
             request.method,
             f"{self._configuration.host}{request.path}{query}",
             headers=request.headers | ({"Authorization": token} if token else {}),
-            body=request.body,
+            # The official client serialises what is of a JSON type, and sends text of any other as it is.
+            body=request.text if request.content_type == YAML else request.body,
             _request_timeout=aiohttp.ClientTimeout(connect=min(CONNECT_TIMEOUT_S, self._timeout_s)),
         )
 

@@ -5,7 +5,6 @@ The generated models are left aside: they cost a pod memory and a command its st
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from segserve_common.kube.names import FIELD_MANAGER
 from segserve_common.kube.requests import (
     APPLY_PATCH,
     MERGE_PATCH,
+    YAML,
     Request,
     Selector,
     WatchEvent,
@@ -113,7 +113,7 @@ class KubeClient:
         """Create an object, or a review, which has the shape of one."""
         path = kind.path(namespace or self.namespace)
         params = {"fieldManager": self.field_manager}
-        return self._object(Request("create", "POST", path, params, manifest), kind, frozenset())
+        return self._object(Request("create", "POST", path, params, manifest, YAML), kind, frozenset())
 
     def apply(
         self, kind: Kind, manifest: Json, *, namespace: str | None = None, force: bool = False, dry_run: bool = False
@@ -216,7 +216,7 @@ class KubeClient:
 
     def _send(self, request: Request, timeout: urllib3.Timeout, *, preload_content: bool) -> urllib3.BaseHTTPResponse:
         headers = request.headers | {"User-Agent": "segserve"} | authorization(self._configuration)
-        body = json.dumps(request.body).encode() if request.body is not None else None
+        body = request.text.encode() if request.body is not None else None
         return self._pool.request(
             request.method,
             f"{self.server}{request.path}" + (f"?{urlencode(request.params)}" if request.params else ""),

@@ -17,6 +17,9 @@ JSON: Final = "application/json"
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 MERGE_PATCH: Final = "application/merge-patch+json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"  # JSON is a subset of YAML
+# A server keeps the data of a ControllerRevision byte for byte, with the spaces and order of the JSON that it got, and takes
+# the form in which a later patch writes it for a change of what is immutable. YAML it converts to that form at once.
+YAML: Final = "application/yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,11 @@ class Request:
 
     def __str__(self) -> str:
         return f"{self.verb} {self.path.removeprefix('/')}"
+
+    @property
+    def text(self) -> str:
+        """The body as compact JSON, which is YAML too."""
+        return json.dumps(self.body, separators=(",", ":"))
 
     @property
     def headers(self) -> dict[str, str]:
