@@ -285,9 +285,7 @@ def test_what_nobody_answers_stays_asked(call: Caller, harness: Harness) -> None
     harness.tell("coins", status(at=records.standing()))
 
     assert call("rollouts.pause", "coins", timeout_s=0).paused is False
-    with pytest.raises(
-        WaitTimeoutError, match=r"not handled within 0\.1 s and stays in place \(segserve\.dev/abort: "
-    ):
+    with pytest.raises(WaitTimeoutError, match=r"not handled within 0\.1 s and stays in place \(segserve\.dev/abort: "):
         call("rollouts.abort", "coins", timeout_s=0.1)
     assert set(harness.annotations("coins")) == {"segserve.dev/abort", "segserve.dev/pause"}
 

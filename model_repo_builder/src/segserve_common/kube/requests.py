@@ -17,8 +17,8 @@ JSON: Final = "application/json"
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 MERGE_PATCH: Final = "application/merge-patch+json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"  # JSON is a subset of YAML
-# A server keeps the data of a ControllerRevision byte for byte, with the spaces and order of the JSON that it got, and takes
-# the form in which a later patch writes it for a change of what is immutable. YAML it converts to that form at once.
+# A server keeps the data of a ControllerRevision byte for byte, with the spaces and the order of its JSON. A later
+# patch writes it in another form, which the server takes for a change of what is immutable. YAML it converts at once.
 YAML: Final = "application/yaml"
 
 
