@@ -8,8 +8,10 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -128,6 +130,50 @@ def test_concurrent_fetches_of_one_artifact_all_get_it(artifact: Path, cache: Pa
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(one, range(8))) == [CONTENT] * 8
     assert files_in(cache) == [f"sha256/{SHA256}"]
+
+
+@pytest.fixture
+def threads_change_often() -> Iterator[None]:
+    """Python changes threads every 10 us, so that a gap between two system calls is met within some hundred tries."""
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(usual_s)
+
+
+def at_once(do: Callable[[], object], times: int) -> None:
+    """Call `do` so many times in each of eight threads."""
+    barrier = threading.Barrier(8)
+
+    def one(_: int) -> None:
+        barrier.wait()
+        for _ in range(times):
+            do()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(8)))
+
+
+@pytest.mark.usefixtures("threads_change_often")
+def test_a_partial_file_that_another_fetch_removes_meanwhile_is_created_anew(cache: Path) -> None:
+    def hold() -> None:
+        with cache_module.locked_partial(cache, SHA256):
+            pass
+
+    at_once(hold, 100)
+
+    assert files_in(cache) == []
+
+
+@pytest.mark.usefixtures("threads_change_often")
+def test_an_object_that_another_process_evicts_meanwhile_is_no_failure(cache: Path) -> None:
+    (cache / "sha256").mkdir(parents=True)
+    for number in range(300):
+        (cache / "sha256" / str(number)).write_bytes(b"x")
+
+    at_once(lambda: cache_module.evict(cache, 0, now_s=time.time() + 2 * cache_module.JUST_FETCHED_S), 2)
+
+    assert files_in(cache) == []
 
 
 def test_what_a_killed_process_left_is_swept_but_not_what_another_is_writing(artifact: Path, cache: Path) -> None:

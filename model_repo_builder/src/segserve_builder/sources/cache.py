@@ -200,11 +200,18 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
     while True:
         with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # The process that held the lock may have renamed or removed the file: then this is another one.
-            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            if _has_name(file, path):
                 file.seek(0)
                 yield file
                 return
+
+
+def _has_name(file: BinaryIO, path: Path) -> bool:
+    """Return False if the process that held the lock before renamed or removed `file`; another may be at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 @dataclass(slots=True)
@@ -233,24 +240,23 @@ def evict(cache: Path, max_bytes: int, *, now_s: float | None = None) -> list[Pa
     Objects that are locked or were just fetched stay, so the cache can stay larger.
     """
     now_s = time.time() if now_s is None else now_s
-    # `touch` sets the time at each use.
-    by_age = sorted((path.stat().st_mtime, path) for path in _objects(cache))
-    sizes = {path: _size(path) for _, path in by_age}
-    total = sum(sizes.values())
+    by_age = sorted(_objects(cache))
+    total = sum(size for _, _, size in by_age)
     evicted = []
-    for used_s, path in by_age:
+    for used_s, path, size in by_age:
         if total <= max_bytes or now_s - used_s < JUST_FETCHED_S:
             break
         if _remove(path, partial_path(cache)):
-            total -= sizes[path]
+            total -= size
             evicted.append(path)
     return evicted
 
 
-def _objects(cache: Path) -> Iterator[Path]:
-    for kind in ("sha256", "folders"):
-        with suppress(FileNotFoundError):
-            yield from (cache / kind).iterdir()
+def _objects(cache: Path) -> Iterator[tuple[float, Path, int]]:
+    """Yield when each object was last used (`touch` sets that), its path and its bytes."""
+    for path in (*(cache / "sha256").glob("*"), *(cache / "folders").glob("*")):
+        with suppress(FileNotFoundError):  # another process evicts it
+            yield path.stat().st_mtime, path, _size(path)
 
 
 def _size(path: Path) -> int:
@@ -269,6 +275,8 @@ def _remove(path: Path, trash: Path) -> bool:
         removed = trash / f"evicted-{path.name}-{os.getpid()}"
         path.rename(removed)
         _delete(removed)
+    except FileNotFoundError:
+        return False  # another process renamed it before it was locked here
     finally:
         os.close(lock)
     return True
