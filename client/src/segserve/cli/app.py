@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from segserve.cli import batch, building, calibrating, doctor, exporting, lifecycle, predict, resources
+from segserve.cli import batch, building, calibrating, doctor, exporting, lifecycle, predict, resources, schema
 from segserve.cli.errors import user_errors
 from segserve.cli.examples import epilog
 from segserve.cli.init import command as init
@@ -51,6 +51,7 @@ COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
         building.build,
         calibrating.calibrate,
         building.crds,
+        schema.schema,
         lifecycle.cleanup,
         completion,
     ),

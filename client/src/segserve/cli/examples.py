@@ -34,6 +34,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "build": ("segserve build -f model.yaml -o repository/",),
     "crds": ("segserve crds | kubectl apply --server-side -f -", "segserve crds -o crds/"),
+    "schema": ("segserve schema -o .segserve/schema.json",),
     "export": (
         "segserve export net.py:make --weights best.pth --family semantic-logits --classes background,road "
         "--name roads --images photos/ -o roads/",
