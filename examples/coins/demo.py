@@ -20,7 +20,7 @@ from score import HERE, InstanceScore, SemanticScore, score_instances, score_sem
 from step_times import Counters, StepTimes
 
 from segserve import Client, InstanceResult, SemanticResult
-from segserve.calls.endpoint import Endpoint
+from segserve.calls.endpoint import GatewayEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,7 +114,7 @@ def latencies(shown: Sequence[Shown]) -> Table:
 def main() -> None:
     """Print both tables and write the overlays; an answer that is not good enough ends in an error."""
     console, out = Console(), Path(sys.argv[1] if len(sys.argv) > 1 else "out")
-    with httpx.Client(base_url=Endpoint.parse().url, trust_env=False) as http:
+    with httpx.Client(base_url=GatewayEndpoint.parse().url, trust_env=False) as http:
         shown = [call(model, transport, http) for model in OVERLAYS for transport in TRANSPORTS]
     console.print(findings(shown))
     console.print(latencies(shown))
