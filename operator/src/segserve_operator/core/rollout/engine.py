@@ -321,7 +321,7 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
         (Wait.PERSON, progressing & asks),
         (Wait.TIME, now_s - progress.step_since_s < shortest),
         (Wait.DATA, progressing & data),
-        (Wait.HARM, progressing & ~_affordable(policy, progress, judged)),
+        (Wait.HARM, progressing & ~np.logical_and.reduce(affordable(policy, progress, judged))),
         (Wait.INCIDENT, (progressing | (phase == Phase.BAKING)) & incident),
         (Wait.GATE, (progressing | (phase == Phase.GOLDEN)) & ~np.asarray(heard.allowed)),
         (Wait.PAUSED, progress.paused),
@@ -330,8 +330,8 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     return reason
 
 
-def _affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement]) -> Bools:
-    """Tell whether the worst harm of the next weight is, for each gate, negligible or within the budget.
+def affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement]) -> list[Bools]:
+    """Tell for each gate whether the worst harm of the next weight is negligible or within the budget.
 
     A step may use a part of the remaining budget within a minute; all requests may use all of it until the bake ends.
     """
@@ -342,8 +342,7 @@ def _affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement])
     largest = np.where(at == len(policy.steps), LARGEST_HARM, 1.0)
     at_risk = progress.rate * following[at] / 100.0 * seconds
     left = policy.max_bad_requests - (_excess(judged, progress) - progress.bad)
-    affordable: Bools = np.ones(progress.phase.shape, bool)
-    for judgement, tolerance in zip(judged, policy.tolerances, strict=True):
-        fits = (judgement.harm * at_risk <= part * left) & (judgement.harm <= largest)
-        affordable = affordable & ((judgement.harm <= tolerance) | fits)
-    return affordable
+    return [
+        (judgement.harm <= tolerance) | ((judgement.harm * at_risk <= part * left) & (judgement.harm <= largest))
+        for judgement, tolerance in zip(judged, policy.tolerances, strict=True)
+    ]
