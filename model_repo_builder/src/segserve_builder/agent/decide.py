@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from segserve_builder.agent.protocol import ModelReport, ModelState
+from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.agent.state import (
     LOADING,
     READY,
@@ -20,6 +20,7 @@ from segserve_builder.agent.state import (
     Serve,
     ServerSnapshot,
     Unload,
+    Try,
     is_loaded,
 )
 from segserve_builder.spec.names import STEP_PREFIX, network_alias
@@ -33,7 +34,7 @@ def next_actions(
     for assigned in assignment:
         failure = state.failures.get(assigned.revision)
         if failure is None or failure.is_due(now_s):
-            actions += _advance(assigned, snapshot, state)
+            actions += _advance(assigned, snapshot, state) or _try(assigned, snapshot, state, now_s)
     if snapshot.ready:
         actions += _garbage_collect(assignment, snapshot, state)
     busy = {action.subject for action in state.running}
@@ -84,6 +85,8 @@ def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentSt
 
 
 def _model_state(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> ModelState:
+        proved=ProofReport(golden_sha256=proof.golden_sha256, images=proof.images) if proof is not None else None,
+        trial=_trial_report(assigned, state),
     if assigned.revision in state.failures:
         return ModelState.FAILED
     if assigned.revision not in state.prepared:
@@ -119,7 +122,18 @@ def _steps_to_load(prepared: Prepared, snapshot: ServerSnapshot) -> list[Action]
 
 def _is_proved(assigned: AssignedRevision, state: AgentState) -> bool:
     proof = state.proofs.get(assigned.revision)
-    return proof is not None and proof.golden_sha256 == (assigned.spec.golden.sha256 if assigned.spec.golden else None)
+    return proof is not None and proof.golden_sha256 == assigned.golden_sha256
+
+
+def _try(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState, now_s: float) -> list[Action]:
+    """Return the trial of a revision that is proved, if one is due."""
+    proved = _is_proved(assigned, state) and is_loaded(assigned, snapshot, state)
+    if assigned.trial is None or not proved or assigned.revision in state.trial_proofs:
+        return []
+    failure = state.trial_failures.get(assigned.revision)
+    if failure is not None and not failure.is_due(now_s):
+        return []
+    return [Try(assigned.revision, assigned.model, assigned.trial.golden_sha256)]
 
 
 def _garbage_collect(

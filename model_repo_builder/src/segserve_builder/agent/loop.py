@@ -32,6 +32,7 @@ from segserve_builder.agent.state import (
     RepairStep,
     Serve,
     ServerSnapshot,
+    Try,
 )
 from segserve_builder.render.repository import sweep
 from segserve_builder.sources.cache import FileLocks
@@ -116,7 +117,8 @@ class Agent:
         self._assignment = assignment or ()
         self._state.keep_only(self._assignment)
         # Agents may share a cache: locked objects are not evicted by another one.
-        self._file_locks.keep(path for model in self._assignment for path in self._runner.objects(model.spec))
+        specs = [each.spec for model in self._assignment for each in (model, model.trial) if each is not None]
+        self._file_locks.keep(path for spec in specs for path in self._runner.objects(spec))
         snapshot = self._observer.take(self._state)
         self._state.invalidate_proofs(self._assignment, snapshot)
         if assignment is None:
@@ -133,7 +135,7 @@ class Agent:
         self.health = AgentHealth(time.monotonic(), has_assignment, ready, models, self.health.probe_s)
 
     def _start(self, action: Action, now_s: float) -> None:
-        revision = action.revision if isinstance(action, Prepare | Serve | Prove | Probe) else ""
+        revision = action.revision if isinstance(action, Prepare | Serve | Prove | Try | Probe) else ""
         assigned = next((model for model in self._assignment if model.revision == revision), None)
         self._state.start(action, now_s)
         self._workers.submit(self._carry_out, action, assigned, self._state.prepared.get(revision))
@@ -163,6 +165,9 @@ class Agent:
         state, action = self._state, result.action
         state.running.discard(action)
         self._observer.learn(result.ensembles)
+        if isinstance(action, Try):
+            self._absorb_trial(action, result, now_s)
+            return
         if result.failure is not None:
             self._absorb_failure(action, result.failure, now_s)
             return
@@ -196,6 +201,23 @@ class Agent:
             concerned = [assigned for assigned in self._assignment if assigned.revision == action.revision]
         for assigned in concerned:
             state.fail(assigned, failure.reason, failure.message, retry_from_s=now_s if failure.retryable else None)
+
+    def _absorb_trial(self, action: Try, result: ActionResult, now_s: float) -> None:
+        trial = next((each.trial for each in self._assignment if each.revision == action.revision), None)
+        if trial is None or trial.golden_sha256 != action.golden_sha256:
+            return
+        if result.proof is not None:
+            self._state.pass_trial(action.revision, result.proof)
+            return
+        failure = result.failure or ActionFailure(
+            "ServerNotReady", "Triton stopped responding meanwhile", retryable=True
+        )
+        earlier = self._state.trial_failures.get(action.revision)
+        retryable = failure.retryable
+        if result.failure is None or self._has_dead_steps(action.revision):
+            # Perhaps the images did it, and callers are served by the same processes.
+            retryable = earlier is None or earlier.attempts + 1 < CRASHES_ALLOWED
+        self._state.fail_trial(trial, failure.reason, failure.message, retry_from_s=now_s if retryable else None)
 
     def _has_dead_steps(self, revision: str) -> bool:
         prepared = self._state.prepared.get(revision)

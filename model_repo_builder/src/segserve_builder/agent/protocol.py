@@ -16,6 +16,12 @@ def _own_name(fields: dict[str, Any]) -> str:
     return pipeline.revision
 
 
+class GoldenTrial(FrozenModel):
+    """A golden set that is to replace the one that a revision was proved with; None stands for the built-in image."""
+
+    golden: Golden | None = None
+
+
 class AssignedModel(FrozenModel):
     """One revision that a group's servers hold under the model's public name."""
 
@@ -28,6 +34,9 @@ class AssignedModel(FrozenModel):
     expose: tuple[Literal["network"], ...] = ()
     second_artifact: Artifact | None = None
     """The file of the pipeline's second network, if it has one."""
+
+    trial: GoldenTrial | None = None
+    """What the revision is tried with while it serves, whatever the outcome. Assignments have it, records never do."""
 
     @property
     def model(self) -> str:
@@ -52,8 +61,30 @@ class ModelState(StrEnum):
     UNLOADING = "Unloading"
 
 
+class ProofReport(FrozenModel):
+    """What a revision was proved with: the digest of the golden set, None for the built-in image; number of images."""
+
+    golden_sha256: str | None = None
+    images: int = 1
+
+
+class TrialReport(FrozenModel):
+    """The outcome of a trial: passed with `images`, failed with a CamelCase `reason`, or neither yet.
+
+    `golden_sha256` is the digest of the set on trial, None for the built-in image.
+    """
+
+    golden_sha256: str | None = None
+    images: int = 0
+    reason: str = ""
+    message: str = ""
+
+
 class ModelReport(FrozenModel):
-    """One revision on one server. `reason` is a CamelCase word, `load_s` how long it took to load."""
+    """One revision on one server. `reason` is a CamelCase word, `load_s` how long it took to load.
+
+    `proved` is None before the proof, and always from an agent of a version that knows no trials.
+    """
 
     model: str
     revision: str
@@ -66,6 +97,8 @@ class ModelReport(FrozenModel):
     proof: Literal["golden", "builtin"] | None = None
     steps: tuple[str, ...] = ()
     load_s: float = 0.0
+    proved: ProofReport | None = None
+    trial: TrialReport | None = None
 
 
 class Report(FrozenModel):

@@ -36,6 +36,7 @@ from segserve_builder.agent.state import (
     Remove,
     RepairStep,
     Serve,
+    Try,
     Unload,
 )
 from segserve_builder.errors import BuilderError, GoldenError, OtherVersionError
@@ -148,6 +149,10 @@ class ActionRunner:
                 return ActionResult(action, ensembles=self._serve(prepared))
             case Prove() if prepared is not None:
                 return ActionResult(action, proof=self._prove(prepared))
+            case Try() if assigned is not None and assigned.trial is not None and prepared is not None:
+                folder = self._golden_folder(assigned.trial)
+                tried = dataclasses.replace(prepared, assigned=assigned.trial, golden=folder)
+                return ActionResult(action, proof=self._prove(tried))
             case Probe() if prepared is not None:
                 return self._probe(action, prepared)
             case Unload(name):
@@ -242,9 +247,11 @@ class ActionRunner:
             return Proof("builtin", None)
         pipeline = prepared.assigned.spec.pipeline
         as_rle = {"encoding": "rle"} if _has_masks(pipeline) and "encoding" in pipeline.output.overrides else {}
+        images = 0
         for case, image in _cases(prepared):
             golden.compare(case, self._infer(prepared, image, as_rle))
-        return Proof("golden", prepared.assigned.spec.golden.sha256)
+            images += 1
+        return Proof("golden", prepared.assigned.spec.golden.sha256, images)
 
     def _infer(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> RawAnswer:
         answer = self.server.infer(prepared.assigned.model, image, parameters or {}, PROOF_S)
@@ -274,7 +281,7 @@ class ActionRunner:
                 return ActionFailure("LoadFailed", str(error), retryable=False)
             case RepairStep():
                 return ActionFailure("RepairFailed", str(error), retryable=True)
-            case Prove():
+            case Prove() | Try():
                 passing = isinstance(error, TritonRefusedError) and error.status == "UNAVAILABLE"
                 return ActionFailure("ProofFailed", str(error), retryable=passing)
             case Unload():

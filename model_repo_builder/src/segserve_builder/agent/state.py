@@ -26,16 +26,29 @@ ProofKind: TypeAlias = Literal["golden", "builtin"]
 
 @dataclass(frozen=True, slots=True)
 class AssignedRevision:
-    """An assigned model with the name of its revision, a digest that is too costly to compute in every pass."""
+    """An assigned model with the name of its revision, a digest that is too costly to compute in every pass.
+
+    A trial, which is the same revision with another golden set, does not count in comparisons.
+    """
 
     revision: str
     model: str
     spec: AssignedModel
+    trial: AssignedRevision | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, spec: AssignedModel) -> AssignedRevision:
         """Return the assigned model with its revision's name."""
-        return cls(spec.revision, spec.model, spec)
+        if spec.trial is None:
+            return cls(spec.revision, spec.model, spec)
+        tried = spec.model_copy(update={"trial": None, "golden": spec.trial.golden})
+        own = spec.model_copy(update={"trial": None})
+        return cls(spec.revision, spec.model, own, cls(spec.revision, spec.model, tried))
+
+    @property
+    def golden_sha256(self) -> str | None:
+        """The digest of the golden set, None without one."""
+        return self.spec.golden.sha256 if self.spec.golden is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,18 @@ class Prove(_OnRevision):
     __slots__ = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Try(_OnRevision):
+    """Fetch the golden set on trial, which has this digest, and check the answers of a proved revision against it."""
+
+    golden_sha256: str | None
+
+    @property
+    def subject(self) -> str:
+        """The revision, since a trial disturbs neither its requests nor other revisions of its model."""
+        return self.revision
+
+
 class Probe(_OnRevision):
     """Send one request to a proved revision, to check that it still answers."""
 
@@ -112,7 +137,7 @@ class Remove(_OnName):
     __slots__ = ()
 
 
-Action: TypeAlias = Prepare | LoadStep | RepairStep | Serve | Prove | Probe | Unload | Remove
+Action: TypeAlias = Prepare | LoadStep | RepairStep | Serve | Prove | Try | Probe | Unload | Remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +198,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How a revision was proved, with the sha256 of its golden set if it has one."""
+    """How a revision was proved, with the sha256 of its golden set if it has one, and the number of images."""
 
     kind: ProofKind
     golden_sha256: str | None
@@ -187,6 +212,7 @@ class RevisionFailure:
     reason: str
     message: str
     attempts: int = 1
+    images: int = 1
     retry_at_s: float | None = None
     published: bool = False
     """Whether the artifact had been verified before the failure."""
@@ -213,6 +239,8 @@ class AgentState:
 
     def keep_only(self, assignment: Sequence[AssignedRevision]) -> None:
         """Forget revisions that are no longer assigned, and failures of those whose assignment has changed."""
+    trial_proofs: dict[str, Proof] = field(default_factory=dict)
+    trial_failures: dict[str, RevisionFailure] = field(default_factory=dict)
         by_revision = {model.revision: model for model in assignment}
         for table in (self.prepared, self.proofs, self.load_s, self.crashes, self.progress, self._load_started_s):
             for revision in table.keys() - by_revision.keys():
@@ -230,12 +258,29 @@ class AgentState:
     def users(self, step: str) -> list[AssignedRevision]:
         """Return the assigned models that use a step."""
         return [prepared.assigned for prepared in self.prepared.values() if step in prepared.steps]
+        self._follow_trials(by_revision)
+
+    def _follow_trials(self, by_revision: Mapping[str, AssignedRevision]) -> None:
+        """Forget outcomes of trials that are over; a set that passed and was adopted is the proof from now on."""
+        trials = {revision: assigned.trial for revision, assigned in by_revision.items()}
+        for revision, failure in tuple(self.trial_failures.items()):
+            if trials.get(revision) != failure.assigned:
+                del self.trial_failures[revision]
+        for revision, proof in tuple(self.trial_proofs.items()):
+            trial = trials.get(revision)
+            if trial is not None and trial.golden_sha256 == proof.golden_sha256:
+                continue
+            del self.trial_proofs[revision]
+            assigned = by_revision.get(revision)
+            if assigned is not None and assigned.golden_sha256 == proof.golden_sha256:
+                self.proofs[revision] = proof
 
     def fail(self, assigned: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None) -> None:
         """Record why a revision is not served; `retry_from_s` is the current time if a retry may help, else None."""
         earlier = self.failures.get(assigned.revision)
         attempts = earlier.attempts + 1 if earlier is not None else 1
         retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
+                self.trial_proofs.pop(assigned.revision, None)
         verified = assigned.revision in self.prepared
         self.failures[assigned.revision] = RevisionFailure(assigned, reason, message, attempts, retry_at_s, verified)
         self.proofs.pop(assigned.revision, None)
@@ -250,6 +295,13 @@ class AgentState:
             self._load_started_s.setdefault(action.revision, now_s)
 
     def prepare(self, prepared: Prepared) -> None:
+    def fail_trial(self, trial: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None) -> None:
+        """Record why a trial failed, with `retry_from_s` as of `fail`; the revision stays proved."""
+        earlier = self.trial_failures.get(trial.revision)
+        attempts = earlier.attempts + 1 if earlier is not None else 1
+        retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
+        self.trial_failures[trial.revision] = RevisionFailure(trial, reason, message, attempts, retry_at_s)
+
         """Record that a revision is published."""
         self.prepared[prepared.assigned.revision] = prepared
         self.failures.pop(prepared.assigned.revision, None)
@@ -273,3 +325,8 @@ def is_loaded(assigned: AssignedRevision, snapshot: ServerSnapshot, state: Agent
     if prepared is None or not snapshot.ready or not snapshot.serves(assigned.model, assigned.revision):
         return False
     return all(snapshot.states.get(step) == READY and step not in snapshot.dead for step in prepared.steps)
+    def pass_trial(self, revision: str, proof: Proof) -> None:
+        """Record that a revision gave the answers of the set on trial."""
+        self.trial_proofs[revision] = proof
+        self.trial_failures.pop(revision, None)
+
