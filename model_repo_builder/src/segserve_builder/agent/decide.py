@@ -19,8 +19,8 @@ from segserve_builder.agent.state import (
     RepairStep,
     Serve,
     ServerSnapshot,
-    Unload,
     Try,
+    Unload,
     is_loaded,
 )
 from segserve_builder.spec.names import STEP_PREFIX, network_alias
@@ -81,12 +81,24 @@ def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentSt
         proof=proof.kind if proof is not None and stage is ModelState.READY else None,
         steps=prepared.steps if prepared is not None else (),
         load_s=state.load_s.get(assigned.revision, 0.0),
+        proved=ProofReport(golden_sha256=proof.golden_sha256, images=proof.images) if proof is not None else None,
+        trial=_trial_report(assigned, state),
     )
 
 
+def _trial_report(assigned: AssignedRevision, state: AgentState) -> TrialReport | None:
+    if assigned.trial is None:
+        return None
+    sha256 = assigned.trial.golden_sha256
+    proof, failure = state.trial_proofs.get(assigned.revision), state.trial_failures.get(assigned.revision)
+    if proof is not None:
+        return TrialReport(golden_sha256=sha256, images=proof.images)
+    if failure is not None:
+        return TrialReport(golden_sha256=sha256, reason=failure.reason, message=failure.message)
+    return TrialReport(golden_sha256=sha256)
+
+
 def _model_state(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> ModelState:
-        proved=ProofReport(golden_sha256=proof.golden_sha256, images=proof.images) if proof is not None else None,
-        trial=_trial_report(assigned, state),
     if assigned.revision in state.failures:
         return ModelState.FAILED
     if assigned.revision not in state.prepared:

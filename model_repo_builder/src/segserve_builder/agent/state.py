@@ -202,6 +202,7 @@ class Proof:
 
     kind: ProofKind
     golden_sha256: str | None
+    images: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,6 @@ class RevisionFailure:
     reason: str
     message: str
     attempts: int = 1
-    images: int = 1
     retry_at_s: float | None = None
     published: bool = False
     """Whether the artifact had been verified before the failure."""
@@ -229,6 +229,8 @@ class AgentState:
     prepared: dict[str, Prepared] = field(default_factory=dict)
     proofs: dict[str, Proof] = field(default_factory=dict)
     failures: dict[str, RevisionFailure] = field(default_factory=dict)
+    trial_proofs: dict[str, Proof] = field(default_factory=dict)
+    trial_failures: dict[str, RevisionFailure] = field(default_factory=dict)
     load_s: dict[str, float] = field(default_factory=dict)
     running: set[Action] = field(default_factory=set)
     crashes: Counter[str] = field(default_factory=Counter)
@@ -239,8 +241,6 @@ class AgentState:
 
     def keep_only(self, assignment: Sequence[AssignedRevision]) -> None:
         """Forget revisions that are no longer assigned, and failures of those whose assignment has changed."""
-    trial_proofs: dict[str, Proof] = field(default_factory=dict)
-    trial_failures: dict[str, RevisionFailure] = field(default_factory=dict)
         by_revision = {model.revision: model for model in assignment}
         for table in (self.prepared, self.proofs, self.load_s, self.crashes, self.progress, self._load_started_s):
             for revision in table.keys() - by_revision.keys():
@@ -248,16 +248,6 @@ class AgentState:
         for revision, failure in tuple(self.failures.items()):
             if by_revision.get(revision) != failure.assigned:
                 del self.failures[revision]
-
-    def invalidate_proofs(self, assignment: Iterable[AssignedRevision], snapshot: ServerSnapshot) -> None:
-        """Forget the proofs of revisions that the server no longer holds completely."""
-        for assigned in assignment:
-            if not is_loaded(assigned, snapshot, self):
-                self.proofs.pop(assigned.revision, None)
-
-    def users(self, step: str) -> list[AssignedRevision]:
-        """Return the assigned models that use a step."""
-        return [prepared.assigned for prepared in self.prepared.values() if step in prepared.steps]
         self._follow_trials(by_revision)
 
     def _follow_trials(self, by_revision: Mapping[str, AssignedRevision]) -> None:
@@ -275,15 +265,32 @@ class AgentState:
             if assigned is not None and assigned.golden_sha256 == proof.golden_sha256:
                 self.proofs[revision] = proof
 
+    def invalidate_proofs(self, assignment: Iterable[AssignedRevision], snapshot: ServerSnapshot) -> None:
+        """Forget the proofs of revisions that the server no longer holds completely."""
+        for assigned in assignment:
+            if not is_loaded(assigned, snapshot, self):
+                self.proofs.pop(assigned.revision, None)
+                self.trial_proofs.pop(assigned.revision, None)
+
+    def users(self, step: str) -> list[AssignedRevision]:
+        """Return the assigned models that use a step."""
+        return [prepared.assigned for prepared in self.prepared.values() if step in prepared.steps]
+
     def fail(self, assigned: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None) -> None:
         """Record why a revision is not served; `retry_from_s` is the current time if a retry may help, else None."""
         earlier = self.failures.get(assigned.revision)
         attempts = earlier.attempts + 1 if earlier is not None else 1
         retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
-                self.trial_proofs.pop(assigned.revision, None)
         verified = assigned.revision in self.prepared
         self.failures[assigned.revision] = RevisionFailure(assigned, reason, message, attempts, retry_at_s, verified)
         self.proofs.pop(assigned.revision, None)
+
+    def fail_trial(self, trial: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None) -> None:
+        """Record why a trial failed, with `retry_from_s` as of `fail`; the revision stays proved."""
+        earlier = self.trial_failures.get(trial.revision)
+        attempts = earlier.attempts + 1 if earlier is not None else 1
+        retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
+        self.trial_failures[trial.revision] = RevisionFailure(trial, reason, message, attempts, retry_at_s)
 
     def start(self, action: Action, now_s: float) -> None:
         """Record that an action is running."""
@@ -295,13 +302,6 @@ class AgentState:
             self._load_started_s.setdefault(action.revision, now_s)
 
     def prepare(self, prepared: Prepared) -> None:
-    def fail_trial(self, trial: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None) -> None:
-        """Record why a trial failed, with `retry_from_s` as of `fail`; the revision stays proved."""
-        earlier = self.trial_failures.get(trial.revision)
-        attempts = earlier.attempts + 1 if earlier is not None else 1
-        retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
-        self.trial_failures[trial.revision] = RevisionFailure(trial, reason, message, attempts, retry_at_s)
-
         """Record that a revision is published."""
         self.prepared[prepared.assigned.revision] = prepared
         self.failures.pop(prepared.assigned.revision, None)
@@ -318,6 +318,11 @@ class AgentState:
         self.failures.pop(revision, None)
         self.crashes.pop(revision, None)
 
+    def pass_trial(self, revision: str, proof: Proof) -> None:
+        """Record that a revision gave the answers of the set on trial."""
+        self.trial_proofs[revision] = proof
+        self.trial_failures.pop(revision, None)
+
 
 def is_loaded(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> bool:
     """Tell whether the model's public name stands for the revision, with all its steps ready and alive."""
@@ -325,8 +330,3 @@ def is_loaded(assigned: AssignedRevision, snapshot: ServerSnapshot, state: Agent
     if prepared is None or not snapshot.ready or not snapshot.serves(assigned.model, assigned.revision):
         return False
     return all(snapshot.states.get(step) == READY and step not in snapshot.dead for step in prepared.steps)
-    def pass_trial(self, revision: str, proof: Proof) -> None:
-        """Record that a revision gave the answers of the set on trial."""
-        self.trial_proofs[revision] = proof
-        self.trial_failures.pop(revision, None)
-
