@@ -308,7 +308,6 @@ MISTAKES = {
     "waiting for an unknown model": (lambda _: ["wait", "nope"], r"no SegmentationModel 'nope'"),
     "deleting an unknown model": (lambda _: ["delete", "nope"], r"no SegmentationModel 'nope'"),
     "deleting nothing": (lambda _: ["delete"], r"pass the names of models to delete, or their files"),
-    "a duration without a unit": (lambda _: ["wait", "coins", "--timeout", "12"], r"1h, 90s or 1h30m, got '12'"),
     "a port that is none": (lambda _: ["up", "--port", "70000"], r"--port must be within 1\.\.65535, got 70000"),
     "nothing to build": (
         lambda folder: ["build", "-f", written(folder, POOL), "-o", str(folder / "out")],

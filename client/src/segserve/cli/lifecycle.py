@@ -20,8 +20,14 @@ from rich.text import Text
 
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.models_view import models_table
-from segserve.cli.options import PlatformOptions, is_local, model_names, selected_platform, with_platform_options
-from segserve.cli.resources import seconds
+from segserve.cli.options import (
+    PlatformOptions,
+    is_local,
+    model_names,
+    seconds,
+    selected_platform,
+    with_platform_options,
+)
 from segserve.platforms.local import POLL_S, LocalPlatform, local_store
 from segserve.platforms.manifests import read_files
 from segserve.platforms.port import MODEL, Cluster, LogRequest

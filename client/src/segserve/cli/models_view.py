@@ -2,59 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import yaml
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from segserve.platforms.port import Json, Platform
-from segserve.platforms.waiting import condition, readiness
+from segserve.platforms.waiting import condition, is_starting, readiness
 
 # Statuses are read as JSON, not as `SegmentationModelStatus`: a newer operator may have added fields, which the type
 # rejects and which must not break `segserve get`.
 COLUMNS: Final = ("NAME", "READY", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "SLO", "URL", "AGE")
+WIDE_COLUMNS: Final = (*COLUMNS, "GROUP", "MESSAGE")
+DROPPED_FIRST: Final = ("URL", "AGE", "GROUP", "SLO", "PHASE", "CANDIDATE", "MESSAGE", "STABLE")
+"""Columns that a narrow terminal does without, in this order; before them those that are empty for every model."""
+GAP: Final = 2
+MESSAGE_WIDTH: Final = 20
+"""A message may be cut off after this many characters, and a candidate go without its reason; other cells are whole."""
 DECISIONS: Final = 10
 
 
-def models_table(manifests: Iterable[Mapping[str, Any]], *, wide: bool = False) -> Table:
-    """Return a table with the resource's printer columns; lines are never folded, as in kubectl."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in [*COLUMNS, "GROUP", "MESSAGE"] if wide else COLUMNS:
-        table.add_column(name, no_wrap=True)
-    for manifest in manifests:
-        table.add_row(*_row(manifest, wide=wide))
-    return table
+@dataclass(frozen=True, slots=True)
+class ModelsTable:
+    """Models with the resource's printer columns, as many of them as the width allows; lines are never folded."""
+
+    columns: Sequence[str]
+    rows: Sequence[Mapping[str, Text]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        least = {name: self._width(name, least=True) for name in self.columns}
+        empty = [name for name in DROPPED_FIRST if not any(row[name].plain for row in self.rows)]
+        for name in (*empty, *DROPPED_FIRST):
+            if _total(least) <= options.max_width:
+                break
+            least.pop(name, None)
+        widths = dict(least)
+        for name in least:
+            widths[name] = min(self._width(name), least[name] + max(options.max_width - _total(widths), 0))
+        yield self._table(widths)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        width = _total({name: self._width(name) for name in self.columns})
+        return Measurement(width, width)
+
+    def _table(self, widths: Mapping[str, int]) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+        for name, width in widths.items():
+            table.add_column(name, no_wrap=True, width=width)
+        for row in self.rows:
+            candidate = {"CANDIDATE": _shortened(row["CANDIDATE"], widths.get("CANDIDATE", 0))}
+            table.add_row(*({**row, **candidate}[name] for name in widths))
+        return table
+
+    def _width(self, column: str, *, least: bool = False) -> int:
+        """Return the width of a column's content, or the one below which it is of no use."""
+        cells = [row[column].plain for row in self.rows]
+        if least and column == "CANDIDATE":
+            cells = [cell.partition(" ")[0] for cell in cells]
+        width = max(map(cell_len, (column, *cells)))
+        return min(width, MESSAGE_WIDTH) if least and column == "MESSAGE" else width
 
 
-def _row(manifest: Mapping[str, Any], *, wide: bool) -> list[str]:
+def _shortened(cell: Text, width: int) -> Text:
+    """Return a candidate without its reason if both do not fit: `coins-2222222222 (GoldenFailed)`."""
+    return cell if cell.cell_len <= width else cell.split(" (")[0]
+
+
+def _total(widths: Mapping[str, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1)
+
+
+def models_table(
+    manifests: Iterable[Mapping[str, Any]], *, wide: bool = False, starting: Container[str] = ()
+) -> ModelsTable:
+    """Return a table of models; `wide` adds each one's group of servers and the state of its newest spec.
+
+    Models in `starting` have not been ready since their platform started.
+    """
+    columns = WIDE_COLUMNS if wide else COLUMNS
+    rows = [dict(zip(WIDE_COLUMNS, _row(manifest, starting), strict=True)) for manifest in manifests]
+    return ModelsTable(columns, rows)
+
+
+def _row(manifest: Mapping[str, Any], starting: Container[str]) -> list[Text]:
     status = manifest.get("status") or {}
     roles = status.get("roles", {})
-    row = [
-        manifest["metadata"]["name"],
-        _coloured(condition(manifest, "Ready")["status"], {"True": "green", "False": "red"}),
-        roles.get("stable", {}).get("revision", ""),
+    return [
+        Text(manifest["metadata"]["name"]),
+        _ready(manifest, starting),
+        Text(roles.get("stable", {}).get("revision", "")),
         _candidate(roles.get("candidate")),
-        (status.get("rollout") or {}).get("phase", ""),
-        str(status.get("weight", "")),
+        Text((status.get("rollout") or {}).get("phase", "")),
+        Text(str(status.get("weight", ""))),
         _coloured(status.get("slo"), {"Met": "green", "Breached": "red"}),
-        status.get("url", ""),
-        age(manifest["metadata"]["creationTimestamp"]),
+        Text(status.get("url", "")),
+        Text(age(manifest["metadata"]["creationTimestamp"])),
+        Text(roles.get("stable", {}).get("group", "")),
+        Text(readiness(manifest).text),
     ]
-    return [*row, roles.get("stable", {}).get("group", ""), readiness(manifest).text] if wide else row
 
 
-def _coloured(word: str | None, colours: Mapping[str, str]) -> str:
-    return f"[{colours.get(word, 'yellow')}]{word}[/]" if word else ""
+def _ready(manifest: Mapping[str, Any], starting: Container[str]) -> Text:
+    ready, awaited = condition(manifest, "Ready")["status"], manifest["metadata"]["name"] in starting
+    if is_starting(manifest) or (awaited and ready != "True" and not readiness(manifest).failed):
+        return Text("Starting", "yellow")
+    return _coloured(ready, {"True": "green", "False": "red"})
 
 
-def _candidate(candidate: Mapping[str, Any] | None) -> str:
+def _coloured(word: str | None, colours: Mapping[str, str]) -> Text:
+    return Text(word, colours.get(word, "yellow")) if word else Text()
+
+
+def _candidate(candidate: Mapping[str, Any] | None) -> Text:
     if candidate is None:
-        return ""
+        return Text()
     if candidate["state"] == "Failed":
-        return f"[red]{candidate['revision']} ({candidate['reason']})[/]"
-    return f"[yellow]{candidate['revision']}[/]"
+        return Text(f"{candidate['revision']} ({candidate['reason']})", "red")
+    return Text(candidate["revision"], "yellow")
 
 
 def age(time: str) -> str:

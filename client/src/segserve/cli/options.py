@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -176,6 +177,18 @@ GatewayUrl = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+
+
+def seconds(duration: str) -> float:
+    """Parse a duration in seconds: `90s`, `2m`, `1h30m` or a plain number; others are errors of the command line."""
+    from segserve_operator.api.meta import parse_duration
+
+    if re.fullmatch(r"\d{1,8}(\.\d+)?", duration):
+        return float(duration)
+    try:
+        return parse_duration(duration).total_seconds()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def gateway(platform_options: PlatformOptions, model: str, url: str | None) -> AbstractContextManager[str | None]:

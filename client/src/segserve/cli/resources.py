@@ -13,11 +13,11 @@ import typer
 import yaml
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.measure import Measurement
 
-from segserve.cli.errors import CommandError, needs
+from segserve.cli.errors import CommandError
 from segserve.cli.models_view import latest_record, model_text, models_table
-from segserve.cli.options import PlatformOptions, model_names, selected_platform, with_platform_options
+from segserve.cli.options import PlatformOptions, model_names, seconds, selected_platform, with_platform_options
+from segserve.cli.terminal import print_whole, wide_enough
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.manifests import read_files
 from segserve.platforms.port import MODEL, POOL, Platform
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from segserve.platforms.cluster.platform import ClusterPlatform
 
 REFRESH_S: Final = 0.25
-WIDEST: Final = 1000
 
 Files = Annotated[
     list[Path], typer.Option("--filename", "-f", help="Resource file, or - for standard input; may be repeated.")
@@ -71,7 +70,7 @@ def delete(
         list[Path] | None, typer.Option("--filename", "-f", help="Delete the resources in this file; may be repeated.")
     ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until the models are deleted.")] = True,
-    timeout: Annotated[str, typer.Option(help="Timeout, such as 90s or 2m.")] = "60s",
+    timeout: Annotated[str, typer.Option(help="Timeout, such as 90s or 2m; a plain number is in seconds.")] = "60s",
 ) -> None:
     """Delete models: their traffic ends first, then they are unloaded."""
     platform = selected_platform(platform_options)
@@ -149,13 +148,10 @@ def _print(console: Console, manifests: list[dict[str, Any]], output: OutputForm
             console.print("no models; add one with `segserve apply -f model.yaml`")
         case _:
             table = models_table(manifests, wide=output is OutputFormat.WIDE)
-            wide_enough(console, table).print(table)
-
-
-def wide_enough(console: Console, shown: RenderableType) -> Console:
-    """Return a console wide enough for the content: the terminal wraps longer lines itself."""
-    needed = Measurement.get(console, console.options.update(width=WIDEST), shown).maximum
-    return Console(width=max(console.width, needed))
+            if console.is_terminal and output is OutputFormat.TABLE:
+                console.print(table)
+            else:
+                print_whole(console, table)
 
 
 @with_platform_options
@@ -178,7 +174,7 @@ def wait(
     target: Annotated[
         WaitCondition, typer.Option("--for", help="Ready: the newest spec serves. delete: the model is deleted.")
     ] = (WaitCondition.READY),
-    timeout: Annotated[str, typer.Option(help="Timeout, such as 90s or 2m.")] = "120s",
+    timeout: Annotated[str, typer.Option(help="Timeout, such as 90s or 2m; a plain number is in seconds.")] = "120s",
 ) -> None:
     """Wait until models serve their newest spec, or are deleted; exit code 1 on failure or timeout."""
     platform, deadline_s = selected_platform(platform_options), time.monotonic() + seconds(timeout)
@@ -187,17 +183,6 @@ def wait(
             wait_for(platform, Gone(MODEL, name), deadline_s, timeout)
         else:
             typer.echo(f"{name}: {wait_serving(platform, name, deadline_s, timeout)}")
-
-
-def seconds(duration: str) -> float:
-    """Parse a duration such as `90s` or `2m`."""
-    with needs("local"):
-        from segserve_operator.api.meta import parse_duration
-
-    try:
-        return parse_duration(duration).total_seconds()
-    except ValueError as error:
-        raise CommandError(str(error)) from error
 
 
 def frames(platform: Platform, name: str | None, *, wide: bool) -> Iterator[RenderableType]:

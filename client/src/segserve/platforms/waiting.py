@@ -52,6 +52,18 @@ def readiness(manifest: Mapping[str, Any]) -> Readiness:
     return Readiness(serves=False, failed=False, text=_said(newest))
 
 
+def is_starting(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a model has never been ready, and no problem is known that only a change would solve."""
+    roles = (manifest.get("status") or {}).get("roles") or {}
+    not_ready = condition(manifest, "Ready")
+    return (
+        not_ready["status"] == "False"
+        and not_ready["reason"] != "Deleting"
+        and "stable" not in roles
+        and not readiness(manifest).failed
+    )
+
+
 def _said(condition: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, (condition["reason"], condition.get("message"))))
 

@@ -14,8 +14,8 @@ from segserve.cli.cluster.describe import group_state, pod_state
 from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
 from segserve.platforms.cluster.platform import POLL_S, ClusterPlatform
 from segserve.platforms.cluster.watcher import Watcher
-from segserve.platforms.port import Json
-from segserve.platforms.waiting import condition
+from segserve.platforms.port import MODEL, Json
+from segserve.platforms.waiting import condition, is_starting
 from segserve_common.kube.kinds import DEPLOYMENTS, MODELS, PODS, POOLS
 from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_common.kube.requests import Selector
@@ -194,6 +194,8 @@ def _unseen(model: Json) -> Iterator[Node]:
 
 def _ready(manifest: Json) -> tuple[str, str]:
     ready = condition(manifest, "Ready")["status"]
+    if manifest.get("kind") == MODEL and is_starting(manifest):
+        return MOVING, "starting"
     return {"True": (GOOD, "ready"), "False": (BAD, "not ready")}.get(ready, (MOVING, "waiting"))
 
 

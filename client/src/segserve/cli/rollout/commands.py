@@ -12,8 +12,9 @@ import yaml
 from rich.console import Console, RenderableType
 
 from segserve.cli.errors import CommandError, needs
-from segserve.cli.options import PlatformOptions, model_names, selected_platform, with_platform_options
-from segserve.cli.resources import OutputFormat, seconds, wide_enough
+from segserve.cli.options import PlatformOptions, model_names, seconds, selected_platform, with_platform_options
+from segserve.cli.resources import OutputFormat
+from segserve.cli.terminal import print_whole
 from segserve.platforms.port import Platform
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def _what_if(record: Record, policy: Path, output: OutputFormat) -> None:
 
 
 def _print(console: Console, shown: RenderableType) -> None:
-    wide_enough(console, shown).print(shown)
+    print_whole(console, shown)
 
 
 def _print_document(content: dict[str, Any], output: OutputFormat) -> None:

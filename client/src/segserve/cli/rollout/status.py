@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from segserve.cli.resources import REFRESH_S, wide_enough
+from segserve.cli.resources import REFRESH_S
 from segserve.cli.rollout.power import Outlook
 from segserve.cli.rollout.render import RolloutTree
+from segserve.cli.terminal import wide_enough
 from segserve.platforms.port import Json, Platform
 from segserve.platforms.rollouts.rollout_view import RolloutView, Side, no_rollout, read_rollout, watch_rollout
 from segserve_operator.core.gates.base import Verdict

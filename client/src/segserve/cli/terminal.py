@@ -1,0 +1,44 @@
+"""Output for whoever reads it: a person at a terminal of some width, or a file or program behind a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import typer
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.status import Status
+from rich.text import Text
+
+WIDEST: Final = 1000
+
+
+def wide_enough(console: Console, shown: RenderableType) -> Console:
+    """Return a console wide enough for the content: a terminal wraps longer lines itself."""
+    needed = Measurement.get(console, console.options.update(width=WIDEST), shown).maximum
+    return Console(width=max(console.width, needed))
+
+
+def print_whole(console: Console, shown: RenderableType) -> None:
+    """Print the content in its full width; where it is piped, lines end without blanks."""
+    wide = wide_enough(console, shown)
+    if console.is_terminal:
+        wide.print(shown)
+        return
+    with wide.capture() as captured:
+        wide.print(shown)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[Callable[[str], None]]:
+    """Show that something is going on while the block runs, on a terminal only; the function changes the text."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with Status(Text(text), console=Console(stderr=True)) as status:
+        yield lambda changed: status.update(Text(changed))
