@@ -31,7 +31,6 @@ CLOSED = [
     "/v2/models/coins/%2e%2e/%2E%2e/repository/index",
     "/v2/models/coins/infer/../../../repository/index",
     "/v2//repository//index",
-    "/v2%2frepository%2findex",
     "/V2/repository/index",
     "/v2/Repository/index",
     "/v2/repository/index.",

@@ -142,15 +142,25 @@ CLOSED_PATHS = [
     "/v2/models/coins/%2e%2e/%2E%2e/repository/index",
     "/v2/models/coins/infer/../../../repository/index",
     "/v2//repository//index",
-    "/v2%2frepository%2Findex",
     "/V2/repository/index",
     "/V2/models/coins/infer",
     "/v2/models/coins/infer.",
     "/v2/models/coins/infer/",
-    "/v2/models/coins/infer%2f",
     "/v2/models/coins./infer",
     "/v2/models/coins/infer;/../x",
     "/inference.GRPCInferenceService/RepositoryIndex",
+    "/v2/models/streets/../coins/infer",
+    "/v2/models/streets/%2e%2e/coins/infer",
+    "/v2/models/./coins/infer",
+    "/v2/models/c%6Fins/infer",
+]
+ESCAPED_SLASHES = [
+    "/v2%2frepository%2Findex",
+    "/v2/models/coins/infer%2f",
+    "/v2/models/coins%2Finfer",
+    "/v2/models/streets%2F..%2Fcoins/infer",
+    "/v2/models/streets%5c..%5Ccoins/infer",
+    "/v2/models%2Fcoins/infer",
 ]
 
 
@@ -159,6 +169,17 @@ async def test_every_other_path_is_404_and_reaches_no_server(serving: RunningGat
 
     assert [path for path, (status, _) in zip(CLOSED_PATHS, answers, strict=True) if status != 404] == []
     assert all(json.loads(body)["error"].startswith(("no such path", "unknown model")) for _, body in answers)
+    assert not old.asked
+
+
+async def test_a_path_with_an_escaped_slash_is_refused_and_reaches_no_model(
+    serving: RunningGateway, old: StubTriton
+) -> None:
+    answers = [await asyncio.to_thread(_raw, serving.gateway.port, path) for path in ESCAPED_SLASHES]
+
+    refusal = {"error": "bad request: a path must not contain an escaped slash (%2F or %5C)"}
+    assert {path: status for path, (status, _) in zip(ESCAPED_SLASHES, answers, strict=True) if status != 400} == {}
+    assert [json.loads(body) for _, body in answers] == [refusal] * len(answers)
     assert not old.asked
 
 

@@ -101,9 +101,11 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener) -> Json:
         stat_prefix=listener.name,
         codec_type="AUTO",
         **listener.routes,
-        normalize_path=True,
+        # A path is routed as a proxy in front reads it, so a name cannot lead to another model: `..` is not resolved
+        # (404), and escaped slashes are refused (400).
+        normalize_path=False,
         merge_slashes=True,
-        path_with_escaped_slashes_action="UNESCAPE_AND_FORWARD",
+        path_with_escaped_slashes_action="REJECT_REQUEST",
         generate_request_id=False,
         skip_xff_append=True,
         request_headers_timeout="5s",
@@ -248,6 +250,8 @@ def render_local_replies(max_request_bytes: int, *, internal: bool) -> Json:
     limit = f"the request is too large; at most {max_request_bytes} bytes are allowed"
     overflow = _details("upstream_reset_before_response_started{overflow")
     overload = "overloaded: more requests wait than spec.runtime.maxQueueSize allows"
+    escaped_slash = _details("path_normalization_failed")
+    no_slash = "bad request: a path must not contain an escaped slash (%%2F or %%5C)"
     no_compression = "compressed gRPC messages are not supported: the model's name is read from the message"
     return {
         "mappers": [
@@ -262,6 +266,7 @@ def render_local_replies(max_request_bytes: int, *, internal: bool) -> Json:
             _http_reply([_status(404)], "no such path: %REQ(:PATH)%"),
             _http_reply([oversize], limit) | {"status_code": 413},
             _http_reply([overflow], overload),
+            _http_reply([escaped_slash], no_slash),
             _http_reply([_status(400)], f"bad request: %RESPONSE_CODE_DETAILS% {_BODY}"),
         ],
         "body_format": {"json_format": {"error": _BODY}},
