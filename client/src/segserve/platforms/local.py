@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from segserve.platforms.errors import ControlError, NotFoundError, needs
-from segserve.platforms.port import MODEL, POOL, ROLLOUT, DoctorCheck, Json, Local, LogRequest, ParsedResource
+from segserve.platforms.port import (
+    MODEL,
+    POOL,
+    ROLLOUT,
+    DoctorCheck,
+    Json,
+    Local,
+    LogRequest,
+    ParsedResource,
+    PlatformVersion,
+)
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.store import LocalStore
@@ -53,6 +64,13 @@ class LocalPlatform:
     def runs(self) -> bool:
         """Return whether a platform is up."""
         return self._url() is not None
+
+    def version(self) -> PlatformVersion | None:
+        """Return the version that the running platform was started with."""
+        from segserve_operator.local_platform.supervisor import read_platform
+
+        record = read_platform(self.store.state)
+        return None if record is None else PlatformVersion("this machine", record.url, record.version)
 
     def models(self) -> list[Json]:
         """Read all models from their files."""
@@ -107,6 +125,13 @@ class LocalPlatform:
         """Write the annotations into the user's part of the file."""
         with _known():
             self.store.annotate(kind, name, annotations)
+
+    def user(self) -> str:
+        """Return the name of the user of this process."""
+        try:
+            return getpass.getuser()
+        except (KeyError, OSError):
+            return ""  # a container may run as a user id that no account has
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
         """Poll the file every 0.2 s."""

@@ -92,6 +92,15 @@ class DoctorCheck:
     fix: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PlatformVersion:
+    """A platform that is up: where it is, its URL, and the version of segserve there ("" if that cannot be seen)."""
+
+    place: str
+    url: str
+    version: str
+
+
 class Platform(Protocol):
     """A place where resources are stored and served. Requests that fail raise a `ControlError` that says what helps."""
 
@@ -112,6 +121,10 @@ class Platform(Protocol):
 
     def runs(self) -> bool:
         """Return whether a platform runs that carries out requests, so that waiting makes sense."""
+        ...
+
+    def version(self) -> PlatformVersion | None:
+        """Return the version of the platform, or None if none is up."""
         ...
 
     def models(self) -> list[Json]:
@@ -152,6 +165,10 @@ class Platform(Protocol):
 
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
         """Set annotations of a resource and keep its others; raises `NotFoundError`."""
+        ...
+
+    def user(self) -> str:
+        """Return the name of the user who sends the requests; empty if the platform does not know it."""
         ...
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:

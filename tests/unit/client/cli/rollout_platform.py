@@ -43,6 +43,9 @@ class RolloutPlatform:
     def chunks(self, rollout: str, count: int) -> list[str]:
         return self.packed[:count]
 
+    def user(self) -> str:
+        return "ada@example.org"
+
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
         assert kind == MODEL
         self.annotations |= annotations

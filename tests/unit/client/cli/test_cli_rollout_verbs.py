@@ -9,6 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.main import get_command
 
@@ -19,7 +20,8 @@ from segserve.cli.rollout import commands
 from segserve.platforms.errors import NotFoundError
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.manifests import read_file
-from segserve.platforms.port import MODEL
+from segserve.platforms.port import MODEL, Local
+from segserve.platforms.rollouts.actions import request_action
 from segserve_operator.adapters.local.files import STATE_VARIABLE, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.core.models.observed import RoleHolder, Roles
@@ -71,8 +73,42 @@ def test_a_verb_names_the_revision_it_is_about_and_tells_what_came_of_it(
     (key, value) = here.annotations.popitem()
     about = f"{gate[0]}@{revision}" if gate else revision
     assert key == f"segserve.dev/{verb}"
-    assert re.fullmatch(rf"{about}@[0-9a-f]{{6}}", value)
+    assert re.fullmatch(rf"{about}@ada@example.org/[0-9a-f]{{6}}", value)
     assert printed == f"coins: {NEW} is {outcome} (Asked: a person said so)\n"
+
+
+SELF = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+
+
+@pytest.mark.parametrize(
+    ("answer", "user"),
+    [
+        (httpx.Response(201, json={"status": {"userInfo": {"username": "system:ada"}}}), "system:ada"),
+        (httpx.Response(403, json={"kind": "Status", "message": "forbidden"}), ""),
+        (httpx.Response(404, json={"kind": "Status", "message": "the server could not find it"}), ""),
+    ],
+)
+def test_a_cluster_knows_its_users_by_the_names_of_its_api_server(answer: httpx.Response, user: str) -> None:
+    server = FakeServer(answers={("POST", SELF): lambda _: answer})
+
+    assert server.platform().user() == user
+
+
+def test_a_user_on_this_machine_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "ada")
+
+    assert LocalPlatform(Local(tmp_path)).user() == "ada"
+
+
+@pytest.mark.parametrize(("user", "written"), [("", ""), ("a b/c=ü\n", "a_b_c_ü_/"), ("x" * 200, "x" * 100 + "/")])
+def test_a_user_is_written_so_that_an_annotation_can_hold_it(
+    user: str, written: str, here: RolloutPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RolloutPlatform, "user", lambda _: user)
+
+    request = request_action(here, "coins", "pause")  # type: ignore[arg-type]
+
+    assert re.fullmatch(rf"{NEW}@{written}[0-9a-f]{{6}}", request.value)
 
 
 def test_what_was_answered_but_not_met_is_an_error(command: Command, here: RolloutPlatform) -> None:

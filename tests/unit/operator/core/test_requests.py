@@ -29,6 +29,22 @@ def state(phase: Phase) -> RolloutState:
     return RolloutState("coins-2-1", NEW, phase)
 
 
+@pytest.mark.parametrize(
+    ("text", "revision", "user"),
+    [
+        ("promote=coins-2@ada/3f2a1c", "coins-2", "ada"),
+        ("promote=coins-2@ada@example.org/3f2a1c", "coins-2", "ada@example.org"),
+        ("skip-gate=night@coins-2@ada/3f2a1c", "coins-2", "ada"),
+        ("abort=coins-2@monday", "coins-2", ""),
+        ("abort=coins-2", "coins-2", ""),
+    ],
+)
+def test_a_request_names_its_revision_and_who_made_it(text: str, revision: str, user: str) -> None:
+    request = RolloutRequest.of(text)
+
+    assert (request.text, request.revision, request.user) == (text, revision, user)
+
+
 @pytest.mark.parametrize("phase", list(Phase))
 @pytest.mark.parametrize("verb", sorted(PHASES))
 def test_each_verb_is_taken_in_its_phases_and_refused_with_the_phase_in_others(verb: str, phase: Phase) -> None:

@@ -12,8 +12,8 @@ from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.cluster.gateway import gateway
 from segserve.platforms.cluster.watcher import Watcher
 from segserve.platforms.errors import ConflictError, ControlError, InvalidResourceError, NotFoundError
-from segserve.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest
-from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, Kind
+from segserve.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest, PlatformVersion
+from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, SELF_REVIEWS, Kind
 from segserve_common.kube.names import BUNDLE_KEY, bundle_name, chunk_name
 from segserve_common.kube.requests import Selector
 from segserve_common.kube.shards import content_of
@@ -65,6 +65,13 @@ class ClusterPlatform:
     def runs(self) -> bool:
         """Return True, as the operator runs independently of this process."""
         return True
+
+    def version(self) -> PlatformVersion | None:
+        """Return the version of the operator of this namespace."""
+        from segserve.platforms.cluster import doctor
+
+        place = f"context {self.client.context}, namespace {self.client.namespace}"
+        return PlatformVersion(place, self.client.server, doctor.operator_version(self.client))
 
     def models(self) -> list[Json]:
         """List the models."""
@@ -120,6 +127,15 @@ class ClusterPlatform:
         """Merge annotations into those of an object."""
         self._get(kind, name)
         self.client.patch(KINDS[kind], name, {"metadata": {"annotations": dict(annotations)}})
+
+    def user(self) -> str:
+        """Return the name that the API server knows the user by; empty if it does not say."""
+        review = {"apiVersion": SELF_REVIEWS.api_version, "kind": SELF_REVIEWS.name}
+        try:
+            status = self.client.create(SELF_REVIEWS, review).get("status") or {}
+        except ControlError:
+            return ""  # Kubernetes before 1.28, or an administrator has forbidden it
+        return str((status.get("userInfo") or {}).get("username") or "")
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
         """Yield the resource after each change, and at least once per `POLL_S`; None while there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.mapping.statuses import from_api
 
 TOKEN_BYTES: Final = 3
+USER_LENGTH: Final = 100
+_ODD: Final = re.compile(r"[^\w.:@+-]")
 
 
 def run_action(platform: Platform, name: str, verb: str, *, gate: str = "", timeout_s: float) -> str:
@@ -38,7 +41,7 @@ def run_action(platform: Platform, name: str, verb: str, *, gate: str = "", time
 
 def request_action(platform: Platform, name: str, verb: str, gate: str = "") -> RolloutRequest:
     """Write the request for an action and return it; raises `ConflictError` if the action is not possible now."""
-    request = _request(platform.model(name), verb, gate)
+    request = _request(platform.model(name), verb, gate, platform.user())
     platform.annotate(MODEL, name, {PREFIX + verb: request.value})
     return request
 
@@ -67,12 +70,13 @@ class Handled:
         )
 
 
-def _request(model: Json, verb: str, gate: str) -> RolloutRequest:
+def _request(model: Json, verb: str, gate: str, user: str) -> RolloutRequest:
     """Return the request with the revision it applies to; raises `ConflictError` if the action is not possible now."""
     status, name = _status(model), model["metadata"]["name"]
     revision = _revision(status, verb)
     about = f"{gate}@{revision}" if gate else revision
-    request = RolloutRequest(verb, f"{about}@{secrets.token_hex(TOKEN_BYTES)}")
+    by = f"{_ODD.sub('_', user)[:USER_LENGTH]}/" if user else ""
+    request = RolloutRequest(verb, f"{about}@{by}{secrets.token_hex(TOKEN_BYTES)}")
     refused = refusal(request, status.rollout, status.roles, _gates(model)) or _pointless(request, status.rollout)
     if refused is not None:
         raise ConflictError(f"{name}: {refused}{'' if revision else _instead(model, status.rollout)}")

@@ -39,6 +39,12 @@ class RolloutRequest:
     verb: str
     value: str
 
+    @classmethod
+    def of(cls, text: str) -> RolloutRequest:
+        """Return the request with this text."""
+        verb, _, value = text.partition("=")
+        return cls(verb, value)
+
     @property
     def text(self) -> str:
         """The text that marks it as handled."""
@@ -49,6 +55,12 @@ class RolloutRequest:
         """The revision that it names."""
         named = self.value.partition("@")[2] if self.verb == "skip-gate" else self.value
         return named.partition("@")[0]
+
+    @property
+    def user(self) -> str:
+        """The user that segserve's own clients write before the token, as `revision@user/token`; empty if none."""
+        named = self.value.partition("@")[2] if self.verb == "skip-gate" else self.value
+        return named.partition("@")[2].rpartition("/")[0]
 
     @property
     def gate(self) -> str:
