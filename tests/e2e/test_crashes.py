@@ -102,6 +102,8 @@ def test_a_step_of_each_kind_that_is_killed_is_loaded_again(watched: Watched) ->
             former = watched.steps()[name]
             kill(former)
             comes_back(watched, lambda name=name, former=former: watched.steps().get(name, former) != former)
+            assert f"{name} died" in watched.condition("coins", "RevisionLoaded")["message"]
+            assert "killed by SIGKILL" in watched.condition("coins", "RevisionLoaded")["message"]
 
     assert unexpected(load.failures, BROKEN_OFF) == []
     assert watched.process("groups/main/triton") == triton

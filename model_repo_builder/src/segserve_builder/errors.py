@@ -153,6 +153,20 @@ class BadImageError(BuilderError):
     reason = "BadImage"
 
 
+class ImageTooLargeError(BadImageError):
+    """An image needs more memory than a step may use."""
+
+    reason = "ImageTooLarge"
+
+    def __init__(self, needed_for: str, limit_bytes: int | None) -> None:
+        """`needed_for` is what was computed, with its size: `the network's input of 6000 x 8000 pixels`."""
+        allowed = "it may have" if limit_bytes is None else f"the {limit_bytes / 1e9:.1f} GB that it may have"
+        super().__init__(
+            f"{needed_for} needs more memory than {allowed}: send a smaller image, or segment this one in tiles "
+            "(`segserve batch`, `Client.segment_tiled`)"
+        )
+
+
 class NonFiniteError(BuilderError):
     """The network returned NaN or infinity."""
 

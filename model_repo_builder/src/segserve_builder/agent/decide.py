@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 
 from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.agent.state import (
@@ -64,11 +65,14 @@ def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentSt
     if failure is not None:
         reason, message = failure.reason, failure.message
     elif dead:
-        reason, message = "StepDied", f"a process of {', '.join(dead)} died; reloading it"
+        reason, message = "StepDied", f"{'; '.join(_death(step, snapshot) for step in dead)}; reloading it"
     elif stage is ModelState.FETCHING:
         message = state.progress.get(assigned.revision, "")
     elif stage is ModelState.LOADING and not snapshot.ready:
         reason, message = "ServerNotReady", "Triton does not respond"
+    elif stage is ModelState.READY and prepared is not None:
+        deaths = [_death(step, snapshot) for step in prepared.steps if step in snapshot.deaths]
+        message = f"{'; '.join(deaths)}; it was reloaded" if deaths else ""
     return ModelReport(
         model=assigned.model,
         revision=assigned.revision,
@@ -96,6 +100,14 @@ def _trial_report(assigned: AssignedRevision, state: AgentState) -> TrialReport 
     if failure is not None:
         return TrialReport(golden_sha256=sha256, reason=failure.reason, message=failure.message)
     return TrialReport(golden_sha256=sha256)
+
+
+def _death(step: str, snapshot: ServerSnapshot) -> str:
+    death = snapshot.deaths.get(step)
+    if death is None:
+        return f"a process of {step} died"
+    at = datetime.fromtimestamp(death.at_s, UTC)
+    return f"a process of {step} died at {at:%H:%M:%S} UTC ({death.cause})"
 
 
 def _model_state(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> ModelState:

@@ -56,7 +56,8 @@ class ServerObserver:
             if states.get(name) == READY:
                 self._query(name)
         dead = self._dead(states, state)
-        return replace(files, ready=True, states=states, loaded=dict(self._loaded), dead=dead)
+        deaths = {} if self._processes is None else dict(self._processes.deaths)
+        return replace(files, ready=True, states=states, loaded=dict(self._loaded), dead=dead, deaths=deaths)
 
     def _without_answer(self, files: ServerSnapshot, error: TritonError) -> ServerSnapshot:
         ended = self._processes is not None and self._processes.server_runs() is False

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import psutil
+
+from segserve_builder.agent.state import StepDeath
 
 _STUB: Final = "triton_python_backend_stub"
 _ENDED: Final = frozenset({psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
@@ -20,6 +25,8 @@ class StepProcesses:
         self._pid_file = pid_file
         self._server: psutil.Process | None = None
         self._stubs: dict[str, list[psutil.Process]] = {}
+        self.deaths: dict[str, StepDeath] = {}
+        """The last death of each step whose end could be read."""
 
     def server_runs(self) -> bool | None:
         """Tell whether the recorded server runs; None without a record."""
@@ -36,12 +43,20 @@ class StepProcesses:
         short = self._short(needed)
         if not short:
             return short
+        self._explain(short)
         self._scan()
         return self._short(needed)
 
     def _short(self, needed: Mapping[str, int]) -> frozenset[str]:
         alive = {step: sum(map(_is_alive, self._stubs.get(step, ()))) for step in needed}
         return frozenset(step for step, count in needed.items() if alive[step] < count)
+
+    def _explain(self, steps: frozenset[str]) -> None:
+        for step in steps:
+            for process in self._stubs.get(step, ()):
+                cause = None if _is_alive(process) else _end_of(process)
+                if cause is not None:
+                    self.deaths[step] = StepDeath(time.time(), cause)
 
     def _scan(self) -> None:
         self._stubs = {}
@@ -102,6 +117,18 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.status() not in _ENDED
     except psutil.Error:
         return False
+
+
+def _end_of(process: psutil.Process) -> str | None:
+    """Return what ended a process that its parent has not waited for; None if that cannot be read any more."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        code = os.waitstatus_to_exitcode(int(fields[-1]))
+    except (OSError, ValueError, IndexError):
+        return None
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL, as the system does when it is out of memory"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
 
 def _step_of(process: psutil.Process) -> str | None:

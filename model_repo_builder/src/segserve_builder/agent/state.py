@@ -149,12 +149,21 @@ class Ensemble:
 
 
 @dataclass(frozen=True, slots=True)
+class StepDeath:
+    """When a process of a step was found dead, as a Unix time in seconds, and what ended it."""
+
+    at_s: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSnapshot:
     """The state of the server and its repository at one moment.
 
     `states` are the repository index's, by model name; `loaded` are the ready ensembles as the server reports them,
-    `published` all ensembles as the repository's files describe them; `folders` are the names in the repository, and
-    `dead` the steps that Triton reports as ready although a process of theirs has died.
+    `published` all ensembles as the repository's files describe them; `folders` are the names in the repository,
+    `dead` the steps that Triton reports as ready although a process of theirs has died, and `deaths` the last death of
+    every step that ever had one and was explained.
     """
 
     ready: bool
@@ -163,6 +172,7 @@ class ServerSnapshot:
     published: Mapping[str, Ensemble] = field(default_factory=dict)
     folders: frozenset[str] = frozenset()
     dead: frozenset[str] = frozenset()
+    deaths: Mapping[str, StepDeath] = field(default_factory=dict)
 
     def is_active(self, name: str) -> bool:
         """Tell whether the server may still run requests of the model `name`."""

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve_builder.backend.responses import error_response, input_array, response
-from segserve_builder.errors import BadImageError
+from segserve_builder.errors import BadImageError, ImageTooLargeError
+from segserve_builder.memory import is_out_of_memory, limit_allocations
 from segserve_builder.steps.session import NetworkSession
 from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
 
@@ -25,9 +26,11 @@ class TritonPythonModel:
         self._options = NetOptions.from_model_config(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
         self._session = NetworkSession(folder / MODEL_FILE, self._options)
+        self._rows = 2 if self._options.layout == "NCHW" else 1
         if self._options.inference:
             # Loads its kernels now: a proof reaches one instance only, the others' first requests are callers'.
             import_module("segserve_builder.steps.tiling")
+        self._limit_bytes = limit_allocations()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response per request, in order."""
@@ -44,7 +47,7 @@ class TritonPythonModel:
                 return [response(outputs) for outputs in self._run(present)]
             except Exception as error:
                 if len(arrays) == 1:
-                    return [error_response(_blamed(error))]
+                    return [error_response(self._blamed(error, present[0]))]
         # One of them may have made the others fail, so each is run by itself.
         return [self._answer_alone(array) for array in arrays]
 
@@ -60,9 +63,11 @@ class TritonPythonModel:
         split = [np.split(result, ends) for result in results.values()]
         return [dict(zip(results, parts, strict=True)) for parts in zip(*split, strict=True)]
 
+    def _blamed(self, error: Exception, given: NDArray[Any]) -> Exception:
+        """Return `error` as the caller's fault if the input is too large, or of a shape or type that is not allowed."""
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-def _blamed(error: Exception) -> Exception:
-    """Return `error` as the caller's fault if ONNX Runtime rejects the tensor's shape or type."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
-    return BadImageError(str(error)) if isinstance(error, InvalidArgument) else error
+        if is_out_of_memory(error):
+            height, width = given.shape[self._rows : self._rows + 2]
+            return ImageTooLargeError(f"the network's input of {height} x {width} pixels", self._limit_bytes)
+        return BadImageError(str(error)) if isinstance(error, InvalidArgument) else error

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from segserve_builder.backend.responses import input_array, respond
 from segserve_builder.errors import BadImageError
+from segserve_builder.memory import limit_allocations
 from segserve_builder.steps.postprocess import Postprocess, request_from_parameters
 from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, REVISION, network_output, second_output
 from segserve_builder.steps.step_options import PostOptions
@@ -34,10 +35,12 @@ class TritonPythonModel:
         self._postprocess = Postprocess(options.pipeline, options.io, options.second_io)
         smoothing = smoothing_of(options.pipeline)
         self._streams = None if smoothing is None else Streams.of(smoothing, time.monotonic)
+        self._limit_bytes = limit_allocations()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response per request, in order."""
-        return respond(requests, self._answer if self._streams is None else partial(self._answer_frame, self._streams))
+        answer = self._answer if self._streams is None else partial(self._answer_frame, self._streams)
+        return respond(requests, answer, _describe, self._limit_bytes)
 
     def _answer_frame(self, streams: Streams, request: Any) -> dict[str, NDArray[Any]]:
         """Answer a frame of a stream; a frame that fails leaves the stream's history unchanged."""
@@ -69,6 +72,11 @@ class TritonPythonModel:
 def _parameters(request: Any) -> dict[str, Any]:
     parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
     return parameters
+
+
+def _describe(request: Any) -> str:
+    size = ResizeTransform.from_numbers(_required(request, GEOMETRY.name))
+    return f"postprocessing an image of {size.height} x {size.width} pixels"
 
 
 def _required(request: Any, name: str) -> NDArray[Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve_builder.backend.responses import input_array, respond
+from segserve_builder.memory import limit_allocations
 from segserve_builder.steps.preprocess import Preprocess
 from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
 from segserve_builder.steps.step_options import PreOptions
@@ -21,10 +22,11 @@ class TritonPythonModel:
         options = PreOptions.from_model_config(args["model_config"])
         network, layout = options.network_input, options.layout
         self._preprocess = Preprocess(options.preprocess, options.input, network, layout, guided=options.guided)
+        self._limit_bytes = limit_allocations()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response per request, in order."""
-        return respond(requests, self._answer)
+        return respond(requests, self._answer, _describe, self._limit_bytes)
 
     def _answer(self, request: Any) -> dict[str, NDArray[Any]]:
         encoded = input_array(request, "IMAGE")
@@ -35,3 +37,10 @@ class TritonPythonModel:
             GEOMETRY.name: np.array(network_input.transform.to_numbers(), np.int32),
         }
         return tensors if network_input.guide is None else tensors | {GUIDE.name: network_input.guide}
+
+
+def _describe(request: Any) -> str:
+    pixels = input_array(request, "PIXELS")
+    if pixels is None:
+        return "preprocessing this image"
+    return f"preprocessing an image of {pixels.shape[0]} x {pixels.shape[1]} pixels"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import triton_python_backend_utils as pb_utils
 
-from segserve_builder.errors import BadImageError
+from segserve_builder.errors import BadImageError, ImageTooLargeError
+from segserve_builder.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,12 +16,25 @@ if TYPE_CHECKING:
 MESSAGE_MAX_LENGTH: Final = 500
 
 
-def respond(requests: Iterable[Any], answer: Callable[[Any], Mapping[str, NDArray[Any]]]) -> list[Any]:
+def respond(
+    requests: Iterable[Any],
+    answer: Callable[[Any], Mapping[str, NDArray[Any]]],
+    describe: Callable[[Any], str],
+    limit_bytes: int | None,
+) -> list[Any]:
     """Answer each request by itself, so that a failing one does not affect others.
 
-    `answer` returns arrays of the outputs' dtypes and shapes by name.
+    `answer` returns arrays of the outputs' dtypes and shapes by name; `describe` names a request's work, with the
+    image's size, for the error of one that needs more than `limit_bytes` of memory.
     """
-    return [_attempt(request, answer) for request in requests]
+    responses = []
+    for request in requests:
+        try:
+            responses.append(response(answer(request)))
+        except Exception as error:
+            too_large = is_out_of_memory(error)
+            responses.append(error_response(ImageTooLargeError(describe(request), limit_bytes) if too_large else error))
+    return responses
 
 
 def response(outputs: Mapping[str, NDArray[Any]]) -> Any:
@@ -51,13 +65,6 @@ def input_array(request: Any, name: str) -> NDArray[Any] | None:
     """
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
-
-
-def _attempt(request: Any, answer: Callable[[Any], Mapping[str, NDArray[Any]]]) -> Any:
-    try:
-        return response(answer(request))
-    except Exception as error:
-        return error_response(error)
 
 
 def _failed(message: str, code: Any) -> Any:

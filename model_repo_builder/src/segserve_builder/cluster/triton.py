@@ -16,6 +16,7 @@ import psutil
 from segserve_builder.cluster import secret
 from segserve_builder.cluster.bounded_log import BoundedLog
 from segserve_builder.cluster.settings import TritonSettings
+from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments, sweep_shm
 from segserve_common.files import replace_file
 
@@ -56,8 +57,11 @@ def arguments(settings: TritonSettings, api_secret: str) -> tuple[str, ...]:
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of Triton and its steps; variables of the user take precedence."""
-    return STEP_ENVIRONMENT | SILENT | dict(inherited)
+    """Return the environment of Triton and its steps; variables of the user take precedence.
+
+    Raises `StepMemoryError` if the user's limit of a step's memory is not a number of bytes.
+    """
+    return STEP_ENVIRONMENT | SILENT | dict(inherited) | {STEP_LIMIT_VARIABLE: str(step_limit_bytes(inherited))}
 
 
 class Launcher:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segserve_builder.memory import is_out_of_memory
 from segserve_builder.steps.inference import run
 from segserve_builder.steps.step_options import NetOptions
 
@@ -26,16 +28,19 @@ class NetworkSession:
         self._batched = options.batched
         self._inference = tuple(step.stage for step in options.inference)
         self._layout, self._max_batch_size = options.layout, options.max_batch_size
-        self._session = open_session(path, options.intra_op_threads)
+        self._open = partial(open_session, path, options.intra_op_threads)
+        self._session = self._open()
         (given,) = (tensor for tensor in self._session.get_inputs() if tensor.name == options.input)
         self._takes_batches = len(given.shape) > 3
         self._shrinking = _shrinking()
         self._largest = 0
+        self._least_refused = math.inf
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name for a batch of inputs; one image where the file's outputs have no batch.
 
-        `batch` is shaped and typed as the network's input.
+        `batch` is shaped and typed as the network's input. Raises `MemoryError` if it needs more memory than this
+        process may allocate.
         """
         if not self._inference:
             return self._run(batch)
@@ -44,12 +49,37 @@ class NetworkSession:
         return {name: logits}
 
     def _run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        run_options = self._run_options(math.prod(batch.shape[1:]))
+        if batch.size >= self._least_refused:
+            raise MemoryError(f"an input of {self._least_refused} values was too large before")
         given = batch if self._takes_batches else batch[0]
-        results = self._session.run(list(self._outputs), {self._input: given}, run_options)
+        results = self._results(given, self._run_options(math.prod(batch.shape[1:])))
+        if results is None:
+            # What runs of other sizes left of the memory is in pieces: an image must not depend on earlier ones.
+            self._reopen()
+            results = self._results(given, None)
+        if results is None:
+            self._reopen()
+            self._least_refused = batch.size
+            raise MemoryError(f"an input of {batch.size} values is too large")
         if not self._batched:
             results = [np.asarray(result)[None] for result in results]
         return dict(zip(self._outputs, results, strict=True))
+
+    def _results(self, given: NDArray[Any], run_options: Any) -> list[Any] | None:
+        """Return the outputs, or None if memory could not be allocated."""
+        if self._session is None:
+            self._session = self._open()
+        try:
+            results: list[Any] = self._session.run(list(self._outputs), {self._input: given}, run_options)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return None
+            raise
+        return results
+
+    def _reopen(self) -> None:
+        self._session, self._largest = None, 0  # first, for the two together may be too large
+        self._session = self._open()
 
     def _run_options(self, image_size: int) -> Any:
         # ONNX Runtime keeps the most memory that it ever needed. To give it back in each run would make runs of

@@ -22,6 +22,7 @@ from segserve_builder.agent.state import (
     RepairStep,
     Serve,
     ServerSnapshot,
+    StepDeath,
     Unload,
 )
 from segserve_builder.render.tree import Tree
@@ -68,6 +69,7 @@ class World:
     loaded_steps: set[str] = field(default_factory=set)
     loaded: dict[str, Ensemble] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
+    deaths: dict[str, StepDeath] = field(default_factory=dict)
     ready: bool = True
     done: list[Action] = field(default_factory=list)
 
@@ -79,6 +81,7 @@ class World:
             published=dict(self.published),
             folders=frozenset({*self.published, *self.step_folders}),
             dead=frozenset(self.dead),
+            deaths=dict(self.deaths),
         )
 
     def restart_server(self) -> None:
@@ -298,6 +301,23 @@ def test_a_dead_step_takes_ready_back_and_is_loaded_again_alone() -> None:
     world.done.clear()
     world.converge(coins)
     assert world.done == [RepairStep(steps_of(coins)[1]), Prove(coins.revision, "coins")]
+
+
+def test_what_ended_a_step_is_reported_while_it_is_reloaded_and_after() -> None:
+    world, coins = World(), revision_of("coins")
+    world.converge(coins)
+    step = steps_of(coins)[1]
+    world.dead.add(step)
+    world.deaths[step] = StepDeath(12 * 3600 + 61.5, "ended by SIGSEGV")
+    world.state.invalidate_proofs((coins,), world.snapshot())
+    death = f"a process of {step} died at 12:01:01 UTC (ended by SIGSEGV)"
+
+    during = world.report(coins)["coins"]
+    world.converge(coins)
+    after = world.report(coins)["coins"]
+
+    assert (during.state, during.message) == (ModelState.LOADING, f"{death}; reloading it")
+    assert (after.state, after.message) == (ModelState.READY, f"{death}; it was reloaded")
 
 
 def test_nothing_is_asked_of_a_server_that_does_not_answer() -> None:

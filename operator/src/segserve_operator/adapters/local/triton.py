@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, Ports, server_arguments
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
@@ -32,7 +33,8 @@ def triton_command(runtime: RuntimeEnvironment, repository: Path, *, ports: Port
 
     The names of its shared memory regions begin with `shm_prefix`, which must be unique on the machine. The server logs
     to stdout and stderr. On SIGTERM it stops within `EXIT_TIMEOUT_S`; if a stub has died it exits with code 1, and its
-    shared memory stays until `sweep_shm`.
+    shared memory stays until `sweep_shm`. Raises `StepMemoryError` if this process's environment sets a limit of a
+    step's memory that is not allowed.
     """
     argv = server_arguments(
         runtime.tritonserver,
@@ -43,7 +45,8 @@ def triton_command(runtime: RuntimeEnvironment, repository: Path, *, ports: Port
         exit_timeout_s=EXIT_TIMEOUT_S,
         shm_prefix=shm_prefix,
     )
-    environment = runtime_environment(runtime) | _library_path(runtime) | STEP_ENVIRONMENT
+    limit = {STEP_LIMIT_VARIABLE: str(step_limit_bytes())}
+    environment = runtime_environment(runtime) | _library_path(runtime) | STEP_ENVIRONMENT | limit
     return Command(argv, environment)
 
 

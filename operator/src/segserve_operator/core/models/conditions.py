@@ -120,7 +120,9 @@ def _artifact(roles: Roles, report: ModelReport | None) -> ObservedCondition:
 
 def _loaded(roles: Roles, report: ModelReport | None, problem: tuple[str, str] | None) -> ObservedCondition:
     if report is not None and report.loaded:
-        return ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton has loaded the newest revision")
+        what_happened = f"; {report.message}" if report.message else ""
+        text = f"Triton has loaded the newest revision{what_happened}"
+        return ObservedCondition("RevisionLoaded", "True", "Loaded", text)
     failed = _failed(roles, report) or problem
     if failed is not None and failed[0] not in ARTIFACT_REASONS | GOLDEN_REASONS:
         return ObservedCondition("RevisionLoaded", "False", *failed)

@@ -1,0 +1,79 @@
+"""The memory that the process of one step may use: its default, its limit, and errors of allocations beyond it."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+STEP_LIMIT_VARIABLE: Final = "SEGSERVE_STEP_MEMORY_BYTES"
+"""Environment variable of Triton: bytes that each process of a step may allocate for requests."""
+
+LEAST_BYTES: Final = 256 * 2**20
+_DEFAULT_SHARE: Final = 4
+_DEFAULT_LEAST_BYTES: Final = 2**30
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+# ONNX Runtime's own allocator, C++'s, and OpenCV's (StsNoMem): none of them raises MemoryError.
+_MESSAGES: Final = ("Failed to allocate", "bad_alloc", "bad allocation", "(-4:Insufficient memory)")
+
+
+class StepMemoryError(ValueError):
+    """The environment variable of the steps' limit is not a number of bytes that is allowed."""
+
+
+def step_limit_bytes(environment: Mapping[str, str] = os.environ, cgroups: Path = _CGROUPS) -> int:
+    """Return how many bytes the process of a step may allocate for requests.
+
+    It is what the environment says, or else a quarter of the memory of this container or machine, and at least 1 GiB:
+    `pre`, `net` and `post` of a model and Triton itself then fit beside each other. Raises `StepMemoryError`.
+    """
+    given = environment.get(STEP_LIMIT_VARIABLE)
+    if given is None:
+        return max(available_bytes(cgroups) // _DEFAULT_SHARE, _DEFAULT_LEAST_BYTES)
+    if not (given.isascii() and given.isdigit() and int(given) >= LEAST_BYTES):
+        raise StepMemoryError(f"{STEP_LIMIT_VARIABLE} is {given!r}; allowed are numbers of bytes from {LEAST_BYTES} on")
+    return int(given)
+
+
+def available_bytes(cgroups: Path = _CGROUPS) -> int:
+    """Return the memory of this machine in bytes, or the limit of this process's container if that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Inside a container its own group is mounted as the root; version 2 of cgroups, then version 1.
+    limits = (_limit(cgroups / "memory.max"), _limit(cgroups / "memory" / "memory.limit_in_bytes"))
+    return min([machine, *(limit for limit in limits if limit is not None)])
+
+
+def limit_allocations(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Let this process allocate the step's limit beyond what it has allocated now; return the limit in bytes.
+
+    Called once the step is loaded, so that a network's weights do not count. Allocations beyond it fail; memory that is
+    shared with Triton does not count. Without the environment variable nothing is limited. Raises `StepMemoryError`.
+    """
+    if STEP_LIMIT_VARIABLE not in environment:
+        return None
+    limit = step_limit_bytes(environment)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = _allocated_bytes() + limit
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    return limit
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an allocation failed: in Python, numpy or numba, ONNX Runtime, OpenCV or C++."""
+    return isinstance(error, MemoryError) or any(message in str(error) for message in _MESSAGES)
+
+
+def _allocated_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmData:"))
+    return int(kilobytes) * 1024
+
+
+def _limit(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

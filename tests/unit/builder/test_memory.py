@@ -1,0 +1,122 @@
+"""The memory of a step's process: its limit, what becomes of an allocation beyond it, and what comes after."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from segserve_builder.memory import STEP_LIMIT_VARIABLE, StepMemoryError, available_bytes, step_limit_bytes
+
+MIB = 2**20
+MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_a_containers_limit_counts_where_it_is_less_than_the_machine_has(tmp_path: Path, file: str) -> None:
+    limit = tmp_path / file
+    limit.parent.mkdir(exist_ok=True)
+    seen = []
+    for text in (str(MACHINE // 2), str(2**63 - 4096), "max\n"):
+        limit.write_text(text)
+        seen.append(available_bytes(tmp_path))
+
+    assert seen == [MACHINE // 2, MACHINE, MACHINE]
+
+
+def test_a_step_gets_a_quarter_but_at_least_a_gibibyte(tmp_path: Path) -> None:
+    assert step_limit_bytes({}, tmp_path) == max(MACHINE // 4, 1024 * MIB)
+
+    (tmp_path / "memory.max").write_text(str(512 * MIB))
+
+    assert step_limit_bytes({}, tmp_path) == 1024 * MIB
+
+
+def test_the_environment_decides_a_steps_limit() -> None:
+    assert step_limit_bytes({STEP_LIMIT_VARIABLE: str(300 * MIB)}) == 300 * MIB
+
+
+@pytest.mark.parametrize("text", ["", "2Gi", "-1", "1e9", "100", "\u0663"])
+def test_a_limit_that_is_no_number_of_bytes_is_refused_with_what_is_allowed(text: str) -> None:
+    with pytest.raises(
+        StepMemoryError, match=f"{re.escape(repr(text))}; allowed are numbers of bytes from 268435456 on"
+    ):
+        step_limit_bytes({STEP_LIMIT_VARIABLE: text})
+
+
+RUN = """
+import sys
+from pathlib import Path
+import numpy as np
+from segserve_builder.memory import is_out_of_memory, limit_allocations
+from segserve_builder.steps.session import NetworkSession
+from segserve_builder.steps.step_options import NetOptions
+
+def resident():
+    return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+options = NetOptions(
+    artifact_sha256="a" * 64, input="x", outputs=("y",), batched=True, layout="NCHW", inference=(),
+    inference_versions=(), max_batch_size=1, intra_op_threads=1,
+)
+session = NetworkSession(Path(sys.argv[1]), options)
+before = resident()
+print("limit", limit_allocations())
+for size in map(int, sys.argv[2:]):
+    try:
+        answer = session.run(np.ones((1, 1, size, size), np.float32))["y"].shape
+    except MemoryError as error:
+        answer = "refused" if is_out_of_memory(error) else repr(error)
+    print(size, answer, "" if resident() - before < 64 else "held")
+"""
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """A network that needs 256 bytes a pixel: 64 channels of FP32 between its input and its output."""
+    widen = helper.make_tensor("w", TensorProto.FLOAT, (64, 1, 1, 1), [1.0] * 64)
+    narrow = helper.make_tensor("n", TensorProto.FLOAT, (1, 64, 1, 1), [1.0] * 64)
+    shape = (None, 1, None, None)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Conv", ["a", "n"], ["y"])],
+        "wide",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [widen, narrow],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def run(network: Path, *sizes: int, limit_bytes: int = 512 * MIB) -> list[str]:
+    environment = {**os.environ, STEP_LIMIT_VARIABLE: str(limit_bytes)}
+    command = [sys.executable, "-c", RUN, str(network), *map(str, sizes)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_an_input_beyond_the_limit_is_refused_and_its_memory_is_given_back_and_smaller_ones_are_answered(
+    network: Path,
+) -> None:
+    assert run(network, 256, 4096, 4096, 8192, 512) == [
+        f"limit {512 * MIB}",
+        "256 (1, 1, 256, 256) ",
+        "4096 refused ",
+        "4096 refused ",
+        "8192 refused ",
+        "512 (1, 1, 512, 512) held",
+    ]
+
+
+def test_whether_an_input_is_refused_does_not_depend_on_those_before_it(network: Path) -> None:
+    # 1,100 x 1,100 takes 310 MB of 512: beside the remains of other sizes it would not find room.
+    answered = "1100 (1, 1, 1100, 1100) held"
+
+    assert run(network, 1100)[1:] == [answered]
+    assert run(network, 100, 500, 300, 900, 700, 1000, 1100)[-1] == answered
