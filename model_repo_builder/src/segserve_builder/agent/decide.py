@@ -93,13 +93,13 @@ def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentSt
 def _trial_report(assigned: AssignedRevision, state: AgentState) -> TrialReport | None:
     if assigned.trial is None:
         return None
-    sha256 = assigned.trial.golden_sha256
-    proof, failure = state.trial_proofs.get(assigned.revision), state.trial_failures.get(assigned.revision)
-    if proof is not None:
-        return TrialReport(golden_sha256=sha256, images=proof.images)
+    golden = assigned.trial.spec.golden
+    passed, failure = state.trial_proofs.get(assigned.revision), state.trial_failures.get(assigned.revision)
+    if passed is not None:
+        return TrialReport(golden=golden, images=passed.proof.images)
     if failure is not None:
-        return TrialReport(golden_sha256=sha256, reason=failure.reason, message=failure.message)
-    return TrialReport(golden_sha256=sha256)
+        return TrialReport(golden=golden, reason=failure.reason, message=failure.message)
+    return TrialReport(golden=golden)
 
 
 def _death(step: str, snapshot: ServerSnapshot) -> str:
@@ -157,7 +157,7 @@ def _try(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState
     failure = state.trial_failures.get(assigned.revision)
     if failure is not None and not failure.is_due(now_s):
         return []
-    return [Try(assigned.revision, assigned.model, assigned.trial.golden_sha256)]
+    return [Try(assigned.revision, assigned.model, assigned.trial.spec.golden)]
 
 
 def _garbage_collect(

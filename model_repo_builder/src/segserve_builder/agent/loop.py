@@ -204,10 +204,10 @@ class Agent:
 
     def _absorb_trial(self, action: Try, result: ActionResult, now_s: float) -> None:
         trial = next((each.trial for each in self._assignment if each.revision == action.revision), None)
-        if trial is None or trial.golden_sha256 != action.golden_sha256:
+        if trial is None or trial.spec.golden != action.golden:
             return
         if result.proof is not None:
-            self._state.pass_trial(action.revision, result.proof)
+            self._state.pass_trial(trial, result.proof)
             return
         failure = result.failure or ActionFailure(
             "ServerNotReady", "Triton stopped responding meanwhile", retryable=True

@@ -69,15 +69,17 @@ class ProofReport(FrozenModel):
 
 
 class TrialReport(FrozenModel):
-    """The outcome of a trial: passed with `images`, failed with a CamelCase `reason`, or neither yet.
+    """The outcome of a trial of `golden`: passed with `images`, failed with a CamelCase `reason`, or neither yet."""
 
-    `golden_sha256` is the digest of the set on trial, None for the built-in image.
-    """
-
-    golden_sha256: str | None = None
+    golden: Golden | None = None
     images: int = 0
     reason: str = ""
     message: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the revision gave all the expected answers."""
+        return self.images > 0
 
 
 class ModelReport(FrozenModel):

@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.render.tree import Tree
+from segserve_builder.spec.model_spec import Golden
 from segserve_common.backoff import Backoff
 
 READY = "READY"
@@ -109,9 +110,9 @@ class Prove(_OnRevision):
 
 @dataclass(frozen=True, slots=True)
 class Try(_OnRevision):
-    """Fetch the golden set on trial, which has this digest, and check the answers of a proved revision against it."""
+    """Fetch the golden set on trial and check the answers of a proved revision against it; None: the built-in image."""
 
-    golden_sha256: str | None
+    golden: Golden | None
 
     @property
     def subject(self) -> str:
@@ -216,6 +217,14 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialProof:
+    """A trial that passed: the revision with the golden set on trial, and how it was proved with it."""
+
+    assigned: AssignedRevision
+    proof: Proof
+
+
+@dataclass(frozen=True, slots=True)
 class RevisionFailure:
     """Why a revision is not served. `retry_at_s` is None if only another assignment can help."""
 
@@ -239,7 +248,7 @@ class AgentState:
     prepared: dict[str, Prepared] = field(default_factory=dict)
     proofs: dict[str, Proof] = field(default_factory=dict)
     failures: dict[str, RevisionFailure] = field(default_factory=dict)
-    trial_proofs: dict[str, Proof] = field(default_factory=dict)
+    trial_proofs: dict[str, TrialProof] = field(default_factory=dict)
     trial_failures: dict[str, RevisionFailure] = field(default_factory=dict)
     load_s: dict[str, float] = field(default_factory=dict)
     running: set[Action] = field(default_factory=set)
@@ -266,14 +275,13 @@ class AgentState:
         for revision, failure in tuple(self.trial_failures.items()):
             if trials.get(revision) != failure.assigned:
                 del self.trial_failures[revision]
-        for revision, proof in tuple(self.trial_proofs.items()):
-            trial = trials.get(revision)
-            if trial is not None and trial.golden_sha256 == proof.golden_sha256:
+        for revision, passed in tuple(self.trial_proofs.items()):
+            if trials.get(revision) == passed.assigned:
                 continue
             del self.trial_proofs[revision]
             assigned = by_revision.get(revision)
-            if assigned is not None and assigned.golden_sha256 == proof.golden_sha256:
-                self.proofs[revision] = proof
+            if assigned is not None and assigned.golden_sha256 == passed.proof.golden_sha256:
+                self.proofs[revision] = passed.proof
 
     def invalidate_proofs(self, assignment: Iterable[AssignedRevision], snapshot: ServerSnapshot) -> None:
         """Forget the proofs of revisions that the server no longer holds completely."""
@@ -328,10 +336,10 @@ class AgentState:
         self.failures.pop(revision, None)
         self.crashes.pop(revision, None)
 
-    def pass_trial(self, revision: str, proof: Proof) -> None:
+    def pass_trial(self, trial: AssignedRevision, proof: Proof) -> None:
         """Record that a revision gave the answers of the set on trial."""
-        self.trial_proofs[revision] = proof
-        self.trial_failures.pop(revision, None)
+        self.trial_proofs[trial.revision] = TrialProof(trial, proof)
+        self.trial_failures.pop(trial.revision, None)
 
 
 def is_loaded(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> bool:
