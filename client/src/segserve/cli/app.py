@@ -9,7 +9,19 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from segserve.cli import batch, building, calibrating, doctor, exporting, lifecycle, predict, resources, schema
+from segserve.cli import (
+    batch,
+    building,
+    calibrating,
+    doctor,
+    explain,
+    exporting,
+    lifecycle,
+    predict,
+    resources,
+    schema,
+    version,
+)
 from segserve.cli.errors import user_errors
 from segserve.cli.examples import epilog
 from segserve.cli.init import command as init
@@ -52,6 +64,8 @@ COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
         calibrating.calibrate,
         building.crds,
         schema.schema,
+        explain.explain,
+        version.version,
         lifecycle.cleanup,
         completion,
     ),

@@ -35,6 +35,12 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "build": ("segserve build -f model.yaml -o repository/",),
     "crds": ("segserve crds | kubectl apply --server-side -f -", "segserve crds -o crds/"),
     "schema": ("segserve schema -o .segserve/schema.json",),
+    "explain": (
+        "segserve explain spec.slo",
+        "segserve explain segmentationmodel.spec.rollout.steps",
+        "segserve explain tritonpool --recursive",
+    ),
+    "version": ("segserve version", "segserve version -o json", "segserve version --client"),
     "export": (
         "segserve export net.py:make --weights best.pth --family semantic-logits --classes background,road "
         "--name roads --images photos/ -o roads/",

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -52,11 +53,14 @@ class PlatformError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PlatformRecord:
-    """The supervisor's process, the URL for clients, and whether this supervisor has written all statuses once."""
+    """The supervisor's process, the URL for clients, whether this supervisor has written all statuses once, and its
+    version of segserve ("" for one from before versions were recorded).
+    """
 
     process: processes.ProcessRecord
     url: str
     observed: bool
+    version: str
 
 
 def read_platform(state: StateFolder) -> PlatformRecord | None:
@@ -64,7 +68,8 @@ def read_platform(state: StateFolder) -> PlatformRecord | None:
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         record = json.loads(state.platform.read_text())
         process = processes.ProcessRecord(record["pid"], record["createTime"])
-        return PlatformRecord(process, record["url"], record["observed"]) if processes.is_alive(process) else None
+        if processes.is_alive(process):
+            return PlatformRecord(process, record["url"], record["observed"], record.get("version", ""))
     return None
 
 
@@ -119,7 +124,13 @@ class Supervisor:
 
     def _write_record(self, *, observed: bool) -> None:
         own = processes.current_process()
-        record = {"pid": own.pid, "createTime": own.create_time, "url": self.gateway.url, "observed": observed}
+        record = {
+            "pid": own.pid,
+            "createTime": own.create_time,
+            "url": self.gateway.url,
+            "observed": observed,
+            "version": version("segserve"),
+        }
         write_private(self.state.platform, json.dumps(record))
 
     async def _pass(self) -> bool:

@@ -16,7 +16,7 @@ from segserve_operator.api.meta import API_GROUP
 from segserve_operator.api.resources import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from segserve.platforms.cluster.context_client import ContextClient
     from segserve.platforms.port import Json
@@ -104,11 +104,26 @@ def _collect_fields(schema: Any, path: str, paths: set[str]) -> None:
         _collect_fields(schema["items"], f"{path}[]", paths)
 
 
-def _operator(client: ContextClient) -> DoctorCheck:
+def operator_version(client: ContextClient) -> str:
+    """Return the version of the operator that works in the namespace, "" if its Deployment cannot be seen."""
     try:
-        deployments, _ = client.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)
+        responsible = [each for each in _operators(client) if _works_in(each, client.namespace)]
     except ForbiddenError:
-        deployments, _ = client.list(DEPLOYMENTS, labels=OPERATOR)
+        return ""
+    labels = responsible[0]["metadata"].get("labels") or {} if responsible else {}
+    return str(labels.get("app.kubernetes.io/version", ""))
+
+
+def _operators(client: ContextClient) -> Sequence[Json]:
+    """Return the Deployments of operators: all that the user may see."""
+    try:
+        return client.list(DEPLOYMENTS, labels=OPERATOR, everywhere=True)[0]
+    except ForbiddenError:
+        return client.list(DEPLOYMENTS, labels=OPERATOR)[0]
+
+
+def _operator(client: ContextClient) -> DoctorCheck:
+    deployments = _operators(client)
     responsible = [each for each in deployments if _works_in(each, client.namespace)]
     for deployment in sorted(responsible, key=lambda each: not (each.get("status") or {}).get("readyReplicas")):
         metadata, status = deployment["metadata"], deployment.get("status") or {}
