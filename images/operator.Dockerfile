@@ -7,6 +7,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
+COPY examples/coins examples/coins
 RUN python3 -m venv /opt/segserve/venv \
  && /opt/segserve/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[operator]'
 

@@ -13,6 +13,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
+COPY examples/coins examples/coins
 # In a folder of its own: nothing of the base image changes, and Triton's Python steps find these versions first.
 # ONNX Runtime is for networks that run in tiles or views: their step is one of Python's on every image.
 RUN python3 -m pip install --no-cache-dir --target /opt/segserve/python --constraint constraints.txt '.[builder,cluster,sources]' \
