@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.errors import BuilderError
+
 STEP_LIMIT_VARIABLE: Final = "SEGSERVE_STEP_MEMORY_BYTES"
 """Environment variable of Triton: bytes that each process of a step may allocate for requests."""
 
@@ -19,8 +21,10 @@ _CGROUPS: Final = Path("/sys/fs/cgroup")
 _MESSAGES: Final = ("Failed to allocate", "bad_alloc", "bad allocation", "(-4:Insufficient memory)")
 
 
-class StepMemoryError(ValueError):
+class StepMemoryError(BuilderError):
     """The environment variable of the steps' limit is not a number of bytes that is allowed."""
+
+    reason = "StepMemoryInvalid"
 
 
 def step_limit_bytes(environment: Mapping[str, str] = os.environ, cgroups: Path = _CGROUPS) -> int:

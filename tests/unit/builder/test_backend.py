@@ -187,6 +187,22 @@ def test_a_fault_of_ours_is_internal_on_one_line_and_traced_in_the_log(
     assert "Traceback" in log[0]
 
 
+def test_an_image_that_needs_too_much_memory_is_its_callers_fault_and_its_size_is_named(
+    pre: Any, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise MemoryError("Unable to allocate 9.0 GiB")
+
+    monkeypatch.setattr(pre, "_preprocess", too_large)
+
+    responses = pre.execute([FakeRequest({"PIXELS": np.zeros((3, 4, 1), np.uint8)}), encoded(b"x")])
+
+    assert [response.error.code for response in responses] == ["INVALID_ARG"] * 2
+    assert responses[0].error.message.startswith("preprocessing an image of 3 x 4 pixels needs more memory than it may")
+    assert "`segserve batch`" in responses[1].error.message
+    assert log == []
+
+
 class RecordedSession:
     """y = mean of x a request's item; it counts its runs and fails where an item's first pixel is 13."""
 
