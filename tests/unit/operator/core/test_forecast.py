@@ -18,7 +18,7 @@ from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.decisions import DecisionInput, decide
 from segserve_operator.core.rollout.engine import Progress, Signals, Wait
-from segserve_operator.core.rollout.forecast import Forecast, forecast, recent
+from segserve_operator.core.rollout.forecast import Forecast, forecast, present, recent, requests_per_second
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, Row
 
@@ -88,6 +88,7 @@ def test_nothing_is_forecast_where_no_requests_come() -> None:
     found = of(record, rows=(*record.rows, *quiet))
 
     assert found.requests_per_second == 0.0
+    assert found.last_request_s == 60.0
     assert math.isinf(found.next_s)
     assert math.isinf(found.end_s)
 
@@ -147,7 +148,32 @@ def test_most_who_answer_badly_are_not_told_a_time() -> None:
     record = followed(90, 12.0)
     failing = tuple(replace(row, errors=(0, row.requests[1])) for row in record.rows)
 
-    assert math.isinf(of(record, rows=failing).promoted_s)
+    found = of(record, rows=failing)
+
+    assert found.fails
+    assert math.isinf(found.promoted_s)
+    assert not of(record).fails
+
+
+def rows_of(*requests: int) -> tuple[Row, ...]:
+    return tuple(Row(float(at_s), 1.0, 5, (count, 0), (0, 0)) for at_s, count in enumerate(requests, 1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "rate", "seconds"),
+    [
+        pytest.param(rows_of(*[0] * 60, *[12] * 60), 12.0, 30, id="of the last half minute"),
+        pytest.param(rows_of(*[1, 0, 0, 0, 0, 0, 0, 0, 0, 0] * 30), 0.1, 300, id="of longer where requests are rare"),
+        pytest.param(rows_of(*[12] * 60, 0, 0, 0), 10.8, 30, id="a few seconds without one are no end"),
+        pytest.param(rows_of(*[1] * 60, *[0] * 15), 0.0, 15, id="a quarter of a minute is"),
+        pytest.param((), 0.0, 0, id="nothing of nothing"),
+    ],
+)
+def test_the_present_rate_is_that_of_the_time_that_shows_it(rows: tuple[Row, ...], rate: float, seconds: int) -> None:
+    shown = present(rows)
+
+    assert requests_per_second(shown) == pytest.approx(rate, rel=0.15)
+    assert sum(row.seconds for row in shown) == pytest.approx(seconds, abs=1)
 
 
 def test_recent_rows_end_with_the_last_one() -> None:

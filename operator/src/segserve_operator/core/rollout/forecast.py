@@ -27,8 +27,12 @@ from segserve_operator.core.rollout.engine import (
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, Row
 
-PRESENT_S: Final = 30.0
-"""Length of time that "now" is measured over."""
+PRESENT_S: Final = (30.0, 120.0, 600.0)
+"""Lengths of time that "now" is measured over: the shortest one with `ENOUGH_REQUESTS`."""
+ENOUGH_REQUESTS: Final = 20
+QUIET_S: Final = 10.0
+MISSING: Final = 5.0
+"""Requests have ended after so long a pause, in which so many are missing: chance has that once in 150 pauses."""
 TRAFFIC_S: Final = 600.0
 """Length of time whose answers stand for the coming ones."""
 PRIOR_REQUESTS: Final = 100.0
@@ -48,11 +52,13 @@ class Forecast:
     """The outlook of a rollout from `at_s` (Unix time) on, if requests keep coming as they do now.
 
     `wait` is why it does not advance now, `undecided` the checked gates without a pass, and `measuring` the measured
-    gates whose evidence does not allow the next weight yet. `requests_per_second` is the rate of both revisions.
+    gates whose evidence does not allow the next weight yet. `requests_per_second` is the rate of both revisions, and
+    `last_request_s` (Unix time) when the last request ended, 0 if there was none.
+
     Infinity means unknown: without requests, if it waits for something else than time and requests, or if most of the
-    simulated rollouts do not get there. `next_s` is the median time to the next weight, `next_requests` how many
-    requests the candidate gets until then, `promoted_s` the median time to the promotion, and `end_s` to the end of the
-    bake.
+    simulated rollouts do not get there; `fails` if that is because most are stopped. `next_s` is the median time to the
+    next weight, `next_requests` how many requests the candidate gets until then, `promoted_s` the median time to the
+    promotion, and `end_s` to the end of the bake.
     """
 
     at_s: float
@@ -60,6 +66,8 @@ class Forecast:
     measuring: tuple[str, ...] = ()
     undecided: tuple[str, ...] = ()
     requests_per_second: float = 0.0
+    last_request_s: float = 0.0
+    fails: bool = False
     next_s: float = float("inf")
     next_requests: float = float("inf")
     promoted_s: float = float("inf")
@@ -73,6 +81,31 @@ def recent(rows: Iterable[Row], seconds: float) -> tuple[Row, ...]:
     return tuple(row for row in listed if row.at_s - row.seconds >= since_s - 1.0)
 
 
+def present(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the newest rows that show the present rate; of a stream of requests that has ended, the rows since."""
+    listed = tuple(rows)
+    chosen: tuple[Row, ...] = ()
+    for seconds in PRESENT_S:
+        chosen = recent(listed, seconds)
+        if sum(sum(row.requests) for row in chosen) >= ENOUGH_REQUESTS:
+            break
+    quiet_s = listed[-1].at_s - last_request_s(listed) if listed else 0.0
+    ended = quiet_s >= QUIET_S and quiet_s * requests_per_second(chosen) > MISSING
+    return recent(listed, quiet_s - 1.0) if ended else chosen
+
+
+def requests_per_second(rows: Iterable[Row]) -> float:
+    """Return the rate of both revisions together; 0 without rows."""
+    counted = tuple(rows)
+    seconds = sum(row.seconds for row in counted)
+    return sum(sum(row.requests) for row in counted) / seconds if seconds else 0.0
+
+
+def last_request_s(rows: Iterable[Row]) -> float:
+    """Return the Unix time of the last row with requests, 0 if there is none."""
+    return max((row.at_s for row in rows if sum(row.requests)), default=0.0)
+
+
 def forecast(record: Record, skipped: tuple[str, ...], now_s: float, *, seed: int = 0) -> Forecast:
     """Return the forecast of a rollout in progress, without the `skipped` gates; equal seeds give equal answers."""
     rules, progress = Rules.of(record.policy, record.slo, skipped), record.progress
@@ -81,14 +114,13 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float, *, seed: in
     judged = judge(rules, states)
     undecided = _undecided(record, skipped)
     heard = Signals(golden=0, allowed=not undecided)
-    present = recent(record.rows, PRESENT_S)
-    seconds = sum(row.seconds for row in present)
     found = Forecast(
         at_s=at_s,
         wait=WAITS[int(next_transition(rules.policy, progress, judged, heard, now_s).waits_for)],
         measuring=_measuring(rules, progress, judged),
         undecided=undecided,
-        requests_per_second=sum(sum(row.requests) for row in present) / seconds if seconds else 0.0,
+        requests_per_second=requests_per_second(present(record.rows)),
+        last_request_s=last_request_s(record.rows),
     )
     if Phase(int(progress.phase)) is Phase.BAKING:
         left_s = float(progress.step_since_s) + rules.policy.bake_s - at_s
@@ -185,7 +217,7 @@ def _simulated(
     progress, step = _repeated(progress), int(progress.step)
     states = {name: _repeated(state) for name, state in states.items()}
     requests, next_requests, next_s, promoted_s = (np.full(RUNS, start) for start in (0.0, np.inf, np.inf, np.inf))
-    passed_s = 0.0
+    passed_s, stopped = 0.0, np.zeros(RUNS, bool)
     while passed_s < lasts_s:
         seconds = min(max(SHORTEST_S, GROWTH * passed_s), LONGEST_S)
         window = traffic.window(weights(rules.policy, progress.phase, progress.step), seconds)
@@ -200,17 +232,16 @@ def _simulated(
         next_s = np.where(advanced, passed_s, next_s)
         next_requests = np.where(advanced, requests, next_requests)
         promoted_s = np.where(promoted & np.isinf(promoted_s), passed_s, promoted_s)
-        if np.mean(progress.phase != Phase.PROGRESSING) > 0.5 and np.isfinite(_median(promoted_s)):
+        stopped = ~np.isin(progress.phase, (Phase.PROGRESSING, Phase.BAKING))
+        if np.isfinite(_median(promoted_s)) or np.mean(stopped) > 0.5:
             break
-        if np.mean(~np.isin(progress.phase, (Phase.PROGRESSING, Phase.BAKING))) > 0.5:
-            break
-    end_s = _median(promoted_s) + rules.policy.bake_s
     return replace(
         found,
+        fails=bool(np.mean(stopped) > 0.5),
         next_s=_median(next_s),
         next_requests=_median(next_requests),
         promoted_s=_median(promoted_s),
-        end_s=end_s,
+        end_s=_median(promoted_s) + rules.policy.bake_s,
     )
 
 
