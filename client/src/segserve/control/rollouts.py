@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 from segserve.control.typed import check_runs, record, typed, wait_for_async
 from segserve.platforms.errors import NotFoundError, NotServingError
 from segserve.platforms.port import Json, Platform
-from segserve.platforms.rollouts.actions import Handled, outcome, request_action, run_action
+from segserve.platforms.rollouts.actions import outcome, request_action, run_action
 from segserve.platforms.rollouts.rollout_view import Ended, is_written, no_rollout
 from segserve.platforms.waiting import wait_for
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -63,7 +63,7 @@ class Rollouts:
         return self._ask(model, "resume", timeout_s)
 
     def retry(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Roll out the failed revision again from the start."""
+        """Roll out the failed revision again from the start; returns the state of the new rollout."""
         return self._ask(model, "retry", timeout_s)
 
     def rollback(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
@@ -161,7 +161,7 @@ class AsyncRollouts:
         return await self._ask(model, "resume", timeout_s)
 
     async def retry(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Roll out the failed revision again from the start."""
+        """Roll out the failed revision again from the start; returns the state of the new rollout."""
         return await self._ask(model, "retry", timeout_s)
 
     async def rollback(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
@@ -186,9 +186,9 @@ class AsyncRollouts:
 
     async def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
         platform = await asyncio.to_thread(self._platform)
-        request = await asyncio.to_thread(request_action, platform, model, verb, gate)
+        goal = await asyncio.to_thread(request_action, platform, model, verb, gate)
         if timeout_s > 0:
-            answered = await wait_for_async(platform, Handled(model, request), timeout_s)
+            answered = await wait_for_async(platform, goal, timeout_s)
             assert answered is not None, "`reached` raises for a deleted model"
-            await asyncio.to_thread(outcome, platform, answered, request)
+            await asyncio.to_thread(outcome, platform, answered, goal.request)
         return standing(await asyncio.to_thread(platform.model, model))

@@ -39,7 +39,6 @@ ANSWERED: dict[str, tuple[Any, ...]] = {
     "abort": (Phase.PROGRESSING, (), NEW, {"phase": "RolledBack", "weight": 0}, "RolledBack at 0 %"),
     "pause": (Phase.PROGRESSING, (), NEW, {"paused": True}, "Progressing at 25 %, paused"),
     "resume": (Phase.PROGRESSING, (), NEW, {}, "Progressing at 25 %"),
-    "retry": (Phase.ROLLED_BACK, (), NEW, {"phase": "Pending", "weight": 0}, "Pending at 0 %"),
     "rollback": (Phase.BAKING, (), NEW, {"phase": "RolledBack", "weight": 0}, "RolledBack at 0 %"),
     "skip-gate": (Phase.PROGRESSING, ("latency",), NEW, {"skippedGates": ["latency"]}, "Progressing at 25 %"),
 }
@@ -106,9 +105,50 @@ def test_a_user_is_written_so_that_an_annotation_can_hold_it(
 ) -> None:
     monkeypatch.setattr(RolloutPlatform, "user", lambda _: user)
 
-    request = request_action(here, "coins", "pause")  # type: ignore[arg-type]
+    goal = request_action(here, "coins", "pause")  # type: ignore[arg-type]
 
-    assert re.fullmatch(rf"{NEW}@{written}[0-9a-f]{{6}}", request.value)
+    assert re.fullmatch(rf"{NEW}@{written}[0-9a-f]{{6}}", goal.request.value)
+
+
+def after_retry(request: str, at: Any, **candidate: Any) -> Any:
+    """The failed model once its retry was handled: `candidate` is what changed of it."""
+    model = records.coins(at, records.roles_of(records.standing(phase=Phase.ROLLED_BACK)))
+    model["status"]["handledAnnotations"] = [request]
+    model["status"]["roles"]["candidate"] |= candidate
+    return model
+
+
+def test_a_retry_waits_for_the_new_rollout_and_names_it(command: Command, here: RolloutPlatform) -> None:
+    ended = records.standing(phase=Phase.ROLLED_BACK)
+    begun = records.standing(phase=Phase.PENDING, rollout="coins-new-2", weight=0, reason="", message="")
+    pending = {"state": "Pending", "reason": None, "message": None}
+    here.scenes = [records.coins(ended)]
+
+    def answer(model: Any, verb: str, value: str) -> Any:
+        request = f"{verb}={value}"
+        here.scenes += [after_retry(request, ended, **pending), after_retry(request, ended, group="g", **pending)]
+        return after_retry(request, begun, group="g", **pending)
+
+    here.answer = answer
+
+    code, printed, complaint = command("rollout", "retry", "coins")
+
+    assert (code, complaint) == (0, "")
+    assert printed == f"coins: rollout coins-new-2: {NEW} is Pending at 0 %\n"
+
+
+def test_a_retry_that_fails_before_a_rollout_begins_is_an_error_with_the_cause(
+    command: Command, here: RolloutPlatform
+) -> None:
+    ended = records.standing(phase=Phase.ROLLED_BACK)
+    here.scenes = [records.coins(ended)]
+    here.answer = lambda model, verb, value: after_retry(f"{verb}={value}", ended, message="still not")
+
+    code, printed, complaint = command("rollout", "retry", "coins")
+
+    assert (code, printed) == (1, "")
+    assert complaint.startswith(f"error: coins: retry: {NEW} has failed again")
+    assert complaint.endswith(": NoProof: still not\n")
 
 
 def test_what_was_answered_but_not_met_is_an_error(command: Command, here: RolloutPlatform) -> None:

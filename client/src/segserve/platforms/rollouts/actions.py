@@ -31,34 +31,48 @@ def run_action(platform: Platform, name: str, verb: str, *, gate: str = "", time
     Raises `ConflictError` if the action is not possible, and `WaitTimeoutError` if it was not handled in time; the
     request then stays in place.
     """
-    request = request_action(platform, name, verb, gate)
+    goal = request_action(platform, name, verb, gate)
     if timeout_s <= 0:
-        return f"requested: {PREFIX}{verb}: {request.value}"
-    model = wait_for(platform, Handled(name, request), time.monotonic() + timeout_s, f"{timeout_s:g} s")
+        return f"requested: {PREFIX}{verb}: {goal.request.value}"
+    model = wait_for(platform, goal, time.monotonic() + timeout_s, f"{timeout_s:g} s")
     assert model is not None, "`reached` raises for a deleted model"
-    return outcome(platform, model, request)
+    return outcome(platform, model, goal.request)
 
 
-def request_action(platform: Platform, name: str, verb: str, gate: str = "") -> RolloutRequest:
-    """Write the request for an action and return it; raises `ConflictError` if the action is not possible now."""
-    request = _request(platform.model(name), verb, gate, platform.user())
+def request_action(platform: Platform, name: str, verb: str, gate: str = "") -> Handled:
+    """Write the request for an action and return the goal to wait for.
+
+    Raises `ConflictError` if the action is not possible now.
+    """
+    model = platform.model(name)
+    request, former = _request(model, verb, gate, platform.user()), _status(model).rollout
     platform.annotate(MODEL, name, {PREFIX + verb: request.value})
-    return request
+    return Handled(name, request, former.rollout if former is not None else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A request was handled by the platform."""
+    """A request was handled by the platform; for a retry, a rollout other than `former` has begun or none can."""
 
     name: str
     request: RolloutRequest
+    former: str = ""
     kind: str = MODEL
 
     def reached(self, manifest: Json | None) -> bool:
-        """Look for the request among the handled ones."""
+        """Look for the request among the handled ones, and for the rollout of a retry."""
         if manifest is None:
             raise NotFoundError(f"{self.name} was deleted", model=self.name)
-        return self.request.text in ((manifest.get("status") or {}).get("handledAnnotations") or ())
+        if self.request.text not in ((manifest.get("status") or {}).get("handledAnnotations") or ()):
+            return False
+        return self.request.verb != "retry" or self._has_retried(manifest)
+
+    def _has_retried(self, manifest: Json) -> bool:
+        status = _status(manifest)
+        candidate, rollout = status.roles.candidate, status.rollout
+        if candidate is None or candidate.failure is not None or not manifest["spec"].get("rollout"):
+            return True  # it serves already, failed again, or is promoted without a rollout
+        return rollout is not None and (rollout.rollout != self.former or not rollout.ended)
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
         """Return the error, which says that the request stays in place."""
@@ -128,6 +142,8 @@ def _gates(model: Json) -> tuple[str, ...]:
 def outcome(platform: Platform, model: Json, request: RolloutRequest) -> str:
     """Return the outcome of a handled request; raises `ConflictError` if it came too late."""
     name, standing = model["metadata"]["name"], _status(model).rollout
+    if request.verb == "retry" and (failure := _failure(model)):
+        raise ConflictError(f"{name}: retry: {request.revision} has failed again, or the retry was refused: {failure}")
     if standing is None:
         return f"{name}: {request.verb} of {request.revision} was handled"
     state = f"{standing.revision} is {standing.phase.label} at {standing.weight} %"
@@ -137,10 +153,19 @@ def outcome(platform: Platform, model: Json, request: RolloutRequest) -> str:
     last = decisions[-1] if decisions and decisions[-1].sequence >= standing.sequence else None
     reason, message = (last.reason, last.message) if last is not None else (standing.reason, standing.message)
     cause = ": ".join(part for part in (reason, message) if part)
-    text = f"{name}: {state}" + (f" ({cause})" if cause else "")
+    begun = f"rollout {standing.rollout}: " if request.verb == "retry" else ""
+    text = f"{name}: {begun}{state}" + (f" ({cause})" if cause else "")
     if not _is_met(request, standing):
         raise ConflictError(f"{text}; {request.verb} came too late or was refused")
     return text
+
+
+def _failure(model: Json) -> str:
+    """Return why the candidate failed, or an empty string."""
+    candidate = _status(model).roles.candidate
+    if candidate is None or candidate.failure is None:
+        return ""
+    return f"{candidate.failure.reason}: {candidate.failure.message}"
 
 
 def _is_met(request: RolloutRequest, standing: RolloutState) -> bool:
