@@ -1,1 +1,1 @@
-"""The ground of builder, operator and client: the KServe v2 codec, Kubernetes, guarded HTTP, files, backoff."""
+"""Shared by builder, operator and client: the KServe v2 codec, Kubernetes, guarded HTTP, files, backoff."""

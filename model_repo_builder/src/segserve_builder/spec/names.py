@@ -1,6 +1,6 @@
 """Names and digests: canonical JSON, step names, revision names.
 
-Steps inside Triton run from a copy of `segserve_builder` alone, so nothing here comes from `segserve_common`.
+Steps inside Triton need these and import nothing of `segserve_common`, which has its own `canonical_json`.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class KubeClient:
         namespace = None if selector.everywhere else self.namespace
         request = watch_request(selector, namespace, version, WATCH_S)
         try:
-            with self._stream(request, selector.kind, self._stream_timeout) as lines:
+            with self._stream(request, self._stream_timeout) as lines:
                 for line in lines:
                     yield decode_event(request, line)
         except ApiError as error:
@@ -165,7 +165,7 @@ class KubeClient:
         """
         timeout = urllib3.Timeout(connect=self._timeout.connect_timeout, read=None)
         try:
-            with self._stream(Request("get", "GET", path, params, accept="*/*"), None, timeout) as lines:
+            with self._stream(Request("get", "GET", path, params, accept="*/*"), timeout) as lines:
                 yield lines
         except ApiError as error:
             raise self.describe_error(error, None) from error
@@ -196,8 +196,7 @@ class KubeClient:
             raise self.describe_error(error, kind) from error
 
     @contextmanager
-    def _stream(self, request: Request, kind: Kind | None, timeout: urllib3.Timeout) -> Iterator[Iterator[str]]:
-        del kind
+    def _stream(self, request: Request, timeout: urllib3.Timeout) -> Iterator[Iterator[str]]:
         with self._answered(request):
             response = self._send(request, timeout, preload_content=False)
             try:
