@@ -1,5 +1,7 @@
 """Shows the models at work: what each finds in the photograph next to the truth, and how long it takes.
 
+`segserve demo` serves them and runs this program:
+
     python examples/coins/demo.py [FOLDER]
 
 The models must be served; SEGSERVE_URL says where. Overlays are written to FOLDER, `out` where none is named.
@@ -128,4 +130,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

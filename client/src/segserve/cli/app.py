@@ -13,6 +13,7 @@ from segserve.cli import (
     batch,
     building,
     calibrating,
+    demo,
     doctor,
     explain,
     exporting,
@@ -55,7 +56,7 @@ def completion(
 
 
 COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
-    "Start here": (init.init, predict.predict, batch.batch),
+    "Start here": (demo.demo, init.init, predict.predict, batch.batch),
     "Models": (resources.apply, resources.get, resources.describe, resources.wait, resources.delete),
     "Local platform": (lifecycle.up, lifecycle.down, doctor.doctor, lifecycle.logs),
     "Tools": (

@@ -11,6 +11,7 @@ import typer
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.examples import epilog
 from segserve.cli.image_files import images_in
+from segserve.cli.installation import installation_progress
 from segserve.cli.options import model_names
 from segserve.platforms.manifests import read_files
 
@@ -184,4 +185,6 @@ def runtime_install() -> None:
         from segserve_operator.adapters.local.files import cache_folder
         from segserve_operator.adapters.local.runtime import ensure_runtime
 
-    typer.echo(ensure_runtime(cache_folder(), lambda text: typer.echo(text, err=True)).root)
+    with installation_progress() as progress:
+        installed = ensure_runtime(cache_folder(), progress)
+    typer.echo(installed.root)

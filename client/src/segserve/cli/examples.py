@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
+    "demo": ("segserve demo", "segserve demo --keep --port 8080"),
     "init": (
         "segserve init photos/ best.onnx",
         "segserve init photos/ best.onnx -o streets --classes background,road,car",

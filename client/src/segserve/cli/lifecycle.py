@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from segserve.cli.errors import CommandError, needs
+from segserve.cli.installation import installation_progress
 from segserve.cli.models_view import models_table
 from segserve.cli.options import (
     PlatformOptions,
@@ -35,6 +36,7 @@ from segserve.platforms.waiting import readiness, wait_serving
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder
+    from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
 START_S: Final = 30.0
 PORTS: Final = range(1, 65536)
@@ -54,21 +56,22 @@ def up(
     for a background job. A platform that is already running is taken over.
     """
     # Input is checked first: the installation may take minutes.
-    names = _apply(files or [], port)
-    state = _install()
-    _launch(state)
+    names = apply_files(files or [], port)
+    install_runtime()
+    state = local_store().state
+    launch(state)
     if detach:
         _wait_for(names, seconds(timeout), timeout)
         return
-    with _ends_on_signals():
+    with ends_on_signals():
         try:
-            _show(state)
+            show_until_interrupted(state)
         finally:
-            _end(state, keep=False)
+            end_platform(state, keep=False)
 
 
 @contextmanager
-def _ends_on_signals() -> Iterator[None]:
+def ends_on_signals() -> Iterator[None]:
     """Let SIGTERM, SIGHUP and a terminal's Ctrl-C raise in the block.
 
     Signals that the parent process ignores stay ignored, as `nohup` requires, except a Ctrl-C meant only for this
@@ -100,16 +103,21 @@ def _has_the_terminal() -> bool:
         return False
 
 
-def _install() -> StateFolder:
+def install_runtime(kernels: Collection[str] | None = None) -> RuntimeEnvironment:
+    """Install what the platform runs in, with these modules of kernels compiled, or all of them."""
     with needs("local"):
-        from segserve_operator.adapters.local.files import StateFolder, cache_folder, state_folder
+        from segserve_operator.adapters.local.files import cache_folder
         from segserve_operator.adapters.local.runtime import ensure_runtime
 
-    ensure_runtime(cache_folder(), lambda text: typer.echo(text, err=True))
-    return StateFolder(state_folder())
+    from segserve_builder.memory import step_limit_bytes
+
+    step_limit_bytes()  # a limit that is not allowed would only be in the log of a server that never starts
+    with installation_progress() as progress:
+        return ensure_runtime(cache_folder(), progress, kernels)
 
 
-def _apply(files: list[Path], port: int | None) -> list[str]:
+def apply_files(files: list[Path], port: int | None) -> list[str]:
+    """Store the resources of files and the gateway's port, and return the names of the models to wait for."""
     with needs("local"):
         from segserve_operator.adapters.local.gateway import check_port
         from segserve_operator.local_platform.supervisor import read_platform
@@ -133,7 +141,7 @@ def _apply(files: list[Path], port: int | None) -> list[str]:
     return [each.resource.metadata.name for each in resources if each.resource.kind == MODEL]
 
 
-def _launch(state: StateFolder) -> None:
+def launch(state: StateFolder) -> None:
     """Start a supervisor if none runs, and return once it has observed everything."""
     from segserve_operator.adapters.local.processes import marked_environment
     from segserve_operator.local_platform.supervisor import read_platform
@@ -168,14 +176,15 @@ def _wait_for(names: list[str], timeout_s: float, timeout: str) -> None:
     typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC; stop it with `segserve down`)")
 
 
-def _show(state: StateFolder) -> None:
+def show_until_interrupted(state: StateFolder) -> None:
+    """Show a live table of the models, and keep a supervisor running."""
     from segserve_operator.local_platform.supervisor import read_platform
 
     console = Console()
     with Live(console=console, auto_refresh=False, screen=False) as live:
         while True:
             # The platform survives a dead supervisor: a new one takes over the running processes.
-            _launch(state)
+            launch(state)
             record = read_platform(state)
             manifests = [local_store().get(MODEL, name) for name in local_store().names(MODEL)]
             states = {manifest["metadata"]["name"]: readiness(manifest) for manifest in manifests}
@@ -192,10 +201,11 @@ def down(
     with needs("local"):
         from segserve_operator.adapters.local.files import StateFolder, state_folder
 
-    _end(StateFolder(state_folder()), keep=keep)
+    end_platform(StateFolder(state_folder()), keep=keep)
 
 
-def _end(state: StateFolder, *, keep: bool) -> None:
+def end_platform(state: StateFolder, *, keep: bool) -> None:
+    """Stop the platform, and say whether one was running."""
     from segserve_operator.local_platform.supervisor import end
 
     typer.echo("the platform was stopped" if end(state, keep_models=keep) else "no platform was running")

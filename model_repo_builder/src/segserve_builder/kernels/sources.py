@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,17 @@ def module_imports(folder: Path) -> dict[str, frozenset[str]]:
     return {name: frozenset(_IMPORT.findall(text)) & texts.keys() for name, text in texts.items()}
 
 
+def with_imports(names: Iterable[str], imports: Mapping[str, frozenset[str]]) -> set[str]:
+    """Return modules with those that they import, directly or not."""
+    needed: set[str] = set()
+    left = set(names)
+    while left:
+        module = left.pop()
+        needed.add(module)
+        left |= imports[module] - needed
+    return needed
+
+
 def compiled_digests(folder: Path) -> dict[str, str]:
     """Return, for each module of a folder of kernels, the sha256 of all that its compiled code is made of.
 
@@ -25,12 +37,7 @@ def compiled_digests(folder: Path) -> dict[str, str]:
     texts, imports = _texts(folder), module_imports(folder)
     digests = {}
     for name in texts:
-        needed, left = set(), {name}
-        while left:
-            module = left.pop()
-            needed.add(module)
-            left |= imports[module] - needed
-        parts = "".join(f"{module}\0{texts[module]}\0" for module in sorted(needed))
+        parts = "".join(f"{module}\0{texts[module]}\0" for module in sorted(with_imports({name}, imports)))
         digests[name] = hashlib.sha256(parts.encode()).hexdigest()
     return digests
 

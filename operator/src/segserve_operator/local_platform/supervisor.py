@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from segserve_operator.adapters.local.access import local_access
 from segserve_operator.adapters.local.files import StateFolder, bound_log
 from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
-from segserve_operator.adapters.local.runtime import RuntimeEnvironment, ensure_runtime
+from segserve_operator.adapters.local.runtime import OnStep, RuntimeEnvironment, ensure_runtime
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
@@ -177,10 +177,11 @@ def only_supervisor(state: StateFolder) -> Iterator[None]:
         yield
 
 
-def supervise(state: StateFolder, cache: Path, pool: TritonPool, progress: Callable[[str], None]) -> None:
+def supervise(state: StateFolder, cache: Path, pool: TritonPool, progress: OnStep) -> None:
     """Run a supervisor in this process until SIGTERM or SIGINT. Its servers keep running: `end` stops them."""
     with only_supervisor(state):
-        runtime = ensure_runtime(cache, progress)
+        # The command that starts a supervisor has compiled the kernels that its models need.
+        runtime = ensure_runtime(cache, progress, kernels=())
         asyncio.run(_run(Supervisor(state, cache, pool, runtime)))
         state.platform.unlink(missing_ok=True)
 

@@ -35,7 +35,7 @@ def install_code(root: Path, packages: Sequence[Path], prepare: Callable[[Path],
         staging = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
         for package in packages:
             shutil.copytree(package, staging / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-            _reuse_kernels(staging / package.name, package)
+        reuse_kernels(staging, packages)
         staging.chmod(0o755)
         prepare(staging)
         staging.rename(target)
@@ -43,6 +43,34 @@ def install_code(root: Path, packages: Sequence[Path], prepare: Callable[[Path],
     _point_at(root, target)
     _remove_old_code(target.parent)
     return target
+
+
+def has_all_kernels(code: Path) -> bool:
+    """Return whether every kernel of a code folder is compiled."""
+    return any(code.glob("*/kernels/__pycache__/complete-*"))
+
+
+def reuse_kernels(code: Path, packages: Sequence[Path]) -> None:
+    """Copy compiled kernels into a code folder, from other code folders and the packages' sources.
+
+    Those of a module are copied if it has none yet, and has the same digest there.
+    """
+    for package in packages:
+        kernels = code / package.name / "kernels"
+        missing = compiled_digests(kernels)
+        for name in [name for name in missing if _compiled(kernels, name)]:
+            del missing[name]
+        for other in [*code.parent.glob(f"[!.]*/{package.name}/kernels"), package / "kernels"]:
+            for name in [name for name, digest in compiled_digests(other).items() if missing.get(name) == digest]:
+                for compiled in (files := _compiled(other, name)):
+                    (kernels / "__pycache__").mkdir(exist_ok=True)
+                    shutil.copy2(compiled, kernels / "__pycache__")
+                if files:
+                    del missing[name]
+
+
+def _compiled(kernels: Path, name: str) -> list[Path]:
+    return list((kernels / "__pycache__").glob(f"{name}.*.nb[ci]"))
 
 
 def code_digest(package: Path) -> str:
@@ -57,18 +85,6 @@ def code_digest(package: Path) -> str:
 def site_packages(root: Path) -> Path:
     """Return the `site-packages` folder of the environment `root`."""
     return root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-
-
-def _reuse_kernels(package: Path, source: Path) -> None:
-    """Copy compiled kernels from the source and other code folders, of modules with the same digest."""
-    kernels = package / "kernels"
-    missing = compiled_digests(kernels)
-    for other in [*package.parent.parent.glob(f"[!.]*/{package.name}/kernels"), source / "kernels"]:
-        for name in [name for name, digest in compiled_digests(other).items() if missing.get(name) == digest]:
-            (kernels / "__pycache__").mkdir(exist_ok=True)
-            for compiled in (other / "__pycache__").glob(f"{name}.*.nb[ci]"):
-                shutil.copy2(compiled, kernels / "__pycache__")
-            del missing[name]
 
 
 def _point_at(root: Path, code: Path) -> None:

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeAlias
 
 import segserve_builder
 import segserve_common
-from segserve_operator.adapters.local.code_folder import CODE_VARIABLE, install_code, site_packages
+from segserve_operator.adapters.local.code_folder import (
+    CODE_VARIABLE,
+    has_all_kernels,
+    install_code,
+    reuse_kernels,
+    site_packages,
+)
 
 PYTHON_VERSIONS: Final = ((3, 11), (3, 12))
 _MARKER: Final = "complete"
+_INSTALLING: Final = "installing Triton (240 MB to download)"
+_COMPILE: Final = ("-m", "segserve_builder.kernels", "--report")
 _PACKAGE: Final = Path(segserve_builder.__file__).parent
+_KERNELS: Final = _PACKAGE / "kernels"
 _CODE: Final = (_PACKAGE, Path(segserve_common.__file__).parent)
 """The packages that agents and steps import."""
 
@@ -83,20 +97,55 @@ class RuntimeEnvironment:
         return self.root / "backends"
 
 
-def ensure_runtime(cache: Path, progress: Callable[[str], None] = lambda _: None) -> RuntimeEnvironment:
+@dataclass(frozen=True, slots=True)
+class InstallStep:
+    """A long step of the installation: what is done, and how many of its parts are."""
+
+    text: str
+    done: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.done}/{self.total}"
+
+
+OnStep: TypeAlias = Callable[[InstallStep], object]
+
+
+def ensure_runtime(
+    cache: Path, progress: OnStep = lambda _: None, kernels: Collection[str] | None = None
+) -> RuntimeEnvironment:
     """Return the runtime environment in `cache`, created on first use, with the code of this version of segserve.
 
+    `kernels` are the modules of kernels to compile, all by default. Another one is compiled by the step that imports it
+    first, which takes seconds.
+
     Safe to call from several processes: one creates it, the others wait. An incomplete environment is created again.
-    `progress` is called with a message before each long step. Raises `RuntimeEnvironmentError`.
+    `progress` is called before and during each long step, from several threads. Raises `RuntimeEnvironmentError`.
     """
     library_folder = find_python_library(Path(sys.base_prefix))
     root = _root(cache)
     root.parent.mkdir(parents=True, exist_ok=True)
     with _locked(root.with_suffix(".lock")):
         if not _is_complete(root):
-            _install(root, progress)
-        code = install_code(root, _CODE, lambda staging: _compile_kernels(root, staging, progress))
+            with _compiling_meanwhile(kernels, progress):
+                _install(root, progress)
+        code = install_code(root, _CODE, lambda staging: _compile_kernels(root, staging, kernels, progress))
+        if kernels is None and not has_all_kernels(code):
+            reuse_kernels(code, _CODE)
+            _compile_kernels(root, code, None, progress)
     return RuntimeEnvironment(root, code, library_folder)
+
+
+@contextmanager
+def compiling_the_rest(runtime: RuntimeEnvironment) -> Iterator[None]:
+    """Compile the kernels that are missing at the lowest priority, as long as the block runs."""
+    if has_all_kernels(runtime.code):
+        yield
+        return
+    command = ["nice", "-n", "19", *_kernel_command(runtime.root, runtime.code, None)]
+    with _running(command, lambda _: None):
+        yield
 
 
 def find_runtime(cache: Path) -> Path | None:
@@ -155,30 +204,58 @@ def _is_complete(root: Path) -> bool:
     return (root / _MARKER).exists() and (root / "bin" / "python").exists()
 
 
-def _install(root: Path, progress: Callable[[str], None]) -> None:
-    started = time.monotonic()
+def _install(root: Path, progress: OnStep) -> None:
     shutil.rmtree(root, ignore_errors=True)
-    progress(f"creating the runtime environment {root}")
     interpreter = getattr(sys, "_base_executable", sys.executable)
-    run_or_raise([interpreter, "-m", "venv", str(root)], "On Debian and Ubuntu: apt-get install python3-venv")
-    progress("installing Triton and its packages (about 240 MB to download on first use)")
     python = str(root / "bin" / "python")
+    # A pip of its own would take seconds to install.
+    has_pip = find_spec("pip") is not None
+    run_or_raise(
+        [interpreter, "-m", "venv", *(["--without-pip"] if has_pip else []), str(root)],
+        "On Debian and Ubuntu: apt-get install python3-venv",
+    )
+    pip = [sys.executable, "-m", "pip", "--python", python] if has_pip else [python, "-m", "pip"]
+    lock = lock_file()
+    # The last part is that all are unpacked.
+    total = 1 + sum(1 for line in lock.read_text().splitlines() if line and not line.startswith("#"))
+    collected = 0
+
+    def report(line: str) -> None:
+        nonlocal collected
+        if line.startswith("Collecting "):
+            collected += 1
+            progress(InstallStep(_INSTALLING, collected, total))
+
+    progress(InstallStep(_INSTALLING, 0, total))
     # The list is complete. The requirements of nvidia-pytriton are for its Python code, which is not used.
     run_or_raise(
-        [python, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check", "-r", str(lock_file())],
+        [*pip, "install", "--no-deps", "--disable-pip-version-check", "--progress-bar", "off", "-r", str(lock)],
         "Is the package index reachable? pip's own configuration applies (PIP_INDEX_URL, pip.conf)",
+        report,
     )
     _prepare_backends(root)
     (root / _MARKER).touch()
-    progress(f"the runtime environment is ready after {time.monotonic() - started:.0f} s")
+    progress(InstallStep(_INSTALLING, total, total))
 
 
-def run_or_raise(command: list[str], advice: str) -> None:
-    """Run a command; raises `InstallError` with `advice` and the end of its output if it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode != 0:
-        tail = "\n".join(done.stdout.strip().splitlines()[-15:])
-        raise InstallError(f"{' '.join(command)} failed with exit code {done.returncode}. {advice}.\n{tail}")
+def run_or_raise(command: list[str], advice: str, on_line: Callable[[str], object] = lambda _: None) -> None:
+    """Run a command; raises `InstallError` with `advice` and the end of its output if it fails.
+
+    `on_line` is called with each line of its output.
+    """
+    tail: deque[str] = deque(maxlen=15)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                tail.append(line.rstrip())
+                on_line(line)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        output = "\n".join(tail).strip()
+        raise InstallError(f"{' '.join(command)} failed with exit code {process.returncode}. {advice}.\n{output}")
 
 
 def _prepare_backends(root: Path) -> None:
@@ -194,9 +271,71 @@ def _triton_folder(root: Path) -> Path:
     return site_packages(root) / "pytriton" / "tritonserver"
 
 
-def _compile_kernels(root: Path, code: Path, progress: Callable[[str], None]) -> None:
-    progress("compiling the kernels (about a minute if they are new)")
+def _compile_kernels(root: Path, code: Path, kernels: Collection[str] | None, progress: OnStep) -> None:
+    if kernels is None or kernels:
+        run_or_raise(
+            _kernel_command(root, code, kernels),
+            "This is a bug in segserve; please report it",
+            _kernel_report(progress),
+        )
+
+
+def _kernel_command(root: Path, code: Path, kernels: Collection[str] | None) -> list[str]:
     # `env` adds to the inherited environment.
     python = str(root / "bin" / "python")
-    command = ["env", f"PYTHONPATH={code}", f"{CODE_VARIABLE}={code}", python, "-m", "segserve_builder.kernels"]
-    run_or_raise(command, "This is a bug in segserve; please report it")
+    return ["env", f"PYTHONPATH={code}", f"{CODE_VARIABLE}={code}", python, *_COMPILE, *(kernels or ())]
+
+
+def _kernel_report(progress: OnStep) -> Callable[[str], None]:
+    def report(line: str) -> None:
+        done, _, total = line.strip().partition("/")
+        if done.isdecimal() and total.isdecimal():
+            progress(InstallStep("compiling kernels", int(done), int(total)))
+
+    return report
+
+
+@contextmanager
+def _compiling_meanwhile(kernels: Collection[str] | None, progress: OnStep) -> Iterator[None]:
+    """Compile kernels during the block with this Python, beside their source, from where code folders take them.
+
+    Nothing depends on it: the environment's own Python compiles what is missing afterwards.
+    """
+    if (kernels is not None and not kernels) or not _has_the_same_compiler() or not os.access(_KERNELS, os.W_OK):
+        yield
+        return
+    with _running([sys.executable, *_COMPILE, *(kernels or ())], _kernel_report(progress)) as wait:
+        yield
+        wait()
+
+
+def _has_the_same_compiler() -> bool:
+    """Return whether kernels that this Python compiles can be loaded in the runtime environment."""
+    pinned = dict(line.split("==") for line in lock_file().read_text().splitlines() if "==" in line)
+    try:
+        return all(version(name) == pinned[name] for name in ("numba", "llvmlite"))
+    except PackageNotFoundError:
+        return False
+
+
+@contextmanager
+def _running(command: list[str], on_line: Callable[[str], None]) -> Iterator[Callable[[], object]]:
+    """Run a command during the block, which gets a function that waits for its end; it is killed after the block."""
+    # It starts processes of its own, which have to end with it.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                on_line(line)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            yield process.wait
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            reader.join()
