@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from segserve import (
     PanopticSegment,
     SegmentClass,
 )
-from segserve.cli.predict import result_table
+from segserve.rendering.display import table
 from segserve.results.masks import EncodedMask
 from segserve.results.objects import Detection
 from segserve.results.result import Result
@@ -129,10 +128,10 @@ def test_a_segments_mask_is_that_of_its_id_in_every_encoding() -> None:
 )
 def test_the_table_counts_objects_and_shows_areas_only_where_there_are_masks(result: Result, said: list[str]) -> None:
     console = Console(file=io.StringIO(), width=100)
-    table = result_table(Path("photo.jpg"), result)
-    table.box = None
+    drawn = table(result, "photo.jpg")
+    drawn.box = None
 
-    console.print(table)
+    console.print(drawn)
 
     lines = [line.strip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert all(any(part == line for line in lines) for part in said), lines

@@ -115,6 +115,28 @@ def test_a_users_mistake_is_a_typed_error(
 
 def test_two_images_cannot_share_an_overlay(tmp_path: Path) -> None:
     twins = [tmp_path / "a/x.png", tmp_path / "b/x.png"]
-    for output in (tmp_path / "out.png", tmp_path / "folder"):
-        with pytest.raises(BadRequestError, match="2 overlays"):
-            overlay_paths(image_files(map(str, twins), recursive=False), output)
+    with pytest.raises(BadRequestError, match="2 overlays"):
+        overlay_paths(image_files(map(str, twins), recursive=False).images, tmp_path / "out.png")
+
+
+@pytest.mark.parametrize(
+    ("named", "overlays"),
+    [
+        (["plain.tif", "plain.webp", "other.png"], ["plain.tif.png", "plain.webp.png", "other.png"]),
+        (["a/x.png", "b/x.png", "y.png"], ["a/x.png", "b/x.png", "y.png"]),
+        (["a/x.png", "b/x.png", "b/x.jpg"], ["a/x.png", "b/x.png", "x.png"]),
+    ],
+)
+def test_overlays_of_images_that_share_a_name_are_told_apart(
+    tmp_path: Path, named: list[str], overlays: list[str]
+) -> None:
+    images = image_files([str(tmp_path / name) for name in named], recursive=False).images
+
+    assert list(overlay_paths(images, tmp_path / "out").values()) == [tmp_path / "out" / name for name in overlays]
+
+
+def test_overlays_that_cannot_be_told_apart_name_their_images(tmp_path: Path) -> None:
+    images = image_files(["plain.tif", "plain.webp", "plain.tif.png"], recursive=False).images
+
+    with pytest.raises(BadRequestError, match=r"outputs of 'plain\.tif' and 'plain\.tif\.png' would share a file"):
+        overlay_paths(images, tmp_path / "out")

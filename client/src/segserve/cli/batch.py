@@ -20,10 +20,10 @@ from segserve.cli.options import (
     PlatformOptions,
     ScoreThreshold,
     gateway,
+    seconds,
     with_advice,
     with_platform_options,
 )
-from segserve.errors import ModelNotFoundError
 from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ def batch(
         ),
     ] = None,
     url: GatewayUrl = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Timeout of each tile in seconds.")] = 60.0,
+    timeout: Annotated[
+        str, typer.Option(help="Timeout of each tile, such as 90s or 2m; a plain number is in seconds.")
+    ] = "60s",
 ) -> None:
     """Segment images of any size, tile by tile.
 
@@ -131,7 +133,7 @@ def batch(
         in_flight=in_flight,
         start_over=start_over,
         on_revision_change=on_revision_change,
-        timeout_s=timeout,
+        timeout_s=seconds(timeout),
     )
     try:
         with gateway(platform_options, name, url) as address, Client(address) as client:
@@ -140,7 +142,7 @@ def batch(
                 not _segment(client, name, image, folders[image], ExportTarget(form, affine), options, scheduler)
                 for image in paths
             )
-    except ModelNotFoundError as error:
+    except HOPELESS as error:
         raise with_advice(error, platform_options, name) from error
     if failed:
         typer.echo(f"{failed} of {len(paths)} images failed", err=True)
@@ -223,7 +225,7 @@ def _segment(
         return False
     height, width = result.size
     typer.echo(
-        f"{image.name}: {width} x {height}, {_found(result)}, {result.tiles} tiles ({result.sent} sent), "
+        f"{image.name}: {width} x {height}, {_found(result)}, {_counted(result.tiles, 'tile')} ({result.sent} sent), "
         f"{time.monotonic() - began_s:.1f} s: {written}"
     )
     return True
@@ -235,9 +237,13 @@ def _found(result: TiledSemanticResult | TiledObjects) -> str:
 
     height, width = result.size
     if isinstance(result, TiledObjects):
-        return f"{len(result):,} object{'' if len(result) == 1 else 's'}"
+        return _counted(len(result), "object")
     shares = sorted(result.areas.items(), key=lambda item: -item[1])[:4]
     return ", ".join(f"{printable(name, 40)} {area / (height * width):.1%}" for name, area in shares)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _export(result: Any, image: Path, folder: Path, exported: ExportTarget) -> Path:

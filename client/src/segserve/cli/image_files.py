@@ -1,16 +1,22 @@
-"""Image files named on the command line: files, globs, folders, standard input."""
+"""Image files named on the command line (files, globs, folders, standard input), and the files written for each."""
 
 from __future__ import annotations
 
 import glob
+import io
+import os
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from segserve.cli.errors import CommandError
 from segserve_common.errors import BadRequestError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 
@@ -27,6 +33,16 @@ def images_in(folder: Path) -> list[Path]:
 
 STDIN: Final = "-"
 STEM: Final = "{stem}"
+OF_PILLOW: Final = frozenset(
+    {".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpf", ".jpx"}
+    | {".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".qoi", ".tga"}
+)
+"""Suffixes of further images in folders, which Pillow decodes here; files that are named may have any suffix."""
+SERVER_DECODES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PHOTOGRAPHS: Final = frozenset({"JPEG", "MPO"})
+"""Formats of one picture; further frames of an MPO are previews and depth maps."""
+RUN_PROGRAMS: Final = frozenset({"EPS"})
+"""Formats that Pillow has Ghostscript decode; an image must not be able to start one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,56 +62,141 @@ class ImageFile:
     def __str__(self) -> str:
         return self.name if self.path is None else str(self.path)
 
-    def read(self) -> bytes:
+    def read(self) -> ImageContent:
         """Return the content; raises `BadRequestError` if it cannot be read."""
         if self.path is None:
-            return sys.stdin.buffer.read()
+            return image_content(sys.stdin.buffer.read())
         try:
-            return self.path.read_bytes()
+            return image_content(self.path.read_bytes())
         except OSError as error:
             raise BadRequestError(f"cannot read image {str(self.path)!r}: {error.strerror}") from error
 
 
-def image_files(named: Iterable[str], *, recursive: bool) -> list[ImageFile]:
-    """Return each image once: `-` for standard input, files, globs that the shell did not expand, content of folders.
+@dataclass(frozen=True, slots=True)
+class ImageContent:
+    """An image as it is sent: the bytes of a file that servers decode, or pixels that Pillow decodes here.
 
-    Raises `CommandError` for a glob or folder without images. A missing file is reported when it is read, so that the
-    others are processed.
+    Of `frames` (of an animation) or pages (of a TIFF) only the first is sent.
+    """
+
+    image: bytes | Image.Image
+    frames: int = 1
+
+
+def image_content(data: bytes) -> ImageContent:
+    """Return the content of a file; one that Pillow does not know is left to the server, which says what it takes.
+
+    Raises `BadRequestError` for a damaged file of a format that Pillow decodes here.
+    """
+    from PIL import Image
+
+    is_sent = data.startswith(SERVER_DECODES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    try:
+        opened = Image.open(io.BytesIO(data))
+        if opened.format in RUN_PROGRAMS:
+            return ImageContent(data)
+        frames = 1 if opened.format in PHOTOGRAPHS else getattr(opened, "n_frames", 1)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ImageContent(data)
+    if is_sent:
+        return ImageContent(data, frames)
+    try:
+        opened.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadRequestError(f"the {opened.format} image is damaged or cut short: {error}") from error
+    return ImageContent(opened, frames)
+
+
+@dataclass(slots=True)
+class Selection:
+    """The images that a command line names, each once, and the files in its folders that are left out."""
+
+    images: list[ImageFile] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+
+
+def image_files(named: Iterable[str], *, recursive: bool) -> Selection:
+    """Return the images: `-` for standard input, files, globs that the shell did not expand, content of folders.
+
+    Images of the same name get more of their paths, `x/a.png` and `y/a.png`. Raises `CommandError` for a glob or folder
+    without images. A missing file is reported when it is read, so that the others are processed.
     """
     files: dict[Path | None, ImageFile] = {}
+    skipped: dict[Path, None] = {}
     for text in named:
-        for image in _named(text, recursive=recursive):
+        selection = _named(text, recursive=recursive)
+        skipped |= dict.fromkeys(selection.skipped)
+        for image in selection.images:
             files.setdefault(None if image.path is None else image.path.resolve(), image)
-    return list(files.values())
+    return Selection(_distinguished(list(files.values())), [path for path in skipped if path.resolve() not in files])
 
 
-def _named(text: str, *, recursive: bool) -> Iterator[ImageFile]:
+def _named(text: str, *, recursive: bool) -> Selection:
     path = Path(text)
     if text == STDIN:
-        yield ImageFile(None, PurePath("stdin"))
-    elif path.is_dir():
-        yield from _within(path, recursive=recursive)
-    elif glob.has_magic(text) and not path.exists():
+        return Selection([ImageFile(None, PurePath("stdin"))])
+    if path.is_dir():
+        return _within(path, recursive=recursive)
+    if glob.has_magic(text) and not path.exists():
         matches = map(Path, glob.glob(text, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
         matching = sorted(match for match in matches if match.is_file())
         if not matching:
             raise CommandError(f"no file matches {text!r}")
-        yield from (ImageFile(match, PurePath(match.name)) for match in matching)
-    else:
-        yield ImageFile(path, PurePath(path.name))
+        return Selection([ImageFile(match, PurePath(match.name)) for match in matching])
+    return Selection([ImageFile(path, PurePath(path.name))])
 
 
-def _within(folder: Path, *, recursive: bool) -> Iterator[ImageFile]:
-    paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
-    images = [path for path in paths if path.suffix.lower() in IMAGES and path.is_file()]
+def _within(folder: Path, *, recursive: bool) -> Selection:
+    paths = sorted(path for path in (folder.rglob("*") if recursive else folder.iterdir()) if path.is_file())
+    suffixes = IMAGES | OF_PILLOW
+    images = [path for path in paths if path.suffix.lower() in suffixes]
     if not images:
         deeper = "" if recursive else "; use --recursive for subfolders"
-        raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(IMAGES))}{deeper}")
-    yield from (ImageFile(path, path.relative_to(folder)) for path in images)
+        raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(suffixes))}{deeper}")
+    skipped = [path for path in paths if path.suffix.lower() not in suffixes and not path.name.startswith(".")]
+    return Selection([ImageFile(path, path.relative_to(folder)) for path in images], skipped)
+
+
+def _distinguished(images: list[ImageFile]) -> list[ImageFile]:
+    """Return the images with different names."""
+    shared = _shared(image.within for image in images)
+    changed = images
+    for chosen in (shared, {image.within for image in images}):
+        if not _shared(image.within for image in changed):
+            break
+        paths = [image.path.absolute() for image in images if image.path is not None and image.within in chosen]
+        above = os.path.commonpath([path.parent for path in paths])
+        changed = [
+            replace(image, within=PurePath(os.path.relpath(image.path.absolute(), above)))
+            if image.path is not None and image.within in chosen
+            else image
+            for image in images
+        ]
+    return changed
+
+
+def _shared(names: Iterable[PurePath]) -> set[PurePath]:
+    return {name for name, count in Counter(names).items() if count > 1}
+
+
+def output_stems(images: Sequence[ImageFile]) -> dict[ImageFile, PurePath]:
+    """Return the path of each image's output without its suffix: `plain`, or `plain.tif` beside a `plain.webp`.
+
+    The structure of folders is kept. Raises `BadRequestError` if two outputs would still share a path.
+    """
+    shared = _shared(image.within.with_suffix("") for image in images)
+    stems = {
+        image: image.within if image.within.with_suffix("") in shared else image.within.with_suffix("")
+        for image in images
+    }
+    if twice := _shared(stems.values()):
+        first, second, *_ = (str(image) for image, stem in stems.items() if stem in twice)
+        raise BadRequestError(f"the outputs of {first!r} and {second!r} would share a file; rename one of them")
+    return stems
 
 
 def overlay_paths(images: list[ImageFile], output: Path | None) -> dict[ImageFile, Path]:
-    """Return the path of each image's overlay; {} without `output`. The structure of folders is kept.
+    """Return the path of each image's overlay; {} without `output`.
 
     Raises `BadRequestError` if two overlays would share a file, or one would overwrite an image.
     """
@@ -103,18 +204,17 @@ def overlay_paths(images: list[ImageFile], output: Path | None) -> dict[ImageFil
         return {}
     if STEM in output.name:
         targets = {
-            image: output.parent / image.within.with_name(output.name.replace(STEM, image.within.stem))
-            for image in images
+            image: output.parent / stem.with_name(output.name.replace(STEM, stem.name))
+            for image, stem in output_stems(images).items()
         }
     elif output.is_dir() or not output.suffix:
-        targets = {image: output / image.within.with_suffix(".png") for image in images}
+        targets = {image: output / stem.with_name(f"{stem.name}.png") for image, stem in output_stems(images).items()}
+    elif len(images) > 1:
+        raise BadRequestError(
+            f"{len(images)} overlays need different files, got {str(output)!r}; use a folder, or a path with {STEM}"
+        )
     else:
         targets = dict.fromkeys(images, output)
-    if len(set(targets.values())) < len(targets):
-        raise BadRequestError(
-            f"{len(images)} overlays need different files, got {str(output)!r}; "
-            f"use a folder, or a path with {STEM}, and images with different names"
-        )
     replaced = {target.resolve() for target in targets.values()} & {
         image.path.resolve() for image in images if image.path is not None
     }

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Final, get_type_hints
 
 import typer
 
-from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError
+from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError, SegserveError, TlsError
 from segserve.platforms.port import Cluster, Local, Platform
 from segserve.platforms.selection import default_platform_ref, open_platform
+from segserve.platforms.waiting import readiness
 
 PLUGIN: Final = "kubectl-"
 PANEL: Final = "Platform"
@@ -203,12 +204,36 @@ def gateway(platform_options: PlatformOptions, model: str, url: str | None) -> A
         return nullcontext(None)  # the default URL needs nothing of the extra `local`
 
 
-def with_advice(error: ModelNotFoundError, platform_options: PlatformOptions, name: str) -> ModelNotFoundError:
-    """Return the error with a suggestion of the model that may have been meant."""
-    names = known_models(platform_options)
-    if not names:
+def with_advice(error: SegserveError, platform_options: PlatformOptions, name: str) -> SegserveError:
+    """Return an error of `HOPELESS` with what helps: the model that may have been meant, or why this one is not there;
+    or how to start a platform.
+    """
+    if isinstance(error, ModelNotFoundError):
+        advice = _name_advice(platform_options, name)
+    else:
+        advice = "" if platform_options.selects_cluster else _start_advice(error)
+    if not advice:
         return error
+    return type(error)(f"{error.message}{advice}", status=error.status, model=error.model, request_id=error.request_id)
+
+
+def _name_advice(platform_options: PlatformOptions, name: str) -> str:
+    names = known_models(platform_options)
+    if name in names:
+        with contextlib.suppress(SegserveError):
+            state = readiness(selected_platform(platform_options).model(name))
+            return f": the model exists, but does not serve: {state.text}" if not state.serves else ""
+    if not names:
+        return ""
     from segserve_operator.api.checks import did_you_mean
 
-    advice = f"{did_you_mean(name, names)}; there are: {', '.join(names)}"
-    return ModelNotFoundError(f"{error.message}{advice}", status=error.status, model=error.model)
+    return f"{did_you_mean(name, names)}; there are: {', '.join(names)}"
+
+
+def _start_advice(error: SegserveError) -> str:
+    if isinstance(error, TlsError) or not re.search(r"//(127\.0\.0\.1|localhost|\[::1\])[:/ ]", f"{error.message} "):
+        return ""
+    with contextlib.suppress(Exception):  # without the extra `local`, no platform of this machine can be started
+        if not open_platform(Local()).runs():
+            return "; no platform is up on this machine: `segserve up` starts it"
+    return ""

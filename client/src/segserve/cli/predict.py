@@ -1,4 +1,7 @@
-"""`segserve predict`: segments images and prints results, with overlays, masks or COCO JSON on request."""
+"""`segserve predict`: segments images and prints results, with overlays, masks or COCO JSON on request.
+
+On a terminal the progress bar and everything printed below it share one console, which keeps them apart.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
 from segserve.cli.errors import CommandError
-from segserve.cli.image_files import ImageFile, image_files, overlay_paths
+from segserve.cli.image_files import ImageFile, image_files, output_stems, overlay_paths
 from segserve.cli.options import (
     HOPELESS,
     PANEL,
@@ -24,19 +27,25 @@ from segserve.cli.options import (
     PlatformOptions,
     ScoreThreshold,
     gateway,
+    seconds,
     with_advice,
     with_platform_options,
 )
-from segserve.errors import ModelNotFoundError
+from segserve.cli.output_files import save_image, written_whole
+from segserve.cli.terminal import print_whole
 from segserve_common.errors import BadRequestError, SegserveError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
+    from segserve.results.images import ImageLike
     from segserve.results.result import Result
 
 TABLES: Final = 5
 """Up to this many images print a table each; more print a line each."""
+NAMED: Final = 3
+"""Up to this many of the files that are left out are named."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class OutputTargets:
 
     overlays: Mapping[ImageFile, Path]
     masks: Path | None
+    stems: Mapping[ImageFile, PurePath]
     coco: bool
 
 
@@ -56,6 +66,7 @@ class ImageOutcome:
     result: Result | None = None
     document: dict[str, Any] | None = None
     error: SegserveError | None = None
+    frames: int = 1
 
 
 @with_platform_options
@@ -66,7 +77,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE",
-            help="JPEG, PNG, WebP or TIFF files, quoted globs, folders, or - for standard input.",
+            help="JPEG, PNG, WebP, TIFF and other image files, quoted globs, folders, or - for standard input.",
             show_default=False,
         ),
     ],
@@ -116,7 +127,9 @@ def predict(
     transport: Annotated[
         Literal["http", "grpc"], typer.Option(help="Protocol to the gateway.", rich_help_panel=PANEL)
     ] = "http",
-    timeout: Annotated[float, typer.Option(min=0.001, help="Timeout of each image in seconds.")] = 30.0,
+    timeout: Annotated[
+        str, typer.Option(help="Timeout of each image, such as 90s or 2m; a plain number is in seconds.")
+    ] = "30s",
 ) -> None:
     """Segment images with a model and print the results.
 
@@ -126,19 +139,23 @@ def predict(
     from segserve.calls.many import SegmentKeywords
     from segserve.client import Client
 
-    files = image_files(images, recursive=recursive)
-    targets = OutputTargets(overlay_paths(files, output), masks, coco=as_json or coco is not None)
-    _check_targets(files, masks, coco)
+    selection = image_files(images, recursive=recursive)
+    files = selection.images
+    stems = output_stems(files) if masks is not None else {}
+    targets = OutputTargets(overlay_paths(files, output), masks, stems, coco=as_json or coco is not None)
+    _check_targets(masks, coco)
+    if selection.skipped:
+        typer.echo(_left_out(selection.skipped), err=True)
     options = SegmentKeywords(score_threshold=score_threshold, max_detections=max_detections, encoding=encoding)
     began_s = time.monotonic()
     try:
         with (
             gateway(platform_options, name, url) as address,
-            Client(address, transport=transport, timeout_s=timeout) as client,
+            Client(address, transport=transport, timeout_s=seconds(timeout)) as client,
         ):
             ask = partial(client.segment, model=name, **options)
             outcomes = list(_shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json))
-    except ModelNotFoundError as error:
+    except HOPELESS as error:
         raise with_advice(error, platform_options, name) from error
     if as_json or coco is not None:
         _write_coco([one.document for one in outcomes if one.document is not None], coco, print_it=as_json)
@@ -149,8 +166,14 @@ def predict(
         raise typer.Exit(1)
 
 
+def _left_out(skipped: Sequence[Path]) -> str:
+    named = ", ".join(map(str, skipped[:NAMED]))
+    more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+    return f"skipped {len(skipped)} file{'' if len(skipped) == 1 else 's'} without the name of an image: {named}{more}"
+
+
 def _outcomes(
-    ask: Callable[[bytes], Result], images: Sequence[ImageFile], targets: OutputTargets, in_flight: int
+    ask: Callable[[ImageLike], Result], images: Sequence[ImageFile], targets: OutputTargets, in_flight: int
 ) -> Iterator[ImageOutcome]:
     """Yield an outcome per image, in order; raises an error that affects all images if the first one has it."""
     from segserve.calls.many import in_order
@@ -164,71 +187,94 @@ def _outcomes(
         yield outcome
 
 
-def _outcome(ask: Callable[[bytes], Result], image: ImageFile, number: int, targets: OutputTargets) -> ImageOutcome:
+def _outcome(ask: Callable[[ImageLike], Result], image: ImageFile, number: int, targets: OutputTargets) -> ImageOutcome:
     try:
-        data = image.read()
-        result = ask(data)
+        content = image.read()
+        result = ask(content.image)
         if image in targets.overlays:
-            _write_overlay(result, data, targets.overlays[image])
+            _write_overlay(result, content.image, targets.overlays[image])
         if targets.masks is not None:
-            _write_masks(result, targets.masks, image)
+            _write_masks(result, targets.masks, image, targets.stems[image])
     except SegserveError as error:
         return ImageOutcome(image, error=error)
     document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
-    return ImageOutcome(image, result, document)
+    return ImageOutcome(image, result, document, frames=content.frames)
 
 
 def _shown(
     outcomes: Iterator[ImageOutcome], images: Sequence[ImageFile], targets: OutputTargets, *, quiet: bool
 ) -> Iterator[ImageOutcome]:
     """Print the outcomes and yield them without their results, which are thereby released."""
-    with _progress(len(images)) as advance:
+    from segserve.rendering.display import table
+
+    with _screen(len(images)) as screen:
         for outcome in outcomes:
+            image, result = outcome.image, outcome.result
             if outcome.error is not None:
-                typer.echo(f"error: {outcome.image}: {outcome.error}", err=True)
-            elif outcome.result is not None and not quiet:
-                _print(outcome.image, outcome.result, table=len(images) <= TABLES)
-                if outcome.image in targets.overlays and len(images) <= TABLES:
-                    typer.echo(f"overlay: {targets.overlays[outcome.image]}")
-            advance()
-            yield ImageOutcome(outcome.image, document=outcome.document, error=outcome.error)
+                screen.message(f"error: {image}: {outcome.error}")
+            if outcome.frames > 1:
+                screen.message(f"note: only the first of the {outcome.frames} frames or pages of {image} was segmented")
+            if result is not None and not quiet:
+                if len(images) <= TABLES:
+                    screen.result(table(result, image.name))
+                    if image in targets.overlays:
+                        screen.result(f"overlay: {targets.overlays[image]}")
+                else:
+                    screen.result(_line(image, result))
+            screen.advance()
+            yield ImageOutcome(image, document=outcome.document, error=outcome.error)
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """Where results and messages go, and the progress that is shown below them."""
+
+    results: Console
+    messages: Console
+    advance: Callable[[], None]
+
+    def result(self, shown: Table | str) -> None:
+        if isinstance(shown, str):
+            _print_line(self.results, shown)
+        elif self.results.is_terminal:
+            self.results.print(shown)
+        else:
+            print_whole(self.results, shown)
+
+    def message(self, text: str) -> None:
+        _print_line(self.messages, text)
+
+
+def _print_line(console: Console, line: str) -> None:
+    """Print a line as it is: not folded, and without markup."""
+    console.out(line, highlight=False)
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar if stderr is a terminal."""
-    if total == 1 or not sys.stderr.isatty():
-        yield lambda: None
-        return
+def _screen(total: int) -> Iterator[_Screen]:
+    """Show a progress bar, for one image a spinner, if stderr is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+    results, messages = Console(), Console(stderr=True)
+    if not sys.stderr.isatty():
+        yield _Screen(results, messages, lambda: None)
+        return
+    shared = results if sys.stdout.isatty() else messages
+    of_many = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (SpinnerColumn(), TextColumn("waiting for the result")) if total == 1 else of_many
+    with Progress(*columns, console=shared, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task("images", total=total)
-        yield lambda: bar.advance(task)
+        yield _Screen(results, shared, lambda: bar.advance(task))
 
 
-def _print(image: ImageFile, result: Result, *, table: bool) -> None:
-    from rich.console import Console
-
-    if table:
-        Console().print(result_table(Path(image.name), result))
-        return
+def _line(image: ImageFile, result: Result) -> str:
     from segserve.rendering.display import printable
 
     classes = ", ".join(
         " ".join(row[key] for key in ("count", "class", "share") if key in row) for row in result.summary_rows()
     )
-    typer.echo(f"{printable(image.name, 200)}: {classes or 'nothing'}")
-
-
-def result_table(image: Path, result: Result) -> Table:
-    """Return one image's table with a row per class, by count or by area."""
-    from segserve.rendering.display import table
-
-    return table(result, image.name)
+    return f"{printable(image.name, 200)}: {classes or 'nothing'}"
 
 
 def _summary(
@@ -248,34 +294,31 @@ def _write_coco(documents: list[dict[str, Any]], target: Path | None, *, print_i
     if target is None:
         return
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text + "\n")
+        with written_whole(target) as path:
+            path.write_text(text + "\n")
     except OSError as error:
         raise CommandError(f"cannot write {str(target)!r}: {error.strerror}") from error
 
 
-def _check_targets(images: Sequence[ImageFile], masks: Path | None, coco: Path | None) -> None:
+def _check_targets(masks: Path | None, coco: Path | None) -> None:
     """Report output paths that are invalid before the first request is sent."""
     if masks is not None and masks.exists() and not masks.is_dir():
         raise CommandError(f"--masks must be a folder; {str(masks)!r} is a file")
-    if masks is not None and len({image.within.with_suffix("") for image in images}) < len(images):
-        raise CommandError("--masks: two images have the same name, so their masks would share a file")
     if coco is not None and coco.is_dir():
         raise CommandError(f"--coco must be a file; {str(coco)!r} is a folder")
 
 
-def _write_overlay(result: Result, image: bytes, target: Path) -> None:
+def _write_overlay(result: Result, image: ImageLike, target: Path) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        result.overlay(image).save(target)
+        save_image(result.overlay(image), target)
     except (OSError, ValueError) as error:
         raise BadRequestError(f"cannot write overlay {str(target)!r}: {error}") from error
 
 
-def _write_masks(result: Result, folder: Path, image: ImageFile) -> None:
+def _write_masks(result: Result, folder: Path, image: ImageFile, stem: PurePath) -> None:
     from segserve.cli.mask_files import write_masks
 
     try:
-        write_masks(result, folder, image.within)
+        write_masks(result, folder, stem)
     except OSError as error:
         raise BadRequestError(f"cannot write masks of {image} into {str(folder)!r}: {error}") from error

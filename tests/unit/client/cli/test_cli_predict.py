@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pty
+import re
+import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from fakes.kserve import Fault, Gateway
 
-from ..conftest import coin_masks
-from .conftest import Command
+from ..conftest import HEIGHT, WIDTH, coin_masks
+from .conftest import Command, conditions, model
 
 
 @pytest.fixture
@@ -52,12 +58,13 @@ def test_a_glob_a_folder_and_standard_input_name_images_each_once(
     )
 
     assert [image["file_name"] for image in json.loads(printed)["images"]] == ["b.jpg", "a.png", "stdin"]
-    assert complaint.startswith("3 images, all segmented")
+    assert complaint.splitlines()[0] == f"skipped 1 file without the name of an image: {photos}/notes.txt"
+    assert complaint.splitlines()[1].startswith("3 images, all segmented")
 
 
 @pytest.mark.parametrize(
     ("named", "said"),
-    [("nix/*.jpg", "no file matches 'nix/*.jpg'"), ("empty", "empty has no images; looked for *.jpeg")],
+    [("nix/*.jpg", "no file matches 'nix/*.jpg'"), ("empty", "empty has no images; looked for *.apng")],
 )
 def test_what_names_no_image_is_an_error(
     command: Command, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, said: str
@@ -170,3 +177,191 @@ def test_progress_is_shown_on_a_terminal_and_leaves_nothing_in_what_is_piped(url
     assert len(json.loads(done.stdout)["images"]) == 3
     assert "images" in shown
     assert "/3" in shown
+
+
+def screen(raw: str) -> list[str]:
+    """Return the lines of a terminal after it was sent the output of rich."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[a-zA-Z]|\r|\n|[^\x1b\r\n]+", raw):
+        if part == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\r":
+            column = 0
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part.startswith("\x1b"):
+            row -= int(part[2:-1]) if part.endswith("A") else 0
+        else:
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+            column += len(part)
+    return lines
+
+
+def test_tables_bar_and_messages_on_one_terminal_leave_whole_lines(url: str, photos: Path, photo: bytes) -> None:
+    (photos / "broken.gif").write_bytes(b"GIF89a")
+    command = [sys.executable, "-m", "segserve.cli", "predict", "discs", str(photos), "-r", "-o", str(photos / "out")]
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(
+        [*command, "--url", url, "--in-flight", "1"],
+        stdout=terminal,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+    ):
+        os.close(terminal)
+        sent = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while read := os.read(controller, 100_000):
+                sent += read
+    os.close(controller)
+    shown = sent.decode()
+
+    lines = screen(shown)
+    assert "/4" in shown, "the bar was shown"
+    for name in ("a.png", "b.jpg", "below/a.png"):
+        assert f"{name}  80 x 60" in [line.strip() for line in lines]
+        assert f"overlay: {photos}/out/{Path(name).with_suffix('.png')}" in lines
+    assert sum(line.startswith("┃ class") for line in lines) == 3
+    assert any(line.startswith(f"error: {photos}/broken.gif:") for line in lines)
+    assert not any("images" in line and "━━━" in line for line in lines), "nothing is left of the bar"
+
+
+def written(path: Path, form: str, **options: Any) -> Path:
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    pixels = np.stack([rows, columns, rows + columns], axis=2).astype(np.uint8)
+    Image.fromarray(pixels).save(path, form, **options)
+    return path
+
+
+@pytest.mark.parametrize("form", ["GIF", "BMP", "AVIF", "JPEG2000", "TGA", "PPM"])
+def test_a_format_that_servers_do_not_decode_is_decoded_here_and_sent_as_pixels(
+    command: Command, url: str, tmp_path: Path, gateway: Gateway, form: str
+) -> None:
+    path = written(tmp_path / "photo", form)
+
+    code, _, complaint = command("predict", "coins", path, "-o", tmp_path / "overlay.png", "--url", url)
+
+    assert (code, complaint) == (0, "")
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(gateway.asked[-1].inputs["PIXELS"], np.asarray(image.convert("RGB")))
+    assert (tmp_path / "overlay.png").is_file()
+
+
+def test_a_damaged_image_that_is_decoded_here_is_an_error_of_its_own(
+    command: Command, url: str, photos: Path, gateway: Gateway
+) -> None:
+    whole = written(photos / "whole.bmp", "BMP").read_bytes()
+    (photos / "cut.bmp").write_bytes(whole[: len(whole) // 2])
+
+    code, _, complaint = command("predict", "discs", photos / "cut.bmp", photos / "whole.bmp", "--url", url)
+
+    assert (code, len(gateway.asked)) == (1, 1)
+    assert f"error: {photos}/cut.bmp: the BMP image is damaged or cut short" in complaint
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_of_several_frames_or_pages_it_is_said_that_only_the_first_is_segmented(
+    command: Command, url: str, tmp_path: Path, form: str
+) -> None:
+    more = [Image.new("RGB", (WIDTH, HEIGHT), (n, 0, 0)) for n in (90, 200)]
+    path = written(tmp_path / "several", form, save_all=True, append_images=more)
+
+    code, _, complaint = command("predict", "coins", path, "--url", url)
+
+    assert code == 0
+    assert complaint == f"note: only the first of the 3 frames or pages of {path} was segmented\n"
+
+
+def test_files_of_one_name_have_different_names_in_coco_and_masks(
+    command: Command, url: str, tmp_path: Path, photo: bytes
+) -> None:
+    for name in ("x/a.png", "y/a.png", "y/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(photo)
+    twins = [tmp_path / "x/a.png", tmp_path / "y/a.png"]
+
+    _, printed, _ = command("predict", "discs", *twins, "--json", "--masks", tmp_path / "masks", "--url", url)
+    command("predict", "coins", tmp_path / "y", "--masks", tmp_path / "maps", "--url", url)
+
+    assert [image["file_name"] for image in json.loads(printed)["images"]] == ["x/a.png", "y/a.png"]
+    assert files(tmp_path / "masks") == {f"{folder}/a-00{n}-coin.png" for folder in "xy" for n in (1, 2)}
+    assert files(tmp_path / "maps") == {"a.png.png", "a.jpg.png"}
+
+
+@pytest.mark.parametrize("option", ["-o", "--coco", "--masks"])
+def test_what_does_not_fit_on_the_disk_leaves_the_file_that_was_there(
+    url: str, photos: Path, tmp_path: Path, option: str
+) -> None:
+    target = tmp_path / "found"
+    if option == "--masks":
+        target.mkdir()
+    else:
+        target = tmp_path / "found.png"
+        target.write_text("before")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "segserve.cli", "predict", "coins", photos / "a.png", option, target, "--url", url],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, "cannot write" in done.stderr) == (1, True)
+    assert files(tmp_path) - files(photos.parent) == set()
+    assert [path for path in tmp_path.rglob(".*") if path.is_file()] == []
+    assert option == "--masks" or target.read_text() == "before"
+    assert option != "--masks" or files(target) == set()
+
+
+def test_a_device_is_written_to_and_not_replaced(command: Command, url: str, photos: Path) -> None:
+    assert command("predict", "discs", photos / "a.png", "--coco", "/dev/null", "--url", url)[0] == 0
+    assert not Path("/dev/null").is_file()
+
+
+@pytest.mark.parametrize("timeout", ["5s", "2m", "0.5", "30"])
+def test_a_timeout_has_a_unit_or_is_in_seconds(command: Command, url: str, photos: Path, timeout: str) -> None:
+    assert command("predict", "discs", photos / "a.png", "--timeout", timeout, "--url", url)[0] == 0
+
+
+def test_another_timeout_is_an_error_of_the_command_line(command: Command, url: str, photos: Path) -> None:
+    code, _, complaint = command("predict", "discs", photos / "a.png", "--timeout", "soon", "--url", url)
+
+    assert (code, "such as 1h, 90s or 1h30m" in complaint) == (2, True)
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The state folder of a platform that is not up, with a model that has not passed its golden images."""
+    failed = model("fresh", roles={}, conditions=conditions("DigestMismatch", "sha256 is 1111", Degraded="True"))
+    folder = tmp_path / "state/objects/SegmentationModel/fresh"
+    folder.mkdir(parents=True)
+    status = failed.pop("status")
+    (folder / "spec.yaml").write_text(yaml.safe_dump(failed))
+    (folder / "status.yaml").write_text(yaml.safe_dump(status))
+    monkeypatch.setenv("SEGSERVE_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def test_a_model_that_exists_but_does_not_serve_is_not_unknown(
+    command: Command, url: str, photos: Path, stored: Path
+) -> None:
+    code, _, complaint = command("predict", "fresh", photos / "a.png", "--url", url)
+
+    assert code == 1
+    assert "the model exists, but does not serve: DigestMismatch: sha256 is 1111" in complaint
+    assert "did you mean" not in complaint
+    assert "did you mean 'fresh'?" in command("predict", "frsh", photos / "a.png", "--url", url)[2]
+
+
+def test_where_nothing_listens_and_no_platform_is_up_it_is_said_how_to_start_one(
+    command: Command, photos: Path, stored: Path
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        code, _, complaint = command("predict", "fresh", photos / "a.png", "--url", address)
+
+    assert code == 1
+    assert "no platform is up on this machine: `segserve up` starts it" in complaint
+    assert len(complaint.splitlines()) == 1
