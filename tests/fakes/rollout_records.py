@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ from rich.console import Console
 
 from segserve.cli.rollout.render import RolloutTree
 from segserve.platforms.rollouts.rollout_view import RolloutView
-from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, Tolerance
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
+from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.models.observed import Candidate, ModelStatus, RoleHolder, Roles
+from segserve_operator.core.rollout.decisions import Rules
 from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.forecast import Forecast, forecast
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Decision, Record, RolloutState, Row
+from segserve_operator.core.rollout.record import Decision, Record, RolloutState, Row, window_of
 from segserve_operator.mapping.rollouts import manifest_of, status_of
 from segserve_operator.mapping.statuses import to_api
 
@@ -29,39 +33,20 @@ STABLE, CANDIDATE = "coins-f3ce7142e5", "coins-8d6f11d641"
 NAME = "coins-8d6f11d641-1"
 WIDTH = 158
 STARTED_S = 1_790_000_000.0
-VERDICTS = (
-    Verdict(
-        "errorRate",
-        Outcome.PASS,
-        "NoWorse",
-        "0.06 % of 1,680 requests failed, stable 0.063 % of 7,920 requests; evidence 1:1 of 1:300",
-        0.02,
-        {"harm": 0.004, "excess": 0.0},
-    ),
-    Verdict(
-        "latency",
-        Outcome.UNDECIDED,
-        "NoProof",
-        "p50 35 ms and p95 74 ms, stable 32 and 68 ms; evidence 1:6 of 1:300",
-        0.31,
-        {"harm": 0.05},
-    ),
-    Verdict(
-        "burnRate", Outcome.PASS, "WithinBudget", "the budget burns 0.06 times as fast as the SLO allows", 0.004, {}
-    ),
-    Verdict(
-        "goldenQuality",
-        Outcome.PASS,
-        "NoWorse",
-        "mean quality changes by +0.0012 on 64 images (-0.0100 is tolerated)",
-        0.0,
-        {"iou": 0.9814, "meanChange": 0.0012},
-    ),
+GOLDEN = Verdict(
+    "goldenQuality",
+    Outcome.PASS,
+    "NoWorse",
+    "mean quality changes by +0.0012 on 64 images (-0.0100 is tolerated)",
+    0.0,
+    {"images": 64.0, "iou": 0.9814, "meanChange": 0.0012},
 )
+POLICY = RolloutPolicy(max_bad_requests=20, tolerance=Tolerance(error_percent=0.2, slow_percent=1))
+"""Strict, so that the requests of a few minutes do not suffice for the next weight."""
 REASON, MESSAGE = "HarmNotBounded", "at the next weight it could still do more harm than maxBadRequests allows"
 
 
-def record(started_s: float = STARTED_S, **changes: Any) -> Record:
+def record(started_s: float = STARTED_S, *, slo: Slo | None = None, **changes: Any) -> Record:
     """Return the record of a rollout that began at `started_s`, and is at its second step of three."""
     progress = replace(
         Progress.begun(started_s),
@@ -69,6 +54,8 @@ def record(started_s: float = STARTED_S, **changes: Any) -> Record:
         step=np.array(1, np.int8),
         since_s=np.array(started_s + 41),
         step_since_s=np.array(started_s + 133),
+        stable_answered_s=np.array(started_s + 270),
+        seen=np.array(1350.0),
         rate=np.array(40.0),
     )
     asked = (
@@ -88,9 +75,23 @@ def record(started_s: float = STARTED_S, **changes: Any) -> Record:
         Decision(number, started_s + after, signal, phase, weight, "segserve", reason, message)
         for number, (after, signal, phase, weight, reason, message) in enumerate(asked, start=1)
     )
-    found = Record(NAME, "coins", STABLE, CANDIDATE, RolloutPolicy(), Slo(), progress)
-    found = replace(found, sequence=4, rows=_rows(started_s), decisions=decisions, verdicts=VERDICTS)
+    found = Record(NAME, "coins", STABLE, CANDIDATE, POLICY, slo or Slo(), progress)
+    rows = _rows(started_s)
+    gates = _gates(found.policy, found.slo)
+    verdicts = (*Rules.of(found.policy, found.slo).explain(gates), GOLDEN)
+    found = replace(found, sequence=4, rows=rows, decisions=decisions, gates=gates, verdicts=verdicts)
     return replace(found, **changes)
+
+
+@cache
+def _gates(policy: RolloutPolicy, slo: Slo) -> dict[str, Any]:
+    """Return the states of the gates after all rows."""
+    gates = Rules.of(policy, slo).gates
+    states = {name: gate.start() for name, gate in gates.items()}
+    for row in _rows(STARTED_S):
+        window = window_of(row, len(EDGES_MS) + 1)
+        states = {name: gate.update(states[name], window) for name, gate in gates.items()}
+    return states
 
 
 def _rows(started_s: float) -> tuple[Row, ...]:
@@ -183,12 +184,16 @@ def seen(**changes: Any) -> RolloutView:
     return replace(at, **changes)
 
 
+def outlook() -> Forecast:
+    """Return the forecast that goes with `seen`."""
+    return forecast(record(), (), STARTED_S + 270)
+
+
 def main(path: Path) -> None:
     """Write the picture that the documentation shows."""
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True)
-    preview = "10 min at 40 requests/s show errors from +2 pp on (in 2m55s), latency from x1.25 on (in 6m25s)"
     console.print("[dim]$[/] segserve rollout status coins -w", highlight=False)
-    console.print(RolloutTree(seen(), preview=preview))
+    console.print(RolloutTree(seen(), outlook()))
     console.save_svg(str(path), title="segserve rollout status", unique_id="rollout")
 
 

@@ -102,14 +102,18 @@ def _padded(text: Text, width: int) -> Text:
     return padded
 
 
+def sign(colour: str, *, ascii_only: bool) -> str:
+    """Return the sign that stands for a colour."""
+    return (_PLAIN_SIGNS if ascii_only else _SIGNS)[colour]
+
+
 def tree(nodes: Sequence[Node], *, ascii_only: bool) -> Tree:
     """Return the nodes as a renderable."""
     printed: set[str] = set()
-    signs = _PLAIN_SIGNS if ascii_only else _SIGNS
     guides = _PLAIN_GUIDES if ascii_only else _GUIDES
     rows = []
     for branch, node in _rows(nodes, ()):
-        state = Text(f"{signs[node.colour]} {node.state}", style=node.colour)
+        state = Text(f"{sign(node.colour, ascii_only=ascii_only)} {node.state}", style=node.colour)
         space, line = guides[:2]
         below = "".join(space if ended else line for ended in branch[1:]) + (line if node.below else space)
         rows.append(_Row(_name(node, branch, ascii_only=ascii_only), state, _detail(node, printed), below))

@@ -285,7 +285,7 @@ def test_a_description_has_the_rollout_its_gates_and_who_decided_what(server: Fa
     said = lines[lines.index(f"rollout: {records.NAME}") + 1 :]
     assert said[0].startswith(f"  {NEW} is Progressing at 25 %, paused since ")
     assert any(
-        line.startswith("  gate burnRate        Pass      WithinBudget: the budget burns 0.06 ") for line in said
+        line.startswith("  gate goldenQuality   Pass      NoWorse: mean quality changes by +0.0012 ") for line in said
     )
     assert any(line.startswith("  gate latency ") and line.endswith("(skipped)") for line in said)
     assert any(line.endswith("25 %  StepDone: the evidence allows the next weight (by segserve)") for line in said)

@@ -89,9 +89,10 @@ def status(
     ] = False,
     output: Output = OutputFormat.TABLE,
 ) -> None:
-    """Show a model's rollout: both revisions, the evidence of each gate, and the pending decision.
+    """Show a model's rollout: how it goes and how long it takes, both revisions, the steps, and what each gate says.
 
-    Exit code 1 if it ended without its revision in service.
+    With -o wide also the statistics: the evidence of each gate, and all decisions. Exit code 1 if it ended without its
+    revision in service.
     """
     if watch and output in NOT_LIVE:
         raise typer.BadParameter(f"-w supports only -o table and -o wide, got {output}")
@@ -105,7 +106,12 @@ def status(
         if output in NOT_LIVE:
             _print_document(document(view), output)
         else:
-            _print(console, once(view, wide=wide))
+            shown = once(view, wide=wide)
+            # A person reads lines that are folded between words; a file or a program gets whole ones.
+            if console.is_terminal:
+                console.print(shown)
+            else:
+                print_whole(console, shown)
     raise typer.Exit(1 if view.failed else 0)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from segserve.cli.errors import CommandError
-from segserve.cli.rollout.render import span
 from segserve.platforms.manifests import read_files
+from segserve.platforms.rollouts.words import span
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.core.rollout.power import Preview, preview

@@ -13,10 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from segserve.cli.errors import CommandError
-from segserve.cli.rollout.render import COLOURS, span
+from segserve.cli.rollout.render import COLOURS
 from segserve.cli.rollout.status import decision_document, stamp
 from segserve.platforms.port import ROLLOUT, Json, Platform
 from segserve.platforms.rollouts.rollout_view import chunked_rows, is_written, record_of, state_of
+from segserve.platforms.rollouts.words import span
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record

@@ -12,6 +12,7 @@ from segserve.platforms.errors import ControlError, NotFoundError, WaitTimeoutEr
 from segserve.platforms.port import MODEL, Json, Platform
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
+from segserve_operator.core.rollout.forecast import present, recent
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState, Row
 from segserve_operator.mapping import rollouts
@@ -24,7 +25,7 @@ _PROMOTED: Final = frozenset({Phase.BAKING, Phase.SUCCEEDED})
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two revisions: its percentage of requests now, and its counts while both had requests.
+    """One of the two revisions: its percentage of requests now, and its counts of `seconds`.
 
     `latencies` are counts by bin of `EDGES_MS`.
     """
@@ -35,6 +36,12 @@ class Side:
     requests: int = 0
     errors: int = 0
     latencies: Mapping[int, int] | None = None
+    seconds: float = 0.0
+
+    @property
+    def requests_per_second(self) -> float | None:
+        """The rate of requests; None if none were counted yet."""
+        return self.requests / self.seconds if self.seconds else None
 
     @property
     def error_percent(self) -> float | None:
@@ -67,7 +74,8 @@ class RolloutView:
     """A rollout at `now_s`; `record` is None until it is first written.
 
     `stable` is the former revision. `behind` means that the operator has not processed the newest spec yet, so this may
-    be the previous rollout.
+    be the previous rollout. `slo` is the SLO's state in the model's status (Met, Breached, Unknown; empty without SLO),
+    and `handled` the requests of users that the model's operator has handled, oldest first.
     """
 
     model: str
@@ -76,6 +84,8 @@ class RolloutView:
     record: Record | None
     now_s: float
     behind: bool = False
+    slo: str = ""
+    handled: tuple[str, ...] = ()
 
     @property
     def over(self) -> bool:
@@ -93,10 +103,21 @@ class RolloutView:
         return self.standing.phase in _PROMOTED
 
     def sides(self) -> tuple[Side, Side]:
-        """Return the former revision and the new one."""
+        """Return the former revision and the new one, with their counts while both had requests."""
         recorded = () if self.record is None else self.record.rows
         # Only rows in which both revisions had requests can be compared; without any, show all.
-        rows = [row for row in recorded if 0 < row.weight < 100] or recorded
+        return self._sides([row for row in recorded if 0 < row.weight < 100] or recorded)
+
+    def present_sides(self) -> tuple[Side, Side]:
+        """Return the former revision and the new one, with their counts of the last half minute, or of longer where
+        requests are rare."""
+        return self._sides(() if self.record is None else present(self.record.rows))
+
+    def latest_sides(self, seconds: float) -> tuple[Side, Side]:
+        """Return the former revision and the new one, with their counts of the last `seconds` that are recorded."""
+        return self._sides(() if self.record is None else recent(self.record.rows, seconds))
+
+    def _sides(self, rows: Sequence[Row]) -> tuple[Side, Side]:
         new = self.standing.weight
         return (
             _side("previous" if self.promoted else "stable", self.stable, 100 - new, STABLE, rows),
@@ -110,7 +131,7 @@ def _side(role: str, revision: str, weight: int, index: int, rows: Sequence[Row]
         for number, count in row.latencies[index]:
             latencies[number] = latencies.get(number, 0) + count
     requests, errors = sum(row.requests[index] for row in rows), sum(row.errors[index] for row in rows)
-    return Side(role, revision, weight, int(requests), int(errors), latencies)
+    return Side(role, revision, weight, int(requests), int(errors), latencies, sum(row.seconds for row in rows))
 
 
 def record_of(manifest: Json, packed: Sequence[str] = ()) -> Record:
@@ -154,7 +175,17 @@ def read_rollout(platform: Platform, model: Json, former: RolloutView | None = N
     manifest = platform.rollout(standing.rollout)
     record = record_of(manifest) if manifest is not None and is_written(manifest) else None
     stable = record.stable if record is not None else _former_revision(model, standing)
-    return RolloutView(model["metadata"]["name"], standing, stable, record, now_s, is_behind(model, standing))
+    status = model["status"]
+    return RolloutView(
+        model["metadata"]["name"],
+        standing,
+        stable,
+        record,
+        now_s,
+        is_behind(model, standing),
+        str(status.get("slo") or ""),
+        tuple(status.get("handledAnnotations") or ()),
+    )
 
 
 def _former_revision(model: Json, standing: RolloutState) -> str:
