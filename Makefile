@@ -1,5 +1,4 @@
 PYTHON ?= python3.11
-PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
 # Python compiles what it imports; pip would compile all of torch and transformers.
@@ -7,8 +6,6 @@ PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile
 PIP := $(BIN)/pip $(PIP_INSTALL) --constraint constraints.txt
 LOCK := model_repo_builder/src/segserve_builder/runtime.lock
 OUT := $(CURDIR)/out
-# The demo's platform keeps to itself: a platform of the user's, in its usual folder, is not touched.
-DEMO := SEGSERVE_STATE=$(OUT)/demo
 
 # ONNX Runtime's builds report what they run; what is served is nobody else's business.
 export ORT_DISABLE_TELEMETRY := 1
@@ -80,9 +77,7 @@ test-client: $(CLIENT_VENV)/stamp  ## The client's own tests on another Python: 
 oracles: $(VENV)-debian/stamp  ## What answers are compared with: Debian's torchvision beside what .venv has
 
 demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they find in a photograph
-	$(DEMO) $(BIN)/segserve up --detach --port $(PORT) -f examples/coins/model.yaml
-	@$(DEMO) SEGSERVE_URL=http://127.0.0.1:$(PORT) $(BIN)/python examples/coins/demo.py $(OUT); \
-	  status=$$?; $(DEMO) $(BIN)/segserve down; exit $$status
+	@$(BIN)/segserve demo --output $(OUT) $(if $(PORT),--port $(PORT))
 
 test: lint kernels  ## Lint, types, layers, quick tests, the core of those on the real Triton and Envoy (12 minutes from nothing; no root)
 	$(PYTEST) -m '$(FOR_ANYBODY)' --rest-by 'make test-all'

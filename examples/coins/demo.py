@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import httpx
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from score import HERE, InstanceScore, SemanticScore, score_instances, score_semantic, truth
@@ -101,15 +102,15 @@ def findings(shown: Sequence[Shown]) -> Table:
 
 def latencies(shown: Sequence[Shown]) -> Table:
     """Return the table of where the time of a call goes."""
-    table = Table(title=f"Milliseconds a call, mean of {CALLS} one after the other", title_justify="left")
-    table.add_column("where")
+    title = f"Milliseconds a call, mean of {CALLS} one after the other"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for heading in ("model", "over"):
+        table.add_column(heading)
+    for heading in (*shown[0].split(), "whole call"):
+        table.add_column(heading, justify="right")
     for one in shown:
-        table.add_column(f"{one.model}\n{one.transport}", justify="right")
-    splits = [one.split() for one in shown]
-    for name in splits[0]:
-        table.add_row(name, *(f"{split[name]:.1f}" for split in splits))
-    table.add_section()
-    table.add_row("whole call", *(f"{one.call_ms:.1f}" for one in shown))
+        times = (*one.split().values(), one.call_ms)
+        table.add_row(one.model, one.transport, *(f"{time_ms:.1f}" for time_ms in times))
     return table
 
 

@@ -21,7 +21,7 @@ from segserve.platforms.waiting import wait_serving
 if TYPE_CHECKING:
     from segserve_operator.local_platform.supervisor import PlatformRecord
 
-KERNELS: Final = ("blend", "label_rle", "labels", "masks", "nms", "paste", "probability", "regions", "rle")
+KERNELS: Final = ("blend", "label_rle", "labels", "masks", "nms", "paste", "probability", "regions", "resample", "rle")
 """Modules of kernels that the three networks' steps import: the others need not be compiled before they serve."""
 START_S: Final = 180
 

@@ -228,11 +228,15 @@ def _install(root: Path, progress: OnStep) -> None:
 
     progress(InstallStep(_INSTALLING, 0, total))
     # The list is complete. The requirements of nvidia-pytriton are for its Python code, which is not used.
+    pip += ["install", "--no-deps", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"]
     run_or_raise(
-        [*pip, "install", "--no-deps", "--disable-pip-version-check", "--progress-bar", "off", "-r", str(lock)],
+        [*pip, "-r", str(lock)],
         "Is the package index reachable? pip's own configuration applies (PIP_INDEX_URL, pip.conf)",
         report,
     )
+    # Three of five lines are of Kubernetes' client, which serves the agent in a cluster alone.
+    compiler = [python, "-m", "compileall", "-qq", "-x", "/kubernetes/", str(site_packages(root))]
+    subprocess.run(compiler, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     _prepare_backends(root)
     (root / _MARKER).touch()
     progress(InstallStep(_INSTALLING, total, total))
