@@ -7,7 +7,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
+from segserve_builder.agent.protocol import (
+    AssignedModel,
+    Assignment,
+    ModelReport,
+    ModelState,
+    ProofReport,
+    TrialReport,
+)
 from segserve_builder.spec.model_spec import Artifact, Input, ModelClass, Output, Runtime
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
@@ -139,7 +146,10 @@ class Verdict:
 
 @dataclass
 class InMemoryFleet:
-    """Groups whose agents prove whatever they were assigned at the next `work`, unless a verdict says otherwise."""
+    """Groups whose agents prove whatever they were assigned at the next `work`, unless a verdict says otherwise.
+
+    Verdicts are about revisions by name, and about golden sets on trial by digest.
+    """
 
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     members: dict[str, GroupObserved] = field(default_factory=dict)
@@ -186,6 +196,8 @@ class InMemoryFleet:
                 artifact_verified=True,
                 loaded=True,
                 proof="golden",
+                proved=ProofReport(golden_sha256=told.golden.sha256 if told.golden is not None else None),
+                trial=self._trial(told),
             )
         return ModelReport(
             model=told.model,
@@ -195,6 +207,15 @@ class InMemoryFleet:
             message=f"{verdict.reason} happened",
             retryable=verdict.retryable,
         )
+
+    def _trial(self, told: AssignedModel) -> TrialReport | None:
+        if told.trial is None:
+            return None
+        golden = told.trial.golden
+        verdict = self.verdicts.get(golden.sha256) if golden is not None else None
+        if verdict is None:
+            return TrialReport(golden=golden, images=2)
+        return TrialReport(golden=golden, reason=verdict.reason, message=f"{verdict.reason} happened")
 
 
 @dataclass

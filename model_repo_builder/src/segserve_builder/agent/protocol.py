@@ -62,7 +62,7 @@ class ModelState(StrEnum):
 
 
 class ProofReport(FrozenModel):
-    """What a revision was proved with: the digest of the golden set, None for the built-in image; number of images."""
+    """Proof of a revision: the digest of its golden set, None for the built-in image, and the number of images."""
 
     golden_sha256: str | None = None
     images: int = 1

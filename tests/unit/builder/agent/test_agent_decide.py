@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from segserve_builder.agent.decide import next_actions, reports
-from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
+from segserve_builder.agent.protocol import AssignedModel, GoldenTrial, ModelReport, ModelState
 from segserve_builder.agent.state import (
     Action,
     AgentState,
@@ -23,6 +23,7 @@ from segserve_builder.agent.state import (
     Serve,
     ServerSnapshot,
     StepDeath,
+    Try,
     Unload,
 )
 from segserve_builder.render.tree import Tree
@@ -51,6 +52,12 @@ def revision_of(model: str, network: str = "1", *, expose: bool = False, golden:
         expose=("network",) if expose else (),
     )
     return AssignedRevision.of(spec)
+
+
+def trying(assigned: AssignedRevision, golden: str | None) -> AssignedRevision:
+    """Return the same assignment with a trial of a golden set, or of the built-in image."""
+    on_trial = Golden(uri="golden", sha256=golden * 64) if golden else None
+    return AssignedRevision.of(assigned.spec.model_copy(update={"trial": GoldenTrial(golden=on_trial)}))
 
 
 def steps_of(assigned: AssignedRevision) -> tuple[str, ...]:
@@ -117,6 +124,11 @@ class World:
                 golden = by_revision[action.revision].spec.golden
                 proof = Proof("golden", golden.sha256) if golden else Proof("builtin", None)
                 self.state.prove(action.revision, proof)
+            case Try():
+                trial = by_revision[action.revision].trial
+                assert trial is not None
+                kind = "golden" if trial.spec.golden else "builtin"
+                self.state.pass_trial(trial, Proof(kind, trial.golden_sha256, 2))
             case Unload(name):
                 assert not any(name in ensemble.steps for ensemble in self.loaded.values()), f"{name} is in use"
                 self.loaded_steps.discard(name)
@@ -350,6 +362,86 @@ def test_another_golden_set_is_proved_while_the_model_stays_ready() -> None:
     world.state.keep_only((second,))
     assert next_actions((second,), world.snapshot(), world.state, 0.0) == (Prove(second.revision, "coins"),)
     assert world.report(second)["coins"].state is ModelState.READY
+
+
+def test_a_golden_set_on_trial_is_tried_once_the_revision_is_proved_and_the_outcome_is_reported() -> None:
+    world, coins = World(), revision_of("coins", golden="a")
+    world.converge(coins)
+    world.done.clear()
+    tried = trying(coins, "b")
+    world.converge(tried)
+    report = world.report(tried)["coins"]
+    assert world.done == [Try(coins.revision, "coins", tried.trial and tried.trial.spec.golden)]
+    assert report.state is ModelState.READY
+    assert report.trial is not None
+    assert (report.trial.golden, report.trial.passed) == (tried.trial and tried.trial.spec.golden, True)
+    assert report.proved is not None
+    assert report.proved.golden_sha256 == "a" * 64
+
+
+def test_a_revision_that_is_not_proved_is_not_tried_with_another_golden_set() -> None:
+    world, coins = World(), trying(revision_of("coins", golden="a"), "b")
+    world.prepare(coins)
+    assert not any(isinstance(action, Try) for action in next_actions((coins,), world.snapshot(), world.state, 0.0))
+    world.converge(coins)
+    assert [type(action) for action in world.done[-2:]] == [Prove, Try]
+
+
+@pytest.mark.parametrize(
+    ("retry_from_s", "again"),
+    [
+        pytest.param(None, False, id="answers that differ are not asked for again"),
+        pytest.param(0.0, True, id="a set that cannot be fetched is tried again when it is due"),
+    ],
+)
+def test_a_trial_that_fails_is_reported_and_the_revision_stays_ready(retry_from_s: float | None, again: bool) -> None:
+    world, coins = World(), revision_of("coins", golden="a")
+    world.converge(coins)
+    tried = trying(coins, "b")
+    assert tried.trial is not None
+    world.state.fail_trial(tried.trial, "GoldenFailed", "IoU 0.1", retry_from_s=retry_from_s)
+    world.state.keep_only((tried,))
+    report = world.report(tried)["coins"]
+    assert (report.state, report.proof, report.reason) == (ModelState.READY, "golden", "")
+    assert report.trial is not None
+    assert (report.trial.passed, report.trial.reason, report.trial.message) == (False, "GoldenFailed", "IoU 0.1")
+    assert bool(next_actions((tried,), world.snapshot(), world.state, 30.0)) is again
+
+
+def test_a_set_that_passed_its_trial_and_is_adopted_is_the_proof_without_another_look() -> None:
+    world, coins, adopted = World(), revision_of("coins", golden="a"), revision_of("coins", golden="b")
+    world.converge(trying(coins, "b"))
+    world.done.clear()
+    world.converge(adopted)
+    assert [type(action) for action in world.done] == [Prepare]
+    report = world.report(adopted)["coins"]
+    assert (report.state, report.trial) == (ModelState.READY, None)
+    assert report.proved is not None
+    assert (report.proved.golden_sha256, report.proved.images) == ("b" * 64, 2)
+
+
+def test_the_outcome_of_a_trial_does_not_outlive_it() -> None:
+    world, coins = World(), revision_of("coins", golden="a")
+    world.converge(trying(coins, "b"))
+    world.converge(coins)
+    report = world.report(coins)["coins"]
+    assert report.trial is None
+    assert report.proved is not None
+    assert report.proved.golden_sha256 == "a" * 64
+    assert (world.state.trial_proofs, world.state.trial_failures) == ({}, {})
+
+
+def test_a_restarted_server_is_tried_again_after_its_proof() -> None:
+    world, tried = World(), trying(revision_of("coins", golden="a"), None)
+    world.converge(tried)
+    world.restart_server()
+    world.state.invalidate_proofs((tried,), world.snapshot())
+    report = world.report(tried)["coins"]
+    assert report.trial is not None
+    assert not report.trial.passed
+    world.done.clear()
+    world.converge(tried)
+    assert [type(action) for action in world.done[-2:]] == [Prove, Try]
 
 
 def test_a_step_folder_that_was_deleted_is_published_again() -> None:

@@ -26,7 +26,8 @@ from fakes.observed_models import (
     state,
     world,
 )
-from segserve_builder.agent.protocol import ModelState
+from segserve_builder.agent.protocol import ModelState, ProofReport, TrialReport
+from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models import conditions
@@ -81,6 +82,25 @@ def given_up(reason: str) -> Observed:
     roles = replace(SERVED, candidate=candidate(SECOND, failure=FailureReason(reason, "what was seen")))
     return world(model(SECOND, roles), groups=[MAIN])
 
+
+OLD_SET, NEW_SET = (Golden(uri="file:///golden", sha256=digit * 64) for digit in "12")
+
+
+def on_trial(*trials: TrialReport | None, wanted: Golden | None = NEW_SET, knows_trials: bool = True) -> Observed:
+    """Return a world in which the spec's golden set was edited; each server says what came of its trial."""
+    told, edited = (FIRST.model_copy(update={"golden": golden}) for golden in (OLD_SET, wanted))
+    proved = ProofReport(golden_sha256=OLD_SET.sha256, images=3) if knows_trials else None
+    servers = [server(f"{n}", report(told, proved=proved, trial=trial)) for n, trial in enumerate(trials)]
+    main = replace(group("main", told), servers=tuple(servers), wanted=len(servers))
+    return world(model(edited, SERVED), groups=[main], records=[told])
+
+
+PASSED = TrialReport(golden=NEW_SET, images=4)
+UNDER_WAY = TrialReport(golden=NEW_SET)
+DIFFERS = TrialReport(golden=NEW_SET, reason="GoldenFailed", message="coins.png: IoU 0.1")
+ABSENT = TrialReport(golden=NEW_SET, reason="DigestMismatch", message="sha256 is another")
+ONE_OF_TWO = f"1 of 2 servers have proved {FIRST.revision} with golden set {'2' * 12}, while it serves"
+GOES_ON = f"{FIRST.revision} goes on with what it was proved with"
 
 ARTIFACT_VERIFIED = [
     pytest.param(
@@ -189,6 +209,71 @@ GOLDEN_PASSED = [
             "GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance"
         ),
         id="the golden set was answered",
+    ),
+    pytest.param(
+        on_trial(None, wanted=OLD_SET),
+        ObservedCondition(
+            "GoldenPassed",
+            "True",
+            "AnswersMatch",
+            f"golden set {'1' * 12}: every image (3) was answered within its tolerance",
+        ),
+        id="the golden set that was answered is named",
+    ),
+    pytest.param(
+        on_trial(None),
+        ObservedCondition(
+            "GoldenPassed",
+            "Unknown",
+            "GoldenPending",
+            f"0 of 1 servers have proved {FIRST.revision} with golden set {'2' * 12}, while it serves",
+        ),
+        id="an edited golden set is pending from the first look at it",
+    ),
+    pytest.param(
+        on_trial(PASSED, UNDER_WAY),
+        ObservedCondition("GoldenPassed", "Unknown", "GoldenPending", ONE_OF_TWO),
+        id="an edited golden set is pending until all servers have answered it",
+    ),
+    pytest.param(
+        on_trial(None, knows_trials=False),
+        ObservedCondition(
+            "GoldenPassed",
+            "Unknown",
+            "GoldenPending",
+            f"golden set {'2' * 12} is tried on the next revision: these servers are of another version of segserve",
+        ),
+        id="servers that know no trials leave an edited golden set pending",
+    ),
+    pytest.param(
+        on_trial(PASSED, PASSED),
+        ObservedCondition(
+            "GoldenPassed",
+            "True",
+            "AnswersMatch",
+            f"golden set {'2' * 12}: every image (4) was answered within its tolerance",
+        ),
+        id="an edited golden set has passed once all servers have answered it",
+    ),
+    pytest.param(
+        on_trial(TrialReport(images=1), wanted=None),
+        ObservedCondition(
+            "GoldenPassed",
+            "True",
+            "BuiltinOnly",
+            "no golden set: a built-in image showed that the pipeline runs and its answer is finite and repeatable",
+        ),
+        id="where the golden set was dropped only the built-in image was answered",
+    ),
+    *(
+        pytest.param(
+            on_trial(PASSED, trial),
+            ObservedCondition(
+                "GoldenPassed", "False", trial.reason, f"golden set {'2' * 12}: {trial.message}; {GOES_ON}"
+            ),
+            id=f"an edited golden set that one server refuses has not passed: {trial.reason}",
+        )
+        for trial in (DIFFERS, ABSENT)
     ),
     pytest.param(
         with_candidate_said(state=ModelState.READY, proof="builtin"),
@@ -314,6 +399,11 @@ TRAFFIC_READY = [
 ]
 
 READY = [
+    pytest.param(
+        on_trial(DIFFERS),
+        ObservedCondition("Ready", "True", "Serving", f"{FIRST.revision} in group main gets all requests"),
+        id="a model whose edited golden set failed serves as before",
+    ),
     *(
         pytest.param(row.values[0], replace(row.values[1], type="Ready"), id=f"ready as its traffic: {row.id}")
         for row in TRAFFIC_READY
@@ -326,6 +416,23 @@ READY = [
 ]
 
 PROGRESSING = [
+    pytest.param(
+        on_trial(PASSED, UNDER_WAY),
+        ObservedCondition("Progressing", "True", "GoldenPending", ONE_OF_TWO),
+        id="an edited golden set is in progress until all servers have answered it",
+    ),
+    *(
+        pytest.param(
+            seen,
+            ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
+            id=f"nothing is in progress {when}",
+        )
+        for seen, when in (
+            (on_trial(PASSED, PASSED), "once an edited golden set has passed"),
+            (on_trial(PASSED, DIFFERS), "once an edited golden set has failed"),
+            (on_trial(None, knows_trials=False), "where servers know no trials"),
+        )
+    ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
         ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
@@ -420,6 +527,16 @@ PROGRESSING = [
 ]
 
 DEGRADED = [
+    pytest.param(
+        on_trial(DIFFERS),
+        ObservedCondition("Degraded", "True", "GoldenFailed", f"golden set {'2' * 12}: coins.png: IoU 0.1; {GOES_ON}"),
+        id="an edited golden set that failed is named",
+    ),
+    pytest.param(
+        on_trial(UNDER_WAY),
+        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
+        id="an edited golden set that is pending is no problem",
+    ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
         ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),

@@ -20,17 +20,26 @@ from fakes.observed_models import (
     holder,
     lost,
     model,
+    report,
+    server,
     state,
     world,
 )
 from fakes.platform import assigned
-from segserve_builder.agent.protocol import AssignedModel, ModelState
+from segserve_builder.agent.protocol import AssignedModel, GoldenTrial, ModelState, ProofReport, TrialReport
 from segserve_builder.spec.model_spec import Artifact, Golden
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import ModelObserved, Observed, PoolObserved, Roles
+from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, PoolObserved, Roles
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS, free_slots
-from segserve_operator.core.models.roles import CLASSES_CHANGED, assigned_model, next_due_s, next_roles, settling
+from segserve_operator.core.models.roles import (
+    CLASSES_CHANGED,
+    assigned_model,
+    next_due_s,
+    next_roles,
+    record_of,
+    settling,
+)
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import TrafficState
 
@@ -806,6 +815,96 @@ def test_a_server_is_told_of_a_revision(
     seen = world(coins, records=[record] if record is not None else [])
 
     assert assigned_model(SECOND.revision, coins, seen) == expected
+
+
+OLD, NEW = with_golden(FIRST, "1"), with_golden(FIRST, "2")
+ELSEWHERE_SET = FIRST.model_copy(update={"golden": Golden(uri="file:///other", sha256="1" * 64)})
+
+
+def on_trial(told: AssignedModel, tried: AssignedModel) -> AssignedModel:
+    return told.model_copy(update={"trial": GoldenTrial(golden=tried.golden)})
+
+
+def proved_by(told: AssignedModel, **trial: object) -> GroupObserved:
+    """Return main, whose server has proved a revision and says this of the trial of another set."""
+    proof = ProofReport(golden_sha256=told.golden.sha256 if told.golden else None)
+    outcome = TrialReport(**trial) if trial else None
+    return group("main", told, reports=[report(told, proved=proof, trial=outcome)])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "record", "main", "expected"),
+    [
+        pytest.param(NEW, OLD, proved_by(OLD), on_trial(OLD, NEW), id="servers try an edited golden set in place"),
+        pytest.param(NEW, FIRST, proved_by(FIRST), on_trial(FIRST, NEW), id="servers try a first golden set"),
+        pytest.param(
+            FIRST, OLD, proved_by(OLD), on_trial(OLD, FIRST), id="a dropped set is tried as the built-in image"
+        ),
+        pytest.param(
+            ELSEWHERE_SET, OLD, proved_by(OLD), on_trial(OLD, ELSEWHERE_SET), id="an edited address is tried as well"
+        ),
+        pytest.param(OLD, OLD, proved_by(OLD), OLD, id="the set of the proof is not tried"),
+        pytest.param(
+            NEW, OLD, group("main", OLD), OLD, id="servers of a version that knows no trials are not asked for one"
+        ),
+        pytest.param(
+            NEW,
+            OLD,
+            group("main", on_trial(OLD, NEW), state=ModelState.LOADING),
+            on_trial(OLD, NEW),
+            id="a trial goes on while a server that it was asked of restarts",
+        ),
+        pytest.param(
+            NEW,
+            OLD,
+            proved_by(OLD, golden=NEW.golden, reason="GoldenFailed"),
+            on_trial(OLD, NEW),
+            id="a set that failed is not adopted",
+        ),
+        pytest.param(
+            NEW,
+            OLD,
+            proved_by(OLD, golden=ELSEWHERE_SET.golden, images=2),
+            on_trial(OLD, NEW),
+            id="the outcome of another trial does not count",
+        ),
+        pytest.param(NEW, OLD, proved_by(OLD, golden=NEW.golden, images=2), NEW, id="a set that passed is adopted"),
+    ],
+)
+def test_a_serving_revision_is_tried_with_an_edited_golden_set(
+    wanted: AssignedModel, record: AssignedModel, main: GroupObserved, expected: AssignedModel
+) -> None:
+    coins = model(wanted, SERVED)
+    seen = world(coins, groups=[main], records=[record])
+
+    assert assigned_model(FIRST.revision, coins, seen) == expected
+    assert record_of(FIRST.revision, coins, seen) == expected.model_copy(update={"trial": None})
+    assert roles_after(seen) == SERVED
+
+
+def test_a_set_is_adopted_once_all_servers_have_passed_its_trial() -> None:
+    coins = model(NEW, SERVED)
+    passed, behind = (
+        report(OLD, proved=ProofReport(golden_sha256="1" * 64), trial=TrialReport(golden=NEW.golden, images=images))
+        for images in (2, 0)
+    )
+    both = [
+        replace(proved_by(OLD), servers=(server("one", passed), server("two", other)), wanted=2)
+        for other in (behind, passed)
+    ]
+
+    adopted = [record_of(FIRST.revision, coins, world(coins, groups=[main], records=[OLD])) for main in both]
+
+    assert adopted == [OLD, NEW]
+
+
+def test_a_candidate_that_its_servers_do_not_get_proved_takes_the_golden_set_of_the_spec_at_once() -> None:
+    wrong, right = with_golden(SECOND, "1"), with_golden(SECOND, "2")
+    coins = model(right, CHANGING)
+    told = failed(wrong, "DigestMismatch", retryable=True)
+    seen = world(coins, groups=[MAIN, group(SECOND.revision, wrong, reports=[told])], records=[FIRST, wrong])
+
+    assert assigned_model(SECOND.revision, coins, seen) == right
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from segserve_builder.agent.protocol import ModelReport, ModelState
+from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.advance import RolloutUpdate
+from segserve_operator.core.models.golden import TrialProgress, name_of, trial_of
 from segserve_operator.core.models.observed import (
     ModelObserved,
     ModelStatus,
@@ -71,14 +73,15 @@ def _conditions(
     newest = _newest(roles, world)
     serving = _serving(model, roles, world)
     problem = _problem(roles, newest, world)
+    trial = _trial(model, roles, newest, world)
     return (
         _artifact(roles, newest),
         _loaded(roles, newest, problem),
-        _golden(roles, newest),
+        _golden(roles, newest, trial),
         serving,
         _ready(model, serving),
-        _progressing(model, roles, state, newest, world),
-        _degraded(model, roles, newest, serving, problem),
+        _progressing(model, roles, state, newest, trial, world),
+        _degraded(model, roles, newest, serving, problem, trial),
     )
 
 
@@ -88,6 +91,14 @@ def _newest(roles: Roles, world: Observed) -> ModelReport | None:
     if newest is None or newest.group is None or newest.group not in world.groups:
         return None
     return world.groups[newest.group].report(newest.revision)
+
+
+def _trial(model: ModelObserved, roles: Roles, report: ModelReport | None, world: Observed) -> TrialProgress | None:
+    """Return the trial of the spec's golden set on the newest revision, if servers have proved that with another."""
+    newest = roles.candidate or roles.stable
+    if newest is None or report is None or report.state is not ModelState.READY:
+        return None
+    return trial_of(newest.revision, model, world)
 
 
 def _problem(roles: Roles, report: ModelReport | None, world: Observed) -> tuple[str, str] | None:
@@ -129,18 +140,41 @@ def _loaded(roles: Roles, report: ModelReport | None, problem: tuple[str, str] |
     return ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet")
 
 
-def _golden(roles: Roles, report: ModelReport | None) -> ObservedCondition:
+def _golden(roles: Roles, report: ModelReport | None, trial: TrialProgress | None) -> ObservedCondition:
     failed = _failed(roles, report)
     if failed is not None and failed[0] in GOLDEN_REASONS:
         return ObservedCondition("GoldenPassed", "False", *failed)
     if report is None or report.proof is None:
         return ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has answered the golden images yet")
-    if report.proof == "golden":
-        return ObservedCondition(
-            "GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance"
-        )
+    if trial is not None and trial.failure is not None:
+        return ObservedCondition("GoldenPassed", "False", trial.failure.reason, _refused(trial, trial.failure))
+    if trial is not None and not trial.passed:
+        return ObservedCondition("GoldenPassed", "Unknown", "GoldenPending", _pending(trial))
+    return _proved(report, trial)
+
+
+def _proved(report: ModelReport, passed: TrialProgress | None) -> ObservedCondition:
+    proof = report.proved
+    if passed is not None:
+        proof = ProofReport(golden_sha256=passed.golden and passed.golden.sha256, images=passed.images)
+    if proof is not None and proof.golden_sha256 is not None:
+        text = f"{name_of(proof.golden_sha256)}: every image ({proof.images}) was answered within its tolerance"
+        return ObservedCondition("GoldenPassed", "True", "AnswersMatch", text)
+    if proof is None and report.proof == "golden":
+        text = "every golden image was answered within its tolerance"
+        return ObservedCondition("GoldenPassed", "True", "AnswersMatch", text)
     text = "no golden set: a built-in image showed that the pipeline runs and its answer is finite and repeatable"
     return ObservedCondition("GoldenPassed", "True", "BuiltinOnly", text)
+
+
+def _refused(trial: TrialProgress, failure: FailureReason) -> str:
+    return f"{trial.name}: {failure.message}; {trial.revision} goes on with what it was proved with"
+
+
+def _pending(trial: TrialProgress) -> str:
+    if not trial.possible:
+        return f"{trial.name} is tried on the next revision: these servers are of another version of segserve"
+    return f"{trial.servers} of {trial.wanted} servers have proved {trial.revision} with {trial.name}, while it serves"
 
 
 def _serving(model: ModelObserved, roles: Roles, world: Observed) -> ObservedCondition:
@@ -178,7 +212,12 @@ def _ready(model: ModelObserved, serving: ObservedCondition) -> ObservedConditio
 
 
 def _progressing(
-    model: ModelObserved, roles: Roles, state: RolloutState | None, report: ModelReport | None, world: Observed
+    model: ModelObserved,
+    roles: Roles,
+    state: RolloutState | None,
+    report: ModelReport | None,
+    trial: TrialProgress | None,
+    world: Observed,
 ) -> ObservedCondition:
     candidate = roles.candidate
     if model.deleting:
@@ -189,7 +228,7 @@ def _progressing(
         text = f"{state.revision} gets {state.weight} % of requests: {state.message or 'no problem is known'}"
         return ObservedCondition("Progressing", "True", state.phase.label, text)
     if candidate is None or candidate.failure is not None:
-        return _settling(roles, world)
+        return _settling(roles, trial, world)
     if candidate.group is None:
         text = f"{candidate.revision} is queued: at most {MAX_CANDIDATE_GROUPS} candidates are proved concurrently"
         return ObservedCondition("Progressing", "True", "Queued", text)
@@ -206,8 +245,10 @@ def _progressing(
     )
 
 
-def _settling(roles: Roles, world: Observed) -> ObservedCondition:
+def _settling(roles: Roles, trial: TrialProgress | None, world: Observed) -> ObservedCondition:
     main = world.groups.get(world.main)
+    if trial is not None and trial.possible and trial.pending:
+        return ObservedCondition("Progressing", "True", "GoldenPending", _pending(trial))
     if roles.stable is None or main is None or not settling(roles, world.main):
         return ObservedCondition("Progressing", "False", "Idle", "no change is in progress")
     why = f": {main.problem.message}" if main.problem is not None else ""
@@ -222,6 +263,7 @@ def _degraded(
     report: ModelReport | None,
     serving: ObservedCondition,
     problem: tuple[str, str] | None,
+    trial: TrialProgress | None,
 ) -> ObservedCondition:
     if model.problem is not None:
         return ObservedCondition("Degraded", "True", model.problem.reason, model.problem.message)
@@ -230,4 +272,6 @@ def _degraded(
         return ObservedCondition("Degraded", "True", *failed)
     if roles.stable is not None and serving.status == "False" and serving.reason in ("NoServer", "NoGateway"):
         return ObservedCondition("Degraded", "True", serving.reason, serving.message)
+    if trial is not None and trial.failure is not None:
+        return ObservedCondition("Degraded", "True", trial.failure.reason, _refused(trial, trial.failure))
     return ObservedCondition("Degraded", "False", "AsWanted", "no problem is known")

@@ -42,7 +42,7 @@ from segserve_operator.core.models.observed import (
     SloWatch,
 )
 from segserve_operator.core.models.pool import free_slots, pool_events, pool_status
-from segserve_operator.core.models.roles import assigned_model, next_roles, settling
+from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.slo import watches
 from segserve_operator.core.rollout.phases import Phase
@@ -212,7 +212,7 @@ def _records(roles: Mapping[str, Roles], world: Observed) -> dict[str, AssignedM
     records: dict[str, AssignedModel] = {}
     for model in world.models:
         for revision in roles[model.name].revisions():
-            assigned = assigned_model(revision, model, world)
+            assigned = record_of(revision, model, world)
             if assigned is not None:
                 records[revision] = assigned
     loaded = {assigned.revision: assigned for group in world.groups.values() for assigned in group.assignment.models}
@@ -230,7 +230,7 @@ def _traffic(roles: Mapping[str, Roles], updates: Mapping[str, RolloutUpdate], w
 
 def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world: Observed) -> Route | None:
     stable = roles.stable
-    assigned = assigned_model(stable.revision, model, world) if stable is not None else None
+    assigned = record_of(stable.revision, model, world) if stable is not None else None
     if stable is None or assigned is None:
         return None
     group = world.groups.get(stable.group)
@@ -239,7 +239,7 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
     shadow = weight == 0 and tests_itself(model)
     shares = [replace(_share(stable.group, assigned, 100 - weight, world), shadow=shadow)]
     for holder in (roles.candidate, roles.previous):
-        holder_model = assigned_model(holder.revision, model, world) if holder is not None else None
+        holder_model = record_of(holder.revision, model, world) if holder is not None else None
         if holder is None or holder.group is None or holder_model is None:
             continue
         own = weight if holder is other else 0

@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from segserve_builder.agent.protocol import AssignedModel, ModelState
+from segserve_builder.agent.protocol import AssignedModel, GoldenTrial, ModelState
 from segserve_builder.spec.model_spec import ModelClass
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.advance import RolloutUpdate, advance, with_checks
+from segserve_operator.core.models.golden import golden_of, trial_of
 from segserve_operator.core.models.observed import Candidate, ModelObserved, Observed, RoleHolder, Roles
 from segserve_operator.core.models.slo import INTERVAL_S as SLO_LOOK_S
 from segserve_operator.core.models.slo import is_watched
@@ -244,9 +245,20 @@ _RULES_AFTER_ROLLOUT: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (_exp
 
 
 def assigned_model(revision: str, model: ModelObserved, world: Observed) -> AssignedModel | None:
-    """Return the assignment of a revision: its record, with the URI and exposure in the current spec.
+    """Return the assignment of a revision: its record, with a trial of the golden set in the current spec if that is
+    another one.
+    """
+    record = record_of(revision, model, world)
+    trial = trial_of(revision, model, world)
+    if record is None or trial is None or not trial.possible or record.golden == trial.golden:
+        return record
+    return record.model_copy(update={"trial": GoldenTrial(golden=trial.golden)})
 
-    The golden set remains the one that the revision was proved with.
+
+def record_of(revision: str, model: ModelObserved, world: Observed) -> AssignedModel | None:
+    """Return the record of a revision, with the URI and exposure in the current spec.
+
+    The golden set remains the one that the revision was proved with, until the spec's has passed its trial.
     """
     record = world.revisions.get(revision)
     if model.wanted is None or model.wanted.assigned.revision != revision:
@@ -259,7 +271,8 @@ def assigned_model(revision: str, model: ModelObserved, world: Observed) -> Assi
         return model.wanted.assigned
     wanted = model.wanted.assigned
     addresses = {"artifact": wanted.artifact, "second_artifact": wanted.second_artifact}
-    return record.model_copy(update=addresses | {"expose": wanted.expose})
+    golden = golden_of(record, model, world)
+    return record.model_copy(update=addresses | {"expose": wanted.expose, "golden": golden})
 
 
 def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
