@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.platform import CountedWrites, Crash, Verdict, World, assigned
+from segserve_builder.agent.protocol import AssignedModel
+from segserve_builder.spec.model_spec import Golden
 from segserve_operator.core.models.actions import EmitEvent, SaveStatus, SetTraffic, StartGroup
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
@@ -126,6 +128,102 @@ async def test_a_failed_candidate_is_tried_again_when_its_golden_set_or_address_
     world.fleet.verdicts.clear()
     artifact = SECOND.artifact.model_copy(update={"uri": "file:///elsewhere.onnx"})
     world.store.apply(SECOND.model_copy(update={"artifact": artifact}))
+    await world.passes()
+
+    assert world.role("coins", "stable") == (SECOND.revision, SECOND.revision)
+
+
+def with_golden(told: AssignedModel, digit: str) -> AssignedModel:
+    """Return the same revision with a golden set that is told by one digit."""
+    return told.model_copy(update={"golden": Golden(uri="file:///golden", sha256=digit * 64)})
+
+
+@pytest.mark.parametrize(
+    ("former", "edited", "passed"),
+    [
+        pytest.param(with_golden(FIRST, "1"), with_golden(FIRST, "2"), "AnswersMatch", id="another set"),
+        pytest.param(FIRST, with_golden(FIRST, "2"), "AnswersMatch", id="a first set"),
+        pytest.param(with_golden(FIRST, "1"), FIRST, "BuiltinOnly", id="no set any more"),
+    ],
+)
+async def test_an_edited_golden_set_is_proved_in_place_and_kept(
+    former: AssignedModel, edited: AssignedModel, passed: str
+) -> None:
+    world = await served(former)
+    traffic = world.traffic.plan
+    world.store.apply(edited)
+    await world.service.run_once()
+
+    assert world.condition("coins", "GoldenPassed") == ("Unknown", "GoldenPending")
+    assert world.condition("coins", "Progressing") == ("True", "GoldenPending")
+    assert world.store.objects["coins"].status.observed_generation == 2
+
+    await world.passes()
+
+    assert world.condition("coins", "GoldenPassed") == ("True", passed)
+    assert world.condition("coins", "Progressing") == ("False", "Idle")
+    assert world.store.records == {FIRST.revision: edited}
+    assert world.fleet.members["main"].assignment.models == (edited,)
+    assert world.traffic.plan == traffic
+    assert set(world.fleet.members) == {"main"}
+    assert [await world.service.run_once() for _ in range(3)] == [(), (), ()]
+
+
+@pytest.mark.parametrize("reason", ["DigestMismatch", "ArtifactMissing", "GoldenFailed"])
+async def test_a_golden_set_that_fails_its_trial_takes_nothing_and_the_former_one_restores_all(reason: str) -> None:
+    former, wrong = with_golden(FIRST, "1"), with_golden(FIRST, "2")
+    world = await served(former)
+    world.fleet.verdicts["2" * 64] = Verdict(reason)
+    world.store.apply(wrong)
+    await world.passes()
+
+    assert world.condition("coins", "GoldenPassed") == ("False", reason)
+    assert world.condition("coins", "Degraded") == ("True", reason)
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+    assert world.condition("coins", "Progressing") == ("False", "Idle")
+    assert world.traffic.groups_of("coins") == {"main": 100}
+    assert world.store.records == {FIRST.revision: former}
+    assert [await world.service.run_once() for _ in range(3)] == [(), (), ()]
+
+    # All servers are new: they are proved with what the record says, and tried again with what the spec says.
+    world.fleet.kill("main")
+    await world.passes()
+
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+    assert world.condition("coins", "GoldenPassed") == ("False", reason)
+
+    world.store.apply(former)
+    await world.passes()
+
+    assert world.condition("coins", "GoldenPassed") == ("True", "AnswersMatch")
+    assert world.condition("coins", "Degraded") == ("False", "AsWanted")
+    assert world.fleet.members["main"].assignment.models == (former,)
+
+
+async def test_a_golden_set_and_a_network_that_are_edited_together_are_proved_together() -> None:
+    world = await served(with_golden(FIRST, "1"))
+    world.store.apply(with_golden(SECOND, "2"))
+    await world.passes()
+
+    assert world.role("coins", "stable") == (SECOND.revision, SECOND.revision)
+    assert world.store.records == {
+        FIRST.revision: with_golden(FIRST, "1"),
+        SECOND.revision: with_golden(SECOND, "2"),
+    }
+    assert all(told.trial is None for group in world.fleet.members.values() for told in group.assignment.models)
+
+
+async def test_a_candidate_whose_golden_set_is_corrected_while_it_is_retried_is_promoted() -> None:
+    world = await served(with_golden(FIRST, "1"))
+    world.fleet.verdicts[SECOND.revision] = Verdict("DigestMismatch", retryable=True)
+    world.store.apply(with_golden(SECOND, "2"))
+    await world.passes()
+    world.store.apply(with_golden(SECOND, "3"))
+    await world.passes(1)
+
+    assert world.fleet.members[SECOND.revision].assignment.models == (with_golden(SECOND, "3"),)
+
+    world.fleet.verdicts.clear()
     await world.passes()
 
     assert world.role("coins", "stable") == (SECOND.revision, SECOND.revision)

@@ -212,12 +212,9 @@ class Agent:
         failure = result.failure or ActionFailure(
             "ServerNotReady", "Triton stopped responding meanwhile", retryable=True
         )
-        earlier = self._state.trial_failures.get(action.revision)
-        retryable = failure.retryable
-        if result.failure is None or self._has_dead_steps(action.revision):
-            # Perhaps the images did it, and callers are served by the same processes.
-            retryable = earlier is None or earlier.attempts + 1 < CRASHES_ALLOWED
-        self._state.fail_trial(trial, failure.reason, failure.message, retry_from_s=now_s if retryable else None)
+        died = result.failure is None or self._has_dead_steps(action.revision)
+        retry_from_s = now_s if failure.retryable or died else None
+        self._state.fail_trial(trial, failure.reason, failure.message, retry_from_s=retry_from_s, died=died)
 
     def _has_dead_steps(self, revision: str) -> bool:
         prepared = self._state.prepared.get(revision)

@@ -303,11 +303,19 @@ class AgentState:
         self.failures[assigned.revision] = RevisionFailure(assigned, reason, message, attempts, retry_at_s, verified)
         self.proofs.pop(assigned.revision, None)
 
-    def fail_trial(self, trial: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None) -> None:
-        """Record why a trial failed, with `retry_from_s` as of `fail`; the revision stays proved."""
+    def fail_trial(
+        self, trial: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None, died: bool = False
+    ) -> None:
+        """Record why a trial failed, with `retry_from_s` as of `fail`; the revision stays proved.
+
+        A trial in which the server or a step `died` is given up after `CRASHES_ALLOWED` attempts: perhaps the images
+        did it, and the same processes serve callers.
+        """
         earlier = self.trial_failures.get(trial.revision)
         attempts = earlier.attempts + 1 if earlier is not None else 1
         retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
+        if died and attempts >= CRASHES_ALLOWED:
+            retry_at_s = None
         self.trial_failures[trial.revision] = RevisionFailure(trial, reason, message, attempts, retry_at_s)
 
     def start(self, action: Action, now_s: float) -> None:

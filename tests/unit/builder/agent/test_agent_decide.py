@@ -408,6 +408,20 @@ def test_a_trial_that_fails_is_reported_and_the_revision_stays_ready(retry_from_
     assert bool(next_actions((tried,), world.snapshot(), world.state, 30.0)) is again
 
 
+def test_a_trial_that_servers_die_of_is_given_up_after_three_attempts() -> None:
+    world, coins = World(), revision_of("coins", golden="a")
+    world.converge(coins)
+    tried = trying(coins, "b")
+    assert tried.trial is not None
+    for attempt in range(1, 4):
+        assert any(isinstance(action, Try) for action in next_actions((tried,), world.snapshot(), world.state, 99.0))
+        world.state.fail_trial(tried.trial, "ServerNotReady", "gone", retry_from_s=0.0, died=True)
+        assert world.state.trial_failures[coins.revision].attempts == attempt
+        world.state.keep_only((tried,))
+    assert next_actions((tried,), world.snapshot(), world.state, 1e9) == ()
+    assert world.report(tried)["coins"].state is ModelState.READY
+
+
 def test_a_set_that_passed_its_trial_and_is_adopted_is_the_proof_without_another_look() -> None:
     world, coins, adopted = World(), revision_of("coins", golden="a"), revision_of("coins", golden="b")
     world.converge(trying(coins, "b"))
