@@ -347,13 +347,16 @@ async def test_requests_are_sent_elsewhere_before_a_dead_server_starts_again_emp
 
 def final_state(world: World) -> tuple[object, ...]:
     roles = {name: (world.role(name, "stable"), world.role(name, "candidate")) for name in world.store.objects}
-    held = {name: sorted(t.revision for t in group.assignment.models) for name, group in world.fleet.members.items()}
+    held = {name: group.assignment for name, group in world.fleet.members.items()}
     routes = {name: world.traffic.groups_of(name) for name in world.store.objects}
-    return roles, held, routes, sorted(world.store.records)
+    return roles, held, routes, world.store.records
 
 
-async def story(world: World, die_at: int | None = None, *, after: bool = False) -> None:
-    """An apply, an edit that settles, and a delete, with the operator dying once at a given write."""
+async def story(world: World, die_at: int | None = None, *, after: bool = False) -> int:
+    """An apply, an edit that settles, a delete, and another golden set, with the operator dying once at a given write.
+
+    Returns the number of writes.
+    """
     writes = CountedWrites(die_at or -1, after)
     ports = [writes.around(port) for port in (world.store, world.fleet, world.traffic)]
     service = world.service_over(*ports)
@@ -372,14 +375,18 @@ async def story(world: World, die_at: int | None = None, *, after: bool = False)
     world.store.apply(SECOND, keep_previous_s=20)
     world.store.delete("cells")
     await passes(20)
+    world.store.apply(with_golden(SECOND, "2"), keep_previous_s=20)
+    await passes(7)
+    return writes.count
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the write", "after the write"])
 async def test_dying_at_any_write_delays_a_change_but_never_alters_its_outcome(after: bool) -> None:
     undisturbed = World()
-    await story(undisturbed)
+    writes = await story(undisturbed)
 
-    for die_at in range(1, 40):
+    assert undisturbed.store.records == {SECOND.revision: with_golden(SECOND, "2")}
+    for die_at in range(1, writes + 1):
         world = World()
         await story(world, die_at, after=after)
         assert final_state(world) == final_state(undisturbed), f"died at write {die_at}"
@@ -395,12 +402,16 @@ async def test_any_sequence_of_edits_failures_and_deletes_converges_on_the_last_
         if model in world.store.objects and data.draw(st.booleans()):
             world.store.delete(model)
         else:
-            world.store.apply(assigned(model, data.draw(networks)), keep_previous_s=data.draw(st.sampled_from([0, 30])))
+            told, golden = assigned(model, data.draw(networks)), data.draw(st.sampled_from(["", "a", "b"]))
+            told = with_golden(told, golden) if golden else told
+            world.store.apply(told, keep_previous_s=data.draw(st.sampled_from([0, 30])))
         await world.passes(data.draw(st.integers(0, 5)), seconds_each=3)
     await world.passes(40, seconds_each=5)
 
     for name, model in world.store.objects.items():
         assert model.wanted is not None
         assert world.role(name, "stable") == (model.wanted.assigned.revision, "main")
+        assert world.store.records[model.wanted.assigned.revision] == model.wanted.assigned
+        assert world.condition(name, "GoldenPassed")[0] == "True"
     assert set(world.fleet.members) == {"main"}
     assert not any(model.deleting for model in world.store.objects.values())
