@@ -20,6 +20,7 @@ from segserve.calls.many import (
     segment_frame,
 )
 from segserve.calls.steps import Flow, Pause, SegmentOptions
+from segserve.errors import GatewayUnreachableError, ModelNotFoundError
 from segserve.results.images import image_tensor
 from segserve.transports import open_async_transport
 from segserve.transports.base import AsyncTransport
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from segserve_common.kserve import Tensor
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT", bound="Result")
+TiledT = TypeVar("TiledT", bound="TiledSemanticResult | TiledObjects")
 
 
 class AsyncClient(BaseClient[AsyncTransport]):
@@ -50,20 +53,45 @@ class AsyncClient(BaseClient[AsyncTransport]):
     The function of a `bearer_token` may be asynchronous. After `os.fork`, a child gets a `ForkedClientError`.
     """
 
+    @overload
     async def segment(
         self,
         image: ImageLike,
         *,
         model: str,
+        expect: type[ResultT],
+        request_id: str | None = ...,
+        **options: Unpack[SegmentKeywords],
+    ) -> ResultT: ...
+
+    @overload
+    async def segment(
+        self,
+        image: ImageLike,
+        *,
+        model: str,
+        expect: None = ...,
+        request_id: str | None = ...,
+        **options: Unpack[SegmentKeywords],
+    ) -> Result: ...
+
+    async def segment(
+        self,
+        image: ImageLike,
+        *,
+        model: str,
+        expect: type[Any] | None = None,
         score_threshold: float | None = None,
         max_detections: int | None = None,
         encoding: Encoding | None = None,
         confidence: bool = False,
         timeout_s: float | Timeouts | None = None,
         request_id: str | None = None,
-    ) -> Result:
+    ) -> Any:
         """Segment one image, as `Client.segment` does."""
-        options = SegmentOptions(model, score_threshold, max_detections, encoding, confidence, timeout_s, request_id)
+        options = SegmentOptions(
+            model, score_threshold, max_detections, encoding, confidence, timeout_s, request_id, expect=expect
+        )
         # Reading a file or decoding would block every other task.
         tensor = image_tensor(image) if isinstance(image, bytes) else await asyncio.to_thread(image_tensor, image)
         return await self._run(self._session.segment(tensor, options))
@@ -74,6 +102,19 @@ class AsyncClient(BaseClient[AsyncTransport]):
         images: Iterable[ImageLike] | AsyncIterable[ImageLike],
         *,
         model: str,
+        expect: type[ResultT],
+        in_flight: int = ...,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[SegmentKeywords],
+    ) -> AsyncGenerator[ResultT, None]: ...
+
+    @overload
+    def segment_many(
+        self,
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
+        *,
+        model: str,
+        expect: None = ...,
         in_flight: int = ...,
         on_error: Literal["raise"] = ...,
         **options: Unpack[SegmentKeywords],
@@ -85,6 +126,19 @@ class AsyncClient(BaseClient[AsyncTransport]):
         images: Iterable[ImageLike] | AsyncIterable[ImageLike],
         *,
         model: str,
+        expect: type[ResultT],
+        in_flight: int = ...,
+        on_error: OnError,
+        **options: Unpack[SegmentKeywords],
+    ) -> AsyncGenerator[ResultT | Failure, None]: ...
+
+    @overload
+    def segment_many(
+        self,
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
+        *,
+        model: str,
+        expect: None = ...,
         in_flight: int = ...,
         on_error: OnError,
         **options: Unpack[SegmentKeywords],
@@ -95,6 +149,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         images: Iterable[ImageLike] | AsyncIterable[ImageLike],
         *,
         model: str,
+        expect: type[Any] | None = None,
         in_flight: int = 8,
         on_error: OnError = "raise",
         **options: Unpack[SegmentKeywords],
@@ -104,7 +159,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         Use `contextlib.aclosing` to end an iteration early.
         """
         check_many(images, in_flight, on_error)
-        segment = partial(self._segment, SegmentOptions(model, **options))
+        segment = partial(self._segment, SegmentOptions(model, expect=expect, **options))
         calls = (partial(outcome_async, pending, segment, on_error) async for pending in pull(images))
         return in_order_async(calls, in_flight)
 
@@ -114,6 +169,19 @@ class AsyncClient(BaseClient[AsyncTransport]):
         frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
         *,
         model: str,
+        expect: type[ResultT],
+        stream_id: StreamId | None = ...,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[SegmentKeywords],
+    ) -> AsyncGenerator[ResultT, None]: ...
+
+    @overload
+    def segment_stream(
+        self,
+        frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
+        *,
+        model: str,
+        expect: None = ...,
         stream_id: StreamId | None = ...,
         on_error: Literal["raise"] = ...,
         **options: Unpack[SegmentKeywords],
@@ -125,6 +193,19 @@ class AsyncClient(BaseClient[AsyncTransport]):
         frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
         *,
         model: str,
+        expect: type[ResultT],
+        stream_id: StreamId | None = ...,
+        on_error: OnError,
+        **options: Unpack[SegmentKeywords],
+    ) -> AsyncGenerator[ResultT | Failure, None]: ...
+
+    @overload
+    def segment_stream(
+        self,
+        frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
+        *,
+        model: str,
+        expect: None = ...,
         stream_id: StreamId | None = ...,
         on_error: OnError,
         **options: Unpack[SegmentKeywords],
@@ -135,6 +216,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
         *,
         model: str,
+        expect: type[Any] | None = None,
         stream_id: StreamId | None = None,
         on_error: OnError = "raise",
         **options: Unpack[SegmentKeywords],
@@ -144,18 +226,48 @@ class AsyncClient(BaseClient[AsyncTransport]):
         `frames` may be asynchronous. Use `contextlib.aclosing` to end an iteration early.
         """
         check_many(frames, 1, on_error)
-        return self._stream(frames, open_stream(stream_id, frames), SegmentOptions(model, **options), on_error)
+        return self._stream(
+            frames, open_stream(stream_id, frames), SegmentOptions(model, expect=expect, **options), on_error
+        )
+
+    @overload
+    async def segment_tiled(
+        self,
+        image: object,
+        *,
+        model: str,
+        expect: type[TiledT],
+        progress: Progress = ...,
+        **options: Unpack[TiledOptions],
+    ) -> TiledT: ...
+
+    @overload
+    async def segment_tiled(
+        self,
+        image: object,
+        *,
+        model: str,
+        expect: None = ...,
+        progress: Progress = ...,
+        **options: Unpack[TiledOptions],
+    ) -> TiledSemanticResult | TiledObjects: ...
 
     async def segment_tiled(
-        self, image: object, *, model: str, progress: Progress = True, **options: Unpack[TiledOptions]
-    ) -> TiledSemanticResult | TiledObjects:
+        self,
+        image: object,
+        *,
+        model: str,
+        expect: type[Any] | None = None,
+        progress: Progress = True,
+        **options: Unpack[TiledOptions],
+    ) -> Any:
         """Segment an image too large for one request, as `Client.segment_tiled` does, on this event loop.
 
         Pixels and masks are processed in threads. Use `Client` for a Dask cluster.
         """
         from segserve.tiled import Options, run_tiled_async
 
-        return await run_tiled_async(self, image, Options.of(model, **options), progress=progress)
+        return await run_tiled_async(self, image, Options.of(model, **options), progress=progress, expect=expect)
 
     async def model_info(self, model: str) -> ModelInfo:
         """Return the revision, classes and outputs of the model that is served under a name."""
@@ -241,5 +353,8 @@ class AsyncClient(BaseClient[AsyncTransport]):
         except StopIteration as end:
             value: T = end.value
             return value
+        except (ModelNotFoundError, GatewayUnreachableError) as error:
+            await asyncio.to_thread(self._advise, error)
+            raise
         finally:
             flow.close()

@@ -14,6 +14,7 @@ from segserve.calls.hooks import SILENT, Hooks, set_up_log
 from segserve.calls.session import CallPolicy, Session
 from segserve.calls.steps import DEFAULT_TIMEOUTS, Timeouts, TransportName
 from segserve.calls.telemetry import telemetry_of
+from segserve.errors import GatewayUnreachableError, ModelNotFoundError
 from segserve.platforms.selection import LazyPlatform, PlatformLike
 from segserve.transports.base import Connection
 
@@ -98,6 +99,22 @@ class BaseClient(Generic[OpenT]):
             "gzip": connection.gzip,
             "allow_plain_http_credentials": self._allow_plain_http,
         }
+
+    def _advise(self, error: ModelNotFoundError | GatewayUnreachableError) -> None:
+        """Add to the error what helps, if the gateway is on this machine: its platform's files are read for that."""
+        endpoint = self._connection.endpoint
+        if not endpoint.is_loopback:
+            return
+        advice = ""
+        if isinstance(error, ModelNotFoundError):
+            from segserve.platforms.waiting import name_advice
+
+            advice = name_advice(error.model or "", self._lazy_platform.local_models(endpoint.port))
+            error.advised = bool(advice)
+        elif type(error) is GatewayUnreachableError and self._lazy_platform.is_local_down():
+            advice = "; no platform is up on this machine: `segserve up` starts it"
+        error.message += advice
+        error.args = (error.message,)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._connection.endpoint.url!r})"

@@ -9,6 +9,8 @@ from segserve_common.errors import BadRequestError as BadRequestError
 from segserve_common.errors import ProtocolError as ProtocolError
 from segserve_common.errors import SegserveError as SegserveError
 
+# The words of a server for an image beyond `input.maxPixels`, or beyond the memory of one of its steps.
+TOO_LARGE_WORDS: Final = re.compile(r"\(input\.maxPixels\)|needs more memory than")
 # gRPC has one status for both a message that is too large and a caller that exceeds its rate.
 RATE_WORDS: Final = re.compile(r"rate.?limit|quota|too many requests", re.IGNORECASE)
 
@@ -27,6 +29,13 @@ class PlainHttpCredentialsError(SegserveError):
 
 class ModelNotFoundError(SegserveError):
     """No model is served under this name (404, NOT_FOUND)."""
+
+    advised = False
+    """Whether the message says which models there are, or why this one is not served."""
+
+
+class ResultTypeError(BadRequestError):
+    """The model returns another type of result than `expect` names; `expect` was refused before the image was sent."""
 
 
 class RequestTooLargeError(SegserveError):
@@ -100,8 +109,8 @@ class ForkedClientError(SegserveError):
     """A client made before `os.fork` cannot be used in the child: make another one there."""
 
 
-class ImageTooLargeError(SegserveError):
-    """An image or result that must be in memory as a whole and is too large for that."""
+class ImageTooLargeError(BadRequestError):
+    """An image or result that is too large as a whole: for its model (400, INVALID_ARGUMENT), or for this process."""
 
 
 class CheckpointError(SegserveError):
@@ -146,7 +155,7 @@ def http_error(status: int, message: str, **context: Any) -> SegserveError:
     """Return the error for an HTTP status other than 200; `context` is passed to its constructor."""
     kind = HTTP_ERRORS.get(status)
     if kind is None:
-        kind = ServerError if status >= 500 else BadRequestError if status >= 400 else ProtocolError
+        kind = ServerError if status >= 500 else _refused(message) if status >= 400 else ProtocolError
     return kind(message or f"HTTP status {status}", status=status, **context)
 
 
@@ -155,4 +164,10 @@ def grpc_error(status: str, message: str, **context: Any) -> SegserveError:
     kind = GRPC_ERRORS.get(status, ServerError)
     if kind is RequestTooLargeError and RATE_WORDS.search(message):
         kind = RateLimitError
+    elif kind is BadRequestError:
+        kind = _refused(message)
     return kind(message or f"gRPC status {status}", status=status, **context)
+
+
+def _refused(message: str) -> type[BadRequestError]:
+    return ImageTooLargeError if TOO_LARGE_WORDS.search(message) else BadRequestError

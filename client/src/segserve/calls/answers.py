@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from segserve.errors import ResultTypeError
 from segserve.results.masks import EncodedMask
 from segserve.results.objects import (
     Detection,
@@ -53,6 +54,23 @@ def wanted_outputs(info: ModelInfo, *, confidence: bool) -> tuple[str, ...]:
             f"{', '.join(missing)} and has {', '.join(sorted(info.outputs)) or 'none'}"
         )
     return (*names, "CONFIDENCE") if confidence and "CONFIDENCE" in info.outputs else names
+
+
+def check_expected(expect: type[Result] | None, info: ModelInfo) -> None:
+    """Raise `ResultTypeError` if the model returns another type of result, and for what is not such a type."""
+    if expect is None:
+        return
+    if expect not in _TYPES.values():
+        allowed = ", ".join(known.__name__ for known in _TYPES.values())
+        raise ResultTypeError(f"expect must be one of {allowed}, got {getattr(expect, '__name__', repr(expect))}")
+    returned = next((known for mark, known in _TYPES.items() if mark in info.outputs), None)
+    if returned is not None and returned is not expect:
+        raise ResultTypeError(
+            f"model {info.model!r} returns a {returned.__name__}, not a {expect.__name__}: use "
+            f"expect={returned.__name__}, or another model",
+            model=info.model,
+            revision=info.revision,
+        )
 
 
 def read_model_info(
@@ -204,6 +222,13 @@ def _read_semantic(answer: InferAnswer, info: ModelInfo, revision: str, size: Si
     )
 
 
+_TYPES: Final[Mapping[str, type[Result]]] = {
+    "KEYPOINTS": KeypointResult,
+    "SEGMENTS": PanopticResult,
+    "AREAS": SemanticResult,
+    "MASKS": InstanceResult,
+    "BOXES": DetectionResult,
+}
 _READERS: Final[Mapping[str, Callable[[InferAnswer, ModelInfo, str, Size], Result]]] = {
     "KEYPOINTS": _read_keypoints,
     "SEGMENTS": _read_panoptic,

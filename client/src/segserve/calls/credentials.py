@@ -35,6 +35,8 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     Raises `BadRequestError`, without showing a value, for names or values that HTTP or gRPC cannot carry, and for names
     that the transports set themselves.
     """
+    if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
+        raise BadRequestError(f"headers must be a mapping from names to texts, got a {type(headers).__name__}")
     lower = {name.lower(): value for name, value in headers.items()}
     for name, value in lower.items():
         if not _NAME.fullmatch(name) or _TAKEN.fullmatch(name) or name.endswith("-bin"):
@@ -48,7 +50,7 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 def checked_request_id(request_id: str) -> str:
     """Return the id; raises `BadRequestError` if a header cannot carry it."""
-    if not re.fullmatch(r"[\x21-\x7e]{1,128}", request_id):
+    if not isinstance(request_id, str) or not re.fullmatch(r"[\x21-\x7e]{1,128}", request_id):
         raise BadRequestError(
             f"request_id must be 1 to 128 printable ASCII characters without spaces, got {request_id!r}"
         )

@@ -29,6 +29,8 @@ class GatewayEndpoint:
 
         Raises `BadRequestError` for anything else.
         """
+        if not isinstance(url, str | None):
+            raise BadRequestError(f"a gateway's URL must be a text, got {type(url).__name__}")
         text = url or os.environ.get("SEGSERVE_URL") or DEFAULT_URL
         try:
             parts = urlsplit(text if "://" in text else f"http://{text}")

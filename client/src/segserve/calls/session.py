@@ -15,13 +15,32 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import uuid4
 
-from segserve.calls.answers import read_result, read_revision, wanted_outputs
+from segserve.calls.answers import check_expected, read_result, read_revision, wanted_outputs
 from segserve.calls.credentials import REQUEST_ID, checked_request_id
 from segserve.calls.hooks import SILENT, ErrorEvent, Hooks, RequestEvent, RequestKind, ResponseEvent, RetryEvent
-from segserve.calls.steps import DEFAULT_TIMEOUTS, ConfigRequest, Flow, Pause, SegmentOptions, Send, Timeouts
+from segserve.calls.steps import (
+    DEFAULT_TIMEOUTS,
+    ConfigRequest,
+    Flow,
+    Pause,
+    SegmentOptions,
+    Send,
+    Timeouts,
+    check_model_name,
+)
 from segserve.calls.telemetry import CallSpan, Telemetry
-from segserve.errors import DeadlineExceededError, ModelNotFoundError, RequestTimeoutError
-from segserve.results.images import to_pixel_format
+from segserve.errors import (
+    DeadlineExceededError,
+    ImageTooLargeError,
+    ModelNotFoundError,
+    PoolTimeoutError,
+    ReadTimeoutError,
+    RequestTimeoutError,
+    RequestTooLargeError,
+    ResultTypeError,
+    WriteTimeoutError,
+)
+from segserve.results.images import image_size, to_pixel_format
 from segserve.results.result import Result
 from segserve.results.values import ModelInfo
 from segserve_common.backoff import Backoff
@@ -33,6 +52,8 @@ REFETCH_S: Final = 10.0
 # The gateway gets the same deadline and may report it first.
 SLACK_S: Final = 0.05
 SEQUENCE: Final = "sequence_id"
+# Images of up to two tiles of the default size are hardly faster in tiles.
+TILED_MEGAPIXELS: Final = 2.1
 # Triton's words for a request that does not fit the model: its inputs or outputs are not those that the client knows.
 _CHANGED_MODEL: Final = re.compile(r"\b(?:in|out)puts?\b|\b(?:PIXELS|IMAGE)\b|datatype|shape", re.IGNORECASE)
 
@@ -47,6 +68,8 @@ class CallPolicy:
     hooks: Hooks = SILENT
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hooks, Hooks):
+            raise BadRequestError(f"hooks must be a segserve.Hooks, got {type(self.hooks).__name__}")
         if not isinstance(self.retries, int) or self.retries < 0:
             raise BadRequestError(f"retries must be a whole number from 0 on, got {self.retries!r}")
 
@@ -97,7 +120,7 @@ class Session:
         """Segment one image with one model."""
         model, cache = options.model, self.models
         with self._call("segment", model, options.timeout_s, options.request_id) as call:
-            info = cache.latest.get(model) or (yield from self._fetch(model, call))
+            info = yield from self._info(options, call)
             outputs = wanted_outputs(info, confidence=options.confidence)
             inputs = (to_pixel_format(image, info.pixels),)
             request = InferRequest(model, inputs, outputs, options.parameters(outputs), call.request_id)
@@ -108,6 +131,10 @@ class Session:
                 # the cache: the next call would otherwise pay for another configuration request.
                 if isinstance(error, ModelNotFoundError) or _CHANGED_MODEL.search(error.message):
                     cache.latest.pop(model, None)
+                _explain_size(error, image)
+                raise
+            except (RequestTimeoutError, RequestTooLargeError) as error:
+                _explain_size(error, image)
                 raise
             call.revision = read_revision(answer)
             result = read_result(answer, (yield from self._info_of(call.revision, info, call)))
@@ -123,6 +150,7 @@ class Session:
         self, name: str, model: str, timeout_s: float | Timeouts | None = None, request_id: str | None = None
     ) -> Iterator[Call]:
         """Start a call; at its end, annotate its error, run the hooks and end the span."""
+        check_model_name(model)
         policy = self.policy
         timeouts = policy.timeouts.changed(timeout_s)
         request_id = uuid4().hex if request_id is None else checked_request_id(request_id)
@@ -144,6 +172,20 @@ class Session:
         finally:
             if span is not None:
                 span.end(call.revision)
+
+    def _info(self, options: SegmentOptions, call: Call) -> Flow[ModelInfo]:
+        """Return the info of the model to segment with, which returns the type of result that the caller expects."""
+        cached = self.models.latest.get(options.model)
+        if cached is not None:
+            try:
+                check_expected(options.expect, cached)
+            except ResultTypeError:
+                pass  # a model of another task may have taken over the name
+            else:
+                return cached
+        info = yield from self._fetch(options.model, call)
+        check_expected(options.expect, info)
+        return info
 
     def _info_of(self, revision: str, cached: ModelInfo, call: Call) -> Flow[ModelInfo]:
         """Return the info of the revision that answered, or the cached one if that cannot be fetched.
@@ -223,3 +265,21 @@ class Session:
 
 def _kind(request: ConfigRequest | InferRequest) -> RequestKind:
     return "infer" if isinstance(request, InferRequest) else "config"
+
+
+def _explain_size(error: SegserveError, image: Tensor) -> None:
+    """Add to an error that the image's size may have caused what that size is, and what helps."""
+    caused_by_size = isinstance(error, RequestTimeoutError | RequestTooLargeError | ImageTooLargeError)
+    if not caused_by_size or isinstance(error, PoolTimeoutError) or (size := image_size(image)) is None:
+        return
+    height, width = size
+    megapixels = height * width / 1e6
+    seen = f"; the image is {width} x {height} ({megapixels:.3g} megapixels)"
+    advice = ["segment it in tiles (segment_tiled, `segserve batch`)"] if megapixels > TILED_MEGAPIXELS else []
+    if isinstance(error, ImageTooLargeError):
+        seen = ""  # the server has said it
+    elif isinstance(error, DeadlineExceededError | ReadTimeoutError | WriteTimeoutError):
+        advice.insert(0, "allow more time (timeout_s, `--timeout`)")
+    if advice and "segment_tiled" not in error.message:
+        error.message += f"{seen}: {', or '.join(advice)}"
+        error.args = (error.message,)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import operator
+import re
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from segserve.results.values import ENCODINGS, Encoding
+from segserve_builder.spec.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN, network_alias
 from segserve_common.errors import BadRequestError
 from segserve_common.kserve import InferRequest, Parameter
+
+if TYPE_CHECKING:
+    from segserve.results.result import Result
 
 T = TypeVar("T")
 
@@ -96,7 +102,10 @@ class StreamPosition:
 
 @dataclass(frozen=True, slots=True)
 class SegmentOptions:
-    """The options of one segmentation; None leaves an option to the model's resource."""
+    """The options of one segmentation; None leaves an option to the model's resource.
+
+    Raises `BadRequestError` for a value that cannot be sent.
+    """
 
     model: str
     score_threshold: float | None = None
@@ -106,19 +115,52 @@ class SegmentOptions:
     timeout_s: float | Timeouts | None = None
     request_id: str | None = None
     position: StreamPosition | None = None
+    expect: type[Result] | None = None
+
+    def __post_init__(self) -> None:
+        check_model_name(self.model)
+        if self.score_threshold is not None and not _is_number(self.score_threshold):
+            raise BadRequestError(f"score_threshold must be a finite number, got {self.score_threshold!r}")
+        if self.max_detections is not None and not _is_index(self.max_detections):
+            raise BadRequestError(f"max_detections must be a whole number, got {self.max_detections!r}")
+        if self.encoding is not None and self.encoding not in ENCODINGS:
+            raise BadRequestError(f"encoding must be one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
 
     def parameters(self, outputs: Iterable[str]) -> dict[str, Parameter]:
-        """Return the request parameters: the options that are set, and the outputs to compute.
-
-        Raises `BadRequestError` for an unknown encoding.
-        """
+        """Return the request parameters: the options that are set, and the outputs to compute."""
         parameters: dict[str, Parameter] = {"outputs": ",".join(outputs)}
         if self.score_threshold is not None:
             parameters["score_threshold"] = float(self.score_threshold)
         if self.max_detections is not None:
-            parameters["max_detections"] = int(self.max_detections)
+            parameters["max_detections"] = operator.index(self.max_detections)
         if self.encoding is not None:
-            if self.encoding not in ENCODINGS:
-                raise BadRequestError(f"encoding must be one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
             parameters["encoding"] = self.encoding
         return parameters if self.position is None else {**parameters, **self.position.parameters()}
+
+
+def check_model_name(model: object) -> None:
+    """Raise `BadRequestError` for a name that no model can have; it might lead to another model."""
+    name = model.removesuffix(_NETWORK) if isinstance(model, str) else ""
+    if len(name) > MODEL_NAME_MAX_LENGTH or not _MODEL_NAME.fullmatch(name):
+        raise BadRequestError(
+            f"a model's name must match {MODEL_NAME_PATTERN.strip('^$')} (lower-case letters and digits, joined by "
+            f"single hyphens) with at most {MODEL_NAME_MAX_LENGTH} characters, got {model!r}"
+        )
+
+
+_MODEL_NAME: Final = re.compile(MODEL_NAME_PATTERN)
+_NETWORK: Final = network_alias("")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def _is_index(value: Any) -> bool:
+    try:
+        return operator.index(value) is not None
+    except TypeError:
+        return False

@@ -20,6 +20,7 @@ from segserve.cli.options import (
     PlatformOptions,
     ScoreThreshold,
     gateway,
+    platform_ref,
     seconds,
     with_advice,
     with_platform_options,
@@ -136,7 +137,10 @@ def batch(
         timeout_s=seconds(timeout),
     )
     try:
-        with gateway(platform_options, name, url) as address, Client(address) as client:
+        with (
+            gateway(platform_options, name, url) as address,
+            Client(address, platform=platform_ref(platform_options)) as client,
+        ):
             options["id_map"] = _checked(client, name, form, id_map=id_map)
             failed = sum(
                 not _segment(client, name, image, folders[image], ExportTarget(form, affine), options, scheduler)

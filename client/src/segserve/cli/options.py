@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final, get_type_hints
 
 import typer
 
-from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError, SegserveError, TlsError
-from segserve.platforms.port import Cluster, Local, Platform
+from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError, SegserveError
+from segserve.platforms.port import Cluster, Local, Platform, PlatformRef
 from segserve.platforms.selection import default_platform_ref, open_platform
 from segserve.platforms.waiting import readiness
 
@@ -111,9 +111,12 @@ def with_platform_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def selected_platform(options: PlatformOptions) -> Platform:
     """Return the selected platform: the one named, else the local one if it is up, else that of the kube context."""
-    return open_platform(
-        Local() if is_local(options) else Cluster(options.context, options.namespace, options.kubeconfig)
-    )
+    return open_platform(platform_ref(options))
+
+
+def platform_ref(options: PlatformOptions) -> PlatformRef:
+    """Return which platform is selected."""
+    return Local() if is_local(options) else Cluster(options.context, options.namespace, options.kubeconfig)
 
 
 def is_local(options: PlatformOptions) -> bool:
@@ -205,13 +208,10 @@ def gateway(platform_options: PlatformOptions, model: str, url: str | None) -> A
 
 
 def with_advice(error: SegserveError, platform_options: PlatformOptions, name: str) -> SegserveError:
-    """Return an error of `HOPELESS` with what helps: the model that may have been meant, or why this one is not there;
-    or how to start a platform.
-    """
-    if isinstance(error, ModelNotFoundError):
-        advice = _name_advice(platform_options, name)
-    else:
-        advice = "" if platform_options.selects_cluster else _start_advice(error)
+    """Return an error of `HOPELESS` with the model that may have been meant, or why this one is not served."""
+    if not isinstance(error, ModelNotFoundError) or error.advised:
+        return error
+    advice = _name_advice(platform_options, name)
     if not advice:
         return error
     return type(error)(f"{error.message}{advice}", status=error.status, model=error.model, request_id=error.request_id)
@@ -228,12 +228,3 @@ def _name_advice(platform_options: PlatformOptions, name: str) -> str:
     from segserve_operator.api.checks import did_you_mean
 
     return f"{did_you_mean(name, names)}; there are: {', '.join(names)}"
-
-
-def _start_advice(error: SegserveError) -> str:
-    if isinstance(error, TlsError) or not re.search(r"//(127\.0\.0\.1|localhost|\[::1\])[:/ ]", f"{error.message} "):
-        return ""
-    with contextlib.suppress(Exception):  # without the extra `local`, no platform of this machine can be started
-        if not open_platform(Local()).runs():
-            return "; no platform is up on this machine: `segserve up` starts it"
-    return ""

@@ -27,6 +27,7 @@ from segserve.cli.options import (
     PlatformOptions,
     ScoreThreshold,
     gateway,
+    platform_ref,
     seconds,
     with_advice,
     with_platform_options,
@@ -151,7 +152,9 @@ def predict(
     try:
         with (
             gateway(platform_options, name, url) as address,
-            Client(address, transport=transport, timeout_s=seconds(timeout)) as client,
+            Client(
+                address, transport=transport, timeout_s=seconds(timeout), platform=platform_ref(platform_options)
+            ) as client,
         ):
             ask = partial(client.segment, model=name, **options)
             outcomes = list(_shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json))

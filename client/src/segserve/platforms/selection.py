@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import urlsplit
 
 from segserve.platforms.errors import needs
-from segserve.platforms.port import Cluster, Local, Platform, PlatformRef
+from segserve.platforms.port import Cluster, Json, Local, Platform, PlatformRef
+from segserve_common.errors import SegserveError
+
+if TYPE_CHECKING:
+    from segserve.platforms.local import LocalPlatform
 
 
 def open_platform(ref: PlatformRef | None = None) -> Platform:
@@ -81,6 +87,33 @@ class LazyPlatform:
                 given = self._given
                 self._opened = open_platform(given) if given is None or isinstance(given, Local | Cluster) else given
             return self._opened
+
+    def local_models(self, port: int) -> list[Json]:
+        """Return the models of this machine's platform if its gateway has this port; otherwise none, without an error.
+
+        Only files are read.
+        """
+        with contextlib.suppress(SegserveError, OSError, ImportError):
+            platform = self._local()
+            version = None if platform is None else platform.version()
+            if platform is not None and version is not None and urlsplit(version.url).port == port:
+                return platform.models()
+        return []
+
+    def is_local_down(self) -> bool:
+        """Return whether no platform is up on this machine, where it would be used and could be started."""
+        with contextlib.suppress(SegserveError, OSError, ImportError):
+            platform = self._local()
+            return platform is not None and not platform.runs()
+        return False
+
+    def _local(self) -> LocalPlatform | None:
+        given = Local() if self._given is None else self._given
+        if not isinstance(given, Local):
+            return None
+        from segserve.platforms.local import LocalPlatform
+
+        return LocalPlatform(given)
 
     def close(self) -> None:
         """Close the connections."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -62,6 +62,17 @@ def is_starting(manifest: Mapping[str, Any]) -> bool:
         and "stable" not in roles
         and not readiness(manifest).failed
     )
+
+
+def name_advice(name: str, manifests: Iterable[Mapping[str, Any]]) -> str:
+    """Return what to add to the error of a name that is not served, from all models; empty if there are none."""
+    from segserve_operator.api.checks import did_you_mean
+
+    models = {manifest["metadata"]["name"]: manifest for manifest in manifests}
+    if name in models:
+        state = readiness(models[name])
+        return "" if state.serves else f": the model exists, but does not serve: {state.text}"
+    return f"{did_you_mean(name, models)}; there are: {', '.join(models)}" if models else ""
 
 
 def _said(condition: Mapping[str, Any]) -> str:

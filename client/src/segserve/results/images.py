@@ -6,7 +6,9 @@ import inspect
 import io
 import os
 import re
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -166,6 +168,27 @@ def image_tensor(image: ImageLike) -> Tensor:
     if encoded is not None:
         return Tensor.of_items("IMAGE", [encoded])
     return Tensor.of_array(PIXELS, _decoded(image))
+
+
+def image_size(image: Tensor) -> tuple[int, int] | None:
+    """Return the height and width of the image in an input tensor, for IMAGE from the file's header; None if unknown.
+
+    They are the stored ones: EXIF rotation is not applied.
+    """
+    if image.name == PIXELS:
+        return image.shape[0], image.shape[1]
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    (encoded,) = image.to_items()
+    # `Image.open` would warn of, or refuse, just the large images whose size is wanted here.
+    for kind in (JpegImageFile, PngImageFile, WebPImageFile, TiffImageFile):
+        with suppress(SyntaxError, IndexError, TypeError, ValueError, OSError, struct.error):
+            opened = kind(io.BytesIO(encoded))
+            return opened.height, opened.width
+    return None
 
 
 def picture(image: ImageLike) -> Image.Image:

@@ -87,13 +87,17 @@ class Options:
         return cls(model, **(values | paths))
 
     def __post_init__(self) -> None:
+        for name in ("tile", "overlap", "in_flight"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise BadRequestError(f"{name} must be a whole number, got {value!r}")
         _check("blend", self.blend, BLENDS)
         _check("labels", self.labels, MAP_FORMATS)
         _check("send", self.send, TILE_ENCODINGS)
         _check("on_revision_change", self.on_revision_change, ON_REVISION_CHANGE)
         if not 1 <= self.in_flight <= 256:
             raise BadRequestError(f"in_flight must be 1 to 256, got {self.in_flight!r}")
-        if not 0 < self.same_at_least <= 1:
+        if not isinstance(self.same_at_least, int | float) or not 0 < self.same_at_least <= 1:
             raise BadRequestError(f"same_at_least must be above 0 and at most 1, got {self.same_at_least!r}")
 
 

@@ -10,14 +10,16 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
-from segserve.errors import RevisionChangedError
+from segserve.errors import ResultTypeError, RevisionChangedError
+from segserve.results.values import ModelInfo
 from segserve.tiled.clusters import ClientFactory, WorkerJob, send_all_on
 from segserve.tiled.grid import Tile
 from segserve.tiled.job import AsyncSegmenter, Segmenter
 from segserve.tiled.options import Options
-from segserve.tiled.results import TiledObjects, TiledSemanticResult
+from segserve.tiled.results import TiledObjects, TiledResult, TiledSemanticResult
 from segserve.tiled.runs import Run, Tick, open_run
 from segserve.tiled.sources import PixelSource, by_path, open_source
+from segserve.tiled.tile_results import kind_of
 
 Progress: TypeAlias = bool | Tick
 
@@ -33,6 +35,7 @@ def run_tiled(
     scheduler: Any = None,
     worker_clients: ClientFactory | None = None,
     progress: Progress = True,
+    expect: type[TiledResult] | None = None,
 ) -> TiledSemanticResult | TiledObjects:
     """Segment a large image; see `Client.segment_tiled`. Workers of a `scheduler` use clients of `worker_clients`."""
     path = None if scheduler is None else by_path(image)
@@ -40,6 +43,7 @@ def run_tiled(
         restarts = 0
         while True:
             info = client.model_info(options.model)
+            _check_expected(expect, info)
             try:
                 with open_run(source, info, options, for_workers=path is not None) as run:
                     with shown(progress, len(run.grid)) as run.tick:
@@ -57,13 +61,19 @@ def run_tiled(
 
 
 async def run_tiled_async(
-    client: AsyncSegmenter, image: object, options: Options, *, progress: Progress = True
+    client: AsyncSegmenter,
+    image: object,
+    options: Options,
+    *,
+    progress: Progress = True,
+    expect: type[TiledResult] | None = None,
 ) -> TiledSemanticResult | TiledObjects:
     """Segment a large image from an event loop; files and masks are processed in threads."""
     with closing(await asyncio.to_thread(open_source, image)) as source:
         restarts = 0
         while True:
             info = await client.model_info(options.model)
+            _check_expected(expect, info)
             opened = open_run(source, info, options, for_workers=False)
             # Both ends of the block touch the disk: the folder is made in the first and deleted in the second.
             run = await asyncio.to_thread(opened.__enter__)
@@ -79,6 +89,18 @@ async def run_tiled_async(
                 await asyncio.shield(asyncio.to_thread(opened.__exit__, None, None, None))
             restarts += 1
             options = replace(options, start_over=True)
+
+
+def _check_expected(expect: type[TiledResult] | None, info: ModelInfo) -> None:
+    """Raise `ResultTypeError` if tiles of the model give another type of result."""
+    returned: type[TiledResult] = TiledSemanticResult if kind_of(info) == "semantic" else TiledObjects
+    if expect not in (None, returned):
+        raise ResultTypeError(
+            f"in tiles, model {info.model!r} returns a {returned.__name__}: use expect={returned.__name__}, "
+            f"got {getattr(expect, '__name__', repr(expect))}",
+            model=info.model,
+            revision=info.revision,
+        )
 
 
 def _send_all(client: Segmenter, source: PixelSource, run: Run) -> None:

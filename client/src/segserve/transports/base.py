@@ -29,6 +29,8 @@ class Connection:
     gzip: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tls, Tls | None):
+            raise BadRequestError(f"tls must be a segserve.Tls, got {type(self.tls).__name__}")
         if self.tls is not None and self.endpoint.scheme != "https":
             raise BadRequestError(f"tls needs an https gateway, got {self.endpoint.url!r}")
 
@@ -72,7 +74,7 @@ async def deadline(endpoint: GatewayEndpoint, step: Send) -> AsyncIterator[None]
 def deadline_exceeded(endpoint: GatewayEndpoint, step: Send) -> DeadlineExceededError:
     """Return the error of a request whose timeout has passed."""
     seconds = step.timeout_s
-    duration = f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1000:.2g} ms"
+    duration = f"{seconds:.3g} s" if seconds >= 0.9995 else f"{max(round(seconds * 1000), 1)} ms"
     return DeadlineExceededError(f"request to {endpoint.url} timed out after {duration}")
 
 

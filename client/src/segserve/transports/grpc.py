@@ -18,7 +18,7 @@ from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.steps import ConfigRequest, Send
 from segserve.errors import ConnectionLostError, GatewayUnreachableError, TlsError, grpc_error
 from segserve.results.values import ModelInfo
-from segserve.transports.base import Connection, check_open, check_process, deadline
+from segserve.transports.base import Connection, check_open, check_process, deadline, deadline_exceeded
 from segserve_common.backoff import retry_after_s
 from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 from segserve_common.kserve import InferAnswer, InferRequest, decode_raw
@@ -47,6 +47,7 @@ NOT_CONNECTED: Final = re.compile(
     r"failed to connect|connections to all backends failing|errors resolving|dns resolution|(?:no|empty) address",
     re.IGNORECASE,
 )
+TIMED_OUT: Final = "Deadline Exceeded"
 REFUSED_BY_TLS: Final = re.compile(r"handshake failed|certificate", re.IGNORECASE)
 LOST: Final = re.compile(
     r"socket closed|connection |recvmsg|sendmsg|broken pipe|goaway|stream removed"
@@ -159,15 +160,17 @@ def typed_errors(endpoint: GatewayEndpoint, step: Send) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise _typed(error, endpoint, step.request.model) from error
+        raise _typed(error, endpoint, step) from error
 
 
-def _typed(error: Any, endpoint: GatewayEndpoint, model: str) -> SegserveError:
-    status, text = error.code().name, error.details() or ""
+def _typed(error: Any, endpoint: GatewayEndpoint, step: Send) -> SegserveError:
+    status, text, model = error.code().name, error.details() or "", step.request.model
+    if status == "DEADLINE_EXCEEDED" and TIMED_OUT in text:
+        return deadline_exceeded(endpoint, step)
     if status == "UNAVAILABLE" and NOT_CONNECTED.match(text):
         if REFUSED_BY_TLS.search(text):
             return TlsError(f"TLS handshake with {endpoint.authority} failed: {text}", model=model)
-        return GatewayUnreachableError(f"cannot reach {endpoint.authority}: {text}", model=model)
+        return GatewayUnreachableError(f"cannot reach {endpoint.url}: {text}", model=model)
     if status == "UNAVAILABLE" and LOST.match(text):
         return ConnectionLostError(f"lost the connection to {endpoint.authority}: {text}", model=model)
     if status == "INTERNAL" and text.startswith("Exception deserializing"):
