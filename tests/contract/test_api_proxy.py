@@ -221,7 +221,7 @@ async def test_watches_bring_events_late_never_again_or_end(proxied: Proxied, na
     proxied.proxy.watch_silent = False
     await watching(f"{name}-d")
     await make(f"{name}-c-after-it")
-    assert await make(f"{name}-d-second") == await told()
+    assert await make(f"{name}-d-after-it") == await told()
     assert proxied.told.empty()
     lost.cancel()
 
