@@ -39,6 +39,12 @@ COMMITTED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_trial_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is measured at small sizes: how is the matter of test_init_measuring.py."""
+    monkeypatch.setattr("segserve.cli.init.measuring.SIZES", (10_000, 40_000))
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
@@ -84,7 +90,8 @@ def test_what_is_written_loads_and_answers_as_the_committed_one(
     assert "could not be determined" in printed
     (resource,) = load_resources((folder / "model.yaml").read_text(), "model.yaml")
     assert isinstance(resource, SegmentationModel)
-    assert (folder / resource.spec.artifact.uri).resolve() == file
+    assert resource.spec.artifact.uri == file.name
+    assert (folder / file.name).read_bytes() == file.read_bytes()
     committed = COMMITTED[file]
     assert resource.spec.artifact.sha256 == committed["artifact"]["sha256"]
     model = InProcessModel(resource.spec.pipeline(name), file)
@@ -241,6 +248,124 @@ def test_the_users_word_counts_more_than_a_guess(command: Command, photos: Path,
     assert [entry["name"] for entry in written["spec"]["classes"]] == ["table", "coin"]
 
 
+def test_folder_and_network_are_taken_in_either_order(command: Command, photos: Path, tmp_path: Path) -> None:
+    code, _, _ = command("init", EXAMPLES / "coins/coins-unet.onnx", photos, "-o", tmp_path / "out")
+
+    assert (code, (tmp_path / "out/model.yaml").exists()) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "uri"),
+    [
+        pytest.param((), "../own/net.onnx", id="100 MB and more stay where they are"),
+        pytest.param(("--copy",), "net.onnx", id="--copy copies all"),
+        pytest.param(("--no-copy",), "../own/net.onnx", id="--no-copy copies none"),
+    ],
+)
+def test_a_network_is_copied_as_its_size_or_the_user_says(
+    command: Command, monkeypatch: pytest.MonkeyPatch, photos: Path, tmp_path: Path, arguments: tuple[str], uri: str
+) -> None:
+    monkeypatch.setattr("segserve.cli.init.command.COPIED_BYTES", 1000)
+    own, out = tmp_path / "own", tmp_path / "out"
+    own.mkdir()
+    shutil.copy(EXAMPLES / "coins/coins-yolo.onnx", own / "net.onnx")
+
+    code, _, _ = command("init", photos, own / "net.onnx", "-o", out, *arguments)
+
+    (resource,) = load_resources((out / "model.yaml").read_text(), "model.yaml")
+    assert isinstance(resource, SegmentationModel)
+    assert (code, resource.spec.artifact.uri) == (0, uri)
+    assert folder_digest(out / "golden")
+    assert (out / uri).read_bytes() == (own / "net.onnx").read_bytes()
+    assert (out / "net.onnx").exists() == (uri == "net.onnx")
+
+
+def test_another_network_in_the_folder_is_not_replaced_without_force(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "coins-unet.onnx").write_text("mine")
+
+    code, _, complaint = command("init", photos, EXAMPLES / "coins/coins-unet.onnx", "-o", folder)
+
+    assert (code, "coins-unet.onnx already exists; use --force" in " ".join(complaint.split())) == (1, True)
+    assert (folder / "coins-unet.onnx").read_text() == "mine"
+    assert not (folder / "model.yaml").exists()
+
+
+def test_what_is_written_names_the_schema_for_editors(command: Command, photos: Path, tmp_path: Path) -> None:
+    command("init", photos, EXAMPLES / "coins/coins-yolo.onnx", "-o", tmp_path / "out")
+
+    first = (tmp_path / "out/model.yaml").read_text().splitlines()[0]
+    label, _, schema = first.partition("$schema=")
+    assert label == "# yaml-language-server: "
+    assert json.loads((tmp_path / "out" / schema).read_text())["$schema"]
+
+
+def test_a_wrong_number_of_classes_is_told_before_anything_is_tried(photos: Path) -> None:
+    told: list[str] = []
+
+    with pytest.raises(CommandError, match="--classes has 3 names"):
+        guess(EXAMPLES / "coins/coins-unet.onnx", "0" * 64, [PHOTO], Overrides(classes="a,b,c"), told.append)
+
+    assert told == ["reading the network"]
+
+
+def test_what_takes_long_is_told_step_by_step(tmp_path: Path) -> None:
+    file = without_its_normalisation(EXAMPLES / "coins/coins-unet.onnx", tmp_path / "float.onnx")
+    told: list[str] = []
+
+    guess(file, "0" * 64, [PHOTO], Overrides(), told.append)
+
+    assert [text for text in told if text.startswith("normalisation")] == [
+        f"normalisation {n} of 4" for n in (1, 2, 3, 4)
+    ]
+    assert "measuring memory 1 of 2" in told
+
+
+@pytest.mark.parametrize(("channels", "usual"), [(3, "ImageNet"), (1, "0 to 1")])
+def test_images_that_cannot_tell_the_normalisation_leave_the_most_usual_one(
+    tmp_path: Path, channels: int, usual: str
+) -> None:
+    file = network(tmp_path / "m.onnx", [("image", ["b", channels, 64, 64])], [("logits", ["b", channels, 64, 64])])
+    with Image.new("RGB", (64, 64), (90, 90, 90)) as flat:
+        flat.save(tmp_path / "flat.png")
+
+    guessed = guess(file, "0" * 64, [tmp_path / "flat.png"], Overrides())
+
+    (remark,) = [remark for remark in guessed.remarks if "normalised" in remark.text]
+    assert "the images cannot tell" in remark.text
+    assert "  0.00  pixels of 0 to 255" in remark.text.splitlines()
+    expected = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]} if usual == "ImageNet" else {}
+    assert guessed.spec["preprocess"][-1] == {"normalise": expected}
+
+
+def test_as_many_objects_as_an_answer_holds_are_told_as_the_limit(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    boxes = np.arange(300, dtype=np.float32)
+    rows = np.stack([boxes % 20 * 3, boxes // 20 * 3, boxes % 20 * 3 + 2, boxes // 20 * 3 + 2], 1)
+    rows = np.concatenate([rows, np.full((300, 1), 0.9), np.zeros((300, 1))], 1).astype(np.float32)[None]
+    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 64, 64])
+    found = helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 300, 6])
+    nodes = [
+        helper.make_node("ReduceMax", ["images"], ["most"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["most", "zero"], ["nothing"]),
+        helper.make_node("Add", ["rows", "nothing"], ["output0"]),
+    ]
+    weights = [onnx.numpy_helper.from_array(rows, "rows"), onnx.numpy_helper.from_array(np.zeros(1, "f4"), "zero")]
+    graph = helper.make_graph(nodes, "g", [image], [found], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "many.onnx")
+
+    options = ("--classes", "coin", "--family", "yolo-nms-free-detect")
+    code, printed, _ = command("init", photos, tmp_path / "many.onnx", "-o", tmp_path / "out", *options)
+
+    assert (code, "300 coin (300 is the limit, output.maxDetections)" in printed) == (0, True)
+
+
 def test_nothing_is_written_over_without_force(command: Command, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -274,6 +399,7 @@ def test_files_that_cannot_be_served_are_told_with_what_was_seen(
         ((photos, noise(tmp_path / "noise.onnx")), "is not an ONNX model"),
         ((photos, tmp_path / "missing.onnx"), "No such file"),
         ((photos, photos), "Is a directory"),
+        ((EXAMPLES / "coins/coins-unet.onnx", EXAMPLES / "coins/coins-unet.onnx"), "is not a folder"),
         ((photos, strange), "no family fits the outputs of strange.onnx: 'depth' FP32 [?, 32]"),
         ((photos, two), "has 2 inputs"),
         ((photos, flat), "is not an image"),
@@ -324,6 +450,7 @@ def test_without_onnxruntime_less_is_known_and_that_is_said(
     said = " ".join(printed.split())
     assert code == 0
     assert "no golden set: the network was not run, because onnxruntime is not installed" in said
+    assert "memory was not measured: onnxruntime is not installed (pip install 'segserve[local]')" in said
     assert "multiples of 32 are a guess" in said
     (resource,) = load_resources((tmp_path / "out/model.yaml").read_text(), "model.yaml")
     assert isinstance(resource, SegmentationModel)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -19,14 +22,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from segserve.cli.init.guess import Guess
-    from segserve.cli.init.values import Remark
+    from segserve.cli.init.values import Progress, Remark
     from segserve.results.result import Result
 
-RESOURCE = "model.yaml"
+RESOURCE: Final = "model.yaml"
+COPIED_BYTES: Final = 100_000_000
+"""Size of a network below which it is copied beside the resource."""
 
 
 def init(
-    images: Annotated[Path, typer.Argument(metavar="IMAGE_FOLDER", help="Images like those to be served.")],
+    images: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGE_FOLDER", help="Images like those to be served, before or after the network."),
+    ],
     network: Annotated[Path, typer.Argument(metavar="MODEL.ONNX", help="The network as an ONNX file.")],
     output: Annotated[
         Path | None,
@@ -51,28 +59,44 @@ def init(
         str | None,
         typer.Option(metavar="A,B,C", help="Names of the classes in order, separated by commas.", show_default=False),
     ] = None,
+    copy: Annotated[
+        bool | None,
+        typer.Option(
+            "--copy/--no-copy",
+            help="Copy the network into the folder. Default: if it has less than 100 MB.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the files of an earlier init.")] = False,
 ) -> None:
     """Write a first resource for an ONNX file, with comments to check.
 
-    Family, classes, size and normalisation are read from the file or determined by running it on the images. What the
-    file does not tell is listed, and marked CHECK in the resource. The answers to the first images become the golden
-    set; preview/ shows them: check them before you trust it.
+    Family, classes, size and normalisation are read from the file or determined by running it on the images. Its memory
+    and time bound the size of images, maxPixels. What the file does not tell is listed, and marked CHECK in the
+    resource. The answers to the first images become the golden set; preview/ shows them: check them before you trust
+    it.
     """
     from rich.console import Console
 
+    from segserve.cli.terminal import print_whole, spinner
+
+    if network.is_dir() and images.is_file():
+        images, network = network, images
     image_files = images_in(images)
     model = _name(name, network)
     folder = output if output is not None else Path(model)
     _refuse_to_overwrite(folder, force=force)
-    with needs("builder"):
+    with needs("builder"), spinner("starting") as progress:
         from segserve.cli.init.guess import guess
         from segserve.cli.init.report import report
         from segserve.cli.init.values import Overrides
 
-        guessed = guess(network, _sha256(network), image_files, Overrides(family, classes))
-        results, remarks = _write(guessed, model, image_files, folder)
-    Console(highlight=False).print(report(guessed, results, remarks, folder / RESOURCE))
+        sha256 = _sha256(network)
+        with _bounded_memory():
+            guessed = guess(network, sha256, image_files, Overrides(family, classes), progress)
+            uri = _uri(network, folder, copy=copy, force=force)
+            results, remarks = _write(guessed, model, uri, folder, progress)
+    print_whole(Console(highlight=False), report(guessed, results, remarks, folder / RESOURCE))
 
 
 def _name(given: str | None, network: Path) -> str:
@@ -97,6 +121,34 @@ def _refuse_to_overwrite(folder: Path, *, force: bool) -> None:
         )
 
 
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """Let this process allocate twice what a step may: `init` holds a network and its answers, and ends before others.
+
+    The limit is lifted afterwards.
+    """
+    from segserve_builder.memory import STEP_LIMIT_VARIABLE, limit_allocations, step_limit_bytes
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit_allocations({STEP_LIMIT_VARIABLE: str(2 * step_limit_bytes())})
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _uri(network: Path, folder: Path, *, copy: bool | None, force: bool) -> str:
+    """Return the network's address in the resource: a file's name if it is copied or there already."""
+    inside = folder / network.name
+    if copy is None:
+        copy = network.stat().st_size < COPIED_BYTES
+    if not copy or network.resolve().is_relative_to(folder.resolve()):
+        return Path(os.path.relpath(network.resolve(), folder.resolve())).as_posix()
+    if inside.exists() and not force:
+        raise CommandError(f"{inside} already exists; use --force to overwrite it, or --no-copy")
+    return network.name
+
+
 def _sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -106,29 +158,36 @@ def _sha256(path: Path) -> str:
 
 
 def _write(
-    guessed: Guess, name: str, images: Sequence[Path], folder: Path
+    guessed: Guess, name: str, uri: str, folder: Path, progress: Progress
 ) -> tuple[Sequence[Result] | None, Sequence[Remark]]:
     """Write all files; return the answers to the golden images, None if there are none, and all remarks."""
-    from segserve.cli.init.guess import model_of
+    from segserve.cli.init.guess import NOT_INSTALLED, model_of
     from segserve.cli.init.values import Remark
     from segserve.cli.init.writing import commented, manifest_of, write_golden, write_previews
+    from segserve.cli.schema import modeline
     from segserve_builder.errors import BuilderError
     from segserve_operator.api.segmentation_model import SegmentationModel
 
-    spec: dict[str, Any] = {**guessed.spec, "artifact": {**guessed.spec["artifact"], "uri": _relative(guessed, folder)}}
+    spec: dict[str, Any] = {**guessed.spec, "artifact": {**guessed.spec["artifact"], "uri": uri}}
     manifest = manifest_of(name, spec)  # validates before anything is written
     for old in (folder / "golden", folder / "preview"):
         shutil.rmtree(old, ignore_errors=True)  # they exist with --force only
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / uri).exists() or not (folder / uri).samefile(guessed.network.path):
+        progress("copying the network")
+        shutil.copyfile(guessed.network.path, folder / uri)
     remarks, results = list(guessed.remarks), None
     if guessed.runner is None:
-        why = "the network was not run, because onnxruntime is not installed (pip install onnxruntime)"
+        why = f"the network was not run, because {NOT_INSTALLED}"
+    elif not guessed.images:
+        why = "all your images are too large"
     else:
         try:
-            digest, answers = write_golden(model_of(guessed), images, folder / "golden")
+            digest, answers = write_golden(model_of(guessed), guessed.images, folder / "golden", progress)
+            progress("drawing the previews")
             results = write_previews(answers, SegmentationModel.model_validate(manifest), folder / "preview")
             manifest = manifest_of(name, {**spec, "golden": {"uri": "golden", "sha256": digest}})
-        except BuilderError as error:
+        except (BuilderError, MemoryError) as error:
             why = f"the pipeline fails on your images: {error}"
     if results is None:
         remarks.append(Remark(("spec",), f"no golden set: {why}", sure=False))
@@ -139,9 +198,6 @@ def _write(
         f"Written by `segserve init` for {guessed.network.path.name}. Check the lines marked CHECK.",
         f"`segserve up -f {RESOURCE}` serves it.",
     ]
-    (folder / RESOURCE).write_text(commented(manifest, remarks, head))
+    text = commented(manifest, remarks, head)
+    (folder / RESOURCE).write_text(f"{modeline(folder)}\n{text}")
     return results, remarks
-
-
-def _relative(guessed: Guess, folder: Path) -> str:
-    return Path(os.path.relpath(guessed.network.path.resolve(), folder.resolve())).as_posix()

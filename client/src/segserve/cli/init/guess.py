@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,10 +12,11 @@ from PIL import Image, UnidentifiedImageError
 from segserve.cli.errors import CommandError
 from segserve.cli.init.classes import ClassNames, classes_of, names_of
 from segserve.cli.init.families import BATCH, FamilyCandidate, candidates, misfit
+from segserve.cli.init.measuring import DEFAULT_MAX_PIXELS, Budget, PixelBound, bound_of, measure, megapixels
 from segserve.cli.init.network import ImageInput, NetworkFile, image_input, read_network
 from segserve.cli.init.preparation import PLACE, USUAL, normalise_of, resize_of
 from segserve.cli.init.running import NetworkRunner, steadiness
-from segserve.cli.init.values import Choice, Overrides, Remark, StageOptions, Trial
+from segserve.cli.init.values import Choice, Overrides, Progress, Remark, StageOptions, Trial, no_progress
 from segserve.cli.init.writing import listed
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence
@@ -26,16 +27,25 @@ LABELLED_IMAGES: Final = 10
 MOST_LABELS: Final = 1000
 CLEAR_LEAD: Final = 1.1
 """How many times better than the second the best trial must be to count as clear."""
+TELLING: Final = 0.1
+"""The least score of the best trial: below it, all answers are noise, and the most usual way is taken."""
+INPUT: Final = ("spec", "input")
+NOT_INSTALLED: Final = "onnxruntime is not installed (pip install 'segserve[local]')"
 
 
 @dataclass(frozen=True)
 class Guess:
-    """How to serve a network, and why: its spec, without golden set and with the file's name as its address."""
+    """How to serve a network, and why: its spec, without golden set and with the file's name as its address.
+
+    `images` are those of the user's images that are small enough for it.
+    """
 
     network: NetworkFile
     image: ImageInput
     ranked: tuple[FamilyCandidate, ...]
     spec: Mapping[str, Any]
+    bound: PixelBound | None
+    images: tuple[Path, ...]
     remarks: tuple[Remark, ...]
     runner: NetworkRunner | None
     trials: tuple[Trial, ...] = ()
@@ -46,12 +56,15 @@ class Guess:
         return self.ranked[0]
 
 
-def guess(path: Path, sha256: str, images: Sequence[Path], overrides: Overrides) -> Guess:
+def guess(
+    path: Path, sha256: str, images: Sequence[Path], overrides: Overrides, progress: Progress = no_progress
+) -> Guess:
     """Return how to serve the network at `path`, judged by images like those it will get.
 
     Raises `CommandError` for a file that no family fits, or that does not fit the family of `overrides`, and the
     errors of `read_signature`.
     """
+    progress("reading the network")
     network = read_network(path)
     image = image_input(network.image)
     runner = _runner(network, image)
@@ -60,10 +73,14 @@ def guess(path: Path, sha256: str, images: Sequence[Path], overrides: Overrides)
     ranked = _ranked(network, image, names, overrides)
     family = ranked[0].family
     number = _class_channels(ranked[0], network, names, can_run=runner is not None)
+    # Before what takes long: this complains of a wrong number of names.
+    classes = None if number is None else classes_of(family, number, names, ())
+    sizes = dict(zip(images, _sizes(images), strict=True))
+    progress("trying sizes")
     multiple = None if runner is None or image.size is not None else runner.multiple()
-    resize = resize_of(family, network, image, _sizes(images), multiple)
+    resize = resize_of(family, network, image, list(sizes.values()), multiple)
     batch, batch_remark = _batch(family, image, runner)
-    spec = {
+    spec: dict[str, Any] = {
         "artifact": {"uri": path.name, "sha256": sha256},
         "family": family.name,
         "input": {"colour": image.colour} | ({"dtype": "UINT16"} if image.dtype == "UINT16" else {}),
@@ -72,20 +89,39 @@ def guess(path: Path, sha256: str, images: Sequence[Path], overrides: Overrides)
         "postprocess": listed(family.default_postprocess),
         "runtime": {"maxBatchSize": batch},
     }
-    normalise, trials = _normalise(network, image, family, runner, spec, resize, images)
-    spec["preprocess"] = [{"decode": {}}, *(resize.steps or ()), *(normalise.steps or ())]
-    labels = _labels(spec, network, images) if number is None and runner is not None else ()
-    classes = classes_of(family, number, names, labels)
+    normalise = normalise_of(family, network, image)
+    # Any normalisation takes the same memory: the right one may be unknown yet.
+    any_normalise: tuple[StageOptions, ...] = ({"normalise": {}},)
+    spec["preprocess"] = [
+        {"decode": {}},
+        *(resize.steps or ()),
+        *(any_normalise if normalise.steps is None else normalise.steps),
+    ]
+    bound, bound_remark = _bound(spec, network, images[0], progress, can_run=runner is not None)
+    max_pixels = DEFAULT_MAX_PIXELS if bound is None else bound.pixels
+    if max_pixels < DEFAULT_MAX_PIXELS:
+        spec["input"] = {**spec["input"], "maxPixels": max_pixels}
+    fitting = tuple(path for path, (height, width) in sizes.items() if height * width <= max_pixels)
+    trials: tuple[Trial, ...] = ()
+    if normalise.steps is None:
+        score = None if runner is None or not fitting else _score(spec, network, fitting)
+        normalise, trials = _tried_normalise(normalise, image, score, progress)
+        spec["preprocess"] = [*spec["preprocess"][:-1], *(normalise.steps or ())]
+    if classes is None:
+        labels = () if runner is None else _labels(spec, network, fitting, progress)
+        classes = classes_of(family, number, names, labels)
     spec["classes"] = list(classes.entries)
     remarks = (
         *_family_remarks(ranked, overrides),
+        bound_remark,
+        *_left_out(images, fitting, max_pixels),
         *classes.remarks,
         resize.remark,
         normalise.remark,
         *(Remark(("spec", "postprocess"), note.text, sure=note.sure) for note in family.stage_notes),
         batch_remark,
     )
-    return Guess(network, image, ranked, spec, remarks, runner, trials)
+    return Guess(network, image, ranked, spec, bound, fitting, remarks, runner, trials)
 
 
 def model_of(guessed: Guess) -> InProcessModel:
@@ -133,15 +169,47 @@ def _class_channels(
     if names is None:
         raise CommandError(
             f"{network.path.name} does not tell its number of classes, nor their names: set them with --classes"
-            + ("" if can_run else ", or pip install onnxruntime to run the network")
+            + ("" if can_run else ", or pip install 'segserve[local]' to run the network")
         )
     return len(names.names)
 
 
-def _labels(spec: Mapping[str, Any], network: NetworkFile, images: Sequence[Path]) -> list[int]:
+def _bound(
+    spec: Mapping[str, Any], network: NetworkFile, image: Path, progress: Progress, *, can_run: bool
+) -> tuple[PixelBound | None, Remark]:
+    """Return the measured bound of images, None where that is not possible, and a remark on it."""
+    why = NOT_INSTALLED
+    if can_run:
+        measurement = measure(_pipeline_of(spec), network.path, image, progress)
+        bound = bound_of(measurement, Budget.of_this_machine())
+        if bound is not None:
+            is_default = bound.pixels == DEFAULT_MAX_PIXELS
+            place = INPUT if is_default else (*INPUT, "maxPixels")
+            text = f"maxPixels is left at its default. {bound.reason}" if is_default else bound.reason
+            return bound, Remark(place, text, sure=bound.fits)
+        why = str(measurement.error)
+    text = (
+        f"memory was not measured: {why}. The default of maxPixels, {megapixels(DEFAULT_MAX_PIXELS)}, may be too much "
+        "for this network"
+    )
+    return None, Remark(INPUT, text, sure=False)
+
+
+def _left_out(images: Sequence[Path], fitting: Sequence[Path], max_pixels: int) -> list[Remark]:
+    if len(fitting) == len(images):
+        return []
+    text = (
+        f"{len(images) - len(fitting)} of your {len(images)} images have more than {megapixels(max_pixels)} and are "
+        "refused; `segserve batch` segments them in tiles"
+    )
+    return [Remark(INPUT, text, sure=False)]
+
+
+def _labels(spec: Mapping[str, Any], network: NetworkFile, images: Sequence[Path], progress: Progress) -> list[int]:
     """Return the labels that a network which numbers its own classes gives for the first images."""
     model, labels = InProcessModel(_pipeline_of(spec), network.path), set[int]()
-    for image in images[:LABELLED_IMAGES]:
+    for number, image in enumerate(images[:LABELLED_IMAGES], 1):
+        progress(f"class numbers in image {number} of {len(images[:LABELLED_IMAGES])}")
         _, given, *_ = model.raw(model.network_input(image.read_bytes())).values()
         labels.update(int(label) for label in given.ravel() if label >= 0)
     return sorted(labels)
@@ -170,38 +238,48 @@ def _family_remarks(ranked: Sequence[FamilyCandidate], overrides: Overrides) -> 
     return [remark, Remark(place, f"the outputs fit other families as well: {others}", sure=False)]
 
 
-def _normalise(
-    network: NetworkFile,
-    image: ImageInput,
-    family: Family,
-    runner: NetworkRunner | None,
-    spec: Mapping[str, Any],
-    resize: Choice,
-    images: Sequence[Path],
+def _tried_normalise(
+    choice: Choice, image: ImageInput, score: Callable[[StageOptions], float] | None, progress: Progress
 ) -> tuple[Choice, tuple[Trial, ...]]:
-    choice = normalise_of(family, network, image)
-    if choice.steps is not None:
-        return choice, ()
-    if runner is None:
-        text = f"{choice.remark.text}, and without onnxruntime nothing was tried: 0 to 1 is a guess"
-        return Choice(({"normalise": {}},), Remark(PLACE, text, sure=False)), ()
-    trials = sorted(
-        (Trial(name, _tried(network, spec, resize, _for_channels(name, image), images)) for name in USUAL),
-        key=lambda trial: -trial.score,
+    """Return the normalisation with the best score, or the most usual one if scores cannot tell."""
+    names = sorted(USUAL, key=lambda name: name != _most_usual(image))
+    if score is None:
+        text = f"{choice.remark.text}, and it was not tried on images: {names[0]} is a guess"
+        return Choice(({"normalise": _for_channels(names[0], image)},), Remark(PLACE, text, sure=False)), ()
+    trials = []
+    for number, name in enumerate(names, 1):
+        progress(f"normalisation {number} of {len(names)}")
+        trials.append(Trial(name, score(_for_channels(name, image))))
+    best, second, *_ = ranked = sorted(trials, key=lambda trial: -trial.score)
+    if best.score < TELLING:
+        best, verdict = trials[0], "the images cannot tell: the most usual one is taken. Ask who trained it"
+    elif best.score > CLEAR_LEAD * second.score:
+        verdict = "the best one is taken"
+    else:
+        verdict = "the best one is taken, but the difference is small. Ask who trained it"
+    text = "\n".join(
+        [
+            f"{choice.remark.text}. The usual ranges were tried on your images; {verdict}.",
+            *(f"  {trial.score:.2f}  pixels of {trial.name}" for trial in ranked),
+            "  A score of 0 is chance; 1 is sure of itself, and of the same in the mirror image.",
+        ]
     )
-    best, second = trials[:2]
-    scores = ", ".join(f"{trial.name}: {trial.score:.2f}" for trial in trials)
-    text = f"{choice.remark.text}. The usual ways were tried on your images (0 to 1, higher is better): {scores}"
-    is_clear = best.score > CLEAR_LEAD * second.score
-    text += "" if is_clear else ". The difference is small: ask who trained it"
-    return Choice(({"normalise": _for_channels(best.name, image)},), Remark(PLACE, text, sure=False)), tuple(trials)
+    return Choice(({"normalise": _for_channels(best.name, image)},), Remark(PLACE, text, sure=False)), tuple(ranked)
 
 
-def _tried(
-    network: NetworkFile, spec: Mapping[str, Any], resize: Choice, normalise: StageOptions, images: Sequence[Path]
-) -> float:
-    steps = [{"decode": {}}, *(resize.steps or ()), {"normalise": normalise}]
-    return steadiness(InProcessModel(_pipeline_of({**spec, "preprocess": steps}), network.path), images)
+def _score(spec: Mapping[str, Any], network: NetworkFile, images: Sequence[Path]) -> Callable[[StageOptions], float]:
+    """Return the function that scores the spec with other options of its last stage, `normalise`."""
+
+    def score(normalise: StageOptions) -> float:
+        steps = [*spec["preprocess"][:-1], {"normalise": normalise}]
+        return steadiness(InProcessModel(_pipeline_of({**spec, "preprocess": steps}), network.path), images)
+
+    return score
+
+
+def _most_usual(image: ImageInput) -> str:
+    """Return the name of the normalisation that most networks use: published backbones expect ImageNet's, on RGB."""
+    return "0 to 1 with ImageNet's mean and deviation" if image.channels == 3 else "0 to 1"
 
 
 def _for_channels(name: str, image: ImageInput) -> StageOptions:

@@ -22,7 +22,7 @@ USUAL: Final[Mapping[str, StageOptions]] = {
     "-1 to 1": {"mean": [0.5], "std": [0.5]},
     "0 to 255": {"scale": 1.0},
 }
-"""The usual ranges of float pixels, with the options of `normalise` for each."""
+"""The usual ranges of float pixels, with the options of `normalise` for each, from the most usual on."""
 
 
 def resize_of(

@@ -13,9 +13,12 @@ from rich.text import Text
 from segserve.cli.init.guess import Guess
 from segserve.cli.init.values import Remark
 from segserve.rendering.display import one_line, printable
+from segserve.results.objects import Objects
 from segserve.results.result import Result
+from segserve_builder.spec.model_spec import Output
 
 MOST_NAMES: Final = 8
+MAX_DETECTIONS: Final[int] = Output().max_detections
 
 
 def report(
@@ -24,7 +27,8 @@ def report(
     """Return the report, as wide as the terminal; `results` are the golden answers, None if there are none."""
     size = guessed.network.path.stat().st_size / 2**20
     title = Text.assemble((printable(guessed.network.path.name, 200), "bold"), f"  {size:.1f} MiB")
-    parts: list[RenderableType] = [title, _pairs(_observed(guessed)), "", _pairs(_written(results, resource))]
+    written = _pairs(_written(guessed, results, resource))
+    parts: list[RenderableType] = [title, _pairs(_observed(guessed)), "", written]
     unsure = [remark.text for remark in remarks if not remark.sure]
     if unsure:
         parts += [
@@ -47,16 +51,23 @@ def _observed(guessed: Guess) -> Iterator[tuple[str, str]]:
     yield "classes", f"{len(names)}: {', '.join(names[:MOST_NAMES])}{more}"
     for key in ("preprocess", "postprocess"):
         yield key, " > ".join(_stages(guessed.spec[key]))
+    if guessed.bound is not None:
+        yield "maxPixels", f"{guessed.bound.pixels}: {guessed.bound.reason}"
 
 
-def _written(results: Sequence[Result] | None, resource: Path) -> Iterator[tuple[str, str]]:
+def _written(guessed: Guess, results: Sequence[Result] | None, resource: Path) -> Iterator[tuple[str, str]]:
     yield "written", str(resource)
+    copy = resource.with_name(guessed.network.path.name)
+    if copy.exists() and not copy.samefile(guessed.network.path):
+        yield "", f"{copy}: a copy of the network"
     if results is None:
         return
     yield "", f"{resource.with_name('golden')}: the answers to {len(results)} of your images"
     yield "", f"{resource.with_name('preview')}: the same answers drawn over the images; check them"
     for result in results:
-        yield "found", one_line(result).partition(": ")[2].rstrip(">")
+        text = one_line(result).partition(": ")[2].rstrip(">")
+        at_limit = isinstance(result, Objects) and len(result) >= MAX_DETECTIONS
+        yield "found", f"{text} ({MAX_DETECTIONS} is the limit, output.maxDetections)" if at_limit else text
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> Iterator[str]:

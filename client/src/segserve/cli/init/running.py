@@ -106,7 +106,7 @@ def steadiness(model: InProcessModel, images: Sequence[Path]) -> float:
     for path in images[:TRIAL_IMAGES]:
         try:
             scores.append(_compared(model, path))
-        except BuilderError:
+        except (BuilderError, MemoryError):
             scores.append(0.0)
     return sum(scores) / len(scores)
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 Place: TypeAlias = tuple[str | int, ...]
 """A path within a resource: `("spec", "classes")`."""
 StageOptions: TypeAlias = Mapping[str, Any]
+Progress: TypeAlias = Callable[[str], None]
+"""Told what is being tried: "normalisation 2 of 4"."""
+
+
+def no_progress(_: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
 class Remark:
-    """A comment on the field at `place`; one that is not `sure` is also listed for the user to check."""
+    """A comment on the field at `place`; one that is not `sure` is also listed for the user to check.
+
+    Lines of `text` stay lines.
+    """
 
     place: Place
     text: str

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from segserve.calls.answers import read_result
-from segserve.cli.init.values import Remark
+from segserve.cli.init.values import Progress, Remark, no_progress
 from segserve.results.result import Result
 from segserve.results.values import ModelInfo, SegmentClass
 from segserve_builder.export.writing import GOLDEN_TOLERANCE
@@ -79,18 +79,24 @@ def commented(manifest: Mapping[str, Any], remarks: Iterable[Remark], head: Sequ
 
 def _comment(text: str, indent: int) -> list[str]:
     lead = f"{' ' * indent}# "
-    return textwrap.wrap(text, WIDTH, initial_indent=lead, subsequent_indent=lead, break_long_words=False)
+    lines = []
+    for line in text.splitlines():
+        lines += textwrap.wrap(line, WIDTH, initial_indent=lead, subsequent_indent=lead, break_long_words=False)
+    return lines
 
 
-def write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) -> tuple[str, list[tuple[Path, Answer]]]:
+def write_golden(
+    model: InProcessModel, images: Sequence[Path], folder: Path, progress: Progress = no_progress
+) -> tuple[str, list[tuple[Path, Answer]]]:
     """Write the answers to the first images as a golden set; return its digest, and the answers by image.
 
     Other files in the folder are kept.
     """
     request = RequestOptions(encoding="rle" if has_masks(model.task) else None)
-    answers: list[tuple[Path, Answer]] = [
-        (image, model.answer(image.read_bytes(), request)) for image in images[:IMAGES]
-    ]
+    answers: list[tuple[Path, Answer]] = []
+    for number, image in enumerate(images[:IMAGES], 1):
+        progress(f"golden image {number} of {len(images[:IMAGES])}")
+        answers.append((image, model.answer(image.read_bytes(), request)))
     folder.mkdir(parents=True, exist_ok=True)
     cases = []
     for image, answer in answers:

@@ -1,0 +1,88 @@
+"""The process of the trial runs, `python -m segserve.cli.init.trial_process`: one pipeline on images of rising size.
+
+It reads an order from standard input and writes a JSON object per line: a run's `pixels`, bytes `allocated` and
+`seconds`, at last an `error` or `done`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+RUN_S: Final = 15.0
+"""Expected seconds of a run above which it is not started."""
+
+LOADING_BYTES: Final = 2**30
+LOADING_COPIES: Final = 4
+"""Copies of the weights that there may be while a network is optimised."""
+
+
+def messages(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Carry out an order: `pipeline`, `artifact`, and paths of `images` by their number of pixels, smallest first."""
+    from segserve_builder.memory import is_out_of_memory
+
+    try:
+        yield from _runs(order)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        text = " ".join(str(error).split())[:300]
+        yield {"error": text or type(error).__name__, "out_of_memory": is_out_of_memory(error)}
+    else:
+        yield {"done": True}
+
+
+def _runs(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    from segserve_builder.memory import STEP_LIMIT_VARIABLE, limit_allocations, step_limit_bytes
+    from segserve_builder.stages.base import RequestOptions
+    from segserve_builder.steps.in_process import InProcessModel
+    from segserve_builder.steps.pipeline import Pipeline
+
+    artifact = Path(order["artifact"])
+    for_loading = step_limit_bytes() + LOADING_BYTES + LOADING_COPIES * artifact.stat().st_size
+    limit_allocations({STEP_LIMIT_VARIABLE: str(for_loading)})
+    model = InProcessModel(Pipeline.model_validate(order["pipeline"]), artifact)
+    limit_allocations()  # as in a step: what was loaded does not count
+    _forget_peak()
+    loaded, request = _status_bytes("VmRSS"), RequestOptions()
+    seconds, before = 0.0, 0
+    for text, path in order["images"].items():
+        pixels, image = int(text), Path(path).read_bytes()
+        if before and seconds * pixels / before > RUN_S:
+            return
+        for _ in range(1 if before else 2):  # the first run ever also loads kernels
+            started = time.perf_counter()
+            model.answer(image, request)
+            seconds = time.perf_counter() - started
+        before = pixels
+        allocated = max(_status_bytes("VmHWM") - loaded, 0)
+        yield {"pixels": pixels, "allocated": allocated, "seconds": seconds}
+
+
+def _forget_peak() -> None:
+    """Set the highest resident memory to the present one; where that is not allowed, loading counts as well."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    return int(kilobytes) * 1024
+
+
+def main() -> None:
+    """Read the order and write the messages."""
+    with contextlib.suppress(OSError):
+        # If memory runs out all the same, the kernel ends this process and no other.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    order = json.load(sys.stdin)
+    for message in messages(order):
+        print(json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    main()
