@@ -16,7 +16,11 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "doctor": ("segserve doctor", "segserve doctor --context prod", "segserve doctor -o json"),
     "logs": ("segserve logs", "segserve logs coins -c triton -f"),
     "cleanup": ("segserve cleanup -n vision", "segserve cleanup -A --yes"),
-    "apply": ("segserve apply -f model.yaml", "segserve apply -n vision -f model.yaml -f pool.yaml"),
+    "apply": (
+        "segserve apply -f model.yaml",
+        "segserve apply -f models/ --recursive --dry-run",
+        "segserve apply -n vision -f model.yaml -f pool.yaml",
+    ),
     "delete": ("segserve delete coins", "segserve delete -f model.yaml --no-wait"),
     "get": ("segserve get -w", "segserve get coins -o yaml", "segserve get -o wide -n vision"),
     "describe": ("segserve describe coins",),

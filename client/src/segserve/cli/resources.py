@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -14,23 +14,24 @@ import yaml
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from segserve.cli.changes import change_lines
 from segserve.cli.errors import CommandError
 from segserve.cli.models_view import latest_record, model_text, models_table
 from segserve.cli.options import PlatformOptions, model_names, seconds, selected_platform, with_platform_options
 from segserve.cli.terminal import print_whole, wide_enough
 from segserve.platforms.local import LocalPlatform
-from segserve.platforms.manifests import read_files
-from segserve.platforms.port import MODEL, POOL, Platform
+from segserve.platforms.manifests import STDIN, check_kinds, read_files
+from segserve.platforms.port import MODEL, POOL, Json, ParsedResource, Platform
 from segserve.platforms.waiting import Gone, wait_for, wait_serving
 
 if TYPE_CHECKING:
     from segserve.platforms.cluster.platform import ClusterPlatform
 
 REFRESH_S: Final = 0.25
+NO_PLATFORM: Final = "no platform is up on this machine: start it with `segserve up`"
 
-Files = Annotated[
-    list[Path], typer.Option("--filename", "-f", help="Resource file, or - for standard input; may be repeated.")
-]
+FILES: Final = "Resource file, folder of such files, or - for standard input; may be repeated."
+Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Include the subfolders of folders.")]
 Name = Annotated[str, typer.Argument(help="Model name.", autocompletion=model_names)]
 
 
@@ -46,7 +47,18 @@ class OutputFormat(StrEnum):
 @with_platform_options
 def apply(
     platform_options: PlatformOptions,
-    files: Files,
+    files: Annotated[list[Path], typer.Option("--filename", "-f", help=FILES)],
+    recursive: Recursive = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate everything and print what would change; change nothing.")
+    ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="On this machine: folder of relative addresses from standard input. Default: the current folder.",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force-conflicts", help="On a cluster: take over fields that are owned by other tools.")
     ] = False,
@@ -55,11 +67,62 @@ def apply(
 
     On this machine, a relative artifact address is relative to its file; on a cluster, to the pool's artifact base.
     """
-    resources = read_files(files)
-    for written, outcome in zip(
-        resources, selected_platform(platform_options).apply(resources, force=force), strict=True
-    ):
-        typer.echo(f"{written.title} {outcome}")
+    resources = read_files(files, recursive=recursive, base=base)
+    check_kinds(resources)
+    platform = selected_platform(platform_options)
+    if isinstance(platform, LocalPlatform):
+        check_local_files(resources, base)
+    warnings = annotation_warnings(platform, resources)
+    if dry_run:
+        for written, change in zip(resources, platform.preview(resources, force=force), strict=True):
+            for line in change_lines(written, change):
+                typer.echo(line)
+    else:
+        for written, outcome in zip(resources, platform.apply(resources, force=force), strict=True):
+            typer.echo(f"{written.title} {outcome}")
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if not dry_run and not platform.runs():
+        typer.echo(f"stored, but {NO_PLATFORM}", err=True)
+
+
+def annotation_warnings(platform: Platform, resources: Iterable[ParsedResource]) -> list[str]:
+    """Return why the platform would ignore annotations of models that request an action on a rollout."""
+    annotated = [written for written in resources if written.resource.metadata.annotations]
+    if not annotated:
+        return []
+    # This imports the engine of rollouts.
+    from segserve.platforms.rollouts.actions import ignored_annotations
+
+    return [f"{each.title}: {reason}" for each in annotated for reason in ignored_annotations(platform, each)]
+
+
+def check_local_files(resources: Iterable[ParsedResource], base: Path | None = None) -> None:
+    """Warn about files of this machine that resources name and that do not exist.
+
+    Raises `CommandError` for a relative address from standard input that leads nowhere: it was meant to be relative to
+    another folder.
+    """
+    from segserve_builder.sources.cache import folder_path, object_path
+    from segserve_operator.adapters.local.files import cache_folder
+
+    for written in resources:
+        for named in written.local_files():
+            if named.path.exists():
+                continue
+            missing = f"{written.title}: {named.field}: {named.path} does not exist"
+            if named.is_relative and written.source == STDIN:
+                raise CommandError(
+                    f"{missing}; relative addresses from standard input are relative to "
+                    f"{'--base' if base is not None else 'the current folder: set another one with --base FOLDER'}"
+                )
+            is_cached = any(path(cache_folder(), named.sha256).exists() for path in (object_path, folder_path))
+            then = (
+                "the copy in the cache is used as long as it is kept"
+                if is_cached
+                else "the model cannot be served until it does"
+            )
+            typer.echo(f"warning: {missing}; {then}", err=True)
 
 
 @with_platform_options
@@ -67,14 +130,16 @@ def delete(
     platform_options: PlatformOptions,
     names: Annotated[list[str] | None, typer.Argument(help="Models to delete.", autocompletion=model_names)] = None,
     files: Annotated[
-        list[Path] | None, typer.Option("--filename", "-f", help="Delete the resources in this file; may be repeated.")
+        list[Path] | None,
+        typer.Option("--filename", "-f", help="Delete the resources in this file or folder; may be repeated."),
     ] = None,
+    recursive: Recursive = False,
     wait: Annotated[bool, typer.Option(help="Wait until the models are deleted.")] = True,
     timeout: Annotated[str, typer.Option(help="Timeout, such as 90s or 2m; a plain number is in seconds.")] = "60s",
 ) -> None:
     """Delete models: their traffic ends first, then they are unloaded."""
     platform = selected_platform(platform_options)
-    written = read_files(files or [])
+    written = read_files(files or [], recursive=recursive)
     platform.check_namespace(written)
     chosen = [(MODEL, name) for name in names or []]
     chosen += [(each.resource.kind, each.resource.metadata.name) for each in written]
@@ -113,9 +178,23 @@ def get(
     if watch:
         _show(Console(), frames(platform, name, wide=wide))
     else:
-        _print(
-            Console(), [platform.model(name)] if name is not None else platform.models(), output, one=name is not None
-        )
+        manifests, is_up = _models(platform, name), platform.runs()
+        as_stored = is_up or output in (OutputFormat.JSON, OutputFormat.YAML)
+        _print(Console(), manifests if as_stored else [*map(_stopped, manifests)], output, one=name is not None)
+        if manifests and not is_up:
+            typer.echo(NO_PLATFORM, err=True)
+
+
+def _models(platform: Platform, name: str | None) -> list[Json]:
+    return platform.models() if name is None else [platform.model(name)]
+
+
+def _stopped(manifest: Json) -> Json:
+    """Return a model as a platform that is not up has it: its status is from before, and its URL answers nobody."""
+    status = manifest.get("status") or {}
+    ready = {"type": "Ready", "status": "Stopped", "reason": "NoPlatform", "message": NO_PLATFORM}
+    kept = {"roles": status.get("roles", {}), "observedGeneration": manifest["metadata"]["generation"]}
+    return {**manifest, "status": {**kept, "conditions": [ready]}}
 
 
 def _show(console: Console, frames: Iterator[RenderableType]) -> None:
@@ -157,7 +236,10 @@ def _print(console: Console, manifests: list[dict[str, Any]], output: OutputForm
 @with_platform_options
 def describe(platform_options: PlatformOptions, name: Name) -> None:
     """Show details of a model: spec, roles, rollout, conditions; on a cluster also events and pods."""
-    typer.echo(model_description(selected_platform(platform_options), name))
+    platform = selected_platform(platform_options)
+    typer.echo(model_description(platform, name))
+    if not platform.runs():
+        typer.echo(NO_PLATFORM, err=True)
 
 
 class WaitCondition(StrEnum):
@@ -178,6 +260,12 @@ def wait(
 ) -> None:
     """Wait until models serve their newest spec, or are deleted; exit code 1 on failure or timeout."""
     platform, deadline_s = selected_platform(platform_options), time.monotonic() + seconds(timeout)
+    if not platform.runs():
+        waiting = [name for name in names if platform.find(MODEL, name) or target is WaitCondition.READY]
+        for name in waiting:
+            platform.model(name)  # an unknown model is the nearer cause
+        if waiting:
+            raise CommandError(f"{NO_PLATFORM}; nothing would change {', '.join(waiting)}")
     for name in names:
         if target is WaitCondition.DELETE:
             wait_for(platform, Gone(MODEL, name), deadline_s, timeout)
@@ -192,7 +280,8 @@ def frames(platform: Platform, name: str | None, *, wide: bool) -> Iterator[Rend
 
         yield from pictures_of_cluster(_cluster(platform), name, wide=wide)
     while True:
-        yield models_table(platform.models() if name is None else [platform.model(name)], wide=wide)
+        manifests = _models(platform, name)
+        yield models_table(manifests if platform.runs() else map(_stopped, manifests), wide=wide)
 
 
 def model_description(platform: Platform, name: str) -> str:

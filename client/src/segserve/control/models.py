@@ -50,7 +50,7 @@ class Models:
     def apply_all(self, source: Source, *, force: bool = False) -> ModelList:
         """Create or change all resources of a source, or none if one is invalid, and return the models.
 
-        The source may also contain pools. Otherwise as `apply`.
+        The source may also contain pools, and may be a folder: all its `*.yaml` and `*.yml`. Otherwise as `apply`.
         """
         return apply_all(self._platform(), source, force=force)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from segserve.platforms.errors import ControlError, InvalidResourceError, NoPlatformError, NotFoundError
-from segserve.platforms.manifests import Source, read
+from segserve.platforms.manifests import Source, check_kinds, read
 from segserve.platforms.port import MODEL, Json, Platform
 from segserve.platforms.waiting import Goal, Gone, Serving
 from segserve_common.errors import BadRequestError
@@ -55,6 +55,7 @@ def apply_one(platform: Platform, source: Source, kind: type[R], *, force: bool)
 def apply_all(platform: Platform, source: Source, *, force: bool) -> list[SegmentationModel]:
     """Apply all resources of a source and return the models as stored."""
     resources = read(source)
+    check_kinds(resources)
     platform.check_namespace(resources)
     platform.apply(resources, force=force)
     models = (written.resource for written in resources if written.resource.kind == MODEL)

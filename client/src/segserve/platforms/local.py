@@ -14,6 +14,7 @@ from segserve.platforms.port import (
     MODEL,
     POOL,
     ROLLOUT,
+    Change,
     DoctorCheck,
     Json,
     Local,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.local.store import LocalStore
 
 POLL_S: Final = 0.2
+CONTAINERS: Final = ("agent", "triton")
 MARK_BYTES: Final = 4096
 """Length of the text by which a truncated log is recognised: single lines repeat, texts of this length rarely do."""
 
@@ -39,6 +41,15 @@ def local_store(place: Local | None = None) -> LocalStore:
     return LocalStore(StateFolder(state_folder() if place is None or place.state is None else place.state))
 
 
+def check_state_folder(store: LocalStore) -> None:
+    """Raise `ControlError` if the state folder cannot be one because a file is in its place."""
+    root = store.state.root
+    nearest = next(path for path in (root, *root.parents) if path.exists())
+    if not nearest.is_dir():
+        raise ControlError(f"the state folder {str(root)!r} cannot be used: {nearest} is a file, not a folder; "
+                           "set SEGSERVE_STATE to another folder")  # fmt: skip
+
+
 class LocalPlatform:
     """The `Platform` of one state folder: that of `ref`, or the default one."""
 
@@ -47,8 +58,14 @@ class LocalPlatform:
 
     def apply(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[str]:
         """Store the resources; there is no field ownership on this machine."""
+        check_state_folder(self.store)
         manifests = [(written.resource, written.complete()) for written in resources]
         return [self.store.apply(resource, manifest) for resource, manifest in manifests]
+
+    def preview(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[Change]:
+        """Compare the resources with the stored ones."""
+        manifests = [(written.resource, written.complete()) for written in resources]
+        return [Change(*self.store.preview(resource, manifest)) for resource, manifest in manifests]
 
     def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
         """Accept all: there are no namespaces on this machine."""
@@ -142,6 +159,8 @@ class LocalPlatform:
     def logs(self, request: LogRequest) -> Iterator[str]:
         """Yield the logs of supervisor, gateway, servers and agents."""
         state = self.store.state
+        if request.container not in (None, *CONTAINERS):
+            raise ControlError(f"no container {request.container!r}; there are: {', '.join(CONTAINERS)}")
         if request.previous:
             raise ControlError("--previous is only for clusters: on this machine a log continues after a restart")
         if not state.root.exists():

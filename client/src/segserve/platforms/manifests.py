@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve.platforms.errors import ControlError, InvalidResourceError
-from segserve.platforms.port import Json, ParsedResource
+from segserve.platforms.port import MODEL, POOL, ROLLOUT, Json, ParsedResource
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from segserve_operator.api.resources import Resource
 
 Source: TypeAlias = "Resource | Mapping[str, Any] | Path | str"
-"""A typed resource, its JSON, a path, or YAML (a string with more than one line)."""
+"""A typed resource, its JSON, the path of a file or folder, or YAML (a string with more than one line)."""
 
 STDIN: Final = "-"
+SUFFIXES: Final = (".yaml", ".yml")
 
 
 def read(source: Source) -> list[ParsedResource]:
@@ -28,25 +29,69 @@ def read(source: Source) -> list[ParsedResource]:
     """
     match source:
         case Path():
-            return read_file(source)
+            return read_files([source])
         case str() if "\n" in source:
             return _read_text(source, "the text", Path())
         case str():
-            return read_file(Path(source))
+            return read_files([Path(source)])
         case Mapping():
             return [_read_mapping(source)]
         case _:
             return [_read_typed(source)]
 
 
-def read_files(paths: Iterable[Path]) -> list[ParsedResource]:
-    """Return the resources of files in order; all files are read before any is returned."""
-    return [written for path in paths for written in read_file(path)]
+def read_files(paths: Iterable[Path], *, recursive: bool = False, base: Path | None = None) -> list[ParsedResource]:
+    """Return the resources of files and folders in order; all files are read before any is returned.
+
+    Of a folder these are its `*.yaml` and `*.yml`, sorted by name; `recursive` includes its subfolders. Addresses from
+    standard input are relative to `base`, or else to the current folder. Raises `InvalidResourceError` for a resource
+    that occurs twice, and `ControlError` for a folder without such files.
+    """
+    resources = [
+        written for path in paths for file in _files(path, recursive=recursive) for written in read_file(file, base)
+    ]
+    first_by_key: dict[tuple[str, str, str], str] = {}
+    for written in resources:
+        metadata = written.resource.metadata
+        key = (written.resource.kind, metadata.namespace, metadata.name)
+        if key in first_by_key:
+            raise InvalidResourceError(f"{written.source}: {written.title} occurs twice, first in {first_by_key[key]}")
+        first_by_key[key] = written.source
+    return resources
 
 
-def read_file(path: Path) -> list[ParsedResource]:
-    """Return the resources of one file; `-` is standard input."""
-    return _read_text(_text(path), str(path), path.parent)
+def read_file(path: Path, base: Path | None = None) -> list[ParsedResource]:
+    """Return the resources of one file; `-` is standard input, whose addresses are relative to `base`."""
+    folder = base if str(path) == STDIN and base is not None else path.parent
+    return _read_text(_text(path), str(path), folder)
+
+
+def check_kinds(resources: Iterable[ParsedResource]) -> None:
+    """Raise `InvalidResourceError` for a resource that only the platform writes."""
+    for written in resources:
+        if written.resource.kind == ROLLOUT:
+            raise InvalidResourceError(
+                f"{written.source}: {written.title} is a record, which only the platform writes; "
+                f"allowed: {MODEL}, {POOL}"
+            )
+
+
+def _files(path: Path, *, recursive: bool) -> list[Path]:
+    """Return a file itself, and the resource files of a folder; those that begin with a dot are skipped."""
+    if str(path) == STDIN or not path.is_dir():
+        return [path]
+    found = path.rglob("*") if recursive else path.iterdir()
+    files = sorted(
+        file
+        for file in found
+        if file.suffix in SUFFIXES
+        and file.is_file()
+        and not any(part[0] == "." for part in file.relative_to(path).parts)
+    )
+    if not files:
+        hint = "" if recursive else "; --recursive includes its subfolders"
+        raise ControlError(f"{path}: the folder has no *.yaml or *.yml{hint}")
+    return files
 
 
 def _read_text(text: str, source: str, folder: Path) -> list[ParsedResource]:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     from segserve_operator.api.resources import Resource
@@ -59,10 +59,51 @@ class ParsedResource:
         """Return the manifest with all defaults and absolute addresses, without status."""
         manifest = {key: value for key, value in self.resource.to_dict().items() if key not in _NOT_APPLIED}
         manifest["metadata"] = {key: value for key, value in manifest["metadata"].items() if value}
-        second = manifest["spec"].get("instances") or {}
-        for named in (manifest["spec"].get("artifact"), manifest["spec"].get("golden"), second.get("artifact")):
-            _make_absolute(named, self.folder)
+        for _, named in _addressed(manifest["spec"]):
+            named["uri"] = _absolute(named["uri"], self.folder)
         return manifest
+
+    def local_files(self) -> list[LocalFile]:
+        """Return the addresses that lead to this machine's files, without a look at them."""
+        found = []
+        for field, named in _addressed(self.resource.to_dict()["spec"]):
+            parts = urlsplit(_absolute(named["uri"], self.folder))
+            if parts.scheme == "file":
+                is_relative = not urlsplit(named["uri"]).scheme and not named["uri"].startswith("/")
+                found.append(LocalFile(f"spec.{field}.uri", Path(unquote(parts.path)), is_relative, named["sha256"]))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file or folder of this machine that a resource names in `field`, with the digest that it must have."""
+
+    field: str
+    path: Path
+    is_relative: bool
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A resource as it is (None if it does not exist) and as `apply` would leave it."""
+
+    before: Json | None
+    after: Json
+
+    @property
+    def outcome(self) -> str:
+        """What `apply` would answer: created, configured or unchanged."""
+        if self.before is None:
+            return "created"
+        return "unchanged" if user_fields(self.before) == user_fields(self.after) else "configured"
+
+
+def user_fields(manifest: Json) -> Json:
+    """Return the part of a manifest that users decide: labels, annotations, spec, and whether it is deleted."""
+    metadata = manifest["metadata"]
+    kept = ("labels", "annotations", "deletionTimestamp")
+    return {"metadata": {key: metadata[key] for key in kept if metadata.get(key)}, "spec": manifest.get("spec")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +150,10 @@ class Platform(Protocol):
 
         `force` takes over fields that another tool has set, if the platform tracks field ownership.
         """
+        ...
+
+    def preview(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[Change]:
+        """Return what `apply` would change, and change nothing; raises as `apply` does."""
         ...
 
     def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
@@ -192,6 +237,24 @@ class Platform(Protocol):
         ...
 
 
-def _make_absolute(named: dict[str, Any] | None, folder: Path) -> None:
-    if named is not None and not urlsplit(named["uri"]).scheme:
-        named["uri"] = (folder / named["uri"]).resolve().as_uri()
+def _addressed(spec: Json) -> Iterator[tuple[str, Json]]:
+    """Yield the parts of a model's spec that name a file or folder, each with its field."""
+    second = spec.get("instances") or {}
+    parts = {
+        "artifact": spec.get("artifact"),
+        "golden": spec.get("golden"),
+        "instances.artifact": second.get("artifact"),
+    }
+    yield from ((field, named) for field, named in parts.items() if named is not None)
+
+
+def _absolute(uri: str, folder: Path) -> str:
+    """Return an address as a URI; a path is relative to `folder`, and may name a file in an archive after `#`."""
+    if urlsplit(uri).scheme:
+        return uri
+    from segserve_builder.sources.archives import is_archive
+
+    archive, _, member = uri.partition("#")
+    if not member or not is_archive(archive):
+        return (folder / uri).resolve().as_uri()
+    return f"{(folder / archive).resolve().as_uri()}#{quote(member)}"

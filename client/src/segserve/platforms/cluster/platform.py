@@ -12,7 +12,7 @@ from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.cluster.gateway import gateway
 from segserve.platforms.cluster.watcher import Watcher
 from segserve.platforms.errors import ConflictError, ControlError, InvalidResourceError, NotFoundError
-from segserve.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest, PlatformVersion
+from segserve.platforms.port import MODEL, POOL, Change, DoctorCheck, Json, LogRequest, PlatformVersion
 from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, SELF_REVIEWS, Kind
 from segserve_common.kube.names import BUNDLE_KEY, bundle_name, chunk_name
 from segserve_common.kube.requests import Selector
@@ -42,10 +42,12 @@ class ClusterPlatform:
 
     def apply(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[str]:
         """Apply resources after a dry run of all of them, so that an invalid one leaves the others unchanged."""
-        manifests = [(resource.title, self._manifest(resource)) for resource in resources]
-        for title, manifest in manifests:
-            self._apply(title, manifest, force=force, dry_run=True)
-        return [self._apply(title, manifest, force=force) for title, manifest in manifests]
+        self.preview(resources, force=force)
+        return [self._apply(resource, force=force).outcome for resource in resources]
+
+    def preview(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[Change]:
+        """Let the API server validate and complete the resources without storing them."""
+        return [self._apply(resource, force=force, dry_run=True) for resource in resources]
 
     def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
         """Raise `ControlError` for resources of other namespaces, which would be compared with the wrong objects."""
@@ -208,7 +210,8 @@ class ClusterPlatform:
         return {"apiVersion": value["apiVersion"], "kind": value["kind"],
                 "metadata": applied | {"namespace": namespace}, **spec}  # fmt: skip
 
-    def _apply(self, title: str, manifest: Json, *, force: bool, dry_run: bool = False) -> str:
+    def _apply(self, resource: ParsedResource, *, force: bool, dry_run: bool = False) -> Change:
+        manifest = self._manifest(resource)
         kind, metadata = KINDS[manifest["kind"]], manifest["metadata"]
         try:
             former: Json | None = self.client.get(kind, metadata["name"], namespace=metadata["namespace"])
@@ -217,13 +220,6 @@ class ClusterPlatform:
         try:
             now = self.client.apply(kind, manifest, namespace=metadata["namespace"], force=force, dry_run=dry_run)
         except (InvalidResourceError, ConflictError) as error:
-            raise type(error)(f"{title}: {error}") from error
-        if former is None:
-            return "created"
+            raise type(error)(f"{resource.title}: {error}") from error
         # The resourceVersion cannot be compared, as the operator writes the status meanwhile.
-        return "unchanged" if _user_fields(former) == _user_fields(now) else "configured"
-
-
-def _user_fields(manifest: Json) -> tuple[Json | None, ...]:
-    metadata = manifest["metadata"]
-    return manifest.get("spec"), metadata.get("labels"), metadata.get("annotations")
+        return Change(former, now)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from segserve.platforms.errors import ConflictError, NotFoundError, WaitTimeoutError
-from segserve.platforms.port import MODEL, Json, Platform
+from segserve.platforms.port import MODEL, Json, ParsedResource, Platform
 from segserve.platforms.rollouts.rollout_view import is_written, record_of
 from segserve.platforms.waiting import wait_for
 from segserve_operator.api.rollout_policy import RolloutPolicy, gate_name
-from segserve_operator.api.segmentation_model import SegmentationModelStatus
+from segserve_operator.api.segmentation_model import SegmentationModel, SegmentationModelStatus
 from segserve_operator.core.models.observed import ModelStatus
-from segserve_operator.core.models.requests import PREFIX, RolloutRequest, refusal
+from segserve_operator.core.models.requests import PREFIX, VERBS, RolloutRequest, refusal
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.mapping.statuses import from_api
@@ -82,6 +83,23 @@ class Handled:
             "check the platform with `segserve doctor`",
             model=self.name,
         )
+
+
+def ignored_annotations(platform: Platform, resource: ParsedResource) -> Iterator[str]:
+    """Yield for each request by annotation in a model's file why the platform would ignore it as things are now."""
+    model, annotations = resource.resource, resource.resource.metadata.annotations
+    if not isinstance(model, SegmentationModel):
+        return
+    stored = platform.find(MODEL, model.metadata.name)
+    status = _status(stored or {})
+    for verb in VERBS:
+        request = RolloutRequest(verb, annotations.get(PREFIX + verb, ""))
+        # Applying the file may start the rollout of its revision; what was handled stays in the file.
+        if not request.value or request.text in status.handled or request.revision == model.assigned.revision:
+            continue
+        gates = tuple(gate_name(gate) for gate in (model.spec.rollout or RolloutPolicy()).gates)
+        if (refused := refusal(request, status.rollout, status.roles, gates)) is not None:
+            yield f"the annotation {PREFIX}{verb}: {request.value} is ignored: {refused}"
 
 
 def _request(model: Json, verb: str, gate: str, user: str) -> RolloutRequest:

@@ -62,20 +62,26 @@ class LocalStore:
 
     def apply(self, resource: Resource, manifest: Mapping[str, Any]) -> str:
         """Create or change a resource, and return `created`, `configured` or `unchanged`."""
-        folder = self._folder(resource.kind, resource.metadata.name)
         with self._locked():
-            current = self._manifest(folder / "spec.yaml")
-            deleting = current is not None and "deletionTimestamp" in current["metadata"]
-            if current is not None and not deleting and _same(current, manifest):
+            current, applied = self.preview(resource, manifest)
+            if applied is current:
                 return "unchanged"
-            metadata = dict(manifest["metadata"]) | _annotations(current if not deleting else None, manifest)
-            created = _now() if current is None else current["metadata"]["creationTimestamp"]
-            generation = current["metadata"]["generation"] if current is not None else 0
-            if current is None or deleting or current["spec"] != manifest["spec"]:
-                generation += 1
-            metadata |= {"creationTimestamp": created, "generation": generation}
-            write_yaml(folder / "spec.yaml", {**manifest, "metadata": metadata})
+            write_yaml(self._folder(resource.kind, resource.metadata.name) / "spec.yaml", applied)
         return "created" if current is None else "configured"
+
+    def preview(self, resource: Resource, manifest: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Return a resource as it is (None if it does not exist) and as `apply` would leave it: the same if equal."""
+        current = self._manifest(self._folder(resource.kind, resource.metadata.name) / "spec.yaml")
+        deleting = current is not None and "deletionTimestamp" in current["metadata"]
+        if current is not None and not deleting and _same(current, manifest):
+            return current, current
+        metadata = dict(manifest["metadata"]) | _annotations(current if not deleting else None, manifest)
+        created = _now() if current is None else current["metadata"]["creationTimestamp"]
+        generation = current["metadata"]["generation"] if current is not None else 0
+        if current is None or deleting or current["spec"] != manifest["spec"]:
+            generation += 1
+        metadata |= {"creationTimestamp": created, "generation": generation}
+        return current, {**manifest, "metadata": metadata}
 
     def pool(self) -> TritonPool:
         """Return the pool of this machine: the TritonPool resource, or the default pool if there is none."""

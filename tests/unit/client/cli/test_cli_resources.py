@@ -1,0 +1,237 @@
+"""Resource files on this machine: folders, dry runs, addresses that lead nowhere, and a platform that is not up."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segserve.cli.changes import differences
+from segserve.platforms.port import MODEL, Local
+from segserve.platforms.selection import open_platform
+
+from .conftest import Command
+
+DOWN = "no platform is up on this machine: start it with `segserve up`"
+STORED = f"stored, but {DOWN}\n"
+TEXT = """\
+apiVersion: segserve.dev/v1alpha1
+kind: SegmentationModel
+metadata: {name: %s}
+spec:
+  artifact: {uri: %s, sha256: "%s"}
+  family: semantic-logits
+  classes: [{id: 0, name: background}, {id: 1, name: coin}]
+  preprocess: [{decode: {}}]
+  postprocess: [{argmax: {}}]
+"""
+RECORD = """\
+apiVersion: segserve.dev/v1alpha1
+kind: SegmentationRollout
+metadata: {name: coins-1}
+spec: {model: coins, stable: a, candidate: b, policy: {}}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a network, of a platform that is not up."""
+    monkeypatch.setenv("SEGSERVE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("SEGSERVE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "net.onnx").write_bytes(b"net")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def text(name: str = "coins", uri: str = "net.onnx", sha256: str = "1" * 64) -> str:
+    return TEXT % (name, uri, sha256)
+
+
+def uri_of(name: str, state: Path) -> str:
+    return str(open_platform(Local(state)).model(name)["spec"]["artifact"]["uri"])
+
+
+def test_a_folder_is_all_its_resource_files_by_name_without_subfolders(command: Command, here: Path) -> None:
+    for path, name in (("b.yaml", "b"), ("a.yml", "a"), ("sub/c.yaml", "c"), (".hidden/d.yaml", "d")):
+        (here / path).parent.mkdir(exist_ok=True)
+        (here / path).write_text(text(name, str(here / "net.onnx")))
+    (here / "notes.txt").write_text("no resource")
+
+    assert command("apply", "-f", here) == (0, "segmentationmodel/a created\nsegmentationmodel/b created\n", STORED)
+    _, printed, _ = command("apply", "-f", here, "--recursive")
+    assert printed.split()[::2] == ["segmentationmodel/a", "segmentationmodel/b", "segmentationmodel/c"]
+    assert command("delete", "-f", here / "sub")[1] == "segmentationmodel/c deleted\n"
+
+
+def test_a_folder_without_resource_files_is_an_error(command: Command, here: Path) -> None:
+    (here / "sub").mkdir()
+    (here / "sub/model.yaml").write_text(text())
+
+    assert command("apply", "-f", here) == (
+        1, "", f"error: {here}: the folder has no *.yaml or *.yml; --recursive includes its subfolders\n",
+    )  # fmt: skip
+
+
+def test_a_resource_in_two_files_is_refused_with_both(command: Command, here: Path) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        (here / name).write_text(text())
+
+    assert command("apply", "-f", ".") == (
+        1, "", "error: b.yaml: segmentationmodel/coins occurs twice, first in a.yaml\n",
+    )  # fmt: skip
+
+
+def test_a_record_of_a_rollout_is_not_applied(command: Command, here: Path) -> None:
+    (here / "record.yaml").write_text(RECORD)
+
+    code, _, complaint = command("apply", "-f", "record.yaml")
+
+    assert (code, "only the platform writes" in complaint) == (1, True)
+
+
+def test_a_dry_run_says_what_would_change_and_changes_nothing(command: Command, here: Path, tmp_path: Path) -> None:
+    (here / "model.yaml").write_text(text())
+    created = command("apply", "-f", "model.yaml", "--dry-run")
+    assert not (tmp_path / "state/objects/SegmentationModel").exists()
+    command("apply", "-f", "model.yaml")
+    stored = open_platform(Local(tmp_path / "state")).model("coins")
+    unchanged = command("apply", "-f", "model.yaml", "--dry-run")
+    edited = yaml.safe_load(text())
+    edited["spec"] |= {"keepPrevious": "2h", "postprocess": [{"argmax": {}}, {"fillHoles": {}}]}
+    (here / "model.yaml").write_text(yaml.safe_dump(edited))
+
+    code, printed, complaint = command("apply", "-f", "model.yaml", "--dry-run")
+
+    assert created[0] == 0
+    assert created[1].startswith("segmentationmodel/coins created (dry run): revision coins-")
+    assert unchanged == (0, "segmentationmodel/coins unchanged (dry run)\n", "")
+    assert (code, complaint) == (0, "")
+    head, *fields = printed.splitlines()
+    assert head.startswith("segmentationmodel/coins configured (dry run): new revision coins-")
+    assert '  ~ spec.keepPrevious: "1h" -> "2h"' in fields
+    assert any(line.startswith('  + spec.postprocess[1]: {"fillHoles": ') for line in fields)
+    assert open_platform(Local(tmp_path / "state")).model("coins") == stored
+
+
+def test_a_dry_run_says_that_a_change_makes_no_new_revision(command: Command, here: Path) -> None:
+    (here / "model.yaml").write_text(text())
+    command("apply", "-f", "model.yaml")
+    (here / "model.yaml").write_text(text() + "  keepPrevious: 2h\n")
+
+    assert "(dry run): stays revision coins-" in command("apply", "-f", "model.yaml", "--dry-run")[1]
+
+
+def test_a_dry_run_validates_every_document(command: Command, here: Path) -> None:
+    (here / "model.yaml").write_text(text() + "---\n" + text("roads").replace("argmax", "argmaxx"))
+
+    code, printed, complaint = command("apply", "-f", "model.yaml", "--dry-run")
+
+    assert (code, printed) == (1, "")
+    assert "unknown stage 'argmaxx' (did you mean 'argmax'?)" in complaint
+
+
+def test_a_resource_that_is_being_deleted_would_be_configured(command: Command, here: Path) -> None:
+    (here / "model.yaml").write_text(text())
+    command("apply", "-f", "model.yaml")
+    command("delete", "coins")
+
+    assert command("apply", "-f", "model.yaml", "--dry-run")[1].startswith("segmentationmodel/coins configured")
+
+
+def test_an_item_that_is_inserted_into_a_list_is_one_line() -> None:
+    assert [*differences("a", [1, 2, 3], [0, 1, 2, 3])] == ["+ a[0]: 0"]
+    assert [*differences("a", [{"b": 1}, 2], [{"b": 3}, 2])] == ["~ a[0].b: 1 -> 3"]
+    assert [*differences("", {"a": 1, "b": 2}, {"b": 2, "c": 3})] == ["- a: 1", "+ c: 3"]
+
+
+def test_addresses_from_standard_input_are_relative_to_the_current_folder_or_a_base(
+    command: Command, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", StringIO(text()))
+    assert command("apply", "-f", "-")[0] == 0
+    assert uri_of("coins", tmp_path / "state") == (here / "net.onnx").as_uri()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", StringIO(text("based")))
+    assert command("apply", "-f", "-", "--base", "here")[0] == 0
+    assert uri_of("based", tmp_path / "state") == (here / "net.onnx").as_uri()
+
+
+def test_an_address_from_standard_input_that_leads_nowhere_is_refused(
+    command: Command, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", StringIO(text()))
+
+    assert command("apply", "-f", "-") == (
+        1, "", f"error: segmentationmodel/coins: spec.artifact.uri: {tmp_path / 'net.onnx'} does not exist; relative "
+        "addresses from standard input are relative to the current folder: set another one with --base FOLDER\n",
+    )  # fmt: skip
+    assert open_platform(Local(tmp_path / "state")).models() == []
+
+
+def test_a_misspelt_address_is_told_even_if_the_cache_has_the_file(
+    command: Command, here: Path, tmp_path: Path
+) -> None:
+    cached = tmp_path / "cache/sha256" / ("2" * 64)
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"net")
+    (here / "model.yaml").write_text(text("coins", "nett.onnx") + "---\n" + text("roads", "nett.onnx", "2" * 64))
+
+    code, _, complaint = command("apply", "-f", "model.yaml")
+
+    place = f"spec.artifact.uri: {here / 'nett.onnx'} does not exist"
+    assert code == 0
+    assert f"warning: segmentationmodel/coins: {place}; the model cannot be served until it does\n" in complaint
+    assert (
+        f"warning: segmentationmodel/roads: {place}; the copy in the cache is used as long as it is kept\n" in complaint
+    )
+
+
+def test_a_file_in_an_archive_is_looked_for_in_the_archive(command: Command, here: Path, tmp_path: Path) -> None:
+    (here / "nets.tar").write_bytes(b"")
+    (here / "model.yaml").write_text(text("coins", '"nets.tar#a b/net.onnx"'))
+
+    assert command("apply", "-f", "model.yaml")[2] == STORED
+    assert uri_of("coins", tmp_path / "state") == f"{(here / 'nets.tar').as_uri()}#a%20b/net.onnx"
+
+
+def test_a_request_by_annotation_that_would_be_ignored_is_told(command: Command, here: Path) -> None:
+    annotated = yaml.safe_load(text())
+    annotated["metadata"]["annotations"] = {"segserve.dev/abort": "coins-0000000000", "example.org/note": "x"}
+    (here / "model.yaml").write_text(yaml.safe_dump(annotated))
+
+    code, _, complaint = command("apply", "-f", "model.yaml")
+
+    assert code == 0
+    assert complaint == (
+        "warning: segmentationmodel/coins: the annotation segserve.dev/abort: coins-0000000000 is ignored: "
+        f"abort: no rollout is in progress\n{STORED}"
+    )
+
+
+def test_models_of_a_platform_that_is_not_up_are_stopped_and_not_unknown(command: Command, here: Path) -> None:
+    (here / "model.yaml").write_text(text())
+    command("apply", "-f", "model.yaml")
+
+    code, printed, complaint = command("get")
+
+    assert (code, complaint) == (0, f"{DOWN}\n")
+    assert printed.splitlines()[1].split()[:2] == ["coins", "Stopped"]
+    assert "Unknown" not in command("get", "-o", "wide")[1]
+    assert yaml.safe_load(command("get", "coins", "-o", "yaml")[1])["kind"] == MODEL
+    assert command("describe", "coins")[2] == f"{DOWN}\n"
+
+
+def test_wait_does_not_wait_for_a_platform_that_is_not_up(command: Command, here: Path) -> None:
+    (here / "model.yaml").write_text(text())
+    command("apply", "-f", "model.yaml")
+
+    for target in ("Ready", "delete"):
+        assert command("wait", "coins", "--for", target) == (1, "", f"error: {DOWN}; nothing would change coins\n")
+    assert command("wait", "nope", "--for", "delete")[0] == 0
+    assert "no SegmentationModel 'coin' (did you mean 'coins'?)" in command("wait", "coin")[2]
