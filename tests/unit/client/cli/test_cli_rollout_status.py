@@ -41,9 +41,9 @@ PREVIEW = Preview(
     40.0,
     10.0,
     (
-        Power("errors", "+1 pp", 0.1, float("inf")),
-        Power("errors", "+5 pp", 1.0, 75.0),
-        Power("latency", "x3", 0.2, float("inf")),
+        Power("error rate", "1 point higher", 0.1, float("inf")),
+        Power("error rate", "5 points higher", 1.0, 75.0),
+        Power("latency", "3 times as high", 0.2, float("inf")),
     ),
     90.0,
 )
@@ -385,7 +385,9 @@ def test_wide_says_what_the_evidence_can_show_at_the_requests_that_come(
     _, brief, _ = command("rollout", "status", "coins")
     _, wide, _ = command("rollout", "status", "coins", "-o", "wide")
 
-    assert "10 min at 40 requests/s show errors from +5 pp on (in 1m15s), no latency up to x3" in wide
+    assert (
+        "10 min at 40 requests/s detect error rate 5 points higher in 1m15s, no latency up to 3 times as high" in wide
+    )
     assert "10 min" not in brief
 
 
@@ -406,7 +408,7 @@ def test_a_live_view_does_not_wait_for_what_is_worked_out_and_keeps_what_was_kno
     ready.clear()
     busier = replace(found, progress=replace(found.progress, rate=np.array(900.0)))
 
-    assert "errors from +5 pp on" in known
+    assert "error rate 5 points higher in 1m15s" in known
     assert outlook.line(busier) == known
     ready.set()
 

@@ -81,7 +81,7 @@ def brief(summary: Preview) -> str:
         rows = [row for row in summary.rows if row.what == what]
         detectable = [row for row in rows if math.isfinite(row.seconds)]
         if detectable:
-            parts.append(f"{what} from {detectable[0].size} on (in {span(detectable[0].seconds)})")
+            parts.append(f"{what} {detectable[0].size} in {span(detectable[0].seconds)}")
         else:
             parts.append(f"no {what} up to {rows[-1].size}")
-    return f"{summary.minutes:g} min at {summary.requests_per_second:g} requests/s show {', '.join(parts)}"
+    return f"{summary.minutes:g} min at {summary.requests_per_second:g} requests/s detect {', '.join(parts)}"

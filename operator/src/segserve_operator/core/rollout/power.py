@@ -30,13 +30,20 @@ _ENDED: Final = (Phase.ROLLED_BACK, Phase.QUARANTINED)
 
 @dataclass(frozen=True, slots=True)
 class DetectedRegression:
-    """A regression ("errors", "latency"; "+5 pp", "x1.5"), the share (0 to 1) of rollouts that stop it in that time,
-    and after how many seconds nine of ten have; infinity where fewer do."""
+    """A regression ("error rate", "5 points higher"; "latency", "1.5 times as high"), the share (0 to 1) of rollouts
+    that stop it in that time, and after how many seconds nine of ten have; infinity where fewer do."""
 
     what: str
     size: str
     share: float
     seconds: float
+
+    @property
+    def detection(self) -> str:
+        """Whether and when it is detected, in words."""
+        if math.isfinite(self.seconds):
+            return f"detected in about {_about(self.seconds)}"
+        return f"may be missed: about {100 * self.share:.0f} % of rollouts detect it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +58,9 @@ class Preview:
     def text(self) -> str:
         """Return a summary in a few lines."""
         lines = [f"{self.minutes:g} min at {self.requests_per_second:g} requests/s:"]
-        for what in ("errors", "latency"):
+        for what in dict.fromkeys(row.what for row in self.rows):
             rows = [row for row in self.rows if row.what == what]
-            detectable = [f"{row.size} in about {_about(row.seconds)}" for row in rows if math.isfinite(row.seconds)]
-            blind = [row.size for row in rows if not math.isfinite(row.seconds)]
-            parts = [f"cannot be sure to see {', '.join(blind)}"] if blind else []
-            parts += [f"sees {', '.join(detectable)}"] if detectable else []
-            lines.append(f"  {what}: {'; '.join(parts)}")
+            lines += [f"  {what} {row.size}: {row.detection}" for row in rows]
         healthy = f"in about {_about(self.promoted_s)}" if math.isfinite(self.promoted_s) else "not in that time"
         return "\n".join([*lines, f"  a healthy revision is promoted {healthy}"])
 
@@ -78,8 +81,8 @@ def preview(
     """
     base = slo.error_percent / 500.0 if error_rate is None else error_rate
     kinds = [("healthy", "", 0.0, 1.0)]
-    kinds += [("errors", f"+{100 * more:g} pp", more, 1.0) for more in ERRORS]
-    kinds += [("latency", f"x{times:g}", 0.0, times) for times in SLOWER]
+    kinds += [("error rate", _points(100 * more), more, 1.0) for more in ERRORS]
+    kinds += [("latency", f"{times:g} times as high", 0.0, times) for times in SLOWER]
     edges = tuple(round(median_ms * edge, 4) for edge in EDGES)
     traffic = _Traffic(
         requests_per_second,
@@ -150,6 +153,10 @@ def _latencies(times: float) -> Floats:
     """Return the shares of requests by bin, `times` as slow as stable's."""
     below = [0.5 * (1.0 + math.erf(math.log(edge / times) / SIGMA / math.sqrt(2.0))) for edge in EDGES]
     return np.diff([0.0, *below, 1.0])
+
+
+def _points(percent: float) -> str:
+    return f"{percent:g} {'point' if percent == 1 else 'points'} higher"
 
 
 def _about(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
 from segserve_operator.core.rollout.power import Preview, preview
@@ -16,8 +17,8 @@ def seen(found: Preview) -> dict[str, float]:
 
 def test_more_requests_see_more_and_large_regressions_are_seen_sooner() -> None:
     few, many = preview(POLICY, Slo(), 1.0, 4.0), preview(POLICY, Slo(), 100.0, 4.0)
-    assert math.isinf(seen(few)["errors +1 pp"])
-    assert seen(many)["errors +20 pp"] <= seen(many)["errors +5 pp"] < 120
+    assert math.isinf(seen(few)["error rate 1 point higher"])
+    assert seen(many)["error rate 20 points higher"] <= seen(many)["error rate 5 points higher"] < 120
     assert all(seen(many)[row] <= seconds for row, seconds in seen(few).items())
 
 
@@ -28,4 +29,7 @@ def test_the_same_question_has_the_same_answer() -> None:
 def test_it_is_said_in_words() -> None:
     text = preview(POLICY, Slo(), 10.0, 2.0).text()
     assert text.startswith("2 min at 10 requests/s:")
-    assert "cannot be sure to see +1 pp" in text
+    assert re.search(r"\n  error rate 1 point higher: may be missed: about \d+ % of rollouts detect it\n", text)
+    assert re.search(r"\n  error rate 20 points higher: detected in about \d+ s\n", text)
+    assert "latency 1.5 times as high: " in text
+    assert " pp" not in text
