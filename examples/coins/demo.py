@@ -103,11 +103,11 @@ def findings(shown: Sequence[Shown]) -> Table:
 def latencies(shown: Sequence[Shown]) -> Table:
     """Return the table of where the time of a call goes."""
     title = f"Milliseconds a call, mean of {CALLS} one after the other"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
     for heading in ("model", "over"):
         table.add_column(heading)
     for heading in (*shown[0].split(), "whole call"):
-        table.add_column(heading, justify="right")
+        table.add_column("\n".join(heading.replace(" + ", "+ ").split()), justify="right")
     for one in shown:
         times = (*one.split().values(), one.call_ms)
         table.add_row(one.model, one.transport, *(f"{time_ms:.1f}" for time_ms in times))
