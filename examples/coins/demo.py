@@ -107,7 +107,7 @@ def latencies(shown: Sequence[Shown]) -> Table:
     for heading in ("model", "over"):
         table.add_column(heading)
     for heading in (*shown[0].split(), "whole call"):
-        table.add_column("\n".join(heading.replace(" + ", "+ ").split()), justify="right")
+        table.add_column(heading.replace(" ", "\n").replace("\n+", " +"), justify="right")
     for one in shown:
         times = (*one.split().values(), one.call_ms)
         table.add_row(one.model, one.transport, *(f"{time_ms:.1f}" for time_ms in times))
