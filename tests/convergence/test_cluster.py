@@ -86,6 +86,38 @@ async def test_an_edit_is_proved_in_its_own_group_known_at_weight_0_and_settles(
     assert {reason for _, reason in world.told()} >= {"CandidateStarted", "Promoted", "Settled"}
 
 
+async def test_an_edited_golden_set_is_proved_in_place_and_the_record_is_replaced_by_another() -> None:
+    world = await served(golden={"uri": "file:///golden", "sha256": "1" * 64})
+    (main,), routes = world.groups(), world.routes()
+    (former,) = world.kube.all(REVISIONS)
+    world.verdicts["2" * 64] = "GoldenFailed"
+    world.apply(model_manifest("coins", golden={"uri": "file:///golden", "sha256": "2" * 64}))
+    await world.turns()
+
+    assert world.condition("coins", "GoldenPassed") == ("False", "GoldenFailed")
+    assert world.condition("coins", "Degraded") == ("True", "GoldenFailed")
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+    assert world.kube.all(REVISIONS) == [former]
+
+    world.apply(model_manifest("coins", golden={"uri": "file:///golden", "sha256": "3" * 64}))
+    await world.turns()
+    before = world.kube.revision
+    await world.turns(3)
+
+    assert world.condition("coins", "GoldenPassed") == ("True", "AnswersMatch")
+    (record,) = world.kube.all(REVISIONS)
+    assert (record["data"]["golden"]["sha256"], "trial" in record["data"]) == ("3" * 64, False)
+    assert record["metadata"]["name"] != former["metadata"]["name"]
+    assert (world.groups(), world.routes()) == ({main}, routes)
+    assert world.kube.revision == before
+
+    world.apply(model_manifest("coins"))
+    await world.turns()
+
+    assert world.condition("coins", "GoldenPassed") == ("True", "BuiltinOnly")
+    assert "golden" not in world.kube.all(REVISIONS)[0]["data"]
+
+
 async def test_a_change_of_the_template_makes_a_new_main_group_to_which_models_move() -> None:
     world = await served()
     (first,) = world.groups()

@@ -9,7 +9,7 @@ from typing import Any
 
 from fakes.kube import FakeKube
 from fakes.kube_faults import Crash
-from segserve_builder.agent.protocol import ModelReport, ModelState
+from segserve_builder.agent.protocol import GoldenTrial, ModelReport, ModelState, ProofReport, TrialReport
 from segserve_common.api_errors import ApiError, NotFoundError
 from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DEPLOYMENTS, EVENTS, MODELS, PODS, POOLS, Kind
 from segserve_common.kube.names import (
@@ -221,7 +221,16 @@ class ClusterWorld:
             artifact_verified=True,
             loaded=reason is None,
             proof="golden" if reason is None else None,
+            proved=ProofReport(golden_sha256=(told.get("golden") or {}).get("sha256")) if reason is None else None,
+            trial=self._trial(told["trial"]) if "trial" in told else None,
         )
+
+    def _trial(self, told: Json) -> TrialReport:
+        golden = GoldenTrial.model_validate(told).golden
+        reason = self.verdicts.get(golden.sha256) if golden is not None else None
+        if reason is None:
+            return TrialReport(golden=golden, images=2)
+        return TrialReport(golden=golden, reason=reason, message=f"{reason} happened")
 
     async def _follow(self, pod: Json) -> None:
         shards = {}
