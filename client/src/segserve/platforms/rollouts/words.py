@@ -196,7 +196,7 @@ def left(view: RolloutView, seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GateWords:
-    """What a gate says: a state of one or two words, and a text. `outcome` is as in the verdict."""
+    """A gate in words: a state of one or two words, and a text. `outcome` is None where it judges nothing (yet)."""
 
     gate: str
     outcome: Outcome | None
