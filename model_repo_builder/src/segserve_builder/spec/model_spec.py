@@ -55,10 +55,10 @@ class Provenance(FrozenModel):
     """Origin of the artifact, for the record; it does not change the revision."""
 
     source: str | None = Field(
-        None, description="Origin of the network's training, such as a repository and commit, or a run."
+        default=None, description="Origin of the network's training, such as a repository and commit, or a run."
     )
-    exporter: str | None = Field(None, description="Program that wrote the file, with its version.")
-    dataset_sha256: Sha256 | None = Field(None, description="Digest of the training data, 64 hex digits.")
+    exporter: str | None = Field(default=None, description="Program that wrote the file, with its version.")
+    dataset_sha256: Sha256 | None = Field(default=None, description="Digest of the training data, 64 hex digits.")
 
 
 class Signature(FrozenModel):
@@ -75,8 +75,10 @@ class Artifact(FrozenModel):
         "#member for one file of an archive; or a path relative to the resource file, on a cluster to its pool's base.",
     )
     sha256: Sha256 = Field(description="SHA-256 of the file, 64 hex digits.")
-    signature: Signature | None = Field(None, description="Requires a signature by a signer that the pool trusts.")
-    provenance: Provenance | None = Field(None, description="Origin of the file, for the record.")
+    signature: Signature | None = Field(
+        default=None, description="Requires a signature by a signer that the pool trusts."
+    )
+    provenance: Provenance | None = Field(default=None, description="Origin of the file, for the record.")
 
 
 class Golden(FrozenModel):
@@ -97,10 +99,10 @@ class ModelClass(FrozenModel):
     id: int = Field(ge=0, le=65535, description="Number of the class in label maps and in CLASSES.")
     name: str = Field(min_length=1, max_length=100, description="Name of the class.")
     colour: str | None = Field(
-        None, pattern=r"^#[0-9a-f]{6}$", description="Palette colour as #rrggbb. Default: a colour by id."
+        default=None, pattern=r"^#[0-9a-f]{6}$", description="Palette colour as #rrggbb. Default: a colour by id."
     )
     thing: bool | None = Field(
-        None, description="Panoptic models: whether objects of the class are counted one by one."
+        default=None, description="Panoptic models: whether objects of the class are counted one by one."
     )
 
 
@@ -108,11 +110,11 @@ class Input(FrozenModel):
     """The type and colour of PIXELS and of decoded images."""
 
     dtype: Literal["UINT8", "UINT16"] = Field(
-        "UINT8", description="Data type of pixels; images of another depth are scaled to it."
+        default="UINT8", description="Data type of pixels; images of another depth are scaled to it."
     )
-    colour: Literal["RGB", "GREY"] = Field("RGB", description="Colour of pixels: RGB (3 channels) or GREY (1).")
+    colour: Literal["RGB", "GREY"] = Field(default="RGB", description="Colour of pixels: RGB (3 channels) or GREY (1).")
     max_pixels: int = Field(
-        50_000_000,
+        default=50_000_000,
         ge=1,
         le=1_000_000_000,
         description="Largest number of pixels of an image; larger ones are refused before decoding.",
@@ -123,38 +125,45 @@ class Output(FrozenModel):
     """The format of answers, unless a request overrides it."""
 
     encoding: Literal["rle", "polygons", "png", "raw"] | None = Field(
-        None, description="Encoding of masks: rle, polygons, png or raw. Default: rle for masks, png for label maps."
+        default=None,
+        description="Encoding of masks: rle, polygons, png or raw. Default: rle for masks, png for label maps.",
     )
     polygon_tolerance: float | None = Field(
-        None,
+        default=None,
         gt=0,
         le=100,
         description="Largest distance of polygons from the mask's outline, in pixels. Default: exact outlines.",
     )
     max_detections: int = Field(
-        300,
+        default=300,
         ge=1,
         le=10_000,
         description="Largest number of instances in an answer; those with the best scores are kept.",
     )
     overrides: tuple[Literal["score_threshold", "max_detections", "encoding"], ...] = Field(
-        ("score_threshold", "max_detections", "encoding"), description="Request parameters that callers may set."
+        default=("score_threshold", "max_detections", "encoding"),
+        description="Request parameters that callers may set.",
     )
 
 
 class Runtime(FrozenModel):
     """Settings of Triton for the network."""
 
-    max_batch_size: int = Field(8, ge=1, le=1024, description="Largest number of requests in a batch of the network.")
+    max_batch_size: int = Field(
+        default=8, ge=1, le=1024, description="Largest number of requests in a batch of the network."
+    )
     max_queue_delay_us: int = Field(
-        0, ge=0, le=1_000_000, description="Time that a request waits for a fuller batch, in microseconds."
+        default=0, ge=0, le=1_000_000, description="Time that a request waits for a fuller batch, in microseconds."
     )
     max_queue_size: int = Field(
-        128, ge=1, le=100_000, description="Largest number of requests that wait at a server; further ones get 503."
+        default=128,
+        ge=1,
+        le=100_000,
+        description="Largest number of requests that wait at a server; further ones get 503.",
     )
-    instances: int = Field(1, ge=1, le=64, description="Number of copies of the network on each server.")
+    instances: int = Field(default=1, ge=1, le=64, description="Number of copies of the network on each server.")
     intra_op_threads: int = Field(
-        0, ge=0, le=256, description="Number of threads of one run; 0 lets ONNX Runtime choose."
+        default=0, ge=0, le=256, description="Number of threads of one run; 0 lets ONNX Runtime choose."
     )
 
     @property

@@ -64,7 +64,7 @@ class SourceCredential(ApiValue):
 
     scheme: RemoteScheme = Field(description="Scheme of the URIs.")
     host: HostPattern = Field(
-        "*", description="Pattern of hosts, registries or buckets, such as models-*; the first match applies."
+        default="*", description="Pattern of hosts, registries or buckets, such as models-*; the first match applies."
     )
     secret_ref: SecretName = Field(
         description="Secret with the credentials; a changed Secret applies to the next attempt."
@@ -83,58 +83,63 @@ class TrustedIdentity(ApiValue):
 class TrustedSigners(ApiValue):
     """Trusted signers of artifacts; a signature by any one of them is sufficient."""
 
-    required: bool = Field(False, description="Whether every artifact of the pool must be signed.")
-    keys: tuple[Pem, ...] = Field((), max_length=16, description="Public keys, as PEM.", json_schema_extra=_WHOLE)
+    required: bool = Field(default=False, description="Whether every artifact of the pool must be signed.")
+    keys: tuple[Pem, ...] = Field(
+        default=(), max_length=16, description="Public keys, as PEM.", json_schema_extra=_WHOLE
+    )
     certificates: tuple[Pem, ...] = Field(
-        (),
+        default=(),
         max_length=16,
         description="Certificate authorities of the signers, as PEM.",
         json_schema_extra=_WHOLE,
     )
     identities: tuple[TrustedIdentity, ...] = Field(
-        (), max_length=32, description="Signers that use sigstore without keys of their own.", json_schema_extra=_WHOLE
+        default=(),
+        max_length=32,
+        description="Signers that use sigstore without keys of their own.",
+        json_schema_extra=_WHOLE,
     )
 
 
 class Artifacts(ApiValue):
     """Permitted sources of artifacts, their credentials and signers."""
 
-    base: Base | None = Field(None, description="Base of relative URIs of artifacts and golden sets.")
+    base: Base | None = Field(default=None, description="Base of relative URIs of artifacts and golden sets.")
     schemes: Annotated[tuple[Scheme, ...], AfterValidator(check_distinct)] = Field(
-        (), max_length=16, description="Permitted schemes. Default: all.", json_schema_extra=_SET
+        default=(), max_length=16, description="Permitted schemes. Default: all.", json_schema_extra=_SET
     )
     hosts: Annotated[tuple[HostPattern, ...], AfterValidator(check_distinct)] = Field(
-        (),
+        default=(),
         max_length=64,
         description="Patterns of permitted hosts, registries and buckets. Default: all.",
         json_schema_extra=_SET,
     )
     private_hosts: Annotated[tuple[PrivatePattern, ...], AfterValidator(check_distinct)] = Field(
-        (),
+        default=(),
         max_length=64,
         description="Patterns of permitted hosts or networks with private addresses, such as a server in the cluster "
         "or 10.0.0.0/8. The hosts of base and endpoints are always permitted.",
         json_schema_extra=_SET,
     )
     endpoints: Annotated[Mapping[str, Endpoint], AfterValidator(_check_endpoints)] = Field(
-        {},
+        default={},
         max_length=16,
         description="URL of the server by scheme, such as s3: https://minio.example.com. Default: the public service.",
         json_schema_extra={"x-kubernetes-validations": [_ENDPOINTS_RULE]},
     )
     credentials: tuple[SourceCredential, ...] = Field(
-        (), max_length=32, description="Credentials by scheme and host.", json_schema_extra=_WHOLE
+        default=(), max_length=32, description="Credentials by scheme and host.", json_schema_extra=_WHOLE
     )
     workload_identity: bool = Field(
-        False, description="Whether to use the servers' own cloud identity if no Secret matches."
+        default=False, description="Whether to use the servers' own cloud identity if no Secret matches."
     )
     claims: Annotated[tuple[Subdomain, ...], AfterValidator(check_distinct)] = Field(
-        (),
+        default=(),
         max_length=16,
         description="PersistentVolumeClaims that pvc: URIs may name; servers mount them read-only.",
         json_schema_extra=_SET,
     )
     max_size: Quantity = Field(
-        "16Gi", description="Largest size of one artifact or golden set; larger ones are refused."
+        default="16Gi", description="Largest size of one artifact or golden set; larger ones are refused."
     )
-    signatures: TrustedSigners = Field(TrustedSigners(), description="Trusted signers of artifacts.")
+    signatures: TrustedSigners = Field(default=TrustedSigners(), description="Trusted signers of artifacts.")

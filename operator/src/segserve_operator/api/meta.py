@@ -133,22 +133,24 @@ class ObjectMeta(ApiValue):
     name: ResourceName = Field(
         description="Name of the resource; models are served under it. A DNS label of at most 40 characters without --."
     )
-    namespace: str = Field("default", description="Namespace of the resource.")
-    labels: Mapping[str, str] = Field({}, description="Labels, for selection.")
+    namespace: str = Field(default="default", description="Namespace of the resource.")
+    labels: Mapping[str, str] = Field(default={}, description="Labels, for selection.")
     annotations: Mapping[str, str] = Field(
-        {}, description="Annotations; those with the prefix segserve.dev/ control rollouts."
+        default={}, description="Annotations; those with the prefix segserve.dev/ control rollouts."
     )
-    uid: str | None = Field(None, description="Unique id, set by the store.")
-    resource_version: str | None = Field(None, description="Version of the object, set by the store at every write.")
+    uid: str | None = Field(default=None, description="Unique id, set by the store.")
+    resource_version: str | None = Field(
+        default=None, description="Version of the object, set by the store at every write."
+    )
     generation: int | None = Field(
-        None, description="Generation of the spec, set by the store; increases with every change."
+        default=None, description="Generation of the spec, set by the store; increases with every change."
     )
-    creation_timestamp: Timestamp | None = Field(None, description="Time of creation, set by the store.")
+    creation_timestamp: Timestamp | None = Field(default=None, description="Time of creation, set by the store.")
     deletion_timestamp: Timestamp | None = Field(
-        None, description="Time at which deletion was requested, set by the store."
+        default=None, description="Time at which deletion was requested, set by the store."
     )
     finalizers: tuple[str, ...] = Field(
-        (), description="Finalizers that must be removed before the resource is deleted."
+        default=(), description="Finalizers that must be removed before the resource is deleted."
     )
 
 
@@ -170,8 +172,8 @@ class Condition(ApiValue):
         max_length=1024,
         description="Reason as one CamelCase word.",
     )
-    message: str = Field("", max_length=32768, description="Reason as a sentence.")
+    message: str = Field(default="", max_length=32768, description="Reason as a sentence.")
     last_transition_time: Timestamp = Field(description="Time at which the status last changed.")
     observed_generation: int | None = Field(
-        None, ge=0, description="Generation of the spec that the condition describes."
+        default=None, ge=0, description="Generation of the spec that the condition describes."
     )

@@ -70,21 +70,23 @@ Passed = Annotated[Mapping[str, Any], WithJsonSchema({"type": "object", "x-kuber
 class Resources(ApiValue):
     """Resource requests and limits of a container."""
 
-    limits: Quantities = Field({}, description="Upper limits, such as cpu, memory, nvidia.com/gpu.")
-    requests: Quantities = Field({}, description="Guaranteed amounts. Default: the limits.")
+    limits: Quantities = Field(default={}, description="Upper limits, such as cpu, memory, nvidia.com/gpu.")
+    requests: Quantities = Field(default={}, description="Guaranteed amounts. Default: the limits.")
 
 
 class Toleration(ApiValue):
     """A taint of nodes that the pods tolerate."""
 
-    key: str | None = Field(None, max_length=317, description="Key of the taint. Default: every taint.")
-    operator: Literal["Exists", "Equal"] = Field("Equal", description="Equal compares the value; Exists ignores it.")
-    value: str | None = Field(None, max_length=63, description="Value of the taint.")
+    key: str | None = Field(default=None, max_length=317, description="Key of the taint. Default: every taint.")
+    operator: Literal["Exists", "Equal"] = Field(
+        default="Equal", description="Equal compares the value; Exists ignores it."
+    )
+    value: str | None = Field(default=None, max_length=63, description="Value of the taint.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
-        None, description="Effect of the taint. Default: every effect."
+        default=None, description="Effect of the taint. Default: every effect."
     )
     toleration_seconds: int | None = Field(
-        None, ge=0, description="Seconds for which a NoExecute taint is tolerated. Default: no limit."
+        default=None, ge=0, description="Seconds for which a NoExecute taint is tolerated. Default: no limit."
     )
 
 
@@ -103,7 +105,7 @@ class Variable(ApiValue):
     )
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128, description="Name of the variable.")
-    value: str = Field("", max_length=4096, description="Value of the variable.")
+    value: str = Field(default="", max_length=4096, description="Value of the variable.")
 
     @model_validator(mode="after")
     def _check_name(self) -> Self:
@@ -132,13 +134,15 @@ class Cache(ApiValue):
     )
 
     size: Quantity | None = Field(
-        None, description="Size limit of a folder that lives as long as the pod; a pod that exceeds it is evicted."
+        default=None,
+        description="Size limit of a folder that lives as long as the pod; a pod that exceeds it is evicted.",
     )
     persistent_volume_claim: Subdomain | None = Field(
-        None, description="PersistentVolumeClaim shared by the pods; replicas on several nodes need ReadWriteMany."
+        default=None,
+        description="PersistentVolumeClaim shared by the pods; replicas on several nodes need ReadWriteMany.",
     )
     host_path: str | None = Field(
-        None,
+        default=None,
         pattern=r"^/[^:]*$",
         max_length=1024,
         description="Folder on each node, writable by user 1000; not allowed in restricted namespaces.",

@@ -66,15 +66,15 @@ class Slo(ApiValue):
         )
     )
 
-    error_percent: Percent = Field(1.0, description="Percent of requests that may fail with a server error.")
+    error_percent: Percent = Field(default=1.0, description="Percent of requests that may fail with a server error.")
     p50_milliseconds: Milliseconds | None = Field(
-        None, description="Latency in milliseconds that 50 % of requests stay below."
+        default=None, description="Latency in milliseconds that 50 % of requests stay below."
     )
     p95_milliseconds: Milliseconds | None = Field(
-        None, description="Latency in milliseconds that 95 % of requests stay below."
+        default=None, description="Latency in milliseconds that 95 % of requests stay below."
     )
     p99_milliseconds: Milliseconds | None = Field(
-        None, description="Latency in milliseconds that 99 % of requests stay below."
+        default=None, description="Latency in milliseconds that 99 % of requests stay below."
     )
 
     @property
@@ -112,12 +112,12 @@ class RolloutStep(ApiValue):
 
     weight: int = Field(ge=1, le=99, description="Percent of requests sent to the candidate.")
     min_duration: Duration | None = Field(
-        None, description="Shortest duration of the step. Default 0s, or 1m with pace: steps."
+        default=None, description="Shortest duration of the step. Default 0s, or 1m with pace: steps."
     )
     max_duration: SomeTime | None = Field(
-        None, description="Longest duration while undecided; then onUndecided applies. Default: no limit."
+        default=None, description="Longest duration while undecided; then onUndecided applies. Default: no limit."
     )
-    pause: bool = Field(False, description="Wait for the annotation segserve.dev/resume before the next step.")
+    pause: bool = Field(default=False, description="Wait for the annotation segserve.dev/resume before the next step.")
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
@@ -130,13 +130,19 @@ class RolloutStep(ApiValue):
 class Tolerance(ApiValue):
     """How much worse than stable at the same moment a candidate may be and still count as equal."""
 
-    error_percent: float = Field(0.5, ge=0.01, le=50, description="Percentage points more of failed requests.")
-    slow_percent: float = Field(3.0, ge=0.1, le=50, description="Percentage points more of slow requests.")
+    error_percent: float = Field(default=0.5, ge=0.01, le=50, description="Percentage points more of failed requests.")
+    slow_percent: float = Field(default=3.0, ge=0.1, le=50, description="Percentage points more of slow requests.")
     latency_percent: float = Field(
-        10.0, ge=0, le=1000, description="Percent by which a request may take longer before it counts as slower."
+        default=10.0,
+        ge=0,
+        le=1000,
+        description="Percent by which a request may take longer before it counts as slower.",
     )
     iou: float = Field(
-        0.01, ge=0.0, le=1, description="Decrease of the mean intersection over union on labelled images, 0 to 1."
+        default=0.01,
+        ge=0.0,
+        le=1,
+        description="Decrease of the mean intersection over union on labelled images, 0 to 1.",
     )
 
 
@@ -150,69 +156,76 @@ class AlphaGateSpec(GateSpec):
     """Base of the specs of gates that test a hypothesis and take a share of alpha."""
 
     alpha_share: float = Field(
-        1.0, gt=0, le=100, description="Weight of this gate when alpha is divided among the gates."
+        default=1.0, gt=0, le=100, description="Weight of this gate when alpha is divided among the gates."
     )
 
 
 class CheckedGateSpec(GateSpec):
     """Base of the specs of gates that judge the results of checks."""
 
-    interval: SomeTime = Field(timedelta(minutes=1), description="Interval between checks.")
+    interval: SomeTime = Field(default=timedelta(minutes=1), description="Interval between checks.")
 
 
 class ErrorRateGate(AlphaGateSpec):
     """Compares the rate of failed requests with stable's at the same moment and with the SLO."""
 
-    gate: Literal["errorRate"] = Field("errorRate", description="Name of the gate.")
+    gate: Literal["errorRate"] = Field(default="errorRate", description="Name of the gate.")
 
 
 class LatencyGate(AlphaGateSpec):
     """Compares latencies with stable's at the same moment and with the SLO; requests that hang count as slow."""
 
-    gate: Literal["latency"] = Field("latency", description="Name of the gate.")
+    gate: Literal["latency"] = Field(default="latency", description="Name of the gate.")
 
 
 class BurnRateGate(GateSpec):
     """Breaches if the promoted revision burns the SLO's error budget too fast over a long and a short window."""
 
-    gate: Literal["burnRate"] = Field("burnRate", description="Name of the gate.")
+    gate: Literal["burnRate"] = Field(default="burnRate", description="Name of the gate.")
     factor: float = Field(
-        14.4, gt=1, description="Multiple of the rate that the SLO allows; a faster burn in both windows is a breach."
+        default=14.4,
+        gt=1,
+        description="Multiple of the rate that the SLO allows; a faster burn in both windows is a breach.",
     )
     long_window: SomeTime = Field(
-        _MINUTES_10, description="Length of the long window; the short window is a twelfth of it."
+        default=_MINUTES_10, description="Length of the long window; the short window is a twelfth of it."
     )
 
 
 class GoldenQualityGate(AlphaGateSpec, CheckedGateSpec):
     """Replays the golden images through the gateway to candidate and stable, and compares the scores of the answers."""
 
-    gate: Literal["goldenQuality"] = Field("goldenQuality", description="Name of the gate.")
+    gate: Literal["goldenQuality"] = Field(default="goldenQuality", description="Name of the gate.")
     min_iou: float | None = Field(
-        None, ge=0, le=1, description="Lowest acceptable mean intersection over union, 0 to 1. Default: no limit."
+        default=None,
+        ge=0,
+        le=1,
+        description="Lowest acceptable mean intersection over union, 0 to 1. Default: no limit.",
     )
     min_class_iou: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1,
         description="Lowest acceptable intersection over union of every class, 0 to 1. Default: no limit.",
     )
     min_recall: float | None = Field(
-        None, ge=0, le=1, description="Lowest acceptable recall, 0 to 1. Default: no limit."
+        default=None, ge=0, le=1, description="Lowest acceptable recall, 0 to 1. Default: no limit."
     )
     min_ap: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1,
         description="Lowest acceptable average precision as COCO defines it, 0 to 1. Default: no limit.",
     )
     max_class_drop: float = Field(
-        0.2,
+        default=0.2,
         ge=0,
         le=1,
         description="Largest acceptable decrease of a class's intersection over union compared with stable.",
     )
-    interval: SomeTime = Field(_MINUTES_10, description="Interval between replays while the candidate gets requests.")
+    interval: SomeTime = Field(
+        default=_MINUTES_10, description="Interval between replays while the candidate gets requests."
+    )
 
     @property
     def floors(self) -> tuple[str, ...]:
@@ -224,38 +237,38 @@ class GoldenQualityGate(AlphaGateSpec, CheckedGateSpec):
 class ResourceGate(CheckedGateSpec):
     """Checks memory, restarts and queueing time of the candidate's servers."""
 
-    gate: Literal["resource"] = Field("resource", description="Name of the gate.")
+    gate: Literal["resource"] = Field(default="resource", description="Name of the gate.")
     max_memory_growth_percent: float = Field(
-        50.0, gt=0, description="Percent by which a server's memory may grow after the revision was proved."
+        default=50.0, gt=0, description="Percent by which a server's memory may grow after the revision was proved."
     )
-    max_restarts: int = Field(2, ge=0, description="Restarts of one server that are acceptable.")
+    max_restarts: int = Field(default=2, ge=0, description="Restarts of one server that are acceptable.")
     max_queue_seconds: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Longest acceptable mean time in seconds that requests wait in Triton's queue. Default: no limit.",
     )
-    interval: SomeTime = Field(timedelta(seconds=10), description="Interval between measurements.")
+    interval: SomeTime = Field(default=timedelta(seconds=10), description="Interval between measurements.")
 
 
 class WebhookGate(CheckedGateSpec):
     """Calls a service of your own (POST with a JSON body) and judges its answer with CEL expressions."""
 
-    gate: Literal["webhook"] = Field("webhook", description="Name of the gate.")
+    gate: Literal["webhook"] = Field(default="webhook", description="Name of the gate.")
     name: GateName = Field(description="Name of the gate in verdicts.")
     url: str = Field(max_length=2048, pattern=r"^https?://", description="URL to POST to.")
     pass_condition: str = Field(
-        "status == 200", max_length=1024, description="CEL expression over status and body; true is a pass."
+        default="status == 200", max_length=1024, description="CEL expression over status and body; true is a pass."
     )
     breach_condition: str = Field(
-        "false", max_length=1024, description="CEL expression over status and body; true is a breach."
+        default="false", max_length=1024, description="CEL expression over status and body; true is a breach."
     )
-    timeout: SomeTime = Field(timedelta(seconds=10), description="How long to wait for the answer.")
+    timeout: SomeTime = Field(default=timedelta(seconds=10), description="How long to wait for the answer.")
 
 
 class PromqlGate(CheckedGateSpec):
     """Queries Prometheus and judges the result with CEL expressions."""
 
-    gate: Literal["promql"] = Field("promql", description="Name of the gate.")
+    gate: Literal["promql"] = Field(default="promql", description="Name of the gate.")
     name: GateName = Field(description="Name of the gate in verdicts.")
     address: str = Field(max_length=2048, pattern=r"^https?://", description="URL of the Prometheus server.")
     query: str = Field(
@@ -265,8 +278,10 @@ class PromqlGate(CheckedGateSpec):
     pass_condition: str = Field(
         max_length=1024, description="CEL expression over result, a list of numbers; true is a pass."
     )
-    breach_condition: str = Field("false", max_length=1024, description="CEL expression over result; true is a breach.")
-    timeout: SomeTime = Field(timedelta(seconds=10), description="How long to wait for the answer.")
+    breach_condition: str = Field(
+        default="false", max_length=1024, description="CEL expression over result; true is a breach."
+    )
+    timeout: SomeTime = Field(default=timedelta(seconds=10), description="How long to wait for the answer.")
 
 
 GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
@@ -338,17 +353,17 @@ class RolloutPolicy(ApiValue):
     )
 
     strategy: Literal["canary", "blueGreen", "immediate"] = Field(
-        "canary",
+        default="canary",
         description="canary shifts requests in steps; blueGreen switches at once after the golden images; immediate "
         "at once after the proof.",
     )
     pace: Literal["evidence", "steps"] = Field(
-        "evidence",
+        default="evidence",
         description="evidence advances as soon as the possible harm fits maxBadRequests; steps also waits for "
         "minDuration.",
     )
     steps: Annotated[tuple[RolloutStep, ...], AfterValidator(_check_rising)] = Field(
-        DEFAULT_STEPS,
+        default=DEFAULT_STEPS,
         max_length=20,
         description="Steps of a canary, with increasing weights.",
         json_schema_extra={
@@ -364,34 +379,38 @@ class RolloutPolicy(ApiValue):
         },
     )
     alpha: float = Field(
-        0.01,
+        default=0.01,
         ge=1e-6,
         le=0.2,
         description="Probability that a healthy revision is rolled back; divided among the gates.",
     )
-    max_bad_requests: int = Field(100, ge=1, description="Requests that may fail or be slow because of one rollout.")
-    min_requests: int = Field(10, ge=1, description="Requests that the candidate must have had before a step ends.")
-    tolerance: Tolerance = Field(Tolerance(), description="How much worse than stable still counts as equal.")
+    max_bad_requests: int = Field(
+        default=100, ge=1, description="Requests that may fail or be slow because of one rollout."
+    )
+    min_requests: int = Field(
+        default=10, ge=1, description="Requests that the candidate must have had before a step ends."
+    )
+    tolerance: Tolerance = Field(default=Tolerance(), description="How much worse than stable still counts as equal.")
     deadline: SomeTime = Field(
-        timedelta(hours=6), description="Longest time without a decision; then onUndecided applies."
+        default=timedelta(hours=6), description="Longest time without a decision; then onUndecided applies."
     )
     on_undecided: Literal["Hold", "Rollback", "Promote"] = Field(
-        "Hold", description="What happens at the deadline or at a step's maxDuration."
+        default="Hold", description="What happens at the deadline or at a step's maxDuration."
     )
     bake_time: Duration = Field(
-        _MINUTES_10, description="How long a promoted revision is watched before the rollout succeeds."
+        default=_MINUTES_10, description="How long a promoted revision is watched before the rollout succeeds."
     )
     holdback: int = Field(
-        5,
+        default=5,
         ge=0,
         le=50,
         description="Percent of requests that the former revision keeps during bakeTime, for comparison (canary only).",
     )
     max_quarantines: int = Field(
-        3, ge=0, le=20, description="Quarantines that end without help; a further one waits for a person."
+        default=3, ge=0, le=20, description="Quarantines that end without help; a further one waits for a person."
     )
     gates: Annotated[tuple[Gate, ...], AfterValidator(_check_gates)] = Field(
-        DEFAULT_GATES,
+        default=DEFAULT_GATES,
         max_length=16,
         description="Gates that judge the candidate.",
         json_schema_extra={
@@ -407,7 +426,7 @@ class RolloutPolicy(ApiValue):
         },
     )
     self_test: bool = Field(
-        False, description="Split stable's requests against itself and publish the rate of false alarms."
+        default=False, description="Split stable's requests against itself and publish the rate of false alarms."
     )
 
     @model_validator(mode="after")

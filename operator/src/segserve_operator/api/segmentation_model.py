@@ -56,12 +56,14 @@ class InstancesSpec(ApiValue):
     artifact: Artifact = Field(description="File of the second network.")
     family: FamilyName = Field(description="Meaning of the network's raw outputs.")
     postprocess: tuple[PostprocessStep, ...] = Field(
-        (),
+        default=(),
         max_length=32,
         description="Stages from the network's output to instances, in order. Default: the family's own.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
-    runtime: Runtime | None = Field(None, description="How Triton runs the network. Default: as the first network.")
+    runtime: Runtime | None = Field(
+        default=None, description="How Triton runs the network. Default: as the first network."
+    )
 
 
 class SegmentationModelSpec(ApiValue):
@@ -71,7 +73,9 @@ class SegmentationModelSpec(ApiValue):
 
     artifact: Artifact = Field(description="File of the network.")
     family: FamilyName = Field(description="Meaning of the network's raw outputs.")
-    input: Input = Field(Input(), description="Format that images are decoded to and that callers send as PIXELS.")
+    input: Input = Field(
+        default=Input(), description="Format that images are decoded to and that callers send as PIXELS."
+    )
     classes: Classes = Field(
         min_length=1,
         max_length=2000,
@@ -83,55 +87,57 @@ class SegmentationModelSpec(ApiValue):
         },
     )
     preprocess: tuple[PreprocessStep, ...] = Field(
-        (),
+        default=(),
         max_length=32,
         description="Stages from the encoded image to the network's input, in order. decode is always first.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     inference: tuple[InferenceStep, ...] = Field(
-        (),
+        default=(),
         max_length=8,
         description="Steps that run the network more than once per image: tiles and augmentation. Default: one run.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     postprocess: tuple[PostprocessStep, ...] = Field(
-        (),
+        default=(),
         max_length=32,
         description="Stages from the network's output to the answer, in order. Default: the family's own.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     instances: InstancesSpec | None = Field(
-        None, description="Second network, whose instances the stage panopticFusion lays over the first one's labels."
+        default=None,
+        description="Second network, whose instances the stage panopticFusion lays over the first one's labels.",
     )
-    output: Output = Field(Output(), description="Form of answers if a request does not specify it.")
-    runtime: Runtime = Field(Runtime(), description="How Triton runs the network.")
+    output: Output = Field(default=Output(), description="Form of answers if a request does not specify it.")
+    runtime: Runtime = Field(default=Runtime(), description="How Triton runs the network.")
     pool: ResourceName = Field(
-        "default",
+        default="default",
         description="TritonPool that serves the model. Immutable.",
         json_schema_extra={
             "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "the pool of a model is immutable"}]
         },
     )
     golden: Golden | None = Field(
-        None, description="Images with known answers. A revision that fails them gets no traffic."
+        default=None, description="Images with known answers. A revision that fails them gets no traffic."
     )
     expose: Annotated[tuple[Literal["network"], ...], AfterValidator(check_distinct)] = Field(
-        (),
+        default=(),
         description="What is public besides the model; network is the bare network, as <name>.network.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     keep_previous: Duration = Field(
-        DEFAULT_KEEP_PREVIOUS,
+        default=DEFAULT_KEEP_PREVIOUS,
         description="How long a replaced revision stays loaded, so that a rollback is immediate.",
         json_schema_extra={"default": format_duration(DEFAULT_KEEP_PREVIOUS)},
     )
     allow_class_changes: bool = Field(
-        False,
+        default=False,
         description="Whether a new revision may drop or renumber classes of the stable one; otherwise it is refused.",
     )
-    slo: Slo | None = Field(None, description="Service level objective of the model.")
+    slo: Slo | None = Field(default=None, description="Service level objective of the model.")
     rollout: RolloutPolicy | None = Field(
-        None, description="How a new revision replaces the stable one. Default: at once, as soon as it is proved."
+        default=None,
+        description="How a new revision replaces the stable one. Default: at once, as soon as it is proved.",
     )
 
     @model_validator(mode="after")
@@ -227,20 +233,20 @@ class CandidateStatus(ApiValue):
     """Revision that is to replace the stable one."""
 
     revision: str = Field(description="Name of the revision.")
-    group: str | None = Field(None, description="Group of servers that proves it; absent after a failure.")
+    group: str | None = Field(default=None, description="Group of servers that proves it; absent after a failure.")
     since: Timestamp = Field(description="Time at which it got the role and the group.")
     state: CandidateState = Field(description="Pending until it gets traffic; Failed until the spec changes.")
-    reason: str | None = Field(None, description="Reason as one CamelCase word.")
-    message: str | None = Field(None, description="Reason as a sentence.")
+    reason: str | None = Field(default=None, description="Reason as one CamelCase word.")
+    message: str | None = Field(default=None, description="Reason as a sentence.")
 
 
 class RolesStatus(ApiValue):
     """Revisions by role; a role without a revision is absent."""
 
-    stable: RoleStatus | None = Field(None, description="Revision that serves.")
-    candidate: CandidateStatus | None = Field(None, description="Revision that is to replace it.")
+    stable: RoleStatus | None = Field(default=None, description="Revision that serves.")
+    candidate: CandidateStatus | None = Field(default=None, description="Revision that is to replace it.")
     previous: RoleStatus | None = Field(
-        None, description="Revision that served before, kept loaded for spec.keepPrevious."
+        default=None, description="Revision that served before, kept loaded for spec.keepPrevious."
     )
 
 
@@ -248,38 +254,40 @@ class RevisionStatus(ApiValue):
     """One of the model's latest revisions."""
 
     revision: str = Field(description="Name of the revision.")
-    role: Role | None = Field(None, description="Current role, if any.")
+    role: Role | None = Field(default=None, description="Current role, if any.")
     created_at: Timestamp = Field(description="Time at which it was first seen.")
 
 
 class SegmentationModelStatus(ApiValue):
     """Observed state of the model."""
 
-    observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that the status describes.")
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="Generation of the spec that the status describes."
+    )
     conditions: tuple[Condition, ...] = Field(
-        (),
+        default=(),
         max_length=32,
         description=f"Conditions, one of each type: {', '.join(ConditionType)}.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    roles: RolesStatus = Field(RolesStatus(), description="Revisions by role.")
+    roles: RolesStatus = Field(default=RolesStatus(), description="Revisions by role.")
     revisions: tuple[RevisionStatus, ...] = Field(
-        (),
+        default=(),
         max_length=32,
         description="Latest revisions, newest first.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["revision"]},
     )
-    url: str | None = Field(None, description="URL at which the model answers.")
+    url: str | None = Field(default=None, description="URL at which the model answers.")
     weight: int | None = Field(
-        None,
+        default=None,
         ge=0,
         le=100,
         description="Percent of requests sent to the candidate; 100 if there is only a stable revision.",
     )
-    slo: str | None = Field(None, max_length=40, description="State of the SLO: Met, Breached or Unknown.")
-    rollout: RolloutStatus | None = Field(None, description="State of the latest rollout.")
+    slo: str | None = Field(default=None, max_length=40, description="State of the SLO: Met, Breached or Unknown.")
+    rollout: RolloutStatus | None = Field(default=None, description="State of the latest rollout.")
     handled_annotations: tuple[Annotated[str, Field(max_length=512)], ...] = Field(
-        (),
+        default=(),
         max_length=MAX_HANDLED_ANNOTATIONS,
         description="Annotations that have been handled; the same text has no effect a second time.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
@@ -293,11 +301,15 @@ class SegmentationModelStatus(ApiValue):
 class SegmentationModel(ApiValue):
     """A segmentation network with its pre- and post-processing, served under the resource's name."""
 
-    api_version: Literal["segserve.dev/v1alpha1"] = Field("segserve.dev/v1alpha1", description="Version of the API.")
-    kind: Literal["SegmentationModel"] = Field("SegmentationModel", description="Kind of resource.")
+    api_version: Literal["segserve.dev/v1alpha1"] = Field(
+        default="segserve.dev/v1alpha1", description="Version of the API."
+    )
+    kind: Literal["SegmentationModel"] = Field(default="SegmentationModel", description="Kind of resource.")
     metadata: ObjectMeta = Field(description="Name, labels and annotations.")
     spec: SegmentationModelSpec = Field(description="The model to serve.")
-    status: SegmentationModelStatus = Field(SegmentationModelStatus(), description="Observed state of the model.")
+    status: SegmentationModelStatus = Field(
+        default=SegmentationModelStatus(), description="Observed state of the model."
+    )
 
     @property
     def pipeline(self) -> Pipeline:

@@ -47,50 +47,55 @@ class Server(ApiValue):
     )
 
     image: Image | None = Field(
-        None, description="Image with Triton and segserve's agent. Default: chosen by the operator."
+        default=None, description="Image with Triton and segserve's agent. Default: chosen by the operator."
     )
     version: str | None = Field(
-        None,
+        default=None,
         pattern=r"^[0-9]{2}\.[0-9]{2}$",
         description="Triton release in the image, such as 26.04; models' configurations are written for it.",
     )
-    image_pull_policy: PullPolicy | None = Field(None, description="When to pull the image. Default: Kubernetes' own.")
+    image_pull_policy: PullPolicy | None = Field(
+        default=None, description="When to pull the image. Default: Kubernetes' own."
+    )
     image_pull_secrets: Annotated[tuple[Subdomain, ...], AfterValidator(check_distinct)] = Field(
-        (), max_length=16, description="Secrets of the namespace for pulling images.", json_schema_extra=_SET
+        default=(), max_length=16, description="Secrets of the namespace for pulling images.", json_schema_extra=_SET
     )
     resources: Resources = Field(
-        Resources(), description="Resources of the Triton container, GPUs (whole or MIG) included."
+        default=Resources(), description="Resources of the Triton container, GPUs (whole or MIG) included."
     )
     agent_resources: Resources | None = Field(
-        None, description="Resources of the agent container. Default: requests of 50m cpu and 256Mi memory."
+        default=None, description="Resources of the agent container. Default: requests of 50m cpu and 256Mi memory."
     )
     shared_memory: Quantity = Field(
-        "1Gi", description="Size of /dev/shm, through which steps pass tensors. Counts as memory."
+        default="1Gi", description="Size of /dev/shm, through which steps pass tensors. Counts as memory."
     )
-    cache: Cache = Field(Cache(size="20Gi"), description="Where downloaded artifacts are stored, by digest.")
-    node_selector: Labels = Field({}, description="Labels that a node must have to run servers.")
+    cache: Cache = Field(default=Cache(size="20Gi"), description="Where downloaded artifacts are stored, by digest.")
+    node_selector: Labels = Field(default={}, description="Labels that a node must have to run servers.")
     tolerations: tuple[Toleration, ...] = Field(
-        (), max_length=32, description="Taints of nodes that the servers tolerate.", json_schema_extra=_WHOLE
+        default=(), max_length=32, description="Taints of nodes that the servers tolerate.", json_schema_extra=_WHOLE
     )
-    affinity: Passed = Field({}, description="Affinity of the pods, copied unchanged.")
-    runtime_class_name: Subdomain | None = Field(None, description="RuntimeClass of the pods, such as nvidia.")
-    priority_class_name: Subdomain | None = Field(None, description="PriorityClass of the pods.")
+    affinity: Passed = Field(default={}, description="Affinity of the pods, copied unchanged.")
+    runtime_class_name: Subdomain | None = Field(default=None, description="RuntimeClass of the pods, such as nvidia.")
+    priority_class_name: Subdomain | None = Field(default=None, description="PriorityClass of the pods.")
     env: Annotated[tuple[Variable, ...], AfterValidator(_check_variables)] = Field(
-        (), max_length=64, description="Environment variables of Triton and the agent.", json_schema_extra=_BY_NAME
+        default=(),
+        max_length=64,
+        description="Environment variables of Triton and the agent.",
+        json_schema_extra=_BY_NAME,
     )
-    pod_labels: Labels = Field({}, description="Additional labels of the pods; segserve's own take precedence.")
-    pod_annotations: Annotations = Field({}, description="Additional annotations of the pods.")
+    pod_labels: Labels = Field(default={}, description="Additional labels of the pods; segserve's own take precedence.")
+    pod_annotations: Annotations = Field(default={}, description="Additional annotations of the pods.")
     service_account_annotations: Annotations = Field(
-        {}, description="Annotations of the pods' ServiceAccounts, such as those that name a cloud role."
+        default={}, description="Annotations of the pods' ServiceAccounts, such as those that name a cloud role."
     )
     drain_seconds: int = Field(
-        10,
+        default=10,
         ge=0,
         le=600,
         description="Seconds for which a terminating server still answers while gateways stop using it.",
     )
     exit_timeout_seconds: int = Field(
-        30, ge=1, le=600, description="Seconds that it then has to finish requests in flight."
+        default=30, ge=1, le=600, description="Seconds that it then has to finish requests in flight."
     )
 
     @model_validator(mode="after")
@@ -103,40 +108,40 @@ class Server(ApiValue):
 class Gateway(ApiValue):
     """The gateway, through which all requests to the pool's models go."""
 
-    port: int = Field(8080, ge=1, le=65535, description="Port for both HTTP and gRPC.")
+    port: int = Field(default=8080, ge=1, le=65535, description="Port for both HTTP and gRPC.")
     max_request_bytes: int = Field(
-        64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."
+        default=64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."
     )
     request_timeout_seconds: int = Field(
-        60, ge=1, le=3600, description="Longest duration of a request in seconds; longer ones get 504."
+        default=60, ge=1, le=3600, description="Longest duration of a request in seconds; longer ones get 504."
     )
-    replicas: int = Field(2, ge=1, le=100, description="Number of gateway pods.")
-    workers: int = Field(2, ge=1, le=64, description="Worker threads per gateway.")
+    replicas: int = Field(default=2, ge=1, le=100, description="Number of gateway pods.")
+    workers: int = Field(default=2, ge=1, le=64, description="Worker threads per gateway.")
     image_pull_secrets: Annotated[tuple[Subdomain, ...], AfterValidator(check_distinct)] = Field(
-        (), max_length=16, description="Secrets of the namespace for pulling images.", json_schema_extra=_SET
+        default=(), max_length=16, description="Secrets of the namespace for pulling images.", json_schema_extra=_SET
     )
     resources: Resources | None = Field(
-        None, description="Resources of the Envoy container. Default: requests of 100m cpu and 128Mi memory."
+        default=None, description="Resources of the Envoy container. Default: requests of 100m cpu and 128Mi memory."
     )
     sync_resources: Resources | None = Field(
-        None,
+        default=None,
         description="Resources of the configuration sidecar. Default: requests of 20m cpu and 96Mi memory.",
     )
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
-        "ClusterIP", description="Type of the Service."
+        default="ClusterIP", description="Type of the Service."
     )
     service_annotations: Annotations = Field(
-        {}, description="Annotations of the Service, such as those for load balancers."
+        default={}, description="Annotations of the Service, such as those for load balancers."
     )
-    node_selector: Labels = Field({}, description="Labels that a node must have to run gateways.")
+    node_selector: Labels = Field(default={}, description="Labels that a node must have to run gateways.")
     tolerations: tuple[Toleration, ...] = Field(
-        (), max_length=32, description="Taints of nodes that the gateways tolerate.", json_schema_extra=_WHOLE
+        default=(), max_length=32, description="Taints of nodes that the gateways tolerate.", json_schema_extra=_WHOLE
     )
-    priority_class_name: Subdomain | None = Field(None, description="PriorityClass of the pods.")
-    pod_labels: Labels = Field({}, description="Additional labels of the pods; segserve's own take precedence.")
-    pod_annotations: Annotations = Field({}, description="Additional annotations of the pods.")
+    priority_class_name: Subdomain | None = Field(default=None, description="PriorityClass of the pods.")
+    pod_labels: Labels = Field(default={}, description="Additional labels of the pods; segserve's own take precedence.")
+    pod_annotations: Annotations = Field(default={}, description="Additional annotations of the pods.")
     drain_seconds: int = Field(
-        15,
+        default=15,
         ge=0,
         le=3600,
         description="Seconds for which a terminating gateway still answers while callers move to others.",
@@ -159,10 +164,12 @@ class Notification(ApiValue):
         }
     )
 
-    url: str | None = Field(None, max_length=2048, pattern=r"^https?://", description="URL to POST notifications to.")
-    secret_ref: SecretKey | None = Field(None, description="Secret that contains the URL (on a cluster).")
+    url: str | None = Field(
+        default=None, max_length=2048, pattern=r"^https?://", description="URL to POST notifications to."
+    )
+    secret_ref: SecretKey | None = Field(default=None, description="Secret that contains the URL (on a cluster).")
     format: Literal["json", "slack"] = Field(
-        "json", description="json sends every detail; slack sends a message for Slack."
+        default="json", description="json sends every detail; slack sends a message for Slack."
     )
 
     @model_validator(mode="after")
@@ -175,42 +182,48 @@ class Notification(ApiValue):
 class TritonPoolSpec(ApiValue):
     """How the pool runs. The local platform reads only the gateway's port, size limit and timeout."""
 
-    replicas: int = Field(1, ge=1, le=1000, description="Number of servers per group.")
+    replicas: int = Field(default=1, ge=1, le=1000, description="Number of servers per group.")
     isolation: Literal["own", "shared"] = Field(
-        "own", description="own gives each candidate servers of its own; shared uses one group for all models."
+        default="own", description="own gives each candidate servers of its own; shared uses one group for all models."
     )
-    server: Server = Field(Server(), description="The Triton servers.")
+    server: Server = Field(default=Server(), description="The Triton servers.")
     artifacts: Artifacts = Field(
-        Artifacts(), description="Permitted sources of artifacts, their credentials and signers."
+        default=Artifacts(), description="Permitted sources of artifacts, their credentials and signers."
     )
-    gateway: Gateway = Field(Gateway(), description="The gateway, through which all requests to the pool's models go.")
+    gateway: Gateway = Field(
+        default=Gateway(), description="The gateway, through which all requests to the pool's models go."
+    )
     notifications: tuple[Notification, ...] = Field(
-        (), max_length=8, description="Where to send notifications of rollouts.", json_schema_extra=_WHOLE
+        default=(), max_length=8, description="Where to send notifications of rollouts.", json_schema_extra=_WHOLE
     )
 
 
 class TritonPoolStatus(ApiValue):
     """Observed state of the pool."""
 
-    observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that the status describes.")
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="Generation of the spec that the status describes."
+    )
     conditions: tuple[Condition, ...] = Field(
-        (),
+        default=(),
         max_length=32,
         description="Conditions; the only type is Ready.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    replicas: int | None = Field(None, ge=0, description="Number of servers in the main group.")
-    selector: str | None = Field(None, description="Label selector of these servers, for autoscalers.")
-    url: str | None = Field(None, description="URL of the gateway within the cluster.")
-    main_group: str | None = Field(None, description="Group that serves stable revisions.")
-    models: int | None = Field(None, ge=0, description="Number of models in the pool.")
+    replicas: int | None = Field(default=None, ge=0, description="Number of servers in the main group.")
+    selector: str | None = Field(default=None, description="Label selector of these servers, for autoscalers.")
+    url: str | None = Field(default=None, description="URL of the gateway within the cluster.")
+    main_group: str | None = Field(default=None, description="Group that serves stable revisions.")
+    models: int | None = Field(default=None, ge=0, description="Number of models in the pool.")
 
 
 class TritonPool(ApiValue):
     """A pool of Triton servers that host many models behind one gateway."""
 
-    api_version: Literal["segserve.dev/v1alpha1"] = Field("segserve.dev/v1alpha1", description="Version of the API.")
-    kind: Literal["TritonPool"] = Field("TritonPool", description="Kind of resource.")
+    api_version: Literal["segserve.dev/v1alpha1"] = Field(
+        default="segserve.dev/v1alpha1", description="Version of the API."
+    )
+    kind: Literal["TritonPool"] = Field(default="TritonPool", description="Kind of resource.")
     metadata: ObjectMeta = Field(description="Name, labels and annotations.")
-    spec: TritonPoolSpec = Field(TritonPoolSpec(), description="How the pool runs.")
-    status: TritonPoolStatus = Field(TritonPoolStatus(), description="Observed state of the pool.")
+    spec: TritonPoolSpec = Field(default=TritonPoolSpec(), description="How the pool runs.")
+    status: TritonPoolStatus = Field(default=TritonPoolStatus(), description="Observed state of the pool.")
