@@ -206,8 +206,8 @@ class Agent:
         trial = next((each.trial for each in self._assignment if each.revision == action.revision), None)
         if trial is None or trial.spec.golden != action.golden:
             return
-        if result.proof is not None:
-            self._state.pass_trial(trial, result.proof)
+        if result.prepared is not None and result.proof is not None:
+            self._state.pass_trial(result.prepared, result.proof)
             return
         failure = result.failure or ActionFailure(
             "ServerNotReady", "Triton stopped responding meanwhile", retryable=True

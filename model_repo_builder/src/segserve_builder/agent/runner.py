@@ -152,7 +152,7 @@ class ActionRunner:
             case Try() if assigned is not None and assigned.trial is not None and prepared is not None:
                 folder = self._golden_folder(assigned.trial)
                 tried = dataclasses.replace(prepared, assigned=assigned.trial, golden=folder)
-                return ActionResult(action, proof=self._prove(tried))
+                return ActionResult(action, prepared=tried, proof=self._prove(tried))
             case Probe() if prepared is not None:
                 return self._probe(action, prepared)
             case Unload(name):

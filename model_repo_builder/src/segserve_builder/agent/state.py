@@ -218,9 +218,9 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class TrialProof:
-    """A trial that passed: the revision with the golden set on trial, and how it was proved with it."""
+    """A trial that passed: the published revision with the golden set on trial, and how it was proved with it."""
 
-    assigned: AssignedRevision
+    prepared: Prepared
     proof: Proof
 
 
@@ -276,11 +276,12 @@ class AgentState:
             if trials.get(revision) != failure.assigned:
                 del self.trial_failures[revision]
         for revision, passed in tuple(self.trial_proofs.items()):
-            if trials.get(revision) == passed.assigned:
+            if trials.get(revision) == passed.prepared.assigned:
                 continue
             del self.trial_proofs[revision]
-            assigned = by_revision.get(revision)
-            if assigned is not None and assigned.golden_sha256 == passed.proof.golden_sha256:
+            if by_revision.get(revision) == passed.prepared.assigned:
+                # Nothing is fetched for it again: a source that is away must not take what serves.
+                self.prepared[revision] = passed.prepared
                 self.proofs[revision] = passed.proof
 
     def invalidate_proofs(self, assignment: Iterable[AssignedRevision], snapshot: ServerSnapshot) -> None:
@@ -344,10 +345,10 @@ class AgentState:
         self.failures.pop(revision, None)
         self.crashes.pop(revision, None)
 
-    def pass_trial(self, trial: AssignedRevision, proof: Proof) -> None:
+    def pass_trial(self, tried: Prepared, proof: Proof) -> None:
         """Record that a revision gave the answers of the set on trial."""
-        self.trial_proofs[trial.revision] = TrialProof(trial, proof)
-        self.trial_failures.pop(trial.revision, None)
+        self.trial_proofs[tried.assigned.revision] = TrialProof(tried, proof)
+        self.trial_failures.pop(tried.assigned.revision, None)
 
 
 def is_loaded(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> bool:
