@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -64,12 +65,6 @@ from segserve import Client
 Client().models.wait("coins", for_="Read")
 Client().segment(7, model="coins")
 """
-PACKAGES = {
-    "segserve": "client/src/segserve",
-    "segserve_builder": "model_repo_builder/src/segserve_builder",
-    "segserve_common": "model_repo_builder/src/segserve_common",
-    "segserve_operator": "operator/src/segserve_operator",
-}
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +80,14 @@ def mypy_output(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def environment(folder: Path) -> str:
-    """Return the Python of an environment that has the packages as a wheel would place them."""
+    """Return the Python of an environment that has the packages as `make demo` and `pip install --editable` list them.
+
+    tests/e2e/test_packaging.py installs them with pip.
+    """
     venv.create(folder / "venv", symlinks=True)
     (own,) = (folder / "venv").glob("lib/python*/site-packages")
-    for name, source in PACKAGES.items():
-        (own / name).symlink_to(ROOT / source)
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    (own / "_segserve.pth").write_text("\n".join(str(ROOT / source) for source in build["dev-mode-dirs"]))
     (own / "others.pth").write_text(sysconfig.get_path("purelib"))
     return str(folder / "venv/bin/python")
 

@@ -133,6 +133,30 @@ def test_a_compilation_that_is_killed_fails_and_is_not_taken_for_complete(tmp_pa
     assert not list(tmp_path.rglob("complete-*"))
 
 
+def test_named_modules_are_compiled_with_their_imports_and_the_rest_afterwards(tmp_path: Path) -> None:
+    folder = _package(tmp_path)
+    (folder / "inner.py").write_text(INNER)
+    (folder / "outer.py").write_text(OUTER)
+    (folder / "other.py").write_text(INNER)
+
+    first = _run(tmp_path, "-m", "segserve_builder.kernels", "--report", "outer")
+
+    assert first.stdout.splitlines() == ["1/3", "2/3", "3/3"], first.stderr  # with `compiled`
+    assert {path.name.partition(".")[0] for path in folder.glob("__pycache__/*.nbi")} == {"inner", "outer"}
+    assert not list(tmp_path.rglob("complete-*"))
+    assert _answer(tmp_path) == "20 loaded"
+    assert _run(tmp_path, "-m", "segserve_builder.kernels").returncode == 0
+    assert {path.name.partition(".")[0] for path in folder.glob("__pycache__/*.nbi")} == {"inner", "outer", "other"}
+    assert list(tmp_path.rglob("complete-*"))
+
+
+def test_a_module_that_is_not_there_is_refused_with_those_that_are(code: Path) -> None:
+    done = _run(code, "-m", "segserve_builder.kernels", "outter")
+
+    assert done.returncode != 0
+    assert "no module of kernels outter; there are: build, cache, compiled, inner, outer, sources" in done.stderr
+
+
 def test_every_import_between_kernels_is_one_that_digests_follow() -> None:
     written = {}
     for path in FOLDER.glob("*.py"):

@@ -154,6 +154,36 @@ def test_a_restored_kernel_module_is_copied_from_an_older_code_folder(root: Path
     assert _compiled(root, package) == {"base", "user", "other"}
 
 
+def test_a_code_folder_takes_the_kernels_that_it_lacks_from_the_source(root: Path, package: Path) -> None:
+    _write_kernels(package, KERNELS)
+    code = code_folder.install_code(root, [package])
+    own = code / "segserve_builder/kernels/__pycache__"
+    own.mkdir()
+    (own / "base.f-1.py311.nbi").write_text("its own")
+    _compile(package.parent)
+
+    code_folder.reuse_kernels(code, [package])
+
+    assert {path.name.partition(".")[0] for path in own.glob("*.nbc")} == {"user", "other"}
+    assert (own / "base.f-1.py311.nbi").read_text() == "its own"
+
+
+def test_a_folder_without_compiled_kernels_does_not_hide_one_that_has_them(root: Path, package: Path) -> None:
+    _write_kernels(package, KERNELS)
+    code_folder.install_code(root, [package])
+    _compile(package.parent)
+    _edit(package, "x = 2")
+    assert _compiled(root, package) == {"base", "user", "other"}
+
+
+def test_a_code_folder_has_all_kernels_once_their_compilation_ended(root: Path, package: Path) -> None:
+    _write_kernels(package, KERNELS)
+    code = code_folder.install_code(root, [package], _compile)
+    assert not code_folder.has_all_kernels(code)
+    (code / "segserve_builder/kernels/__pycache__/complete-0").touch()
+    assert code_folder.has_all_kernels(code)
+
+
 def test_code_whose_compilation_failed_is_never_used_and_is_removed(root: Path, package: Path) -> None:
     _write_kernels(package, KERNELS)
     first = code_folder.install_code(root, [package])

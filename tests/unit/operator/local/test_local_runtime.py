@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from segserve_operator.adapters.local import runtime
@@ -35,3 +37,36 @@ def test_a_python_without_its_shared_library_is_refused_with_a_remedy(
 def test_the_error_of_a_failed_command_ends_with_its_output() -> None:
     with pytest.raises(runtime.InstallError, match=r"exit code 3\. Is it on\?.*\n.*no such package"):
         runtime.run_or_raise([sys.executable, "-c", "print('no such package'); exit(3)"], "Is it on?")
+
+
+def test_each_line_of_a_command_is_passed_on() -> None:
+    lines: list[str] = []
+    runtime.run_or_raise([sys.executable, "-c", "print('one'); print('two')"], "Is it on?", lines.append)
+    assert lines == ["one\n", "two\n"]
+
+
+def test_what_runs_beside_a_block_ends_with_it_and_with_what_it_started() -> None:
+    started = threading.Event()
+    lines: list[str] = []
+
+    def note(line: str) -> None:
+        lines.append(line)
+        started.set()
+
+    child = "import time; time.sleep(600)"
+    parent = (
+        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid, flush=True)"
+    )
+    with runtime._running([sys.executable, "-c", f"{parent}; p.wait()"], note):
+        assert started.wait(60)
+        process = psutil.Process(int(lines[0]))
+    gone, alive = psutil.wait_procs([process], timeout=60)
+    assert (gone, alive) == ([process], []) or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_lines_of_the_compiler_are_parts_of_a_step_and_others_are_not() -> None:
+    steps: list[runtime.InstallStep] = []
+    report = runtime._kernel_report(steps.append)
+    for line in ("3/12\n", "a warning: 1/2 of it\n"):
+        report(line)
+    assert [str(step) for step in steps] == ["compiling kernels 3/12"]
