@@ -117,7 +117,8 @@ def test_down_leaves_nothing_and_a_second_platform_notices_nothing(bed: Bed, wat
 
     first, second = bed.segserve("down"), bed.segserve("down")
 
-    assert (first.returncode, first.stdout) == (0, "the platform was stopped\n")
+    removed = "models removed: coins, coins-instances, coins-twostage"
+    assert (first.returncode, first.stdout) == (0, f"the platform was stopped; {removed}\n")
     assert (second.returncode, second.stdout) == (0, "no platform was running\n")
     assert bed.left_behind() == []
     # Triton makes one in this very place, whatever TMPDIR says; those that are nobody's would be removed now.
@@ -157,7 +158,7 @@ def test_up_says_who_has_the_port_and_starts_nothing(bed: Bed) -> None:
 
 
 @pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN], ids=["in a shell", "below a background job"])
-def test_up_in_front_of_a_terminal_shows_the_models_until_ctrl_c_ends_everything(
+def test_up_in_front_of_a_terminal_shows_the_models_until_ctrl_c_stops_all_and_keeps_them(
     bed: Bed, inherited: signal.Handlers
 ) -> None:
     """A shell without job control starts what is in the background with SIGINT ignored."""
@@ -176,12 +177,15 @@ def test_up_in_front_of_a_terminal_shows_the_models_until_ctrl_c_ends_everything
 
     assert os.waitstatus_to_exitcode(status) == 130
     assert f"http://127.0.0.1:{bed.port}" in shown
+    assert re.search(r"coins-instances: .* gets all requests  \([0-9.]+ s: .*golden images [0-9.]+ s", shown)
     assert "Traceback" not in shown
+    assert (bed.running.processes(), is_taken(bed.port)) == ([], False)
+    assert "models removed: coins, coins-instances, coins-twostage" in bed.segserve("down").stdout
     assert bed.left_behind() == []
 
 
-def test_up_in_the_background_takes_no_ctrl_c_and_ends_everything_when_it_is_told_to(bed: Bed) -> None:
-    script = f'exec "{sys.executable}" -m segserve.cli up --port {bed.port} -f "{MODELS}" & echo $!; wait $!'
+def test_up_in_the_background_takes_no_ctrl_c_and_forgets_everything_when_it_is_told_to(bed: Bed) -> None:
+    script = f'exec "{sys.executable}" -m segserve.cli up --forget --port {bed.port} -f "{MODELS}" & echo $!; wait $!'
     with subprocess.Popen(["sh", "-c", script], env=bed.environment, stdout=subprocess.PIPE, text=True) as shell:
         assert shell.stdout is not None
         job = psutil.Process(int(shell.stdout.readline()))

@@ -28,7 +28,7 @@ from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, 
 from segserve_operator.core.models.roles import next_due_s
 from segserve_operator.core.traffic import TrafficPlan
 from segserve_operator.rollout_metrics import RolloutMetrics
-from segserve_operator.service import RolloutCache, Service, brief
+from segserve_operator.service import ActionLog, RolloutCache, Service
 from segserve_operator.worker import ReconcileResult
 
 log = logging.getLogger("segserve")
@@ -65,6 +65,7 @@ class PoolCache:
     parsed: StoreCache = field(default_factory=StoreCache)
     decoded: FleetCache = field(default_factory=FleetCache)
     plans: dict[str, TrafficPlan] = field(default_factory=dict)
+    action_log: ActionLog = field(default_factory=ActionLog)
 
 
 class PoolReconciler:
@@ -97,8 +98,8 @@ class PoolReconciler:
             rollout_cache=cache.rollout_cache,
         )
         actions = await service.run_once()
-        for action in actions:
-            log.info("%s/%s: %s", key.namespace, key.pool, brief(action))
+        for line in cache.action_log.new_lines(actions):
+            log.info("%s/%s: %s", key.namespace, key.pool, line)
         models = await store.models()
         states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
         self._dependencies.metrics.observe(key.namespace, key.pool, states, cache.rollout_cache.records)

@@ -326,3 +326,17 @@ def brief(action: Action) -> str:
     named = [value for value in fields if isinstance(value, str)]
     reasons = [value.reason for value in (getattr(action, "event", None),) if value is not None]
     return " ".join([type(action).__name__, *named, *reasons])
+
+
+class ActionLog:
+    """Texts for a log: an action that consecutive passes repeat, as a stop that takes seconds, is described once."""
+
+    def __init__(self) -> None:
+        self._last: set[str] = set()
+
+    def new_lines(self, actions: Sequence[Action]) -> list[str]:
+        """Return a line for each action of a pass that the pass before did not take."""
+        lines = dict.fromkeys(map(brief, actions))
+        new = [line for line in lines if line not in self._last]
+        self._last = set(lines)
+        return new

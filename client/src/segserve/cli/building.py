@@ -170,8 +170,11 @@ def crds(
 def golden_digest(folder: Annotated[Path, typer.Argument(help="Folder with golden.json.")]) -> None:
     """Print the sha256 of a golden set for `spec.golden.sha256`."""
     with needs("builder"):
+        from segserve_builder.golden.judging import GOLDEN_FILE
         from segserve_builder.sources import folder_digest
 
+    if not (folder / GOLDEN_FILE).is_file():
+        raise CommandError(f"{folder} is not a golden set: it has no {GOLDEN_FILE}; `segserve golden record` makes one")
     typer.echo(folder_digest(folder))
 
 

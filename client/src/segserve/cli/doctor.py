@@ -19,7 +19,8 @@ import typer
 
 from segserve.cli.options import PlatformOptions, is_local, selected_platform, with_platform_options
 from segserve.errors import MissingExtraError
-from segserve.platforms.port import DoctorCheck
+from segserve.platforms.port import DoctorCheck, Local
+from segserve.platforms.selection import open_platform
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,8 @@ CONNECT_S: Final = 3.0
 OURSELVES: Final = "segserve"
 URL_VARIABLE: Final = "SEGSERVE_URL"
 INSTEAD: Final = {
-    "opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
+    "onnxruntime": ("onnxruntime-gpu",),
+    "opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
 }
 """Distributions that provide the same modules."""
 _REQUIREMENT: Final = re.compile(
@@ -43,7 +45,7 @@ def environment_checks(extra: str) -> Iterator[DoctorCheck]:
     yield _packages(extra)
     url = os.environ.get(URL_VARIABLE)
     if url:
-        yield _gateway(url)
+        yield _gateway(url, of_this_machine=extra == "local")
 
 
 def _python() -> DoctorCheck:
@@ -108,7 +110,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
 
 
-def _gateway(url: str) -> DoctorCheck:
+def _gateway(url: str, *, of_this_machine: bool) -> DoctorCheck:
     from segserve.calls.endpoint import GatewayEndpoint
     from segserve_common.errors import SegserveError
 
@@ -125,8 +127,19 @@ def _gateway(url: str) -> DoctorCheck:
     answer = _connected(host, port)
     if answer is None:
         return DoctorCheck(URL_VARIABLE, good=True, seen=f"{url} responds")
+    if of_this_machine and endpoint.is_loopback and not _is_platform_up():
+        return DoctorCheck(
+            URL_VARIABLE, good=True, seen=f"{url}: nothing is up yet; `segserve up --port {port}` serves it"
+        )
     advice = "nothing responds there; without the variable, commands find the platform's gateway themselves"
     return DoctorCheck(URL_VARIABLE, good=False, seen=f"{url}: {answer}", advice=advice, fix=unset)
+
+
+def _is_platform_up() -> bool:
+    try:
+        return open_platform(Local()).runs()
+    except (MissingExtraError, ModuleNotFoundError):
+        return False  # the check of packages says so
 
 
 def _proxy(proxy: str, host: str) -> DoctorCheck:

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final
@@ -29,10 +29,12 @@ from segserve.cli.options import (
     selected_platform,
     with_platform_options,
 )
-from segserve.platforms.local import POLL_S, LocalPlatform, local_store
+from segserve.cli.startup import Startup
+from segserve.cli.terminal import activity
+from segserve.platforms.local import POLL_S, LocalPlatform, check_state_folder, local_store
 from segserve.platforms.manifests import read_files
-from segserve.platforms.port import MODEL, Cluster, LogRequest
-from segserve.platforms.waiting import readiness, wait_serving
+from segserve.platforms.port import MODEL, Cluster, Json, Local, LogRequest
+from segserve.platforms.waiting import Serving, readiness
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder
@@ -48,26 +50,38 @@ def up(
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as the models serve.")] = False,
     port: Annotated[int | None, typer.Option(help="Gateway port for HTTP and gRPC. Default: 8080.")] = None,
-    timeout: Annotated[str, typer.Option(help="With --detach: timeout for the models.")] = "180s",
+    timeout: Annotated[
+        str,
+        typer.Option(help="With --detach: timeout for the models, such as 90s or 2m; a plain number is in seconds."),
+    ] = "180s",
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Forget the models at the end, as `segserve down` does.")
+    ] = False,
 ) -> None:
     """Start the local platform: Triton and Envoy as processes, listening on loopback.
 
-    On a terminal it shows a live table, and Ctrl-C stops everything; so do SIGTERM and the end of the terminal, also
-    for a background job. A platform that is already running is taken over.
+    On a terminal it shows a live table, and Ctrl-C stops all processes; so do SIGTERM and the end of the terminal, also
+    for a background job. The models are kept for the next `segserve up`, unless --forget is given. A platform that is
+    already running is taken over.
     """
+    if detach and forget:
+        raise typer.BadParameter("--forget is for the end of a foreground platform; with --detach, use `segserve down`")
+    timeout_s = seconds(timeout)
     # Input is checked first: the installation may take minutes.
     names = apply_files(files or [], port)
     install_runtime()
     state = local_store().state
-    launch(state)
+    startup = Startup(names)
+    with activity("starting the platform"):
+        launch(state)
     if detach:
-        _wait_for(names, seconds(timeout), timeout)
+        _wait_for(startup, timeout_s, timeout)
         return
     with ends_on_signals():
         try:
             show_until_interrupted(state)
         finally:
-            end_platform(state, keep=False)
+            end_platform(state, keep=not forget)
 
 
 @contextmanager
@@ -123,6 +137,7 @@ def apply_files(files: list[Path], port: int | None) -> list[str]:
         from segserve_operator.local_platform.supervisor import read_platform
 
     store = local_store()
+    check_state_folder(store)
     if port is not None and port not in PORTS:
         raise CommandError(f"--port must be within 1..65535, got {port}")
     running = read_platform(store.state)
@@ -166,49 +181,82 @@ def launch(state: StateFolder) -> None:
         time.sleep(POLL_S / 4)
 
 
-def _wait_for(names: list[str], timeout_s: float, timeout: str) -> None:
+def _wait_for(startup: Startup, timeout_s: float, timeout: str) -> None:
     from segserve_operator.local_platform.supervisor import read_platform
 
-    deadline_s = time.monotonic() + timeout_s
-    for name in names:
-        typer.echo(f"{name}: {wait_serving(LocalPlatform(), name, deadline_s, timeout)}")
+    platform, deadline_s = LocalPlatform(), time.monotonic() + timeout_s
+    goals = {name: Serving(name) for name in startup.waiting}
+    with activity("waiting for the models") as shown:
+        while startup.waiting:
+            manifests = {name: platform.find(MODEL, name) for name in startup.waiting}
+            for name, manifest in manifests.items():
+                if not goals[name].reached(manifest) and time.monotonic() > deadline_s:
+                    raise goals[name].late(manifest, timeout)
+            existing = [manifest for manifest in manifests.values() if manifest is not None]
+            for line in startup.ready_lines(existing):
+                shown.line(line)
+            shown.say(startup.summary(existing))
+            if startup.waiting:
+                time.sleep(POLL_S)
     record = read_platform(local_store().state)
     typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC; stop it with `segserve down`)")
 
 
 def show_until_interrupted(state: StateFolder) -> None:
-    """Show a live table of the models, and keep a supervisor running."""
+    """Show a live table of the models, and keep a supervisor running; without a terminal, a line for each model."""
     from segserve_operator.local_platform.supervisor import read_platform
 
-    console = Console()
-    with Live(console=console, auto_refresh=False, screen=False) as live:
+    console, platform = Console(), LocalPlatform()
+    startup = Startup(platform.store.names(MODEL))
+    record = read_platform(state)
+    if not console.is_terminal:
+        typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC)")
+    with Live(console=console, auto_refresh=False, screen=False) if console.is_terminal else nullcontext() as live:
         while True:
             # The platform survives a dead supervisor: a new one takes over the running processes.
             launch(state)
             record = read_platform(state)
-            manifests = [local_store().get(MODEL, name) for name in local_store().names(MODEL)]
-            states = {manifest["metadata"]["name"]: readiness(manifest) for manifest in manifests}
-            notes = [f"  {name}: {state.text}" for name, state in states.items() if not state.serves]
-            head = Text(f"segserve at {record.url if record is not None else '...'}   (stop with Ctrl-C)", style="bold")
-            live.update(Group(head, models_table(manifests), Text("\n".join(notes), style="dim")), refresh=True)
+            found = (platform.find(MODEL, name) for name in platform.store.names(MODEL))
+            manifests = [manifest for manifest in found if manifest is not None]
+            for line in startup.ready_lines(manifests):
+                if live is None:
+                    typer.echo(line)
+                else:
+                    console.out(line, highlight=False)
+            if live is not None:
+                live.update(
+                    _view(manifests, startup.waiting, record.url if record is not None else "..."), refresh=True
+                )
             time.sleep(POLL_S)
+
+
+def _view(manifests: Sequence[Json], starting: Container[str], url: str) -> Group:
+    states = {manifest["metadata"]["name"]: readiness(manifest) for manifest in manifests}
+    notes = [f"  {name}: {state.text}" for name, state in states.items() if not state.serves]
+    head = Text(f"segserve at {url}   (stop with Ctrl-C)", style="bold")
+    return Group(head, models_table(manifests, starting=starting), Text("\n".join(notes), style="dim"))
 
 
 def down(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the models for the next `segserve up`.")] = False,
 ) -> None:
-    """Stop the local platform and remove its processes, shared memory and files; downloads are kept."""
-    with needs("local"):
-        from segserve_operator.adapters.local.files import StateFolder, state_folder
+    """Stop the local platform and remove its processes, shared memory and files, the models and bundles included.
 
-    end_platform(StateFolder(state_folder()), keep=keep)
+    It prints which models it removes; downloads are kept.
+    """
+    end_platform(local_store().state, keep=keep)
 
 
 def end_platform(state: StateFolder, *, keep: bool) -> None:
-    """Stop the platform, and say whether one was running."""
+    """Stop the platform; say whether one was running, and which models are kept or removed."""
     from segserve_operator.local_platform.supervisor import end
 
-    typer.echo("the platform was stopped" if end(state, keep_models=keep) else "no platform was running")
+    names = ", ".join(local_store(Local(state.root)).names(MODEL))
+    with activity("stopping the platform"):
+        outcome = "the platform was stopped" if end(state, keep_models=keep) else "no platform was running"
+    if names:
+        outcome += f"; models kept for the next `segserve up`: {names}" if keep else f"; models removed: {names}"
+    typer.echo(outcome)
 
 
 @with_platform_options

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Final, get_type_hints
 import typer
 
 from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError, SegserveError
-from segserve.platforms.port import Cluster, Local, Platform, PlatformRef
+from segserve.platforms.port import Cluster, Json, Local, Platform, PlatformRef
 from segserve.platforms.selection import default_platform_ref, open_platform
-from segserve.platforms.waiting import readiness
+from segserve.platforms.waiting import name_advice
 
 PLUGIN: Final = "kubectl-"
 PANEL: Final = "Platform"
@@ -140,10 +140,7 @@ def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def known_models(platform_options: PlatformOptions) -> list[str]:
     """Return the names of a platform's models; none on errors, or if a cluster does not respond at once."""
-    try:
-        return _names(platform_options) if is_local(platform_options) else _in_time(lambda: _names(platform_options))
-    except Exception:  # completion must never print errors
-        return []
+    return [model["metadata"]["name"] for model in _models(platform_options)]
 
 
 def family_names(incomplete: str) -> list[str]:
@@ -153,22 +150,28 @@ def family_names(incomplete: str) -> list[str]:
     return [name for name in FAMILIES if name.startswith(incomplete)]
 
 
-def _names(platform_options: PlatformOptions) -> list[str]:
-    return [model["metadata"]["name"] for model in selected_platform(platform_options).models()]
+def _models(platform_options: PlatformOptions) -> list[Json]:
+    def read() -> list[Json]:
+        return selected_platform(platform_options).models()
+
+    try:
+        return read() if is_local(platform_options) else _in_time(read)
+    except Exception:  # completion must never print errors
+        return []
 
 
-def _in_time(find: Callable[[], list[str]]) -> list[str]:
-    """Return the result of `find`, or nothing if it takes longer than `PATIENCE_S`."""
-    names: list[str] = []
+def _in_time(read: Callable[[], list[Json]]) -> list[Json]:
+    """Return the result of `read`, or nothing if it takes longer than `PATIENCE_S`."""
+    found: list[Json] = []
 
     def look() -> None:
         with contextlib.suppress(Exception):
-            names.extend(find())
+            found.extend(read())
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(PATIENCE_S)
-    return list(names)
+    return list(found)
 
 
 ModelName = Annotated[str, typer.Argument(help="Model name.", show_default=False, autocompletion=model_names)]
@@ -211,20 +214,7 @@ def with_advice(error: SegserveError, platform_options: PlatformOptions, name: s
     """Return an error of `HOPELESS` with the model that may have been meant, or why this one is not served."""
     if not isinstance(error, ModelNotFoundError) or error.advised:
         return error
-    advice = _name_advice(platform_options, name)
+    advice = name_advice(name, _models(platform_options))
     if not advice:
         return error
     return type(error)(f"{error.message}{advice}", status=error.status, model=error.model, request_id=error.request_id)
-
-
-def _name_advice(platform_options: PlatformOptions, name: str) -> str:
-    names = known_models(platform_options)
-    if name in names:
-        with contextlib.suppress(SegserveError):
-            state = readiness(selected_platform(platform_options).model(name))
-            return f": the model exists, but does not serve: {state.text}" if not state.serves else ""
-    if not names:
-        return ""
-    from segserve_operator.api.checks import did_you_mean
-
-    return f"{did_you_mean(name, names)}; there are: {', '.join(names)}"

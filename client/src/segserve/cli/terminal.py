@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import typer
@@ -34,11 +35,31 @@ def print_whole(console: Console, shown: RenderableType) -> None:
         typer.echo(line.rstrip())
 
 
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """A sign of life: `say` changes its text, `line` prints a result above it."""
+
+    say: Callable[[str], None]
+    line: Callable[[str], None]
+
+
+@contextmanager
+def activity(text: str) -> Iterator[Activity]:
+    """Show on a terminal, with a spinner, that something is going on while the block runs."""
+    if not sys.stderr.isatty():
+        yield Activity(lambda _: None, typer.echo)
+        return
+    is_one_terminal = sys.stdout.isatty()
+    console = Console(stderr=not is_one_terminal)
+    with Status(Text(text), console=console) as status:
+        yield Activity(
+            lambda changed: status.update(Text(changed)),
+            (lambda line: console.out(line, highlight=False)) if is_one_terminal else typer.echo,
+        )
+
+
 @contextmanager
 def spinner(text: str) -> Iterator[Callable[[str], None]]:
-    """Show that something is going on while the block runs, on a terminal only; the function changes the text."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    with Status(Text(text), console=Console(stderr=True)) as status:
-        yield lambda changed: status.update(Text(changed))
+    """Show an activity that prints no results; the function changes its text."""
+    with activity(text) as shown:
+        yield shown.say

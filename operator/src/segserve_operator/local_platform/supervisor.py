@@ -19,7 +19,7 @@ from typing import Final
 
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_common.files import write_private
-from segserve_operator.adapters.bundles.local import LocalBundles
+from segserve_operator.adapters.bundles.local import LocalBundles, bundle_folder
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
@@ -35,7 +35,7 @@ from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, 
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.models.actions import Action
-from segserve_operator.service import Service, brief
+from segserve_operator.service import ActionLog, Service
 
 POLL_S: Final = 0.1
 PASS_INTERVAL_S: Final = 1.0
@@ -100,6 +100,7 @@ class Supervisor:
             bundles=LocalBundles(state),
             announcer=PoolAnnouncer(self.notifier, "", lambda: targets(pool.spec, ""), time.time),
         )
+        self.action_log = ActionLog()
         self.stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -143,8 +144,8 @@ class Supervisor:
         except Exception:
             # A failed pass must not end the supervisor: the next one starts from the current state.
             log.exception("a pass failed; the next one retries")
-        for action in actions:
-            log.info("%s", brief(action))
+        for line in self.action_log.new_lines(actions):
+            log.info("%s", line)
         return bool(actions)
 
     def _bound_logs(self) -> None:
@@ -196,7 +197,8 @@ async def _run(supervisor: Supervisor) -> None:
 def end(state: StateFolder, *, keep_models: bool = False) -> bool:
     """Stop the platform, remove its shared memory and files, and return whether there was anything to stop.
 
-    With `keep_models` resources and the records of their revisions stay, and the next start serves them again.
+    With `keep_models` resources, the records of their revisions and bundles stay, and the next start serves the models
+    again.
     """
     if not state.root.exists():
         return False
@@ -208,7 +210,8 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
         sweep_shm(shm_prefix(state, group.name))
     sweep_step_environments()
     # Only what the platform created: users may keep other files in the state folder.
-    folders = [state.groups, state.gateway, *(() if keep_models else (state.objects, state.revisions))]
+    of_models = (state.objects, state.revisions, bundle_folder(state))
+    folders = [state.groups, state.gateway, *(() if keep_models else of_models)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     for file in (state.platform, state.log, state.lock):

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from segserve_operator.adapters.local.processes import current_process
+
 from .conftest import Command
 
 Checks = dict[str, dict[str, Any]]
@@ -72,7 +74,19 @@ def shell_line(fix: str, then: str, environment: dict[str, str]) -> str:
     return done.stdout.strip()
 
 
-def test_a_dead_gateway_is_forgotten_by_the_fix(doctor: Doctor) -> None:
+def test_an_address_of_this_machine_is_no_fault_before_its_platform_is_up(doctor: Doctor) -> None:
+    check = doctor(SEGSERVE_URL="http://127.0.0.1:1")["SEGSERVE_URL"]
+
+    seen = "http://127.0.0.1:1: nothing is up yet; `segserve up --port 1` serves it"
+    assert (check["good"], check["seen"]) == (True, seen)
+
+
+def test_a_dead_gateway_beside_a_platform_that_is_up_is_forgotten_by_the_fix(doctor: Doctor, tmp_path: Path) -> None:
+    own = current_process()
+    record = {"pid": own.pid, "createTime": own.create_time, "url": "http://127.0.0.1:2", "observed": True}
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/platform.json").write_text(json.dumps(record | {"version": "0"}))
+
     check = doctor(SEGSERVE_URL="http://127.0.0.1:1")["SEGSERVE_URL"]
 
     assert (check["good"], check["seen"]) == (False, "http://127.0.0.1:1: Connection refused")

@@ -29,9 +29,14 @@ SUFFIX: Final = ".tar.gz"
 log = logging.getLogger("segserve")
 
 
+def bundle_folder(state: StateFolder) -> Path:
+    """Return the folder of all bundles, which need not exist."""
+    return state.root / "bundles"
+
+
 def bundle_file(state: StateFolder, rollout: str) -> Path:
     """Return the path of a rollout's bundle, which need not exist."""
-    return state.root / "bundles" / f"{rollout}{SUFFIX}"
+    return bundle_folder(state) / f"{rollout}{SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)

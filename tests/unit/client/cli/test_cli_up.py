@@ -1,0 +1,104 @@
+"""`segserve up` and `down` as far as they need no Triton: phases, what is kept, and what stands in their way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from segserve.cli.startup import Startup
+from segserve_operator.adapters.local.files import StateFolder
+
+from .conftest import Command, conditions, model
+
+
+def moving(reason: str) -> Any:
+    return model(roles={}, conditions=conditions(reason, Ready="False", Progressing="True", Degraded="False"))
+
+
+def test_a_model_that_becomes_ready_has_a_line_with_the_time_of_each_phase() -> None:
+    now_s = 0.0
+    startup = Startup(["coins", "roads"], clock=lambda: now_s)
+    lines: list[str] = []
+
+    for at_s, reason in ((1.0, "Starting"), (3.0, "Fetching"), (4.5, "Loading"), (5.0, "Loading"), (5.5, "Proving")):
+        now_s = at_s
+        lines += startup.ready_lines([moving(reason)])
+    assert lines == []
+    assert startup.summary([moving("Proving")]) == "coins: golden images"
+    lines += [*startup.ready_lines([model()]), *startup.ready_lines([model()])]
+
+    assert lines == ["coins: so it is  (5.5 s: server start 1.0 s, download 2.0 s, load 2.0 s, golden images 0.5 s)"]
+    assert list(startup.waiting) == ["roads"]
+
+
+def test_a_model_that_served_all_along_has_a_line_without_times() -> None:
+    assert list(Startup(["coins"]).ready_lines([model()])) == ["coins: so it is"]
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StateFolder:
+    """A platform that is not up, with two models, a record and a bundle."""
+    found = StateFolder(tmp_path / "state")
+    for name in ("coins", "roads"):
+        folder = found.objects / "SegmentationModel" / name
+        folder.mkdir(parents=True)
+        (folder / "spec.yaml").write_text(yaml.safe_dump(model(name)))
+    for path in (found.revisions / "coins-1.json", found.root / "bundles/coins-1.tar.gz", found.groups / "main/a.log"):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    monkeypatch.setenv("SEGSERVE_STATE", str(found.root))
+    return found
+
+
+def test_down_says_which_models_it_removes_and_leaves_nothing(command: Command, state: StateFolder) -> None:
+    assert command("down") == (0, "no platform was running; models removed: coins, roads\n", "")
+    assert not state.root.exists()
+
+
+def test_down_keep_leaves_models_their_revisions_and_bundles(command: Command, state: StateFolder) -> None:
+    printed = "no platform was running; models kept for the next `segserve up`: coins, roads\n"
+
+    assert command("down", "--keep") == (0, printed, "")
+    assert {path.name for path in state.root.iterdir()} == {"objects", "revisions", "bundles"}
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+@pytest.mark.parametrize("arguments", [("up",), ("apply", "--local")])
+def test_a_file_in_the_place_of_the_state_folder_is_named_with_the_variable(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], below: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "pool.yaml").write_text(
+        "apiVersion: segserve.dev/v1alpha1\nkind: TritonPool\nmetadata: {name: default}\nspec: {}\n"
+    )
+    monkeypatch.setenv("SEGSERVE_STATE", f"{tmp_path}/file{below}")
+
+    code, _, complaint = command(*arguments, "-f", tmp_path / "pool.yaml")
+
+    assert code == 1
+    assert complaint.endswith(f"{tmp_path}/file is a file, not a folder; set SEGSERVE_STATE to another folder\n")
+
+
+def test_forgetting_at_the_end_of_a_detached_platform_is_an_error_of_the_command_line(command: Command) -> None:
+    code, _, complaint = command("up", "--detach", "--forget")
+
+    assert (code, "segserve down" in complaint) == (2, True)
+
+
+def test_logs_of_a_container_that_there_is_not_name_those_that_there_are(command: Command, state: StateFolder) -> None:
+    complaint = "error: no container 'foo'; there are: agent, triton\n"
+
+    assert command("logs", "coins", "-c", "foo") == (1, "", complaint)
+    assert command("logs", "coins", "-c", "agent")[0] == 0
+
+
+def test_a_folder_that_is_no_golden_set_has_no_digest(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+
+    code, printed, complaint = command("golden", "digest", tmp_path)
+
+    assert (code, printed) == (1, "")
+    assert "is not a golden set: it has no golden.json" in complaint
