@@ -266,6 +266,63 @@ def test_exposing_the_network_takes_effect_without_a_new_revision(watched: Watch
     assert watched.groups() <= groups
 
 
+def two_images(folder: Path) -> dict[str, str]:
+    """Copy the golden set and add its one image a second time."""
+    shutil.copytree(EXAMPLE / "golden/semantic", folder)
+    golden = json.loads((folder / "golden.json").read_text())
+    shutil.copy(folder / "coins.png", folder / "again.png")
+    golden["cases"].append(golden["cases"][0] | {"image": "again.png"})
+    (folder / "golden.json").write_text(json.dumps(golden))
+    return {"uri": folder.as_uri(), "sha256": folder_digest(folder)}
+
+
+def test_an_edited_golden_set_is_proved_in_place_and_one_that_fails_takes_nothing_from_callers(
+    watched: Watched, edited: Edit, tmp_path: Path
+) -> None:
+    settled = promoted_base(watched, edited)
+    groups, wrong, more = watched.groups(), tampered(tmp_path / "wrong"), two_images(tmp_path / "more")
+    figures = f"golden set {more['sha256'][:12]}: every image (2) was answered within its tolerance"
+
+    def edit(golden: dict[str, str]) -> None:
+        apply(watched, edited(allowClassChanges=True, golden=golden))
+
+    with Load(watched.running.url) as load:
+        edit(more | {"sha256": "0" * 64})
+        watched.becomes("coins", "GoldenPassed", "False", "DigestMismatch")
+        edit(more | {"uri": (tmp_path / "nowhere").as_uri(), "sha256": "1" * 64})
+        watched.becomes("coins", "GoldenPassed", "False", "ArtifactMissing")
+        edit(wrong)
+        refused = watched.becomes("coins", "GoldenPassed", "False", "GoldenFailed")
+        waited = segserve(watched.running.state, "wait", "coins")
+        assert re.search(r"coins\.png: MASKS of class 0: IoU 0\.\d+; at least 0\.98 is tolerated", refused["message"])
+        assert watched.condition("coins", "Ready")["status"] == "True"
+        assert watched.condition("coins", "Degraded")["reason"] == "GoldenFailed"
+        assert (waited.returncode, refused["message"] in waited.stderr) == (1, True)
+
+        promoted_base(watched, edited)
+        watched.becomes("coins", "GoldenPassed", "True", "AnswersMatch")
+        edit(more)
+        watched.running.segserve("wait", "coins")
+        assert watched.becomes("coins", "GoldenPassed", "True", "AnswersMatch")["message"] == figures
+
+    assert load.failures == []
+    assert set(load.answers) == {settled[0]}
+    assert (stable(watched), watched.groups()) == (settled, groups)
+
+    # What a server starts with is the set that it was proved with last, and one that fails keeps it.
+    edit(wrong)
+    watched.becomes("coins", "GoldenPassed", "False", "GoldenFailed")
+    watched.running.segserve("down", "--keep")
+    started = segserve(watched.running.state, "up", "--detach", "--port", watched.running.url.rpartition(":")[2])
+    assert (started.returncode, "GoldenFailed" in started.stderr) == (1, True)
+    watched.becomes("coins", "Ready", "True", "Serving")
+    watched.becomes("coins", "GoldenPassed", "False", "GoldenFailed")
+    edit(more)
+    assert watched.becomes("coins", "GoldenPassed", "True", "AnswersMatch")["message"] == figures
+    record = json.loads((watched.state.revisions / f"{settled[0]}.json").read_text())
+    assert (record["golden"], "trial" in record) == (more, False)
+
+
 def promoted_base(watched: Watched, edited: Edit) -> tuple[str, str]:
     """Serve the example's own revision again and return who holds it."""
     apply(watched, edited(allowClassChanges=True))
