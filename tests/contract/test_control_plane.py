@@ -122,7 +122,7 @@ def test_nothing_of_a_file_is_applied_where_one_resource_is_wrong(call: Caller) 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a family": ({"family": "semantic-logit"}, r"spec\.family: .*'semantic-logit'.*known: .*semantic-logits"),
-    "a number": ({"runtime": {"maxBatchSize": 0}}, r"spec\.runtime\.maxBatchSize: must be greater than or equal to 1"),
+    "a number": ({"runtime": {"maxBatchSize": 0}}, r"spec\.runtime\.maxBatchSize: must be at least 1"),
     "a field": ({"runtimes": {}}, r"unknown field 'runtimes'.*runtime"),
 }
 

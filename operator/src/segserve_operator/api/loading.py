@@ -4,22 +4,68 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from reprlib import Repr
-from typing import Any, Final
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from pydantic_core.core_schema import ErrorType
 
-from segserve_operator.api.checks import unknown_name
+from segserve_operator.api.checks import did_you_mean, unknown_name
 from segserve_operator.api.documents import Document, Path, read_documents, write_documents
 from segserve_operator.api.errors import Problem, SpecError
-from segserve_operator.api.meta import GROUP_VERSION, UNREAD_METADATA
+from segserve_operator.api.meta import ANNOTATION_DESCRIPTIONS, ANNOTATION_PREFIX, GROUP_VERSION, UNREAD_METADATA
 from segserve_operator.api.resources import KINDS, Resource
 from segserve_operator.api.rollout_policy import GATE_SPECS
 from segserve_operator.api.schema import structural_schema, untagged
 
-_COMPLETE: Final = ("spec", "name", "duration", "value_error")  # their messages already contain the value
+_STAGE_LISTS: Final = ("preprocess", "inference", "postprocess")
+_PYDANTIC_TYPES: Final = frozenset(get_args(ErrorType))
+_TIME: Final = "must be a time such as 2026-01-31T12:00:00Z"
+# What is allowed, for each of pydantic's errors that can occur, in terms of YAML instead of Python.
+_ALLOWED: Final[Mapping[str, str]] = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "datetime_from_date_parsing": _TIME,
+    "datetime_object_invalid": _TIME,
+    "datetime_parsing": _TIME,
+    "datetime_type": _TIME,
+    "dict_type": "must be a mapping",
+    "enum": "must be {expected}",
+    "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of at most 64 bits",
+    "int_type": "must be a whole number",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "model_attributes_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "string_too_long": "must have at most {max_length} {items}",
+    "string_too_short": "must have at least {min_length} {items}",
+    "string_type": "must be a string",
+    "timezone_aware": f"{_TIME}, with its time zone",
+    "too_long": "must have at most {max_length} {items}",
+    "too_short": "must have at least {min_length} {items}",
+    "tuple_type": "must be a list",
+}
+_PATTERNS: Final[Mapping[str, str]] = {
+    "^[0-9a-f]{64}$": "must be 64 hexadecimal digits in lower case",
+    "^#[0-9a-f]{6}$": "must be a colour such as '#ffcc00'",
+    "^[0-9]{2}\\.[0-9]{2}$": "must be a release of Triton such as '26.04'",
+    "^https?://": "must start with http:// or https://",
+    "^https://": "must start with https://",
+}
+_NUMBERS: Final = ("float_type", "float_parsing", "int_type", "int_parsing")
 # Names of earlier versions of v1alpha1: an error about one of them names the present one.
 _RENAMED: Final = {
     "bake": "bakeTime",
@@ -41,6 +87,8 @@ _RENAMED: Final = {
     "handledRequests": "handledAnnotations",
     "saw": "inputs",
 }
+Part = TypeVar("Part", bound=BaseModel)
+
 _BRIEF: Final = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
 
@@ -68,6 +116,7 @@ def load_with_documents(text: str, source: str) -> list[tuple[Resource, Document
             problems.extend(error.problems)
             continue
         loaded.append((resource, document))
+        problems.extend(_unknown_annotations(document, resource))
         key = (resource.kind, resource.metadata.namespace, resource.metadata.name)
         if key in first_by_key:
             message = f"{resource.kind} {resource.metadata.name!r} occurs twice, first in document {first_by_key[key]}"
@@ -76,6 +125,18 @@ def load_with_documents(text: str, source: str) -> list[tuple[Resource, Document
     if problems:
         raise SpecError(problems)
     return loaded
+
+
+def _unknown_annotations(document: Document, resource: Resource) -> Iterator[Problem]:
+    """Yield a problem for each annotation with our prefix that nothing reads: a typo in a request would go unnoticed.
+
+    Only files are checked: a stored resource may have annotations of another version of segserve.
+    """
+    known = [f"{ANNOTATION_PREFIX}{name}" for name in ANNOTATION_DESCRIPTIONS]
+    for name in resource.metadata.annotations:
+        if name.startswith(ANNOTATION_PREFIX) and name not in known:
+            path = ("metadata", "annotations", name)
+            yield document.problem(path, unknown_name("annotation", name, known), key=True)
 
 
 def dump(resources: Iterable[Resource]) -> str:
@@ -91,17 +152,29 @@ def parse(value: Mapping[str, Any], source: str) -> Resource:
     return _typed(Document(source, dict(value)))
 
 
+def parse_value(kind: type[Part], value: Mapping[str, Any], source: str) -> Part:
+    """Return a part of a resource, such as a `RolloutPolicy`, from its JSON value.
+
+    Raises `SpecError` with all problems.
+    """
+    return _validated(Document(source, dict(value)), kind, value)
+
+
 def _typed(document: Document) -> Resource:
     kind = KINDS[_kind(document)]
     value = dict(document.value)
     if isinstance(value.get("metadata"), dict):
         value["metadata"] = {key: item for key, item in value["metadata"].items() if key not in UNREAD_METADATA}
+    return _validated(document, kind.type, value)
+
+
+def _validated(document: Document, kind: type[Part], value: Mapping[str, Any]) -> Part:
     try:
         # Strict, because a Kubernetes API server does not accept the string "8" as a number either.
-        return kind.type.model_validate_json(json.dumps(value), strict=True)
+        return kind.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        raise SpecError([_problem(document, kind.type, detail) for detail in details]) from None
+        raise SpecError([_problem(document, kind, detail) for detail in details]) from None
 
 
 def _kind(document: Document) -> str:
@@ -138,7 +211,7 @@ def _problem(document: Document, model: type[BaseModel], detail: ErrorDetails) -
             known = _fields(structural_schema(GATE_SPECS[tag] if tag else model), () if tag else path[:-1])
             return document.problem(path, _unknown(_noun(path), str(path[-1]), known), key=True)
         case _:
-            return document.problem(path, _message(detail))
+            return document.problem(path, _message(detail, path))
 
 
 def _unknown(noun: str, name: str, known: Sequence[str]) -> str:
@@ -166,13 +239,35 @@ def _noun(path: Path) -> str:
             return "field"
 
 
-def _message(detail: ErrorDetails) -> str:
+def _message(detail: ErrorDetails, path: Path) -> str:
     """Return what is allowed and what was found, in terms of YAML instead of Python."""
-    seen = detail["input"]
-    if detail["type"] in _COMPLETE:
-        if isinstance(seen, dict) and [*seen.values()] == [None]:
+    kind, seen = detail["type"], detail["input"]
+    if kind == "value_error" or kind not in _PYDANTIC_TYPES:  # one of our own, which contains the value
+        if isinstance(seen, dict) and [*seen.values()] == [None] and _is_stage(path):
             return f"a stage without options is written {next(iter(seen))}: {{}}"
         return detail["msg"].removeprefix("Value error, ")
-    message = re.sub(r"^(Input|String|Tuple|Value) should ", "must ", detail["msg"])
-    message = re.sub(r" after validation, not \d+$", "", message).replace("be an object", "be a mapping")
-    return f"{message}, got {_BRIEF.repr(seen)}"
+    context = {key: _plain(value) for key, value in detail.get("ctx", {}).items()}
+    count = context.get("max_length", context.get("min_length", 0))
+    items = ("character" if isinstance(seen, str) else "item") + ("" if count == 1 else "s")
+    allowed = _ALLOWED.get(kind, detail["msg"]).format_map({**context, "items": items})
+    allowed = _PATTERNS.get(context.get("pattern", ""), allowed)
+    return f"{allowed}, got {_BRIEF.repr(seen)}{_hint(kind, seen, context)}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a bound without the decimals that a whole number does not need."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _hint(kind: str, seen: Any, context: Mapping[str, Any]) -> str:
+    """Return what to write instead, for the mistakes that YAML makes easy; "" for others."""
+    if kind in ("literal_error", "enum") and isinstance(seen, str):
+        return did_you_mean(seen, re.findall("'([^']*)'", context["expected"]))
+    if kind == "string_type" and isinstance(seen, bool | int | float):
+        return "; write it in quotes"
+    is_quoted = isinstance(seen, str) and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", seen)
+    return "; write it without quotes" if kind in _NUMBERS and is_quoted else ""
+
+
+def _is_stage(path: Path) -> bool:
+    return isinstance(path[-1], int) and path[-2] in _STAGE_LISTS

@@ -136,7 +136,12 @@ def test_another_policy_says_what_it_would_have_done(command: Command, here: Rol
 
 
 WRONG: dict[str, tuple[str, str]] = {
-    "a field that is none": ("steps: [{wait: 5}]\n", "is not a rollout policy: steps.0"),
+    "a field that is none": ("steps: [{wait: 5}]\n", "policy.yaml: the policy: steps[0]: unknown field 'wait'"),
+    "a text for a number": (
+        "alpha: '0.1'\n",
+        "the policy: alpha: must be a number, got '0.1'; write it without quotes",
+    ),
+    "a date": ("alpha: 2020-01-01\n", "the policy: alpha: must be a number, got '2020-01-01'"),
     "two documents": ("alpha: 0.1\n---\nalpha: 0.2\n", "must have one document with a policy, got 2"),
     "a model without one": ("kind: SegmentationModel\nspec: {}\n", "has no spec.rollout"),
     "no mapping": ("- 5\n", "must hold resources or a policy"),

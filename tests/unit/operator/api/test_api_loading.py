@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from segserve_builder.families import FAMILIES
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
+from segserve_operator.api.documents import read_documents
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import dump, load, parse
+from segserve_operator.api.resources import KINDS
+from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.triton_pool import TritonPool
 
@@ -76,7 +81,8 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
         pytest.param(
             "150",
             "'150'",
-            "19:37: spec.postprocess[1].removeSmallRegions.minArea: must be a valid integer, got '150'",
+            "19:37: spec.postprocess[1].removeSmallRegions.minArea: must be a whole number, got '150'; "
+            "write it without quotes",
             id="a string is no number",
         ),
         pytest.param(
@@ -141,7 +147,7 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
         pytest.param(
             "abc\n    prov",
             "ABC\n    prov",
-            "7:13: spec.artifact.sha256: must match pattern '^[0-9a-f]{64}$', got '0f000",
+            "7:13: spec.artifact.sha256: must be 64 hexadecimal digits in lower case, got '0f000",
             id="digest in capitals",
         ),
         pytest.param(
@@ -161,7 +167,7 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
         pytest.param(
             "name: coin,",
             "name: no,",
-            "13:21: spec.classes[1].name: must be a valid string, got False",
+            "13:21: spec.classes[1].name: must be a string, got False; write it in quotes",
             id="a word that is a boolean",
         ),
         pytest.param(
@@ -269,9 +275,7 @@ def test_stages_that_do_not_end_in_an_answer_are_refused(coins_value: dict[str, 
 def test_a_problem_of_a_store_has_a_path_and_no_line(coins_value: dict[str, Any]) -> None:
     coins_value["spec"]["runtime"]["instances"] = 0
 
-    with pytest.raises(
-        SpecError, match=r"^store: spec\.runtime\.instances: must be greater than or equal to 1, got 0$"
-    ):
+    with pytest.raises(SpecError, match=r"^store: spec\.runtime\.instances: must be at least 1, got 0$"):
         parse(coins_value, "store")
 
 
@@ -335,3 +339,68 @@ def test_every_registered_stage_and_family_is_named_where_one_is_unknown(coins_t
         (coins_text.replace("semantic-logits", "xyz"), FAMILIES),
     ):
         assert problems_of(text)[0].endswith(f"known: {', '.join(sorted(known))}")
+
+
+WRONG_VALUES: tuple[Any, ...] = ("", "12", "é" * 3000, 1.5, -1, 10**12, True, [None] * 100, {"a": None}, None)
+PYDANTIC_WORDS = re.compile(
+    r"[Ii]nput |[Vv]alue error|[Ss]hould|[Dd]ictionary|[Tt]uple|unable to parse|a valid|after validation|in year"
+    r"|equal to|timezone info"
+)
+
+
+def paths(schema: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    yield path
+    for name, field in schema.get("properties", {}).items():
+        yield from paths(field, (*path, name))
+    for key, inner in (("items", 0), ("additionalProperties", "a")):
+        if isinstance(schema.get(key), dict):
+            yield from paths(schema[key], (*path, inner))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_message_is_in_the_words_of_the_library(kind: str) -> None:
+    """Each field gets values of other types, sizes and forms; the fields that are missing then are told too."""
+    wrong = set()
+    for path in paths(structural_schema(KINDS[kind].type)):
+        for seen in WRONG_VALUES if path else ():
+            value = seen
+            for part in reversed(path):
+                value = [value] if isinstance(part, int) else {part: value}
+            try:
+                parse({"apiVersion": "segserve.dev/v1alpha1", "kind": kind, **value}, "it")
+            except SpecError as error:
+                wrong |= {str(each) for each in error.problems if PYDANTIC_WORDS.search(each.message)}
+    assert wrong == set()
+
+
+HINTS = {
+    "a choice": ("encoding: png", "encoding: pngg", "'raw', got 'pngg' (did you mean 'png'?)"),
+    "a quoted number": ("minArea: 150", "minArea: '150'", "must be a whole number, got '150'; write it without quotes"),
+    "a number that is a name": ("name: coin,", "name: 5,", "must be a string, got 5; write it in quotes"),
+    "a large bound": ("minArea: 150", "minArea: -1", "must be at least 1, got -1"),
+    "a null for what is no stage": ("keepPrevious: 1h", "keepPrevious: {a: null}",
+                                    "must be a duration such as 1h, 90s or 1h30m, got {'a': None}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HINTS)
+def test_a_message_says_what_to_write_instead(case: str, coins_text: str) -> None:
+    right, wrong, said = HINTS[case]
+    assert right in coins_text
+
+    (problem,) = problems_of(coins_text.replace(right, wrong))
+
+    assert problem.endswith(said)
+
+
+def test_an_annotation_of_ours_that_nothing_reads_is_told_in_a_file_and_kept_in_a_store(coins_text: str) -> None:
+    annotations = "annotations: {segserve.dev/abrot: x, example.org/abrot: x, segserve.dev/abort: coins-1}"
+    text = coins_text.replace("{name: coins}", f"{{name: coins, {annotations}}}")
+    assert text != coins_text
+
+    (problem,) = problems_of(text)
+
+    assert re.match(r"model\.yaml:3:39: metadata\.annotations: unknown annotation 'segserve\.dev/abrot'", problem)
+    assert "(did you mean 'segserve.dev/abort'?); known: segserve.dev/abort, " in problem
+    stored = parse(read_documents(text, "store")[0].value, "store")
+    assert stored.metadata.annotations["segserve.dev/abrot"] == "x"

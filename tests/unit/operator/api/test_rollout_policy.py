@@ -79,7 +79,7 @@ def test_a_policy_does_not_change_the_revision(coins_value: dict[str, Any]) -> N
                      "slo.p95Milliseconds: a higher percentile needs a latency at least as long as a lower one's: "
                      "p50Milliseconds is 200, p95Milliseconds is 100", id="p95 before p50"),
         pytest.param({"p50Milliseconds": 200, "p99Milliseconds": 100}, "slo.p99Milliseconds", id="p99 before p50"),
-        pytest.param({"errorPercent": 0}, "slo.errorPercent: must be greater than 0, got 0", id="no budget at all"),
+        pytest.param({"errorPercent": 0}, "slo.errorPercent: must be more than 0, got 0", id="no budget at all"),
     ],
 )  # fmt: skip
 def test_an_slo_that_cannot_be_measured_is_refused(coins_value: dict[str, Any], slo: Any, said: str) -> None:
@@ -100,7 +100,7 @@ def test_latencies_of_two_digits_are_taken(coins_value: dict[str, Any], millisec
         pytest.param({"steps": [{"weight": 20}, {"weight": 10}]},
                      "rollout.steps[1].weight: weights must increase from step to step, got 10 after 20", id="falling"),
         pytest.param({"steps": [{"weight": 20}, {"weight": 20}]}, "got 20 after 20", id="the same weight twice"),
-        pytest.param({"steps": [{"weight": 100}]}, "steps[0].weight: must be less than or equal to 99", id="all"),
+        pytest.param({"steps": [{"weight": 100}]}, "steps[0].weight: must be at most 99", id="all"),
         pytest.param({"steps": [{"weight": 5, "minDuration": "10m", "maxDuration": "90s"}]},
                      "steps[0].minDuration: minDuration must not be longer than maxDuration, got 10m and 1m30s",
                      id="over first"),
@@ -108,7 +108,7 @@ def test_latencies_of_two_digits_are_taken(coins_value: dict[str, Any], millisec
         pytest.param({"strategy": "blueGreen", "steps": [{"weight": 10}]},
                      "rollout.steps: steps are for the strategy canary", id="steps of what has none"),
         pytest.param({"deadline": "0s"}, "rollout.deadline: must be longer than 0s, got 0s", id="no time"),
-        pytest.param({"alpha": 0.5}, "rollout.alpha: must be less than or equal to 0.2", id="too many false alarms"),
+        pytest.param({"alpha": 0.5}, "rollout.alpha: must be at most 0.2", id="too many false alarms"),
         pytest.param({"gates": [{"gate": "latency"}, {"gate": "latency"}]},
                      "rollout.gates[1]: each gate and each name may be listed only once: gates[0] is 'latency'",
                      id="a gate twice"),
@@ -123,7 +123,7 @@ def test_latencies_of_two_digits_are_taken(coins_value: dict[str, Any], millisec
         pytest.param({"gates": [{"gate": "latency", "url": "http://a"}]},
                      "rollout.gates[0]: unknown field 'url'; known: alphaShare, gate", id="a field of another gate"),
         pytest.param({"gates": [{"gate": "goldenQuality", "minIou": 2}]},
-                     "rollout.gates[0].minIou: must be less than or equal to 1", id="more than all"),
+                     "rollout.gates[0].minIou: must be at most 1", id="more than all"),
     ],
 )  # fmt: skip
 def test_a_policy_that_cannot_be_followed_is_refused_with_its_place(

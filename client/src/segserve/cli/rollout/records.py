@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,6 +18,7 @@ from segserve.cli.rollout.status import decision_document, stamp
 from segserve.platforms.port import ROLLOUT, Json, Platform
 from segserve.platforms.rollouts.rollout_view import chunked_rows, is_written, record_of, state_of
 from segserve.platforms.rollouts.words import span
+from segserve_operator.api.loading import parse_value
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record
@@ -90,7 +91,10 @@ def record_of_name(platform: Platform, name: str) -> Record:
 
 
 def policy_from_file(path: Path) -> RolloutPolicy:
-    """Return the policy in a file: a model with `spec.rollout`, or the policy itself; raises `CommandError`."""
+    """Return the policy in a file: a model with `spec.rollout`, or the policy itself.
+
+    Raises `CommandError`, and `SpecError` with every problem of the policy.
+    """
     documents = _documents(path)
     if len(documents) != 1:
         raise CommandError(f"{path} must have one document with a policy, got {len(documents)}")
@@ -99,11 +103,8 @@ def policy_from_file(path: Path) -> RolloutPolicy:
         value = (value.get("spec") or {}).get("rollout") or {}
         if not value:
             raise CommandError(f"{path} has no spec.rollout")
-    try:
-        return RolloutPolicy.model_validate(value)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise CommandError(f"{path} is not a rollout policy: {problems}") from error
+    plain = json.loads(json.dumps(value, default=str))  # YAML has dates, which no field takes
+    return parse_value(RolloutPolicy, plain, f"{path}: the policy")
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
