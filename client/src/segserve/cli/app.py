@@ -93,9 +93,15 @@ def segserve(
 for _panel, _commands in COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel, epilog=epilog(_command.__name__))(_command)
-app.add_typer(rollouts.rollout, name="rollout", rich_help_panel="Models")
-app.add_typer(building.golden, name="golden", rich_help_panel="Tools")
-app.add_typer(building.runtime, name="runtime", rich_help_panel="Local platform")
+for _name, _group, _panel in (
+    ("rollout", rollouts.rollout, "Models"),
+    ("golden", building.golden, "Tools"),
+    ("runtime", building.runtime, "Local platform"),
+):
+    for _info in _group.registered_commands:
+        assert _info.callback is not None, "the decorator sets it"
+        _info.epilog = epilog(f"{_name} {_info.name or _info.callback.__name__}")
+    app.add_typer(_group, name=_name, rich_help_panel=_panel)
 
 
 def main() -> None:

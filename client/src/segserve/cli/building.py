@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 import typer
 
 from segserve.cli.errors import CommandError, needs
-from segserve.cli.examples import epilog
 from segserve.cli.image_files import images_in
 from segserve.cli.installation import installation_progress
 from segserve.cli.options import model_names
@@ -178,7 +177,7 @@ def golden_digest(folder: Annotated[Path, typer.Argument(help="Folder with golde
     typer.echo(folder_digest(folder))
 
 
-golden.command("record", epilog=epilog("golden record"))(record)
+golden.command("record")(record)
 
 
 @runtime.command("install")

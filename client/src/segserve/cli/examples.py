@@ -52,6 +52,23 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "calibrate": ("segserve calibrate photos/ labels/ -f model.yaml",),
     "golden record": ("segserve golden record photos/ -f model.yaml",),
+    "golden digest": ("segserve golden digest golden/",),
+    "runtime install": ("segserve runtime install",),
+    "rollout status": ("segserve rollout status coins -w", "segserve rollout status coins -o json"),
+    "rollout list": ("segserve rollout list", "segserve rollout list coins -o yaml"),
+    "rollout plan": ("segserve rollout plan -f model.yaml --rps 50 --minutes 30",),
+    "rollout replay": (
+        "segserve rollout replay coins",
+        "segserve rollout replay coins-ba49ef2491-6b00f192 --with stricter.yaml",
+    ),
+    "rollout bundle": ("segserve rollout bundle coins", "segserve rollout bundle coins -o - | tar -tzf -"),
+    "rollout promote": ("segserve rollout promote coins",),
+    "rollout abort": ("segserve rollout abort coins --timeout 30s",),
+    "rollout pause": ("segserve rollout pause coins",),
+    "rollout resume": ("segserve rollout resume coins",),
+    "rollout retry": ("segserve rollout retry coins",),
+    "rollout rollback": ("segserve rollout rollback coins -n vision",),
+    "rollout skip-gate": ("segserve rollout skip-gate latency coins",),
     "completion": ("source <(segserve completion bash)", "segserve completion fish | source"),
 }
 

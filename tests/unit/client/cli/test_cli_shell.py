@@ -51,13 +51,14 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
-def test_every_command_explains_itself_and_each_of_its_options(command: Command, path: tuple[str, ...]) -> None:
+def test_every_command_explains_itself_and_each_of_its_options_and_ends_with_examples(command: Command, path: tuple[str, ...]) -> None:
     code, printed, _ = command(*path, "--help")
 
     assert code == 0
     assert all(parameter.help for parameter in ALL[path].params), [p.name for p in ALL[path].params if not p.help]
     assert ANSI.search(printed) is None
-    for example in EXAMPLES.get(" ".join(path), ()):
+    assert EXAMPLES[" ".join(path)]
+    for example in EXAMPLES[" ".join(path)]:
         assert " ".join(example.split()) in " ".join(printed.replace("•", " ").split())
 
 
