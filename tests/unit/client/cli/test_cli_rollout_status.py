@@ -302,6 +302,24 @@ def test_each_phase_has_its_sentence(phase: Phase) -> None:
     assert drawn(records.seen(standing=records.standing(phase=phase)))[0] == ENDINGS[phase]
 
 
+@pytest.mark.parametrize(
+    ("phase", "missing"),
+    [
+        (Phase.PENDING, "its servers to load and prove it"),
+        (Phase.GOLDEN, "its golden images to be judged"),
+        (Phase.PROGRESSING, "about 1,900 more requests to the candidate"),
+        (Phase.BAKING, "the end of the bake, in 6m11s"),
+    ],
+)
+def test_each_phase_says_what_is_missing(phase: Phase, missing: str) -> None:
+    record = records.record()
+    progress = replace(record.progress, phase=np.array(phase, np.int8), step_since_s=np.array(records.STARTED_S + 41))
+    standing = records.standing(phase=phase)
+    found = record if phase is Phase.PROGRESSING else replace(record, progress=progress)
+
+    assert f"waits for ◐ {missing} |" in said(records.seen(standing=standing, record=found))
+
+
 def test_a_rollback_names_the_gate_and_what_it_found() -> None:
     numbers = {"candidate_requests": 120.0, "candidate_errors": 6.0, "stable_requests": 2280.0, "stable_errors": 0.0}
     breach = Verdict("errorRate", Outcome.BREACH, "WorseThanStable", "5 % of 120 ...", 1.0, numbers)

@@ -110,13 +110,13 @@ def held(view: RolloutView, outlook: Forecast) -> bool:
 def awaited(view: RolloutView, outlook: Forecast | None) -> str:
     """Return what is still awaited; empty if nothing is, or if it is not known."""
     standing, name = view.standing, view.model
-    if standing.phase is Phase.PENDING:
-        return standing.message if standing.reason != "Proving" else "its servers"
     if standing.paused:
         by = _by(view, "pause")
         return f"you, as it is paused{by}: `segserve rollout resume {name}` continues"
     if standing.reason in (DEADLINE_PASSED, TOO_OFTEN):
         return f"you, as {standing.message}: `segserve rollout promote {name}` or `abort`"
+    if standing.phase is Phase.PENDING:
+        return "its servers to load and prove it"
     if outlook is None:
         return ""
     match outlook.wait:
