@@ -11,7 +11,7 @@
 import numpy as np
 from PIL import Image
 
-from segserve import BadRequestError, Client
+from segserve import BadRequestError, Client, SemanticResult
 
 grey = np.asarray(Image.open("examples/coins/coins.png"))
 client = Client()
@@ -25,7 +25,8 @@ print(client.model_info("coins").pixels)
 colour = np.dstack([grey, grey, grey])
 with_alpha = np.dstack([colour, np.full_like(grey, 7)])
 deep = grey.astype(np.uint16) * 257
-labels = [client.segment(array, model="coins").labels for array in (grey, colour, with_alpha, deep)]
+arrays = (grey, colour, with_alpha, deep)
+labels = [client.segment(array, model="coins", expect=SemanticResult).labels for array in arrays]
 print([bool((each == labels[0]).all()) for each in labels])
 # > [True, True, True, True]
 
@@ -34,7 +35,8 @@ print([bool((each == labels[0]).all()) for each in labels])
 
 # %%
 twelve_bits = grey.astype(np.uint16) << 4
-print(bool((client.segment(twelve_bits << 4, model="coins").labels == labels[0]).all()))
+scaled = client.segment(twelve_bits << 4, model="coins", expect=SemanticResult)
+print(bool((scaled.labels == labels[0]).all()))
 # > True
 
 # %% [markdown]

@@ -12,11 +12,12 @@
 # %%
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 
-from segserve import AsyncClient, BadRequestError, OverloadedError
+from segserve import AsyncClient, BadRequestError, InstanceResult, OverloadedError
 
 photo = Path("examples/coins/coins.png")
 
@@ -24,7 +25,7 @@ photo = Path("examples/coins/coins.png")
 async def count_coins(client: AsyncClient, body: bytes) -> tuple[int, dict[str, object]]:
     """Return the status and JSON body; a FastAPI, aiohttp or Starlette handler looks the same."""
     try:
-        result = await client.segment(body, model="coins-instances", timeout_s=20)
+        result = await client.segment(body, model="coins-instances", expect=InstanceResult, timeout_s=20)
     except BadRequestError as error:
         return 400, {"error": error.message}
     except OverloadedError:
@@ -74,7 +75,7 @@ asyncio.run(main())
 async def first_three() -> None:
     from contextlib import aclosing
 
-    async def images():
+    async def images() -> AsyncIterator[Path]:
         while True:
             yield photo
 

@@ -25,7 +25,8 @@ for model in client.models.list():
 
 # %%
 coins = client.models.get("coins")
-print(coins.status.roles.stable.revision, coins.status.weight)
+if coins.status.roles.stable is not None:  # None until the first revision serves
+    print(coins.status.roles.stable.revision, coins.status.weight)
 # > coins-... 100
 
 # %% [markdown]

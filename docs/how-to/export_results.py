@@ -12,12 +12,12 @@
 import json
 from pathlib import Path
 
-from segserve import Client
+from segserve import Client, InstanceResult
 from segserve.exports.label_studio import labelling_config
 
 photo = Path("examples/coins/coins.png")
 with Client() as client:
-    result = client.segment(photo, model="coins-instances")
+    result = client.segment(photo, model="coins-instances", expect=InstanceResult)
 
 # %% [markdown]
 # COCO is read by pycocotools, supervision, FiftyOne and most training frameworks.
@@ -54,5 +54,5 @@ print([len(one["result"]) for one in task["predictions"]])
 
 # %%
 detections = result.to_supervision()
-print(detections.mask.shape, detections.data["class_name"][0])
-# > (24, 303, 384) coin
+print(len(detections), detections.data["class_name"][0])
+# > 24 coin

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from segserve import Client
-from segserve.tiled import open_result
+from segserve.tiled import TiledObjects, TiledSemanticResult, open_result
 from segserve.tiled.exports import write_geojson
 
 photo = np.asarray(Image.open("examples/coins/coins.png"))
@@ -26,10 +26,11 @@ client = Client()
 
 # %% [markdown]
 # `segment_tiled` cuts the image into overlapping tiles. The defaults are `tile=1024, overlap=128`; this image is
-# small. TIFF files, zarr arrays and memory maps are read tile by tile, so they need not fit into memory.
+# small. TIFF files, zarr arrays and memory maps are read tile by tile, so they need not fit into memory. `expect`
+# names the type of the result, for editors and type checkers.
 
 # %%
-labels = client.segment_tiled(table, model="coins", tile=512, overlap=128)
+labels = client.segment_tiled(table, model="coins", expect=TiledSemanticResult, tile=512, overlap=128)
 print(labels.labels.shape, labels.tiles)
 # > (606, 1152) 6
 
@@ -38,8 +39,8 @@ print(labels.labels.shape, labels.tiles)
 # only the missing tiles. Here none are missing.
 
 # %%
-client.segment_tiled(table, model="coins", tile=512, overlap=128, out="labels")
-again = client.segment_tiled(table, model="coins", tile=512, overlap=128, out="labels")
+for _ in range(2):
+    again = client.segment_tiled(table, model="coins", expect=TiledSemanticResult, tile=512, overlap=128, out="labels")
 print(again.sent, again.labels.shape, again.labels.dtype)
 # > 0 (606, 1152) uint8
 
@@ -47,7 +48,9 @@ print(again.sent, again.labels.shape, again.labels.dtype)
 # Objects are merged across tile borders: a coin that appears in four tiles is counted once.
 
 # %%
-found = client.segment_tiled(table, model="coins-instances", tile=384, overlap=192, out="found", id_map=True)
+found = client.segment_tiled(
+    table, model="coins-instances", expect=TiledObjects, tile=384, overlap=192, out="found", id_map=True
+)
 print(len(found), max(len(coin.tiles) for coin in found) > 1)
 # > 144 True
 
@@ -55,7 +58,7 @@ print(len(found), max(len(coin.tiles) for coin in found) > 1)
 # Each object's mask covers only its own box. Iterate over the objects, or export them.
 
 # %%
-coin = next(iter(open_result("found")))
+coin = next(iter(open_result("found", expect=TiledObjects)))
 print(coin.class_name, coin.mask.dtype, coin.area == coin.mask.sum())
 # > coin bool True
 write_geojson(found, Path("coins.geojson"))

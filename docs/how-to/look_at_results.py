@@ -13,11 +13,11 @@
 import csv
 from pathlib import Path
 
-from segserve import Client
+from segserve import Client, InstanceResult
 
 photo = "examples/coins/coins.png"
 with Client() as client:
-    result = client.segment(photo, model="coins-instances")
+    result = client.segment(photo, model="coins-instances", expect=InstanceResult)
 print(result)
 # > <InstanceResult of 384 x 303 by coins-instances-...: 24 coin>
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from segserve import Client, Failure
+from segserve import Client, Failure, SemanticResult
 
 photo = Image.open("examples/coins/coins.png")
 folder = Path("images")
@@ -31,7 +31,7 @@ paths = sorted(folder.glob("*.png"))
 
 # %%
 with Client() as client:
-    results = client.segment_many(paths, model="coins", in_flight=8)
+    results = client.segment_many(paths, model="coins", expect=SemanticResult, in_flight=8)
     with Path("coins.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", "pixels of coins"])

@@ -12,16 +12,18 @@
 import json
 from pathlib import Path
 
-from segserve import Client
+from segserve import Client, InstanceResult, SemanticResult
 
 photo = "examples/coins/coins.png"
 client = Client()
 
 # %% [markdown]
-# An instance model returns one object per coin, sorted by score. Masks are decoded on first access.
+# An instance model returns one object per coin, sorted by score. Masks are decoded on first access. `expect` names the
+# type of the result, so that editors and type checkers know it; a model of another kind is refused. Without `expect`
+# any model will do.
 
 # %%
-found = client.segment(photo, model="coins-instances")
+found = client.segment(photo, model="coins-instances", expect=InstanceResult)
 best = found.instances[0]
 print(len(found.instances), best.class_name, best.mask.shape, best.mask.dtype)
 # > 24 coin (303, 384) bool
@@ -30,7 +32,7 @@ print(len(found.instances), best.class_name, best.mask.shape, best.mask.dtype)
 # A semantic model returns a label map and the number of pixels of each class.
 
 # %%
-labels = client.segment(photo, model="coins")
+labels = client.segment(photo, model="coins", expect=SemanticResult)
 print(labels.labels.shape, sorted(labels.areas))
 # > (303, 384) ['background', 'coin']
 

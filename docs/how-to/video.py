@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from segserve import Client
+from segserve import Client, SemanticResult
 
 photo = np.asarray(Image.open("examples/coins/coins.png"))
 
@@ -30,7 +30,8 @@ def camera(frames: int) -> Iterator[np.ndarray]:
 
 # %%
 client = Client()
-for number, result in enumerate(client.segment_stream(camera(4), model="coins", stream_id="door")):
+stream = client.segment_stream(camera(4), model="coins", expect=SemanticResult, stream_id="door")
+for number, result in enumerate(stream):
     print(number, result.labels.shape)
 # > 0 (303, 200)
 # > 1 (303, 200)
@@ -51,8 +52,8 @@ print(sum(1 for _ in client.segment_stream(every_third, model="coins", stream_id
 # frames are BGR: send `frame[..., ::-1]`.
 
 # %%
-for result in client.segment_stream([photo, photo / 255, photo], model="coins", on_error="return"):
-    print(type(result).__name__)
+for outcome in client.segment_stream([photo, photo / 255, photo], model="coins", on_error="return"):
+    print(type(outcome).__name__)
 # > SemanticResult
 # > Failure
 # > SemanticResult

@@ -6,17 +6,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, overload
 
 import numpy as np
 
-from segserve.errors import CheckpointError, ImageTooLargeError
+from segserve.errors import CheckpointError, ImageTooLargeError, ResultTypeError
 from segserve.results.values import SegmentClass
 from segserve.tiled.checkpoint import read_json
 from segserve.tiled.merging import TiledObject
 
 RESULT: Final = "result.json"
 OBJECTS: Final = "objects.jsonl"
+TiledT = TypeVar("TiledT", bound="TiledSemanticResult | TiledObjects")
 MAX_TABLE_IN_MEMORY: Final = 536_870_912
 LABELS, IDS = "labels", "ids"
 
@@ -126,13 +127,31 @@ def read_objects(path: Path) -> Iterator[TiledObject]:
             yield object_of(json.loads(line))
 
 
-def open_result(folder: str | Path) -> TiledSemanticResult | TiledObjects:
-    """Open the result of `segment_tiled(..., out=folder)`; raises `CheckpointError` if there is no complete one."""
+@overload
+def open_result(folder: str | Path, *, expect: type[TiledT]) -> TiledT: ...
+@overload
+def open_result(folder: str | Path, *, expect: None = ...) -> TiledSemanticResult | TiledObjects: ...
+def open_result(folder: str | Path, *, expect: type[Any] | None = None) -> Any:
+    """Open the result of `segment_tiled(..., out=folder)`.
+
+    Raises `CheckpointError` if there is no complete one, and `ResultTypeError` if it is not of the type `expect`.
+    """
     folder = Path(folder)
     value = read_json(folder / RESULT)
     if value is None:
         raise CheckpointError(f"{str(folder)!r} has no {RESULT}: it holds no run, or an unfinished one")
+    check_expected(expect, value["kind"], f"{str(folder)!r} holds")
     return from_folder(folder, value, sent=0)
+
+
+def check_expected(expect: type[TiledResult] | None, kind: str, subject: str) -> None:
+    """Raise `ResultTypeError` if the result of a task is of another type; `subject` is who returns or holds it."""
+    returned: type[TiledResult] = TiledSemanticResult if kind == "semantic" else TiledObjects
+    if expect not in (None, returned):
+        raise ResultTypeError(
+            f"{subject} a {returned.__name__}: use expect={returned.__name__}, "
+            f"got {getattr(expect, '__name__', repr(expect))}"
+        )
 
 
 def from_folder(folder: Path, value: Mapping[str, Any], *, sent: int) -> TiledSemanticResult | TiledObjects:

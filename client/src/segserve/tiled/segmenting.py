@@ -10,13 +10,12 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
-from segserve.errors import ResultTypeError, RevisionChangedError
-from segserve.results.values import ModelInfo
+from segserve.errors import RevisionChangedError
 from segserve.tiled.clusters import ClientFactory, WorkerJob, send_all_on
 from segserve.tiled.grid import Tile
 from segserve.tiled.job import AsyncSegmenter, Segmenter
 from segserve.tiled.options import Options
-from segserve.tiled.results import TiledObjects, TiledResult, TiledSemanticResult
+from segserve.tiled.results import TiledObjects, TiledResult, TiledSemanticResult, check_expected
 from segserve.tiled.runs import Run, Tick, open_run
 from segserve.tiled.sources import PixelSource, by_path, open_source
 from segserve.tiled.tile_results import kind_of
@@ -43,7 +42,7 @@ def run_tiled(
         restarts = 0
         while True:
             info = client.model_info(options.model)
-            _check_expected(expect, info)
+            check_expected(expect, kind_of(info), f"in tiles, model {info.model!r} returns")
             try:
                 with open_run(source, info, options, for_workers=path is not None) as run:
                     with shown(progress, len(run.grid)) as run.tick:
@@ -73,7 +72,7 @@ async def run_tiled_async(
         restarts = 0
         while True:
             info = await client.model_info(options.model)
-            _check_expected(expect, info)
+            check_expected(expect, kind_of(info), f"in tiles, model {info.model!r} returns")
             opened = open_run(source, info, options, for_workers=False)
             # Both ends of the block touch the disk: the folder is made in the first and deleted in the second.
             run = await asyncio.to_thread(opened.__enter__)
@@ -89,18 +88,6 @@ async def run_tiled_async(
                 await asyncio.shield(asyncio.to_thread(opened.__exit__, None, None, None))
             restarts += 1
             options = replace(options, start_over=True)
-
-
-def _check_expected(expect: type[TiledResult] | None, info: ModelInfo) -> None:
-    """Raise `ResultTypeError` if tiles of the model give another type of result."""
-    returned: type[TiledResult] = TiledSemanticResult if kind_of(info) == "semantic" else TiledObjects
-    if expect not in (None, returned):
-        raise ResultTypeError(
-            f"in tiles, model {info.model!r} returns a {returned.__name__}: use expect={returned.__name__}, "
-            f"got {getattr(expect, '__name__', repr(expect))}",
-            model=info.model,
-            revision=info.revision,
-        )
 
 
 def _send_all(client: Segmenter, source: PixelSource, run: Run) -> None:
