@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
@@ -320,3 +321,13 @@ class SegmentationModel(ApiValue):
     def assigned(self) -> AssignedModel:
         """The assignment for agents that serve the model."""
         return self.spec.assigned(self.metadata.name)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield what tells models apart; a list of models with all their fields could not be read."""
+        ready, roles = self.status.condition(ConditionType.READY), self.status.roles
+        yield None, self.metadata.name
+        yield "ready", "Unknown" if ready is None else ready.status.value
+        if roles.stable is not None:
+            yield "stable", roles.stable.revision
+        if roles.candidate is not None:
+            yield from (("candidate", roles.candidate.revision), ("weight", self.status.weight))

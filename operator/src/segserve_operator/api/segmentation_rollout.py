@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -161,3 +161,8 @@ class SegmentationRollout(ApiValue):
     metadata: RecordMeta = Field(description="Name, labels and annotations.")
     spec: SegmentationRolloutSpec = Field(description="Revisions and policy of the rollout. Immutable.")
     status: SegmentationRolloutStatus = Field(default=SegmentationRolloutStatus(), description="State of the rollout.")
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield what tells rollouts apart."""
+        yield None, self.metadata.name
+        yield from (("phase", str(self.status.phase)), ("weight", self.status.weight), ("reason", self.status.reason))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
@@ -227,3 +228,8 @@ class TritonPool(ApiValue):
     metadata: ObjectMeta = Field(description="Name, labels and annotations.")
     spec: TritonPoolSpec = Field(default=TritonPoolSpec(), description="How the pool runs.")
     status: TritonPoolStatus = Field(default=TritonPoolStatus(), description="Observed state of the pool.")
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield what tells pools apart."""
+        yield None, self.metadata.name
+        yield from (("replicas", self.status.replicas), ("models", self.status.models), ("url", self.status.url))
