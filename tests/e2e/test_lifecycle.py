@@ -177,7 +177,7 @@ def test_up_in_front_of_a_terminal_shows_the_models_until_ctrl_c_stops_all_and_k
 
     assert os.waitstatus_to_exitcode(status) == 130
     assert f"http://127.0.0.1:{bed.port}" in shown
-    assert re.search(r"coins-instances: .* gets all requests  \([0-9.]+ s: .*golden images [0-9.]+ s", shown)
+    assert re.search(r"coins-instances: ready after [0-9.]+ s \(.*golden images [0-9.]+ s", shown)
     assert "Traceback" not in shown
     assert (bed.running.processes(), is_taken(bed.port)) == ([], False)
     assert "models removed: coins, coins-instances, coins-twostage" in bed.segserve("down").stdout

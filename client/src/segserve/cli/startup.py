@@ -12,8 +12,8 @@ from segserve.platforms.waiting import condition, readiness
 
 PHASES: Final = {
     "": "platform",
-    "Starting": "server start",
-    "NoServer": "server start",
+    "Starting": "server",
+    "NoServer": "server",
     "Fetching": "download",
     "Loading": "load",
     "Proving": "golden images",
@@ -22,6 +22,10 @@ PHASES: Final = {
     "Ready": "gateway",
 }
 """What a model waits for, by the reason of its condition; other reasons are shown as they are."""
+
+LEAST_S: Final = 0.05
+LEAST_SHARE: Final = 0.03
+"""Share of the time below which a phase is not worth a word."""
 
 
 def phase(manifest: Json) -> str:
@@ -57,7 +61,7 @@ class Startup:
                 continue
             if state.serves:
                 del self.waiting[name]
-                yield f"{name}: {state.text}{_times(phases)}"
+                yield f"{name}: ready{_times(phases)}"
             else:
                 phases[phase(manifest)] = phases.get(phase(manifest), 0.0) + passed_s
 
@@ -68,8 +72,8 @@ class Startup:
 
 
 def _times(phases: dict[str, float]) -> str:
-    long = {name: spent_s for name, spent_s in phases.items() if spent_s >= 0.05}
-    if not long:
+    total_s = sum(phases.values())
+    if total_s < LEAST_S:
         return ""
-    parts = ", ".join(f"{name} {spent_s:.1f} s" for name, spent_s in long.items())
-    return f"  ({sum(long.values()):.1f} s: {parts})"
+    parts = [f"{name} {spent_s:.1f} s" for name, spent_s in phases.items() if spent_s >= LEAST_SHARE * total_s]
+    return f" after {total_s:.1f} s ({', '.join(parts)})"

@@ -52,7 +52,7 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class AlignedTree:
     """Rows as aligned columns: name with guides, state, detail. A detail that is too wide is on lines of its own."""
 
     rows: Sequence[_Row]
@@ -107,7 +107,7 @@ def sign(colour: str, *, ascii_only: bool) -> str:
     return (_PLAIN_SIGNS if ascii_only else _SIGNS)[colour]
 
 
-def tree(nodes: Sequence[Node], *, ascii_only: bool) -> Tree:
+def tree(nodes: Sequence[Node], *, ascii_only: bool) -> AlignedTree:
     """Return the nodes as a renderable."""
     printed: set[str] = set()
     guides = _PLAIN_GUIDES if ascii_only else _GUIDES
@@ -117,7 +117,7 @@ def tree(nodes: Sequence[Node], *, ascii_only: bool) -> Tree:
         space, line = guides[:2]
         below = "".join(space if ended else line for ended in branch[1:]) + (line if node.below else space)
         rows.append(_Row(_name(node, branch, ascii_only=ascii_only), state, _detail(node, printed), below))
-    return Tree(rows)
+    return AlignedTree(rows)
 
 
 def _rows(nodes: Sequence[Node], branch: Branch) -> Iterator[tuple[Branch, Node]]:

@@ -30,12 +30,12 @@ def test_a_model_that_becomes_ready_has_a_line_with_the_time_of_each_phase() -> 
     assert startup.summary([moving("Proving")]) == "coins: golden images"
     lines += [*startup.ready_lines([model()]), *startup.ready_lines([model()])]
 
-    assert lines == ["coins: so it is  (5.5 s: server start 1.0 s, download 2.0 s, load 2.0 s, golden images 0.5 s)"]
+    assert lines == ["coins: ready after 5.5 s (server 1.0 s, download 2.0 s, load 2.0 s, golden images 0.5 s)"]
     assert list(startup.waiting) == ["roads"]
 
 
 def test_a_model_that_served_all_along_has_a_line_without_times() -> None:
-    assert list(Startup(["coins"]).ready_lines([model()])) == ["coins: so it is"]
+    assert list(Startup(["coins"]).ready_lines([model()])) == ["coins: ready"]
 
 
 @pytest.fixture
