@@ -29,10 +29,11 @@ from segserve.cli.options import (
     selected_platform,
     with_platform_options,
 )
+from segserve.cli.resources import check_local_files
 from segserve.cli.startup import Startup
 from segserve.cli.terminal import activity
 from segserve.platforms.local import POLL_S, LocalPlatform, check_state_folder, local_store
-from segserve.platforms.manifests import read_files
+from segserve.platforms.manifests import check_kinds, read_files
 from segserve.platforms.port import MODEL, Cluster, Json, Local, LogRequest
 from segserve.platforms.waiting import Serving, readiness
 
@@ -46,7 +47,7 @@ PORTS: Final = range(1, 65536)
 
 def up(
     files: Annotated[
-        list[Path] | None, typer.Option("--filename", "-f", help="Resource file to apply; may be repeated.")
+        list[Path] | None, typer.Option("--filename", "-f", help="Resource file or folder to apply; may be repeated.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as the models serve.")] = False,
     port: Annotated[int | None, typer.Option(help="Gateway port for HTTP and gRPC. Default: 8080.")] = None,
@@ -146,6 +147,8 @@ def apply_files(files: list[Path], port: int | None) -> list[str]:
     elif port is not None and not running.url.endswith(f":{port}"):
         raise CommandError(f"the platform runs at {running.url}; stop it with `segserve down` before changing --port")
     resources = read_files(files)
+    check_kinds(resources)
+    check_local_files(resources)
     for written, outcome in zip(resources, LocalPlatform().apply(resources), strict=True):
         typer.echo(f"{written.title} {outcome}")
     if port is not None:

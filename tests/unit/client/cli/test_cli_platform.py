@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
+from segserve.cli.changes import change_lines
 from segserve.cli.resources import model_description
 from segserve.platforms.errors import (
     ControlError,
@@ -65,6 +66,25 @@ def test_what_is_applied_again_is_unchanged_whatever_the_operator_writes(server:
 
     assert set(here.apply(read_file(COINS))) == {"unchanged"}
     assert here.apply(read_file(edited))[0] == "configured"
+
+
+def test_a_dry_run_asks_the_server_what_would_change_and_stores_nothing(server: FakeServer, tmp_path: Path) -> None:
+    here = server.platform()
+    first = here.preview(read_file(COINS))
+    stored_by_dry_run = here.models()
+    here.apply(read_file(COINS))
+    edited = tmp_path / "model.yaml"
+    edited.write_text(COINS.read_text().replace("minArea: 150", "minArea: 160"))
+
+    changes = here.preview(read_file(edited))
+
+    assert [change.outcome for change in first] == ["created"] * 3
+    assert stored_by_dry_run == []
+    assert [change.outcome for change in changes] == ["configured", "unchanged", "unchanged"]
+    assert [*change_lines(read_file(edited)[0], changes[0])][1:] == [
+        "  ~ spec.postprocess[1].removeSmallRegions.minArea: 150 -> 160"
+    ]
+    assert here.preview(read_file(COINS))[0].outcome == "unchanged"
 
 
 def test_a_conflict_names_who_else_set_the_field_and_force_takes_it_over(server: FakeServer) -> None:
