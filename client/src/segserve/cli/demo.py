@@ -41,7 +41,7 @@ def demo(
     with needs("local"):
         from segserve_operator.adapters.local.files import StateFolder
         from segserve_operator.adapters.local.runtime import compiling_the_rest
-        from segserve_operator.local_platform.supervisor import read_platform
+        from segserve_operator.local_platform.supervisor import end, read_platform
 
     folder = coins_folder()
     # In the usual place of temporary files: the path of Envoy's admin socket must be short.
@@ -62,7 +62,8 @@ def demo(
                 with compiling_the_rest(runtime):
                     lifecycle.show_until_interrupted(state)
         finally:
-            lifecycle.end_platform(state, keep=False)
+            end(state)
+            typer.echo("the demo's platform was stopped")
 
 
 def coins_folder() -> Path:
