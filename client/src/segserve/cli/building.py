@@ -12,6 +12,7 @@ from segserve.cli.errors import CommandError, needs
 from segserve.cli.image_files import images_in
 from segserve.cli.installation import installation_progress
 from segserve.cli.options import model_names
+from segserve.cli.terminal import spinner
 from segserve.platforms.manifests import read_files
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ def record(
         folder = _folder(resource, output)
         _clear(folder)
         pipeline = resource.spec.pipeline(resource.metadata.name)
-        digest, answers = write_golden(loaded(resource, pipeline), files, folder)
-        results = write_previews(answers, resource, folder.parent / "preview")
+        with spinner(f"running {resource.metadata.name}'s network on images of {images}"):
+            digest, answers = write_golden(loaded(resource, pipeline), files, folder)
+            results = write_previews(answers, resource, folder.parent / "preview")
     for image, result in zip(files, results, strict=False):
         typer.echo(f"{image.name}: {result!r}")
     typer.echo(_pinned(file, resource, folder, digest))

@@ -18,7 +18,7 @@ from segserve.cli.changes import change_lines
 from segserve.cli.errors import CommandError
 from segserve.cli.models_view import latest_record, model_text, models_table
 from segserve.cli.options import PlatformOptions, model_names, seconds, selected_platform, with_platform_options
-from segserve.cli.terminal import print_whole, wide_enough
+from segserve.cli.terminal import activity, print_whole, wide_enough
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.manifests import STDIN, check_kinds, read_files
 from segserve.platforms.port import MODEL, POOL, Json, ParsedResource, Platform
@@ -266,11 +266,12 @@ def wait(
             platform.model(name)  # an unknown model is the nearer cause
         if waiting:
             raise CommandError(f"{NO_PLATFORM}; nothing would change {', '.join(waiting)}")
-    for name in names:
-        if target is WaitCondition.DELETE:
-            wait_for(platform, Gone(MODEL, name), deadline_s, timeout)
-        else:
-            typer.echo(f"{name}: {wait_serving(platform, name, deadline_s, timeout)}")
+    with activity(f"waiting for {', '.join(names)}") as shown:
+        for name in names:
+            if target is WaitCondition.DELETE:
+                wait_for(platform, Gone(MODEL, name), deadline_s, timeout)
+            else:
+                shown.line(f"{name}: {wait_serving(platform, name, deadline_s, timeout)}")
 
 
 def frames(platform: Platform, name: str | None, *, wide: bool) -> Iterator[RenderableType]:

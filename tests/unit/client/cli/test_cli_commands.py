@@ -179,6 +179,7 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     ),
     "an unknown option": (["get", "--nope"], 2, "No such option"),
     "an unknown format": (["get", "-o", "xml"], 2, "Invalid value"),
+    "a timeout that is none": (["wait", "coins", "--timeout", "soon"], 2, "such as 1h, 90s or 1h30m"),
 }  # fmt: skip
 
 

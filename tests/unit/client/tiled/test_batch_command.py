@@ -85,6 +85,12 @@ def test_the_map_of_an_object_model_is_that_of_its_ids(world: World, images: Pat
         assert len(np.unique(np.asarray(picture))) == len(open_result(tmp_path / "out" / "a")) + 1
 
 
+def test_one_tile_is_not_called_tiles(world: World, images: Path, tmp_path: Path) -> None:
+    result = run(world, "classes", images / "a.png", "--out", tmp_path / "out", "--tile", "1024")
+
+    assert ", 1 tile (1 sent), " in result.stdout
+
+
 def test_an_image_that_fails_is_named_and_does_not_hold_up_the_others(
     world: World, images: Path, tmp_path: Path
 ) -> None:
