@@ -86,7 +86,10 @@ def test_the_map_of_an_object_model_is_that_of_its_ids(world: World, images: Pat
 
 
 def test_one_tile_is_not_called_tiles(world: World, images: Path, tmp_path: Path) -> None:
-    result = run(world, "classes", images / "a.png", "--out", tmp_path / "out", "--tile", "1024")
+    with Image.open(images / "a.png") as image:
+        image.crop((0, 0, 100, 90)).save(images / "small.png")
+
+    result = run(world, "classes", images / "small.png", "--out", tmp_path / "out")
 
     assert ", 1 tile (1 sent), " in result.stdout
 
