@@ -153,7 +153,7 @@ class BadImageError(BuilderError):
     reason = "BadImage"
 
 
-class ImageTooLargeError(BadImageError):
+class ImageMemoryError(BadImageError):
     """An image needs more memory than a step may use."""
 
     reason = "ImageTooLarge"

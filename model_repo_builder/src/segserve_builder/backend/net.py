@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve_builder.backend.responses import error_response, input_array, response
-from segserve_builder.errors import BadImageError, ImageTooLargeError
+from segserve_builder.errors import BadImageError, ImageMemoryError
 from segserve_builder.memory import is_out_of_memory, limit_allocations
 from segserve_builder.steps.session import NetworkSession
 from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
@@ -69,5 +69,5 @@ class TritonPythonModel:
 
         if is_out_of_memory(error):
             height, width = given.shape[self._rows : self._rows + 2]
-            return ImageTooLargeError(f"the network's input of {height} x {width} pixels", self._limit_bytes)
+            return ImageMemoryError(f"the network's input of {height} x {width} pixels", self._limit_bytes)
         return BadImageError(str(error)) if isinstance(error, InvalidArgument) else error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import triton_python_backend_utils as pb_utils
 
-from segserve_builder.errors import BadImageError, ImageTooLargeError
+from segserve_builder.errors import BadImageError, ImageMemoryError
 from segserve_builder.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def respond(
             responses.append(response(answer(request)))
         except Exception as error:
             too_large = is_out_of_memory(error)
-            responses.append(error_response(ImageTooLargeError(describe(request), limit_bytes) if too_large else error))
+            responses.append(error_response(ImageMemoryError(describe(request), limit_bytes) if too_large else error))
     return responses
 
 
