@@ -75,6 +75,22 @@ def test_instances_as_arrays_keep_their_shape_where_there_are_none() -> None:
     assert instances().class_ids.tolist() == [1, 1]
 
 
+def test_masks_of_instances_are_stacked_in_their_order() -> None:
+    np.testing.assert_array_equal(instances().masks, coin_masks())
+    nothing = instances(
+        MASKS=items(), BOXES=np.zeros((0, 4), np.float32), SCORES=np.zeros(0, np.float32), CLASSES=np.zeros(0, np.int32)
+    )
+    assert (nothing.masks.shape, nothing.masks.dtype) == ((0, HEIGHT, WIDTH), np.bool_)
+
+
+def test_an_object_is_shown_with_the_digits_that_mean_something() -> None:
+    boxes = np.array([[8.123457, 8, 33, 33], [43, 5, 74, 36]], np.float32)
+
+    assert repr(instances(BOXES=boxes)[0]) == (
+        "Instance(box=(8.1, 8.0, 33.0, 33.0), score=0.930, class_id=1, class_name='coin')"
+    )
+
+
 def test_semantic_labels_areas_and_masks_agree() -> None:
     result = semantic()
     expected = coin_masks().any(axis=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from supervision import KeyPoints
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Detection:
     """One object; `box` is x1, y1, x2, y2 in pixels of the image."""
 
@@ -28,6 +28,13 @@ class Detection:
     score: float
     class_id: int
     class_name: str
+
+    def __repr__(self) -> str:
+        # Numbers of 32 bits have up to 17 digits as Python's floats, of which 7 say something.
+        rounded = {"box": f"({', '.join(f'{side:.1f}' for side in self.box)})", "score": f"{self.score:.3f}"}
+        names = (each.name for each in fields(self) if each.repr)
+        parts = (f"{name}={rounded.get(name) or repr(getattr(self, name))}" for name in names)
+        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 Found = TypeVar("Found", bound=Detection)
@@ -99,7 +106,7 @@ class Objects(Segmentation, Generic[Found]):
         return row | {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Instance(Detection):
     """One object with its mask."""
 
@@ -136,6 +143,14 @@ class InstanceResult(Objects[Instance]):
     def _found(self) -> tuple[Instance, ...]:
         return self.instances
 
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """All masks, bool (N, H, W): a new array of N * H * W bytes. Raises `ProtocolError` for a malformed mask."""
+        masks = np.zeros((len(self), *self.size), np.bool_)
+        for index, one in enumerate(self):
+            masks[index] = one.mask
+        return masks
+
     def annotations(self) -> Iterator[Annotation]:
         """Yield the instances in the form that exports share."""
         for number, one in enumerate(self, 1):
@@ -166,7 +181,7 @@ class InstanceResult(Objects[Instance]):
         return super()._row(index, found) | {"area": found.area}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KeypointDetection(Detection):
     """One object with its keypoints, float32 (K, 3): x, y and score; x and y in pixels of the image."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PanopticSegment(Detection):
     """One segment: a thing, or all of a class of stuff.
 
