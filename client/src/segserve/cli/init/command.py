@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import resource
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,10 +123,12 @@ def _refuse_to_overwrite(folder: Path, *, force: bool) -> None:
 
 @contextmanager
 def _bounded_memory() -> Iterator[None]:
-    """Let this process allocate twice what a step may: `init` holds a network and its answers, and ends before others.
+    """Let this process allocate twice what a step may, for the duration of the block; only Linux limits it."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
 
-    The limit is lifted afterwards.
-    """
     from segserve_builder.memory import STEP_LIMIT_VARIABLE, limit_allocations, step_limit_bytes
 
     before = resource.getrlimit(resource.RLIMIT_DATA)

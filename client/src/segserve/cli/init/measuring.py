@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -32,7 +32,7 @@ MEMORY_SHARE: Final = 0.75
 """Share of a step's limit that an image may take: ONNX Runtime's memory grows in pieces, up to a quarter too large."""
 REQUEST_SHARE: Final = 5 / 6
 """Share of the client's timeout that an image may take; the rest is for its way and for waiting."""
-KILL_AFTER_S: Final = 90.0
+KILL_AFTER_S: Final = 300.0
 KILLED: Final = (-signal.SIGKILL, -signal.SIGABRT)
 """Exit codes of a process that the kernel or the deadline ended, or C++ code that could not allocate."""
 CONVEX: Final = 1.5
@@ -133,7 +133,7 @@ def _measured(pipeline: Pipeline, artifact: Path, files: Mapping[int, Path], pro
     deadline = threading.Timer(KILL_AFTER_S, process.kill)
     deadline.start()
     runs: list[TrialRun] = []
-    last: dict[str, object] = {}
+    last: dict[str, Any] = {}
     try:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -143,10 +143,10 @@ def _measured(pipeline: Pipeline, artifact: Path, files: Mapping[int, Path], pro
         for line in process.stdout:
             last = json.loads(line)
             if "pixels" in last:
-                runs.append(TrialRun(**json.loads(line)))
+                runs.append(TrialRun(**last))
                 progress(f"measuring memory {min(len(runs) + 1, len(files))} of {len(files)}")
         process.stdout.close()
-        code = process.wait(KILL_AFTER_S)
+        code = process.wait()  # it has closed its output, and the deadline is still set
     finally:
         deadline.cancel()
         process.kill()

@@ -48,18 +48,25 @@ def _runs(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     limit_allocations()  # as in a step: what was loaded does not count
     _forget_peak()
     loaded, request = _status_bytes("VmRSS"), RequestOptions()
-    seconds, before = 0.0, 0
+    waited: list[tuple[int, float]] = []
     for text, path in order["images"].items():
         pixels, image = int(text), Path(path).read_bytes()
-        if before and seconds * pixels / before > RUN_S:
+        if len(waited) > 1 and _expected_s(waited, pixels) > RUN_S:
             return
-        for _ in range(1 if before else 2):  # the first run ever also loads kernels
-            started = time.perf_counter()
+        for _ in range(1 if waited else 2):  # the first run ever also loads kernels
+            started, cpu_started = time.perf_counter(), time.process_time()
             model.answer(image, request)
-            seconds = time.perf_counter() - started
-        before = pixels
+            wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+        waited.append((pixels, wall_s))
         allocated = max(_status_bytes("VmHWM") - loaded, 0)
-        yield {"pixels": pixels, "allocated": allocated, "seconds": seconds}
+        # On a machine that is busy with other things, the time on the processors is nearer to what a request takes.
+        yield {"pixels": pixels, "allocated": allocated, "seconds": min(wall_s, cpu_s)}
+
+
+def _expected_s(waited: list[tuple[int, float]], pixels: int) -> float:
+    """Return the seconds that an image is expected to take, by the two before it."""
+    (small, small_s), (large, large_s) = waited[-2:]
+    return large_s + max(large_s - small_s, 0.0) / (large - small) * (pixels - large)
 
 
 def _forget_peak() -> None:
