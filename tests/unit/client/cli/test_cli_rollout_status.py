@@ -100,6 +100,20 @@ def test_both_revisions_are_shown_with_what_they_get_now() -> None:
     assert lines[4] == f"◐ candidate 25 % 10 0.33 % 35 ms 74 ms {records.CANDIDATE}"
 
 
+def test_present_rates_are_those_since_the_weight_changed() -> None:
+    at_25 = Row(records.STARTED_S + 270, 15.0, 25, (450, 150), (0, 0))
+    at_50 = Row(records.STARTED_S + 280, 10.0, 50, (200, 200), (0, 0))
+    at_0 = Row(records.STARTED_S + 290, 10.0, 0, (400, 0), (0, 0))
+
+    stable, candidate = records.seen(record=records.record(rows=(at_25, at_50))).present_sides()
+    quarantined = records.seen(record=records.record(rows=(at_25, at_50, at_0))).present_sides()[1]
+    just_moved = records.seen(record=records.record(rows=(at_25, replace(at_50, seconds=1.0)))).present_sides()[1]
+
+    assert (stable.requests_per_second, candidate.requests_per_second) == (20.0, 20.0)
+    assert quarantined.requests_per_second == 0.0
+    assert just_moved.requests == 350
+
+
 def test_steps_are_done_current_and_to_come() -> None:
     lines = [words(line) for line in drawn(records.seen())]
 

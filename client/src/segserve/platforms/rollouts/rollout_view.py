@@ -20,6 +20,8 @@ from segserve_operator.mapping.packed_evidence import UnreadableRecordError, unp
 from segserve_operator.mapping.statuses import from_api
 
 REREAD_S: Final = 1.0
+SETTLED_S: Final = 5.0
+"""Time after a change of weight from which on the counts since then show the present rates."""
 _PROMOTED: Final = frozenset({Phase.BAKING, Phase.SUCCEEDED})
 
 
@@ -110,8 +112,11 @@ class RolloutView:
 
     def present_sides(self) -> tuple[Side, Side]:
         """Return the former revision and the new one, with their counts of the last half minute, or of longer where
-        requests are rare."""
-        return self._sides(() if self.record is None else present(self.record.rows))
+        requests are rare; after a change of weight, of the time since."""
+        rows = () if self.record is None else present(self.record.rows)
+        changed = max((number for number, row in enumerate(rows) if row.weight != rows[-1].weight), default=-1) + 1
+        settled = rows[changed:]
+        return self._sides(settled if sum(row.seconds for row in settled) >= SETTLED_S else rows)
 
     def latest_sides(self, seconds: float) -> tuple[Side, Side]:
         """Return the former revision and the new one, with their counts of the last `seconds` that are recorded."""
