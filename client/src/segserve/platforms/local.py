@@ -25,6 +25,7 @@ from segserve.platforms.port import (
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.store import LocalStore
+    from segserve_operator.local_platform.supervisor import PlatformRecord
 
 POLL_S: Final = 0.2
 CONTAINERS: Final = ("agent", "triton")
@@ -84,9 +85,7 @@ class LocalPlatform:
 
     def version(self) -> PlatformVersion | None:
         """Return the version that the running platform was started with."""
-        from segserve_operator.local_platform.supervisor import read_platform
-
-        record = read_platform(self.store.state)
+        record = self._running()
         return None if record is None else PlatformVersion("this machine", record.url, record.version)
 
     def models(self) -> list[Json]:
@@ -180,11 +179,7 @@ class LocalPlatform:
     @contextmanager
     def gateway(self, model: str) -> Iterator[str | None]:
         """Yield the URL of the running platform; None if it is down, since the default URL may still respond."""
-        try:
-            url = self._url()
-        except ModuleNotFoundError:
-            url = None  # without the extra `local`, no platform can be up here
-        yield url
+        yield self._url()
 
     def close(self) -> None:
         """Do nothing: no connection is open."""
@@ -202,10 +197,15 @@ class LocalPlatform:
             return self.store.get(kind, name)
 
     def _url(self) -> str | None:
-        from segserve_operator.local_platform.supervisor import read_platform
-
-        record = read_platform(self.store.state)
+        record = self._running()
         return None if record is None else record.url
+
+    def _running(self) -> PlatformRecord | None:
+        try:
+            from segserve_operator.local_platform.supervisor import read_platform
+        except ModuleNotFoundError:
+            return None  # without the extra `local`, no platform can be up here
+        return read_platform(self.store.state)
 
     def _log_files(self, request: LogRequest) -> list[Path]:
         state, wanted = self.store.state, request.container

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -235,3 +236,14 @@ def test_wait_does_not_wait_for_a_platform_that_is_not_up(command: Command, here
         assert command("wait", "coins", "--for", target) == (1, "", f"error: {DOWN}; nothing would change coins\n")
     assert command("wait", "nope", "--for", "delete")[0] == 0
     assert "no SegmentationModel 'coin' (did you mean 'coins'?)" in command("wait", "coin")[2]
+
+
+def test_without_the_extra_of_this_machine_no_platform_is_up(
+    command: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "segserve_operator.local_platform.supervisor", None)
+    (here / "model.yaml").write_text(text())
+
+    assert command("apply", "-f", "model.yaml") == (0, "segmentationmodel/coins created\n", STORED)
+    assert command("get")[0] == 0
+    assert command("version")[1].endswith("platform: none is up on this machine; start it with `segserve up`\n")
