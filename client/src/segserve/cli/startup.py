@@ -34,6 +34,11 @@ def phase(manifest: Json) -> str:
         return PHASES[""]
     moving = condition(manifest, "Progressing")
     reason = str((moving if moving["status"] == "True" else condition(manifest, "Ready"))["reason"])
+    if reason == "NoServer":  # a kept model: what its servers have done so far is in other conditions
+        if condition(manifest, "RevisionLoaded")["status"] == "True":
+            return PHASES["Proving"]
+        if condition(manifest, "ArtifactVerified")["status"] == "True":
+            return PHASES["Loading"]
     return PHASES.get(reason, reason)
 
 

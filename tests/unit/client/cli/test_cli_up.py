@@ -34,6 +34,20 @@ def test_a_model_that_becomes_ready_has_a_line_with_the_time_of_each_phase() -> 
     assert list(startup.waiting) == ["roads"]
 
 
+@pytest.mark.parametrize(
+    ("done", "waits_for"),
+    [
+        ({}, "server"),
+        ({"ArtifactVerified": "True"}, "load"),
+        ({"ArtifactVerified": "True", "RevisionLoaded": "True"}, "golden images"),
+    ],
+)
+def test_a_kept_model_waits_for_what_its_servers_have_not_done_yet(done: dict[str, str], waits_for: str) -> None:
+    kept = model(conditions=conditions("NoServer", Ready="False", Progressing="False", Degraded="True", **done))
+
+    assert Startup(["coins"]).summary([kept]) == f"coins: {waits_for}"
+
+
 def test_a_model_that_served_all_along_has_a_line_without_times() -> None:
     assert list(Startup(["coins"]).ready_lines([model()])) == ["coins: ready"]
 
