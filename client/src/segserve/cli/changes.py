@@ -1,4 +1,4 @@
-"""What `apply` would change, as text: fields with their values before and after, and the revision that follows."""
+"""Text of what `apply` would change: fields with their values before and after, and the revision that follows."""
 
 from __future__ import annotations
 
