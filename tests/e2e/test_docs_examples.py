@@ -1,16 +1,19 @@
-"""Every Python block of the documentation runs as it is shown, page by page."""
+"""Every Python block of the documentation runs as it is shown, page by page; so do the first commands of the README."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from bench.platform import ROOT, Running
+from bench.ports import free_port
 from fakes.docs import PAGES, Block, blocks
 
 pytestmark = pytest.mark.platform
@@ -47,3 +50,47 @@ def test_every_example_of_a_page_runs(page: Path, coins: Running, tmp_path: Path
     )
 
     assert done.returncode == 0, done.stderr
+
+
+README = ROOT / "README.md"
+FIRST = ("git clone", "segserve init")
+"""How the README's blocks begin that a new user copies."""
+
+
+@pytest.mark.timeout(1200)
+def test_the_first_commands_of_the_readme_run_in_one_shell(tmp_path: Path) -> None:
+    """From a clone of this checkout's last commit, with an own port and state; downloads of earlier runs are used."""
+    shown = [block.text for block in blocks(README, "console") if block.text.startswith(FIRST)]
+    address = shown[0].split()[2]
+    state = Path(tempfile.mkdtemp(prefix="segserve-"))  # the path of Envoy's admin socket must be short
+    (tmp_path / "photos").mkdir()
+    shutil.copy(ROOT / "examples/coins/coins.png", tmp_path / "photos/photo.png")
+    with Image.open(ROOT / "examples/coins/coins.png") as photo:
+        photo.convert("RGB").save(tmp_path / "photos/photo.jpg")
+    script = shown[0] + "cp -r ../photos . && cp examples/coins/coins-unet.onnx coins.onnx\n"
+    script += shown[1].replace("segserve up", f"segserve up --port {free_port()}")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("SEGSERVE_", "MAKE"))}
+    # git takes the checkout for the address that is shown.
+    git = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{ROOT}.insteadOf", "GIT_CONFIG_VALUE_0": address}
+
+    try:
+        done = subprocess.run(
+            ["bash", "-ex"],
+            input=script,
+            cwd=tmp_path,
+            env=own | git | {"SEGSERVE_STATE": str(state)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        subprocess.run(
+            [sys.executable, "-m", "segserve.cli", "down"], env=own | {"SEGSERVE_STATE": str(state)}, check=False
+        )
+        shutil.rmtree(state, ignore_errors=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    clone = tmp_path / "segserve"
+    assert (clone / "out/coins-instances.png").exists()
+    assert {path.name for path in (clone / "overlays").iterdir()}
+    assert done.stdout.splitlines()[-1].startswith("the platform was stopped")
