@@ -51,9 +51,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
-def test_every_command_explains_itself_and_each_of_its_options_and_ends_with_examples(
-    command: Command, path: tuple[str, ...]
-) -> None:
+def test_every_command_explains_itself_and_ends_with_examples(command: Command, path: tuple[str, ...]) -> None:
     code, printed, _ = command(*path, "--help")
 
     assert code == 0
