@@ -48,7 +48,7 @@ def name_of(sha256: str | None) -> str:
 
 
 def trial_of(revision: str, model: ModelObserved, world: Observed) -> TrialProgress | None:
-    """Return the trial of the spec's golden set; None unless `revision` is the spec's and its record has another set."""
+    """Return the trial of the spec's golden set; None unless `revision` is the spec's and its record has another."""
     record, wanted = world.revisions.get(revision), model.wanted
     if record is None or wanted is None or wanted.assigned.revision != revision:
         return None
