@@ -24,8 +24,6 @@ _MESSAGES: Final = ("Failed to allocate", "bad_alloc", "bad allocation", "(-4:In
 class StepMemoryError(BuilderError):
     """The environment variable of the steps' limit is not a number of bytes that is allowed."""
 
-    reason = "StepMemoryInvalid"
-
 
 def step_limit_bytes(environment: Mapping[str, str] = os.environ, cgroups: Path = _CGROUPS) -> int:
     """Return how many bytes the process of a step may allocate for requests.

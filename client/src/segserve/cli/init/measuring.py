@@ -27,6 +27,8 @@ from segserve_builder.steps.pipeline import Pipeline
 MEGAPIXEL: Final = 1_000_000
 SIZES: Final[tuple[int, ...]] = (15_625, 62_500, 250_000, 1_000_000, 4_000_000)
 """Pixels of the images of the trial runs, in ascending order."""
+WARM_UP: Final = 4_096
+"""Pixels of an image that is run before them."""
 DEFAULT_MAX_PIXELS: Final[int] = Input().max_pixels
 MEMORY_SHARE: Final = 0.75
 """Share of a step's limit that an image may take: ONNX Runtime's memory grows in pieces, up to a quarter too large."""
@@ -98,31 +100,34 @@ def measure(pipeline: Pipeline, artifact: Path, image: Path, progress: Progress)
     """
     with tempfile.TemporaryDirectory(prefix="segserve-init-") as folder:
         try:
-            files = _scaled(image, pipeline.input.colour == "GREY", Path(folder))
+            (_, warm_up), *files = _scaled(image, pipeline.input.colour == "GREY", Path(folder))
         except (OSError, ValueError) as error:
             return Measurement((), f"{image} cannot be decoded: {error}")
-        return _measured(pipeline, artifact, files, progress)
+        return _measured(pipeline, artifact, warm_up, dict(files), progress)
 
 
-def _scaled(path: Path, grey: bool, folder: Path) -> dict[int, Path]:
+def _scaled(path: Path, grey: bool, folder: Path) -> list[tuple[int, Path]]:
     from PIL import Image, ImageOps
 
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened).convert("L" if grey else "RGB")
     aspect = min(max(image.width / image.height, 1 / MOST_ELONGATED), MOST_ELONGATED)
-    files = {}
-    for pixels in SIZES:
+    files = []
+    for pixels in (WARM_UP, *SIZES):
         height = round(math.sqrt(pixels / aspect))
         width = round(height * aspect)
-        files[height * width] = folder / f"{pixels}.jpg"
-        image.resize((width, height)).save(files[height * width], quality=90)
+        files.append((height * width, folder / f"{pixels}.jpg"))
+        image.resize((width, height)).save(files[-1][1], quality=90)
     return files
 
 
-def _measured(pipeline: Pipeline, artifact: Path, files: Mapping[int, Path], progress: Progress) -> Measurement:
+def _measured(
+    pipeline: Pipeline, artifact: Path, warm_up: Path, files: Mapping[int, Path], progress: Progress
+) -> Measurement:
     order = {
         "pipeline": pipeline.model_dump(mode="json", by_alias=True, exclude_none=True),
         "artifact": str(artifact),
+        "warm_up": str(warm_up),
         "images": {pixels: str(path) for pixels, path in files.items()},
     }
     process = subprocess.Popen(
