@@ -304,7 +304,10 @@ MISTAKES = {
     ),
     "a file that is not there": (lambda _: ["apply", "-f", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
     "a file that is not there, for up": (lambda _: ["up", "-f", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
-    "a folder instead of a file": (lambda folder: ["apply", "-f", str(folder)], r"Is a directory"),
+    "a folder without resources": (
+        lambda folder: ["apply", "-f", str(folder)],
+        r"the folder has no \*\.yaml or \*\.yml",
+    ),
     "bad YAML": (lambda folder: ["apply", "-f", written(folder, b"a: [1\nb: 2")], r"model\.yaml:2:\d+: .*expected ','"),
     "no text": (lambda folder: ["apply", "-f", written(folder, b"\xff\xfe")], r"model\.yaml: .*UTF-8"),
     "an empty file": (lambda folder: ["apply", "-f", written(folder, b"")], r"no resource found; .*apiVersion"),
