@@ -55,11 +55,16 @@ def limit_allocations(environment: Mapping[str, str] = os.environ) -> int | None
     """
     if STEP_LIMIT_VARIABLE not in environment:
         return None
-    limit = step_limit_bytes(environment)
+    limit_bytes = step_limit_bytes(environment)
+    allow_allocations(limit_bytes)
+    return limit_bytes
+
+
+def allow_allocations(limit_bytes: int) -> None:
+    """Let this process allocate so many bytes beyond what it has allocated now, in place of an earlier limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = _allocated_bytes() + limit
+    wanted = process_bytes("VmData") + limit_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-    return limit
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -67,9 +72,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(message in str(error) for message in _MESSAGES)
 
 
-def _allocated_bytes() -> int:
+def process_bytes(name: str) -> int:
+    """Return a size of this process as Linux names it in /proc/self/status: `VmRSS`, `VmHWM`, `VmData`."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmData:"))
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
     return int(kilobytes) * 1024
 
 

@@ -60,10 +60,11 @@ def check_expected(expect: type[Result] | None, info: ModelInfo) -> None:
     """Raise `ResultTypeError` if the model returns another type of result, and for what is not such a type."""
     if expect is None:
         return
-    if expect not in _TYPES.values():
-        allowed = ", ".join(known.__name__ for known in _TYPES.values())
+    types = {mark: known for mark, (known, _) in _READERS.items()}
+    if expect not in types.values():
+        allowed = ", ".join(known.__name__ for known in types.values())
         raise ResultTypeError(f"expect must be one of {allowed}, got {getattr(expect, '__name__', repr(expect))}")
-    returned = next((known for mark, known in _TYPES.items() if mark in info.outputs), None)
+    returned = next((known for mark, known in types.items() if mark in info.outputs), None)
     if returned is not None and returned is not expect:
         raise ResultTypeError(
             f"model {info.model!r} returns a {returned.__name__}, not a {expect.__name__}: use "
@@ -118,7 +119,8 @@ def read_result(answer: InferAnswer, info: ModelInfo) -> Result:
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise ProtocolError(f"SIZE must be the height and width of an image, got {height} x {width}")
     mark = next((mark for mark in OUTPUTS if mark in answer.outputs), "BOXES")
-    return _READERS[mark](answer, info, revision, (height, width))
+    _, read = _READERS[mark]
+    return read(answer, info, revision, (height, width))
 
 
 def _read_detections(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> DetectionResult:
@@ -222,20 +224,14 @@ def _read_semantic(answer: InferAnswer, info: ModelInfo, revision: str, size: Si
     )
 
 
-_TYPES: Final[Mapping[str, type[Result]]] = {
-    "KEYPOINTS": KeypointResult,
-    "SEGMENTS": PanopticResult,
-    "AREAS": SemanticResult,
-    "MASKS": InstanceResult,
-    "BOXES": DetectionResult,
+_READERS: Final[Mapping[str, tuple[type[Result], Callable[[InferAnswer, ModelInfo, str, Size], Result]]]] = {
+    "KEYPOINTS": (KeypointResult, _read_keypoints),
+    "SEGMENTS": (PanopticResult, _read_panoptic),
+    "AREAS": (SemanticResult, _read_semantic),
+    "MASKS": (InstanceResult, _read_instances),
+    "BOXES": (DetectionResult, _read_detections),
 }
-_READERS: Final[Mapping[str, Callable[[InferAnswer, ModelInfo, str, Size], Result]]] = {
-    "KEYPOINTS": _read_keypoints,
-    "SEGMENTS": _read_panoptic,
-    "AREAS": _read_semantic,
-    "MASKS": _read_instances,
-    "BOXES": _read_detections,
-}
+"""The type of a result and what reads it, by the output that only such answers have, most specific first."""
 
 
 def _all_classes(info: ModelInfo, class_ids: Iterable[int]) -> tuple[SegmentClass, ...]:

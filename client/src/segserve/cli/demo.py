@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,7 @@ def demo(
     with needs("local"):
         from segserve_operator.adapters.local.files import StateFolder
         from segserve_operator.adapters.local.runtime import compiling_the_rest
+        from segserve_operator.adapters.local.triton import free_port
         from segserve_operator.local_platform.supervisor import end, read_platform
 
     folder = coins_folder()
@@ -49,7 +49,7 @@ def demo(
         os.environ["SEGSERVE_STATE"] = root
         state = StateFolder(Path(root))
         try:
-            names = lifecycle.apply_files([folder / "model.yaml"], port or _free_port())
+            names = lifecycle.apply_files([folder / "model.yaml"], port or free_port())
             runtime = lifecycle.install_runtime(KERNELS)
             lifecycle.launch(state)
             with compiling_the_rest(runtime):
@@ -81,10 +81,3 @@ def _show(folder: Path, output: Path, platform: PlatformRecord | None) -> None:
     done = subprocess.run(command, env={**os.environ, "SEGSERVE_URL": platform.url}, check=False)
     if done.returncode:
         raise typer.Exit(done.returncode)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from segserve_operator.adapters.local.runtime import (
     find_runtime,
 )
 from segserve_operator.adapters.local.store import LocalStore
-from segserve_operator.adapters.local.triton import LOOPBACK
+from segserve_operator.adapters.local.triton import free_port
 from segserve_operator.local_platform.supervisor import read_platform
 
 GIB: Final = 1024**3
@@ -202,13 +201,6 @@ def _port(store: LocalStore) -> Finding:
     try:
         check_port(store.state, port)
     except PortTakenError as error:
-        fix = f"segserve up --port {_free_port()}"
+        fix = f"segserve up --port {free_port()}"
         return Finding("gateway port", passed=False, observed=str(port), advice=str(error), fix=fix)
     return Finding("gateway port", passed=True, observed=f"{port} is free")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -129,10 +129,10 @@ def _bounded_memory() -> Iterator[None]:
         return
     import resource
 
-    from segserve_builder.memory import STEP_LIMIT_VARIABLE, limit_allocations, step_limit_bytes
+    from segserve_builder.memory import allow_allocations, step_limit_bytes
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limit_allocations({STEP_LIMIT_VARIABLE: str(2 * step_limit_bytes())})
+    allow_allocations(2 * step_limit_bytes())
     try:
         yield
     finally:

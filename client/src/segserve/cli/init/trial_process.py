@@ -39,20 +39,19 @@ def messages(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _runs(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    from segserve_builder.memory import STEP_LIMIT_VARIABLE, limit_allocations, step_limit_bytes
+    from segserve_builder.memory import allow_allocations, process_bytes, step_limit_bytes
     from segserve_builder.stages.base import RequestOptions
     from segserve_builder.steps.in_process import InProcessModel
     from segserve_builder.steps.pipeline import Pipeline
 
     artifact = Path(order["artifact"])
-    for_loading = step_limit_bytes() + LOADING_BYTES + LOADING_COPIES * artifact.stat().st_size
-    limit_allocations({STEP_LIMIT_VARIABLE: str(for_loading)})
+    allow_allocations(step_limit_bytes() + LOADING_BYTES + LOADING_COPIES * artifact.stat().st_size)
     model = InProcessModel(Pipeline.model_validate(order["pipeline"]), artifact)
-    loaded, request = _status_bytes("VmRSS"), RequestOptions()
+    loaded, request = process_bytes("VmRSS"), RequestOptions()
     # The first request also loads kernels, which must not fail for want of memory. A network may refuse so small a one.
     with contextlib.suppress(Exception):
         model.answer(Path(order["warm_up"]).read_bytes(), request)
-    limit_allocations()  # as in a step: what was loaded does not count
+    allow_allocations(step_limit_bytes())  # as in a step: what was loaded does not count
     _forget_peak()
     waited: list[tuple[int, float]] = []
     for text, path in order["images"].items():
@@ -63,7 +62,7 @@ def _runs(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         model.answer(image, request)
         wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
         waited.append((pixels, wall_s))
-        allocated = max(_status_bytes("VmHWM") - loaded, 0)
+        allocated = max(process_bytes("VmHWM") - loaded, 0)
         # On a machine that is busy with other things, the time on the processors is nearer to what a request takes.
         yield {"pixels": pixels, "allocated": allocated, "seconds": min(wall_s, cpu_s)}
 
@@ -78,12 +77,6 @@ def _forget_peak() -> None:
     """Set the highest resident memory to the present one; where that is not allowed, loading counts as well."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (kilobytes,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
-    return int(kilobytes) * 1024
 
 
 def main() -> None:

@@ -68,6 +68,14 @@ def is_port_free(port: int) -> bool:
     return True
 
 
+def free_port() -> int:
+    """Return a port of loopback that no server listens on now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def _library_path(runtime: RuntimeEnvironment) -> dict[str, str]:
     folders = [str(runtime.library_folder), str(runtime.site_packages / "nvidia_pytriton.libs")]
     inherited = os.environ.get("LD_LIBRARY_PATH")
