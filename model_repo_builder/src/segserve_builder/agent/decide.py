@@ -15,9 +15,11 @@ from segserve_builder.agent.state import (
     LoadStep,
     Prepare,
     Prepared,
+    Proof,
     Prove,
     Remove,
     RepairStep,
+    Score,
     Serve,
     ServerSnapshot,
     Try,
@@ -35,7 +37,11 @@ def next_actions(
     for assigned in assignment:
         failure = state.failures.get(assigned.revision)
         if failure is None or failure.is_due(now_s):
-            actions += _advance(assigned, snapshot, state) or _try(assigned, snapshot, state, now_s)
+            actions += (
+                _advance(assigned, snapshot, state)
+                or _try(assigned, snapshot, state, now_s)
+                or _score(assigned, snapshot, state, now_s)
+            )
     if snapshot.ready:
         actions += _garbage_collect(assignment, snapshot, state)
     busy = {action.subject for action in state.running}
@@ -85,9 +91,14 @@ def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentSt
         proof=proof.kind if proof is not None and stage is ModelState.READY else None,
         steps=prepared.steps if prepared is not None else (),
         load_s=state.load_s.get(assigned.revision, 0.0),
-        proved=ProofReport(golden_sha256=proof.golden_sha256, images=proof.images) if proof is not None else None,
+        proved=_proof_report(proof) if proof is not None else None,
         trial=_trial_report(assigned, state),
+        scores=state.replays.report(assigned.revision),
     )
+
+
+def _proof_report(proof: Proof) -> ProofReport:
+    return ProofReport(golden_sha256=proof.golden_sha256, images=proof.images, can_score=True)
 
 
 def _trial_report(assigned: AssignedRevision, state: AgentState) -> TrialReport | None:
@@ -158,6 +169,14 @@ def _try(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState
     if failure is not None and not failure.is_due(now_s):
         return []
     return [Try(assigned.revision, assigned.model, assigned.trial.spec.golden)]
+
+
+def _score(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState, now_s: float) -> list[Action]:
+    """Return the replay of the golden set that a proved revision is scored on, if one is due."""
+    proved = _is_proved(assigned, state) and is_loaded(assigned, snapshot, state)
+    if assigned.scoring is None or not proved or not state.replays.is_due(assigned.revision, now_s):
+        return []
+    return [Score(assigned.revision, assigned.model, assigned.scoring.golden)]
 
 
 def _garbage_collect(

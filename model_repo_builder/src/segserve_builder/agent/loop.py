@@ -30,6 +30,7 @@ from segserve_builder.agent.state import (
     Probe,
     Prove,
     RepairStep,
+    Score,
     Serve,
     ServerSnapshot,
     Try,
@@ -44,6 +45,7 @@ PROBE_INTERVAL_S: Final = 5.0
 PROBE_SHARE: Final = 0.02
 WORKERS: Final = 8
 TAKEOVER_S: Final = 3.0
+_LOST_SERVER: Final = ActionFailure("ServerNotReady", "Triton stopped responding meanwhile", retryable=True)
 _LOG = logging.getLogger(__name__)
 
 
@@ -99,6 +101,7 @@ class Agent:
             self._pass()
             self._wake.wait(TICK_S)
             self._wake.clear()
+        self._runner.stopping.set()
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._file_locks.close()
 
@@ -117,7 +120,7 @@ class Agent:
         self._assignment = assignment or ()
         self._state.keep_only(self._assignment)
         # Agents may share a cache: locked objects are not evicted by another one.
-        specs = [each.spec for model in self._assignment for each in (model, model.trial) if each is not None]
+        specs = [spec for model in self._assignment for spec in model.specs]
         self._file_locks.keep(path for spec in specs for path in self._runner.objects(spec))
         snapshot = self._observer.take(self._state)
         self._state.invalidate_proofs(self._assignment, snapshot)
@@ -135,7 +138,7 @@ class Agent:
         self.health = AgentHealth(time.monotonic(), has_assignment, ready, models, self.health.probe_s)
 
     def _start(self, action: Action, now_s: float) -> None:
-        revision = action.revision if isinstance(action, Prepare | Serve | Prove | Try | Probe) else ""
+        revision = action.revision if isinstance(action, Prepare | Serve | Prove | Try | Score | Probe) else ""
         assigned = next((model for model in self._assignment if model.revision == revision), None)
         self._state.start(action, now_s)
         self._workers.submit(self._carry_out, action, assigned, self._state.prepared.get(revision))
@@ -167,6 +170,9 @@ class Agent:
         self._observer.learn(result.ensembles)
         if isinstance(action, Try):
             self._absorb_trial(action, result, now_s)
+            return
+        if isinstance(action, Score):
+            self._absorb_scores(action, result, now_s)
             return
         if result.failure is not None:
             self._absorb_failure(action, result.failure, now_s)
@@ -209,12 +215,24 @@ class Agent:
         if result.prepared is not None and result.proof is not None:
             self._state.pass_trial(result.prepared, result.proof)
             return
-        failure = result.failure or ActionFailure(
-            "ServerNotReady", "Triton stopped responding meanwhile", retryable=True
-        )
+        failure = result.failure or _LOST_SERVER
         died = result.failure is None or self._has_dead_steps(action.revision)
         retry_from_s = now_s if failure.retryable or died else None
         self._state.fail_trial(trial, failure.reason, failure.message, retry_from_s=retry_from_s, died=died)
+
+    def _absorb_scores(self, action: Score, result: ActionResult, now_s: float) -> None:
+        assigned = next((each for each in self._assignment if each.revision == action.revision), None)
+        if assigned is None or assigned.scoring is None or assigned.scoring.golden != action.golden:
+            return
+        died = self._has_dead_steps(action.revision)
+        if result.scores is not None and not died:
+            self._state.replays.keep(action.revision, result.scores, now_s, result.duration_s)
+            return
+        failure = result.failure or _LOST_SERVER
+        died = died or result.failure is None
+        self._state.replays.fail(
+            action.revision, failure.reason, failure.message, now_s, retryable=failure.retryable, died=died
+        )
 
     def _has_dead_steps(self, revision: str) -> bool:
         prepared = self._state.prepared.get(revision)

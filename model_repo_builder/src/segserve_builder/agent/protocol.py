@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import math
+import struct
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from segserve_builder.spec.model_spec import Artifact, FrozenModel, Golden
 from segserve_builder.steps.pipeline import Pipeline
+
+_UNITS: Final = 65534
+"""Steps of a packed quality between 0 and 1; `_NOT_MEASURED` stands for NaN."""
+_NOT_MEASURED: Final = 65535
 
 
 def _own_name(fields: dict[str, Any]) -> str:
@@ -20,6 +28,14 @@ class GoldenTrial(FrozenModel):
     """A golden set that is to replace the one that a revision was proved with; None stands for the built-in image."""
 
     golden: Golden | None = None
+
+
+class GoldenScoring(FrozenModel):
+    """A golden set that a proved revision is scored on every `interval_s`, and at once when `round` changes."""
+
+    golden: Golden
+    interval_s: float = Field(gt=0)
+    round: int = 0
 
 
 class AssignedModel(FrozenModel):
@@ -37,6 +53,9 @@ class AssignedModel(FrozenModel):
 
     trial: GoldenTrial | None = None
     """What the revision is tried with while it serves, whatever the outcome. Assignments have it, records never do."""
+
+    scoring: GoldenScoring | None = None
+    """What the revision is scored on during a rollout. Assignments have it, records never do."""
 
     @property
     def model(self) -> str:
@@ -62,10 +81,14 @@ class ModelState(StrEnum):
 
 
 class ProofReport(FrozenModel):
-    """Proof of a revision: the digest of its golden set, None for the built-in image, and the number of images."""
+    """Proof of a revision: the digest of its golden set, None for the built-in image, and the number of images.
+
+    `can_score` is False from an agent of a version that scores no golden sets: it would refuse such an assignment.
+    """
 
     golden_sha256: str | None = None
     images: int = 1
+    can_score: bool = False
 
 
 class TrialReport(FrozenModel):
@@ -80,6 +103,64 @@ class TrialReport(FrozenModel):
     def passed(self) -> bool:
         """Whether the revision gave all the expected answers."""
         return self.images > 0
+
+
+class ScoreReport(FrozenModel):
+    """Quality of a revision's answers to the golden set `golden_sha256`, on one server; without `images` not yet known.
+
+    `qualities` are those of the first images in the set's own order, and `classes` those of the classes in its labels,
+    both packed. `iou`, `recall` and `ap` are means over all. A CamelCase `reason` says why the latest replay has no
+    scores; those of an earlier one stay.
+    """
+
+    golden_sha256: str
+    images: int = 0
+    labelled: bool = True
+    qualities: str = ""
+    classes: str = ""
+    classes_left_out: int = 0
+    iou: float | None = None
+    recall: float | None = None
+    ap: float | None = None
+    reason: str = ""
+    message: str = ""
+
+
+def pack_qualities(qualities: Sequence[float]) -> str:
+    """Return qualities (0 to 1, or NaN) as base64 of two bytes each, exact to 1e-5."""
+    return base64.b64encode(struct.pack(f"<{len(qualities)}H", *map(_units, qualities))).decode()
+
+
+def unpack_qualities(text: str) -> tuple[float, ...]:
+    """Return the qualities that `pack_qualities` packed; raises ValueError if the text is something else."""
+    return tuple(_quality(units) for units in _unpacked(text, 1))
+
+
+def pack_classes(qualities: Iterable[tuple[int, float]]) -> str:
+    """Return the qualities of classes by id as base64 of four bytes each."""
+    pairs = [(number, _units(quality)) for number, quality in qualities]
+    return base64.b64encode(b"".join(struct.pack("<2H", *pair) for pair in pairs)).decode()
+
+
+def unpack_classes(text: str) -> dict[int, float]:
+    """Return the qualities that `pack_classes` packed; raises ValueError if the text is something else."""
+    numbers = _unpacked(text, 2)
+    return dict(zip(numbers[::2], map(_quality, numbers[1::2]), strict=True))
+
+
+def _units(quality: float) -> int:
+    return _NOT_MEASURED if math.isnan(quality) else round(min(max(quality, 0.0), 1.0) * _UNITS)
+
+
+def _quality(units: int) -> float:
+    return math.nan if units == _NOT_MEASURED else units / _UNITS
+
+
+def _unpacked(text: str, each: int) -> tuple[int, ...]:
+    packed = base64.b64decode(text, validate=True)
+    if len(packed) % (2 * each):
+        raise ValueError(f"{len(packed)} bytes of packed qualities; a multiple of {2 * each} is expected")
+    return struct.unpack(f"<{len(packed) // 2}H", packed)
 
 
 class ModelReport(FrozenModel):
@@ -101,6 +182,8 @@ class ModelReport(FrozenModel):
     load_s: float = 0.0
     proved: ProofReport | None = None
     trial: TrialReport | None = None
+    scores: ScoreReport | None = None
+    """The outcome of `AssignedModel.scoring`; None unless it was asked for."""
 
 
 class Report(FrozenModel):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_builder import sources
-from segserve_builder.agent.protocol import AssignedModel
+from segserve_builder.agent.protocol import AssignedModel, GoldenScoring
 from segserve_builder.agent.server import (
     RawAnswer,
     Repository,
@@ -35,6 +36,7 @@ from segserve_builder.agent.state import (
     Prove,
     Remove,
     RepairStep,
+    Score,
     Serve,
     Try,
     Unload,
@@ -49,6 +51,9 @@ from segserve_builder.spec.model_spec import Artifact, Signature
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.public_outputs import has_masks
+
+if TYPE_CHECKING:
+    from segserve_builder.scoring.replay import GoldenScores
 
 OnProgress: TypeAlias = "Callable[[str], None]"
 
@@ -78,6 +83,7 @@ class ActionResult:
     failure: ActionFailure | None = None
     prepared: Prepared | None = None
     proof: Proof | None = None
+    scores: GoldenScores | None = None
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()
     duration_s: float = 0.0
@@ -96,6 +102,8 @@ class ActionRunner:
     """The folder that relative URIs are relative to."""
     access: Access = LOCAL
     """Where artifacts and golden sets may be downloaded from."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Ends a replay between two images."""
 
     def carry_out(
         self,
@@ -153,6 +161,8 @@ class ActionRunner:
                 folder = self._golden_folder(assigned.trial)
                 tried = dataclasses.replace(prepared, assigned=assigned.trial, golden=folder)
                 return ActionResult(action, prepared=tried, proof=self._prove(tried))
+            case Score() if assigned is not None and assigned.scoring is not None and prepared is not None:
+                return ActionResult(action, scores=self._score(assigned, assigned.scoring, prepared))
             case Probe() if prepared is not None:
                 return self._probe(action, prepared)
             case Unload(name):
@@ -253,6 +263,26 @@ class ActionRunner:
             images += 1
         return Proof("golden", prepared.assigned.spec.golden.sha256, images)
 
+    def _score(self, assigned: AssignedRevision, scoring: GoldenScoring, prepared: Prepared) -> GoldenScores:
+        from segserve_builder.scoring.regions import read_golden_images
+        from segserve_builder.scoring.replay import replay
+
+        spec = assigned.spec.model_copy(update={"golden": scoring.golden})
+        folder = self._golden_folder(dataclasses.replace(assigned, spec=spec))
+        assert folder is not None
+
+        def infer(image: bytes, parameters: Mapping[str, Any]) -> RawAnswer | None:
+            if self.stopping.is_set():
+                raise TritonUnreachableError("the agent stops")
+            try:
+                return self._infer(prepared, image, parameters)
+            except TritonRefusedError as error:
+                if error.status == "UNAVAILABLE":
+                    raise  # the server is busy, which says nothing about the image
+                return None
+
+        return replay(read_golden_images(folder, scoring.golden.sha256, spec.pipeline), infer)
+
     def _infer(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> RawAnswer:
         answer = self.server.infer(prepared.assigned.model, image, parameters or {}, PROOF_S)
         revisions = [bytes(revision).decode(errors="replace") for revision in answer.get("REVISION", ())]
@@ -281,7 +311,7 @@ class ActionRunner:
                 return ActionFailure("LoadFailed", str(error), retryable=False)
             case RepairStep():
                 return ActionFailure("RepairFailed", str(error), retryable=True)
-            case Prove() | Try():
+            case Prove() | Try() | Score():
                 passing = isinstance(error, TritonRefusedError) and error.status == "UNAVAILABLE"
                 return ActionFailure("ProofFailed", str(error), retryable=passing)
             case Unload():

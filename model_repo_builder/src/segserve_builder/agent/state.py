@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from segserve_builder.agent.protocol import AssignedModel
+from segserve_builder.agent.protocol import AssignedModel, GoldenScoring
+from segserve_builder.agent.scoring import Replays
 from segserve_builder.render.tree import Tree
 from segserve_builder.spec.model_spec import Golden
 from segserve_common.backoff import Backoff
@@ -29,22 +30,32 @@ ProofKind: TypeAlias = Literal["golden", "builtin"]
 class AssignedRevision:
     """An assigned model with the name of its revision, a digest that is too costly to compute in every pass.
 
-    A trial, which is the same revision with another golden set, does not count in comparisons.
+    A trial, which is the same revision with another golden set, and a scoring do not count in comparisons.
     """
 
     revision: str
     model: str
     spec: AssignedModel
     trial: AssignedRevision | None = field(default=None, compare=False)
+    scoring: GoldenScoring | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, spec: AssignedModel) -> AssignedRevision:
         """Return the assigned model with its revision's name."""
-        if spec.trial is None:
+        if spec.trial is None and spec.scoring is None:
             return cls(spec.revision, spec.model, spec)
-        tried = spec.model_copy(update={"trial": None, "golden": spec.trial.golden})
-        own = spec.model_copy(update={"trial": None})
-        return cls(spec.revision, spec.model, own, cls(spec.revision, spec.model, tried))
+        own = spec.model_copy(update={"trial": None, "scoring": None})
+        tried = own.model_copy(update={"golden": spec.trial.golden}) if spec.trial is not None else None
+        trial = cls(spec.revision, spec.model, tried) if tried is not None else None
+        return cls(spec.revision, spec.model, own, trial, spec.scoring)
+
+    @property
+    def specs(self) -> tuple[AssignedModel, ...]:
+        """The assigned model, and the same with the golden set that it is tried with or scored on."""
+        trial = (self.trial.spec,) if self.trial is not None else ()
+        if self.scoring is None:
+            return (self.spec, *trial)
+        return (self.spec, *trial, self.spec.model_copy(update={"golden": self.scoring.golden}))
 
     @property
     def golden_sha256(self) -> str | None:
@@ -120,6 +131,18 @@ class Try(_OnRevision):
         return self.revision
 
 
+@dataclass(frozen=True, slots=True)
+class Score(_OnRevision):
+    """Replay a golden set to a proved revision and score the answers."""
+
+    golden: Golden
+
+    @property
+    def subject(self) -> str:
+        """The same for all: a server answers one replay at a time, and does everything else meanwhile."""
+        return "golden scores"
+
+
 class Probe(_OnRevision):
     """Send one request to a proved revision, to check that it still answers."""
 
@@ -138,7 +161,7 @@ class Remove(_OnName):
     __slots__ = ()
 
 
-Action: TypeAlias = Prepare | LoadStep | RepairStep | Serve | Prove | Try | Probe | Unload | Remove
+Action: TypeAlias = Prepare | LoadStep | RepairStep | Serve | Prove | Try | Score | Probe | Unload | Remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +273,7 @@ class AgentState:
     failures: dict[str, RevisionFailure] = field(default_factory=dict)
     trial_proofs: dict[str, TrialProof] = field(default_factory=dict)
     trial_failures: dict[str, RevisionFailure] = field(default_factory=dict)
+    replays: Replays = field(default_factory=Replays)
     load_s: dict[str, float] = field(default_factory=dict)
     running: set[Action] = field(default_factory=set)
     crashes: Counter[str] = field(default_factory=Counter)
@@ -268,6 +292,7 @@ class AgentState:
             if by_revision.get(revision) != failure.assigned:
                 del self.failures[revision]
         self._follow_trials(by_revision)
+        self.replays.follow({model.revision: model.scoring for model in assignment if model.scoring is not None})
 
     def _follow_trials(self, by_revision: Mapping[str, AssignedRevision]) -> None:
         """Forget outcomes of trials that are over; a set that passed and was adopted is the proof from now on."""
@@ -290,6 +315,7 @@ class AgentState:
             if not is_loaded(assigned, snapshot, self):
                 self.proofs.pop(assigned.revision, None)
                 self.trial_proofs.pop(assigned.revision, None)
+                self.replays.forget(assigned.revision)
 
     def users(self, step: str) -> list[AssignedRevision]:
         """Return the assigned models that use a step."""

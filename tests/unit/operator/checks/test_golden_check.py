@@ -17,6 +17,7 @@ from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context
 from fakes.internal_gateway import internal_listener
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import Case, GoldenLabels, record
+from segserve_builder.scoring.quality import score_objects
 from segserve_builder.sources.access import Access
 from segserve_operator.adapters.checks import golden
 from segserve_operator.adapters.checks.context import CheckContext
@@ -28,7 +29,6 @@ from segserve_operator.adapters.checks.golden_images import (
     regions_of,
 )
 from segserve_operator.core.gates.checks import CheckError, CheckResult
-from segserve_operator.core.quality import score_objects
 
 Answering = Callable[[bytes], Any]
 

@@ -10,6 +10,7 @@ import numpy as np
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_chain, wait_fixed
 
 from segserve_builder.errors import GoldenError
+from segserve_builder.scoring.quality import Quality, Regions, score_objects, score_semantic
 from segserve_builder.steps.public_outputs import Task
 from segserve_operator.adapters.checks.context import CheckContext, ReportResult, RequestCounts
 from segserve_operator.adapters.checks.gateway import NotAnsweredError
@@ -22,7 +23,6 @@ from segserve_operator.adapters.checks.golden_images import (
 )
 from segserve_operator.core.evidence import CANDIDATE, STABLE
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult, Scores
-from segserve_operator.core.quality import Quality, Regions, score_objects, score_semantic
 
 CONCURRENT_IMAGES: Final = 1
 """Images in flight at once: the callers of stable should not notice the replay."""

@@ -18,13 +18,13 @@ from segserve_builder import sources
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.errors import BuilderError, GoldenError, SourceUnauthorizedError
 from segserve_builder.golden import judging as golden
+from segserve_builder.scoring.quality import Regions
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.public_outputs import Task, has_masks
 from segserve_common.kserve import Parameter
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import OutputArrays
 from segserve_operator.core.gates.checks import Check, CheckError
-from segserve_operator.core.quality import Regions
 
 MAX_BYTES: Final = 2**30
 _GREY: Final = frozenset({"L", "P", "I", "I;16", "I;16B"})

@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from segserve_operator.core.quality import Regions, score_objects, score_semantic
+from segserve_builder.scoring.quality import Regions, score_objects, score_semantic
 
 SIZE = (60, 80)
 ROAD, CAR, SIGN = 0, 1, 2

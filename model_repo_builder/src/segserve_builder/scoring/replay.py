@@ -1,0 +1,60 @@
+"""Replay of a golden set to one server, and the scores of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from segserve_builder.errors import GoldenError
+from segserve_builder.golden.judging import Answer
+from segserve_builder.scoring.quality import Quality, Regions, score_objects, score_semantic
+from segserve_builder.scoring.regions import GoldenImage, GoldenImages, empty_regions, regions_of
+
+ATTEMPTS: Final = 3
+"""Requests for an image before it counts as not answered: a single failure says nothing about masks."""
+
+Infer: TypeAlias = "Callable[[bytes, Mapping[str, Any]], Answer | None]"
+"""Sends an encoded image with parameters, and returns the answer, None if the server refuses the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenScores:
+    """Quality of one revision's answers to a golden set.
+
+    `images` [image] is NaN where the revision gave no readable answer; such an image counts as answered without regions
+    in `quality`. `labelled` is False if an image has no labels, so that its expected answer stands in for them.
+    """
+
+    quality: Quality
+    images: tuple[float, ...]
+    labelled: bool
+
+
+def replay(images: GoldenImages, infer: Infer) -> GoldenScores:
+    """Send all images, one after the other, and score the answers; errors of `infer` propagate."""
+    answers: dict[int, Regions] = {}
+    for _ in range(ATTEMPTS):
+        for index, image in enumerate(images.images):
+            if index in answers:
+                continue
+            regions = _regions(image, infer(image.path.read_bytes(), images.parameters), images)
+            if regions is not None:
+                answers[index] = regions
+    shown = [answers.get(index) or empty_regions(image, images.task) for index, image in enumerate(images.images)]
+    score = score_semantic if images.task == "semantic" else score_objects
+    quality = score([image.labels for image in images.images], shown)
+    return GoldenScores(
+        quality=quality,
+        images=tuple(value if index in answers else np.nan for index, value in enumerate(quality.images)),
+        labelled=all(image.labelled for image in images.images),
+    )
+
+
+def _regions(image: GoldenImage, answer: Answer | None, images: GoldenImages) -> Regions | None:
+    try:
+        return regions_of(image, answer, images.task) if answer is not None else None
+    except GoldenError:
+        return None
