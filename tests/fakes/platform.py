@@ -159,7 +159,7 @@ class InMemoryFleet:
     async def groups(self) -> Mapping[str, GroupObserved]:
         return {name: replace(group, wanted=self.replicas) for name, group in self.members.items()}
 
-    async def start(self, group: str) -> None:
+    async def start(self, group: str, replicas: int = 1) -> None:
         self.starts.append(group)
         told = self.members[group].assignment if group in self.members else Assignment()
         self.members[group] = GroupObserved(group, self._servers(group), assignment=told)

@@ -148,8 +148,8 @@ class Fleet(Protocol):
         """Return every group with what its agents report."""
         ...
 
-    async def start(self, group: str) -> None:
-        """Start what of a group does not run, and put right what differs from what it should be."""
+    async def start(self, group: str, replicas: int) -> None:
+        """Give a group so many servers: start what does not run, and put right what differs from what it should be."""
         ...
 
     async def assign(self, group: str, assignment: Assignment) -> None:
@@ -295,8 +295,8 @@ class Service:
 
     async def _apply(self, effect: Effect) -> None:
         match effect:
-            case StartGroup(group):
-                await self.fleet.start(group)
+            case StartGroup(group, replicas):
+                await self.fleet.start(group, replicas)
             case Assign(group, assignment):
                 await self.fleet.assign(group, assignment)
             case SetTraffic(traffic_plan):

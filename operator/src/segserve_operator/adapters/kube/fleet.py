@@ -24,7 +24,7 @@ from segserve_common.kube.names import (
 from segserve_common.kube.shards import content_of, pack, shard_of, unpack
 from segserve_operator.adapters.kube import pods
 from segserve_operator.adapters.kube.accounts import with_valid_tokens
-from segserve_operator.adapters.kube.children import apply_differing, find_drift
+from segserve_operator.adapters.kube.children import apply_differing, find_drift, kind_of
 from segserve_operator.adapters.kube.objects import assignment_config_map, group_objects, main_group
 from segserve_operator.adapters.kube.pod_failures import pod_failure
 from segserve_operator.core.models.observed import GroupObserved, ServerObserved
@@ -116,20 +116,23 @@ class ClusterFleet:
             servers=self._servers((pod for pod in members if not pods.is_terminating(pod)), reports),
             leaving=self._servers(filter(pods.is_terminating, members), reports),
             wanted=context.spec.replicas,
-            intact=deployment is not None and not self._broken(context, name),
+            replicas=_replicas(deployment),
+            intact=deployment is not None and not self._broken(context, name, _replicas(deployment)),
             assignment=Assignment(models=tuple(sorted(assigned, key=lambda model: model.model))),
             written=None not in packed,
             problem=pod_failure(deployment, members),
         )
 
-    def _broken(self, context: PoolContext, group: str) -> bool:
-        """Return whether an object of a group differs from its manifest; groups of earlier templates are left alone."""
-        if not _is_current(context, group):
-            return False
-        return any(True for _ in find_drift(self.view, self.key, self._objects(context, group)))
+    def _broken(self, context: PoolContext, group: str, replicas: int) -> bool:
+        """Return whether an object of a group differs from its manifest."""
+        return any(True for _ in find_drift(self.view, self.key, self._objects(context, group, replicas)))
 
-    def _objects(self, context: PoolContext, group: str) -> tuple[Json, ...]:
-        return with_valid_tokens(self.view, self.key, group_objects(context, group, context.spec.replicas))
+    def _objects(self, context: PoolContext, group: str, replicas: int) -> tuple[Json, ...]:
+        """Return the manifests of a group; a Deployment of an earlier template cannot be rendered any more."""
+        objects = group_objects(context, group, replicas)
+        if not _is_current(context, group):
+            objects = tuple(manifest for manifest in objects if kind_of(manifest) != DEPLOYMENTS)
+        return with_valid_tokens(self.view, self.key, objects)
 
     def _assigned(self, packed: str | None) -> tuple[AssignedModel, ...]:
         if packed is None:
@@ -164,11 +167,18 @@ class ClusterFleet:
             self.decoded.last[uid] = report
         return self.decoded.last.get(uid, PodReport())
 
-    async def start(self, group: str) -> None:
-        """Create or repair the group's objects."""
+    async def start(self, group: str, replicas: int) -> None:
+        """Create or repair the group's objects; of servers of an earlier template only the number changes."""
         context = self.contexts.get(self.key)
-        if context is not None and _is_current(context, group):
-            await apply_differing(self.api, self.view, self.key, self._objects(context, group))
+        if context is None:
+            return
+        await apply_differing(self.api, self.view, self.key, self._objects(context, group, replicas))
+        if _is_current(context, group):
+            return
+        for deployment in self.view.of_pool(DEPLOYMENTS, self.key):
+            if _group(deployment) == group and _replicas(deployment) != replicas:
+                change = {"spec": {"replicas": replicas}}
+                await self.api.patch(DEPLOYMENTS, self.key.namespace, deployment["metadata"]["name"], change)
 
     async def assign(self, group: str, assignment: Assignment) -> None:
         """Write the group's assignment for its agents; only shards that differ are written."""
@@ -207,6 +217,10 @@ def _group(item: Mapping[str, Any]) -> str | None:
     labels = item["metadata"].get("labels") or {}
     group: str | None = labels.get(GROUP_LABEL) if labels.get(COMPONENT_LABEL) == SERVER else None
     return group
+
+
+def _replicas(deployment: Json | None) -> int:
+    return int(deployment["spec"].get("replicas", 1)) if deployment is not None else 0
 
 
 def _is_current(context: PoolContext, group: str) -> bool:

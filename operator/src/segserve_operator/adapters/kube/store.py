@@ -72,6 +72,7 @@ class ClusterStore:
             generation=resource["metadata"]["generation"],
             template=template_digest(context),
             shared=context.spec.isolation == "shared",
+            replicas=context.spec.replicas,
             status=pool_from_api(TritonPoolStatus.model_validate(resource.get("status") or {})),
         )
 

@@ -129,8 +129,11 @@ class LocalFleet:
         )
         return GroupObserved(name, (server,), intact=triton and agent, assignment=_read_assignment(folder))
 
-    async def start(self, group: str) -> None:
-        """Start those of a group's processes that do not run, with growing delays if they keep ending."""
+    async def start(self, group: str, replicas: int = 1) -> None:
+        """Start those of a group's processes that do not run, with growing delays if they keep ending.
+
+        Groups of the local platform have one server.
+        """
         folder = self._folder(group)
         self._stopping_since.pop(group, None)
         folder.repository.mkdir(parents=True, exist_ok=True)

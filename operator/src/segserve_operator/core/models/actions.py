@@ -38,9 +38,10 @@ class SaveStatus:
 
 @dataclass(frozen=True, slots=True)
 class StartGroup:
-    """Start the servers of a group that do not run, and correct those that differ from the template."""
+    """Give a group `replicas` servers: start those that do not run, and correct what differs from the template."""
 
     group: str
+    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,8 +200,9 @@ class GroupObserved:
     """One group of equal servers: its assignment and the servers' reports.
 
     `leaving` are terminating servers, which no longer count but answer if no other does. `wanted` is the desired number
-    of servers. `intact` is False if something of the group must be started or corrected, `written` is False if the
-    agents cannot read the whole assignment. `problem` says why servers do not become ready.
+    of servers, `replicas` the number that the group was last told to have. `intact` is False if something else of the
+    group must be started or corrected, `written` is False if the agents cannot read the whole assignment. `problem`
+    says why servers do not become ready.
     """
 
     name: str
@@ -212,6 +213,7 @@ class GroupObserved:
     written: bool = True
     problem: FailureReason | None = None
     leaving: tuple[ServerObserved, ...] = ()
+    replicas: int = 1
     _held: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -260,7 +262,8 @@ class PoolObserved:
     """The pool: its spec and its status.
 
     `template` identifies the template of its servers; groups made from another template are replaced, not changed. The
-    local platform has no template. With `shared` isolation candidates share one group.
+    local platform has no template. With `shared` isolation candidates share one group. `replicas` is the number of
+    servers of a group.
     """
 
     name: str = ""
@@ -268,6 +271,7 @@ class PoolObserved:
     template: str = ""
     shared: bool = False
     status: PoolStatus | None = None
+    replicas: int = 1
 
     @property
     def main(self) -> str:

@@ -52,7 +52,7 @@ from segserve_operator.core.traffic import Route, Share, TrafficPlan
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """The desired world. Groups that are not named here are stopped.
+    """The desired world. Groups that are not named here are stopped; `replicas` is their number of servers.
 
     `records` are the rollouts' records after this pass, `checks` the checks to run, `answers` the events that answer
     requests by model; `watches` and `self_tests` are kept by model.
@@ -69,6 +69,7 @@ class DesiredState:
     answers: Mapping[str, tuple[Event, ...]]
     watches: Mapping[str, SloWatch]
     self_tests: Mapping[str, SelfTest]
+    replicas: Mapping[str, int]
 
 
 def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> DesiredState:
@@ -87,11 +88,12 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
     updates = {name: update for name, (_, update) in decided.items()}
     slo_watches = watches(world.models, world)
     held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
+    groups = _assignments(roles, world) if world.pool is not None else {}
     forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
     return DesiredState(
         statuses={m.name: status_of(m, roles[m.name], updates[m.name], slo_watches, world) for m in world.models},
         revisions=_records(roles, world),
-        groups=_assignments(roles, world) if world.pool is not None else {},
+        groups=groups,
         traffic=_traffic(roles, updates, world) if world.pool is not None else None,
         forgotten=forgotten,
         pool=pool_status(world),
@@ -100,6 +102,7 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
         answers={name: update.events for name, update in updates.items() if update.events},
         watches=slo_watches,
         self_tests=self_tests(world.models, world),
+        replicas=dict.fromkeys(groups, world.pool.replicas) if world.pool is not None else {},
     )
 
 
@@ -175,9 +178,9 @@ def _record_effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
 
 def _group_effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
     for group, assignment in desired.groups.items():
-        if group not in world.groups or not world.groups[group].intact:
-            yield StartGroup(group)
-        observed = world.groups.get(group)
+        observed, replicas = world.groups.get(group), desired.replicas[group]
+        if observed is None or not observed.intact or observed.replicas != replicas:
+            yield StartGroup(group, replicas)
         if observed is None or not observed.written or observed.assignment != assignment:
             yield Assign(group, assignment)
 
