@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -12,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, TypeAlias
-
-from pydantic import ValidationError
 
 from segserve_builder.agent import decide
 from segserve_builder.agent.observer import ServerObserver
@@ -254,11 +253,11 @@ class AssignmentFile:
             stamp = (status.st_ino, status.st_mtime_ns)
             if stamp != self._stamp:
                 self._stamp = stamp
-                models = Assignment.model_validate_json(self._path.read_bytes()).models
+                models = Assignment.read(json.loads(self._path.read_bytes())).models
                 self._assignment = tuple(map(AssignedRevision.of, models))
         except FileNotFoundError:
             return self._assignment
-        except ValidationError as error:
+        except ValueError as error:
             _LOG.error("%s is not valid; the previous assignment stays: %s", self._path, error)
         return self._assignment
 
@@ -287,7 +286,7 @@ class ReportFile:
         if content == self._content and now_s - self._written_s < HEARTBEAT_S:
             return
         report = Report(heartbeat=time.time(), server_ready=server_ready, models=models)
-        replace_file(self._path, report.model_dump_json(by_alias=True))
+        replace_file(self._path, report.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True))
         if content != self._content:
             self._on_report(server_ready, models)
         self._content, self._written_s = content, now_s

@@ -106,7 +106,7 @@ class Pod:
         if self._state is None:
             return  # the first pass has not ended yet
         server_ready, models = self._state
-        reports = [model.model_dump(mode="json", by_alias=True) for model in (*models, *self._rejected)]
+        reports = [model.to_json() for model in (*models, *self._rejected)]
         self._sender.send({"uid": self._pod_uid, "serverReady": server_ready, "models": reports})
 
     def _live(self) -> ProbeResponse:

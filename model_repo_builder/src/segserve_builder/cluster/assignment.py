@@ -33,8 +33,8 @@ class _Part:
 class AssignmentInbox:
     """Writes the assignment to `path` after every change, once all shards have been read, and calls `on_change`.
 
-    A model that this version of segserve cannot parse keeps its last valid revision and does not delay others;
-    `on_change` gets the reports about such models.
+    A revision whose answers depend on a field that this version of segserve does not know is rejected: the model keeps
+    its last valid revision and does not delay others; `on_change` gets the reports about such models.
     """
 
     def __init__(self, names: Sequence[str], path: Path, on_change: Callable[[RejectedModels], None]) -> None:
@@ -53,12 +53,17 @@ class AssignmentInbox:
         models, rejected = [], []
         for plain in value:
             try:
-                assigned = AssignedModel.model_validate_json(json.dumps(plain))
+                assigned = AssignedModel.read(plain)
+                if not assigned.is_understood:
+                    AssignedModel.model_validate(plain)  # which says what is not known
             except ValidationError as error:
                 rejection = _rejection(plain, error)
-                rejected.append(rejection)
-                if rejection.model in self._last_valid:
-                    models.append(self._last_valid[rejection.model])
+                last_valid = self._last_valid.get(rejection.model)
+                # The name says that it is what is loaded: nothing of it has to be read.
+                if last_valid is None or last_valid.revision != rejection.revision:
+                    rejected.append(rejection)
+                if last_valid is not None:
+                    models.append(last_valid)
             else:
                 self._last_valid[assigned.model] = assigned
                 models.append(assigned)
@@ -66,8 +71,7 @@ class AssignmentInbox:
 
     def _deliver(self, shards: tuple[Shard[_Part], ...]) -> None:
         models = sorted((model for shard in shards for model in shard.value.models), key=lambda each: each.model)
-        text = Assignment(models=tuple(models)).model_dump_json(by_alias=True, exclude_none=True)
-        replace_file(self._path, text)
+        replace_file(self._path, json.dumps(Assignment(models=tuple(models)).to_json()))
         # Models that are no longer assigned must not come back with an old revision.
         self._last_valid = {model.model: model for model in models}
         self._on_change(tuple(rejection for shard in shards for rejection in shard.value.rejected))
