@@ -40,6 +40,8 @@ class FakeKube:
         self.revision = 0
         self.watches: list[Watch] = []
         self.unserved: set[Kind] = set()
+        self.admission: Callable[[Kind, Json], None] = lambda kind, item: None
+        """What a mutating webhook does to each object that is created or changed, status apart."""
         self._objects: dict[Key, Json] = {}
         self._owners: dict[Key, Owners] = {}
         self._past: dict[Key, list[tuple[float, Json | None]]] = {}
@@ -204,11 +206,12 @@ class FakeKube:
 
     def _create(self, key: Key, said: Json, owners: Owners) -> Json:
         whole = created(key, said, f"uid-{self.revision + 1}", self._now())
+        self.admission(key[0], whole)
         self._owners[key] = owners
         return self._store(key, whole)
 
     def _replace(self, key: Key, said: Json, owners: Owners) -> Json:
-        whole = replaced(key, self._objects[key], said)
+        whole = replaced(key, self._objects[key], said, self.admission)
         self._owners[key] = owners
         stored = self._store(key, whole)
         if "deletionTimestamp" in whole["metadata"] and not held(key[0], whole):

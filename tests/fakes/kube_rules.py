@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fakes.kube_fields import Json, copied
@@ -36,6 +36,7 @@ DEFAULTS: dict[Kind, Json] = {
 
 _GIVEN = ("labels", "annotations", "ownerReferences", "finalizers")
 _MOST_BYTES = 1024 * 1024
+_HANDLERS = {"httpGet", "exec", "tcpSocket", "grpc"}
 
 
 def has_status(kind: Kind) -> bool:
@@ -84,7 +85,7 @@ def created(key: Key, said: Json, uid: str, now: str) -> Json:
     return defaulted(whole, DEFAULTS.get(kind, {}))
 
 
-def replaced(key: Key, live: Json, said: Json) -> Json:
+def replaced(key: Key, live: Json, said: Json, admission: Callable[[Kind, Json], None]) -> Json:
     """Return an object with other content; its generation tells of changes to what is neither metadata nor status."""
     kind = key[0]
     kept = {name: value for name, value in live["metadata"].items() if name not in _GIVEN}
@@ -92,9 +93,11 @@ def replaced(key: Key, live: Json, said: Json) -> Json:
     whole["metadata"] = {**said.get("metadata", {}), **kept}
     if has_status(kind) and "status" in live:
         whole["status"] = live["status"]
-    whole = defaulted(whole, DEFAULTS.get(kind, {}))
+    whole = defaulted(copied(whole), DEFAULTS.get(kind, {}))
+    admission(kind, whole)
     check_size(key, whole)
     check_change(key, live, whole)
+    check_alternatives(key, whole)
     if _has_generation(kind) and _counted(live) != _counted(whole):
         whole["metadata"]["generation"] += 1
     return whole
@@ -129,6 +132,18 @@ def check_change(key: Key, live: Json, whole: Json) -> None:
     before, after = (set(item["metadata"].get("finalizers") or ()) for item in (live, whole))
     if "deletionTimestamp" in live["metadata"] and after - before:
         raise InvalidError(f"{named(key)} is being deleted and takes no new finalizers")
+
+
+def check_alternatives(key: Key, whole: Json) -> None:
+    """Refuse probes with two handlers and variables with two values."""
+    if key[0] != DEPLOYMENTS:
+        return
+    for container in whole["spec"].get("template", {}).get("spec", {}).get("containers", ()):
+        probes = [container.get(name, {}) for name in ("startupProbe", "livenessProbe", "readinessProbe")]
+        if any(len(_HANDLERS & probe.keys()) > 1 for probe in probes):
+            raise InvalidError(f"{named(key)}: may not specify more than 1 handler type")
+        if any({"value", "valueFrom"} <= variable.keys() for variable in container.get("env", ())):
+            raise InvalidError(f"{named(key)}: valueFrom may not be specified when `value` is not empty")
 
 
 def check_size(key: Key, item: Json) -> None:

@@ -6,8 +6,10 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from segserve_common.api_errors import InvalidError
+from segserve_common.canonical import json_digest
 from segserve_common.kube.kinds import CHILDREN, OLD_DISRUPTION_BUDGETS
-from segserve_operator.adapters.kube.drift import covers
+from segserve_operator.adapters.kube.drift import covers, overlay
+from segserve_operator.adapters.kube.merge import merge_patch
 from segserve_operator.adapters.kube.pods import is_terminating
 
 if TYPE_CHECKING:
@@ -28,10 +30,14 @@ def kind_of(manifest: Json) -> Kind:
 
 
 def find_drift(view: View, key: PoolKey, manifests: Iterable[Json]) -> Iterator[tuple[Json, Json | None]]:
-    """Yield each manifest whose object is missing, terminating or different, with the object, None if missing."""
+    """Yield each manifest whose object is missing, terminating or different, with the object, None if missing.
+
+    What admission made of our last write of the same manifest is no difference: it would do the same to the next one.
+    """
     for manifest in manifests:
-        live = view.get(kind_of(manifest), key.namespace, manifest["metadata"]["name"])
-        if live is None or is_terminating(live) or not covers(live, manifest):
+        kind = kind_of(manifest)
+        live = view.get(kind, key.namespace, manifest["metadata"]["name"])
+        if live is None or is_terminating(live) or not (covers(live, manifest) or _is_answer(view, live, manifest)):
             yield manifest, live
 
 
@@ -40,25 +46,43 @@ async def apply_differing(
 ) -> None:
     """Apply the manifests that differ; with `fenced` only if the object is unchanged since the view read it."""
     for manifest, live in list(find_drift(view, key, manifests)):
-        await _put(api, key, manifest, live if fenced else None)
+        applied = await _put(api, key, manifest, live if fenced else None)
+        if not covers(applied, manifest):
+            kind, name = kind_of(manifest).name, manifest["metadata"]["name"]
+            _log.warning("%s %s: admission changes fields that segserve sets; they stay so", kind, name)
+            view.answers[applied["metadata"]["uid"]] = _answer(applied, manifest)
 
 
-async def _put(api: Api, key: PoolKey, manifest: Json, fence: Json | None) -> None:
-    kind, desired = kind_of(manifest), _at_version(fence, manifest)
+async def _put(api: Api, key: PoolKey, manifest: Json, fence: Json | None) -> Json:
+    """Write the fields of a manifest, and return the object; other writers' fields and list items stay."""
+    kind, name = kind_of(manifest), manifest["metadata"]["name"]
     try:
-        applied = await api.apply(kind, key.namespace, desired)
+        return await api.apply(kind, key.namespace, _at_version(fence, manifest))
     except InvalidError as error:
-        _log.info("%s %s is not to be applied over what is there: %s", kind.name, manifest["metadata"]["name"], error)
-    else:
-        if covers(applied, manifest):
-            return
-        desired = _at_version(fence and applied, manifest)
-    # Server-side apply keeps other writers' list items and their order; a merge patch replaces the whole list.
-    await api.patch(kind, key.namespace, manifest["metadata"]["name"], desired)
+        _log.info("%s %s is not to be applied over what is there: %s", kind.name, name, error)
+    # Somebody set an alternative to a field of ours, such as a second handler of a probe.
+    live = await api.get(kind, key.namespace, name)
+    patch = {"metadata": {}, **merge_patch(live, overlay(live, manifest))}
+    return await api.patch(kind, key.namespace, name, _at_version(fence or live, patch))
+
+
+def _is_answer(view: View, live: Json, manifest: Json) -> bool:
+    answer = view.answers.get(live["metadata"]["uid"])
+    return answer is not None and answer == _answer(live, manifest)
+
+
+def _answer(live: Json, manifest: Json) -> tuple[str, str]:
+    """Return digests of a manifest and of what an object has in its place."""
+    content = {name: value for name, value in live.items() if name not in ("metadata", "status")}
+    own = {
+        part: {name: (live["metadata"].get(part) or {}).get(name) for name in manifest["metadata"].get(part, ())}
+        for part in ("labels", "annotations")
+    }
+    return json_digest(manifest, 16), json_digest([content, own], 16)
 
 
 def _at_version(live: Json | None, manifest: Json) -> Json:
-    """Return the manifest with the resourceVersion of `live` as a precondition, without one if that is None."""
+    """Return a manifest or patch with the resourceVersion of `live` as a precondition, without one if that is None."""
     if live is None:
         return manifest
     return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}

@@ -58,6 +58,8 @@ class View:
         self._objects: dict[Kind, dict[tuple[str, str], Json]] = {kind: {} for kind in self.kinds}
         self._by_pool: dict[Kind, dict[PoolKey, set[str]]] = {kind: defaultdict(set) for kind in self.kinds}
         self._gone: OrderedDict[str, int] = OrderedDict()
+        self.answers: dict[str, tuple[str, str]] = {}
+        """By uid, digests of a manifest that admission changes, and of what the object has in its place."""
 
     def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
         """Return the latest state of an object, None if it is absent."""
@@ -93,6 +95,7 @@ class View:
         """Remove a deleted object, and return the pools to reconcile."""
         metadata = gone["metadata"]
         self._gone[metadata["uid"]] = _version(gone)
+        self.answers.pop(metadata["uid"], None)
         while len(self._gone) > REMEMBERED_DELETIONS:
             self._gone.popitem(last=False)
         at = (metadata["namespace"], metadata["name"])
