@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fakes.kube import FakeKube
@@ -86,7 +85,7 @@ class ClusterWorld:
         for watch in list(self.kube.watches):
             watch.close()
         self.view = View((MODELS, POOLS, *CHILDREN))
-        outside = Dependencies(NoLogs(), Path("/nonexistent"), Notifier(loopback=True), RolloutMetrics())
+        outside = Dependencies(NoLogs(), Notifier(loopback=True), RolloutMetrics())
         self.passes = PoolReconciler(
             WriteThroughApi(self.api, self.view), self.view, DEFAULTS, outside, lambda: self.now_s
         )

@@ -6,10 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Final
 
-from segserve_builder.sources.access import Access
 from segserve_operator.adapters.bundles.cluster import ClusterBundles, PodLogs
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
@@ -19,7 +16,7 @@ from segserve_operator.adapters.kube.contexts import PoolContexts
 from segserve_operator.adapters.kube.fleet import ClusterFleet, FleetCache
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.interning import ModelInterner
-from segserve_operator.adapters.kube.objects import Defaults, access_without_secrets, base_of
+from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
 from segserve_operator.adapters.kube.view import PoolKey, View
@@ -33,24 +30,19 @@ from segserve_operator.worker import ReconcileResult
 
 log = logging.getLogger("segserve")
 
-_NO_ACCESS: Final = Access(schemes=())
-
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
     """Dependencies of passes beside the objects of the API.
 
-    `logs` reads pods' logs, `cache` is the folder for fetched golden sets, `notifier` sends notifications. If
-    `prometheus` is an address, gateways' counters come from there. `artifacts` is the folder below which golden sets
-    may be read as files.
+    `logs` reads pods' logs, `notifier` sends notifications. If `prometheus` is an address, gateways' counters come from
+    there.
     """
 
     logs: PodLogs
-    cache: Path
     notifier: Notifier
     metrics: RolloutMetrics
     prometheus: str = ""
-    artifacts: Path | None = None
 
 
 @dataclass(slots=True)
@@ -117,11 +109,8 @@ class PoolReconciler:
         traffic = self._traffic(key, plans)
         context = CheckContext(
             InternalGateway(traffic.internal_url),
-            self._dependencies.cache,
             ClusterResources(self._view, key),
             self._clock,
-            base=partial(self._base, key),
-            access=partial(self._access, key),
         )
         announcer = PoolAnnouncer(
             self._dependencies.notifier, key.namespace, partial(self._notification_targets, key), self._clock
@@ -131,14 +120,6 @@ class PoolReconciler:
     def _traffic(self, key: PoolKey, plans: dict[str, TrafficPlan]) -> ClusterTraffic:
         prometheus = self._dependencies.prometheus
         return ClusterTraffic(self._api, self._view, self._contexts, key, plans, prometheus=prometheus)
-
-    def _base(self, key: PoolKey) -> str | None:
-        context = self._contexts.get(key)
-        return base_of(context) if context is not None else None
-
-    def _access(self, key: PoolKey) -> Access:
-        context = self._contexts.get(key)
-        return access_without_secrets(context, self._dependencies.artifacts) if context is not None else _NO_ACCESS
 
     def _notification_targets(self, key: PoolKey) -> tuple[Target, ...]:
         context = self._contexts.get(key)

@@ -81,14 +81,7 @@ class Supervisor:
         self.gateway = LocalGateway(state, pool.spec.gateway)
         access = local_access(pool.spec.artifacts)
         self.check_runner = BackgroundCheckRunner(
-            CheckContext(
-                InternalGateway(self.gateway.internal_url),
-                cache,
-                LocalResources(state),
-                time.time,
-                local=True,
-                access=lambda: access,
-            )
+            CheckContext(InternalGateway(self.gateway.internal_url), LocalResources(state), time.time, local=True)
         )
         self.notifier = Notifier(loopback=True)
         self.service = Service(

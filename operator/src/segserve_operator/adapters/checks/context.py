@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from segserve_builder.sources.access import Access
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.core.gates.checks import Check, CheckResult, ResourceSample
 
@@ -20,26 +18,18 @@ class ResourceSource(Protocol):
         ...
 
 
-def _no_base() -> None:
-    """Return no base: relative URIs were made absolute when the resource was read."""
-
-
 @dataclass(frozen=True, slots=True)
 class CheckContext:
-    """The ports of one pool. `clock` returns Unix time in seconds, `cache` is the folder of fetched golden sets.
+    """The ports of one pool. `clock` returns Unix time in seconds.
 
-    `local` allows services on loopback, for the users of this machine. `base` returns the current base of relative URIs
-    or None, `access` the access for fetching golden sets. `samples` holds the first and the latest samples of each
-    group that is checked.
+    `local` allows services on loopback, for the users of this machine. `samples` holds the first and the latest samples
+    of each group that is checked.
     """
 
     gateway: InternalGateway
-    cache: Path
     resources: ResourceSource
     clock: Callable[[], float]
     local: bool = False
-    base: Callable[[], str | None] = _no_base
-    access: Callable[[], Access] = Access
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
 from segserve_operator.api.rollout_policy import CheckedGateSpec, GateSpec, RolloutPolicy, Slo
 from segserve_operator.core.evidence import EvidenceWindow, Judgement
-from segserve_operator.core.gates.checks import CheckResult, Purpose
+from segserve_operator.core.gates.checks import CheckResult
 
 State = TypeVar("State")
 Edges: TypeAlias = tuple[float, ...]
@@ -79,15 +79,16 @@ class MeasuredGateType:
 
 @dataclass(frozen=True, slots=True)
 class CheckedGateType:
-    """Registry entry of a gate that judges the result of a check, which an adapter runs every `spec.interval`.
+    """Registry entry of a gate that judges the result of a check, which is made every `spec.interval`.
 
     `judge` takes the gate's spec, the latest result, the rollout's policy and the gate's share of alpha; it is pure.
-    `purpose` names the kind of check: "golden" needs golden images, "check" is run by the adapter of the gate's name.
+    `purpose` names the kind of check: "golden" is scored by the agents of both revisions, "check" is run by the adapter
+    of the gate's name.
     """
 
     spec: type[CheckedGateSpec]
     judge: Callable[[Any, CheckResult, RolloutPolicy, float], Verdict]
-    purpose: Purpose = "check"
+    purpose: Literal["golden", "check"] = "check"
     is_rule: bool = True
 
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from segserve_builder.agent.protocol import AssignedModel
 from segserve_operator.api.rollout_policy import CheckedGateSpec
 
-Purpose: TypeAlias = Literal["golden", "probe", "check"]
+Purpose: TypeAlias = Literal["probe", "check"]
 Pair: TypeAlias = tuple[float, float]
 
 
@@ -20,12 +19,10 @@ class Check:
 
     A check that is still running when it is due again is not started twice: it continues, and its result counts.
 
-    golden: replay the golden images through the internal listener to both groups, and score the answers.
-    probe: send both groups the golden images (or the built-in one) repeatedly for `seconds`, while quarantined.
-    check: whatever the gate `gate` of another kind needs (resource, webhook, promql).
+    probe: send both groups the built-in image repeatedly for `seconds`, while quarantined.
+    check: whatever the gate `gate` needs (resource, webhook, promql).
 
-    `revision` is the record of the candidate, with its golden images and classes. `spec` is the gate that the check is
-    for; `phase` and `weight` (percent) are passed to webhooks.
+    `spec` is the gate that the check is for; `phase` and `weight` (percent) are passed to webhooks.
     """
 
     key: str
@@ -38,7 +35,6 @@ class Check:
     gate: str = ""
     seconds: float = 0.0
     interval_s: float = math.inf
-    revision: AssignedModel | None = None
     spec: CheckedGateSpec | None = None
     phase: str = ""
     weight: int = 0
@@ -51,12 +47,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of both revisions on the golden images that both answered, 0 to 1, as (candidate, stable).
+    """Scores of both revisions on the same golden set, 0 to 1, as (candidate, stable).
 
-    `paired` has the score of each image, in an order independent of their content. `classes` has the score of each
-    class by name, `means` each metric: `iou`, `recall` and, for objects with scores, `ap`. If stable answered nothing,
-    its scores are NaN and `paired` is empty. `labelled` is False if an image has no labels, so that its expected answer
-    stands in for them: the scores then measure agreement with it.
+    `paired` has the score of each image that stable answered, in an order independent of their content, with 0 for one
+    that the candidate did not answer; of a large set the first ones. `classes` has the score of each class by name,
+    `means` each metric: `iou`, `recall` and, for objects with scores, `ap`. If stable answered nothing, its scores are
+    NaN and `paired` is empty. `labelled` is False if an image has no labels, so that its expected answer stands in for
+    them: the scores then measure agreement with it.
     """
 
     paired: tuple[Pair, ...] = ()
@@ -81,7 +78,7 @@ class ResourceSample:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """Result of a check at `at_s` (Unix time); `done` unless the same run will report more.
+    """Result of a check at `at_s` (Unix time); `done` unless the same run will report more. `scores` come from agents.
 
     `asked` and `failed` count our own requests to (stable, candidate). `samples` are of the candidate's servers: the
     first that was taken, and then the latest, oldest first. `passes` and `breaches` are the values of a gate's

@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Final, Literal
 
 from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.models.golden_scores import UNAVAILABLE
 from segserve_operator.core.models.observed import ModelStatus, ObservedCondition, Roles
 from segserve_operator.core.rollout.decisions import DecisionResult
 from segserve_operator.core.rollout.engine import Wait
@@ -138,7 +139,12 @@ def _breach(result: DecisionResult, roles: Roles) -> tuple[str, str]:
         if verdict.outcome is Outcome.BREACH:
             return verdict.reason, verdict.message
     failure = roles.candidate.failure if roles.candidate is not None else None
-    return (failure.reason, failure.message) if failure is not None else ("Breach", "a gate has proof of a breach")
+    if failure is not None:
+        return failure.reason, failure.message
+    for verdict in result.record.verdicts:
+        if verdict.reason == UNAVAILABLE:
+            return verdict.reason, verdict.message
+    return "Breach", "a gate has proof of a breach"
 
 
 def _quarantine(result: DecisionResult) -> tuple[str, str]:

@@ -10,8 +10,9 @@ import numpy as np
 from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
 from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.gates.checks import Check, Purpose
+from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.gates.probe import LONGEST_S, probe_outcome
+from segserve_operator.core.models.golden_scores import gave_up, golden_gates, golden_verdicts, is_golden
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.self_test import tests_itself
 from segserve_operator.core.models.slo import is_due, is_watched
@@ -70,18 +71,21 @@ def gather_signals(record: Record, state: RolloutState, roles: Roles, model: Mod
     return Signals(
         ready=np.array(is_routed and world.complete(group, state.revision)),
         lost=np.array(state.weight > 0 and not answers and not superseded),
-        golden=np.array(_golden(record, state, model), np.int8),
+        golden=np.array(_golden(record, state, model, world), np.int8),
         probes=np.array(probe_outcome(probe, world.now_s - state.since_s), np.int8),
         forbidden=np.array(failed or any(verdict.outcome is Outcome.BREACH for verdict in verdicts)),
-        allowed=np.array(all(verdict.outcome is Outcome.PASS for verdict in verdicts)),
+        allowed=np.array(all(_allows(verdict, record, state, model, world) for verdict in verdicts)),
         superseded=np.array(superseded),
     )
 
 
 def verdicts_with(record: Record, state: RolloutState, model: ModelObserved, world: Observed) -> tuple[Verdict, ...]:
-    """Return the record's verdicts, those of checked gates replaced if their checks have new results."""
+    """Return the record's verdicts, those of checked gates replaced if checks or servers have new results."""
     verdicts = {verdict.gate: verdict for verdict in record.verdicts}
     shares = alpha_shares(record.policy)
+    groups = groups_of(state, model.roles)
+    for verdict in golden_verdicts(record, state, groups, model, world, shares):
+        verdicts[verdict.gate] = verdict
     for gate in _checked_gates(record, state, model):
         result, gate_type = world.check_results.get(_key(state, gate)), checked_gate(gate.gate)
         if result is not None and result.done and gate_type is not None:
@@ -104,7 +108,6 @@ def checks(
         stable=record.stable,
         candidate_group=candidate,
         candidate=state.revision,
-        revision=world.revisions.get(state.revision),
         phase=state.phase.label,
         weight=state.weight,
     )
@@ -112,12 +115,12 @@ def checks(
         replace(
             template,
             key=_key(state, gate),
-            purpose=_purpose(gate),
             gate=gate_name(gate),
             spec=gate,
             interval_s=gate.interval.total_seconds(),
         )
         for gate in _checked_gates(record, state, model)
+        if not is_golden(gate)
     )
     if state.phase is not Phase.QUARANTINED:
         return tuple(gates)
@@ -125,18 +128,13 @@ def checks(
 
 
 def _checked_gates(record: Record, state: RolloutState, model: ModelObserved) -> Iterator[CheckedGateSpec]:
-    """Yield the gates that need checks, except those that are skipped or have no golden images to check."""
-    has_golden = model.wanted is not None and model.wanted.assigned.golden is not None
+    """Yield the gates that judge checks, except those that are skipped, and golden ones without a golden set."""
+    golden = golden_gates(record, state, model)
     for gate in record.policy.gates:
         if not isinstance(gate, CheckedGateSpec) or gate_name(gate) in state.skipped:
             continue
-        if _purpose(gate) != "golden" or (has_golden and record.policy.strategy != "immediate"):
+        if not is_golden(gate) or gate in golden:
             yield gate
-
-
-def _purpose(gate: CheckedGateSpec) -> Purpose:
-    gate_type = checked_gate(gate.gate)
-    return gate_type.purpose if gate_type is not None else "check"
 
 
 def _verdict(record: Record, gate: CheckedGateSpec) -> Verdict:
@@ -145,13 +143,23 @@ def _verdict(record: Record, gate: CheckedGateSpec) -> Verdict:
     return verdict or Verdict(name, Outcome.UNDECIDED, "NotChecked", "no check has finished yet")
 
 
-def _golden(record: Record, state: RolloutState, model: ModelObserved) -> int:
-    """Return 1 if every golden gate passes, -1 if one breaches, else 0."""
-    gates = [gate for gate in _checked_gates(record, state, model) if _purpose(gate) == "golden"]
-    outcomes = {_verdict(record, gate).outcome for gate in gates}
-    if Outcome.BREACH in outcomes:
+def _golden(record: Record, state: RolloutState, model: ModelObserved, world: Observed) -> int:
+    """Return 1 if every golden gate passes, -1 if one breaches or its scores cannot be had in time, else 0."""
+    verdicts = [_verdict(record, gate) for gate in golden_gates(record, state, model)]
+    lacking = any(gave_up(verdict, state, model, world) for verdict in verdicts)
+    if any(verdict.outcome is Outcome.BREACH for verdict in verdicts) or (lacking and not _goes_on(record)):
         return -1
-    return int(not outcomes or outcomes == {Outcome.PASS})
+    return int(all(_allows(verdict, record, state, model, world) for verdict in verdicts))
+
+
+def _allows(verdict: Verdict, record: Record, state: RolloutState, model: ModelObserved, world: Observed) -> bool:
+    """Tell whether a verdict lets the rollout go on."""
+    return verdict.outcome is Outcome.PASS or (_goes_on(record) and gave_up(verdict, state, model, world))
+
+
+def _goes_on(record: Record) -> bool:
+    """Tell whether the policy promotes what nobody could judge."""
+    return record.policy.on_undecided == "Promote"
 
 
 def _probe_key(state: RolloutState) -> str:

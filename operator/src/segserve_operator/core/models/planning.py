@@ -30,6 +30,7 @@ from segserve_operator.core.models.actions import (
 from segserve_operator.core.models.advance import RolloutUpdate, is_due, unchanged
 from segserve_operator.core.models.conditions import status_of
 from segserve_operator.core.models.events import Event, rollout_events, status_events
+from segserve_operator.core.models.golden_scores import with_scoring
 from segserve_operator.core.models.observed import (
     Candidate,
     ModelObserved,
@@ -45,6 +46,7 @@ from segserve_operator.core.models.pool import free_slots, pool_events, pool_sta
 from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.slo import watches
+from segserve_operator.core.models.update import spread, update_progress, with_template
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import Route, Share, TrafficPlan
@@ -77,6 +79,7 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
 
     The models `unrecorded` stay as they are, because their roles could not be written.
     """
+    seen, world = world, with_template(world)
     slots = free_slots(world)
     decided = {
         model.name: (model.roles, unchanged(model, world))
@@ -88,7 +91,7 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
     updates = {name: update for name, (_, update) in decided.items()}
     slo_watches = watches(world.models, world)
     held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
-    groups = _assignments(roles, world) if world.pool is not None else {}
+    groups, replicas = spread(_assignments(roles, world), seen) if world.pool is not None else ({}, {})
     forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
     return DesiredState(
         statuses={m.name: status_of(m, roles[m.name], updates[m.name], slo_watches, world) for m in world.models},
@@ -96,13 +99,13 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
         groups=groups,
         traffic=_traffic(roles, updates, world) if world.pool is not None else None,
         forgotten=forgotten,
-        pool=pool_status(world),
+        pool=pool_status(world, update_progress(seen)),
         records={record.name: record for each in updates.values() for record in each.records},
         checks=tuple(check for each in updates.values() for check in each.checks),
         answers={name: update.events for name, update in updates.items() if update.events},
         watches=slo_watches,
         self_tests=self_tests(world.models, world),
-        replicas=dict.fromkeys(groups, world.pool.replicas) if world.pool is not None else {},
+        replicas=replicas,
     )
 
 
@@ -200,7 +203,7 @@ def _assignments(roles: Mapping[str, Roles], world: Observed) -> dict[str, Assig
     for group, name, revision in sorted(_wanted_holdings(roles, world.main)):
         assigned = assigned_model(revision, models[name], world)
         if assigned is not None:
-            holdings.setdefault(group, {})[name] = assigned
+            holdings.setdefault(group, {})[name] = with_scoring(assigned, group, models[name], world)
     for name, observed in world.groups.items():
         for assigned in observed.assignment.models:
             if not world.traffic.drained(assigned.model, name):

@@ -1,6 +1,5 @@
 """Manifests of a pool's objects: pure functions from a pool's spec to JSON values."""
 
-from segserve_operator.adapters.kube.objects.artifacts import access_without_secrets, base_of
 from segserve_operator.adapters.kube.objects.config_maps import assignment_config_map, plan_config_map
 from segserve_operator.adapters.kube.objects.context import Defaults, PoolContext, gateway_url, scale_selector
 from segserve_operator.adapters.kube.objects.gateway import gateway_objects
@@ -11,9 +10,7 @@ from segserve_operator.adapters.kube.objects.server import main_group, server_te
 __all__ = [
     "Defaults",
     "PoolContext",
-    "access_without_secrets",
     "assignment_config_map",
-    "base_of",
     "gateway_objects",
     "gateway_url",
     "group_objects",

@@ -1,0 +1,228 @@
+"""Scores of the golden set during a rollout: who is asked for them, and what the servers' reports say.
+
+The agents of both revisions replay the golden set of the spec on their own servers; the gate compares them image by
+image. The operator itself fetches nothing: it has no credentials for artifacts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from segserve_builder.agent.protocol import (
+    AssignedModel,
+    GoldenScoring,
+    ModelReport,
+    ModelState,
+    ScoreReport,
+    unpack_classes,
+    unpack_qualities,
+)
+from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
+from segserve_operator.core.gates import checked_gate
+from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.gates.checks import CheckResult, Scores
+from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Record, RolloutState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from segserve_operator.core.evidence import Floats
+
+UNAVAILABLE: Final = "GoldenUnavailable"
+"""Reason of a verdict without scores, and of a rollout that ends for the lack of them."""
+
+
+def golden_gates(record: Record, state: RolloutState, model: ModelObserved) -> tuple[CheckedGateSpec, ...]:
+    """Return the gates that need scores of the golden set; none without a set, and none that a person has skipped."""
+    if model.wanted is None or model.wanted.assigned.golden is None or record.policy.strategy == "immediate":
+        return ()
+    checked = (gate for gate in record.policy.gates if isinstance(gate, CheckedGateSpec))
+    return tuple(gate for gate in checked if is_golden(gate) and gate_name(gate) not in state.skipped)
+
+
+def is_golden(gate: CheckedGateSpec) -> bool:
+    """Tell whether a gate judges scores of the golden set."""
+    gate_type = checked_gate(gate.gate)
+    return gate_type is not None and gate_type.purpose == "golden"
+
+
+def with_scoring(assigned: AssignedModel, group: str, model: ModelObserved, world: Observed) -> AssignedModel:
+    """Return the assignment with the golden set to score, if the model's rollout compares this revision."""
+    state = model.status.rollout
+    record = world.records.get(state.rollout) if state is not None and not state.ended else None
+    if state is None or record is None or assigned.revision not in (record.stable, record.candidate):
+        return assigned
+    gates = golden_gates(record, state, model)
+    if not gates or model.wanted is None or model.wanted.assigned.golden is None:
+        return assigned
+    if not _can_score(world.groups.get(group), assigned.revision):
+        return assigned
+    scoring = GoldenScoring(
+        golden=model.wanted.assigned.golden,
+        interval_s=min(gate.interval.total_seconds() for gate in gates),
+        # A candidate that callers' requests put into quarantine is looked at again at once.
+        round=state.quarantines,
+    )
+    return assigned.model_copy(update={"scoring": scoring})
+
+
+def _can_score(group: GroupObserved | None, revision: str) -> bool:
+    """Tell whether all agents of a group know scores; an earlier version would refuse the whole assignment."""
+    if group is None:
+        return False
+    proofs = [report.proved for server in group.servers for report in server.reports if report.proved is not None]
+    is_told = any(each.revision == revision and each.scoring is not None for each in group.assignment.models)
+    return all(proof.can_score for proof in proofs) and (bool(proofs) or is_told)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the servers of one revision report: scores, or a `problem` why there are none, or neither yet."""
+
+    reports: tuple[ScoreReport, ...] = ()
+    problem: str = ""
+
+
+def golden_verdicts(
+    record: Record,
+    state: RolloutState,
+    groups: tuple[str, str],
+    model: ModelObserved,
+    world: Observed,
+    shares: Mapping[str, float],
+) -> Iterator[Verdict]:
+    """Yield new verdicts of the golden gates from the reports of `groups`, those of stable and the candidate.
+
+    A verdict on scores stays while there are no new ones, and nothing is yielded then.
+    """
+    gates = golden_gates(record, state, model)
+    if not gates or state.phase is Phase.PENDING:
+        return
+    assert model.wanted is not None
+    assert model.wanted.assigned.golden is not None
+    sha256 = model.wanted.assigned.golden.sha256
+    stable = _answers("stable", record.stable, groups[0], sha256, world)
+    candidate = _answers("the candidate", state.revision, groups[1], sha256, world)
+    former = {verdict.gate: verdict for verdict in record.verdicts}
+    for gate in gates:
+        gate_type, name = checked_gate(gate.gate), gate_name(gate)
+        result = CheckResult(name, world.now_s)
+        if stable.reports and candidate.reports and gate_type is not None:
+            scores = _scores(candidate.reports, stable.reports, _class_names(state.revision, world))
+            yield gate_type.judge(gate, replace(result, scores=scores), record.policy, shares.get(gate.gate, 0.0))
+        elif name not in former or former[name].reason == UNAVAILABLE:
+            problem = candidate.problem or stable.problem
+            waits_s = _undecided_s(state, world)
+            if not problem and waits_s >= record.policy.deadline.total_seconds():
+                problem = "the servers have not scored the golden set until the deadline"
+            if problem:
+                yield Verdict(name, Outcome.UNDECIDED, UNAVAILABLE, problem)
+
+
+def gave_up(verdict: Verdict, state: RolloutState, model: ModelObserved, world: Observed) -> bool:
+    """Tell whether scores could not be had for so long that the rollout goes on, or ends, without them."""
+    if verdict.reason != UNAVAILABLE or state.paused or model.wanted is None:
+        return False
+    return state.phase is not Phase.GOLDEN or _undecided_s(state, world) >= model.wanted.progress_deadline_s
+
+
+def _undecided_s(state: RolloutState, world: Observed) -> float:
+    """Return how long the candidate has been waiting for its scores."""
+    return world.now_s - max(state.since_s, state.resumed_s)
+
+
+def _answers(who: str, revision: str, group: str, sha256: str, world: Observed) -> Answers:
+    observed = world.groups.get(group)
+    reports = [report for server in observed.servers if (report := server.report(revision))] if observed else []
+    scored = tuple(score for report in reports if (score := report.scores) is not None and _is_about(score, sha256))
+    if done := tuple(score for score in scored if score.images and _is_readable(score)):
+        return Answers(done)
+    failed = next((score for score in scored if score.reason), None)
+    if failed is not None:
+        return Answers(problem=f"{who}'s servers cannot score the golden set: {failed.reason}: {failed.message}")
+    if any(_is_old(report) for report in reports):
+        return Answers(problem=f"{who}'s servers have agents of an earlier version, which score no golden sets")
+    return Answers()
+
+
+def _is_about(score: ScoreReport, sha256: str) -> bool:
+    return score.golden_sha256 == sha256
+
+
+def _is_readable(score: ScoreReport) -> bool:
+    try:
+        return bool(_unpacked_qualities(score.qualities)) and _unpacked_classes(score.classes) is not None
+    except ValueError:
+        return False
+
+
+def _is_old(report: ModelReport) -> bool:
+    return report.state is ModelState.READY and (report.proved is None or not report.proved.can_score)
+
+
+def _class_names(revision: str, world: Observed) -> Mapping[int, str]:
+    record = world.revisions.get(revision)
+    return {item.id: item.name for item in record.pipeline.classes} if record is not None else {}
+
+
+def _scores(candidate: Sequence[ScoreReport], stable: Sequence[ScoreReport], names: Mapping[int, str]) -> Scores:
+    """Compare the means over the servers of both; images that stable does not answer are not compared."""
+    images, former = _images(candidate), _images(stable)
+    paired = tuple(
+        (0.0 if np.isnan(own) else float(own), float(other))
+        for own, other in zip(images, former, strict=False)
+        if not np.isnan(other)
+    )
+    classes, former_classes = _classes(candidate), _classes(stable) if paired else {}
+    means, former_means = _means(candidate), _means(stable) if paired else {}
+    return Scores(
+        paired=paired,
+        classes={
+            names.get(number, str(number)): (value, former_classes.get(number, np.nan))
+            for number, value in classes.items()
+        },
+        means={name: (value, former_means.get(name, np.nan)) for name, value in means.items()},
+        labelled=all(report.labelled for report in candidate),
+    )
+
+
+def _images(reports: Sequence[ScoreReport]) -> Floats:
+    """Return the quality of each image, NaN where no server has an answer."""
+    rows = [_unpacked_qualities(report.qualities) for report in reports]
+    table = np.array([row[: min(map(len, rows))] for row in rows], np.float64)
+    answered = ~np.isnan(table)
+    total, count = np.where(answered, table, 0.0).sum(0), answered.sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _classes(reports: Sequence[ScoreReport]) -> dict[int, float]:
+    tables = [_unpacked_classes(report.classes) for report in reports]
+    known = sorted({number for table in tables for number in table})
+    return {number: _mean([table.get(number, np.nan) for table in tables]) for number in known}
+
+
+def _means(reports: Sequence[ScoreReport]) -> dict[str, float]:
+    named = {
+        "iou": [report.iou for report in reports],
+        "recall": [report.recall for report in reports],
+        "ap": [report.ap for report in reports],
+    }
+    measured = {name: [value for value in values if value is not None] for name, values in named.items()}
+    return {name: _mean(values) for name, values in measured.items() if values}
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else np.nan
+
+
+# Reports change with a replay, and are read in every pass.
+_unpacked_qualities = lru_cache(maxsize=4096)(unpack_qualities)
+_unpacked_classes = lru_cache(maxsize=4096)(unpack_classes)
