@@ -90,7 +90,7 @@ async def asked(
         found.check_runner.clock = lambda: found.now_s
         yield found
         return
-    real = InBackground(BackgroundCheckRunner(context_of(tmp_path)))
+    real = InBackground(BackgroundCheckRunner(context_of()))
     monkeypatch.setitem(KINDS, "webhook", real.ask)
     yield real
     await real.check_runner.close()

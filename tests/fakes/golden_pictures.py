@@ -17,7 +17,6 @@ from pycocotools import mask as coco
 from fakes.internal_gateway import InternalListener
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.sources import folder_digest
-from segserve_builder.sources.access import LOCAL, Access
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
@@ -117,22 +116,17 @@ class Servers:
         return ResourceSample({group: self.memory.pop(0)})
 
 
-def context_of(
-    tmp_path: Path, listener: InternalListener | None = None, *, local: bool = True, memory: Any = ()
-) -> CheckContext:
+def context_of(listener: InternalListener | None = None, *, local: bool = True, memory: Any = ()) -> CheckContext:
     """Return tools whose gateway is the listener; without one there is none."""
 
     async def nowhere() -> str | None:
         return None
 
     gateway = InternalGateway(listener.address if listener is not None else nowhere)
-    access = LOCAL if local else Access(folders=())
-    return CheckContext(
-        gateway, tmp_path / "cache", Servers(list(memory)), lambda: 1000.0, local, access=lambda: access
-    )
+    return CheckContext(gateway, Servers(list(memory)), lambda: 1000.0, local)
 
 
-def check_of(purpose: Any, key: str = "coins-1/golden/0", **more: Any) -> Check:
+def check_of(purpose: Any, key: str = "coins-1/probe/0", **more: Any) -> Check:
     return Check(key, "coins", purpose, "main", STABLE, "own", CANDIDATE, **more)
 
 

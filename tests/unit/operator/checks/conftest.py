@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from fakes.golden_pictures import Pictures, context_of
+from fakes.golden_pictures import Pictures, context_of, truth
 from fakes.internal_gateway import InternalListener
+from segserve_builder.golden.judging import builtin_image
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 
 
@@ -17,15 +18,16 @@ from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 def pictures(tmp_path: Path) -> Pictures:
     found = Pictures(tmp_path / "golden")
     found.write()
+    found.shown[builtin_image()] = truth(0)
     return found
 
 
 @pytest.fixture
-async def check_runner_of(tmp_path: Path) -> AsyncIterator[Callable[..., BackgroundCheckRunner]]:
+async def check_runner_of() -> AsyncIterator[Callable[..., BackgroundCheckRunner]]:
     made: list[BackgroundCheckRunner] = []
 
     def make(listener: InternalListener | None = None, **options: Any) -> BackgroundCheckRunner:
-        made.append(BackgroundCheckRunner(context_of(tmp_path, listener, **options)))
+        made.append(BackgroundCheckRunner(context_of(listener, **options)))
         return made[-1]
 
     yield make

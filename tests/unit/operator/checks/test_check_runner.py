@@ -13,7 +13,7 @@ from tenacity import wait_fixed
 
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context_of
 from fakes.internal_gateway import internal_listener
-from segserve_operator.adapters.checks import golden, runner
+from segserve_operator.adapters.checks import probe, runner
 from segserve_operator.adapters.checks.runner import KINDS, BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import ResourceGate
 from segserve_operator.core.gates import GATES
@@ -25,7 +25,7 @@ CHECK: dict[str, Any] = {"spec": ResourceGate(), "gate": "resource"}
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(golden, "DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(probe, "PERIOD_S", 0.01)
     monkeypatch.setattr(runner, "RETRY_DELAYS", wait_fixed(0.01))
 
 
@@ -43,14 +43,14 @@ async def test_an_order_is_answered_once_however_often_it_is_given(
 ) -> None:
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
         check_runner = check_runner_of(listener)
-        wanted = check_of("golden", revision=pictures.revision())
+        wanted = check_of("probe", seconds=0.06)
         for _ in range(3):
             check_runner.schedule([wanted])
         found = await until(check_runner, wanted.key)
         check_runner.schedule([wanted])
         await asyncio.sleep(0.05)
 
-    assert found.scores is not None
+    assert found.asked == (6, 6)
     assert len(listener.asked) == 12
 
 
@@ -60,8 +60,8 @@ async def test_what_is_no_longer_ordered_is_given_up_and_forgotten(
     async with internal_listener(main=pictures.answering(STABLE)) as listener:
         listener.hangs = {"own"}
         check_runner = check_runner_of(listener)
-        check_runner.schedule([check_of("probe", seconds=60.0, revision=pictures.revision())])
-        await until(check_runner, "coins-1/golden/0", lambda found: found.asked[0] > 0)
+        check_runner.schedule([check_of("probe", seconds=60.0)])
+        await until(check_runner, "coins-1/probe/0", lambda found: found.asked[0] > 0)
         check_runner.schedule([])
         await asyncio.sleep(0.05)
 
@@ -75,7 +75,7 @@ async def test_a_problem_is_a_finding_and_is_asked_again_until_it_is_over(
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
         url, listener.url = listener.url, None
         check_runner = check_runner_of(listener)
-        wanted = check_of("golden", revision=pictures.revision())
+        wanted = check_of("probe", seconds=0.06)
         check_runner.schedule([wanted])
         problem = await until(check_runner, wanted.key, lambda found: bool(found.problem))
         listener.url = url
@@ -83,7 +83,7 @@ async def test_a_problem_is_a_finding_and_is_asked_again_until_it_is_over(
 
     assert "no gateway" in problem.problem
     assert problem.done
-    assert found.scores is not None
+    assert found.asked == (6, 6)
 
 
 async def test_what_had_a_problem_is_asked_again_when_it_is_due_however_long_the_pause(
@@ -93,7 +93,7 @@ async def test_what_had_a_problem_is_asked_again_when_it_is_due_however_long_the
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
         url, listener.url = listener.url, None
         check_runner = check_runner_of(listener)
-        wanted = check_of("golden", revision=pictures.revision(), interval_s=0.5)
+        wanted = check_of("probe", seconds=0.06, interval_s=0.5)
         check_runner.schedule([wanted])
         await until(check_runner, wanted.key, lambda found: bool(found.problem))
         listener.url = url
@@ -101,7 +101,7 @@ async def test_what_had_a_problem_is_asked_again_when_it_is_due_however_long_the
         found = await until(check_runner, wanted.key, lambda found: found.done and not found.problem)
         check_runner.schedule([])
 
-    assert found.scores is not None
+    assert found.asked == (6, 6)
 
 
 async def test_a_fault_of_our_own_is_a_problem_and_no_error_of_the_pass(
@@ -110,14 +110,14 @@ async def test_a_fault_of_our_own_is_a_problem_and_no_error_of_the_pass(
     check_runner = check_runner_of()  # its source of samples is empty, and raises IndexError
     check_runner.schedule([check_of("check", **CHECK)])
 
-    assert "IndexError" in (await until(check_runner, "coins-1/golden/0")).problem
+    assert "IndexError" in (await until(check_runner, "coins-1/probe/0")).problem
 
 
 async def test_a_kind_that_nothing_asks_for_is_a_problem(check_runner_of: Callable[..., BackgroundCheckRunner]) -> None:
     check_runner = check_runner_of()
     check_runner.schedule([check_of("check", gate="horoscope")])
 
-    assert "'horoscope'" in (await until(check_runner, "coins-1/golden/0")).problem
+    assert "'horoscope'" in (await until(check_runner, "coins-1/probe/0")).problem
 
 
 async def test_samples_keep_the_first_and_the_latest_of_a_group(
@@ -135,11 +135,11 @@ async def test_samples_keep_the_first_and_the_latest_of_a_group(
     assert len((await until(check_runner, "coins-2/resource/0")).samples) == 1
 
 
-async def test_closing_ends_everything(tmp_path: Path, pictures: Pictures) -> None:
+async def test_closing_ends_everything() -> None:
     async with internal_listener() as listener:
         listener.hangs = {"main", "own"}
-        check_runner = BackgroundCheckRunner(context_of(tmp_path, listener))
-        check_runner.schedule([check_of("probe", seconds=60.0, revision=pictures.revision())])
+        check_runner = BackgroundCheckRunner(context_of(listener))
+        check_runner.schedule([check_of("probe", seconds=60.0)])
         await asyncio.sleep(0.05)
         await check_runner.close()
 
@@ -149,7 +149,7 @@ async def test_closing_ends_everything(tmp_path: Path, pictures: Pictures) -> No
 def test_every_gate_that_asks_has_something_that_asks_for_it() -> None:
     checked = {name for name, gate in GATES.items() if isinstance(gate, CheckedGateType) and gate.purpose == "check"}
 
-    assert {"golden", "probe", *checked} == set(KINDS)
+    assert {"probe", *checked} == set(KINDS)
 
 
 def test_every_kind_of_check_is_registered() -> None:

@@ -46,14 +46,14 @@ def says(body: Any, status: int = 200) -> Handler:
 
 async def ask_webhook(tmp_path: Path, url: str, *, local: bool = True, **spec: Any) -> CheckResult:
     gate = WebhookGate(name="own", url=url, **spec)
-    context = context_of(tmp_path, local=local)
+    context = context_of(local=local)
     return await webhook.run(check_of("check", spec=gate, gate="own", phase="Progressing", weight=5), context, print)
 
 
 async def ask_prometheus(tmp_path: Path, body: Any, status: int = 200, **spec: Any) -> CheckResult:
     async with service(says(body, status)) as url:
         gate = PromqlGate(name="own", address=url, query="up", **{"pass_condition": "result[0] < 2", **spec})
-        return await promql.run(check_of("check", spec=gate, gate="own"), context_of(tmp_path), print)
+        return await promql.run(check_of("check", spec=gate, gate="own"), context_of(), print)
 
 
 def vector(*values: str) -> dict[str, Any]:

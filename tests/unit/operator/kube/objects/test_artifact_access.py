@@ -12,7 +12,6 @@ from segserve_builder.cluster.settings import AgentSettings
 from segserve_builder.errors import SourceDeniedError
 from segserve_builder.sources.access import Access
 from segserve_operator.adapters.kube.objects import (
-    access_without_secrets,
     gateway_objects,
     group_objects,
     server_template,
@@ -115,10 +114,3 @@ def test_what_the_operator_was_started_with_holds_where_a_pool_says_nothing() ->
 )
 def test_a_cache_of_the_pods_own_is_kept_below_its_size(cache: dict[str, str], kept: int | None) -> None:
     assert told(pool_context(MINIMAL, server={"cache": cache})).max_cache_bytes == kept
-
-
-def test_the_operator_reaches_what_the_pool_allows_without_its_secrets() -> None:
-    access = access_without_secrets(FULL_POOL, COINS)
-
-    assert (access.schemes, access.hosts) == (FULL_POOL.spec.artifacts.schemes, FULL_POOL.spec.artifacts.hosts)
-    assert (access.credentials, access.ambient, access.claims, access.folders) == ((), False, None, (COINS,))
