@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fakes.golden_scores import score_report
 from fakes.kube import FakeKube
 from fakes.kube_faults import Crash
-from segserve_builder.agent.protocol import GoldenTrial, ModelReport, ModelState, ProofReport, TrialReport
+from segserve_builder.agent.protocol import (
+    GoldenScoring,
+    GoldenTrial,
+    ModelReport,
+    ModelState,
+    ProofReport,
+    ScoreReport,
+    TrialReport,
+)
 from segserve_common.api_errors import ApiError, NotFoundError
 from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DEPLOYMENTS, EVENTS, MODELS, PODS, POOLS, Kind
 from segserve_common.kube.names import (
@@ -69,6 +78,10 @@ class ClusterWorld:
     now_s: float = 1_800_000_000.0
     verdicts: dict[str, str] = field(default_factory=dict)
     """What agents say of a model's network (its character) instead of Ready: the reason of a failure."""
+    qualities: dict[str, list[float]] = field(default_factory=dict)
+    """The quality of a network's answers to golden images, all .9 unless said otherwise; by its character."""
+    scoring: bool = True
+    """Whether agents are of a version that scores golden sets; others refuse an assignment that asks for it."""
     unpullable: set[str] = field(default_factory=set)
     """Images that no kubelet gets."""
     delay_s: float = 0.0
@@ -220,9 +233,21 @@ class ClusterWorld:
             artifact_verified=True,
             loaded=reason is None,
             proof="golden" if reason is None else None,
-            proved=ProofReport(golden_sha256=(told.get("golden") or {}).get("sha256")) if reason is None else None,
+            proved=self._proof(told) if reason is None else None,
             trial=self._trial(told["trial"]) if "trial" in told else None,
+            scores=self._scores(told["scoring"], network) if "scoring" in told else None,
         )
+
+    def _proof(self, told: Json) -> ProofReport:
+        return ProofReport(golden_sha256=(told.get("golden") or {}).get("sha256"), can_score=self.scoring)
+
+    def _scores(self, told: Json, network: str) -> ScoreReport:
+        assert self.scoring, "an agent of an earlier version refuses the whole assignment"
+        golden = GoldenScoring.model_validate(told).golden
+        reason = self.verdicts.get(golden.sha256)
+        if reason is not None:
+            return ScoreReport(golden_sha256=golden.sha256, reason=reason, message=f"{reason} happened")
+        return score_report(golden.sha256, self.qualities.get(network, [0.9] * 50))
 
     def _trial(self, told: Json) -> TrialReport:
         golden = GoldenTrial.model_validate(told).golden

@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fakes.golden_scores import score_report
 from segserve_builder.agent.protocol import (
     AssignedModel,
     Assignment,
     ModelReport,
     ModelState,
     ProofReport,
+    ScoreReport,
     TrialReport,
 )
 from segserve_builder.spec.model_spec import Artifact, Input, ModelClass, Output, Runtime
@@ -148,11 +150,13 @@ class Verdict:
 class InMemoryFleet:
     """Groups whose agents prove whatever they were assigned at the next `work`, unless a verdict says otherwise.
 
-    Verdicts are about revisions by name, and about golden sets on trial by digest.
+    Verdicts are about revisions by name, and about golden sets by digest, on trial or to be scored. `qualities` are
+    those of a revision's answers to golden images, all .9 unless given.
     """
 
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     members: dict[str, GroupObserved] = field(default_factory=dict)
+    qualities: dict[str, list[float]] = field(default_factory=dict)
     starts: list[str] = field(default_factory=list)
     replicas: int = 1
 
@@ -196,8 +200,11 @@ class InMemoryFleet:
                 artifact_verified=True,
                 loaded=True,
                 proof="golden",
-                proved=ProofReport(golden_sha256=told.golden.sha256 if told.golden is not None else None),
+                proved=ProofReport(
+                    golden_sha256=told.golden.sha256 if told.golden is not None else None, can_score=True
+                ),
                 trial=self._trial(told),
+                scores=self._scores(told),
             )
         return ModelReport(
             model=told.model,
@@ -207,6 +214,15 @@ class InMemoryFleet:
             message=f"{verdict.reason} happened",
             retryable=verdict.retryable,
         )
+
+    def _scores(self, told: AssignedModel) -> ScoreReport | None:
+        if told.scoring is None:
+            return None
+        sha256 = told.scoring.golden.sha256
+        verdict = self.verdicts.get(sha256)
+        if verdict is not None:
+            return ScoreReport(golden_sha256=sha256, reason=verdict.reason, message=f"{verdict.reason} happened")
+        return score_report(sha256, self.qualities.get(told.revision, [0.9] * 50))
 
     def _trial(self, told: AssignedModel) -> TrialReport | None:
         if told.trial is None:
