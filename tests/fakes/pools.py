@@ -52,6 +52,8 @@ spec:
         requiredDuringSchedulingIgnoredDuringExecution:
           nodeSelectorTerms:
             - matchExpressions: [{key: gpu.example.com/memory, operator: Gt, values: ["20"]}]
+    topologySpreadConstraints: [{maxSkew: 2, topologyKey: rack, whenUnsatisfiable: ScheduleAnyway}]
+    schedulerName: own
     runtimeClassName: nvidia
     priorityClassName: serving
     env: [{name: HTTPS_PROXY, value: "http://proxy:3128"}, {name: NO_PROXY}]
@@ -91,6 +93,13 @@ spec:
     serviceAnnotations: {example.com/internal: "true"}
     nodeSelector: {kubernetes.io/os: linux}
     tolerations: [{operator: Exists}]
+    affinity:
+      podAntiAffinity:
+        preferredDuringSchedulingIgnoredDuringExecution:
+          - {weight: 1, podAffinityTerm: {topologyKey: kubernetes.io/hostname}}
+    topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: DoNotSchedule, minDomains: 2}
+    schedulerName: own
     priorityClassName: serving
     podLabels: {team: vision}
     podAnnotations: {example.com/note: seen}

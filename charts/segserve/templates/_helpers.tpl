@@ -1,32 +1,103 @@
+{{- /*
+Values of an earlier release (helm upgrade --reuse-values) lack those that are new here: they get the chart's defaults,
+which Helm does not offer to templates, from a copy. Every template that is rendered starts with this.
+*/ -}}
+{{- define "segserve.complete" -}}
+{{- include "segserve.fill" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml) (list "images" "monitoring")) -}}
+{{- end }}
+
+{{- /*
+Of (list values defaults deep): set the defaults of absent values, in groups too; the groups in `deep` have groups of
+their own. What is within others, such as resources, is the user's: who removed a part of it (null) meant it.
+*/ -}}
+{{- define "segserve.fill" -}}
+{{- $given := index . 0 -}}
+{{- $deep := index . 2 -}}
+{{- range $name, $default := index . 1 -}}
+{{- if not (hasKey $given $name) -}}
+{{- $_ := set $given $name $default -}}
+{{- else if kindIs "map" $default -}}
+{{- range $inner, $value := $default -}}
+{{- if not (hasKey (index $given $name) $inner) -}}
+{{- $_ := set (index $given $name) $inner $value -}}
+{{- else if and (has $name $deep) (kindIs "map" $value) -}}
+{{- range $last, $each := $value -}}
+{{- if not (hasKey (index $given $name $inner) $last) -}}
+{{- $_ := set (index $given $name $inner) $last $each -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "segserve.name" -}}
+{{ .Values.nameOverride | default "segserve" }}
+{{- end }}
+
+{{- define "segserve.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{ .Values.fullnameOverride }}
+{{- else if .Values.nameOverride -}}
+{{ printf "%s-%s" .Release.Name .Values.nameOverride | trunc 53 | trimSuffix "-" }}
+{{- else -}}
+{{ .Release.Name }}
+{{- end -}}
+{{- end }}
+
 {{- define "segserve.selector" -}}
-app.kubernetes.io/name: segserve
+app.kubernetes.io/name: {{ include "segserve.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
 {{- define "segserve.labels" -}}
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
-app.kubernetes.io/name: segserve
-app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{ include "segserve.labelsWith" (list . dict) }}
+{{- end }}
+
+{{- /* Of (list root labels): the chart's own labels, then these and the common ones. */ -}}
+{{- define "segserve.labelsWith" -}}
+{{- $root := index . 0 -}}
+helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/name: {{ include "segserve.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{- include "segserve.othersLabels" . }}
+{{- end }}
+
+{{- /* Of (list root labels): these and the common labels, without those that are the chart's to set. */ -}}
+{{- define "segserve.othersLabels" -}}
+{{- $labels := merge (deepCopy (index . 1)) (index . 0).Values.commonLabels -}}
+{{- range $name := list "name" "instance" "version" "managed-by" "component" "part-of" -}}
+{{- $_ := unset $labels (printf "app.kubernetes.io/%s" $name) -}}
+{{- end -}}
+{{- with omit $labels "helm.sh/chart" }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "segserve.serviceAccount" -}}
-{{ .Values.serviceAccount.name | default .Release.Name }}
+{{ .Values.serviceAccount.name | default (include "segserve.fullname" .) }}
 {{- end }}
 
 {{- /* An image of (list root image). */ -}}
 {{- define "segserve.image" -}}
-{{- $root := index . 0 }}{{ $image := index . 1 -}}
-{{ $image.repository }}{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end }}
+{{- $root := index . 0 }}{{ $image := index . 1 }}{{ $repository := $image.repository -}}
+{{- with $root.Values.images.registry -}}
+{{- $repository = printf "%s/%s" . (regexReplaceAll "^(localhost|[^/]*[.:][^/]*)/" $repository "") -}}
+{{- end -}}
+{{ $repository }}{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end }}
 {{- end }}
 
 {{- define "segserve.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 1000
-runAsGroup: 1000
-fsGroup: 1000
+{{- if ne (toString .Values.podSecurity.user) "cluster" }}
+runAsUser: {{ int .Values.podSecurity.user }}
+runAsGroup: {{ int .Values.podSecurity.user }}
+fsGroup: {{ int .Values.podSecurity.user }}
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end }}

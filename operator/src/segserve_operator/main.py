@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import kopf
 
 from segserve_common.api_errors import ApiError
+from segserve_common.logs import start_logging
 from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.kinds import CHILDREN, DISRUPTION_BUDGETS, MODELS, OLD_DISRUPTION_BUDGETS, POOLS
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
@@ -160,6 +161,9 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
 def _artifacts(settings: OperatorSettings) -> Path | None:
     """Return the folder of artifacts that is in the operator's own image, if addresses are relative to one."""
     base = urlsplit(settings.artifact_base)
+        image_pull_secrets=settings.image_pull_secrets,
+        pod_user=settings.pod_user,
+        logging=settings.logging,
     return Path(unquote(base.path)) if base.scheme == "file" else None
 
 
@@ -185,15 +189,13 @@ async def _run(settings: OperatorSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     metrics = Metrics()
+    start_logging(settings.logging)
     async with AsyncKubeClient.connect(on_call=metrics.called) as api:
         await (await assemble(settings, api, metrics)).run(stopping)
 
 
 def main() -> None:
     """Run the operator until SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    for quiet in ("httpx", "kopf", "aiohttp"):
-        logging.getLogger(quiet).setLevel(logging.WARNING)
     try:
         settings = OperatorSettings.from_environment(os.environ)
     except OperatorSettingsError as error:

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from segserve_common.http.listening import listen_anywhere
 from segserve_common.kube.kinds import MODELS, POOLS, Kind
 from segserve_operator.adapters.kube.view import View
 from segserve_operator.api.rollout_policy import Slo
@@ -111,7 +112,7 @@ async def health_server(
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "0.0.0.0", port).start()  # kubelet and Prometheus come from outside the pod
+        await web.SockSite(runner, listen_anywhere(port)).start()  # kubelet and Prometheus come from outside the pod
         yield
     finally:
         await runner.cleanup()

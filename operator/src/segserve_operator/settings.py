@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, cast, get_args
 
 from segserve_builder.spec.model_spec import SCHEMES
-from segserve_common.kube.names import CACHE_FOLDER
+from segserve_common.kube.names import CACHE_FOLDER, POD_USER
+from segserve_common.logs import FORMAT_VARIABLE, FORMATS, LEVEL_VARIABLE, LEVELS, LogFormat, LogLevel, LogSettings
 
 PullPolicy: TypeAlias = Literal["Always", "IfNotPresent", "Never"]
 
 _POLICIES: Final = get_args(PullPolicy)
 _SOMEBODY: Final = f"segserve-operator-{secrets.token_hex(5)}"
 _LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_SUBDOMAIN: Final = rf"{_LABEL}(\.{_LABEL})*"
 
 
 class OperatorSettingsError(ValueError):
@@ -35,6 +37,8 @@ class OperatorSettings:
     `artifact_schemes` and `artifact_hosts` if a pool lists none (from all if these are empty too), and from
     `artifact_private_hosts` at addresses that are not public. Golden sets are fetched into the folder `cache`. The
     holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which must be unique.
+    `image_pull_secrets` are Secrets of each pool's namespace. `pod_user` is the user, group and fsGroup of pools' pods,
+    None if the cluster chooses. `logging` is that of the operator, agents and sidecars.
     The counters of gateways are read from the gateways, or from the Prometheus at `samples_prometheus` if it is set.
     """
 
@@ -44,6 +48,9 @@ class OperatorSettings:
     envoy_image: str = "docker.io/envoyproxy/envoy:v1.40.0"
     operator_image: str = "localhost/segserve-operator:0.1.0"
     image_pull_policy: PullPolicy = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    pod_user: int | None = POD_USER
+    logging: LogSettings = field(default_factory=LogSettings)
     lease_namespace: str = "default"
     lease_name: str = "segserve-operator"
     cluster_domain: str = "cluster.local"
@@ -69,6 +76,12 @@ class OperatorSettings:
             envoy_image=read.image("SEGSERVE_ENVOY_IMAGE", _DEFAULT.envoy_image),
             operator_image=read.image("SEGSERVE_OPERATOR_IMAGE", _DEFAULT.operator_image),
             image_pull_policy=read.policy("SEGSERVE_IMAGE_PULL_POLICY", _DEFAULT.image_pull_policy),
+            image_pull_secrets=read.listed("SEGSERVE_IMAGE_PULL_SECRETS", _SUBDOMAIN, "names of Secrets"),
+            pod_user=read.user("SEGSERVE_POD_USER", POD_USER),
+            logging=LogSettings(
+                cast("LogFormat", read.one_of(FORMAT_VARIABLE, _DEFAULT.logging.format, FORMATS)),
+                cast("LogLevel", read.one_of(LEVEL_VARIABLE, _DEFAULT.logging.level, LEVELS)),
+            ),
             lease_namespace=read.name("SEGSERVE_LEASE_NAMESPACE", _DEFAULT.lease_namespace),
             lease_name=read.domain("SEGSERVE_LEASE_NAME", _DEFAULT.lease_name),
             cluster_domain=read.domain("SEGSERVE_CLUSTER_DOMAIN", _DEFAULT.cluster_domain),
@@ -117,7 +130,7 @@ class _Reader:
 
     def domain(self, variable: str, default: str) -> str:
         """Return labels with dots between them."""
-        return self.matching(variable, default, rf"{_LABEL}(\.{_LABEL})*", "DNS labels with dots between them")
+        return self.matching(variable, default, _SUBDOMAIN, "DNS labels with dots between them")
 
     def image(self, variable: str, default: str) -> str:
         """Return the reference of an image."""
@@ -137,8 +150,16 @@ class _Reader:
 
     def policy(self, variable: str, default: PullPolicy) -> PullPolicy:
         """Return when images are pulled."""
-        policies = ", ".join(_POLICIES)
-        return cast("PullPolicy", self._checked(variable, default, lambda text: text in _POLICIES, policies))
+        return cast("PullPolicy", self.one_of(variable, default, _POLICIES))
+
+    def one_of(self, variable: str, default: str, allowed: Sequence[str]) -> str:
+        """Return one of some words."""
+        return self._checked(variable, default, lambda text: text in allowed, ", ".join(allowed))
+
+    def user(self, variable: str, default: int) -> int | None:
+        """Return a user's number other than root's, None for `cluster`."""
+        text = self.matching(variable, str(default), r"cluster|[1-9][0-9]{0,9}", "a number from 1, or 'cluster'")
+        return int(text) if text.isascii() and text.isdigit() else None
 
     def port(self, variable: str, default: int) -> int:
         """Return a port that needs no rights."""

@@ -55,6 +55,7 @@ SETS: Final[Mapping[str, dict[str, Any]]] = {
         }
     },
 }
+AMOUNTS: Final = ("cpu", "memory", "ephemeral-storage")
 NOT_OF_KUBERNETES: Final = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "CustomResourceDefinition"}
 
 
@@ -210,7 +211,7 @@ def test_every_value_is_in_the_readme_with_its_default() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| (?:`([^`]*)`)? *\|", (CHART / "README.md").read_text(), re.MULTILINE)
     documented: dict[str, str] = dict(rows)
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    expected = {".".join(path): _shown(value) for path, value in _leaves(values) if path[-1] not in ("cpu", "memory")}
+    expected = {".".join(path): _shown(value) for path, value in _leaves(values) if path[-1] not in AMOUNTS}
     wanted = {name for name in expected if not name.startswith("monitoring.dashboards.labels.")}
     assert wanted <= documented.keys()
     for name in wanted:

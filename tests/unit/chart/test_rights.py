@@ -164,7 +164,7 @@ def test_every_pod_is_allowed_where_pods_are_restricted(name: str, render: Rende
             assert own["allowPrivilegeEscalation"] is False
             assert own["readOnlyRootFilesystem"] is True
             assert own["capabilities"] == {"drop": ["ALL"]}
-            assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+            assert container["resources"]["requests"].keys() == {"cpu", "memory", "ephemeral-storage"}
             assert "memory" in container["resources"]["limits"]
 
 

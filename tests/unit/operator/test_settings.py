@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import segserve_operator
+from segserve_common.logs import LogSettings
 from segserve_operator.settings import OperatorSettings, OperatorSettingsError
 
 DIGEST = f"registry.example/segserve/server@sha256:{'0' * 64}"
@@ -18,6 +19,10 @@ EVERYTHING = {
     "SEGSERVE_ENVOY_IMAGE": "registry.example:5000/envoy:distroless-v1.40.1",
     "SEGSERVE_OPERATOR_IMAGE": "segserve-operator:2",
     "SEGSERVE_IMAGE_PULL_POLICY": "Always",
+    "SEGSERVE_IMAGE_PULL_SECRETS": "registry,mirror.example",
+    "SEGSERVE_POD_USER": "cluster",
+    "SEGSERVE_LOG_FORMAT": "json",
+    "SEGSERVE_LOG_LEVEL": "warning",
     "SEGSERVE_LEASE_NAMESPACE": "segserve-system",
     "SEGSERVE_LEASE_NAME": "one",
     "SEGSERVE_CLUSTER_DOMAIN": "cluster.example",
@@ -46,6 +51,9 @@ def test_every_variable_is_taken_over() -> None:
         envoy_image="registry.example:5000/envoy:distroless-v1.40.1",
         operator_image="segserve-operator:2",
         image_pull_policy="Always",
+        image_pull_secrets=("mirror.example", "registry"),
+        pod_user=None,
+        logging=LogSettings("json", "warning"),
         lease_namespace="segserve-system",
         lease_name="one",
         cluster_domain="cluster.example",
@@ -73,6 +81,11 @@ def test_every_variable_is_taken_over() -> None:
         ("SEGSERVE_SERVER_IMAGE", "server@sha256:short"),
         ("SEGSERVE_TRITON_VERSION", "2.51.0"),
         ("SEGSERVE_IMAGE_PULL_POLICY", "always"),
+        ("SEGSERVE_IMAGE_PULL_SECRETS", "a/b"),
+        ("SEGSERVE_POD_USER", "0"),
+        ("SEGSERVE_POD_USER", "root"),
+        ("SEGSERVE_LOG_FORMAT", "yaml"),
+        ("SEGSERVE_LOG_LEVEL", "INFO"),
         ("SEGSERVE_LEASE_NAMESPACE", "a.b"),
         ("SEGSERVE_CLUSTER_DOMAIN", "-"),
         ("SEGSERVE_ARTIFACT_BASE", "/models"),

@@ -23,6 +23,7 @@ from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.settings import AgentSettings
 from segserve_common.kube.client import KubeClient, connect
 from segserve_common.kube.names import SHARDS, assignment_name, reports_name
+from segserve_common.logs import LogSettings, start_logging
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import ModelReport
@@ -33,8 +34,8 @@ LONGEST_PASS_S: Final = 30.0
 
 def main() -> None:
     """Keep this pod's Triton equal to its group's assignment until SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    start_logging(LogSettings.of(os.environ))
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each attempt that is made again
     settings = AgentSettings.of(os.environ)
     pod = Pod(settings, connect(settings.namespace))
     stop = threading.Event()

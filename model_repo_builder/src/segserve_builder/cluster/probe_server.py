@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import parse_qs
+
+from segserve_common.http.listening import listen_anywhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,7 +45,7 @@ class ProbeServer:
         handlers: Mapping[str, Callable[[], ProbeResponse]],
         query_handlers: Mapping[str, Callable[[Query], ProbeResponse]] | None = None,
     ) -> None:
-        self._server = _Server(("", port), _handler(handlers, query_handlers or {}))
+        self._server = _Server(listen_anywhere(port), _handler(handlers, query_handlers or {}))
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
     @property
@@ -62,7 +65,11 @@ class ProbeServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 64
+
+    def __init__(self, listening: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(listening.getsockname()[:2], handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
 
 
 def _handler(

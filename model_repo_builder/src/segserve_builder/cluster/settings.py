@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ANY_ADDRESS: Final = "0.0.0.0"
+ANY_IPV6_ADDRESS: Final = "::"
 LOOPBACK: Final = "127.0.0.1"
 EXIT_TIMEOUT_S: Final = 30
 
@@ -138,7 +139,9 @@ def _folder(environment: Mapping[str, str]) -> PodFolder:
 
 def _address(environment: Mapping[str, str]) -> str:
     listens = environment.get("SEGSERVE_TRITON_LISTENS") or "loopback"
-    addresses = {"loopback": LOOPBACK, "pod": ANY_ADDRESS}
+    # The kubelet and the gateway call the pod's first address, and Triton serves HTTP in one family alone.
+    own = ANY_IPV6_ADDRESS if ":" in environment.get("POD_IP", "") else ANY_ADDRESS
+    addresses = {"loopback": LOOPBACK, "pod": own}
     if listens not in addresses:
         raise ServerSettingsError(f"SEGSERVE_TRITON_LISTENS is {listens!r}; allowed: {', '.join(addresses)}")
     return addresses[listens]

@@ -47,10 +47,13 @@ def server_arguments(
 ) -> tuple[str, ...]:
     """Return the command line of a Triton that loads models on request only.
 
+    `address` is of IPv4 or IPv6: Triton listens for HTTP on addresses of that family alone, also where it is `::`.
     `shm_prefix` names its shared memory and must differ between servers that share it. Raises ValueError for one
     that cannot be a file's name.
     """
     _check_prefix(shm_prefix)
+    # Its HTTP library takes an address without the prefix for one of IPv4, and gRPC needs the brackets.
+    http, grpc = (f"ipv6:{address}", f"[{address}]") if ":" in address else (address, address)
     return (
         str(executable),
         f"--model-repository={repository}",
@@ -59,11 +62,11 @@ def server_arguments(
         "--strict-readiness=false",  # else one failed load makes the whole server unready for good
         "--disable-auto-complete-config",  # configurations are complete; guessing starts every stub twice
         f"--exit-timeout-secs={exit_timeout_s}",
-        f"--http-address={address}",
+        f"--http-address={http}",
         f"--http-port={ports.http}",
-        f"--grpc-address={address}",
+        f"--grpc-address={grpc}",
         f"--grpc-port={ports.grpc}",
-        f"--metrics-address={address}",
+        f"--metrics-address={http}",
         f"--metrics-port={ports.metrics}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
     )

@@ -33,6 +33,9 @@ INTERNAL_PORT: Final = 8081
 BUNDLE_KEY: Final = "bundle.tar.gz"
 """Key of a rollout's bundle in its ConfigMap."""
 
+POD_USER: Final = 1000
+"""User and group of the images; the volumes of pods belong to the group."""
+
 RUN_FOLDER: Final = "/run/segserve"
 CACHE_FOLDER: Final = "/var/cache/segserve"
 SECRETS_FOLDER: Final = "/mnt/segserve/secrets"

@@ -62,10 +62,14 @@ class Server(ApiValue):
         default=(), max_length=16, description="Secrets of the namespace for pulling images.", json_schema_extra=_SET
     )
     resources: Resources = Field(
-        default=Resources(), description="Resources of the Triton container, GPUs (whole or MIG) included."
+        default=Resources(),
+        description="Resources of the Triton container, GPUs (whole or MIG) included. Default requests, of "
+        "each that has neither a request nor a limit: 100m cpu, 1Gi memory, 1Gi ephemeral-storage.",
     )
     agent_resources: Resources | None = Field(
-        default=None, description="Resources of the agent container. Default: requests of 50m cpu and 256Mi memory."
+        default=None,
+        description="Resources of the agent container. Default requests, of each that has neither a request nor a "
+        "limit: 50m cpu, 256Mi memory, 1Gi ephemeral-storage.",
     )
     shared_memory: Quantity = Field(
         default="1Gi", description="Size of /dev/shm, through which steps pass tensors. Counts as memory."
@@ -76,6 +80,16 @@ class Server(ApiValue):
         default=(), max_length=32, description="Taints of nodes that the servers tolerate.", json_schema_extra=_WHOLE
     )
     affinity: Passed = Field(default={}, description="Affinity of the pods, copied unchanged.")
+    topology_spread_constraints: tuple[Passed, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Topology spread constraints of the pods, copied; without a labelSelector a constraint is about "
+        "the servers of the same group. Default: prefer different nodes and zones.",
+        json_schema_extra=_WHOLE,
+    )
+    scheduler_name: Subdomain | None = Field(
+        default=None, description="Scheduler of the pods. Default: the cluster's own."
+    )
     runtime_class_name: Subdomain | None = Field(default=None, description="RuntimeClass of the pods, such as nvidia.")
     priority_class_name: Subdomain | None = Field(default=None, description="PriorityClass of the pods.")
     env: Annotated[tuple[Variable, ...], AfterValidator(_check_variables)] = Field(
@@ -122,11 +136,14 @@ class Gateway(ApiValue):
         default=(), max_length=16, description="Secrets of the namespace for pulling images.", json_schema_extra=_SET
     )
     resources: Resources | None = Field(
-        default=None, description="Resources of the Envoy container. Default: requests of 100m cpu and 128Mi memory."
+        default=None,
+        description="Resources of the Envoy container. Default requests, of each that has neither a request nor a "
+        "limit: 100m cpu, 128Mi memory, 128Mi ephemeral-storage.",
     )
     sync_resources: Resources | None = Field(
         default=None,
-        description="Resources of the configuration sidecar. Default: requests of 20m cpu and 96Mi memory.",
+        description="Resources of the configuration sidecar. Default requests, of each that has neither a request nor "
+        "a limit: 20m cpu, 96Mi memory, 64Mi ephemeral-storage.",
     )
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
         default="ClusterIP", description="Type of the Service."
@@ -137,6 +154,17 @@ class Gateway(ApiValue):
     node_selector: Labels = Field(default={}, description="Labels that a node must have to run gateways.")
     tolerations: tuple[Toleration, ...] = Field(
         default=(), max_length=32, description="Taints of nodes that the gateways tolerate.", json_schema_extra=_WHOLE
+    )
+    affinity: Passed = Field(default={}, description="Affinity of the pods, copied unchanged.")
+    topology_spread_constraints: tuple[Passed, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Topology spread constraints of the pods, copied; without a labelSelector a constraint is about "
+        "the gateways. Default: prefer different nodes and zones.",
+        json_schema_extra=_WHOLE,
+    )
+    scheduler_name: Subdomain | None = Field(
+        default=None, description="Scheduler of the pods. Default: the cluster's own."
     )
     priority_class_name: Subdomain | None = Field(default=None, description="PriorityClass of the pods.")
     pod_labels: Labels = Field(default={}, description="Additional labels of the pods; segserve's own take precedence.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 import time
 from typing import TYPE_CHECKING, Final
 
 from segserve_common.kube.client import connect
+from segserve_common.logs import LogSettings, LogSettingsError, start_logging
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.gateway_sync.prepare import prepare
 from segserve_operator.gateway_sync.settings import Settings, SidecarSettingsError
@@ -24,11 +24,10 @@ def main(arguments: Sequence[str]) -> None:
     task = TASKS.get(arguments[0]) if len(arguments) == 1 else None
     if task is None:
         sys.exit(f"the arguments are {list(arguments)!r}; allowed is one of {', '.join(map(repr, TASKS))}")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
+        start_logging(LogSettings.of(os.environ))
         settings = Settings.of(os.environ)
-    except SidecarSettingsError as error:
+    except (LogSettingsError, SidecarSettingsError) as error:
         sys.exit(str(error))
     task(settings)
 

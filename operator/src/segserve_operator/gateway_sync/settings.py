@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from segserve_common.http.listening import any_address
 from segserve_common.kube.names import INTERNAL_PORT, RUN_FOLDER, SYNC_PORT
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
@@ -37,7 +38,7 @@ class GatewaySettings(BaseModel):
     request_timeout_seconds: float
     workers: Annotated[int, Field(ge=1)] = 1
     heap_bytes: Annotated[int, Field(ge=2**26)] = 2 * 2**30
-    host: str = "0.0.0.0"
+    host: str = Field(default_factory=any_address)
     internal_port: _Port = INTERNAL_PORT
     sync_port: _Port = SYNC_PORT
 

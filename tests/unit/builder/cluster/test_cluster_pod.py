@@ -58,6 +58,14 @@ def test_triton_leaves_loopback_only_where_its_image_says_so(told: dict[str, str
     assert {flags(**told)[f"{kind}-address"] for kind in ("http", "grpc", "metrics")} == {address}
 
 
+@pytest.mark.parametrize(
+    ("ip", "http", "grpc"), [("10.0.0.7", "0.0.0.0", "0.0.0.0"), ("fd00::7", "ipv6:::", "[::]")], ids=["IPv4", "IPv6"]
+)
+def test_triton_listens_in_the_family_of_its_pods_address(ip: str, http: str, grpc: str) -> None:
+    found = flags(SEGSERVE_TRITON_LISTENS="pod", POD_IP=ip)
+    assert (found["http-address"], found["metrics-address"], found["grpc-address"]) == (http, http, grpc)
+
+
 def test_each_release_of_triton_gets_only_the_flags_that_it_knows() -> None:
     told = {"SEGSERVE_MAX_REQUEST_BYTES": "99"}
     newer = {"http-max-input-size", "metrics-config"}

@@ -14,7 +14,7 @@ from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command, render_bootstrap
 from segserve_operator.adapters.traffic.envoy_files import discovery_response, read_plan
-from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, EnvoySettings
+from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, EnvoySettings, render_listeners
 from segserve_operator.adapters.traffic.envoy_routes import render_routes
 from segserve_operator.adapters.traffic.envoy_updater import EnvoyConfiguration, render
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
@@ -294,3 +294,12 @@ def test_requests_to_a_shadow_are_in_flight_to_its_group() -> None:
     active = {"coins/main/infer/http": 1, "coins/main~shadow/infer/http": 2}
 
     assert active_by_model(active) == {("coins", "main"): 3}
+
+
+@pytest.mark.parametrize(("host", "both"), [("::", True), ("fd00::7", None), ("0.0.0.0", None)])
+def test_a_gateway_that_listens_on_all_of_ipv6_answers_on_ipv4_too(host: str, both: bool | None) -> None:
+    listeners = render_listeners(EnvoySettings(host=host, internal_port=8081), {}, timeout_s=60)
+
+    addresses = [listener["address"]["socket_address"] for listener in listeners]
+    assert [address["address"] for address in addresses] == [host, host]
+    assert [address.get("ipv4_compat") for address in addresses] == [both, both]

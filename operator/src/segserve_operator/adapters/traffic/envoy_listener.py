@@ -73,7 +73,7 @@ class _Listener:
 def render_listeners(settings: EnvoySettings, routes: Json, *, timeout_s: float) -> list[Json]:
     """Return the listeners; `routes` is the configuration source of the public listener's routes."""
     rds = {"rds": {"route_config_name": ROUTES_NAME, "config_source": routes}}
-    public = _Listener(STAT_PREFIX, socket_address(settings.host, settings.port), rds, internal=False)
+    public = _Listener(STAT_PREFIX, _listening_address(settings.host, settings.port), rds, internal=False)
     fixed = {"route_config": render_internal_routes(timeout_s=timeout_s)}
     internal = [_Listener("internal", address, fixed, internal=True) for address in _internal_addresses(settings)]
     return [_render_listener(settings, listener) for listener in (public, *internal)]
@@ -82,7 +82,14 @@ def render_listeners(settings: EnvoySettings, routes: Json, *, timeout_s: float)
 def _internal_addresses(settings: EnvoySettings) -> list[Json]:
     if settings.internal_socket is not None:
         return [{"pipe": {"path": settings.internal_socket, "mode": 0o600}}]
-    return [socket_address(settings.host, settings.internal_port)] if settings.internal_port is not None else []
+    return [_listening_address(settings.host, settings.internal_port)] if settings.internal_port is not None else []
+
+
+def _listening_address(host: str, port: int) -> Json:
+    address = socket_address(host, port)
+    if host == "::":
+        address["socket_address"]["ipv4_compat"] = True  # Envoy asks the kernel for IPv6 alone
+    return address
 
 
 def _render_listener(settings: EnvoySettings, listener: _Listener) -> Json:

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from fakes.pools import FULL, MINIMAL, pool_context
-from segserve_operator.adapters.kube.objects import gateway_objects, group_objects, main_group
+from fakes.pools import FULL, MINIMAL, pool_context, with_defaults
+from segserve_common.logs import LogSettings
+from segserve_operator.adapters.kube.objects import PoolContext, gateway_objects, group_objects, main_group
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
-def templates(text: str) -> dict[str, dict[str, Any]]:
-    target = pool_context(text)
+def templates(text: str | PoolContext) -> dict[str, dict[str, Any]]:
+    target = pool_context(text) if isinstance(text, str) else text
     objects = [*group_objects(target, main_group(target), 2), *gateway_objects(target)]
     deployments = [found for found in objects if found["kind"] == "Deployment"]
     return {
@@ -147,3 +148,81 @@ def test_the_cache_is_where_the_pool_says(cache: dict[str, str], volume: dict[st
 
     volumes = {found["name"]: found for found in deployment["spec"]["template"]["spec"]["volumes"]}
     assert volumes["cache"] == {"name": "cache", **volume}
+
+
+@pytest.mark.parametrize("template", PODS)
+def test_every_container_that_runs_asks_for_what_it_needs(template: dict[str, Any]) -> None:
+    """What asks for nothing is the first that a node short of it evicts."""
+    for name, container in containers(template).items():
+        found = container["resources"]
+        given = {**found.get("limits", {}), **found.get("requests", {})}
+        assert {"cpu", "memory", "ephemeral-storage"} <= given.keys(), name
+
+
+@pytest.mark.parametrize(
+    ("resources", "requests"),
+    [
+        ({"limits": {"nvidia.com/gpu": 1}}, {"cpu": "100m", "memory": "1Gi", "ephemeral-storage": "1Gi"}),
+        ({"requests": {"memory": "4Gi"}}, {"cpu": "100m", "memory": "4Gi", "ephemeral-storage": "1Gi"}),
+        ({"limits": {"memory": "512Mi"}}, {"cpu": "100m", "ephemeral-storage": "1Gi"}),
+    ],
+    ids=["a GPU", "a request", "a limit, which Kubernetes takes for the request"],
+)
+def test_defaults_are_of_what_a_pool_says_nothing_of(resources: dict[str, Any], requests: dict[str, str]) -> None:
+    found = containers(templates(pool_context(MINIMAL, server={"resources": resources}))["server"])
+
+    assert found["triton"]["resources"]["requests"] == requests
+
+
+@pytest.mark.parametrize("component", ["server", "gateway"])
+def test_a_spread_without_a_selector_is_of_the_pods_own_group(component: str) -> None:
+    constraint = {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule", "matchLabelKeys": ["a"]}
+    own = {**constraint, "labelSelector": {"matchLabels": {"a": "b"}}}
+
+    found = templates(pool_context(MINIMAL, **{component: {"topologySpreadConstraints": [constraint, own]}}))[component]
+
+    first, second = found["spec"]["topologySpreadConstraints"]
+    assert first == {**constraint, "labelSelector": first["labelSelector"]}
+    assert first["labelSelector"]["matchLabels"].items() <= found["metadata"]["labels"].items()
+    assert {"segserve.dev/pool", "app.kubernetes.io/component"} <= first["labelSelector"]["matchLabels"].keys()
+    assert second == own
+
+
+def test_gateways_are_placed_as_their_pool_says() -> None:
+    spec = templates(FULL)["gateway"]["spec"]
+
+    assert "podAntiAffinity" in spec["affinity"]
+    assert spec["topologySpreadConstraints"][0]["minDomains"] == 2
+    assert spec["schedulerName"] == "own"
+    assert "affinity" not in templates(MINIMAL)["gateway"]["spec"]
+
+
+@pytest.mark.parametrize("component", ["server", "gateway"])
+def test_images_are_pulled_with_the_operators_secrets_beside_the_pools_own(component: str) -> None:
+    told = pool_context(MINIMAL, **{component: {"imagePullSecrets": ["own", "all"]}})
+
+    spec = templates(with_defaults(told, image_pull_secrets=("all", "mirror")))[component]["spec"]
+
+    assert spec["imagePullSecrets"] == [{"name": "own"}, {"name": "all"}, {"name": "mirror"}]
+
+
+@pytest.mark.parametrize("component", ["server", "gateway"])
+def test_the_cluster_can_choose_the_user_of_every_pod(component: str) -> None:
+    """OpenShift's restricted-v2 refuses a pod that names a user or a group outside of its namespace's range."""
+    spec = templates(with_defaults(pool_context(FULL), pod_user=None))[component]["spec"]
+
+    assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    modes = {volume["secret"]["defaultMode"] for volume in spec["volumes"] if "secret" in volume}
+    assert modes == ({0o444} if component == "server" else set())
+
+
+@pytest.mark.parametrize("component", ["server", "gateway"])
+def test_our_own_programs_log_as_the_operator_is_told(component: str) -> None:
+    told = with_defaults(pool_context(MINIMAL), logging=LogSettings("json", "debug"))
+
+    for name, container in containers(templates(told)[component]).items():
+        variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
+        expected = (
+            {"SEGSERVE_LOG_FORMAT": "json", "SEGSERVE_LOG_LEVEL": "debug"} if name not in ("triton", "envoy") else {}
+        )
+        assert {key: value for key, value in variables.items() if "_LOG_" in key} == expected, name

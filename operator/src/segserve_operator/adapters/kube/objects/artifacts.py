@@ -56,13 +56,16 @@ def access_without_secrets(context: PoolContext, folder: Path | None) -> Access:
     return access_of(context).model_copy(update=update)
 
 
-def volumes(artifacts: Artifacts) -> list[V1Volume]:
+def volumes(context: PoolContext) -> list[V1Volume]:
     """Return the volumes of Secrets and claims."""
+    artifacts = context.spec.artifacts
+    # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
+    mode = 0o440 if context.defaults.pod_user is not None else 0o444
     secrets = [
         V1Volume(
             name=_volume_name("secret", name),
             # Optional: models that need no credentials are served even if the Secret is missing.
-            secret=V1SecretVolumeSource(secret_name=name, optional=True, default_mode=0o440),
+            secret=V1SecretVolumeSource(secret_name=name, optional=True, default_mode=mode),
         )
         for name in _secrets(artifacts)
     ]

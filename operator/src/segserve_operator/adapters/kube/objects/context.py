@@ -16,10 +16,12 @@ from segserve_common.kube.names import (
     GATEWAY,
     GROUP_LABEL,
     MANAGED_LABELS,
+    POD_USER,
     POOL_LABEL,
     SERVER,
     object_name,
 )
+from segserve_common.logs import LogSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -38,7 +40,9 @@ class Defaults:
 
     `operator_namespace_labels` and `operator_pod_labels` select, in network policies, the pods that may call a
     gateway's internal port; `disruption_api` is the cluster's version of PodDisruptionBudget. Artifacts may come from
-    `artifact_schemes` and `artifact_hosts` if a pool lists none, and always from `artifact_private_hosts`.
+    `artifact_schemes` and `artifact_hosts` if a pool lists none, and always from `artifact_private_hosts`. Images are
+    pulled with the Secrets `image_pull_secrets` beside the pool's own. Pods run as `pod_user`, as whom the cluster
+    chooses if it is None.
     """
 
     server_image: str
@@ -46,6 +50,9 @@ class Defaults:
     envoy_image: str
     operator_image: str
     image_pull_policy: str | None = None
+    image_pull_secrets: tuple[str, ...] = ()
+    pod_user: int | None = POD_USER
+    logging: LogSettings = field(default_factory=LogSettings)
     artifact_base: str | None = None
     artifact_schemes: tuple[str, ...] = ()
     artifact_hosts: tuple[str, ...] = ()

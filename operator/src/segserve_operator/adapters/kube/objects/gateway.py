@@ -37,7 +37,7 @@ from segserve_common.kube.names import (
 from segserve_operator.adapters.kube.objects import pods
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
-from segserve_operator.adapters.kube.objects.context import dumped, gateway_selector, meta, rendered, stamped
+from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, stamped
 from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.group import deployment
 from segserve_operator.adapters.kube.objects.network import gateway_policy
@@ -46,13 +46,13 @@ from segserve_operator.api.pod_template import Resources
 from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.context import PoolContext, dumped, rendered
+    from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
 LISTEN_PORT: Final = 8080
 """Port of Envoy in its pod, unprivileged and independent of the Service's port."""
 
-_ENVOY_RESOURCES: Final = Resources(requests={"cpu": "100m", "memory": "128Mi"})
-_SYNC_RESOURCES: Final = Resources(requests={"cpu": "20m", "memory": "96Mi"})
+_ENVOY_REQUESTS: Final = {"cpu": "100m", "memory": "128Mi", "ephemeral-storage": "128Mi"}
+_SYNC_REQUESTS: Final = {"cpu": "20m", "memory": "96Mi", "ephemeral-storage": "64Mi"}
 _HOOK_S: Final = 5
 """Additional wait of Envoy's hook, since the sidecar's hook may start late on a busy machine."""
 _GRACE_S: Final = 15
@@ -76,9 +76,7 @@ def _gateway_objects(context: PoolContext) -> tuple[Json, ...]:
         gateway_policy(context, LISTEN_PORT),
         disruption_budget(context, name, selector),
         _service(context),
-        deployment(
-            context, name, selector, replicas=context.spec.gateway.replicas, template=dumped(_template(context))
-        ),
+        deployment(context, name, selector, replicas=context.spec.gateway.replicas, template=_template(context)),
     )
     return tuple(map(stamped, manifests))
 
@@ -92,7 +90,7 @@ def _service(context: PoolContext) -> Json:
     return rendered(SERVICES, V1Service(metadata=own, spec=spec))
 
 
-def _template(context: PoolContext) -> V1PodTemplateSpec:
+def _template(context: PoolContext) -> Json:
     gateway = context.spec.gateway
     selector = gateway_selector(context)
     spec = V1PodSpec(
@@ -100,11 +98,12 @@ def _template(context: PoolContext) -> V1PodTemplateSpec:
         automount_service_account_token=False,
         enable_service_links=False,
         termination_grace_period_seconds=gateway.drain_seconds + _GRACE_S,
-        security_context=pods.pod_security(),
-        image_pull_secrets=pods.pull_secrets(gateway.image_pull_secrets),
+        security_context=pods.pod_security(context.defaults.pod_user),
+        image_pull_secrets=pods.pull_secrets(gateway.image_pull_secrets, context.defaults.image_pull_secrets),
         node_selector=dict(gateway.node_selector) or None,
         tolerations=pods.tolerations(gateway.tolerations),
         topology_spread_constraints=pods.spread(selector),
+        scheduler_name=gateway.scheduler_name,
         priority_class_name=gateway.priority_class_name,
         init_containers=[_sync_container(context, "prepare", "prepare")],
         containers=[_envoy(context), _sync(context)],
@@ -112,7 +111,8 @@ def _template(context: PoolContext) -> V1PodTemplateSpec:
     )
     annotations = {**gateway.pod_annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
     labels = {**gateway.pod_labels, **MANAGED_LABELS, **selector}
-    return V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
+    template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
+    return pods.placed(template, selector, gateway.affinity, gateway.topology_spread_constraints)
 
 
 def _envoy(context: PoolContext) -> V1Container:
@@ -127,7 +127,7 @@ def _envoy(context: PoolContext) -> V1Container:
             V1ContainerPort(name="inference", container_port=LISTEN_PORT, protocol="TCP"),
             V1ContainerPort(name="internal", container_port=INTERNAL_PORT, protocol="TCP"),
         ],
-        resources=pods.requirements(gateway.resources or _ENVOY_RESOURCES),
+        resources=pods.requirements(gateway.resources or Resources(), _ENVOY_REQUESTS),
         security_context=pods.container_security(),
         startup_probe=pods.tcp_probe(LISTEN_PORT, period_s=1, timeout_s=2, failures=60),
         liveness_probe=pods.tcp_probe(LISTEN_PORT, period_s=5, timeout_s=5, failures=6),
@@ -170,9 +170,10 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
                 "SEGSERVE_GATEWAY": json.dumps(settings),
                 "SEGSERVE_DRAIN_SECONDS": str(gateway.drain_seconds),
                 "HOME": pods.TMP_FOLDER,
+                **context.defaults.logging.variables(),
             }
         ),
-        resources=pods.requirements(gateway.sync_resources or _SYNC_RESOURCES),
+        resources=pods.requirements(gateway.sync_resources or Resources(), _SYNC_REQUESTS),
         security_context=pods.container_security(),
         volume_mounts=[
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, TypeVar
+from itertools import chain
+from typing import Any, Final, TypeVar
 
 from kubernetes.aio.client import (
     V1Capabilities,
@@ -21,6 +22,7 @@ from kubernetes.aio.client import (
     V1LocalObjectReference,
     V1ObjectFieldSelector,
     V1PodSecurityContext,
+    V1PodTemplateSpec,
     V1Probe,
     V1ProjectedVolumeSource,
     V1ResourceRequirements,
@@ -35,11 +37,12 @@ from kubernetes.aio.client import (
     V1VolumeProjection,
 )
 
+from segserve_common.kube.kinds import Json
+from segserve_operator.adapters.kube.objects.context import dumped
 from segserve_operator.api import pod_template as api
 
 Value = TypeVar("Value")
 
-USER: Final = 1000
 TMP_FOLDER: Final = "/tmp"
 TOKEN_VOLUME: Final = "token"
 _TOKEN_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -48,14 +51,17 @@ _NODES: Final = "kubernetes.io/hostname"
 _ZONES: Final = "topology.kubernetes.io/zone"
 
 
-def pod_security() -> V1PodSecurityContext:
-    """Return the security context of the `restricted` Pod Security profile; volumes are writable by the pod's user."""
+def pod_security(user: int | None) -> V1PodSecurityContext:
+    """Return the security context of the `restricted` Pod Security profile; volumes are writable by the pod's user.
+
+    Without a user the cluster's admission chooses one, and the group of the volumes, as OpenShift's does.
+    """
     return V1PodSecurityContext(
         run_as_non_root=True,
-        run_as_user=USER,
-        run_as_group=USER,
-        fs_group=USER,
-        fs_group_change_policy="OnRootMismatch",
+        run_as_user=user,
+        run_as_group=user,
+        fs_group=user,
+        fs_group_change_policy="OnRootMismatch" if user is not None else None,
         seccomp_profile=V1SeccompProfile(type="RuntimeDefault"),
     )
 
@@ -71,8 +77,13 @@ def container_security() -> V1SecurityContext:
 
 
 def variables(values: Mapping[str, str | None]) -> list[V1EnvVar]:
-    """Return variables of the pod's name, uid and namespace, then `values` without those that are None."""
-    own = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "POD_NAMESPACE": "metadata.namespace"}
+    """Return variables of the pod's name, uid, namespace and address, then `values` without those that are None."""
+    own = {
+        "POD_NAME": "metadata.name",
+        "POD_UID": "metadata.uid",
+        "POD_NAMESPACE": "metadata.namespace",
+        "POD_IP": "status.podIP",
+    }
     return [
         *(
             V1EnvVar(
@@ -126,13 +137,13 @@ def folder(name: str, size: str | None = None, *, memory: bool = False) -> V1Vol
     return V1Volume(name=name, empty_dir=V1EmptyDirVolumeSource(size_limit=size, medium="Memory" if memory else None))
 
 
-def requirements(resources: api.Resources) -> V1ResourceRequirements | None:
-    """Return a container's resources, None if there are none."""
-    if not resources.limits and not resources.requests:
-        return None
+def requirements(resources: api.Resources, requests: Mapping[str, str]) -> V1ResourceRequirements:
+    """Return a container's resources, with default `requests` of what has neither a request nor a limit."""
+    given = {**dict(resources.limits), **dict(resources.requests)}
+    missing = {name: amount for name, amount in requests.items() if name not in given}
     return V1ResourceRequirements(
         limits=dict(resources.limits) or None,
-        requests=dict(resources.requests) or None,
+        requests={**dict(resources.requests), **missing} or None,
     )
 
 
@@ -150,9 +161,29 @@ def tolerations(items: Iterable[api.Toleration]) -> list[V1Toleration] | None:
     )
 
 
-def pull_secrets(names: Iterable[str]) -> list[V1LocalObjectReference] | None:
-    """Return references to the Secrets with which images are pulled, None if there are none."""
-    return listed(V1LocalObjectReference(name=name) for name in names)
+def pull_secrets(*names: Iterable[str]) -> list[V1LocalObjectReference] | None:
+    """Return references to the Secrets with which images are pulled, each once, None if there are none."""
+    return listed(V1LocalObjectReference(name=name) for name in dict.fromkeys(chain(*names)))
+
+
+def placed(
+    template: V1PodTemplateSpec,
+    selector: Mapping[str, str],
+    affinity: Mapping[str, Any],
+    constraints: Iterable[Mapping[str, Any]],
+) -> Json:
+    """Return a template's JSON with its affinity and its topology spread constraints, each as the user wrote it.
+
+    The API server may know fields that the package's models do not. A constraint without a selector is about the pods
+    that `selector` selects; without constraints these prefer different nodes and zones.
+    """
+    manifest = dumped(template)
+    own = {"matchLabels": dict(selector)}
+    if affinity:
+        manifest["spec"]["affinity"] = dict(affinity)
+    if given := [{"labelSelector": own, **constraint} for constraint in constraints]:
+        manifest["spec"]["topologySpreadConstraints"] = given
+    return manifest
 
 
 def spread(selector: Mapping[str, str]) -> list[V1TopologySpreadConstraint]:

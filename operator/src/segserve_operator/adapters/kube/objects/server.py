@@ -33,14 +33,15 @@ from segserve_common.kube.names import (
     object_name,
 )
 from segserve_operator.adapters.kube.objects import artifacts, pods
-from segserve_operator.adapters.kube.objects.context import dumped, server_selector
+from segserve_operator.adapters.kube.objects.context import server_selector
 from segserve_operator.api.pod_template import Resources
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.objects.context import PoolContext, dumped
+    from segserve_operator.adapters.kube.objects.context import PoolContext
     from segserve_operator.api.triton_pool import Server
 
-_AGENT_RESOURCES: Final = Resources(requests={"cpu": "50m", "memory": "256Mi"})
+_TRITON_REQUESTS: Final = {"cpu": "100m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
+_AGENT_REQUESTS: Final = {"cpu": "50m", "memory": "256Mi", "ephemeral-storage": "1Gi"}
 _GRACE_S: Final = 5
 """Part of the grace period beside the drain and Triton's exit timeout: start of the hook, end of the steps."""
 _START_S: Final = 1800
@@ -71,23 +72,20 @@ def server_template(context: PoolContext, group: str = "") -> Json:
         enable_service_links=False,
         share_process_namespace=True,
         termination_grace_period_seconds=server.drain_seconds + server.exit_timeout_seconds + _GRACE_S,
-        security_context=pods.pod_security(),
-        image_pull_secrets=pods.pull_secrets(server.image_pull_secrets),
+        security_context=pods.pod_security(context.defaults.pod_user),
+        image_pull_secrets=pods.pull_secrets(server.image_pull_secrets, context.defaults.image_pull_secrets),
         node_selector=dict(server.node_selector) or None,
         tolerations=pods.tolerations(server.tolerations),
         topology_spread_constraints=pods.spread(selector),
+        scheduler_name=server.scheduler_name,
         runtime_class_name=server.runtime_class_name,
         priority_class_name=server.priority_class_name,
         containers=[_triton(context, group), _agent(context, group)],
-        volumes=[*_volumes(server), *artifacts.volumes(context.spec.artifacts)],
+        volumes=[*_volumes(server), *artifacts.volumes(context)],
     )
     annotations = {**server.pod_annotations, "kubectl.kubernetes.io/default-container": TRITON_CONTAINER}
     template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
-    manifest = dumped(template)
-    if server.affinity:
-        # As the user wrote it: the API server may know fields that the package's models do not.
-        manifest["spec"]["affinity"] = dict(server.affinity)
-    return manifest
+    return pods.placed(template, selector, server.affinity, server.topology_spread_constraints)
 
 
 def _triton(context: PoolContext, group: str) -> V1Container:
@@ -111,7 +109,7 @@ def _triton(context: PoolContext, group: str) -> V1Container:
             V1ContainerPort(name="grpc", container_port=GRPC_PORT, protocol="TCP"),
             V1ContainerPort(name="metrics", container_port=METRICS_PORT, protocol="TCP"),
         ],
-        resources=pods.requirements(server.resources),
+        resources=pods.requirements(server.resources, _TRITON_REQUESTS),
         security_context=pods.container_security(),
         startup_probe=pods.http_probe(live, HTTP_PORT, period_s=1, timeout_s=2, failures=_START_S),
         # A restart loses all loaded models, so it takes half a minute without an answer.
@@ -140,12 +138,13 @@ def _agent(context: PoolContext, group: str) -> V1Container:
             {
                 **_common(context, group),
                 "SEGSERVE_ARTIFACT_BASE": artifacts.base_of(context),
+                **context.defaults.logging.variables(),
                 ACCESS_VARIABLE: artifacts.access_of(context).model_dump_json(by_alias=True, exclude_defaults=True),
                 **_own(server),
             }
         ),
         ports=[V1ContainerPort(name="agent", container_port=AGENT_PORT, protocol="TCP")],
-        resources=pods.requirements(server.agent_resources or _AGENT_RESOURCES),
+        resources=pods.requirements(server.agent_resources or Resources(), _AGENT_REQUESTS),
         security_context=pods.container_security(),
         startup_probe=pods.http_probe("/live", AGENT_PORT, period_s=1, timeout_s=2, failures=300),
         liveness_probe=pods.http_probe("/live", AGENT_PORT, period_s=5, timeout_s=5, failures=6),
