@@ -9,16 +9,14 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import unquote, urlsplit
 
 import kopf
 
 from segserve_common.api_errors import ApiError
-from segserve_common.logs import start_logging
 from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.kinds import CHILDREN, DISRUPTION_BUDGETS, MODELS, OLD_DISRUPTION_BUDGETS, POOLS
+from segserve_common.logs import start_logging
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.secrets import Secrets
@@ -146,25 +144,14 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
     lease = LeaderLease(api, settings.lease_namespace, settings.lease_name, settings.pod_name, on_acquired=wake_all)
     outside = Dependencies(
         logs=api,
-        cache=Path(settings.cache),
         notifier=Notifier(loopback=False, on_outcome=metrics.rollouts.notified, read=Secrets(api).read),
         metrics=metrics.rollouts,
         prometheus=settings.samples_prometheus,
-        artifacts=_artifacts(settings),
     )
     fenced = WriteThroughApi(FencedApi(api, lease), view)
     reconciler = PoolReconciler(fenced, view, _defaults(settings, modern=modern), outside, time.time)
     worker = Worker(reconciler.reconcile, reconciler.wanted, lease.is_held, metrics)
     return Operator(settings, api, view, lease, worker, reconciler, metrics, time.monotonic())
-
-
-def _artifacts(settings: OperatorSettings) -> Path | None:
-    """Return the folder of artifacts that is in the operator's own image, if addresses are relative to one."""
-    base = urlsplit(settings.artifact_base)
-        image_pull_secrets=settings.image_pull_secrets,
-        pod_user=settings.pod_user,
-        logging=settings.logging,
-    return Path(unquote(base.path)) if base.scheme == "file" else None
 
 
 def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:
@@ -174,6 +161,9 @@ def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:
         envoy_image=settings.envoy_image,
         operator_image=settings.operator_image,
         image_pull_policy=settings.image_pull_policy,
+        image_pull_secrets=settings.image_pull_secrets,
+        pod_user=settings.pod_user,
+        logging=settings.logging,
         artifact_base=settings.artifact_base,
         artifact_schemes=settings.artifact_schemes,
         artifact_hosts=settings.artifact_hosts,
@@ -189,7 +179,6 @@ async def _run(settings: OperatorSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     metrics = Metrics()
-    start_logging(settings.logging)
     async with AsyncKubeClient.connect(on_call=metrics.called) as api:
         await (await assemble(settings, api, metrics)).run(stopping)
 
@@ -200,4 +189,5 @@ def main() -> None:
         settings = OperatorSettings.from_environment(os.environ)
     except OperatorSettingsError as error:
         sys.exit(f"the environment cannot be used:\n{error}")
+    start_logging(settings.logging)
     asyncio.run(_run(settings))

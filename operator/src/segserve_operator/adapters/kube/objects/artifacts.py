@@ -49,13 +49,6 @@ def access_of(context: PoolContext) -> Access:
     )
 
 
-def access_without_secrets(context: PoolContext, folder: Path | None) -> Access:
-    """Return the operator's own access for the pool: without Secrets, and to files below `folder` only."""
-    folders = (folder,) if folder is not None else ()
-    update = {"folders": folders, "claims": None, "credentials": (), "ambient": False, "max_cache_bytes": None}
-    return access_of(context).model_copy(update=update)
-
-
 def volumes(context: PoolContext) -> list[V1Volume]:
     """Return the volumes of Secrets and claims."""
     artifacts = context.spec.artifacts
