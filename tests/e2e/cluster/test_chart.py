@@ -141,6 +141,50 @@ def test_definitions_and_pool_follow_the_release_and_stay_when_it_goes(
     assert pool() == (uid, 9200)
 
 
+NEW_GROUPS: Final = ("artifacts", "logging", "monitoring", "podSecurity", "rbac", "test", "commonLabels")
+"""Groups of values that an earlier chart may lack."""
+
+
+@pytest.fixture
+def earlier_chart(tmp_path: Path) -> Path:
+    """A copy of the chart whose values lack those that are new since."""
+    chart = tmp_path / "earlier"
+    shutil.copytree(CHART, chart)
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    (chart / "values.yaml").write_text(yaml.safe_dump({k: v for k, v in values.items() if k not in NEW_GROUPS}))
+    return chart
+
+
+@pytest.mark.parametrize("option", ["--reuse-values", "--reset-then-reuse-values"])
+def test_a_release_whose_values_lack_groups_is_upgraded_and_rolled_back_with_what_it_was_told(
+    option: str,
+    cluster: Cluster,
+    namespace: str,
+    helm: Helm,
+    values: dict[str, Any],
+    earlier_chart: Path,
+    tmp_path: Path,
+) -> None:
+    told = values | {"operator": {"replicas": 0, "podLabels": {"team": "vision"}}, "pool": {"create": False}}
+
+    def deployment() -> dict[str, Any]:
+        found = cluster.get(namespace, "deployments", "segserve")
+        return {"uid": found["metadata"]["uid"], "template": found["spec"]["template"]}
+
+    helm("install", "segserve", earlier_chart, "-n", namespace, "-f", _written(told, tmp_path))
+    installed = deployment()
+
+    helm("upgrade", "segserve", CHART, "-n", namespace, option, "--set", "logging.format=json")
+    upgraded = deployment()
+    assert upgraded["uid"] == installed["uid"]
+    assert upgraded["template"]["metadata"]["labels"]["team"] == "vision"
+    assert {"name": "SEGSERVE_LOG_FORMAT", "value": "json"} in upgraded["template"]["spec"]["containers"][0]["env"]
+
+    helm("rollback", "segserve", "1", "-n", namespace)
+    assert deployment() == installed
+    helm("uninstall", "segserve", "-n", namespace)
+
+
 def _written(values: dict[str, Any], folder: Path) -> Path:
     path = folder / "values.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(values))))
