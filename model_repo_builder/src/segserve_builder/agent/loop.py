@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 from segserve_builder.agent import decide
 from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState, Report
-from segserve_builder.agent.runner import ActionFailure, ActionResult, ActionRunner
+from segserve_builder.agent.runner import LOAD_FAILED, ActionFailure, ActionResult, ActionRunner
 from segserve_builder.agent.state import (
     CRASHES_ALLOWED,
     Action,
@@ -205,6 +205,9 @@ class Agent:
         elif isinstance(action, Prepare | Serve | Prove):
             concerned = [assigned for assigned in self._assignment if assigned.revision == action.revision]
         for assigned in concerned:
+            if failure.reason == LOAD_FAILED:
+                state.fail_load(assigned, failure.reason, failure.message, now_s)
+                continue
             state.fail(assigned, failure.reason, failure.message, retry_from_s=now_s if failure.retryable else None)
 
     def _absorb_trial(self, action: Try, result: ActionResult, now_s: float) -> None:

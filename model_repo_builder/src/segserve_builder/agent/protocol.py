@@ -234,6 +234,9 @@ def _unpacked(text: str, each: int) -> tuple[int, ...]:
 class ModelReport(FrozenModel):
     """One revision on one server. `reason` is a CamelCase word, `load_s` how long it took to load.
 
+    After a failure `attempts` is the number of failures in a row, and `retryable` says whether a retry may soon help;
+    what Triton cannot load is tried again for ever, after several attempts with `retryable` False.
+
     `proved` is None before the proof, and always from an agent of a version that knows no trials.
     """
 
@@ -243,6 +246,7 @@ class ModelReport(FrozenModel):
     reason: str = ""
     message: str = ""
     retryable: bool = False
+    attempts: int = 0
     artifact_verified: bool = False
     loaded: bool = False
     proof: Literal["golden", "builtin"] | None = None

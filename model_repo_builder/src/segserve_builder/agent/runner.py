@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 OnProgress: TypeAlias = "Callable[[str], None]"
 
+LOAD_FAILED: Final = "LoadFailed"
 PROOF_S: Final = 120.0
 PROBE_S: Final = 30.0
 LARGE_BYTES: Final = 64 * 10**6
@@ -308,7 +309,7 @@ class ActionRunner:
     def _refusal(self, action: Action, error: TritonError) -> ActionFailure | None:
         match action:
             case LoadStep() | Serve():
-                return ActionFailure("LoadFailed", str(error), retryable=False)
+                return ActionFailure(LOAD_FAILED, str(error), retryable=True)
             case RepairStep():
                 return ActionFailure("RepairFailed", str(error), retryable=True)
             case Prove() | Try() | Score():

@@ -20,6 +20,10 @@ UNLOADING = "UNLOADING"
 
 BACKOFF: Final = Backoff(first_s=1.0, longest_s=30.0)
 """Delay before a retryable failure is tried again."""
+LOAD_BACKOFF: Final = Backoff(first_s=2.0, longest_s=300.0)
+"""Delay before a load that Triton refused is tried again."""
+LOADS_ALLOWED: Final = 3
+"""Loads that Triton may refuse before others need not wait for this server; it goes on trying."""
 CRASHES_ALLOWED: Final = 3
 """Proofs that may die with a step's process before the revision counts as failed."""
 
@@ -249,7 +253,10 @@ class TrialProof:
 
 @dataclass(frozen=True, slots=True)
 class RevisionFailure:
-    """Why a revision is not served. `retry_at_s` is None if only another assignment can help."""
+    """Why a revision is not served. `retry_at_s` is None if only another assignment can help.
+
+    `given_up`: it is tried again, but was refused so often that nobody should wait for it.
+    """
 
     assigned: AssignedRevision
     reason: str
@@ -258,6 +265,12 @@ class RevisionFailure:
     retry_at_s: float | None = None
     published: bool = False
     """Whether the artifact had been verified before the failure."""
+    given_up: bool = False
+
+    @property
+    def retryable(self) -> bool:
+        """Whether a retry may soon help."""
+        return self.retry_at_s is not None and not self.given_up
 
     def is_due(self, now_s: float) -> bool:
         """Tell whether to try again."""
@@ -328,6 +341,27 @@ class AgentState:
         retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
         verified = assigned.revision in self.prepared
         self.failures[assigned.revision] = RevisionFailure(assigned, reason, message, attempts, retry_at_s, verified)
+        self.proofs.pop(assigned.revision, None)
+
+    def fail_load(self, assigned: AssignedRevision, reason: str, message: str, now_s: float) -> None:
+        """Record that Triton refused to load a revision.
+
+        Perhaps memory is short only now: it is tried again for as long as it is assigned, which after `LOADS_ALLOWED`
+        attempts nobody should wait for.
+        """
+        earlier = self.failures.get(assigned.revision)
+        if earlier is not None and not earlier.is_due(now_s):
+            return  # another step of the same attempt
+        attempts = earlier.attempts + 1 if earlier is not None else 1
+        self.failures[assigned.revision] = RevisionFailure(
+            assigned,
+            reason,
+            message,
+            attempts,
+            now_s + LOAD_BACKOFF.delay_s(attempts),
+            published=assigned.revision in self.prepared,
+            given_up=attempts >= LOADS_ALLOWED,
+        )
         self.proofs.pop(assigned.revision, None)
 
     def fail_trial(

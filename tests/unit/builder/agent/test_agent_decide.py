@@ -9,6 +9,7 @@ import pytest
 from segserve_builder.agent.decide import next_actions, reports
 from segserve_builder.agent.protocol import AssignedModel, GoldenTrial, ModelReport, ModelState
 from segserve_builder.agent.state import (
+    LOADS_ALLOWED,
     Action,
     AgentState,
     AssignedRevision,
@@ -96,12 +97,12 @@ class World:
         self.loaded_steps.clear()
         self.loaded.clear()
 
-    def converge(self, *assigned: AssignedRevision) -> None:
+    def converge(self, *assigned: AssignedRevision, now_s: float = 0.0) -> None:
         """Let the agent work until it has nothing to do."""
         for _ in range(30):
             self.state.keep_only(assigned)
             self.state.invalidate_proofs(assigned, self.snapshot())
-            actions = next_actions(assigned, self.snapshot(), self.state, 0.0)
+            actions = next_actions(assigned, self.snapshot(), self.state, now_s)
             if not actions:
                 return
             for action in actions:
@@ -254,6 +255,53 @@ def test_pauses_grow_to_a_bound(attempts: int, pause_s: float) -> None:
     for _ in range(attempts):
         state.fail(coins, "ArtifactMissing", "gone", retry_from_s=100.0)
     assert state.failures[coins.revision].retry_at_s == 100.0 + pause_s
+
+
+def test_what_triton_refuses_to_load_is_tried_again_after_the_final_word_too() -> None:
+    """Memory may be short for an hour: the server gets the model later, though nobody waits for it any more."""
+    world, coins = World(), revision_of("coins")
+    world.converge(coins)
+    world.restart_server()
+    said = []
+    for _ in range(LOADS_ALLOWED + 2):
+        failure = world.state.failures.get(coins.revision)
+        now_s = failure.retry_at_s if failure is not None and failure.retry_at_s is not None else 0.0
+        for step in steps_of(coins):  # all steps of an attempt that fail are one failure
+            world.state.fail_load(coins, "LoadFailed", f"no memory for {step}", now_s)
+        report = world.report(coins)["coins"]
+        said.append((report.state, report.reason, report.attempts, report.retryable))
+        due_s = world.state.failures[coins.revision].retry_at_s
+        assert due_s is not None
+        assert next_actions((coins,), world.snapshot(), world.state, due_s - 0.1) == ()
+        assert next_actions((coins,), world.snapshot(), world.state, due_s)[0] == LoadStep(steps_of(coins)[0])
+
+    assert said == [(ModelState.FAILED, "LoadFailed", n, n < LOADS_ALLOWED) for n in range(1, LOADS_ALLOWED + 3)]
+
+
+def test_a_model_that_lacked_memory_is_served_once_there_is_some() -> None:
+    world, coins = World(), revision_of("coins")
+    for now_s in (0.0, 10.0, 100.0, 1000.0):
+        world.state.fail_load(coins, "LoadFailed", "no memory", now_s)
+    world.converge(coins, now_s=10_000.0)
+    report = world.report(coins)["coins"]
+
+    assert (report.state, report.attempts, report.reason) == (ModelState.READY, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "pause_s"),
+    [
+        pytest.param(1, 2.0, id="the first pause is two seconds"),
+        pytest.param(3, 8.0, id="each pause is twice the one before"),
+        pytest.param(20, 300.0, id="no pause is longer than five minutes"),
+    ],
+)
+def test_pauses_between_loads_grow_to_a_bound(attempts: int, pause_s: float) -> None:
+    state, coins = AgentState(), revision_of("coins")
+    for attempt in range(attempts):
+        state.fail_load(coins, "LoadFailed", "no memory", attempt * 1000.0)
+
+    assert state.failures[coins.revision].retry_at_s == (attempts - 1) * 1000.0 + pause_s
 
 
 def test_a_final_failure_is_not_tried_again_until_the_assignment_changes() -> None:
