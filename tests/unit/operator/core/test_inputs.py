@@ -38,7 +38,7 @@ from segserve_operator.api.rollout_policy import (
     WebhookGate,
 )
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.gates.checks import CheckResult, Scores
+from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.probe import LONGEST_S
 from segserve_operator.core.models.inputs import (
     checks,
@@ -397,7 +397,7 @@ def orders(
 
 
 ROLLOUT = PROGRESSING.rollout
-GATES_ASKED = {f"{ROLLOUT}/goldenQuality": "golden", f"{ROLLOUT}/budget": "check"}
+GATES_ASKED = {f"{ROLLOUT}/budget": "check"}
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ GATES_ASKED = {f"{ROLLOUT}/goldenQuality": "golden", f"{ROLLOUT}/budget": "check
         pytest.param(
             replace(PROGRESSING, skipped=("budget",)),
             CHANGING,
-            {f"{ROLLOUT}/goldenQuality": "golden"},
+            {},
             id="no gate that was put aside",
         ),
         pytest.param(PENDING, CHANGING, {}, id="nothing of what is only being proved"),
@@ -439,7 +439,6 @@ def test_what_is_to_be_found_out(at: RolloutState, roles: Roles, ordered: dict[s
 @pytest.mark.parametrize(
     "gate",
     [
-        pytest.param(GoldenQualityGate(interval=timedelta(seconds=5)), id="labelled images"),
         pytest.param(BUDGET, id="a service"),
         pytest.param(QUERY.model_copy(update={"interval": timedelta(seconds=5)}), id="a query"),
         pytest.param(ResourceGate(interval=timedelta(seconds=5)), id="servers"),
@@ -462,18 +461,16 @@ def test_another_rollout_of_the_same_revision_orders_anew() -> None:
 def test_an_order_says_whom_it_is_about_and_how_often_it_is_due() -> None:
     observed = seen(coins())
     quarantined = replace(QUARANTINED, weight=0)
-    probe, golden, budget = checks(quarantined, record(), CHANGING, observed.models[0], observed)
+    probe, budget = checks(quarantined, record(), CHANGING, observed.models[0], observed)
 
     assert (probe.seconds, probe.interval_s) == (LONGEST_S, math.inf)
-    assert (golden.interval_s, golden.gate) == (600.0, "goldenQuality")
     assert (budget.interval_s, budget.gate, budget.spec) == (5.0, "budget", BUDGET)
-    for each in (probe, golden, budget):
+    for each in (probe, budget):
         assert each.sides == (("main", FIRST.revision), (SECOND.revision, SECOND.revision))
-        assert (each.model, each.phase, each.weight, each.revision) == ("coins", "Quarantined", 0, SECOND)
+        assert (each.model, each.phase, each.weight) == ("coins", "Quarantined", 0)
 
 
 BUDGET_KEY = f"{ROLLOUT}/budget"
-GOLDEN_KEY = f"{ROLLOUT}/goldenQuality"
 KNOWN = said("budget", Outcome.PASS)
 
 
@@ -510,23 +507,16 @@ def test_the_verdict_of_a_gate(found: dict[str, CheckResult], verdict: tuple[str
     assert [(each.outcome.value, each.reason) for each in verdicts if each.gate == "budget"] == [verdict]
 
 
-def test_labels_are_judged_at_their_part_of_alpha_and_what_was_put_aside_keeps_its_last_verdict() -> None:
-    scores = Scores(paired=((0.9, 0.9),) * 20, means={"iou": (0.9, 0.9)})
-    found = {
-        GOLDEN_KEY: CheckResult(GOLDEN_KEY, NOW_S, scores=scores),
-        BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, passes=False, breaches=True),
-    }
+def test_what_was_put_aside_keeps_its_last_verdict() -> None:
+    found = {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, passes=False, breaches=True)}
     observed = seen(coins(), check_results=found)
     at = replace(PROGRESSING, skipped=("budget",))
-    golden = {each.gate: each for each in verdicts_with(record(KNOWN), at, observed.models[0], observed)}
 
-    assert golden["goldenQuality"].outcome is Outcome.PASS
-    assert golden["goldenQuality"].numbers["bound"] == pytest.approx(-math.log(POLICY.alpha / 2))
-    assert golden["budget"] == KNOWN
+    assert KNOWN in verdicts_with(record(KNOWN), at, observed.models[0], observed)
 
 
-def test_gates_that_are_measured_are_nobodys_to_ask() -> None:
+def test_gates_that_are_measured_or_scored_by_agents_are_nobodys_to_ask() -> None:
     observed = seen(model(CELLS, Roles(holder(CELLS, "main"))), coins())
-    only_measured = record(policy=RolloutPolicy(gates=(ErrorRateGate(),)))
+    only_measured = record(policy=RolloutPolicy(gates=(ErrorRateGate(), GoldenQualityGate())))
 
     assert checks(PROGRESSING, only_measured, CHANGING, observed.models[1], observed) == ()
