@@ -122,7 +122,7 @@ async def test_a_change_of_the_template_makes_a_new_main_group_to_which_models_m
     world = await served()
     (first,) = world.groups()
     world.apply_pool(server={"image": "server:2", "version": "26.05"})
-    await world.turns(1)
+    await world.turns(2)
 
     assert len(world.groups()) == 2
     assert world.weights("coins") == {first: 100}

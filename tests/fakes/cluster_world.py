@@ -85,6 +85,7 @@ class ClusterWorld:
     unpullable: set[str] = field(default_factory=set)
     """Images that no kubelet gets."""
     delay_s: float = 0.0
+    defaults: Defaults = DEFAULTS
 
     def __post_init__(self) -> None:
         self.kube = FakeKube(lambda: self.now_s)
@@ -100,7 +101,7 @@ class ClusterWorld:
         self.view = View((MODELS, POOLS, *CHILDREN))
         outside = Dependencies(NoLogs(), Notifier(loopback=True), RolloutMetrics())
         self.passes = PoolReconciler(
-            WriteThroughApi(self.api, self.view), self.view, DEFAULTS, outside, lambda: self.now_s
+            WriteThroughApi(self.api, self.view), self.view, self.defaults, outside, lambda: self.now_s
         )
         self.filled = False
 
@@ -329,6 +330,12 @@ class ClusterWorld:
         found = self.kube.peek(POOLS, NAMESPACE, KEY.pool)
         assert found is not None
         return _condition(found.get("status") or {}, kind)
+
+    def pool_message(self, kind: str) -> str:
+        """Return the message of the pool's condition, empty without one."""
+        found = self.kube.peek(POOLS, NAMESPACE, KEY.pool)
+        conditions = ((found or {}).get("status") or {}).get("conditions", ())
+        return next((said["message"] for said in conditions if said["type"] == kind), "")
 
     def told(self) -> list[tuple[str, str]]:
         """Return whom each Event is about, and its reason."""

@@ -25,6 +25,7 @@ from segserve_operator.api.pod_template import (
     Toleration,
     Variable,
 )
+from segserve_operator.api.pool_update import TemplateStatus, Update
 
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
@@ -216,6 +217,7 @@ class TritonPoolSpec(ApiValue):
         default="own", description="own gives each candidate servers of its own; shared uses one group for all models."
     )
     server: Server = Field(default=Server(), description="The Triton servers.")
+    update: Update = Field(default=Update(), description="How servers are replaced by those of another template.")
     artifacts: Artifacts = Field(
         default=Artifacts(), description="Permitted sources of artifacts, their credentials and signers."
     )
@@ -244,6 +246,7 @@ class TritonPoolStatus(ApiValue):
     url: str | None = Field(default=None, description="URL of the gateway within the cluster.")
     main_group: str | None = Field(default=None, description="Group that serves stable revisions.")
     models: int | None = Field(default=None, ge=0, description="Number of models in the pool.")
+    template: TemplateStatus | None = Field(default=None, description="The template of the main group's servers.")
 
 
 class TritonPool(ApiValue):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from segserve_operator.api.meta import Condition, ConditionStatus
+from segserve_operator.api.pool_update import TemplateStatus
 from segserve_operator.api.segmentation_model import (
     CandidateState,
     CandidateStatus,
@@ -25,6 +26,7 @@ from segserve_operator.core.models.observed import (
     PoolStatus,
     RoleHolder,
     Roles,
+    Template,
 )
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
@@ -76,6 +78,7 @@ def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
         servers=status.replicas or 0,
         models=status.models or 0,
         url=status.url or "",
+        template=_template(status.template),
     )
 
 
@@ -89,6 +92,26 @@ def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, sel
         url=status.url or None,
         main_group=status.main_group,
         models=status.models,
+        template=_template_status(status.template),
+    )
+
+
+def _template(status: TemplateStatus | None) -> Template | None:
+    if status is None:
+        return None
+    since_s = status.since.timestamp() if status.since is not None else 0.0
+    return Template(status.digest, status.settings, status.request, status.next or "", since_s)
+
+
+def _template_status(template: Template | None) -> TemplateStatus | None:
+    if template is None:
+        return None
+    return TemplateStatus(
+        digest=template.digest,
+        settings=template.settings,
+        request=template.request,
+        next=template.next or None,
+        since=_time(template.since_s) if template.since_s else None,
     )
 
 

@@ -16,6 +16,7 @@ from segserve_operator.adapters.kube.merge import merge_patch
 from segserve_operator.adapters.kube.objects import revision_object, scale_selector, template_digest
 from segserve_operator.adapters.kube.pods import is_terminating
 from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
+from segserve_operator.adapters.kube.updates import offered_update
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPoolStatus
 from segserve_operator.core.failure import FailureReason
@@ -73,6 +74,8 @@ class ClusterStore:
             template=template_digest(context),
             shared=context.spec.isolation == "shared",
             replicas=context.spec.replicas,
+            update=context.spec.update,
+            **offered_update(self.view, self.contexts, self.key, self.clock()),
             status=pool_from_api(TritonPoolStatus.model_validate(resource.get("status") or {})),
         )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
+from segserve_operator.api.pool_update import Update
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import CheckResult
@@ -246,6 +247,35 @@ class GroupObserved:
 
 
 @dataclass(frozen=True, slots=True)
+class Template:
+    """The template of a pool's servers, which has a `digest`.
+
+    `settings` is the digest of the pool's own settings and `request` the text of the annotation that asks for updates,
+    both as they were when the pool adopted it. The template `next`, if there is one, replaces it from `since_s` (Unix
+    seconds) on.
+    """
+
+    digest: str
+    settings: str = ""
+    request: str = ""
+    next: str = ""
+    since_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateClaim:
+    """Another pool of this operator that replaces its servers, or waits to do so since `since_s` (Unix seconds).
+
+    `first` tells whether it goes first if both wait equally long.
+    """
+
+    pool: str
+    first: bool
+    begun: bool
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """Content of a pool's status. `servers` is the number of ready servers of the main group."""
 
@@ -255,15 +285,21 @@ class PoolStatus:
     servers: int = 0
     models: int = 0
     url: str = ""
+    template: Template | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PoolObserved:
     """The pool: its spec and its status.
 
-    `template` identifies the template of its servers; groups made from another template are replaced, not changed. The
-    local platform has no template. With `shared` isolation candidates share one group. `replicas` is the number of
-    servers of a group.
+    `template` identifies the template that groups are made from now: groups made from another one are replaced, not
+    changed. The local platform has no template. With `shared` isolation candidates share one group. `replicas` is the
+    number of servers of a group.
+
+    For updates to another template: `kept` is that of the main group, `settings` the digest of the pool's own part of
+    the present one, `difference` what changed, `request` the text that asks for it, `window_open` is False outside of
+    the hours for it, `claims` are the updates of other pools, `progress` and `stuck` are the conditions that tell how
+    far it is and why it goes no further.
     """
 
     name: str = ""
@@ -272,11 +308,20 @@ class PoolObserved:
     shared: bool = False
     status: PoolStatus | None = None
     replicas: int = 1
+    settings: str = ""
+    request: str = ""
+    difference: str = ""
+    update: Update = field(default_factory=Update)
+    window_open: bool = True
+    claims: tuple[UpdateClaim, ...] = ()
+    kept: Template | None = None
+    progress: ObservedCondition | None = None
+    stuck: ObservedCondition | None = None
 
     @property
     def main(self) -> str:
         """The name of the group that serves stable revisions."""
-        return self._group(MAIN)
+        return f"{MAIN}-{self.kept.digest}" if self.kept is not None else self._group(MAIN)
 
     @property
     def canary(self) -> str:

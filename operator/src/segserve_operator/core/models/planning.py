@@ -46,7 +46,7 @@ from segserve_operator.core.models.pool import free_slots, pool_events, pool_sta
 from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.slo import watches
-from segserve_operator.core.models.update import spread, update_progress, with_template
+from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import Route, Share, TrafficPlan
@@ -99,7 +99,7 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
         groups=groups,
         traffic=_traffic(roles, updates, world) if world.pool is not None else None,
         forgotten=forgotten,
-        pool=pool_status(world, update_progress(seen)),
+        pool=pool_status(world),
         records={record.name: record for each in updates.values() for record in each.records},
         checks=tuple(check for each in updates.values() for check in each.checks),
         answers={name: update.events for name, update in updates.items() if update.events},

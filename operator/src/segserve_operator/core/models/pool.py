@@ -8,6 +8,7 @@ from typing import Final
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.events import Event, condition_events
 from segserve_operator.core.models.observed import ModelObserved, Observed, ObservedCondition, PoolStatus
+from segserve_operator.core.models.update import offered_update
 
 MAX_CANDIDATE_GROUPS: Final = 8
 """Number of candidates of a pool that have a group of their own at a time; further ones wait."""
@@ -21,11 +22,12 @@ def pool_status(world: Observed) -> PoolStatus | None:
     ready = _ready(world)
     return PoolStatus(
         observed_generation=pool.generation,
-        conditions=(ready, _progressing(world, ready), _degraded(world)),
+        conditions=(ready, _progressing(world, ready), _degraded(world), *offered_update(world)),
         main_group=pool.main,
         servers=_servers(world),
         models=len(world.models),
         url=world.gateway_url,
+        template=pool.kept,
     )
 
 
@@ -55,6 +57,8 @@ def _ready(world: Observed) -> ObservedCondition:
 
 
 def _progressing(world: Observed, ready: ObservedCondition) -> ObservedCondition:
+    if world.pool is not None and world.pool.progress is not None:
+        return world.pool.progress
     moving = sum(m.roles.stable is not None and m.roles.stable.group != world.main for m in world.models)
     if moving:
         text = f"{moving} of {len(world.models)} models are not in group {world.main} yet"

@@ -18,6 +18,7 @@ from segserve_operator.core.models.golden import golden_of, trial_of
 from segserve_operator.core.models.observed import Candidate, ModelObserved, Observed, RoleHolder, Roles
 from segserve_operator.core.models.slo import INTERVAL_S as SLO_LOOK_S
 from segserve_operator.core.models.slo import is_watched
+from segserve_operator.core.models.update import is_outdated
 from segserve_operator.core.rollout.phases import Phase
 
 CLASSES_CHANGED: Final = "ClassesChanged"
@@ -142,8 +143,7 @@ def _follow_template(roles: Roles, scope: Scope) -> Roles:
     candidate, pool = roles.candidate, scope.world.pool
     if candidate is None or candidate.group is None or pool is None or not pool.template:
         return roles
-    outdated = not candidate.group.endswith(f"-{pool.template}")
-    if not outdated or scope.world.complete(candidate.group, candidate.revision):
+    if not is_outdated(candidate.group, scope.world) or scope.world.complete(candidate.group, candidate.revision):
         return roles
     return replace(roles, candidate=replace(candidate, group=_group_for(roles, scope, candidate.revision)))
 

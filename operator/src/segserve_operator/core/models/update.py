@@ -1,0 +1,361 @@
+"""Updates of a pool's servers to another template: whether one begins, and how many servers each main group has.
+
+A pool keeps the template that it has adopted until its own settings change or somebody asks for the update. While one
+template replaces another, the servers of both hold the same revisions and count as one group, under the name of the
+adopted template's: roles, routes and evidence do not notice the update.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from segserve_builder.agent.protocol import Assignment
+from segserve_operator.core.models.observed import (
+    MAIN,
+    GroupObserved,
+    ModelObserved,
+    Observed,
+    ObservedCondition,
+    PoolObserved,
+    RoleHolder,
+    Roles,
+    ServerObserved,
+    Template,
+)
+from segserve_operator.core.traffic import Route, Share, TrafficPlan, TrafficState
+
+UPDATE_AVAILABLE: Final = "UpdateAvailable"
+STALLED_S: Final = 600.0
+"""Time after which an update whose new servers do not come up is stalled."""
+_MAIN_NAME: Final = re.compile(rf"{MAIN}-[0-9a-f]{{8}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Number of servers of each main group, and why no more of them are replaced now (a reason and a sentence)."""
+
+    replicas: Mapping[str, int]
+    wait: tuple[str, str] | None = None
+
+
+def with_template(world: Observed) -> Observed:
+    """Return the world with the template that its pool keeps, and the main groups of all templates as one."""
+    pool = world.pool
+    if pool is None or not pool.template:
+        return world
+    kept = _kept(pool, world)
+    progress, stuck = _conditions(pool, kept, world)
+    return _as_one_group(replace(world, pool=replace(pool, kept=kept, progress=progress, stuck=stuck)))
+
+
+def step_of(world: Observed) -> Step:
+    """Return the next step of the update in an observed world."""
+    pool = world.pool
+    if pool is None or not pool.template:
+        return Step({})
+    kept = _kept(pool, world)
+    target = _main(kept.next or kept.digest)
+    former = [group for name, group in _mains(world).items() if name != target and not _is_held_apart(name, world)]
+    present = world.groups.get(target) or GroupObserved(target, replicas=0)
+    if not former and not kept.next:
+        return Step({target: pool.replicas})
+    wait = _wait(pool, kept, world)
+    if wait is not None:
+        return Step(_unchanged(pool, kept, present, former), wait)
+    if pool.update.strategy == "Recreate":
+        ended = not any(map(_occupied, former))
+        return Step({group.name: 0 for group in former} | {target: pool.replicas if ended else present.replicas})
+    return Step(_rolled(pool, present, former))
+
+
+def spread(groups: Mapping[str, Assignment], world: Observed) -> tuple[dict[str, Assignment], dict[str, int]]:
+    """Return the assignments and the numbers of servers of all groups, from the assignments of the roles' groups.
+
+    `world` is the one that was observed, with the main groups of all templates.
+    """
+    pool = world.pool
+    if pool is None:
+        return {}, {}
+    counts = step_of(world).replicas
+    all_groups = dict(groups)
+    main = _main(_kept(pool, world).digest) if pool.template else MAIN
+    for name, count in counts.items():
+        if name not in all_groups and (count or _occupied(world.groups.get(name))):
+            all_groups[name] = groups[main]
+    return all_groups, {name: counts.get(name, pool.replicas) for name in all_groups}
+
+
+def is_outdated(group: str, world: Observed) -> bool:
+    """Tell whether a candidate had better go to a group of the present template.
+
+    The template that the pool keeps is good enough, unless the group's servers do not come up.
+    """
+    pool, present = world.pool, world.groups.get(group)
+    if pool is None or group.endswith(f"-{pool.template}"):
+        return False
+    is_kept = pool.kept is not None and group.endswith(f"-{pool.kept.digest}")
+    return not is_kept or (present is not None and present.problem is not None)
+
+
+def offered_update(world: Observed) -> Iterator[ObservedCondition]:
+    """Yield the condition that tells which update the operator offers, if it offers one."""
+    pool = world.pool
+    if pool is None or pool.kept is None or pool.kept.next or pool.kept.digest == pool.template:
+        return
+    difference = f" ({pool.difference})" if pool.difference else ""
+    text = (
+        f"servers keep template {pool.kept.digest}, the operator would make them from {pool.template}{difference}; "
+        "a new text of the annotation segserve.dev/update asks for it"
+    )
+    yield ObservedCondition(UPDATE_AVAILABLE, "True", "OperatorChanged", text)
+
+
+def _conditions(
+    pool: PoolObserved, kept: Template, world: Observed
+) -> tuple[ObservedCondition | None, ObservedCondition | None]:
+    """Return how far an update is, as the condition Progressing, and why it goes no further, as Stalled."""
+    target = _main(kept.next or kept.digest)
+    others = any(name != target and _occupied(group) for name, group in _mains(world).items())
+    if not kept.next and not others:
+        return None, None
+    new = world.groups.get(target) or GroupObserved(target, replicas=0)
+    count = len(_answering(new, _needed(world, target)))
+    text = f"{count} of {pool.replicas} servers are of template {_digest(target)}"
+    wait = step_of(world).wait
+    if wait is not None:
+        return ObservedCondition("Progressing", "False", wait[0], f"{text}: {wait[1]}"), None
+    progress = ObservedCondition("Progressing", "True", "Updating", text)
+    if new.problem is None or world.now_s - kept.since_s < STALLED_S:
+        return progress, None
+    return progress, ObservedCondition("Stalled", "True", new.problem.reason, f"{text}: {new.problem.message}")
+
+
+# Which template
+
+
+def _kept(pool: PoolObserved, world: Observed) -> Template:
+    offered = Template(pool.template, pool.settings, pool.request)
+    stored = pool.status.template if pool.status is not None else None
+    former = stored or _inherited(pool, world)
+    if former is None or former.digest == pool.template:
+        return offered
+    group = world.groups.get(_main(former.digest))
+    runs = group is not None and (group.intact or group.replicas > 0 or bool(group.servers))
+    if not runs or _is_hopeless(_mains(world).values()) or _is_finished(former, pool, world):
+        return offered
+    if not _is_wanted(former, pool):
+        return replace(former, next="", since_s=0.0)
+    return former if former.next == pool.template else replace(former, next=pool.template, since_s=world.now_s)
+
+
+def _inherited(pool: PoolObserved, world: Observed) -> Template | None:
+    """Return the template of a pool whose status does not name one: its servers were made by an earlier release."""
+    status = pool.status
+    if status is not None and _MAIN_NAME.fullmatch(status.main_group):
+        unchanged = status.observed_generation == pool.generation
+        return Template(_digest(status.main_group), pool.settings if unchanged else "", pool.request)
+    mains = _mains(world)
+    if not mains:
+        return None
+    largest = max(mains.values(), key=lambda group: (len(group.servers), group.replicas, group.name))
+    return Template(_digest(largest.name), pool.settings, pool.request)
+
+
+def _is_wanted(former: Template, pool: PoolObserved) -> bool:
+    asked = bool(pool.request) and pool.request != former.request
+    begun = former.next == pool.template
+    in_window = pool.update.window is not None and (pool.window_open or begun)
+    return former.settings != pool.settings or asked or in_window
+
+
+def _is_hopeless(groups: Collection[GroupObserved]) -> bool:
+    """Tell whether nothing is lost with these servers: none answers, and it is known why."""
+    stuck = [group for group in groups if group.replicas]
+    return bool(stuck) and all(group.problem is not None and not _ready(group) for group in stuck)
+
+
+def _is_finished(former: Template, pool: PoolObserved, world: Observed) -> bool:
+    target = world.groups.get(_main(pool.template))
+    if former.next != pool.template or target is None or not _ready(target):
+        return False
+    others = [group for name, group in _mains(world).items() if name != target.name]
+    return target.replicas == pool.replicas and not any(group.replicas or group.servers for group in others)
+
+
+# How many servers
+
+
+def _wait(pool: PoolObserved, kept: Template, world: Observed) -> tuple[str, str] | None:
+    update = pool.update
+    if update.paused:
+        return "UpdatePaused", "spec.update.paused is true"
+    if update.window is not None and not pool.window_open:
+        return "UpdateWaiting", f"servers are replaced in the window {update.window}"
+    stored = pool.status.template if pool.status is not None else None
+    if kept.next and (stored is None or stored.next != kept.next):
+        # Recorded before its first server starts, so that pools see each other.
+        return "UpdateQueued", "it is about to begin"
+    if not kept.next:
+        return None
+    begun = _main(kept.next) in world.groups
+    own = (not begun, kept.since_s, True)
+    ahead = [claim.pool for claim in pool.claims if (not claim.begun, claim.since_s, not claim.first) < own]
+    if len(ahead) < update.max_parallel_pools:
+        return None
+    return "UpdateQueued", f"it waits for the update of {', '.join(sorted(ahead)[:3])}"
+
+
+def _unchanged(
+    pool: PoolObserved, kept: Template, target: GroupObserved, former: Collection[GroupObserved]
+) -> dict[str, int]:
+    """Return the present numbers, changed only as much as the pool was scaled."""
+    counts = {group.name: group.replicas for group in (*former, target)}
+    main = _main(kept.digest)
+    counts[main] = counts.get(main, 0) + max(pool.replicas - sum(counts.values()), 0)
+    excess = sum(counts.values()) - pool.replicas - _surge(pool)
+    for name in counts:
+        removed = min(max(excess, 0), counts[name])
+        counts[name], excess = counts[name] - removed, excess - removed
+    return counts
+
+
+def _rolled(pool: PoolObserved, target: GroupObserved, former: list[GroupObserved]) -> dict[str, int]:
+    """Return the numbers after a step: at most `maxSurge` too many, at most `maxUnavailable` too few that answer."""
+    wanted, least = pool.replicas, pool.replicas - _unavailable(pool)
+    if _is_hopeless(former) and not _ready(target):
+        return {group.name: 0 for group in former} | {target.name: wanted}
+    needed = _revisions(former)
+    room = wanted + _surge(pool) - sum(map(_occupied, former)) - len(target.leaving)
+    counts = {target.name: max(min(wanted, room), min(target.replicas, wanted))}
+    answering = {group.name: min(len(_answering(group, needed)), group.replicas) for group in (*former, target)}
+    removable = sum(group.replicas for group in former) + answering[target.name] - least
+    spare = sum(answering.values()) - least
+    # What was begun and given up goes first, the adopted template's servers last.
+    for group in sorted(former, key=lambda group: answering[group.name]):
+        idle = min(group.replicas - answering[group.name], max(removable, 0))
+        good = min(answering[group.name], max(spare, 0), max(removable - idle, 0))
+        counts[group.name] = group.replicas - idle - good
+        removable, spare = removable - idle - good, spare - good
+    return counts
+
+
+def _surge(pool: PoolObserved) -> int:
+    surge = pool.update.max_surge
+    count = surge if isinstance(surge, int) else -(-pool.replicas * int(surge.rstrip("%")) // 100)
+    return count or int(_unavailable(pool) == 0)
+
+
+def _unavailable(pool: PoolObserved) -> int:
+    missing = pool.update.max_unavailable
+    count = missing if isinstance(missing, int) else pool.replicas * int(missing.rstrip("%")) // 100
+    return min(count, pool.replicas)
+
+
+def _occupied(group: GroupObserved | None) -> int:
+    """Return the number of servers that may have a machine now, those that terminate included."""
+    return max(group.replicas, len(group.servers)) + len(group.leaving) if group is not None else 0
+
+
+def _ready(group: GroupObserved) -> bool:
+    return any(server.ready for server in group.servers)
+
+
+def _needed(world: Observed, target: str) -> frozenset[str]:
+    return _revisions(group for name, group in _mains(world).items() if name != target)
+
+
+def _revisions(groups: Iterable[GroupObserved]) -> frozenset[str]:
+    """Return the revisions that some server of these groups serves: a server that replaces one has to serve them."""
+    return frozenset(
+        assigned.revision for group in groups for assigned in group.assignment.models if group.proved(assigned.revision)
+    )
+
+
+def _answering(group: GroupObserved, revisions: Collection[str]) -> list[ServerObserved]:
+    return [server for server in group.servers if server.ready and all(map(server.proved, revisions))]
+
+
+# One group of many
+
+
+def _as_one_group(world: Observed) -> Observed:
+    """Return the world with all main groups as one: that of the template that the pool keeps."""
+    main = world.main
+    others = {name: group for name, group in _mains(world).items() if name != main and not _is_held_apart(name, world)}
+    models = tuple(_in_main(model, main) for model in world.models)
+    if not others:
+        return replace(world, models=models)
+    first = world.groups.get(main) or next(iter(others.values()))
+    parts = (first, *(group for group in others.values() if group is not first))
+    joined = replace(
+        first,
+        name=main,
+        servers=tuple(server for part in parts for server in part.servers),
+        leaving=tuple(server for part in parts for server in part.leaving),
+        problem=next((part.problem for part in parts if part.problem is not None), None),
+    )
+    groups = {name: group for name, group in world.groups.items() if name not in others} | {main: joined}
+    return replace(world, models=models, groups=groups, traffic=_in_one(world.traffic, set(others), main))
+
+
+def _mains(world: Observed) -> dict[str, GroupObserved]:
+    return {name: group for name, group in world.groups.items() if _MAIN_NAME.fullmatch(name)}
+
+
+def _main(digest: str) -> str:
+    return f"{MAIN}-{digest}"
+
+
+def _digest(main: str) -> str:
+    return main.removeprefix(f"{MAIN}-")
+
+
+def _is_held_apart(name: str, world: Observed) -> bool:
+    """Tell whether a model has revisions in two main groups, as releases before paced updates left them."""
+    return any(_is_split(model.roles) and name in _groups(model.roles) for model in world.models)
+
+
+def _is_split(roles: Roles) -> bool:
+    return sum(_MAIN_NAME.fullmatch(group) is not None for group in _groups(roles)) > 1
+
+
+def _groups(roles: Roles) -> set[str]:
+    return {group for group, _ in roles.loaded_revisions()}
+
+
+def _in_main(model: ModelObserved, main: str) -> ModelObserved:
+    """Return the model with its revisions in the pool's main group, where they are in that of another template."""
+    roles = model.roles
+    away = [group for group in _groups(roles) if group != main and _MAIN_NAME.fullmatch(group)]
+    if not away or _is_split(roles):
+        return model
+    candidate = roles.candidate
+    if candidate is not None and candidate.group == away[0]:
+        candidate = replace(candidate, group=main)
+    moved = Roles(_moved(roles.stable, away[0], main), candidate, _moved(roles.previous, away[0], main))
+    return replace(model, status=replace(model.status, roles=moved))
+
+
+def _moved(holder: RoleHolder | None, group: str, main: str) -> RoleHolder | None:
+    return replace(holder, group=main) if holder is not None and holder.group == group else holder
+
+
+def _in_one(traffic: TrafficState, names: Collection[str], main: str) -> TrafficState:
+    """Return the state of the gateways with the shares of these groups under the name of the main one."""
+    active: dict[tuple[str, str], int] = {}
+    for (model, group), count in traffic.active.items():
+        at = (model, main if group in names else group)
+        active[at] = active.get(at, 0) + count
+    plan = traffic.plan
+    if plan is not None and any(share.group in names for route in plan.routes for share in route.shares):
+        routes = tuple(replace(route, shares=tuple(_shares(route, names, main))) for route in plan.routes)
+        plan = TrafficPlan(routes, plan.servers)
+    return replace(traffic, plan=plan, active=active)
+
+
+def _shares(route: Route, names: Collection[str], main: str) -> Iterator[Share]:
+    for share in route.shares:
+        yield replace(share, group=main) if share.group in names else share

@@ -1,0 +1,199 @@
+"""Servers are replaced at a pool's pace: by its own changes and by requests, never by a new operator alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fakes.cluster_world import DEFAULTS, NAMESPACE, ClusterWorld, model_manifest
+from segserve_common.kube.kinds import DEPLOYMENTS, PODS, POOLS, ROLE_BINDINGS
+from segserve_common.kube.names import COMPONENT_LABEL, SERVER
+
+NEWER = replace(DEFAULTS, server_image="server:2")
+OTHER_SERVER = {"image": "server:9", "version": "26.05"}
+
+
+async def served(models: int = 1, **spec: Any) -> ClusterWorld:
+    world = ClusterWorld()
+    world.apply_pool(**spec)
+    for number in range(models):
+        world.apply(model_manifest(f"model-{number}"))
+    await world.turns(10)
+    return world
+
+
+def servers(world: ClusterWorld) -> dict[str, str]:
+    """Return the uids of all pods of servers, by name."""
+    pods = [pod for pod in world.kube.all(PODS, NAMESPACE) if pod["metadata"]["labels"][COMPONENT_LABEL] == SERVER]
+    return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
+
+
+def images(world: ClusterWorld) -> set[str]:
+    pods = [pod for pod in world.kube.all(PODS, NAMESPACE) if pod["metadata"]["labels"][COMPONENT_LABEL] == SERVER]
+    return {container["image"] for pod in pods for container in pod["spec"]["containers"]}
+
+
+def upgrade(world: ClusterWorld) -> None:
+    """Replace the operator by one with another default image."""
+    world.defaults = NEWER
+    world.restart()
+
+
+def request(world: ClusterWorld, text: str) -> None:
+    world.kube.edit(POOLS, NAMESPACE, "default", {"metadata": {"annotations": {"segserve.dev/update": text}}})
+
+
+async def test_a_new_operator_starts_no_server_and_says_what_it_would_change() -> None:
+    world = await served(replicas=2)
+    before, routes = servers(world), world.routes()
+    upgrade(world)
+    await world.turns(10)
+
+    assert servers(world) == before
+    assert world.routes() == routes
+    assert world.pool_condition("UpdateAvailable") == ("True", "OperatorChanged")
+    assert "server:1 -> server:2" in world.pool_message("UpdateAvailable")
+    assert world.pool_condition("Ready") == ("True", "Serving")
+    assert world.pool_condition("Progressing") == ("False", "Idle")
+    revision = world.kube.revision
+    for _ in range(5):
+        assert await world.run_pass() == 0
+    assert world.kube.revision == revision
+
+
+async def test_servers_of_an_earlier_template_are_scaled_and_keep_their_other_objects() -> None:
+    world = await served(replicas=2)
+    before = servers(world)
+    upgrade(world)
+    await world.turns(3)
+    for binding in world.kube.all(ROLE_BINDINGS, NAMESPACE):
+        world.delete(ROLE_BINDINGS, binding["metadata"]["name"])
+    world.apply_pool(replicas=3)
+    await world.turns(6)
+
+    assert before.items() <= servers(world).items()
+    assert len(servers(world)) == 3
+    assert images(world) == {"server:1"}
+    assert len(world.kube.all(ROLE_BINDINGS, NAMESPACE)) >= 1
+    assert len(world.routes()["model-0"]["shares"][0]["endpoints"]) == 3
+
+
+async def test_a_request_adopts_the_template_of_a_new_operator_and_is_answered_once() -> None:
+    world = await served()
+    upgrade(world)
+    await world.turns(3)
+    request(world, "2026-11-21")
+    await world.turns(12)
+
+    assert images(world) == {"server:2"}
+    assert world.pool_condition("UpdateAvailable") == ("", "")
+    world.defaults = replace(DEFAULTS, server_image="server:3")
+    world.restart()
+    await world.turns(5)
+    assert images(world) == {"server:2"}
+
+
+async def test_the_pools_own_change_takes_the_new_operators_template_along() -> None:
+    world = await served()
+    upgrade(world)
+    await world.turns(3)
+    world.apply_pool(server={"env": [{"name": "A", "value": "b"}]})
+    await world.turns(12)
+
+    assert images(world) == {"server:2"}
+    assert len(world.groups()) == 1
+
+
+async def test_servers_that_never_came_up_are_replaced_by_a_new_operator() -> None:
+    world = ClusterWorld()
+    world.unpullable.add("server:1")
+    world.apply_pool()
+    world.apply(model_manifest("coins"))
+    await world.turns(5)
+    upgrade(world)
+    await world.turns(10)
+
+    assert images(world) == {"server:2"}
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+
+
+async def test_a_deleted_deployment_of_an_earlier_template_comes_back_from_the_present_one() -> None:
+    world = await served()
+    upgrade(world)
+    await world.turns(3)
+    (deployment,) = (d for d in world.kube.all(DEPLOYMENTS) if "main" in d["metadata"]["name"])
+    world.delete(DEPLOYMENTS, deployment["metadata"]["name"])
+    await world.turns(12)
+
+    assert images(world) == {"server:2"}
+    assert world.condition("model-0", "Ready") == ("True", "Serving")
+
+
+async def test_a_status_of_an_earlier_release_keeps_its_servers() -> None:
+    world = await served()
+    before = servers(world)
+    world.kube.edit_status(POOLS, NAMESPACE, "default", {"status": {"template": None}})
+    upgrade(world)
+    await world.turns(5)
+
+    assert servers(world) == before
+
+
+async def test_a_candidate_of_a_model_is_served_after_a_new_operator_as_before() -> None:
+    world = await served()
+    upgrade(world)
+    await world.turns(3)
+    before = servers(world)
+    world.apply(model_manifest("model-0", "2", keepPrevious="20s"))
+    await world.turns(20, seconds_each=5)
+
+    assert world.condition("model-0", "Ready") == ("True", "Serving")
+    assert servers(world) == before
+    (main,) = world.groups()
+    assert world.weights("model-0") == {main: 100}
+
+
+async def capacity_kept(world: ClusterWorld, *, most: int, least: int, turns: int = 60) -> list[tuple[int, int]]:
+    """Let it run until nothing changes; return the numbers of servers and of those that answer at each moment."""
+    seen = []
+    for _ in range(turns):
+        await world.turns(1, seconds_each=2)
+        routes = world.routes().values()
+        endpoints = [sum(len(s["endpoints"]) for s in route["shares"] if s["weight"]) for route in routes]
+        alive = {pod["status"]["podIP"] for pod in world.kube.all(PODS, NAMESPACE)}
+        for route in routes:
+            for share in route["shares"]:
+                assert share["weight"] == 0 or share["endpoints"]
+        assert alive
+        seen.append((len(servers(world)), min(endpoints)))
+        assert seen[-1][0] <= most, seen
+        assert seen[-1][1] >= least, seen
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("update", "most", "least"),
+    [
+        pytest.param({}, 5, 4, id="by default a quarter more"),
+        pytest.param({"maxSurge": 1}, 5, 4, id="one more"),
+        pytest.param({"maxSurge": 0, "maxUnavailable": 1}, 4, 3, id="one less"),
+        pytest.param({"maxSurge": "50%", "maxUnavailable": "25%"}, 6, 3, id="percentages"),
+    ],
+)
+async def test_an_update_needs_no_more_servers_than_allowed_and_keeps_the_capacity(
+    update: dict[str, Any], most: int, least: int
+) -> None:
+    world = await served(models=3, replicas=4, update=update)
+    world.apply_pool(replicas=4, update=update, server=OTHER_SERVER)
+    await capacity_kept(world, most=most, least=least)
+
+    assert images(world) == {"server:9"}
+    (main,) = world.groups()
+    assert {group for n in range(3) for group in world.weights(f"model-{n}")} == {main}
+    assert len(servers(world)) == 4
+    assert world.pool_condition("Progressing") == ("False", "Idle")
+    revision = world.kube.revision
+    await world.run_pass()
+    assert world.kube.revision == revision
