@@ -6,7 +6,8 @@ import segserve
 from fakes.docs import ROOT
 from segserve_builder import errors
 from segserve_common.errors import SegserveError
-from segserve_operator.core.models.conditions import ARTIFACT_REASONS, GOLDEN_REASONS
+from segserve_operator.core.models.conditions import GOLDEN_REASONS
+from segserve_operator.core.models.quorum import ARTIFACT_REASONS
 from segserve_operator.core.rollout.engine import Wait
 
 PAGE = (ROOT / "docs/troubleshooting.md").read_text()

@@ -39,6 +39,7 @@ ANNOTATION_DESCRIPTIONS: Final[Mapping[str, str]] = {
 
 DURATION_PATTERN: Final = r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$"
 _UNITS: Final = (("h", 3600), ("m", 60), ("s", 1))
+SHARE_PATTERN: Final = r"^(100|[1-9][0-9]?)%$"
 UNREAD_METADATA: Final = (
     "generateName",
     "selfLink",
@@ -85,6 +86,19 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_count_or_share(value: Any) -> int | str:
+    """Return a number of servers from 1 on, or a percentage such as `80%` from 1 % to 100 %."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, str) and re.fullmatch(SHARE_PATTERN, value):
+        return value
+    raise PydanticCustomError(
+        "count_or_share",
+        "must be a whole number from 1 on, or a percentage from 1% to 100%, got {seen}",
+        {"seen": repr(value)},
+    )
+
+
 def _to_whole_seconds(time: datetime) -> datetime:
     return time.astimezone(UTC).replace(microsecond=0)
 
@@ -100,6 +114,13 @@ Duration = Annotated[
     WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN, "minLength": 2, "maxLength": 18}),
 ]
 """A `timedelta` in Python, `1h30m` in JSON."""
+
+CountOrShare = Annotated[
+    int | str,
+    PlainValidator(check_count_or_share),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": SHARE_PATTERN, "minimum": 1, "maxLength": 4}),
+]
+"""A number of servers, or a part of all as a percentage: `2`, `80%`."""
 
 Timestamp = Annotated[
     AwareDatetime,

@@ -31,13 +31,14 @@ from segserve_operator.api.meta import (
     Timestamp,
     format_duration,
 )
-from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy, Slo
+from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy, Slo, SomeTime
 from segserve_operator.api.segmentation_rollout import MAX_HANDLED_ANNOTATIONS, RolloutStatus
 
 Classes = Annotated[tuple[ModelClass, ...], AfterValidator(in_order_of_id)]
 FamilyName = Annotated[str, AfterValidator(check_family), WithJsonSchema({"type": "string", "enum": sorted(FAMILIES)})]
 
 DEFAULT_KEEP_PREVIOUS: Final = timedelta(hours=1)
+DEFAULT_PROGRESS_DEADLINE: Final = timedelta(minutes=10)
 
 
 def _class_ids_rule() -> JsonDict:
@@ -131,6 +132,12 @@ class SegmentationModelSpec(ApiValue):
         description="How long a replaced revision stays loaded, so that a rollback is immediate.",
         json_schema_extra={"default": format_duration(DEFAULT_KEEP_PREVIOUS)},
     )
+    progress_deadline: SomeTime = Field(
+        default=DEFAULT_PROGRESS_DEADLINE,
+        description="How long the servers of a new revision may take to load and prove it. Then the model is Stalled, "
+        "and if others wait for servers, the revision gives its own up and waits again.",
+        json_schema_extra={"default": format_duration(DEFAULT_PROGRESS_DEADLINE)},
+    )
     allow_class_changes: bool = Field(
         default=False,
         description="Whether a new revision may drop or renumber classes of the stable one; otherwise it is refused.",
@@ -205,6 +212,8 @@ class ConditionType(StrEnum):
     READY = "Ready"
     PROGRESSING = "Progressing"
     DEGRADED = "Degraded"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
 
 
 class Role(StrEnum):
@@ -234,11 +243,15 @@ class CandidateStatus(ApiValue):
     """Revision that is to replace the stable one."""
 
     revision: str = Field(description="Name of the revision.")
-    group: str | None = Field(default=None, description="Group of servers that proves it; absent after a failure.")
+    group: str | None = Field(
+        default=None, description="Group of servers that proves it; absent after a failure and while it waits for one."
+    )
     since: Timestamp = Field(description="Time at which it got the role and the group.")
     state: CandidateState = Field(description="Pending until it gets traffic; Failed until the spec changes.")
-    reason: str | None = Field(default=None, description="Reason as one CamelCase word.")
-    message: str | None = Field(default=None, description="Reason as a sentence.")
+    reason: str | None = Field(
+        default=None, description="Why it failed, or why it gave its group up, as one CamelCase word."
+    )
+    message: str | None = Field(default=None, description="The same as a sentence.")
 
 
 class RolesStatus(ApiValue):
@@ -263,7 +276,9 @@ class SegmentationModelStatus(ApiValue):
     """Observed state of the model."""
 
     observed_generation: int | None = Field(
-        default=None, ge=0, description="Generation of the spec that the status describes."
+        default=None,
+        ge=0,
+        description="Latest generation of the spec that serves, or that a condition says is refused or stalled.",
     )
     conditions: tuple[Condition, ...] = Field(
         default=(),

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.api.checks import check_distinct, located
-from segserve_operator.api.meta import ApiValue, Condition, ObjectMeta
+from segserve_operator.api.meta import ApiValue, Condition, CountOrShare, ObjectMeta, Timestamp
 from segserve_operator.api.pod_template import (
     Annotations,
     Cache,
@@ -213,6 +213,11 @@ class TritonPoolSpec(ApiValue):
     """How the pool runs. The local platform reads only the gateway's port, size limit and timeout."""
 
     replicas: int = Field(default=1, ge=1, le=1000, description="Number of servers per group.")
+    min_ready: CountOrShare | None = Field(
+        default=None,
+        description="Servers of a group (a number, or a percentage, rounded to whole servers; at least 1) that must "
+        "have proved a revision before it serves. Default: 80%. A return to a revision that served needs only one.",
+    )
     isolation: Literal["own", "shared"] = Field(
         default="own", description="own gives each candidate servers of its own; shared uses one group for all models."
     )
@@ -238,7 +243,7 @@ class TritonPoolStatus(ApiValue):
     conditions: tuple[Condition, ...] = Field(
         default=(),
         max_length=32,
-        description="Conditions; the only type is Ready.",
+        description="Conditions, one of each type: Ready, Progressing, Degraded, Reconciling, Stalled.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     replicas: int | None = Field(default=None, ge=0, description="Number of servers in the main group.")
@@ -247,6 +252,9 @@ class TritonPoolStatus(ApiValue):
     main_group: str | None = Field(default=None, description="Group that serves stable revisions.")
     models: int | None = Field(default=None, ge=0, description="Number of models in the pool.")
     template: TemplateStatus | None = Field(default=None, description="The template of the main group's servers.")
+    waiting_since: Timestamp | None = Field(
+        default=None, description="Time since which the pool is not ready; absent while it is."
+    )
 
 
 class TritonPool(ApiValue):

@@ -47,6 +47,7 @@ def from_api(status: SegmentationModelStatus) -> ModelStatus:
         rollout=_standing(status.rollout),
         handled=status.handled_annotations,
         slo=status.slo or "",
+        read_generation=max((each.observed_generation or 0 for each in status.conditions), default=0),
     )
 
 
@@ -54,7 +55,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
     """Return a resource's status; whatever did not change keeps the times that it has in `former`."""
     return SegmentationModelStatus(
         observed_generation=status.observed_generation,
-        conditions=_conditions(status.conditions, status.observed_generation, former.conditions, now),
+        conditions=_conditions(status.conditions, status.read_generation, former.conditions, now),
         roles=RolesStatus(
             stable=_role_status(status.roles.stable),
             candidate=_candidate_status(status.roles.candidate),
@@ -79,6 +80,7 @@ def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
         models=status.models or 0,
         url=status.url or "",
         template=_template(status.template),
+        waiting_since_s=status.waiting_since.timestamp() if status.waiting_since is not None else None,
     )
 
 
@@ -93,6 +95,7 @@ def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, sel
         main_group=status.main_group,
         models=status.models,
         template=_template_status(status.template),
+        waiting_since=_time(status.waiting_since_s) if status.waiting_since_s is not None else None,
     )
 
 
@@ -128,7 +131,8 @@ def _candidate(role: CandidateStatus | None) -> Candidate | None:
         return None
     failed = role.state is CandidateState.FAILED
     failure = FailureReason(role.reason or "Failed", role.message or "") if failed else None
-    return Candidate(role.revision, role.group, role.since.timestamp(), failure)
+    stalled = FailureReason(role.reason, role.message or "") if role.reason and not failed else None
+    return Candidate(role.revision, role.group, role.since.timestamp(), failure, stalled)
 
 
 def _standing(status: RolloutStatus | None) -> RolloutState | None:
@@ -184,14 +188,14 @@ def _role_status(holder: RoleHolder | None) -> RoleStatus | None:
 def _candidate_status(candidate: Candidate | None) -> CandidateStatus | None:
     if candidate is None:
         return None
-    failure = candidate.failure
+    failure, told = candidate.failure, candidate.failure or candidate.stalled
     return CandidateStatus(
         revision=candidate.revision,
         group=candidate.group,
         since=_time(candidate.since_s),
         state=CandidateState.FAILED if failure is not None else CandidateState.PENDING,
-        reason=failure.reason if failure is not None else None,
-        message=failure.message if failure is not None else None,
+        reason=told.reason if told is not None else None,
+        message=told.message if told is not None else None,
     )
 
 

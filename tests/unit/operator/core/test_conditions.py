@@ -26,14 +26,15 @@ from fakes.observed_models import (
     state,
     world,
 )
-from segserve_builder.agent.protocol import ModelState, ProofReport, TrialReport
+from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models import conditions
 from segserve_operator.core.models.advance import RolloutUpdate
-from segserve_operator.core.models.conditions import ARTIFACT_REASONS, GOLDEN_REASONS, status_of
+from segserve_operator.core.models.conditions import GOLDEN_REASONS, status_of
 from segserve_operator.core.models.observed import (
+    GroupObserved,
     Minute,
     ModelObserved,
     ModelStatus,
@@ -43,6 +44,7 @@ from segserve_operator.core.models.observed import (
     SloWatch,
 )
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
+from segserve_operator.core.models.quorum import ARTIFACT_REASONS
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.traffic import TrafficState
@@ -81,6 +83,22 @@ def given_up(reason: str) -> Observed:
     """Return a world in which the candidate has failed for good, and holds no group any more."""
     roles = replace(SERVED, candidate=candidate(SECOND, failure=FailureReason(reason, "what was seen")))
     return world(model(SECOND, roles), groups=[MAIN])
+
+
+ANOTHER = "another spec is needed, or a retry"
+RETURNING = world(model(FIRST, CHANGED), groups=[lost("main", FIRST), OWN])
+LATE = Roles(holder(FIRST, "main"), candidate(SECOND, since_s=NOW_S - 600))
+LATE_TEXT = f"0 of at least 1 servers of group {SECOND.revision} have proved {SECOND.revision} within 10m"
+GAVE_UP = FailureReason("ProgressDeadlineExceeded", "0 of at least 1 servers")
+STALLED_BEFORE = replace(SERVED, candidate=replace(candidate(SECOND, None), stalled=GAVE_UP))
+DIED = failed(SECOND, "LoadFailed", "out of memory", retryable=True)
+
+
+def with_bad_server(bad: ModelReport, *others: ModelReport, wanted: int = 3) -> Observed:
+    """Return a world in which one server of the candidate's group, on node gpu-7, says other things than the rest."""
+    servers = [replace(server("bad", bad), node="gpu-7"), *(server(f"{n}", each) for n, each in enumerate(others))]
+    proving = GroupObserved(SECOND.revision, tuple(servers), wanted=wanted)
+    return world(model(SECOND, CHANGING), groups=[MAIN, proving])
 
 
 OLD_SET, NEW_SET = (Golden(uri="file:///golden", sha256=digit * 64) for digit in "12")
@@ -445,8 +463,23 @@ PROGRESSING = [
     ),
     pytest.param(
         given_up("LoadFailed"),
-        ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
-        id="nothing is under way where the candidate has failed for good",
+        ObservedCondition("Progressing", "False", "Stalled", f"LoadFailed: {ANOTHER}"),
+        id="nothing is under way where the candidate has failed for good, and another revision than wanted serves",
+    ),
+    pytest.param(
+        world(model(None, SERVED, problem=FAILURE), groups=[MAIN]),
+        ObservedCondition("Progressing", "False", "Stalled", f"{FAILURE.reason}: {ANOTHER}"),
+        id="nothing is under way where the spec cannot be read",
+    ),
+    pytest.param(
+        RETURNING,
+        ObservedCondition(
+            "Progressing",
+            "True",
+            "Returning",
+            f"{FIRST.revision} serves again once a server of group main answers for it",
+        ),
+        id="a return waits while no server of the former group answers",
     ),
     pytest.param(
         world(model(SECOND, CHANGED), groups=[MAIN, OWN]),
@@ -587,8 +620,10 @@ DEGRADED = [
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[replace(MAIN, wanted=2, problem=NO_NODE)]),
-        ObservedCondition("Degraded", "True", "Unschedulable", NO_NODE.message),
-        id="a server of the stable revision that finds no node is named while the others serve",
+        ObservedCondition(
+            "Degraded", "True", "Unschedulable", "group main has a problem, which the pool's conditions describe"
+        ),
+        id="a server of main that finds no node is named while the others serve, in the pool's words alone",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[replace(MAIN, problem=NO_NODE)]),
@@ -605,9 +640,137 @@ DEGRADED = [
         ObservedCondition("Degraded", "True", "NoGateway", "no gateway accepts requests"),
         id="a missing gateway is named",
     ),
+    pytest.param(
+        RETURNING,
+        ObservedCondition(
+            "Degraded",
+            "True",
+            "NoServer",
+            f"no server of group main serves {FIRST.revision}, which the spec requires",
+        ),
+        id="a return that no server can make is named",
+    ),
+    pytest.param(
+        with_bad_server(DIED, report(SECOND), report(SECOND)),
+        ObservedCondition(
+            "Degraded",
+            "True",
+            "ServerFailed",
+            f"server bad on node gpu-7: LoadFailed: out of memory; 2 of 3 servers serve {SECOND.revision}",
+        ),
+        id="a bad server is named with its node while the others serve",
+    ),
+    pytest.param(
+        with_bad_server(DIED, report(SECOND, ModelState.LOADING), report(SECOND, ModelState.LOADING)),
+        ObservedCondition(
+            "Degraded",
+            "True",
+            "ServerFailed",
+            f"server bad on node gpu-7: LoadFailed: out of memory; 0 of 3 servers serve {SECOND.revision}",
+        ),
+        id="a bad server is named while the others go on",
+    ),
+    pytest.param(
+        with_bad_server(DIED, DIED, report(SECOND, ModelState.LOADING)),
+        ObservedCondition("Degraded", "True", "LoadFailed", "out of memory"),
+        id="what too many servers say is the revision's own trouble",
+    ),
+    pytest.param(
+        world(model(SECOND, LATE), groups=[MAIN, group(SECOND.revision, SECOND, state=ModelState.LOADING)]),
+        ObservedCondition("Degraded", "True", "ProgressDeadlineExceeded", f"{LATE_TEXT}: Loading"),
+        id="a candidate that is late is named",
+    ),
 ]
 
-TABLES = (ARTIFACT_VERIFIED, REVISION_LOADED, GOLDEN_PASSED, TRAFFIC_READY, READY, PROGRESSING, DEGRADED)
+SETTLED = ObservedCondition("Reconciling", "False", "Idle", "no change is in progress")
+NOT_STALLED = ObservedCondition("Stalled", "False", "AsWanted", "nothing is refused or late")
+RECONCILING = [
+    pytest.param(world(model(FIRST, SERVED), groups=[MAIN]), SETTLED, id="what is at rest is not reconciled"),
+    pytest.param(
+        world(model(SECOND, CHANGING), groups=[MAIN]),
+        ObservedCondition("Reconciling", "True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
+        id="what progresses is reconciled",
+    ),
+    *(
+        pytest.param(
+            seen,
+            ObservedCondition("Reconciling", "False", "Stalled", f"it is stalled: {reason}"),
+            id=f"what is stalled is not reconciled: {reason}",
+        )
+        for seen, reason in (
+            (given_up("GoldenFailed"), "GoldenFailed"),
+            (world(model(SECOND, LATE), groups=[MAIN]), "ProgressDeadlineExceeded"),
+        )
+    ),
+]
+
+STALLED = [
+    pytest.param(world(model(FIRST, SERVED), groups=[MAIN]), NOT_STALLED, id="nothing is stalled at rest"),
+    pytest.param(world(model(SECOND, CHANGING), groups=[MAIN]), NOT_STALLED, id="what is in time is not stalled"),
+    pytest.param(with_bad_server(DIED, report(SECOND), report(SECOND)), NOT_STALLED, id="a bad server stalls nothing"),
+    pytest.param(
+        given_up("GoldenFailed"),
+        ObservedCondition("Stalled", "True", "GoldenFailed", "what was seen"),
+        id="a model whose candidate failed is stalled, though it is ready",
+    ),
+    pytest.param(
+        world(model(None, SERVED, problem=FAILURE), groups=[MAIN]),
+        ObservedCondition("Stalled", "True", FAILURE.reason, FAILURE.message),
+        id="a spec that cannot be read is stalled",
+    ),
+    pytest.param(
+        on_trial(DIFFERS),
+        ObservedCondition("Stalled", "True", "GoldenFailed", f"golden set {'2' * 12}: coins.png: IoU 0.1; {GOES_ON}"),
+        id="an edited golden set that failed is stalled",
+    ),
+    pytest.param(
+        world(model(SECOND, LATE), groups=[MAIN, group(SECOND.revision, SECOND, state=ModelState.LOADING)]),
+        ObservedCondition("Stalled", "True", "ProgressDeadlineExceeded", f"{LATE_TEXT}: Loading"),
+        id="a candidate whose servers take longer than the deadline is stalled",
+    ),
+    pytest.param(
+        world(model(SECOND, LATE), groups=[MAIN, lost(SECOND.revision, problem=NO_NODE)]),
+        ObservedCondition("Stalled", "True", "ProgressDeadlineExceeded", f"{LATE_TEXT}: Unschedulable"),
+        id="why a candidate is late is told in one word",
+    ),
+    pytest.param(
+        world(model(SECOND, LATE, rollout=state(SECOND, Phase.PENDING)), groups=[MAIN]),
+        ObservedCondition(
+            "Stalled",
+            "True",
+            "ProgressDeadlineExceeded",
+            f"{SECOND.revision}: group {SECOND.revision} has not started within 10m",
+        ),
+        id="a rollout whose servers do not come is stalled like any candidate",
+    ),
+    *(
+        pytest.param(
+            world(model(SECOND, LATE, rollout=state(SECOND, phase)), groups=[MAIN, OWN]),
+            NOT_STALLED,
+            id=f"a rollout that goes on has its own deadline: {phase.label}",
+        )
+        for phase in ON_ITS_WAY
+        if phase is not Phase.BAKING
+    ),
+    pytest.param(
+        world(model(SECOND, STALLED_BEFORE), groups=[MAIN]),
+        ObservedCondition("Stalled", "True", GAVE_UP.reason, GAVE_UP.message),
+        id="a candidate that gave its servers up stays stalled while it waits",
+    ),
+    *(
+        pytest.param(
+            world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.GOLDEN, reason=reason, message="because"))),
+            ObservedCondition("Stalled", "True", reason, "because"),
+            id=f"a rollout that waits for a person after {reason} is stalled",
+        )
+        for reason in ("DeadlinePassed", "QuarantinedTooOften")
+    ),
+]
+
+TABLES = (
+    *(ARTIFACT_VERIFIED, REVISION_LOADED, GOLDEN_PASSED, TRAFFIC_READY, READY, PROGRESSING, DEGRADED),
+    *(RECONCILING, STALLED),
+)
 
 
 @pytest.mark.parametrize(("seen", "expected"), [row for table in TABLES for row in table])
@@ -629,6 +792,8 @@ def test_every_status_has_each_condition_once_and_each_reason_is_one_word(seen: 
         "Ready",
         "Progressing",
         "Degraded",
+        "Reconciling",
+        "Stalled",
     ]
     assert all(each.reason.isalnum() and each.reason[0].isupper() for each in conditions)
 
@@ -718,7 +883,27 @@ def test_a_status_keeps_what_was_decided_and_the_generation_that_was_read() -> N
     rolled = RolloutUpdate(state(SECOND, Phase.PROGRESSING), handled=("pause=coins@1",))
     found = status_of(coins, CHANGED, rolled, {}, world(coins, model(CELLS), groups=[MAIN, OWN]))
 
-    assert found.observed_generation == 7
+    assert (found.observed_generation, found.read_generation) == (7, 7)
     assert found.roles == CHANGED
     assert found.rollout == rolled.state
     assert found.handled == rolled.handled
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        pytest.param(world(model(FIRST, SERVED), groups=[MAIN]), 7, id="a spec that serves is observed"),
+        pytest.param(world(model(SECOND, CHANGING), groups=[MAIN]), 4, id="a spec that does not serve yet lags"),
+        pytest.param(RETURNING, 4, id="a return that no server can make yet lags"),
+        pytest.param(given_up("GoldenFailed"), 7, id="a spec that was refused is observed"),
+        pytest.param(world(model(SECOND, LATE), groups=[MAIN]), 7, id="a spec that is late is observed"),
+        pytest.param(world(model(None, SERVED, problem=FAILURE)), 7, id="a spec that cannot be read is observed"),
+        pytest.param(on_trial(UNDER_WAY), 7, id="a revision whose golden set is tried serves as before"),
+    ],
+)
+def test_the_observed_generation_lags_until_the_spec_serves_or_is_refused(seen: Observed, expected: int) -> None:
+    (coins,) = seen.models
+    edited = replace(coins, generation=7, status=replace(coins.status, observed_generation=4))
+    found = status(replace(seen, models=(edited,)))
+
+    assert (found.observed_generation, found.read_generation) == (expected, 7)

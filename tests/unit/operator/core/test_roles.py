@@ -31,7 +31,7 @@ from segserve_builder.spec.model_spec import Artifact, Golden
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, PoolObserved, Roles
-from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS, free_slots
+from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS, slots
 from segserve_operator.core.models.roles import (
     CLASSES_CHANGED,
     assigned_model,
@@ -82,7 +82,7 @@ def of_template(name: str, *, shared: bool = False) -> PoolObserved:
 def roles_after(seen: Observed) -> Roles:
     """Return the roles of coins after one pass."""
     coins = next(each for each in seen.models if each.name == "coins")
-    return next_roles(coins, seen, free_slots(seen))[0]
+    return next_roles(coins, seen, slots(seen))[0]
 
 
 def others(count: int) -> list[ModelObserved]:
@@ -191,7 +191,7 @@ TURNS = [
     ),
     pytest.param(
         world(model(SECOND, QUEUED), *others(MAX_CANDIDATE_GROUPS - 1)),
-        CHANGING,
+        replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
         id="a candidate that waited gets its group once there is room",
     ),
     pytest.param(
@@ -600,7 +600,7 @@ TEMPLATES = [
             groups=[group("main-old", FIRST, state=ModelState.LOADING)],
             pool=of_template("new"),
         ),
-        Roles(candidate=candidate(FIRST, "main-new")),
+        Roles(candidate=candidate(FIRST, "main-new", since_s=NOW_S)),
         id="a first revision that main has not proved goes into the main group of the new template",
     ),
     pytest.param(
@@ -609,7 +609,7 @@ TEMPLATES = [
             groups=[group("main-old", FIRST), group("canary-old", SECOND, state=ModelState.LOADING)],
             pool=of_template("new", shared=True),
         ),
-        Roles(holder(FIRST, "main-old"), candidate(SECOND, "canary-new")),
+        Roles(holder(FIRST, "main-old"), candidate(SECOND, "canary-new", since_s=NOW_S)),
         id="with shared isolation a candidate goes into the shared group of the new template",
     ),
     pytest.param(
@@ -763,7 +763,7 @@ def test_a_stable_revision_settles_into_main(roles: Roles, expected: bool) -> No
     ],
 )
 def test_so_many_have_a_turn_at_once(models: list[ModelObserved], expected: set[str]) -> None:
-    assert free_slots(world(*models)) == expected
+    assert slots(world(*models)).free == expected
 
 
 ELSEWHERE = moved_artifact(SECOND)

@@ -155,8 +155,16 @@ class ClusterFleet:
         report = self._report(pod, reports.get(pod["metadata"]["name"]))
         lost = not pods.container_ready(pod, AGENT_CONTAINER) and pods.unready_for_s(pod, self.clock()) > AGENT_GRACE_S
         runs = pods.container_runs(pod, TRITON_CONTAINER) and not pods.is_cut_off(pod)
-        ready = report.server_ready and runs and not lost
-        return ServerObserved(pod["metadata"]["name"], Endpoint(ip, HTTP_PORT, GRPC_PORT), ready, report.models)
+        ready = (report.server_ready or not report.is_read) and runs and not lost
+        node = str(pod["spec"].get("nodeName") or "")
+        return ServerObserved(
+            pod["metadata"]["name"],
+            Endpoint(ip, HTTP_PORT, GRPC_PORT),
+            ready,
+            report.models,
+            node,
+            is_read=report.is_read,
+        )
 
     def _report(self, pod: Json, packed: str | None) -> PodReport:
         uid = pod["metadata"]["uid"]

@@ -21,7 +21,8 @@ from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPoolStatus
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Wanted
-from segserve_operator.mapping.specs import annotations_of, wanted_of
+from segserve_operator.mapping.reading import read_pool_status, read_status
+from segserve_operator.mapping.specs import annotations_of, min_ready_of, wanted_of
 from segserve_operator.mapping.statuses import from_api, pool_from_api, pool_to_api, to_api
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class ClusterStore:
             status=pool_from_api(TritonPoolStatus.model_validate(resource.get("status") or {})),
         )
 
+            min_ready=min_ready_of(context.spec.min_ready),
     async def models(self) -> tuple[ModelObserved, ...]:
         """Return every model of the pool; one whose spec cannot be parsed has a `problem`."""
         models = self.view.of_pool(MODELS, self.key)

@@ -8,7 +8,15 @@ from typing import Final
 from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.advance import RolloutUpdate
+from segserve_operator.core.models.failures import problem_for_model, refusal_of
 from segserve_operator.core.models.golden import TrialProgress, name_of, trial_of
+from segserve_operator.core.models.kstatus import (
+    is_returning,
+    observed_generation,
+    reconciling,
+    stall_of,
+    stalled_condition,
+)
 from segserve_operator.core.models.observed import (
     ModelObserved,
     ModelStatus,
@@ -18,26 +26,12 @@ from segserve_operator.core.models.observed import (
     SloWatch,
 )
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
+from segserve_operator.core.models.quorum import ARTIFACT_REASONS, bad_servers, prevailing_report
 from segserve_operator.core.models.roles import settling
 from segserve_operator.core.models.slo import slo_of, slo_state
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
 
-ARTIFACT_REASONS: Final = frozenset(
-    {
-        "ArtifactMissing",
-        "ArtifactTooLarge",
-        "DigestMismatch",
-        "MissingPackage",
-        "RelativeUri",
-        "SignatureMismatch",
-        "SignatureRejected",
-        "SourceDenied",
-        "SourceUnauthorized",
-        "UnknownName",
-        "UnsafeArtifact",
-    }
-)
 GOLDEN_REASONS: Final = frozenset({"GoldenFailed", "NonFinite"})
 
 
@@ -46,15 +40,20 @@ def status_of(
 ) -> ModelStatus:
     """Return the status of a model from the roles and rollout just decided."""
     slo, watch = slo_of(model), watches.get(model.name)
+    trial = _trial(model, roles, _newest(roles, world), world)
+    refused = trial.failure if trial is not None else None
+    refusal = FailureReason(refused.reason, _refused(trial, refused)) if trial is not None and refused else None
+    stall = stall_of(model, roles, update.state, refusal, world)
     return ModelStatus(
-        observed_generation=model.generation,
+        observed_generation=observed_generation(model, roles, stall),
         roles=roles,
-        conditions=_conditions(model, roles, update.state, world),
+        conditions=_conditions(model, roles, update.state, stall, world),
         weight=_weight(roles, update.state),
         url=f"{world.gateway_url}/v2/models/{model.name}" if roles.stable is not None else "",
         rollout=update.state,
         handled=update.handled,
         slo=slo_state(watch, slo, world.now_s) if slo is not None and watch is not None else "",
+        read_generation=model.generation,
     )
 
 
@@ -68,29 +67,43 @@ def _weight(roles: Roles, state: RolloutState | None) -> int:
 
 
 def _conditions(
-    model: ModelObserved, roles: Roles, state: RolloutState | None, world: Observed
+    model: ModelObserved, roles: Roles, state: RolloutState | None, stall: FailureReason | None, world: Observed
 ) -> tuple[ObservedCondition, ...]:
     newest = _newest(roles, world)
     serving = _serving(model, roles, world)
     problem = _problem(roles, newest, world)
     trial = _trial(model, roles, newest, world)
+    refused = refusal_of(model, roles, world)
+    trouble = problem or (refused and (refused.reason, refused.message))
+    progressing = _progressing(model, roles, state, newest, trial, world)
+    stalled = stalled_condition(stall)
     return (
         _artifact(roles, newest),
         _loaded(roles, newest, problem),
         _golden(roles, newest, trial),
         serving,
         _ready(model, serving),
-        _progressing(model, roles, state, newest, trial, world),
-        _degraded(model, roles, newest, serving, problem, trial),
+        progressing,
+        _degraded(model, roles, newest, serving, trouble, stall or _bad_servers(roles, world)),
+        reconciling(progressing, stalled),
+        stalled,
     )
 
 
 def _newest(roles: Roles, world: Observed) -> ModelReport | None:
     """Return the report on the newest revision: the candidate, else stable."""
     newest = roles.candidate or roles.stable
-    if newest is None or newest.group is None or newest.group not in world.groups:
+    if newest is None or newest.group is None:
         return None
-    return world.groups[newest.group].report(newest.revision)
+    return prevailing_report(newest.group, newest.revision, world)
+
+
+def _bad_servers(roles: Roles, world: Observed) -> FailureReason | None:
+    """Return which servers fail to serve one of the model's revisions, while others serve it."""
+    moving = roles.stable is not None and settling(roles, world.main)
+    arrived = bad_servers(world.main, roles.stable.revision, world, or_all=True) if roles.stable and moving else None
+    bad = (bad_servers(group, revision, world) for group, revision in roles.loaded_revisions())
+    return next((each for each in (*bad, arrived) if each is not None), None)
 
 
 def _trial(model: ModelObserved, roles: Roles, report: ModelReport | None, world: Observed) -> TrialProgress | None:
@@ -104,12 +117,10 @@ def _trial(model: ModelObserved, roles: Roles, report: ModelReport | None, world
 def _problem(roles: Roles, report: ModelReport | None, world: Observed) -> tuple[str, str] | None:
     """Return why the servers of the newest revision's group do not become ready, if it waits for them."""
     newest = roles.candidate or roles.stable
-    if newest is None or newest.group is None or newest.group not in world.groups:
+    if newest is None or newest.group is None or world.complete(newest.group, newest.revision):
         return None
-    problem = world.groups[newest.group].problem
-    if problem is None or world.complete(newest.group, newest.revision):
-        return None
-    return problem.reason, problem.message
+    problem = problem_for_model(newest.group, world)
+    return (problem.reason, problem.message) if problem is not None else None
 
 
 def _failed(roles: Roles, report: ModelReport | None) -> tuple[str, str] | None:
@@ -228,7 +239,7 @@ def _progressing(
         text = f"{state.revision} gets {state.weight} % of requests: {state.message or 'no problem is known'}"
         return ObservedCondition("Progressing", "True", state.phase.label, text)
     if candidate is None or candidate.failure is not None:
-        return _settling(roles, trial, world)
+        return _settling(model, roles, trial, world)
     if candidate.group is None:
         text = f"{candidate.revision} is queued: at most {MAX_CANDIDATE_GROUPS} candidates are proved concurrently"
         return ObservedCondition("Progressing", "True", "Queued", text)
@@ -245,16 +256,30 @@ def _progressing(
     )
 
 
-def _settling(roles: Roles, trial: TrialProgress | None, world: Observed) -> ObservedCondition:
+def _settling(model: ModelObserved, roles: Roles, trial: TrialProgress | None, world: Observed) -> ObservedCondition:
     main = world.groups.get(world.main)
     if trial is not None and trial.possible and trial.pending:
         return ObservedCondition("Progressing", "True", "GoldenPending", _pending(trial))
     if roles.stable is None or main is None or not settling(roles, world.main):
-        return ObservedCondition("Progressing", "False", "Idle", "no change is in progress")
-    why = f": {main.problem.message}" if main.problem is not None else ""
+        return _at_rest(model, roles)
+    problem = problem_for_model(world.main, world)
+    why = f": {problem.message}" if problem is not None else ""
     return ObservedCondition(
         "Progressing", "True", "Settling", f"{roles.stable.revision} is moving to {world.main}{why}"
     )
+
+
+def _at_rest(model: ModelObserved, roles: Roles) -> ObservedCondition:
+    """Return that nothing is in progress, or what the spec still requires."""
+    if is_returning(model, roles) and roles.previous is not None:
+        text = f"{roles.previous.revision} serves again once a server of group {roles.previous.group} answers for it"
+        return ObservedCondition("Progressing", "True", "Returning", text)
+    candidate = roles.candidate
+    refused = model.problem or (candidate.failure if candidate is not None else None)
+    if refused is not None:
+        text = f"{refused.reason}: another spec is needed, or a retry"
+        return ObservedCondition("Progressing", "False", "Stalled", text)
+    return ObservedCondition("Progressing", "False", "Idle", "no change is in progress")
 
 
 def _degraded(
@@ -263,7 +288,7 @@ def _degraded(
     report: ModelReport | None,
     serving: ObservedCondition,
     problem: tuple[str, str] | None,
-    trial: TrialProgress | None,
+    further: FailureReason | None,
 ) -> ObservedCondition:
     if model.problem is not None:
         return ObservedCondition("Degraded", "True", model.problem.reason, model.problem.message)
@@ -272,6 +297,9 @@ def _degraded(
         return ObservedCondition("Degraded", "True", *failed)
     if roles.stable is not None and serving.status == "False" and serving.reason in ("NoServer", "NoGateway"):
         return ObservedCondition("Degraded", "True", serving.reason, serving.message)
-    if trial is not None and trial.failure is not None:
-        return ObservedCondition("Degraded", "True", trial.failure.reason, _refused(trial, trial.failure))
+    if is_returning(model, roles) and roles.previous is not None:
+        text = f"no server of group {roles.previous.group} serves {roles.previous.revision}, which the spec requires"
+        return ObservedCondition("Degraded", "True", "NoServer", text)
+    if further is not None:
+        return ObservedCondition("Degraded", "True", further.reason, further.message)
     return ObservedCondition("Degraded", "False", "AsWanted", "no problem is known")

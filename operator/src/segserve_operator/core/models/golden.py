@@ -12,6 +12,7 @@ from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelSta
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed
+from segserve_operator.core.models.quorum import suffices
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def trial_of(revision: str, model: ModelObserved, world: Observed) -> TrialProgr
         servers=len(passed),
         wanted=max(group.wanted, 1),
         images=passed[0].images if passed else 0,
-        passed=group.complete(revision) and len(passed) == len(group.servers),
+        passed=suffices(group.name, revision, world) and len(passed) == len(group.proved(revision)),
         failure=FailureReason(refused.reason, refused.message) if refused is not None else None,
     )
 

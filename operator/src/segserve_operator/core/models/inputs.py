@@ -13,8 +13,10 @@ from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.gates.probe import LONGEST_S, probe_outcome
 from segserve_operator.core.models.golden_scores import gave_up, golden_gates, golden_verdicts, is_golden
+from segserve_operator.core.models.deadlines import is_overdue
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.self_test import tests_itself
+from segserve_operator.core.models.quorum import may_take_over
 from segserve_operator.core.models.slo import is_due, is_watched
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
@@ -64,12 +66,13 @@ def gather_signals(record: Record, state: RolloutState, roles: Roles, model: Mod
     share = world.traffic.share(model.name, group)
     is_routed = share is not None and share.revision == state.revision and bool(share.endpoints)
     answers = group in world.groups and bool(world.groups[group].endpoints(state.revision))
+    overdue = is_overdue(model, roles.candidate, world)
     verdicts = [_verdict(record, gate) for gate in _checked_gates(record, state, model)]
     failed = roles.candidate is not None and roles.candidate.failure is not None
     superseded = not failed and not is_about(state, roles)
     probe = world.check_results.get(_probe_key(state))
     return Signals(
-        ready=np.array(is_routed and world.complete(group, state.revision)),
+        ready=np.array(is_routed and may_take_over(group, state.revision, roles.stable, world, overdue=overdue)),
         lost=np.array(state.weight > 0 and not answers and not superseded),
         golden=np.array(_golden(record, state, model, world), np.int8),
         probes=np.array(probe_outcome(probe, world.now_s - state.since_s), np.int8),

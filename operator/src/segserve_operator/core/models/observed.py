@@ -20,6 +20,7 @@ from segserve_operator.core.traffic import Endpoint, TrafficState
 
 MAIN: Final = "main"
 CANARY: Final = "canary"
+PROGRESS_DEADLINE_S: Final = 600.0
 Truth = Literal["True", "False", "Unknown"]
 _PROGRESS: Final = (
     ModelState.FAILED,
@@ -81,12 +82,17 @@ class RoleHolder:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A revision that is to become stable. One that failed has no group."""
+    """A revision that is to become stable. One that failed, or waits for a slot, has no group.
+
+    `since_s` is when it got the role, its group, or gave that up. `stalled` is why it gave its group up: others go
+    first until it gets another.
+    """
 
     revision: str
     group: str | None
     since_s: float
     failure: FailureReason | None = None
+    stalled: FailureReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +129,9 @@ class ObservedCondition:
 class ModelStatus:
     """Content of a model's status. `weight` is the percentage of requests that the newest revision gets.
 
-    `rollout` is the state of the latest rollout, `handled` the texts of annotations that were handled, and `slo` the
-    state of the SLO: Met, Breached, Unknown, or empty without an SLO.
+    `observed_generation` is the latest generation of the spec that serves, or that was refused; `read_generation` the
+    one that the conditions are about. `rollout` is the state of the latest rollout, `handled` the texts of annotations
+    that were handled, and `slo` the state of the SLO: Met, Breached, Unknown, or empty without an SLO.
     """
 
     observed_generation: int = 0
@@ -135,17 +142,22 @@ class ModelStatus:
     rollout: RolloutState | None = None
     handled: tuple[str, ...] = ()
     slo: str = ""
+    read_generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Content of a model's spec. Without a policy a revision is promoted as soon as it is proved."""
+    """Content of a model's spec. Without a policy a revision is promoted as soon as it is proved.
+
+    `progress_deadline_s` is how long a candidate's servers may take to prove it.
+    """
 
     assigned: AssignedModel
     keep_previous_s: float
     allow_class_changes: bool = False
     policy: RolloutPolicy | None = None
     slo: Slo | None = None
+    progress_deadline_s: float = PROGRESS_DEADLINE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +185,16 @@ class ModelObserved:
 class ServerObserved:
     """One server of a group: its endpoint and its agent's reports.
 
-    `ready` is False if the agent is silent or cannot reach its Triton; its reports are then void.
+    `ready` is False if the agent is silent or cannot reach its Triton; its reports are then void. `node` is the name of
+    its machine, empty if it is not known. `is_read` is False if its pod is ready, but its report cannot be read.
     """
 
     name: str
     endpoint: Endpoint
     ready: bool
     reports: tuple[ModelReport, ...] = ()
+    node: str = ""
+    is_read: bool = True
     _by_revision: Mapping[str, ModelReport] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -194,6 +209,11 @@ class ServerObserved:
         """Tell whether the server serves exactly that revision."""
         report = self.report(revision)
         return report is not None and report.state is ModelState.READY
+
+    def failed(self, revision: str) -> bool:
+        """Tell whether the server says that it cannot serve that revision now."""
+        report = self.report(revision)
+        return report is not None and report.state is ModelState.FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +261,10 @@ class GroupObserved:
         """Tell whether all wanted servers, and at least one, serve a revision."""
         return len(self.proved(revision)) >= max(self.wanted, 1)
 
+    def failed(self, revision: str) -> tuple[ServerObserved, ...]:
+        """Return the servers that say that they cannot serve a revision now."""
+        return tuple(server for server in self.servers if server.failed(revision))
+
     def holds(self, model: str) -> bool:
         """Tell whether the group's servers may still have any revision of a model."""
         return model in self._held
@@ -277,7 +301,10 @@ class UpdateClaim:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """Content of a pool's status. `servers` is the number of ready servers of the main group."""
+    """Content of a pool's status. `servers` is the number of ready servers of the main group.
+
+    `waiting_since_s` is the time since which too few servers or no gateway are ready, None if the pool is ready.
+    """
 
     observed_generation: int = 0
     conditions: tuple[ObservedCondition, ...] = ()
@@ -285,7 +312,21 @@ class PoolStatus:
     servers: int = 0
     models: int = 0
     url: str = ""
+    waiting_since_s: float | None = None
     template: Template | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MinReady:
+    """Number of a group's servers that must have proved a revision before it serves: `servers`, else a percentage."""
+
+    servers: int | None = None
+    percent: int = 80
+
+    def of(self, wanted: int) -> int:
+        """Return the number for a group of `wanted` servers: from 1 to all of them, a percentage to the nearest."""
+        number = self.servers if self.servers is not None else (wanted * self.percent + 50) // 100
+        return max(1, min(number, wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,12 +335,14 @@ class PoolObserved:
 
     `template` identifies the template that groups are made from now: groups made from another one are replaced, not
     changed. The local platform has no template. With `shared` isolation candidates share one group. `replicas` is the
-    number of servers of a group.
+    number of servers of a group, `min_ready` how many of them must have proved a revision before it serves.
 
     For updates to another template: `kept` is that of the main group, `settings` the digest of the pool's own part of
     the present one, `difference` what changed, `request` the text that asks for it, `window_open` is False outside of
     the hours for it, `claims` are the updates of other pools, `progress` and `stuck` are the conditions that tell how
     far it is and why it goes no further.
+
+    `ignored` tells which fields of the spec this release does not know.
     """
 
     name: str = ""
@@ -307,6 +350,7 @@ class PoolObserved:
     template: str = ""
     shared: bool = False
     status: PoolStatus | None = None
+    min_ready: MinReady = MinReady()
     replicas: int = 1
     settings: str = ""
     request: str = ""
@@ -317,6 +361,7 @@ class PoolObserved:
     kept: Template | None = None
     progress: ObservedCondition | None = None
     stuck: ObservedCondition | None = None
+    ignored: FailureReason | None = None
 
     @property
     def main(self) -> str:
@@ -337,13 +382,31 @@ class PoolObserved:
 
 
 @dataclass(frozen=True, slots=True)
+class EffectFailure:
+    """An effect that failed the last `attempts` times: its kind and its subject, such as StartGroup and `main`.
+
+    `content` is what was to be written: another content is tried at once, the same one again from `retry_s` (Unix
+    seconds) on. `reported`: statuses tell it, which what may pass in seconds is not until it has lasted.
+    """
+
+    kind: str
+    subject: str
+    reason: FailureReason
+    attempts: int
+    retry_s: float
+    reported: bool
+    content: object = None
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Everything that one pass decides from.
 
     `now_s` is Unix time, `gateway_url` the base URL for clients, `revisions` the records of revisions by name. Without
     a pool nothing is served. For rollouts: `records` by name, the newest known; `written` by name, the last decision in
     the store and the time of its write; `samples` by model, the gateways' counters; `check_results` by key. `watches`
-    and `self_tests` are kept by model.
+    and `self_tests` are kept by model, `failures` of effects by kind and subject. From the groups `read` a bundle still
+    reads logs.
     """
 
     now_s: float
@@ -359,6 +422,8 @@ class Observed:
     check_results: Mapping[str, CheckResult] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
+    failures: Mapping[tuple[str, str], EffectFailure] = field(default_factory=dict)
+    read: frozenset[str] = frozenset()
 
     @property
     def main(self) -> str:

@@ -42,7 +42,8 @@ from segserve_operator.core.models.observed import (
     SelfTest,
     SloWatch,
 )
-from segserve_operator.core.models.pool import free_slots, pool_events, pool_status
+from segserve_operator.core.models.pool import pool_events, pool_status, slots
+from segserve_operator.core.models.quorum import answers, prevailing_report, suffices
 from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.slo import watches
@@ -80,11 +81,11 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
     The models `unrecorded` stay as they are, because their roles could not be written.
     """
     seen, world = world, with_template(world)
-    slots = free_slots(world)
+    free = slots(world)
     decided = {
         model.name: (model.roles, unchanged(model, world))
         if model.name in unrecorded
-        else next_roles(model, world, slots)
+        else next_roles(model, world, free)
         for model in world.models
     }
     roles = {name: new for name, (new, _) in decided.items()}
@@ -239,8 +240,7 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
     assigned = record_of(stable.revision, model, world) if stable is not None else None
     if stable is None or assigned is None:
         return None
-    group = world.groups.get(stable.group)
-    report = group.report(stable.revision) if group is not None else None
+    report = prevailing_report(stable.group, stable.revision, world)
     other, weight = _other_weight(roles, state, world)
     shadow = weight == 0 and tests_itself(model)
     shares = [replace(_share(stable.group, assigned, 100 - weight, world), shadow=shadow)]
@@ -250,7 +250,7 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
             continue
         own = weight if holder is other else 0
         # Added with weight 0 beforehand, so that sending it requests later is a mere change of weights.
-        if own or world.complete(holder.group, holder.revision):
+        if own or _may_get_requests(holder, holder.group, world):
             shares.append(_share(holder.group, holder_model, own, world))
     return Route(
         model=model.name,
@@ -264,6 +264,11 @@ def _other_weight(
     roles: Roles, state: RolloutState | None, world: Observed
 ) -> tuple[Candidate | RoleHolder | None, int]:
     """Return who gets requests besides stable and the percentage; nobody if none of its servers is ready."""
+def _may_get_requests(holder: Candidate | RoleHolder, group: str, world: Observed) -> bool:
+    """Tell whether gateways are to know a revision that gets no requests now: a return needs any server of it."""
+    return answers(holder, world) if isinstance(holder, RoleHolder) else suffices(group, holder.revision, world)
+
+
     if state is None or state.ended:
         return None, 0
     other: Candidate | RoleHolder | None = None

@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
+from segserve_builder.agent.protocol import ModelState
+from segserve_operator.api.meta import format_duration
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.events import Event, condition_events
-from segserve_operator.core.models.observed import ModelObserved, Observed, ObservedCondition, PoolStatus
+from segserve_operator.core.models.deadlines import DEADLINE_EXCEEDED, deadline_s, is_overdue, is_settling_overdue
+from segserve_operator.core.models.events import Event, condition_events, hold_of
+from segserve_operator.core.models.failures import pool_problem
+from segserve_operator.core.models.kstatus import reconciling, stalled_condition
+from segserve_operator.core.models.observed import (
+    PROGRESS_DEADLINE_S,
+    Candidate,
+    GroupObserved,
+    ModelObserved,
+    Observed,
+    ObservedCondition,
+    PoolStatus,
+)
+from segserve_operator.core.models.quorum import bad_servers, needed
 from segserve_operator.core.models.update import offered_update
+from segserve_operator.core.rollout.record import RolloutState
 
 MAX_CANDIDATE_GROUPS: Final = 8
-"""Number of candidates of a pool that have a group of their own at a time; further ones wait."""
+"""Number of candidates of a pool that progress in a group of their own at a time; further ones wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The models whose candidate may get a group of its own now, and those whose stalled candidate gives its up."""
+
+    free: frozenset[str] = frozenset()
+    given_up: frozenset[str] = frozenset()
 
 
 def pool_status(world: Observed) -> PoolStatus | None:
@@ -20,14 +45,25 @@ def pool_status(world: Observed) -> PoolStatus | None:
     if pool is None or pool.status is None:
         return None
     ready = _ready(world)
+    progressing = _progressing(world, ready)
+    waiting_since_s = _waiting_since_s(pool.status, ready, world.now_s)
+    stalled = pool.stuck or stalled_condition(_stall(ready, waiting_since_s, world.now_s))
     return PoolStatus(
         observed_generation=pool.generation,
-        conditions=(ready, _progressing(world, ready), _degraded(world), *offered_update(world)),
+        conditions=(
+            ready,
+            progressing,
+            _degraded(world),
+            reconciling(progressing, stalled),
+            stalled,
+            *offered_update(world),
+        ),
         main_group=pool.main,
         servers=_servers(world),
         models=len(world.models),
         url=world.gateway_url,
         template=pool.kept,
+        waiting_since_s=waiting_since_s,
     )
 
 
@@ -41,19 +77,21 @@ def _servers(world: Observed) -> int:
     return sum(server.ready for server in main.servers) if main is not None else 0
 
 
+def _wanted_servers(world: Observed) -> tuple[int, int]:
+    """Return how many servers the main group should have, and how many of them the pool needs."""
+    main = world.groups.get(world.main) or GroupObserved(world.main)
+    return main.wanted, needed(main, world)
+
+
 def _ready(world: Observed) -> ObservedCondition:
-    main = world.groups.get(world.main)
-    wanted = main.wanted if main is not None else 1
+    wanted, least = _wanted_servers(world)
     servers = _servers(world)
-    if servers < wanted:
-        return ObservedCondition(
-            "Ready", "False", "WaitingForServers", f"{servers} of {wanted} servers of group {world.main} are ready"
-        )
+    text = f"{servers} of {wanted} servers of group {world.main} are ready"
+    if servers < least:
+        return ObservedCondition("Ready", "False", "WaitingForServers", text)
     if world.traffic.plan is None or not world.traffic.answering:
         return ObservedCondition("Ready", "False", "NoGateway", "no gateway accepts requests yet")
-    return ObservedCondition(
-        "Ready", "True", "Serving", f"{servers} of {wanted} servers of group {world.main} are ready"
-    )
+    return ObservedCondition("Ready", "True", "Serving", text)
 
 
 def _progressing(world: Observed, ready: ObservedCondition) -> ObservedCondition:
@@ -65,51 +103,96 @@ def _progressing(world: Observed, ready: ObservedCondition) -> ObservedCondition
         return ObservedCondition("Progressing", "True", "Moving", text)
     if ready.status != "True":
         return ObservedCondition("Progressing", "True", ready.reason, ready.message)
+    if _servers(world) < _wanted_servers(world)[0]:
+        return ObservedCondition("Progressing", "True", "WaitingForServers", ready.message)
     return ObservedCondition("Progressing", "False", "Idle", "no change is in progress")
 
 
 def _degraded(world: Observed) -> ObservedCondition:
-    problem = _problem(world)
+    problem = pool_problem(world) or _bad_server(world)
     if problem is None:
         return ObservedCondition("Degraded", "False", "AsWanted", "no problem is known")
     return ObservedCondition("Degraded", "True", problem.reason, problem.message)
 
 
-def _problem(world: Observed) -> FailureReason | None:
-    """Return the problem of the main group, else of the gateway, else of any other group."""
-    order = sorted(world.groups, key=lambda name: (name != world.main, name))
-    troubled = [world.groups[name].problem for name in order if world.groups[name].problem is not None]
-    ahead = [world.groups[world.main].problem] if world.main in world.groups else []
-    return next((p for p in (*ahead, world.traffic.problem, *troubled) if p is not None), None)
+def _bad_server(world: Observed) -> FailureReason | None:
+    """Return a server that fails to serve what others of its group serve; those of the main group come first."""
+    for name in sorted(world.groups, key=lambda name: (name != world.main, name)):
+        for server in world.groups[name].servers:
+            for report in server.reports if server.ready else ():
+                bad = bad_servers(name, report.revision, world) if report.state is ModelState.FAILED else None
+                if bad is not None:
+                    return bad
+    return None
 
 
-def free_slots(world: Observed) -> frozenset[str]:
-    """Return the models whose candidate may get a group of its own now, longest waiting first.
+def _waiting_since_s(former: PoolStatus, ready: ObservedCondition, now_s: float) -> float | None:
+    if ready.status == "True":
+        return None
+    return now_s if former.waiting_since_s is None else former.waiting_since_s
 
-    Models whose candidate failed come last: it may be retried, but most stay as they are and must not block others.
+
+def _stall(ready: ObservedCondition, waiting_since_s: float | None, now_s: float) -> FailureReason | None:
+    if waiting_since_s is None or now_s - waiting_since_s < PROGRESS_DEADLINE_S:
+        return None
+    deadline = format_duration(timedelta(seconds=PROGRESS_DEADLINE_S))
+    return FailureReason(DEADLINE_EXCEEDED, f"the pool is not ready after {deadline}: {ready.reason}")
+
+
+def slots(world: Observed) -> Slots:
+    """Return who gets servers for a candidate now, longest waiting first, and who gives servers up for that.
+
+    Candidates that stalled before come after the others, and take servers of other stalled ones only after they have
+    waited for a deadline themselves. Models whose candidate failed come last: it may be retried, but most stay as they
+    are and must not block others.
     """
-    running = sum(_holds_own_group(model, world) for model in world.models)
+    running = sum(_progresses(model, world) for model in world.models)
+    stalled = sorted((model for model in world.models if _is_stalled(model, world)), key=_age)
     waiting = sorted((model for model in world.models if _waits(model)), key=_place)
-    return frozenset(model.name for model in waiting[: max(MAX_CANDIDATE_GROUPS - running, 0)])
+    room, most = MAX_CANDIDATE_GROUPS - running - len(stalled), max(MAX_CANDIDATE_GROUPS - running, 0)
+    free: list[str] = []
+    given_up = 0
+    for model in waiting:
+        if len(free) >= most:
+            break
+        if len(free) >= room + given_up:
+            if not _may_displace(model, world):
+                continue
+            given_up += 1
+        free.append(model.name)
+    return Slots(frozenset(free), frozenset(model.name for model in stalled[:given_up]))
 
 
-def _place(model: ModelObserved) -> tuple[bool, float, str]:
-    candidate = model.roles.candidate
-    if candidate is None:
-        return False, math.inf, model.name
-    return candidate.failure is not None, candidate.since_s, model.name
+def _is_own(group: str | None, world: Observed) -> bool:
+    """Tell whether a group has the candidate of one model only."""
+    return group is not None and world.pool is not None and group not in (world.pool.main, world.pool.canary)
 
 
-def _holds_own_group(model: ModelObserved, world: Observed) -> bool:
-    """Tell whether a model's change still occupies servers: until its candidate failed, or is stable and settled.
+def _progresses(model: ModelObserved, world: Observed) -> bool:
+    """Tell whether a model's change holds a slot: until its candidate failed or stalled, or is stable and settled.
 
-    A stable revision that stays in its group only because of its predecessor occupies no slot.
+    A stable revision that stays in its group only because of its predecessor holds no slot, and neither does a rollout
+    that waits for a person.
     """
     candidate, stable = model.roles.candidate, model.roles.stable
-    groups = [candidate.group] if candidate is not None else []
-    if stable is not None and model.roles.previous is None:
-        groups.append(stable.group)
-    return any(group is not None and group != world.main for group in groups)
+    if candidate is not None and _is_own(candidate.group, world) and not _is_held(model.status.rollout, candidate):
+        return not is_overdue(model, candidate, world)
+    settles = stable is not None and model.roles.previous is None and stable.group != world.main
+    return settles and not is_settling_overdue(model, stable, world)
+
+
+def _is_held(state: RolloutState | None, candidate: Candidate) -> bool:
+    return state is not None and state.revision == candidate.revision and bool(hold_of(state))
+
+
+def _is_stalled(model: ModelObserved, world: Observed) -> bool:
+    candidate = model.roles.candidate
+    return candidate is not None and _is_own(candidate.group, world) and is_overdue(model, candidate, world)
+
+
+def _age(model: ModelObserved) -> tuple[float, str]:
+    candidate = model.roles.candidate
+    return candidate.since_s if candidate is not None else math.inf, model.name
 
 
 def _waits(model: ModelObserved) -> bool:
@@ -121,3 +204,26 @@ def _waits(model: ModelObserved) -> bool:
         return False
     candidate = roles.candidate
     return candidate is None or candidate.revision != wanted or candidate.group is None
+
+
+def _wanted_candidate(model: ModelObserved) -> Candidate | None:
+    """Return the candidate if it is the spec's revision; what another one went through does not count."""
+    candidate, wanted = model.roles.candidate, model.wanted
+    is_wanted = candidate is not None and wanted is not None and candidate.revision == wanted.assigned.revision
+    return candidate if is_wanted else None
+
+
+def _place(model: ModelObserved) -> tuple[bool, bool, float, str]:
+    candidate = _wanted_candidate(model)
+    if candidate is None:
+        return False, False, _age(model)[0], model.name
+    return candidate.failure is not None, candidate.stalled is not None, candidate.since_s, model.name
+
+
+def _may_displace(model: ModelObserved, world: Observed) -> bool:
+    candidate = _wanted_candidate(model)
+    if candidate is None:
+        return True
+    if candidate.failure is not None:
+        return False
+    return candidate.stalled is None or world.now_s - candidate.since_s >= deadline_s(model)

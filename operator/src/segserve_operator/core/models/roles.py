@@ -10,12 +10,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from segserve_builder.agent.protocol import AssignedModel, GoldenTrial, ModelState
+from segserve_builder.agent.protocol import AssignedModel, GoldenTrial
 from segserve_builder.spec.model_spec import ModelClass
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.advance import RolloutUpdate, advance, with_checks
+from segserve_operator.core.models.deadlines import deadline_s, is_overdue, overdue_reason, waited_out_s
 from segserve_operator.core.models.golden import golden_of, trial_of
 from segserve_operator.core.models.observed import Candidate, ModelObserved, Observed, RoleHolder, Roles
+from segserve_operator.core.models.pool import Slots
+from segserve_operator.core.models.quorum import answers, blame, may_take_over, suffices
 from segserve_operator.core.models.slo import INTERVAL_S as SLO_LOOK_S
 from segserve_operator.core.models.slo import is_watched
 from segserve_operator.core.models.update import is_outdated
@@ -27,11 +30,11 @@ INTERVAL_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Inputs of a rule; `free_slots` names the models whose candidate may get a group of its own now."""
+    """Inputs of a rule; `slots` says whose candidate may get a group of its own now, and whose gives it up."""
 
     model: ModelObserved
     world: Observed
-    free_slots: frozenset[str]
+    slots: Slots
 
     @property
     def wanted_revision(self) -> str | None:
@@ -39,15 +42,15 @@ class Scope:
         return self.model.wanted.assigned.revision if self.model.wanted else None
 
 
-def next_roles(model: ModelObserved, world: Observed, free_slots: frozenset[str]) -> tuple[Roles, RolloutUpdate]:
+def next_roles(model: ModelObserved, world: Observed, slots: Slots) -> tuple[Roles, RolloutUpdate]:
     """Return the desired roles of a model and the update of its rollout.
 
-    A model that is being deleted, or has no pool, has no roles. Only candidates of the models `free_slots` get a group
-    of their own; the others wait.
+    A model that is being deleted, or has no pool, has no roles. Only candidates with a free slot get a group of their
+    own; the others wait.
     """
     if model.deleting or world.pool is None:
         return Roles(), RolloutUpdate(state=model.status.rollout, handled=model.status.handled)
-    scope = Scope(model, world, free_slots)
+    scope = Scope(model, world, slots)
     roles = model.roles
     for rule in _RULES_BEFORE_ROLLOUT:
         roles = rule(roles, scope)
@@ -79,15 +82,18 @@ def _follow_spec(roles: Roles, scope: Scope) -> Roles:
     if candidate is None or candidate.revision != wanted or _worth_a_retry(candidate, scope):
         return replace(roles, candidate=_new_candidate(roles, scope, wanted))
     if candidate.group is None and candidate.failure is None:
-        return replace(roles, candidate=replace(candidate, group=_group_for(roles, scope, wanted)))
+        group = _group_for(roles, scope, wanted)
+        if group is not None:
+            return replace(roles, candidate=Candidate(wanted, group, scope.world.now_s))
     return roles
 
 
 def _return_to_previous(roles: Roles, scope: Scope) -> Roles:
-    # The previous revision is still loaded and proved, so this is one weight write.
+    # The previous revision is still loaded and proved, so this is one weight write. It goes back in an incident, when
+    # nodes are missing: whatever servers answer are better than a revision that is not wanted.
     assert roles.stable is not None
     assert roles.previous is not None
-    if not scope.world.complete(roles.previous.group, roles.previous.revision):
+    if not answers(roles.previous, scope.world):
         return replace(roles, candidate=None)
     now_s = scope.world.now_s
     return Roles(stable=replace(roles.previous, since_s=now_s), previous=replace(roles.stable, since_s=now_s))
@@ -121,7 +127,7 @@ def _group_for(roles: Roles, scope: Scope, revision: str) -> str | None:
     taken = {holder.group for holder in (roles.stable, roles.previous) if holder is not None}
     if pool.shared and pool.canary not in taken:
         return pool.canary
-    return pool.own(revision) if scope.model.name in scope.free_slots else None
+    return pool.own(revision) if scope.model.name in scope.slots.free else None
 
 
 def _refused_classes(roles: Roles, scope: Scope) -> FailureReason | None:
@@ -143,26 +149,39 @@ def _follow_template(roles: Roles, scope: Scope) -> Roles:
     candidate, pool = roles.candidate, scope.world.pool
     if candidate is None or candidate.group is None or pool is None or not pool.template:
         return roles
-    if not is_outdated(candidate.group, scope.world) or scope.world.complete(candidate.group, candidate.revision):
+    if not is_outdated(candidate.group, scope.world) or suffices(candidate.group, candidate.revision, scope.world):
         return roles
-    return replace(roles, candidate=replace(candidate, group=_group_for(roles, scope, candidate.revision)))
+    group = _group_for(roles, scope, candidate.revision)
+    since_s = scope.world.now_s if group is not None else candidate.since_s
+    return replace(roles, candidate=replace(candidate, group=group, since_s=since_s))
 
 
 def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
     candidate = roles.candidate
     if candidate is None or candidate.group is None or candidate.group not in scope.world.groups:
         return roles
-    group, now_s = scope.world.groups[candidate.group], scope.world.now_s
-    if group.complete(candidate.revision) and (roles.stable is None or _may_take_all(candidate, scope)):
-        return _promoted(roles, candidate, now_s)
-    report = group.report(candidate.revision)
-    if report is not None and report.state is ModelState.FAILED and not report.retryable:
-        failed = replace(candidate, group=None, failure=FailureReason(report.reason, report.message))
-        return replace(roles, candidate=failed)
+    world, overdue = scope.world, is_overdue(scope.model, candidate, scope.world)
+    enough = may_take_over(candidate.group, candidate.revision, roles.stable, world, overdue=overdue)
+    if enough and (roles.stable is None or _may_take_all(candidate, scope)):
+        return _promoted(roles, candidate, world.now_s)
+    failure = blame(candidate.group, candidate.revision, world)
+    if failure is not None:
+        return replace(roles, candidate=replace(candidate, group=None, failure=failure))
     return roles
 
 
 def _promoted(roles: Roles, candidate: Candidate, now_s: float) -> Roles:
+def _give_up_slot(roles: Roles, scope: Scope) -> Roles:
+    """Let a stalled candidate wait again where another one needs its servers."""
+    candidate = roles.candidate
+    if candidate is None or candidate.group is None or scope.model.name not in scope.slots.given_up:
+        return roles
+    if not is_overdue(scope.model, candidate, scope.world):
+        return roles
+    reason = overdue_reason(scope.model, candidate.revision, candidate.group, scope.world)
+    return replace(roles, candidate=Candidate(candidate.revision, None, scope.world.now_s, stalled=reason))
+
+
     assert candidate.group is not None
     former = replace(roles.stable, since_s=now_s) if roles.stable else None
     return Roles(stable=RoleHolder(candidate.revision, candidate.group, now_s), previous=former)
@@ -231,7 +250,10 @@ def _is_watched(roles: Roles, scope: Scope) -> bool:
 
 def _settle(roles: Roles, scope: Scope) -> Roles:
     main = scope.world.main
-    if roles.stable is not None and settling(roles, main) and scope.world.complete(main, roles.stable.revision):
+    if roles.stable is None or not settling(roles, main):
+        return roles
+    # The servers that answer now are stopped afterwards: they are not given up for fewer that may still become more.
+    if may_take_over(main, roles.stable.revision, roles.stable, scope.world, overdue=False):
         return replace(roles, stable=replace(roles.stable, group=main))
     return roles
 
@@ -241,6 +263,7 @@ _RULES_BEFORE_ROLLOUT: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (
     _follow_template,
     _judge_candidate,
 )
+    _give_up_slot,
 _RULES_AFTER_ROLLOUT: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (_expire_previous, _settle)
 
 
@@ -294,6 +317,7 @@ def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
 
 def class_changes(stable: Sequence[ModelClass], new: Sequence[ModelClass]) -> list[str]:
     """Return a sentence for every class of `stable` that `new` drops or renumbers, in the order of `stable`.
+    ends += [waited_out_s(model.roles, deadline_s(model), now_s) for model in models]
 
     Classes are identified by name: a renamed class counts as dropped. Additional classes are not reported.
     """
