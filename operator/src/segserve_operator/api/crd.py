@@ -9,7 +9,7 @@ from typing import Any
 
 from segserve_operator.api.documents import write_documents
 from segserve_operator.api.meta import API_GROUP, API_VERSION
-from segserve_operator.api.resources import KINDS, ResourceKind
+from segserve_operator.api.resources import KINDS, Column, ResourceKind
 from segserve_operator.api.schema import structural_schema
 
 
@@ -37,13 +37,16 @@ def crd(kind: ResourceKind) -> dict[str, Any]:
                     "storage": True,
                     "schema": {"openAPIV3Schema": _schema(kind)},
                     "subresources": {"status": {}} | ({"scale": dict(kind.scale)} if kind.scale else {}),
-                    "additionalPrinterColumns": [
-                        {"name": column.name, "type": column.type, "jsonPath": column.path} for column in kind.columns
-                    ],
+                    "additionalPrinterColumns": [_column(column) for column in kind.columns],
                 }
             ],
         },
     }
+
+
+def _column(column: Column) -> dict[str, Any]:
+    wide = {"priority": 1} if column.wide else {}
+    return {"name": column.name, "type": column.type, "jsonPath": column.path, **wide}
 
 
 def crd_files() -> dict[str, str]:

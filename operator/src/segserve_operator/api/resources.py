@@ -16,11 +16,12 @@ Resource: TypeAlias = SegmentationModel | TritonPool | SegmentationRollout
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of `get`: heading, type and JSON path of the value."""
+    """One column of `get`: heading, type and JSON path of the value; a `wide` one is shown with `-o wide` only."""
 
     name: str
     type: str
     path: str
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,19 @@ class ResourceKind:
         return f"{self.plural}.{API_GROUP}"
 
 
-_READY: Final = Column("Ready", "string", '.status.conditions[?(@.type=="Ready")].status')
+def _condition(name: str, condition: str, field: str, *, wide: bool = False) -> Column:
+    return Column(name, "string", f'.status.conditions[?(@.type=="{condition}")].{field}', wide)
+
+
+_READY: Final = _condition("Ready", "Ready", "status")
+_WHY: Final = (
+    _condition("Reason", "Ready", "reason", wide=True),
+    _condition("Stalled", "Stalled", "status", wide=True),
+    _condition("Degraded", "Degraded", "status", wide=True),
+    _condition("Problem", "Degraded", "reason", wide=True),
+    _condition("Message", "Ready", "message", wide=True),
+)
+"""What explains a resource that is not ready, or that is although its spec is not served."""
 _AGE: Final = Column("Age", "date", ".metadata.creationTimestamp")
 
 KINDS: Final[Mapping[str, ResourceKind]] = {
@@ -63,6 +76,7 @@ KINDS: Final[Mapping[str, ResourceKind]] = {
             Column("Weight", "integer", ".status.weight"),
             Column("SLO", "string", ".status.slo"),
             Column("URL", "string", ".status.url"),
+            *_WHY,
             _AGE,
         ),
     ),
@@ -76,6 +90,8 @@ KINDS: Final[Mapping[str, ResourceKind]] = {
             Column("Replicas", "integer", ".status.replicas"),
             Column("Models", "integer", ".status.models"),
             Column("URL", "string", ".status.url"),
+            Column("Group", "string", ".status.mainGroup", wide=True),
+            *_WHY,
             _AGE,
         ),
         scale={
@@ -95,6 +111,8 @@ KINDS: Final[Mapping[str, ResourceKind]] = {
             Column("Phase", "string", ".status.phase"),
             Column("Weight", "integer", ".status.weight"),
             Column("Reason", "string", ".status.reason"),
+            Column("Stable", "string", ".spec.stable", wide=True),
+            Column("Message", "string", ".status.message", wide=True),
             _AGE,
         ),
     ),

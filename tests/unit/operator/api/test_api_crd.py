@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from segserve_builder.families import FAMILIES
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
 from segserve_operator.api import crd
+from segserve_operator.api.meta import Condition
 from segserve_operator.api.pod_template import QUANTITY_PATTERN, Passed, Quantity
 from segserve_operator.api.resources import KINDS
 from segserve_operator.api.schema import NotStructuralError, structural_schema
@@ -192,20 +193,29 @@ def test_get_prints_what_matters() -> None:
     definition = crd.crd(KINDS["SegmentationModel"])["spec"]
     (version,) = definition["versions"]
 
-    columns = [column["name"] for column in version["additionalPrinterColumns"]]
+    columns = [column["name"] for column in version["additionalPrinterColumns"] if not column.get("priority")]
     assert columns == ["Ready", "Stable", "Candidate", "Phase", "Weight", "SLO", "URL", "Age"]
     assert version["subresources"] == {"status": {}}
     assert definition["names"]["shortNames"] == ["segm"]
     assert definition["names"]["categories"] == ["ml", "segserve"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wide_list_says_why(kind: str) -> None:
+    (version,) = crd.crd(KINDS[kind])["spec"]["versions"]
+
+    names = [column["name"] for column in version["additionalPrinterColumns"]]
+    assert {"Reason", "Message"} <= set(names)
+    assert len(set(names)) == len(names)
+    assert names[-1] == "Age"
+
+
 def test_a_pool_can_be_scaled() -> None:
     definition = crd.crd(KINDS["TritonPool"])["spec"]
     (version,) = definition["versions"]
 
-    assert [column["name"] for column in version["additionalPrinterColumns"]] == [
-        "Ready", "Replicas", "Models", "URL", "Age"
-    ]  # fmt: skip
+    columns = [column["name"] for column in version["additionalPrinterColumns"] if not column.get("priority")]
+    assert columns == ["Ready", "Replicas", "Models", "URL", "Age"]
     for path in version["subresources"]["scale"].values():
         node = schema_of("TritonPool")
         for name in path.strip(".").split("."):
@@ -217,7 +227,10 @@ def test_the_paths_of_columns_lead_to_fields() -> None:
     for kind in KINDS:
         for column in KINDS[kind].columns:
             node = schema_of(kind)
-            if column.path.startswith((".metadata", '.status.conditions[?(@.type=="Ready")]')):
+            if condition := re.fullmatch(r'\.status\.conditions\[\?\(@\.type=="\w+"\)\]\.(\w+)', column.path):
+                assert condition[1] in Condition.model_fields
+                continue
+            if column.path.startswith(".metadata"):
                 continue
             for name in column.path.strip(".").split("."):
                 node = node["properties"][name]
