@@ -19,16 +19,20 @@ from segserve_builder.agent.protocol import (
     TrialReport,
 )
 from segserve_common.api_errors import ApiError, NotFoundError
-from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DEPLOYMENTS, EVENTS, MODELS, PODS, POOLS, Kind
+from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DEPLOYMENTS, EVENTS, MODELS, PODS, POOLS, ROLES, Kind
 from segserve_common.kube.names import (
     AGENT_CONTAINER,
     COMPONENT_LABEL,
     GATEWAY,
     GROUP_LABEL,
+    OWN_REPORTS,
+    REPORT_KEY,
+    REPORTS_KEY,
     SHARDS,
     TRITON_CONTAINER,
     assignment_name,
     plan_name,
+    report_name,
     reports_name,
 )
 from segserve_common.kube.shards import content_of, pack, unpack, version_of
@@ -85,11 +89,14 @@ class ClusterWorld:
     unpullable: set[str] = field(default_factory=set)
     """Images that no kubelet gets."""
     delay_s: float = 0.0
+    old_agents: bool = False
+    """Whether agents are of a release that knows no ConfigMaps of single pods."""
     defaults: Defaults = DEFAULTS
 
     def __post_init__(self) -> None:
         self.kube = FakeKube(lambda: self.now_s)
         self.api: Api = self.kube
+        self._replaced: dict[str, int] = {}
         self.restart()
 
     # The operator
@@ -161,8 +168,9 @@ class ClusterWorld:
     async def work(self) -> None:
         """Do what controllers, kubelet, agents and gateways would do by now."""
         self.kube.collect()
+        pods = self.kube.all(PODS, NAMESPACE)
         for deployment in self.kube.all(DEPLOYMENTS, NAMESPACE):
-            self._keep_pods(deployment)
+            self._keep_pods(deployment, pods)
         for pod in self.kube.all(PODS, NAMESPACE):
             labels = pod["metadata"]["labels"]
             if pod["status"]["phase"] != "Running":
@@ -173,18 +181,29 @@ class ClusterWorld:
                 await self._hold(pod, labels[GROUP_LABEL])
         self.kube.deliver()
 
-    def _keep_pods(self, deployment: Json) -> None:
+    def _keep_pods(self, deployment: Json, pods: list[Json]) -> None:
         name, uid = deployment["metadata"]["name"], deployment["metadata"]["uid"]
         template, wanted = deployment["spec"]["template"], deployment["spec"]["replicas"]
-        present = {pod["metadata"]["name"] for pod in self.kube.all(PODS, NAMESPACE) if _owned(pod, uid)}
+        present = {pod["metadata"]["name"] for pod in pods if _owned(pod, uid)}
         for index in range(wanted):
-            if f"{name}-{index}" not in present:
-                pod = self._pod(f"{name}-{index}", uid, template)
+            pod_name = self._pod_name(name, index)
+            if pod_name not in present:
+                pod = self._pod(pod_name, uid, template)
                 self.kube.put(PODS, pod, manager="kubelet")
-                self.kube.edit_status(PODS, NAMESPACE, f"{name}-{index}", {"status": pod["status"]})
+                self.kube.edit_status(PODS, NAMESPACE, pod_name, {"status": pod["status"]})
         for index in range(wanted, wanted + 8):
-            if f"{name}-{index}" in present:
-                self.kube.remove(PODS, NAMESPACE, f"{name}-{index}")
+            if self._pod_name(name, index) in present:
+                self.kube.remove(PODS, NAMESPACE, self._pod_name(name, index))
+
+    def _pod_name(self, deployment: str, index: int) -> str:
+        name = f"{deployment}-{index}"
+        return f"{name}-{self._replaced[name]}" if name in self._replaced else name
+
+    def evict(self, deployment: str, index: int) -> None:
+        """End a pod; its successor has another name, as a Deployment's pods have."""
+        self.kube.vanish(PODS, NAMESPACE, self._pod_name(deployment, index))
+        name = f"{deployment}-{index}"
+        self._replaced[name] = self._replaced.get(name, 0) + 1
 
     def _pod(self, name: str, owner: str, template: Json) -> Json:
         images = {container["name"]: container["image"] for container in template["spec"]["containers"]}
@@ -267,14 +286,26 @@ class ClusterWorld:
 
     async def _report(self, group: str, pod: Json, report: Json) -> None:
         packed = pack({"uid": pod["metadata"]["uid"], **report})
-        name = reports_name(KEY.pool, group)
+        own = report_name(pod["metadata"]["name"])
+        if group != GATEWAY and self._tells_own(group) and self._may_patch(own):
+            name, key = own, REPORT_KEY
+        else:
+            name, key = reports_name(KEY.pool, group), pod["metadata"]["name"]
         try:
             live = await self.kube.get(CONFIG_MAPS, NAMESPACE, name)
         except NotFoundError:
             return
-        if (live.get("binaryData") or {}).get(pod["metadata"]["name"]) != packed:
-            patch = {"binaryData": {pod["metadata"]["name"]: packed}}
-            self.kube.edit(CONFIG_MAPS, NAMESPACE, name, patch, manager="agent")
+        if (live.get("binaryData") or {}).get(key) != packed:
+            self.kube.edit(CONFIG_MAPS, NAMESPACE, name, {"binaryData": {key: packed}}, manager="agent")
+
+    def _tells_own(self, group: str) -> bool:
+        told = self.kube.peek(CONFIG_MAPS, NAMESPACE, assignment_name(KEY.pool, group, 0)) or {}
+        return not self.old_agents and told.get("data", {}).get(REPORTS_KEY) == OWN_REPORTS
+
+    def _may_patch(self, name: str) -> bool:
+        rules = (rule for role in self.kube.all(ROLES, NAMESPACE) for rule in role["rules"])
+        named = any(name in rule["resourceNames"] and "patch" in rule["verbs"] for rule in rules)
+        return named and self.kube.peek(CONFIG_MAPS, NAMESPACE, name) is not None
 
     # What is to be seen
 

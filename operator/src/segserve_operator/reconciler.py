@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from segserve_common.api_errors import ApiError
 from segserve_operator.adapters.bundles.cluster import ClusterBundles, PodLogs
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
@@ -89,7 +90,12 @@ class PoolReconciler:
             announcer=cache.announcer,
             rollout_cache=cache.rollout_cache,
         )
-        actions = await service.run_once()
+        try:
+            actions = await service.run_once()
+        except ApiError:
+            await fleet.tidy_reports()
+            raise
+        tidied = await fleet.tidy_reports()
         for line in cache.action_log.new_lines(actions):
             log.info("%s/%s: %s", key.namespace, key.pool, line)
         models = await store.models()
@@ -102,7 +108,7 @@ class PoolReconciler:
                 key.namespace, key.pool, model, false_alarms=max(new, 0), dispersion=test.dispersion
             )
             cache.false_alarms[model] = test.false_alarms
-        return ReconcileResult(len(actions), next_due_s(models, self._clock()))
+        return ReconcileResult(len(actions) + tidied, next_due_s(models, self._clock()))
 
     def _begin(self, key: PoolKey) -> PoolCache:
         plans: dict[str, TrafficPlan] = {}

@@ -22,7 +22,7 @@ from segserve_builder.cluster.probe_server import ProbeResponse, ProbeServer, pr
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.settings import AgentSettings
 from segserve_common.kube.client import KubeClient, connect
-from segserve_common.kube.names import SHARDS, assignment_name, reports_name
+from segserve_common.kube.names import OWN_REPORTS, REPORTS_KEY, SHARDS, assignment_name, report_name, reports_name
 from segserve_common.logs import LogSettings, start_logging
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Pod:
         runner = ActionRunner(server, repository, settings.cache, folder.log, *sources)
         observer = ServerObserver(server, repository, StepProcesses(folder.record))
         self.agent = Agent(folder.root, runner, observer, self._report)
-        self._sender = ReportSender(client, reports_name(pool, group), settings.pod)
+        self._sender = ReportSender(client, reports_name(pool, group), settings.pod, report_name(settings.pod))
         names = [assignment_name(pool, group, shard) for shard in range(SHARDS)]
         self._inbox = AssignmentInbox(names, folder.root / "assignment.json", self._reject)
         self._watch = ConfigMapWatch(client, names, self._take)
@@ -89,6 +89,8 @@ class Pod:
 
     def _take(self, name: str, config_map: ConfigMap | None) -> None:
         self._inbox.take(name, config_map)
+        if config_map is not None and (config_map.get("data") or {}).get(REPORTS_KEY) == OWN_REPORTS:
+            self._sender.use_own()
         # If the reports were deleted, a new assignment restores this one without waiting for the next check.
         self._sender.check()
 

@@ -1,4 +1,4 @@
-"""Writes a pod's reports to its key of the group's reports ConfigMap."""
+"""Writes a pod's reports to its key of the group's ConfigMap, or to a ConfigMap of its own."""
 
 from __future__ import annotations
 
@@ -8,30 +8,38 @@ import threading
 import time
 from typing import Any, Final
 
-from segserve_common.api_errors import ApiError
+from segserve_common.api_errors import ApiError, ForbiddenError, NotFoundError
 from segserve_common.backoff import Backoff, RetryDelays
 from segserve_common.kube.client import KubeClient
 from segserve_common.kube.kinds import CONFIG_MAPS
+from segserve_common.kube.names import REPORT_KEY
 from segserve_common.kube.shards import pack
 
 BACKOFF: Final = Backoff(0.2, 15.0, jitter=(0.5, 1.0))
 MIN_INTERVAL_S: Final = 0.2
 CHECK_S: Final = 20.0
 JOIN_S: Final = 5.0
+MAX_LENGTH: Final = 512 * 1024
+"""Longest packed report: base64 of at most 384 KiB, of the 1 MiB that a ConfigMap holds."""
 _log = logging.getLogger(__name__)
 
 
 class ReportSender:
     """Keeps `binaryData[key]` of the ConfigMap `name` equal to the newest report, by at most 5 writes a second.
 
-    Nothing is written while nothing changes. Every `CHECK_S` it checks that the report is still stored: the ConfigMap
-    may have been deleted and created again.
+    The ConfigMap `own`, which holds this report alone, is used instead if it exists at the start, or as soon as it does
+    after `use_own`. Nothing is written while nothing changes. Every `CHECK_S` it checks that the report is still
+    stored: the ConfigMap may have been deleted and created again.
     """
 
-    def __init__(self, client: KubeClient, name: str, key: str) -> None:
+    def __init__(self, client: KubeClient, name: str, key: str, own: str | None = None) -> None:
         self._client = client
         self._name = name
         self._key = key
+        self._own = own
+        self._own_wanted = False
+        self._own_found: bool | None = None if own is not None else False
+        self._stored_in: str | None = None
         self._newest: str | None = None
         self._sent: str | None = None
         self._check_at_s = 0.0
@@ -53,8 +61,11 @@ class ReportSender:
         self._thread.join(JOIN_S)
 
     def send(self, report: Any) -> None:
-        """Make a JSON value the newest report; returns at once."""
+        """Make a JSON value the newest report; returns at once. One that no ConfigMap holds loses its messages."""
         content = pack(report)
+        if len(content) > MAX_LENGTH:
+            models = [{name: part for name, part in model.items() if name != "message"} for model in report["models"]]
+            content = pack({**report, "models": models})
         with self._changed:
             if content != self._newest:
                 self._newest = content
@@ -67,6 +78,12 @@ class ReportSender:
             self._requested = True
             self._changed.notify_all()
 
+    def use_own(self) -> None:
+        """Use the ConfigMap `own` from now on, and the shared one until it exists."""
+        if not self._own_wanted:
+            self._own_wanted = True
+            self.check()
+
     def answered_age_s(self) -> float | None:
         """Return the seconds since the API server last answered, None if it never did."""
         return None if self._answered_s is None else time.monotonic() - self._answered_s
@@ -75,8 +92,7 @@ class ReportSender:
         delays = RetryDelays(BACKOFF)
         while (newest := self._next()) is not None:
             try:
-                if newest != self._sent or not self._is_stored(newest):
-                    self._client.patch(CONFIG_MAPS, self._name, {"binaryData": {self._key: newest}})
+                self._store(newest)
                 self._sent, self._answered_s = newest, time.monotonic()
                 self._check_at_s = time.monotonic() + CHECK_S * random.uniform(0.8, 1.2)
                 delays.reset()
@@ -98,9 +114,36 @@ class ReportSender:
                     self._changed.wait()
             return None
 
-    def _is_stored(self, content: str) -> bool:
-        stored = self._client.get(CONFIG_MAPS, self._name).get("binaryData") or {}
-        return bool(stored.get(self._key) == content)
+    def _store(self, content: str) -> None:
+        """Write a report unless it is stored."""
+        if self._own is None or not self._store_in_own(self._own, content):
+            self._put(self._name, self._key, content)
+
+    def _store_in_own(self, own: str, content: str) -> bool:
+        if self._own_found is False and not self._own_wanted:
+            return False
+        try:
+            self._put(own, REPORT_KEY, content)
+        except NotFoundError:
+            self._own_found = False
+        except ForbiddenError:
+            # One that exists must not stay with an old report, and one that never did is nothing to wait for.
+            if self._own_found:
+                raise
+            self._own_found = False
+        else:
+            self._own_found = True
+        return self._own_found
+
+    def _put(self, name: str, key: str, content: str) -> None:
+        known = self._sent == content and self._stored_in == name
+        if known or self._own_found is None:
+            stored = self._client.get(CONFIG_MAPS, name).get("binaryData") or {}
+            if stored.get(key) == content:
+                self._stored_in = name
+                return
+        self._client.patch(CONFIG_MAPS, name, {"binaryData": {key: content}})
+        self._stored_in = name
 
     def _wait(self, seconds: float, *, unless_requested: bool = False) -> None:
         deadline_s = time.monotonic() + seconds

@@ -36,6 +36,12 @@ BUNDLE_KEY: Final = "bundle.tar.gz"
 POD_USER: Final = 1000
 """User and group of the images; the volumes of pods belong to the group."""
 
+REPORT_KEY: Final = "report"
+"""Key of a pod's report in a ConfigMap of its own."""
+REPORTS_KEY: Final = "reports"
+"""Key, in the first shard of an assignment, whose value `OWN_REPORTS` tells agents to use ConfigMaps of their own."""
+OWN_REPORTS: Final = "own"
+
 RUN_FOLDER: Final = "/run/segserve"
 CACHE_FOLDER: Final = "/var/cache/segserve"
 SECRETS_FOLDER: Final = "/mnt/segserve/secrets"
@@ -70,8 +76,13 @@ def plan_name(pool: str, shard: int) -> str:
 
 
 def reports_name(pool: str, group: str) -> str:
-    """Return the name of the ConfigMap into which each pod of a group (or of `GATEWAY`) writes its report."""
+    """Return the name of the ConfigMap that the pods of a group (or of `GATEWAY`) share for their reports."""
     return object_name(pool, group, "reports")
+
+
+def report_name(pod: str) -> str:
+    """Return the name of the ConfigMap that holds one pod's report, where its group's reports are too many for one."""
+    return f"{pod}-report"
 
 
 def bundle_name(rollout: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -12,12 +13,19 @@ from segserve_builder.cluster import report_sender
 from segserve_builder.cluster.config_map_watch import ConfigMapWatch
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.shard_inbox import Shard, ShardInbox
-from segserve_common.api_errors import ConflictError, GoneError, NotFoundError, UnavailableError
+from segserve_common.api_errors import (
+    ApiError,
+    ConflictError,
+    ForbiddenError,
+    GoneError,
+    NotFoundError,
+    UnavailableError,
+)
 from segserve_common.backoff import RetryDelays
 from segserve_common.kube.client import KubeClient
 from segserve_common.kube.kinds import Kind
 from segserve_common.kube.requests import Selector, WatchEvent
-from segserve_common.kube.shards import CONTENT_KEY, pack
+from segserve_common.kube.shards import CONTENT_KEY, pack, unpack
 
 
 class Stored:
@@ -200,6 +208,74 @@ def test_equal_reports_are_one_write(stored: Stored, sender: ReportSender) -> No
     sender.check()
     eventually(lambda: "get" in stored.calls)
     assert stored.calls.count("patch") == 1
+
+
+@pytest.fixture
+def apart(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReportSender]:
+    monkeypatch.setattr(report_sender, "MIN_INTERVAL_S", 0.05)
+    made = ReportSender(stored.as_client(), "reports", "pod", "pod-report")
+    yield made
+    made.stop()
+
+
+def report_in(stored: Stored, name: str, key: str) -> str | None:
+    return stored.maps[name].get("binaryData", {}).get(key)
+
+
+def test_a_pod_whose_own_map_is_there_at_the_start_writes_nothing_to_the_shared_one(
+    stored: Stored, apart: ReportSender
+) -> None:
+    stored.maps |= {"reports": {}, "pod-report": {}}
+    apart.start()
+    apart.send({"value": 1})
+
+    eventually(lambda: report_in(stored, "pod-report", "report") == pack({"value": 1}))
+    assert stored.maps["reports"] == {}
+
+
+@pytest.mark.parametrize("refusal", [NotFoundError, ForbiddenError])
+def test_a_report_is_shared_until_the_own_map_is_there_and_never_waits_for_it(
+    stored: Stored, apart: ReportSender, refusal: type[ApiError]
+) -> None:
+    stored.maps["reports"] = {}
+    stored.script = [refusal("no such map")]
+    apart.start()
+    apart.send({"value": 1})
+    eventually(lambda: report_in(stored, "reports", "pod") == pack({"value": 1}))
+
+    stored.maps["pod-report"] = {}
+    apart.use_own()
+
+    eventually(lambda: report_in(stored, "pod-report", "report") == pack({"value": 1}))
+
+
+def test_an_own_map_that_somebody_deleted_is_replaced_by_the_shared_one_until_it_is_back(
+    stored: Stored, apart: ReportSender
+) -> None:
+    stored.maps |= {"reports": {}, "pod-report": {}}
+    apart.start()
+    apart.use_own()
+    apart.send({"value": 1})
+    eventually(lambda: bool(stored.maps["pod-report"]))
+    del stored.maps["pod-report"]
+    apart.send({"value": 2})
+    eventually(lambda: report_in(stored, "reports", "pod") == pack({"value": 2}))
+
+    stored.maps["pod-report"] = {}
+    apart.check()
+
+    eventually(lambda: report_in(stored, "pod-report", "report") == pack({"value": 2}))
+
+
+def test_a_report_that_no_map_holds_loses_its_messages_and_is_sent(stored: Stored, sender: ReportSender) -> None:
+    stored.maps["reports"] = {}
+    words = random.Random(1)
+    models = [{"model": f"model-{n}", "state": "Failed", "message": words.randbytes(500).hex()} for n in range(1000)]
+    sender.send({"uid": "a", "models": models})
+
+    eventually(lambda: bool(stored.maps["reports"]))
+    report = unpack(report_in(stored, "reports", "pod") or "")
+    assert report["models"] == [{"model": f"model-{n}", "state": "Failed"} for n in range(1000)]
 
 
 class Inbox:

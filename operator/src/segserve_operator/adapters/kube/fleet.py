@@ -19,7 +19,6 @@ from segserve_common.kube.names import (
     SHARDS,
     TRITON_CONTAINER,
     assignment_name,
-    reports_name,
 )
 from segserve_common.kube.shards import content_of, pack, shard_of, unpack
 from segserve_operator.adapters.kube import pods
@@ -27,6 +26,7 @@ from segserve_operator.adapters.kube.accounts import with_valid_tokens
 from segserve_operator.adapters.kube.children import apply_differing, find_drift, kind_of
 from segserve_operator.adapters.kube.objects import assignment_config_map, group_objects, main_group
 from segserve_operator.adapters.kube.pod_failures import pod_failure
+from segserve_operator.adapters.kube.reports import ReportMaps
 from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
 
@@ -88,29 +88,37 @@ class ClusterFleet:
         context = self.contexts.get(self.key)
         if context is None:
             return {}
-        maps = {item["metadata"]["name"]: item for item in self.view.of_pool(CONFIG_MAPS, self.key)}
+        maps = self.view.of_pool(CONFIG_MAPS, self.key)
         deployments = self._by_group(self.view.of_pool(DEPLOYMENTS, self.key))
         members = self._by_group(self.view.of_pool(PODS, self.key))
         owned = (item for kind in self.view.kinds if kind != PODS for item in self.view.of_pool(kind, self.key))
         # A group with any object left has to be stopped again.
         names = sorted(self._by_group(owned))
-        used = [packed for name in names for packed in pods.reports_of(maps.get(self._reports(name))).values()]
+        report_maps = ReportMaps(self.api, self.view, self.key)
+        reports = {name: report_maps.packed(name, members.get(name, [])) for name in names}
+        used = [packed for of_group in reports.values() for packed in of_group.values()]
         uids = [pod["metadata"]["uid"] for group in members.values() for pod in group]
-        self.decoded.keep_only(filter(None, map(content_of, maps.values())), used, uids)
+        self.decoded.keep_only(filter(None, map(content_of, maps)), used, uids)
         return {
-            name: self._observe(context, name, next(iter(deployments.get(name, ())), None), members.get(name, []), maps)
+            name: self._observe(
+                context, name, next(iter(deployments.get(name, ())), None), members.get(name, []), reports[name]
+            )
             for name in names
         }
 
     def _observe(
-        self, context: PoolContext, name: str, deployment: Json | None, members: list[Json], maps: Mapping[str, Json]
+        self,
+        context: PoolContext,
+        name: str,
+        deployment: Json | None,
+        members: list[Json],
+        reports: Mapping[str, str],
     ) -> GroupObserved:
-        shards = [maps.get(assignment_name(self.key.pool, name, shard)) for shard in range(SHARDS)]
+        shards = self._shards(name)
         packed = [
             content_of(found) if found is not None and not pods.is_terminating(found) else None for found in shards
         ]
         assigned = (model for text in packed for model in self._assigned(text))
-        reports = pods.reports_of(maps.get(self._reports(name)))
         return GroupObserved(
             name=name,
             servers=self._servers((pod for pod in members if not pods.is_terminating(pod)), reports),
@@ -217,8 +225,19 @@ class ClusterFleet:
                 groups.setdefault(group, []).append(item)
         return groups
 
-    def _reports(self, group: str) -> str:
-        return reports_name(self.key.pool, group)
+    async def tidy_reports(self) -> int:
+        """Prepare ConfigMaps for reports and remove reports of pods that are gone; return the number of writes."""
+        context = self.contexts.get(self.key)
+        if context is None:
+            return 0
+        return await ReportMaps(self.api, self.view, self.key).tidy(context, self._count_assigned)
+
+    def _count_assigned(self, group: str) -> int:
+        return sum(len(self._assigned(content_of(each))) for each in self._shards(group) if each is not None)
+
+    def _shards(self, group: str) -> list[Json | None]:
+        names = (assignment_name(self.key.pool, group, shard) for shard in range(SHARDS))
+        return [self.view.get(CONFIG_MAPS, self.key.namespace, name) for name in names]
 
 
 def _group(item: Mapping[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from segserve_common.kube.shards import unpack
 
@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from segserve_common.kube.kinds import Json
-
-STALE_REPORTS: Final = 8
-"""Number of reports of deleted pods from which on they are removed."""
 
 
 def is_terminating(item: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from segserve_operator.adapters.kube.objects.config_maps import assignment_config_map, plan_config_map
 from segserve_operator.adapters.kube.objects.context import Defaults, PoolContext, gateway_url, scale_selector
 from segserve_operator.adapters.kube.objects.gateway import gateway_objects
-from segserve_operator.adapters.kube.objects.group import group_objects
+from segserve_operator.adapters.kube.objects.group import group_objects, own_report_objects
 from segserve_operator.adapters.kube.objects.revision import revision_object
 from segserve_operator.adapters.kube.objects.server import main_group, server_template, template_digest
 
@@ -15,6 +15,7 @@ __all__ = [
     "gateway_url",
     "group_objects",
     "main_group",
+    "own_report_objects",
     "plan_config_map",
     "revision_object",
     "scale_selector",

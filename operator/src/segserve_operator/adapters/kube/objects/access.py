@@ -10,7 +10,7 @@ from segserve_common.kube.kinds import ROLE_BINDINGS, ROLES, SERVICE_ACCOUNTS, J
 from segserve_operator.adapters.kube.objects.context import meta, rendered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
@@ -28,8 +28,6 @@ def access_objects(
 
     A list or watch is allowed if its field selector names one of them. Only the account gets the annotations.
     """
-    # The Role and its binding must not carry annotations meant for the account, such as a cloud identity.
-    own = meta(context, name, labels)
     account = meta(context, name, labels)
     account.annotations = dict(annotations) if annotations else None
     rules = [
@@ -38,10 +36,30 @@ def access_objects(
         ),
         V1PolicyRule(api_groups=[""], resources=["configmaps"], resource_names=[written], verbs=["get", "patch"]),
     ]
-    subject = RbacV1Subject(kind="ServiceAccount", name=name, namespace=context.namespace)
-    reference = V1RoleRef(api_group="rbac.authorization.k8s.io", kind="Role", name=name)
+    # The Role and its binding must not carry annotations meant for the account, such as a cloud identity.
     return (
         rendered(SERVICE_ACCOUNTS, V1ServiceAccount(metadata=account, automount_service_account_token=False)),
+        *_role(context, name, name, labels, rules),
+    )
+
+
+def own_reports_access(
+    context: PoolContext, name: str, account: str, labels: Mapping[str, str], written: Sequence[str]
+) -> tuple[Json, ...]:
+    """Return a Role `name` with the right of an account to read and patch the ConfigMaps `written`, at least one."""
+    if not written:
+        raise ValueError("a rule without names would be about all ConfigMaps")
+    rule = V1PolicyRule(api_groups=[""], resources=["configmaps"], resource_names=list(written), verbs=["get", "patch"])
+    return _role(context, name, account, labels, [rule])
+
+
+def _role(
+    context: PoolContext, name: str, account: str, labels: Mapping[str, str], rules: list[V1PolicyRule]
+) -> tuple[Json, Json]:
+    own = meta(context, name, labels)
+    subject = RbacV1Subject(kind="ServiceAccount", name=account, namespace=context.namespace)
+    reference = V1RoleRef(api_group="rbac.authorization.k8s.io", kind="Role", name=name)
+    return (
         rendered(ROLES, V1Role(metadata=own, rules=rules)),
         rendered(ROLE_BINDINGS, V1RoleBinding(metadata=own, role_ref=reference, subjects=[subject])),
     )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from kubernetes.aio.client import V1ConfigMap
 
-from segserve_common.kube.kinds import CONFIG_MAPS, Json
-from segserve_common.kube.names import GATEWAY, assignment_name, plan_name, reports_name
+from segserve_common.kube.kinds import CONFIG_MAPS, PODS, Json
+from segserve_common.kube.names import GATEWAY, assignment_name, plan_name, report_name, reports_name
 from segserve_common.kube.shards import CONTENT_KEY, VERSION_KEY, version_of
 from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, server_selector
 
@@ -38,6 +38,14 @@ def plan_config_map(context: PoolContext, shard: int, content: str, changed: Ite
 def group_reports(context: PoolContext, group: str) -> Json:
     """Return the empty V1ConfigMap of a group's reports, into which each pod writes its own key."""
     return _empty(context, reports_name(context.pool, group), server_selector(context, group))
+
+
+def own_report(context: PoolContext, group: str, pod: Json) -> Json:
+    """Return the empty V1ConfigMap of one pod's report, which Kubernetes deletes with the pod."""
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+    manifest = _empty(context, report_name(name), server_selector(context, group))
+    owner = {"apiVersion": PODS.api_version, "kind": PODS.name, "name": name, "uid": uid}
+    return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
 
 
 def gateway_reports(context: PoolContext) -> Json:

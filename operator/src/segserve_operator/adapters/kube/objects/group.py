@@ -26,14 +26,16 @@ from segserve_common.kube.names import (
     object_name,
     reports_name,
 )
-from segserve_operator.adapters.kube.objects.access import access_objects
-from segserve_operator.adapters.kube.objects.config_maps import group_reports
+from segserve_operator.adapters.kube.objects.access import access_objects, own_reports_access
+from segserve_operator.adapters.kube.objects.config_maps import group_reports, own_report
 from segserve_operator.adapters.kube.objects.context import meta, rendered, server_selector, stamped
 from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.network import server_policy
 from segserve_operator.adapters.kube.objects.server import server_template
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
 _PROGRESS_S: Final = 1800
@@ -65,6 +67,15 @@ def _group_objects(context: PoolContext, group: str, replicas: int) -> tuple[Jso
         deployment(context, name, selector, replicas=replicas, template=server_template(context, group)),
     )
     return tuple(map(stamped, manifests))
+
+
+def own_report_objects(context: PoolContext, group: str, members: Iterable[Json]) -> tuple[Json, ...]:
+    """Return the ConfigMaps of single pods' reports, and the right of their agents to write them."""
+    written = [own_report(context, group, pod) for pod in members]
+    names = [manifest["metadata"]["name"] for manifest in written]
+    account, labels = object_name(context.pool, group), server_selector(context, group)
+    access = own_reports_access(context, reports_name(context.pool, group), account, labels, names)
+    return (*access, *written)
 
 
 def deployment(context: PoolContext, name: str, selector: dict[str, str], *, replicas: int, template: Json) -> Json:

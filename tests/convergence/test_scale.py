@@ -1,0 +1,76 @@
+"""What the operator and its servers store stays below the limits of Kubernetes, with many models and servers."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+from fakes.pools import MINIMAL, pool_context
+from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, TrialReport
+from segserve_builder.cluster.report_sender import MAX_LENGTH
+from segserve_builder.spec.model_spec import Golden
+from segserve_common.canonical import json_digest
+from segserve_common.kube.names import reports_name
+from segserve_common.kube.shards import pack
+from segserve_operator.adapters.kube.objects import own_report_objects
+from segserve_operator.adapters.kube.reports import MAX_SHARED_LENGTH, MAX_SHARED_REPORTS
+
+CONFIG_MAP_BYTES = 1024 * 1024
+OBJECT_BYTES = 1536 * 1024
+"""What etcd takes by default."""
+
+
+def report(models: int) -> str:
+    """Return the packed report of a server with so many models, as long as one in service gets."""
+    said = [
+        ModelReport(
+            model=f"segmentation-model-{number}",
+            revision=f"segmentation-model-{number}-{json_digest(number, 10)}",
+            state=ModelState.READY,
+            artifact_verified=True,
+            loaded=True,
+            proof="golden",
+            steps=("pre", "network", "post"),
+            load_s=1.234 + number,
+            proved=ProofReport(golden_sha256=json_digest(["golden", number], 64)),
+            trial=TrialReport(
+                golden=Golden(uri=f"s3://bucket/golden-{number}", sha256=json_digest(["trial", number], 64)),
+                images=20,
+            ),
+        )
+        for number in range(models)
+    ]
+    return pack(
+        {"uid": "a" * 36, "serverReady": True, "models": [m.model_dump(mode="json", by_alias=True) for m in said]}
+    )
+
+
+def stored_bytes(packed: str) -> int:
+    return len(base64.b64decode(packed))
+
+
+def test_a_shared_map_of_reports_has_room_for_all_pods_and_as_many_successors() -> None:
+    for models in (1, 50, 200, 1000):
+        servers = max(MAX_SHARED_REPORTS // models, 1)
+        # Servers of few models have reports with more overhead, but not so many: their length alone ends the sharing.
+        total = min(servers * len(report(models)), MAX_SHARED_LENGTH)
+        assert 2 * total * 3 / 4 < CONFIG_MAP_BYTES, models
+
+
+def test_a_report_on_a_thousand_models_is_far_below_a_maps_limit_however_many_servers_there_are() -> None:
+    assert stored_bytes(report(1000)) < CONFIG_MAP_BYTES / 4
+    assert MAX_LENGTH * 3 / 4 < CONFIG_MAP_BYTES / 2
+
+
+def test_the_right_of_a_thousand_agents_to_their_maps_is_one_object_below_the_limit() -> None:
+    context = pool_context(MINIMAL)
+    pods = [
+        {"metadata": {"name": f"segserve-default--main-0000000a-{n:010d}-abcde", "uid": f"{n:036d}"}}
+        for n in range(1000)
+    ]
+    role, binding, *maps = own_report_objects(context, "main-0000000a", pods)
+
+    assert role["metadata"]["name"] == binding["roleRef"]["name"] == reports_name("default", "main-0000000a")
+    assert len(json.dumps(role)) < OBJECT_BYTES / 10
+    assert len(maps) == 1000
+    assert {each["metadata"]["ownerReferences"][0]["kind"] for each in maps} == {"Pod"}
