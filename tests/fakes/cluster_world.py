@@ -242,7 +242,7 @@ class ClusterWorld:
         await self._report(group, pod, {"serverReady": True, "models": models})
 
     def _said(self, told: Json) -> ModelReport:
-        network = bytes.fromhex(told["artifact"]["sha256"][:2]).decode()
+        network = bytes.fromhex(told["artifact"]["sha256"]).lstrip(b"\0").decode(errors="replace")
         reason = self.verdicts.get(network)
         return ModelReport(
             model=told["pipeline"]["model"],

@@ -1,0 +1,340 @@
+"""Who is asked to score a golden set, and what a rollout makes of the servers' scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fakes.golden_scores import score_report
+from fakes.observed_models import (
+    FIRST,
+    NOW_S,
+    SECOND,
+    THEN_S,
+    THIRD,
+    candidate,
+    group,
+    holder,
+    model,
+    report,
+    server,
+    state,
+    world,
+)
+from segserve_builder.agent.protocol import (
+    AssignedModel,
+    Assignment,
+    GoldenScoring,
+    ModelReport,
+    ProofReport,
+    ScoreReport,
+)
+from segserve_builder.spec.model_spec import Golden
+from segserve_operator.api.rollout_policy import ErrorRateGate, GoldenQualityGate, RolloutPolicy, Slo
+from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.models.golden_scores import UNAVAILABLE, with_scoring
+from segserve_operator.core.models.inputs import gather_signals, verdicts_with
+from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, Roles
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Record, RolloutState
+
+SHA = "a" * 64
+SET = Golden(uri="s3://private/golden", sha256=SHA)
+LABELLED = SECOND.model_copy(update={"golden": SET})
+POLICY = RolloutPolicy(gates=(ErrorRateGate(), GoldenQualityGate(interval=timedelta(minutes=5))))
+CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
+PROMOTED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
+GOLDEN, PROGRESSING, BAKING = (state(SECOND, phase) for phase in (Phase.GOLDEN, Phase.PROGRESSING, Phase.BAKING))
+GOOD = score_report(SHA, [0.9] * 40)
+PROVED = ProofReport(golden_sha256=SHA, can_score=True)
+
+
+def record(*verdicts: Verdict, policy: RolloutPolicy = POLICY) -> Record:
+    return Record(
+        GOLDEN.rollout,
+        "coins",
+        FIRST.revision,
+        SECOND.revision,
+        policy,
+        Slo(),
+        Progress.begun(THEN_S),
+        verdicts=verdicts,
+    )
+
+
+def said(told: AssignedModel, scores: ScoreReport | None, proved: ProofReport | None = PROVED) -> ModelReport:
+    return report(told, proved=proved, scores=scores)
+
+
+def pair(stable: Any = GOOD, own: Any = GOOD, **changes: Any) -> tuple[GroupObserved, GroupObserved]:
+    """Return both groups with one server each, and the scores that their agents report."""
+    both = (
+        (group("main", FIRST, reports=[said(FIRST, stable)])),
+        group(SECOND.revision, SECOND, reports=[said(SECOND, own)]),
+    )
+    return both[0], replace(both[1], **changes)
+
+
+def seen(
+    at: RolloutState = GOLDEN,
+    *,
+    known: Record | None = None,
+    groups: tuple[GroupObserved, ...] = (),
+    wanted: AssignedModel = LABELLED,
+    roles: Roles = CHANGING,
+    **changes: Any,
+) -> tuple[Record, RolloutState, ModelObserved, Observed]:
+    known = known or record()
+    coins = model(wanted, roles, policy=known.policy, rollout=at)
+    return known, at, coins, world(coins, groups=groups or pair(), records=(FIRST, LABELLED), **changes)
+
+
+def verdict(*about: Any) -> Verdict | None:
+    return next((each for each in verdicts_with(*about) if each.gate == "goldenQuality"), None)
+
+
+def asked(told: AssignedModel, name: str, at: RolloutState = GOLDEN, **changes: Any) -> GoldenScoring | None:
+    known, _, coins, observed = seen(at, **changes)
+    return with_scoring(told, name, coins, replace(observed, records={known.name: known})).scoring
+
+
+# Who is asked
+
+
+@pytest.mark.parametrize("at", [GOLDEN, PROGRESSING, BAKING, state(SECOND, Phase.PENDING)])
+def test_both_revisions_are_asked_for_the_set_of_the_spec_at_the_gates_interval(at: RolloutState) -> None:
+    expected = GoldenScoring(golden=SET, interval_s=300.0)
+
+    assert asked(FIRST, "main", at) == expected
+    assert asked(LABELLED, SECOND.revision, at) == expected
+
+
+def test_a_quarantine_asks_anew() -> None:
+    scoring = asked(FIRST, "main", replace(GOLDEN, quarantines=2))
+
+    assert scoring is not None
+    assert scoring.round == 2
+
+
+@pytest.mark.parametrize(
+    ("told", "changes"),
+    [
+        pytest.param(THIRD, {}, id="another revision"),
+        pytest.param(FIRST, {"at": state(SECOND, Phase.SUCCEEDED)}, id="after the rollout"),
+        pytest.param(FIRST, {"wanted": SECOND}, id="a model without a golden set"),
+        pytest.param(FIRST, {"at": replace(GOLDEN, skipped=("goldenQuality",))}, id="a gate that was put aside"),
+        pytest.param(FIRST, {"known": record(policy=RolloutPolicy(gates=(ErrorRateGate(),)))}, id="no such gate"),
+        pytest.param(FIRST, {"known": record(policy=RolloutPolicy(strategy="immediate"))}, id="nothing to compare"),
+    ],
+)
+def test_nobody_else_is_asked(told: AssignedModel, changes: dict[str, Any]) -> None:
+    assert asked(told, "main", **changes) is None
+
+
+OLD = said(FIRST, None, ProofReport(golden_sha256=SHA))
+
+
+@pytest.mark.parametrize(
+    ("servers", "possible"),
+    [
+        pytest.param([said(FIRST, None)], True, id="an agent that knows scores"),
+        pytest.param([OLD], False, id="an agent of an earlier version"),
+        pytest.param([said(FIRST, None), OLD], False, id="one of both"),
+        pytest.param([said(FIRST, None, None)], False, id="an agent that has not proved anything yet"),
+    ],
+)
+def test_an_assignment_asks_only_agents_that_know_scores(servers: list[ModelReport], possible: bool) -> None:
+    main = replace(pair()[0], servers=tuple(server(f"main-{n}", each) for n, each in enumerate(servers)))
+
+    assert (asked(FIRST, "main", groups=(main, pair()[1])) is not None) is possible
+
+
+def test_a_group_that_was_asked_stays_asked_while_its_servers_restart() -> None:
+    told = FIRST.model_copy(update={"scoring": GoldenScoring(golden=SET, interval_s=300.0)})
+    main = replace(pair()[0], servers=(), assignment=Assignment(models=(told,)))
+
+    assert asked(FIRST, "main", groups=(main, pair()[1])) is not None
+
+
+# What the scores say
+
+
+def test_equal_scores_pass_at_the_gates_share_of_alpha() -> None:
+    found = verdict(*seen())
+
+    assert found is not None
+    assert (found.outcome, found.reason) == (Outcome.PASS, "NoWorse")
+    assert found.numbers["bound"] == pytest.approx(-math.log(POLICY.alpha / 2))
+    assert found.numbers["images"] == 40
+
+
+def test_the_mean_over_servers_is_compared_image_by_image() -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.random((5, 30))
+    servers = [server(f"own-{n}", said(SECOND, score_report(SHA, list(row)))) for n, row in enumerate(rows[:3])]
+    main = [server(f"main-{n}", said(FIRST, score_report(SHA, list(row)))) for n, row in enumerate(rows[3:])]
+    stable, own = pair()
+    found = verdict(*seen(groups=(replace(stable, servers=tuple(main)), replace(own, servers=tuple(servers)))))
+
+    assert found is not None
+    assert found.numbers["meanChange"] == pytest.approx(rows[:3].mean() - rows[3:].mean(), abs=1e-4)
+    assert found.numbers["iou"] == pytest.approx(rows[:3].mean(), abs=1e-4)
+    assert found.numbers["iou.stable"] == pytest.approx(rows[3:].mean(), abs=1e-4)
+
+
+def test_images_without_an_answer_count_against_the_candidate_and_are_not_compared_with_stable() -> None:
+    missing = math.nan
+    stable = score_report(SHA, [missing, 0.9, 0.9], iou=0.9, classes={0: 0.9})
+    own = score_report(SHA, [0.9, missing, 0.9], iou=0.6, classes={0: 0.9})
+    found = verdict(*seen(groups=pair(stable, own)))
+
+    assert found is not None
+    assert found.numbers["images"] == 2
+    assert found.numbers["meanChange"] == pytest.approx(-0.45, abs=1e-4)
+
+
+def test_a_lost_class_is_named_as_the_candidates_spec_names_it() -> None:
+    stable, own = (score_report(SHA, [0.9] * 3, {0: 0.9, 1: number}) for number in (0.9, 0.2))
+    found = verdict(*seen(groups=pair(stable, own)))
+
+    assert found is not None
+    assert (found.outcome, found.reason) == (Outcome.BREACH, "ClassLost")
+    assert "'coin'" in found.message
+
+
+def test_a_stable_revision_that_answers_no_image_is_not_compared() -> None:
+    found = verdict(*seen(groups=pair(score_report(SHA, [math.nan] * 3, iou=0.0, recall=0.0))))
+
+    assert found is not None
+    assert (found.outcome, found.reason) == (Outcome.PASS, "WithoutStable")
+    assert "iou.stable" not in found.numbers
+
+
+def test_one_server_with_scores_is_enough_on_each_side() -> None:
+    stable, own = pair()
+    slow = server("main-9", said(FIRST, ScoreReport(golden_sha256=SHA)))
+    broken = server("own-9", said(SECOND, ScoreReport(golden_sha256=SHA, reason="SourceSlow", message="no answer")))
+    groups = (replace(stable, servers=(slow, *stable.servers)), replace(own, servers=(broken, *own.servers)))
+
+    assert (found := verdict(*seen(groups=groups))) is not None
+    assert found.outcome is Outcome.PASS
+
+
+def test_the_promoted_revision_is_compared_with_the_one_before() -> None:
+    found = verdict(*seen(BAKING, roles=PROMOTED, groups=pair(GOOD, score_report(SHA, [0.5] * 40))))
+
+    assert found is not None
+    assert found.outcome is Outcome.BREACH
+
+
+# Scores that cannot be had
+
+LATER = ScoreReport(golden_sha256=SHA)
+FAILED = ScoreReport(golden_sha256=SHA, reason="SourceUnauthorized", message="no Secret for s3://private")
+UNREADABLE = ScoreReport(golden_sha256=SHA, images=3, qualities="?")
+NO_VERDICT = ("goldenQuality", None)
+
+
+@pytest.mark.parametrize(
+    ("stable", "own", "why"),
+    [
+        pytest.param(
+            GOOD,
+            FAILED,
+            "the candidate's servers cannot score the golden set: SourceUnauth",
+            id="a set that cannot be fetched",
+        ),
+        pytest.param(FAILED, GOOD, "stable's servers cannot score the golden set", id="not by stable either"),
+    ],
+)
+def test_a_set_that_cannot_be_scored_is_undecided_with_the_reason(stable: Any, own: Any, why: str) -> None:
+    found = verdict(*seen(groups=pair(stable, own)))
+
+    assert found is not None
+    assert (found.outcome, found.reason) == (Outcome.UNDECIDED, UNAVAILABLE)
+    assert why in found.message
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        pytest.param(LATER, id="scores that are still measured"),
+        pytest.param(score_report("b" * 64, [0.1]), id="scores of another set"),
+        pytest.param(UNREADABLE, id="scores that cannot be read"),
+    ],
+)
+def test_nothing_is_said_while_there_are_no_scores(own: Any) -> None:
+    assert verdict(*seen(groups=pair(GOOD, own))) is None
+
+
+def test_agents_of_an_earlier_version_are_named() -> None:
+    main = replace(pair()[0], servers=(server("main-0", OLD),))
+    found = verdict(*seen(groups=(main, pair()[1])))
+
+    assert found is not None
+    assert (found.reason, "earlier version" in found.message) == (UNAVAILABLE, True)
+
+
+def test_a_verdict_stays_when_later_scores_cannot_be_had() -> None:
+    passed = Verdict("goldenQuality", Outcome.PASS, "NoWorse", "as good")
+
+    assert verdict(*seen(PROGRESSING, known=record(passed), groups=pair(GOOD, FAILED))) == passed
+    assert verdict(*seen(PROGRESSING, known=record(passed), groups=pair(LATER, LATER))) == passed
+
+
+LACKING = Verdict("goldenQuality", Outcome.UNDECIDED, UNAVAILABLE, "no Secret")
+
+
+@pytest.mark.parametrize(
+    ("at", "known", "since_s", "golden", "allowed"),
+    [
+        pytest.param(GOLDEN, record(LACKING), 599.0, 0, False, id="wait for the progress deadline"),
+        pytest.param(GOLDEN, record(LACKING), 600.0, -1, False, id="end after it"),
+        pytest.param(replace(GOLDEN, paused=True), record(LACKING), 6e5, 0, False, id="wait while a person holds"),
+        pytest.param(
+            replace(GOLDEN, resumed_s=NOW_S + 300), record(LACKING), 600.0, 0, False, id="wait anew after a pause"
+        ),
+        pytest.param(GOLDEN, record(), 6e5, 0, False, id="wait for scores that are still measured"),
+        pytest.param(
+            GOLDEN,
+            record(LACKING, policy=POLICY.model_copy(update={"on_undecided": "Promote"})),
+            600.0,
+            1,
+            True,
+            id="go on where the policy promotes",
+        ),
+        pytest.param(
+            PROGRESSING,
+            record(LACKING, policy=POLICY.model_copy(update={"on_undecided": "Promote"})),
+            0.0,
+            1,
+            True,
+            id="stay on their way",
+        ),
+    ],
+)
+def test_rollouts_without_scores(at: RolloutState, known: Record, since_s: float, golden: int, allowed: bool) -> None:
+    at = replace(at, since_s=NOW_S)
+    about = seen(at, known=known, now_s=NOW_S + since_s)
+    found = gather_signals(known, at, CHANGING, *about[2:])
+
+    assert (int(found.golden), bool(found.allowed)) == (golden, allowed)
+
+
+def test_scores_that_are_measured_for_longer_than_the_rollouts_deadline_are_not_waited_for() -> None:
+    deadline_s = POLICY.deadline.total_seconds()
+    at = replace(GOLDEN, since_s=NOW_S)
+    before, after = (
+        verdict(*seen(at, groups=pair(GOOD, LATER), now_s=NOW_S + waited_s))
+        for waited_s in (deadline_s - 1, deadline_s)
+    )
+
+    assert before is None
+    assert after is not None
+    assert after.reason == UNAVAILABLE
