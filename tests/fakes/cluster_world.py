@@ -151,8 +151,7 @@ class ClusterWorld:
         if live is None:
             self.kube.put(kind, manifest)
         else:
-            gone = dict.fromkeys(live["spec"].keys() - manifest["spec"].keys())
-            self.kube.edit(kind, NAMESPACE, name, {"spec": {**gone, **manifest["spec"]}})
+            self.kube.edit(kind, NAMESPACE, name, {"spec": _with_nulls(manifest["spec"], live["spec"])})
 
     def apply_pool(self, **spec: Any) -> None:
         """Create or change the pool."""
@@ -375,6 +374,16 @@ class ClusterWorld:
     def left(self) -> list[str]:
         """Return all that there is but Events."""
         return [f"{kind.name} {found['metadata']['name']}" for kind, found in self.kube.everything() if kind != EVENTS]
+
+
+def _with_nulls(wanted: Json, live: Json) -> Json:
+    """Return a merge patch that turns `live` into `wanted`."""
+    inner = {
+        name: _with_nulls(value, live[name])
+        for name, value in wanted.items()
+        if isinstance(value, dict) and isinstance(live.get(name), dict)
+    }
+    return {**dict.fromkeys(live.keys() - wanted.keys()), **wanted, **inner}
 
 
 def _owned(found: Mapping[str, Any], uid: str) -> bool:

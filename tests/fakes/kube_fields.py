@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -26,11 +27,8 @@ SETS = ("finalizers",)
 
 def copied(value: Any) -> Any:
     """Return a JSON value that shares nothing with the one given."""
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [copied(item) for item in value]
-    return value
+    # The fastest copy there is, and most of what these tests do; version 2 of the format keeps no references.
+    return marshal.loads(marshal.dumps(value, 2))
 
 
 def merged(live: Any, patch: Any) -> Any:
