@@ -44,6 +44,7 @@ PROBE_INTERVAL_S: Final = 5.0
 PROBE_SHARE: Final = 0.02
 WORKERS: Final = 8
 TAKEOVER_S: Final = 3.0
+_DIED: Final = ActionFailure("StepDied", "a process of the model died while it answered golden images", retryable=True)
 _LOST_SERVER: Final = ActionFailure("ServerNotReady", "Triton stopped responding meanwhile", retryable=True)
 _LOG = logging.getLogger(__name__)
 
@@ -226,15 +227,24 @@ class Agent:
         assigned = next((each for each in self._assignment if each.revision == action.revision), None)
         if assigned is None or assigned.scoring is None or assigned.scoring.golden != action.golden:
             return
-        died = self._has_dead_steps(action.revision)
-        if result.scores is not None and not died:
+        died = self._died_since(action.revision, time.time() - result.duration_s)
+        if result.scores is not None and not (died and result.scores.lacks_answers):
             self._state.replays.keep(action.revision, result.scores, now_s, result.duration_s)
             return
-        failure = result.failure or _LOST_SERVER
+        failure = result.failure or (_DIED if result.scores is not None else _LOST_SERVER)
         died = died or result.failure is None
         self._state.replays.fail(
             action.revision, failure.reason, failure.message, now_s, retryable=failure.retryable, died=died
         )
+
+    def _died_since(self, revision: str, since_s: float) -> bool:
+        """Tell whether a process of a revision's steps is dead, or has died since then (Unix time) and was replaced."""
+        prepared = self._state.prepared.get(revision)
+        if prepared is None:
+            return False
+        snapshot = self._observer.take(self._state)
+        deaths = (snapshot.deaths[step] for step in prepared.steps if step in snapshot.deaths)
+        return not snapshot.dead.isdisjoint(prepared.steps) or any(death.at_s >= since_s for death in deaths)
 
     def _has_dead_steps(self, revision: str) -> bool:
         prepared = self._state.prepared.get(revision)

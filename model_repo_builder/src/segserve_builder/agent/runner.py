@@ -282,7 +282,7 @@ class ActionRunner:
                     raise  # the server is busy, which says nothing about the image
                 return None
 
-        return replay(read_golden_images(folder, scoring.golden.sha256, spec.pipeline), infer)
+        return replay(read_golden_images(folder, scoring.golden.sha256, spec.pipeline), infer, self.stopping.wait)
 
     def _infer(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> RawAnswer:
         answer = self.server.infer(prepared.assigned.model, image, parameters or {}, PROOF_S)

@@ -13,8 +13,8 @@ from segserve_builder.golden.judging import Answer
 from segserve_builder.scoring.quality import Quality, Regions, score_objects, score_semantic
 from segserve_builder.scoring.regions import GoldenImage, GoldenImages, empty_regions, regions_of
 
-ATTEMPTS: Final = 3
-"""Requests for an image before it counts as not answered: a single failure says nothing about masks."""
+PAUSES_S: Final = (0.0, 0.5, 2.0)
+"""Pauses before the attempts at an image; then it counts as not answered. A single failure says nothing about masks."""
 
 Infer: TypeAlias = "Callable[[bytes, Mapping[str, Any]], Answer | None]"
 """Sends an encoded image with parameters, and returns the answer, None if the server refuses the request."""
@@ -32,14 +32,23 @@ class GoldenScores:
     images: tuple[float, ...]
     labelled: bool
 
+    @property
+    def lacks_answers(self) -> bool:
+        """Whether there is an image without a readable answer."""
+        return bool(np.isnan(self.images).any())
 
-def replay(images: GoldenImages, infer: Infer) -> GoldenScores:
-    """Send all images, one after the other, and score the answers; errors of `infer` propagate."""
+
+def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object]) -> GoldenScores:
+    """Send all images, one after the other, and score the answers; errors of `infer` propagate.
+
+    `wait` is called with seconds before the images without an answer are sent again.
+    """
     answers: dict[int, Regions] = {}
-    for _ in range(ATTEMPTS):
-        for index, image in enumerate(images.images):
-            if index in answers:
-                continue
+    for pause_s in PAUSES_S:
+        missing = [(index, image) for index, image in enumerate(images.images) if index not in answers]
+        if missing and pause_s:
+            wait(pause_s)
+        for index, image in missing:
             regions = _regions(image, infer(image.path.read_bytes(), images.parameters), images)
             if regions is not None:
                 answers[index] = regions

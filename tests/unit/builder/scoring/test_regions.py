@@ -71,7 +71,7 @@ def test_pixels_of_no_class_are_not_labelled(pictures: Pictures) -> None:
     (pictures.folder / "truth-0.png").write_bytes(png(pixels))
     good = pictures.answering(CANDIDATE)
 
-    assert replay(images_of(pictures), lambda image, _: good(image)).quality.means["iou"] == 1.0
+    assert replay(images_of(pictures), lambda image, _: good(image), print).quality.means["iou"] == 1.0
 
 
 # Answers of every task

@@ -10,7 +10,7 @@ import pytest
 
 from fakes.golden_pictures import CANDIDATE, Pictures, truth
 from segserve_builder.scoring.regions import read_golden_images
-from segserve_builder.scoring.replay import ATTEMPTS, GoldenScores, replay
+from segserve_builder.scoring.replay import PAUSES_S, GoldenScores, replay
 
 Answering = Callable[[bytes], Any]
 
@@ -24,7 +24,7 @@ def shifted(pixels: np.ndarray) -> np.ndarray:
     return np.roll(pixels, 3, axis=0)
 
 
-def scored(pictures: Pictures, answering: Answering) -> GoldenScores:
+def scored(pictures: Pictures, answering: Answering, waited: list[float] | None = None) -> GoldenScores:
     revision = pictures.revision()
     assert revision.golden is not None
     images = read_golden_images(pictures.folder, revision.golden.sha256, revision.pipeline)
@@ -32,7 +32,7 @@ def scored(pictures: Pictures, answering: Answering) -> GoldenScores:
     def infer(image: bytes, parameters: Mapping[str, Any]) -> Any:
         return answering(image)
 
-    return replay(images, infer)
+    return replay(images, infer, (waited if waited is not None else []).append)
 
 
 def pixel_quality(answer: np.ndarray, label: np.ndarray) -> float:
@@ -96,11 +96,14 @@ def test_an_image_without_a_readable_answer_counts_as_empty_after_three_attempts
         asked.append(image)
         return reply if image == first else good(image)
 
-    found = scored(pictures, answering)
+    waited = list[float]()
+    found = scored(pictures, answering, waited)
 
     assert sorted(found.images, key=np.isnan)[:5] == [1.0] * 5
     assert np.isnan(found.images).sum() == 1
-    assert asked.count(first) == ATTEMPTS
+    assert asked.count(first) == len(PAUSES_S)
+    assert waited == [0.5, 2.0]
+    assert found.lacks_answers
     assert found.quality.means["iou"] < 1.0
 
 
