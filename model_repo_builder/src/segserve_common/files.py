@@ -22,7 +22,7 @@ def replace_file(path: Path, content: str | bytes, *, mode: int = 0o666) -> None
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_private(path: Path, content: str) -> None:
+def write_private(path: Path, content: str | bytes) -> None:
     """Replace a file as `replace_file` does, readable by this user only; missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content, mode=0o600)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from fakes.gateway import RunningGateway
@@ -14,6 +16,9 @@ from fakes.waiting import eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError
+from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, ROUTE_CONFIGURATION, parse, parse_json
+from segserve_operator.adapters.traffic.envoy_routes import encode_routes
+from segserve_operator.adapters.traffic.envoy_updater import render
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
@@ -86,13 +91,33 @@ async def test_a_change_of_weight_rewrites_neither_clusters_nor_routes(
     gateway: RunningGateway, old: StubTriton, new: StubTriton
 ) -> None:
     await gateway.traffic.apply(served(old, new, 10))
-    files = [gateway.folder / "clusters/clusters.json", gateway.folder / "routes/routes.json"]
+    files = [gateway.folder / "clusters/clusters.pb", gateway.folder / "routes/routes.pb"]
     before = [file.stat().st_ino for file in files]
 
     await gateway.traffic.apply(served(old, new, 40))
 
     assert [file.stat().st_ino for file in files] == before
     assert (await gateway.traffic.observe()).plan == served(old, new, 40)
+
+
+async def test_envoy_reads_in_the_files_what_was_rendered(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    plan = TrafficPlan((replace(served(old, new, 30).routes[0], exposed=("coins.network",)),), (old.endpoint,))
+    await gateway.traffic.apply(plan)
+    rendered = render(plan, None, timeout_s=60)
+    tables = [model.table for model in rendered.models.values()]
+
+    transport = httpx.AsyncHTTPTransport(uds=str(gateway.folder / "admin.sock"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://envoy") as client:
+        dumps = (await client.get("/config_dump")).json()["configs"]
+    clusters = [each["cluster"] for dump in dumps for each in dump.get("dynamic_active_clusters", ())]
+    (routes,) = [each["route_config"] for dump in dumps for each in dump.get("dynamic_route_configs", ())]
+
+    assert {cluster["name"]: parse_json(CLUSTER, cluster) for cluster in clusters} == {
+        name: parse(CLUSTER, cluster.content) for name, cluster in rendered.clusters.items()
+    }
+    assert parse_json(ROUTE_CONFIGURATION, routes) == parse(ROUTE_CONFIGURATION, encode_routes(tables, timeout_s=60))
 
 
 async def test_weights_outlive_an_envoy_that_is_killed_and_a_supervisor_that_starts_again(

@@ -77,3 +77,20 @@ async def test_segserve_itself_reaches_a_group_without_weight(
     assert answer.json()["model_version"] == said.model_version == "new"
     assert stat.S_IMODE((tmp_path / "gateway/internal.sock").stat().st_mode) == 0o600
     assert await local.samples(GROUPS) == {"coins": {}, "cells": {}}  # our own requests are no evidence
+
+
+async def test_an_envoy_that_an_earlier_version_started_on_other_files_is_replaced(
+    local: LocalGateway, old: StubTriton, tmp_path: Path
+) -> None:
+    await local.apply(served(old))
+    record, bootstrap = tmp_path / "gateway/envoy.process.json", tmp_path / "gateway/envoy.json"
+    former = processes.read_record(record)
+    bootstrap.write_text(bootstrap.read_text().replace("clusters.pb", "clusters.json"))
+    successor = LocalGateway(StateFolder(tmp_path), Gateway(port=int(local.url.rpartition(":")[2])))
+
+    async def follows() -> bool:
+        return (await successor.observe()).plan == served(old) and processes.read_record(record) != former
+
+    await eventually(follows, "a new gateway follows the plan")
+
+    assert not processes.is_alive(former)

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import ParseError
 
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError, active_by_model
-from segserve_operator.adapters.traffic.envoy_clusters import Upstream
+from segserve_operator.adapters.traffic.envoy_clusters import Upstream, read_clusters
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command, render_bootstrap
 from segserve_operator.adapters.traffic.envoy_files import discovery_response, read_plan
 from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, EnvoySettings, render_listeners
-from segserve_operator.adapters.traffic.envoy_routes import render_routes
+from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, ROUTE_CONFIGURATION, parse, parse_json, to_json
+from segserve_operator.adapters.traffic.envoy_routes import encode_routes
 from segserve_operator.adapters.traffic.envoy_updater import EnvoyConfiguration, render
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
@@ -35,13 +37,15 @@ def rendered(traffic_plan: TrafficPlan, before: EnvoyConfiguration | None = None
 
 def table(traffic_plan: TrafficPlan) -> dict[str, Any]:
     """Return the action of every entry by key."""
-    routes = render_routes(rendered(traffic_plan).entries, timeout_s=60)
+    tables = (model.table for model in rendered(traffic_plan).models.values())
+    routes = to_json(parse(ROUTE_CONFIGURATION, encode_routes(tables, timeout_s=60)))
     entries = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
     return {key: entry["action"]["typed_config"]["route"] for key, entry in entries.items()}
 
 
 def route_clusters(traffic_plan: TrafficPlan) -> dict[str, Any]:
-    return {name: json.loads(cluster.text) for name, cluster in rendered(traffic_plan).clusters.items()}
+    clusters = rendered(traffic_plan).clusters.items()
+    return {name: to_json(parse(CLUSTER, cluster.content)) for name, cluster in clusters}
 
 
 def weights(action: dict[str, Any]) -> dict[str, int]:
@@ -123,14 +127,40 @@ def test_a_cluster_uses_the_port_of_its_protocol() -> None:
     assert "http2_protocol_options" not in json.dumps(clusters["coins/main/infer/http"])
 
 
+def test_clusters_that_were_written_are_read_back() -> None:
+    clusters = rendered(plan(exposed=("coins.network",))).clusters
+
+    assert read_clusters(cluster.content for cluster in clusters.values()) == clusters
+
+
+def test_the_servers_of_a_hundred_models_are_the_same_in_all_their_clusters() -> None:
+    servers = tuple(Endpoint(f"10.0.0.{number}", 8000, 8001) for number in range(20))
+    models = [Route(f"m{number}", (replace(OLD, weight=100, endpoints=servers),)) for number in range(100)]
+
+    clusters = route_clusters(TrafficPlan(tuple(models)))
+
+    grpc = [each["load_assignment"]["endpoints"] for name, each in clusters.items() if name.endswith("grpc")]
+    addresses = [{"socket_address": {"address": server.host, "port_value": 8001}} for server in servers]
+    expected = [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}]
+    assert grpc[1:] == [expected] * 200  # the first is of no model, and has no server
+
+
+def test_a_field_that_is_not_in_the_table_is_refused() -> None:
+    with pytest.raises(ParseError, match="lb_polcy"):
+        parse_json(CLUSTER, {"lb_polcy": "LEAST_REQUEST"})
+
+
 def test_a_share_without_servers_has_clusters_without_endpoints() -> None:
     traffic_plan = TrafficPlan((Route("coins", (Share("main", "coins-aa", 100),)),))
 
     assert not any(cluster.usable for cluster in rendered(traffic_plan).clusters.values())
 
 
-def test_equal_plans_have_equal_text_and_another_plan_another_version() -> None:
-    first, again, other = (discovery_response([rendered(plan(weight)).entries]) for weight in (30, 30, 31))
+def test_equal_plans_have_equal_content_and_another_plan_another_version() -> None:
+    first, again, other = (
+        discovery_response(ROUTE_CONFIGURATION, [rendered(plan(weight)).models["coins"].table])
+        for weight in (30, 30, 31)
+    )
 
     assert first == again
     assert first.version != other.version
@@ -224,14 +254,14 @@ async def test_a_gateway_that_does_not_run_follows_no_plan_and_accepts_none(tmp_
 
 def test_a_restart_keeps_the_last_plan_in_its_files(tmp_path: Path) -> None:
     EnvoyTraffic(tmp_path).prepare(plan(100))
-    written = (tmp_path / "routes/routes.json").read_text()
+    written = (tmp_path / "routes/routes.pb").read_bytes()
 
     EnvoyTraffic(tmp_path).prepare()
 
     recorded = read_plan(tmp_path / "plan.json")
     assert recorded is not None
     assert recorded[1] == plan(100)
-    assert (tmp_path / "routes/routes.json").read_text() == written
+    assert (tmp_path / "routes/routes.pb").read_bytes() == written
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"versions": {}, "plan": {"routes": [{}]}}'])

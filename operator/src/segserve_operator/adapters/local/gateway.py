@@ -21,6 +21,7 @@ from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 START_INTERVAL_S: Final = 1.0
+END_GRACE_S: Final = 5.0
 
 
 class PortTakenError(Exception):
@@ -69,7 +70,11 @@ class LocalGateway:
     def _keep_running(self) -> None:
         # An Envoy that ends at once is started once per interval, however often the supervisor passes.
         recently = time.monotonic() - self._started_s < START_INTERVAL_S
-        if recently or processes.is_alive(processes.read_record(_record(self._state))):
+        running = processes.read_record(_record(self._state))
+        if not recently and processes.is_alive(running) and not self._envoy.is_current:
+            # An earlier version of segserve started it, and it watches other files.
+            processes.end(running, grace_s=END_GRACE_S)
+        if recently or processes.is_alive(running):
             return
         check_port(self._state, self._port)
         self._started_s = time.monotonic()

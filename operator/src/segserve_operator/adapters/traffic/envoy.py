@@ -94,6 +94,14 @@ class EnvoyTraffic:
         self._updater.write(plan)
 
     @property
+    def is_current(self) -> bool:
+        """Whether the Envoy that was started last in this folder watches the files that this version writes."""
+        try:
+            return json.dumps(str(self._files.clusters)) in self._files.bootstrap.read_text()
+        except FileNotFoundError:
+            return False
+
+    @property
     def has_plan(self) -> bool:
         """Whether the folder contains a plan from before."""
         return read_plan(self._files.plan) is not None

@@ -84,10 +84,6 @@ class EnvoyAdmin:
         pattern = "|".join(re.escape(f"{source}.{name}") for source in _SOURCES for name in _REJECTIONS)
         return sum(map(int, (await self._stats("Counters", pattern)).values()))
 
-    async def warming(self) -> bool:
-        """Tell whether some clusters are not in use yet."""
-        return any(map(int, (await self._stats("Gauges", r"cluster_manager\.warming_clusters")).values()))
-
     async def active(self, names: Collection[str] | None = None) -> dict[str, int]:
         """Return the requests in flight by cluster, without zeros; of the clusters `names`, or of all."""
         few = names is not None and len(names) <= _NAMES_PER_QUERY

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, Final, Literal, TypeAlias, cast
+from functools import lru_cache
+from typing import Final, Literal, TypeAlias, cast
 
+from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, LOCALITY, Json, encode, parse, parse_json
 from segserve_operator.core.traffic import Endpoint, Route, Share, shadow_of
 
-Json: TypeAlias = dict[str, Any]
 Protocol: TypeAlias = Literal["http", "grpc"]
 Purpose: TypeAlias = Literal["infer", "network", "aside", "server"]
 
@@ -72,15 +72,25 @@ class Upstream:
         return self.purpose in ("infer", "network")
 
 
-def route_clusters(route: Route) -> dict[str, Json]:
+@dataclass(frozen=True, slots=True)
+class EnvoyCluster:
+    """The encoded configuration of a cluster; `usable` if it has a server."""
+
+    content: bytes
+    usable: bool
+
+
+def route_clusters(route: Route) -> dict[str, EnvoyCluster]:
     """Return the clusters of one model by name: of each share, including those of weight 0."""
-    clusters: dict[str, Json] = {}
+    clusters: dict[str, EnvoyCluster] = {}
     for share in route.shares:
-        for purpose in _PURPOSES_EXPOSED if route.exposed else _PURPOSES:
-            for group, protocol in product(group_names(share, purpose), PROTOCOLS):
-                upstream = Upstream(purpose, protocol, route.model, group)
-                limit = share.max_requests if upstream.is_inference else _LIMIT
-                clusters[upstream.name] = _cluster(upstream, share.endpoints, limit)
+        for protocol in PROTOCOLS:
+            servers = _locality(share.endpoints, protocol)
+            for purpose in _PURPOSES_EXPOSED if route.exposed else _PURPOSES:
+                for group in group_names(share, purpose):
+                    upstream = Upstream(purpose, protocol, route.model, group)
+                    limit = share.max_requests if upstream.is_inference else _LIMIT
+                    clusters[upstream.name] = _cluster(upstream, servers, limit)
     return clusters
 
 
@@ -100,15 +110,20 @@ def weighted_clusters(route: Route, purpose: Purpose, protocol: Protocol) -> lis
     ]
 
 
-def server_clusters(servers: Sequence[Endpoint]) -> dict[str, Json]:
+def server_clusters(servers: tuple[Endpoint, ...]) -> dict[str, EnvoyCluster]:
     """Return the clusters for requests that are about no model, by name."""
     upstreams = [Upstream("server", protocol) for protocol in PROTOCOLS]
-    return {upstream.name: _cluster(upstream, servers, _LIMIT) for upstream in upstreams}
+    return {up.name: _cluster(up, _locality(servers, up.protocol), _LIMIT) for up in upstreams}
 
 
-def has_endpoints(cluster: Json) -> bool:
-    """Tell whether a cluster has any server."""
-    return bool(cluster["load_assignment"]["endpoints"][0]["lb_endpoints"])
+def read_clusters(encoded: Iterable[bytes]) -> dict[str, EnvoyCluster]:
+    """Return the clusters that were encoded, by name."""
+    clusters: dict[str, EnvoyCluster] = {}
+    for content in encoded:
+        cluster = parse(CLUSTER, content)
+        usable = any(servers.lb_endpoints for servers in cluster.load_assignment.endpoints)
+        clusters[cluster.name] = EnvoyCluster(content, usable)
+    return clusters
 
 
 def heaviest(route: Route) -> Share:
@@ -121,20 +136,33 @@ def socket_address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _cluster(upstream: Upstream, endpoints: Sequence[Endpoint], max_requests: int) -> Json:
-    addresses = [
-        socket_address(at.host, at.grpc_port if upstream.protocol == "grpc" else at.http_port) for at in endpoints
-    ]
-    return {
-        "@type": f"{TYPES}.config.cluster.v3.Cluster",
-        "name": upstream.name,
+def _cluster(upstream: Upstream, servers: bytes, max_requests: int) -> EnvoyCluster:
+    cluster = parse(CLUSTER, _settings(upstream.protocol, max_requests, ejects=upstream.is_inference))
+    cluster.name = upstream.name
+    cluster.load_assignment.cluster_name = upstream.name
+    cluster.load_assignment.endpoints.add().ParseFromString(servers)
+    return EnvoyCluster(encode(cluster), bool(servers))
+
+
+@lru_cache(maxsize=256)
+def _locality(servers: tuple[Endpoint, ...], protocol: Protocol) -> bytes:
+    # Many models have the same servers, so the encoded list is shared: rendering it takes longest of all.
+    ports = [(at.host, at.grpc_port if protocol == "grpc" else at.http_port) for at in servers]
+    addresses = [{"endpoint": {"address": socket_address(host, port)}} for host, port in ports]
+    return encode(parse_json(LOCALITY, {"lb_endpoints": addresses}))
+
+
+@lru_cache(maxsize=256)
+def _settings(protocol: Protocol, max_requests: int, *, ejects: bool) -> bytes:
+    """Return the part of a cluster that depends neither on its name nor on its servers."""
+    settings: Json = {
         "type": "STATIC",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": f"{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": _HTTP_OPTIONS[upstream.protocol],
+                "explicit_http_config": _HTTP_OPTIONS[protocol],
             }
         },
         "circuit_breakers": {
@@ -148,9 +176,6 @@ def _cluster(upstream: Upstream, endpoints: Sequence[Endpoint], max_requests: in
             ]
         },
         "upstream_connection_options": _TCP_KEEPALIVE,
-        **({"outlier_detection": _OUTLIERS} if upstream.is_inference else {}),
-        "load_assignment": {
-            "cluster_name": upstream.name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}],
-        },
+        **({"outlier_detection": _OUTLIERS} if ejects else {}),
     }
+    return encode(parse_json(CLUSTER, settings))

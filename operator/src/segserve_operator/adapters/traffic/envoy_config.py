@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import TYPES, Json
+from segserve_operator.adapters.traffic.envoy_clusters import TYPES
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings, render_listeners
+from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_routes import WEIGHTS_NAME
 
 _UNUSED_STATS: Final = (
@@ -24,7 +25,10 @@ _CONNECTIONS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class EnvoyFiles:
-    """The files of one gateway. Those that Envoy watches are in a folder each, because it watches whole folders."""
+    """The files of one gateway. Those that Envoy watches are in a folder each, because it watches whole folders.
+
+    They are in protobuf's wire format (`.pb`): Envoy needs a quarter of the time that it needs for JSON.
+    """
 
     folder: Path
 
@@ -41,17 +45,17 @@ class EnvoyFiles:
     @property
     def clusters(self) -> Path:
         """Clusters (CDS)."""
-        return self.folder / "clusters/clusters.json"
+        return self.folder / "clusters/clusters.pb"
 
     @property
     def routes(self) -> Path:
         """Routes (RDS)."""
-        return self.folder / "routes/routes.json"
+        return self.folder / "routes/routes.pb"
 
     @property
     def weights(self) -> Path:
         """Weights that override those in the routes (RTDS)."""
-        return self.folder / "weights/weights.json"
+        return self.folder / "weights/weights.pb"
 
     @property
     def totals(self) -> Path:

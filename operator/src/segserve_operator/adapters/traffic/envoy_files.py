@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from google.protobuf.message import DecodeError
 from pydantic import TypeAdapter
 
 from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError, Versions
+from segserve_operator.adapters.traffic.envoy_messages import (
+    DISCOVERY_RESPONSE,
+    TYPE_PREFIX,
+    encode,
+    new_message,
+    parse,
+)
 from segserve_operator.core.traffic import TrafficPlan
 
 PLANS: Final = TypeAdapter(TrafficPlan)
@@ -30,12 +39,11 @@ class DiscoveryResponse:
     """The content of a file, as in Envoy's xDS protocol: resources, and the digest of them as their version."""
 
     version: str
-    text: str
+    content: bytes
 
-    def resources(self) -> list[dict[str, Any]]:
-        """Parse the resources."""
-        resources: list[dict[str, Any]] = json.loads(self.text)["resources"]
-        return resources
+    def resources(self) -> list[bytes]:
+        """Return the encoded resources."""
+        return [resource.value for resource in parse(DISCOVERY_RESPONSE, self.content).resources]
 
 
 async def replace_and_wait(
@@ -45,7 +53,7 @@ async def replace_and_wait(
 
     Raises `EnvoyUnreachableError` after `timeout_s`, and whatever `follows` raises.
     """
-    write_private(path, new.text)
+    write_watched(path, new)
     # Small changes are loaded within a few milliseconds, and a weight's effect is waited for.
     pause = _POLL_S
     try:
@@ -57,30 +65,35 @@ async def replace_and_wait(
         raise EnvoyUnreachableError(f"Envoy has not loaded {path} within {timeout_s} s") from None
 
 
-def discovery_response(resources: Iterable[dict[str, Any]]) -> DiscoveryResponse:
-    """Return the file content for `resources`; equal resources give equal text."""
-    return join_resources(map(serialize, resources))
+def write_watched(path: Path, response: DiscoveryResponse) -> None:
+    """Replace a file that Envoy watches, readable by this user only.
+
+    It is not synced to the disk, which would take as long as Envoy's part: after a power cut it is rendered again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "wb") as file:
+        file.write(response.content)
+    temporary.replace(path)
 
 
-def serialize(resource: dict[str, Any]) -> str:
-    """Return the JSON text of one resource."""
-    return json.dumps(resource, separators=(",", ":"))
-
-
-def join_resources(resources: Iterable[str]) -> DiscoveryResponse:
-    """Return the file content for resources that `serialize` returned."""
-    array = f"[{','.join(resources)}]"
-    version = hashlib.sha256(array.encode()).hexdigest()[:16]
-    return DiscoveryResponse(version, f'{{"version_info":"{version}","resources":{array}}}')
+def discovery_response(name: str, resources: Iterable[bytes]) -> DiscoveryResponse:
+    """Return the file content for encoded messages of the full name `name`; equal resources give equal content."""
+    response = new_message(DISCOVERY_RESPONSE)
+    for resource in resources:
+        response.resources.add(type_url=TYPE_PREFIX + name, value=resource)
+    response.version_info = hashlib.sha256(encode(response)).hexdigest()[:16]
+    return DiscoveryResponse(response.version_info, encode(response))
 
 
 def read_response(path: Path) -> DiscoveryResponse:
     """Read a file; a missing or unreadable one counts as empty."""
     try:
-        text = path.read_text()
-        return DiscoveryResponse(str(json.loads(text)["version_info"]), text)
-    except (OSError, LookupError, ValueError, TypeError):
-        return DiscoveryResponse("", '{"resources":[]}')
+        content = path.read_bytes()
+        return DiscoveryResponse(parse(DISCOVERY_RESPONSE, content).version_info, content)
+    except (OSError, DecodeError):
+        return DiscoveryResponse("", b"")
 
 
 def write_plan(path: Path, versions: Versions, plan: TrafficPlan) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import TYPES, Json, socket_address
+from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
+from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_routes import (
     GROUP_HEADER,
     MODEL_HEADER,

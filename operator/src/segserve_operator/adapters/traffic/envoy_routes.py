@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from segserve_operator.adapters.traffic.envoy_clusters import (
     PROTOCOLS,
     TYPES,
-    Json,
     Protocol,
     Purpose,
     Upstream,
     heaviest,
     weighted_clusters,
+)
+from segserve_operator.adapters.traffic.envoy_messages import (
+    ROUTE_CONFIGURATION,
+    ROUTE_MAP,
+    RUNTIME,
+    Json,
+    encode,
+    parse,
+    parse_json,
+    to_json,
 )
 from segserve_operator.core.traffic import Route, Share
 
@@ -85,11 +94,23 @@ class RouteTable:
         return _entry(route={"weighted_clusters": clusters, "timeout": f"{self.timeout_s:.3f}s"})
 
 
-def render_routes(entries: Mapping[str, Json], *, timeout_s: float) -> Json:
-    """Return the route configuration of the public listener: these entries of models, and those about servers."""
+def encode_entries(entries: Mapping[str, Json]) -> bytes:
+    """Encode entries of the table; the entries of several models are joined by joining their bytes."""
+    return encode(parse_json(ROUTE_MAP, {"map": entries}))
+
+
+def encode_routes(entries: Iterable[bytes], *, timeout_s: float) -> bytes:
+    """Encode the route configuration of the public listener: these encoded entries, and those about servers."""
+    configuration = parse_json(ROUTE_CONFIGURATION, _route_configuration(timeout_s))
+    table = configuration.virtual_hosts[0].matcher.matcher_tree.exact_match_map
+    table.MergeFromString(b"".join(entries))
+    return encode(configuration)
+
+
+def _route_configuration(timeout_s: float) -> Json:
     key = {"@type": f"{TYPES}.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ROUTE_HEADER}
-    table = {**entries, **_server_entries(RouteTable(timeout_s))}
-    tree = {"input": {"name": "route key", "typed_config": key}, "exact_match_map": {"map": table}}
+    table = {"map": _server_entries(RouteTable(timeout_s))}
+    tree = {"input": {"name": "route key", "typed_config": key}, "exact_match_map": table}
     not_found = _entry(direct_response={"status": 404, "body": {"inline_string": "not found"}})
     matcher = {"matcher_tree": tree, "on_no_match": not_found}
     return {
@@ -139,13 +160,15 @@ def changed_weights(route: Route, written: Route) -> dict[str, int]:
     }
 
 
-def render_weights(values: Mapping[str, int]) -> Json:
-    """Return the layer of Envoy's runtime that holds these weights."""
-    return {
-        "@type": "type.googleapis.com/envoy.service.runtime.v3.Runtime",
-        "name": WEIGHTS_NAME,
-        "layer": dict(values),
-    }
+def encode_weights(values: Mapping[str, int]) -> bytes:
+    """Encode the layer of Envoy's runtime that holds these weights."""
+    return encode(parse_json(RUNTIME, {"name": WEIGHTS_NAME, "layer": dict(values)}))
+
+
+def read_weights(encoded: Iterable[bytes]) -> dict[str, int]:
+    """Return the weights that were encoded; none if there is no layer."""
+    layers = [to_json(parse(RUNTIME, content)).get("layer", {}) for content in encoded]
+    return {key: int(weight) for layer in layers for key, weight in layer.items()}
 
 
 def _weights_prefix(written: Route) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin, EnvoyUnreachableError, Versions
 from segserve_operator.adapters.traffic.envoy_clusters import (
-    Json,
+    EnvoyCluster,
     Upstream,
-    has_endpoints,
+    read_clusters,
     route_clusters,
     server_clusters,
 )
@@ -23,13 +22,20 @@ from segserve_operator.adapters.traffic.envoy_files import (
     ConfigurationRejectedError,
     DiscoveryResponse,
     discovery_response,
-    join_resources,
     read_response,
     replace_and_wait,
-    serialize,
     write_plan,
+    write_watched,
 )
-from segserve_operator.adapters.traffic.envoy_routes import RouteTable, changed_weights, render_routes, render_weights
+from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, ROUTE_CONFIGURATION, RUNTIME, Json
+from segserve_operator.adapters.traffic.envoy_routes import (
+    RouteTable,
+    changed_weights,
+    encode_entries,
+    encode_routes,
+    encode_weights,
+    read_weights,
+)
 from segserve_operator.core.traffic import Route, TrafficPlan, real_group
 
 # Envoy's main thread hands changes to its workers, and nothing reports when they have arrived: one turn of their loops.
@@ -37,25 +43,18 @@ _WORKERS_TURN_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class EnvoyCluster:
-    """The JSON text of a cluster; `usable` if it has a server."""
-
-    text: str
-    usable: bool
-
-
-@dataclass(frozen=True, slots=True)
 class RenderedRoute:
     """The configuration of one model.
 
-    `entries` of the table contain the weights of the route `written`; `weights` override them. `early_weights` apply
-    the route's weights to the former table, until Envoy has loaded the new one.
+    `entries` of the table contain the weights of the route `written`, and `table` is their encoded form; `weights`
+    override them. `early_weights` apply the route's weights to the former table, until Envoy has loaded the new one.
     """
 
     route: Route
     written: Route
     clusters: dict[str, EnvoyCluster]
     entries: dict[str, Json]
+    table: bytes
     weights: dict[str, int]
     early_weights: dict[str, int]
 
@@ -77,7 +76,7 @@ def render(plan: TrafficPlan, before: EnvoyConfiguration | None, *, timeout_s: f
     table = RouteTable(timeout_s)
     models_before = before.models if before is not None else {}
     configuration = EnvoyConfiguration(plan)
-    configuration.clusters.update(_serialized(server_clusters(plan.servers)))
+    configuration.clusters.update(server_clusters(plan.servers))
     for route in plan.routes:
         rendered = _rendered(route, models_before.get(route.model), table)
         configuration.models[route.model] = rendered
@@ -95,23 +94,16 @@ def usable_clusters(
     return {**present, **{name: new for name, new in desired.items() if name not in present or new.usable}}
 
 
-def read_clusters(resources: Iterable[Json]) -> dict[str, EnvoyCluster]:
-    """Return the clusters in a file by name, given its resources."""
-    return _serialized({resource["name"]: resource for resource in resources})
-
-
 def _rendered(route: Route, before: RenderedRoute | None, table: RouteTable) -> RenderedRoute:
-    if before is None:
-        return RenderedRoute(
-            route, route, _serialized(route_clusters(route)), table.route_entries(route, route), {}, {}
-        )
-    if before.route == route:
+    if before is not None and before.route == route:
         return replace(before, early_weights=before.weights)
-    clusters = _serialized(route_clusters(route))
+    clusters = route_clusters(route)
+    if before is None:
+        return _with_table(route, clusters, table, {})
     # The same objects as before, so that comparing whole configurations is cheap.
     clusters = before.clusters if clusters == before.clusters else clusters
     if _split_of(route) != _split_of(before.written):
-        return RenderedRoute(route, route, clusters, table.route_entries(route, route), {}, {})
+        return _with_table(route, clusters, table, {})
     # Only weights have changed: override them, without a new table, unless anything else in the entries differs.
     weights = changed_weights(route, before.written)
     shares = tuple(
@@ -119,16 +111,19 @@ def _rendered(route: Route, before: RenderedRoute | None, table: RouteTable) -> 
     )
     written = replace(route, shares=shares)
     if table.route_entries(route, written) == before.entries:
-        return RenderedRoute(route, written, clusters, before.entries, weights, weights)
-    return RenderedRoute(route, route, clusters, table.route_entries(route, route), {}, weights)
+        return RenderedRoute(route, written, clusters, before.entries, before.table, weights, weights)
+    return _with_table(route, clusters, table, weights)
+
+
+def _with_table(
+    route: Route, clusters: dict[str, EnvoyCluster], table: RouteTable, early_weights: dict[str, int]
+) -> RenderedRoute:
+    entries = table.route_entries(route, route)
+    return RenderedRoute(route, route, clusters, entries, encode_entries(entries), {}, early_weights)
 
 
 def _split_of(route: Route) -> list[tuple[str, str, bool]]:
     return [(share.group, share.revision, share.shadow) for share in route.shares]
-
-
-def _serialized(clusters: dict[str, Json]) -> dict[str, EnvoyCluster]:
-    return {name: EnvoyCluster(serialize(cluster), has_endpoints(cluster)) for name, cluster in clusters.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +166,7 @@ class EnvoyUpdater:
             self._files.weights: _weights(desired.weights),
         }
         for path, content in responses.items():
-            write_private(path, content.text)
+            write_watched(path, content)
         self._written = _WrittenState(desired.clusters, desired.weights, desired.entries, desired, responses)
         self._record(desired)
 
@@ -223,8 +218,9 @@ class EnvoyUpdater:
         new, rejections, path = _clusters(clusters), await admin.rejections(), self._files.clusters
 
         async def follows() -> bool:
+            # Clusters with fixed servers and without health checks are in use as soon as they are loaded.
             if (await admin.versions()).clusters == new.version:
-                return not await admin.warming()
+                return True
             await _check_not_rejected(admin, rejections, path)
             return False
 
@@ -275,14 +271,14 @@ class EnvoyUpdater:
         except TimeoutError:
             # It may have missed a change, or somebody else wrote the files: writing them again triggers its watch.
             for path, content in self._current().responses.items():
-                write_private(path, content.text)
+                write_watched(path, content)
             message = f"Envoy has not loaded the files in {self._files.folder} within {self._update_timeout_s} s"
             raise EnvoyUnreachableError(message) from None
 
     async def _restore(self, admin: EnvoyAdmin, before: _WrittenState) -> None:
         for path, old in before.responses.items():
             if old != self._current().responses[path]:
-                write_private(path, old.text)
+                write_watched(path, old)
         self._written = before
         with suppress(EnvoyUnreachableError):
             await self._confirm(admin)
@@ -292,8 +288,7 @@ class EnvoyUpdater:
             paths = (self._files.clusters, self._files.routes, self._files.weights)
             responses = {path: read_response(path) for path in paths}
             clusters, _, weights = (responses[path].resources() for path in paths)
-            layer = weights[0]["layer"] if weights else {}
-            self._written = _WrittenState(read_clusters(clusters), layer, None, None, responses)
+            self._written = _WrittenState(read_clusters(clusters), read_weights(weights), None, None, responses)
         return self._written
 
     def _set_written(self, path: Path, new: DiscoveryResponse, **changes: Any) -> None:
@@ -309,15 +304,16 @@ class EnvoyUpdater:
         write_plan(self._files.plan, self._versions(), configuration.plan)
 
     def _routes(self, desired: EnvoyConfiguration) -> DiscoveryResponse:
-        return discovery_response([render_routes(desired.entries, timeout_s=self._timeout_s)])
+        tables = (rendered.table for rendered in desired.models.values())
+        return discovery_response(ROUTE_CONFIGURATION, [encode_routes(tables, timeout_s=self._timeout_s)])
 
 
 def _clusters(clusters: Mapping[str, EnvoyCluster]) -> DiscoveryResponse:
-    return join_resources(clusters[name].text for name in sorted(clusters))
+    return discovery_response(CLUSTER, (clusters[name].content for name in sorted(clusters)))
 
 
 def _weights(weights: Mapping[str, int]) -> DiscoveryResponse:
-    return discovery_response([render_weights({key: weights[key] for key in sorted(weights)})])
+    return discovery_response(RUNTIME, [encode_weights(weights)])
 
 
 async def _check_not_rejected(admin: EnvoyAdmin, rejections: int, path: Path) -> None:
