@@ -1,0 +1,125 @@
+"""What Argo CD says of segserve's resources: its script of health, run by Lua 5.1 as Argo CD runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from segserve_operator.api.meta import API_GROUP
+from segserve_operator.api.resources import KINDS
+from segserve_operator.api.segmentation_rollout import RolloutPhase
+
+lua51 = pytest.importorskip("lupa.lua51", reason="there is no Lua: pip install lupa")
+
+CONFIG: Final[dict[str, str]] = yaml.safe_load(
+    (Path(__file__).parents[3] / "examples/argocd/argocd-cm.yaml").read_text()
+)["data"]
+STATUSES: Final = {"Healthy", "Progressing", "Degraded", "Suspended"}
+BOTH: Final = ("SegmentationModel", "TritonPool")
+SETTLED: Final = {
+    "Ready": "True",
+    "Progressing": "False",
+    "Degraded": "False",
+    "Reconciling": "False",
+    "Stalled": "False",
+}
+
+
+def health(kind: str, resource: dict[str, Any]) -> tuple[str, str]:
+    """Return the status and the message of a resource."""
+    lua = lua51.LuaRuntime(register_eval=False, register_builtins=False)
+    script = CONFIG[f"resource.customizations.health.{API_GROUP}_{kind}"]
+    found = lua.execute(f"return function(obj) {script} end")(lua.table_from(resource, recursive=True))
+    assert found["status"] in STATUSES
+    return str(found["status"]), str(found["message"])
+
+
+def resource(
+    conditions: dict[str, str], *, generation: int = 3, observed: int = 3, of: int | None = None, **status: Any
+) -> dict[str, Any]:
+    """Return a resource with these statuses of conditions, each `of` a generation."""
+    generations = {} if of is None else {"observedGeneration": of}
+    listed = [
+        {"type": name, "status": value, "reason": f"{name}Reason", "message": f"why {name}", **generations}
+        for name, value in conditions.items()
+    ]
+    return {
+        "metadata": {"name": "coins", "generation": generation},
+        "status": {"observedGeneration": observed, "conditions": listed, **status},
+    }
+
+
+def test_every_kind_has_its_script() -> None:
+    assert CONFIG.keys() == {f"resource.customizations.health.{API_GROUP}_{kind}" for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_what_serves_its_spec_is_healthy(kind: str) -> None:
+    assert health(kind, resource(SETTLED)) == ("Healthy", "why Ready")
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("status", [None, {}, {"observedGeneration": 3}], ids=["no status", "empty", "no conditions"])
+def test_what_the_operator_has_not_seen_progresses(kind: str, status: dict[str, Any] | None) -> None:
+    new = {"metadata": {"name": "coins", "generation": 1}} | ({} if status is None else {"status": status})
+
+    assert health(kind, new)[0] == "Progressing"
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_an_edit_that_does_not_serve_yet_is_not_healthy_although_the_former_is_ready(kind: str) -> None:
+    assert health(kind, resource(SETTLED, generation=4, observed=3))[0] == "Progressing"
+    moving = resource({**SETTLED, "Reconciling": "True"})
+    assert health(kind, moving) == ("Progressing", "ReconcilingReason: why Reconciling")
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_an_edit_that_will_not_serve_is_degraded_although_the_former_is_ready(kind: str) -> None:
+    refused = resource({**SETTLED, "Stalled": "True", "Degraded": "True"})
+
+    assert health(kind, refused) == ("Degraded", "StalledReason: why Stalled")
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_refusal_of_the_former_spec_does_not_degrade_the_next(kind: str) -> None:
+    edited = resource({**SETTLED, "Stalled": "True"}, generation=4, observed=3, of=3)
+
+    assert health(kind, edited)[0] == "Progressing"
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_trouble_of_what_serves_is_degraded(kind: str) -> None:
+    assert health(kind, resource({**SETTLED, "Degraded": "True"})) == ("Degraded", "DegradedReason: why Degraded")
+
+
+def test_a_paused_rollout_is_suspended() -> None:
+    rollout = {"revision": "coins-1", "paused": True}
+    moving = resource({**SETTLED, "Reconciling": "True"}, rollout=rollout)
+
+    assert health("SegmentationModel", moving) == ("Suspended", "the rollout of coins-1 is paused")
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_what_is_being_deleted_progresses(kind: str) -> None:
+    leaving = resource(SETTLED)
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+    assert health(kind, leaving)[0] == "Progressing"
+
+
+@pytest.mark.parametrize("phase", [phase.value for phase in RolloutPhase])
+def test_a_record_is_healthy_once_it_has_ended(phase: str) -> None:
+    ended = phase in ("Succeeded", "RolledBack", "Cancelled")
+
+    status, message = health("SegmentationRollout", {"metadata": {}, "status": {"phase": phase, "reason": "Why"}})
+
+    assert (status, message) == ("Healthy" if ended else "Progressing", f"{phase}: Why")
+
+
+def test_a_record_without_a_status_progresses_and_a_paused_one_is_suspended() -> None:
+    assert health("SegmentationRollout", {"metadata": {}})[0] == "Progressing"
+    paused = {"metadata": {}, "status": {"phase": "Progressing", "paused": True}}
+    assert health("SegmentationRollout", paused) == ("Suspended", "Progressing")
