@@ -247,7 +247,7 @@ class TritonPoolStatus(ApiValue):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     replicas: int | None = Field(default=None, ge=0, description="Number of servers in the main group.")
-    selector: str | None = Field(default=None, description="Label selector of these servers, for autoscalers.")
+    selector: str | None = Field(default=None, description="Label selector of the servers that get requests, for autoscalers.")
     url: str | None = Field(default=None, description="URL of the gateway within the cluster.")
     main_group: str | None = Field(default=None, description="Group that serves stable revisions.")
     models: int | None = Field(default=None, ge=0, description="Number of models in the pool.")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from typing import Final
 
+from segserve_common.kube.names import GROUP_LABEL
 from segserve_operator.api.meta import Condition, ConditionStatus
 from segserve_operator.api.pool_update import TemplateStatus
 from segserve_operator.api.segmentation_model import (
@@ -30,6 +33,8 @@ from segserve_operator.core.models.observed import (
 )
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
+
+_LEFT_OUT: Final = re.compile(rf"{GROUP_LABEL} notin \(([^)]*)\)")
 
 
 def from_api(status: SegmentationModelStatus) -> ModelStatus:
@@ -76,6 +81,7 @@ def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
         observed_generation=status.observed_generation or 0,
         conditions=_observed(status.conditions),
         main_group=status.main_group or "",
+        idle=_idle_groups(status.selector or ""),
         servers=status.replicas or 0,
         models=status.models or 0,
         url=status.url or "",
@@ -85,7 +91,7 @@ def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
 
 
 def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, selector: str) -> TritonPoolStatus:
-    """Return a pool's status; `selector` is the label selector of the servers of its main group."""
+    """Return a pool's status; `selector` is the label selector of the servers that serve."""
     return TritonPoolStatus(
         observed_generation=status.observed_generation,
         conditions=_conditions(status.conditions, status.observed_generation, former.conditions, now),
@@ -116,6 +122,12 @@ def _template_status(template: Template | None) -> TemplateStatus | None:
         next=template.next or None,
         since=_time(template.since_s) if template.since_s else None,
     )
+
+
+def _idle_groups(selector: str) -> tuple[str, ...]:
+    """Return the groups that a pool's selector leaves out."""
+    found = _LEFT_OUT.search(selector)
+    return tuple(found[1].split(",")) if found is not None else ()
 
 
 def _observed(conditions: Iterable[Condition]) -> tuple[ObservedCondition, ...]:

@@ -218,7 +218,7 @@ class ClusterStore:
             return
         present = resource.get("status") or {}
         former = TritonPoolStatus.model_validate(present)
-        desired = pool_to_api(status, former, self._now(), scale_selector(context, status.main_group))
+        desired = pool_to_api(status, former, self._now(), scale_selector(context, status.idle))
         with suppress(NotFoundError):
             await self._patch(POOLS, resource, {"status": merge_patch(present, desired.to_dict())}, status=True)
 

@@ -303,12 +303,14 @@ class UpdateClaim:
 class PoolStatus:
     """Content of a pool's status. `servers` is the number of ready servers of the main group.
 
+    `idle` are the groups that get no requests, which an autoscaler must not look at.
     `waiting_since_s` is the time since which too few servers or no gateway are ready, None if the pool is ready.
     """
 
     observed_generation: int = 0
     conditions: tuple[ObservedCondition, ...] = ()
     main_group: str = ""
+    idle: tuple[str, ...] = ()
     servers: int = 0
     models: int = 0
     url: str = ""

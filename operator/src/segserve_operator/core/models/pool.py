@@ -59,6 +59,7 @@ def pool_status(world: Observed) -> PoolStatus | None:
             *offered_update(world),
         ),
         main_group=pool.main,
+        idle=_idle_groups(world),
         servers=_servers(world),
         models=len(world.models),
         url=world.gateway_url,
@@ -70,6 +71,13 @@ def pool_status(world: Observed) -> PoolStatus | None:
 def pool_events(before: PoolStatus | None, after: PoolStatus) -> tuple[Event, ...]:
     """Return the events of a change of a pool's status."""
     return tuple(condition_events(before.conditions if before is not None else (), after.conditions))
+
+
+def _idle_groups(world: Observed) -> tuple[str, ...]:
+    """Return the groups that get no requests; the main group is none of them if nothing serves."""
+    routes = world.traffic.plan.routes if world.traffic.plan is not None else ()
+    serving = {share.group for route in routes for share in route.shares if share.weight} or {world.main}
+    return tuple(sorted(world.groups.keys() - serving))
 
 
 def _servers(world: Observed) -> int:

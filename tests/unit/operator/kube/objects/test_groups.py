@@ -182,13 +182,14 @@ def test_the_services_port_is_the_pools_and_envoys_needs_no_privilege() -> None:
     assert gateway_url(pool_context(FULL)) == "http://segserve-gpus.vision.svc.cluster.local:80"
 
 
-def test_scaling_looks_at_the_pods_of_one_group() -> None:
+def test_scaling_looks_at_the_servers_of_all_groups_but_the_idle_ones() -> None:
     deployment = by_kind(group_objects(TARGET, "main-0", 1))["Deployment"]
     labels = deployment["spec"]["template"]["metadata"]["labels"]
 
-    for term in scale_selector(TARGET, "main-0").split(","):
+    for term in scale_selector(TARGET).split(","):
         key, _, value = term.partition("=")
         assert labels[key] == value
+    assert scale_selector(TARGET, ("b-0", "a-0")) == f"{scale_selector(TARGET)},segserve.dev/group notin (a-0,b-0)"
 
 
 def test_equal_content_is_an_equal_config_map() -> None:

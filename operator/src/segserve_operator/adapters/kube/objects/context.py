@@ -24,7 +24,7 @@ from segserve_common.kube.names import (
 from segserve_common.logs import LogSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping
 
     from segserve_operator.api.triton_pool import TritonPoolSpec
 
@@ -144,6 +144,9 @@ def gateway_url(context: PoolContext) -> str:
     return f"http://{service}:{context.spec.gateway.port}"
 
 
-def scale_selector(context: PoolContext, group: str) -> str:
-    """Return the selector of a group's pods in the text form of the scale subresource."""
-    return ",".join(f"{key}={value}" for key, value in sorted(server_selector(context, group).items()))
+def scale_selector(context: PoolContext, idle: Iterable[str] = ()) -> str:
+    """Return the selector of a pool's servers, without those of `idle` groups, in the text form of its scale."""
+    labels = {POOL_LABEL: context.pool, COMPONENT_LABEL: SERVER}
+    terms = [f"{key}={value}" for key, value in sorted(labels.items())]
+    names = ",".join(sorted(idle))
+    return ",".join([*terms, f"{GROUP_LABEL} notin ({names})"] if names else terms)
