@@ -120,7 +120,9 @@ class ClusterWorld:
             self.filled = True
         self.kube.deliver()
         try:
-            return (await self.passes.reconcile(KEY)).writes
+            writes = (await self.passes.reconcile(KEY)).writes
+            await self.passes.finish_bundles()
+            return writes
         except ApiError:
             return -1
 

@@ -23,6 +23,7 @@ from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import (
+    EffectFailure,
     GroupObserved,
     ModelObserved,
     ModelStatus,
@@ -325,8 +326,11 @@ class KeptBundles:
 
     saved: list[tuple[str, str]] = field(default_factory=list)
 
-    async def save(self, record: Record, group: str) -> None:
+    def save(self, record: Record, group: str) -> None:
         self.saved.append((record.name, group))
+
+    def reading(self) -> frozenset[str]:
+        return frozenset()
 
 
 @dataclass
@@ -350,6 +354,7 @@ class World:
     bundles: KeptBundles = field(default_factory=KeptBundles)
     announced: Announced = field(default_factory=Announced)
     rollout_cache: RolloutCache = field(default_factory=RolloutCache)
+    failures: dict[tuple[str, str], EffectFailure] = field(default_factory=dict)
     now_s: float = 1_000_000
 
     def __post_init__(self) -> None:
@@ -369,11 +374,13 @@ class World:
             bundles=self.bundles,
             announcer=self.announced,
             rollout_cache=self.rollout_cache,
+            failures=self.failures,
         )
 
     def restart(self) -> None:
         """End the process that makes passes, with what only it knew."""
         self.rollout_cache = RolloutCache()
+        self.failures = {}
 
     async def passes(self, count: int = 8, *, seconds_each: float = 1) -> None:
         for _ in range(count):

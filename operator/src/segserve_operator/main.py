@@ -124,6 +124,7 @@ class Operator:
         self.metrics.leader.set(self.lease.is_held())
         self.metrics.watch_age.set(time.monotonic() - self.audited_at_s)
         self.metrics.observe(self.view)
+        self.metrics.observe_failures(self.reconciler.failures())
 
     def _trouble(self) -> str | None:
         """Return why a new process would do better: this one has not seen the cluster for long."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from segserve_common.http.listening import listen_anywhere
 from segserve_common.kube.kinds import MODELS, POOLS, Kind
-from segserve_operator.adapters.kube.view import View
+from segserve_operator.adapters.kube.view import PoolKey, View
 from segserve_operator.api.rollout_policy import Slo
+from segserve_operator.core.models.observed import EffectFailure
 from segserve_operator.rollout_metrics import RolloutMetrics
 
 _DEFAULT_ERROR_PERCENT = Slo().error_percent
@@ -34,6 +35,7 @@ class Metrics:
     pools: Gauge = field(init=False)
     groups: Gauge = field(init=False)
     slo: Gauge = field(init=False)
+    failing: Gauge = field(init=False)
     rollouts: RolloutMetrics = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class Metrics:
         self.groups = Gauge("segserve_model_group", text, [*of_model, "group", "role"], registry=to)
         text = "Share of requests that may fail, as a model's SLO says."
         self.slo = Gauge("segserve_slo_error_ratio", text, of_model, registry=to)
+        text = "Writes that failed and are tried again, by the kind of the action."
+        self.failing = Gauge("segserve_failing_effects", text, ["namespace", "pool", "effect"], registry=to)
         self.rollouts = RolloutMetrics(to)
 
     def passed(self, outcome: str, seconds: float) -> None:
@@ -77,6 +81,13 @@ class Metrics:
             for pool in view.of_pool(POOLS, key):
                 self.pools.labels(key.namespace, _ready(pool)).inc()
         self.rollouts.show()
+
+    def observe_failures(self, failures: Mapping[PoolKey, Collection[EffectFailure]]) -> None:
+        """Set the gauge to the current numbers of failing effects."""
+        self.failing.clear()
+        for key, each in failures.items():
+            for failure in each:
+                self.failing.labels(key.namespace, key.pool, failure.kind).inc()
 
     def _look_at(self, labels: tuple[str, str, str], model: Mapping[str, Any]) -> None:
         spec, roles = model.get("spec") or {}, (model.get("status") or {}).get("roles") or {}

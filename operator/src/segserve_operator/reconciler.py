@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 from segserve_common.api_errors import ApiError
+from segserve_operator.adapters.bundles.background import MAX_CONCURRENT, BackgroundBundles
 from segserve_operator.adapters.bundles.cluster import ClusterBundles, PodLogs
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
@@ -23,11 +26,16 @@ from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
 from segserve_operator.adapters.kube.view import PoolKey, View
 from segserve_operator.adapters.notify.messages import Target
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
+from segserve_operator.core.models.observed import EffectFailure
 from segserve_operator.core.models.roles import next_due_s
 from segserve_operator.core.traffic import TrafficPlan
 from segserve_operator.rollout_metrics import RolloutMetrics
 from segserve_operator.service import ActionLog, RolloutCache, Service
 from segserve_operator.worker import ReconcileResult
+
+MIN_DUE_S: Final = 0.1
+BUNDLE_LOOK_S: Final = 1.0
+BUNDLES_GRACE_S: Final = 3.0
 
 log = logging.getLogger("segserve")
 
@@ -52,6 +60,8 @@ class PoolCache:
 
     check_runner: BackgroundCheckRunner
     announcer: PoolAnnouncer
+    bundles: BackgroundBundles
+    failures: dict[tuple[str, str], EffectFailure] = field(default_factory=dict)
     rollout_cache: RolloutCache = field(default_factory=RolloutCache)
     false_alarms: dict[str, int] = field(default_factory=dict)
     interner: ModelInterner = field(default_factory=ModelInterner)
@@ -73,10 +83,12 @@ class PoolReconciler:
         self._dependencies = dependencies
         self._clock = clock
         self._caches: dict[PoolKey, PoolCache] = {}
+        self._bundle_slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def reconcile(self, key: PoolKey) -> ReconcileResult:
-        """Make one pass over a pool; errors of the API propagate."""
+        """Make one pass over a pool; errors of an API that answers nothing propagate."""
         cache = self._caches.get(key) or self._begin(key)
+        attempts = _attempts(cache.failures)
         store = ClusterStore(self._api, self._view, self._contexts, key, cache.parsed, cache.interner, self._clock)
         fleet = ClusterFleet(self._api, self._view, self._contexts, key, cache.decoded, cache.interner, self._clock)
         traffic = self._traffic(key, cache.plans)
@@ -86,9 +98,10 @@ class PoolReconciler:
             traffic=traffic,
             clock=self._clock,
             check_runner=cache.check_runner,
-            bundles=ClusterBundles(self._api, self._dependencies.logs, key),
+            bundles=cache.bundles,
             announcer=cache.announcer,
             rollout_cache=cache.rollout_cache,
+            failures=cache.failures,
         )
         try:
             actions = await service.run_once()
@@ -98,6 +111,8 @@ class PoolReconciler:
         tidied = await fleet.tidy_reports()
         for line in cache.action_log.new_lines(actions):
             log.info("%s/%s: %s", key.namespace, key.pool, line)
+        for line in cache.action_log.new_failures(cache.failures):
+            log.warning("%s/%s: %s", key.namespace, key.pool, line)
         models = await store.models()
         states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
         self._dependencies.metrics.observe(key.namespace, key.pool, states, cache.rollout_cache.records)
@@ -108,7 +123,13 @@ class PoolReconciler:
                 key.namespace, key.pool, model, false_alarms=max(new, 0), dispersion=test.dispersion
             )
             cache.false_alarms[model] = test.false_alarms
-        return ReconcileResult(len(actions) + tidied, next_due_s(models, self._clock()))
+        # Statuses tell what failed in the next pass.
+        writes = len(actions) + tidied + (attempts != _attempts(cache.failures))
+        now_s = self._clock()
+        due_s = [next_due_s(models, now_s), *(max(each.retry_s - now_s, MIN_DUE_S) for each in cache.failures.values())]
+        if cache.bundles.reading():
+            due_s.append(BUNDLE_LOOK_S)
+        return ReconcileResult(writes, min(due_s))
 
     def _begin(self, key: PoolKey) -> PoolCache:
         plans: dict[str, TrafficPlan] = {}
@@ -121,7 +142,8 @@ class PoolReconciler:
         announcer = PoolAnnouncer(
             self._dependencies.notifier, key.namespace, partial(self._notification_targets, key), self._clock
         )
-        return self._caches.setdefault(key, PoolCache(BackgroundCheckRunner(context), announcer, plans=plans))
+        bundles = BackgroundBundles(ClusterBundles(self._api, self._dependencies.logs, key), self._bundle_slots)
+        return self._caches.setdefault(key, PoolCache(BackgroundCheckRunner(context), announcer, bundles, plans=plans))
 
     def _traffic(self, key: PoolKey, plans: dict[str, TrafficPlan]) -> ClusterTraffic:
         prometheus = self._dependencies.prometheus
@@ -135,12 +157,27 @@ class PoolReconciler:
         """Tell whether a pool still exists; drops the cache of one that does not."""
         wanted = key in self._view.pools()
         if not wanted and key in self._caches:
-            self._caches.pop(key).check_runner.schedule(())
+            cache = self._caches.pop(key)
+            cache.check_runner.schedule(())
+            cache.bundles.cancel()
             self._dependencies.metrics.observe(key.namespace, key.pool, {}, {})
         return wanted
 
+    def failures(self) -> Mapping[PoolKey, Collection[EffectFailure]]:
+        """Return what failed in the last passes, by pool."""
+        return {key: cache.failures.values() for key, cache in self._caches.items()}
+
+    async def finish_bundles(self, timeout_s: float | None = None) -> None:
+        """Wait for the bundles that are being made, at most for `timeout_s`."""
+        await asyncio.gather(*(cache.bundles.finish(timeout_s) for cache in self._caches.values()))
+
     async def close(self) -> None:
-        """Cancel running checks and send the remaining notifications."""
+        """Cancel running checks, finish what bundles can be, and send the remaining notifications."""
         for cache in self._caches.values():
             await cache.check_runner.close()
+        await self.finish_bundles(BUNDLES_GRACE_S)
         await self._dependencies.notifier.aclose()
+
+
+def _attempts(failures: Mapping[tuple[str, str], EffectFailure]) -> dict[tuple[str, str], int]:
+    return {key: failure.attempts for key, failure in failures.items()}

@@ -6,12 +6,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
 from typing import Final, Protocol
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
+from segserve_common.api_errors import (
+    ApiError,
+    ForbiddenError,
+    InvalidError,
+    UnavailableError,
+)
+from segserve_common.errors import ControlError
+from segserve_operator.adapters.kube.api import NotLeaderError
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.actions import (
     Action,
@@ -32,9 +42,18 @@ from segserve_operator.core.models.actions import (
     StartGroup,
     StopGroup,
 )
+from segserve_operator.core.models.effects import effects, permitted
 from segserve_operator.core.models.events import Event
+from segserve_operator.core.models.failures import (
+    failed,
+    is_due,
+    is_over,
+    key_of,
+    without_refused_revisions,
+)
 from segserve_operator.core.models.inputs import sampled_groups
 from segserve_operator.core.models.observed import (
+    EffectFailure,
     GroupObserved,
     ModelObserved,
     ModelStatus,
@@ -44,12 +63,17 @@ from segserve_operator.core.models.observed import (
     SelfTest,
     SloWatch,
 )
-from segserve_operator.core.models.planning import DesiredState, desired_state, effects, intents
+from segserve_operator.core.models.planning import DesiredState, desired_state, intents
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 MAX_CONCURRENT_WRITES: Final = 16
+MESSAGE_LENGTH: Final = 1000
+QUOTA: Final = "exceeded quota"
+
+
+log = logging.getLogger("segserve")
 
 
 @dataclass(slots=True)
@@ -195,10 +219,14 @@ class CheckRunner(Protocol):
 
 
 class Bundles(Protocol):
-    """The store of diagnostic bundles of rollouts that were rolled back."""
+    """The store of diagnostic bundles of rollouts that were rolled back, which are made in the background."""
 
-    async def save(self, record: Record, group: str) -> None:
-        """Store a rollout's record and the logs of its candidate's servers."""
+    def save(self, record: Record, group: str) -> None:
+        """Begin to store a rollout's record and the logs of its candidate's servers."""
+        ...
+
+    def reading(self) -> frozenset[str]:
+        """Return the groups whose servers' logs are still to be read."""
         ...
 
 
@@ -212,7 +240,10 @@ class Announcer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """The ports of one platform and the pass over them. `clock` returns Unix time in seconds."""
+    """The ports of one platform and the pass over them. `clock` returns Unix time in seconds.
+
+    `failures` are the actions that failed in the last passes by kind and subject; losing them loses only their delays.
+    """
 
     store: Store
     fleet: Fleet
@@ -222,6 +253,7 @@ class Service:
     bundles: Bundles
     announcer: Announcer
     rollout_cache: RolloutCache = field(default_factory=RolloutCache)
+    failures: dict[tuple[str, str], EffectFailure] = field(default_factory=dict)
 
     async def observe(self) -> Observed:
         """Read the world into one immutable value."""
@@ -243,53 +275,78 @@ class Service:
             check_results=self.check_runner.check_results(),
             watches=self.rollout_cache.watches,
             self_tests=self.rollout_cache.self_tests,
+            failures=dict(self.failures),
+            read=self.bundles.reading(),
         )
 
     async def run_once(self) -> tuple[Action, ...]:
         """Make one pass and return the actions taken, none if the world is as desired.
 
-        A model whose intents cannot be written stays as it is and does not hold up the others; its error is raised
-        after all else is done.
+        An action that fails holds what depends on it and nothing else; it is kept in `failures`, which the next pass
+        tells in statuses, and tried again after a delay. Raises the error of an API that answers nothing, or that lets
+        this process write no more.
         """
-        world = await self.observe()
+        world = without_refused_revisions(await self.observe())
+        outcome = _Outcome(world)
         desired = desired_state(world)
         wanted = intents(desired, world)
-        failures = await self._write_intents(wanted)
-        if failures:
-            desired = desired_state(world, frozenset(failures))
+        held = await self._write_intents(wanted, outcome)
+        if held:
+            desired = desired_state(world, held)
         self.rollout_cache.keep(desired)
         self.check_runner.schedule(desired.checks)
-        after = tuple(effects(desired, world))
-        for action in after:
-            await self._apply(action)
-        for failure in failures.values():
-            raise failure
-        return (*chain.from_iterable(wanted.values()), *after)
+        for stage in effects(desired, world):
+            permitted_stage = [tuple(outcome.ready(sequence)) for sequence in stage]
+            await _concurrently([partial(self._apply_sequence, each, outcome) for each in permitted_stage if each])
+        outcome.raise_outage()
+        self._keep_failures(outcome)
+        return tuple(outcome.taken)
 
-    async def _write_intents(self, wanted: Mapping[str, Sequence[Intent]]) -> dict[str, Exception]:
-        """Write the intents of many models concurrently; return the error of each model that failed."""
-        semaphore = asyncio.Semaphore(MAX_CONCURRENT_WRITES)
+    async def _write_intents(self, wanted: Mapping[str, Sequence[Intent]], outcome: _Outcome) -> frozenset[str]:
+        """Write the intents of many models concurrently; return the models that have to stay as they are."""
+        world = outcome.world
+        outcome.wanted |= {key_of(intent) for each in wanted.values() for intent in each}
+        held = {model for model, each in wanted.items() if not all(is_due(intent, world) for intent in each)}
 
-        async def write(actions: Sequence[Intent]) -> None:
-            async with semaphore:
-                for action in actions:
-                    await self._write(action)
+        async def write(model: str) -> None:
+            for intent in wanted[model]:
+                if not await outcome.attempt(intent, self._write(intent)):
+                    held.add(model)
+                    return
 
-        outcomes = await asyncio.gather(*map(write, wanted.values()), return_exceptions=True)
-        failures: dict[str, Exception] = {}
-        for model, outcome in zip(wanted, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                failures[model] = outcome
-            elif isinstance(outcome, BaseException):
-                raise outcome
-        return failures
+        await _concurrently([partial(write, model) for model in wanted if model not in held])
+        return frozenset(held)
+
+    async def _apply_sequence(self, sequence: Sequence[Effect], outcome: _Outcome) -> None:
+        for effect in sequence:
+            await outcome.attempt(effect, self._apply(effect))
+
+    def _keep_failures(self, outcome: _Outcome) -> None:
+        """Keep what failed, and forget what succeeded or is not wanted any more."""
+        world = outcome.world
+        revisions = {model.wanted.assigned.revision for model in world.models if model.wanted is not None}
+        for key, failure in [*self.failures.items()]:
+            # A spec that counts as unreadable meanwhile asks for no revision.
+            waits = failure.kind == "SaveRevision" and failure.subject not in revisions and not is_over(failure, world)
+            if key not in outcome.wanted and not waits:
+                del self.failures[key]
+        for action in outcome.taken:
+            self.failures.pop(key_of(action), None)
+        for action, error in outcome.errors:
+            self.failures[key_of(action)] = failed(
+                action,
+                _reason(error),
+                world,
+                passing=not isinstance(error, (ForbiddenError, InvalidError)),
+                wait_s=float(getattr(error, "retry_after_s", 0.0)),
+            )
 
     async def _write(self, intent: Intent) -> None:
         match intent:
             case SaveRevision(revision, assigned):
                 await self.store.save_revision(revision, assigned)
             case EmitEvent(model, event):
-                await self.store.emit(model, event)
+                await self._emit(model, event)
             case SaveStatus(model, status):
                 await self.store.save_status(model, status)
 
@@ -307,7 +364,7 @@ class Service:
             case StopGroup(group):
                 await self.fleet.stop(group)
             case SaveBundle(record, group):
-                await self.bundles.save(record, group)
+                self.bundles.save(record, group)
             case Announce(model, state, events, url):
                 self.announcer.announce(model, state, events, url)
             case Forget(model):
@@ -315,9 +372,89 @@ class Service:
             case DropRevision(revision):
                 await self.store.drop_revision(revision)
             case EmitPoolEvent(event):
-                await self.store.emit(None, event)
+                await self._emit(None, event)
             case SavePoolStatus(status):
                 await self.store.save_pool_status(status)
+
+    async def _emit(self, model: str | None, event: Event) -> None:
+        try:
+            await self.store.emit(model, event)
+        except (ForbiddenError, InvalidError) as error:
+            # The status says the same: what it is about does not wait for an Event that is refused.
+            log.warning("Event %s of %s is refused: %s", event.reason, model or "the pool", error)
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What became of a pass so far: the actions taken, those that failed, and those that wait."""
+
+    world: Observed
+    taken: list[Action] = field(default_factory=list)
+    errors: list[tuple[Action, Exception]] = field(default_factory=list)
+    waiting: list[Effect] = field(default_factory=list)
+    wanted: set[tuple[str, str]] = field(default_factory=set)
+
+    def ready(self, sequence: Sequence[Effect]) -> Iterator[Effect]:
+        """Yield what of a sequence may be applied now."""
+        held = [*self.waiting, *(action for action, _ in self.errors if not isinstance(action, Intent))]
+        for effect in sequence:
+            self.wanted.add(key_of(effect))
+            permitted_effect = permitted(effect, held, self.world)
+            if permitted_effect is not None and is_due(permitted_effect, self.world):
+                yield permitted_effect
+            else:
+                self.waiting.append(effect)
+
+    async def attempt(self, action: Action, writing: Awaitable[None]) -> bool:
+        """Wait for an action, note what became of it, and return whether it was taken."""
+        try:
+            await writing
+        except Exception as error:
+            self.errors.append((action, error))
+            if not isinstance(error, (ControlError, OSError)):
+                log.exception("%s failed", brief(action))
+            return False
+        self.taken.append(action)
+        return True
+
+    def raise_outage(self) -> None:
+        """Raise the error that is about the API and not about an object, if there is one."""
+        errors = [error for _, error in self.errors]
+        for error in errors:
+            if isinstance(error, NotLeaderError):
+                raise error
+        silent = [isinstance(error, UnavailableError) and error.status is None for error in errors]
+        if errors and all(silent) and not self.taken:
+            raise errors[0]
+
+
+async def _concurrently(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Await calls with a bound on their number; what is not an `Exception` ends them all."""
+    semaphore = asyncio.Semaphore(MAX_CONCURRENT_WRITES)
+
+    async def bounded(call: Callable[[], Awaitable[None]]) -> None:
+        async with semaphore:
+            await call()
+
+    if len(calls) == 1:
+        await calls[0]()
+        return
+    try:
+        async with asyncio.TaskGroup() as group:
+            for call in calls:
+                group.create_task(bounded(call))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+def _reason(error: Exception) -> FailureReason:
+    """Return the reason of a failure, with the API's own words."""
+    words = (str(error) or type(error).__name__)[:MESSAGE_LENGTH]
+    if QUOTA in words:
+        return FailureReason("QuotaExceeded", words)
+    return FailureReason(
+        type(error).__name__.removesuffix("Error") if isinstance(error, ApiError) else "WriteFailed", words
+    )
 
 
 def brief(action: Action) -> str:
@@ -333,6 +470,7 @@ class ActionLog:
 
     def __init__(self) -> None:
         self._last: set[str] = set()
+        self._attempts: dict[tuple[str, str], int] = {}
 
     def new_lines(self, actions: Sequence[Action]) -> list[str]:
         """Return a line for each action of a pass that the pass before did not take."""
@@ -340,3 +478,12 @@ class ActionLog:
         new = [line for line in lines if line not in self._last]
         self._last = set(lines)
         return new
+
+    def new_failures(self, failures: Mapping[tuple[str, str], EffectFailure]) -> list[str]:
+        """Return a line for each action that failed since the last call."""
+        new = [each for key, each in failures.items() if self._attempts.get(key) != each.attempts]
+        self._attempts = {key: each.attempts for key, each in failures.items()}
+        return [
+            f"{each.kind} {each.subject} failed ({each.attempts} times): {each.reason.reason}: {each.reason.message}"
+            for each in new
+        ]

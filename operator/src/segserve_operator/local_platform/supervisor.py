@@ -19,6 +19,7 @@ from typing import Final
 
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_common.files import write_private
+from segserve_operator.adapters.bundles.background import BackgroundBundles
 from segserve_operator.adapters.bundles.local import LocalBundles, bundle_folder
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
@@ -84,13 +85,14 @@ class Supervisor:
             CheckContext(InternalGateway(self.gateway.internal_url), LocalResources(state), time.time, local=True)
         )
         self.notifier = Notifier(loopback=True)
+        self.bundles = BackgroundBundles(LocalBundles(state))
         self.service = Service(
             store=LocalStore(state),
             fleet=LocalFleet(state, runtime, cache, access),
             traffic=self.gateway,
             clock=time.time,
             check_runner=self.check_runner,
-            bundles=LocalBundles(state),
+            bundles=self.bundles,
             announcer=PoolAnnouncer(self.notifier, "", lambda: targets(pool.spec, ""), time.time),
         )
         self.action_log = ActionLog()
@@ -114,6 +116,7 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), POLL_S)
         await self.check_runner.close()
+        await self.bundles.finish(STOP_GRACE_S)
         await self.notifier.aclose()
 
     def _write_record(self, *, observed: bool) -> None:
@@ -139,6 +142,8 @@ class Supervisor:
             log.exception("a pass failed; the next one retries")
         for line in self.action_log.new_lines(actions):
             log.info("%s", line)
+        for line in self.action_log.new_failures(self.service.failures):
+            log.warning("%s", line)
         return bool(actions)
 
     def _bound_logs(self) -> None:

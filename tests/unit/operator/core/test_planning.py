@@ -47,6 +47,7 @@ from segserve_operator.core.models.actions import (
     StartGroup,
     StopGroup,
 )
+from segserve_operator.core.models.effects import effects
 from segserve_operator.core.models.observed import (
     GroupObserved,
     ModelObserved,
@@ -55,7 +56,7 @@ from segserve_operator.core.models.observed import (
     PoolStatus,
     Roles,
 )
-from segserve_operator.core.models.planning import DesiredState, desired_state, effects, intents
+from segserve_operator.core.models.planning import DesiredState, desired_state, intents
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record
@@ -89,7 +90,8 @@ def at_rest(seen: Observed) -> Observed:
 def actions(seen: Observed) -> list[Action]:
     """Return all that one pass does, in its order."""
     desired = desired_state(seen)
-    return [*chain.from_iterable(intents(desired, seen).values()), *effects(desired, seen)]
+    stages = chain.from_iterable(effects(desired, seen))
+    return [*chain.from_iterable(intents(desired, seen).values()), *chain.from_iterable(stages)]
 
 
 def lines(seen: Observed) -> list[str]:
@@ -246,8 +248,8 @@ PASSES = [
     ),
     pytest.param(
         at_rest(world(model(SECOND, CHANGING), model(CELLS), groups=[MAIN, OWN])),
-        ["record cells", "start cells", "assign cells: cells", "route coins second 100 %, main 0 %"],
-        id="servers are told what to hold before requests are sent elsewhere",
+        ["record cells", "route coins second 100 %, main 0 %", "start cells", "assign cells: cells"],
+        id="weights over what servers hold come before the groups of other models",
     ),
     pytest.param(
         at_rest(world(model(FIRST, SERVED), groups=[lost("main", FIRST)], traffic=TrafficState(None))),

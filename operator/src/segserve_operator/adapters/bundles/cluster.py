@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -41,8 +40,6 @@ LIMIT_BYTES: Final = 900 * 1024
 MAX_PODS: Final = 8
 LOGS_S: Final = 5.0
 
-log = logging.getLogger("segserve")
-
 
 class PodLogs(Protocol):
     """Reads logs of containers."""
@@ -54,24 +51,22 @@ class PodLogs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ClusterBundles:
-    """Implements `Bundles` for one pool. Logs are shortened until a bundle fits into a ConfigMap."""
+    """Implements `BundleWriter` for one pool. Logs are shortened until a bundle fits into a ConfigMap."""
 
     api: Api
     logs: PodLogs
     key: PoolKey
 
-    async def save(self, record: Record, group: str) -> None:
-        """Write the ConfigMap, which is deleted with its SegmentationRollout; call this before the group is stopped."""
-        try:
-            owner = await self.api.get(ROLLOUTS, self.key.namespace, record.name)
-            diagnostics = await self._collect(group)
-            content = await asyncio.to_thread(_fit, record, diagnostics)
-            await self.api.apply(
-                CONFIG_MAPS, self.key.namespace, _config_map(record, owner["metadata"]["uid"], content)
-            )
-            log.info("bundle of rollout %s: configmap/%s", record.name, bundle_name(record.name))
-        except ApiError as error:
-            log.warning("no bundle of rollout %s: %s", record.name, error)
+    async def save(self, record: Record, group: str) -> str:
+        """Write the ConfigMap, which is deleted with its SegmentationRollout; the group's servers must still be there.
+
+        Raises `ApiError` if the rollout is not written yet, or the bundle cannot be.
+        """
+        owner = await self.api.get(ROLLOUTS, self.key.namespace, record.name)
+        diagnostics = await self._collect(group)
+        content = await asyncio.to_thread(_fit, record, diagnostics)
+        await self.api.apply(CONFIG_MAPS, self.key.namespace, _config_map(record, owner["metadata"]["uid"], content))
+        return f"configmap/{bundle_name(record.name)}"
 
     async def _collect(self, group: str) -> ServerDiagnostics:
         labels = {**MANAGED_LABELS, POOL_LABEL: self.key.pool, GROUP_LABEL: group}
@@ -90,7 +85,7 @@ class ClusterBundles:
         server = pod["metadata"]["name"]
         name = f"{server}/{container}{'-previous' if previous else ''}"
         try:
-            # The pass waits for this, and with it the pool's other rollouts.
+            # The group's servers are kept for so long.
             async with asyncio.timeout(LOGS_S):
                 return name, await self.logs.pod_log(self.key.namespace, server, container, previous=previous), ""
         except (ApiError, TimeoutError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 MAX_BUNDLES: Final = 20
 SUFFIX: Final = ".tar.gz"
 
-log = logging.getLogger("segserve")
-
 
 def bundle_folder(state: StateFolder) -> Path:
     """Return the folder of all bundles, which need not exist."""
@@ -41,19 +38,15 @@ def bundle_file(state: StateFolder, rollout: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class LocalBundles:
-    """Implements `Bundles`; keeps the newest `MAX_BUNDLES`."""
+    """Implements `BundleWriter`; keeps the newest `MAX_BUNDLES`."""
 
     state: StateFolder
 
-    async def save(self, record: Record, group: str) -> None:
-        """Write the file, and remove the oldest ones; call this before the group is stopped."""
+    async def save(self, record: Record, group: str) -> str:
+        """Write the file, and remove the oldest ones; raises `OSError`. The group's logs must still be there."""
         folder = GroupFolder(self.state.groups / group)
         counts, missing = await _statistics(folder, group)
-        try:
-            path = await asyncio.to_thread(self._write, record, folder, counts, missing)
-            log.info("bundle of rollout %s: %s", record.name, path)
-        except OSError as error:
-            log.warning("no bundle of rollout %s: %s", record.name, error)
+        return str(await asyncio.to_thread(self._write, record, folder, counts, missing))
 
     def _write(self, record: Record, folder: GroupFolder, counts: dict[str, bytes], missing: list[str]) -> Path:
         logs: dict[str, bytes] = {}

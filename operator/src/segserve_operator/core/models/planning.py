@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
@@ -10,24 +10,12 @@ from segserve_builder.spec.names import network_alias
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.actions import (
-    Announce,
-    Assign,
-    DropRevision,
-    Effect,
     EmitEvent,
-    EmitPoolEvent,
-    Forget,
     Intent,
-    SaveBundle,
-    SavePoolStatus,
     SaveRevision,
-    SaveRollout,
     SaveStatus,
-    SetTraffic,
-    StartGroup,
-    StopGroup,
 )
-from segserve_operator.core.models.advance import RolloutUpdate, is_due, unchanged
+from segserve_operator.core.models.advance import RolloutUpdate, unchanged
 from segserve_operator.core.models.conditions import status_of
 from segserve_operator.core.models.events import Event, rollout_events, status_events
 from segserve_operator.core.models.golden_scores import with_scoring
@@ -42,7 +30,7 @@ from segserve_operator.core.models.observed import (
     SelfTest,
     SloWatch,
 )
-from segserve_operator.core.models.pool import pool_events, pool_status, slots
+from segserve_operator.core.models.pool import pool_status, slots
 from segserve_operator.core.models.quorum import answers, prevailing_report, suffices
 from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
 from segserve_operator.core.models.self_test import self_tests, tests_itself
@@ -121,12 +109,13 @@ def intents(desired: DesiredState, world: Observed) -> dict[str, list[Intent]]:
         status = desired.statuses[model.name]
         if status != model.status:
             about = (*desired.answers.get(model.name, ()), *status_events(model.status, status))
-            events = (EmitEvent(model.name, event) for event in (*about, *_of_rollout(model, desired)))
+            events = (EmitEvent(model.name, event) for event in (*about, *events_of_rollout(model, desired)))
             intents_by_model.setdefault(model.name, []).extend([*events, SaveStatus(model.name, status)])
     return intents_by_model
 
 
-def _of_rollout(model: ModelObserved, desired: DesiredState) -> tuple[Event, ...]:
+def events_of_rollout(model: ModelObserved, desired: DesiredState) -> tuple[Event, ...]:
+    """Return the events of what a pass decides of a model's rollout."""
     status = desired.statuses[model.name]
     return rollout_events(model.status.rollout, status.rollout, _verdicts(desired, status))
 
@@ -136,57 +125,6 @@ def _verdicts(desired: DesiredState, status: ModelStatus) -> tuple[Verdict, ...]
     if record is None:
         return ()
     return record.verdicts
-
-
-def effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
-    """Yield the writes that turn the world into the desired one, in a safe order.
-
-    Servers load a revision before it gets requests, and what no longer gets requests is removed last. Nothing is
-    yielded if nothing differs.
-    """
-    redirect: list[Effect] = []
-    if desired.traffic is not None and (world.traffic.plan != desired.traffic or not world.traffic.intact):
-        redirect = [SetTraffic(desired.traffic)]
-    # A restarted server has no models yet, so the gateway must stop using it before the restart.
-    restarts = any(name in desired.groups and not group.intact for name, group in world.groups.items())
-    first = redirect if restarts and world.traffic.plan is not None else []
-    yield from first
-    yield from _group_effects(desired, world)
-    yield from () if first else redirect
-    yield from _record_effects(desired, world)
-    yield from map(StopGroup, sorted(world.groups.keys() - desired.groups.keys()))
-    yield from map(Forget, desired.forgotten)
-    yield from map(DropRevision, sorted(world.revisions.keys() - desired.revisions.keys()))
-    if world.pool is not None and desired.pool is not None and desired.pool != world.pool.status:
-        yield from map(EmitPoolEvent, pool_events(world.pool.status, desired.pool))
-        yield SavePoolStatus(desired.pool)
-
-
-def _record_effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
-    """Yield the writes of records: immediately after decisions, otherwise at intervals."""
-    roles = {model.name: model.roles for model in world.models}
-    for record in {**world.records, **desired.records}.values():
-        if is_due(record, world, active=record.name in desired.records):
-            yield SaveRollout(record)
-    for record in desired.records.values():
-        ended = record.progress.phase == Phase.ROLLED_BACK
-        candidate = roles[record.model].candidate or roles[record.model].stable
-        if ended and candidate is not None and candidate.revision == record.candidate and candidate.group is not None:
-            yield SaveBundle(record, candidate.group)
-    for model in world.models:
-        status = desired.statuses[model.name]
-        events = _of_rollout(model, desired) if status.rollout != model.status.rollout else ()
-        if events and status.rollout is not None:
-            yield Announce(model.name, status.rollout, events, status.url)
-
-
-def _group_effects(desired: DesiredState, world: Observed) -> Iterator[Effect]:
-    for group, assignment in desired.groups.items():
-        observed, replicas = world.groups.get(group), desired.replicas[group]
-        if observed is None or not observed.intact or observed.replicas != replicas:
-            yield StartGroup(group, replicas)
-        if observed is None or not observed.written or observed.assignment != assignment:
-            yield Assign(group, assignment)
 
 
 def _wanted_holdings(roles: Mapping[str, Roles], main: str) -> set[tuple[str, str, str]]:
