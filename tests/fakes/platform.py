@@ -20,6 +20,7 @@ from segserve_builder.agent.protocol import (
 from segserve_builder.spec.model_spec import Artifact, Input, ModelClass, Output, Runtime
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import (
@@ -78,8 +79,9 @@ class InMemoryStore:
         allow_class_changes: bool = False,
         policy: RolloutPolicy | None = None,
         slo: Slo | None = None,
+        progress_deadline_s: float = 600,
     ) -> None:
-        wanted = Wanted(told, keep_previous_s, allow_class_changes, policy, slo)
+        wanted = Wanted(told, keep_previous_s, allow_class_changes, policy, slo, progress_deadline_s)
         known = self.objects.get(told.model)
         generation = known.generation + 1 if known else 1
         status = known.status if known else ModelStatus()
@@ -145,6 +147,7 @@ class Verdict:
 
     reason: str
     retryable: bool = False
+    attempts: int = 1
 
 
 @dataclass
@@ -152,22 +155,31 @@ class InMemoryFleet:
     """Groups whose agents prove whatever they were assigned at the next `work`, unless a verdict says otherwise.
 
     Verdicts are about revisions by name, and about golden sets by digest, on trial or to be scored. `qualities` are
-    those of a revision's answers to golden images, all .9 unless given.
+    those of a revision's answers to golden images, all .9 unless given. Verdicts by a server's name, `GROUP-NUMBER`,
+    are about all that it holds. Servers that are `down` do not answer; for `nodeless` groups there is no room.
     """
 
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    down: set[str] = field(default_factory=set)
+    nodeless: set[str] = field(default_factory=set)
     members: dict[str, GroupObserved] = field(default_factory=dict)
     qualities: dict[str, list[float]] = field(default_factory=dict)
     starts: list[str] = field(default_factory=list)
     replicas: int = 1
 
     async def groups(self) -> Mapping[str, GroupObserved]:
-        return {name: replace(group, wanted=self.replicas) for name, group in self.members.items()}
+        return {name: self._seen(group) for name, group in self.members.items()}
+
+    def _seen(self, group: GroupObserved) -> GroupObserved:
+        nodeless = group.name in self.nodeless
+        servers = tuple(each for each in group.servers if not nodeless and each.name not in self.down)
+        problem = FailureReason("Unschedulable", "no node has room") if nodeless else group.problem
+        return replace(group, wanted=self.replicas, servers=servers, problem=problem)
 
     async def start(self, group: str, replicas: int = 1) -> None:
         self.starts.append(group)
         told = self.members[group].assignment if group in self.members else Assignment()
-        self.members[group] = GroupObserved(group, self._servers(group), assignment=told)
+        self.members[group] = GroupObserved(group, self._servers(group), assignment=told, replicas=replicas)
 
     def _servers(self, group: str) -> tuple[ServerObserved, ...]:
         first = len(self.starts) * 10
@@ -187,12 +199,15 @@ class InMemoryFleet:
 
     def work(self) -> None:
         for name, group in self.members.items():
-            reports = tuple(self._report(told) for told in group.assignment.models)
-            servers = tuple(replace(server, reports=reports) for server in group.servers)
+            told = group.assignment.models
+            servers = tuple(
+                replace(server, reports=tuple(self._report(each, server.name) for each in told))
+                for server in group.servers
+            )
             self.members[name] = replace(group, servers=servers)
 
-    def _report(self, told: AssignedModel) -> ModelReport:
-        verdict = self.verdicts.get(told.revision)
+    def _report(self, told: AssignedModel, server: str) -> ModelReport:
+        verdict = self.verdicts.get(told.revision) or self.verdicts.get(server)
         if verdict is None:
             return ModelReport(
                 model=told.model,
@@ -214,6 +229,7 @@ class InMemoryFleet:
             reason=verdict.reason,
             message=f"{verdict.reason} happened",
             retryable=verdict.retryable,
+            attempts=verdict.attempts,
         )
 
     def _scores(self, told: AssignedModel) -> ScoreReport | None:

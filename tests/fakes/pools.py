@@ -31,6 +31,7 @@ kind: TritonPool
 metadata: {name: gpus, namespace: vision, uid: 2c3d}
 spec:
   replicas: 3
+  minReady: 75%
   isolation: shared
   server:
     image: example.com/triton:26.05

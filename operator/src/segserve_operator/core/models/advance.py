@@ -13,6 +13,7 @@ from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.events import SPLIT_EXPLANATION, Event, explanation
 from segserve_operator.core.models.inputs import checks, gather_signals, groups_of, is_about, verdicts_with
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.models.quorum import answers
 from segserve_operator.core.models.requests import VERB_SIGNALS, RolloutRequest, next_request, refusal, with_handled
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
@@ -54,14 +55,14 @@ def advance(model: ModelObserved, roles: Roles, world: Observed) -> RolloutUpdat
     """Advance a model's rollout by one window of evidence; `roles` follow from the spec and the servers."""
     state, superseded = _current(model, roles, world)
     if state is None or state.ended:
-        update, request = _handle_request(model, roles, state, ())
+        update, request = _handle_request(model, roles, state, (), world)
         return replace(
             update,
             records=(*superseded, *_unfinished_record(state, world)),
             return_to_previous=request is not None and request.verb == "rollback",
         )
     record = _record(state, roles, model, world)
-    update, request = _handle_request(model, roles, state, tuple(map(gate_name, record.policy.gates)))
+    update, request = _handle_request(model, roles, state, tuple(map(gate_name, record.policy.gates)), world)
     result, after = _decide(state, record, roles, model, world, request)
     latest = result.record
     if result.changed or is_due(record, world):
@@ -127,14 +128,15 @@ def _started(roles: Roles, world: Observed) -> RolloutState:
 
 
 def _handle_request(
-    model: ModelObserved, roles: Roles, state: RolloutState | None, gates: tuple[str, ...]
+    model: ModelObserved, roles: Roles, state: RolloutState | None, gates: tuple[str, ...], world: Observed
 ) -> tuple[RolloutUpdate, RolloutRequest | None]:
     """Return the outcome of the next request made by annotation, and the request itself if it is granted."""
     handled = model.status.handled
     request = next_request(model.annotations, handled)
     if request is None:
         return RolloutUpdate(state, handled=handled), None
-    refused = refusal(request, state, roles, gates)
+    can_return = roles.previous is not None and answers(roles.previous, world)
+    refused = refusal(request, state, roles, gates, can_return=can_return)
     if refused is not None:
         event = Event("Warning", "RequestRefused", refused)
     else:

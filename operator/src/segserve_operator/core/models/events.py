@@ -76,14 +76,14 @@ def status_events(before: ModelStatus, after: ModelStatus) -> tuple[Event, ...]:
 def condition_events(before: Iterable[ObservedCondition], after: Iterable[ObservedCondition]) -> Iterator[Event]:
     """Yield a warning for each new problem, and an event when readiness returns."""
     former_by_type = {condition.type: condition for condition in before}
+    after = tuple(after)
+    degraded = next((each.reason for each in after if each.type == "Degraded"), "")
     for condition in after:
         former = former_by_type.get(condition.type)
         status, reason = (former.status, former.reason) if former is not None else ("", "")
-        if (
-            condition.type == "Degraded"
-            and condition.status == "True"
-            and (status, reason) != (condition.status, condition.reason)
-        ):
+        # Most of what stalls is degraded, too, for the same reason.
+        is_problem = condition.type == "Degraded" or (condition.type == "Stalled" and condition.reason != degraded)
+        if is_problem and condition.status == "True" and (status, reason) != (condition.status, condition.reason):
             yield Event("Warning", condition.reason, condition.message)
         if condition.type == "Ready" and condition.status == "True" and status != "True":
             yield Event("Normal", "Ready", condition.message)

@@ -84,10 +84,15 @@ def with_handled(handled: tuple[str, ...], request: RolloutRequest) -> tuple[str
     return (*(text for text in handled if text != request.text), request.text)[-MAX_HANDLED:]
 
 
-def refusal(request: RolloutRequest, state: RolloutState | None, roles: Roles, gates: Iterable[str]) -> str | None:
-    """Return why a request is refused, or None if it is granted."""
+def refusal(
+    request: RolloutRequest, state: RolloutState | None, roles: Roles, gates: Iterable[str], *, can_return: bool = True
+) -> str | None:
+    """Return why a request is refused, or None if it is granted.
+
+    `can_return`: a server answers for the former revision.
+    """
     if request.verb == "rollback":
-        return _rollback_refusal(request, roles)
+        return _rollback_refusal(request, roles, can_return=can_return)
     if request.verb == "retry":
         failed = roles.candidate if roles.candidate is not None and roles.candidate.failure is not None else None
         return _other(request, failed.revision if failed is not None else None, "has failed")
@@ -102,11 +107,13 @@ def refusal(request: RolloutRequest, state: RolloutState | None, roles: Roles, g
     return None
 
 
-def _rollback_refusal(request: RolloutRequest, roles: Roles) -> str | None:
+def _rollback_refusal(request: RolloutRequest, roles: Roles, *, can_return: bool) -> str | None:
     if roles.stable is None or request.revision != roles.stable.revision:
         return _other(request, roles.stable.revision if roles.stable is not None else None, "is stable")
     if roles.previous is None:
         return f"rollback: no former revision is kept beside {request.revision}; apply the one that you want"
+    if not can_return:
+        return f"rollback: no server of group {roles.previous.group} answers for {roles.previous.revision}"
     return None
 
 
