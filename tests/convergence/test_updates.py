@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from fakes.cluster_world import DEFAULTS, NAMESPACE, ClusterWorld, model_manifest
-from segserve_common.kube.kinds import DEPLOYMENTS, PODS, POOLS, ROLE_BINDINGS
-from segserve_common.kube.names import COMPONENT_LABEL, SERVER
+from fakes.kube_faults import Faulty, crash_at
+from segserve_common.kube.kinds import DEPLOYMENTS, PODS, POOLS, ROLE_BINDINGS, SERVICE_ACCOUNTS
+from segserve_common.kube.names import COMPONENT_LABEL, POOL_LABEL, SERVER
+from segserve_operator.adapters.kube.view import PoolKey
 
 NEWER = replace(DEFAULTS, server_image="server:2")
 OTHER_SERVER = {"image": "server:9", "version": "26.05"}
@@ -78,6 +80,23 @@ async def test_servers_of_an_earlier_template_are_scaled_and_keep_their_other_ob
     assert images(world) == {"server:1"}
     assert len(world.kube.all(ROLE_BINDINGS, NAMESPACE)) >= 1
     assert len(world.routes()["model-0"]["shares"][0]["endpoints"]) == 3
+
+
+async def test_servers_of_an_earlier_template_are_replaced_by_equal_ones_if_their_tokens_become_void() -> None:
+    world = await served()
+    (main,) = world.groups()
+    upgrade(world)
+    await world.turns(3)
+    world.now_s += 10
+    for account in world.kube.all(SERVICE_ACCOUNTS, NAMESPACE):
+        world.delete(SERVICE_ACCOUNTS, account["metadata"]["name"])
+    await world.turns(6)
+
+    (deployment,) = (d for d in world.kube.all(DEPLOYMENTS) if "main" in d["metadata"]["name"])
+    assert "segserve.dev/service-account" in deployment["spec"]["template"]["metadata"]["annotations"]
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == "server:1"
+    assert world.groups() == {main}
+    assert [await world.run_pass() for _ in range(3)] == [0, 0, 0]
 
 
 async def test_a_request_adopts_the_template_of_a_new_operator_and_is_answered_once() -> None:
@@ -197,3 +216,210 @@ async def test_an_update_needs_no_more_servers_than_allowed_and_keeps_the_capaci
     revision = world.kube.revision
     await world.run_pass()
     assert world.kube.revision == revision
+
+
+async def test_a_revision_changes_during_an_update_without_a_gap() -> None:
+    world = await served(replicas=3, update={"maxSurge": 1})
+    world.apply_pool(replicas=3, update={"maxSurge": 1}, server=OTHER_SERVER)
+    await world.turns(4, seconds_each=2)
+    assert images(world) == {"server:1", "server:9"}
+    first = world.status("model-0")["roles"]["stable"]["revision"]
+    world.apply(model_manifest("model-0", "2", keepPrevious="30s"))
+    for _ in range(40):
+        await world.turns(1, seconds_each=2)
+        assert all(share["endpoints"] for share in world.routes()["model-0"]["shares"] if share["weight"])
+
+    assert images(world) == {"server:9"}
+    assert world.status("model-0")["roles"]["stable"]["revision"] != first
+    (main,) = world.groups()
+    assert world.weights("model-0") == {main: 100}
+
+
+async def test_a_revision_is_taken_back_during_an_update_to_all_servers_of_both_templates() -> None:
+    world = await served(replicas=3, update={"maxSurge": 1})
+    world.apply(model_manifest("model-0", "2", keepPrevious="1h"))
+    await world.turns(6, seconds_each=2)
+    world.apply_pool(replicas=3, update={"maxSurge": 1}, server=OTHER_SERVER)
+    await world.turns(5, seconds_each=2)
+    world.apply(model_manifest("model-0", keepPrevious="1h"))
+    await world.turns(1)
+
+    (share,) = (share for share in world.routes()["model-0"]["shares"] if share["weight"])
+    assert share["group"].startswith("main-")
+    assert len(share["endpoints"]) >= 3
+
+
+async def test_a_template_that_is_taken_back_during_its_update_ends_with_the_former_servers() -> None:
+    world = await served(replicas=3, update={"maxSurge": 1})
+    (main,) = world.groups()
+    world.apply_pool(replicas=3, update={"maxSurge": 1}, server=OTHER_SERVER)
+    await world.turns(5, seconds_each=2)
+    assert images(world) == {"server:1", "server:9"}
+    world.apply_pool(replicas=3, update={"maxSurge": 1})
+    await capacity_kept(world, most=4, least=3, turns=20)
+
+    assert images(world) == {"server:1"}
+    assert world.groups() == {main}
+
+
+async def test_a_third_template_during_an_update_takes_no_more_servers() -> None:
+    world = await served(replicas=3, update={"maxSurge": 1})
+    world.apply_pool(replicas=3, update={"maxSurge": 1}, server=OTHER_SERVER)
+    await world.turns(5, seconds_each=2)
+    world.apply_pool(replicas=3, update={"maxSurge": 1}, server={"image": "server:10", "version": "26.06"})
+    await capacity_kept(world, most=4, least=3, turns=30)
+
+    assert images(world) == {"server:10"}
+    assert len(world.groups()) == 1
+
+
+async def test_without_room_the_update_is_stalled_and_everything_else_goes_on() -> None:
+    world = await served(replicas=2)
+    before = servers(world)
+    world.room = 2
+    world.apply_pool(replicas=2, server=OTHER_SERVER)
+    await world.turns(8, seconds_each=120)
+
+    assert before.items() <= servers(world).items()
+    assert world.pool_condition("Ready") == ("True", "Serving")
+    assert world.pool_condition("Degraded") == ("True", "Unschedulable")
+    assert world.pool_condition("Stalled") == ("True", "Unschedulable")
+    assert world.pool_message("Progressing").startswith("0 of 2 servers")
+
+    world.room = 3
+    await world.turns(10)
+
+    assert images(world) == {"server:9"}
+    assert world.pool_condition("Stalled")[0] != "True"
+
+
+async def test_recreate_ends_all_servers_before_it_starts_others() -> None:
+    world = await served(replicas=2, update={"strategy": "Recreate"})
+    world.room = 2
+    world.apply_pool(replicas=2, update={"strategy": "Recreate"}, server=OTHER_SERVER)
+    told = set()
+    for _ in range(15):
+        await world.turns(1)
+        told.add(world.pool_condition("Progressing"))
+        assert len(images(world)) <= 1
+
+    assert ("True", "Updating") in told
+    assert images(world) == {"server:9"}
+    assert world.condition("model-0", "Ready") == ("True", "Serving")
+
+
+async def test_a_paused_update_stays_where_it_is_and_models_go_on() -> None:
+    world = await served(replicas=3, update={"maxSurge": 1})
+    world.apply_pool(replicas=3, update={"maxSurge": 1}, server=OTHER_SERVER)
+    await world.turns(5)
+    world.apply_pool(replicas=3, update={"maxSurge": 1, "paused": True}, server=OTHER_SERVER)
+    await world.turns(3)
+    before = servers(world)
+    assert images(world) == {"server:1", "server:9"}
+    assert world.pool_condition("Progressing") == ("False", "UpdatePaused")
+    world.apply(model_manifest("model-0", "2", keepPrevious="10s"))
+    world.apply(model_manifest("other"))
+    await world.turns(20, seconds_each=5)
+
+    assert servers(world) == before
+    assert world.condition("model-0", "Ready") == ("True", "Serving")
+    assert world.condition("other", "Ready") == ("True", "Serving")
+    world.apply_pool(replicas=3, update={"maxSurge": 1}, server=OTHER_SERVER)
+    await world.turns(20)
+    assert images(world) == {"server:9"}
+
+
+async def test_a_paused_pool_can_be_scaled() -> None:
+    world = await served(replicas=2, update={"paused": True})
+    world.apply_pool(replicas=3, update={"paused": True}, server=OTHER_SERVER)
+    await world.turns(6)
+
+    assert images(world) == {"server:1"}
+    assert len(servers(world)) == 3
+
+
+async def test_servers_are_replaced_in_the_window_only() -> None:
+    # The world begins on a Friday at 08:00 UTC.
+    update = {"window": {"start": "22:00", "duration": "2h", "timeZone": "Europe/Berlin"}}
+    world = await served(update=update)
+    world.apply_pool(update=update, server=OTHER_SERVER)
+    await world.turns(5)
+
+    assert images(world) == {"server:1"}
+    assert world.pool_condition("Progressing") == ("False", "UpdateWaiting")
+    assert "22:00 Europe/Berlin" in world.pool_message("Progressing")
+
+    world.now_s += 13.5 * 3600
+    await world.turns(12)
+
+    assert images(world) == {"server:9"}
+
+
+async def test_a_window_takes_up_what_a_new_operator_offers() -> None:
+    world = await served(update={"window": {"days": ["Sat"], "start": "01:00", "duration": "2h"}})
+    upgrade(world)
+    await world.turns(3)
+    assert images(world) == {"server:1"}
+    world.now_s += 17.5 * 3600
+    await world.turns(12)
+
+    assert images(world) == {"server:2"}
+
+
+async def test_pools_are_updated_one_after_the_other_by_default() -> None:
+    world = await served(replicas=2)
+    other = PoolKey(NAMESPACE, "other")
+    metadata = {"name": "other", "namespace": NAMESPACE}
+    manifest = {"apiVersion": POOLS.api_version, "kind": POOLS.name, "metadata": metadata}
+    world.apply({**manifest, "spec": {"replicas": 2}})
+    world.apply(model_manifest("elsewhere", pool="other"))
+    world.keys = (*world.keys, other)
+    await world.turns(10)
+    world.apply_pool(replicas=2, server=OTHER_SERVER)
+    world.apply({**manifest, "spec": {"replicas": 2, "server": OTHER_SERVER}})
+    waited = set()
+    for _ in range(40):
+        await world.turns(1)
+        reasons = {world.pool_condition("Progressing")[1], world.pool_condition("Progressing", "other")[1]}
+        assert reasons != {"Updating"}
+        waited |= reasons
+        assert sum(len(set(versions)) > 1 for versions in by_pool(world).values()) <= 1
+
+    assert "UpdateQueued" in waited
+    assert images(world) == {"server:9"}
+    assert world.condition("elsewhere", "Ready") == ("True", "Serving")
+
+
+def by_pool(world: ClusterWorld) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for pod in world.kube.all(PODS, NAMESPACE):
+        labels = pod["metadata"]["labels"]
+        if labels[COMPONENT_LABEL] == SERVER:
+            found.setdefault(labels[POOL_LABEL], []).append(pod["spec"]["containers"][0]["image"])
+    return found
+
+
+async def updated(world: ClusterWorld) -> dict[str, object]:
+    world.apply_pool(replicas=2, update={"maxSurge": 1})
+    world.apply(model_manifest("coins"))
+    await world.turns(8)
+    world.apply_pool(replicas=2, update={"maxSurge": 1}, server=OTHER_SERVER)
+    for _ in range(22):
+        await world.turns(1, seconds_each=2)
+        assert len(servers(world)) <= 3
+    return {"weights": world.weights("coins"), "groups": world.groups(), "servers": set(servers(world))}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the write", "after the write"])
+async def test_an_operator_that_dies_at_any_moment_of_an_update_goes_on_with_it(after: bool) -> None:
+    world = ClusterWorld()
+    counted = Faulty(world.kube)
+    world.api = counted
+    world.restart()
+    expected = await updated(world)
+
+    for number in range(20, counted.writes + 1, 3):
+        world = ClusterWorld()
+        world.api = Faulty(world.kube, crash_at(number, after=after))
+        world.restart()
+        assert await updated(world) == expected, f"died at write {number}"

@@ -26,8 +26,10 @@ from segserve_common.kube.names import (
     GATEWAY,
     GROUP_LABEL,
     OWN_REPORTS,
+    POOL_LABEL,
     REPORT_KEY,
     REPORTS_KEY,
+    SERVER,
     SHARDS,
     TRITON_CONTAINER,
     assignment_name,
@@ -92,6 +94,9 @@ class ClusterWorld:
     old_agents: bool = False
     """Whether agents are of a release that knows no ConfigMaps of single pods."""
     defaults: Defaults = DEFAULTS
+    keys: tuple[PoolKey, ...] = (KEY,)
+    room: int | None = None
+    """Number of servers that the nodes have room for; None for any number."""
 
     def __post_init__(self) -> None:
         self.kube = FakeKube(lambda: self.now_s)
@@ -112,7 +117,7 @@ class ClusterWorld:
         )
         self.filled = False
 
-    async def run_pass(self) -> int:
+    async def run_pass(self, key: PoolKey = KEY) -> int:
         """Make a pass as the worker does: an error ends it, and the next one tries again. Return its writes."""
         if not self.filled:
             await fill(self.view, self.kube, [None])
@@ -120,7 +125,7 @@ class ClusterWorld:
             self.filled = True
         self.kube.deliver()
         try:
-            writes = (await self.passes.reconcile(KEY)).writes
+            writes = (await self.passes.reconcile(key)).writes
             await self.passes.finish_bundles()
             return writes
         except ApiError:
@@ -136,7 +141,8 @@ class ClusterWorld:
         """Let the operator and everything around it take turns; one that dies is started again."""
         for _ in range(count):
             try:
-                await self.run_pass()
+                for key in self.keys:
+                    await self.run_pass(key)
             except Crash:
                 self.restart()
             await self.work()
@@ -186,15 +192,32 @@ class ClusterWorld:
         name, uid = deployment["metadata"]["name"], deployment["metadata"]["uid"]
         template, wanted = deployment["spec"]["template"], deployment["spec"]["replicas"]
         present = {pod["metadata"]["name"] for pod in pods if _owned(pod, uid)}
+        for pod in pods:
+            if _owned(pod, uid) and "podIP" not in pod["status"]:
+                self.kube.vanish(PODS, NAMESPACE, pod["metadata"]["name"])  # the scheduler tries again
+                present.remove(pod["metadata"]["name"])
         for index in range(wanted):
             pod_name = self._pod_name(name, index)
             if pod_name not in present:
-                pod = self._pod(pod_name, uid, template)
+                pod = self._placed(self._pod(pod_name, uid, template))
                 self.kube.put(PODS, pod, manager="kubelet")
                 self.kube.edit_status(PODS, NAMESPACE, pod_name, {"status": pod["status"]})
         for index in range(wanted, wanted + 8):
             if self._pod_name(name, index) in present:
                 self.kube.remove(PODS, NAMESPACE, self._pod_name(name, index))
+
+    def _placed(self, pod: Json) -> Json:
+        """Return the pod, without a node if there is no room for it."""
+        others = (each for each in self.kube.all(PODS, NAMESPACE) if "podIP" in each["status"])
+        servers = sum(each["metadata"]["labels"][COMPONENT_LABEL] == SERVER for each in others)
+        is_server = pod["metadata"]["labels"][COMPONENT_LABEL] == SERVER
+        if not is_server or self.room is None or servers < self.room:
+            return pod
+        reason = {"reason": "Unschedulable", "message": "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."}
+        return {
+            **pod,
+            "status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", **reason}]},
+        }
 
     def _pod_name(self, deployment: str, index: int) -> str:
         name = f"{deployment}-{index}"
@@ -232,9 +255,9 @@ class ClusterWorld:
         }
 
     async def _hold(self, pod: Json, group: str) -> None:
-        told = []
+        told, pool = [], pod["metadata"]["labels"][POOL_LABEL]
         for shard in range(SHARDS):
-            found = self.kube.peek(CONFIG_MAPS, NAMESPACE, assignment_name(KEY.pool, group, shard))
+            found = self.kube.peek(CONFIG_MAPS, NAMESPACE, assignment_name(pool, group, shard))
             content = content_of(found) if found is not None else None
             if content is None:
                 return  # an agent begins once it has read all shards
@@ -278,20 +301,20 @@ class ClusterWorld:
         return TrialReport(golden=golden, reason=reason, message=f"{reason} happened")
 
     async def _follow(self, pod: Json) -> None:
-        shards = {}
+        shards, pool = {}, pod["metadata"]["labels"][POOL_LABEL]
         for shard in range(SHARDS):
-            found = self.kube.peek(CONFIG_MAPS, NAMESPACE, plan_name(KEY.pool, shard))
+            found = self.kube.peek(CONFIG_MAPS, NAMESPACE, plan_name(pool, shard))
             if found is not None:
                 shards[str(shard)] = version_of(content_of(found) or "")
         await self._report(GATEWAY, pod, {"shards": shards, "draining": []})
 
     async def _report(self, group: str, pod: Json, report: Json) -> None:
         packed = pack({"uid": pod["metadata"]["uid"], **report})
-        own = report_name(pod["metadata"]["name"])
-        if group != GATEWAY and self._tells_own(group) and self._may_patch(own):
+        own, pool = report_name(pod["metadata"]["name"]), pod["metadata"]["labels"][POOL_LABEL]
+        if group != GATEWAY and self._tells_own(pool, group) and self._may_patch(own):
             name, key = own, REPORT_KEY
         else:
-            name, key = reports_name(KEY.pool, group), pod["metadata"]["name"]
+            name, key = reports_name(pool, group), pod["metadata"]["name"]
         try:
             live = await self.kube.get(CONFIG_MAPS, NAMESPACE, name)
         except NotFoundError:
@@ -299,8 +322,8 @@ class ClusterWorld:
         if (live.get("binaryData") or {}).get(key) != packed:
             self.kube.edit(CONFIG_MAPS, NAMESPACE, name, {"binaryData": {key: packed}}, manager="agent")
 
-    def _tells_own(self, group: str) -> bool:
-        told = self.kube.peek(CONFIG_MAPS, NAMESPACE, assignment_name(KEY.pool, group, 0)) or {}
+    def _tells_own(self, pool: str, group: str) -> bool:
+        told = self.kube.peek(CONFIG_MAPS, NAMESPACE, assignment_name(pool, group, 0)) or {}
         return not self.old_agents and told.get("data", {}).get(REPORTS_KEY) == OWN_REPORTS
 
     def _may_patch(self, name: str) -> bool:
@@ -357,9 +380,9 @@ class ClusterWorld:
         """Return status and reason of a model's condition."""
         return _condition(self.status(model), kind)
 
-    def pool_condition(self, kind: str) -> tuple[str, str]:
-        """Return status and reason of the pool's condition."""
-        found = self.kube.peek(POOLS, NAMESPACE, KEY.pool)
+    def pool_condition(self, kind: str, pool: str = KEY.pool) -> tuple[str, str]:
+        """Return status and reason of a pool's condition."""
+        found = self.kube.peek(POOLS, NAMESPACE, pool)
         assert found is not None
         return _condition(found.get("status") or {}, kind)
 

@@ -26,6 +26,12 @@ def with_valid_tokens(view: View, key: PoolKey, manifests: Iterable[Json]) -> tu
     return tuple(_with_account(view, key, each) if each["kind"] == DEPLOYMENTS.name else each for each in manifests)
 
 
+def token_renewal(view: View, key: PoolKey, deployment: Json) -> Json | None:
+    """Return the patch with which a live Deployment replaces pods without a valid token; None if theirs are valid."""
+    template = _with_account(view, key, deployment)["spec"]["template"]
+    return {"spec": {"template": template}} if template != deployment["spec"]["template"] else None
+
+
 def _with_account(view: View, key: PoolKey, manifest: Json) -> Json:
     spec = manifest["spec"]["template"]["spec"]
     live = view.get(DEPLOYMENTS, key.namespace, manifest["metadata"]["name"])

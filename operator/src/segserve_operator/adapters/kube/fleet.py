@@ -22,7 +22,8 @@ from segserve_common.kube.names import (
 )
 from segserve_common.kube.shards import content_of, pack, shard_of, unpack
 from segserve_operator.adapters.kube import pods
-from segserve_operator.adapters.kube.accounts import with_valid_tokens
+from segserve_operator.adapters.kube.accounts import token_renewal, with_valid_tokens
+from segserve_operator.adapters.kube.api import attempt_all
 from segserve_operator.adapters.kube.children import apply_differing, find_drift, kind_of
 from segserve_operator.adapters.kube.objects import assignment_config_map, group_objects, main_group
 from segserve_operator.adapters.kube.pod_failures import pod_failure
@@ -125,15 +126,18 @@ class ClusterFleet:
             leaving=self._servers(filter(pods.is_terminating, members), reports),
             wanted=context.spec.replicas,
             replicas=_replicas(deployment),
-            intact=deployment is not None and not self._broken(context, name, _replicas(deployment)),
+            intact=deployment is not None and not self._broken(context, name, deployment),
             assignment=Assignment(models=tuple(sorted(assigned, key=lambda model: model.model))),
             written=None not in packed,
             problem=pod_failure(deployment, members),
         )
 
-    def _broken(self, context: PoolContext, group: str, replicas: int) -> bool:
-        """Return whether an object of a group differs from its manifest."""
-        return any(True for _ in find_drift(self.view, self.key, self._objects(context, group, replicas)))
+    def _broken(self, context: PoolContext, group: str, deployment: Json) -> bool:
+        """Return whether an object of a group differs from its manifest, or its pods have no valid tokens."""
+        objects = self._objects(context, group, _replicas(deployment))
+        if any(True for _ in find_drift(self.view, self.key, objects)):
+            return True
+        return not _is_current(context, group) and token_renewal(self.view, self.key, deployment) is not None
 
     def _objects(self, context: PoolContext, group: str, replicas: int) -> tuple[Json, ...]:
         """Return the manifests of a group; a Deployment of an earlier template cannot be rendered any more."""
@@ -192,8 +196,12 @@ class ClusterFleet:
         if _is_current(context, group):
             return
         for deployment in self.view.of_pool(DEPLOYMENTS, self.key):
-            if _group(deployment) == group and _replicas(deployment) != replicas:
-                change = {"spec": {"replicas": replicas}}
+            if _group(deployment) != group:
+                continue
+            change = token_renewal(self.view, self.key, deployment) or {"spec": {}}
+            if _replicas(deployment) != replicas:
+                change["spec"]["replicas"] = replicas
+            if change["spec"]:
                 await self.api.patch(DEPLOYMENTS, self.key.namespace, deployment["metadata"]["name"], change)
 
     async def assign(self, group: str, assignment: Assignment) -> None:

@@ -53,7 +53,7 @@ def offered_update(view: View, contexts: PoolContexts, key: PoolKey, now_s: floa
         request=annotations.get(UPDATE_ANNOTATION, "")[:MAX_REQUEST_LENGTH],
         difference=_difference(view, context, f"{MAIN}-{kept}") if kept and differs else "",
         window_open=window is None or is_open(window, now_s),
-        claims=tuple(_claims(view, contexts, key)) if differs else (),
+        claims=tuple(_claims(view, contexts, key, now_s)) if differs else (),
     )
 
 
@@ -90,25 +90,28 @@ def is_open(window: UpdateWindow, now_s: float) -> bool:
     return False
 
 
-def _claims(view: View, contexts: PoolContexts, key: PoolKey) -> Iterator[UpdateClaim]:
+def _claims(view: View, contexts: PoolContexts, key: PoolKey, now_s: float) -> Iterator[UpdateClaim]:
     for other in view.pools():
         resource = contexts.resource(other)
         if other == key or resource is None:
             continue
         template = _template_status(resource)
         following, since = template.get("next"), template.get("since")
-        if following and since and not _is_paused(contexts, other):
+        if following and since and _may_go_on(contexts, other, now_s):
             begun = view.get(DEPLOYMENTS, other.namespace, object_name(other.pool, f"{MAIN}-{following}")) is not None
             since_s = datetime.fromisoformat(since).timestamp()
             yield UpdateClaim(f"{other.namespace}/{other.pool}", other < key, begun, since_s)
 
 
-def _is_paused(contexts: PoolContexts, key: PoolKey) -> bool:
+def _may_go_on(contexts: PoolContexts, key: PoolKey, now_s: float) -> bool:
     try:
         context = contexts.get(key)
     except SpecError:
-        return True
-    return context is None or context.spec.update.paused
+        return False
+    if context is None or context.spec.update.paused:
+        return False
+    window = context.spec.update.window
+    return window is None or is_open(window, now_s)
 
 
 def _template_status(resource: Mapping[str, Any]) -> Mapping[str, Any]:
